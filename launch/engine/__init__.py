@@ -1,0 +1,1 @@
+"""What the verbs share: config, loop, state, optimizers, sharding, checkpoints, writers."""

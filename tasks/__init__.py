@@ -1,0 +1,1 @@
+"""Applications of attention: one folder a task, and what they share in `tasks.common`."""

@@ -1,0 +1,1 @@
+"""What the tasks share: sources, builders, pipeline, text, backbones, baselines."""
