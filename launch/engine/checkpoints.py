@@ -1,0 +1,136 @@
+"""Checkpoints by Orbax: the train state and the data iterator together, the newest and the best.
+
+A save is atomic: a process killed in the middle leaves the step before. What is damaged is named in
+a line, and the newest whole step before it is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import UserError
+
+COMMITTED = "_CHECKPOINT_METADATA"
+
+
+class Checkpoints:
+    """The checkpoints/ folder of a run."""
+
+    def __init__(self, folder: Path):
+        """Opens the folder, which need not exist."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
+        _quiet()
+        self._ocp = ocp
+        self._folder = folder.absolute()
+        policies = [
+            # Two, so that there is one to go back to when the newest is damaged.
+            checkpoint_managers.LatestN(2),
+            # The earliest of equals, as `best_step` has it.
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]), n=1
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def save(self, step: int, state: Any, iterator: Any, score: float) -> None:
+        """Starts to save; the copy off the devices is done before this returns.
+
+        Args:
+          step: number of finished steps.
+          state: train state.
+          iterator: data iterator, as it stands after the batch of this step.
+          score: the higher, the longer the step is kept.
+        """
+        import grain.checkpoint
+
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+            metrics={"score": score, "step": step},
+            force=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Finished steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, abstract_state: Any, iterator: Any = None) -> Any:
+        """The state at a step; the iterator, where given, is set to it too.
+
+        Raises:
+          UserError: the step is missing or damaged.
+        """
+        import grain.checkpoint
+
+        args = self._ocp.args
+        items = {"state": args.StandardRestore(abstract_state)}
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        folder = self._folder / str(step)
+        for part in (COMMITTED, "state/_METADATA"):
+            if not (folder / part).exists():
+                raise UserError(f"{folder}: the checkpoint is damaged, {part} is missing")
+        try:
+            return self._manager.restore(step, args=args.Composite(**items))["state"]
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{folder}: the checkpoint cannot be read ({reason})") from None
+
+    def restore_newest(self, abstract_state: Any, iterator: Any, warn: Any) -> tuple[int, Any]:
+        """The newest whole step and its state; (0, None) where there is none at all.
+
+        Args:
+          abstract_state: see `launch.engine.steps`.
+          iterator: set to the step.
+          warn: called with a line for each damaged step passed over.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        fresh = iterator.get_state() if iterator is not None else None
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, self.restore(step, abstract_state, iterator)
+            except UserError as error:
+                warn(f"{error}; going back to the one before")
+                if iterator is not None:
+                    iterator.set_state(fresh)
+        if steps:
+            raise UserError(
+                f"{self._folder}: none of the checkpoints can be read; remove the folder to start "
+                "anew"
+            )
+        return 0, None
+
+    def delete_after(self, step: int) -> None:
+        """Removes the steps after one: damaged ones that training will come to again."""
+        for later in [later for later in self.steps() if later > step]:
+            self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Until the save under way is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the folder."""
+        self._manager.close()
+
+
+def _quiet() -> None:
+    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,306 @@
+"""Experiments as frozen dataclasses, and the one way from a config file and flags to them.
+
+A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that the flags
+override; `resolve` turns the result into an `Experiment` once, checking every key, type and value.
+Beyond this module nothing sees a ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.engine.optimizers import OptimizerConfig
+from launch.engine.sharding import MeshConfig
+from tasks.common.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train and how often to look.
+
+    Attributes:
+      steps: optimizer steps in all.
+      batch_size: examples a step, over all devices.
+      evaluation_batch_size: examples a step of evaluation.
+      evaluate_every: steps between evaluations on the validation split; each ends in a checkpoint.
+      log_every: steps between lines of training metrics; divides evaluate_every.
+      patience: evaluations without a better validation metric before training stops; 0 = never.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    evaluation_batch_size: int = 128
+    evaluate_every: int = 200
+    log_every: int = 50
+    patience: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "evaluation_batch_size", "evaluate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience < 0:
+            raise ValueError(f"patience must not be negative, got {self.patience}")
+        if self.evaluate_every % self.log_every:
+            raise ValueError(
+                f"log_every must divide evaluate_every, got {self.log_every} and "
+                f"{self.evaluate_every}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run, whole: what its folder and its result file are about.
+
+    Attributes:
+      task: folder name under tasks/.
+      name: what this setting is called in results tables.
+      seed: of the weights, the order of the data and the dropout.
+      data: the task's data config.
+      model: one of the task's model configs, chosen by its `name` field.
+      optimizer: optimizer and schedule.
+      training: lengths and intervals.
+      mesh: how devices are laid out.
+    """
+
+    task: str
+    name: str
+    data: Any
+    model: Any
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise ValueError(f"name must be letters, digits, '_', '.' or '-', got {self.name!r}")
+
+
+def task_names() -> list[str]:
+    """Names of the task folders that exist."""
+    root = Path(importlib.import_module("tasks").__file__).parent
+    return sorted(path.parent.name for path in root.glob("*/task.py"))
+
+
+def task_class(name: str) -> type:
+    """The class that fulfils the task contract in tasks/<name>/task.py.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if name not in task_names():
+        raise UserError(
+            f"config.task: no task is called {name!r}{nearest(name, task_names())}; "
+            f"there are {', '.join(task_names())}"
+        )
+    return importlib.import_module(f"tasks.{name}.task").TASK
+
+
+def experiment(**fields: Any):
+    """An overridable config from the fields of `Experiment`: what a config file returns.
+
+    Returns:
+      An `ml_collections.ConfigDict`; fields that are None by default keep their type.
+    """
+    return _config_dict(Experiment(**fields))
+
+
+def _config_dict(instance: Any):
+    from ml_collections import config_dict
+
+    result = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _config_dict(value)
+        elif value is None:
+            kinds = [kind for kind in _alternatives(hints[field.name]) if kind is not type(None)]
+            value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
+        result[field.name] = value
+    return result
+
+
+def resolve(config: Mapping[str, Any]) -> Experiment:
+    """Checks a nested mapping and turns it into an `Experiment`.
+
+    Args:
+      config: ConfigDict of a config file with its overrides, or the dict of a run's config.json.
+
+    Raises:
+      UserError: an unknown key (the nearest is named), a wrong type or an impossible value.
+    """
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    for required in ("task", "data", "model"):
+        if required not in values:
+            raise UserError(f"config: {required!r} is missing")
+    task = task_class(values["task"])
+    model_name = values["model"].get("name")
+    if model_name not in task.model_configs:
+        raise UserError(
+            f"config.model.name: {values['task']} has no model {model_name!r}"
+            f"{nearest(str(model_name), task.model_configs)}; "
+            f"there are {', '.join(task.model_configs)}"
+        )
+    parts = {"data": task.data_config, "model": task.model_configs[model_name]}
+    return _build(Experiment, values, "config", parts)
+
+
+def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            raise UserError(f"{path}.{key}: no such key{nearest(key, names)}")
+    built = {}
+    for key, value in values.items():
+        hint = parts.get(key, hints[key])
+        built[key] = _convert(hint, value, f"{path}.{key}")
+    try:
+        return kind(**built)
+    except UserError as error:
+        raise UserError(f"{path}.{error}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}.{error}") from None
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    for kind in _alternatives(hint):
+        origin = typing.get_origin(kind) or kind
+        if kind is type(None):
+            if value is None:
+                return None
+        elif dataclasses.is_dataclass(kind):
+            if isinstance(value, kind):
+                return value
+            if isinstance(value, Mapping):
+                return _build(kind, value, path, {})
+        elif origin is tuple:
+            if isinstance(value, list | tuple):
+                inner = typing.get_args(kind)[:1] or (Any,)
+                return tuple(_convert(inner[0], item, path) for item in value)
+        elif origin is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+        elif origin is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        elif origin is Any or isinstance(value, origin):
+            return value
+    raise UserError(f"{path}: expected {_spell(hint)}, got {value!r}")
+
+
+def _spell(hint: Any) -> str:
+    return " or ".join(
+        "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
+        for kind in _alternatives(hint)
+    )
+
+
+def nearest(name: str, known) -> str:
+    """', did you mean ...?' for the closest of `known`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def to_dict(config: Experiment) -> dict[str, Any]:
+    """Plain nested dict, as config.json holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping to one level with dotted keys."""
+    return dict(_leaves(values, prefix))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(left: Experiment, right: Experiment) -> list[str]:
+    """Dotted names of the fields in which two experiments differ."""
+    left_flat, right_flat = flatten(to_dict(left)), flatten(to_dict(right))
+    missing = object()
+    return sorted(
+        key
+        for key in left_flat.keys() | right_flat.keys()
+        if left_flat.get(key, missing) != right_flat.get(key, missing)
+    )
+
+
+def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """The experiment with dotted keys replaced, checked anew.
+
+    Raises:
+      UserError: an unknown key, a wrong type or an impossible value.
+    """
+    values = to_dict(config)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise UserError(f"config.{key}: no such key{nearest(key, flatten(values))}")
+        place[last] = value
+    return resolve(values)
+
+
+def identity(config: Experiment) -> str:
+    """Hash of everything that a result depends on; the mesh is a matter of speed only."""
+    values = to_dict(config)
+    del values["mesh"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_file(specification: str) -> Experiment:
+    """Resolves 'path/to/config.py' or 'path/to/config.py:argument' without flags.
+
+    Raises:
+      UserError: no such file, no get_config in it, or a bad argument or value.
+    """
+    path, _, argument = specification.partition(":")
+    module = load_module(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path}: has no get_config function")
+    return resolve(module.get_config(argument) if argument else module.get_config())
+
+
+def load_module(path: str) -> types.ModuleType:
+    """Executes a Python file as a module of its own name.
+
+    Raises:
+      UserError: no such file.
+    """
+    import importlib.util
+
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        others = [str(other) for other in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        raise UserError(f"{path}: no such config file{nearest(path, others)}")
+    specification = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

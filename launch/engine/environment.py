@@ -1,0 +1,68 @@
+"""What a run ran on: versions, device, revision of the code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a figure may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> str:
+    """For example 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
+    import jax
+
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
+    return f"{kind} x{len(devices)}{cores}"
+
+
+def commit() -> str:
+    """Hash of the checked-out commit, with '+dirty' where files differ; '' outside a checkout."""
+    head = _git("rev-parse", "HEAD")
+    return f"{head}+dirty" if head and dirty_files() else head
+
+
+def dirty_files() -> list[str]:
+    """Files that differ from the commit, results/ and RESULTS.md excepted."""
+    lines = _git("status", "--porcelain", "--untracked-files=normal").splitlines()
+    paths = [line.split(maxsplit=1)[-1] for line in lines if line.strip()]
+    return [path for path in paths if not path.startswith(("results/", "RESULTS.md"))]
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def environment() -> dict[str, Any]:
+    """All of it, as environment.json holds it."""
+    return {
+        "versions": versions(),
+        "device": device(),
+        "platform": platform.platform(),
+        "commit": commit(),
+    }

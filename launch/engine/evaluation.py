@@ -1,0 +1,87 @@
+"""Metrics of a split: statistics summed, outputs gathered, padding and duplicates removed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch.engine.steps import Steps
+from tasks.common.pipeline import evaluation_batches
+from tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a split gave.
+
+    Attributes:
+      metrics: named figures.
+      statistics: summed over the split, in float64 or integers.
+      outputs: arrays [examples, ...] in the order of the split.
+    """
+
+    metrics: dict[str, float]
+    statistics: dict[str, Any]
+    outputs: dict[str, np.ndarray]
+
+
+def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: int) -> Evaluation:
+    """Every example of the split exactly once; the same figures for any batch size and mesh."""
+    pending, total = [], None
+    for batch in evaluation_batches(
+        task.examples(split), batch_size=batch_size, buckets=task.buckets
+    ):
+        placed = steps.place(batch)
+        pending.append((batch["id"], steps.outputs(variables, placed)))
+        total = _add(total, jax.device_get(steps.statistics(variables, placed)))
+    outputs = gather(pending)
+    return Evaluation(task.finalize(total, outputs, split), total, outputs)
+
+
+def _add(total: Any, statistics: Any) -> Any:
+    wide = jax.tree.map(
+        lambda leaf: np.asarray(
+            leaf, np.int64 if np.issubdtype(np.asarray(leaf).dtype, np.integer) else np.float64
+        ),
+        statistics,
+    )
+    return wide if total is None else jax.tree.map(np.add, total, wide)
+
+
+def gather(pending: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
+    """Outputs of padded batches as arrays in id order.
+
+    Args:
+      pending: (ids [B], -1 for padding; outputs by name, each [B, ...]) of every batch. Later
+        dimensions may differ between batches, as lengths do; short ones are filled with 0.
+    """
+    rows: dict[str, list[np.ndarray]] = {}
+    ids: list[np.ndarray] = []
+    for batch_ids, outputs in pending:
+        batch_ids = np.asarray(batch_ids)
+        real = batch_ids >= 0
+        ids.append(batch_ids[real])
+        for name, value in outputs.items():
+            rows.setdefault(name, []).append(np.asarray(jax.device_get(value))[real])
+    if not ids:
+        return {}
+    _, order = np.unique(np.concatenate(ids), return_index=True)
+    return {name: _stack(parts)[order] for name, parts in rows.items()}
+
+
+def _stack(parts: list[np.ndarray]) -> np.ndarray:
+    widest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    return np.concatenate(
+        [
+            np.pad(
+                part,
+                [(0, 0)]
+                + [(0, wide - size) for wide, size in zip(widest, part.shape[1:], strict=True)],
+            )
+            for part in parts
+        ]
+    )

@@ -1,0 +1,194 @@
+"""The one training loop. Every task and every mechanism goes through `train`."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch.engine import state as states
+from launch.engine.checkpoints import Checkpoints
+from launch.engine.config import Experiment
+from launch.engine.evaluation import Evaluation, evaluate
+from launch.engine.progress import Progress
+from launch.engine.steps import Steps, make_steps
+from launch.engine.writers import Writers, best_step, validation_curve
+from tasks.common.errors import UserError
+from tasks.common.pipeline import train_iterator
+from tasks.task import Task
+
+
+# Score of a checkpoint made between two evaluations: kept while it is the newest.
+NEVER_BEST = -1e30
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved where it stands."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        self.signal_number = signal_number
+
+
+def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int]:
+    """Trains, or resumes, until the last step or until patience has run out.
+
+    Each evaluation on validation ends in a checkpoint of state and data iterator together, so that
+    a run that is killed goes on with the batch that would have come next.
+
+    Args:
+      task: prepared, with data.
+      config: the experiment.
+      folder: of the run.
+
+    Returns:
+      The compiled steps, the variables of the best validation step, and that step.
+
+    Raises:
+      UserError: the loss is no longer finite, or checkpoints cannot be read.
+      Interrupted: SIGINT or SIGTERM came.
+    """
+    plan, metric = config.training, task.primary_metric
+    sign = 1 if task.higher_is_better else -1
+    steps = make_steps(task, config)
+    batches = train_iterator(
+        task.examples("train"),
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        buckets=task.buckets,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    notes: list[str] = []
+    step, state = checkpoints.restore_newest(steps.abstract_state, batches, notes.append)
+    checkpoints.delete_after(step)
+    writers = Writers(folder, step)
+    if state is None:
+        state = steps.initialise()
+    stop = _Signals()
+    try:
+        with Progress(plan.steps, step, metric) as progress, stop:
+            for note in notes:
+                progress.say(note)
+            if step:
+                progress.say(f"going on from step {step}")
+            clock = _Clock(step)
+            window: list[Any] = []
+            over = _patience_over(folder, metric, sign, plan.patience)
+            while step < plan.steps and not over:
+                with clock.waiting():
+                    batch = next(batches)
+                state, metrics = steps.train(state, steps.place(batch))
+                window.append(metrics)
+                step += 1
+                if step % plan.log_every and step < plan.steps:
+                    continue
+                means = _means(window)
+                window = []
+                if not math.isfinite(means["loss"]):
+                    raise UserError(
+                        f"the loss is {means['loss']} after step {step}: lower "
+                        "config.optimizer.learning_rate, or look at the data; the checkpoints "
+                        "before are kept"
+                    )
+                writers.metrics(step, "train", means)
+                writers.timing(step, **clock.lap(step))
+                progress.trained(step, means["loss"])
+                if step % plan.evaluate_every == 0 or step == plan.steps:
+                    result = _validate(task, steps, state, plan.evaluation_batch_size)
+                    writers.metrics(step, "validation", result.metrics)
+                    checkpoints.save(step, state, batches, sign * result.metrics[metric])
+                    progress.validated(step, result.metrics[metric])
+                    over = _patience_over(folder, metric, sign, plan.patience)
+                    clock.restart(step)
+                if stop.received is not None:
+                    if step not in checkpoints.steps():
+                        checkpoints.save(step, state, batches, NEVER_BEST)
+                    checkpoints.wait()
+                    raise Interrupted(step, stop.received)
+        checkpoints.wait()
+        best = best_step(folder, metric, task.higher_is_better)
+        if best != step:
+            state = checkpoints.restore(best, steps.abstract_state)
+        return steps, states.evaluation_variables(state), best
+    finally:
+        writers.close()
+        checkpoints.close()
+
+
+def _validate(task: Task, steps: Steps, state: Any, batch_size: int) -> Evaluation:
+    return evaluate(task, steps, states.evaluation_variables(state), "validation", batch_size)
+
+
+def _patience_over(folder: Path, metric: str, sign: int, patience: int) -> bool:
+    if not patience:
+        return False
+    values = [sign * value for _, value in validation_curve(folder, metric)]
+    return len(values) - int(np.argmax(values)) > patience if values else False
+
+
+def _means(window: list[dict[str, Any]]) -> dict[str, float]:
+    host = jax.device_get(window)
+    return {name: float(np.mean([row[name] for row in host], dtype=np.float64)) for name in host[0]}
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM, so that the loop can stop between two steps; a second one kills."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self):
+        self._before = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:
+            # Not the main thread: whoever runs us there handles signals.
+            pass
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Clock:
+    """Steps a second and the part of the time spent waiting for data."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._began, self._waited = step, time.monotonic(), 0.0
+
+    def waiting(self):
+        return self
+
+    def __enter__(self):
+        self._asked = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited += time.monotonic() - self._asked
+
+    def lap(self, step: int) -> dict[str, float]:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        result = {
+            "seconds": round(seconds, 4),
+            "steps_per_second": round((step - self._step) / seconds, 3),
+            "data_wait_fraction": round(self._waited / seconds, 4),
+        }
+        self.restart(step)
+        return result

@@ -1,0 +1,121 @@
+"""Optimizers and schedules of optax, by config."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+OPTIMIZERS = ("adamw", "lion", "sgd")
+SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """What `optax` is asked for.
+
+    Attributes:
+      name: one of OPTIMIZERS.
+      learning_rate: at the end of the warm-up.
+      schedule: one of SCHEDULES; linear and cosine go down to `final_fraction` of the rate.
+      warmup_steps: steps of linear increase from 0.
+      final_fraction: last rate as a fraction of `learning_rate`.
+      weight_decay: decoupled decay of the parameters that `weight_decay_on` names.
+      weight_decay_on: regular expression searched in the parameter's path.
+      clip_norm: largest global norm of a gradient; 0 = no clipping.
+      beta1: decay of the first moment (the momentum of sgd).
+      beta2: decay of the second moment.
+      average_decay: decay of an exponential moving average of the parameters, which evaluation and
+        prediction then use; 0 = none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    weight_decay: float = 0.0
+    weight_decay_on: str = r"(kernel|embedding)$"
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    average_decay: float = 0.0
+
+    def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        try:
+            re.compile(self.weight_decay_on)
+        except re.error as error:
+            raise ValueError(f"weight_decay_on is not a regular expression: {error}") from None
+
+
+def make_schedule(config: OptimizerConfig, steps: int):
+    """Learning rate as a function of the step, an `optax` schedule."""
+    import jax.numpy as jnp
+    import optax
+
+    warmup, peak = config.warmup_steps, config.learning_rate
+    rest = max(steps - warmup, 1)
+    if config.schedule == "inverse_sqrt":
+        start = max(warmup, 1)
+
+        def schedule(step):
+            step = jnp.asarray(step, jnp.float32) + 1
+            return peak * jnp.minimum(step / start, jnp.sqrt(start / step))
+
+        return schedule
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.final_fraction, rest)
+    else:
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    if not warmup:
+        return after
+    # The first step has a rate above 0: a step that changes nothing helps nobody.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int):
+    """The `optax.GradientTransformation` of a config.
+
+    Weight decay touches only parameters whose '/'-joined path matches `weight_decay_on`.
+    """
+    import optax
+
+    from launch.engine.state import path_name
+
+    schedule = make_schedule(config, steps)
+
+    def decayed(params: Any) -> Any:
+        import jax
+
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: re.search(config.weight_decay_on, path_name(path)) is not None, params
+        )
+
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "adamw":
+        parts.append(optax.scale_by_adam(b1=config.beta1, b2=config.beta2))
+    elif config.name == "lion":
+        parts.append(optax.scale_by_lion(b1=config.beta1, b2=config.beta2))
+    elif config.beta1:
+        parts.append(optax.trace(decay=config.beta1))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)

@@ -1,0 +1,79 @@
+"""Progress for a person: a live bar in a terminal, a line at each evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Shows step, steps/s, loss, validation metric and time left of one training."""
+
+    def __init__(self, steps: int, first_step: int, metric: str):
+        """Args: steps in all; steps done already; name of the validation metric."""
+        self._steps, self._first, self._metric = steps, first_step, metric
+        self._started = time.monotonic()
+        self._loss = self._value = float("nan")
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                "training", total=self._steps, completed=self._first, status=""
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def trained(self, step: int, loss: float) -> None:
+        """After a line of training metrics."""
+        self._loss = loss
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=self._status(step))
+
+    def validated(self, step: int, value: float) -> None:
+        """After an evaluation."""
+        self._value = value
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=self._status(step))
+        else:
+            left = (self._steps - step) / max(self._rate(step), 1e-9)
+            line = f"step {step}/{self._steps}  {self._status(step)}  {_clock(left)} left"
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _rate(self, step: int) -> float:
+        return (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _status(self, step: int) -> str:
+        return (
+            f"{self._rate(step):.1f} steps/s  loss {self._loss:.4f}  "
+            f"validation {self._metric} {self._value:.4f}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -1,0 +1,208 @@
+"""A run folder from beginning to end: what train, sweep and ablate do for one experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine import config as configs, results, sharding
+from launch.engine.config import Experiment
+from launch.engine.environment import environment
+from launch.engine.evaluation import Evaluation, evaluate
+from launch.engine.loop import train
+from launch.engine.report import write_report
+from launch.engine.writers import read_lines, write_json
+from tasks.common.errors import UserError
+from tasks.common.paths import Paths
+from tasks.task import Task
+
+
+def run(
+    config: Experiment, folder: Path, paths: Paths, command: str, with_baselines: bool = True
+) -> dict[str, Any]:
+    """Trains, tests and reports one experiment; returns at once where that is done already.
+
+    Args:
+      config: the experiment.
+      folder: run folder; new, or holding a run of the same config, which is then resumed.
+      paths: where data is kept.
+      command: as typed, for the record.
+      with_baselines: fit the task's cheap baselines (cached) and put them beside.
+
+    Returns:
+      The result record, as in result.json.
+
+    Raises:
+      UserError: the folder holds another config's run, the mesh does not fit, the data cannot be
+        had, or training diverges. Nothing has been written in the first three cases.
+    """
+    _check_folder(config, folder)
+    if (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, "batch_size", config.training.batch_size)
+    sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
+    task = configs.task_class(config.task).prepare(config.data, config.model, paths)
+    write_json(folder / "config.json", configs.to_dict(config))
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "assets.json", task.assets())
+
+    began = time.monotonic()
+    steps, variables, best = train(task, config, folder)
+    seconds = sum(record["seconds"] for record in read_lines(folder / "timing.jsonl"))
+    validation, test = (
+        evaluate(task, steps, variables, split, config.training.evaluation_batch_size)
+        for split in ("validation", "test")
+    )
+    save_outputs(folder, task, test, "test")
+    attention = first_attention(task, steps, variables, "test")
+    write_json(folder / "timing-total.json", {"this_process_seconds": time.monotonic() - began})
+    record = results.make_record(
+        config,
+        task,
+        metrics=test.metrics,
+        validation=validation.metrics,
+        baselines=baselines(task, paths) if with_baselines else {},
+        steps_taken=best,
+        seconds=seconds,
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in _leaves(variables["params"])),
+        command=command,
+    )
+    write_json(folder / "result.json", record)
+    write_report(folder, task, record, test, attention)
+    return record
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _check_folder(config: Experiment, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir={folder}: is a file; name a folder")
+    saved = saved_config(folder, required=False)
+    if saved is None:
+        if (folder / "checkpoints").exists():
+            raise UserError(
+                f"--workdir={folder}: has checkpoints but no config.json; name another folder"
+            )
+        return
+    if configs.identity(saved) != configs.identity(config):
+        differing = [
+            key for key in configs.differences(saved, config) if not key.startswith("mesh.")
+        ]
+        raise UserError(
+            f"--workdir={folder}: holds a run of another config, which differs in "
+            f"{', '.join(differing)}; name another folder, or remove this one"
+        )
+
+
+def saved_config(folder: Path, required: bool = True) -> Experiment | None:
+    """The experiment of a run folder.
+
+    Raises:
+      UserError: there is no run in the folder, or its config.json is not one.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if not required:
+            return None
+        raise UserError(f"--workdir={folder}: no run is there (no config.json); train one first")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); name another folder") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not the config of a run; name another folder")
+    try:
+        return configs.resolve(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
+    """Compiled steps and the variables of a run's best validation step, and that step.
+
+    Raises:
+      UserError: the folder has no checkpoint, or the best one cannot be read.
+    """
+    from launch.engine import state as states
+    from launch.engine.checkpoints import Checkpoints
+    from launch.engine.steps import make_steps
+    from launch.engine.writers import best_step, validation_curve
+
+    checkpoints_folder = folder / "checkpoints"
+    if not checkpoints_folder.is_dir() or not list(
+        validation_curve(folder, task.primary_metric)
+    ):
+        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    best = best_step(folder, task.primary_metric, task.higher_is_better)
+    steps = make_steps(task, config)
+    with contextlib.closing(Checkpoints(checkpoints_folder)) as checkpoints:
+        state = checkpoints.restore(best, steps.abstract_state)
+    return steps, states.evaluation_variables(state), best
+
+
+def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
+    """Outputs of every example, for paired comparisons and a closer look."""
+    correct = task.correctness(evaluation.outputs, split)
+    np.savez_compressed(
+        folder / f"outputs-{split}.npz", correctness=correct, **evaluation.outputs
+    )
+
+
+def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:
+    """Attention weights of the first examples of a split, by name."""
+    import jax
+
+    from tasks.common.pipeline import evaluation_batches
+
+    size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
+    examples = First(task.examples(split), size)
+    for batch in evaluation_batches(examples, batch_size=size, buckets=_longest(task)):
+        weights = jax.device_get(steps.attention(variables, steps.place(batch)))
+        order = np.argsort(batch["id"][batch["id"] >= 0])
+        return {
+            name: np.asarray(value)[batch["id"] >= 0][order] for name, value in weights.items()
+        }
+    return {}
+
+
+def _longest(task: Task) -> list[int] | None:
+    return None if task.buckets is None else [max(task.buckets)]
+
+
+class First:
+    """The first few examples of a split."""
+
+    def __init__(self, examples: Any, count: int):
+        self._examples, self._count = examples, min(count, len(examples))
+        self.padded = examples.padded
+        self.lengths = None if examples.lengths is None else examples.lengths[: self._count]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._examples[index]
+
+
+def baselines(task: Task, paths: Paths) -> dict[str, dict[str, float]]:
+    """Metrics of the task's cheap baselines on the same split; fitted once for the same data."""
+    found = {}
+    for name, fit in task.baselines().items():
+        path = paths.cache_dir / "baselines" / f"{task.fingerprint}-{name}.json"
+        if path.exists():
+            with contextlib.suppress(json.JSONDecodeError):
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+        if name not in found:
+            found[name] = fit()
+            write_json(path, found[name])
+    return found

@@ -1,0 +1,161 @@
+"""The device mesh, and rules as data for what lies where on it.
+
+A rule is `(regular expression on the parameter's path, one axis name or None a dimension)`. The
+first rule that matches decides; what matches none, or has another number of dimensions, is kept
+whole on every device. An axis that does not divide a dimension is left out there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.common.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+Rule = tuple[str, tuple[str | None, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; their product is the number of devices.
+
+    Attributes:
+      data: copies of the model that each take a part of the batch; -1 = what the others leave.
+      fsdp: parts into which weights and optimizer state are split; the batch is split as well.
+      tensor: parts into which heads and hidden units are split.
+      sequence: parts into which long sequences are split; only 1 has a use so far.
+      cpu_devices: virtual devices made of one CPU; ignored where there is an accelerator.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    cpu_devices: int = 1
+
+    def __post_init__(self):
+        for name in ("fsdp", "tensor", "sequence", "cpu_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.data < 1 and self.data != -1:
+            raise ValueError(f"data must be at least 1, or -1 for the rest, got {self.data}")
+        if self.sequence != 1:
+            raise ValueError(
+                f"sequence must be 1: no kernel splits sequences yet, got {self.sequence}"
+            )
+
+
+def request_devices(config: MeshConfig) -> None:
+    """Asks JAX for virtual CPU devices; to be called before anything touches a device."""
+    import jax
+
+    if config.cpu_devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        except RuntimeError:
+            # The devices exist already: an ablation's second run, or a notebook.
+            if jax.local_device_count() < config.cpu_devices:
+                raise UserError(
+                    f"config.mesh.cpu_devices: {config.cpu_devices} asked for, but this process "
+                    f"already runs on {jax.local_device_count()}; start a new one"
+                ) from None
+
+
+def make_mesh(config: MeshConfig):
+    """The `jax.sharding.Mesh` with axes data, fsdp, tensor and sequence.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    import jax
+    from jax.sharding import AxisType
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        devices = devices[: config.cpu_devices] if config.cpu_devices > 1 else devices
+    others = config.fsdp * config.tensor * config.sequence
+    data = config.data if config.data > 0 else max(len(devices) // others, 1)
+    shape = (data, config.fsdp, config.tensor, config.sequence)
+    if math.prod(shape) != len(devices):
+        sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
+        raise UserError(
+            f"config.mesh: {sizes} needs {math.prod(shape)} devices, but there are {len(devices)} "
+            f"({devices[0].device_kind}); change the sizes, or set config.mesh.cpu_devices"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_batch(mesh: Any, name: str, size: int) -> None:
+    """Refuses a batch that the mesh cannot split evenly.
+
+    Raises:
+      UserError: the data and fsdp axes do not divide `size`.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % parts:
+        raise UserError(
+            f"config.training.{name}: {size} examples cannot be split over data x fsdp = {parts} "
+            f"devices; take a multiple of {parts}"
+        )
+
+
+def batch_sharding(mesh: Any):
+    """Sharding of a batch: its first dimension over data and fsdp."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Any):
+    """Sharding of what every device holds whole."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
+    """`NamedSharding` of every leaf of a tree of shapes, by the rules.
+
+    Optimizer moments repeat the parameters' paths and so follow the same rules.
+    """
+    import jax
+    from jax.sharding import NamedSharding
+
+    from launch.engine.state import path_name
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, leaf_spec(path_name(path), leaf.shape, rules, mesh.shape)
+        ),
+        tree,
+    )
+
+
+def leaf_spec(
+    path: str, shape: tuple[int, ...], rules: Sequence[Rule], sizes: Mapping[str, int]
+) -> Any:
+    """`PartitionSpec` of one array.
+
+    Args:
+      path: '/'-joined path of the parameter.
+      shape: its shape.
+      rules: see the module.
+      sizes: size of each mesh axis.
+    """
+    from jax.sharding import PartitionSpec
+
+    for pattern, axes in rules:
+        if re.search(pattern, path):
+            if len(axes) != len(shape):
+                break
+            return PartitionSpec(
+                *(
+                    axis if axis is not None and size % sizes[axis] == 0 else None
+                    for axis, size in zip(axes, shape, strict=True)
+                )
+            )
+    return PartitionSpec()

@@ -1,0 +1,130 @@
+"""The compiled steps: initialise, train, evaluate, attend. Each is a `jax.jit` with shardings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from launch.engine import sharding, state as states
+from launch.engine.config import Experiment
+from launch.engine.optimizers import make_optimizer, make_schedule
+from tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The compiled functions of one experiment and where their arrays lie.
+
+    Attributes:
+      mesh: the devices.
+      abstract_state: shapes, dtypes and shardings of the train state.
+      initialise: () -> state.
+      train: (state, batch) -> (state, metrics); the old state's memory is given up.
+      statistics: (variables, batch) -> additive statistics of the batch.
+      outputs: (variables, batch) -> outputs for each example.
+      attention: (variables, batch) -> attention weights by name.
+    """
+
+    mesh: Any
+    abstract_state: Any
+    initialise: Any
+    train: Any
+    statistics: Any
+    outputs: Any
+    attention: Any
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts a host batch on the mesh, its first dimension split over data and fsdp."""
+        return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
+
+
+def make_steps(task: Task, config: Experiment) -> Steps:
+    """Compiles nothing yet: each function is compiled at its first call for a batch shape."""
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, "batch_size", config.training.batch_size)
+    sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    schedule = make_schedule(config.optimizer, config.training.steps)
+    average_decay = config.optimizer.average_decay
+    graphdef = states.graph_definition(task, config.seed)
+
+    def initialise():
+        return states.initial_state(task, optimizer, config.seed, average_decay > 0)
+
+    shapes = jax.eval_shape(initialise)
+    state_shardings = sharding.tree_shardings(shapes, mesh, task.sharding_rules)
+    variables_shardings = states.evaluation_variables(state_shardings)
+    over_batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+
+    def train(state, batch):
+        dropout_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+
+        def objective(params):
+            model = states.merge_model(graphdef, params, state["statistics"])
+            loss, metrics = task.loss(model, batch, dropout_key)
+            _, _, statistics = states.split_model(model)
+            return loss, (metrics, statistics)
+
+        (loss, (metrics, statistics)), gradients = jax.value_and_grad(objective, has_aux=True)(
+            state["params"]
+        )
+        updates, optimizer_state = optimizer.update(
+            gradients, state["optimizer"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        new = {
+            "params": params,
+            "statistics": statistics,
+            "optimizer": optimizer_state,
+            "step": state["step"] + 1,
+        }
+        if average_decay:
+            # Early steps count less far back, so that the random start is forgotten.
+            decay = jnp.minimum(average_decay, (1 + state["step"]) / (10 + state["step"]))
+            new["average"] = optax.incremental_update(params, state["average"], 1 - decay)
+        metrics = {
+            "loss": loss,
+            **metrics,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": schedule(state["step"]),
+        }
+        return new, metrics
+
+    def with_model(function):
+        def call(variables, batch):
+            model = states.merge_model(graphdef, variables["params"], variables["statistics"])
+            return function(model, batch)
+
+        return call
+
+    def evaluation(function, out):
+        return jax.jit(
+            with_model(function),
+            in_shardings=(variables_shardings, over_batch),
+            out_shardings=out,
+        )
+
+    return Steps(
+        mesh=mesh,
+        abstract_state=jax.tree.map(
+            lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+            shapes,
+            state_shardings,
+        ),
+        initialise=jax.jit(initialise, out_shardings=state_shardings),
+        train=jax.jit(
+            train,
+            in_shardings=(state_shardings, over_batch),
+            out_shardings=(state_shardings, whole),
+            donate_argnums=0,
+        ),
+        statistics=evaluation(task.batch_statistics, whole),
+        outputs=evaluation(task.outputs, whole),
+        attention=evaluation(task.attention, whole),
+    )

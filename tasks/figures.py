@@ -1,0 +1,54 @@
+"""What a task shows a person, as plain data; `launch.engine.figures` draws it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfusionMatrix:
+    """Counts [true class, predicted class] with the names of the classes."""
+
+    title: str
+    matrix: np.ndarray
+    labels: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendedText:
+    """One text with a weight for each token: the darker, the more attended.
+
+    Attributes:
+      caption: what was predicted, and what is true.
+      tokens: pieces of the text, in order.
+      weights: [tokens], not negative.
+    """
+
+    caption: str
+    tokens: Sequence[str]
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendedImage:
+    """One image [Y, X] or [Y, X, C] with a weight map [y, x] over it."""
+
+    caption: str
+    image: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Weights [outputs, inputs] of a decoder's steps over what it reads."""
+
+    caption: str
+    weights: np.ndarray
+    outputs: Sequence[str]
+    inputs: Sequence[str]
+
+
+Figure = ConfusionMatrix | AttendedText | AttendedImage | Alignment

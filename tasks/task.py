@@ -1,0 +1,143 @@
+"""The contract between a task and the engine that trains, evaluates and explains it.
+
+A task lives in tasks/<name>/task.py and is found there by its folder's name; the module's `TASK` is
+its class. It knows its data, its models and its metrics, and nothing of devices, checkpoints or
+loggers. The methods that take a model run inside `jax.jit`, on batches that a mesh may have split:
+they are pure, and a row whose `weight` is 0 (padding of a last batch) counts for nothing.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tasks.common.paths import Paths
+from tasks.common.pipeline import Examples
+from tasks.figures import Figure
+
+SPLITS = ("train", "validation", "test")
+
+
+class Task(abc.ABC):
+    """Base of every task.
+
+    Class attributes:
+      data_config: frozen dataclass of `config.data`; has a `name` field.
+      model_configs: name -> frozen dataclass of `config.model`, each with a `name` field.
+      primary_metric: metric on the validation split by which the best step is chosen.
+      higher_is_better: direction of that metric.
+      table_metrics: metrics that tables show, the primary one first.
+      sharding_rules: see `launch.engine.sharding`.
+    """
+
+    data_config: ClassVar[type]
+    model_configs: ClassVar[Mapping[str, type]]
+    primary_metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    table_metrics: ClassVar[Sequence[str]]
+    sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
+
+    # ------------------------------------------------------------------ making
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(cls, data: Any, model: Any, paths: Paths) -> Task:
+        """Fetches, builds and reads the data, and fits what is fitted on the train split.
+
+        Idempotent and cached; raises UserError with one line where the data cannot be had.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def restore(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Task:
+        """The task from a run folder's assets alone, able to predict but without data."""
+
+    @abc.abstractmethod
+    def assets(self) -> dict[str, Any]:
+        """What prediction needs beside the weights (labels, tokenizer), as JSON values."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the data and of what was fitted on it; keys the cache of the baselines."""
+
+    # ------------------------------------------------------------------ data
+
+    @abc.abstractmethod
+    def examples(self, split: str) -> Examples:
+        """Random access to the examples of 'train', 'validation' or 'test'."""
+
+    @property
+    def buckets(self) -> Sequence[int] | None:
+        """Lengths to which batches are padded; None where every example has one shape."""
+        return None
+
+    # ------------------------------------------------------------------ model
+
+    @abc.abstractmethod
+    def build_model(self, rngs: Any) -> Any:
+        """The `nnx.Module`, its weights drawn from `rngs`."""
+
+    @abc.abstractmethod
+    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+        """Mean loss over the rows by weight, and further scalar training metrics."""
+
+    @abc.abstractmethod
+    def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Additive statistics of one batch: sums, weights, counts, a confusion matrix."""
+
+    @abc.abstractmethod
+    def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs for each example, first dimension B; needs no labels in the batch."""
+
+    def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Attention weights by name, first dimension B; empty for a model without attention."""
+        return {}
+
+    # ------------------------------------------------------------------ on the host
+
+    @abc.abstractmethod
+    def finalize(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """Named metrics of a split from summed statistics and gathered outputs in id order."""
+
+    @abc.abstractmethod
+    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """[n] a figure for each example whose mean is the primary metric: for paired tests."""
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """Pictures for the report.
+
+        Args:
+          statistics: summed over the split.
+          outputs: of the whole split, in id order.
+          split: its name.
+          attention: weights of the split's first few examples, in id order.
+        """
+        return []
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Cheap baselines by name; each call fits one and gives its metrics on test."""
+        return {}
+
+    # ------------------------------------------------------------------ predict
+
+    @abc.abstractmethod
+    def inputs(self, raw: Sequence[str]) -> Examples:
+        """Examples without labels from what a person typed, one a string."""
+
+    @abc.abstractmethod
+    def describe(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """For each input a JSON object; its 'text' is the line that a person reads."""
