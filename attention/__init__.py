@@ -1,0 +1,52 @@
+"""Attention mechanisms in JAX/Flax: pure functions first, then the thin modules that own their
+weights.
+
+    from attention import attend, masks
+
+README.md beside this file maps name, paper, equation, cost and file of every mechanism.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# name -> module; imported when first used, so that asking for the registry's names costs no JAX
+# import.
+_EXPORTS = {
+    "attend": "dot_product",
+    "attention_weights": "dot_product",
+    "explain_choice": "dot_product",
+    "MultiHeadAttention": "multi_head",
+    "attention_pool": "pooling",
+    "max_pool": "pooling",
+    "mean_pool": "pooling",
+    "AttentionPool": "pooling",
+    "MaxPool": "pooling",
+    "MeanPool": "pooling",
+    "MultiHeadPool": "pooling",
+    "LearnedPositions": "positions",
+    "rotary": "positions",
+    "sinusoidal": "positions",
+    "DotAlignment": "recurrent.dot_product",
+    "GeneralAlignment": "recurrent.dot_product",
+    "NoAlignment": "recurrent.dot_product",
+}
+_MODULES = ("masks", "registry")
+
+__all__ = [*_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"attention.{_EXPORTS[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"attention.{name}")
+    else:
+        raise AttributeError(f"module 'attention' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

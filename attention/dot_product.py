@@ -1,0 +1,199 @@
+"""Scaled dot-product attention: what it is, and the choice of a kernel to compute it.
+
+Vaswani et al. 2017, "Attention Is All You Need". The meaning is that of `kernels/reference.py`;
+every other kernel computes the same, or refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention import masks, registry, shapes
+from attention.kernels import reference
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `implementation="auto"` takes, and why not another.
+
+    Attributes:
+      name: the kernel.
+      refused: kernel -> its reason, for those that were asked before.
+    """
+
+    name: str
+    refused: dict[str, str]
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    sinks: Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """Each query's mean of the values, weighted by how well its key fits.
+
+        l_ts = cap(scale · q_t·k_s + bias_ts),   cap(x) = c·tanh(x / c)
+        w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   s' over what the mask lets t see
+        o_t  = Σ_s w_ts v_s
+
+    A query that sees nothing gives 0, with finite gradients. Softmax and sums are in at least
+    float32.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, K, H]; K divides N, query head n uses key/value head n // (N / K).
+      value: [B, S, K, V].
+      mask: a `Mask` of `attention.masks`, or what `masks.dense` takes. True = may attend.
+      bias: [B or 1, N or 1, T, S], floating point.
+      scale: 1 / sqrt(H) if None.
+      logit_cap: the c above (Gemma 2 Team 2024), positive; None for none.
+      sinks: [N], floating point: a logit a head that takes weight and gives nothing.
+      dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
+      dropout_key: needed where dropout_rate > 0.
+      implementation: a kernel's name, or "auto": the first that can (`explain_choice` says which).
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+      NotImplementedError: the kernel asked for cannot do this; the message names those that can.
+    """
+    request = _checked(
+        query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
+    )
+    if implementation != "auto":
+        return _run_named(implementation, request)
+    name = _choose(request).name
+    return registry.load("kernel", name)(*request.arrays, **request.options)
+
+
+def attention_weights(
+    query: Array,
+    key: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    sinks: Array | None = None,
+) -> Array:
+    """The weights w of `attend`, for those who want to look: [B, N, T, S], in at least float32.
+
+    Rows sum to 1, to less with sinks, and to 0 where a query sees nothing. Arguments and errors are
+    those of `attend`; there is no dropout.
+    """
+    request = _checked(query, key, None, mask, bias, scale, logit_cap, sinks, 0.0, None)
+    options = {k: v for k, v in request.options.items() if not k.startswith("dropout")}
+    return reference.weights(*request.arrays, **options)
+
+
+def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Choice:
+    """What `attend(query, key, value, **options)` would choose under "auto". Computes nothing.
+
+    Arrays may be `jax.ShapeDtypeStruct`s.
+    """
+    defaults: dict[str, Any] = dict.fromkeys(
+        ["mask", "bias", "scale", "logit_cap", "sinks", "dropout_key"]
+    )
+    unknown = sorted(options.keys() - defaults.keys() - {"dropout_rate"})
+    if unknown:
+        raise ValueError(f"explain_choice: got {unknown}, expected options of attend")
+    return _choose(_checked(query, key, value, **(defaults | {"dropout_rate": 0.0} | options)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """Checked arguments, ready for a kernel."""
+
+    arrays: tuple[Array, ...]
+    options: dict[str, Any]
+
+    def refusal(self, name: str) -> str | None:
+        """Why a kernel cannot do this, or None if it can. Traces it without computing."""
+        static = {
+            k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
+        }
+        traced = {k: v for k, v in self.options.items() if k not in static}
+        kernel = functools.partial(registry.load("kernel", name), **static)
+        try:
+            jax.eval_shape(lambda arrays, traced: kernel(*arrays, **traced), self.arrays, traced)
+        except NotImplementedError as error:
+            return str(error)
+        return None
+
+
+def _choose(request: _Request) -> Choice:
+    refused: dict[str, str] = {}
+    *faster, last = registry.names("kernel")
+    for name in faster:
+        reason = request.refusal(name)
+        if reason is None:
+            return Choice(name, refused)
+        refused[name] = reason
+    return Choice(last, refused)
+
+
+def _run_named(name: str, request: _Request) -> Array:
+    kernel = registry.load("kernel", name)
+    try:
+        return kernel(*request.arrays, **request.options)
+    except NotImplementedError as error:
+        others = [other for other in registry.names("kernel") if other != name]
+        able = [other for other in others if request.refusal(other) is None]
+        raise NotImplementedError(f"{name}: {error}; these can: {', '.join(able)}") from error
+
+
+def _checked(
+    query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
+) -> _Request:
+    sizes = shapes.expect_attention(query, key, value)
+    B, N, T = sizes["B"], sizes["N"], sizes["T"]
+    sizes.setdefault("S", key.shape[1])
+    hint = ""
+    if bias is not None:
+        shapes.expect_floating("bias", bias)
+        if jnp.shape(bias)[1:] == (T, N, sizes["S"]) and T != N:
+            hint = shapes.LAYOUT_HINT
+        shapes.expect_broadcastable("bias", bias, "B N T S", sizes, hint=hint)
+    if sinks is not None:
+        shapes.expect_floating("sinks", sinks)
+        shapes.expect("sinks", sinks, "N", {"N": N})
+    if scale is None:
+        scale = sizes["H"] ** -0.5
+    if logit_cap is not None and not logit_cap > 0:
+        raise ValueError(f"logit_cap: got {logit_cap}, expected a positive number or None")
+    shapes.expect_rate("dropout_rate", dropout_rate, dropout_key)
+    if mask is not None:
+        mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
+        # Kernels may never materialize it: whether it fits is found out here, at no cost.
+        jax.eval_shape(lambda m: m.materialize(B, N, T, sizes["S"]), mask)
+    arrays = (query, key) if value is None else (query, key, value)
+    return _Request(
+        arrays,
+        {
+            "mask": mask,
+            "bias": bias,
+            "scale": scale,
+            "logit_cap": logit_cap,
+            "sinks": sinks,
+            "dropout_rate": dropout_rate,
+            "dropout_key": dropout_key if dropout_rate else None,
+        },
+    )

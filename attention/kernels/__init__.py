@@ -1,0 +1,1 @@
+"""Ways to compute `attention.attend`, one file each, all with its signature."""

@@ -1,0 +1,112 @@
+"""The kernel that defines what `attend` means: dense, every option, every platform."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from attention.dropout import keep_mask, keep_probability
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """See `attention.attend`, which checks the arguments."""
+    B, T, N, _ = query.shape
+    S, K, V = value.shape[1:]
+    probabilities = weights(
+        query, key, mask=mask, bias=bias, scale=scale, logit_cap=logit_cap, sinks=sinks
+    )
+    if dropout_rate:
+        kept = keep_mask(dropout_key, dropout_rate, probabilities.shape)
+        probabilities = jnp.where(kept, probabilities / keep_probability(dropout_rate), 0.0)
+    grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
+    result = jnp.einsum(
+        "BKGTS,BSKV->BTKGV", grouped, value, preferred_element_type=accumulator(value)
+    )
+    result = result.reshape(B, T, N, V).astype(query.dtype)
+    chex.assert_shape(result, (B, T, N, V))
+    return result
+
+
+def weights(
+    query: Array,
+    key: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+) -> Array:
+    """The probabilities [B, N, T, S], in at least float32; see `attention.attention_weights`."""
+    B, T, N, H = query.shape
+    S, K = key.shape[1:3]
+    grouped = query.reshape(B, T, K, N // K, H)
+    logits = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", grouped, key, preferred_element_type=accumulator(query)
+    )
+    logits = logits.reshape(B, N, T, S) * scale
+    if bias is not None:
+        logits = logits + bias
+    if logit_cap is not None:
+        logits = logit_cap * jnp.tanh(logits / logit_cap)
+    if mask is not None:
+        logits = jnp.where(mask.materialize(B, N, T, S), logits, -jnp.inf)
+    sink_logits = None if sinks is None else sinks.astype(logits.dtype)[:, None, None]
+    probabilities = softmax(logits, sink_logits)
+    chex.assert_shape(probabilities, (B, N, T, S))
+    return probabilities
+
+
+def accumulator(array: Array) -> jnp.dtype:
+    """The dtype to accumulate in: at least float32."""
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def softmax(logits: Array, sinks: Array | None = None) -> Array:
+    """Softmax over the last axis in which a row of -inf gives 0, and so do its gradients.
+
+    w = exp(l) / (Σ exp(l) + exp(sink))
+
+    Args:
+      logits: [..., S], -inf where masked.
+      sinks: broadcastable to [..., 1], or None.
+    """
+    if sinks is None:
+        return _softmax(logits)
+    column = jnp.broadcast_to(sinks, (*logits.shape[:-1], 1))
+    return _softmax(jnp.concatenate([logits, column], axis=-1))[..., :-1]
+
+
+@jax.custom_jvp
+def _softmax(logits: Array) -> Array:
+    highest = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
+    highest = jnp.where(highest == -jnp.inf, 0.0, highest)
+    exponentials = jnp.exp(logits - highest)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return exponentials / jnp.where(total == 0.0, 1.0, total)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    # By hand, because the derivative through max and sum is slower and would be NaN for empty rows.
+    # dw = w (dl - Σ w dl), and w = 0 wherever l = -inf.
+    (logits,), (logits_dot,) = primals, tangents
+    probabilities = _softmax(logits)
+    mean = jnp.sum(probabilities * logits_dot, axis=-1, keepdims=True)
+    return probabilities, probabilities * (logits_dot - mean)

@@ -1,0 +1,341 @@
+"""Masks: which query may attend to which key. True always means "may attend".
+
+A `Mask` keeps its structure (causal, lengths, ...) as a frozen pytree, so that kernels can skip
+what nobody sees and an array is made only where one is needed. Masks are joined with `&`:
+
+    mask = masks.causal() & masks.lengths(key=lengths)
+    mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
+    mask.visible_blocks(T, S, 256, 512)       # bool [query blocks, key blocks], known before
+    running
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import shapes
+
+Array = jax.Array
+Offset = int | Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One condition. Fields that are ints or None are static, arrays are pytree leaves."""
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        """bool [B or 1, N or 1, T or 1, S or 1]."""
+        raise NotImplementedError
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        """bool [query blocks, key blocks], or None where only the data tell."""
+        return None
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(
+            cls, _flatten, lambda aux, leaves: _build(cls, aux, leaves)
+        )
+
+
+def _flatten(part: _Part) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+    # A Python int stays outside the leaves: jit would otherwise trace it, and with it the block
+    # skipping.
+    fields = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    leaves = tuple(value for _, value in fields if not _is_static(value))
+    return leaves, tuple((name, value if _is_static(value) else _LEAF) for name, value in fields)
+
+
+def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> _Part:
+    remaining = iter(leaves)
+    return cls(**{name: next(remaining) if value == _LEAF else value for name, value in aux})
+
+
+_LEAF = "leaf"
+
+
+def _is_static(value: Any) -> bool:
+    return value is None or isinstance(value, int)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A conjunction of conditions; build it with the functions of this module."""
+
+    parts: tuple[_Part, ...]
+
+    def __and__(self, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return Mask(self.parts + other.parts)
+
+    def materialize(self, B: int, N: int, T: int, S: int) -> Array:
+        """The mask as an array: bool [B or 1, N or 1, T, S], 1 where all share it.
+
+        Raises:
+          ValueError: the mask was made for other sizes, or is causal with T != S and no offset.
+        """
+        result = jnp.ones((1, 1, T, S), bool)
+        for part in self.parts:
+            result = result & part.allowed(B, N, T, S)
+        return result
+
+    def visible_blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
+        """Which key blocks a query block may see, known before running.
+
+        Returns:
+          NumPy bool [ceil(T / query_block), ceil(S / key_block)]. False is certain: no query of the
+          block sees any key of the block. Conditions that depend on data count as True.
+        """
+        if query_block < 1 or key_block < 1:
+            raise ValueError(
+                f"blocks: got {query_block} x {key_block}, expected sizes of at least 1"
+            )
+        result = np.ones((-(-T // query_block), -(-S // key_block)), bool)
+        for part in self.parts:
+            blocks = part.blocks(T, S, query_block, key_block)
+            if blocks is not None:
+                result &= blocks
+        return result
+
+
+jax.tree_util.register_dataclass(Mask, data_fields=["parts"], meta_fields=[])
+
+
+def causal(query_offset: Offset | None = None) -> Mask:
+    """A query sees keys at or before its own position: key j <= query i + query_offset.
+
+    Args:
+      query_offset: position of the first query among the keys, an int, or an int array [] or [B].
+        May be left out only where T == S.
+    """
+    return Mask((_Window(None, 0, _checked_offset(query_offset)),))
+
+
+def window(left: int | None, right: int | None, query_offset: Offset | None = None) -> Mask:
+    """A query sees `left` neighbours before and `right` after it, itself not counted.
+
+    Args:
+      left, right: how many, at least 0; None for all.
+      query_offset: as in `causal`.
+    """
+    for name, size in (("left", left), ("right", right)):
+        if size is not None and (not isinstance(size, int) or size < 0):
+            raise ValueError(f"{name}: got {size}, expected an int of at least 0, or None for all")
+    return Mask((_Window(left, right, _checked_offset(query_offset)),))
+
+
+def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
+    """Only the first query[b] queries see anything, only the first key[b] keys are seen.
+
+    Args:
+      query, key: int [B], or None for all.
+    """
+    if query is None and key is None:
+        raise ValueError("lengths: got neither query nor key, expected at least one, int [B]")
+    return Mask((_Lengths(_ints("query", query, 1), _ints("key", key, 1)),))
+
+
+def valid(query: Array | None = None, key: Array | None = None) -> Mask:
+    """Like `lengths` where the real positions are marked one by one: bool [B, T], bool [B, S]."""
+    if query is None and key is None:
+        raise ValueError(
+            "valid: got neither query nor key, expected at least one, bool [B, length]"
+        )
+    return Mask((_Valid(_bools("query", query), _bools("key", key)),))
+
+
+def segments(query_ids: Array, key_ids: Array) -> Mask:
+    """A query sees the keys of its own segment: int [B, T] and int [B, S] (packed sequences)."""
+    return Mask((_Segments(_ints("query_ids", query_ids, 2), _ints("key_ids", key_ids, 2)),))
+
+
+def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
+    """The prefix-LM mask: all see the first `length` keys, the rest is causal (Raffel et al. 2020).
+
+    Args:
+      length: an int, or an int array [] or [B].
+      query_offset: as in `causal`.
+    """
+    return Mask((_Prefix(_checked_offset(length, "length"), _checked_offset(query_offset)),))
+
+
+def dense(array: Array) -> Mask:
+    """Any mask: bool, rank 4, [B or 1, N or 1, T, S]. The last two are never broadcast, so that
+    [B, S] cannot pass for [T, S]."""
+    shapes.expect_boolean("mask", array, true_means="may attend; float masks go into bias")
+    if jnp.ndim(array) != 4:
+        got = shapes.show(jnp.shape(array))
+        raise ValueError(f"mask: got shape {got}, expected [B or 1, N or 1, T, S], always rank 4")
+    return Mask((_Dense(jnp.asarray(array)),))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window(_Part):
+    left: int | None
+    right: int | None
+    query_offset: Offset | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        distance = jnp.arange(S) - _query_positions(self.query_offset, B, T, S)
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.left is not None:
+            result = result & (distance >= -self.left)
+        if self.right is not None:
+            result = result & (distance <= self.right)
+        return result
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not _is_static(self.query_offset):
+            return None
+        offset = _static_offset(self.query_offset, T, S)
+        query_first, query_last = _block_ends(T, query_block)
+        key_first, key_last = _block_ends(S, key_block)
+        result = np.ones((len(query_first), len(key_first)), bool)
+        if self.left is not None:
+            result &= key_last >= (query_first + offset - self.left)[:, None]
+        if self.right is not None:
+            result &= key_first <= (query_last + offset + self.right)[:, None]
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prefix(_Part):
+    length: Offset
+    query_offset: Offset | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        keys = jnp.arange(S)
+        in_prefix = keys < _per_example(self.length, B, "length")
+        return in_prefix | (keys <= _query_positions(self.query_offset, B, T, S))
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not _is_static(self.length) or not _is_static(self.query_offset):
+            return None
+        causal_part = _Window(None, 0, self.query_offset).blocks(T, S, query_block, key_block)
+        return causal_part | (_block_ends(S, key_block)[0] < self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lengths(_Part):
+    query: Array | None
+    key: Array | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.query is not None:
+            shapes.expect("mask lengths(query=)", self.query, "B", {"B": B})
+            result = result & (jnp.arange(T)[:, None] < self.query[:, None, None, None])
+        if self.key is not None:
+            shapes.expect("mask lengths(key=)", self.key, "B", {"B": B})
+            result = result & (jnp.arange(S) < self.key[:, None, None, None])
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Valid(_Part):
+    query: Array | None
+    key: Array | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.query is not None:
+            shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T})
+            result = result & self.query[:, None, :, None]
+        if self.key is not None:
+            shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S})
+            result = result & self.key[:, None, None, :]
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Segments(_Part):
+    query_ids: Array
+    key_ids: Array
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        shapes.expect("mask segments(query_ids)", self.query_ids, "B T", {"B": B, "T": T})
+        shapes.expect("mask segments(key_ids)", self.key_ids, "B S", {"B": B, "S": S})
+        return self.query_ids[:, None, :, None] == self.key_ids[:, None, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dense(_Part):
+    array: Array
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        shape = jnp.shape(self.array)
+        swapped = shape[-2:] != (T, S) and shape[-2:] == (N, N)
+        shapes.expect_broadcastable(
+            "mask",
+            self.array,
+            "B N T S",
+            {"B": B, "N": N, "T": T, "S": S},
+            hint=shapes.LAYOUT_HINT if swapped else "",
+        )
+        return self.array
+
+
+def _query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
+    """[1 or B, 1, T, 1]: the place of each query among the keys."""
+    if offset is None or isinstance(offset, int):
+        return (jnp.arange(T) + _static_offset(offset, T, S))[None, None, :, None]
+    return jnp.arange(T)[:, None] + _per_example(offset, B, "query_offset")
+
+
+def _static_offset(offset: int | None, T: int, S: int) -> int:
+    if offset is None and T != S:
+        raise ValueError(
+            f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
+            f"(0 lines up the first positions, {S - T} the last ones)"
+        )
+    return offset or 0
+
+
+def _per_example(number: Offset, B: int, argument: str) -> Array:
+    """[1 or B, 1, 1, 1] of an int, [] or [B]."""
+    number = jnp.asarray(number)
+    if number.ndim:
+        shapes.expect(f"mask {argument}", number, "B", {"B": B})
+    return number.reshape(-1, 1, 1, 1)
+
+
+def _block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    first = np.arange(0, length, block)
+    return first, np.minimum(first + block, length) - 1
+
+
+def _checked_offset(number: Any, argument: str = "query_offset") -> Offset | None:
+    if number is None:
+        return None
+    shapes.expect_integer(argument, number)
+    if jnp.ndim(number) > 1:
+        got = shapes.show(jnp.shape(number))
+        raise ValueError(f"{argument}: got shape {got}, expected an int, [] or [B]")
+    return int(number) if isinstance(number, int | np.integer) else jnp.asarray(number)
+
+
+def _ints(argument: str, array: Any, rank: int) -> Array | None:
+    if array is None:
+        return None
+    shapes.expect_integer(argument, array)
+    return _ranked(argument, array, rank)
+
+
+def _bools(argument: str, array: Any) -> Array | None:
+    if array is None:
+        return None
+    shapes.expect_boolean(argument, array, true_means="a real position")
+    return _ranked(argument, array, 2)
+
+
+def _ranked(argument: str, array: Any, rank: int) -> Array:
+    if jnp.ndim(array) != rank:
+        expected = "[B]" if rank == 1 else "[B, length]"
+        got = shapes.show(jnp.shape(array))
+        raise ValueError(f"{argument}: got shape {got}, expected {expected}")
+    return jnp.asarray(array)

@@ -1,0 +1,234 @@
+"""Pools: a sequence of states to one vector, with the weights that say where it came from.
+
+All take `valid` (bool [B, T], True = a real position) and give 0 for a sequence without any. All
+modules are called alike, `pooled, weights = pool(states, valid=..., dropout_key=None)`, so that a
+config picks one by name.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, shapes
+from attention.dot_product import attend, attention_weights
+from attention.dropout import dropout
+from attention.kernels.reference import softmax
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
+    """The mean of the valid states, s = Σ_t x_t / T.
+
+    Args:
+      states: [B, T, D].
+      valid: bool [B, T]; all if None.
+
+    Returns:
+      [B, D], and the weights [B, 1, T]: equal shares.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    valid = _checked(states, valid)
+    count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+    weights = valid / count.astype(jnp.float32)
+    return _weighted_sum(weights, states), weights[:, None]
+
+
+def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
+    """The largest valid value of each channel, s_d = max_t x_td (Collobert et al. 2011).
+
+    Args, errors: as for `mean_pool`.
+
+    Returns:
+      [B, D], and the weights [B, 1, T]: the share of channels whose (first) maximum is at t.
+    """
+    valid = _checked(states, valid)
+    _, T, D = states.shape
+    masked = jnp.where(valid[..., None], states, -jnp.inf)
+    # The gradient goes to one position, the first maximum, as the weights say.
+    winner = jnp.argmax(masked, axis=1)
+    pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
+    any_valid = jnp.any(valid, axis=1, keepdims=True)
+    won = jnp.sum(jax.nn.one_hot(winner, T), axis=1) / D
+    return jnp.where(any_valid, pooled, 0), (won * any_valid)[:, None]
+
+
+def attention_pool(
+    states: Array,
+    scores: Array,
+    valid: Array | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> tuple[Array, Array]:
+    """The mean of the valid states weighted by softmax of their scores, s = Σ_t softmax(scores)_t
+    x_t.
+
+    Args:
+      states: [B, T, D].
+      scores: [B, T].
+      valid: bool [B, T]; all if None.
+      dropout_rate, dropout_key: of the weights.
+
+    Returns:
+      [B, D], and the weights before dropout [B, 1, T].
+
+    Raises:
+      ValueError: shapes, dtypes or the rate do not fit.
+    """
+    valid = _checked(states, valid)
+    shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    weights = softmax(jnp.where(valid, wide, -jnp.inf))
+    dropped = dropout(weights, dropout_rate, dropout_key)
+    return _weighted_sum(dropped, states), weights[:, None]
+
+
+class MeanPool(nnx.Module):
+    """`mean_pool` with the common signature; it has no weights of its own."""
+
+    def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.model_size, self.dtype = model_size, dtype
+
+    def __call__(
+        self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
+        _expect_size(states, self.model_size)
+        return mean_pool(states.astype(self.dtype), valid)
+
+
+class MaxPool(nnx.Module):
+    """`max_pool` with the common signature; it has no weights of its own."""
+
+    def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.model_size, self.dtype = model_size, dtype
+
+    def __call__(
+        self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
+        _expect_size(states, self.model_size)
+        return max_pool(states.astype(self.dtype), valid)
+
+
+class AttentionPool(nnx.Module):
+    """Attention with a learned context vector (Yang et al. 2016, "Hierarchical Attention
+    Networks").
+
+        u_t = tanh(W x_t + b),   α = softmax_t(u_t · u_w),   s = Σ_t α_t x_t
+
+    Args:
+      model_size: D.
+      hidden_size: A, the size of u; D if None.
+      dropout_rate: of α, active where a dropout_key is given.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        *,
+        hidden_size: int | None = None,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        A = model_size if hidden_size is None else hidden_size
+        self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
+        self.hidden = Projection((model_size,), (A,), dtype=dtype, rngs=rngs)
+        self.context = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+
+    def __call__(
+        self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """[B, T, D] -> [B, D] and α [B, 1, T]."""
+        _expect_size(states, self.model_size)
+        states = states.astype(self.dtype)
+        scores = jnp.tanh(self.hidden(states)).astype(jnp.float32) @ self.context[...]
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        return attention_pool(states, scores, valid, dropout_rate=rate, dropout_key=dropout_key)
+
+
+class MultiHeadPool(nnx.Module):
+    """Multi-head attention with one learned query a head (Lee et al. 2019, Set Transformer: PMA,
+    one seed).
+
+        s = concat_n(attend(seed_n, x W_k,n, x W_v,n)) W_o
+
+    Args:
+      model_size: D.
+      num_heads: N, divides D.
+      dropout_rate: of the attention weights, active where a dropout_key is given.
+
+    Raises:
+      ValueError: num_heads does not divide model_size.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        *,
+        num_heads: int = 4,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if num_heads < 1 or model_size % num_heads:
+            expected = f"a positive divisor of model_size={model_size}"
+            raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        H = model_size // num_heads
+        self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
+        self.seed = nnx.Param(jax.random.normal(rngs.params(), (num_heads, H)))
+        self.key = Projection((model_size,), (num_heads, H), dtype=dtype, rngs=rngs)
+        self.value = Projection((model_size,), (num_heads, H), dtype=dtype, rngs=rngs)
+        self.out = Projection((num_heads, H), (model_size,), use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """[B, T, D] -> [B, D] and weights [B, N, T]. No bias after the sum: no states give 0."""
+        _expect_size(states, self.model_size)
+        valid = _checked(states, valid)
+        seed = self.seed[...].astype(self.dtype)
+        query = jnp.broadcast_to(seed, (states.shape[0], 1, *seed.shape))
+        key, value = self.key(states), self.value(states)
+        mask = masks.valid(key=valid)
+        pooled = attend(
+            query,
+            key,
+            value,
+            mask=mask,
+            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+            dropout_key=dropout_key,
+        )
+        return self.out(pooled)[:, 0], attention_weights(query, key, mask=mask)[:, :, 0]
+
+
+def _weighted_sum(weights: Array, states: Array) -> Array:
+    """[B, T], [B, T, D] -> [B, D] in the states' dtype, summed in at least float32."""
+    sums = jnp.promote_types(states.dtype, jnp.float32)
+    weights = weights.astype(states.dtype)
+    total = jnp.einsum("BT,BTD->BD", weights, states, preferred_element_type=sums)
+    return total.astype(states.dtype)
+
+
+def _checked(states: Array, valid: Array | None) -> Array:
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("states", states)
+    shapes.expect("states", states, "B T D", sizes)
+    if valid is None:
+        return jnp.ones(states.shape[:2], bool)
+    shapes.expect_boolean("valid", valid, true_means="a real position")
+    shapes.expect("valid", valid, "B T", sizes)
+    return jnp.asarray(valid)
+
+
+def _expect_size(states: Array, model_size: int) -> None:
+    shapes.expect("states", states, "B T D", {"D": model_size})

@@ -1,0 +1,54 @@
+"""A linear map between groups of axes, with weights that keep the head axes by name."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+
+
+class Projection(nnx.Module):
+    """y = x·W + b from the last axes `inputs` to the axes `outputs`.
+
+    The kernel is kept as [*inputs, *outputs], so that a sharding rule can name its head axis; the
+    product is one matrix multiplication with sums in float32.
+
+    Args:
+      inputs, outputs: sizes of the axes contracted and made.
+      use_bias: whether there is a b, of shape `outputs`.
+      dtype: of the computation; weights are float32.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        use_bias: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs, self.outputs, self.dtype = tuple(inputs), tuple(outputs), dtype
+        fan_in, fan_out = math.prod(inputs), math.prod(outputs)
+        limit = math.sqrt(6.0 / (fan_in + fan_out))  # Glorot & Bengio 2010
+        kernel = jax.random.uniform(rngs.params(), (*inputs, *outputs), minval=-limit, maxval=limit)
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = len(self.inputs)
+        if x.shape[-axes:] != self.inputs:
+            got, expected = shapes.show(x.shape), ", ".join(map(str, self.inputs))
+            raise ValueError(f"x: got shape {got}, expected [..., {expected}]")
+        rows = x.shape[:-axes]
+        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
+        flat = x.astype(self.dtype).reshape(*rows, -1)
+        sums = jnp.promote_types(self.dtype, jnp.float32)
+        y = jnp.matmul(flat, kernel, preferred_element_type=sums)
+        if self.bias is not None:
+            y = y + self.bias[...].reshape(-1)
+        return y.astype(self.dtype).reshape(*rows, *self.outputs)

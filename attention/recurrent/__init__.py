@@ -1,0 +1,1 @@
+"""Attention for recurrent networks: alignments of a decoder with what an encoder left."""

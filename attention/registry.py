@@ -1,0 +1,267 @@
+"""Names of mechanisms -> where they are and what they can do.
+
+A new mechanism is one file and one line of `_TABLE`; the contract suite then runs on it. Nothing is
+imported before it is asked for.
+
+Kinds and how each is built and called:
+
+* kernel: a function with the signature of `attention.attend`.
+* mixer: `cls(model_size, num_heads=..., rngs=rngs, **options)`, then
+  `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
+  weights.
+* alignment: `cls(query_size, memory_size, rngs=rngs)`, then `memory = prepare(states, valid=...)`
+  once, `state = initial_state(memory)` and `context, weights, state = step(query, memory, state)`.
+* map_attention: for feature maps [B, Y, X, C]; none yet.
+* pool: `cls(model_size, rngs=rngs, **options)`, then
+  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T].
+
+    python -m attention.registry            # writes attention/README.md
+    python -m attention.registry --check    # exit status 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pathlib
+import sys
+from typing import Any
+
+KINDS = {
+    "kernel": "Kernels: ways to compute `attend`",
+    "mixer": "Sequence mixers",
+    "alignment": "Alignments for recurrent decoders",
+    "map_attention": "Attention over feature maps",
+    "pool": "Pools: a sequence to one vector",
+}
+
+CAPABILITIES = {
+    "mask": "honours a `Mask`, or `valid` where a pool or an alignment takes one",
+    "causal": "no position depends on a later one under `masks.causal()`",
+    "cross": "queries and keys may come from different sequences (T != S)",
+    "weights": "gives its weights: at least 0, rows sum to 1 where anything is seen",
+    "bias": "adds a bias to the logits",
+    "logit_cap": "bounds the logits",
+    "sinks": "learned logits that take weight and give nothing",
+    "grouped_query": "fewer key/value heads than query heads",
+    "value_size": "value head size may differ from head size",
+    "dropout": "drops weights",
+    "permutation": "without positions, the order of the keys does not matter",
+    "state": "carries something from step to step",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """One registry line.
+
+    Attributes:
+      name: what a config says.
+      kind: one of `KINDS`.
+      target: `module:attribute`, imported when asked for.
+      paper, equation, time, memory: one short phrase each, for the README table.
+      can: names from `CAPABILITIES`; the contract suite tests exactly these.
+    """
+
+    name: str
+    kind: str
+    target: str
+    paper: str
+    equation: str
+    time: str
+    memory: str
+    can: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.name}: got kind {self.kind!r}, expected one of {list(KINDS)}")
+        unknown = sorted(self.can - CAPABILITIES.keys())
+        if unknown:
+            raise ValueError(f"{self.name}: unknown capabilities {unknown}")
+
+    def load(self) -> Any:
+        """Imports and returns the function or class."""
+        module, attribute = self.target.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+def _line(
+    kind: str, name: str, target: str, paper: str, equation: str, time: str, memory: str, can: str
+) -> Mechanism:
+    return Mechanism(
+        name, kind, f"attention.{target}", paper, equation, time, memory, frozenset(can.split())
+    )
+
+
+# Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
+_TABLE: list[Mechanism] = [
+    _line(
+        "kernel",
+        "reference",
+        "kernels.reference:attend",
+        "Vaswani et al. 2017",
+        "softmax(cap(scale·qkᵀ + bias))·v",
+        "O(T·S)",
+        "O(T·S)",
+        "mask causal cross weights bias logit_cap sinks grouped_query value_size dropout "
+        "permutation",
+    ),
+    _line(
+        "mixer",
+        "dot_product",
+        "multi_head:MultiHeadAttention",
+        "Vaswani et al. 2017; grouped: Ainslie et al. 2023",
+        "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
+        "O(T·S·D + T·D²)",
+        "O(T·S)",
+        "mask causal cross weights bias logit_cap grouped_query value_size dropout permutation",
+    ),
+    _line(
+        "alignment",
+        "dot",
+        "recurrent.dot_product:DotAlignment",
+        "Luong et al. 2015",
+        "softmax(q·hₛ)",
+        "O(S·D) a step",
+        "O(S·D)",
+        "mask cross weights permutation",
+    ),
+    _line(
+        "alignment",
+        "general",
+        "recurrent.dot_product:GeneralAlignment",
+        "Luong et al. 2015",
+        "softmax(qᵀW·hₛ)",
+        "O(S·D) a step",
+        "O(S·D)",
+        "mask cross weights permutation",
+    ),
+    _line(
+        "alignment",
+        "none",
+        "recurrent.dot_product:NoAlignment",
+        "Sutskever et al. 2014 (control)",
+        "the last valid state, at every step",
+        "O(1) a step",
+        "O(S·D)",
+        "mask cross weights",
+    ),
+    _line(
+        "pool",
+        "mean",
+        "pooling:MeanPool",
+        "control",
+        "Σₜ xₜ / T",
+        "O(T·D)",
+        "O(D)",
+        "mask weights permutation",
+    ),
+    _line(
+        "pool",
+        "max",
+        "pooling:MaxPool",
+        "control; Collobert et al. 2011",
+        "maxₜ xₜ, a channel at a time",
+        "O(T·D)",
+        "O(D)",
+        "mask weights permutation",
+    ),
+    _line(
+        "pool",
+        "attention",
+        "pooling:AttentionPool",
+        "Yang et al. 2016",
+        "Σₜ softmax(u·tanh(Wxₜ + b))·xₜ",
+        "O(T·D·A)",
+        "O(T·A)",
+        "mask weights dropout permutation",
+    ),
+    _line(
+        "pool",
+        "multi_head",
+        "pooling:MultiHeadPool",
+        "Lee et al. 2019 (PMA, one seed)",
+        "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
+        "O(T·D²)",
+        "O(T·D)",
+        "mask weights dropout permutation",
+    ),
+]
+
+
+def mechanisms(kind: str | None = None) -> list[Mechanism]:
+    """All registry lines, or those of one kind, in registry order."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {list(KINDS)}")
+    return [line for line in _TABLE if kind in (None, line.kind)]
+
+
+def names(kind: str) -> list[str]:
+    """The names that a config may choose from."""
+    return [line.name for line in mechanisms(kind)]
+
+
+def find(kind: str, name: str) -> Mechanism:
+    """The registry line of a name.
+
+    Raises:
+      ValueError: no such name; the nearest and all of the kind are listed.
+    """
+    lines = {line.name: line for line in mechanisms(kind)}
+    if name not in lines:
+        near = difflib.get_close_matches(str(name), lines, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{kind}: got {name!r}, expected one of {list(lines)}{hint}")
+    return lines[name]
+
+
+def load(kind: str, name: str) -> Any:
+    """The function or class behind a name: `find(kind, name).load()`."""
+    return find(kind, name).load()
+
+
+def readme() -> str:
+    """The text of attention/README.md."""
+    parts = [
+        "# attention: the map",
+        "Written by `python -m attention.registry` from `registry.py`; edit that, not this.",
+        "T queries, S keys, D model size, A hidden size of a score. Time and memory are those of "
+        'one sequence; what "can" names is what the contract suite tests.',
+    ]
+    header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"
+    for kind, title in KINDS.items():
+        lines = mechanisms(kind)
+        if lines:
+            rows = [_row(line) for line in lines]
+            parts += [f"## {title}", "\n".join([header, *rows])]
+    words = "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPABILITIES.items())
+    return "\n\n".join([*parts, "## What the capabilities mean", words]) + "\n"
+
+
+def _row(line: Mechanism) -> str:
+    module = line.target.split(":")[0].removeprefix("attention.")
+    file = module.replace(".", "/") + ".py"
+    can = ", ".join(name for name in CAPABILITIES if name in line.can)
+    cells = [f"`{line.name}`", line.paper, line.equation, line.time, line.memory, can]
+    return "| " + " | ".join(cells) + f" | [{file}]({file}) |"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the README, or with --check says whether it is up to date."""
+    path = pathlib.Path(__file__).with_name("README.md")
+    if arguments == ["--check"]:
+        current = path.read_text(encoding="utf-8") if path.exists() else ""
+        if current != readme():
+            print(f"{path.name} is out of date: run python -m attention.registry")
+            return 1
+        return 0
+    if arguments:
+        print("usage: python -m attention.registry [--check]")
+        return 2
+    path.write_text(readme(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

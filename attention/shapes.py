@@ -1,0 +1,154 @@
+"""Checks of what callers pass: one `ValueError` that names the argument, what came, what was
+expected.
+
+Dimension letters are the project's own: B batch, T query length, S key length, N query heads,
+K key/value heads, H head size, V value head size, D model size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+LAYOUT_HINT = "did you pass [B, N, T, H]? The layout here is [B, T, N, H]"
+
+
+def show(shape: Sequence[int]) -> str:
+    """`(2, 3)` as `[2, 3]`, the way shapes are written in every message."""
+    return "[" + ", ".join(str(size) for size in shape) + "]"
+
+
+def expect(
+    argument: str, array: Any, dimensions: str, sizes: dict[str, int], *, hint: str = ""
+) -> None:
+    """Holds `array` to named dimensions and binds the letters that are not yet known.
+
+    Args:
+      argument: name of the argument, for the message.
+      array: anything with a shape.
+      dimensions: letters separated by spaces, such as `"B S K H"`.
+      sizes: letter -> size; known letters are compared, unknown ones are added.
+      hint: appended to the message.
+
+    Raises:
+      ValueError: the rank or a known size differs.
+    """
+    letters = dimensions.split()
+    shape = tuple(jnp.shape(array))
+    known = {letter: sizes[letter] for letter in letters if letter in sizes}
+    fits = len(shape) == len(letters) and all(
+        known.get(letter, size) == size for letter, size in zip(letters, shape, strict=True)
+    )
+    if not fits:
+        where = ", ".join(f"{letter}={size}" for letter, size in known.items())
+        expected = f"[{', '.join(letters)}]" + (f" with {where}" if where else "")
+        raise ValueError(_line(argument, f"shape {show(shape)}", expected, hint))
+    sizes.update(zip(letters, shape, strict=True))
+
+
+def expect_floating(argument: str, array: Any) -> None:
+    """Raises ValueError unless `array` holds real floating-point numbers."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(_line(argument, f"dtype {dtype.name}", "a floating-point dtype"))
+
+
+def expect_integer(argument: str, array: Any) -> None:
+    """Raises ValueError unless `array` holds integers."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(_line(argument, f"dtype {dtype.name}", "an integer dtype"))
+
+
+def expect_boolean(argument: str, array: Any, *, true_means: str) -> None:
+    """Raises ValueError unless `array` is boolean; says what True stands for."""
+    dtype = jnp.result_type(array)
+    if dtype != jnp.bool_:
+        raise ValueError(_line(argument, f"dtype {dtype.name}", f"bool (True = {true_means})"))
+
+
+def expect_same_dtype(**arrays: Any) -> None:
+    """Raises ValueError unless all the named arrays share one dtype: nothing is promoted."""
+    names = {name: jnp.result_type(array).name for name, array in arrays.items()}
+    first, dtype = next(iter(names.items()))
+    for name, other in names.items():
+        if other != dtype:
+            expected = f"{dtype} like {first}; cast one of them, mixed dtypes are not promoted"
+            raise ValueError(_line(name, f"dtype {other}", expected))
+
+
+def expect_broadcastable(
+    argument: str,
+    array: Any,
+    dimensions: str,
+    sizes: dict[str, int],
+    *,
+    free: str = "B N",
+    hint: str = "",
+) -> None:
+    """Like `expect` with every letter known, but the letters in `free` may also have size 1."""
+    letters, may_be_one = dimensions.split(), free.split()
+    shape = tuple(jnp.shape(array))
+    fits = len(shape) == len(letters) and all(
+        size == sizes[letter] or (size == 1 and letter in may_be_one)
+        for letter, size in zip(letters, shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(
+            f"{letter}={sizes[letter]}" + (" or 1" if letter in may_be_one else "")
+            for letter in letters
+        )
+        raise ValueError(_line(argument, f"shape {show(shape)}", f"[{expected}]", hint))
+
+
+def expect_rate(argument: str, rate: float, key: Any) -> None:
+    """A dropout rate lies in [0, 1), and above 0 it needs a key.
+
+    Raises:
+      ValueError: otherwise.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(_line(argument, str(rate), "a rate in [0, 1)"))
+    if rate > 0.0 and key is None:
+        expected = "a dropout_key with it (or a rate of 0 for evaluation)"
+        raise ValueError(_line(argument, f"{rate} without a key", expected))
+
+
+def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str, int]:
+    """Holds query [B, T, N, H], key [B, S, K, H], value [B, S, K, V] together.
+
+    Returns:
+      The size of each letter.
+
+    Raises:
+      ValueError: a shape or dtype does not fit, or K does not divide N.
+    """
+    arrays = {"query": query, "key": key} | ({} if value is None else {"value": value})
+    for name, array in arrays.items():
+        expect_floating(name, array)
+    expect_same_dtype(**arrays)
+    sizes: dict[str, int] = {}
+    expect("query", query, "B T N H", sizes)
+    hint = LAYOUT_HINT if _looks_heads_first(query, key) else ""
+    expect("key", key, "B S K H", sizes, hint=hint)
+    if value is not None:
+        expect("value", value, "B S K V", sizes, hint=hint)
+    if sizes["K"] == 0 or sizes["N"] % sizes["K"]:
+        expected = f"a number of heads that divides the query's N={sizes['N']}"
+        got = f"shape {show(jnp.shape(key))}, that is K={sizes['K']} heads"
+        raise ValueError(_line("key", got, expected, hint))
+    return sizes
+
+
+def _looks_heads_first(query: Any, key: Any) -> bool:
+    """Whether axis 1 reads like heads and axis 2 like positions: [B, N, T, H]."""
+    query_shape, key_shape = jnp.shape(query), jnp.shape(key)
+    if len(query_shape) != 4 or len(key_shape) != 4 or not key_shape[1] or not key_shape[2]:
+        return False
+    return query_shape[1] % key_shape[1] == 0 and query_shape[2] % key_shape[2] != 0
+
+
+def _line(argument: str, got: str, expected: str, hint: str = "") -> str:
+    return f"{argument}: got {got}, expected {expected}" + (f"; {hint}" if hint else "")
