@@ -1,7 +1,7 @@
 """Experiments as frozen dataclasses, and the one way from a config file and flags to them.
 
-A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that the flags
-override; `resolve` turns the result into an `Experiment` once, checking every key, type and value.
+A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that the
+flags override; `resolve` turns it into an `Experiment` once, checking every key, type and value.
 Beyond this module nothing sees a ConfigDict.
 """
 

@@ -10,29 +10,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from tasks.common.pipeline import train_iterator
 
 from launch.engine import state as states
 from launch.engine.checkpoints import Checkpoints
 from launch.engine.config import Experiment
+from launch.engine.errors import Interrupted
 from launch.engine.evaluation import Evaluation, evaluate
 from launch.engine.progress import Progress
 from launch.engine.steps import Steps, make_steps
 from launch.engine.writers import Writers, best_step, validation_curve
 from tasks.common.errors import UserError
-from tasks.common.pipeline import train_iterator
 from tasks.task import Task
-
 
 # Score of a checkpoint made between two evaluations: kept while it is the newest.
 NEVER_BEST = -1e30
-
-
-class Interrupted(Exception):
-    """Training was asked to stop, and has saved where it stands."""
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
-        self.signal_number = signal_number
 
 
 def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int]:
@@ -101,12 +93,13 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
                 writers.timing(step, **clock.lap(step))
                 progress.trained(step, means["loss"])
                 if step % plan.evaluate_every == 0 or step == plan.steps:
+                    clock.restart(step)
                     result = _validate(task, steps, state, plan.evaluation_batch_size)
                     writers.metrics(step, "validation", result.metrics)
                     checkpoints.save(step, state, batches, sign * result.metrics[metric])
                     progress.validated(step, result.metrics[metric])
                     over = _patience_over(folder, metric, sign, plan.patience)
-                    clock.restart(step)
+                    writers.timing(step, **clock.lap(step, "evaluation_seconds"))
                 if stop.received is not None:
                     if step not in checkpoints.steps():
                         checkpoints.save(step, state, batches, NEVER_BEST)
@@ -183,12 +176,11 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         self._waited += time.monotonic() - self._asked
 
-    def lap(self, step: int) -> dict[str, float]:
+    def lap(self, step: int, name: str = "seconds") -> dict[str, float]:
         seconds = max(time.monotonic() - self._began, 1e-9)
-        result = {
-            "seconds": round(seconds, 4),
-            "steps_per_second": round((step - self._step) / seconds, 3),
-            "data_wait_fraction": round(self._waited / seconds, 4),
-        }
+        result = {name: round(seconds, 4)}
+        if step > self._step:
+            result["steps_per_second"] = round((step - self._step) / seconds, 3)
+            result["data_wait_fraction"] = round(self._waited / seconds, 4)
         self.restart(step)
         return result

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tasks.common.pipeline import evaluation_batches
 
-from launch.engine import config as configs, results, sharding
+from launch.engine import config as configs
+from launch.engine import results, sharding
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
-from launch.engine.evaluation import Evaluation, evaluate
+from launch.engine.evaluation import Evaluation, evaluate, gather
 from launch.engine.loop import train
 from launch.engine.report import write_report
 from launch.engine.writers import read_lines, write_json
@@ -52,16 +54,17 @@ def run(
     write_json(folder / "environment.json", environment())
     write_json(folder / "assets.json", task.assets())
 
-    began = time.monotonic()
     steps, variables, best = train(task, config, folder)
-    seconds = sum(record["seconds"] for record in read_lines(folder / "timing.jsonl"))
+    seconds = sum(
+        line.get("seconds", 0) + line.get("evaluation_seconds", 0)
+        for line in read_lines(folder / "timing.jsonl")
+    )
     validation, test = (
         evaluate(task, steps, variables, split, config.training.evaluation_batch_size)
         for split in ("validation", "test")
     )
     save_outputs(folder, task, test, "test")
     attention = first_attention(task, steps, variables, "test")
-    write_json(folder / "timing-total.json", {"this_process_seconds": time.monotonic() - began})
     record = results.make_record(
         config,
         task,
@@ -139,9 +142,7 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
     from launch.engine.writers import best_step, validation_curve
 
     checkpoints_folder = folder / "checkpoints"
-    if not checkpoints_folder.is_dir() or not list(
-        validation_curve(folder, task.primary_metric)
-    ):
+    if not checkpoints_folder.is_dir() or not list(validation_curve(folder, task.primary_metric)):
         raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
     best = best_step(folder, task.primary_metric, task.higher_is_better)
     steps = make_steps(task, config)
@@ -150,18 +151,66 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
     return steps, states.evaluation_variables(state), best
 
 
+def saved_assets(folder: Path) -> dict[str, Any]:
+    """What prediction needs beside the weights, from a run folder's assets.json.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = folder / "assets.json"
+    if not path.exists():
+        raise UserError(f"{path}: is missing; train again, or bring the file back")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+
+
+def check_assets(task: Task, folder: Path) -> None:
+    """Refuses data that is no longer what the run was trained on.
+
+    Raises:
+      UserError: labels or tokenizer differ from those in the run folder.
+    """
+    saved, now = saved_assets(folder), json.loads(json.dumps(task.assets()))
+    differing = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
+    if differing:
+        raise UserError(
+            f"--workdir={folder}: the data gives other {', '.join(differing)} now than the run was "
+            "trained with; bring back the data, or train anew"
+        )
+
+
+class Predictor:
+    """A run's best weights, ready for batches of raw inputs."""
+
+    def __init__(self, task: Task, config: Experiment, folder: Path):
+        """Args: task restored from the folder's assets; its experiment; the run folder."""
+        self._task = task
+        self._batch_size = config.training.evaluation_batch_size
+        self._steps, self._variables, self.step = load_variables(task, config, folder)
+
+    def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
+        """An answer for each input; see `Task.describe`."""
+        batches = evaluation_batches(
+            self._task.inputs(raw), batch_size=self._batch_size, buckets=self._task.buckets
+        )
+        outputs = gather(
+            (batch["id"], self._steps.outputs(self._variables, self._steps.place(batch)))
+            for batch in batches
+        )
+        return self._task.describe(raw, outputs)
+
+
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
     """Outputs of every example, for paired comparisons and a closer look."""
     correct = task.correctness(evaluation.outputs, split)
-    np.savez_compressed(
-        folder / f"outputs-{split}.npz", correctness=correct, **evaluation.outputs
-    )
+    np.savez_compressed(folder / f"outputs-{split}.npz", correctness=correct, **evaluation.outputs)
 
 
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:
     """Attention weights of the first examples of a split, by name."""
     import jax
-
     from tasks.common.pipeline import evaluation_batches
 
     size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
@@ -169,9 +218,7 @@ def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[
     for batch in evaluation_batches(examples, batch_size=size, buckets=_longest(task)):
         weights = jax.device_get(steps.attention(variables, steps.place(batch)))
         order = np.argsort(batch["id"][batch["id"] >= 0])
-        return {
-            name: np.asarray(value)[batch["id"] >= 0][order] for name, value in weights.items()
-        }
+        return {name: np.asarray(value)[batch["id"] >= 0][order] for name, value in weights.items()}
     return {}
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from launch.engine import sharding, state as states
+from launch.engine import sharding
+from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.optimizers import make_optimizer, make_schedule
 from tasks.task import Task
@@ -74,9 +75,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
         (loss, (metrics, statistics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state["params"]
         )
-        updates, optimizer_state = optimizer.update(
-            gradients, state["optimizer"], state["params"]
-        )
+        updates, optimizer_state = optimizer.update(gradients, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {
             "params": params,

@@ -1,0 +1,179 @@
+"""What every verb does around its work: flags, paths, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from tasks.common.errors import UserError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir)."
+)
+flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Folder for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, or "
+    "~/.cache/attention).",
+)
+flags.DEFINE_string(
+    "data_mirror",
+    None,
+    "Folder where sources are looked for first (default: ATTENTION_DATA_MIRROR).",
+)
+
+
+def paths():
+    """Where data is kept, from flags and environment."""
+    from tasks.common.paths import Paths
+
+    return Paths.default(
+        data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir, mirror=FLAGS.data_mirror
+    )
+
+
+def define_config() -> None:
+    """Defines --config, a file whose keys `--config.key=value` overrides."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, for example configs/text_classification.py:sst2; "
+        "--config.model.num_layers=2 overrides a key.",
+    )
+
+
+def define_workdir() -> None:
+    """Defines --workdir."""
+    flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+
+
+def required(name: str) -> str:
+    """Value of a flag that has to be given.
+
+    Raises:
+      UserError: it was not.
+    """
+    if not FLAGS[name].value:
+        raise UserError(f"--{name} is missing; see --help")
+    return FLAGS[name].value
+
+
+def workdir() -> Path:
+    """The run folder that --workdir names."""
+    return Path(required("workdir")).expanduser()
+
+
+def experiment():
+    """The experiment that --config and its overrides describe."""
+    from launch.engine.config import resolve
+
+    if FLAGS["config"].value is None:
+        raise UserError("--config is missing, for example --config=configs/text_classification.py")
+    return resolve(FLAGS["config"].value)
+
+
+def command() -> str:
+    """The command as typed, for records."""
+    verb = Path(sys.argv[0]).stem
+    return shlex.join(["python", "-m", f"launch.{verb}", *sys.argv[1:]])
+
+
+def set_up_jax(config=None) -> None:
+    """Devices and compilation cache; before anything is compiled."""
+    import jax
+
+    from launch.engine.sharding import request_devices
+
+    # Threefry is what keeps dropout the same under any mesh.
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    jax.config.update("jax_threefry_partitionable", True)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(paths().cache_dir / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A cache that cannot be written is slower, no more.
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    if config is not None:
+        request_devices(config.mesh)
+
+
+def main(verb: Callable[[], None], usage: str) -> None:
+    """Runs a verb: a person's mistake is one line on standard error and exit status 2."""
+    app.usage = lambda *_, **__: None
+    sys.modules["__main__"].__doc__ = usage
+    app.run(lambda _: _guarded(verb), flags_parser=_parse)
+
+
+def _guarded(verb: Callable[[], None]) -> None:
+    from launch.engine.errors import Interrupted
+
+    try:
+        verb()
+    except UserError as error:
+        fail(str(error))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`): nothing more to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(message: str) -> None:
+    """One line on standard error, exit status 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = FLAGS(list(argv))
+    except UserError as error:
+        fail(str(error))
+    except Exception as error:
+        with contextlib.suppress(UserError):
+            _explain(argv)
+            fail(f"{error}")
+        raise AssertionError from error
+    if rest[1:]:
+        fail(f"{rest[1]!r} is not a flag; flags begin with --, see --help")
+    return rest
+
+
+def _explain(argv: Sequence[str]) -> None:
+    """Says better than the flags library what is wrong with --config or its overrides."""
+    from launch.engine import config as configs
+
+    given = [word for word in argv if word.startswith(("--config=", "-config="))]
+    overrides = [
+        word.lstrip("-").partition("=")[0].removeprefix("config.")
+        for word in argv
+        if word.startswith(("--config.", "-config."))
+    ]
+    if "config" in FLAGS and overrides and not given:
+        fail("--config is missing: --config.key=value overrides a key of --config=FILE")
+    if "config" not in FLAGS or not given:
+        return
+    try:
+        known = configs.flatten(configs.to_dict(configs.load_file(given[-1].partition("=")[2])))
+    except UserError as error:
+        fail(str(error))
+    for key in overrides:
+        if key not in known:
+            inner = [name for name in known if name.startswith(f"{key}.")]
+            if inner:
+                fail(f"config.{key}: is a group of keys; set one of them, such as {inner[0]}")
+            fail(f"config.{key}: no such key{configs.nearest(key, known)}")

@@ -1,0 +1,117 @@
+"""Draws the plain figures of `tasks.figures` and training curves as HTML that needs no file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix, Figure
+
+
+def draw(figure: Figure) -> str:
+    """HTML of one figure.
+
+    Raises:
+      TypeError: an unknown kind of figure.
+    """
+    if isinstance(figure, AttendedText):
+        return _attended_text(figure)
+    if isinstance(figure, ConfusionMatrix):
+        return _confusion_matrix(figure)
+    if isinstance(figure, AttendedImage):
+        return _attended_image(figure)
+    if isinstance(figure, Alignment):
+        return _alignment(figure)
+    raise TypeError(f"no drawing for {type(figure).__name__}")
+
+
+def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Lines over steps: name -> (steps, values)."""
+    canvas, axes = _canvas(5.2, 3.2)
+    for name, (steps, values) in series.items():
+        axes.plot(steps, values, label=name, marker="." if len(values) < 30 else None)
+    axes.set_xlabel("step")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _picture(canvas, title)
+
+
+def _confusion_matrix(figure: ConfusionMatrix) -> str:
+    matrix, count = np.asarray(figure.matrix), len(figure.labels)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(max(3.2, 1.6 + 0.42 * count), 11)
+    canvas, axes = _canvas(side + 0.6, side)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(count), figure.labels, rotation=60, ha="right")
+    axes.set_yticks(range(count), figure.labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(figure.title)
+    if count <= 25:
+        for (row, column), value in np.ndenumerate(matrix):
+            if value:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axes.text(
+                    column, row, str(value), ha="center", va="center", color=colour, fontsize=7
+                )
+    return _picture(canvas, figure.title)
+
+
+def _attended_text(figure: AttendedText) -> str:
+    weights = np.asarray(figure.weights, float)
+    strongest = max(float(weights.max(initial=0.0)), 1e-12)
+    words = "".join(
+        f'<span style="background: rgba(235, 110, 20, {weight / strongest:.2f})" '
+        f'title="{weight:.3f}">{html.escape(token)}</span> '
+        for token, weight in zip(figure.tokens, weights, strict=True)
+    )
+    return f"<p><b>{html.escape(figure.caption)}</b></p><p class='text' dir='auto'>{words}</p>"
+
+
+def _attended_image(figure: AttendedImage) -> str:
+    import matplotlib.figure
+
+    canvas = matplotlib.figure.Figure(figsize=(4.2, 2.2), layout="constrained")
+    left, right = canvas.subplots(1, 2)
+    left.imshow(figure.image, cmap="gray")
+    right.imshow(figure.image, cmap="gray")
+    height, width = np.shape(figure.image)[:2]
+    right.imshow(
+        figure.weights, cmap="inferno", alpha=0.65, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+    )
+    for axes in (left, right):
+        axes.set_axis_off()
+    canvas.suptitle(figure.caption, fontsize=9)
+    return _picture(canvas, figure.caption)
+
+
+def _alignment(figure: Alignment) -> str:
+    canvas, axes = _canvas(
+        1.4 + 0.26 * len(figure.inputs), max(1.6, 1.0 + 0.26 * len(figure.outputs))
+    )
+    axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(figure.inputs)), figure.inputs)
+    axes.set_yticks(range(len(figure.outputs)), figure.outputs)
+    axes.set_xlabel("input")
+    axes.set_ylabel("output")
+    axes.set_title(figure.caption, fontsize=9)
+    return _picture(canvas, figure.caption)
+
+
+def _canvas(width: float, height: float):
+    import matplotlib.figure
+
+    canvas = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    return canvas, canvas.subplots()
+
+
+def _picture(canvas, alternative: str) -> str:
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'

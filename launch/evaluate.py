@@ -1,0 +1,42 @@
+"""Evaluates the best checkpoint of a run folder on a split.
+
+python -m launch.evaluate --workdir=runs/sst2 --split=test
+
+Writes evaluation-<split>.json into the folder and prints it.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+
+from launch.engine import cli
+
+cli.define_workdir()
+flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
+
+
+def evaluate() -> None:
+    """The verb."""
+    from launch.engine import config as configs
+    from launch.engine import evaluation, run
+    from launch.engine.writers import write_json
+
+    folder, split = cli.workdir(), cli.FLAGS.split
+    config = run.saved_config(folder)
+    cli.set_up_jax(config)
+    task = configs.task_class(config.task).prepare(config.data, config.model, cli.paths())
+    run.check_assets(task, folder)
+    steps, variables, best = run.load_variables(task, config, folder)
+    result = evaluation.evaluate(
+        task, steps, variables, split, config.training.evaluation_batch_size
+    )
+    run.save_outputs(folder, task, result, split)
+    record = {"split": split, "step": best, "metrics": result.metrics}
+    write_json(folder / f"evaluation-{split}.json", record)
+    print(json.dumps(record, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    cli.main(evaluate, __doc__)

@@ -1,0 +1,25 @@
+"""Fetches and builds the data of a config ahead of training, and fits its tokenizer.
+
+python -m launch.prepare --config=configs/text_classification.py:sst2
+"""
+
+from __future__ import annotations
+
+from launch.engine import cli
+
+cli.define_config()
+
+
+def prepare() -> None:
+    """The verb."""
+    from launch.engine import config as configs
+    from tasks.task import SPLITS
+
+    config = cli.experiment()
+    task = configs.task_class(config.task).prepare(config.data, config.model, cli.paths())
+    sizes = ", ".join(f"{split} {len(task.examples(split)):,}" for split in SPLITS)
+    print(f"{config.task}: {config.data.name} is ready: {sizes} examples")
+
+
+if __name__ == "__main__":
+    cli.main(prepare, __doc__)

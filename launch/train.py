@@ -1,0 +1,42 @@
+"""Trains one experiment and prints the test table, the baselines beside.
+
+python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
+
+The same command on the same folder goes on where it stopped, and does nothing once it is done.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from launch.engine import cli
+
+cli.define_config()
+cli.define_workdir()
+flags.DEFINE_bool(
+    "record", False, "Also write a run file under --results; refuses a tree that is not committed."
+)
+flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+flags.DEFINE_bool("baselines", True, "Fit the cheap baselines (once) and show them beside.")
+
+
+def train() -> None:
+    """The verb."""
+    from pathlib import Path
+
+    from launch.engine import results
+    from launch.engine.run import run
+
+    config, folder = cli.experiment(), cli.workdir()
+    if cli.FLAGS.record:
+        results.check_recordable()
+    cli.set_up_jax(config)
+    record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines)
+    results.show(record, results.task_class(config.task).table_metrics)
+    print(f"report: {folder / 'report.html'}")
+    if cli.FLAGS.record:
+        print(f"recorded: {results.save_record(record, Path(cli.FLAGS.results))}")
+
+
+if __name__ == "__main__":
+    cli.main(train, __doc__)
