@@ -1,0 +1,43 @@
+"""Runs a base and its declared one-change deltas over seeds, and prints one table.
+
+python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
+
+Finished runs are skipped, so the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch.engine import cli
+
+cli.define_workdir()
+flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
+flags.DEFINE_integer("seeds", None, "Number of seeds, in place of the file's.", lower_bound=1)
+
+
+def ablate() -> None:
+    """The verb."""
+    from launch.engine import ablation as ablations
+
+    path, folder = cli.required("config"), cli.workdir()
+    ablation = ablations.load_ablation(path)
+    experiments = ablations.resolve_ablation(ablation)
+    cli.set_up_jax(next(iter(experiments.values())))
+    outcomes = ablations.run_all(
+        experiments,
+        cli.FLAGS.seeds or ablation.seeds,
+        folder,
+        cli.paths(),
+        cli.command(),
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if ablations.finish(folder, Path(path).stem, outcomes):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.main(ablate, __doc__)

@@ -1,0 +1,278 @@
+"""Ablations: a base, named one-change deltas, seeds; and the proof that nothing else changed.
+
+`configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything runs,
+the resolved config of every delta is compared with the base's, field by field: what differs must be
+what the delta declares, no more and no less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine import config as configs
+from launch.engine.config import Experiment
+from launch.engine.results import mean_and_spread, spell
+from tasks.common.errors import UserError
+from tasks.common.paths import Paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """One named change to the base.
+
+    Attributes:
+      declares: the fields that it means to change, as dotted keys ('model.pooling').
+      overrides: dotted key -> value, set on the base.
+      config: a config file (with ':argument') in place of the base, before the overrides.
+    """
+
+    declares: Sequence[str]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A base and what is compared with it.
+
+    Attributes:
+      base: config file with ':argument'.
+      deltas: by name.
+      overrides: dotted key -> value, for the base and so for every delta on it.
+      base_name: what the base is called in the table.
+      seeds: how many seeds, from 0.
+    """
+
+    base: str
+    deltas: Mapping[str, Delta]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base_name: str = "base"
+    seeds: int = 3
+
+
+def load_ablation(path: str) -> Ablation:
+    """The ablation of a file.
+
+    Raises:
+      UserError: no such file, or no get_ablation in it that returns an Ablation.
+    """
+    module = configs.load_module(path)
+    ablation = module.get_ablation() if hasattr(module, "get_ablation") else None
+    if not isinstance(ablation, Ablation):
+        raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
+    return ablation
+
+
+def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
+    """Name -> experiment, the base first.
+
+    Raises:
+      UserError: a delta changes a field that it does not declare, declares one that it does not
+        change, or a config does not resolve.
+    """
+    base = configs.override(
+        configs.load_file(ablation.base), {**ablation.overrides, "name": ablation.base_name}
+    )
+    found = {ablation.base_name: base}
+    for name, delta in ablation.deltas.items():
+        if name in found:
+            raise UserError(f"delta {name!r} has the name of the base; rename it")
+        start = configs.load_file(delta.config) if delta.config else base
+        start = configs.override(start, {**delta.overrides, "name": ablation.base_name})
+        changed = configs.differences(base, start)
+        for key in changed:
+            if key not in delta.declares:
+                raise UserError(
+                    f"delta {name!r} also changes {key}, which it does not declare; declare it, "
+                    "or take it out"
+                )
+        for key in delta.declares:
+            if key not in changed:
+                raise UserError(
+                    f"delta {name!r} declares {key} but does not change it "
+                    f"{configs.nearest(key, changed).strip()}".rstrip()
+                )
+        found[name] = configs.override(start, {"name": name})
+    return found
+
+
+def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
+    """Every combination of `key=a,b,c` settings, by name; the base alone where there are none.
+
+    Raises:
+      UserError: a setting is not key=values, or a value does not fit its key.
+    """
+    axes = []
+    for setting in settings:
+        key, equals, values = setting.partition("=")
+        if not equals or not values:
+            raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
+        axes.append([(key.removeprefix("config."), value) for value in values.split(",")])
+    found = {}
+    for combination in itertools.product(*axes):
+        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
+        changes = {key: _literal(base, key, value) for key, value in combination}
+        if combination:
+            changes["name"] = name.replace(",", "-").replace("=", "-")
+        found[name or base.name] = configs.override(base, changes)
+    return found
+
+
+def _literal(base: Experiment, key: str, value: str) -> Any:
+    current = configs.flatten(configs.to_dict(base)).get(key)
+    if isinstance(current, str):
+        return value
+    try:
+        return json.loads(value.lower() if value in ("True", "False") else value)
+    except json.JSONDecodeError:
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one experiment gave over the seeds: records, and the message of what failed."""
+
+    experiment: Experiment
+    records: Mapping[int, Mapping[str, Any]]
+    failures: Mapping[int, str]
+    folders: Mapping[int, Path]
+
+
+def run_all(
+    experiments: Mapping[str, Experiment],
+    seeds: int,
+    folder: Path,
+    paths: Paths,
+    command: str,
+    say: Any,
+) -> dict[str, Outcome]:
+    """Runs every experiment at every seed; finished ones are found by their config's hash.
+
+    Args:
+      experiments: by name, the base first.
+      seeds: how many, from the experiment's own seed on.
+      folder: gets one run folder a config hash.
+      paths: where data is kept.
+      command: as typed, for the records.
+      say: called with a line about each run.
+    """
+    from launch.engine.run import run
+
+    outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
+    # Seed by seed, so that a stopped ablation has compared all it could.
+    for offset, (name, outcome) in itertools.product(range(seeds), outcomes.items()):
+        seed = outcome.experiment.seed + offset
+        config = configs.override(outcome.experiment, {"seed": seed})
+        run_folder = folder / f"{config.name}-seed{seed}-{configs.identity(config)}"
+        finished = (run_folder / "result.json").exists()
+        say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
+        outcome.folders[seed] = run_folder
+        try:
+            outcome.records[seed] = run(config, run_folder, paths, command)
+        except UserError as error:
+            outcome.failures[seed] = str(error)
+        except Exception as error:
+            outcome.failures[seed] = f"{type(error).__name__}: {error}"
+        if seed in outcome.failures:
+            say(f"{name}, seed {seed}: failed: {outcome.failures[seed]}")
+    return outcomes
+
+
+def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
+    """Mean difference to the base on the primary metric, and half its 95 % interval.
+
+    Paired by example: for each test example the mean correctness over the common seeds, the
+    base's taken away; the interval is the normal one over the examples.
+    """
+    common = sorted(outcome.records.keys() & base.records.keys())
+    if not common:
+        return None
+    pairs = [
+        _correctness(outcome.folders[seed]) - _correctness(base.folders[seed]) for seed in common
+    ]
+    difference = np.mean(pairs, axis=0)
+    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()), 1.96 * float(error)
+
+
+def _correctness(folder: Path) -> np.ndarray:
+    with np.load(folder / "outputs-test.npz") as saved:
+        return saved["correctness"].astype(np.float64)
+
+
+def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean ± spread over the seeds, and the paired difference to the base."""
+    first = next(iter(outcomes.values()))
+    task = configs.task_class(first.experiment.task)
+    metrics = list(task.table_metrics)
+    header = [
+        "experiment", *metrics, f"{metrics[0]} - base (95 %)", "seeds", "weights", "seconds a run",
+    ]  # fmt: skip
+    return header, list(_rows(outcomes, metrics, first))
+
+
+def _rows(
+    outcomes: Mapping[str, Outcome], metrics: Sequence[str], base: Outcome
+) -> Iterator[list[str]]:
+    for name, outcome in outcomes.items():
+        runs = list(outcome.records.values())
+        if not runs:
+            yield [name, *("failed" for _ in metrics), "", "0", "", ""]
+            continue
+        pair = paired_difference(outcome, base) if outcome is not base else None
+        yield [
+            name,
+            *(spell([run["metrics"][metric] for run in runs]) for metric in metrics),
+            f"{pair[0]:+.4f} ± {pair[1]:.4f}" if pair else "",
+            str(len(runs)),
+            f"{runs[0]['parameters']:,}",
+            f"{mean_and_spread([run['seconds'] for run in runs])[0]:.0f}",
+        ]
+    baselines = {name: values for run in base.records.values() for name, values in
+                 run["baselines"].items()}  # fmt: skip
+    for name, values in baselines.items():
+        figures = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+        yield [f"baseline {name}", *figures, "", "", "", ""]
+
+
+def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome]) -> int:
+    """Prints the table, writes it as table.md and its figures as table.json; counts failures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.engine.writers import write_json, write_text
+
+    header, rows = table(outcomes)
+    shown = Table(title=title)
+    for number, column in enumerate(header):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(shown)
+    lines = [f"# {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    write_text(
+        folder / "table.md", "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+    )
+    failures = {
+        f"{name}, seed {seed}": message
+        for name, outcome in outcomes.items()
+        for seed, message in outcome.failures.items()
+    }
+    write_json(
+        folder / "table.json",
+        {
+            "runs": {name: list(outcome.records.values()) for name, outcome in outcomes.items()},
+            "failures": failures,
+        },
+    )
+    for run, message in failures.items():
+        print(f"failed: {run}: {message}")
+    return len(failures)

@@ -1,0 +1,53 @@
+"""Runs a config over seeds, and over values of its keys, and prints one table.
+
+python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/sweep
+    --seeds=3 --set model.num_layers=1,2
+
+Several --set give every combination. The first combination is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch.engine import cli
+
+cli.define_config()
+cli.define_workdir()
+flags.DEFINE_integer("seeds", 1, "Number of seeds, from the config's on.", lower_bound=1)
+flags.DEFINE_multi_string("set", [], "key=a,b,c")
+flags.DEFINE_bool("record", False, "Also write run files under --results, as launch.train does.")
+flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+
+
+def sweep() -> None:
+    """The verb."""
+    from launch.engine import ablation as ablations
+    from launch.engine import results
+
+    config, folder = cli.experiment(), cli.workdir()
+    experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
+    if cli.FLAGS.record:
+        results.check_recordable()
+    cli.set_up_jax(config)
+    outcomes = ablations.run_all(
+        experiments,
+        cli.FLAGS.seeds,
+        folder,
+        cli.paths(),
+        cli.command(),
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if cli.FLAGS.record:
+        for outcome in outcomes.values():
+            for record in outcome.records.values():
+                print(f"recorded: {results.save_record(record, Path(cli.FLAGS.results))}")
+    if ablations.finish(folder, f"{config.task}: {config.data.name}", outcomes):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.main(sweep, __doc__)
