@@ -47,6 +47,7 @@ CAPABILITIES = {
     "grouped_query": "fewer key/value heads than query heads",
     "value_size": "value head size may differ from head size",
     "dropout": "drops weights",
+    "rope": "turns query and key by their positions",
     "permutation": "without positions, the order of the keys does not matter",
     "state": "carries something from step to step",
 }
@@ -115,7 +116,8 @@ _TABLE: list[Mechanism] = [
         "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
         "O(T·S·D + T·D²)",
         "O(T·S)",
-        "mask causal cross weights bias logit_cap grouped_query value_size dropout permutation",
+        "mask causal cross weights bias logit_cap grouped_query value_size dropout rope "
+        "permutation",
     ),
     _line(
         "alignment",

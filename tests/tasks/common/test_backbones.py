@@ -1,0 +1,239 @@
+"""The backbones that tasks share: what configs refuse, what padding may change, what rules
+match.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from attention import masks
+from tasks.common.backbones import recurrent, transformer
+from tasks.common.backbones.recurrent import GRU, BidirectionalGRU
+from tasks.common.backbones.transformer import Encoder, EncoderConfig, LayerNorm
+
+SMALL = EncoderConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=12, max_length=9)
+LENGTHS = jnp.array([5, 3])
+VALID = jnp.arange(5) < LENGTHS[:, None]
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def paths(module):
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {"/".join(map(str, path)): leaf[...].shape for path, leaf in flat}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": -1}, r"num_layers: got -1, expected at least 1"),
+        ({"num_heads": 3}, r"num_heads: got 3, expected a divisor of model_size=8"),
+        ({"feedforward_size": 0}, r"feedforward_size: got 0"),
+        ({"dropout_rate": 1.0}, r"dropout_rate: got 1.0, expected a rate in \[0, 1\)"),
+        ({"norm": "middle"}, r"norm: got 'middle', expected one of 'pre', 'post'"),
+        ({"activation": "swish"}, r"activation: got 'swish'"),
+        ({"positions": "alibi"}, r"positions: got 'alibi'"),
+        ({"mechanism": "nothing"}, r"mechanism: got 'nothing', expected one of .*'dot_product'"),
+        ({"num_heads": 8, "positions": "rope"}, r"num_heads: got 8 .* even head size"),
+        ({"model_size": 7, "num_heads": 1}, r"model_size: got 7, expected an even size"),
+    ],
+)
+def test_config_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rope", "none"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_encoder_padding_changes_nothing(positions, norm):
+    encoder = Encoder(dataclasses.replace(SMALL, positions=positions, norm=norm), rngs=nnx.Rngs(0))
+    x = normal(1, 2, 5, 8)
+    run = jax.jit(lambda x, lengths: encoder(x, lengths=lengths))
+    states = run(x, LENGTHS)
+    changed = run(jnp.where(VALID[..., None], x, 99.0), LENGTHS)
+    np.testing.assert_array_equal(states[VALID], changed[VALID])
+    shorter = encoder(x[1:, :3])
+    np.testing.assert_allclose(states[1, :3], shorter[0], atol=2e-6)
+    by_valid = jax.jit(lambda x, valid: encoder(x, valid=valid))(x, VALID)
+    np.testing.assert_array_equal(states, by_valid)
+
+
+def test_encoder_without_positions_is_permutation_equivariant_and_with_them_is_not():
+    x, order = normal(1, 2, 5, 8), jnp.array([3, 0, 4, 1, 2])
+    for positions in ("none", "sinusoidal"):
+        encoder = Encoder(dataclasses.replace(SMALL, positions=positions), rngs=nnx.Rngs(0))
+        run = jax.jit(encoder)
+        difference = np.abs(run(x)[:, order] - run(x[:, order])).max()
+        assert (difference < 1e-5) == (positions == "none")
+
+
+def test_encoder_takes_a_mask():
+    encoder = Encoder(SMALL, rngs=nnx.Rngs(0))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(encoder(x, mask=masks.causal())[:, 2])))
+    influence = np.abs(gradient(normal(1, 2, 5, 8))).sum(axis=(0, 2))
+    assert (influence[:3] > 0).all()
+    np.testing.assert_array_equal(influence[3:], 0)
+
+
+def test_encoder_dropout_follows_the_key():
+    config = dataclasses.replace(SMALL, dropout_rate=0.5, attention_dropout_rate=0.5)
+    encoder = Encoder(config, rngs=nnx.Rngs(0))
+    run = jax.jit(lambda x, key: encoder(x, dropout_key=key))
+    x = normal(1, 2, 5, 8)
+    first, again, other = (run(x, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    assert np.abs(first - encoder(x)).max() > 0.1
+
+
+def test_encoder_weights():
+    encoder = Encoder(SMALL, rngs=nnx.Rngs(0))
+    x = normal(1, 2, 5, 8)
+    states, weights = encoder(x, lengths=LENGTHS, return_weights=True)
+    assert weights.shape == (2, 2, 2, 5, 5)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(weights[:, 1, :, :, 3:], 0)
+    np.testing.assert_array_equal(states, encoder(x, lengths=LENGTHS))
+
+
+def test_encoder_bfloat16_is_close_and_keeps_its_dtype():
+    x = normal(1, 2, 5, 8)
+    outputs = [
+        Encoder(dataclasses.replace(SMALL, dtype=dtype), rngs=nnx.Rngs(0))(x)
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert outputs[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(outputs[0], outputs[1].astype(jnp.float32), atol=0.06)
+
+
+def test_encoder_refuses_what_does_not_fit():
+    encoder = Encoder(SMALL, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"length 10, expected at most max_length=9"):
+        encoder(jnp.zeros((1, 10, 8)))
+    with pytest.raises(ValueError, match=r"x: got shape \[1, 5, 6\], expected .* with D=8"):
+        encoder(jnp.zeros((1, 5, 6)))
+    with pytest.raises(ValueError, match="one of them"):
+        encoder(jnp.zeros((2, 5, 8)), lengths=LENGTHS, valid=VALID)
+
+
+def test_layer_norm_by_hand():
+    # Mean 2, variance 2/3: (1, 2, 3) -> ±sqrt(3/2) and 0.
+    norm = LayerNorm(3, epsilon=0.0)
+    norm.scale[...] = jnp.array([2.0, 2.0, 2.0])
+    norm.bias[...] = jnp.array([1.0, 1.0, 1.0])
+    expected = [1 - 2 * 1.5**0.5, 1.0, 1 + 2 * 1.5**0.5]
+    np.testing.assert_allclose(norm(jnp.array([1.0, 2.0, 3.0])), expected, rtol=1e-6)
+
+
+def test_encoder_parameters_of_the_named_size():
+    # 4 D² + 4 D a layer of attention, 2 D F + F + D of feed-forward, 4 D of norms; 2 D at the end.
+    D, F, L = 8, 12, 2
+    expected = L * (4 * D * D + 4 * D + 2 * D * F + F + D + 4 * D) + 2 * D
+    sizes = [np.prod(shape) for shape in paths(Encoder(SMALL, rngs=nnx.Rngs(0))).values()]
+    assert sum(sizes) == expected == 1080
+
+
+def test_sharding_rules_match_every_matrix_once_with_its_rank():
+    modules = {
+        transformer.SHARDING_RULES: Encoder(SMALL, rngs=nnx.Rngs(0)),
+        recurrent.SHARDING_RULES: BidirectionalGRU(8, 6, rngs=nnx.Rngs(0)),
+    }
+    matched = {}
+    for rules, module in modules.items():
+        for path, shape in paths(module).items():
+            found = [axes for pattern, axes in rules if re.search(pattern, path)]
+            assert len(found) <= 1, path
+            assert all(len(axes) == len(shape) for axes in found), path
+            matched[path] = found
+    assert matched["layers/0/attention/query/kernel"] == [("fsdp", "tensor", None)]
+    assert matched["layers/1/attention/out/kernel"] == [("tensor", None, "fsdp")]
+    assert matched["layers/1/feedforward/up/kernel"] == [("fsdp", "tensor")]
+    assert matched["layers/0/feedforward/down/kernel"] == [("tensor", "fsdp")]
+    assert matched["forward/input/kernel"] == [("fsdp", None)]
+    assert matched["layers/0/attention_norm/scale"] == []
+
+
+def gru_by_hand(gru, x, state):
+    """One example, in float64 NumPy, by the equations of the docstring."""
+    weights = [
+        np.asarray(array[...], np.float64)
+        for projection in (gru.input, gru.recurrent)
+        for array in (projection.kernel, projection.bias)
+    ]
+    W, b_w, U, b_u = weights
+    sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
+    states = []
+    for row in np.asarray(x, np.float64):
+        x_r, x_z, x_n = np.split(row @ W + b_w, 3)
+        h_r, h_z, h_n = np.split(state @ U + b_u, 3)
+        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+        state = (1 - z) * np.tanh(x_n + r * h_n) + z * state
+        states.append(state)
+    return np.array(states)
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_gru_equals_its_equations_and_holds_its_state_at_padding(unroll):
+    gru = GRU(4, 3, unroll=unroll, rngs=nnx.Rngs(0))
+    gru.input.bias[...] = normal(2, 9)
+    gru.recurrent.bias[...] = normal(3, 9)
+    x, initial = normal(1, 2, 5, 4), normal(4, 2, 3)
+    states, last = jax.jit(lambda x: gru(x, valid=VALID, initial_state=initial))(x)
+    for example, length in enumerate([5, 3]):
+        expected = gru_by_hand(gru, x[example, :length], np.asarray(initial[example], np.float64))
+        np.testing.assert_allclose(states[example, :length], expected, atol=1e-6)
+        np.testing.assert_allclose(last[example], expected[-1], atol=1e-6)
+    np.testing.assert_array_equal(states[1, 3:], jnp.stack([last[1], last[1]]))
+
+
+def test_gru_step_is_the_same_recurrence():
+    gru = GRU(4, 3, rngs=nnx.Rngs(0))
+    x = normal(1, 2, 5, 4)
+    states, _ = gru(x)
+    state = gru.initial_state(2)
+    for t in range(5):
+        state = gru.step(x[:, t], state)
+        np.testing.assert_allclose(state, states[:, t], atol=1e-6)
+
+
+def test_bidirectional_gru_is_one_each_way_whatever_the_padding():
+    gru = BidirectionalGRU(4, 3, rngs=nnx.Rngs(0))
+    x = normal(1, 2, 5, 4)
+    run = jax.jit(gru)
+    states, final = run(x, valid=VALID)
+    changed, changed_final = run(jnp.where(VALID[..., None], x, 99.0), valid=VALID)
+    np.testing.assert_array_equal(final, changed_final)
+    np.testing.assert_array_equal(states[VALID], changed[VALID])
+    zeros = np.zeros(3)
+    for example, length in enumerate([5, 3]):
+        row = x[example, :length]
+        forward = gru_by_hand(gru.forward, row, zeros)
+        backward = gru_by_hand(gru.backward, row[::-1], zeros)[::-1]
+        expected = np.concatenate([forward, backward], axis=-1)
+        np.testing.assert_allclose(states[example, :length], expected, atol=1e-6)
+        expected_final = np.concatenate([forward[-1], backward[0]])
+        np.testing.assert_allclose(final[example], expected_final, atol=1e-6)
+
+
+def test_gru_padding_has_no_gradient():
+    gru = GRU(4, 3, rngs=nnx.Rngs(0))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(gru(x, valid=VALID)[0] ** 2)))(normal(1, 2, 5, 4))
+    np.testing.assert_array_equal(gradient[~VALID], 0)
+    assert (np.abs(gradient[VALID]).sum(-1) > 0).all()
+
+
+def test_gru_refuses_what_does_not_fit():
+    gru = GRU(4, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"x: got shape \[5, 4\], expected \[B, T, D\]"):
+        gru(jnp.zeros((5, 4)))
+    with pytest.raises(ValueError, match=r"valid: got dtype int32, expected bool"):
+        gru(jnp.zeros((2, 5, 4)), valid=jnp.ones((2, 5), jnp.int32))
+    with pytest.raises(ValueError, match="state_size: got 0"):
+        GRU(4, 0, rngs=nnx.Rngs(0))
