@@ -1,8 +1,8 @@
 """Ablations: a base, named one-change deltas, seeds; and the proof that nothing else changed.
 
-`configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything runs,
-the resolved config of every delta is compared with the base's, field by field: what differs must be
-what the delta declares, no more and no less.
+`configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything
+runs, the resolved config of every delta is compared with the base's, field by field: what differs
+must be what the delta declares, no more and no less.
 """
 
 from __future__ import annotations

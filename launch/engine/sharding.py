@@ -1,8 +1,9 @@
 """The device mesh, and rules as data for what lies where on it.
 
-A rule is `(regular expression on the parameter's path, one axis name or None a dimension)`. The
-first rule that matches decides; what matches none, or has another number of dimensions, is kept
-whole on every device. An axis that does not divide a dimension is left out there.
+A rule is a regular expression on the parameter's path and, for each dimension, one axis name, a
+tuple of names, or None. The first rule that matches decides; what matches none, or has another
+number of dimensions, is kept whole on every device. An axis that does not divide a dimension is
+left out there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from tasks.common.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-Rule = tuple[str, tuple[str | None, ...]]
+Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +154,13 @@ def leaf_spec(
             if len(axes) != len(shape):
                 break
             return PartitionSpec(
-                *(
-                    axis if axis is not None and size % sizes[axis] == 0 else None
-                    for axis, size in zip(axes, shape, strict=True)
-                )
+                *(_dividing(axis, size, sizes) for axis, size in zip(axes, shape, strict=True))
             )
     return PartitionSpec()
+
+
+def _dividing(
+    axis: str | tuple[str, ...] | None, size: int, sizes: Mapping[str, int]
+) -> str | tuple[str, ...] | None:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return axis if names and size % math.prod(sizes[name] for name in names) == 0 else None

@@ -1,0 +1,1 @@
+"""Sentiment, topic and spam: texts to classes."""

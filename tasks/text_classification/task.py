@@ -1,0 +1,325 @@
+"""Text classification: the task contract over `data.py` and `model.py`."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tasks.common import baselines as linear
+from tasks.common.backbones import recurrent, transformer
+from tasks.common.errors import UserError
+from tasks.common.metrics import classification_metrics
+from tasks.common.paths import Paths
+from tasks.common.text import PAD, TextEncoder
+from tasks.figures import AttendedText, ConfusionMatrix, Figure
+from tasks.task import Task
+from tasks.text_classification import model as models
+from tasks.text_classification.data import DataConfig, TextData, load
+
+# Quantiles of the train lengths at which texts are padded; compiled once each.
+_BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
+
+
+class TextExamples:
+    """Encoded texts with or without labels, as `tasks.common.pipeline` reads them."""
+
+    padded = {"tokens": PAD}  # noqa: RUF012 - part of a protocol
+
+    def __init__(self, tokens: Sequence[np.ndarray], labels: np.ndarray | None):
+        """Args: ids of each text, not empty; class of each text."""
+        self._tokens, self._labels = tokens, labels
+        self.lengths = np.array([len(ids) for ids in tokens], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = {"tokens": self._tokens[index], "length": self.lengths[index]}
+        if self._labels is not None:
+            row["label"] = self._labels[index]
+        return row
+
+
+class TextClassification(Task):
+    """Texts to one class each."""
+
+    data_config = DataConfig
+    model_configs = models.MODEL_CONFIGS
+    primary_metric = "accuracy"
+    table_metrics = ("accuracy", "macro_f1", "mcc")
+    sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: Any,
+        encoder: TextEncoder,
+        labels: Sequence[str],
+        buckets: Sequence[int],
+        texts: TextData | None = None,
+    ):
+        """Use `prepare` or `restore`.
+
+        Args:
+          data: data config.
+          model: one of MODEL_CONFIGS.
+          encoder: fitted on the train split.
+          labels: names of the classes.
+          buckets: lengths to which batches are padded.
+          texts: the splits; None where only predictions are wanted.
+        """
+        self.data, self.model, self.encoder = data, model, encoder
+        self.labels, self._buckets, self._texts = list(labels), list(buckets), texts
+
+    @classmethod
+    def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> TextClassification:
+        """See `Task.prepare`."""
+        _check_lengths(data, model)
+        texts = load(data, paths)
+        train = texts.splits["train"].texts
+        encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, encoder, texts.label_names, (), texts)
+        task._buckets = _buckets(task.examples("train").lengths, data.text.max_length)
+        return task
+
+    @classmethod
+    def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> TextClassification:
+        """See `Task.restore`."""
+        encoder = TextEncoder.from_json(assets["encoder"])
+        return cls(data, model, encoder, assets["labels"], assets["buckets"])
+
+    def assets(self) -> dict[str, Any]:
+        """Labels, buckets and tokenizer."""
+        return {
+            "labels": self.labels,
+            "buckets": self._buckets,
+            "encoder": self.encoder.to_json(),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the texts and labels."""
+        return self._texts.fingerprint
+
+    # ------------------------------------------------------------------ data
+
+    @functools.cache  # noqa: B019 - a task lives as long as its run
+    def examples(self, split: str) -> TextExamples:
+        """See `Task.examples`; encoded once, in memory."""
+        part = self._texts.splits[split]
+        return TextExamples(self.encoder.encode_batch(part.texts), part.labels)
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """See `Task.buckets`."""
+        return self._buckets
+
+    # ------------------------------------------------------------------ model
+
+    def build_model(self, rngs: Any) -> Any:
+        """See `Task.build_model`."""
+        prior = None
+        if getattr(self.model, "prior", "none") == "naive_bayes":
+            prior = self._prior()
+        return models.build(self.model, self.encoder.size, len(self.labels), prior=prior, rngs=rngs)
+
+    def _prior(self) -> np.ndarray:
+        columns = 1 if len(self.labels) == 2 else len(self.labels)
+        if columns > self.model.embedding_size:
+            raise UserError(
+                f"config.model.embedding_size must be at least {columns}, the number of classes, for "
+                f"prior='naive_bayes', got {self.model.embedding_size}"
+            )
+        if self._texts is None:
+            # Restored weights take its place.
+            return np.zeros((self.encoder.size, columns), np.float32)
+        return self._log_count_ratio
+
+    @functools.cached_property
+    def _log_count_ratio(self) -> np.ndarray:
+        return log_count_ratio(
+            [row["tokens"] for row in self.examples("train")],
+            self._texts.splits["train"].labels,
+            self.encoder.size,
+            len(self.labels),
+        )
+
+    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+        """Cross-entropy, and the accuracy under dropout."""
+        logits = model(batch["tokens"], batch["length"], dropout_key=dropout_key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        weight = batch["weight"]
+        total = jnp.maximum(jnp.sum(weight), 1.0)
+        right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
+        return jnp.sum(losses * weight) / total, {"accuracy": jnp.sum(right * weight) / total}
+
+    def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Summed cross-entropy, number of texts, confusion counts [true, predicted]."""
+        logits = model(batch["tokens"], batch["length"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        classes, real = len(self.labels), batch["weight"] > 0
+        pair = batch["label"] * classes + jnp.argmax(logits, axis=-1)
+        counts = jnp.zeros(classes * classes, jnp.int32).at[pair].add(real.astype(jnp.int32))
+        return {
+            "loss": jnp.sum(losses * batch["weight"]),
+            "weight": jnp.sum(batch["weight"]),
+            "confusion": counts.reshape(classes, classes),
+        }
+
+    def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Probabilities [B, classes]."""
+        logits = model(batch["tokens"], batch["length"])
+        return {"probabilities": jax.nn.softmax(logits, axis=-1)}
+
+    def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights of the pool [B, heads, T] and of the encoder's layers [B, L, N, T, T]."""
+        return model(batch["tokens"], batch["length"], return_weights=True)[1]
+
+    # ------------------------------------------------------------------ on the host
+
+    def finalize(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """Loss, and the metrics of `tasks.common.metrics`."""
+        predictions = np.argmax(outputs["probabilities"], axis=-1)
+        metrics = classification_metrics(self._texts.splits[split].labels, predictions, self.labels)
+        return {"loss": float(statistics["loss"] / statistics["weight"]), **metrics}
+
+    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """1 where the class is right."""
+        predictions = np.argmax(outputs["probabilities"], axis=-1)
+        return (predictions == self._texts.splits[split].labels).astype(np.float32)
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """Confusion matrix, and what was attended in the first texts."""
+        part = self._texts.splits[split]
+        drawn: list[Figure] = [
+            ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
+        ]
+        weights = attended(attention, has_cls=getattr(self.model, "pooling", "") == "cls")
+        for index in range(len(weights)):
+            tokens = self.encoder.tokens(part.texts[index])[: self.examples(split).lengths[index]]
+            probabilities = outputs["probabilities"][index]
+            best = int(np.argmax(probabilities))
+            drawn.append(
+                AttendedText(
+                    f"predicted {self.labels[best]} ({probabilities[best]:.2f}), "
+                    f"true {self.labels[part.labels[index]]}",
+                    tokens,
+                    weights[index][: len(tokens)],
+                )
+            )
+        return drawn
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """TF-IDF with a linear SVC, and NB-SVM, fitted on the same train split."""
+        return {
+            "tfidf_linear_svc": lambda: self._baseline(linear.tfidf_linear_svc),
+            "nb_svm": lambda: self._baseline(linear.nb_svm),
+        }
+
+    def _baseline(self, fit: Callable) -> dict[str, float]:
+        began = time.monotonic()
+        train, test = self._texts.splits["train"], self._texts.splits["test"]
+        predictions = fit(train.texts, train.labels)(test.texts)
+        metrics = classification_metrics(test.labels, predictions, self.labels)
+        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+
+    # ------------------------------------------------------------------ predict
+
+    def inputs(self, raw: Sequence[str]) -> TextExamples:
+        """Any texts; one without a known word is a single unknown token."""
+        return TextExamples(self.encoder.encode_batch(raw), None)
+
+    def describe(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Label and probabilities, the most probable first."""
+        answers = []
+        for text, probabilities in zip(raw, outputs["probabilities"], strict=True):
+            order = np.argsort(-probabilities, kind="stable")
+            ranked = {self.labels[index]: round(float(probabilities[index]), 4) for index in order}
+            label = self.labels[order[0]]
+            words = "  ".join(f"{name} {value:.4f}" for name, value in ranked.items())
+            answers.append(
+                {
+                    "input": text,
+                    "label": label,
+                    "probabilities": ranked,
+                    "text": f"{label}  {words}",
+                }
+            )
+        return answers
+
+
+def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
+    """[examples, T] one weight a token: the pool's, else what the last layer looks at.
+
+    Args:
+      attention: as `TextClassification.attention` gives it.
+      has_cls: a classification token stands first, and is left out.
+    """
+    if "pool" in attention:
+        return attention["pool"].mean(axis=1)
+    last = attention["encoder"][:, -1].mean(axis=1)
+    return last[:, 0, 1:] if has_cls else last.mean(axis=1)
+
+
+def log_count_ratio(
+    tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
+) -> np.ndarray:
+    """Naive Bayes log-count ratios, r = log(p / |p|_1) - log(q / |q|_1) (Wang & Manning 2012).
+
+    p counts the texts of a class that hold an id, plus one; q those of all other classes.
+
+    Args:
+      tokens: ids of each text.
+      labels: [texts] class of each.
+      vocabulary: number of ids.
+      classes: number of classes.
+
+    Returns:
+      float32 [vocabulary, classes]; for two classes [vocabulary, 1], that of class 1.
+    """
+    counts = np.zeros((vocabulary, classes))
+    for ids, label in zip(tokens, labels, strict=True):
+        counts[np.unique(ids), label] += 1
+    inside = counts + 1
+    outside = counts.sum(axis=1, keepdims=True) - counts + 1
+    ratio = np.log(inside / inside.sum(axis=0)) - np.log(outside / outside.sum(axis=0))
+    ratio[PAD] = 0
+    return (ratio[:, 1:] if classes == 2 else ratio).astype(np.float32)
+
+
+def _check_lengths(data: DataConfig, model: Any) -> None:
+    longest = getattr(model, "max_length", None)
+    room = data.text.max_length + (getattr(model, "pooling", "") == "cls")
+    if longest is not None and longest < room:
+        raise UserError(
+            f"config.model.max_length must be at least {room}, as data.text.max_length asks, got {longest}"
+        )
+
+
+def _buckets(lengths: np.ndarray, longest: int) -> list[int]:
+    """A few lengths, multiples of 8, that waste little padding; the last holds any text."""
+    chosen = {
+        min(-(-int(np.quantile(lengths, quantile)) // 8) * 8, longest)
+        for quantile in _BUCKET_QUANTILES
+    }
+    return sorted(chosen | {longest})
+
+
+TASK = TextClassification
