@@ -1,0 +1,70 @@
+# Each target makes its own environment when needed: .venv by uv where there is uv, else by venv
+# and pip. PYTHON chooses the interpreter (3.11 to 3.13).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/movie_reviews
+CONFIG ?= configs/text_classification.py:movie_reviews,attention_pooling
+WORKERS ?= 2
+
+.PHONY: train test test-slow test-oracles lint format bench results clean
+
+train: $(VENV)/.run
+	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not oracle"
+
+test-oracles: $(VENV)/.oracles
+	$(BIN)/python -m pytest -m oracle
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m attention.registry --check
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.oracles
+	$(BIN)/python -m benchmarks.transformer_step
+
+results: $(VENV)/.run
+	$(BIN)/python -m launch.report --results=results --output=RESULTS.md
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache
+
+# ---------------------------------------------------------------- environments
+
+# torch goes first and with plain pip: it then takes the CPU build where the machine offers one.
+define install
+	@if [ ! -x $(BIN)/python ]; then \
+	  if command -v uv >/dev/null 2>&1; then uv venv --quiet --python $(PYTHON) $(VENV); \
+	  else $(PYTHON) -m venv $(VENV); fi; \
+	fi
+	@echo "installing $(1)"
+	@if command -v uv >/dev/null 2>&1 && [ "$(2)" != pip ]; then \
+	  uv pip install --quiet --python $(BIN)/python -r $(1) -c constraints.txt; \
+	else \
+	  $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(1) -c constraints.txt; \
+	fi
+endef
+
+$(VENV)/.run: requirements.txt constraints.txt
+	$(call install,requirements.txt)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(call install,requirements-dev.txt)
+	@touch $@
+
+$(VENV)/.oracles: $(VENV)/.dev requirements-oracles.txt
+	$(call install,requirements-oracles.txt,pip)
+	@touch $@

@@ -1,0 +1,83 @@
+"""A small data set of one's own, and verbs as a person types them."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOOD = ["fine", "lovely", "gripping", "funny", "warm", "好看", "superb"]
+BAD = ["dull", "awful", "boring", "weak", "cold", "难看", "flat"]
+PLAIN = ["film", "the", "a", "story", "plot", "with", "actor", "scene", "ending", "very"]
+
+
+def write_csv(path: pathlib.Path, rows: int = 240, seed: int = 0) -> pathlib.Path:
+    """Short reviews whose class shows in one or two of their words."""
+    rng = random.Random(seed)
+    lines = ["review,stars"]
+    for _ in range(rows):
+        label = rng.choice(["good", "bad"])
+        words = rng.choices(PLAIN, k=rng.randint(2, 9))
+        words += rng.choices(GOOD if label == "good" else BAD, k=rng.randint(1, 2))
+        rng.shuffle(words)
+        lines.append(f"{' '.join(words)} {rng.randint(0, 10**6)},{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> pathlib.Path:
+    """One cache folder for all, so that nothing of the person's own is touched."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def csv_file(tmp_path_factory) -> pathlib.Path:
+    """240 labelled reviews in two columns, review and stars."""
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture
+def verb(cache):
+    """Runs `python -m launch.NAME FLAGS` from the root of the repository."""
+
+    def run(name: str, *flags: str, stdin: str | None = None, **environment: str):
+        return subprocess.run(
+            command(name, cache, *flags),
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+def command(name: str, cache: pathlib.Path, *flags: str) -> list[str]:
+    """The words of a verb's command line, with a cache of its own."""
+    return [sys.executable, "-m", f"launch.{name}", f"--cache_dir={cache}", *flags]
+
+
+@pytest.fixture(scope="session")
+def tiny(csv_file) -> list[str]:
+    """Flags of a training that takes a second or two, dropout and all."""
+    return [
+        "--config=configs/text_classification.py:own,transformer",
+        f"--config.data.train_file={csv_file}",
+        "--config.data.text_column=review",
+        "--config.data.label_column=stars",
+        "--config.data.text.max_length=16",
+        "--config.model.model_size=16",
+        "--config.model.num_layers=1",
+        "--config.model.feedforward_size=32",
+        "--config.training.steps=60",
+        "--config.training.batch_size=16",
+        "--config.training.evaluation_batch_size=16",
+        "--config.training.evaluate_every=20",
+        "--config.training.log_every=10",
+    ]

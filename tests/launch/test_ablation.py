@@ -1,0 +1,116 @@
+"""An ablation proves that two runs differ only in what was meant to differ."""
+
+import numpy as np
+import pytest
+
+from launch.engine.ablation import (
+    Ablation,
+    Delta,
+    Outcome,
+    load_ablation,
+    paired_difference,
+    resolve_ablation,
+    resolve_sweep,
+)
+from launch.engine.config import load_file
+from tasks.common.errors import UserError
+
+BASE = "configs/text_classification.py:movie_reviews,attention_pooling"
+
+
+def ablation(delta: Delta) -> Ablation:
+    return Ablation(base=BASE, deltas={"changed": delta})
+
+
+def test_declared_change_is_accepted():
+    found = resolve_ablation(
+        ablation(Delta(declares=["model.pooling"], overrides={"model.pooling": "mean"}))
+    )
+    assert list(found) == ["base", "changed"]
+    assert found["changed"].model.pooling == "mean"
+    assert found["base"].model.pooling == "attention"
+    assert found["changed"].name == "changed"
+
+
+def test_undeclared_change_is_refused_by_name():
+    delta = Delta(
+        declares=["model.pooling"],
+        overrides={"model.pooling": "mean", "optimizer.learning_rate": 0.5},
+    )
+    with pytest.raises(UserError, match=r"'changed' also changes optimizer\.learning_rate"):
+        resolve_ablation(ablation(delta))
+
+
+def test_change_by_another_config_file_is_compared_whole():
+    delta = Delta(
+        declares=["model.pooling"],
+        config="configs/text_classification.py:sst2,attention_pooling",
+        overrides={"model.pooling": "mean"},
+    )
+    with pytest.raises(UserError, match=r"also changes data\.name"):
+        resolve_ablation(ablation(delta))
+
+
+def test_declared_field_that_does_not_change_is_refused():
+    with pytest.raises(UserError, match=r"declares model\.dropout_rate but does not change it"):
+        resolve_ablation(
+            ablation(
+                Delta(
+                    declares=["model.pooling", "model.dropout_rate"],
+                    overrides={"model.pooling": "mean"},
+                )
+            )
+        )
+
+
+def test_unknown_key_in_a_delta_is_refused():
+    delta = Delta(declares=["model.poling"], overrides={"model.poling": "mean"})
+    with pytest.raises(UserError, match=r"did you mean 'model\.pooling'"):
+        resolve_ablation(ablation(delta))
+
+
+def test_file_in_the_repository_resolves():
+    found = resolve_ablation(load_ablation("configs/ablations/text_pooling.py"))
+    assert {name: config.model.pooling for name, config in found.items()} == {
+        "attention": "attention",
+        "mean": "mean",
+        "max": "max",
+    }
+
+
+def test_config_that_is_no_ablation_is_refused():
+    with pytest.raises(UserError, match="get_ablation"):
+        load_ablation("configs/text_classification.py")
+
+
+def test_sweep_gives_every_combination_with_types():
+    base = load_file(BASE)
+    found = resolve_sweep(base, ["model.pooling=mean,max", "model.dropout_rate=0,0.5"])
+    assert [(c.model.pooling, c.model.dropout_rate) for c in found.values()] == [
+        ("mean", 0.0), ("mean", 0.5), ("max", 0.0), ("max", 0.5),
+    ]  # fmt: skip
+    assert len({config.name for config in found.values()}) == 4
+    assert list(resolve_sweep(base, []).values()) == [base]
+
+
+@pytest.mark.parametrize("setting", ["model.pooling", "model.pooling=", "=a"])
+def test_sweep_setting_without_values_is_refused(setting):
+    with pytest.raises(UserError):
+        resolve_sweep(load_file(BASE), [setting])
+
+
+def test_paired_difference_by_hand(tmp_path):
+    """Two seeds, four examples: the difference of each example is averaged over seeds first."""
+    rows = {"base": [[1, 0, 1, 0], [1, 0, 0, 0]], "other": [[1, 1, 1, 0], [1, 1, 1, 0]]}
+    outcomes = {}
+    for name, seeds in rows.items():
+        folders = {}
+        for seed, row in enumerate(seeds):
+            folders[seed] = tmp_path / f"{name}{seed}"
+            folders[seed].mkdir()
+            np.savez(folders[seed] / "outputs-test.npz", correctness=np.array(row, np.float32))
+        outcomes[name] = Outcome(None, {0: {}, 1: {}}, {}, folders)
+    mean, half = paired_difference(outcomes["other"], outcomes["base"])
+    # Differences by example: 0, 1, 0.5, 0.
+    assert mean == pytest.approx(0.375)
+    assert half == pytest.approx(1.96 * np.std([0, 1, 0.5, 0], ddof=1) / 2)

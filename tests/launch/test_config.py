@@ -1,0 +1,78 @@
+"""From config files and flags to dataclasses, and what is refused on the way."""
+
+import dataclasses
+
+import pytest
+
+from launch.engine import config as configs
+from launch.engine.config import TrainingConfig, load_file, override, resolve, to_dict
+from tasks.common.errors import UserError
+
+CONFIG = "configs/text_classification.py:sst2"
+
+
+@pytest.fixture(scope="module")
+def sst2():
+    return load_file(CONFIG)
+
+
+def test_dict_round_trip_gives_the_same_experiment(sst2):
+    assert resolve(to_dict(sst2)) == sst2
+
+
+def test_override_changes_one_field_only(sst2):
+    changed = override(sst2, {"model.num_layers": 3})
+    assert changed.model.num_layers == 3
+    assert configs.differences(sst2, changed) == ["model.num_layers"]
+    assert configs.differences(sst2, sst2) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.num_layer": 3}, r"config\.model\.num_layer: no such key.*'model\.num_layers'"),
+        ({"model.num_layers": "two"}, r"config\.model\.num_layers: expected int, got 'two'"),
+        ({"model.num_layers": True}, r"config\.model\.num_layers: expected int, got True"),
+        ({"model.num_layers": -1}, r"config\.model\.num_layers.*-1"),
+        ({"model.num_heads": 7}, r"config\.model\.num_heads.*7"),
+        ({"model.name": "transformr"}, r"config\.model\.name.*did you mean 'transformer'"),
+        ({"optimizer.name": "adamm"}, r"config\.optimizer\.name must be one of adamw"),
+        ({"optimizer.learning_rate": 0.0}, r"config\.optimizer\.learning_rate must be positive"),
+        ({"optimizer.weight_decay_on": "("}, r"config\.optimizer\.weight_decay_on"),
+        ({"training.log_every": 7}, r"config\.training\.log_every must divide"),
+        ({"training.steps": 0}, r"config\.training\.steps must be at least 1"),
+        ({"mesh.tensor": 0}, r"config\.mesh\.tensor must be at least 1"),
+        ({"task": "text_clasification"}, r"did you mean 'text_classification'"),
+        ({"seed": -1}, r"config\.seed must be in"),
+        ({"name": "a/b"}, r"config\.name must be letters"),
+        ({"data.text.tokenizer": "words"}, r"config\.data\.text\.tokenizer must be one of"),
+    ],
+)
+def test_mistakes_are_named(sst2, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(sst2, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_identity_leaves_out_the_mesh_alone(sst2):
+    meshed = override(sst2, {"mesh.cpu_devices": 8})
+    reseeded = override(sst2, {"seed": 1})
+    assert configs.identity(meshed) == configs.identity(sst2)
+    assert configs.identity(reseeded) != configs.identity(sst2)
+
+
+def test_every_field_of_the_engine_configs_has_a_default():
+    assert all(
+        field.default is not dataclasses.MISSING for field in dataclasses.fields(TrainingConfig)
+    )
+
+
+def test_missing_file_names_the_nearest():
+    with pytest.raises(UserError, match=r"did you mean 'configs/text_classification\.py'"):
+        load_file("configs/text_clasification.py")
+
+
+def test_config_of_every_model_resolves():
+    task = configs.task_class("text_classification")
+    for name in task.model_configs:
+        assert load_file(f"configs/text_classification.py:movie_reviews,{name}").model.name == name

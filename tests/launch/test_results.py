@@ -1,0 +1,85 @@
+"""Run files, and the tables generated from them."""
+
+import copy
+import json
+
+import pytest
+
+from launch.engine import results
+from launch.engine.results import load_records, mean_and_spread, results_markdown, save_record
+from tasks.common.errors import UserError
+
+RECORD = {
+    "task": "text_classification",
+    "data": "sst2",
+    "experiment": "attention_pooling",
+    "seed": 0,
+    "split": "test",
+    "metrics": {"accuracy": 0.8, "macro_f1": 0.79, "mcc": 0.6},
+    "validation": {"accuracy": 0.82},
+    "baselines": {"nb_svm": {"accuracy": 0.81, "macro_f1": 0.8, "mcc": 0.61}},
+    "settings": {},
+    "parameters": 1234,
+    "selected_by": "validation accuracy",
+    "steps": 100,
+    "seconds": 10.0,
+    "device": "cpu x1",
+    "command": "python -m launch.train --config=x",
+    "commit": "0123456789abcdef",
+    "versions": {},
+}
+
+
+def seeded(seed: int, accuracy: float) -> dict:
+    record = copy.deepcopy(RECORD)
+    record["seed"], record["metrics"]["accuracy"] = seed, accuracy
+    return record
+
+
+def test_mean_and_spread_by_hand():
+    mean, spread = mean_and_spread([0.8, 0.82, 0.84])
+    assert mean == pytest.approx(0.82)
+    assert spread == pytest.approx(0.02)
+    assert mean_and_spread([0.5]) == (0.5, 0.0)
+
+
+def test_table_from_saved_files(tmp_path):
+    for seed, accuracy in enumerate([0.8, 0.82, 0.84]):
+        path = save_record(seeded(seed, accuracy), tmp_path)
+        assert path == tmp_path / f"text_classification/sst2/attention_pooling/{seed}.json"
+    text = results_markdown(load_records(tmp_path))
+    assert "## text_classification: sst2" in text
+    assert "| attention_pooling | 0.8200 ± 0.0200 |" in text
+    assert "| baseline nb_svm | 0.8100 |" in text
+    assert "0, 1, 2" in text
+    assert "`python -m launch.train --config=x`" in text
+
+
+def test_settings_stand_in_the_file_name(tmp_path):
+    record = {**seeded(0, 0.5), "settings": {"horizon": 96}}
+    assert save_record(record, tmp_path).name == "0-horizon=96.json"
+
+
+def test_damaged_or_foreign_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_records(tmp_path / "missing")
+    with pytest.raises(UserError, match="no run files"):
+        load_records(tmp_path)
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json: not a JSON file"):
+        load_records(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({"task": "x"}))
+    with pytest.raises(UserError, match=r"a\.json: not a run file, data"):
+        load_records(tmp_path)
+
+
+def test_recording_from_a_dirty_tree_is_refused(monkeypatch):
+    monkeypatch.setattr(results, "commit", lambda: "abc")
+    monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks.py"])
+    with pytest.raises(UserError, match=r"attention/masks\.py differ from the commit"):
+        results.check_recordable()
+    monkeypatch.setattr(results, "dirty_files", list)
+    results.check_recordable()
+    monkeypatch.setattr(results, "commit", lambda: "")
+    with pytest.raises(UserError, match="not a git checkout"):
+        results.check_recordable()
