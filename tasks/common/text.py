@@ -1,0 +1,310 @@
+"""From text to ids: words and their n-grams, byte-pair encoding, WordPiece.
+
+Trained on the texts that are given - the train split, nothing else - and cached by their content.
+Ids: 0 padding, 1 unknown, 2 the classification token (never produced here: a model puts it first),
+3 and up the vocabulary. Sennrich 2016 (byte-pair encoding), Wu 2016 (WordPiece).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common import words as words_module
+from tasks.common.subwords import Subwords
+from tasks.common.words import CLS, PAD, SPECIAL, UNKNOWN, Grams
+
+__all__ = ["CLS", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "TextEncoder"]
+
+_VERSION = 1
+_TOKENIZERS = ("word", "bpe", "wordpiece")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How text becomes ids.
+
+    Attributes:
+      tokenizer: "word", "bpe" (byte-level, so any script) or "wordpiece".
+      lower_case: fold case.
+      stem: language of the Snowball stemmer, as "english"; None: no stemming. Words only.
+      ngrams: word n-grams of orders 1 to this one; each is an id of its own, those that begin at a
+        word following that word. Words only.
+      character_ngrams: (shortest, longest) character n-grams within words, which follow their
+        word; empty: none. Words only.
+      unique: keep only the first occurrence of an id in a text.
+      vocabulary_size: cap, the three special ids included.
+      character_vocabulary_size: cap of the character n-grams, which come on top.
+      min_count: texts that must hold a gram (for bpe and wordpiece: occurrences of a merged pair).
+      max_length: ids of a text; the rest is cut off.
+    """
+
+    tokenizer: str = "word"
+    lower_case: bool = True
+    stem: str | None = None
+    ngrams: int = 1
+    character_ngrams: tuple[int, ...] = ()
+    unique: bool = False
+    vocabulary_size: int = 30_000
+    character_vocabulary_size: int = 30_000
+    min_count: int = 2
+    max_length: int = 512
+
+    def __post_init__(self):
+        if self.tokenizer not in _TOKENIZERS:
+            raise ValueError(
+                f"tokenizer must be one of {', '.join(_TOKENIZERS)}, got {self.tokenizer!r}"
+            )
+        for name in ("ngrams", "min_count", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vocabulary_size", "character_vocabulary_size"):
+            if getattr(self, name) < len(SPECIAL) + 1:
+                raise ValueError(f"{name} must be at least 4, got {getattr(self, name)}")
+        grams = self.character_ngrams
+        if grams and not (len(grams) == 2 and 1 <= grams[0] <= grams[1]):
+            raise ValueError(f"character_ngrams must be (shortest, longest), got {grams}")
+        if self.tokenizer == "word":
+            words_module.stemmer(self.stem)
+            return
+        for name, default in (("stem", None), ("ngrams", 1), ("character_ngrams", ())):
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} needs tokenizer 'word', got {self.tokenizer!r}")
+        if self.tokenizer == "bpe" and self.vocabulary_size < 256 + len(SPECIAL):
+            raise ValueError(
+                f"vocabulary_size must be at least 259 (all bytes and the special ids) for bpe, "
+                f"got {self.vocabulary_size}"
+            )
+
+
+class TextEncoder:
+    """Turns texts into ids. Made by `fit` or `from_json`."""
+
+    def __init__(self, config: TextConfig, model: _Words | Subwords):
+        self.config = config
+        self._model = model
+
+    @classmethod
+    def fit(
+        cls, texts: Sequence[str], config: TextConfig, cache_dir: Path | None = None
+    ) -> TextEncoder:
+        """Trains a vocabulary, or takes it from the cache.
+
+        Args:
+          texts: those of the train split.
+          config: how.
+          cache_dir: tokenizers/ under it holds what was trained; None: no cache.
+
+        Raises:
+          ValueError: no texts.
+        """
+        if not len(texts):
+            raise ValueError("texts must hold at least one text, got none")
+        file = None
+        if cache_dir is not None:
+            file = Path(cache_dir) / "tokenizers" / f"{_content_hash(texts, config)}.json"
+            try:
+                return cls.from_json(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # not there, or damaged: train and write it anew
+        model = (_Words if config.tokenizer == "word" else Subwords).fit(texts, config)
+        encoder = cls(config, model)
+        if file is not None:
+            _write(file, encoder.to_json())
+        return encoder
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the special ones included."""
+        return self._model.size
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [t], 1 <= t <= max_length; a text without any gives one unknown."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of many texts: as `encode` of each, and much faster."""
+        return [ids for ids, _ in self._rows(texts)]
+
+    def tokens(self, text: str) -> list[str]:
+        """What stands at each position of `encode(text)`, as the text has it."""
+        _, positions = next(self._rows([text]))
+        if not len(positions):
+            return [SPECIAL[UNKNOWN]]
+        spelled = self._model.spell(text)
+        return [spelled[position] for position in positions]
+
+    def to_json(self) -> str:
+        """All that `from_json` needs, in one line."""
+        return json.dumps(
+            {"version": _VERSION, "config": asdict(self.config), **self._model.to_dict()},
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> TextEncoder:
+        """The encoder that `to_json` wrote.
+
+        Raises:
+          ValueError: not the JSON of an encoder, or of another version.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("version") != _VERSION:
+            raise ValueError(f"not a text encoder of version {_VERSION}")
+        fields = values["config"]
+        fields["character_ngrams"] = tuple(fields["character_ngrams"])
+        config = TextConfig(**fields)
+        model = (_Words if config.tokenizer == "word" else Subwords).from_dict(values, config)
+        return cls(config, model)
+
+    def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(ids, their places in what `spell` gives) of each text, cut to max_length."""
+        nothing = np.array([UNKNOWN], np.int32), np.zeros(0, np.int64)
+        for ids in self._model.encode(texts):
+            positions = None
+            if self.config.unique:
+                _, first = np.unique(ids, return_index=True)
+                positions = np.sort(first)
+                ids = ids[positions]
+            if not len(ids):
+                yield nothing
+                continue
+            if positions is None:
+                positions = np.arange(len(ids))
+            limit = self.config.max_length
+            yield ids[:limit].astype(np.int32, copy=False), positions[:limit]
+
+
+class _Words:
+    """Words, their n-grams and character n-grams."""
+
+    def __init__(self, config: TextConfig, grams: Sequence[str], characters: Sequence[str]):
+        self.config = config
+        self._grams = Grams(grams, config.ngrams)
+        self._characters = {
+            gram: len(SPECIAL) + len(grams) + index for index, gram in enumerate(characters)
+        }
+        self._stem = words_module.stemmer(config.stem)
+        self._known: dict[str, int] = {}
+        self._spelled: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], config: TextConfig) -> _Words:
+        split = [words_module.split(text, config.lower_case) for text in texts]
+        stem = words_module.stemmer(config.stem)
+        if stem is not None:
+            stems = {word: stem(word) for word in {word for words in split for word in words}}
+            split_stems = [[stems[word] for word in words] for words in split]
+        else:
+            split_stems = split
+        size = config.vocabulary_size - len(SPECIAL)
+        grams = Grams.fit(split_stems, config.ngrams, config.min_count, size).grams
+        characters = _frequent_characters(split, config) if config.character_ngrams else []
+        return cls(config, grams, characters)
+
+    @property
+    def size(self) -> int:
+        return len(SPECIAL) + len(self._grams.grams) + len(self._characters)
+
+    def encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        split = [words_module.split(text, self.config.lower_case) for text in texts]
+        numbers = self._numbers(split)
+        owners = np.repeat(np.arange(len(split)), [len(words) for words in split])
+        found = self._grams.find(numbers, owners)
+        ids = np.where(found >= 0, found + len(SPECIAL), -1)
+        ids[:, 0] = np.where(ids[:, 0] >= 0, ids[:, 0], UNKNOWN)
+        ends = np.cumsum([len(words) for words in split])
+        for words, end in zip(split, ends, strict=True):
+            rows = ids[end - len(words) : end]
+            if self._characters:
+                yield self._with_characters(words, rows)
+            else:
+                flat = rows.ravel()
+                yield flat[flat >= 0]
+
+    def spell(self, text: str) -> list[str]:
+        """Strings in the order of the ids that `encode` gives for the text."""
+        words = words_module.split(text, self.config.lower_case)
+        found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
+        spelled = []
+        for start, row in enumerate(found):
+            spelled.append(words[start])
+            if self._characters:
+                grams = words_module.character_grams(words[start], *self.config.character_ngrams)
+                spelled.extend(gram for gram in grams if gram in self._characters)
+            orders = [order for order in range(1, len(row)) if row[order] >= 0]
+            spelled.extend(" ".join(words[start : start + order + 1]) for order in orders)
+        return spelled
+
+    def to_dict(self) -> dict:
+        return {"grams": self._grams.grams, "characters": list(self._characters)}
+
+    @classmethod
+    def from_dict(cls, values: dict, config: TextConfig) -> _Words:
+        return cls(config, values["grams"], values["characters"])
+
+    def _numbers(self, split: list[list[str]]) -> np.ndarray:
+        """Index of every word in the table of unigrams, -1 where it is unknown."""
+        table = self._grams.words
+        if self._stem is None:
+            return np.array([table.get(word, -1) for words in split for word in words], np.int64)
+        known = self._known
+        if len(known) > 1_000_000:  # a server sees new words for ever
+            known.clear()
+        for words in split:
+            for word in words:
+                if word not in known:
+                    known[word] = table.get(self._stem(word), -1)
+        return np.array([known[word] for words in split for word in words], np.int64)
+
+    def _with_characters(self, words: list[str], rows: np.ndarray) -> np.ndarray:
+        parts = []
+        if len(self._spelled) > 1_000_000:
+            self._spelled.clear()
+        for word, row in zip(words, rows, strict=True):
+            ids = self._spelled.get(word)
+            if ids is None:
+                grams = words_module.character_grams(word, *self.config.character_ngrams)
+                known = [self._characters[gram] for gram in grams if gram in self._characters]
+                ids = self._spelled[word] = np.array(known, np.int64)
+            parts += (row[:1], ids, row[1:][row[1:] >= 0])
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:
+    """The character n-grams that most (text, word) pairs hold."""
+    texts_with: dict[str, int] = {}
+    for words in split:
+        for word in dict.fromkeys(words):
+            texts_with[word] = texts_with.get(word, 0) + 1
+    counts: dict[str, int] = {}
+    for word, count in texts_with.items():
+        for gram in set(words_module.character_grams(word, *config.character_ngrams)):
+            counts[gram] = counts.get(gram, 0) + count
+    kept = [(-count, gram) for gram, count in counts.items() if count >= config.min_count]
+    return [gram for _, gram in sorted(kept)[: config.character_vocabulary_size]]
+
+
+def _content_hash(texts: Sequence[str], config: TextConfig) -> str:
+    digest = hashlib.sha256(json.dumps([_VERSION, asdict(config)], sort_keys=True).encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:32]
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file under its name only once it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".part-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(temporary, file)

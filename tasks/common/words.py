@@ -1,0 +1,215 @@
+"""Words of any script, their stems and n-grams, and the vocabularies made of them.
+
+Text is brought to Unicode's NFKC form; a word is a run of letters, digits, underscores and the
+marks that belong to them (without which the words of Hindi or Thai would fall to pieces), a Chinese
+character is a word of its own, and so is a punctuation mark or an emoji. Japanese kana, Thai and
+other scripts that write no spaces give long words: use byte-pair encoding there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+PAD, UNKNOWN, CLS = 0, 1, 2
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
+
+_PATTERN = r"[\w{marks}]+(?:['\u2019][\w{marks}]+)*|[^\w\s{marks}\x00-\x1f\x7f]"
+_ASCII = re.compile(_PATTERN.format(marks=""))
+
+
+@functools.cache
+def _unicode_pattern() -> re.Pattern:
+    """The pattern with all combining marks, which Python's \\w leaves out.
+
+    The joiners between them (zero-width, U+200C and U+200D) belong to Indic and Persian words.
+    """
+    points = [p for p in range(0x300, 0x20000) if unicodedata.category(chr(p)).startswith("M")]
+    points += [*range(0xE0100, 0xE01F0), 0x200C, 0x200D]
+    ranges: list[list[int]] = []
+    for point in sorted(points):
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    marks = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    return re.compile(_PATTERN.format(marks=marks))
+
+
+@functools.cache
+def _normalizer():
+    from tokenizers import normalizers
+
+    return normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.BertNormalizer(
+                clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False
+            ),
+        ]
+    )
+
+
+def split(text: str, lower_case: bool = True) -> list[str]:
+    """The words of a text, in order."""
+    if text.isascii():  # the same as below, ten times faster
+        return _ASCII.findall(text.lower() if lower_case else text)
+    text = _normalizer().normalize_str(text)
+    return _unicode_pattern().findall(text.lower() if lower_case else text)
+
+
+def stemmer(language: str | None) -> Callable[[str], str] | None:
+    """The Snowball stemmer of a language; None for None.
+
+    Raises:
+      ValueError: there is none for that language; those that exist are listed.
+    """
+    if language is None:
+        return None
+    import snowballstemmer
+
+    if language not in snowballstemmer.algorithms():
+        raise ValueError(
+            f"stem must be one of {', '.join(sorted(snowballstemmer.algorithms()))}, "
+            f"got {language!r}"
+        )
+    return snowballstemmer.stemmer(language).stemWord
+
+
+def character_grams(word: str, shortest: int, longest: int) -> list[str]:
+    """Character n-grams of a word with its borders written as underscores.
+
+    A word shorter than n gives itself once, like scikit-learn's analyzer "char_wb".
+    """
+    padded = f"_{word}_"
+    grams = []
+    for length in range(shortest, longest + 1):
+        if length >= len(padded):
+            grams.append(padded)
+            break
+        grams.extend(padded[i : i + length] for i in range(len(padded) - length + 1))
+    return grams
+
+
+class Grams:
+    """A vocabulary of word n-grams that finds the n-grams of many texts at once.
+
+    An n-gram is never more frequent than its first n - 1 words, so a vocabulary cut by frequency
+    holds the beginning of each of its n-grams. Hence a table an order: (index of the beginning in
+    the table before, index of the last word) -> index.
+
+    Args:
+      grams: words of an n-gram joined by spaces, each with its beginnings in the list too.
+      longest: the largest order.
+    """
+
+    def __init__(self, grams: Sequence[str], longest: int):
+        self.grams = list(grams)
+        self.longest = longest
+        split_grams = [gram.split(" ") for gram in self.grams]
+        unigrams = [i for i, words in enumerate(split_grams) if len(words) == 1]
+        self.words = {self.grams[i]: index for index, i in enumerate(unigrams)}
+        self._positions = [np.array(unigrams, np.int64)]
+        self._keys: list[np.ndarray] = []
+        local = {(self.grams[i],): index for index, i in enumerate(unigrams)}
+        for order in range(2, longest + 1):
+            rows = [
+                (local[tuple(words[:-1])] * len(unigrams) + self.words[words[-1]], i)
+                for i, words in enumerate(split_grams)
+                if len(words) == order
+            ]
+            rows.sort()
+            self._keys.append(np.array([key for key, _ in rows], np.int64))
+            self._positions.append(np.array([i for _, i in rows], np.int64))
+            local = {tuple(split_grams[i]): index for index, (_, i) in enumerate(rows)}
+
+    def find(self, words: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Positions in `grams` of the n-grams that begin at each word.
+
+        Args:
+          words: [n] index of each word in `self.words`, -1 for a word it lacks.
+          texts: [n] number of the text that each word belongs to, ascending.
+
+        Returns:
+          [n, longest], -1 where the vocabulary lacks the n-gram or the text ends.
+        """
+        found = np.full((len(words), self.longest), -1, np.int64)
+        local = words.astype(np.int64)
+        found[:, 0] = np.where(local >= 0, _take(self._positions[0], local), -1)
+        for order in range(2, self.longest + 1):
+            n = len(words) - order + 1
+            if n <= 0:
+                break
+            last = words[order - 1 :]
+            whole = (local[:n] >= 0) & (last >= 0) & (texts[:n] == texts[order - 1 :])
+            keys, positions = self._keys[order - 2], self._positions[order - 1]
+            wanted = local[:n] * len(self.words) + last
+            place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+            hit = whole & (_take(keys, place) == wanted)
+            local = np.where(hit, place, -1)
+            found[:n, order - 1] = np.where(hit, _take(positions, place), -1)
+        return found
+
+    @classmethod
+    def fit(cls, texts: Iterable[Sequence[str]], longest: int, min_count: int, size: int) -> Grams:
+        """The `size` n-grams that most texts hold, each in at least `min_count` of them.
+
+        Equally frequent ones: the shorter first, then by the order of characters.
+        """
+        index: dict[str, int] = {}
+        numbers: list[int] = []
+        lengths: list[int] = []
+        for words in texts:
+            lengths.append(len(words))
+            numbers.extend([index.setdefault(word, len(index)) for word in words])
+        words = np.array(numbers, np.int64)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        names = list(index)
+        candidates: list[tuple[int, int, str]] = []
+        ids = words
+        labels: list[str] = []
+        for order in range(1, longest + 1):
+            if order > 1:
+                n = len(words) - order + 1
+                if n <= 0:
+                    break
+                whole = (ids[:n] >= 0) & (owners[:n] == owners[order - 1 :])
+                keys = np.where(whole, ids[:n] * len(names) + words[order - 1 :], -1)
+                unique, inverse = np.unique(keys, return_inverse=True)
+                offset = int(len(unique) > 0 and unique[0] == -1)
+                beginnings, ends = np.divmod(unique[offset:], len(names))
+                ids = inverse - offset
+            counts = _text_counts(ids, owners[: len(ids)])
+            kept = np.flatnonzero(counts >= min_count)
+            if order > 1:
+                labels = [f"{labels[beginnings[i]]} {names[ends[i]]}" for i in kept]
+            else:
+                labels = [names[i] for i in kept]
+            candidates += [
+                (-int(counts[i]), order, label) for i, label in zip(kept, labels, strict=True)
+            ]
+            # What is too rare begins nothing frequent: the ids of the next order leave it out.
+            renumber = np.full(len(counts) + 1, -1, np.int64)
+            renumber[kept] = np.arange(len(kept))
+            ids = renumber[ids]
+        candidates.sort()
+        return cls([label for _, _, label in candidates[:size]], longest)
+
+
+def _text_counts(ids: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """In how many texts each id occurs; ids of -1 do not count."""
+    if not len(ids) or ids.max() < 0:
+        return np.zeros(0, np.int64)
+    size = int(ids.max()) + 1
+    present = ids >= 0
+    pairs = np.unique(owners[present] * size + ids[present])
+    return np.bincount(pairs % size, minlength=size)
+
+
+def _take(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """table[index], and -1 throughout for an empty table."""
+    return table[index] if len(table) else np.full(np.shape(index), -1, np.int64)
