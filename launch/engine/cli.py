@@ -89,15 +89,21 @@ def command() -> str:
     return shlex.join(["python", "-m", f"launch.{verb}", *sys.argv[1:]])
 
 
+def set_up_determinism() -> None:
+    """Random numbers that do not depend on the mesh."""
+    import jax
+
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    jax.config.update("jax_threefry_partitionable", True)
+
+
 def set_up_jax(config=None) -> None:
     """Devices and compilation cache; before anything is compiled."""
     import jax
 
     from launch.engine.sharding import request_devices
 
-    # Threefry is what keeps dropout the same under any mesh.
-    jax.config.update("jax_default_prng_impl", "threefry2x32")
-    jax.config.update("jax_threefry_partitionable", True)
+    set_up_determinism()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(paths().cache_dir / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

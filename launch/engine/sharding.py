@@ -29,19 +29,22 @@ class MeshConfig:
       fsdp: parts into which weights and optimizer state are split; the batch is split as well.
       tensor: parts into which heads and hidden units are split.
       sequence: parts into which long sequences are split; only 1 has a use so far.
-      cpu_devices: virtual devices made of one CPU; ignored where there is an accelerator.
+      cpu_devices: virtual devices made of one CPU, 0 = as JAX has it; ignored where there is an
+        accelerator.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
-    cpu_devices: int = 1
+    cpu_devices: int = 0
 
     def __post_init__(self):
-        for name in ("fsdp", "tensor", "sequence", "cpu_devices"):
+        for name in ("fsdp", "tensor", "sequence"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cpu_devices < 0:
+            raise ValueError(f"cpu_devices must not be negative, got {self.cpu_devices}")
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data must be at least 1, or -1 for the rest, got {self.data}")
         if self.sequence != 1:
@@ -77,7 +80,7 @@ def make_mesh(config: MeshConfig):
 
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        devices = devices[: config.cpu_devices] if config.cpu_devices > 1 else devices
+        devices = devices[: config.cpu_devices or None]
     others = config.fsdp * config.tensor * config.sequence
     data = config.data if config.data > 0 else max(len(devices) // others, 1)
     shape = (data, config.fsdp, config.tensor, config.sequence)
