@@ -1,0 +1,1 @@
+"""Classification of small pictures by a Vision Transformer."""

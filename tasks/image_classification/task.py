@@ -1,0 +1,214 @@
+"""Image classification by the task contract."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from attention import registry
+from tasks.common.backbones.transformer import SHARDING_RULES
+from tasks.common.errors import UserError
+from tasks.common.metrics import classification_metrics
+from tasks.common.paths import Paths
+from tasks.figures import AttendedImage, ConfusionMatrix, Figure
+from tasks.image_classification import baselines
+from tasks.image_classification import data as pictures
+from tasks.image_classification.data import DataConfig, Images
+from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
+from tasks.task import Task
+
+IMAGE_SHAPE = (pictures.SIDE, pictures.SIDE, 1)
+
+
+class ImageClassification(Task):
+    """A picture [Y, X, C] -> one of the classes."""
+
+    data_config = DataConfig
+    model_configs = MODEL_CONFIGS
+    primary_metric = "accuracy"
+    table_metrics = ("accuracy", "macro_f1", "mcc")
+    sharding_rules = SHARDING_RULES
+
+    def __init__(
+        self, model: ViTConfig, labels: Sequence[str], splits: Mapping[str, Images] | None = None
+    ):
+        """Args: model config; names of the classes; the splits, None where only predicting."""
+        self._model, self._labels, self._splits = model, tuple(labels), splits
+
+    # ------------------------------------------------------------------ making
+
+    @classmethod
+    def prepare(cls, data: DataConfig, model: ViTConfig, paths: Paths) -> ImageClassification:
+        """See `Task.prepare`; the pictures come with scikit-learn."""
+        _check_patches(model)
+        return cls(model, pictures.LABELS, pictures.load(data))
+
+    @classmethod
+    def restore(
+        cls, data: DataConfig, model: ViTConfig, assets: Mapping[str, Any]
+    ) -> ImageClassification:
+        """See `Task.restore`."""
+        return cls(model, assets["labels"])
+
+    def assets(self) -> dict[str, Any]:
+        """Names of the classes."""
+        return {"labels": list(self._labels)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures, their labels and splits."""
+        return pictures.fingerprint(self._splits)
+
+    # ------------------------------------------------------------------ data
+
+    def examples(self, split: str) -> Images:
+        """See `Task.examples`."""
+        return self._splits[split]
+
+    # ------------------------------------------------------------------ model
+
+    def build_model(self, rngs: nnx.Rngs) -> VisionTransformer:
+        """See `Task.build_model`."""
+        return VisionTransformer(self._model, IMAGE_SHAPE, len(self._labels), rngs=rngs)
+
+    def loss(
+        self, model: VisionTransformer, batch: Mapping[str, jax.Array], dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy, and the accuracy under dropout."""
+        logits = model(batch["image"], dropout_key=dropout_key)
+        rows = jnp.maximum(jnp.sum(batch["weight"]), 1)
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        accuracy = jnp.sum(correct * batch["weight"]) / rows
+        return jnp.sum(_losses(logits, batch)) / rows, {"accuracy": accuracy}
+
+    def batch_statistics(
+        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Summed cross-entropy, number of pictures, confusion counts [true, predicted]."""
+        logits = model(batch["image"])
+        classes = len(self._labels)
+        confusion = jnp.zeros((classes, classes), jnp.int32)
+        counted = (batch["weight"] > 0).astype(jnp.int32)
+        return {
+            "loss": jnp.sum(_losses(logits, batch)),
+            "weight": jnp.sum(batch["weight"]),
+            "confusion": confusion.at[batch["label"], jnp.argmax(logits, axis=-1)].add(counted),
+        }
+
+    def outputs(
+        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Probabilities [B, classes]."""
+        return {"probabilities": jax.nn.softmax(model(batch["image"]))}
+
+    def attention(
+        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Of the encoder's layers [B, L, N, T, T], and what the head takes [B, heads, P]."""
+        if "weights" not in registry.find("mixer", self._model.mechanism).can:
+            return {}
+        return model(batch["image"], return_weights=True)[1]
+
+    # ------------------------------------------------------------------ on the host
+
+    def finalize(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """Loss, and the metrics of `tasks.common.metrics`."""
+        labels = self._splits[split].labels
+        metrics = classification_metrics(labels, _predicted(outputs), self._labels)
+        return {**metrics, "loss": float(statistics["loss"] / statistics["weight"])}
+
+    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """1 where the class is right."""
+        return (_predicted(outputs) == self._splits[split].labels).astype(np.float32)
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """Confusion matrix, and where the head looks in the first pictures."""
+        drawn: list[Figure] = [
+            ConfusionMatrix(f"{split} split", statistics["confusion"], self._labels)
+        ]
+        examples = self._splits[split]
+        grid = [side // self._model.patch_size for side in IMAGE_SHAPE[:2]]
+        for index, weights in enumerate(attention.get("head", ())):
+            predicted = self._labels[_predicted(outputs)[index]]
+            true = self._labels[examples.labels[index]]
+            drawn.append(
+                AttendedImage(
+                    f"predicted {predicted}, true {true}",
+                    examples.images[index, ..., 0],
+                    weights.mean(axis=0).reshape(grid),
+                )
+            )
+        return drawn
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Softmax regression and an SVM on the pixels."""
+        fits = {
+            "logistic_regression": baselines.logistic_regression,
+            "rbf_svm": baselines.rbf_svm,
+        }
+        return {
+            name: functools.partial(fit, self._splits, self._labels) for name, fit in fits.items()
+        }
+
+    # ------------------------------------------------------------------ predict
+
+    def inputs(self, raw: Sequence[str]) -> Images:
+        """Paths of pictures, or their 64 numbers; see `data.read_image`."""
+        return pictures.read_images(raw)
+
+    def describe(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Label and probabilities, the most probable first."""
+        answers = []
+        for source, probabilities in zip(raw, outputs["probabilities"], strict=True):
+            order = np.argsort(-probabilities, kind="stable")
+            ranked = {self._labels[i]: round(float(probabilities[i]), 4) for i in order}
+            label = self._labels[order[0]]
+            # Ten classes are too many for a line.
+            shown = "  ".join(f"{name} {ranked[name]:.4f}" for name in list(ranked)[:3])
+            answers.append(
+                {
+                    "input": source,
+                    "label": label,
+                    "probabilities": ranked,
+                    "text": f"{label}  {shown}",
+                }
+            )
+        return answers
+
+
+def _predicted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.argmax(outputs["probabilities"], axis=-1)
+
+
+def _losses(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Cross-entropy of each row, 0 for padding rows: [B]."""
+    rows = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return jnp.where(batch["weight"] > 0, rows * batch["weight"], 0)
+
+
+def _check_patches(model: ViTConfig) -> None:
+    if pictures.SIDE % model.patch_size:
+        raise UserError(
+            f"config.model.patch_size: must divide the pictures' {pictures.SIDE} pixels a side, "
+            f"got {model.patch_size}"
+        )
+
+
+TASK = ImageClassification

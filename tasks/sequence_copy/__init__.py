@@ -1,0 +1,1 @@
+"""Reversing strings of digits by a recurrent encoder-decoder."""
