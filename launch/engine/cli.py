@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tasks.common.errors import UserError
 
@@ -78,9 +78,12 @@ def experiment():
     """The experiment that --config and its overrides describe."""
     from launch.engine.config import resolve
 
-    if FLAGS["config"].value is None:
+    if not FLAGS["config"].present:
         raise UserError("--config is missing, for example --config=configs/text_classification.py")
-    return resolve(FLAGS["config"].value)
+    config = FLAGS["config"].value
+    if not hasattr(config, "to_dict"):
+        raise UserError(f"--config: get_config must return experiment(...), got {config!r}")
+    return resolve(config)
 
 
 def command() -> str:
@@ -115,8 +118,12 @@ def set_up_jax(config=None) -> None:
 
 def main(verb: Callable[[], None], usage: str) -> None:
     """Runs a verb: a person's mistake is one line on standard error and exit status 2."""
-    app.usage = lambda *_, **__: None
+    logging.set_verbosity(logging.WARNING)
     sys.modules["__main__"].__doc__ = usage
+    for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
+        if name in FLAGS:
+            # So that --help shows it, though it is defined here.
+            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     app.run(lambda _: _guarded(verb), flags_parser=_parse)
 
 
@@ -146,6 +153,10 @@ def fail(message: str) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
+        from launch.engine.config import load_module
+
+        if "config" in FLAGS and (given := _given_config(argv)):
+            load_module(given.partition(":")[0])
         rest = FLAGS(list(argv))
     except UserError as error:
         fail(str(error))
@@ -159,11 +170,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _given_config(argv: Sequence[str]) -> str | None:
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else next(iter(argv[place + 1 : place + 2]), None)
+    return None
+
+
 def _explain(argv: Sequence[str]) -> None:
     """Says better than the flags library what is wrong with --config or its overrides."""
     from launch.engine import config as configs
 
-    given = [word for word in argv if word.startswith(("--config=", "-config="))]
+    given = _given_config(argv)
     overrides = [
         word.lstrip("-").partition("=")[0].removeprefix("config.")
         for word in argv
@@ -174,7 +193,7 @@ def _explain(argv: Sequence[str]) -> None:
     if "config" not in FLAGS or not given:
         return
     try:
-        known = configs.flatten(configs.to_dict(configs.load_file(given[-1].partition("=")[2])))
+        known = configs.flatten(configs.to_dict(configs.load_file(given)))
     except UserError as error:
         fail(str(error))
     for key in overrides:

@@ -7,12 +7,14 @@ Beyond this module nothing sees a ConfigDict.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
 import json
 import re
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -285,7 +287,9 @@ def load_file(specification: str) -> Experiment:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config function")
-    return resolve(module.get_config(argument) if argument else module.get_config())
+    with _one_line(path):
+        config = module.get_config(argument) if argument else module.get_config()
+    return resolve(config)
 
 
 def load_module(path: str) -> types.ModuleType:
@@ -296,11 +300,28 @@ def load_module(path: str) -> types.ModuleType:
     """
     import importlib.util
 
-    if not Path(path).is_file():
+    if not Path(path).is_file() or not path.endswith(".py"):
         folder = Path(path).parent
         others = [str(other) for other in sorted(folder.glob("*.py"))] if folder.is_dir() else []
         raise UserError(f"{path}: no such config file{nearest(path, others)}")
+    path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with _one_line(path):
+        specification.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _one_line(path: str) -> Iterator[None]:
+    """A mistake inside a config file, told with its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == path]  # fmt: skip
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        where = f"{path}, line {line}" if line else path
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
