@@ -31,7 +31,7 @@ def draw(figure: Figure) -> str:
 
 def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """Lines over steps: name -> (steps, values)."""
-    canvas, axes = _canvas(5.2, 3.2)
+    canvas, axes = _canvas(4.3, 2.8)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, marker="." if len(values) < 30 else None)
     axes.set_xlabel("step")

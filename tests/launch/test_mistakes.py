@@ -1,0 +1,137 @@
+"""A person's mistake: one clear line, exit status 2, within seconds, and nothing written."""
+
+import json
+
+import pytest
+
+OWN = "--config=configs/text_classification.py:own,transformer"
+SST2 = "--config=configs/text_classification.py:sst2"
+GOOD = "review,stars\n" + "".join(
+    f"a {word} film number {n},{label}\n"
+    for n in range(20)
+    for word, label in [("fine", "good"), ("dull", "bad")]
+)
+
+
+def own(path, *more):
+    return [
+        OWN,
+        f"--config.data.train_file={path}",
+        "--config.data.text_column=review",
+        "--config.data.label_column=stars",
+        *more,
+    ]
+
+
+@pytest.fixture
+def refused(verb, tmp_path):
+    """Checks that a verb refuses, and gives the line."""
+
+    def check(name, *flags, **environment):
+        workdir = tmp_path / "run"
+        done = verb(name, f"--workdir={workdir}", *flags, **environment)
+        assert done.returncode == 2, done.stderr
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("error: ")
+        assert not workdir.exists()
+        assert done.stdout == ""
+        return lines[0]
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([SST2, "--config.model.num_layer=2"], ["model.num_layer", "'model.num_layers'"]),
+        ([SST2, "--config.model.num_layers=two"], ["config.model.num_layers", "two"]),
+        ([SST2, "--config.model.num_layers=-1"], ["config.model.num_layers", "-1"]),
+        ([SST2, "--config.model.num_heads=7"], ["config.model.num_heads", "7"]),
+        ([SST2, "--config.mesh.tensor=3"], ["config.mesh", "tensor 3", "needs 3 devices"]),
+        ([SST2, "--config.training.batch_size=9", "--config.mesh.cpu_devices=2"],
+         ["config.training.batch_size", "multiple of 2"]),
+        ([SST2, "--config.data.name=sst3"], ["sst3", "sst2", "movie_reviews", "reuters_r8"]),
+        ([SST2, "--config.data.name=tfds:ag_news_subset"], ["ag_news_subset", "prepare"]),
+        (["--config=configs/text_clasification.py"], ["'configs/text_classification.py'"]),
+        (["--config=configs/text_classification.py:sst2,bert"], ["'bert'", "transformer"]),
+        ([SST2, "--steps=3"], ["steps"]),
+        ([SST2, "more"], ["'more'"]),
+        ([], ["--config"]),
+        ([SST2, "--config.model=3"], ["config.model"]),
+    ],
+    ids=lambda value: value[-1] if value and value[0].startswith("--") else "",
+)  # fmt: skip
+def test_flags(refused, flags, words):
+    line = refused("train", *flags)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["empty"]),
+        (b"review,stars\n", ["empty"]),
+        (b"review,mark\nfine,1\n", ["stars", "mark"]),
+        (b"review,stars\nfine,good\nlovely,good\n", ["class", "good"]),
+        (GOOD.encode() + b"caf\xe9,good\n", ["UTF-8", "line 42"]),
+    ],
+    ids=["empty", "header only", "no label column", "one class", "broken UTF-8"],
+)
+def test_files_of_ones_own(refused, tmp_path, content, words):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(content)
+    line = refused("train", *own(path))
+    for word in [*words, "mine.csv"]:
+        assert word in line
+
+
+def test_missing_file(refused, tmp_path):
+    assert "none.csv" in refused("train", *own(tmp_path / "none.csv"))
+
+
+def test_source_that_cannot_be_reached(refused, tmp_path):
+    line = refused(
+        "train",
+        SST2,
+        f"--cache_dir={tmp_path / 'empty'}",
+        ATTENTION_DATA_MIRROR=str(tmp_path / "no-mirror"),
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert "sst2" in line
+    assert "no-mirror" in line
+
+
+def test_workdir_with_another_run(verb, tiny, tmp_path):
+    flags = [*tiny, f"--workdir={tmp_path}", "--nobaselines", "--config.training.steps=10"]
+    assert verb("train", *flags).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = verb("train", *flags, "--config.optimizer.learning_rate=0.5")
+    assert done.returncode == 2
+    assert "optimizer.learning_rate" in done.stderr
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_folder_without_a_run_or_checkpoint(verb, tmp_path, name):
+    more = ["--input=fine"] if name == "predict" else []
+    done = verb(name, f"--workdir={tmp_path}", *more)
+    assert done.returncode == 2
+    assert "no run is there" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_run_folder(verb, tiny, tmp_path):
+    flags = [*tiny, f"--workdir={tmp_path}", "--nobaselines", "--config.training.steps=20"]
+    assert verb("train", *flags).returncode == 0
+    for file in (tmp_path / "checkpoints" / "20" / "state" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "checkpoints/20" in done.stderr
+    (tmp_path / "config.json").write_text(json.dumps({"task": "text_classification"}))
+    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    assert done.returncode == 2
+    assert "config.json" in done.stderr

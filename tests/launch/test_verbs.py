@@ -1,0 +1,138 @@
+"""The verbs end to end on a person's own file: train, evaluate, predict, ablate, resume."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.launch.conftest import ROOT, command
+
+
+@pytest.fixture(scope="module")
+def run(tiny, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = subprocess.run(
+        command("train", cache, *tiny, f"--workdir={folder}"),
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, done
+
+
+def test_train_prints_the_table_and_fills_the_folder(run):
+    folder, done = run
+    assert "baseline nb_svm" in done.stdout
+    assert "accuracy" in done.stdout
+    assert "steps/s" in done.stderr
+    present = {path.name for path in folder.iterdir()}
+    assert present >= {
+        "config.json", "environment.json", "assets.json", "metrics.jsonl", "timing.jsonl",
+        "tensorboard", "checkpoints", "result.json", "report.html",
+    }  # fmt: skip
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["split"] == "validation"]
+    assert steps == [20, 40, 60]
+
+
+def test_separable_words_are_learned(run):
+    result = json.loads((run[0] / "result.json").read_text())
+    assert result["metrics"]["accuracy"] > 0.8
+
+
+def test_report_needs_no_other_file(run):
+    page = (run[0] / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/png;base64,") >= 3
+    assert "baseline nb_svm" in page
+    assert "title=" in page
+
+
+def test_evaluate_gives_the_figures_that_training_printed(run, verb):
+    folder, _ = run
+    done = verb("evaluate", f"--workdir={folder}", "--split=test")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((folder / "evaluation-test.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    assert written["metrics"] == result["metrics"]
+    assert written["step"] == result["steps"]
+    assert json.loads(done.stdout) == written
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(run, verb):
+    folder, _ = run
+    config = json.loads((folder / "config.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    config["training"]["evaluation_batch_size"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        done = verb("evaluate", f"--workdir={folder}", "--split=test")
+        assert done.returncode == 0, done.stderr
+        metrics = json.loads(done.stdout)["metrics"]
+    finally:
+        config["training"]["evaluation_batch_size"] = 16
+        (folder / "config.json").write_text(json.dumps(config))
+    assert metrics == pytest.approx(result["metrics"], rel=1e-5)
+
+
+def test_predict_one_text(run, verb):
+    done = verb("predict", f"--workdir={run[0]}", "--input=a lovely superb film")
+    assert done.returncode == 0, done.stderr
+    label, first, probability, second, other = done.stdout.split()
+    assert label == first == "good"
+    assert second == "bad"
+    assert float(probability) + float(other) == pytest.approx(1, abs=2e-4)
+
+
+def test_predict_lines_of_any_kind_keep_their_order(run, verb):
+    texts = ["superb lovely", "awful dull", "", "难看", "🙂 ñandú", "x" * 5000, "fine " * 500]
+    done = verb("predict", f"--workdir={run[0]}", "--input=-", "--format=json",
+                stdin="\n".join(texts) + "\n")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["input"] for answer in answers] == texts
+    assert [answers[0]["label"], answers[1]["label"]] == ["good", "bad"]
+
+
+def test_predict_ten_thousand_lines(run, verb):
+    lines = [f"{'superb' if n % 3 else 'awful'} film {n}" for n in range(10_000)]
+    done = verb("predict", f"--workdir={run[0]}", "--input=-", stdin="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    labels = [line.split()[0] for line in done.stdout.splitlines()]
+    assert labels == ["good" if n % 3 else "bad" for n in range(10_000)]
+
+
+def test_the_same_command_again_does_nothing(run, verb, tiny):
+    folder, _ = run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = verb("train", *tiny, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "baseline nb_svm" in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_sweep_skips_finished_runs_and_pairs_with_the_first(verb, tiny, tmp_path):
+    flags = [
+        *tiny, f"--workdir={tmp_path}", "--config.training.steps=20", "--seeds=2",
+        "--set", "model.pooling=mean,max",
+    ]  # fmt: skip
+    done = verb("sweep", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "pooling=max" in done.stdout
+    assert "- base (95 %)" in done.stdout.replace("\n", " ") or "base" in done.stdout
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [len(runs) for runs in table["runs"].values()] == [2, 2]
+    again = verb("sweep", *flags)
+    assert again.stderr.count("finished already") == 4
+
+
+def test_loss_that_is_not_finite_stops_with_one_line(verb, tiny, tmp_path):
+    done = verb(
+        "train", *tiny, f"--workdir={tmp_path / 'nan'}", "--nobaselines",
+        "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0",
+        "--config.optimizer.schedule=constant", "--config.optimizer.warmup_steps=0",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "learning_rate" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
