@@ -1,8 +1,9 @@
-"""Batches by grain: shuffled, padded to a few lengths, split by process, resumable to the batch.
+"""Batches of a few fixed shapes, from grain.
 
-Which examples batch n holds is a pure function of (seed, n): the plan of an epoch is drawn from
-(seed, epoch) alone. So the state of an iterator is a number, and a run that resumes, or that runs
-on another number of processes, sees the very batches it would have seen.
+The plan of an epoch - which examples stand together in which batch - is a pure function of (seed,
+epoch), and every epoch has the same number of batches. So batch n is a pure function of (seed, n):
+the whole state of an iterator is one number, a run resumes at the exact next batch, and processes
+agree on the plan without a word between them, each taking its rows of every batch.
 """
 
 from __future__ import annotations
@@ -13,139 +14,142 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# Enough for any run; grain wants a length, and an endless MapDataset would lose its index.
+_BATCHES = 2**40
+_SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
+
 
 class Examples(Protocol):
     """Random access to the examples of a split.
 
     Attributes:
-      lengths: [n] lengths by which examples are put into buckets; None where all have one shape.
-      padded: field -> value with which its first axis is filled up to the bucket's length.
+      lengths: [n] by which examples are put into buckets; None: every example has one shape.
+      padded: field -> padding value, for the fields padded on axis 0 to the length of the bucket.
     """
 
     lengths: np.ndarray | None
-    padded: Mapping[str, int]
+    padded: Mapping[str, Any]
 
-    def __len__(self) -> int:
-        """Number of examples."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Fields of one example."""
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
 
 
-class _Plan:
-    """The batches of an epoch: (indices [k], k at most the batch size; padded length)."""
+class Plan:
+    """The batches of one epoch.
 
-    def __init__(self, examples: Examples, batch_size: int, buckets: Sequence[int] | None):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if len(examples) == 0:
+    Examples are grouped by the shortest bucket that holds them. What does not fill a batch of its
+    bucket moves on to the next longer one, so nothing is dropped, and only one batch, of the
+    longest bucket in use, may have fewer examples than `batch_size`.
+
+    Attributes:
+      members: indices of the examples of each batch.
+      buckets: bucket length of each batch; 0 where there are no buckets.
+    """
+
+    def __init__(
+        self,
+        bucket_of: np.ndarray,
+        buckets: Sequence[int],
+        batch_size: int,
+        seed: tuple[int, int] | None,
+    ):
+        """Makes the plan.
+
+        Args:
+          bucket_of: [n] number of the bucket of each example.
+          buckets: lengths of the buckets, ascending.
+          batch_size: examples of a batch.
+          seed: (seed, epoch); None: no shuffling.
+        """
+        self.members: list[np.ndarray] = []
+        self.buckets: list[int] = []
+        order = np.arange(len(bucket_of))
+        if seed is not None:
+            order = np.random.default_rng((*seed, _SHUFFLE_STREAM)).permutation(order)
+        last = bucket_of.max()
+        left = order[:0]
+        for number, bucket in enumerate(buckets):
+            mine = np.concatenate([left, order[bucket_of[order] == number]])
+            whole = len(mine) // batch_size * batch_size
+            if number == last:
+                whole = len(mine)
+            self.members += [mine[i : i + batch_size] for i in range(0, whole, batch_size)]
+            self.buckets += [bucket] * (len(self.members) - len(self.buckets))
+            left = mine[whole:]
+            if number == last:
+                break
+        if seed is not None:
+            shuffled = np.random.default_rng((*seed, _ORDER_STREAM)).permutation(len(self.members))
+            self.members = [self.members[i] for i in shuffled]
+            self.buckets = [self.buckets[i] for i in shuffled]
+
+
+class _Batcher:
+    """Makes batches of examples by the plans of epochs."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        buckets: Sequence[int] | None,
+        process_index: int,
+        process_count: int,
+    ):
+        if len(examples) < 1:
             raise ValueError("examples must hold at least one example, got none")
-        self._batch_size = batch_size
-        self._buckets = None if buckets is None else sorted(buckets)
-        if examples.lengths is None or self._buckets is None:
-            self._members = [np.arange(len(examples))]
-            self._sizes: list[int | None] = [None]
-            return
-        lengths = np.asarray(examples.lengths)
-        if lengths.max() > self._buckets[-1]:
+        if batch_size < 1 or process_count < 1 or batch_size % process_count:
             raise ValueError(
-                f"lengths go up to {lengths.max()}, longer than the longest bucket "
-                f"{self._buckets[-1]}"
+                f"batch_size must be a positive multiple of process_count, got {batch_size} and "
+                f"{process_count}"
             )
-        places = np.searchsorted(self._buckets, lengths)
-        # Leftovers go up to the next length in use; lengths that no example needs stay unused.
-        used = np.unique(places)
-        self._members = [np.flatnonzero(places == place) for place in used]
-        self._sizes = [self._buckets[place] for place in used]
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+        self.examples, self.batch_size = examples, batch_size
+        self.buckets, self.bucket_of = _buckets(examples, buckets)
+        share = batch_size // process_count
+        self.rows = slice(process_index * share, (process_index + 1) * share)
 
-    def batches(self, rng: np.random.Generator | None) -> list[tuple[np.ndarray, int | None]]:
-        """Of one epoch, in order; only the last of the longest length may be short of rows."""
-        planned, left = [], np.zeros(0, np.int64)
-        last = len(self._members) - 1
-        for number, (members, size) in enumerate(zip(self._members, self._sizes, strict=True)):
-            order = members if rng is None else rng.permutation(members)
-            order = np.concatenate([left, order])
-            full = (
-                len(order) if number == last else len(order) // self._batch_size * self._batch_size
-            )
-            planned += [
-                (order[start : start + self._batch_size], size)
-                for start in range(0, full, self._batch_size)
-            ]
-            left = order[full:]
-        if rng is not None:
-            planned = [planned[place] for place in rng.permutation(len(planned))]
-        return planned
+    def batch(self, members: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
+        """This process' rows of a batch, stacked and padded.
 
-    @functools.cached_property
-    def count(self) -> int:
-        """Batches an epoch: the same in every epoch."""
-        return len(self.batches(None))
+        A missing row repeats the first of the batch, so that no mechanism meets an empty example,
+        and has weight 0 and id -1.
+        """
+        missing = self.batch_size - len(members)
+        indices = np.concatenate([members, np.repeat(members[:1], missing)])[self.rows]
+        real = (np.arange(self.batch_size) < len(members))[self.rows]
+        examples = [self.examples[int(index)] for index in indices]
+        batch: dict[str, np.ndarray] = {}
+        for field, first in examples[0].items():
+            if field in self.examples.padded:
+                batch[field] = self._pad(field, examples, bucket)
+            else:
+                values = [np.asarray(example[field]) for example in examples]
+                if any(value.shape != values[0].shape for value in values):
+                    raise ValueError(
+                        f"field {field!r} has shapes {sorted({v.shape for v in values})}; name it "
+                        "in `padded`, or give it one shape"
+                    )
+                batch[field] = np.stack(values)
+            assert batch[field].dtype == np.asarray(first).dtype, field
+        batch["weight"] = real.astype(np.float32)
+        batch["id"] = np.where(real, indices, -1).astype(np.int32)
+        return batch
 
-
-class _TrainSource:
-    """Batch n for n = 0, 1, 2 ... without end, as far as grain can see."""
-
-    def __init__(self, examples, batch_size, seed, buckets, process_index, process_count):
-        self._examples, self._batch_size, self._seed = examples, batch_size, seed
-        self._plan = _Plan(examples, batch_size, buckets)
-        self._rows = _process_rows(batch_size, process_index, process_count)
-        self._epoch = functools.lru_cache(maxsize=2)(self._draw)
-
-    def _draw(self, epoch: int) -> list[tuple[np.ndarray, int | None]]:
-        return self._plan.batches(np.random.default_rng([self._seed, epoch]))
-
-    def __len__(self) -> int:
-        return 2**31 - 1
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        epoch, place = divmod(int(number), self._plan.count)
-        indices, length = self._epoch(epoch)[place]
-        return _collate(self._examples, indices, length, self._batch_size, self._rows)
-
-    def __repr__(self) -> str:
-        # grain keeps this in a checkpoint and compares it: it must not tell of addresses.
-        return f"batches(seed={self._seed}, batch_size={self._batch_size}, n={len(self._examples)})"
-
-
-def _process_rows(batch_size: int, index: int, count: int) -> slice:
-    if not 0 <= index < count:
-        raise ValueError(f"process_index must be in [0, {count}), got {index}")
-    if batch_size % count:
-        raise ValueError(f"batch_size must be a multiple of {count} processes, got {batch_size}")
-    share = batch_size // count
-    return slice(index * share, (index + 1) * share)
-
-
-def _collate(
-    examples: Examples, indices: np.ndarray, length: int | None, batch_size: int, rows: slice
-) -> dict[str, np.ndarray]:
-    """Stacks rows; missing ones repeat the first with weight 0 and id -1."""
-    ids = np.full(batch_size, -1, np.int32)
-    ids[: len(indices)] = indices
-    mine = ids[rows]
-    fallback = int(indices[0])
-    drawn: dict[int, dict[str, Any]] = {}
-    for index in {int(index) if index >= 0 else fallback for index in mine}:
-        drawn[index] = examples[index]
-    parts = [drawn[int(index) if index >= 0 else fallback] for index in mine]
-    batch = {
-        name: _stack([part[name] for part in parts], length, examples.padded.get(name))
-        for name in parts[0]
-    }
-    batch["weight"] = (mine >= 0).astype(np.float32)
-    batch["id"] = mine
-    return batch
-
-
-def _stack(values: list[Any], length: int | None, fill: int | None) -> np.ndarray:
-    if fill is None or length is None:
-        return np.stack([np.asarray(value) for value in values])
-    first = np.asarray(values[0])
-    out = np.full((len(values), length, *first.shape[1:]), fill, first.dtype)
-    for row, value in zip(out, values, strict=True):
-        row[: len(value)] = value
-    return out
+    def _pad(self, field: str, examples: list[dict], bucket: int) -> np.ndarray:
+        first = np.asarray(examples[0][field])
+        shape = (len(examples), bucket, *first.shape[1:])
+        result = np.full(shape, self.examples.padded[field], first.dtype)
+        for row, example in enumerate(examples):
+            value = example[field]
+            if len(value) > bucket:
+                raise ValueError(
+                    f"field {field!r} of an example has length {len(value)}, but `lengths` put "
+                    f"it into the bucket {bucket}"
+                )
+            result[row, : len(value)] = value
+        return result
 
 
 def train_iterator(
@@ -157,26 +161,42 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ):
-    """Endless shuffled batches, a `grain.DatasetIterator` with get_state and set_state.
-
-    In every epoch each example comes exactly once; the last batch of the longest bucket is filled
-    up with rows of weight 0.
+    """Endless shuffled batches; batch n depends on (seed, n) and nothing else.
 
     Args:
-      examples: of the train split.
-      batch_size: rows over all processes.
-      seed: of the order.
-      buckets: lengths to which fields in `examples.padded` are filled; each batch has one of them.
-      process_index, process_count: this process takes its contiguous share of the rows.
+      examples: the train split.
+      batch_size: examples of a batch over all processes; of an epoch's batches one may have fewer.
+      seed: of the plan.
+      buckets: lengths to which batches are padded, ascending; None: the greatest of `lengths`.
+      process_index: which rows of each batch are given: a contiguous block.
+      process_count: number of such blocks.
+
+    Returns:
+      A grain.DatasetIterator of dicts of arrays [batch_size / process_count, ...], with "weight"
+      float32 (1 real, 0 padding) and "id" int32 (index of the example, -1 padding) added. It works
+      with get_state, set_state, and the checkpoint handlers of grain.
 
     Raises:
-      ValueError: no examples, one longer than the longest bucket, or rows that do not divide.
+      ValueError: no examples, an example longer than the longest bucket, or impossible sizes.
     """
     import grain
 
-    source = _TrainSource(examples, batch_size, seed, buckets, process_index, process_count)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
+    epoch_batches = epoch_length(examples, batch_size, buckets)
+
+    # Prefetching threads are at the border of two epochs at most.
+    @functools.lru_cache(maxsize=2)
+    def plan(epoch: int) -> Plan:
+        return Plan(batcher.bucket_of, batcher.buckets, batch_size, (seed, epoch))
+
+    def batch(number: int) -> dict[str, np.ndarray]:
+        epoch, position = divmod(int(number), epoch_batches)
+        chosen = plan(epoch)
+        return batcher.batch(chosen.members[position], chosen.buckets[position])
+
+    dataset = grain.MapDataset.range(_BATCHES).map(batch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
 
 
 def evaluation_batches(
@@ -187,17 +207,37 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example exactly once, ordered by bucket, then by index; the last batch padded.
+    """Every example exactly once, in the order of the buckets; arguments as `train_iterator`.
 
-    Arguments and errors as for `train_iterator`; no examples give no batches.
+    The last batch is filled up with rows of weight 0.
     """
-    if len(examples) == 0:
-        return
-    rows = _process_rows(batch_size, process_index, process_count)
-    for indices, length in _Plan(examples, batch_size, buckets).batches(None):
-        yield _collate(examples, indices, length, batch_size, rows)
+    batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
+    plan = Plan(batcher.bucket_of, batcher.buckets, batch_size, None)
+    return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
 
 def epoch_length(examples: Examples, batch_size: int, buckets: Sequence[int] | None = None) -> int:
-    """Batches in an epoch of `train_iterator`."""
-    return _Plan(examples, batch_size, buckets).count
+    """Number of batches in which every example occurs once; the buckets do not change it."""
+    return -(-len(examples) // batch_size)
+
+
+def _buckets(examples: Examples, buckets: Sequence[int] | None) -> tuple[list[int], np.ndarray]:
+    """The bucket lengths, and the number of the bucket of each example."""
+    if examples.lengths is None:
+        if buckets is not None:
+            raise ValueError("buckets need examples with lengths, got lengths=None")
+        return [0], np.zeros(len(examples), np.int64)
+    lengths = np.asarray(examples.lengths)
+    if lengths.shape != (len(examples),):
+        raise ValueError(f"lengths must have shape ({len(examples)},), got {lengths.shape}")
+    if buckets is None:
+        return [int(lengths.max())], np.zeros(len(examples), np.int64)
+    chosen = [int(bucket) for bucket in buckets]
+    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1:
+        raise ValueError(f"buckets must be positive and ascending, got {chosen}")
+    if lengths.max() > chosen[-1]:
+        raise ValueError(
+            f"example {int(lengths.argmax())} has length {lengths.max()}, longer than the longest "
+            f"bucket {chosen[-1]}"
+        )
+    return chosen, np.searchsorted(chosen, lengths)
