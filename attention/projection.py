@@ -44,10 +44,10 @@ class Projection(nnx.Module):
         if x.shape[-axes:] != self.inputs:
             got, expected = shapes.show(x.shape), ", ".join(map(str, self.inputs))
             raise ValueError(f"x: got shape {got}, expected [..., {expected}]")
-        rows = x.shape[:-axes]
+        rows, sums = x.shape[:-axes], jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
-        flat = x.astype(self.dtype).reshape(*rows, -1)
-        sums = jnp.promote_types(self.dtype, jnp.float32)
+        # Of two axes, not three: for more, XLA copies an operand to compute the kernel's gradient.
+        flat = x.astype(self.dtype).reshape(-1, kernel.shape[0])
         y = jnp.matmul(flat, kernel, preferred_element_type=sums)
         if self.bias is not None:
             y = y + self.bias[...].reshape(-1)
