@@ -1,0 +1,97 @@
+"""Splits by the content of texts, and the search for near-duplicates across splits.
+
+A split by a hash of the text never puts equal texts on both sides and does not change when rows are
+added; near-duplicates (mass mails, quoted news) have to be grouped first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
+_NOT_WORD = re.compile(r"[\W_]+")
+_ROWS = 1000
+
+SIMILARITY = 0.7
+"""Cosine of TF-IDF vectors from which two texts count as near-duplicates."""
+
+
+def norm(text: str, unicode: bool = False) -> str:
+    """Lower case, every run of non-alphanumerics one space, stripped.
+
+    Args:
+      text: any.
+      unicode: which characters are alphanumeric: those of Unicode, or a-z and 0-9 alone, by which
+        the English data sets of the project are split (there an accent is a gap).
+    """
+    pattern = _NOT_WORD if unicode else _NOT_ALPHANUMERIC
+    return pattern.sub(" ", text.lower()).strip()
+
+
+def norm_hash(text: str, unicode: bool = False) -> int:
+    """MD5 of `norm(text)` as an integer: what splits go by."""
+    data = norm(text, unicode).encode("utf-8", "surrogatepass")
+    return int(hashlib.md5(data, usedforsecurity=False).hexdigest(), 16)
+
+
+def group_hashes(texts: Sequence[str], similarity: float = SIMILARITY) -> list[int]:
+    """For each text the smallest `norm_hash` of its group of near-duplicates.
+
+    Groups are the connected components under a TF-IDF cosine of at least `similarity`.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    vectors = _vectors(texts)
+    rows, columns = [], []
+    for start, block in _products(vectors, vectors):
+        close = block.data >= similarity
+        rows.append(block.row[close] + start)
+        columns.append(block.col[close])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    graph = coo_matrix((np.ones(len(row)), (row, column)), shape=(len(texts),) * 2)
+    _, component = connected_components(graph, directed=False)
+    smallest: dict[int, int] = {}
+    hashes = [norm_hash(text) for text in texts]
+    for group, value in zip(component, hashes, strict=True):
+        smallest[group] = min(smallest.get(group, value), value)
+    return [smallest[group] for group in component]
+
+
+def near_duplicates(
+    train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY
+) -> np.ndarray:
+    """Which test texts have a near-duplicate in train.
+
+    Returns:
+      bool [len(test)]: equal by `norm`, or TF-IDF cosine of at least `similarity`.
+    """
+    vectors = _vectors([*train, *test])
+    mine, others = vectors[len(train) :], vectors[: len(train)]
+    known = {norm(text) for text in train}
+    found = np.array([norm(text) in known for text in test], bool)
+    for start, block in _products(mine, others):
+        found[block.row[block.data >= similarity] + start] = True
+    return found
+
+
+def _vectors(texts: Sequence[str]):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(token_pattern=r"(?u)\w+").fit_transform(texts)
+    except ValueError:  # not one word in all texts
+        from scipy.sparse import csr_matrix
+
+        return csr_matrix((len(texts), 1))
+
+
+def _products(left, right) -> Iterator[tuple[int, object]]:
+    """Cosines of some rows of `left` with all of `right`, sparse; the number of the first row."""
+    transposed = right.T.tocsr()
+    for start in range(0, left.shape[0], _ROWS):
+        yield start, (left[start : start + _ROWS] @ transposed).tocoo()

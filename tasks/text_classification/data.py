@@ -1,0 +1,284 @@
+"""Labelled texts in three splits: the project's data sets, a catalogue's, a person's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common import builders, catalogue
+from tasks.common.errors import UserError
+from tasks.common.leaks import norm_hash
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig
+from tasks.text_classification.datasets import DEFINITIONS
+from tasks.text_classification.files import read_labelled
+
+SPLITS = ("train", "validation", "test")
+_OWN = "own_"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which texts, and how they become ids.
+
+    Attributes:
+      name: one of the project's data sets, or tfds:NAME of the TFDS catalogue. With train_file it
+        only names the results, and is own_<file> unless something else is given.
+      train_file: a CSV, TSV or JSONL file of one's own.
+      validation_file: likewise; None: a tenth of train_file, by the hash of the text.
+      test_file: likewise; None: another tenth.
+      text_column: column, key or feature that holds the text.
+      label_column: column, key or feature that holds the class.
+      text: tokenizer.
+    """
+
+    name: str = "movie_reviews"
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self):
+        for other in ("validation_file", "test_file"):
+            if getattr(self, other) is not None and self.train_file is None:
+                raise ValueError(f"train_file must be given with {other}")
+        if self.train_file is not None:
+            # Results of own files must not be filed under a public data set's name.
+            if self.name in DEFINITIONS or self.name.startswith(catalogue.PREFIX):
+                object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
+        elif not self.name.startswith(catalogue.PREFIX) and self.name not in DEFINITIONS:
+            near = difflib.get_close_matches(self.name, DEFINITIONS, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"name: no data set is called {self.name!r}{hint}; there are "
+                f"{', '.join(DEFINITIONS)}, and tfds:NAME for one of the TFDS catalogue; "
+                "train_file takes your own"
+            )
+        for column in ("text_column", "label_column"):
+            if not getattr(self, column):
+                raise ValueError(f"{column} must not be empty")
+        if self.text_column == self.label_column:
+            raise ValueError(f"label_column must differ from text_column, got {self.text_column!r}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Texts of one split.
+
+    Attributes:
+      texts: as read.
+      labels: int32 [n], index into the label names.
+      ids: where each comes from.
+    """
+
+    texts: list[str]
+    labels: np.ndarray
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A data set.
+
+    Attributes:
+      name: as in the config.
+      splits: train, validation and test.
+      label_names: by index.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    label_names: list[str]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all texts and labels in their order."""
+        digest = hashlib.sha256(json.dumps(self.label_names).encode())
+        for name in SPLITS:
+            split = self.splits[name]
+            digest.update(f"{name}:{len(split)}".encode())
+            digest.update(np.ascontiguousarray(split.labels, "<i4").tobytes())
+            for text in split.texts:
+                data = text.encode("utf-8", "surrogatepass")
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> TextData:
+    """Reads a data set, preparing one of the project's own first when it is not.
+
+    Args:
+      config: which.
+      paths: where things are kept.
+
+    Raises:
+      UserError: what is wrong with a file, a source or the catalogue; one class only; a class that
+        train lacks.
+    """
+    if config.train_file is not None:
+        return _own(config)
+    if config.name.startswith(catalogue.PREFIX):
+        return _catalogue(config, paths)
+    return _project(config, paths)
+
+
+def _project(config: DataConfig, paths: Paths) -> TextData:
+    definition = DEFINITIONS[config.name]
+    for column, expected in (("text_column", "text"), ("label_column", "label")):
+        if getattr(config, column) != expected:
+            raise UserError(
+                f"{column} must be {expected!r} for {config.name}, got {getattr(config, column)!r}"
+            )
+    builders.prepare(definition, paths)
+    splits = {}
+    for name in SPLITS:
+        source = builders.load(definition, name, paths)
+        rows = source.__getitems__(range(len(source)))
+        splits[name] = Split(
+            [row["text"].decode() for row in rows],
+            np.array([row["label"] for row in rows], np.int32),
+            [row["id"].decode() for row in rows],
+        )
+    names = definition.features()["label"].names
+    return TextData(config.name, splits, list(names))
+
+
+def _own(config: DataConfig) -> TextData:
+    files = {
+        "train": config.train_file,
+        "validation": config.validation_file,
+        "test": config.test_file,
+    }
+    read = {
+        split: _Rows(*read_labelled(file, config.text_column, config.label_column))
+        for split, file in files.items()
+        if file is not None
+    }
+    return _assemble(config.name, read, where=files)
+
+
+def _catalogue(config: DataConfig, paths: Paths) -> TextData:
+    data = catalogue.Catalogue(config.name, paths)
+    features = data.features
+    for column in ("text_column", "label_column"):
+        if getattr(config, column) not in features:
+            raise UserError(
+                f"{column}: {config.name} has no feature {getattr(config, column)!r}; there are: "
+                f"{', '.join(features)}"
+            )
+    read = {}
+    if "test" in data.splits:
+        wanted = {"train": "train", "validation": "validation", "test": "test"}
+    else:  # competitions keep their test split: their validation split is what one can test on
+        wanted = {"train": "train", "test": "validation"}
+    names = getattr(features[config.label_column], "names", None)
+    for split, given in wanted.items():
+        if split != "train" and given not in data.splits:
+            continue
+        source = data.load(given)
+        rows = source.__getitems__(range(len(source)))
+        read[split] = _Rows(
+            [_as_text(config, row[config.text_column]) for row in rows],
+            [_as_label(config, given, row[config.label_column], names) for row in rows],
+            [f"{given}:{index}" for index in range(len(rows))],
+        )
+    return _assemble(config.name, read, where=dict.fromkeys(SPLITS, config.name))
+
+
+def _as_text(config: DataConfig, value: object) -> str:
+    if not isinstance(value, bytes):
+        raise UserError(
+            f"text_column: {config.text_column!r} of {config.name} holds {type(value).__name__}, "
+            "not text"
+        )
+    return value.decode("utf-8", "replace")
+
+
+def _as_label(config: DataConfig, split: str, value: object, names: Sequence[str] | None) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.integer):
+        raise UserError(
+            f"label_column: {config.label_column!r} of {config.name} is no class but {value!r}"
+        )
+    if names is None:
+        return str(int(value))
+    if value < 0:
+        raise UserError(f"{config.name}: split {split!r} has no labels (class {value})")
+    return names[value]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    texts: list[str]
+    labels: list[str]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def only(self, chosen: Sequence[int]) -> _Rows:
+        return _Rows(*([column[i] for i in chosen] for column in dataclasses.astuple(self)))
+
+
+def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
+    """Cuts off the splits that are not given and turns labels into numbers."""
+    read = _with_all_splits(read, where["train"])
+    names = sorted(set(read["train"].labels))
+    if len(names) < 2:
+        raise UserError(
+            f"{where['train']}: all {len(read['train'])} train examples have the one class "
+            f"{names[0]!r}; a classifier needs two"
+        )
+    number = {label: index for index, label in enumerate(names)}
+    splits = {}
+    for split in SPLITS:
+        rows = read[split]
+        for label, identity in zip(rows.labels, rows.ids, strict=True):
+            if label not in number:
+                raise UserError(
+                    f"{where[split] or where['train']}: {split} has the class {label!r} "
+                    f"({identity}) that train lacks; train has {', '.join(names[:20])}"
+                )
+        labels = np.array([number[label] for label in rows.labels], np.int32)
+        splits[split] = Split(rows.texts, labels, rows.ids)
+    return TextData(name, splits, names)
+
+
+def _with_all_splits(read: dict[str, _Rows], train_name: str) -> dict[str, _Rows]:
+    """Test is the train rows whose hash ends in 0, validation those in 1, where they are missing.
+
+    By the hash of the text equal texts stay together, and a row stays where it is when others come.
+    """
+    missing = {
+        digit: split for digit, split in enumerate(("test", "validation")) if split not in read
+    }
+    if not missing:
+        return read
+    train = read["train"]
+    digits = [norm_hash(text, unicode=True) % 10 for text in train.texts]
+    result = dict(read)
+    for digit, split in missing.items():
+        result[split] = train.only([i for i, d in enumerate(digits) if d == digit])
+    result["train"] = train.only([i for i, d in enumerate(digits) if d not in missing])
+    for split in SPLITS:
+        if not len(result[split]):
+            raise UserError(
+                f"{train_name}: {len(train)} examples are too few to split, {split} would be "
+                "empty; give validation_file and test_file"
+            )
+    return result
