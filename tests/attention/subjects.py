@@ -1,0 +1,188 @@
+"""Every registered mechanism behind one signature, so that one test asks all of them the same.
+
+The shapes are few and shared: what a test needs is usually compiled already.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attention import attend, attention_weights, masks, registry
+from tests.attention.references import REFERENCES
+
+B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8
+VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A mechanism to be tested.
+
+    Attributes:
+      label: for the test's name.
+      line: its registry line.
+      inputs: everything it depends on, weights included: a dict, float32.
+      keys: names of the inputs whose axis 1 is masked.
+      apply: (inputs, valid, causal, dropout_key) -> output and weights.
+      rows_are_positions: the output has a row for each position of the masked sequence.
+    """
+
+    label: str
+    line: registry.Mechanism
+    inputs: dict
+    keys: tuple[str, ...]
+    apply: object
+    rows_are_positions: bool = False
+
+    @property
+    def valid(self):
+        return VALID[:, : self.inputs[self.keys[0]].shape[1]]
+
+    @functools.cached_property
+    def cotangent(self):
+        out, _ = jax.eval_shape(lambda i: self.apply(i, self.valid, False, None), self.inputs)
+        return np.asarray(normal(99, *out.shape), out.dtype)
+
+    @functools.cached_property
+    def _compiled(self):
+        def run(inputs, valid, cotangent, causal):
+            def output(inputs):
+                return self.apply(inputs, valid, causal, None)
+
+            out, backward, weights = jax.vjp(output, inputs, has_aux=True)
+            return out, weights, backward(cotangent)[0]
+
+        return jax.jit(run, static_argnums=3)
+
+    def run(self, inputs=None, valid=None, causal=False, cotangent=None):
+        """Output, weights and the gradient of Σ output · cotangent."""
+        inputs = self.inputs if inputs is None else inputs
+        valid = self.valid if valid is None else valid
+        cotangent = self.cotangent if cotangent is None else cotangent
+        return jax.tree.map(np.asarray, self._compiled(inputs, valid, cotangent, causal))
+
+    def reference(self, inputs, valid, causal=False):
+        """Output and weights by NumPy, in float64."""
+        function = REFERENCES[self.line.kind, self.line.name]
+        if self.line.kind not in ("kernel", "mixer"):
+            return function(inputs, valid)
+        rows, columns = inputs[self.inputs_of_queries].shape[1], valid.shape[1]
+        allowed = np.broadcast_to(valid[:, None, None, :], (len(valid), 1, rows, columns))
+        if causal:
+            allowed = allowed & np.tri(rows, columns, columns - rows, dtype=bool)
+        return function(inputs, allowed)
+
+    @property
+    def inputs_of_queries(self):
+        return "query" if self.line.kind == "kernel" else "x"
+
+    def with_keys(self, change):
+        """The inputs with `change` applied to each masked sequence."""
+        return self.inputs | {name: change(self.inputs[name]) for name in self.keys}
+
+
+def _mask(valid, causal, queries):
+    mask = masks.valid(key=valid)
+    return mask & masks.causal(valid.shape[1] - queries) if causal else mask
+
+
+def _kernel(line, dtype):
+    def apply(inputs, valid, causal, dropout_key):
+        query, key, value = (jnp.asarray(inputs[n], dtype) for n in ("query", "key", "value"))
+        mask = _mask(valid, causal, query.shape[1])
+        rate = 0.0 if dropout_key is None else 0.5
+        options = {"dropout_rate": rate, "dropout_key": dropout_key}
+        out = attend(query, key, value, mask=mask, implementation=line.name, **options)
+        return out, attention_weights(query, key, mask=mask)
+
+    k = K if "grouped_query" in line.can else N
+    v = V if "value_size" in line.can else H
+    inputs = {"query": normal(0, B, T, N, H), "key": normal(1, B, S, k, H)}
+    inputs["value"] = normal(2, B, S, k, v)
+    yield Subject(line.name, line, inputs, ("key", "value"), apply)
+
+
+def _module(line, *args, **options):
+    """A function (params, method, *args) and random params, biases included."""
+    module = registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(module)
+    params = nnx.to_pure_dict(state)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), params)
+
+    def build(params):
+        fresh = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(fresh, params)
+        return nnx.merge(graphdef, fresh)
+
+    return build, params
+
+
+def _mixer(line, dtype):
+    droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
+    droppable["dtype"] = dtype
+
+    def subject(label, build, inputs, key_name, **more):
+        def apply(inputs, valid, causal, dropout_key):
+            sequences = [inputs[name] for name in ("x", "memory") if name in inputs]
+            mask = _mask(valid, causal, inputs["x"].shape[1])
+            options = {"mask": mask, "dropout_key": dropout_key, "return_weights": True}
+            return build(inputs["params"])(*sequences, **options)
+
+        return Subject(f"{line.name}-{label}", line, inputs, (key_name,), apply, **more)
+
+    build, params = _module(line, D, num_heads=2, **droppable)
+    inputs = {"params": params, "x": normal(3, B, T, D)}
+    yield subject("self", build, inputs, "x", rows_are_positions=True)
+    if "cross" in line.can:
+        grouped = {"key_value_heads": 1} if "grouped_query" in line.can else {}
+        sized = {"value_head_size": V} if "value_size" in line.can else {}
+        options = grouped | sized | droppable
+        build, params = _module(line, D, num_heads=2, memory_size=H, **options)
+        inputs = {"params": params, "x": normal(3, B, T, D), "memory": normal(4, B, S, H)}
+        yield subject("cross", build, inputs, "memory")
+
+
+def _alignment(line, dtype):
+    build, params = _module(line, D, D, dtype=dtype)
+
+    def apply(inputs, valid, causal, dropout_key):
+        alignment = build(inputs["params"])
+        memory = alignment.prepare(jnp.asarray(inputs["states"]), valid=jnp.asarray(valid))
+        state = alignment.initial_state(memory)
+        context, weights, _ = alignment.step(jnp.asarray(inputs["query"]), memory, state)
+        return context, weights
+
+    inputs = {"params": params, "query": normal(5, B, D), "states": normal(6, B, S, D)}
+    yield Subject(line.name, line, inputs, ("states",), apply)
+
+
+def _pool(line, dtype):
+    droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
+    build, params = _module(line, D, **droppable, dtype=dtype)
+    inputs = {"params": params, "states": normal(6, B, S, D)}
+
+    def apply(inputs, valid, causal, dropout_key):
+        pool = build(inputs["params"])
+        return pool(
+            jnp.asarray(inputs["states"]), valid=jnp.asarray(valid), dropout_key=dropout_key
+        )
+
+    yield Subject(line.name, line, inputs, ("states",), apply)
+
+
+_BUILDERS = {"kernel": _kernel, "mixer": _mixer, "alignment": _alignment, "pool": _pool}
+
+
+@functools.cache
+def subjects(dtype="float32"):
+    """All of them, computing in that dtype: one or two for each registry line."""
+    lines = registry.mechanisms()
+    return [subject for line in lines for subject in _BUILDERS[line.kind](line, jnp.dtype(dtype))]

@@ -1,0 +1,208 @@
+"""The contract: what every registered mechanism holds to, by its declared capabilities.
+
+One test for each mechanism and property; `pytest -k mean` or `-k test_mask` picks. A new mechanism
+needs its NumPy reference in references.py and nothing here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention import registry
+from tests.attention import references, subjects
+from tests.attention.subjects import B, S
+
+
+def each(*capabilities, dtype="float32"):
+    """Parameterises over the mechanisms that declare all of these."""
+    able = [s for s in subjects.subjects(dtype) if s.line.can.issuperset(capabilities)]
+    ids = [f"{subject.line.kind}-{subject.label}" for subject in able]
+    return pytest.mark.parametrize("subject", able, ids=ids)
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        got = actual
+        for step in path:
+            got = got[step.key]
+        np.testing.assert_allclose(got, leaf, **tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def rows(subject, out, positions):
+    """The part of an output that positions marked True may speak of."""
+    return out[positions] if subject.rows_are_positions else out
+
+
+@each()
+def test_forward_equals_the_equations(subject):
+    out, weights, _ = subject.run()
+    expected, expected_weights = subject.reference(double(subject.inputs), subject.valid)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+
+
+@each()
+def test_gradient_equals_the_equations(subject):
+    _, _, gradient = subject.run()
+    inputs = double(subject.inputs)
+    expected = references.gradient(
+        lambda inputs: subject.reference(inputs, subject.valid)[0], inputs, subject.cotangent
+    )
+    assert_trees_close(gradient, expected, atol=2e-5, rtol=2e-5)
+
+
+@each()
+def test_jit_equals_eager(subject):
+    out, weights, _ = subject.run()
+    eager, eager_weights = subject.apply(subject.inputs, subject.valid, False, None)
+    np.testing.assert_allclose(eager, out, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(eager_weights, weights, atol=1e-6)
+
+
+@each("weights")
+def test_weights_are_shares(subject):
+    _, weights, _ = subject.run()
+    assert (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    hidden = ~np.broadcast_to(
+        subject.valid.reshape(B, *[1] * (weights.ndim - 2), -1), weights.shape
+    )
+    np.testing.assert_array_equal(weights[hidden], 0)
+
+
+@each("mask")
+def test_mask_lets_nothing_through(subject):
+    valid = subject.valid
+    out, weights, _ = subject.run()
+
+    def spoil(x):
+        return np.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 1e4 * x)
+
+    changed = subject.with_keys(spoil)
+    other, other_weights, _ = subject.run(changed)
+    np.testing.assert_array_equal(rows(subject, other, valid), rows(subject, out, valid))
+    if not subject.rows_are_positions:
+        np.testing.assert_array_equal(other_weights, weights)
+    cotangent = subject.cotangent
+    if subject.rows_are_positions:
+        cotangent = cotangent * valid[..., None]
+    _, _, gradient = subject.run(cotangent=cotangent)
+    for name in subject.keys:
+        np.testing.assert_array_equal(gradient[name][~valid], 0)
+        assert np.abs(gradient[name][valid]).max() > 0
+
+
+@each("mask")
+def test_empty_rows_give_zero_and_finite_gradients(subject):
+    valid = subject.valid & np.array([[True], [False]])
+    out, weights, gradient = subject.run(valid=valid)
+    # Nothing seen is nothing said: all that may remain is the bias of the output projection.
+    bias = subject.inputs.get("params", {}).get("out", {}).get("bias", np.zeros(()))
+    np.testing.assert_array_equal(out[1], np.broadcast_to(bias, out[1].shape))
+    np.testing.assert_array_equal(weights[1], 0)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all()
+    for name in subject.keys:
+        np.testing.assert_array_equal(gradient[name][1], 0)
+    full, _, _ = subject.run()
+    np.testing.assert_array_equal(out[0], full[0])
+
+
+@each("causal")
+def test_causal_by_gradient(subject):
+    everything = np.ones_like(subject.valid)
+    length = everything.shape[1]
+    queries = subject.cotangent.shape[1]
+    for t in range(queries):
+        cotangent = np.zeros_like(subject.cotangent)
+        cotangent[:, t] = subject.cotangent[:, t]
+        _, _, gradient = subject.run(valid=everything, causal=True, cotangent=cotangent)
+        seen = t + length - queries
+        for name in subject.keys:
+            influence = np.abs(gradient[name]).reshape(B, length, -1).max(-1)
+            assert (influence[:, : seen + 1] > 0).all(), (name, t)
+            np.testing.assert_array_equal(influence[:, seen + 1 :], 0, err_msg=f"{name} {t}")
+
+
+@each("causal")
+def test_causal_equals_the_equations(subject):
+    out, weights, _ = subject.run(causal=True)
+    expected, expected_weights = subject.reference(double(subject.inputs), subject.valid, True)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+
+
+@each("permutation")
+def test_order_of_keys_does_not_matter(subject):
+    order = np.random.default_rng(0).permutation(subject.valid.shape[1])
+    out, weights, _ = subject.run()
+    moved = subject.with_keys(lambda x: x[:, order])
+    other, other_weights, _ = subject.run(moved, valid=subject.valid[:, order])
+    expected, expected_weights = out, weights[..., order]
+    if subject.rows_are_positions:
+        expected, expected_weights = out[:, order], expected_weights[..., order, :]
+    np.testing.assert_allclose(other, expected, atol=2e-6)
+    np.testing.assert_allclose(other_weights, expected_weights, atol=1e-6)
+
+
+@each("dropout")
+def test_dropout_drops_follows_its_key_and_is_unbiased(subject):
+    draw = jax.jit(lambda key: subject.apply(subject.inputs, subject.valid, False, key)[0])
+    first, again, other = (np.asarray(draw(jax.random.key(seed))) for seed in (1, 1, 2))
+    plain, _, _ = subject.run()
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+    assert np.abs(first - plain).max() > 1e-2
+    draws = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4096)))
+    # The mean of 4096 draws is normal about the truth: 6 of its deviations.
+    deviation = draws.std(axis=0) / 64
+    assert (np.abs(draws.mean(axis=0) - plain) <= 6 * deviation + 1e-5).all()
+    np.testing.assert_array_equal(draws.std(axis=0) > 0, True)
+
+
+@each("dropout")
+def test_dropout_does_not_depend_on_vmap(subject):
+    draw = jax.jit(lambda key: subject.apply(subject.inputs, subject.valid, False, key)[0])
+    keys = jax.random.split(jax.random.key(3), 4)
+    together = jax.jit(jax.vmap(draw))(keys)
+    np.testing.assert_allclose(together, jnp.stack([draw(key) for key in keys]), atol=2e-6)
+
+
+@each(dtype="bfloat16")
+def test_bfloat16_is_close_and_stays(subject):
+    run = jax.jit(lambda inputs: subject.apply(inputs, subject.valid, False, None))
+    out, weights = run(subject.inputs)
+    assert out.dtype == jnp.bfloat16
+    assert weights.dtype == jnp.float32
+    expected, expected_weights = subject.reference(double(subject.inputs), subject.valid)
+    # bfloat16 keeps 8 bits: what is rounded once or twice on the way is off by some 2^-7.
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(out, np.float64) / size, expected / size, atol=0.025)
+    np.testing.assert_allclose(weights, expected_weights, atol=0.025)
+
+
+@each(dtype="bfloat16")
+def test_bfloat16_gradients_are_close(subject):
+    _, _, gradient = subject.run()
+    full = next(
+        s for s in subjects.subjects() if s.label == subject.label and s.line == subject.line
+    )
+    _, _, expected = full.run()
+    # By the largest of all: the gradient of a key's bias is 0, as a shift leaves softmax alone.
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for (path, low), high in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected), strict=True
+    ):
+        place = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(low / size, high / size, atol=0.05, err_msg=place)
+
+
+def test_every_mechanism_has_a_subject():
+    assert {s.line for s in subjects.subjects()} == set(registry.mechanisms())
+    assert S != subjects.T
