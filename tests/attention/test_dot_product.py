@@ -1,0 +1,225 @@
+"""attend: its options against NumPy on every kernel, its errors, and what "auto" chooses."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention
+from attention import attend, attention_weights, explain_choice, masks, registry
+from attention.kernels import reference as reference_kernel
+from tests.attention import references
+from tests.attention.subjects import B, H, N, S, T, V, normal
+
+# name -> (T, S, key/value heads, value size, options of attend, capability asked for)
+OPTIONS = {
+    "plain": (T, S, N, H, {}, "cross"),
+    "grouped_query": (T, S, 2, H, {}, "grouped_query"),
+    "multi_query": (T, S, 1, H, {}, "grouped_query"),
+    "value_size": (T, S, N, V, {}, "value_size"),
+    "bias": (T, S, N, H, {"bias": normal(10, B, N, T, S)}, "bias"),
+    "bias_of_all_heads": (T, S, N, H, {"bias": normal(10, 1, 1, T, S)}, "bias"),
+    "scale": (T, S, N, H, {"scale": 0.7}, "cross"),
+    "logit_cap": (T, S, N, H, {"scale": 2.0, "logit_cap": 1.5}, "logit_cap"),
+    "sinks": (T, S, N, H, {"sinks": normal(11, N)}, "sinks"),
+    "one_query": (1, S, N, H, {}, "cross"),
+    "one_key": (T, 1, N, H, {}, "cross"),
+    "one_of_each": (1, 1, N, H, {}, "cross"),
+    "odd": (11, 13, 2, V, {}, "value_size"),
+    "all": (
+        T,
+        S,
+        2,
+        V,
+        {"bias": normal(10, B, 1, T, S), "scale": 2.0, "logit_cap": 3.0, "sinks": normal(11, N)},
+        "sinks",
+    ),
+}
+CASES = [
+    pytest.param(line.name, option, id=f"{line.name}-{option}")
+    for line in registry.mechanisms("kernel")
+    for option, case in OPTIONS.items()
+    if case[-1] in line.can
+]
+
+
+def arrays(t=T, s=S, k=N, v=H):
+    return normal(0, B, t, N, H), normal(1, B, s, k, H), normal(2, B, s, k, v)
+
+
+@pytest.mark.parametrize(("kernel", "option"), CASES)
+def test_options_equal_the_equations(kernel, option):
+    t, s, k, v, options, _ = OPTIONS[option]
+    learned = {name: options[name] for name in ("bias", "sinks") if name in options}
+    fixed = {name: value for name, value in options.items() if name not in learned}
+    allowed = np.random.default_rng(5).random((B, 1, t, s)) < 0.7
+    inputs = dict(zip(("query", "key", "value"), arrays(t, s, k, v), strict=True)) | learned
+    cotangent = normal(9, B, t, N, v)
+
+    @jax.jit
+    def run(inputs):
+        def output(inputs):
+            return attend(**inputs, **fixed, mask=masks.dense(allowed), implementation=kernel)
+
+        out, backward = jax.vjp(output, inputs)
+        return out, backward(cotangent)[0]
+
+    out, gradient = run(inputs)
+    double = {name: np.asarray(array, np.float64) for name, array in inputs.items()}
+    meaning = functools.partial(references.attend, allowed=allowed, **fixed)
+    expected, expected_weights = meaning(**double)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
+    slopes = references.gradient(lambda i: meaning(**i)[0], double, cotangent)
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(gradient[name], slope, atol=2e-5, rtol=2e-5, err_msg=name)
+    del inputs["value"]
+    weights = attention_weights(**inputs, **fixed, mask=masks.dense(allowed))
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+
+
+def test_by_hand():
+    # Logits 0 and ln 3 at scale 1: weights 1/4 and 3/4, so the output is 1/4 · 4 + 3/4 · 8 = 7.
+    query = jnp.ones((1, 1, 1, 1))
+    key = jnp.log(jnp.array([1.0, 3.0])).reshape(1, 2, 1, 1)
+    value = jnp.array([4.0, 8.0]).reshape(1, 2, 1, 1)
+    np.testing.assert_allclose(attend(query, key, value, scale=1.0).item(), 7.0, rtol=1e-6)
+    # A sink of ln 4 doubles the sum that is divided by.
+    sinks = jnp.log(jnp.array([4.0]))
+    np.testing.assert_allclose(
+        attend(query, key, value, scale=1.0, sinks=sinks).item(), 3.5, rtol=1e-6
+    )
+
+
+def test_empty_rows_with_sinks_and_huge_logits():
+    query, key, value = (100.0 * array for array in arrays())
+    lengths = jnp.array([0, 3])
+
+    def loss(query, key, value, sinks):
+        out = attend(query, key, value, mask=masks.lengths(key=lengths), sinks=sinks)
+        return jnp.sum(out), out
+
+    gradients, out = jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(
+        query, key, value, jnp.zeros(N)
+    )
+    np.testing.assert_array_equal(out[0], 0)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert np.abs(out[1]).max() > 0
+
+
+def test_second_derivatives_exist_and_are_finite_in_empty_rows():
+    query, key, value = arrays(2, 2)
+    mask = masks.lengths(key=jnp.array([0, 2]))
+    scalar = lambda x: jnp.sum(attend(x * query, key, value, mask=mask) ** 2)  # noqa: E731
+    second = jax.grad(jax.grad(scalar))(1.0)
+    step = 1e-2
+    numeric = (jax.grad(scalar)(1.0 + step) - jax.grad(scalar)(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(second, numeric, rtol=1e-2)
+
+
+def test_numpy_and_float64_inputs():
+    with jax.enable_x64(True):
+        double = [np.asarray(array, np.float64) for array in arrays()]
+        out = attend(*map(jnp.asarray, double))
+        assert out.dtype == jnp.float64
+        expected, _ = references.attend(*double, np.ones((B, 1, T, S), bool))
+        np.testing.assert_allclose(out, expected, atol=1e-13)
+    assert attend(*arrays()).dtype == jnp.float32
+
+
+Q, KEY, VALUE = arrays()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": Q[0]}, r"query: got shape \[5, 4, 6\], expected \[B, T, N, H\]"),
+        ({"key": KEY[:1]}, r"key: got shape \[1, 7, 4, 6\], expected .* with B=2, H=6"),
+        ({"key": KEY[..., :5]}, r"key: got shape \[2, 7, 4, 5\], expected \[B, S, K, H\]"),
+        ({"value": VALUE[:, :3]}, r"value: got shape \[2, 3, 4, 6\], expected .* S=7, K=4"),
+        (
+            {"key": KEY[:, :, :3], "value": VALUE[:, :, :3]},
+            r"key: .* K=3 heads, expected a number of heads that divides the query's N=4",
+        ),
+        ({"value": VALUE.astype(np.float16)}, r"value: got dtype float16, expected float32 like q"),
+        ({"query": np.ones(Q.shape, np.int32)}, r"query: got dtype int32, expected a floating"),
+        ({"mask": np.zeros((B, 1, T, S))}, r"mask: got dtype float.*, expected bool \(True = may"),
+        ({"mask": np.ones((B, S), bool)}, r"mask: got shape \[2, 7\], expected .* always rank 4"),
+        ({"mask": np.ones((B, 1, 1, S), bool)}, r"mask: got shape \[2, 1, 1, 7\], expected .*T=5"),
+        (
+            {"mask": np.ones((3, 1, T, S), bool)},
+            r"mask: .* expected \[B=2 or 1, N=4 or 1, T=5, S=7",
+        ),
+        ({"mask": masks.causal()}, r"query_offset: got none with T=5 queries and S=7 keys.*2 the"),
+        (
+            {"mask": masks.lengths(key=np.ones(3, int))},
+            r"lengths\(key=\): got shape \[3\], exp.*B=2",
+        ),
+        ({"bias": normal(0, T, S)}, r"bias: got shape \[5, 7\], expected \[B=2 or 1, N=4 or 1,"),
+        ({"bias": np.ones((1, 1, T, S), bool)}, r"bias: got dtype bool, expected a floating"),
+        ({"sinks": normal(0, 3)}, r"sinks: got shape \[3\], expected \[N\] with N=4"),
+        ({"logit_cap": 0.0}, r"logit_cap: got 0.0, expected a positive number"),
+        ({"dropout_rate": 0.1}, r"dropout_rate: got 0.1 without a key, expected a dropout_key"),
+        ({"dropout_rate": 1.0}, r"dropout_rate: got 1.0, expected a rate in \[0, 1\)"),
+        ({"implementation": "referense"}, r"kernel: got 'referense', .*did you mean 'reference'"),
+    ],
+)
+def test_mistakes_are_told(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        attend(**({"query": Q, "key": KEY, "value": VALUE} | change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"key": KEY.swapaxes(1, 2), "value": VALUE.swapaxes(1, 2)},
+    ],
+)
+def test_heads_first_is_recognised(change):
+    heads_first = {"query": Q.swapaxes(1, 2)}
+    heads_first |= change or {"key": KEY, "value": VALUE}
+    with pytest.raises(ValueError) as caught:
+        attend(**heads_first)
+    assert bool(change) == ("did you pass [B, N, T, H]?" in str(caught.value))
+
+
+def refusing(query, key, value, **options):
+    if options["sinks"] is not None:
+        raise NotImplementedError("no sinks")
+    return reference_kernel.attend(query, key, value, **options) + 1000.0
+
+
+@pytest.fixture
+def second_kernel(monkeypatch):
+    """A kernel in front of the reference that cannot do sinks and can be told by its result."""
+    line = dataclasses.replace(
+        registry.find("kernel", "reference"), name="quick", target=f"{__name__}:refusing"
+    )
+    monkeypatch.setattr(registry, "_TABLE", [line, *registry.mechanisms()])
+
+
+@pytest.mark.usefixtures("second_kernel")
+def test_auto_takes_the_first_that_can_and_can_be_asked():
+    assert attend(Q, KEY, VALUE).min() > 900
+    assert explain_choice(Q, KEY, VALUE) == attention.dot_product.Choice("quick", {})
+    sinks = normal(0, N)
+    assert np.abs(attend(Q, KEY, VALUE, sinks=sinks)).max() < 900
+    choice = explain_choice(Q, KEY, VALUE, sinks=sinks)
+    assert choice == attention.dot_product.Choice("reference", {"quick": "no sinks"})
+
+
+@pytest.mark.usefixtures("second_kernel")
+def test_a_named_kernel_that_cannot_says_who_can():
+    with pytest.raises(NotImplementedError, match="quick: no sinks; these can: reference"):
+        attend(Q, KEY, VALUE, sinks=normal(0, N), implementation="quick")
+
+
+def test_explain_choice_computes_nothing_and_checks():
+    structs = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (Q, KEY, VALUE)]
+    assert explain_choice(*structs, mask=masks.causal(2)).name == "reference"
+    with pytest.raises(ValueError, match="expected options of attend"):
+        explain_choice(*structs, sink=1)

@@ -1,0 +1,168 @@
+"""Masks against small arrays written out by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention import masks
+
+
+def pattern(*rows):
+    return np.array([[cell == "x" for cell in row] for row in rows])
+
+
+def dense(mask, T, S, B=1, N=1):
+    array = mask.materialize(B, N, T, S)
+    assert array.dtype == jnp.bool_
+    assert array.shape[0] in (1, B)
+    assert array.shape[1] in (1, N)
+    assert array.shape[2:] == (T, S)
+    return np.broadcast_to(array, (B, N, T, S))[:, 0]
+
+
+def test_causal():
+    np.testing.assert_array_equal(dense(masks.causal(), 3, 3)[0], pattern("x..", "xx.", "xxx"))
+    np.testing.assert_array_equal(dense(masks.causal(2), 2, 4)[0], pattern("xxx.", "xxxx"))
+    np.testing.assert_array_equal(dense(masks.causal(-1), 3, 2)[0], pattern("..", "x.", "xx"))
+
+
+def test_causal_with_an_offset_for_each_example():
+    array = dense(masks.causal(jnp.array([0, 2])), 2, 4, B=2)
+    np.testing.assert_array_equal(array[0], pattern("x...", "xx.."))
+    np.testing.assert_array_equal(array[1], pattern("xxx.", "xxxx"))
+
+
+def test_window():
+    expected = pattern("xx..", "xxx.", ".xxx", "..xx")
+    np.testing.assert_array_equal(dense(masks.window(1, 1), 4, 4)[0], expected)
+    expected = pattern("x...", "xx..", "xxx.", ".xxx")
+    np.testing.assert_array_equal(dense(masks.window(2, 0), 4, 4)[0], expected)
+    expected = pattern("xxxx", ".xxx", "..xx", "...x")
+    np.testing.assert_array_equal(dense(masks.window(0, None), 4, 4)[0], expected)
+    np.testing.assert_array_equal(dense(masks.window(0, 0, 2), 2, 4)[0], pattern("..x.", "...x"))
+
+
+def test_lengths():
+    array = dense(masks.lengths(query=jnp.array([1, 2]), key=jnp.array([3, 0])), 2, 3, B=2)
+    np.testing.assert_array_equal(array[0], pattern("xxx", "..."))
+    np.testing.assert_array_equal(array[1], pattern("...", "..."))
+
+
+def test_valid():
+    mask = masks.valid(query=np.array([[True, False]]), key=np.array([[True, False, True]]))
+    np.testing.assert_array_equal(dense(mask, 2, 3)[0], pattern("x.x", "..."))
+
+
+def test_segments():
+    mask = masks.segments(np.array([[1, 2, 2]]), np.array([[1, 1, 2, 3]]))
+    np.testing.assert_array_equal(dense(mask, 3, 4)[0], pattern("xx..", "..x.", "..x."))
+
+
+def test_prefix():
+    np.testing.assert_array_equal(
+        dense(masks.prefix(2), 4, 4)[0], pattern("xx..", "xx..", "xxx.", "xxxx")
+    )
+    array = dense(masks.prefix(jnp.array([0, 3])), 3, 3, B=2)
+    np.testing.assert_array_equal(array[0], pattern("x..", "xx.", "xxx"))
+    np.testing.assert_array_equal(array[1], pattern("xxx", "xxx", "xxx"))
+
+
+def test_joined():
+    mask = masks.causal() & masks.lengths(key=jnp.array([2])) & masks.window(1, None)
+    np.testing.assert_array_equal(dense(mask, 3, 3)[0], pattern("x..", "xx.", ".x."))
+    with pytest.raises(TypeError):
+        masks.causal() & np.ones((1, 1, 3, 3), bool)
+
+
+def test_dense_holds_to_its_rank():
+    array = np.random.default_rng(0).random((2, 1, 3, 4)) < 0.5
+    np.testing.assert_array_equal(dense(masks.dense(array), 3, 4, B=2, N=2), array[:, 0])
+    with pytest.raises(ValueError, match="always rank 4"):
+        masks.dense(array[:, 0])
+    with pytest.raises(ValueError, match=r"did you pass \[B, N, T, H\]"):
+        # As built by someone whose T and N have changed places.
+        masks.dense(np.ones((2, 1, 5, 5), bool)).materialize(2, 5, 3, 3)
+
+
+def test_masks_are_frozen_pytrees_and_ints_stay_static():
+    mask = masks.causal(1) & masks.lengths(key=jnp.array([2, 3])) & masks.prefix(2)
+    assert [leaf.shape for leaf in jax.tree.leaves(mask)] == [(2,)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mask.parts = ()
+
+    @jax.jit
+    def through_jit(mask):
+        # Blocks can only be asked inside jit if the ints were not traced.
+        assert not mask.visible_blocks(4, 4, 2, 2).all()
+        return mask.materialize(2, 1, 4, 4)
+
+    only = masks.causal(0) & masks.lengths(key=jnp.array([2, 3]))
+    np.testing.assert_array_equal(through_jit(only), only.materialize(2, 1, 4, 4))
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, masks.lengths(key=jnp.array([1, 2])))
+    np.testing.assert_array_equal(doubled.parts[0].key, [2, 4])
+    offsets = jnp.array([[0], [1]])
+    mapped = jax.vmap(lambda offset: masks.causal(offset).materialize(1, 1, 2, 3))(offsets)
+    np.testing.assert_array_equal(mapped[1, 0, 0], pattern("xx.", "xxx"))
+
+
+def test_visible_blocks_by_hand():
+    np.testing.assert_array_equal(
+        masks.causal().visible_blocks(6, 6, 2, 3), pattern("x.", "xx", "xx")
+    )
+    np.testing.assert_array_equal(
+        masks.window(1, 0).visible_blocks(6, 6, 2, 2), pattern("x..", "xx.", ".xx")
+    )
+    dynamic = masks.lengths(key=jnp.array([1]))
+    np.testing.assert_array_equal(dynamic.visible_blocks(4, 4, 2, 2), pattern("xx", "xx"))
+    with pytest.raises(ValueError, match="blocks: got 0 x 2"):
+        dynamic.visible_blocks(4, 4, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.causal(3),
+        masks.causal(-4),
+        masks.window(2, 1, 1),
+        masks.window(None, 0, 3),
+        masks.window(0, None, 0),
+        masks.prefix(4, 1),
+        masks.prefix(0, 0) & masks.window(1, 1, 0),
+    ],
+)
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 2), (16, 16)])
+def test_a_block_that_is_not_visible_holds_nothing(mask, blocks):
+    T, S = 7, 10
+    array = dense(mask, T, S)[0]
+    visible = mask.visible_blocks(T, S, *blocks)
+    assert visible.shape == (-(-T // blocks[0]), -(-S // blocks[1]))
+    single = len(mask.parts) == 1
+    for i, j in np.ndindex(visible.shape):
+        block = array[i * blocks[0] : (i + 1) * blocks[0], j * blocks[1] : (j + 1) * blocks[1]]
+        # Exact for one condition; for several it may be cautious, never wrong.
+        assert visible[i, j] or not block.any()
+        assert not single or visible[i, j] == block.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: masks.causal(1.5), r"query_offset: got dtype float"),
+        (lambda: masks.causal(np.zeros((2, 2), int)), r"query_offset: got shape \[2, 2\]"),
+        (lambda: masks.window(-1, 0), r"left: got -1, expected an int of at least 0"),
+        (lambda: masks.window(0, 1.0), r"right: got 1.0"),
+        (lambda: masks.lengths(), r"lengths: got neither"),
+        (lambda: masks.lengths(key=np.ones(2, bool)), r"key: got dtype bool, expected an integer"),
+        (lambda: masks.lengths(key=np.ones((2, 1), int)), r"key: got shape \[2, 1\], expected \[B"),
+        (lambda: masks.valid(), r"valid: got neither"),
+        (lambda: masks.valid(key=np.ones((2, 3))), r"key: got dtype float.*, expected bool"),
+        (lambda: masks.segments(np.ones(3, int), np.ones((1, 3), int)), r"query_ids: got shape"),
+        (lambda: masks.dense(np.zeros((1, 1, 2, 2))), r"mask: got dtype float.* go into bias"),
+    ],
+)
+def test_mistakes_are_told(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
