@@ -29,13 +29,17 @@ class DataConfig:
 
     Attributes:
       name: one of DATA_SETS.
+      shift: in training each picture is moved at random, up to this many pixels each way.
     """
 
     name: str = "digits"
+    shift: float = 1.0
 
     def __post_init__(self):
         if self.name not in DATA_SETS:
             raise ValueError(f"name must be one of {', '.join(DATA_SETS)}, got {self.name!r}")
+        if not 0 <= self.shift <= SIDE:
+            raise ValueError(f"shift must be in [0, {SIDE}], got {self.shift}")
 
 
 class Images:

@@ -34,18 +34,18 @@ class ViTConfig:
     name: str = "vit"
     patch_size: int = 2
     model_size: int = 64
-    num_layers: int = 3
+    num_layers: int = 2
     num_heads: int = 4
     feedforward_size: int = 128
-    dropout_rate: float = 0.1
+    dropout_rate: float = 0.2
     attention_dropout_rate: float = 0.0
-    head_dropout_rate: float = 0.1
+    head_dropout_rate: float = 0.2
     norm: str = "pre"
     activation: str = "gelu"
     positions: str = "learned"
     mechanism: str = "dot_product"
     dtype: str = "float32"
-    head: str = "cls"
+    head: str = "multi_head"
 
     def __post_init__(self):
         if self.patch_size < 1:

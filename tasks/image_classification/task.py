@@ -20,6 +20,7 @@ from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
 from tasks.image_classification import baselines
 from tasks.image_classification import data as pictures
+from tasks.image_classification.augmentation import random_shift
 from tasks.image_classification.data import DataConfig, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.task import Task
@@ -37,10 +38,21 @@ class ImageClassification(Task):
     sharding_rules = SHARDING_RULES
 
     def __init__(
-        self, model: ViTConfig, labels: Sequence[str], splits: Mapping[str, Images] | None = None
+        self,
+        data: DataConfig,
+        model: ViTConfig,
+        labels: Sequence[str],
+        splits: Mapping[str, Images] | None = None,
     ):
-        """Args: model config; names of the classes; the splits, None where only predicting."""
-        self._model, self._labels, self._splits = model, tuple(labels), splits
+        """Use `prepare` or `restore`.
+
+        Args:
+          data, model: configs.
+          labels: names of the classes.
+          splits: the pictures; None where only predictions are wanted.
+        """
+        self._data, self._model = data, model
+        self._labels, self._splits = tuple(labels), splits
 
     # ------------------------------------------------------------------ making
 
@@ -48,14 +60,14 @@ class ImageClassification(Task):
     def prepare(cls, data: DataConfig, model: ViTConfig, paths: Paths) -> ImageClassification:
         """See `Task.prepare`; the pictures come with scikit-learn."""
         _check_patches(model)
-        return cls(model, pictures.LABELS, pictures.load(data))
+        return cls(data, model, pictures.LABELS, pictures.load(data))
 
     @classmethod
     def restore(
         cls, data: DataConfig, model: ViTConfig, assets: Mapping[str, Any]
     ) -> ImageClassification:
         """See `Task.restore`."""
-        return cls(model, assets["labels"])
+        return cls(data, model, assets["labels"])
 
     def assets(self) -> dict[str, Any]:
         """Names of the classes."""
@@ -81,8 +93,10 @@ class ImageClassification(Task):
     def loss(
         self, model: VisionTransformer, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy, and the accuracy under dropout."""
-        logits = model(batch["image"], dropout_key=dropout_key)
+        """Cross-entropy, and the accuracy, both of pictures moved at random and under dropout."""
+        shift_key, dropout_key = jax.random.split(dropout_key)
+        images = random_shift(batch["image"], self._data.shift, shift_key)
+        logits = model(images, dropout_key=dropout_key)
         rows = jnp.maximum(jnp.sum(batch["weight"]), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         accuracy = jnp.sum(correct * batch["weight"]) / rows

@@ -1,0 +1,121 @@
+"""The Vision Transformer: patches, heads, weights, and pictures moved by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import ndimage
+
+from attention import registry
+from tasks.image_classification.augmentation import random_shift, shift
+from tasks.image_classification.model import VisionTransformer, ViTConfig, patches
+
+SMALL = ViTConfig(patch_size=4, model_size=8, num_layers=1, num_heads=2, feedforward_size=12)
+IMAGES = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
+call = nnx.jit(VisionTransformer.__call__, static_argnames="return_weights")
+
+
+def make(**fields):
+    config = dataclasses.replace(SMALL, **fields)
+    return VisionTransformer(config, (8, 8, 1), 10, rngs=nnx.Rngs(3))
+
+
+def test_patches_by_hand():
+    images = jnp.arange(2 * 4 * 6 * 2).reshape(2, 4, 6, 2)
+    cut = patches(images, 2)
+    assert cut.shape == (2, 6, 8)
+    for number, (y, x) in enumerate([(0, 0), (0, 2), (0, 4), (2, 0), (2, 2), (2, 4)]):
+        np.testing.assert_array_equal(cut[:, number], images[:, y : y + 2, x : x + 2].reshape(2, 8))
+
+
+def test_a_patch_size_that_does_not_divide_is_refused():
+    with pytest.raises(
+        ValueError, match="patch_size must divide the picture's 8 x 8 pixels, got 3"
+    ):
+        make(patch_size=3)
+
+
+@pytest.mark.parametrize("head", ["cls", "mean", "multi_head"])
+def test_each_head_classifies_and_shows_what_it_takes(head):
+    logits, weights = call(make(head=head), IMAGES, return_weights=True)
+    assert logits.shape == (3, 10)
+    np.testing.assert_allclose(logits, call(make(head=head), IMAGES), atol=1e-6)
+    tokens = 4 + (head == "cls")
+    assert weights["encoder"].shape == (3, 1, 2, tokens, tokens)
+    np.testing.assert_allclose(weights["encoder"].sum(axis=-1), 1, atol=1e-5)
+    taken = weights["head"].sum(axis=-1)
+    if head == "cls":
+        # The rest is what the token takes of itself.
+        np.testing.assert_allclose(taken, 1 - weights["encoder"][:, -1, :, 0, 0], atol=1e-5)
+    else:
+        np.testing.assert_allclose(taken, 1, atol=1e-5)
+
+
+def test_weights_of_the_default_config():
+    def params():
+        model = VisionTransformer(ViTConfig(), (8, 8, 1), 10, rngs=nnx.Rngs(0))
+        return nnx.state(model, nnx.Param)
+
+    layer = 4 * (64 * 64 + 64) + (64 * 128 + 128) + (128 * 64 + 64) + 2 * 2 * 64
+    # Patches, positions, layers, last norm, head (seed, key, value, out without bias), classes.
+    expected = (4 * 64 + 64) + 16 * 64 + 2 * layer + 128 + (64 + 2 * (64 * 64 + 64) + 64 * 64) + 650
+    assert sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(params))) == expected
+
+
+def test_positions_matter_with_learned_ones_only():
+    # The upper half put below: the same patches in another order.
+    swapped = jnp.roll(IMAGES, 4, axis=1)
+    with_positions, without = make(head="mean"), make(head="mean", positions="none")
+    assert np.abs(call(with_positions, IMAGES) - call(with_positions, swapped)).max() > 1e-4
+    np.testing.assert_allclose(call(without, IMAGES), call(without, swapped), atol=1e-5)
+
+
+def test_dropout_follows_its_key():
+    model = make(head="cls", dropout_rate=0.5)
+    first, again, other = (call(model, IMAGES, dropout_key=jax.random.key(i)) for i in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+def test_every_pool_of_the_registry_is_a_head():
+    assert [ViTConfig(head=name).head for name in registry.names("pool")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("patch_size", 0, "patch_size must be at least 1"),
+        ("head", "clss", "head must be one of cls, mean"),
+        ("head_dropout_rate", 1.0, r"head_dropout_rate must be in \[0, 1\)"),
+        ("num_heads", 7, "num_heads"),
+        ("num_layers", -1, "num_layers"),
+        ("mechanism", "dot", "mechanism"),
+        ("dtype", "float64", "dtype"),
+    ],
+)
+def test_impossible_configs_begin_with_the_field(field, value, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ViTConfig(**{field: value})
+
+
+def test_shift_equals_scipys_bilinear_one():
+    offsets = np.array([[0.0, 0.0], [1.0, -2.0], [0.25, -0.7]], np.float32)
+    moved = shift(IMAGES, jnp.asarray(offsets))
+    for image, offset, found in zip(IMAGES, offsets, moved, strict=True):
+        # SciPy's "grid-constant" interpolates with the 0 outside, as here.
+        expected = ndimage.shift(np.asarray(image[..., 0]), offset, order=1, mode="grid-constant")
+        np.testing.assert_allclose(found[..., 0], expected, atol=1e-6)
+
+
+def test_random_shifts_stay_within_the_largest():
+    point = jnp.zeros((64, 8, 8, 1)).at[:, 4, 4].set(1.0)
+    moved = np.asarray(random_shift(point, 1.0, jax.random.key(0)))[..., 0]
+    np.testing.assert_allclose(moved.sum(axis=(1, 2)), 1, atol=1e-5)
+    assert moved[:, 3:6, 3:6].sum() == pytest.approx(64, abs=1e-3)
+    centres = (moved.sum(axis=2) * np.arange(8)).sum(axis=1) - 4
+    assert centres.min() < -0.8
+    assert centres.max() > 0.8
+    assert random_shift(point, 0.0, jax.random.key(0)) is point
