@@ -1,0 +1,288 @@
+"""MultiHeadAttention, the pools and the alignments: what the contract does not ask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from attention import (
+    AttentionPool,
+    DotAlignment,
+    GeneralAlignment,
+    LearnedPositions,
+    MaxPool,
+    MultiHeadAttention,
+    MultiHeadPool,
+    NoAlignment,
+    attention_pool,
+    masks,
+    max_pool,
+    mean_pool,
+    registry,
+)
+from attention.positions import rotary, sinusoidal
+from attention.projection import Projection
+from tests.attention.subjects import normal
+
+X = jnp.asarray(normal(0, 2, 5, 8))
+
+
+def shape_of(module, path):
+    for name in path.split("/"):
+        module = getattr(module, name)
+    return module[...].shape
+
+
+def test_multi_head_parameter_layout():
+    module = MultiHeadAttention(
+        8, 4, key_value_heads=2, head_size=6, value_head_size=3, memory_size=5, rngs=nnx.Rngs(0)
+    )
+    shapes = {
+        "query/kernel": (8, 4, 6),
+        "query/bias": (4, 6),
+        "key/kernel": (5, 2, 6),
+        "key/bias": (2, 6),
+        "value/kernel": (5, 2, 3),
+        "value/bias": (2, 3),
+        "out/kernel": (4, 3, 8),
+        "out/bias": (8,),
+    }
+    state = nnx.to_flat_state(nnx.state(module))
+    assert {"/".join(map(str, path)): leaf[...].shape for path, leaf in state} == shapes
+    assert all(leaf[...].dtype == jnp.float32 for _, leaf in state)
+    bare = MultiHeadAttention(8, 4, use_bias=False, rngs=nnx.Rngs(0))
+    assert len(nnx.to_flat_state(nnx.state(bare))) == 4
+
+
+def test_multi_head_rope_depends_on_distance_alone():
+    module = MultiHeadAttention(8, 2, positions="rope", rngs=nnx.Rngs(0))
+    run = jax.jit(lambda p: module(X, query_positions=p, key_positions=p, return_weights=True))
+    out, weights = run(jnp.arange(5))
+    shifted, shifted_weights = run(jnp.arange(5) + 7)
+    np.testing.assert_allclose(shifted, out, atol=2e-6)
+    np.testing.assert_allclose(shifted_weights, weights, atol=2e-6)
+    np.testing.assert_allclose(module(X), out, atol=2e-6)
+    assert np.abs(run(2 * jnp.arange(5))[0] - out).max() > 1e-3
+    each = run(jnp.stack([jnp.arange(5), jnp.arange(5) + 3]))[0]
+    np.testing.assert_allclose(each, out, atol=2e-6)
+
+
+def test_multi_head_dropout_only_with_a_key():
+    module = MultiHeadAttention(8, 2, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    plain = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(module(X), plain(X))
+    assert np.abs(module(X, dropout_key=jax.random.key(0)) - plain(X)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m(X[..., :6]), r"x: got shape \[2, 5, 6\], expected \[B, T, D\] with D=8"),
+        (lambda m: m(X, X[:1]), r"memory: got shape \[1, 5, 8\], expected .* with B=2, M=8"),
+        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected none without positions='rope'"),
+        (lambda m: m(X, mask=masks.lengths(key=jnp.ones(3, int))), r"lengths\(key=\): got shape"),
+    ],
+)
+def test_multi_head_calls_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(MultiHeadAttention(8, 2, rngs=nnx.Rngs(0)))
+
+
+def test_multi_head_cross_rope_needs_both_positions():
+    module = MultiHeadAttention(8, 2, positions="rope", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="query_positions: got none, expected both"):
+        module(X, X)
+    with pytest.raises(ValueError, match="key_positions: got none, expected both"):
+        module(X, X, query_positions=jnp.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 3}, r"num_heads: got 3, expected a positive divisor of model_size=8"),
+        ({"num_heads": 0}, r"num_heads: got 0"),
+        ({"num_heads": 4, "key_value_heads": 3}, r"key_value_heads: got 3, .*num_heads=4"),
+        ({"num_heads": 8, "positions": "rope"}, r"head_size: got 1, expected an even one"),
+        ({"num_heads": 4, "positions": "yes"}, r"positions: got 'yes', expected 'none' or 'rope'"),
+        ({"num_heads": 4, "dropout_rate": -0.1}, r"dropout_rate: got -0.1, expected a rate"),
+    ],
+)
+def test_multi_head_arguments_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(8, **arguments, rngs=nnx.Rngs(0))
+
+
+def test_projection_is_a_matrix_product_in_float32():
+    projection = Projection((2, 3), (4, 5), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    limit = np.sqrt(6 / (6 + 20))
+    kernel = np.asarray(projection.kernel[...])
+    assert kernel.shape == (2, 3, 4, 5)
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    x = jnp.asarray(normal(0, 7, 2, 3), jnp.bfloat16)
+    out = projection(x)
+    assert out.dtype == jnp.bfloat16
+    rounded = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float64)
+    exact = np.einsum("iab,abcd->icd", np.asarray(x, np.float64), rounded)
+    # Summed in float32: all that is lost is the last rounding, at most 2^-8 of the value.
+    np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=2**-8, atol=1e-6)
+    with pytest.raises(ValueError, match=r"x: got shape \[7, 3\], expected \[..., 2, 3\]"):
+        projection(x[:, 0])
+
+
+STATES = jnp.array([[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]])
+FIRST_TWO = jnp.array([[True, True, False]])
+
+
+def test_pools_by_hand():
+    pooled, weights = mean_pool(STATES, FIRST_TWO)
+    np.testing.assert_allclose(pooled, [[2.0, 5.0]])
+    np.testing.assert_allclose(weights, [[[0.5, 0.5, 0.0]]])
+    pooled, weights = max_pool(STATES, FIRST_TWO)
+    np.testing.assert_allclose(pooled, [[3.0, 8.0]])
+    np.testing.assert_allclose(weights, [[[0.5, 0.5, 0.0]]])
+    # Scores 0 and ln 3: 1/4 and 3/4.
+    pooled, weights = attention_pool(STATES, jnp.log(jnp.array([[1.0, 3.0, 9.0]])), FIRST_TWO)
+    np.testing.assert_allclose(pooled, [[2.5, 3.5]], rtol=1e-6)
+    np.testing.assert_allclose(weights, [[[0.25, 0.75, 0.0]]], rtol=1e-6)
+
+
+def test_max_pool_of_negative_states_and_of_equal_ones():
+    pooled, _ = max_pool(-STATES, FIRST_TWO)
+    np.testing.assert_array_equal(pooled, [[-1.0, -2.0]])
+    # Of equal maxima the first has all the gradient, as the weights say.
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x)[0]))(jnp.ones((1, 3, 2)))
+    np.testing.assert_array_equal(gradient, [[[1, 1], [0, 0], [0, 0]]])
+
+
+def test_pools_without_valid_take_all():
+    for name in registry.names("pool"):
+        pool = registry.load("pool", name)(8, rngs=nnx.Rngs(0))
+        expected = pool(X, valid=jnp.ones((2, 5), bool))
+        jax.tree.map(np.testing.assert_array_equal, pool(X), expected)
+
+
+@pytest.mark.parametrize("name", registry.names("pool"))
+def test_pools_refuse_what_does_not_fit(name):
+    pool = registry.load("pool", name)(8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"states: got shape \[2, 5, 6\], expected .* D=8"):
+        pool(X[..., :6])
+    with pytest.raises(ValueError, match=r"valid: got dtype float32, expected bool \(True = a r"):
+        pool(X, valid=jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"valid: got shape \[5, 2\], expected .* with B=2, T=5"):
+        pool(X, valid=jnp.ones((5, 2), bool))
+
+
+def test_pool_sizes():
+    pool = AttentionPool(8, hidden_size=3, rngs=nnx.Rngs(0))
+    assert shape_of(pool, "hidden/kernel") == (8, 3)
+    assert shape_of(pool, "context") == (3,)
+    pooled, weights = MultiHeadPool(8, num_heads=2, rngs=nnx.Rngs(0))(X)
+    assert (pooled.shape, weights.shape) == ((2, 8), (2, 2, 5))
+    with pytest.raises(ValueError, match="num_heads: got 3"):
+        MultiHeadPool(8, num_heads=3, rngs=nnx.Rngs(0))
+    assert jax.tree.leaves(nnx.state(MaxPool(8, rngs=nnx.Rngs(0)))) == []
+
+
+def test_dot_alignment_by_hand():
+    # Scores 0 and ln 3: weights 1/4 and 3/4, context 1/4 · (0, 4) + 3/4 · (ln 3, 8).
+    states = jnp.array([[[0.0, 4.0], [np.log(3.0), 8.0], [50.0, 50.0]]])
+    alignment = DotAlignment(2, 2, rngs=nnx.Rngs(0))
+    memory = alignment.prepare(states, valid=FIRST_TWO)
+    context, weights, state = alignment.step(jnp.array([[1.0, 0.0]]), memory, ())
+    np.testing.assert_allclose(weights, [[0.25, 0.75, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(context, [[0.75 * np.log(3), 7.0]], rtol=1e-6)
+    assert state == ()
+
+
+def test_general_alignment_is_dot_with_the_identity():
+    general, dot = GeneralAlignment(8, 8, rngs=nnx.Rngs(0)), DotAlignment(8, 8, rngs=nnx.Rngs(0))
+    general.key.kernel[...] = jnp.eye(8)
+    query = X[:, 0]
+    steps = [a.step(query, a.prepare(X), ())[:2] for a in (general, dot)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *steps)
+
+
+def test_no_alignment_is_the_last_valid_state_whatever_the_query():
+    alignment = NoAlignment(3, 8, rngs=nnx.Rngs(0))
+    valid = jnp.array([[True, True, True, False, False], [True] * 5])
+    memory = alignment.prepare(X, valid=valid)
+    for seed in range(2):
+        context, weights, _ = alignment.step(jnp.asarray(normal(seed, 2, 3)), memory, ())
+        np.testing.assert_array_equal(context, jnp.stack([X[0, 2], X[1, 4]]))
+        np.testing.assert_array_equal(weights, jnp.eye(5)[jnp.array([2, 4])])
+
+
+@pytest.mark.parametrize("name", registry.names("alignment"))
+def test_alignments_step_inside_a_scan(name):
+    alignment = registry.load("alignment", name)(8, 8, rngs=nnx.Rngs(0))
+
+    @jax.jit
+    def decode(states, queries):
+        memory = alignment.prepare(states)
+
+        def step(state, query):
+            context, weights, state = alignment.step(query, memory, state)
+            return state, (context, weights)
+
+        return jax.lax.scan(step, alignment.initial_state(memory), queries)[1]
+
+    queries = jnp.asarray(normal(3, 4, 2, 8))
+    contexts, weights = decode(X, queries)
+    assert (contexts.shape, weights.shape) == ((4, 2, 8), (4, 2, 5))
+    memory = alignment.prepare(X)
+    context, weight, _ = alignment.step(queries[2], memory, alignment.initial_state(memory))
+    np.testing.assert_allclose(contexts[2], context, atol=1e-6)
+    np.testing.assert_allclose(weights[2], weight, atol=1e-6)
+
+
+def test_alignments_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="query_size: got 3, expected memory_size=8, or the align"):
+        DotAlignment(3, 8, rngs=nnx.Rngs(0))
+    alignment = GeneralAlignment(3, 8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"states: got shape \[2, 5, 6\], expected .* D=8"):
+        alignment.prepare(X[..., :6])
+    with pytest.raises(ValueError, match=r"query: got shape \[2, 8\], expected .* with B=2, Q=3"):
+        alignment.step(X[:, 0], alignment.prepare(X), ())
+
+
+def test_sinusoidal_by_the_paper():
+    table = np.asarray(sinusoidal(jnp.arange(50), 6))
+    for p, i in [(0, 0), (1, 0), (7, 1), (49, 2)]:
+        angle = p / 10000 ** (2 * i / 6)
+        np.testing.assert_allclose(table[p, 2 * i], np.sin(angle), atol=1e-5)
+        np.testing.assert_allclose(table[p, 2 * i + 1], np.cos(angle), atol=1e-5)
+    np.testing.assert_array_equal(sinusoidal(jnp.array([[3, 1]]), 6)[0], table[jnp.array([3, 1])])
+    with pytest.raises(ValueError, match="size: got 5, expected an even one"):
+        sinusoidal(jnp.arange(3), 5)
+    with pytest.raises(ValueError, match="positions: got dtype float32, expected an integer"):
+        sinusoidal(jnp.ones(3), 6)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotary_is_a_complex_rotation(interleaved):
+    x, positions = normal(0, 2, 5, 3, 4), np.array([0, 1, 2, 5, 9])
+    turned = np.asarray(rotary(jnp.asarray(x), jnp.asarray(positions), interleaved=interleaved))
+
+    def as_complex(x):
+        pairs = (x[..., 0::2], x[..., 1::2]) if interleaved else np.split(x, 2, axis=-1)
+        return pairs[0] + 1j * pairs[1]
+
+    frequencies = 10000.0 ** (-np.array([0, 2]) / 4)
+    rotation = np.exp(1j * positions[:, None, None] * frequencies)
+    np.testing.assert_allclose(as_complex(turned), as_complex(x) * rotation, atol=1e-5)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+
+
+def test_rotary_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"positions: got shape \[4\], expected \[T\] with T=5"):
+        rotary(jnp.ones((2, 5, 3, 4)), jnp.arange(4))
+    with pytest.raises(ValueError, match="size: got 3, expected an even one"):
+        rotary(jnp.ones((2, 5, 3, 3)), jnp.arange(5))
+
+
+def test_learned_positions():
+    positions = LearnedPositions(4, 8, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(positions(3), positions.embedding[...][:3])
+    with pytest.raises(ValueError, match="length: got 5, expected at most max_length=4"):
+        positions(5)
