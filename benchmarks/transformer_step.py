@@ -136,7 +136,7 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip_norm)
             optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return run
 

@@ -324,4 +324,5 @@ def _one_line(path: str) -> Iterator[None]:
                  if frame.filename == path]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         where = f"{path}, line {line}" if line else path
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: {kind}{error}") from error

@@ -13,7 +13,7 @@ class Progress:
     def __init__(self, steps: int, first_step: int, metric: str):
         """Args: steps in all; steps done already; name of the validation metric."""
         self._steps, self._first, self._metric = steps, first_step, metric
-        self._started = time.monotonic()
+        self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
         self._bar: Any = None
         self._task: Any = None
@@ -65,7 +65,11 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, step: int) -> float:
-        return (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+        """Over the last few marks, so that compiling at the start does not weigh for ever."""
+        if step > self._marks[-1][0]:
+            self._marks = [*self._marks[-4:], (step, time.monotonic())]
+        (first, began), (last, ended) = self._marks[0], self._marks[-1]
+        return (last - first) / max(ended - began, 1e-9)
 
     def _status(self, step: int) -> str:
         return (

@@ -37,6 +37,14 @@ def _check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
+def _check_embedding(config: Any) -> None:
+    for name in ("embedding_scale", "prior_scale"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if config.prior not in ("none", "naive_bayes"):
+        raise ValueError(f"prior must be 'none' or 'naive_bayes', got {config.prior!r}")
+
+
 def _check_pool(value: str, *more: str) -> None:
     choices = (*registry.names("pool"), *more)
     if value not in choices:
@@ -55,17 +63,19 @@ class AttentionPoolingConfig:
       length_scaling: multiply the pooled vector by sqrt(T), so that long texts speak louder.
       prior: "naive_bayes" puts the log-count ratios of the train split (Wang & Manning 2012) into
         the first coordinates of the embeddings at the start; "none" starts at random.
+      prior_scale: factor on those ratios.
       token_dropout_rate: of whole tokens.
       dropout_rate: of the pooled vector.
     """
 
     name: str = "attention_pooling"
-    embedding_size: int = 64
+    embedding_size: int = 32
     embedding_scale: float = 0.1
     pooling: str = "attention"
     attention_size: int = 32
     length_scaling: bool = True
     prior: str = "none"
+    prior_scale: float = 0.3
     token_dropout_rate: float = 0.5
     dropout_rate: float = 0.5
 
@@ -73,10 +83,7 @@ class AttentionPoolingConfig:
         _check_positive(self, "embedding_size", "attention_size")
         _check_rates(self, "token_dropout_rate", "dropout_rate")
         _check_pool(self.pooling)
-        if self.prior not in ("none", "naive_bayes"):
-            raise ValueError(f"prior must be 'none' or 'naive_bayes', got {self.prior!r}")
-        if not self.embedding_scale > 0:
-            raise ValueError(f"embedding_scale must be positive, got {self.embedding_scale}")
+        _check_embedding(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,7 @@ class TransformerConfig(EncoderConfig):
       pooling: a pool of `attention.registry`, or "cls": the state of a token put first.
       token_dropout_rate: of whole tokens at the input.
       head_dropout_rate: of the pooled vector.
+      embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
       For the others see `EncoderConfig`.
     """
 
@@ -94,9 +102,13 @@ class TransformerConfig(EncoderConfig):
     pooling: str = "mean"
     token_dropout_rate: float = 0.1
     head_dropout_rate: float = 0.3
+    embedding_scale: float = 0.1
+    prior: str = "none"
+    prior_scale: float = 0.3
 
     def __post_init__(self):
         super().__post_init__()
+        _check_embedding(self)
         _check_rates(self, "token_dropout_rate", "head_dropout_rate")
         _check_pool(self.pooling, "cls")
 
@@ -111,6 +123,7 @@ class BiGRUConfig:
       pooling: a pool of `attention.registry`.
       token_dropout_rate: of whole tokens at the input.
       dropout_rate: of embeddings and of the pooled vector.
+      embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
     """
 
     name: str = "bigru"
@@ -119,8 +132,12 @@ class BiGRUConfig:
     pooling: str = "attention"
     token_dropout_rate: float = 0.2
     dropout_rate: float = 0.5
+    embedding_scale: float = 0.1
+    prior: str = "none"
+    prior_scale: float = 0.3
 
     def __post_init__(self):
+        _check_embedding(self)
         _check_positive(self, "embedding_size", "state_size")
         _check_rates(self, "token_dropout_rate", "dropout_rate")
         _check_pool(self.pooling)
@@ -136,8 +153,14 @@ MODEL_CONFIGS = {
 class Embedding(nnx.Module):
     """Rows of a table by id; `embedding` [vocabulary, D]."""
 
-    def __init__(self, vocabulary: int, size: int, scale: float, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocabulary, size)) * scale)
+    def __init__(
+        self, config: Any, vocabulary: int, size: int, prior: np.ndarray | None, *, rngs: nnx.Rngs
+    ):
+        """Args: model config; sizes; what its first coordinates start with, [vocabulary, k]."""
+        table = jax.random.normal(rngs.params(), (vocabulary, size)) * config.embedding_scale
+        if prior is not None:
+            table = table.at[:, : prior.shape[1]].set(prior * config.prior_scale)
+        self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
         return jnp.take(self.embedding[...], tokens, axis=0)
@@ -177,9 +200,7 @@ class AttentionPoolingClassifier(nnx.Module):
     ):
         """Args: vocabulary, classes: sizes; prior: [vocabulary, columns], see the config."""
         self.config = config
-        self.tokens = Embedding(
-            vocabulary, config.embedding_size, config.embedding_scale, rngs=rngs
-        )
+        self.tokens = Embedding(config, vocabulary, config.embedding_size, prior, rngs=rngs)
         options = {"hidden_size": config.attention_size} if config.pooling == "attention" else {}
         self.pool = registry.load("pool", config.pooling)(
             config.embedding_size, rngs=rngs, **options
@@ -187,8 +208,6 @@ class AttentionPoolingClassifier(nnx.Module):
         self.classify = Projection((config.embedding_size,), (classes,), rngs=rngs)
         if prior is not None:
             columns = prior.shape[1]
-            table = self.tokens.embedding[...].at[:, :columns].set(prior)
-            self.tokens.embedding[...] = table
             kernel = self.classify.kernel[...].at[:columns].set(_prior_readout(columns, classes))
             self.classify.kernel[...] = kernel
 
@@ -222,11 +241,18 @@ def _prior_readout(columns: int, classes: int) -> np.ndarray:
 class TransformerClassifier(nnx.Module):
     """logits = dropout(pool(Encoder(E[tokens]))) W + b."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: int, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: int,
+        classes: int,
+        *,
+        prior: np.ndarray | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         D = config.model_size
-        # With sinusoidal positions the sum should not drown in them.
-        self.tokens = Embedding(vocabulary, D, 1.0 if config.norm == "pre" else 0.02, rngs=rngs)
+        self.tokens = Embedding(config, vocabulary, D, prior, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.pool = (
             None if config.pooling == "cls" else registry.load("pool", config.pooling)(D, rngs=rngs)
@@ -277,9 +303,17 @@ class TransformerClassifier(nnx.Module):
 class BiGRUClassifier(nnx.Module):
     """logits = dropout(pool(BiGRU(dropout(E[tokens])))) W + b."""
 
-    def __init__(self, config: BiGRUConfig, vocabulary: int, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: BiGRUConfig,
+        vocabulary: int,
+        classes: int,
+        *,
+        prior: np.ndarray | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
-        self.tokens = Embedding(vocabulary, config.embedding_size, 0.1, rngs=rngs)
+        self.tokens = Embedding(config, vocabulary, config.embedding_size, prior, rngs=rngs)
         self.encoder = BidirectionalGRU(config.embedding_size, config.state_size, rngs=rngs)
         self.pool = registry.load("pool", config.pooling)(2 * config.state_size, rngs=rngs)
         self.classify = Projection((2 * config.state_size,), (classes,), rngs=rngs)
@@ -307,8 +341,9 @@ def build(
     config: Any, vocabulary: int, classes: int, *, prior: np.ndarray | None, rngs: nnx.Rngs
 ) -> nnx.Module:
     """The model of a config."""
-    if isinstance(config, AttentionPoolingConfig):
-        return AttentionPoolingClassifier(config, vocabulary, classes, prior=prior, rngs=rngs)
-    if isinstance(config, TransformerConfig):
-        return TransformerClassifier(config, vocabulary, classes, rngs=rngs)
-    return BiGRUClassifier(config, vocabulary, classes, rngs=rngs)
+    kinds = {
+        "attention_pooling": AttentionPoolingClassifier,
+        "transformer": TransformerClassifier,
+        "bigru": BiGRUClassifier,
+    }
+    return kinds[config.name](config, vocabulary, classes, prior=prior, rngs=rngs)

@@ -125,17 +125,16 @@ class TextClassification(Task):
 
     def build_model(self, rngs: Any) -> Any:
         """See `Task.build_model`."""
-        prior = None
-        if getattr(self.model, "prior", "none") == "naive_bayes":
-            prior = self._prior()
+        prior = self._prior() if self.model.prior == "naive_bayes" else None
         return models.build(self.model, self.encoder.size, len(self.labels), prior=prior, rngs=rngs)
 
     def _prior(self) -> np.ndarray:
         columns = 1 if len(self.labels) == 2 else len(self.labels)
-        if columns > self.model.embedding_size:
+        size = getattr(self.model, "embedding_size", None) or self.model.model_size
+        if columns > size:
             raise UserError(
-                f"config.model.embedding_size must be at least {columns}, the number of classes, for "
-                f"prior='naive_bayes', got {self.model.embedding_size}"
+                f"config.model.embedding_size must be at least {columns}, the number of classes, "
+                f"for prior='naive_bayes', got {size}"
             )
         if self._texts is None:
             # Restored weights take its place.
@@ -309,7 +308,8 @@ def _check_lengths(data: DataConfig, model: Any) -> None:
     room = data.text.max_length + (getattr(model, "pooling", "") == "cls")
     if longest is not None and longest < room:
         raise UserError(
-            f"config.model.max_length must be at least {room}, as data.text.max_length asks, got {longest}"
+            f"config.model.max_length must be at least {room}, as config.data.text.max_length "
+            f"asks, got {longest}"
         )
 
 

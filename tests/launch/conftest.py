@@ -67,7 +67,7 @@ def command(name: str, cache: pathlib.Path, *flags: str) -> list[str]:
 def tiny(csv_file) -> list[str]:
     """Flags of a training that takes a second or two, dropout and all."""
     return [
-        "--config=configs/text_classification.py:own,transformer",
+        "--config=configs/text_classification.py:movie_reviews,transformer",
         f"--config.data.train_file={csv_file}",
         "--config.data.text_column=review",
         "--config.data.label_column=stars",
@@ -80,4 +80,7 @@ def tiny(csv_file) -> list[str]:
         "--config.training.evaluation_batch_size=16",
         "--config.training.evaluate_every=20",
         "--config.training.log_every=10",
+        "--config.optimizer.learning_rate=0.01",
+        "--config.optimizer.warmup_steps=5",
+        "--config.model.dropout_rate=0.1",
     ]

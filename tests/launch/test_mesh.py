@@ -53,7 +53,7 @@ def found(csv_file, tmp_path_factory):
     from launch.engine import config as configs
 
     base = configs.override(
-        configs.load_file("configs/text_classification.py:own,transformer"),
+        configs.load_file("configs/text_classification.py:movie_reviews,transformer"),
         {
             "data.train_file": str(csv_file),
             "data.text_column": "review",

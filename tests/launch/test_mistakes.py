@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-OWN = "--config=configs/text_classification.py:own,transformer"
+OWN = "--config=configs/text_classification.py:movie_reviews,transformer"
 SST2 = "--config=configs/text_classification.py:sst2"
 GOOD = "review,stars\n" + "".join(
     f"a {word} film number {n},{label}\n"
