@@ -8,24 +8,24 @@ import numpy as np
 
 
 def attend(query, key, value, allowed, bias=None, scale=None, logit_cap=None, sinks=None):
-    """One query, one head at a time: [B, T, N, H], [B, S, K, H], [B, S, K, V], [B, N, T, S]."""
+    """One example, one head at a time: [B, T, N, H], [B, S, K, H], [B, S, K, V], [B, N, T, S]."""
     B, T, N, H = query.shape
     S, K, V = value.shape[1:]
     scale = 1 / np.sqrt(H) if scale is None else scale
     out, weights = np.zeros((B, T, N, V)), np.zeros((B, N, T, S))
     allowed = np.broadcast_to(allowed, weights.shape)
     bias = np.zeros(weights.shape) if bias is None else np.broadcast_to(bias, weights.shape)
-    for b, n, t in np.ndindex(B, N, T):
+    for b, n in np.ndindex(B, N):
         k = n // (N // K)
-        seen = np.flatnonzero(allowed[b, n, t])
-        logits = scale * key[b, seen, k] @ query[b, t, n] + bias[b, n, t, seen]
+        logits = scale * query[b, :, n] @ key[b, :, k].T + bias[b, n]
         if logit_cap is not None:
             logits = logit_cap * np.tanh(logits / logit_cap)
-        every = logits if sinks is None else np.append(logits, sinks[n])
-        if len(seen):
-            row = np.exp(logits - every.max()) / np.exp(every - every.max()).sum()
-            weights[b, n, t, seen] = row
-            out[b, t, n] = row @ value[b, seen, k]
+        sink = -np.inf if sinks is None else sinks[n]
+        highest = np.maximum(logits.max(axis=-1, keepdims=True), sink)
+        exponentials = allowed[b, n] * np.exp(logits - highest)
+        total = exponentials.sum(axis=-1, keepdims=True) + np.exp(sink - highest)
+        weights[b, n] = exponentials / np.where(total == 0, 1, total)
+        out[b, :, n] = weights[b, n] @ value[b, :, k]
     return out, weights
 
 

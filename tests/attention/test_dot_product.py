@@ -28,7 +28,7 @@ OPTIONS = {
     "one_query": (1, S, N, H, {}, "cross"),
     "one_key": (T, 1, N, H, {}, "cross"),
     "one_of_each": (1, 1, N, H, {}, "cross"),
-    "odd": (11, 13, 2, V, {}, "value_size"),
+    "odd": (3, 11, 2, V, {}, "value_size"),
     "all": (
         T,
         S,
