@@ -144,10 +144,12 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio."""
     from launch.engine import config as configs
+    from launch.engine.memory import keep_large_buffers
     from launch.engine.sharding import request_devices
 
     config = configs.load_file("configs/text_classification.py:sst2")
     request_devices(config.mesh)
+    keep_large_buffers()
     data = batches(config.training.batch_size, flags.FLAGS.length)
     runs = {"here": here(config, data), "torch": torch_eager(config, data)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}

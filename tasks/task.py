@@ -31,6 +31,8 @@ class Task(abc.ABC):
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
       sharding_rules: see `launch.engine.sharding`.
+      baseline_version: to be raised when a baseline's code changes, so that no cached figure of
+        the old one is shown.
     """
 
     data_config: ClassVar[type]
@@ -39,6 +41,7 @@ class Task(abc.ABC):
     higher_is_better: ClassVar[bool] = True
     table_metrics: ClassVar[Sequence[str]]
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
+    baseline_version: ClassVar[int] = 1
 
     # ------------------------------------------------------------------ making
 
@@ -87,7 +90,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Additive statistics of one batch: sums, weights, counts, a confusion matrix."""
+        """Additive statistics of one batch: sums, weights, counts, a confusion matrix.
+
+        Compiled apart from `outputs`: what needs decoding is better counted in `finalize`.
+        """
 
     @abc.abstractmethod
     def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

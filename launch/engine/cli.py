@@ -104,8 +104,10 @@ def set_up_jax(config=None) -> None:
     """Devices and compilation cache; before anything is compiled."""
     import jax
 
+    from launch.engine.memory import keep_large_buffers
     from launch.engine.sharding import request_devices
 
+    keep_large_buffers()
     set_up_determinism()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(paths().cache_dir / "jax"))

@@ -245,7 +245,11 @@ def baselines(task: Task, paths: Paths) -> dict[str, dict[str, float]]:
     """Metrics of the task's cheap baselines on the same split; fitted once for the same data."""
     found = {}
     for name, fit in task.baselines().items():
-        path = paths.cache_dir / "baselines" / f"{task.fingerprint}-{name}.json"
+        path = (
+            paths.cache_dir
+            / "baselines"
+            / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
+        )
         if path.exists():
             with contextlib.suppress(json.JSONDecodeError):
                 found[name] = json.loads(path.read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ class ViTConfig:
     norm: str = "pre"
     activation: str = "gelu"
     positions: str = "learned"
-    mechanism: str = "dot_product"
+    mixer: str = "dot_product"
     dtype: str = "float32"
     head: str = "multi_head"
 

@@ -126,7 +126,7 @@ class ImageClassification(Task):
         self, model: VisionTransformer, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """Of the encoder's layers [B, L, N, T, T], and what the head takes [B, heads, P]."""
-        if "weights" not in registry.find("mixer", self._model.mechanism).can:
+        if "weights" not in registry.find("mixer", self._model.mixer).can:
             return {}
         return model(batch["image"], return_weights=True)[1]
 

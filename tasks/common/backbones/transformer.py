@@ -58,7 +58,7 @@ class EncoderConfig:
       activation: "gelu" (with the error function) or "relu".
       positions: "sinusoidal", "learned", "rope" or "none".
       max_length: longest input; only learned positions depend on it, but all hold to it.
-      mechanism: a mixer of `attention.registry`.
+      mixer: one of the mixers of `attention.registry`.
       dtype: of the computation; weights are float32.
     """
 
@@ -72,7 +72,7 @@ class EncoderConfig:
     activation: str = "gelu"
     positions: str = "sinusoidal"
     max_length: int = 512
-    mechanism: str = "dot_product"
+    mixer: str = "dot_product"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -89,12 +89,12 @@ class EncoderConfig:
             if getattr(self, name) not in choices:
                 got, expected = repr(getattr(self, name)), ", ".join(map(repr, choices))
                 raise ValueError(f"{name}: got {got}, expected one of {expected}")
-        if self.mechanism not in registry.names("mixer"):
+        if self.mixer not in registry.names("mixer"):
             expected = ", ".join(map(repr, registry.names("mixer")))
-            raise ValueError(f"mechanism: got {self.mechanism!r}, expected one of {expected}")
+            raise ValueError(f"mixer: got {self.mixer!r}, expected one of {expected}")
         if self.positions == "rope":
-            if "rope" not in registry.find("mixer", self.mechanism).can:
-                raise ValueError(f"positions: {self.mechanism!r} cannot do 'rope'")
+            if "rope" not in registry.find("mixer", self.mixer).can:
+                raise ValueError(f"positions: {self.mixer!r} cannot do 'rope'")
             if self.model_size // self.num_heads % 2:
                 expected = "an even head size (model_size / num_heads) for 'rope'"
                 raise ValueError(
@@ -146,7 +146,7 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.norm, self.dropout_rate = config.norm, config.dropout_rate
         options = {"positions": "rope"} if config.positions == "rope" else {}
-        self.attention = registry.load("mixer", config.mechanism)(
+        self.attention = registry.load("mixer", config.mixer)(
             config.model_size,
             num_heads=config.num_heads,
             dropout_rate=config.attention_dropout_rate,

@@ -40,7 +40,7 @@ def paths(module):
         ({"norm": "middle"}, r"norm: got 'middle', expected one of 'pre', 'post'"),
         ({"activation": "swish"}, r"activation: got 'swish'"),
         ({"positions": "alibi"}, r"positions: got 'alibi'"),
-        ({"mechanism": "nothing"}, r"mechanism: got 'nothing', expected one of .*'dot_product'"),
+        ({"mixer": "nothing"}, r"mixer: got 'nothing', expected one of .*'dot_product'"),
         ({"num_heads": 8, "positions": "rope"}, r"num_heads: got 8 .* even head size"),
         ({"model_size": 7, "num_heads": 1}, r"model_size: got 7, expected an even size"),
     ],

@@ -92,7 +92,7 @@ def test_every_pool_of_the_registry_is_a_head():
         ("head_dropout_rate", 1.0, r"head_dropout_rate must be in \[0, 1\)"),
         ("num_heads", 7, "num_heads"),
         ("num_layers", -1, "num_layers"),
-        ("mechanism", "dot", "mechanism"),
+        ("mixer", "dot", "mixer"),
         ("dtype", "float64", "dtype"),
     ],
 )
