@@ -11,12 +11,11 @@ python -m launch.train --config=configs/text_classification.py --workdir=runs/mi
     --config.data.text_column=review --config.data.label_column=stars
 """
 
-from tasks.text_classification.data import DataConfig
-
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
 from tasks.common.text import TextConfig
+from tasks.text_classification.data import DataConfig
 from tasks.text_classification.model import (
     AttentionPoolingConfig,
     BiGRUConfig,

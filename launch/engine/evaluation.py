@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tasks.common.pipeline import evaluation_batches
 
 from launch.engine.steps import Steps
+from tasks.common.pipeline import evaluation_batches
 from tasks.task import Task
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tasks.common.pipeline import train_iterator
 
 from launch.engine import state as states
 from launch.engine.checkpoints import Checkpoints
@@ -21,6 +20,7 @@ from launch.engine.progress import Progress
 from launch.engine.steps import Steps, make_steps
 from launch.engine.writers import Writers, best_step, validation_curve
 from tasks.common.errors import UserError
+from tasks.common.pipeline import train_iterator
 from tasks.task import Task
 
 # Score of a checkpoint made between two evaluations: kept while it is the newest.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tasks.common.pipeline import evaluation_batches
 
 from launch.engine import config as configs
 from launch.engine import results, sharding
@@ -21,6 +20,7 @@ from launch.engine.report import write_report
 from launch.engine.writers import read_lines, write_json
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.pipeline import evaluation_batches
 from tasks.task import Task
 
 
@@ -211,7 +211,6 @@ def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:
     """Attention weights of the first examples of a split, by name."""
     import jax
-    from tasks.common.pipeline import evaluation_batches
 
     size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
     examples = First(task.examples(split), size)
