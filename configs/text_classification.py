@@ -52,7 +52,9 @@ def attention_pooling(data: str):
                 ),
             ),
             "model": AttentionPoolingConfig(prior="naive_bayes"),
-            "optimizer": OptimizerConfig(learning_rate=1e-3, beta2=0.99, final_fraction=0.02),
+            "optimizer": OptimizerConfig(
+                learning_rate=1e-3, beta2=0.99, final_fraction=0.02, average_decay=0.99
+            ),
             "training": TrainingConfig(steps=1000, batch_size=32, evaluate_every=125, log_every=25),
         }
     sizes = {
@@ -67,11 +69,13 @@ def attention_pooling(data: str):
             embedding_size=32 if reuters else 64,
             token_dropout_rate=0.3 if reuters else 0.5,
             dropout_rate=0.5 if data == "spam_assassin" else 0.3,
+            prior="naive_bayes" if data == "newsgroups20" else "none",
         ),
         "optimizer": OptimizerConfig(
-            learning_rate=2e-3 if data == "spam_assassin" else 4e-3,
+            learning_rate=4e-3 if reuters else 2e-3,
             beta2=0.99,
             final_fraction=0.02,
+            average_decay=0.99,
         ),
         "training": TrainingConfig(
             steps={"newsgroups20": 800, "reuters_r8": 900, "spam_assassin": 400}[data],
@@ -89,8 +93,18 @@ def transformer(data: str):
             name=data,
             text=TextConfig(vocabulary_size=20_000, max_length=256 if data in LONG else 64),
         ),
-        "model": TransformerConfig(model_size=64, num_layers=1, feedforward_size=128),
-        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05),
+        "model": TransformerConfig(
+            model_size=64,
+            num_layers=1,
+            feedforward_size=128,
+            dropout_rate=0.3,
+            token_dropout_rate=0.2,
+            head_dropout_rate=0.5,
+            prior="naive_bayes",
+        ),
+        "optimizer": OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, average_decay=0.99
+        ),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
     }
 
@@ -102,7 +116,7 @@ def bigru(data: str):
             name=data,
             text=TextConfig(vocabulary_size=20_000, max_length=256 if data in LONG else 64),
         ),
-        "model": BiGRUConfig(),
-        "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=50),
+        "model": BiGRUConfig(prior="naive_bayes"),
+        "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=50, average_decay=0.99),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
     }

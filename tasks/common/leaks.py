@@ -38,15 +38,23 @@ def norm_hash(text: str, unicode: bool = False) -> int:
     return int(hashlib.md5(data, usedforsecurity=False).hexdigest(), 16)
 
 
-def group_hashes(texts: Sequence[str], similarity: float = SIMILARITY) -> list[int]:
+def group_hashes(
+    texts: Sequence[str], similarity: float = SIMILARITY, min_count: int = 1
+) -> list[int]:
     """For each text the smallest `norm_hash` of its group of near-duplicates.
 
-    Groups are the connected components under a TF-IDF cosine of at least `similarity`.
+    Groups are the connected components under a cosine of at least `similarity` between sublinear
+    TF-IDF vectors, which a word that one mail repeats a hundred times does not govern.
+
+    Args:
+      texts: of all splits to be.
+      similarity: the cosine.
+      min_count: texts that must hold a word for it to count.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    vectors = _vectors(texts)
+    vectors, _ = _vectors(texts, (), sublinear_tf=True, min_df=min_count)
     rows, columns = [], []
     for start, block in _products(vectors, vectors):
         close = block.data >= similarity
@@ -63,15 +71,20 @@ def group_hashes(texts: Sequence[str], similarity: float = SIMILARITY) -> list[i
 
 
 def near_duplicates(
-    train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY
+    train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY, ngrams: int = 1
 ) -> np.ndarray:
     """Which test texts have a near-duplicate in train.
+
+    Args:
+      train: texts, on which the inverse document frequencies are computed.
+      test: texts.
+      similarity: the TF-IDF cosine from which on a text is one.
+      ngrams: word n-grams of orders 1 to this one; 2 keeps long texts of one topic apart.
 
     Returns:
       bool [len(test)]: equal by `norm`, or TF-IDF cosine of at least `similarity`.
     """
-    vectors = _vectors([*train, *test])
-    mine, others = vectors[len(train) :], vectors[: len(train)]
+    others, mine = _vectors(train, test, ngram_range=(1, ngrams))
     known = {norm(text) for text in train}
     found = np.array([norm(text) in known for text in test], bool)
     for start, block in _products(mine, others):
@@ -79,15 +92,17 @@ def near_duplicates(
     return found
 
 
-def _vectors(texts: Sequence[str]):
+def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
+    """TF-IDF vectors of length one of the normalised texts, sparse."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    vectorizer = TfidfVectorizer(preprocessor=norm, **settings)
     try:
-        return TfidfVectorizer(token_pattern=r"(?u)\w+").fit_transform(texts)
-    except ValueError:  # not one word in all texts
+        return vectorizer.fit_transform(fitted), vectorizer.transform(others) if others else None
+    except ValueError:  # not one word is left
         from scipy.sparse import csr_matrix
 
-        return csr_matrix((len(texts), 1))
+        return csr_matrix((len(fitted), 1)), csr_matrix((len(others), 1))
 
 
 def _products(left, right) -> Iterator[tuple[int, object]]:
