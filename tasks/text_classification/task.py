@@ -143,7 +143,7 @@ class TextClassification(Task):
 
     @functools.cached_property
     def _log_count_ratio(self) -> np.ndarray:
-        return log_count_ratio(
+        return naive_bayes_prior(
             [row["tokens"] for row in self.examples("train")],
             self._texts.splits["train"].labels,
             self.encoder.size,
@@ -277,15 +277,13 @@ def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
     return last[:, 0, 1:] if has_cls else last.mean(axis=1)
 
 
-def log_count_ratio(
+def naive_bayes_prior(
     tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
 ) -> np.ndarray:
-    """Naive Bayes log-count ratios, r = log(p / |p|_1) - log(q / |q|_1) (Wang & Manning 2012).
-
-    p counts the texts of a class that hold an id, plus one; q those of all other classes.
+    """Log-count ratio of each id for each class against the rest; see `baselines.nb_svm`.
 
     Args:
-      tokens: ids of each text.
+      tokens: ids of each text; one that a text repeats counts once.
       labels: [texts] class of each.
       vocabulary: number of ids.
       classes: number of classes.
@@ -293,14 +291,17 @@ def log_count_ratio(
     Returns:
       float32 [vocabulary, classes]; for two classes [vocabulary, 1], that of class 1.
     """
-    counts = np.zeros((vocabulary, classes))
-    for ids, label in zip(tokens, labels, strict=True):
-        counts[np.unique(ids), label] += 1
-    inside = counts + 1
-    outside = counts.sum(axis=1, keepdims=True) - counts + 1
-    ratio = np.log(inside / inside.sum(axis=0)) - np.log(outside / outside.sum(axis=0))
-    ratio[PAD] = 0
-    return (ratio[:, 1:] if classes == 2 else ratio).astype(np.float32)
+    from scipy.sparse import csr_matrix
+
+    unique = [np.unique(ids) for ids in tokens]
+    starts = np.cumsum([0, *(len(ids) for ids in unique)])
+    columns = np.concatenate(unique)
+    present = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(unique), vocabulary))
+    targets = [1] if classes == 2 else range(classes)
+    ratios = [linear.log_count_ratio(present, labels == target) for target in targets]
+    prior = np.stack(ratios, axis=1).astype(np.float32)
+    prior[PAD] = 0
+    return prior
 
 
 def _check_lengths(data: DataConfig, model: Any) -> None:

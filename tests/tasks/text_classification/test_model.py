@@ -1,0 +1,121 @@
+"""The classifiers: padding changes nothing, dropout follows its key, the prior is what it says."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tasks.text_classification import model as models
+from tasks.text_classification.task import attended, naive_bayes_prior
+
+VOCABULARY, CLASSES = 50, 3
+CONFIGS = [
+    models.AttentionPoolingConfig(embedding_size=8, attention_size=4),
+    models.AttentionPoolingConfig(embedding_size=8, pooling="max", length_scaling=False),
+    models.TransformerConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=16),
+    models.TransformerConfig(
+        model_size=8, num_layers=1, num_heads=2, feedforward_size=16, pooling="cls"
+    ),
+    models.BiGRUConfig(embedding_size=8, state_size=4),
+]
+IDS = ["pool", "max", "transformer", "cls", "bigru"]
+
+
+def build(config):
+    return models.build(config, VOCABULARY, CLASSES, prior=None, rngs=nnx.Rngs(0))
+
+
+def batch(width: int):
+    tokens = np.zeros((3, width), np.int32)
+    tokens[0, :5], tokens[1, :1], tokens[2, :3] = [7, 8, 9, 10, 11], [12], [13, 14, 15]
+    return tokens, np.array([5, 1, 3], np.int32)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_padding_changes_nothing(config):
+    model = build(config)
+    tokens, lengths = batch(5)
+    expected = model(tokens, lengths)
+    assert expected.shape == (3, CLASSES)
+    wider, _ = batch(9)
+    wider[wider == 0] = 33
+    np.testing.assert_allclose(model(wider, lengths), expected, rtol=1e-5, atol=1e-6)
+    order = [2, 0, 1]
+    np.testing.assert_allclose(
+        model(tokens[order], lengths[order]), expected[np.array(order)], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_dropout_follows_its_key(config):
+    model = build(config)
+    tokens, lengths = batch(5)
+    draws = [model(tokens, lengths, dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.allclose(draws[0], draws[2])
+    assert np.all(np.isfinite(draws[2]))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_weights_are_shares_of_the_real_tokens(config):
+    tokens, lengths = batch(6)
+    _, weights = build(config)(tokens, lengths, return_weights=True)
+    cls = getattr(config, "pooling", "") == "cls"
+    shares = attended({name: np.asarray(value) for name, value in weights.items()}, has_cls=cls)
+    assert shares.shape == (3, 6)
+    for row, length in zip(shares, lengths, strict=True):
+        np.testing.assert_allclose(row[length:], 0, atol=1e-7)
+        assert row[:length].min() >= 0
+        # The classification token keeps a share for itself.
+        assert row.sum() == pytest.approx(1, abs=1e-5) or (cls and 0 < row.sum() < 1)
+
+
+def test_length_scaling_is_the_square_root_of_the_length():
+    config = models.AttentionPoolingConfig(embedding_size=8, pooling="mean")
+    model = build(config)
+    plain = build(models.AttentionPoolingConfig(embedding_size=8, pooling="mean",
+                                                length_scaling=False))  # fmt: skip
+    tokens, lengths = batch(5)
+    bias = np.asarray(model.classify.bias[...])
+    np.testing.assert_allclose(
+        model(tokens, lengths) - bias,
+        (plain(tokens, lengths) - bias) * np.sqrt(lengths)[:, None],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_prior_by_hand_for_two_classes():
+    # Class 1 holds id 3 in two of two texts, class 0 in none of one; repeats count once.
+    tokens = [np.array([3, 3, 4]), np.array([3]), np.array([4])]
+    prior = naive_bayes_prior(tokens, np.array([1, 1, 0]), vocabulary=5, classes=2)
+    assert prior.shape == (5, 1)
+    inside, outside = np.array([1, 1, 1, 3, 2]), np.array([1, 1, 1, 1, 2])
+    expected = np.log(inside / 8) - np.log(outside / 6)
+    np.testing.assert_allclose(prior[1:, 0], expected[1:], rtol=1e-6)
+    assert prior[0, 0] == 0
+
+
+def test_prior_starts_the_embeddings():
+    prior = np.arange(VOCABULARY * 3, dtype=np.float32).reshape(VOCABULARY, 3)
+    config = models.AttentionPoolingConfig(embedding_size=8, prior="naive_bayes", prior_scale=0.5)
+    model = models.build(config, VOCABULARY, 3, prior=prior, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(model.tokens.embedding[...][:, :3], prior * 0.5)
+    np.testing.assert_allclose(model.classify.kernel[...][:3], np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        ("attention_pooling", {"pooling": "sum"}, "pooling must be one of"),
+        ("attention_pooling", {"prior": "bayes"}, "prior must be"),
+        ("attention_pooling", {"embedding_scale": 0.0}, "embedding_scale must be positive"),
+        ("attention_pooling", {"token_dropout_rate": 1.0}, "token_dropout_rate must be in"),
+        ("transformer", {"num_heads": 3}, "num_heads"),
+        ("transformer", {"pooling": "first"}, "pooling must be one of"),
+        ("bigru", {"state_size": 0}, "state_size must be at least 1"),
+    ],
+)
+def test_impossible_values_are_named(kind, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        models.MODEL_CONFIGS[kind](**wrong)
