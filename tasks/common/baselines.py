@@ -76,7 +76,7 @@ def nb_svm(
     for target in classes[1:] if len(classes) == 2 else classes:
         inside = labels == target
         ratio = log_count_ratio(features, inside, alpha)
-        model = LinearSVC(C=cost, dual=False)
+        model = LinearSVC(C=cost, random_state=_SEED, max_iter=10_000)
         model.fit(features.multiply(ratio).tocsr(), inside)
         weights = model.coef_[0]
         mean = np.abs(weights).mean()
