@@ -17,6 +17,7 @@ from launch.engine import cli
 cli.define_workdir()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
 flags.DEFINE_integer("seeds", None, "Number of seeds, in place of the file's.", lower_bound=1)
+flags.DEFINE_multi_string("set", [], "key=value, on the base and so on every delta.")
 
 
 def ablate() -> None:
@@ -24,7 +25,7 @@ def ablate() -> None:
     from launch.engine import ablation as ablations
 
     path, folder = cli.required("config"), cli.workdir()
-    ablation = ablations.load_ablation(path)
+    ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)
     experiments = ablations.resolve_ablation(ablation)
     cli.set_up_jax(next(iter(experiments.values())))
     outcomes = ablations.run_all(

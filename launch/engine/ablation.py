@@ -71,6 +71,19 @@ def load_ablation(path: str) -> Ablation:
     return ablation
 
 
+def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
+    """The ablation with `key=value` settings added to its base.
+
+    Raises:
+      UserError: a setting is not key=value, or does not fit its key.
+    """
+    base = configs.override(configs.load_file(ablation.base), ablation.overrides)
+    overrides = dict(ablation.overrides)
+    for key, values in map(_key_values, settings):
+        overrides[key] = _literal(base, key, ",".join(values))
+    return dataclasses.replace(ablation, overrides=overrides)
+
+
 def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
     """Name -> experiment, the base first.
 
@@ -110,12 +123,8 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     Raises:
       UserError: a setting is not key=values, or a value does not fit its key.
     """
-    axes = []
-    for setting in settings:
-        key, equals, values = setting.partition("=")
-        if not equals or not values:
-            raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
-        axes.append([(key.removeprefix("config."), value) for value in values.split(",")])
+    pairs = map(_key_values, settings)
+    axes = [[(key, value) for value in values] for key, values in pairs]
     found = {}
     for combination in itertools.product(*axes):
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
@@ -124,6 +133,13 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
             changes["name"] = name.replace(",", "-").replace("=", "-")
         found[name or base.name] = configs.override(base, changes)
     return found
+
+
+def _key_values(setting: str) -> tuple[str, list[str]]:
+    key, equals, values = setting.partition("=")
+    if not equals or not values:
+        raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
+    return key.removeprefix("config."), values.split(",")
 
 
 def _literal(base: Experiment, key: str, value: str) -> Any:

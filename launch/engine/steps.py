@@ -90,7 +90,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
         metrics = {
             "loss": loss,
             **metrics,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state["step"]),
         }
         return new, metrics

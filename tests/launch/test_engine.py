@@ -1,0 +1,187 @@
+"""Pieces of the engine: gathering, writers, state, checkpoints, figures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from launch.engine import figures, writers
+from launch.engine import state as states
+from launch.engine.checkpoints import Checkpoints
+from launch.engine.evaluation import gather
+from tasks.common.errors import UserError
+from tasks.common.pipeline import train_iterator
+from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix
+
+
+def test_gather_drops_padding_and_duplicates_and_restores_the_order():
+    batches = [
+        (np.array([2, 0, -1]), {"p": np.array([[2.0], [0.0], [9.0]])}),
+        (np.array([1, 2, -1]), {"p": np.array([[1.0, 1.5], [2.0, 0.0], [9.0, 9.0]])}),
+    ]
+    outputs = gather(batches)["p"]
+    np.testing.assert_array_equal(outputs, [[0.0, 0.0], [1.0, 1.5], [2.0, 0.0]])
+    assert gather([]) == {}
+
+
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
+    first = writers.Writers(tmp_path, 0)
+    for step in (10, 20, 30):
+        first.metrics(step, "train", {"loss": 1 / step})
+    first.metrics(30, "validation", {"accuracy": 0.5})
+    first.close()
+    # A process that was killed while writing leaves a part of a line.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "spl')
+    whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines()[:2]
+    second = writers.Writers(tmp_path, 20)
+    second.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == whole
+
+
+def test_damaged_metrics_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        writers.Writers(tmp_path, 5)
+
+
+def test_best_step_is_the_earliest_of_equals(tmp_path):
+    rows = [(10, 0.5), (20, 0.8), (30, 0.8), (40, 0.7)]
+    lines = [json.dumps({"step": s, "split": "validation", "accuracy": v}) for s, v in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert writers.best_step(tmp_path, "accuracy", higher_is_better=True) == 20
+    assert writers.best_step(tmp_path, "accuracy", higher_is_better=False) == 10
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def test_split_and_merge_are_inverse_and_keys_are_strings():
+    model = Net(nnx.Rngs(0))
+    x = jnp.arange(6.0).reshape(3, 2)
+    graphdef, params, statistics = states.split_model(model)
+    paths = {states.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert "layers/1/kernel" in paths
+    assert set(statistics["norm"]) == {"mean", "var"}
+    again = states.merge_model(graphdef, params, statistics)
+    np.testing.assert_array_equal(again(x), model(x))
+
+
+class Rows:
+    lengths = None
+    padded = {}  # noqa: RUF012
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return {"x": np.float32(index)}
+
+
+def abstract(state):
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), state)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Three steps, the best first; the state and the iterator at each."""
+    batches = train_iterator(Rows(), batch_size=2, seed=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    after = {}
+    for step, score in [(1, 0.9), (2, 0.1), (3, 0.2)]:
+        next(batches)
+        state = {"params": {"0": jnp.full(4, float(step))}, "step": jnp.asarray(step)}
+        checkpoints.save(step, state, batches, score)
+        after[step] = batches.get_state()
+    checkpoints.wait()
+    checkpoints.close()
+    return tmp_path / "checkpoints", abstract(state), after
+
+
+def test_newest_two_and_best_are_kept_and_restored_with_the_iterator(saved):
+    folder, shapes, after = saved
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.steps() == [1, 2, 3]
+    batches = train_iterator(Rows(), batch_size=2, seed=0)
+    step, state = checkpoints.restore_newest(shapes, batches, pytest.fail)
+    assert step == 3
+    np.testing.assert_array_equal(state["params"]["0"], 3.0)
+    assert batches.get_state() == after[3]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no metadata", "no commit file"])
+def test_damaged_step_is_named_and_the_one_before_taken(saved, damage):
+    folder, shapes, after = saved
+    if damage == "truncated":
+        for file in (folder / "3" / "state").rglob("*"):
+            if file.is_file() and file.parent.name == "d":
+                file.write_bytes(file.read_bytes()[:10])
+    elif damage == "no metadata":
+        (folder / "3" / "state" / "_METADATA").unlink()
+    else:
+        (folder / "3" / "_CHECKPOINT_METADATA").unlink()
+    checkpoints = Checkpoints(folder)
+    batches = train_iterator(Rows(), batch_size=2, seed=0)
+    notes = []
+    step, state = checkpoints.restore_newest(shapes, batches, notes.append)
+    checkpoints.close()
+    assert step == 2
+    np.testing.assert_array_equal(state["params"]["0"], 2.0)
+    assert batches.get_state() == after[2]
+    if damage != "no commit file":
+        assert len(notes) == 1
+        assert "checkpoints/3" in notes[0]
+        assert "\n" not in notes[0]
+
+
+def test_nothing_readable_is_refused_and_nothing_saved_means_a_fresh_start(saved, tmp_path):
+    folder, shapes, _ = saved
+    for step in (1, 2, 3):
+        (folder / str(step) / "state" / "_METADATA").unlink()
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(UserError, match="none of the checkpoints can be read"):
+        checkpoints.restore_newest(shapes, None, lambda line: None)
+    checkpoints.close()
+    empty = Checkpoints(tmp_path / "empty")
+    assert empty.restore_newest(shapes, None, pytest.fail) == (0, None)
+    empty.close()
+
+
+def test_text_figure_escapes_what_a_text_holds():
+    drawn = figures.draw(AttendedText("<b>", ["<script>", "好", "b"], np.array([0.0, 2.0, 1.0])))
+    assert "<script>" not in drawn
+    assert "&lt;script&gt;" in drawn
+    # Shade is relative to the strongest.
+    assert "0.00)" in drawn
+    assert "1.00)" in drawn
+    assert "0.50)" in drawn
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        ConfusionMatrix("c", np.array([[3, 0], [1, 2]]), ["a", "b"]),
+        AttendedImage("i", np.eye(8), np.eye(4)),
+        Alignment("a", np.eye(3), list("abc"), list("xyz")),
+    ],
+)
+def test_pictures_are_inline_png(figure):
+    assert 'src="data:image/png;base64,iVBOR' in figures.draw(figure)
+
+
+def test_unknown_figure_is_refused():
+    with pytest.raises(TypeError, match="int"):
+        figures.draw(3)

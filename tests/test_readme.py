@@ -1,0 +1,102 @@
+"""Every command in the README, run; the code in it, executed.
+
+The public data sets are stood in for by small ones, prepared under their names, so that nothing is
+fetched. `make train` and `make test` themselves are run by .ci/run.
+"""
+
+import dataclasses
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tasks.common.builders import prepare
+from tasks.common.paths import Paths
+from tasks.text_classification.datasets import DEFINITIONS
+from tasks.text_classification.datasets.common import example
+from tests.launch.conftest import BAD, GOOD, PLAIN, ROOT, write_csv
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = {"training.steps": 20, "training.evaluate_every": 20, "training.log_every": 20}
+MORE = {
+    "train": [f"--config.{key}={value}" for key, value in SHORT.items()],
+    "sweep": ["--seeds=1", *(f"--config.{key}={value}" for key, value in SHORT.items())],
+    "ablate": ["--seeds=1", *(f"--set={key}={value}" for key, value in SHORT.items())],
+}
+
+
+def commands() -> list[list[str]]:
+    text = README.replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^python -m launch\.\S+.*$", text, re.M)]
+
+
+def small(name: str):
+    """The named data set with a few made-up rows in place of its own."""
+
+    def generate(_):
+        rng = random.Random(0)
+        splits = {}
+        for split, count in {"train": 120, "validation": 24, "test": 24}.items():
+            rows = []
+            for index in range(count):
+                label, words = rng.choice([("positive", GOOD), ("negative", BAD)])
+                text = " ".join([*rng.choices(PLAIN, k=6), rng.choice(words), str(index)])
+                rows.append(example(f"{split}-{index}", text, label))
+            splits[split] = rows
+        return splits
+
+    return dataclasses.replace(DEFINITIONS[name], sources=(), generate=generate, counts={})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    paths = Paths(folder / "data", folder / "cache")
+    for name in ("sst2", "movie_reviews"):
+        prepare(small(name), paths, quiet=True)
+    write_csv(folder / "my.csv", rows=120)
+    return folder
+
+
+def test_commands_run_as_they_stand(place):
+    """In their order: what the first trains, the later evaluate and predict with."""
+    ran = []
+    for words in commands():
+        verb = words[2].removeprefix("launch.")
+        assert words[:2] == ["python", "-m"]
+        flags = [
+            re.sub(r"(=)(runs/|my\.csv|RESULTS\.md)", rf"\1{place}/\2", word) for word in words[3:]
+        ]
+        if verb != "report":
+            flags += [f"--data_dir={place / 'data'}", f"--cache_dir={place / 'cache'}"]
+        done = subprocess.run(
+            [sys.executable, "-m", words[2], *flags, *MORE.get(verb, [])],
+            cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-1500:]}"
+        assert done.stdout
+        ran.append(verb)
+    assert set(ran) == {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
+
+
+def test_python_block_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in block.splitlines() if line.strip()]) == 5
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["y"].shape == (2, 5, 4, 8)
+    # The first query sees the first key alone.
+    assert capsys.readouterr().out.startswith("[[1.   0.   0.   0.   0.  ]")
+
+
+def test_files_and_folders_that_it_names_exist():
+    for name in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"^(\w+/)\s", README, re.M):
+        assert (ROOT / name).is_dir(), name
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
