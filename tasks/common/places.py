@@ -152,8 +152,8 @@ class NpmPackage:
 
     def fetch(self, folder: Path) -> Path:
         command = [
-            *(_client("npm"), "pack", f"{self.package}@{self.version}", "--silent"),
-            *("--pack-destination", str(folder), "--fetch-retries=0", "--fetch-timeout=20000"),
+            *(_client("npm"), "pack", f"{self.package}@{self.version}", "--loglevel=error"),
+            *("--pack-destination", str(folder), "--fetch-retries=0", "--fetch-timeout=6000"),
         ]
         _run_client([[]], command, folder, self.seconds)
         return _only_file(folder, self.archive)
@@ -238,10 +238,17 @@ def _run_client(
             raise PlaceFailed(f"not complete after {seconds:.0f} s") from None
         if process.returncode == 0:
             return
-        reason = reason or short(errors or f"exit status {process.returncode}")
+        reason = reason or _reason(errors) or f"exit status {process.returncode}"
         if time.monotonic() - start > 3:
             break
     raise PlaceFailed(reason)
+
+
+def _reason(errors: str) -> str:
+    """The first line in which a client says what is wrong; its last where none does so."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    marked = [line for line in lines if line.startswith(("ERROR", "E:", "npm error", "npm ERR!"))]
+    return short((marked or lines[-1:] or [""])[0]) if lines else ""
 
 
 def _only_file(folder: Path, expected: str) -> Path:

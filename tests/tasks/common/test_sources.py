@@ -167,7 +167,7 @@ def test_a_registry_client_is_called_and_its_archive_kept_for_the_next_source(
     sha = hashlib.sha256(GOOD.upper()).hexdigest()
     assert fetch(Source("b.txt", sha, (second,)), where).read_bytes() == GOOD.upper()
     assert len(calls.read_text().splitlines()) == 1
-    assert calls.read_text().startswith("pack pack@1.0.0 --silent")
+    assert calls.read_text().startswith("pack pack@1.0.0 --loglevel=error")
 
 
 def test_a_client_that_hangs_is_ended_with_its_children(where, tmp_path, monkeypatch):
@@ -183,6 +183,10 @@ def test_a_client_that_fails_gives_its_reason(where, tmp_path, monkeypatch):
     fake_client(tmp_path / "bin", "npm", 'echo "noise" >&2; echo "E404 not found" >&2; exit 1')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"npm pack p@1: E404 not found"):
+        fetch(Source("a.txt", SHA, (NpmPackage("p", "1", "p-1.tgz"),)), where)
+    marked = 'echo "npm error code E401" >&2; echo "npm error A log is in x" >&2; exit 1'
+    fake_client(tmp_path / "bin", "npm", marked)
+    with pytest.raises(UserError, match=r"npm pack p@1: npm error code E401\."):
         fetch(Source("a.txt", SHA, (NpmPackage("p", "1", "p-1.tgz"),)), where)
 
 
