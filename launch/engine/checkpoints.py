@@ -1,15 +1,19 @@
 """Checkpoints by Orbax: the train state and the data iterator together, the newest and the best.
 
-A save is atomic: a process killed in the middle leaves the step before. What is damaged is named in
-a line, and the newest whole step before it is taken.
+A save is atomic: a process killed in the middle leaves the step before. The sizes and CRC-32 sums
+of a finished step's files are written down beside the folder, and checked before anything is read:
+what is damaged is named in a line, and the newest whole step before it is taken.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
+from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
 COMMITTED = "_CHECKPOINT_METADATA"
@@ -26,6 +30,7 @@ class Checkpoints:
         _quiet()
         self._ocp = ocp
         self._folder = folder.absolute()
+        self._sums = self._folder.with_name(f"{self._folder.name}.sums.json")
         policies = [
             # Two, so that there is one to go back to when the newest is damaged.
             checkpoint_managers.LatestN(2),
@@ -53,6 +58,7 @@ class Checkpoints:
         """
         import grain.checkpoint
 
+        self.wait()
         args = self._ocp.args
         self._manager.save(
             step,
@@ -84,6 +90,12 @@ class Checkpoints:
         for part in (COMMITTED, "state/_METADATA"):
             if not (folder / part).exists():
                 raise UserError(f"{folder}: the checkpoint is damaged, {part} is missing")
+        for name, sums in self._written_down().get(str(step), {}).items():
+            file = folder / name
+            if not file.exists() or _file_sums(file) != sums:
+                raise UserError(
+                    f"{folder}: the checkpoint is damaged, {name} is not what was saved"
+                )
         try:
             return self._manager.restore(step, args=args.Composite(**items))["state"]
         except Exception as error:
@@ -123,12 +135,37 @@ class Checkpoints:
             self._manager.delete(later)
 
     def wait(self) -> None:
-        """Until the save under way is on disk."""
+        """Until the save under way is on disk, and its sums beside it."""
         self._manager.wait_until_finished()
+        known = self._written_down()
+        steps = [str(step) for step in self.steps()]
+        if all(step in known for step in steps):
+            return
+        sums = {
+            step: known.get(step) or {
+                str(file.relative_to(self._folder / step)): _file_sums(file)
+                for file in sorted((self._folder / step).rglob("*"))
+                if file.is_file()
+            }
+            for step in steps
+        }  # fmt: skip
+        write_json(self._sums, sums)
+
+    def _written_down(self) -> dict[str, dict[str, list[int]]]:
+        try:
+            return json.loads(self._sums.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # None yet, or not ours to read: then the reader itself has to find what is wrong.
+            return {}
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
+
+
+def _file_sums(file: Path) -> list[int]:
+    data = file.read_bytes()
+    return [len(data), zlib.crc32(data)]
 
 
 def _quiet() -> None:

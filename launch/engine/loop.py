@@ -101,6 +101,7 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
                     over = _patience_over(folder, metric, sign, plan.patience)
                     writers.timing(step, **clock.lap(step, "evaluation_seconds"))
                 if stop.received is not None:
+                    checkpoints.wait()
                     if step not in checkpoints.steps():
                         checkpoints.save(step, state, batches, NEVER_BEST)
                     checkpoints.wait()

@@ -87,9 +87,11 @@ class Subwords:
         for encoding in self._tokenizer.encode_batch_fast(list(texts)):
             yield np.array(encoding.ids, np.int32)
 
-    def spell(self, text: str) -> list[str]:
-        encoding = self._tokenizer.encode(text)
-        return [text[start:end].strip() or text[start:end] for start, end in encoding.offsets]
+    def spell(self, text: str) -> list[tuple[str, int, int]]:
+        """Piece, its place and the next, in the order of the ids of `encode`."""
+        offsets = self._tokenizer.encode(text).offsets
+        pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
+        return [(piece, place, place + 1) for place, piece in enumerate(pieces)]
 
     def to_dict(self) -> dict:
         return {"tokenizer": json.loads(self._tokenizer.to_str())}

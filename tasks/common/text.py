@@ -139,7 +139,33 @@ class TextEncoder:
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
         spelled = self._model.spell(text)
-        return [spelled[position] for position in positions]
+        return [spelled[position][0] for position in positions]
+
+    def word_weights(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
+        """Weights of positions as weights of words, for people to read.
+
+        The pieces of a word count for it, and an n-gram in equal parts for each of its words. What
+        the tokenizer cannot tell from a word (byte-pair pieces) stands for itself.
+
+        Args:
+          text: any.
+          weights: [t], one for each position of `encode(text)`.
+
+        Returns:
+          The words in order, and a weight for each; the sum of the weights stays.
+        """
+        _, positions = next(self._rows([text]))
+        if not len(positions):
+            return [SPECIAL[UNKNOWN]], np.asarray(weights, float)[:1]
+        spelled = self._model.spell(text)
+        words: dict[int, str] = {}
+        for string, start, _ in spelled:
+            words.setdefault(start, string)
+        shares = np.zeros(len(words))
+        for position, weight in zip(positions, weights, strict=True):
+            _, start, stop = spelled[position]
+            shares[start:stop] += weight / (stop - start)
+        return list(words.values()), shares
 
     def to_json(self) -> str:
         """All that `from_json` needs, in one line."""
@@ -229,18 +255,19 @@ class _Words:
                 flat = rows.ravel()
                 yield flat[flat >= 0]
 
-    def spell(self, text: str) -> list[str]:
-        """Strings in the order of the ids that `encode` gives for the text."""
+    def spell(self, text: str) -> list[tuple[str, int, int]]:
+        """String, first word and word after the last, in the order of the ids of `encode`."""
         words = words_module.split(text, self.config.lower_case)
         found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
         spelled = []
         for start, row in enumerate(found):
-            spelled.append(words[start])
+            spelled.append((words[start], start, start + 1))
             if self._characters:
                 grams = words_module.character_grams(words[start], *self.config.character_ngrams)
-                spelled.extend(gram for gram in grams if gram in self._characters)
-            orders = [order for order in range(1, len(row)) if row[order] >= 0]
-            spelled.extend(" ".join(words[start : start + order + 1]) for order in orders)
+                known = [gram for gram in grams if gram in self._characters]
+                spelled.extend((gram, start, start + 1) for gram in known)
+            stops = [start + order + 1 for order in range(1, len(row)) if row[order] >= 0]
+            spelled.extend((" ".join(words[start:stop]), start, stop) for stop in stops)
         return spelled
 
     def to_dict(self) -> dict:

@@ -210,15 +210,16 @@ class TextClassification(Task):
         ]
         weights = attended(attention, has_cls=getattr(self.model, "pooling", "") == "cls")
         for index in range(len(weights)):
-            tokens = self.encoder.tokens(part.texts[index])[: self.examples(split).lengths[index]]
+            length = self.examples(split).lengths[index]
+            words, shares = self.encoder.word_weights(part.texts[index], weights[index][:length])
             probabilities = outputs["probabilities"][index]
             best = int(np.argmax(probabilities))
             drawn.append(
                 AttendedText(
                     f"predicted {self.labels[best]} ({probabilities[best]:.2f}), "
                     f"true {self.labels[part.labels[index]]}",
-                    tokens,
-                    weights[index][: len(tokens)],
+                    words,
+                    shares,
                 )
             )
         return drawn

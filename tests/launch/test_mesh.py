@@ -62,7 +62,9 @@ def found(csv_file, tmp_path_factory):
             "model.model_size": 32,
             "model.num_heads": 4,
             "model.feedforward_size": 64,
-            "model.dropout_rate": 0.2,
+            "model.prior": "none",
+            "optimizer.learning_rate": 3e-3,
+            "optimizer.warmup_steps": 0,
             "training.batch_size": 16,
             "training.steps": 20,
         },
@@ -87,7 +89,7 @@ def test_losses_are_those_of_one_device(found, mesh):
 
 def test_the_model_learns_and_weights_are_really_split(found):
     losses = found["single"]["losses"]
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
     # Pieces of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
     assert {mesh: found[mesh]["shards"] for mesh in found} == {
         "single": 1, "8": 1, "2x4": 4, "2x2x2": 4,

@@ -98,8 +98,12 @@ def test_predict_ten_thousand_lines(run, verb):
     lines = [f"{'superb' if n % 3 else 'awful'} film {n}" for n in range(10_000)]
     done = verb("predict", f"--workdir={run[0]}", "--input=-", stdin="\n".join(lines))
     assert done.returncode == 0, done.stderr
-    labels = [line.split()[0] for line in done.stdout.splitlines()]
-    assert labels == ["good" if n % 3 else "bad" for n in range(10_000)]
+    answers = done.stdout.splitlines()
+    assert len(answers) == 10_000
+    # The numbers are unknown words, so that there are two different texts, and two answers.
+    assert answers[0].split()[0] == "bad"
+    assert answers[1].split()[0] == "good"
+    assert answers == [answers[1 if n % 3 else 0] for n in range(10_000)]
 
 
 def test_the_same_command_again_does_nothing(run, verb, tiny):
@@ -114,17 +118,19 @@ def test_the_same_command_again_does_nothing(run, verb, tiny):
 
 def test_sweep_skips_finished_runs_and_pairs_with_the_first(verb, tiny, tmp_path):
     flags = [
-        *tiny, f"--workdir={tmp_path}", "--config.training.steps=20", "--seeds=2",
+        *tiny, f"--workdir={tmp_path}", "--config.training.steps=20", "--seeds=1",
         "--set", "model.pooling=mean,max",
     ]  # fmt: skip
     done = verb("sweep", *flags)
     assert done.returncode == 0, done.stderr
     assert "pooling=max" in done.stdout
-    assert "- base (95 %)" in done.stdout.replace("\n", " ") or "base" in done.stdout
+    assert "±" in next(
+        row for row in (tmp_path / "table.md").read_text().splitlines() if "pooling=max" in row
+    )
     table = json.loads((tmp_path / "table.json").read_text())
-    assert [len(runs) for runs in table["runs"].values()] == [2, 2]
+    assert [len(runs) for runs in table["runs"].values()] == [1, 1]
     again = verb("sweep", *flags)
-    assert again.stderr.count("finished already") == 4
+    assert again.stderr.count("finished already") == 2
 
 
 def test_loss_that_is_not_finite_stops_with_one_line(verb, tiny, tmp_path):

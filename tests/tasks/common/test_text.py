@@ -273,3 +273,28 @@ def test_ten_thousand_short_texts_take_seconds():
     start = time.process_time()
     encoder.encode_batch(texts)
     assert time.process_time() - start < 3
+
+
+def test_word_weights_by_hand():
+    """A bigram's weight goes in halves to its words, a piece's whole to its word."""
+    config = TextConfig(ngrams=2, character_ngrams=(3, 3), min_count=1)
+    encoder = TextEncoder.fit(["cat sat"], config)
+    tokens = encoder.tokens("cat sat")
+    weights = np.arange(1.0, len(tokens) + 1)
+    words, shares = encoder.word_weights("cat sat", weights)
+    assert words == ["cat", "sat"]
+    bigram = weights[tokens.index("cat sat")]
+    second = tokens.index("sat")
+    # Order of the positions: cat, its pieces, the bigram, sat, its pieces.
+    np.testing.assert_allclose(shares[0], weights[: second - 1].sum() + bigram / 2)
+    np.testing.assert_allclose(shares[1], weights[second:].sum() + bigram / 2)
+    np.testing.assert_allclose(shares.sum(), weights.sum())
+    assert encoder.word_weights("", [1.0])[0] == ["[UNK]"]
+
+
+def test_word_weights_of_subwords_are_those_of_the_pieces():
+    encoder = TextEncoder.fit(["abab abab"], TextConfig(tokenizer="bpe", vocabulary_size=300))
+    tokens = encoder.tokens("abab ab")
+    words, shares = encoder.word_weights("abab ab", np.arange(len(tokens)))
+    assert words == tokens
+    np.testing.assert_array_equal(shares, np.arange(len(tokens)))
