@@ -83,4 +83,6 @@ def tiny(csv_file) -> list[str]:
         "--config.optimizer.learning_rate=0.01",
         "--config.optimizer.warmup_steps=5",
         "--config.model.dropout_rate=0.1",
+        "--config.model.token_dropout_rate=0.1",
+        "--config.model.head_dropout_rate=0.1",
     ]
