@@ -97,13 +97,14 @@ def transformer(data: str):
             model_size=64,
             num_layers=1,
             feedforward_size=128,
-            dropout_rate=0.3,
+            dropout_rate=0.2,
             token_dropout_rate=0.2,
-            head_dropout_rate=0.5,
+            head_dropout_rate=0.3,
             prior="naive_bayes",
+            prior_scale=1.0,
         ),
         "optimizer": OptimizerConfig(
-            learning_rate=1e-3, warmup_steps=50, weight_decay=0.05, average_decay=0.99
+            learning_rate=5e-4, warmup_steps=50, weight_decay=0.05, average_decay=0.99
         ),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
     }

@@ -25,7 +25,7 @@ def classification_metrics(
 
     Returns:
       `accuracy`, `macro_f1`, `macro_precision`, `macro_recall`, `mcc`, and for each name
-      `precision/<name>`, `recall/<name>`, `f1/<name>`.
+      `precision_<name>`, `recall_<name>`, `f1_<name>`.
 
     Raises:
       ValueError: no examples, shapes that differ, or a class number without a name.
@@ -47,9 +47,9 @@ def classification_metrics(
         "mcc": metrics.matthews_corrcoef(labels, predictions),
     }
     for number, name in enumerate(names):
-        result[f"precision/{name}"] = precision[number]
-        result[f"recall/{name}"] = recall[number]
-        result[f"f1/{name}"] = f1[number]
+        result[f"precision_{name}"] = precision[number]
+        result[f"recall_{name}"] = recall[number]
+        result[f"f1_{name}"] = f1[number]
     return {name: float(value) for name, value in result.items()}
 
 

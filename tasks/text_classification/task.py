@@ -54,6 +54,7 @@ class TextClassification(Task):
     model_configs = models.MODEL_CONFIGS
     primary_metric = "accuracy"
     table_metrics = ("accuracy", "macro_f1", "mcc")
+    baseline_version = 2
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
 
     def __init__(

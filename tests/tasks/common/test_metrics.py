@@ -18,15 +18,15 @@ def test_three_classes_by_hand():
     found = classification_metrics(LABELS, PREDICTIONS, NAMES)
     expected = {
         "accuracy": 5 / 8,
-        "precision/a": 3 / 4,
-        "recall/a": 3 / 4,
-        "f1/a": 6 / 8,
-        "precision/b": 2 / 3,
-        "recall/b": 2 / 3,
-        "f1/b": 4 / 6,
-        "precision/c": 0,
-        "recall/c": 0,
-        "f1/c": 0,
+        "precision_a": 3 / 4,
+        "recall_a": 3 / 4,
+        "f1_a": 6 / 8,
+        "precision_b": 2 / 3,
+        "recall_b": 2 / 3,
+        "f1_b": 4 / 6,
+        "precision_c": 0,
+        "recall_c": 0,
+        "f1_c": 0,
         "macro_precision": (3 / 4 + 2 / 3) / 3,
         "macro_recall": (3 / 4 + 2 / 3) / 3,
         "macro_f1": (3 / 4 + 2 / 3) / 3,
@@ -44,14 +44,14 @@ def test_one_class_predicted_gives_zeros_and_no_warning():
     found = classification_metrics(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), ("no", "yes"))
     assert found["accuracy"] == 0.75
     assert found["mcc"] == 0.0
-    assert found["precision/yes"] == found["recall/yes"] == found["f1/yes"] == 0.0
+    assert found["precision_yes"] == found["recall_yes"] == found["f1_yes"] == 0.0
     assert found["macro_f1"] == pytest.approx((6 / 7 + 0) / 2)
 
 
 def test_a_class_that_nowhere_occurs_does_not_weigh_on_the_mean():
     found = classification_metrics(np.array([0, 2]), np.array([0, 2]), NAMES)
     assert found["macro_f1"] == found["macro_precision"] == found["macro_recall"] == 1.0
-    assert found["f1/b"] == 0.0
+    assert found["f1_b"] == 0.0
 
 
 @pytest.mark.parametrize(
