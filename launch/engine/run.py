@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,37 @@ def run(
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     task = configs.task_class(config.task).prepare(config.data, config.model, paths)
     write_json(folder / "config.json", configs.to_dict(config))
+    with alone(folder):
+        return _finish(config, task, folder, paths, command, with_baselines)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the run folder against a second training in it.
+
+    Raises:
+      UserError: another process trains there.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            # Windows has no flock; there nobody looks after this.
+            pass
+        except OSError:
+            raise UserError(
+                f"--workdir={folder}: another process is training there; wait, or name another"
+            ) from None
+        yield
+
+
+def _finish(
+    config: Experiment, task: Task, folder: Path, paths: Paths, command: str, with_baselines: bool
+) -> dict[str, Any]:
     write_json(folder / "environment.json", environment())
     write_json(folder / "assets.json", task.assets())
-
     steps, variables, best = train(task, config, folder)
     seconds = sum(
         line.get("seconds", 0) + line.get("evaluation_seconds", 0)
