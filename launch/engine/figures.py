@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -111,7 +112,12 @@ def _canvas(width: float, height: float):
 
 
 def _picture(canvas, alternative: str) -> str:
+    import matplotlib
+
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110)
+    # Text stays text, so that the reader's browser has glyphs for any script.
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.savefig(buffer, format="svg")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{data}">'

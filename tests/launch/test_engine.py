@@ -1,5 +1,6 @@
 """Pieces of the engine: gathering, writers, state, checkpoints, figures."""
 
+import base64
 import json
 
 import jax
@@ -178,8 +179,15 @@ def test_text_figure_escapes_what_a_text_holds():
         Alignment("a", np.eye(3), list("abc"), list("xyz")),
     ],
 )
-def test_pictures_are_inline_png(figure):
-    assert 'src="data:image/png;base64,iVBOR' in figures.draw(figure)
+def test_pictures_are_inline(figure):
+    assert 'src="data:image/svg+xml;base64,' in figures.draw(figure)
+
+
+def test_labels_of_any_script_are_text_in_the_picture():
+    drawn = figures.draw(ConfusionMatrix("c", np.eye(2, dtype=int), ["好", "坏"]))
+    picture = base64.b64decode(drawn.split("base64,")[1].split('"')[0]).decode("utf-8")
+    assert "好" in picture
+    assert "坏" in picture
 
 
 def test_unknown_figure_is_refused():

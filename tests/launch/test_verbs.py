@@ -43,7 +43,7 @@ def test_report_needs_no_other_file(run):
     page = (run[0] / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert page.count("data:image/png;base64,") >= 3
+    assert page.count("data:image/svg+xml;base64,") >= 3
     assert "baseline nb_svm" in page
     assert "title=" in page
 
