@@ -28,7 +28,6 @@ PORTION = 2048
 
 def predict() -> None:
     """The verb."""
-    from launch.engine import config as configs
     from launch.engine import run
     from tasks.common.errors import UserError
 
@@ -37,9 +36,7 @@ def predict() -> None:
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
     cli.set_up_jax(config)
-    task = configs.task_class(config.task).restore(
-        config.data, config.model, run.saved_assets(folder)
-    )
+    task = run.restored_task(config, folder)
     predictor = run.Predictor(task, config, folder)
     for portion in _portions(_inputs()):
         for answer in predictor(portion):

@@ -194,6 +194,22 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON file ({error})") from None
 
 
+def restored_task(config: Experiment, folder: Path) -> Task:
+    """The task of a run folder, able to predict but without data.
+
+    Raises:
+      UserError: assets.json is missing, damaged or another task's.
+    """
+    assets = saved_assets(folder)
+    try:
+        return configs.task_class(config.task).restore(config.data, config.model, assets)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'assets.json'}: not what {config.task} wrote "
+            f"({type(error).__name__}: {error}); bring the file back, or train anew"
+        ) from None
+
+
 def check_assets(task: Task, folder: Path) -> None:
     """Refuses data that is no longer what the run was trained on.
 

@@ -131,6 +131,10 @@ def test_damaged_run_folder(verb, tiny, tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "checkpoints/20" in done.stderr
+    (tmp_path / "assets.json").write_text('{"labels": ["bad", "good"]}')
+    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    assert done.returncode == 2
+    assert "assets.json" in done.stderr
     (tmp_path / "config.json").write_text(json.dumps({"task": "text_classification"}))
     done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
     assert done.returncode == 2
