@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
@@ -143,6 +143,7 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 
 def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio."""
+    logging.set_verbosity(logging.WARNING)
     from launch.engine import config as configs
     from launch.engine.memory import keep_large_buffers
     from launch.engine.sharding import request_devices
