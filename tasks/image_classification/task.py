@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from attention import registry
+from tasks.common.answers import ranked_classes
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
@@ -189,22 +190,8 @@ class ImageClassification(Task):
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
         """Label and probabilities, the most probable first."""
-        answers = []
-        for source, probabilities in zip(raw, outputs["probabilities"], strict=True):
-            order = np.argsort(-probabilities, kind="stable")
-            ranked = {self._labels[i]: round(float(probabilities[i]), 4) for i in order}
-            label = self._labels[order[0]]
-            # Ten classes are too many for a line.
-            shown = "  ".join(f"{name} {ranked[name]:.4f}" for name in list(ranked)[:3])
-            answers.append(
-                {
-                    "input": source,
-                    "label": label,
-                    "probabilities": ranked,
-                    "text": f"{label}  {shown}",
-                }
-            )
-        return answers
+        # Ten classes are too many for a line.
+        return ranked_classes(raw, outputs["probabilities"], self._labels, shown=3)
 
 
 def _predicted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from tasks.common import baselines as linear
+from tasks.common.answers import ranked_classes
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
@@ -249,21 +250,7 @@ class TextClassification(Task):
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
         """Label and probabilities, the most probable first."""
-        answers = []
-        for text, probabilities in zip(raw, outputs["probabilities"], strict=True):
-            order = np.argsort(-probabilities, kind="stable")
-            ranked = {self.labels[index]: round(float(probabilities[index]), 4) for index in order}
-            label = self.labels[order[0]]
-            words = "  ".join(f"{name} {value:.4f}" for name, value in ranked.items())
-            answers.append(
-                {
-                    "input": text,
-                    "label": label,
-                    "probabilities": ranked,
-                    "text": f"{label}  {words}",
-                }
-            )
-        return answers
+        return ranked_classes(raw, outputs["probabilities"], self.labels)
 
 
 def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
