@@ -12,6 +12,7 @@ import numpy as np
 
 from launch.engine import config as configs
 from launch.engine import results, sharding
+from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import Evaluation, evaluate, gather
@@ -101,18 +102,12 @@ def _finish(
         baselines=baselines(task, paths) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
-        parameters=sum(int(np.prod(leaf.shape)) for leaf in _leaves(variables["params"])),
+        parameters=states.parameter_count(variables),
         command=command,
     )
     write_json(folder / "result.json", record)
     write_report(folder, task, record, test, attention)
     return record
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def _check_folder(config: Experiment, folder: Path) -> None:
@@ -164,7 +159,6 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
     Raises:
       UserError: the folder has no checkpoint, or the best one cannot be read.
     """
-    from launch.engine import state as states
     from launch.engine.checkpoints import Checkpoints
     from launch.engine.steps import make_steps
     from launch.engine.writers import best_step, validation_curve

@@ -88,5 +88,5 @@ def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameter_count(state: Mapping[str, Any]) -> int:
-    """Number of trained weights."""
+    """Number of trained weights of a state, or of the variables of evaluation."""
     return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
