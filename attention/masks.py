@@ -1,7 +1,8 @@
 """Masks: which query may attend to which key. True always means "may attend".
 
 A `Mask` keeps its structure (causal, lengths, ...) as a frozen pytree, so that kernels can skip
-what nobody sees and an array is made only where one is needed. Masks are joined with `&`:
+what nobody sees and an array is made only where one is needed. Masks are joined with `&` (both
+must allow) and `|` (either may):
 
     mask = masks.causal() & masks.lengths(key=lengths)
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
@@ -35,6 +36,10 @@ class _Part:
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         """bool [query blocks, key blocks], or None where only the data tell."""
         return None
+
+    def describe(self) -> str:
+        """What a message calls it."""
+        return type(self).__name__.removeprefix("_").lower() + "()"
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_node(
@@ -73,6 +78,11 @@ class Mask:
             return NotImplemented
         return Mask(self.parts + other.parts)
 
+    def __or__(self, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return Mask((_Either(self, other),))
+
     def materialize(self, B: int, N: int, T: int, S: int) -> Array:
         """The mask as an array: bool [B or 1, N or 1, T, S], 1 where all share it.
 
@@ -104,6 +114,69 @@ class Mask:
 
 
 jax.tree_util.register_dataclass(Mask, data_fields=["parts"], meta_fields=[])
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """A mask of which only padding and the arrow of time are left; see `padding`.
+
+    Attributes:
+      causal: no query sees a later key.
+      query: bool [B, T], True = a real query; None for all.
+      key: bool [B, S], True = a real key; None for all.
+    """
+
+    causal: bool
+    query: Array | None
+    key: Array | None
+
+    @property
+    def seen(self) -> Array | None:
+        """bool [B, T] of a sequence that attends to itself: neither query nor key is padding."""
+        if self.query is None or self.key is None:
+            return self.key if self.query is None else self.query
+        return self.query & self.key
+
+
+def padding(
+    mask: Mask | Array | None, B: int, T: int, S: int, *, of: str, causal: bool = True
+) -> Padding:
+    """What a mechanism needs of a mask that never forms a weight for each query and key.
+
+    Args:
+      mask: joined from `causal()`, `lengths(...)` and `valid(...)`, or None.
+      B, T, S: batch, queries, keys.
+      of: the mechanism's name, for the message.
+      causal: whether it can be causal.
+
+    Raises:
+      NotImplementedError: the mask holds anything else: it would not be honoured.
+      ValueError: the mask was made for other sizes.
+    """
+    found: dict[str, Any] = {"causal": False, "query": None, "key": None}
+    if mask is None:
+        return Padding(**found)
+    for part in (mask if isinstance(mask, Mask) else dense(mask)).parts:
+        part.allowed(B, 1, T, S)
+        if isinstance(part, _Window) and (part.left, part.right) == (None, 0) and causal:
+            if not _is_static(part.query_offset) or _static_offset(part.query_offset, T, S) != 0:
+                raise NotImplementedError(f"mask: {of} is causal from the first position only")
+            found["causal"] = True
+        elif isinstance(part, _Lengths | _Valid):
+            for side, length in (("query", T), ("key", S)):
+                marks = getattr(part, side)
+                if marks is None:
+                    continue
+                if isinstance(part, _Lengths):
+                    marks = jnp.arange(length) < marks[:, None]
+                found[side] = marks if found[side] is None else found[side] & marks
+        else:
+            can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
+            raise NotImplementedError(
+                f"mask: {of} honours {can} alone, got {part.describe()}; mixers whose `can` has "
+                f"'mask' take any"
+            )
+    return Padding(**found)
 
 
 def causal(query_offset: Offset | None = None) -> Mask:
@@ -218,6 +291,22 @@ class _Prefix(_Part):
             return None
         causal_part = _Window(None, 0, self.query_offset).blocks(T, S, query_block, key_block)
         return causal_part | (_block_ends(S, key_block)[0] < self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Either(_Part):
+    left: Mask
+    right: Mask
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        return self.left.materialize(B, N, T, S) | self.right.materialize(B, N, T, S)
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        sizes = (T, S, query_block, key_block)
+        return self.left.visible_blocks(*sizes) | self.right.visible_blocks(*sizes)
+
+    def describe(self) -> str:
+        return "a mask joined with |"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,11 @@ imported before it is asked for.
 Kinds and how each is built and called:
 
 * kernel: a function with the signature of `attention.attend`.
-* mixer: `cls(model_size, num_heads=..., rngs=rngs, **options)`, then
-  `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
-  weights.
+* mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
+  then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
+  weights. Those that can decode have `cache = mixer.init_cache(batch_size, max_length)` and
+  `y, cache = mixer.decode(x, cache, lengths=None)`; those that are built for a longest length take
+  `max_length`.
 * alignment: `cls(query_size, memory_size, rngs=rngs)`, then `memory = prepare(states, valid=...)`
   once, `state = initial_state(memory)` and `context, weights, state = step(query, memory, state)`.
 * map_attention: for feature maps [B, Y, X, C]; none yet.
@@ -37,18 +39,25 @@ KINDS = {
 }
 
 CAPABILITIES = {
-    "mask": "honours a `Mask`, or `valid` where a pool or an alignment takes one",
+    "mask": "honours any `Mask`",
+    "padding": "honours `masks.lengths` and `masks.valid`, or `valid` where a pool or an alignment "
+    "takes one",
     "causal": "no position depends on a later one under `masks.causal()`",
+    "one_way": "is causal, asked or not",
     "cross": "queries and keys may come from different sequences (T != S)",
-    "weights": "gives its weights: at least 0, rows sum to 1 where anything is seen",
+    "weights": "gives its weights: what takes the values to the result",
+    "shares": "its weights are at least 0, and rows sum to 1 where anything is seen",
     "bias": "adds a bias to the logits",
     "logit_cap": "bounds the logits",
     "sinks": "learned logits that take weight and give nothing",
     "grouped_query": "fewer key/value heads than query heads",
     "value_size": "value head size may differ from head size",
-    "dropout": "drops weights",
-    "rope": "turns query and key by their positions",
+    "dropout": "drops weights, or where they are never formed, parts of the result",
+    "positions": "takes positions='rope', 'alibi', 't5' or 'shaw'",
     "permutation": "without positions, the order of the keys does not matter",
+    "sparse": "a query sees part of what the mask allows",
+    "cache": "decodes step by step: `init_cache`, `decode`",
+    "max_length": "is built for a longest length",
     "state": "carries something from step to step",
 }
 
@@ -105,8 +114,8 @@ _TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v",
         "O(T·S)",
         "O(T·S)",
-        "mask causal cross weights bias logit_cap sinks grouped_query value_size dropout "
-        "permutation",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation",
     ),
     _line(
         "mixer",
@@ -116,8 +125,8 @@ _TABLE: list[Mechanism] = [
         "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
         "O(T·S·D + T·D²)",
         "O(T·S)",
-        "mask causal cross weights bias logit_cap grouped_query value_size dropout rope "
-        "permutation",
+        "mask padding causal cross weights shares bias logit_cap grouped_query value_size dropout "
+        "positions permutation cache",
     ),
     _line(
         "alignment",
@@ -127,7 +136,7 @@ _TABLE: list[Mechanism] = [
         "softmax(q·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "mask cross weights permutation",
+        "padding cross weights shares permutation",
     ),
     _line(
         "alignment",
@@ -137,7 +146,7 @@ _TABLE: list[Mechanism] = [
         "softmax(qᵀW·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "mask cross weights permutation",
+        "padding cross weights shares permutation",
     ),
     _line(
         "alignment",
@@ -147,7 +156,7 @@ _TABLE: list[Mechanism] = [
         "the last valid state, at every step",
         "O(1) a step",
         "O(S·D)",
-        "mask cross weights",
+        "padding cross weights shares",
     ),
     _line(
         "pool",
@@ -157,7 +166,7 @@ _TABLE: list[Mechanism] = [
         "Σₜ xₜ / T",
         "O(T·D)",
         "O(D)",
-        "mask weights permutation",
+        "padding weights shares permutation",
     ),
     _line(
         "pool",
@@ -167,7 +176,7 @@ _TABLE: list[Mechanism] = [
         "maxₜ xₜ, a channel at a time",
         "O(T·D)",
         "O(D)",
-        "mask weights permutation",
+        "padding weights shares permutation",
     ),
     _line(
         "pool",
@@ -177,7 +186,7 @@ _TABLE: list[Mechanism] = [
         "Σₜ softmax(u·tanh(Wxₜ + b))·xₜ",
         "O(T·D·A)",
         "O(T·A)",
-        "mask weights dropout permutation",
+        "padding weights shares dropout permutation",
     ),
     _line(
         "pool",
@@ -187,7 +196,7 @@ _TABLE: list[Mechanism] = [
         "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
         "O(T·D²)",
         "O(T·D)",
-        "mask weights dropout permutation",
+        "padding weights shares dropout permutation",
     ),
 ]
 

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 
 from attention import attend, attention_weights, masks, registry
-from tests.attention.references import REFERENCES
+from tests.attention.references import REFERENCES, VARIANTS
 
 B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8
+LONGEST = 11
 VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
 
 
@@ -33,6 +34,9 @@ class Subject:
       keys: names of the inputs whose axis 1 is masked.
       apply: (inputs, valid, causal, dropout_key) -> output and weights.
       rows_are_positions: the output has a row for each position of the masked sequence.
+      options: what the module was built with, for the reference.
+      constants: variables that are no parameters, for the reference.
+      build: params -> module, where there is a module.
     """
 
     label: str
@@ -41,10 +45,26 @@ class Subject:
     keys: tuple[str, ...]
     apply: object
     rows_are_positions: bool = False
+    options: dict = dataclasses.field(default_factory=dict)
+    constants: dict = dataclasses.field(default_factory=dict)
+    build: object = None
 
     @property
     def valid(self):
         return VALID[:, : self.inputs[self.keys[0]].shape[1]]
+
+    def resized(self, queries, keys):
+        """The inputs with other lengths, and all of them valid but the last of many keys."""
+        inputs = dict(self.inputs)
+        for name, length in ((self.inputs_of_queries, queries), *((k, keys) for k in self.keys)):
+            if name == "query" and inputs[name].ndim == 2:
+                continue
+            shape = list(inputs[name].shape)
+            shape[1] = length
+            inputs[name] = normal(length, *shape)
+        valid = np.ones((B, keys), bool)
+        valid[1, 2:] = keys < 3
+        return inputs, valid
 
     @functools.cached_property
     def cotangent(self):
@@ -72,17 +92,18 @@ class Subject:
     def reference(self, inputs, valid, causal=False):
         """Output and weights by NumPy, in float64."""
         function = REFERENCES[self.line.kind, self.line.name]
+        inputs = inputs | self.constants
         if self.line.kind not in ("kernel", "mixer"):
             return function(inputs, valid)
         rows, columns = inputs[self.inputs_of_queries].shape[1], valid.shape[1]
         allowed = np.broadcast_to(valid[:, None, None, :], (len(valid), 1, rows, columns))
-        if causal:
+        if causal or "one_way" in self.line.can:
             allowed = allowed & np.tri(rows, columns, columns - rows, dtype=bool)
-        return function(inputs, allowed)
+        return function(inputs, allowed, **self.options)
 
     @property
     def inputs_of_queries(self):
-        return "query" if self.line.kind == "kernel" else "x"
+        return "x" if self.line.kind == "mixer" else "query" if "query" in self.inputs else "states"
 
     def with_keys(self, change):
         """The inputs with `change` applied to each masked sequence."""
@@ -111,47 +132,64 @@ def _kernel(line, dtype):
 
 
 def _module(line, *args, **options):
-    """A function (params, method, *args) and random params, biases included."""
+    """A function from params to the module; random params, biases included; other variables."""
     module = registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(module)
+    graphdef, state, others = nnx.split(module, nnx.Param, ...)
     params = nnx.to_pure_dict(state)
     params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), params)
 
     def build(params):
         fresh = jax.tree.map(lambda leaf: leaf, state)
         nnx.replace_by_pure_dict(fresh, params)
-        return nnx.merge(graphdef, fresh)
+        return nnx.merge(graphdef, fresh, others)
 
-    return build, params
+    buffers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(others))
+    return build, params, {"buffers": buffers} if buffers else {}
 
 
 def _mixer(line, dtype):
-    droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
-    droppable["dtype"] = dtype
+    settings = {"dropout_rate": 0.5} if "dropout" in line.can else {}
+    settings["dtype"] = dtype
 
-    def subject(label, build, inputs, key_name, **more):
+    def subject(label, options, inputs, key_name, more=None, **fields):
+        built = options | settings | (more or {})
+        if "max_length" in line.can:
+            built = {"max_length": LONGEST} | built
+        build, params, constants = _module(line, D, num_heads=2, **built)
+        inputs = {"params": params} | inputs
+
         def apply(inputs, valid, causal, dropout_key):
             sequences = [inputs[name] for name in ("x", "memory") if name in inputs]
             mask = _mask(valid, causal, inputs["x"].shape[1])
-            options = {"mask": mask, "dropout_key": dropout_key, "return_weights": True}
-            return build(inputs["params"])(*sequences, **options)
+            mixer = build(inputs["params"])
+            if "weights" not in line.can:
+                return mixer(*sequences, mask=mask, dropout_key=dropout_key), None
+            return mixer(*sequences, mask=mask, dropout_key=dropout_key, return_weights=True)
 
-        return Subject(f"{line.name}-{label}", line, inputs, (key_name,), apply, **more)
+        return Subject(
+            f"{line.name}-{label}",
+            line,
+            inputs,
+            (key_name,),
+            apply,
+            options=options,
+            constants=constants,
+            build=build,
+            **fields,
+        )
 
-    build, params = _module(line, D, num_heads=2, **droppable)
-    inputs = {"params": params, "x": normal(3, B, T, D)}
-    yield subject("self", build, inputs, "x", rows_are_positions=True)
+    for label, options in VARIANTS.get(line.name, {"self": {}}).items():
+        inputs = {"x": normal(3, B, T, D)}
+        yield subject(label, options, inputs, "x", rows_are_positions=True)
     if "cross" in line.can:
         grouped = {"key_value_heads": 1} if "grouped_query" in line.can else {}
         sized = {"value_head_size": V} if "value_size" in line.can else {}
-        options = grouped | sized | droppable
-        build, params = _module(line, D, num_heads=2, memory_size=H, **options)
-        inputs = {"params": params, "x": normal(3, B, T, D), "memory": normal(4, B, S, H)}
-        yield subject("cross", build, inputs, "memory")
+        inputs = {"x": normal(3, B, T, D), "memory": normal(4, B, S, H)}
+        yield subject("cross", {}, inputs, "memory", grouped | sized | {"memory_size": H})
 
 
 def _alignment(line, dtype):
-    build, params = _module(line, D, D, dtype=dtype)
+    build, params, _ = _module(line, D, D, dtype=dtype)
 
     def apply(inputs, valid, causal, dropout_key):
         alignment = build(inputs["params"])
@@ -161,12 +199,12 @@ def _alignment(line, dtype):
         return context, weights
 
     inputs = {"params": params, "query": normal(5, B, D), "states": normal(6, B, S, D)}
-    yield Subject(line.name, line, inputs, ("states",), apply)
+    yield Subject(line.name, line, inputs, ("states",), apply, build=build)
 
 
 def _pool(line, dtype):
     droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
-    build, params = _module(line, D, **droppable, dtype=dtype)
+    build, params, _ = _module(line, D, **droppable, dtype=dtype)
     inputs = {"params": params, "states": normal(6, B, S, D)}
 
     def apply(inputs, valid, causal, dropout_key):
@@ -175,7 +213,7 @@ def _pool(line, dtype):
             jnp.asarray(inputs["states"]), valid=jnp.asarray(valid), dropout_key=dropout_key
         )
 
-    yield Subject(line.name, line, inputs, ("states",), apply)
+    yield Subject(line.name, line, inputs, ("states",), apply, build=build)
 
 
 _BUILDERS = {"kernel": _kernel, "mixer": _mixer, "alignment": _alignment, "pool": _pool}

@@ -11,7 +11,7 @@ import pytest
 import attention
 from attention import attend, attention_weights, explain_choice, masks, registry
 from attention.kernels import reference as reference_kernel
-from tests.attention import references
+from tests.attention.references import base as references
 from tests.attention.subjects import B, H, N, S, T, V, normal
 
 # name -> (T, S, key/value heads, value size, options of attend, capability asked for)

@@ -166,3 +166,52 @@ def test_a_block_that_is_not_visible_holds_nothing(mask, blocks):
 def test_mistakes_are_told(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_either_of_two_masks():
+    mask = (masks.window(0, 1) | masks.dense(np.array([[[[True, False, False]] * 3]]))) & (
+        masks.lengths(key=jnp.array([2]))
+    )
+    np.testing.assert_array_equal(dense(mask, 3, 3)[0], pattern("xx.", "xx.", "x.."))
+    near, far = masks.window(0, 0), masks.window(None, -0) & masks.window(None, 0, -3)
+    blocks = (near | far).visible_blocks(8, 8, 2, 2)
+    expected = near.visible_blocks(8, 8, 2, 2) | far.visible_blocks(8, 8, 2, 2)
+    np.testing.assert_array_equal(blocks, expected)
+    assert not blocks.all()
+    array = dense(near | far, 8, 8)[0]
+    tiles = array.reshape(4, 2, 4, 2).any(axis=(1, 3))
+    assert (blocks >= tiles).all()
+    # A pytree like the others: under jit, static fields stay static.
+    jitted = jax.jit(lambda m: m.materialize(1, 1, 3, 3))(mask)
+    np.testing.assert_array_equal(jitted[0, 0], dense(mask, 3, 3)[0])
+
+
+def test_padding_reads_what_it_can_and_refuses_the_rest():
+    mask = (
+        masks.causal()
+        & masks.lengths(query=jnp.array([1, 3]))
+        & masks.valid(key=np.array([[True, False, True], [True, True, True]]))
+        & masks.lengths(key=jnp.array([2, 3]))
+    )
+    found = masks.padding(mask, 2, 3, 3, of="x")
+    assert found.causal
+    np.testing.assert_array_equal(found.key, [[1, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(found.query, [[1, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(found.seen, [[1, 0, 0], [1, 1, 1]])
+    nothing = masks.padding(None, 2, 3, 3, of="x")
+    assert (nothing.causal, nothing.query, nothing.key, nothing.seen) == (False, None, None, None)
+    for bad, says in [
+        (
+            masks.window(1, 0),
+            r"mask: x honours causal\(\), lengths\(\) and valid\(\) alone, got wi",
+        ),
+        (np.ones((1, 1, 3, 3), bool), r"got dense\(\)"),
+        (masks.causal() | masks.window(1, 1), "joined with |"),
+        (masks.causal(1), "from the first position only"),
+    ]:
+        with pytest.raises(NotImplementedError, match=says):
+            masks.padding(bad, 2, 3, 3, of="x")
+    with pytest.raises(NotImplementedError, match=r"x honours lengths\(\) and valid\(\) alone"):
+        masks.padding(masks.causal(), 2, 3, 3, of="x", causal=False)
+    with pytest.raises(ValueError, match="lengths"):
+        masks.padding(masks.lengths(key=jnp.array([1])), 2, 3, 3, of="x")

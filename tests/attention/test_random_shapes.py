@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attention import attend, attention_weights, masks, registry
-from tests.attention import references
+from tests.attention.references import base as references
 
 SIZE = st.integers(1, 6)
 

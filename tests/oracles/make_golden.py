@@ -1,33 +1,34 @@
-"""Writes golden/*.npz: what PyTorch answers to the problems of cases.py.
+"""Writes golden/*.npz: what other implementations answer to the problems of families/.
 
-    python -m tests.oracles.make_golden        # needs requirements-oracles.txt
+    python -m tests.oracles.make_golden [family ...]        # needs requirements-oracles.txt
 
-`make test` compares with these files, so that it needs no PyTorch.
+`make test` compares with these files, so that it needs none of them.
 """
 
-import pathlib
+import importlib.metadata
+import sys
 
 import numpy as np
-import torch
 
-from tests.oracles.cases import CASES
-from tests.oracles.theirs import theirs
-
-FOLDER = pathlib.Path(__file__).with_name("golden")
+from tests.oracles.problems import FAMILIES, FOLDER, family
 
 
-def main() -> None:
-    made_by = f"tests/oracles/make_golden.py with torch {torch.__version__}"
-    for family in ("attend", "multi_head", "gru"):
+def main(names: list[str]) -> None:
+    versions = ", ".join(
+        f"{package} {importlib.metadata.version(package)}"
+        for package in ("torch", "transformers", "jax")
+    )
+    made_by = f"tests/oracles/make_golden.py with {versions}"
+    for name in names or FAMILIES:
+        module = family(name)
         arrays = {
-            f"{case}/{name}": array
-            for case in CASES
-            if case.startswith(family)
-            for name, array in theirs(case).items()
+            f"{case}/{key}": array
+            for case in module.CASES
+            for key, array in module.theirs(case).items()
         }
-        np.savez_compressed(FOLDER / f"{family}.npz", made_by=made_by, **arrays)
-        print(f"{family}.npz: {len(arrays)} arrays, {made_by}")
+        np.savez_compressed(FOLDER / "golden" / f"{name}.npz", made_by=made_by, **arrays)
+        print(f"{name}.npz: {len(arrays)} arrays, {made_by}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,29 +1,18 @@
-"""attend, MultiHeadAttention and GRU against what PyTorch gave (golden/*.npz)."""
-
-import pathlib
+"""Blocks against what other implementations gave (golden/*.npz)."""
 
 import numpy as np
 import pytest
 
-from tests.oracles.cases import CASES, TOLERANCE, ours
-
-FOLDER = pathlib.Path(__file__).with_name("golden")
+from tests.oracles.problems import FOLDER, assert_equal, cases, family
 
 
-def golden(case):
-    family = next(f for f in ("attend", "multi_head", "gru") if case.startswith(f))
-    with np.load(FOLDER / f"{family}.npz") as file:
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_equals_what_they_gave(name, case):
+    with np.load(FOLDER / "golden" / f"{name}.npz") as file:
         assert "make_golden.py with torch 2." in str(file["made_by"])
-        return {
-            name.removeprefix(f"{case}/"): file[name]
-            for name in file.files
-            if name.startswith(f"{case}/")
+        expected = {
+            key.removeprefix(f"{case}/"): file[key]
+            for key in file.files
+            if key.startswith(f"{case}/")
         }
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_equals_what_torch_gave(case):
-    expected, actual = golden(case), ours(case)
-    assert actual.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_allclose(actual[name], array, **TOLERANCE, err_msg=name)
+    assert_equal(family(name).ours(case), expected)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from attention import masks, registry, shapes
 from attention.dropout import dropout
+from attention.normalization import LayerNorm
 from attention.positions import LearnedPositions, sinusoidal
 from attention.projection import Projection
 
@@ -104,24 +105,6 @@ class EncoderConfig:
         elif self.positions == "sinusoidal" and self.model_size % 2:
             expected = "an even size for 'sinusoidal' positions"
             raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
-
-
-class LayerNorm(nnx.Module):
-    """y = (x - mean) / sqrt(var + ε) · scale + bias over the last axis (Ba et al. 2016), in
-    float32.
-    """
-
-    def __init__(self, size: int, *, epsilon: float = 1e-5):
-        self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones((size,)))
-        self.bias = nnx.Param(jnp.zeros((size,)))
-
-    def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 from attention import masks
+from attention.normalization import LayerNorm
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.backbones.recurrent import GRU, BidirectionalGRU
-from tasks.common.backbones.transformer import Encoder, EncoderConfig, LayerNorm
+from tasks.common.backbones.transformer import Encoder, EncoderConfig
 
 SMALL = EncoderConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=12, max_length=9)
 LENGTHS = jnp.array([5, 3])

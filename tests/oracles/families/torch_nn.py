@@ -1,16 +1,14 @@
-"""Problems posed to attend, MultiHeadAttention and GRU here and in PyTorch: inputs and our answer.
+"""attend, MultiHeadAttention and GRU beside PyTorch's."""
 
-Every problem is a function of a seed alone. `ours` gives outputs and gradients by name;
-`theirs.py` gives the same names by PyTorch, and golden/ keeps what that gave.
-"""
+import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from attention import MultiHeadAttention, attend, masks
 from tasks.common.backbones.recurrent import BidirectionalGRU
+from tests.oracles.problems import differentiate, torch_answers
 
 B, T, S, N, H = 2, 5, 7, 4, 4
 D = N * H
@@ -22,8 +20,6 @@ CASES = (
     *(f"multi_head_{name}" for name in MULTI_HEAD),
     *(f"gru_{name}" for name in GRU),
 )
-# float32 on both sides, sums of up to some hundred terms of order 1.
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
@@ -66,21 +62,14 @@ def inputs(case: str) -> dict[str, np.ndarray]:
 
 def ours(case: str) -> dict[str, np.ndarray]:
     """Outputs, and gradients named `d_<input>`, of what this repository computes."""
-    arrays = {name: jnp.asarray(array) for name, array in inputs(case).items()}
-    cotangent = arrays.pop("cotangent")
     compute = {"attend": _attend, "multi": _multi_head, "gru": _gru}[case.split("_")[0]]
-    learned = {k: v for k, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
-    fixed = {k: v for k, v in arrays.items() if k not in learned}
+    return differentiate(lambda arrays: compute(case, arrays), inputs(case))
 
-    @jax.jit
-    def run(learned):
-        results, backward = jax.vjp(lambda learned: compute(case, learned | fixed), learned)
-        first = {name: jnp.zeros_like(array) for name, array in results.items()}
-        return results, backward(first | {"out": cotangent})[0]
 
-    results, gradient = run(learned)
-    results = dict(results) | {f"d_{name}": array for name, array in gradient.items()}
-    return {name: np.asarray(array) for name, array in results.items()}
+def theirs(case: str) -> dict[str, np.ndarray]:
+    """The same by PyTorch."""
+    compute = {"attend": _torch_attend, "multi": _torch_multi_head, "gru": _torch_gru}
+    return torch_answers(lambda a: compute[case.split("_")[0]](case, a), inputs(case))
 
 
 def _attend(case, a):
@@ -117,3 +106,59 @@ def _gru(case, a):
     states, final = module(a["x"], valid=valid)
     # PyTorch leaves 0 at padding, we hold the state: compared are the real positions.
     return {"out": states if valid is None else states * valid[..., None], "final": final}
+
+
+def _torch_attend(case, a):
+    from torch.nn import functional
+
+    query, key, value = (a[name].transpose(1, 2) for name in ("query", "key", "value"))
+    out = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=a.get("allowed", a.get("bias")),
+        is_causal=case.endswith("causal"),
+        scale=0.3 if case.endswith("scale") else None,
+        enable_gqa=case.endswith("grouped_query"),
+    )
+    return {"out": out.transpose(1, 2)}
+
+
+def _torch_multi_head(case, a):
+    import torch
+
+    module = torch.nn.MultiheadAttention(D, N, batch_first=True)
+    # As functions of our arrays, so that these have the gradients: kernels are transposed there.
+    names = ("query", "key", "value")
+    weights = {
+        "in_proj_weight": torch.cat([a[f"{name}_kernel"].T for name in names]),
+        "in_proj_bias": torch.cat([a[f"{name}_bias"] for name in names]),
+        "out_proj.weight": a["out_kernel"].T,
+        "out_proj.bias": a["out_bias"],
+    }
+    source = a.get("memory", a["x"])
+    options = {"need_weights": True, "average_attn_weights": False}
+    if case.endswith("key_padding"):
+        options["key_padding_mask"] = torch.arange(T) >= a["lengths"][:, None]
+    if case.endswith("causal"):
+        options["attn_mask"] = torch.full((T, T), -math.inf).triu(1)
+    out, shares = torch.func.functional_call(module, weights, (a["x"], source, source), options)
+    return {"out": out, "weights": shares}
+
+
+def _torch_gru(case, a):
+    import torch
+
+    module = torch.nn.GRU(6, 4, batch_first=True, bidirectional=True)
+    weights = {}
+    for way, suffix in (("forward", ""), ("backward", "_reverse")):
+        for name, letters in (("input", "ih"), ("recurrent", "hh")):
+            weights[f"weight_{letters}_l0{suffix}"] = a[f"{way}_{name}_kernel"].T
+            weights[f"bias_{letters}_l0{suffix}"] = a[f"{way}_{name}_bias"]
+    x, pad = a["x"], torch.nn.utils.rnn
+    if case.endswith("padded"):
+        x = pad.pack_padded_sequence(x, a["lengths"], batch_first=True)
+    out, final = torch.func.functional_call(module, weights, (x,))
+    if case.endswith("padded"):
+        out, _ = pad.pad_packed_sequence(out, batch_first=True, total_length=T)
+    return {"out": out, "final": final.transpose(0, 1).reshape(B, -1)}

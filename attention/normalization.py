@@ -1,0 +1,81 @@
+"""Norms over the last axis, in at least float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-5) -> Array:
+    """Centres and scales each vector (Ba et al. 2016, "Layer Normalization").
+
+        y = (x - mean(x)) / sqrt(var(x) + ε) · scale + bias
+
+    Args:
+      x: [..., D].
+      scale, bias: [D].
+      epsilon: the ε, above 0.
+
+    Returns:
+      [..., D] in x's dtype.
+
+    Raises:
+      TypeError: scale or bias does not broadcast against x.
+    """
+    wide = _wide(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
+
+
+def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> Array:
+    """Scales each vector by its root mean square (Zhang & Sennrich 2019).
+
+        y = x / sqrt(mean(x²) + ε) · scale
+
+    A vector of zeros gives 0, with finite gradients.
+
+    Args:
+      x: [..., D].
+      scale: [D]; 1 if None.
+      epsilon: the ε, above 0.
+
+    Returns:
+      [..., D] in x's dtype.
+
+    Raises:
+      TypeError: scale does not broadcast against x.
+    """
+    wide = _wide(x)
+    normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (normal if scale is None else normal * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with its scale and bias, [size] each."""
+
+    def __init__(self, size: int, *, epsilon: float = 1e-5):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((size,)))
+        self.bias = nnx.Param(jnp.zeros((size,)))
+
+    def __call__(self, x: Array) -> Array:
+        return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with its scale, [size]."""
+
+    def __init__(self, size: int, *, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((size,)))
+
+    def __call__(self, x: Array) -> Array:
+        return rms_norm(x, self.scale[...], epsilon=self.epsilon)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

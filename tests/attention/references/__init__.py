@@ -1,0 +1,18 @@
+"""What the mechanisms mean, once more, in plain float64 NumPy and written from the equations.
+
+Each file of this folder has a `REFERENCES`: (kind, name) -> function of a dict of inputs and a bool
+array of what may be seen ([B, 1, T, S] for kernels and mixers, else [B, S]) that returns the output
+and the weights (None where there are none). Optional, for mixers, is `VARIANTS`: name -> label ->
+options to build it with and to pass on to the reference; without it a mixer is built with none.
+Variables that are no parameters reach the reference as `inputs["buffers"]`.
+"""
+
+import importlib
+import pathlib
+
+REFERENCES = {}
+VARIANTS = {}
+for _file in sorted(pathlib.Path(__file__).parent.glob("[a-z]*.py")):
+    _module = importlib.import_module(f"{__name__}.{_file.stem}")
+    REFERENCES |= getattr(_module, "REFERENCES", {})
+    VARIANTS |= getattr(_module, "VARIANTS", {})
