@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention import masks, registry, shapes
+from attention import masks, recording, registry, shapes
 from attention.kernels import reference
 
 Array = jax.Array
@@ -78,6 +78,7 @@ def attend(
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
     )
+    recording.record(lambda: _weights(request))
     if implementation != "auto":
         return _run_named(implementation, request)
     name = _choose(request).name
@@ -100,8 +101,7 @@ def attention_weights(
     those of `attend`; there is no dropout.
     """
     request = _checked(query, key, None, mask, bias, scale, logit_cap, sinks, 0.0, None)
-    options = {k: v for k, v in request.options.items() if not k.startswith("dropout")}
-    return reference.weights(*request.arrays, **options)
+    return _weights(request)
 
 
 def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Choice:
@@ -137,6 +137,11 @@ class _Request:
         except NotImplementedError as error:
             return str(error)
         return None
+
+
+def _weights(request: _Request) -> Array:
+    options = {k: v for k, v in request.options.items() if not k.startswith("dropout")}
+    return reference.weights(*request.arrays[:2], **options)
 
 
 def _choose(request: _Request) -> Choice:
