@@ -26,7 +26,7 @@ Offset = int | Array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class Part:
     """One condition. Fields that are ints or None are static, arrays are pytree leaves."""
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
@@ -47,15 +47,15 @@ class _Part:
         )
 
 
-def _flatten(part: _Part) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+def _flatten(part: Part) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     # A Python int stays outside the leaves: jit would otherwise trace it, and with it the block
     # skipping.
     fields = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
-    leaves = tuple(value for _, value in fields if not _is_static(value))
-    return leaves, tuple((name, value if _is_static(value) else _LEAF) for name, value in fields)
+    leaves = tuple(value for _, value in fields if not is_static(value))
+    return leaves, tuple((name, value if is_static(value) else _LEAF) for name, value in fields)
 
 
-def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> _Part:
+def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> Part:
     remaining = iter(leaves)
     return cls(**{name: next(remaining) if value == _LEAF else value for name, value in aux})
 
@@ -63,7 +63,7 @@ def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...])
 _LEAF = "leaf"
 
 
-def _is_static(value: Any) -> bool:
+def is_static(value: Any) -> bool:
     return value is None or isinstance(value, int)
 
 
@@ -71,7 +71,7 @@ def _is_static(value: Any) -> bool:
 class Mask:
     """A conjunction of conditions; build it with the functions of this module."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
 
     def __and__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):
@@ -159,7 +159,7 @@ def padding(
     for part in (mask if isinstance(mask, Mask) else dense(mask)).parts:
         part.allowed(B, 1, T, S)
         if isinstance(part, _Window) and (part.left, part.right) == (None, 0) and causal:
-            if not _is_static(part.query_offset) or _static_offset(part.query_offset, T, S) != 0:
+            if not is_static(part.query_offset) or static_offset(part.query_offset, T, S) != 0:
                 raise NotImplementedError(f"mask: {of} is causal from the first position only")
             found["causal"] = True
         elif isinstance(part, _Lengths | _Valid):
@@ -186,7 +186,7 @@ def causal(query_offset: Offset | None = None) -> Mask:
       query_offset: position of the first query among the keys, an int, or an int array [] or [B].
         May be left out only where T == S.
     """
-    return Mask((_Window(None, 0, _checked_offset(query_offset)),))
+    return Mask((_Window(None, 0, checked_offset(query_offset)),))
 
 
 def window(left: int | None, right: int | None, query_offset: Offset | None = None) -> Mask:
@@ -199,7 +199,7 @@ def window(left: int | None, right: int | None, query_offset: Offset | None = No
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, int) or size < 0):
             raise ValueError(f"{name}: got {size}, expected an int of at least 0, or None for all")
-    return Mask((_Window(left, right, _checked_offset(query_offset)),))
+    return Mask((_Window(left, right, checked_offset(query_offset)),))
 
 
 def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
@@ -234,7 +234,7 @@ def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
       length: an int, or an int array [] or [B].
       query_offset: as in `causal`.
     """
-    return Mask((_Prefix(_checked_offset(length, "length"), _checked_offset(query_offset)),))
+    return Mask((_Prefix(checked_offset(length, "length"), checked_offset(query_offset)),))
 
 
 def dense(array: Array) -> Mask:
@@ -248,13 +248,13 @@ def dense(array: Array) -> Mask:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Window(_Part):
+class _Window(Part):
     left: int | None
     right: int | None
     query_offset: Offset | None
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        distance = jnp.arange(S) - _query_positions(self.query_offset, B, T, S)
+        distance = jnp.arange(S) - query_positions(self.query_offset, B, T, S)
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.left is not None:
             result = result & (distance >= -self.left)
@@ -263,11 +263,11 @@ class _Window(_Part):
         return result
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not _is_static(self.query_offset):
+        if not is_static(self.query_offset):
             return None
-        offset = _static_offset(self.query_offset, T, S)
-        query_first, query_last = _block_ends(T, query_block)
-        key_first, key_last = _block_ends(S, key_block)
+        offset = static_offset(self.query_offset, T, S)
+        query_first, query_last = block_ends(T, query_block)
+        key_first, key_last = block_ends(S, key_block)
         result = np.ones((len(query_first), len(key_first)), bool)
         if self.left is not None:
             result &= key_last >= (query_first + offset - self.left)[:, None]
@@ -277,24 +277,24 @@ class _Window(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prefix(_Part):
+class _Prefix(Part):
     length: Offset
     query_offset: Offset | None
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
         keys = jnp.arange(S)
         in_prefix = keys < _per_example(self.length, B, "length")
-        return in_prefix | (keys <= _query_positions(self.query_offset, B, T, S))
+        return in_prefix | (keys <= query_positions(self.query_offset, B, T, S))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not _is_static(self.length) or not _is_static(self.query_offset):
+        if not is_static(self.length) or not is_static(self.query_offset):
             return None
         causal_part = _Window(None, 0, self.query_offset).blocks(T, S, query_block, key_block)
-        return causal_part | (_block_ends(S, key_block)[0] < self.length)
+        return causal_part | (block_ends(S, key_block)[0] < self.length)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Either(_Part):
+class _Either(Part):
     left: Mask
     right: Mask
 
@@ -310,7 +310,7 @@ class _Either(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lengths(_Part):
+class _Lengths(Part):
     query: Array | None
     key: Array | None
 
@@ -326,7 +326,7 @@ class _Lengths(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Valid(_Part):
+class _Valid(Part):
     query: Array | None
     key: Array | None
 
@@ -342,7 +342,7 @@ class _Valid(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Segments(_Part):
+class _Segments(Part):
     query_ids: Array
     key_ids: Array
 
@@ -353,7 +353,7 @@ class _Segments(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dense(_Part):
+class _Dense(Part):
     array: Array
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
@@ -369,14 +369,14 @@ class _Dense(_Part):
         return self.array
 
 
-def _query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
+def query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
     """[1 or B, 1, T, 1]: the place of each query among the keys."""
     if offset is None or isinstance(offset, int):
-        return (jnp.arange(T) + _static_offset(offset, T, S))[None, None, :, None]
+        return (jnp.arange(T) + static_offset(offset, T, S))[None, None, :, None]
     return jnp.arange(T)[:, None] + _per_example(offset, B, "query_offset")
 
 
-def _static_offset(offset: int | None, T: int, S: int) -> int:
+def static_offset(offset: int | None, T: int, S: int) -> int:
     if offset is None and T != S:
         raise ValueError(
             f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
@@ -393,12 +393,12 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
     return number.reshape(-1, 1, 1, 1)
 
 
-def _block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     first = np.arange(0, length, block)
     return first, np.minimum(first + block, length) - 1
 
 
-def _checked_offset(number: Any, argument: str = "query_offset") -> Offset | None:
+def checked_offset(number: Any, argument: str = "query_offset") -> Offset | None:
     if number is None:
         return None
     shapes.expect_integer(argument, number)
