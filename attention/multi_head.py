@@ -1,6 +1,8 @@
 """Multi-head attention: the module that owns the weights around `attend`.
 
-Vaswani et al. 2017; grouped-query attention: Ainslie et al. 2023; rotary positions: Su et al. 2021.
+Vaswani et al. 2017, "Attention Is All You Need". Its options: grouped-query attention (Ainslie et
+al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
+gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
+from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
-from attention.positions import rotary
+from attention.normalization import RMSNorm
+from attention.positions import build_positions
 from attention.projection import Projection
 
 Array = jax.Array
@@ -22,11 +26,12 @@ class MultiHeadAttention(nnx.Module):
 
         head_n = attend(x W_q,n, m W_k,n', m W_v,n'),   y = concat_n(head_n) W_o
 
-    where m is x itself, or the memory given, and n' = n // (num_heads / key_value_heads).
+    where m is x itself, or the memory given, and n' = n // (num_heads / key_value_heads). With a
+    gate, head_n is multiplied by sigmoid(x W_g,n) before W_o.
 
     Weights: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
-      [N, V, D], and
-    biases [N, H], [K, H], [K, V], [D].
+      [N, V, D], biases [N, H], [K, H], [K, V], [D]; where asked for gate/kernel [D, N, V or 1],
+      query_norm/scale and key_norm/scale [H], sinks [N] and those of the positions.
 
     Args:
       model_size: D of x and of the result.
@@ -36,8 +41,13 @@ class MultiHeadAttention(nnx.Module):
       value_head_size: V; H if None.
       memory_size: D_m of the memory; D if None.
       use_bias: whether the projections have biases.
-      positions: "none", or "rope" to turn query and key.
-      rope_base: base of the wavelengths.
+      positions: "none", or a spec of `attention.positions.POSITIONS`: "rope", "alibi", "t5",
+        "shaw", "rope(base=500000, fraction=0.25)", ...
+      qk_norm: whether query and key are scaled by their root mean square, one learned scale a
+        feature, before positions.
+      gate: "none", "elementwise" (one gate a feature) or "headwise" (one a head).
+      sinks: whether each head has a learned logit that takes weight and gives nothing, 0 at the
+        start.
       dropout_rate: of the attention weights, active where a dropout_key is given.
       scale, logit_cap, implementation: as for `attend`.
       dtype: of the computation; weights are float32.
@@ -57,7 +67,9 @@ class MultiHeadAttention(nnx.Module):
         memory_size: int | None = None,
         use_bias: bool = True,
         positions: str = "none",
-        rope_base: float = 10000.0,
+        qk_norm: bool = False,
+        gate: str = "none",
+        sinks: bool = False,
         dropout_rate: float = 0.0,
         scale: float | None = None,
         logit_cap: float | None = None,
@@ -72,23 +84,49 @@ class MultiHeadAttention(nnx.Module):
         if K < 1 or num_heads % K:
             expected = f"a positive divisor of num_heads={num_heads}"
             raise ValueError(f"key_value_heads: got {K}, expected {expected}")
-        if positions not in ("none", "rope"):
-            raise ValueError(f"positions: got {positions!r}, expected 'none' or 'rope'")
+        if gate not in ("none", "elementwise", "headwise"):
+            expected = "'none', 'elementwise' or 'headwise'"
+            raise ValueError(f"gate: got {gate!r}, expected {expected}")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         H = model_size // num_heads if head_size is None else head_size
-        if positions == "rope" and H % 2:
-            raise ValueError(f"head_size: got {H}, expected an even one for rope")
         V = H if value_head_size is None else value_head_size
         D_m = model_size if memory_size is None else memory_size
-        self.model_size, self.memory_size = model_size, D_m
-        self.positions, self.rope_base = positions, rope_base
-        self.dropout_rate, self.scale, self.logit_cap = dropout_rate, scale, logit_cap
+        self.model_size, self.memory_size, self.dtype = model_size, D_m, dtype
+        self.cache_sizes = (K, H, V)
+        self.dropout_rate, self.logit_cap = dropout_rate, logit_cap
+        self.scale = H**-0.5 if scale is None else scale
         self.implementation = implementation
         options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         self.query = Projection((model_size,), (num_heads, H), **options)
         self.key = Projection((D_m,), (K, H), **options)
         self.value = Projection((D_m,), (K, V), **options)
         self.out = Projection((num_heads, V), (model_size,), **options)
+        self.positions = build_positions(positions, num_heads, H, rngs=rngs)
+        self.query_norm = RMSNorm(H) if qk_norm else None
+        self.key_norm = RMSNorm(H) if qk_norm else None
+        gates = {"elementwise": V, "headwise": 1}
+        self.gate = (
+            None
+            if gate == "none"
+            else Projection((model_size,), (num_heads, gates[gate]), **options)
+        )
+        self.sinks = nnx.Param(jnp.zeros((num_heads,))) if sinks else None
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
+        """What a query may see whatever the caller's mask says; None, all, unless overridden.
+
+        Args:
+          query_offset: position of the first query among the keys, as for `masks.causal`.
+        """
+        return None
+
+    def cache_window(self) -> int | None:
+        """How many keys before itself a query sees at most; None for all.
+
+        With a number, `structure` must be just that window to the left: decoding then keeps no more
+        keys than it needs, and asks `structure` no more.
+        """
+        return None
 
     def __call__(
         self,
@@ -108,8 +146,9 @@ class MultiHeadAttention(nnx.Module):
           x: [B, T, D].
           memory: [B, S, D_m]; x if None.
           mask, bias: as for `attend`.
-          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], for rope. Without a
-            memory both are 0, 1, ... unless given; with one, both must be given.
+          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], where there are
+            positions. Without a memory both are 0, 1, ... unless given; with one, both must be
+            given.
           dropout_key: None for evaluation.
           return_weights: also return the weights before dropout.
 
@@ -123,39 +162,146 @@ class MultiHeadAttention(nnx.Module):
         shapes.expect("x", x, "B T D", sizes)
         source = x if memory is None else memory
         shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
-        query, key, value = self.query(x), self.key(source), self.value(source)
-        if self.positions == "rope":
-            query_positions, key_positions = _rope_positions(
+        if self.positions is not None:
+            query_positions, key_positions = _both_positions(
                 x, memory, query_positions, key_positions
             )
-            query = rotary(query, query_positions, base=self.rope_base)
-            key = rotary(key, key_positions, base=self.rope_base)
         elif query_positions is not None or key_positions is not None:
-            raise ValueError(
-                "query_positions: got positions, expected none without positions='rope'"
-            )
-        options = {"mask": mask, "bias": bias, "scale": self.scale, "logit_cap": self.logit_cap}
+            raise ValueError("query_positions: got positions, expected none with positions='none'")
+        query = self._query(x, query_positions)
+        key, value = self._key_value(source, key_positions)
+        options = {
+            "mask": self._joined(mask, self.structure()),
+            "bias": self._bias(query, query_positions, key_positions, bias),
+        }
+        result = self._attend(x, query, key, value, dropout_key=dropout_key, **options)
+        if return_weights:
+            return result, attention_weights(query, key, **options, **self._logit_options())
+        return result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> KeyValueCache:
+        """An empty cache for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: how many positions there will be at most, prompt included.
+          dtype: of keys and values; that of the computation if None.
+        """
+        K, H, V = self.cache_sizes
+        return KeyValueCache.empty(
+            batch_size,
+            max_length,
+            K,
+            H,
+            value_head_size=V,
+            window=self.cache_window(),
+            dtype=self.dtype if dtype is None else dtype,
+        )
+
+    def decode(
+        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
+    ) -> tuple[Array, KeyValueCache]:
+        """The next T positions of sequences that see only what is past: a prompt, then steps.
+
+        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+
+        Args:
+          x: [B, T, D].
+          cache: of `init_cache`, or of the call before.
+          lengths: int [B], how many of the T positions are real; they come first, the others leave
+            no trace, and the next call goes on right after the real ones. All if None.
+
+        Returns:
+          [B, T, D] (what stands at positions that are not real means nothing) and the new cache.
+          An example with more positions than the cache has places gives NaN under jit.
+
+        Raises:
+          ValueError: shapes do not fit, or, outside jit, more positions than places.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
+        places = cache.length[:, None] + jnp.arange(x.shape[1])
+        query = self._query(x, places)
+        key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, places))
+        offset = cache.length
+        cache, keys, values, key_positions, mask = extend(cache, key, value, lengths)
+        if cache.window is None:
+            mask = self._joined(mask, self.structure(offset))
+        bias = self._bias(query, places, key_positions, None)
+        result = self._attend(
+            x, query, keys.astype(query.dtype), values.astype(query.dtype), mask=mask, bias=bias
+        )
+        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+
+    def _query(self, x: Array, positions: Array | None) -> Array:
+        query = self.query(x)
+        query = query if self.query_norm is None else self.query_norm(query)
+        return query if self.positions is None else self.positions.turn(query, positions)
+
+    def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
+        key = self.key(x)
+        key = key if self.key_norm is None else self.key_norm(key)
+        key = key if self.positions is None else self.positions.turn(key, positions)
+        return key, self.value(x)
+
+    def _bias(
+        self,
+        query: Array,
+        query_positions: Array | None,
+        key_positions: Array | None,
+        bias: Array | None,
+    ) -> Array | None:
+        """The caller's bias and that of the positions."""
+        if self.positions is None:
+            return bias
+        own = self.positions.bias(query, query_positions, key_positions, scale=self.scale)
+        return bias if own is None else own if bias is None else own + bias
+
+    def _logit_options(self) -> dict[str, Array | float | None]:
+        sinks = None if self.sinks is None else self.sinks[...]
+        return {"scale": self.scale, "logit_cap": self.logit_cap, "sinks": sinks}
+
+    def _attend(
+        self,
+        x: Array,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        mask: masks.Mask | Array | None,
+        bias: Array | None,
+        dropout_key: Array | None = None,
+    ) -> Array:
+        """From query, key and value to the result [B, T, D]."""
         heads = attend(
             query,
             key,
             value,
+            mask=mask,
+            bias=bias,
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
             implementation=self.implementation,
-            **options,
+            **self._logit_options(),
         )
-        result = self.out(heads)
-        if return_weights:
-            return result, attention_weights(query, key, **options)
-        return result
+        if self.gate is not None:
+            heads = heads * jax.nn.sigmoid(self.gate(x))
+        return self.out(heads)
+
+    @staticmethod
+    def _joined(mask: masks.Mask | Array | None, structure: masks.Mask | None):
+        if mask is None or structure is None:
+            return structure if mask is None else mask
+        return structure & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
 
 
-def _rope_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:
+def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:
     if memory is None:
         default = jnp.arange(x.shape[1])
         query_positions = default if query_positions is None else query_positions
         key_positions = query_positions if key_positions is None else key_positions
     if query_positions is None or key_positions is None:
         name = "query_positions" if query_positions is None else "key_positions"
-        raise ValueError(f"{name}: got none, expected both with rope and a memory")
+        raise ValueError(f"{name}: got none, expected both with positions and a memory")
     return query_positions, key_positions

@@ -23,11 +23,14 @@ Kinds and how each is built and called:
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 KINDS = {
@@ -129,6 +132,16 @@ _TABLE: list[Mechanism] = [
         "positions permutation cache",
     ),
     _line(
+        "mixer",
+        "linformer",
+        "sequence.low_rank:Linformer",
+        "Wang et al. 2020",
+        "softmax(q(Eᵀk)ᵀ)·Fᵀv",
+        "O(T·R·D + T·D²)",
+        "O(T·R)",
+        "padding weights dropout max_length",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",
@@ -214,22 +227,95 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Mechanism:
-    """The registry line of a name.
+    """The registry line of a name, or of a spec that begins with it (see `parse`).
 
     Raises:
       ValueError: no such name; the nearest and all of the kind are listed.
     """
     lines = {line.name: line for line in mechanisms(kind)}
-    if name not in lines:
-        near = difflib.get_close_matches(str(name), lines, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{kind}: got {name!r}, expected one of {list(lines)}{hint}")
-    return lines[name]
+    return lines[parse(kind, name, lines)[0]]
 
 
 def load(kind: str, name: str) -> Any:
     """The function or class behind a name: `find(kind, name).load()`."""
     return find(kind, name).load()
+
+
+def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
+    """The module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
+
+    Raises:
+      ValueError: an unknown name or option, or one that does not fit.
+    """
+    name, options = parse(kind, spec, names(kind))
+    target = load(kind, name)
+    check_options(kind, spec, target, options, ("model_size", *fixed))
+    return target(*arguments, **fixed, **options)
+
+
+def parse(argument: str, spec: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a spec such as "performer(features=64, kernel='relu')".
+
+    Args:
+      argument: what the caller calls it, for messages.
+      spec: a name, or a name with options in brackets: numbers, True, False, None and words, with
+        or without quotes.
+      known: the names that there are.
+
+    Raises:
+      ValueError: it cannot be read, or the name is unknown (the nearest is named).
+    """
+    names = list(known)
+    name, options = spec, {}
+    if isinstance(spec, str) and "(" in spec:
+        expected = "name or name(option=value, ...)"
+        try:
+            call = ast.parse(spec.strip(), mode="eval").body
+            if call.args:
+                raise ValueError
+            name, options = call.func.id, {k.arg: _literal(k.value) for k in call.keywords}
+        except (SyntaxError, ValueError, AttributeError):
+            raise ValueError(f"{argument}: got {spec!r}, expected {expected}") from None
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument}: got {name!r}, expected one of {names}{hint}")
+    return name, options
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def check_options(
+    argument: str, spec: str, target: Any, options: Iterable[str], taken: Iterable[str]
+) -> None:
+    """Refuses options that `target` does not have, or that its caller gives (`taken`).
+
+    Raises:
+      ValueError: names the option and those that there are.
+    """
+    taken = {*taken, "rngs", "self", "dtype", "dropout_rate"}
+    able = [name for name in _parameters(target) if name not in taken]
+    for option in options:
+        if option not in able:
+            near = difflib.get_close_matches(option, able, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{argument}: got option {option!r} in {spec!r}, expected one of {able}{hint}"
+            )
+
+
+def _parameters(target: type) -> list[str]:
+    """Names that a class can be built with; `**options` stands for those of its base."""
+    found: dict[str, None] = {}
+    for kind in target.__mro__:
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(kind.__init__).parameters.values()
+            found |= {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return list(found)
 
 
 def readme() -> str:

@@ -50,6 +50,16 @@ class Subject:
     build: object = None
 
     @property
+    def can(self):
+        """What the line declares, less what the options take away."""
+        lost = set()
+        if self.options.get("positions", "none") != "none":
+            lost.add("permutation")
+        if self.options.get("sinks"):
+            lost.add("shares")
+        return self.line.can - lost
+
+    @property
     def valid(self):
         return VALID[:, : self.inputs[self.keys[0]].shape[1]]
 

@@ -17,7 +17,7 @@ from tests.attention.subjects import LONGEST, B, D, S, normal
 
 def each(*capabilities, dtype="float32"):
     """Parameterises over the mechanisms that declare all of these."""
-    able = [s for s in subjects.subjects(dtype) if s.line.can.issuperset(capabilities)]
+    able = [s for s in subjects.subjects(dtype) if s.can.issuperset(capabilities)]
     ids = [f"{subject.line.kind}-{subject.label}" for subject in able]
     return pytest.mark.parametrize("subject", able, ids=ids)
 

@@ -80,7 +80,7 @@ def test_multi_head_dropout_only_with_a_key():
     [
         (lambda m: m(X[..., :6]), r"x: got shape \[2, 5, 6\], expected \[B, T, D\] with D=8"),
         (lambda m: m(X, X[:1]), r"memory: got shape \[1, 5, 8\], expected .* with B=2, M=8"),
-        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected none without positions='rope'"),
+        (lambda m: m(X, query_positions=jnp.arange(5)), r"expected none with positions='none'"),
         (lambda m: m(X, mask=masks.lengths(key=jnp.ones(3, int))), r"lengths\(key=\): got shape"),
     ],
 )
@@ -103,8 +103,11 @@ def test_multi_head_cross_rope_needs_both_positions():
         ({"num_heads": 3}, r"num_heads: got 3, expected a positive divisor of model_size=8"),
         ({"num_heads": 0}, r"num_heads: got 0"),
         ({"num_heads": 4, "key_value_heads": 3}, r"key_value_heads: got 3, .*num_heads=4"),
-        ({"num_heads": 8, "positions": "rope"}, r"head_size: got 1, expected an even one"),
-        ({"num_heads": 4, "positions": "yes"}, r"positions: got 'yes', expected 'none' or 'rope'"),
+        ({"num_heads": 8, "positions": "rope"}, r"head_size: got 1, expected an even number"),
+        (
+            {"num_heads": 4, "positions": "yes"},
+            r"positions: got 'yes', expected one of \['none', 'rope'",
+        ),
         ({"num_heads": 4, "dropout_rate": -0.1}, r"dropout_rate: got -0.1, expected a rate"),
     ],
 )

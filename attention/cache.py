@@ -1,0 +1,209 @@
+"""Keys and values of positions that are past, for decoding step by step (Shazeer 2019, "Fast
+Transformer Decoding").
+
+    cache = KeyValueCache.empty(batch_size, max_length, key_value_heads, head_size)
+    cache, overflow = cache.append(key, value, lengths)
+
+B batch, T new positions, C capacity, K key/value heads, H head size, V value head size. Inside the
+layout is [B, K, C, H], so that what one head reads lies together: for one query against a long
+cache that is many times faster than [B, C, K, H].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from attention import masks, shapes
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values so far. A frozen pytree: every change gives a new one.
+
+    Attributes:
+      key: [B, K, C, H].
+      value: [B, K, C, V].
+      length: int32 [B], how many positions each example has seen.
+      window: None, or how many keys before itself a query sees at most: the cache is then a ring of
+        window + 1 places, in which position p lies at p modulo C.
+    """
+
+    key: Array
+    value: Array
+    length: Array
+    window: int | None = None
+
+    @classmethod
+    def empty(
+        cls,
+        batch_size: int,
+        max_length: int,
+        key_value_heads: int,
+        head_size: int,
+        *,
+        value_head_size: int | None = None,
+        window: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> KeyValueCache:
+        """A cache of nothing.
+
+        Args:
+          batch_size, max_length: B, and how many positions there will be at most.
+          key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
+          window: see the class; the capacity is then no more than window + 1.
+          dtype: of keys and values.
+
+        Raises:
+          ValueError: a size is below 1, or the window below 0.
+        """
+        if batch_size < 1 or max_length < 1:
+            name, got = ("batch_size", batch_size) if batch_size < 1 else ("max_length", max_length)
+            raise ValueError(f"{name}: got {got}, expected at least 1")
+        if window is not None and window < 0:
+            raise ValueError(f"window: got {window}, expected at least 0, or None")
+        if window is not None and window + 1 >= max_length:
+            window = None
+        capacity = max_length if window is None else window + 1
+        V = head_size if value_head_size is None else value_head_size
+        return cls(
+            jnp.zeros((batch_size, key_value_heads, capacity, head_size), dtype),
+            jnp.zeros((batch_size, key_value_heads, capacity, V), dtype),
+            jnp.zeros((batch_size,), jnp.int32),
+            window,
+        )
+
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return self.key.shape[2]
+
+    def positions(self) -> Array:
+        """int32 [B, C]: the position that lies at each place, below 0 where none does."""
+        places = jnp.arange(self.capacity)
+        if self.window is None:
+            return jnp.where(places < self.length[:, None], places, -1)
+        last = self.length[:, None] - 1
+        return last - (last - places) % self.capacity
+
+    def append(self, key: Array, value: Array, lengths: Array | None = None) -> KeyValueCache:
+        """The cache with T more positions.
+
+        Args:
+          key: [B, T, K, H].
+          value: [B, T, K, V].
+          lengths: int [B], how many of the T are real; they come first, the others leave no trace.
+            All if None.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit; or there are more positions than places, where
+            that can be known: inside jit see `overflow`.
+        """
+        B, K, C, H = self.key.shape
+        sizes = {"B": B, "K": K, "H": H, "V": self.value.shape[-1]}
+        shapes.expect("key", key, "B T K H", sizes)
+        shapes.expect("value", value, "B T K V", sizes)
+        shapes.expect_same_dtype(cache=self.key, key=key, value=value)
+        T = sizes["T"]
+        if lengths is None and T == 1:
+            real = jnp.ones((B,), jnp.int32)
+        else:
+            real = real_lengths(lengths, B, T)
+        new = dataclasses.replace(self, length=self.length + real)
+        new.expect_room()
+        steps = jnp.arange(T)
+        kept = steps < real[:, None]
+        places = self.length[:, None] + steps
+        if self.window is not None:
+            kept = kept & (steps >= real[:, None] - C)
+            places = places % C
+        # What is not kept goes to place C, which is not there.
+        places = jnp.where(kept, places, C)
+        rows = jnp.arange(B)[:, None]
+        write = {"mode": "drop", "unique_indices": False}
+        return dataclasses.replace(
+            new,
+            key=self.key.at[rows, :, places].set(key, **write),
+            value=self.value.at[rows, :, places].set(value, **write),
+        )
+
+    def overflow(self) -> Array:
+        """bool [B]: more positions than places were appended, and what was read is not all."""
+        full = self.window is None
+        return self.length > self.capacity if full else jnp.zeros(self.length.shape, bool)
+
+    def expect_room(self) -> None:
+        """Raises ValueError on overflow, where the lengths are known (outside jit)."""
+        if self.window is None and not isinstance(self.length, jax.core.Tracer):
+            longest = int(self.length.max())
+            if longest > self.capacity:
+                raise ValueError(
+                    f"cache: got {longest} positions, expected at most max_length={self.capacity}"
+                )
+
+
+jax.tree_util.register_dataclass(
+    KeyValueCache, data_fields=["key", "value", "length"], meta_fields=["window"]
+)
+
+
+def real_lengths(lengths: Array | None, B: int, T: int) -> Array:
+    """int32 [B]: how many of T positions are real; T each if None, and never more.
+
+    Raises:
+      ValueError: lengths are not int [B].
+    """
+    if lengths is None:
+        return jnp.full((B,), T, jnp.int32)
+    shapes.expect_integer("lengths", lengths)
+    shapes.expect("lengths", lengths, "B", {"B": B})
+    return jnp.clip(jnp.asarray(lengths, jnp.int32), 0, T)
+
+
+def extend(
+    cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
+) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
+    """Appends T positions, and gives what their queries may read.
+
+        query t of position p = length + t sees keys j <= p, and j >= p - window of a ring
+
+    Args:
+      cache, key, value, lengths: as for `KeyValueCache.append`.
+
+    Returns:
+      The new cache; keys [B, S, K, H] and values [B, S, K, V]; the positions of these keys, int
+      [S] or [B, S]; and the mask of what the T queries may see of them.
+
+    Raises:
+      ValueError: see `KeyValueCache.append`.
+    """
+    B, T = key.shape[:2]
+    new = cache.append(key, value, lengths)
+    if cache.window is None:
+        keys, values = (jnp.swapaxes(x, 1, 2) for x in (new.key, new.value))
+        positions = jnp.arange(cache.capacity)
+        return new, keys, values, positions, masks.causal(cache.length)
+    queries = cache.length[:, None] + jnp.arange(T)
+    if T == 1:
+        keys, values = (jnp.swapaxes(x, 1, 2) for x in (new.key, new.value))
+        positions = new.positions()
+        real = positions >= 0
+    else:
+        # The ring may lose what the first queries still see: read the old one beside the new keys.
+        keys = jnp.concatenate([jnp.swapaxes(cache.key, 1, 2), key], axis=1)
+        values = jnp.concatenate([jnp.swapaxes(cache.value, 1, 2), value], axis=1)
+        positions = jnp.concatenate([cache.positions(), queries], axis=1)
+        real = jnp.concatenate(
+            [
+                cache.positions() >= 0,
+                jnp.arange(T) < real_lengths(lengths, B, T)[:, None],
+            ],
+            axis=1,
+        )
+    distance = queries[:, :, None] - positions[:, None]
+    seen = real[:, None] & (distance >= 0) & (distance <= cache.window)
+    return new, keys, values, positions, masks.dense(seen[:, None])
