@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, shapes
+from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
 from attention.kernels.reference import softmax
@@ -36,6 +36,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     valid = _checked(states, valid)
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     weights = valid / count.astype(jnp.float32)
+    recording.record(lambda: weights[:, None])
     return _weighted_sum(weights, states), weights[:, None]
 
 
@@ -54,8 +55,9 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     winner = jnp.argmax(masked, axis=1)
     pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
     any_valid = jnp.any(valid, axis=1, keepdims=True)
-    won = jnp.sum(jax.nn.one_hot(winner, T), axis=1) / D
-    return jnp.where(any_valid, pooled, 0), (won * any_valid)[:, None]
+    weights = (jnp.sum(jax.nn.one_hot(winner, T), axis=1) / D * any_valid)[:, None]
+    recording.record(lambda: weights)
+    return jnp.where(any_valid, pooled, 0), weights
 
 
 def attention_pool(
@@ -85,6 +87,7 @@ def attention_pool(
     shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = softmax(jnp.where(valid, wide, -jnp.inf))
+    recording.record(lambda: weights[:, None])
     dropped = dropout(weights, dropout_rate, dropout_key)
     return _weighted_sum(dropped, states), weights[:, None]
 
@@ -200,15 +203,18 @@ class MultiHeadPool(nnx.Module):
         query = jnp.broadcast_to(seed, (states.shape[0], 1, *seed.shape))
         key, value = self.key(states), self.value(states)
         mask = masks.valid(key=valid)
-        pooled = attend(
-            query,
-            key,
-            value,
-            mask=mask,
-            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
-            dropout_key=dropout_key,
-        )
-        return self.out(pooled)[:, 0], attention_weights(query, key, mask=mask)[:, :, 0]
+        with recording.muted():
+            pooled = attend(
+                query,
+                key,
+                value,
+                mask=mask,
+                dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+                dropout_key=dropout_key,
+            )
+        weights = attention_weights(query, key, mask=mask)[:, :, 0]
+        recording.record(lambda: weights)
+        return self.out(pooled)[:, 0], weights
 
 
 def _weighted_sum(weights: Array, states: Array) -> Array:

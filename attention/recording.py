@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import jax
 
 Array = jax.Array
-# Innermost last; None where recording is muted.
-_RECORDERS: list[Callable[[Callable[[], Array]], None] | None] = []
+Take = Callable[[Callable[[], Array]], None]
+# Of the context: what another thread traces meanwhile stays as it is.
+_RECORDER: ContextVar[Take | None] = ContextVar("recorder", default=None)
 
 
 def record(compute: Callable[[], Array]) -> None:
@@ -23,27 +25,22 @@ def record(compute: Callable[[], Array]) -> None:
       compute: gives the weights, before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T] of
         a pool, [B, S] of an alignment's step.
     """
-    take = _RECORDERS[-1] if _RECORDERS else None
+    take = _RECORDER.get()
     if take is not None:
         with muted():
             take(compute)
 
 
 @contextlib.contextmanager
-def recorder(take: Callable[[Callable[[], Array]], None]) -> Iterator[None]:
+def recorder(take: Take | None) -> Iterator[None]:
     """While it lasts, `take` gets every `compute` that is recorded."""
-    _RECORDERS.append(take)
+    token = _RECORDER.set(take)
     try:
         yield
     finally:
-        _RECORDERS.pop()
+        _RECORDER.reset(token)
 
 
-@contextlib.contextmanager
-def muted() -> Iterator[None]:
+def muted() -> contextlib.AbstractContextManager[None]:
     """For a mechanism made of others that records its own weights instead of theirs."""
-    _RECORDERS.append(None)
-    try:
-        yield
-    finally:
-        _RECORDERS.pop()
+    return recorder(None)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import shapes
+from attention import recording, shapes
 from attention.kernels.reference import softmax
 from attention.projection import Projection
 
@@ -58,6 +58,7 @@ def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
     sums = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("BQ,BSQ->BS", query, memory.keys, preferred_element_type=sums)
     weights = softmax(jnp.where(memory.valid, scores, -jnp.inf))
+    recording.record(lambda: weights)
     return _context(weights, memory.values), weights
 
 
@@ -165,6 +166,7 @@ class NoAlignment(nnx.Module):
         S = memory.valid.shape[1]
         last = S - 1 - jnp.argmax(memory.valid[:, ::-1], axis=1)
         weights = jax.nn.one_hot(last, S) * memory.valid
+        recording.record(lambda: weights)
         return _context(weights, memory.values), weights, state
 
 
