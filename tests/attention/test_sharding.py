@@ -1,53 +1,91 @@
-"""attend and the encoder on 8 virtual devices give the numbers of one, in a process of their
-own.
+"""Every mechanism, and the encoder, on 8 virtual devices gives the numbers of one.
+
+The devices are in a process of their own, which answers for all mechanisms that were selected.
 """
 
+import fcntl
+import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
 import numpy as np
+import pytest
+
+from tests.attention import subjects
 
 ROOT = pathlib.Path(__file__).parents[2]
+NAMES = {f"{s.line.kind}-{s.label}": s for s in subjects.subjects()}
 
 
-def sharding_of(path, rules, mesh):
+def make_mesh():
+    import jax
+    from jax.sharding import AxisType
+
+    assert jax.device_count() == 8
+    return jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def mechanisms(names):
+    """name -> the largest difference in outputs and gradients, and whether weights were split."""
+    import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    found = [axes for pattern, axes in rules if re.search(pattern, path)]
-    return NamedSharding(mesh, PartitionSpec(*found[0]) if found else PartitionSpec())
+    from launch.engine.sharding import tree_shardings
+    from tasks.common.backbones.transformer import SHARDING_RULES
+
+    mesh = make_mesh()
+    batch = NamedSharding(mesh, PartitionSpec("data"))
+    for name in names:
+        subject = NAMES[name]
+        one = subject.run()
+        where = {key: batch for key in subject.inputs}
+        if "params" in where:
+            params = subject.inputs["params"]
+            where["params"] = tree_shardings(params, mesh, SHARDING_RULES)
+        inputs = jax.device_put(subject.inputs, where)
+        split = any(
+            not leaf.sharding.is_fully_replicated
+            for leaf in jax.tree.leaves(inputs.get("params", {}))
+        )
+        valid, cotangent = jax.device_put((subject.valid, subject.cotangent), batch)
+        eight = subject.run(inputs, valid, cotangent=cotangent)
+        # The gradient of a parameter is a sum over the batch: relative to its largest.
+        errors = [
+            np.abs(many - single).max() / max(1.0, np.abs(single).max())
+            for many, single in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True)
+            if single.size
+        ]
+        print(json.dumps({"name": name, "error": float(max(errors)), "split": split}), flush=True)
 
 
-def main():
+def encoder():
     import jax
     import jax.numpy as jnp
     from flax import nnx
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
+    from launch.engine.sharding import tree_shardings
     from tasks.common.backbones.transformer import SHARDING_RULES, Encoder, EncoderConfig
 
-    assert jax.device_count() == 8
+    mesh = make_mesh()
     config = EncoderConfig(8, 1, 2, 8, dropout_rate=0.1, attention_dropout_rate=0.1)
     graphdef, state = nnx.split(Encoder(config, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (8, 5, 8))
     lengths = jnp.array([5, 3, 0, 1, 5, 4, 2, 5])
 
     def loss(state, x, lengths, key):
-        states = nnx.merge(graphdef, state)(x, lengths=lengths, dropout_key=key)
+        model = nnx.merge(graphdef, state)
+        states = model(x, lengths=lengths, dropout_key=key)
         return jnp.sum(states**2 * (jnp.arange(5) < lengths[:, None])[..., None])
 
     step = jax.jit(jax.value_and_grad(loss))
-    single = step(state, x, lengths, jax.random.key(2))
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    flat = {
-        path: jax.device_put(leaf[...], sharding_of("/".join(map(str, path)), SHARDING_RULES, mesh))
-        for path, leaf in nnx.to_flat_state(state)
-    }
-    sharded = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(sharded, nnx.traversals.unflatten_mapping(flat))
-    kernel = flat["layers", 0, "attention", "query", "kernel"]
+    single = step(nnx.to_pure_dict(state), x, lengths, jax.random.key(2))
+    sharded = jax.device_put(
+        nnx.to_pure_dict(state), tree_shardings(nnx.to_pure_dict(state), mesh, SHARDING_RULES)
+    )
+    kernel = sharded["layers"][0]["attention"]["query"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (4, 1, 4)
     batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     split = step(sharded, *jax.device_put((x, lengths), batch), jax.random.key(2))
@@ -57,22 +95,53 @@ def main():
     print("same on 8 devices")
 
 
-def test_encoder_with_its_rules_is_the_same_on_eight_devices():
+def on_eight_devices(*arguments):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     result = subprocess.run(
-        [sys.executable, "-m", "tests.attention.test_sharding"],
+        [sys.executable, "-m", "tests.attention.test_sharding", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "same on 8 devices" in result.stdout
+    return result.stdout
+
+
+def test_encoder_with_its_rules_is_the_same():
+    assert "same on 8 devices" in on_eight_devices("encoder")
+
+
+@pytest.fixture(scope="session")
+def answers(request, tmp_path_factory, worker_id):
+    """name -> what the process said; one process, though there be several workers."""
+    selected = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_sharded_equals_single"
+    ]
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    with open(shared / "sharded.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        file = shared / "sharded.jsonl"
+        if not file.exists():
+            file.write_text(on_eight_devices("mechanisms", *selected))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {line["name"]: line for line in lines}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_equals_single(name, answers):
+    assert answers[name]["error"] < 2e-5
+    if NAMES[name].line.kind == "mixer" and "params" in NAMES[name].inputs:
+        has_heads = any("kernel" in leaf for leaf in NAMES[name].inputs["params"].values())
+        assert answers[name]["split"] == has_heads
 
 
 if __name__ == "__main__":
-    main()
+    encoder() if sys.argv[1] == "encoder" else mechanisms(sys.argv[2:])
