@@ -28,7 +28,7 @@ def expect(
     Args:
       argument: name of the argument, for the message.
       array: anything with a shape.
-      dimensions: letters separated by spaces, such as `"B S K H"`.
+      dimensions: letters separated by spaces, such as `"B S K H"`; a letter twice is one size.
       sizes: letter -> size; known letters are compared, unknown ones are added.
       hint: appended to the message.
 
@@ -38,14 +38,15 @@ def expect(
     letters = dimensions.split()
     shape = tuple(jnp.shape(array))
     known = {letter: sizes[letter] for letter in letters if letter in sizes}
+    bound = dict(known)
     fits = len(shape) == len(letters) and all(
-        known.get(letter, size) == size for letter, size in zip(letters, shape, strict=True)
+        bound.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
     )
     if not fits:
         where = ", ".join(f"{letter}={size}" for letter, size in known.items())
         expected = f"[{', '.join(letters)}]" + (f" with {where}" if where else "")
         raise ValueError(_line(argument, f"shape {show(shape)}", expected, hint))
-    sizes.update(zip(letters, shape, strict=True))
+    sizes.update(bound)
 
 
 def expect_floating(argument: str, array: Any) -> None:
@@ -140,6 +141,21 @@ def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str
         got = f"shape {show(jnp.shape(key))}, that is K={sizes['K']} heads"
         raise ValueError(_line("key", got, expected, hint))
     return sizes
+
+
+def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
+    """H of a mixer: what was given, or D / N.
+
+    Raises:
+      ValueError: num_heads is below 1, or nothing was given and it does not divide model_size, or
+        the size is below 1.
+    """
+    if num_heads < 1 or (given is None and model_size % num_heads):
+        expected = f"a positive divisor of model_size={model_size} (or give head_size)"
+        raise ValueError(_line("num_heads", str(num_heads), expected))
+    if given is not None and given < 1:
+        raise ValueError(_line("head_size", str(given), "at least 1"))
+    return model_size // num_heads if given is None else given
 
 
 def _looks_heads_first(query: Any, key: Any) -> bool:

@@ -1,0 +1,383 @@
+"""Looking inside: the weights of every attention of any model, and what to ask of them.
+
+    weights = inspect.capture(model, tokens, lengths)
+    weights["encoder/layers/0/attention"]                          # [B, N, T, T]
+    weights = inspect.capture(model, tokens, lengths, layers="layers/0", heads=[0], rows=range(8))
+
+The model stays as it is: it runs with the kernel it was given, with fused ones too, and the weights
+are computed beside it from the same queries and keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from attention import recording, shapes
+from attention.kernels.reference import accumulator
+
+Array = jax.Array
+Indices = int | Sequence[int] | np.ndarray
+# The modules of the copy that runs carry their path: copies which the model itself makes of them
+# (nnx.split and merge, nnx.scan over layers) keep it, where an id would be lost.
+_TAG = "_path_in_capture"
+_UNNAMED = "attention"
+_LIBRARIES = tuple(os.path.dirname(library.__file__) for library in (jax, flax))
+_NUMBERS = itertools.count()
+
+
+def capture(
+    model: nnx.Module | Callable[..., Any],
+    *inputs: Any,
+    layers: str | int | Sequence[str | int] | None = None,
+    heads: Indices | None = None,
+    rows: Indices | None = None,
+    method: str = "__call__",
+    **keywords: Any,
+) -> dict[str, np.ndarray]:
+    """Runs a model once and gives the weights of every attention in it.
+
+    The weights are those that `return_weights` gives: exact, before dropout, in at least float32.
+    They are found through jit, scan, remat, cond and vmap. Each call traces and compiles anew, so
+    this is for looking, not for a training loop.
+
+    What attends once gives its array as it is: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
+    [B, S] of an alignment. What attends several times (a step of a scan, a layer that is shared or
+    stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes first in each
+    call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX takes both).
+
+    Names are the paths of the modules: "encoder/layers/0/attention", "pool"; "attention" for the
+    model itself and for a plain function. Further places of the same path get "_1", "_2", ... A
+    function that is jitted on its own is traced once a shape: if several modules call it, their
+    weights stand as calls under the first.
+
+    Only what is chosen is computed, and it is cut before it leaves the device.
+
+    Args:
+      model: a module, or any function of arrays, modules in it included.
+      *inputs, **keywords: as for the model. Arrays are traced, anything else is static.
+      layers: names to keep: a regular expression that is searched for in them, an index among all
+        of them (in the order of the first call; negative from the end), or several of these.
+      heads: indices into axis 1 of [B, N, T, S] and [B, heads, T]; all if None.
+      rows: indices into axis 2 of [B, N, T, S], the queries; all if None. A pool and an alignment's
+        step have one query, and it is kept.
+      method: what to call in place of the model itself, such as "generate".
+
+    Returns:
+      name -> NumPy array. What is spread over several devices runs on one of them.
+
+    Raises:
+      ValueError: nothing in the model attends, or layers, heads or rows are not there.
+    """
+    if isinstance(model, types.MethodType) and isinstance(model.__self__, nnx.Module):
+        model, method = model.__self__, model.__name__
+    run, arrays = _prepared(model, method, inputs, keywords)
+    everything = _trace(run, arrays, lambda site, compute: None).names
+    if not everything:
+        raise ValueError("model: got one in which nothing attends, expected at least one attention")
+    chosen = everything if layers is None else _chosen_layers(layers, everything)
+    taken: dict[str, list[np.ndarray]] = {}
+
+    def send(name: str, compute: Callable[[], Array]) -> None:
+        if name in chosen:
+            _sender(taken.setdefault(name, []))(_cut(compute(), heads, rows, name))
+
+    _trace(run, arrays, send, jax.jit)
+    jax.effects_barrier()
+    found = {name: calls for name, calls in taken.items() if calls}
+    if not found:
+        raise ValueError(f"layers: got {sorted(chosen)}, expected at least one that runs")
+    return {name: calls[0] if len(calls) == 1 else np.stack(calls) for name, calls in found.items()}
+
+
+def _prepared(
+    model: Any, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[Callable[..., None], tuple[Any, list[Array]]]:
+    """A function of arrays alone that runs a private copy of the model, and those arrays."""
+    leaves, tree = jax.tree.flatten((inputs, keywords))
+    traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    graphdef, state = None, ()
+    if isinstance(model, nnx.Module):
+        twin = nnx.clone(model)
+        # Those nearest to the root first: a shared module goes by its shortest path.
+        modules = [(path, m) for path, m in nnx.iter_graph(twin) if isinstance(m, nnx.Module)]
+        for path, module in sorted(modules, key=lambda entry: len(entry[0])):
+            setattr(module, _TAG, "/".join(map(str, path)))
+        graphdef, state = nnx.split(twin)
+
+    def run(state: Any, arrays: list[Array]) -> None:
+        given = iter(arrays)
+        filled = [
+            next(given) if is_traced else leaf
+            for leaf, is_traced in zip(leaves, traced, strict=True)
+        ]
+        inputs, keywords = jax.tree.unflatten(tree, filled)
+        called = model if graphdef is None else nnx.merge(graphdef, state)
+        getattr(called, method)(*inputs, **keywords)
+
+    arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]
+    return run, _on_one_device((state, arrays))
+
+
+def _on_one_device(tree: Any) -> Any:
+    """Effects in a fixed order are for programs of a single device."""
+    devices = set()
+    for leaf in jax.tree.leaves(tree):
+        devices |= leaf.devices() if isinstance(leaf, jax.Array) else set()
+    if len(devices) < 2:
+        return tree
+    return jax.device_put(tree, min(devices, key=lambda device: device.id))
+
+
+class _Names:
+    """Names of the places that attend, given when first seen."""
+
+    def __init__(self) -> None:
+        self._of: dict[Any, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._of.values())
+
+    def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
+        """The name of the place where the frames, innermost first, come from.
+
+        A place is a path, the lines between its module and `record`, and a shape: calls of one
+        place can be stacked.
+        """
+        path, lines = None, []
+        for frame in frames:
+            module = _module(frame)
+            path = getattr(module, _TAG, None)
+            lines.append((frame.f_code, frame.f_lineno, id(module) if path is None else None))
+            if path is not None:
+                break
+        place = (path, *lines, shape)
+        if place not in self._of:
+            base = path or _UNNAMED
+            several = (f"{base}_{n}" for n in itertools.count(1))
+            free = (name for name in itertools.chain([base], several) if name not in self.names)
+            self._of[place] = next(free)
+        return self._of[place]
+
+
+def _trace(
+    run: Callable[..., None],
+    arrays: tuple[Any, list[Array]],
+    take: Callable[[str, Callable[[], Array]], None],
+    execute: Callable[..., Any] | None = None,
+) -> _Names:
+    """Runs under a recorder that hands `take` names and weights; traces alone by default."""
+    names = _Names()
+
+    def start(*arrays: Any) -> None:
+        run(*arrays)
+
+    def named(compute: Callable[[], Array]) -> None:
+        shape = jax.eval_shape(compute).shape
+        take(names.of(shape, _frames(sys._getframe(1), start.__code__)), compute)
+
+    # What the model has jitted before is traced already, without a recorder. The number becomes
+    # part of the key that traces are kept by, so that none of them is met here, nor these later.
+    with set_xla_metadata(capture=next(_NUMBERS)), recording.recorder(named):
+        if execute is None:
+            jax.eval_shape(start, *arrays)
+        else:
+            execute(start)(*arrays)
+    return names
+
+
+def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[types.FrameType]:
+    """From `frame` outwards to `last`, without those of libraries, whose lines may differ when
+    they trace a function twice."""
+    while frame is not None and frame.f_code is not last:
+        if not frame.f_code.co_filename.startswith(_LIBRARIES):
+            yield frame
+        frame = frame.f_back
+
+
+def _module(frame: types.FrameType) -> nnx.Module | None:
+    """The module whose method this is: its first argument."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    return first if isinstance(first, nnx.Module) else None
+
+
+def _sender(taken: list[np.ndarray]) -> Callable[[Array], None]:
+    """A function that appends to `taken` when it is run, whatever it is run in."""
+
+    @jax.custom_batching.custom_vmap
+    def send(weights: Array) -> tuple[()]:
+        # Copied: the array given is gone when the callback is.
+        append = lambda array: taken.append(np.array(array))  # noqa: E731
+        jax.debug.callback(append, weights, ordered=True)
+        return ()
+
+    @send.def_vmap
+    def whole(size: int, batched: list[bool], weights: Array) -> tuple[tuple[()], tuple[()]]:
+        # By itself a callback is unrolled under vmap; as a whole, its order is the axis.
+        return _sender(taken)(weights), ()
+
+    # Whoever differentiates inside of the model has nothing to find here.
+    return lambda weights: send(jax.lax.stop_gradient(weights))
+
+
+def _chosen_layers(layers: str | int | Sequence[str | int], names: list[str]) -> set[str]:
+    chosen: set[str] = set()
+    for layer in [layers] if isinstance(layers, str | int) else layers:
+        if isinstance(layer, str):
+            found = [name for name in names if re.search(layer, name)]
+        else:
+            found = [names[layer]] if -len(names) <= layer < len(names) else []
+        if not found:
+            raise ValueError(f"layers: got {layer!r}, expected some of {names}")
+        chosen.update(found)
+    return chosen
+
+
+def _cut(weights: Array, heads: Indices | None, rows: Indices | None, name: str) -> Array:
+    rank = weights.ndim
+    if heads is not None and rank in (3, 4):
+        weights = _picked(weights, heads, 1, "heads", name)
+    if rows is not None and rank == 4:
+        weights = _picked(weights, rows, 2, "rows", name)
+    return weights
+
+
+def _picked(weights: Array, indices: Indices, axis: int, argument: str, name: str) -> Array:
+    picked, size = np.atleast_1d(np.asarray(indices)), weights.shape[axis]
+    if picked.ndim != 1 or not np.issubdtype(picked.dtype, np.integer) or not picked.size:
+        raise ValueError(f"{argument}: got {indices!r}, expected indices, at least one")
+    if picked.min() < -size or picked.max() >= size:
+        raise ValueError(
+            f"{argument}: got {picked.tolist()}, expected indices below {size} at {name!r} "
+            f"(layers= chooses others)"
+        )
+    return jnp.take(weights, picked % size, axis=axis)
+
+
+def rollout(weights: Array, *, residual: float = 0.5) -> Array:
+    """How much of each input is in each output of a stack of layers (Abnar & Zuidema 2020).
+
+        A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
+
+    Args:
+      weights: [L, B, N, T, T], first layer first, none below 0. A row of zeros stays with itself.
+      residual: r, the share of the residual connection, in [0, 1].
+
+    Returns:
+      R, [B, T, T] in at least float32: row t says what output t is made of.
+
+    Raises:
+      ValueError: weights are not square or r is out of range.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("weights", weights)
+    shapes.expect("weights", weights, "L B N T T", sizes)
+    if not 0.0 <= residual <= 1.0:
+        raise ValueError(f"residual: got {residual}, expected a share in [0, 1]")
+    if not sizes["L"]:
+        raise ValueError("weights: got no layer, expected at least one")
+    wide = jnp.asarray(weights).astype(accumulator(jnp.asarray(weights)))
+    identity = jnp.eye(sizes["T"], dtype=wide.dtype)
+    layers = _scaled((1.0 - residual) * jnp.mean(wide, axis=2) + residual * identity)
+    total = layers[0]
+    for layer in layers[1:]:
+        total = jnp.matmul(layer, total, preferred_element_type=wide.dtype)
+    return total
+
+
+def head_entropy(weights: Array, valid: Array | None = None) -> Array:
+    """How widely each head looks: the mean entropy of its rows, in nats (Clark et al. 2019).
+
+        E_n = mean_t (- Σ_s w_nts ln w_nts), rows scaled to sum to 1
+
+    0 is one key alone, ln S is all alike. Rows that see nothing do not count.
+
+    Args:
+      weights: [..., B, N, T, S], none below 0.
+      valid: bool [B, T]: queries that count; all if None.
+
+    Returns:
+      [..., B, N] in at least float32; NaN where no row counts.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    wide, counted = _rows(weights, valid)
+    return _mean(_entropy(_scaled(wide)), counted)
+
+
+def head_similarity(weights: Array, valid: Array | None = None) -> Array:
+    """How unlike the heads of a layer are: the mean Jensen-Shannon divergence of their rows, in
+    nats (Clark et al. 2019, section 6).
+
+        JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2,   H(p) = - Σ_s p_s ln p_s
+
+    0 is the same, ln 2 is nothing in common. Rows count where both heads see something.
+
+    Args:
+      weights: [..., B, N, T, S], none below 0; rows are scaled to sum to 1.
+      valid: bool [B, T]: queries that count; all if None.
+
+    Returns:
+      [..., B, N, N], symmetric, in at least float32; NaN where no row counts for both.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    wide, counted = _rows(weights, valid)
+    shares = _scaled(wide)
+    entropy = _entropy(shares)
+
+    def to_all(n: Array) -> Array:
+        one = jnp.take(shares, n[None], axis=-3)
+        alone = (entropy + jnp.take(entropy, n[None], axis=-2)) / 2
+        both = counted & jnp.take(counted, n[None], axis=-2)
+        return _mean(_entropy((shares + one) / 2) - alone, both)
+
+    # A head at a time: all pairs at once would take N times the room of the weights.
+    result = jax.lax.map(to_all, jnp.arange(shares.shape[-3]))
+    return jnp.moveaxis(result, 0, -2)
+
+
+def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:
+    """The weights, and bool [..., B, N, T]: which rows count."""
+    shapes.expect_floating("weights", weights)
+    weights = jnp.asarray(weights)
+    if weights.ndim < 4:
+        got = shapes.show(weights.shape)
+        raise ValueError(f"weights: got shape {got}, expected [..., B, N, T, S]")
+    wide = weights.astype(accumulator(weights))
+    counted = jnp.sum(wide, axis=-1) > 0
+    if valid is not None:
+        B, _, T, _ = weights.shape[-4:]
+        shapes.expect_boolean("valid", valid, true_means="a query that counts")
+        shapes.expect("valid", valid, "B T", {"B": B, "T": T})
+        counted = counted & jnp.asarray(valid)[:, None]
+    return wide, counted
+
+
+def _scaled(rows: Array) -> Array:
+    total = jnp.sum(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(total == 0, 1, total)
+
+
+def _entropy(shares: Array) -> Array:
+    return -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=-1)
+
+
+def _mean(rows: Array, counted: Array) -> Array:
+    return jnp.sum(jnp.where(counted, rows, 0), axis=-1) / jnp.sum(counted, axis=-1)
