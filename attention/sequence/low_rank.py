@@ -1,0 +1,231 @@
+"""Linformer: attention over a fixed number of learned mixtures of the keys and values.
+
+Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, recording, shapes
+from attention.dot_product import attend, attention_weights
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+SHARING = ("none", "heads", "key_value")
+
+
+def linformer(
+    query: Array,
+    key: Array,
+    value: Array,
+    key_projection: Array,
+    value_projection: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Attention to R mixtures of the S keys and values (Wang et al. 2020, equation 7).
+
+        o = softmax(q (Eᵀk)ᵀ / sqrt(H)) · (Fᵀv)
+
+    Rows of k and v that the mask hides are set to 0 before they are mixed, so that they change
+    nothing. Where no key is seen the values are 0, and so is the result.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, N, H].
+      value: [B, S, N, V].
+      key_projection: E, [1 or N, S, R].
+      value_projection: F, [1 or N, S, R].
+      mask: joined from `masks.lengths` and `masks.valid`, or None.
+      dropout_rate: of the weights on the R mixtures.
+      dropout_key: needed where dropout_rate > 0.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+      NotImplementedError: any other mask; a mixture of all positions cannot be causal.
+    """
+    seen = _checked(query, key, value, key_projection, value_projection, mask)
+    with recording.muted():
+        return attend(
+            query,
+            _mixed(key, key_projection, seen.key),
+            _mixed(value, value_projection, seen.key),
+            mask=None if seen.query is None else masks.valid(query=seen.query),
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+        )
+
+
+def linformer_weights(
+    query: Array,
+    key: Array,
+    key_projection: Array,
+    value_projection: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+) -> Array:
+    """What takes the values to the result of `linformer` (Wang et al. 2020), dropout apart.
+
+        w = softmax(q (Eᵀk)ᵀ / sqrt(H)) · Fᵀ
+
+    The weights may be negative, and 0 at hidden keys.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, N, H].
+      key_projection, value_projection: E, F, [1 or N, S, R].
+      mask: as for `linformer`.
+
+    Returns:
+      [B, N, T, S] in at least float32.
+
+    Raises:
+      ValueError, NotImplementedError: as for `linformer`.
+    """
+    seen = _checked(query, key, key, key_projection, value_projection, mask)
+    queries = None if seen.query is None else masks.valid(query=seen.query)
+    shares = attention_weights(query, _mixed(key, key_projection, seen.key), mask=queries)
+    N, (S, R) = query.shape[2], value_projection.shape[1:]
+    spread = jnp.broadcast_to(value_projection.astype(shares.dtype), (N, S, R))
+    weights = jnp.einsum("BNTR,NSR->BNTS", shares, spread)
+    return weights if seen.key is None else jnp.where(seen.key[:, None, None], weights, 0.0)
+
+
+class Linformer(nnx.Module):
+    """Multi-head self-attention by `linformer`, of sequences up to max_length.
+
+    Row s of E and F belongs to position s of the sequence, hidden ones counted; a shorter sequence
+    uses the first rows.
+
+    Weights: query, key, value: kernel [D, N, H], bias [N, H]; key_projection, value_projection
+      [1 or N, max_length, R]; out: kernel [N, H, D], bias [D].
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: N.
+      max_length: rows of E and F.
+      projected_length: R, the number of mixtures ("k" in the paper).
+      sharing: "none": each head has its own E and F; "heads": all share one E and one F;
+        "key_value": and F is E.
+      head_size: H; D / N if None.
+      use_bias: whether the projections to and from heads have biases.
+      dropout_rate: of the weights on the mixtures, active where a dropout_key is given.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        max_length: int = 512,
+        projected_length: int = 128,
+        sharing: str = "none",
+        head_size: int | None = None,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        H = shapes.head_size(model_size, num_heads, head_size)
+        for name, size in (("max_length", max_length), ("projected_length", projected_length)):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        if sharing not in SHARING:
+            raise ValueError(f"sharing: got {sharing!r}, expected one of {list(SHARING)}")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.max_length = model_size, max_length
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = Projection((model_size,), (num_heads, H), **options)
+        self.key = Projection((model_size,), (num_heads, H), **options)
+        self.value = Projection((model_size,), (num_heads, H), **options)
+        self.out = Projection((num_heads, H), (model_size,), **options)
+        shape = (num_heads if sharing == "none" else 1, max_length, projected_length)
+        limit = math.sqrt(6.0 / (max_length + projected_length))  # Glorot & Bengio 2010
+
+        def mixtures():
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit))
+
+        self.key_projection = mixtures()
+        self.value_projection = None if sharing == "key_value" else mixtures()
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself.
+
+        Args:
+          x: [B, T, D], T at most max_length.
+          mask: joined from `masks.lengths` and `masks.valid`, or None.
+          dropout_key: None for evaluation.
+          return_weights: also return `linformer_weights`.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit, or x is longer than max_length.
+          NotImplementedError: any other mask.
+        """
+        sizes = {"D": self.model_size}
+        shapes.expect("x", x, "B T D", sizes)
+        length = sizes["T"]
+        if length > self.max_length:
+            expected = f"at most max_length={self.max_length}"
+            raise ValueError(f"x: got length {length}, expected {expected}")
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        E = self.key_projection[...][:, :length].astype(self.dtype)
+        F = E
+        if self.value_projection is not None:
+            F = self.value_projection[...][:, :length].astype(self.dtype)
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        heads = linformer(
+            query, key, value, E, F, mask=mask, dropout_rate=rate, dropout_key=dropout_key
+        )
+        recording.record(lambda: linformer_weights(query, key, E, F, mask=mask))
+        result = self.out(heads)
+        if return_weights:
+            return result, linformer_weights(query, key, E, F, mask=mask)
+        return result
+
+
+def _checked(query, key, value, key_projection, value_projection, mask) -> masks.Padding:
+    sizes = shapes.expect_attention(query, key, value)
+    shapes.expect("key", key, "B S N H", sizes)
+    arrays = {"key_projection": key_projection, "value_projection": value_projection}
+    for name, array in arrays.items():
+        shapes.expect_floating(name, array)
+        sizes.setdefault("R", jnp.shape(array)[-1] if jnp.ndim(array) else 0)
+        shapes.expect_broadcastable(name, array, "N S R", sizes, free="N")
+    return masks.padding(mask, sizes["B"], sizes["T"], sizes["S"], of="linformer", causal=False)
+
+
+def _mixed(rows: Array, projection: Array, seen: Array | None) -> Array:
+    """[B, S, N, H] and [1 or N, S, R] -> [B, R, N, H], of the rows that are seen."""
+    if seen is not None:
+        rows = jnp.where(seen[:, :, None, None], rows, jnp.zeros((), rows.dtype))
+    projection = jnp.broadcast_to(projection, (rows.shape[2], *projection.shape[1:]))
+    # Transposed afterwards: XLA on CPU has no bfloat16 product summed in float32 for "BRNH" itself.
+    mixed = jnp.einsum("BSNH,NSR->NBHR", rows, projection, preferred_element_type=accumulator(rows))
+    return mixed.transpose(1, 3, 0, 2).astype(rows.dtype)
