@@ -27,7 +27,7 @@ Offset = int | Array
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One condition. Fields that are ints or None are static, arrays are pytree leaves."""
+    """One condition. Fields that are ints, tuples or None are static, arrays are pytree leaves."""
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
         """bool [B or 1, N or 1, T or 1, S or 1]."""
@@ -64,7 +64,7 @@ _LEAF = "leaf"
 
 
 def is_static(value: Any) -> bool:
-    return value is None or isinstance(value, int)
+    return value is None or isinstance(value, int | tuple)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,6 +133,61 @@ _TABLE: list[Mechanism] = [
     ),
     _line(
         "mixer",
+        "sliding_window",
+        "sequence.sparse:SlidingWindow",
+        "Beltagy et al. 2020; Jiang et al. 2023",
+        "attend over -right ≤ t - s ≤ left",
+        "O(T·W·D + T·D²) where blocks are skipped",
+        "O(T²); O(T·W) where blocks are skipped",
+        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "positions sparse cache",
+    ),
+    _line(
+        "mixer",
+        "strided",
+        "sequence.sparse:Strided",
+        "Child et al. 2019",
+        "attend over -L < t - s < L or (t - s) mod L = 0",
+        "O(T·W·D + T·D²) where blocks are skipped",
+        "O(T²); O(T·W) where blocks are skipped",
+        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "positions sparse cache",
+    ),
+    _line(
+        "mixer",
+        "fixed",
+        "sequence.sparse:Fixed",
+        "Child et al. 2019",
+        "attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c",
+        "O(T·W·D + T·D²) where blocks are skipped",
+        "O(T²); O(T·W) where blocks are skipped",
+        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "positions sparse cache",
+    ),
+    _line(
+        "mixer",
+        "longformer",
+        "sequence.longformer:Longformer",
+        "Beltagy et al. 2020",
+        "attend over a window and global s; global t over all, by W_q', W_k', W_v'",
+        "O(T·W·D + T·D²) where blocks are skipped",
+        "O(T²); O(T·W) where blocks are skipped",
+        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "positions sparse cache",
+    ),
+    _line(
+        "mixer",
+        "bigbird",
+        "sequence.sparse:BigBird",
+        "Zaheer et al. 2020",
+        "attend over blocks near by, at the front and at random",
+        "O(T·W·D + T·D²) where blocks are skipped",
+        "O(T²); O(T·W) where blocks are skipped",
+        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "positions sparse cache",
+    ),
+    _line(
+        "mixer",
         "linformer",
         "sequence.low_rank:Linformer",
         "Wang et al. 2020",
@@ -140,6 +195,16 @@ _TABLE: list[Mechanism] = [
         "O(T·R·D + T·D²)",
         "O(T·R)",
         "padding weights dropout max_length",
+    ),
+    _line(
+        "mixer",
+        "nystromformer",
+        "sequence.nystrom:Nystromformer",
+        "Xiong et al. 2021",
+        "softmax(qk̃ᵀ)·softmax(q̃k̃ᵀ)⁺·softmax(q̃kᵀ)·v + conv(v)",
+        "O(T·M·D + N·M³ + T·D²)",
+        "O(T·M)",
+        "padding weights dropout",
     ),
     _line(
         "alignment",
@@ -323,8 +388,9 @@ def readme() -> str:
     parts = [
         "# attention: the map",
         "Written by `python -m attention.registry` from `registry.py`; edit that, not this.",
-        "T queries, S keys, D model size, A hidden size of a score. Time and memory are those of "
-        'one sequence; what "can" names is what the contract suite tests.',
+        "T queries, S keys, D model size, A hidden size of a score, W keys that a sparse pattern "
+        "shows a query. Time and memory are those of one sequence; "
+        'what "can" names is what the contract suite tests.',
     ]
     header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"
     for kind, title in KINDS.items():

@@ -1,0 +1,222 @@
+"""Longformer: a sliding window, and a few global positions with projections of their own.
+
+Beltagy et al. 2020, "Longformer: The Long-Document Transformer".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, patterns, recording, shapes
+from attention.cache import KeyValueCache, extend, real_lengths
+from attention.dot_product import attention_weights
+from attention.multi_head import MultiHeadAttention
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LongformerCache:
+    """What decoding keeps.
+
+    Attributes:
+      local: keys and values of all positions, by the local projections.
+      start: those of the global positions, by the global projections; None without such.
+    """
+
+    local: KeyValueCache
+    start: KeyValueCache | None
+
+
+jax.tree_util.register_dataclass(LongformerCache, data_fields=["local", "start"], meta_fields=[])
+
+
+class Longformer(MultiHeadAttention):
+    """Window and global attention (Beltagy et al. 2020, section 3.1).
+
+        y_i = attend(x_i W_q, x W_k, x W_v)  over j with  |i - j| <= window  or  j global
+        y_g = attend(x_g W_q', x W_k', x W_v')  over all j,  where g is global
+
+    Global are the first positions, as for a classifier's token, or those marked when called.
+
+    Weights: those of `MultiHeadAttention`, and query_global, key_global, value_global of the shapes
+      of query, key, value.
+
+    Args:
+      window: neighbours on each side (half of the paper's w), the query's own position not counted.
+      global_tokens: how many of the first positions are global.
+      share_projections: global positions use W_q, W_k and W_v too.
+      options: those of `MultiHeadAttention`.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        window: int = 256,
+        global_tokens: int = 1,
+        share_projections: bool = False,
+        use_bias: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.window = patterns.expect_int("window", window, 0)
+        self.global_tokens = patterns.expect_int("global_tokens", global_tokens, 0)
+        settings = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        super().__init__(model_size, num_heads, **settings, **options)
+        self.query_global, self.key_global, self.value_global = (
+            None if share_projections else Projection(local.inputs, local.outputs, **settings)
+            for local in (self.query, self.key, self.value)
+        )
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        """What a query sees where the first positions are global."""
+        first = patterns.global_tokens(self.global_tokens, query_offset)
+        return masks.window(self.window, self.window, query_offset) | first
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        global_marks: Array | None = None,
+        mask: masks.Mask | Array | None = None,
+        bias: Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself.
+
+        Args:
+          x: [B, T, D].
+          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. As any row
+            may be global then, the second line above is computed for all: O(T²).
+          mask, bias: as for `attend`.
+          dropout_key: None for evaluation.
+          return_weights: also return the weights before dropout. Those of global rows belong to the
+            values by W_v'.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        sizes = {"D": self.model_size}
+        shapes.expect("x", x, "B T D", sizes)
+        T = sizes["T"]
+        rows = min(self.global_tokens, T) if global_marks is None else T
+        split = self.query_global is not None and rows > 0
+        mask = self._joined(mask, self._pattern(global_marks, sizes))
+        positions = None if self.positions is None else jnp.arange(T)
+        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        projected = (self._query(x, positions), *self._key_value(x, positions))
+        near = self._branch(projected, T, positions, mask, bias)
+        with recording.muted():
+            result = self._attend(x, **near, dropout_key=keys[0])
+        if split:
+            wide = self._branch(self._global(x, positions), rows, positions, mask, bias)
+            with recording.muted():
+                others = self._attend(x[:, :rows], **wide, dropout_key=keys[1])
+            marks = None if global_marks is None else global_marks[:, :, None]
+            result = _merged(result, others, marks, axis=1)
+
+        def weights() -> Array:
+            shares = self._weights(near)
+            if not split:
+                return shares
+            marks = None if global_marks is None else global_marks[:, None, :, None]
+            return _merged(shares, self._weights(wide), marks, axis=2)
+
+        recording.record(weights)
+        return (result, weights()) if return_weights else result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> LongformerCache:
+        """As `MultiHeadAttention.init_cache`; the first positions are the global ones."""
+        local = super().init_cache(batch_size, max_length, dtype=dtype)
+        rows = min(self.global_tokens, max_length)
+        if self.query_global is None or not rows:
+            return LongformerCache(local, None)
+        return LongformerCache(local, super().init_cache(batch_size, rows, dtype=dtype))
+
+    def decode(
+        self, x: Array, cache: LongformerCache, *, lengths: Array | None = None
+    ) -> tuple[Array, LongformerCache]:
+        """As `MultiHeadAttention.decode`."""
+        near, local = super().decode(x, cache.local, lengths=lengths)
+        if cache.start is None:
+            return near, LongformerCache(local, None)
+        # A global row is among the first and sees what is before it: no other keys are needed.
+        B, T = x.shape[:2]
+        places = cache.local.length[:, None] + jnp.arange(T)
+        left = jnp.maximum(cache.start.capacity - cache.start.length, 0)
+        lengths = jnp.minimum(real_lengths(lengths, B, T), left)
+        query, *new = self._global(x, places)
+        new = (y.astype(cache.start.key.dtype) for y in new)
+        start, keys, values, key_positions, seen = extend(cache.start, *new, lengths)
+        keys, values = keys.astype(query.dtype), values.astype(query.dtype)
+        bias = self._bias(query, places, key_positions, None)
+        with recording.muted():
+            wide = self._attend(x, query, keys, values, mask=seen, bias=bias)
+        result = jnp.where((places < self.global_tokens)[:, :, None], wide, near)
+        return result, LongformerCache(local, start)
+
+    def _pattern(self, global_marks: Array | None, sizes: dict[str, int]) -> masks.Mask:
+        if global_marks is None:
+            return self.structure()
+        shapes.expect_boolean("global_marks", global_marks, true_means="a global position")
+        shapes.expect("global_marks", global_marks, "B T", dict(sizes))
+        marked = patterns.global_marks(global_marks, global_marks)
+        return masks.window(self.window, self.window) | marked
+
+    def _branch(
+        self,
+        projected: tuple[Array, Array, Array],
+        rows: int,
+        positions: Array | None,
+        mask: masks.Mask,
+        bias: Array | None,
+    ) -> dict[str, Any]:
+        """What the first `rows` queries need to attend."""
+        query, key, value = projected
+        B, T, N, _ = query.shape
+        if rows < T:
+            query = query[:, :rows]
+            mask = masks.dense(mask.materialize(B, N, T, T)[:, :, :rows])
+            bias = None if bias is None else bias[:, :, :rows]
+        places = None if positions is None else positions[:rows]
+        bias = self._bias(query, places, positions, bias)
+        return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
+
+    def _weights(self, branch: dict[str, Any]) -> Array:
+        arguments = {name: branch[name] for name in ("query", "key", "mask", "bias")}
+        return attention_weights(**arguments, **self._logit_options())
+
+    def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
+        """Query, key and value by the global projections; norms and positions are shared."""
+        query, key = self.query_global(x), self.key_global(x)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.positions is not None:
+            query, key = (self.positions.turn(y, positions) for y in (query, key))
+        return query, key, self.value_global(x)
+
+
+def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Array:
+    """Rows of `wide` where they are marked, or as far as it goes; elsewhere those of `near`."""
+    if marks is not None:
+        return jnp.where(marks, wide, near)
+    rest = jax.lax.slice_in_dim(near, wide.shape[axis], near.shape[axis], axis=axis)
+    return jnp.concatenate([wide, rest], axis=axis)

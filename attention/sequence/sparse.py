@@ -1,0 +1,181 @@
+"""Multi-head attention in which a query sees few keys, by a pattern known before.
+
+Sliding windows and dilated ones (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
+pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and Big Bird's
+(Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.patterns`.
+
+Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.visible_blocks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from attention import masks, patterns
+from attention.multi_head import MultiHeadAttention
+
+Array = jax.Array
+
+
+class SparseAttention(MultiHeadAttention):
+    """`MultiHeadAttention` of a sequence to itself, in the pattern that `structure` gives."""
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        """The pattern; every mask of a caller is joined with it by `&`."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Array, memory: Array | None = None, **options: Any
+    ) -> Array | tuple[Array, Array]:
+        """As `MultiHeadAttention`, but from x to itself only.
+
+        Raises:
+          NotImplementedError: a memory was given.
+        """
+        if memory is not None:
+            raise NotImplementedError(
+                f"memory: {type(self).__name__} attends from x to itself, its pattern is one of "
+                "distances; mixers whose `can` has 'cross' take a memory"
+            )
+        return super().__call__(x, **options)
+
+
+class SlidingWindow(SparseAttention):
+    """A query sees its neighbours (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, "Mistral").
+
+        y_i = attend over j with  i - j = k·dilation,  -right <= k <= left
+
+    Decoding keeps the last `left` keys only, unless dilated.
+
+    Args:
+      left, right: neighbours on each side, the query's own position not counted; None for all.
+      dilation: every which neighbour, 1 for all.
+      options: those of `MultiHeadAttention`.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        left: int | None = 128,
+        right: int | None = 128,
+        dilation: int = 1,
+        **options: Any,
+    ):
+        self.left, self.right, self.dilation = left, right, dilation
+        self.structure()
+        super().__init__(model_size, num_heads, **options)
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        if self.dilation == 1:
+            return masks.window(self.left, self.right, query_offset)
+        return patterns.dilated_window(self.left, self.right, self.dilation, query_offset)
+
+    def cache_window(self) -> int | None:
+        return self.left if self.dilation == 1 else None
+
+
+class Strided(SparseAttention):
+    """A query sees what is near, and every stride-th position (Child et al. 2019, section 4.2).
+
+        y_i = attend over j with  |i - j| < stride  or  (i - j) mod stride = 0
+
+    Args:
+      stride: near the root of the length, or a period of the data (an image's row).
+      options: those of `MultiHeadAttention`.
+
+    Raises:
+      ValueError: the stride is below 1.
+    """
+
+    def __init__(self, model_size: int, num_heads: int, *, stride: int = 64, **options: Any):
+        self.stride = stride
+        self.structure()
+        super().__init__(model_size, num_heads, **options)
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        return patterns.strided(self.stride, query_offset)
+
+
+class Fixed(SparseAttention):
+    """A query sees its block, and the last positions of all (Child et al. 2019, section 4.2).
+
+        y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
+
+    Args:
+      block: positions in a block, the paper's l.
+      summary: how many at its end all see, the paper's c.
+      options: those of `MultiHeadAttention`.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        block: int = 64,
+        summary: int = 8,
+        **options: Any,
+    ):
+        self.block, self.summary = block, summary
+        self.structure()
+        super().__init__(model_size, num_heads, **options)
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        return patterns.fixed(self.block, self.summary, query_offset)
+
+
+class BigBird(SparseAttention):
+    """A block sees blocks near by, at the front and at random (Zaheer et al. 2020, "Big Bird").
+
+        y_i = attend over j with  |I - J| <= window  or  min(I, J) < global_blocks
+              or  {I, J} is drawn,      I = ⌊i / block⌋,  J = ⌊j / block⌋
+
+    Args:
+      block, window, global_blocks, random_blocks, seed, links: as for `patterns.big_bird`, which
+        says how blocks are drawn.
+      options: those of `MultiHeadAttention`.
+
+    Raises:
+      ValueError: a number is out of range; when called, that links are too few.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        block: int = 64,
+        window: int = 1,
+        global_blocks: int = 1,
+        random_blocks: int = 2,
+        seed: int = 0,
+        links: Sequence[Sequence[int]] | None = None,
+        **options: Any,
+    ):
+        self.block, self.window, self.global_blocks = block, window, global_blocks
+        self.random_blocks, self.seed = random_blocks, seed
+        self.links = None if links is None else patterns.checked_links(links)
+        self.structure()
+        super().__init__(model_size, num_heads, **options)
+
+    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        return patterns.big_bird(
+            self.block,
+            window=self.window,
+            global_blocks=self.global_blocks,
+            random_blocks=self.random_blocks,
+            seed=self.seed,
+            links=self.links,
+            query_offset=query_offset,
+        )
