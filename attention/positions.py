@@ -380,7 +380,10 @@ def build_positions(
             raise ValueError(f"positions: got {spec!r}, expected no options for 'none'")
         return None
     registry.check_options("positions", spec, POSITIONS[name], options, ("num_heads", "head_size"))
-    return POSITIONS[name](num_heads, head_size, **options, rngs=rngs)
+    try:
+        return POSITIONS[name](num_heads, head_size, **options, rngs=rngs)
+    except ValueError as error:
+        raise ValueError(f"positions: {spec!r}: {error}") from None
 
 
 def _turned(size: int, base: float, fraction: float, scaling: str, factor: float) -> int:

@@ -30,7 +30,8 @@ import importlib
 import inspect
 import pathlib
 import sys
-from collections.abc import Iterable
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 KINDS = {
@@ -207,6 +208,36 @@ _TABLE: list[Mechanism] = [
         "padding weights dropout",
     ),
     _line(
+        "mixer",
+        "linear",
+        "sequence.linear:LinearAttention",
+        "Katharopoulos et al. 2020",
+        "φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1",
+        "O(T·D·H)",
+        "O(T·D)",
+        "padding causal weights shares dropout permutation cache",
+    ),
+    _line(
+        "mixer",
+        "performer",
+        "sequence.performer:Performer",
+        "Choromanski et al. 2021 (FAVOR+)",
+        "as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε",
+        "O(T·N·F·H), F features",
+        "O(T·N·F)",
+        "padding causal weights shares dropout permutation cache",
+    ),
+    _line(
+        "mixer",
+        "gated_delta_net",
+        "sequence.gated_delta_net:GatedDeltaNet",
+        "Yang et al. 2025; delta rule: Schlag et al. 2021",
+        "Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ",
+        "O(T·D·H + T·D²)",
+        "O(T·D)",
+        "padding causal one_way weights dropout cache",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",
@@ -353,34 +384,49 @@ def _literal(node: ast.expr) -> Any:
 
 
 def check_options(
-    argument: str, spec: str, target: Any, options: Iterable[str], taken: Iterable[str]
+    argument: str, spec: str, target: Any, options: Mapping[str, Any], taken: Iterable[str]
 ) -> None:
-    """Refuses options that `target` does not have, or that its caller gives (`taken`).
+    """Refuses options that `target` does not have, that its caller gives (`taken`), or of a type
+    that its signature does not name.
 
     Raises:
-      ValueError: names the option and those that there are.
+      ValueError: names the option, and what is expected.
     """
     taken = {*taken, "rngs", "self", "dtype", "dropout_rate"}
-    able = [name for name in _parameters(target) if name not in taken]
-    for option in options:
-        if option not in able:
-            near = difflib.get_close_matches(option, able, n=1)
+    hints = {name: hint for name, hint in _parameters(target).items() if name not in taken}
+    for option, value in options.items():
+        if option not in hints:
+            near = difflib.get_close_matches(option, hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"{argument}: got option {option!r} in {spec!r}, expected one of {able}{hint}"
+                f"{argument}: got option {option!r} in {spec!r}, expected one of "
+                f"{list(hints)}{hint}"
             )
+        kinds = typing.get_args(hints[option]) or (hints[option],)
+        if not any(_is_of(value, kind) for kind in kinds):
+            names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+            raise ValueError(f"{argument}: got {option}={value!r} in {spec!r}, expected {names}")
 
 
-def _parameters(target: type) -> list[str]:
-    """Names that a class can be built with; `**options` stands for those of its base."""
-    found: dict[str, None] = {}
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _parameters(target: type) -> dict[str, Any]:
+    """Names and types that a class can be built with; `**options` stands for those of its base."""
+    found: dict[str, Any] = {}
     for kind in target.__mro__:
         if "__init__" in vars(kind):
             parameters = inspect.signature(kind.__init__).parameters.values()
-            found |= {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
+            hints = typing.get_type_hints(kind.__init__)
+            for parameter in parameters:
+                if parameter.kind is not parameter.VAR_KEYWORD:
+                    found.setdefault(parameter.name, hints.get(parameter.name))
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
-    return list(found)
+    return found
 
 
 def readme() -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
         changes = {key: _literal(base, key, value) for key, value in combination}
         if combination:
-            changes["name"] = name.replace(",", "-").replace("=", "-")
+            changes["name"] = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
         found[name or base.name] = configs.override(base, changes)
     return found
 
@@ -139,7 +140,8 @@ def _key_values(setting: str) -> tuple[str, list[str]]:
     key, equals, values = setting.partition("=")
     if not equals or not values:
         raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
-    return key.removeprefix("config."), values.split(",")
+    # Commas inside brackets belong to a value: mixer=performer(features=64,kernel=relu),linear.
+    return key.removeprefix("config."), re.split(r",(?![^()]*\))", values)
 
 
 def _literal(base: Experiment, key: str, value: str) -> Any:

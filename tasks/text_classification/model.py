@@ -111,6 +111,11 @@ class TransformerConfig(EncoderConfig):
         _check_embedding(self)
         _check_rates(self, "token_dropout_rate", "head_dropout_rate")
         _check_pool(self.pooling, "cls")
+        if self.pooling == "cls" and "one_way" in self.line.can:
+            raise ValueError(
+                f"pooling must not be 'cls' with mixer {self.mixer!r}: its first position sees "
+                "nothing of the text"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +274,8 @@ class TransformerClassifier(nnx.Module):
     ) -> Array | tuple[Array, dict[str, Array]]:
         """tokens int [B, T], lengths int [B] -> logits [B, C].
 
-        Weights: "encoder" [B, L, N, T, T] and, with a pool, "pool" [B, heads, T].
+        Weights: "encoder" [B, L, N, T, T] where the mixer has any and, with a pool, "pool" [B,
+        heads, T].
         """
         config = self.config
         token_key, encoder_key, pooled_key = _keys(dropout_key, 3)
@@ -282,14 +288,15 @@ class TransformerClassifier(nnx.Module):
         seen = _without(valid, config.token_dropout_rate, token_key)
         if self.pool is None:
             seen = seen.at[:, 0].set(valid[:, 0])
+        has_weights = return_weights and "weights" in config.line.can
         encoded = self.encoder(
             self.tokens(tokens),
             valid=seen,
             dropout_key=encoder_key,
-            return_weights=return_weights,
+            return_weights=has_weights,
         )
         weights = {}
-        if return_weights:
+        if has_weights:
             encoded, layers = encoded
             weights["encoder"] = jnp.swapaxes(layers, 0, 1)
         if self.pool is None:

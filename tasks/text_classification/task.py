@@ -254,7 +254,8 @@ class TextClassification(Task):
 
 
 def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
-    """[examples, T] one weight a token: the pool's, else what the last layer looks at.
+    """[examples, T] one weight a token: the pool's, else what the last layer looks at. No examples
+    where nothing has weights.
 
     Args:
       attention: as `TextClassification.attention` gives it.
@@ -262,6 +263,8 @@ def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
     """
     if "pool" in attention:
         return attention["pool"].mean(axis=1)
+    if "encoder" not in attention:
+        return np.zeros((0, 0), np.float32)
     last = attention["encoder"][:, -1].mean(axis=1)
     return last[:, 0, 1:] if has_cls else last.mean(axis=1)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from attention import masks, registry, shapes
 from attention.dropout import dropout
 from attention.normalization import LayerNorm
-from attention.positions import LearnedPositions, sinusoidal
+from attention.positions import POSITIONS, LearnedPositions, sinusoidal
 from attention.projection import Projection
 
 Array = jax.Array
@@ -36,10 +36,10 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 )
 
 _ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
+_ADDED_POSITIONS = ("sinusoidal", "learned")
 _CHOICES = {
     "norm": ("pre", "post"),
     "activation": tuple(_ACTIVATIONS),
-    "positions": ("sinusoidal", "learned", "rope", "none"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -54,12 +54,16 @@ class EncoderConfig:
       num_heads: N, divides D.
       feedforward_size: F.
       dropout_rate: after embeddings, attention and feed-forward.
-      attention_dropout_rate: of the attention weights.
+      attention_dropout_rate: of the attention weights, or of what the mixer has in their place.
       norm: "pre" (Xiong et al. 2020) or "post" (the paper's).
       activation: "gelu" (with the error function) or "relu".
-      positions: "sinusoidal", "learned", "rope" or "none".
-      max_length: longest input; only learned positions depend on it, but all hold to it.
-      mixer: one of the mixers of `attention.registry`.
+      positions: added to the input: "sinusoidal" or "learned"; inside the mixer, where it can: a
+        spec of `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or
+        "none".
+      max_length: longest input; only learned positions and some mixers depend on it, but all hold
+        to it.
+      mixer: a mixer of `attention.registry`, with options if any: "dot_product",
+        "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
       dtype: of the computation; weights are float32.
     """
 
@@ -90,21 +94,55 @@ class EncoderConfig:
             if getattr(self, name) not in choices:
                 got, expected = repr(getattr(self, name)), ", ".join(map(repr, choices))
                 raise ValueError(f"{name}: got {got}, expected one of {expected}")
-        if self.mixer not in registry.names("mixer"):
-            expected = ", ".join(map(repr, registry.names("mixer")))
-            raise ValueError(f"mixer: got {self.mixer!r}, expected one of {expected}")
-        if self.positions == "rope":
-            if "rope" not in registry.find("mixer", self.mixer).can:
-                raise ValueError(f"positions: {self.mixer!r} cannot do 'rope'")
-            if self.model_size // self.num_heads % 2:
-                expected = "an even head size (model_size / num_heads) for 'rope'"
-                raise ValueError(
-                    f"num_heads: got {self.num_heads} with model_size={self.model_size}, "
-                    f"expected {expected}"
-                )
-        elif self.positions == "sinusoidal" and self.model_size % 2:
+        if self.positions == "sinusoidal" and self.model_size % 2:
             expected = "an even size for 'sinusoidal' positions"
             raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
+        # Options of mixer and positions are checked where they are used: one is built and called,
+        # but no weight drawn and nothing computed.
+        try:
+            nnx.eval_shape(
+                lambda x: self.build_mixer(nnx.Rngs(0))(x),
+                jax.ShapeDtypeStruct((1, 1, self.model_size), self.dtype),
+            )
+        except ValueError as error:
+            field = str(error).partition(":")[0]
+            known = field in {f.name for f in dataclasses.fields(EncoderConfig)}
+            raise ValueError(str(error) if known else f"mixer: {self.mixer!r}: {error}") from None
+
+    @property
+    def line(self) -> registry.Mechanism:
+        """The mixer's line in the registry."""
+        return registry.find("mixer", self.mixer)
+
+    def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The mixer of one layer.
+
+        Raises:
+          ValueError: an unknown mixer, position or option, or one that does not fit.
+        """
+        can, options = self.line.can, {}
+        if self.positions not in (*_ADDED_POSITIONS, "none"):
+            choices = ["none", *_ADDED_POSITIONS, *POSITIONS]
+            registry.parse("positions", self.positions, choices)
+            if "positions" not in can:
+                able = [m.name for m in registry.mechanisms("mixer") if "positions" in m.can]
+                raise ValueError(
+                    f"positions: got {self.positions!r}, which mixer {self.line.name!r} cannot do; "
+                    f"expected one of {choices[:3]}, or a mixer of {able}"
+                )
+            options["positions"] = self.positions
+        if "max_length" in can:
+            options["max_length"] = self.max_length
+        return registry.build(
+            "mixer",
+            self.mixer,
+            self.model_size,
+            num_heads=self.num_heads,
+            dropout_rate=self.attention_dropout_rate,
+            dtype=jnp.dtype(self.dtype),
+            rngs=rngs,
+            **options,
+        )
 
 
 class FeedForward(nnx.Module):
@@ -128,15 +166,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.norm, self.dropout_rate = config.norm, config.dropout_rate
-        options = {"positions": "rope"} if config.positions == "rope" else {}
-        self.attention = registry.load("mixer", config.mixer)(
-            config.model_size,
-            num_heads=config.num_heads,
-            dropout_rate=config.attention_dropout_rate,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-            **options,
-        )
+        self.attention = config.build_mixer(rngs)
         self.feedforward = FeedForward(config, rngs=rngs)
         self.attention_norm = LayerNorm(config.model_size)
         self.feedforward_norm = LayerNorm(config.model_size)
@@ -197,13 +227,14 @@ class Encoder(nnx.Module):
             are None. Padding changes nothing at the real positions.
           mask: joined to that, for instance `masks.causal()`.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
+          return_weights: also return the attention weights, where the mixer has any.
 
         Returns:
           [B, T, D], or that and the weights [L, B, N, T, T]. What stands at padding means nothing.
 
         Raises:
           ValueError: shapes do not fit, T > max_length, or both valid and lengths are given.
+          NotImplementedError: the mixer cannot honour the mask, or has no weights to return.
         """
         config = self.config
         sizes = {"D": config.model_size}
