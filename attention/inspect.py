@@ -111,9 +111,8 @@ def _prepared(
     graphdef, state = None, ()
     if isinstance(model, nnx.Module):
         twin = nnx.clone(model)
-        # Those nearest to the root first: a shared module goes by its shortest path.
         modules = [(path, m) for path, m in nnx.iter_graph(twin) if isinstance(m, nnx.Module)]
-        for path, module in sorted(modules, key=lambda entry: len(entry[0])):
+        for path, module in modules:
             setattr(module, _TAG, "/".join(map(str, path)))
         graphdef, state = nnx.split(twin)
 
