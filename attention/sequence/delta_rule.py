@@ -1,0 +1,195 @@
+"""The gated delta rule: a memory that is written by correcting what it already says.
+
+Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers". In
+parallel: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
+Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). K key heads serve N value
+heads, C positions in a chunk; other letters as everywhere. The module is in `gated_delta_net.py`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from attention import shapes
+from attention.kernels.reference import accumulator
+from attention.sequence.linear import expect_chunk_size, in_chunks
+
+Array = jax.Array
+
+
+def gated_delta_rule_recurrent(
+    query: Array,
+    key: Array,
+    value: Array,
+    log_decay: Array,
+    beta: Array,
+    state: Array | None = None,
+) -> tuple[Array, Array]:
+    """One position after the other (Yang et al. 2025, equation 10).
+
+        S_t = exp(g_t) S_{t-1} + β_t k_t (v_t - (exp(g_t) S_{t-1})ᵀ k_t)ᵀ,   o_t = S_tᵀ q_t
+
+    In at least float32. β_t = 0 with g_t = 0 leaves the state as it is.
+
+    Args:
+      query: [B, T, K, H].
+      key: [B, T, K, H]; of length 1 where the memory shall be stable.
+      value: [B, T, N, V]; K divides N, value head n uses query and key head n // (N / K).
+      log_decay: g, at most 0, [B, T, N].
+      beta: β, how much of the difference is written, in [0, 1], [B, T, N].
+      state: S before the first position, [B, N, H, V]; 0 if None.
+
+    Returns:
+      [B, T, N, V] in the value's dtype, and the state after the last position, [B, N, H, V] in at
+      least float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    dtype = value.dtype
+    arrays, state = _checked(query, key, value, log_decay, beta, state)
+
+    def step(state, arrays):
+        query, key, value, log_decay, beta = arrays
+        state = state * jnp.exp(log_decay)[..., None, None]
+        difference = value - jnp.einsum("BNHV,BNH->BNV", state, key)
+        state = state + jnp.einsum("BNH,BNV->BNHV", key, beta[..., None] * difference)
+        return state, jnp.einsum("BNHV,BNH->BNV", state, query)
+
+    state, out = jax.lax.scan(step, state, [jnp.moveaxis(x, 1, 0) for x in arrays])
+    return jnp.moveaxis(out, 0, 1).astype(dtype), state
+
+
+def gated_delta_rule_chunked(
+    query: Array,
+    key: Array,
+    value: Array,
+    log_decay: Array,
+    beta: Array,
+    state: Array | None = None,
+    *,
+    chunk_size: int = 64,
+) -> tuple[Array, Array]:
+    """The same, a chunk at a time (Yang et al. 2024, section 3.2; Yang et al. 2025, section 3.3).
+
+    In a chunk that begins with the state S, with G_i = Σ_{j <= i} g_j, what is written is
+
+        k_i u_iᵀ,   u_i = β_i (v_i - exp(G_i) Sᵀ k_i - Σ_{j < i} exp(G_i - G_j) (k_i·k_j) u_j),
+
+    a triangular system for all u (the UT transform of the WY representation), and then
+
+        o_i = exp(G_i) Sᵀ q_i + Σ_{j <= i} exp(G_i - G_j) (q_i·k_j) u_j
+        S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
+
+    The system is solved for β v and β exp(G) k in all chunks at once; the scan over chunks is
+    matrix products alone. O(T·C) weights and O(T/C) states exist at a time.
+
+    Args:
+      query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
+      chunk_size: C.
+
+    Returns:
+      [B, T, N, V] in the value's dtype, and the state after the last position, [B, N, H, V] in at
+      least float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    expect_chunk_size(chunk_size)
+    dtype, T = value.dtype, value.shape[1]
+    arrays, state = _checked(query, key, value, log_decay, beta, state)
+    # Positions that fill the last chunk up have β = 0 and g = 0.
+    chunks = [_chunks_first(x, min(chunk_size, T)) for x in arrays]
+
+    def step(state, chunk):
+        read, write, values, keys, inside, decay = chunk
+        written = values - keys @ state
+        out = read @ state + inside @ written
+        return decay * state + jnp.swapaxes(write, -1, -2) @ written, out
+
+    state, out = jax.lax.scan(step, state, _solved(*chunks))
+    c, B, N, C, V = out.shape
+    out = out.transpose(1, 0, 3, 2, 4).reshape(B, c * C, N, V)[:, :T]
+    return out.astype(dtype), state
+
+
+def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
+    """What the scan needs of chunks [c, B, N, C, .]: queries that read the chunk's state, keys that
+    write to the next, what is written were the state 0, keys by which the state changes that,
+    weights on what is written, decay of the state."""
+    C = key.shape[-2]
+    total = jnp.cumsum(log_decay, axis=-1)
+    since = total[..., :, None] - total[..., None, :]
+    # Masked before exp: above the diagonal it would overflow.
+    decay = jnp.exp(jnp.where(jnp.tri(C, dtype=bool), since, -jnp.inf))
+    transposed = jnp.swapaxes(key, -1, -2)
+    system = beta[..., None] * (key @ transposed) * decay
+    system = jnp.where(jnp.tri(C, k=-1, dtype=bool), system, 0) + jnp.eye(C, dtype=key.dtype)
+    decayed_keys = key * jnp.exp(total)[..., None]
+    right = beta[..., None] * jnp.concatenate([value, decayed_keys], axis=-1)
+    solution = jax.lax.linalg.triangular_solve(
+        system, right, left_side=True, lower=True, unit_diagonal=True
+    )
+    values, keys = jnp.split(solution, [value.shape[-1]], axis=-1)
+    last = total[..., -1:]
+    return (
+        query * jnp.exp(total)[..., None],
+        key * jnp.exp(last - total)[..., None],
+        values,
+        keys,
+        (query @ transposed) * decay,
+        jnp.exp(last)[..., None],
+    )
+
+
+def gated_delta_rule_weights(
+    query: Array, key: Array, log_decay: Array, beta: Array, *, chunk_size: int = 64
+) -> Array:
+    """The matrix that takes the values to the results (Yang et al. 2025, equation 10 unrolled).
+
+        w_ts = β_s q_tᵀ (Π_{j = t ... s+1} exp(g_j) (I - β_j k_j k_jᵀ)) k_s   for s <= t, else 0
+
+    Args:
+      query, key, log_decay, beta: as for `gated_delta_rule_recurrent`.
+      chunk_size: C.
+
+    Returns:
+      [B, N, T, T], in at least float32, of either sign.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    (B, T), N = key.shape[:2], beta.shape[-1]
+    one_hot = jnp.broadcast_to(jnp.eye(T, dtype=accumulator(key))[:, None], (B, T, N, T))
+    arrays = (x.astype(one_hot.dtype) for x in (query, key, one_hot, log_decay, beta))
+    weights, _ = gated_delta_rule_chunked(*arrays, chunk_size=chunk_size)
+    return weights.transpose(0, 2, 1, 3)
+
+
+def _chunks_first(x: Array, C: int) -> Array:
+    """[B, T, N, ...] -> [c, B, N, C, ...]."""
+    return jnp.moveaxis(in_chunks(x, C), (1, 3), (0, 2))
+
+
+def _checked(
+    query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array | None
+) -> tuple[list[Array], Array]:
+    """The arrays with one head for each value head, and the state, in at least float32."""
+    arrays = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
+    letters = ("B T K H", "B T K H", "B T N V", "B T N", "B T N")
+    sizes: dict[str, int] = {}
+    for (name, array), dimensions in zip(arrays.items(), letters, strict=True):
+        shapes.expect_floating(name, array)
+        shapes.expect(name, array, dimensions, sizes)
+    if sizes["K"] == 0 or sizes["N"] % sizes["K"]:
+        raise ValueError(
+            f"key: got K={sizes['K']} heads, expected a divisor of the value's N={sizes['N']}"
+        )
+    wide = jnp.result_type(jnp.float32, *arrays.values())
+    if state is None:
+        state = jnp.zeros([sizes[letter] for letter in "BNHV"], wide)
+    shapes.expect("state", state, "B N H V", sizes)
+    query, key, *rest = (array.astype(wide) for array in arrays.values())
+    query, key = (jnp.repeat(x, sizes["N"] // sizes["K"], axis=2) for x in (query, key))
+    return [query, key, *rest], state.astype(wide)

@@ -1,0 +1,355 @@
+"""Gated DeltaNet: the gated delta rule as a sequence mixer, with a short convolution before it.
+
+Yang et al. 2025, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (ICLR); sizes and
+parameters are those of Qwen3-Next. W taps of the convolution, C channels; other letters as in
+`delta_rule.py`, which has the rule itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attention import masks, recording, shapes
+from attention.cache import real_lengths
+from attention.dropout import dropout
+from attention.kernels.reference import accumulator
+from attention.normalization import RMSNorm
+from attention.projection import Projection
+from attention.sequence.delta_rule import gated_delta_rule_chunked, gated_delta_rule_weights
+from attention.sequence.linear import expect_chunk_size
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaState:
+    """All that later positions need of the earlier ones. A frozen pytree.
+
+    Attributes:
+      tail: the last W - 1 inputs of the convolution, [B, W - 1, C].
+      memory: S, [B, N, H, V].
+    """
+
+    tail: Array
+    memory: Array
+
+
+jax.tree_util.register_dataclass(DeltaState, data_fields=["tail", "memory"], meta_fields=[])
+
+
+def short_convolution(
+    x: Array, filters: Array, *, valid: Array | None = None, tail: Array | None = None
+) -> tuple[Array, Array]:
+    """A causal convolution of each channel by itself (Yang et al. 2025, section 3.4).
+
+        y_t = Σ_{j < W} f_j x_{t-j}
+
+    x_{t-j} is the j-th real position before t: those that are not real are skipped, however many
+    there are. Before the first are the tail's.
+
+    Args:
+      x: [B, T, C].
+      filters: f, [W, C]; f_0 is for t itself.
+      valid: bool [B, T], True = a real position; all if None.
+      tail: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
+
+    Returns:
+      y, [B, T, C], in at least float32, and the tail after x. At positions that are not real y is
+      what would stand there were they real, and the others not aware of it.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    shapes.expect_floating("x", x)
+    sizes: dict[str, int] = {}
+    shapes.expect("x", x, "B T C", sizes)
+    shapes.expect("filters", filters, "W C", sizes)
+    B, T, C = x.shape
+    before = len(filters) - 1
+    wide = jnp.promote_types(accumulator(x), filters.dtype)
+    x, filters = x.astype(wide), filters.astype(wide)
+    tail = jnp.zeros((B, before, C), wide) if tail is None else tail.astype(wide)
+    shapes.expect("tail", tail, "B W C", {"B": B, "W": before, "C": C})
+    real = x
+    if valid is not None:
+        shapes.expect_boolean("valid", valid, true_means="a real position")
+        shapes.expect("valid", valid, "B T", sizes)
+        # Real positions first, in their order; what stands behind them is never read.
+        order = jnp.argsort(~valid, axis=1, stable=True)
+        real = jnp.take_along_axis(x, order[..., None], axis=1)
+    history = jnp.concatenate([tail, real], axis=1)
+    # past[r] is what a position sees that has r real ones before it.
+    past = jnp.zeros((B, T, C), wide)
+    for j in range(1, before + 1):
+        past = past + filters[j] * history[:, before - j : before - j + T]
+    if valid is None:
+        return filters[0] * x + past, history[:, T:]
+    count = jnp.cumsum(valid, axis=1)
+    past = jnp.take_along_axis(past, (count - valid)[..., None], axis=1)
+    last = count[:, -1:] + jnp.arange(before)
+    return filters[0] * x + past, jnp.take_along_axis(history, last[..., None], axis=1)
+
+
+def l2_normalize(x: Array, *, epsilon: float = 1e-6) -> Array:
+    """Vectors of length 1 (as in Yang et al. 2024, section 3.3).
+
+        y = x / sqrt(Σ x² + ε)
+
+    Args:
+      x: [..., H].
+      epsilon: ε, above 0: zeros stay zeros, with finite gradients.
+
+    Returns:
+      [..., H] in x's dtype.
+
+    Raises:
+      ValueError: x does not hold floating-point numbers.
+    """
+    shapes.expect_floating("x", x)
+    wide = x.astype(accumulator(x))
+    size = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(size + epsilon)).astype(x.dtype)
+
+
+class _Inputs(NamedTuple):
+    """Arguments of the delta rule, in its order."""
+
+    query: Array
+    key: Array
+    value: Array
+    log_decay: Array
+    beta: Array
+
+
+class GatedDeltaNet(nnx.Module):
+    """Gated DeltaNet; causal, whether the mask says so or not.
+
+        q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
+        g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)
+        o = gated_delta_rule(q / (|q| sqrt(H)), k / |k|, v, g, β)
+        y = (rms_norm(o) silu(x W_z)) W_o
+
+    Masks: a key that is masked is skipped by the convolution, and neither writes to the memory nor
+    lets it decay; so what stands at other positions is as if it had been taken out of the sequence,
+    at its beginning, its end or in the middle. A query there still reads the memory. Queries that
+    are masked give 0, as keys they stay.
+
+    Weights: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V], beta/kernel,
+      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias is there always, b_a
+      above); log_rate [N], a above; query_filter, key_filter [W, K, H], value_filter [W, N, V];
+      norm/scale [V].
+
+    Args:
+      model_size: D.
+      num_heads: N, value heads.
+      key_heads: K, divides N; N if None.
+      key_head_size: H; D / N if None.
+      value_head_size: V; D / N if None.
+      conv_size: W; 1 sees the position itself alone.
+      chunk_size: positions in a chunk.
+      use_bias: whether the projections have biases (Qwen3-Next: no, but for the decay's).
+      dropout_rate: of what goes into the out projection, active where a dropout_key is given: the
+        weights are never formed, and behind them is a norm.
+      epsilon: of the norm.
+      dtype: of the projections; the rest is in at least float32, and so are weights.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        key_heads: int | None = None,
+        key_head_size: int | None = None,
+        value_head_size: int | None = None,
+        conv_size: int = 4,
+        chunk_size: int = 64,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        epsilon: float = 1e-6,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        V = _head_size("value_head_size", model_size, num_heads, value_head_size)
+        H = _head_size("key_head_size", model_size, num_heads, key_head_size)
+        K = num_heads if key_heads is None else key_heads
+        if K < 1 or num_heads % K:
+            expected = f"a positive divisor of num_heads={num_heads}"
+            raise ValueError(f"key_heads: got {K}, expected {expected}")
+        if conv_size < 1:
+            raise ValueError(f"conv_size: got {conv_size}, expected at least 1")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon: got {epsilon}, expected above 0")
+        expect_chunk_size(chunk_size)
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.sizes = model_size, {"K": K, "H": H, "N": num_heads, "V": V}
+        self.conv_size, self.chunk_size = conv_size, chunk_size
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = Projection((model_size,), (K, H), **options)
+        self.key = Projection((model_size,), (K, H), **options)
+        self.value = Projection((model_size,), (num_heads, V), **options)
+        self.gate = Projection((model_size,), (num_heads, V), **options)
+        self.beta = Projection((model_size,), (num_heads,), **options)
+        self.decay = Projection((model_size,), (num_heads,), dtype=dtype, rngs=rngs)
+        self.out = Projection((num_heads, V), (model_size,), **options)
+        self.norm = RMSNorm(V, epsilon=epsilon)
+        self.query_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
+        self.key_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
+        self.value_filter = nnx.Param(_filter(rngs.params(), conv_size, num_heads, V))
+        log_rate, self.decay.bias[...] = _decay_parameters(rngs.params(), num_heads)
+        self.log_rate = nnx.Param(log_rate)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Runs over x from an empty memory.
+
+        Args:
+          x: [B, T, D].
+          mask: joined from `masks.causal`, `masks.lengths` and `masks.valid`, or None.
+          dropout_key: None for evaluation.
+          return_weights: also return what takes the values v to the memory's answers o, before
+            gate and norm, in O(T²).
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T], of either sign.
+
+        Raises:
+          ValueError: shapes do not fit.
+          NotImplementedError: the mask holds anything else.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        B, T = x.shape[:2]
+        padding = masks.padding(mask, B, T, T, of="gated_delta_net")
+        inputs, _ = self._inputs(x, valid=padding.key)
+        weigh = functools.partial(self._weights, inputs, padding.query)
+        recording.record(weigh)
+        heads, _ = gated_delta_rule_chunked(*inputs, chunk_size=self.chunk_size)
+        if padding.query is not None:
+            heads = jnp.where(padding.query[:, :, None, None], heads, 0)
+        result = self._result(heads, x, dropout_key)
+        return (result, weigh()) if return_weights else result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> DeltaState:
+        """An empty state for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: no limit here: the state is as large for any length.
+          dtype: of tail and memory, raised to at least float32; float32 if None.
+        """
+        K, H, N, V = self.sizes.values()
+        dtype = jnp.promote_types(dtype or jnp.float32, jnp.float32)
+        tail = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
+        return DeltaState(tail, jnp.zeros((batch_size, N, H, V), dtype))
+
+    def decode(
+        self, x: Array, cache: DeltaState, *, lengths: Array | None = None
+    ) -> tuple[Array, DeltaState]:
+        """The next T positions: a prompt, then steps.
+
+        Equal to `self(x_of_all_positions)` at these positions.
+
+        Args:
+          x: [B, T, D].
+          cache: of `init_cache`, or of the call before.
+          lengths: int [B], how many of the T positions are real; they come first, the others leave
+            no trace, and the next call goes on right after the real ones. All if None.
+
+        Returns:
+          [B, T, D] (what stands at positions that are not real means nothing) and the new state.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": len(cache.memory)})
+        B, T = x.shape[:2]
+        valid = None
+        if lengths is not None:
+            valid = jnp.arange(T) < real_lengths(lengths, B, T)[:, None]
+        inputs, tail = self._inputs(x, valid=valid, tail=cache.tail)
+        heads, memory = gated_delta_rule_chunked(*inputs, cache.memory, chunk_size=self.chunk_size)
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), DeltaState(tail, memory), cache)
+        return self._result(heads, x, None), new
+
+    def _inputs(
+        self, x: Array, *, valid: Array | None, tail: Array | None = None
+    ) -> tuple[_Inputs, Array]:
+        """What the delta rule takes, and the convolution's new tail."""
+        B, T = x.shape[:2]
+        projected = (self.query(x), self.key(x), self.value(x))
+        filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])
+        mixed, tail = short_convolution(
+            jnp.concatenate([y.reshape(B, T, -1) for y in projected], axis=-1),
+            jnp.concatenate([f.reshape(self.conv_size, -1) for f in filters], axis=-1),
+            valid=valid,
+            tail=tail,
+        )
+        ends = np.cumsum([math.prod(y.shape[2:]) for y in projected])[:-1]
+        query, key, value = (
+            part.reshape(y.shape)
+            for part, y in zip(jnp.split(jax.nn.silu(mixed), ends, axis=-1), projected, strict=True)
+        )
+        query, key = l2_normalize(query) / self.sizes["H"] ** 0.5, l2_normalize(key)
+        beta = jax.nn.sigmoid(self.beta(x).astype(mixed.dtype))
+        steps = jax.nn.softplus(self.decay(x).astype(mixed.dtype))
+        log_decay = -jnp.exp(self.log_rate[...]) * steps
+        if valid is not None:
+            key, value = (jnp.where(valid[:, :, None, None], y, 0) for y in (key, value))
+            log_decay, beta = (jnp.where(valid[:, :, None], y, 0) for y in (log_decay, beta))
+        return _Inputs(query, key, value, log_decay, beta), tail
+
+    def _result(self, heads: Array, x: Array, dropout_key: Array | None) -> Array:
+        gated = self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        return self.out(dropout(gated, rate, dropout_key))
+
+    def _weights(self, inputs: _Inputs, query_valid: Array | None) -> Array:
+        query, key, _, log_decay, beta = inputs
+        weights = gated_delta_rule_weights(query, key, log_decay, beta, chunk_size=self.chunk_size)
+        if query_valid is None:
+            return weights
+        return jnp.where(query_valid[:, None, :, None], weights, 0)
+
+
+def _head_size(argument: str, model_size: int, num_heads: int, given: int | None) -> int:
+    if num_heads < 1 or (given is None and model_size % num_heads):
+        expected = f"a positive divisor of model_size={model_size} (or give {argument})"
+        raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
+    if given is not None and given < 1:
+        raise ValueError(f"{argument}: got {given}, expected at least 1")
+    return model_size // num_heads if given is None else given
+
+
+def _filter(key: Array, *shape: int) -> Array:
+    limit = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def _decay_parameters(key: Array, num_heads: int) -> tuple[Array, Array]:
+    """a and b_a of the decay, so that exp(a) is uniform in [1, 16] and softplus(b_a) log-uniform in
+    [0.001, 0.1], as Gu & Dao 2024 begin ("Mamba-2"): no memory is lost at once."""
+    rate_key, step_key = jax.random.split(key)
+    rates = jax.random.uniform(rate_key, (num_heads,), minval=1.0, maxval=16.0)
+    logs = jax.random.uniform(step_key, (num_heads,), minval=math.log(0.001), maxval=math.log(0.1))
+    steps = jnp.exp(logs)
+    return jnp.log(rates), steps + jnp.log(-jnp.expm1(-steps))

@@ -1,0 +1,200 @@
+"""Linear attention with features that are given as logarithms, for kernels such as exp(q·k).
+
+Choromanski et al. 2021 take exponentials of what may be large, less the largest over all
+positions: so a late key can push an early one below the smallest number. Here each query's sums are
+in the scale of what this query sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from attention import shapes
+from attention.kernels.reference import accumulator
+from attention.sequence.linear import expect_features, in_chunks, quotient, with_ones
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLinearState:
+    """All that later queries need of the keys and values so far. A frozen pytree.
+
+    Attributes:
+      sums: Σ_s exp(log φ(k_s) - m) v_sᵀ, [B, N, F, V].
+      total: Σ_s exp(log φ(k_s) - m), [B, N, F].
+      highest: m = max_s log φ(k_s), [B, N, F]; -inf where there was no key.
+    """
+
+    sums: Array
+    total: Array
+    highest: Array
+
+
+jax.tree_util.register_dataclass(
+    LogLinearState, data_fields=["sums", "total", "highest"], meta_fields=[]
+)
+
+
+def log_linear_attention(
+    log_query_features: Array,
+    log_key_features: Array,
+    value: Array,
+    *,
+    causal: bool = False,
+    query_valid: Array | None = None,
+    key_valid: Array | None = None,
+    chunk_size: int = 64,
+    state: LogLinearState | None = None,
+    return_state: bool = False,
+) -> Array | tuple[Array, LogLinearState]:
+    """`linear_attention` of exp(features), without overflow (after Choromanski et al. 2021).
+
+        o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
+
+    Numerator and denominator are computed times exp(-M_t), M_t = max_f max_s (log φ_f(q_t) +
+    log φ_f(k_s)) over the keys that t sees, so that the denominator is at least 1. All exponents
+    are at most 0: a sum over keys is kept, a feature at a time, in the scale of its largest key,
+    and in the causal form no sum holds a key that comes after a query that reads it. Inside a
+    chunk of C the later half reads the sums' scale of the earlier half, and each half is halved
+    again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
+
+    Args:
+      log_query_features: log φ(q), [B, T, N, F], finite.
+      log_key_features: log φ(k), [B, S, N, F], finite.
+      value: [B, S, N, V].
+      causal, query_valid, key_valid: as for `linear_attention`.
+      chunk_size: C, a power of two if causal.
+      state: of the keys and values before these, which all queries see.
+      return_state: also return the state with these.
+
+    Returns:
+      [B, T, N, V] in the value's dtype, or that and the state. A query that sees nothing gives 0,
+      with finite gradients.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+    """
+    sizes = expect_features(
+        log_query_features, log_key_features, value, causal, query_valid, key_valid, chunk_size
+    )
+    if causal:
+        expect_power_of_two(chunk_size)
+    wide = jnp.promote_types(accumulator(log_query_features), value.dtype)
+    query, key, values = (x.astype(wide) for x in (log_query_features, log_key_features, value))
+    values = with_ones(values)
+    if key_valid is not None:
+        seen = key_valid[:, :, None, None]
+        key, values = jnp.where(seen, key, -jnp.inf), jnp.where(seen, values, 0)
+    before = _before(state, sizes, wide)
+    if causal:
+        sums, after = _causal(query, key, values, before, chunk_size)
+    else:
+        after = _join(before, _summed(key, values))
+        scale = _fixed(jnp.max(query + after[0][:, None], axis=-1, keepdims=True))
+        sums = _read(query, scale, after)
+    out = quotient(sums, query_valid).astype(value.dtype)
+    if not return_state:
+        return out
+    return out, LogLinearState(after[1][..., :-1], after[1][..., -1], after[0])
+
+
+def expect_power_of_two(chunk_size: int) -> None:
+    """Raises ValueError for a chunk that cannot be halved again and again."""
+    if chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size: got {chunk_size}, expected a power of two")
+
+
+# Sums of keys and values are a pair (m, Σ_s exp(log φ(k_s) - m) v_s): [..., N, F], [..., N, F, V].
+# What they mean does not depend on m, so neither do gradients: none goes through it.
+
+
+def _fixed(highest: Array) -> Array:
+    """A scale that no gradient goes through; 0 for that of nothing, so that -inf - m is -inf."""
+    highest = jax.lax.stop_gradient(highest)
+    return jnp.where(highest == -jnp.inf, 0, highest)
+
+
+def _summed(key: Array, values: Array) -> tuple[Array, Array]:
+    """The pair of keys [..., S, N, F] and values [..., S, N, V]."""
+    highest = jax.lax.stop_gradient(jnp.max(key, axis=-3))
+    factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
+    return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
+
+
+def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The pair of both's keys."""
+    highest = jnp.maximum(first[0], second[0])
+    scale = _fixed(highest)
+    parts = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
+    return highest, sum(parts)
+
+
+def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:
+    """What queries [..., T, N, F] read, times exp(-scale): [..., T, N, V]."""
+    highest, sums = pair
+    factors = jnp.exp(query + highest[..., None, :, :] - scale)
+    return jnp.einsum("...TNF,...NFV->...TNV", factors, sums)
+
+
+def _before(
+    state: LogLinearState | None, sizes: dict[str, int], dtype: jnp.dtype
+) -> tuple[Array, Array]:
+    if state is None:
+        B, N, F, V = (sizes[letter] for letter in "BNFV")
+        return jnp.full((B, N, F), -jnp.inf, dtype), jnp.zeros((B, N, F, V + 1), dtype)
+    shapes.expect("state.sums", state.sums, "B N F V", sizes)
+    shapes.expect("state.total", state.total, "B N F", sizes)
+    shapes.expect("state.highest", state.highest, "B N F", sizes)
+    sums = jnp.concatenate([state.sums, state.total[..., None]], axis=-1)
+    return state.highest.astype(dtype), sums.astype(dtype)
+
+
+def _causal(
+    query: Array, key: Array, values: Array, before: tuple[Array, Array], chunk_size: int
+) -> tuple[Array, tuple[Array, Array]]:
+    """Queries' sums over s <= t, [B, T, N, V], times exp(-M_t), and the pair after all."""
+    T = query.shape[1]
+    C = min(chunk_size, 1 << max(T - 1, 0).bit_length())
+    query, values = in_chunks(query, C), in_chunks(values, C)
+    key = in_chunks(key, C, fill=-jnp.inf)
+    pairs = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[:, None], rest], axis=1),
+        before,
+        _summed(key, values),
+    )
+    pairs = jax.lax.associative_scan(_join, pairs, axis=1)
+    earlier, after = ([x[:, part] for x in pairs] for part in (slice(-1), -1))
+    seen = jnp.maximum(jax.lax.cummax(jax.lax.stop_gradient(key), axis=2), earlier[0][:, :, None])
+    scale = _fixed(jnp.max(query + seen, axis=-1, keepdims=True))
+    # The factors are as large as queries and keys, once for each level: made again for gradients.
+    read = jax.checkpoint(_read)
+    result = read(query, scale, earlier)
+    itself = jnp.sum(jnp.exp(query + key - scale), axis=-1, keepdims=True)
+    result = result + itself * values
+    half = C // 2
+    while half:
+        later = jax.checkpoint(functools.partial(_later_half, half=half))
+        result = result + later(query, key, values, scale)
+        half //= 2
+    return result.reshape(len(result), -1, *result.shape[3:])[:, :T], tuple(after)
+
+
+def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:
+    """In each 2·half positions: what the later half reads of the earlier; 0 for the earlier."""
+
+    def parts(x):
+        return x.reshape(x.shape[0], -1, 2, half, *x.shape[3:])
+
+    query, scale = parts(query)[:, :, 1], parts(scale)[:, :, 1]
+    key, earlier_values = parts(key)[:, :, 0], parts(values)[:, :, 0]
+    highest = jax.lax.stop_gradient(jnp.max(key, axis=2, keepdims=True))
+    queries, keys = jnp.exp(query + highest - scale), jnp.exp(key - _fixed(highest))
+    shares = jnp.einsum("bcTNF,bcSNF->bcNTS", queries, keys)
+    read = jnp.einsum("bcNTS,bcSNV->bcTNV", shares, earlier_values)
+    both = jnp.stack([jnp.zeros_like(read), read], axis=2)
+    return both.reshape(values.shape)

@@ -1,0 +1,200 @@
+"""Performer: linear attention with random features of the softmax kernel, or of another (FAVOR+).
+
+Choromanski et al. 2021, "Rethinking Attention with Performers". F random features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+from attention.kernels.reference import accumulator
+from attention.sequence.linear import FeatureAttention, LinearState, linear_attention
+from attention.sequence.log_linear import (
+    LogLinearState,
+    expect_power_of_two,
+    log_linear_attention,
+)
+
+Array = jax.Array
+
+KERNELS = ("softmax", "relu")
+
+
+class RandomFeatures(nnx.Variable):
+    """Drawn once, never trained; kept with the module, so that a checkpoint has it."""
+
+
+def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bool = True) -> Array:
+    """Random directions ω_1 ... ω_F, each N(0, I) (Choromanski et al. 2021, section 2.4).
+
+        ω_f = |g_f| · u_f,   g_f ~ N(0, I_H)
+
+    Orthogonal: u_f are rows of uniformly drawn orthogonal matrices, one for each H of them, and
+    |g_f| chi-distributed lengths drawn apart. Each ω_f alone is still N(0, I), so that means over
+    draws stay; their spread falls. Otherwise u_f = g_f / |g_f|.
+
+    Args:
+      key: a key of `jax.random`.
+      features: F.
+      head_size: H.
+      orthogonal: see above.
+
+    Returns:
+      [F, H], float32.
+
+    Raises:
+      ValueError: a size is below 1.
+    """
+    for name, size in (("features", features), ("head_size", head_size)):
+        if size < 1:
+            raise ValueError(f"{name}: got {size}, expected at least 1")
+    normal_key, orthogonal_key = jax.random.split(key)
+    normal = jax.random.normal(normal_key, (features, head_size), jnp.float32)
+    if not orthogonal:
+        return normal
+    blocks = (-(-features // head_size),)
+    # Uniform (Haar): with the signs that a bare QR leaves, the features would be biased.
+    matrices = jax.random.orthogonal(orthogonal_key, head_size, blocks, jnp.float32)
+    lengths = jnp.linalg.norm(normal, axis=-1, keepdims=True)
+    return lengths * matrices.reshape(-1, head_size)[:features]
+
+
+def softmax_log_features(x: Array, directions: Array) -> Array:
+    """Logarithms of the positive features of the softmax kernel (Choromanski et al. 2021, lemma 1).
+
+        log φ_f(x) = ω_f·x' - |x'|²/2 - log(F)/2,   x' = x / H^¼,   E φ(q)·φ(k) = exp(q·k / sqrt(H))
+
+    Args:
+      x: queries or keys, [..., H].
+      directions: ω, [F, H].
+
+    Returns:
+      [..., F], in at least float32.
+
+    Raises:
+      ValueError: the sizes do not fit.
+    """
+    x, directions = _scaled(x, directions)
+    size = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x @ directions.T - size / 2 - jnp.log(jnp.asarray(len(directions), x.dtype)) / 2
+
+
+def relu_features(x: Array, directions: Array, *, epsilon: float = 1e-3) -> Array:
+    """Features of the ReLU kernel (Choromanski et al. 2021, section 2.2 and appendix B.3).
+
+        φ_f(x) = (max(ω_f·x', 0) + ε) / sqrt(F),   x' = x / H^¼
+
+    Args:
+      x: queries or keys, [..., H].
+      directions: ω, [F, H].
+      epsilon: ε, above 0, without which a row might see nothing.
+
+    Returns:
+      [..., F], in at least float32.
+
+    Raises:
+      ValueError: the sizes do not fit.
+    """
+    x, directions = _scaled(x, directions)
+    return (jax.nn.relu(x @ directions.T) + epsilon) / len(directions) ** 0.5
+
+
+def _scaled(x: Array, directions: Array) -> tuple[Array, Array]:
+    shapes.expect_floating("x", x)
+    shapes.expect("directions", directions, "F H", {"H": x.shape[-1]})
+    x = x.astype(accumulator(x))
+    return x / x.shape[-1] ** 0.25, directions.astype(x.dtype)
+
+
+class Performer(FeatureAttention):
+    """Linear attention with random features.
+
+        head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
+
+    The softmax kernel's features are kept as logarithms, see `log_linear_attention`: nothing
+    overflows, and no query or key is seen in the scale of another.
+
+    Weights: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
+      [N, H], [D]; and the directions [F, H], which all heads share and nothing trains.
+
+    Args:
+      model_size: D.
+      num_heads: N.
+      features: F.
+      kernel: "softmax", which approximates dot-product attention, or "relu".
+      orthogonal: whether directions are orthogonal by blocks.
+      head_size: H; D / N if None.
+      chunk_size: positions in a chunk of the causal form; a power of two with the softmax kernel.
+      use_bias: whether the projections have biases.
+      dropout_rate: of the heads' results, active where a dropout_key is given; the weights, which
+        are never formed, cannot be dropped.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    name = "performer"
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        features: int = 256,
+        kernel: str = "softmax",
+        orthogonal: bool = True,
+        head_size: int | None = None,
+        chunk_size: int = 64,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            model_size,
+            num_heads,
+            head_size=head_size,
+            chunk_size=chunk_size,
+            use_bias=use_bias,
+            dropout_rate=dropout_rate,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel: got {kernel!r}, expected one of {list(KERNELS)}")
+        if kernel == "softmax":
+            expect_power_of_two(chunk_size)
+        self.features, self.kernel, self.orthogonal = features, kernel, orthogonal
+        self.directions = RandomFeatures(self._drawn(rngs.params()))
+
+    def _drawn(self, key: Array) -> Array:
+        return draw_directions(key, self.features, self.head_size, orthogonal=self.orthogonal)
+
+    def redraw(self, key: Array) -> None:
+        """Takes other directions, as the paper does now and then in training.
+
+        Args:
+          key: a key of `jax.random`.
+        """
+        self.directions[...] = self._drawn(key)
+
+    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+        directions = self.directions[...]
+        softmax = self.kernel == "softmax"
+        features = softmax_log_features if softmax else relu_features
+        attention = log_linear_attention if softmax else linear_attention
+        query, key = features(query, directions), features(key, directions)
+        return attention(query, key, value, chunk_size=self.chunk_size, **options)
+
+    def _empty(self, batch_size: int, dtype: jnp.dtype) -> LinearState | LogLinearState:
+        shape = (batch_size, self.num_heads, self.features)
+        sums, total = jnp.zeros((*shape, self.head_size), dtype), jnp.zeros(shape, dtype)
+        if self.kernel == "relu":
+            return LinearState(sums, total)
+        return LogLinearState(sums, total, jnp.full(shape, -jnp.inf, dtype))
