@@ -160,7 +160,7 @@ def big_bird(
       window: blocks seen on each side, at least 0.
       global_blocks: how many of the first blocks see all and are seen by all.
       random_blocks: how many each draws (all there are, where there are fewer).
-      seed: of the draws, at least 0; all heads share them.
+      seed: of the draws, 0 to 2³² - 1; all heads share them.
       links: instead of draws, for each query block the key blocks that it sees besides window and
         global ones, one way: the plan of weights that were trained elsewhere.
       query_offset: as in `dilated_window`.
@@ -171,13 +171,16 @@ def big_bird(
     Raises:
       ValueError: a number is out of range; or, when the mask is used, a block has no links.
     """
+    seed = expect_int("seed", seed, 0)
+    if seed >= 2**32:
+        raise ValueError(f"seed: got {seed}, expected at most {2**32 - 1}")
     return _mask(
         _BigBird(
             expect_int("block", block, 1),
             expect_int("window", window, 0),
             expect_int("global_blocks", global_blocks, 0),
             expect_int("random_blocks", random_blocks, 0),
-            expect_int("seed", seed, 0),
+            seed,
             links if links is None else checked_links(links),
             masks.checked_offset(query_offset),
         )
