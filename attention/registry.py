@@ -411,7 +411,7 @@ def check_options(
 def _is_of(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, (int, float) if kind is float else typing.get_origin(kind) or kind)
 
 
 def _parameters(target: type) -> dict[str, Any]:
