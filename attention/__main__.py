@@ -1,0 +1,89 @@
+"""The map of the mechanisms, in a terminal.
+
+python -m attention               # all of them
+python -m attention mixer         # those of a kind
+python -m attention performer     # one, with its docstring
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import textwrap
+
+from attention import registry
+
+_INDENT = 20
+
+
+def main(arguments: list[str]) -> int:
+    """Prints what is asked for; 2 where there is no such thing."""
+    if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
+        kinds = ", ".join(registry.KINDS)
+        print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")
+        return 0 if len(arguments) == 1 else 2
+    width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    if not arguments:
+        blocks = [_kind(kind, width) for kind in registry.KINDS if registry.names(kind)]
+        blocks.append("python -m attention NAME shows one with its docstring.")
+    elif arguments[0] in registry.KINDS:
+        blocks = [_kind(arguments[0], width)]
+    else:
+        lines = registry.mechanisms()
+        try:
+            known = dict.fromkeys([*registry.KINDS, *(line.name for line in lines)])
+            name, _ = registry.parse("attention", arguments[0], known)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        blocks = [_one(line, width) for line in lines if line.name == name]
+    print("\n\n".join(blocks))
+    return 0
+
+
+def _kind(kind: str, width: int) -> str:
+    title = f"{registry.KINDS[kind]} ({kind})"
+    entries = [_entry(line, width) for line in registry.mechanisms(kind)]
+    return "\n".join([title, "=" * len(title), *(entries or ["none yet"])])
+
+
+def _entry(line: registry.Mechanism, width: int, *more: str) -> str:
+    """Name at the left; paper, costs and capabilities beside it."""
+    can = ", ".join(name for name in registry.CAPABILITIES if name in line.can)
+    costs = f"time {line.time}; memory {line.memory}"
+    wrapped: list[str] = []
+    for text in (line.paper, *more, costs, can):
+        wrapped += textwrap.wrap(text, width - _INDENT, subsequent_indent="  ")
+    beside = textwrap.indent("\n".join(wrapped), " " * _INDENT)
+    if len(line.name) > _INDENT - 2:
+        return f"{line.name}\n{beside}"
+    return line.name.ljust(_INDENT) + beside[_INDENT:]
+
+
+def _one(line: registry.Mechanism, width: int) -> str:
+    title = f"{line.name} ({line.kind}: {line.target})"
+    meanings = [
+        textwrap.fill(
+            f"{name.ljust(_INDENT - 2)}{meaning}",
+            width,
+            initial_indent="  ",
+            subsequent_indent=" " * _INDENT,
+        )
+        for name, meaning in registry.CAPABILITIES.items()
+        if name in line.can
+    ]
+    parts = [
+        f"{title}\n{'=' * len(title)}",
+        f"{line.paper}\n{line.equation}\ntime {line.time}; memory {line.memory}",
+        "\n".join(["can:", *meanings]),
+        inspect.getdoc(line.load()) or "",
+    ]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    # A terminal without the papers' letters gets question marks, not an error.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    sys.exit(main(sys.argv[1:]))
