@@ -1,4 +1,4 @@
-"""Linformer, one example and one head at a time."""
+"""Linformer and Nystromformer, one example and one head at a time."""
 
 import numpy as np
 
@@ -36,11 +36,56 @@ def linformer(inputs, allowed, projected_length, sharing="none"):
     return leave(inputs, heads), weights
 
 
-REFERENCES = {("mixer", "linformer"): linformer}
+def inverse(A):
+    Z = A.T / (np.abs(A).sum(axis=0).max() * np.abs(A).sum(axis=1).max())
+    one = np.eye(len(A))
+    for _ in range(6):
+        Z = Z @ (13 * one - A @ Z @ (15 * one - A @ Z @ (7 * one - A @ Z))) / 4
+    return Z
+
+
+def nystromformer(inputs, allowed, num_landmarks, kernel_size):
+    query, key, value = (project(inputs, name) for name in ("query", "key", "value"))
+    B, T, N, H = query.shape
+    weights = np.zeros((B, N, T, T))
+    for b in range(B):
+        real = np.flatnonzero(allowed[b, 0, 0])
+        count = len(real)
+        if not count:
+            continue
+        for n in range(N):
+            q, k = query[b, :, n] / np.sqrt(H), key[b, real, n]
+            if count <= num_landmarks:
+                mixed = softmax(q @ k.T)
+            else:
+                segment = np.arange(count) * num_landmarks // count
+                means = np.stack([segment == m for m in range(num_landmarks)]).astype(float)
+                means /= means.sum(axis=1, keepdims=True)
+                q_means, k_means = means @ q[real], means @ k
+                mixed = softmax(q @ k_means.T) @ inverse(softmax(q_means @ k_means.T))
+                mixed = mixed @ softmax(q_means @ k.T)
+            if kernel_size:
+                taps, half = inputs["params"]["convolution"][:, n], kernel_size // 2
+                for t in range(T):
+                    middle = (real < t).sum()
+                    for offset in range(-half, half + 1):
+                        if 0 <= middle + offset < count:
+                            mixed[t, middle + offset] += taps[offset + half]
+            weights[b, n][:, real] = mixed
+    heads = np.einsum("bnts,bsnh->btnh", weights, value)
+    return leave(inputs, heads), weights
+
+
+REFERENCES = {("mixer", "linformer"): linformer, ("mixer", "nystromformer"): nystromformer}
 VARIANTS = {
     "linformer": {
         "own": {"projected_length": 3},
         "heads": {"projected_length": 3, "sharing": "heads"},
         "key_value": {"projected_length": 12, "sharing": "key_value"},
-    }
+    },
+    "nystromformer": {
+        # Four of the five positions are real: segments of 2, 1 and 1, or attention itself.
+        "landmarks": {"num_landmarks": 3, "kernel_size": 3},
+        "few": {"num_landmarks": 4, "kernel_size": 5},
+    },
 }

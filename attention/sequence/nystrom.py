@@ -1,0 +1,364 @@
+"""Nystromformer: attention through a few landmarks, by the Nyström method.
+
+Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, recording, shapes
+from attention.dropout import dropout
+from attention.kernels.reference import accumulator, softmax
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def iterative_inverse(matrix: Array, *, iterations: int = 6) -> Array:
+    """The Moore-Penrose inverse by products alone (Xiong et al. 2021, equations 11 and 12, after
+    Razavi et al. 2014).
+
+        Z₀ = Aᵀ / (‖A‖₁ ‖A‖_∞),   Z ← ¼ Z (13 I - AZ (15 I - AZ (7 I - AZ)))
+
+    Each matrix is scaled by its own norms, so that an example's result does not depend on its
+    batch. A matrix of zeros gives 0.
+
+    Args:
+      matrix: A, [..., M, M].
+      iterations: how many, at least 1.
+
+    Returns:
+      [..., M, M] in at least float32.
+
+    Raises:
+      ValueError: iterations is below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"inverse_iterations: got {iterations}, expected at least 1")
+    A = matrix.astype(accumulator(matrix))
+    sizes = jnp.abs(A)
+    norms = jnp.max(jnp.sum(sizes, axis=-2), axis=-1) * jnp.max(jnp.sum(sizes, axis=-1), axis=-1)
+    Z = A.swapaxes(-1, -2) / jnp.where(norms == 0, 1.0, norms)[..., None, None]
+    identity = jnp.eye(A.shape[-1], dtype=A.dtype)
+    for _ in range(iterations):
+        AZ = _product(A, Z)
+        Z = 0.25 * _product(
+            Z, 13 * identity - _product(AZ, 15 * identity - _product(AZ, 7 * identity - AZ))
+        )
+    return Z
+
+
+def nystrom_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    num_landmarks: int,
+    inverse_iterations: int = 6,
+    convolution: Array | None = None,
+    mask: masks.Mask | Array | None = None,
+) -> Array:
+    """Attention by way of M landmarks (Xiong et al. 2021, equation 13 and section "Segment-means").
+
+        o = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) · v + conv(v),   all logits / sqrt(H)
+
+    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. The segments
+    divide the real positions alone, position of rank r among L of them to segment ⌊r M / L⌋, and
+    the convolution runs over the real positions alone: hidden ones change nothing, wherever they
+    are. A position that is hidden as a key yet asks has the convolution around the first real
+    position after it.
+
+    With L <= M every real key is its own landmark, and what is computed is attention itself, to
+    which the equation tends there, as A A⁺ A = A.
+
+    Everything is computed in at least float32: the inverse magnifies what was rounded before it.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, T, N, H].
+      value: [B, T, N, V].
+      num_landmarks: M.
+      inverse_iterations: of the inverse.
+      convolution: [size, N], size odd: a kernel a head over the values of neighbouring positions,
+        the middle being the position's own; None for none.
+      mask: joined from `masks.lengths` and `masks.valid`, or None.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+      NotImplementedError: any other mask; means over all positions cannot be causal.
+    """
+    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=value)
+    wide = value.astype(accumulator(value))
+    if parts.key is not None:
+        wide = jnp.where(parts.key[:, :, None, None], wide, 0.0)
+    # Small factors first: never [T, S].
+    through = jnp.einsum("BNMS,BSNV->BNMV", parts.to_landmarks, wide)
+    if parts.inverse is not None:
+        through = _product(parts.inverse, through)
+    exact = jnp.einsum("BSM,BSNV->BNMV", parts.segments, wide)
+    heads = jnp.einsum(
+        "BNTM,BNMV->BTNV", parts.from_landmarks, jnp.where(parts.few, exact, through)
+    )
+    if convolution is not None:
+        heads = heads + _convolved(wide, convolution, parts.key)
+    if parts.query is not None:
+        heads = jnp.where(parts.query[:, :, None, None], heads, 0.0)
+    return heads.astype(query.dtype)
+
+
+def nystrom_weights(
+    query: Array,
+    key: Array,
+    *,
+    num_landmarks: int,
+    inverse_iterations: int = 6,
+    convolution: Array | None = None,
+    mask: masks.Mask | Array | None = None,
+) -> Array:
+    """What takes the values to the result of `nystrom_attention` (Xiong et al. 2021).
+
+        w = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) + c_{r_s - r_t}
+
+    with c the convolution, which is part of it, and r the rank among the real positions. The
+    weights may be negative, and are 0 at hidden keys.
+
+    Args:
+      query, key: [B, T, N, H].
+      num_landmarks, inverse_iterations, convolution, mask: as for `nystrom_attention`.
+
+    Returns:
+      [B, N, T, T] in at least float32.
+
+    Raises:
+      ValueError, NotImplementedError: as for `nystrom_attention`.
+    """
+    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask)
+    through = parts.to_landmarks
+    if parts.inverse is not None:
+        through = _product(parts.inverse, through)
+    exact = parts.segments.swapaxes(1, 2)[:, None]
+    weights = jnp.einsum(
+        "BNTM,BNMS->BNTS", parts.from_landmarks, jnp.where(parts.few, exact, through)
+    )
+    if convolution is not None:
+        size = convolution.shape[0]
+        rank = _rank(parts.key, key.shape[1])
+        place = rank[:, None, :] - rank[:, :, None] + size // 2
+        taps = jnp.take(convolution.astype(weights.dtype).T, jnp.clip(place, 0, size - 1), axis=1)
+        band = jnp.where((place >= 0) & (place < size), taps, 0.0).swapaxes(0, 1)
+        weights = weights + band
+    if parts.key is not None:
+        weights = jnp.where(parts.key[:, None, None], weights, 0.0)
+    if parts.query is not None:
+        weights = jnp.where(parts.query[:, None, :, None], weights, 0.0)
+    return weights
+
+
+class Nystromformer(nnx.Module):
+    """Multi-head self-attention by `nystrom_attention`.
+
+    Weights: query, key, value: kernel [D, N, H], bias [N, H]; convolution [kernel_size, N], none
+      where that is 0; out: kernel [N, H, D], bias [D].
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: N.
+      num_landmarks: M; sequences of no more real positions get attention itself.
+      inverse_iterations: of `iterative_inverse`.
+      kernel_size: of the convolution, odd; 0 for none.
+      head_size: H; D / N if None.
+      use_bias: whether the projections have biases.
+      dropout_rate: of the heads' results, active where a dropout_key is given.
+      dtype: of the projections; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        num_landmarks: int = 64,
+        inverse_iterations: int = 6,
+        kernel_size: int = 33,
+        head_size: int | None = None,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        H = shapes.head_size(model_size, num_heads, head_size)
+        for name, size in (
+            ("num_landmarks", num_landmarks),
+            ("inverse_iterations", inverse_iterations),
+        ):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size: got {kernel_size}, expected an odd size, or 0 for none")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.dropout_rate = model_size, dropout_rate
+        self.num_landmarks, self.inverse_iterations = num_landmarks, inverse_iterations
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = Projection((model_size,), (num_heads, H), **options)
+        self.key = Projection((model_size,), (num_heads, H), **options)
+        self.value = Projection((model_size,), (num_heads, H), **options)
+        self.out = Projection((num_heads, H), (model_size,), **options)
+        limit, shape = 1 / math.sqrt(max(kernel_size, 1)), (kernel_size, num_heads)
+        taps = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
+        self.convolution = nnx.Param(taps) if kernel_size else None
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself.
+
+        Args:
+          x: [B, T, D].
+          mask: joined from `masks.lengths` and `masks.valid`, or None.
+          dropout_key: None for evaluation.
+          return_weights: also return `nystrom_weights`.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit.
+          NotImplementedError: any other mask.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        options = {
+            "num_landmarks": self.num_landmarks,
+            "inverse_iterations": self.inverse_iterations,
+            "convolution": None if self.convolution is None else self.convolution[...],
+            "mask": mask,
+        }
+        heads = nystrom_attention(query, key, value, **options)
+        recording.record(lambda: nystrom_weights(query, key, **options))
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        result = self.out(dropout(heads, rate, dropout_key))
+        if return_weights:
+            return result, nystrom_weights(query, key, **options)
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The factors of a map from values to results.
+
+    Attributes:
+      from_landmarks: softmax(q k̃ᵀ), [B, N, T, M].
+      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None where it can never be needed.
+      to_landmarks: softmax(q̃ kᵀ), [B, N, M, S].
+      segments: [B, S, M], 1 where a key is of a segment, divided by the segment's size.
+      few: bool [B, 1, 1, 1], every key its own landmark.
+      query, key: bool [B, T], real ones; None for all.
+    """
+
+    from_landmarks: Array
+    inverse: Array | None
+    to_landmarks: Array
+    segments: Array
+    few: Array
+    query: Array | None
+    key: Array | None
+
+
+def _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=None) -> _Parts:
+    sizes = shapes.expect_attention(query, key, value)
+    shapes.expect("key", key, "B T N H", sizes)
+    B, T, N = sizes["B"], sizes["T"], sizes["N"]
+    if num_landmarks < 1:
+        raise ValueError(f"num_landmarks: got {num_landmarks}, expected at least 1")
+    if convolution is not None:
+        shapes.expect("convolution", convolution, "size N", {"N": N})
+        if convolution.shape[0] % 2 == 0:
+            got = shapes.show(convolution.shape)
+            raise ValueError(f"convolution: got shape {got}, expected an odd size")
+    marks = masks.padding(mask, B, T, T, of="nystromformer", causal=False)
+    M, wide = min(num_landmarks, T), accumulator(query)
+    query, key = query.astype(wide) * sizes["H"] ** -0.5, key.astype(wide)
+    # Without marks of their own, the queries that count are those that are real as keys.
+    asking, _, _ = _segments(marks.key if marks.query is None else marks.query, B, T, M, wide)
+    segments, used, few = _segments(marks.key, B, T, M, wide)
+    query_landmarks = jnp.einsum("BTM,BTNH->BMNH", asking, query)
+    key_landmarks = jnp.einsum("BSM,BSNH->BMNH", segments, key)
+    used, seen = used[:, None, None], None if marks.key is None else marks.key[:, None, None]
+    inverse = None
+    if M < T:
+        # A segment without queries is a row of zeros, and stays out of the inverse.
+        between = _shares(query_landmarks, key_landmarks, used)
+        between = between * (jnp.sum(asking, axis=1) > 0)[:, None, :, None]
+        inverse = iterative_inverse(between, iterations=inverse_iterations)
+    return _Parts(
+        from_landmarks=_shares(query, key_landmarks, used),
+        inverse=inverse,
+        to_landmarks=_shares(query_landmarks, key, seen),
+        segments=segments,
+        few=few[:, None, None, None],
+        query=marks.query,
+        key=marks.key,
+    )
+
+
+def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
+    """[B, T, M] that takes the mean of each segment; bool [B, M], used; bool [B], at most M."""
+    real = jnp.ones((B, T), bool) if valid is None else valid
+    count = jnp.sum(real, axis=1)
+    segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
+    members = (segment[..., None] == jnp.arange(M)) & real[..., None]
+    sizes = jnp.sum(members, axis=1)
+    means = members.astype(dtype) / jnp.maximum(sizes, 1)[:, None]
+    return means, sizes > 0, count <= M
+
+
+def _rank(valid: Array | None, T: int) -> Array:
+    """int [B or 1, T]: how many real positions come before."""
+    if valid is None:
+        return jnp.arange(T)[None]
+    return jnp.cumsum(valid, axis=1) - valid
+
+
+def _shares(query: Array, key: Array, seen: Array | None) -> Array:
+    """softmax(q kᵀ) [B, N, T, S] over what is seen, bool [B, 1, 1, S]."""
+    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key)
+    return softmax(logits if seen is None else jnp.where(seen, logits, -jnp.inf))
+
+
+def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
+    """[B, T, N, V]: each head's kernel [size, N] over its real positions, in their order."""
+    size, T = taps.shape[0], value.shape[1]
+    rank = _rank(valid, T)
+    if valid is not None:
+        # Real positions to the front; those hidden are written outside, that is nowhere.
+        place = jnp.where(valid, rank, T)
+        value = jax.vmap(lambda v, i: jnp.zeros_like(v).at[i].set(v, mode="drop"))(value, place)
+    half = size // 2
+    padded = jnp.pad(value, ((0, 0), (half, half), (0, 0), (0, 0)))
+    taps = taps.astype(value.dtype)[:, :, None]
+    result = sum(taps[i] * padded[:, i : i + T] for i in range(size))
+    if valid is not None:
+        result = jnp.take_along_axis(result, rank[:, :, None, None], axis=1)
+    return result
+
+
+def _product(a: Array, b: Array) -> Array:
+    # Some platforms take fewer bits by default, which this iteration would magnify.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
