@@ -32,7 +32,7 @@ _EXPORTS = {
     "GeneralAlignment": "recurrent.dot_product",
     "NoAlignment": "recurrent.dot_product",
 }
-_MODULES = ("inspect", "masks", "registry")
+_MODULES = ("inspect", "masks", "patterns", "registry")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

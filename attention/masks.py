@@ -8,6 +8,8 @@ must allow) and `|` (either may):
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
     mask.visible_blocks(T, S, 256, 512)       # bool [query blocks, key blocks], known before
     running
+
+Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.patterns`.
 """
 
 from __future__ import annotations
