@@ -238,6 +238,16 @@ _TABLE: list[Mechanism] = [
         "padding causal one_way weights dropout cache",
     ),
     _line(
+        "mixer",
+        "fourier",
+        "sequence.fourier:Fourier",
+        "FNet: Lee-Thorp et al. 2022 (control)",
+        "Re(F_seq F_hidden x)",
+        "O(T·D·log(T·D)); with padding O(T²·D)",
+        "O(T·D); with padding O(T²)",
+        "padding dropout",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",

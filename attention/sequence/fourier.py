@@ -1,0 +1,133 @@
+"""FNet: mixing by a Fourier transform, the control that has no attention and no weights.
+
+Lee-Thorp et al. 2022, "FNet: Mixing Tokens with Fourier Transforms".
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, shapes
+from attention.dropout import dropout
+from attention.kernels.reference import accumulator
+
+Array = jax.Array
+
+
+def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
+    """The real part of the transform over positions and features (Lee-Thorp et al. 2022, equation
+    3).
+
+        y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
+
+    with L real positions and r_t the number of those before t: hidden positions change nothing,
+    wherever they are. Without hidden ones r_t is t and L is T, and it is done by FFT; with them, by
+    each example's own matrix [T, T] of cosines and sines. Both are in at least float32.
+
+    Args:
+      x: [B, T, D].
+      mask: joined from `masks.lengths` and `masks.valid`, or None.
+
+    Returns:
+      [B, T, D] in x's dtype; 0 where the mask hides a query, and where no position is real.
+
+    Raises:
+      ValueError: the shape or dtype does not fit.
+      NotImplementedError: any other mask; a transform of all positions cannot be causal.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("x", x)
+    shapes.expect("x", x, "B T D", sizes)
+    B, T = sizes["B"], sizes["T"]
+    marks = masks.padding(mask, B, T, T, of="fourier", causal=False)
+    wide = jnp.asarray(x).astype(accumulator(x))
+    if marks.key is None:
+        mixed = jnp.real(jnp.fft.fft2(wide, axes=(1, 2)))
+    else:
+        mixed = _mixed_by_matrix(jnp.where(marks.key[..., None], wide, 0.0), marks.key)
+    if marks.query is not None:
+        mixed = jnp.where(marks.query[..., None], mixed, 0.0)
+    return mixed.astype(x.dtype)
+
+
+class Fourier(nnx.Module):
+    """`fourier_mix` in the place of attention. It has no weights.
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: taken because every mixer takes it; there are no heads, and it has no effect.
+      dropout_rate: of the result, active where a dropout_key is given.
+      dtype: of the result.
+      rngs: as num_heads; nothing is drawn.
+
+    Raises:
+      ValueError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int = 1,
+        *,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, size in (("model_size", model_size), ("num_heads", num_heads)):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array:
+        """Mixes the positions of x, and its features.
+
+        Args:
+          x: [B, T, D].
+          mask: joined from `masks.lengths` and `masks.valid`, or None.
+          dropout_key: None for evaluation.
+          return_weights: refused.
+
+        Returns:
+          [B, T, D].
+
+        Raises:
+          ValueError: shapes do not fit.
+          NotImplementedError: any other mask, or return_weights.
+        """
+        if return_weights:
+            raise NotImplementedError(
+                "return_weights: fourier has none, as it mixes features with the positions; mixers "
+                "whose `can` has 'weights' give theirs"
+            )
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        mixed = fourier_mix(jnp.asarray(x, self.dtype), mask=mask)
+        return dropout(mixed, 0.0 if dropout_key is None else self.dropout_rate, dropout_key)
+
+
+def _mixed_by_matrix(x: Array, valid: Array) -> Array:
+    """[B, T, D], 0 where not valid; bool [B, T]."""
+    rank = jnp.cumsum(valid, axis=1) - valid
+    count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
+    # In integers: float32 angles of thousands of turns would be off.
+    turns = rank[:, :, None] * rank[:, None, :] % count
+    angles = (2 * math.pi / count.astype(x.dtype)) * turns.astype(x.dtype)
+    features = jnp.fft.fft(x, axis=-1)
+
+    def transformed(matrix, part):
+        # As exact as the FFT, where a platform would take fewer bits by default.
+        return jnp.matmul(matrix, part, precision=jax.lax.Precision.HIGHEST)
+
+    # Re((cos - i sin)(a + i b)) = cos a + sin b.
+    return transformed(jnp.cos(angles), features.real) + transformed(jnp.sin(angles), features.imag)
