@@ -95,10 +95,22 @@ def attention_weights(
     logit_cap: float | None = None,
     sinks: Array | None = None,
 ) -> Array:
-    """The weights w of `attend`, for those who want to look: [B, N, T, S], in at least float32.
+    """The weights of `attend`, for those who want to look (Vaswani et al. 2017).
 
-    Rows sum to 1, to less with sinks, and to 0 where a query sees nothing. Arguments and errors are
-    those of `attend`; there is no dropout.
+        w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   l as for `attend`
+
+    Rows sum to 1, to less with sinks, and to 0 where a query sees nothing. There is no dropout.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, K, H].
+      mask, bias, scale, logit_cap, sinks: as for `attend`.
+
+    Returns:
+      w, [B, N, T, S] in at least float32.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
     """
     request = _checked(query, key, None, mask, bias, scale, logit_cap, sinks, 0.0, None)
     return _weights(request)
@@ -107,7 +119,15 @@ def attention_weights(
 def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Choice:
     """What `attend(query, key, value, **options)` would choose under "auto". Computes nothing.
 
-    Arrays may be `jax.ShapeDtypeStruct`s.
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], or `jax.ShapeDtypeStruct`s.
+      **options: as for `attend`, without the implementation.
+
+    Returns:
+      The `Choice`: a kernel and why not those before it.
+
+    Raises:
+      ValueError: as for `attend`, or an option that it does not have.
     """
     defaults: dict[str, Any] = dict.fromkeys(
         ["mask", "bias", "scale", "logit_cap", "sinks", "dropout_key"]

@@ -13,18 +13,21 @@ _LEVELS = 2**16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets entries to 0 with probability `rate` and scales the others so that the mean stays.
+    """Sets entries to 0 at random, the mean stays (Srivastava et al. 2014).
 
-    y = x · m / p,  m ~ Bernoulli(p),  p = 1 - rate
+        y = x · m / p,   m ~ Bernoulli(p),   p = 1 - rate
 
     Each entry is decided by 16 threefry bits, half of what `jax.random.bernoulli` draws: p is
     rounded to a multiple of 2⁻¹⁶ and the scale is of the rounded p, so that the mean is exact. The
     draw depends on key and shape alone, not on vmap or mesh.
 
     Args:
-      x: any shape.
-      rate: in [0, 1).
+      x: [...], any shape.
+      rate: the probability of a 0, in [0, 1).
       key: needed where rate > 0.
+
+    Returns:
+      y, [...] in x's dtype.
 
     Raises:
       ValueError: rate out of range, or above 0 without a key.
@@ -37,12 +40,38 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def keep_probability(rate: float) -> float:
-    """1 - rate, rounded to the probability that `keep_mask` really has."""
+    """The probability that `keep_mask` really has (Srivastava et al. 2014).
+
+        p = round((1 - rate) · 2¹⁶) / 2¹⁶, at least 2⁻¹⁶
+
+    Args:
+      rate: in [0, 1).
+
+    Returns:
+      p.
+
+    Raises:
+      OverflowError, ValueError: rate is no finite number.
+    """
     return max(1, round((1.0 - rate) * _LEVELS)) / _LEVELS
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """bool array of `shape`, True with probability `keep_probability(rate)`."""
+    """What dropout keeps (Srivastava et al. 2014).
+
+        m ~ Bernoulli(p),   p = keep_probability(rate)
+
+    Args:
+      key: a key of `jax.random`, [].
+      rate: in [0, 1).
+      shape: of the result.
+
+    Returns:
+      m, a bool array of that shape.
+
+    Raises:
+      TypeError: key is no key.
+    """
     threshold = round(keep_probability(rate) * _LEVELS)
     if threshold == _LEVELS:
         return jnp.ones(shape, bool)

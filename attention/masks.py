@@ -146,10 +146,14 @@ def padding(
     """What a mechanism needs of a mask that never forms a weight for each query and key.
 
     Args:
-      mask: joined from `causal()`, `lengths(...)` and `valid(...)`, or None.
+      mask: joined from `causal()`, `lengths(...)` and `valid(...)`, or None; an array
+        [B or 1, N or 1, T, S] is refused as a `Mask` of other kinds is.
       B, T, S: batch, queries, keys.
       of: the mechanism's name, for the message.
       causal: whether it can be causal.
+
+    Returns:
+      What is left: `Padding`, with bool [B, T] and [B, S] or None.
 
     Raises:
       NotImplementedError: the mask holds anything else: it would not be honoured.
@@ -159,7 +163,8 @@ def padding(
     if mask is None:
         return Padding(**found)
     for part in (mask if isinstance(mask, Mask) else dense(mask)).parts:
-        part.allowed(B, 1, T, S)
+        # Whether it fits, at no cost: T x S is never formed.
+        jax.eval_shape(lambda part=part: part.allowed(B, 1, T, S))
         if isinstance(part, _Window) and (part.left, part.right) == (None, 0) and causal:
             if not is_static(part.query_offset) or static_offset(part.query_offset, T, S) != 0:
                 raise NotImplementedError(f"mask: {of} is causal from the first position only")
@@ -182,21 +187,37 @@ def padding(
 
 
 def causal(query_offset: Offset | None = None) -> Mask:
-    """A query sees keys at or before its own position: key j <= query i + query_offset.
+    """A query sees keys at or before its own position (Vaswani et al. 2017, section 3.2.3).
+
+        allowed_ts = (s <= t + query_offset)
 
     Args:
       query_offset: position of the first query among the keys, an int, or an int array [] or [B].
         May be left out only where T == S.
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: query_offset is no integer, or not of that shape.
     """
     return Mask((_Window(None, 0, checked_offset(query_offset)),))
 
 
 def window(left: int | None, right: int | None, query_offset: Offset | None = None) -> Mask:
-    """A query sees `left` neighbours before and `right` after it, itself not counted.
+    """A query sees its neighbours, itself not counted (Beltagy et al. 2020, "Longformer").
+
+        allowed_ts = (t - left <= s <= t + right),   with query_offset added to t
 
     Args:
-      left, right: how many, at least 0; None for all.
-      query_offset: as in `causal`.
+      left, right: how many before and after, ints of at least 0; None for all.
+      query_offset: an int, [] or [B], as for `causal`.
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: a number is no integer or below 0.
     """
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, int) or size < 0):
@@ -205,10 +226,18 @@ def window(left: int | None, right: int | None, query_offset: Offset | None = No
 
 
 def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
-    """Only the first query[b] queries see anything, only the first key[b] keys are seen.
+    """Real positions that come first (Vaswani et al. 2017, section 3.2.3: what must not be seen).
+
+        allowed_bts = (t < query_b) and (s < key_b)
 
     Args:
-      query, key: int [B], or None for all.
+      query, key: how many are real, int [B]; None for all.
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: both are None, or not integers of rank 1.
     """
     if query is None and key is None:
         raise ValueError("lengths: got neither query nor key, expected at least one, int [B]")
@@ -216,7 +245,19 @@ def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
 
 
 def valid(query: Array | None = None, key: Array | None = None) -> Mask:
-    """Like `lengths` where the real positions are marked one by one: bool [B, T], bool [B, S]."""
+    """Real positions that are marked one by one (as `lengths`; Vaswani et al. 2017).
+
+        allowed_bts = query_bt and key_bs
+
+    Args:
+      query, key: bool [B, T], bool [B, S], True = a real position; None for all.
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: both are None, or not boolean of rank 2.
+    """
     if query is None and key is None:
         raise ValueError(
             "valid: got neither query nor key, expected at least one, bool [B, length]"
@@ -225,23 +266,55 @@ def valid(query: Array | None = None, key: Array | None = None) -> Mask:
 
 
 def segments(query_ids: Array, key_ids: Array) -> Mask:
-    """A query sees the keys of its own segment: int [B, T] and int [B, S] (packed sequences)."""
+    """Packed sequences: a query sees its own segment (Raffel et al. 2020; Krell et al. 2021).
+
+        allowed_bts = (query_ids_bt = key_ids_bs)
+
+    Args:
+      query_ids, key_ids: int [B, T], int [B, S].
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: they are not integers of rank 2.
+    """
     return Mask((_Segments(_ints("query_ids", query_ids, 2), _ints("key_ids", key_ids, 2)),))
 
 
 def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
-    """The prefix-LM mask: all see the first `length` keys, the rest is causal (Raffel et al. 2020).
+    """The prefix-LM mask: all see the first keys, the rest is causal (Raffel et al. 2020).
+
+        allowed_ts = (s < length) or (s <= t + query_offset)
 
     Args:
       length: an int, or an int array [] or [B].
-      query_offset: as in `causal`.
+      query_offset: an int, [] or [B], as for `causal`.
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: a number is no integer, or not of that shape.
     """
     return Mask((_Prefix(checked_offset(length, "length"), checked_offset(query_offset)),))
 
 
 def dense(array: Array) -> Mask:
-    """Any mask: bool, rank 4, [B or 1, N or 1, T, S]. The last two are never broadcast, so that
-    [B, S] cannot pass for [T, S]."""
+    """Any mask as an array (Vaswani et al. 2017, section 3.2.3).
+
+        allowed_bnts = array_bnts
+
+    Args:
+      array: bool [B or 1, N or 1, T, S], True = may attend. The last two are never broadcast, so
+        that [B, S] cannot pass for [T, S].
+
+    Returns:
+      The `Mask`.
+
+    Raises:
+      ValueError: it is not boolean, or not of rank 4.
+    """
     shapes.expect_boolean("mask", array, true_means="may attend; float masks go into bias")
     if jnp.ndim(array) != 4:
         got = shapes.show(jnp.shape(array))

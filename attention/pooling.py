@@ -21,7 +21,9 @@ Array = jax.Array
 
 
 def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """The mean of the valid states, s = Σ_t x_t / T.
+    """The mean of the valid states (the control of Yang et al. 2016).
+
+        s = Σ_t x_t / T, t over the T that are valid
 
     Args:
       states: [B, T, D].
@@ -41,12 +43,19 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
 
 
 def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """The largest valid value of each channel, s_d = max_t x_td (Collobert et al. 2011).
+    """The largest valid value of each channel (Collobert et al. 2011).
 
-    Args, errors: as for `mean_pool`.
+        s_d = max_t x_td
+
+    Args:
+      states: [B, T, D].
+      valid: bool [B, T]; all if None.
 
     Returns:
       [B, D], and the weights [B, 1, T]: the share of channels whose (first) maximum is at t.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
     """
     valid = _checked(states, valid)
     _, T, D = states.shape
@@ -68,8 +77,9 @@ def attention_pool(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The mean of the valid states weighted by softmax of their scores, s = Σ_t softmax(scores)_t
-    x_t.
+    """The mean of the valid states weighted by the softmax of their scores (Yang et al. 2016).
+
+        s = Σ_t α_t x_t,   α = softmax_t(scores)
 
     Args:
       states: [B, T, D].
@@ -93,7 +103,14 @@ def attention_pool(
 
 
 class MeanPool(nnx.Module):
-    """`mean_pool` with the common signature; it has no weights of its own."""
+    """`mean_pool` with the common signature (the control of Yang et al. 2016), without weights.
+
+        s = Σ_t x_t / T
+
+    Args:
+      model_size: D.
+      dtype: of the computation.
+    """
 
     def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.model_size, self.dtype = model_size, dtype
@@ -107,7 +124,14 @@ class MeanPool(nnx.Module):
 
 
 class MaxPool(nnx.Module):
-    """`max_pool` with the common signature; it has no weights of its own."""
+    """`max_pool` with the common signature (Collobert et al. 2011), without weights.
+
+        s_d = max_t x_td
+
+    Args:
+      model_size: D.
+      dtype: of the computation.
+    """
 
     def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.model_size, self.dtype = model_size, dtype
@@ -130,6 +154,10 @@ class AttentionPool(nnx.Module):
       model_size: D.
       hidden_size: A, the size of u; D if None.
       dropout_rate: of α, active where a dropout_key is given.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: the rate is out of range.
     """
 
     def __init__(
@@ -168,9 +196,10 @@ class MultiHeadPool(nnx.Module):
       model_size: D.
       num_heads: N, divides D.
       dropout_rate: of the attention weights, active where a dropout_key is given.
+      dtype: of the computation; weights are float32.
 
     Raises:
-      ValueError: num_heads does not divide model_size.
+      ValueError: num_heads does not divide model_size, or the rate is out of range.
     """
 
     def __init__(

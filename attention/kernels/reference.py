@@ -25,7 +25,21 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """See `attention.attend`, which checks the arguments."""
+    """Dense attention (Vaswani et al. 2017); see `attention.attend`, which checks the arguments.
+
+        o_t = Σ_s w_ts v_s,   w as for `weights`
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      mask, bias, scale, logit_cap, sinks: as for `weights`.
+      dropout_rate, dropout_key: of the weights; no key where the rate is 0.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: the mask was made for other sizes.
+    """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
     probabilities = weights(
@@ -53,7 +67,23 @@ def weights(
     logit_cap: float | None,
     sinks: Array | None,
 ) -> Array:
-    """The probabilities [B, N, T, S], in at least float32; see `attention.attention_weights`."""
+    """The softmax of the logits (Vaswani et al. 2017); see `attention.attention_weights`.
+
+        w = softmax_s(cap(scale · q·k + bias)), with a sink's logit in the sum
+
+    Args:
+      query, key: [B, T, N, H], [B, S, K, H].
+      mask: what may be seen; None for all.
+      bias: [B or 1, N or 1, T, S], or None.
+      scale, logit_cap: numbers; no cap if None.
+      sinks: [N], or None.
+
+    Returns:
+      w, [B, N, T, S] in at least float32.
+
+    Raises:
+      ValueError: the mask was made for other sizes.
+    """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, H)
@@ -81,11 +111,19 @@ def accumulator(array: Array) -> jnp.dtype:
 def softmax(logits: Array, sinks: Array | None = None) -> Array:
     """Softmax over the last axis in which a row of -inf gives 0, and so do its gradients.
 
-    w = exp(l) / (Σ exp(l) + exp(sink))
+        w_s = exp(l_s) / (Σ_s' exp(l_s') + exp(sink))
+
+    The sink is the extra logit of Xiao et al. 2024.
 
     Args:
-      logits: [..., S], -inf where masked.
+      logits: l, [..., S], -inf where masked.
       sinks: broadcastable to [..., 1], or None.
+
+    Returns:
+      w, [..., S].
+
+    Raises:
+      ValueError: sinks do not broadcast.
     """
     if sinks is None:
         return _softmax(logits)

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
 
 
 def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
-    """One step of dot-product alignment.
+    """One step of dot-product alignment (Luong et al. 2015, equations 7 and 8).
 
         a = softmax_s(q · k_s),   c = Σ_s a_s h_s
 
@@ -63,11 +63,14 @@ def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
 
 
 class DotAlignment(nnx.Module):
-    """Luong's "dot": the score is q · h_s. It has no weights of its own.
+    """The score "dot" of Luong et al. 2015. It has no weights of its own.
+
+        a = softmax_s(q · h_s),   c = Σ_s a_s h_s
 
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states, the same.
+      dtype: of the computation.
 
     Raises:
       ValueError: the sizes differ.
@@ -102,11 +105,14 @@ class DotAlignment(nnx.Module):
 
 
 class GeneralAlignment(nnx.Module):
-    """Luong's "general": the score is qᵀ W h_s. W h_s is computed once, in `prepare`.
+    """The score "general" of Luong et al. 2015. W h_s is computed once, in `prepare`.
+
+        a = softmax_s(qᵀ W h_s),   c = Σ_s a_s h_s
 
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
+      dtype: of the computation; weights are float32.
     """
 
     def __init__(
@@ -138,7 +144,12 @@ class GeneralAlignment(nnx.Module):
 class NoAlignment(nnx.Module):
     """The control: every step gets one fixed vector, the last valid state (Sutskever et al. 2014).
 
-    The weights are 1 at that position.
+        c = h_S,   a_s = 1 where s = S, the last valid position, else 0
+
+    Args:
+      query_size: of the decoder's state, which is not looked at.
+      memory_size: D of the encoder's states.
+      dtype: of the computation.
     """
 
     def __init__(
