@@ -26,8 +26,8 @@ Array = jax.Array
 # embeddings are split along D by both: a look-up then needs no communication, and any vocabulary
 # size fits.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
-    (r"(^|/)(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"(^|/)(query|key|value)/bias$", ("tensor", None)),
+    (r"(^|/)(query|key|value)(_global)?/kernel$", ("fsdp", "tensor", None)),
+    (r"(^|/)(query|key|value)(_global)?/bias$", ("tensor", None)),
     (r"(^|/)out/kernel$", ("tensor", None, "fsdp")),
     (r"(^|/)up/kernel$", ("fsdp", "tensor")),
     (r"(^|/)up/bias$", ("tensor",)),
