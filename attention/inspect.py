@@ -76,7 +76,8 @@ def capture(
       method: what to call in place of the model itself, such as "generate".
 
     Returns:
-      name -> NumPy array. What is spread over several devices runs on one of them.
+      name -> NumPy array: [B, N, T, S], [B, heads, T] or [B, S], with [calls, ...] before where
+      there are several. A model that is spread over several devices runs on one of them.
 
     Raises:
       ValueError: nothing in the model attends, or layers, heads or rows are not there.

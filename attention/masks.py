@@ -66,6 +66,7 @@ _LEAF = "leaf"
 
 
 def is_static(value: Any) -> bool:
+    """Whether jit knows it: it is no leaf of the pytree."""
     return value is None or isinstance(value, int | tuple)
 
 
@@ -452,6 +453,7 @@ def query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:
+    """The offset, 0 if None; ValueError where it is needed and not given."""
     if offset is None and T != S:
         raise ValueError(
             f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
@@ -469,11 +471,13 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
 
 
 def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last position of each block."""
     first = np.arange(0, length, block)
     return first, np.minimum(first + block, length) - 1
 
 
 def checked_offset(number: Any, argument: str = "query_offset") -> Offset | None:
+    """The number as an int or an array; ValueError unless it is an int, [] or [B]."""
     if number is None:
         return None
     shapes.expect_integer(argument, number)

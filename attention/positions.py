@@ -28,6 +28,7 @@ def sinusoidal(positions: Array, size: int, *, base: float = 10000.0) -> Array:
     Args:
       positions: int [...].
       size: even.
+      base: of the wavelengths.
 
     Returns:
       float32 [..., size].
