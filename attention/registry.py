@@ -248,6 +248,16 @@ _TABLE: list[Mechanism] = [
         "padding dropout",
     ),
     _line(
+        "mixer",
+        "talking_heads",
+        "sequence.talking_heads:TalkingHeadsAttention",
+        "Shazeer et al. 2020",
+        "(softmax((qkᵀ)·P)·R)·v, P and R mix heads",
+        "O(T·S·(D + N²) + T·D²)",
+        "O(N·T·S)",
+        "mask padding causal cross weights dropout permutation cache",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",

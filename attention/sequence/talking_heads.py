@@ -1,0 +1,232 @@
+"""Talking-heads attention: heads mix their logits before softmax, and their weights after it.
+
+Shazeer et al. 2020, "Talking-Heads Attention".
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, recording, shapes
+from attention.cache import KeyValueCache, extend
+from attention.dropout import dropout
+from attention.kernels.reference import accumulator, softmax
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def talking_heads(
+    query: Array,
+    key: Array,
+    value: Array,
+    logit_mixing: Array,
+    weight_mixing: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Attention whose heads talk to each other (Shazeer et al. 2020, section 3).
+
+        l_n = Σ_m P_mn (scale · q_m kᵀ_m),   u_n = Σ_m softmax(l_m) R_mn,   o_n = u_n v_n
+
+    What the mask hides stays hidden after both mixings; one that differs by head speaks of the
+    heads after mixing. A query that sees nothing gives 0, with finite gradients.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, N, H].
+      value: [B, S, N, V].
+      logit_mixing: P, [N, N], from the heads of q and k to those of the softmax.
+      weight_mixing: R, [N, N], from these to the heads of v.
+      mask: a `Mask`, or what `masks.dense` takes.
+      scale: 1 / sqrt(H) if None.
+      dropout_rate: of the weights u.
+      dropout_key: needed where dropout_rate > 0.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+    """
+    shapes.expect_attention(query, key, value)
+    weights = talking_heads_weights(query, key, logit_mixing, weight_mixing, mask=mask, scale=scale)
+    weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
+    heads = jnp.einsum("BNTS,BSNV->BNTV", weights, value, preferred_element_type=accumulator(value))
+    return heads.swapaxes(1, 2).astype(query.dtype)
+
+
+def talking_heads_weights(
+    query: Array,
+    key: Array,
+    logit_mixing: Array,
+    weight_mixing: Array,
+    *,
+    mask: masks.Mask | Array | None = None,
+    scale: float | None = None,
+) -> Array:
+    """The weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
+
+        u_n = Σ_m softmax(l_m) R_mn
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, N, H].
+      logit_mixing, weight_mixing: P and R, [N, N].
+      mask, scale: as for `talking_heads`.
+
+    Returns:
+      [B, N, T, S] in at least float32, before dropout.
+
+    Raises:
+      ValueError: as for `talking_heads`.
+    """
+    sizes = shapes.expect_attention(query, key)
+    shapes.expect("key", key, "B S N H", sizes)
+    for name, array in (("logit_mixing", logit_mixing), ("weight_mixing", weight_mixing)):
+        shapes.expect_floating(name, array)
+        shapes.expect(name, array, "N N", sizes)
+    B, N, T, S = (sizes[letter] for letter in "BNTS")
+    wide = accumulator(query)
+    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=wide)
+    logits = logits * (sizes["H"] ** -0.5 if scale is None else scale)
+    logits = jnp.einsum("BMTS,MN->BNTS", logits, logit_mixing.astype(wide))
+    seen = None
+    if mask is not None:
+        mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
+        seen = mask.materialize(B, N, T, S)
+        logits = jnp.where(seen, logits, -jnp.inf)
+    weights = jnp.einsum("BMTS,MN->BNTS", softmax(logits), weight_mixing.astype(wide))
+    return weights if seen is None else jnp.where(seen, weights, 0.0)
+
+
+class TalkingHeadsAttention(nnx.Module):
+    """Self- or cross-attention by `talking_heads`.
+
+    Weights: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
+      [N, N], the identity at the start, which is multi-head attention; out: kernel [N, H, D], bias
+      [D].
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: N.
+      head_size: H; D / N if None.
+      memory_size: D_m of the memory; D if None.
+      use_bias: whether the projections have biases.
+      dropout_rate: of the mixed weights, active where a dropout_key is given.
+      dtype: of the computation; weights are float32, and heads are mixed in at least that.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        head_size: int | None = None,
+        memory_size: int | None = None,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        H = shapes.head_size(model_size, num_heads, head_size)
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        D_m = model_size if memory_size is None else memory_size
+        self.model_size, self.memory_size = model_size, D_m
+        self.num_heads, self.head_size = num_heads, H
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = Projection((model_size,), (num_heads, H), **options)
+        self.key = Projection((D_m,), (num_heads, H), **options)
+        self.value = Projection((D_m,), (num_heads, H), **options)
+        self.out = Projection((num_heads, H), (model_size,), **options)
+        self.logit_mixing = nnx.Param(jnp.eye(num_heads))
+        self.weight_mixing = nnx.Param(jnp.eye(num_heads))
+
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | None = None,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself, or to the memory.
+
+        Args:
+          x: [B, T, D].
+          memory: [B, S, D_m]; x if None.
+          mask: a `Mask`, or what `masks.dense` takes.
+          dropout_key: None for evaluation.
+          return_weights: also return the weights before dropout.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, S].
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        sizes = {"D": self.model_size, "M": self.memory_size}
+        shapes.expect("x", x, "B T D", sizes)
+        source = x if memory is None else memory
+        shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
+        query, key, value = self.query(x), self.key(source), self.value(source)
+        result = self._attend(query, key, value, mask, dropout_key)
+        if return_weights:
+            return result, talking_heads_weights(query, key, *self._mixings(), mask=mask)
+        return result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> KeyValueCache:
+        """An empty cache for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: how many positions there will be at most, prompt included.
+          dtype: of keys and values; that of the computation if None.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        sizes = (batch_size, max_length, self.num_heads, self.head_size)
+        return KeyValueCache.empty(*sizes, dtype=dtype)
+
+    def decode(
+        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
+    ) -> tuple[Array, KeyValueCache]:
+        """The next T positions of sequences that see only what is past; see
+        `MultiHeadAttention.decode`.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
+        query = self.query(x)
+        key, value = (project(x).astype(cache.key.dtype) for project in (self.key, self.value))
+        cache, keys, values, _, mask = extend(cache, key, value, lengths)
+        result = self._attend(
+            query, keys.astype(query.dtype), values.astype(query.dtype), mask, None
+        )
+        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+
+    def _attend(self, query, key, value, mask, dropout_key) -> Array:
+        heads = talking_heads(
+            query,
+            key,
+            value,
+            *self._mixings(),
+            mask=mask,
+            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+            dropout_key=dropout_key,
+        )
+        mixings = self._mixings()
+        recording.record(lambda: talking_heads_weights(query, key, *mixings, mask=mask))
+        return self.out(heads)
+
+    def _mixings(self) -> tuple[Array, Array]:
+        return self.logit_mixing[...], self.weight_mixing[...]
