@@ -6,6 +6,7 @@ Beltagy et al. 2020, "Longformer: The Long-Document Transformer".
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -155,9 +156,12 @@ class Longformer(MultiHeadAttention):
         self, x: Array, cache: LongformerCache, *, lengths: Array | None = None
     ) -> tuple[Array, LongformerCache]:
         """As `MultiHeadAttention.decode`."""
-        near, local = super().decode(x, cache.local, lengths=lengths)
         if cache.start is None:
+            near, local = super().decode(x, cache.local, lengths=lengths)
             return near, LongformerCache(local, None)
+        near_weights: list[Callable[[], Array]] = []
+        with recording.recorder(near_weights.append):
+            near, local = super().decode(x, cache.local, lengths=lengths)
         # A global row is among the first and sees what is before it: no other keys are needed.
         B, T = x.shape[:2]
         places = cache.local.length[:, None] + jnp.arange(T)
@@ -170,8 +174,18 @@ class Longformer(MultiHeadAttention):
         bias = self._bias(query, places, key_positions, None)
         with recording.muted():
             wide = self._attend(x, query, keys, values, mask=seen, bias=bias)
-        result = jnp.where((places < self.global_tokens)[:, :, None], wide, near)
-        return result, LongformerCache(local, start)
+        first = places < self.global_tokens
+
+        def weights() -> Array:
+            shares = near_weights[0]()
+            branch = {"query": query, "key": keys, "mask": seen, "bias": bias}
+            others = self._weights(branch)
+            unseen = shares.shape[-1] - others.shape[-1]
+            others = jnp.pad(others, ((0, 0), (0, 0), (0, 0), (0, unseen)))
+            return jnp.where(first[:, None, :, None], others, shares)
+
+        recording.record(weights)
+        return jnp.where(first[:, :, None], wide, near), LongformerCache(local, start)
 
     def _pattern(self, global_marks: Array | None, sizes: dict[str, int]) -> masks.Mask:
         if global_marks is None:

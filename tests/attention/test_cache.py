@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attention import MultiHeadAttention, masks
+from attention import MultiHeadAttention, masks, registry
 from attention.cache import KeyValueCache, extend
+from attention.inspect import capture
 from tests.attention.subjects import normal
 
 K, H, V = 2, 3, 4
@@ -126,3 +127,30 @@ def test_wrong_batch_is_told():
     module = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"x: got shape \[3, 1, 8\], expected .* B=2"):
         module.decode(normal(0, 3, 1, 8), module.init_cache(2, 3))
+
+
+# name -> options under which it shows its pattern at seven positions, and keeps no ring
+RECORDING = {
+    line.name: options
+    for line in registry.mechanisms("mixer")
+    if {"mask", "cache", "weights"} <= line.can
+    for options in [
+        {
+            "sliding_window": "(left=6)",
+            "strided": "(stride=2)",
+            "fixed": "(block=3)",
+            "longformer": "(window=2, global_tokens=4)",
+            "bigbird": "(block=2)",
+        }.get(line.name, "")
+    ]
+}
+
+
+@pytest.mark.parametrize("name", RECORDING)
+def test_what_decoding_records_are_rows_of_the_whole(name):
+    mixer = registry.build("mixer", name + RECORDING[name], 8, num_heads=2, rngs=nnx.Rngs(0))
+    x = normal(0, 2, 7, 8)
+    _, whole = mixer(x, mask=masks.causal(), return_weights=True)
+    _, cache = mixer.decode(x[:, :3], mixer.init_cache(2, 7))
+    (weights,) = capture(mixer, x[:, 3:], cache, method="decode").values()
+    np.testing.assert_allclose(weights, whole[:, :, 3:], atol=1e-6)
