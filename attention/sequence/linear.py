@@ -44,6 +44,9 @@ def elu_features(x: Array) -> Array:
 
         φ(x) = elu(x) + 1 = x + 1 where x > 0, else exp(x)
 
+    No less than exp(-34): 1.7e-15 is nothing beside other features, but products of smaller ones
+    would be nothing at all, and a query that sees only such keys would see none.
+
     Args:
       x: [..., H].
 
@@ -56,7 +59,7 @@ def elu_features(x: Array) -> Array:
     shapes.expect_floating("x", x)
     x = x.astype(accumulator(x))
     # Not elu(x) + 1: that rounds what is far below 0 to multiples of 2^-24.
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, -34, 0)))
 
 
 def linear_attention(
