@@ -138,7 +138,7 @@ RECORDING = {
         {
             "sliding_window": "(left=6)",
             "strided": "(stride=2)",
-            "fixed": "(block=3)",
+            "fixed": "(block=3, summary=1)",
             "longformer": "(window=2, global_tokens=4)",
             "bigbird": "(block=2)",
         }.get(line.name, "")
