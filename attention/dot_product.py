@@ -191,11 +191,9 @@ def _checked(
     sizes = shapes.expect_attention(query, key, value)
     B, N, T = sizes["B"], sizes["N"], sizes["T"]
     sizes.setdefault("S", key.shape[1])
-    hint = ""
     if bias is not None:
         shapes.expect_floating("bias", bias)
-        if jnp.shape(bias)[1:] == (T, N, sizes["S"]) and T != N:
-            hint = shapes.LAYOUT_HINT
+        hint = shapes.layout_hint(jnp.shape(bias)[-2:], (T, sizes["S"]), N)
         shapes.expect_broadcastable("bias", bias, "B N T S", sizes, hint=hint)
     if sinks is not None:
         shapes.expect_floating("sinks", sinks)

@@ -319,7 +319,9 @@ def dense(array: Array) -> Mask:
     shapes.expect_boolean("mask", array, true_means="may attend; float masks go into bias")
     if jnp.ndim(array) != 4:
         got = shapes.show(jnp.shape(array))
-        raise ValueError(f"mask: got shape {got}, expected [B or 1, N or 1, T, S], always rank 4")
+        hint = "; padding [B, S] is masks.valid(key=...)" if jnp.ndim(array) == 2 else ""
+        expected = f"[B or 1, N or 1, T, S], always rank 4{hint}"
+        raise ValueError(f"mask: got shape {got}, expected {expected}")
     return Mask((_Dense(jnp.asarray(array)),))
 
 
@@ -409,10 +411,12 @@ class _Valid(Part):
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
-            shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T})
+            hint = shapes.layout_hint(self.query.shape[1:], (T,), N)
+            shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T}, hint=hint)
             result = result & self.query[:, None, :, None]
         if self.key is not None:
-            shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S})
+            hint = shapes.layout_hint(self.key.shape[1:], (S,), N)
+            shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S}, hint=hint)
             result = result & self.key[:, None, None, :]
         return result
 
@@ -423,8 +427,13 @@ class _Segments(Part):
     key_ids: Array
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        shapes.expect("mask segments(query_ids)", self.query_ids, "B T", {"B": B, "T": T})
-        shapes.expect("mask segments(key_ids)", self.key_ids, "B S", {"B": B, "S": S})
+        sizes = {"B": B, "T": T, "S": S}
+        for name, ids, axes, size in (
+            ("query_ids", self.query_ids, "B T", T),
+            ("key_ids", self.key_ids, "B S", S),
+        ):
+            hint = shapes.layout_hint(ids.shape[1:], (size,), N)
+            shapes.expect(f"mask segments({name})", ids, axes, sizes, hint=hint)
         return self.query_ids[:, None, :, None] == self.key_ids[:, None, None, :]
 
 
@@ -433,15 +442,9 @@ class _Dense(Part):
     array: Array
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        shape = jnp.shape(self.array)
-        swapped = shape[-2:] != (T, S) and shape[-2:] == (N, N)
-        shapes.expect_broadcastable(
-            "mask",
-            self.array,
-            "B N T S",
-            {"B": B, "N": N, "T": T, "S": S},
-            hint=shapes.LAYOUT_HINT if swapped else "",
-        )
+        sizes = {"B": B, "N": N, "T": T, "S": S}
+        hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
+        shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)
         return self.array
 
 

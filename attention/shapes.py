@@ -158,6 +158,12 @@ def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
     return model_size // num_heads if given is None else given
 
 
+def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
+    """The hint where what should be positions in `got` are all the size of axis 2, "" elsewhere."""
+    swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
+    return LAYOUT_HINT if swapped else ""
+
+
 def _looks_heads_first(query: Any, key: Any) -> bool:
     """Whether axis 1 reads like heads and axis 2 like positions: [B, N, T, H]."""
     query_shape, key_shape = jnp.shape(query), jnp.shape(key)

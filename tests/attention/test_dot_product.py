@@ -1,4 +1,7 @@
-"""attend: its options against NumPy on every kernel, its errors, and what "auto" chooses."""
+"""attend: its options against NumPy on every kernel, and what "auto" chooses.
+
+What it refuses is in test_wrong_calls.py.
+"""
 
 import dataclasses
 import functools
@@ -130,61 +133,6 @@ def test_numpy_and_float64_inputs():
 
 
 Q, KEY, VALUE = arrays()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"query": Q[0]}, r"query: got shape \[5, 4, 6\], expected \[B, T, N, H\]"),
-        ({"key": KEY[:1]}, r"key: got shape \[1, 7, 4, 6\], expected .* with B=2, H=6"),
-        ({"key": KEY[..., :5]}, r"key: got shape \[2, 7, 4, 5\], expected \[B, S, K, H\]"),
-        ({"value": VALUE[:, :3]}, r"value: got shape \[2, 3, 4, 6\], expected .* S=7, K=4"),
-        (
-            {"key": KEY[:, :, :3], "value": VALUE[:, :, :3]},
-            r"key: .* K=3 heads, expected a number of heads that divides the query's N=4",
-        ),
-        ({"value": VALUE.astype(np.float16)}, r"value: got dtype float16, expected float32 like q"),
-        ({"query": np.ones(Q.shape, np.int32)}, r"query: got dtype int32, expected a floating"),
-        ({"mask": np.zeros((B, 1, T, S))}, r"mask: got dtype float.*, expected bool \(True = may"),
-        ({"mask": np.ones((B, S), bool)}, r"mask: got shape \[2, 7\], expected .* always rank 4"),
-        ({"mask": np.ones((B, 1, 1, S), bool)}, r"mask: got shape \[2, 1, 1, 7\], expected .*T=5"),
-        (
-            {"mask": np.ones((3, 1, T, S), bool)},
-            r"mask: .* expected \[B=2 or 1, N=4 or 1, T=5, S=7",
-        ),
-        ({"mask": masks.causal()}, r"query_offset: got none with T=5 queries and S=7 keys.*2 the"),
-        (
-            {"mask": masks.lengths(key=np.ones(3, int))},
-            r"lengths\(key=\): got shape \[3\], exp.*B=2",
-        ),
-        ({"bias": normal(0, T, S)}, r"bias: got shape \[5, 7\], expected \[B=2 or 1, N=4 or 1,"),
-        ({"bias": np.ones((1, 1, T, S), bool)}, r"bias: got dtype bool, expected a floating"),
-        ({"sinks": normal(0, 3)}, r"sinks: got shape \[3\], expected \[N\] with N=4"),
-        ({"logit_cap": 0.0}, r"logit_cap: got 0.0, expected a positive number"),
-        ({"dropout_rate": 0.1}, r"dropout_rate: got 0.1 without a key, expected a dropout_key"),
-        ({"dropout_rate": 1.0}, r"dropout_rate: got 1.0, expected a rate in \[0, 1\)"),
-        ({"implementation": "referense"}, r"kernel: got 'referense', .*did you mean 'reference'"),
-    ],
-)
-def test_mistakes_are_told(change, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        attend(**({"query": Q, "key": KEY, "value": VALUE} | change))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"key": KEY.swapaxes(1, 2), "value": VALUE.swapaxes(1, 2)},
-    ],
-)
-def test_heads_first_is_recognised(change):
-    heads_first = {"query": Q.swapaxes(1, 2)}
-    heads_first |= change or {"key": KEY, "value": VALUE}
-    with pytest.raises(ValueError) as caught:
-        attend(**heads_first)
-    assert bool(change) == ("did you pass [B, N, T, H]?" in str(caught.value))
 
 
 def refusing(query, key, value, **options):
