@@ -80,11 +80,10 @@ def test_more_features_come_closer_to_softmax():
         logs = [softmax_log_features(x, drawn) for x in (query, key)]
         return jnp.abs(log_linear_attention(*logs, value) - exact).mean()
 
-    errors = [error(directions(4, count, 8, True)).mean() for count in (16, 256, 4096)]
+    few, many = (error(directions(8, count, 8, True)).mean() for count in (16, 256))
     # The error of a mean of F falls with 1 / sqrt(F): by 4 for 16 times as many.
-    assert errors[1] < errors[0] / 2.5
-    assert errors[2] < errors[1] / 2.5
-    assert errors[2] < 0.02
+    assert many < few / 3
+    assert many < 0.02
 
 
 def test_relu_features_by_hand():
