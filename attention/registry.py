@@ -258,6 +258,16 @@ _TABLE: list[Mechanism] = [
         "mask padding causal cross weights dropout permutation cache",
     ),
     _line(
+        "mixer",
+        "latent",
+        "sequence.latent:LatentAttention",
+        "MLA: DeepSeek-AI 2024",
+        "attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)",
+        "O(T·S·D + T·D²); a step O(S·N·C)",
+        "O(T·S); cache O(S·C)",
+        "mask padding causal weights shares dropout cache",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",

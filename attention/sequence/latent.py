@@ -1,0 +1,305 @@
+"""Multi-head latent attention: keys and values made from one small vector a position.
+
+DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
+Model", section 2.1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, shapes
+from attention.cache import KeyValueCache, extend
+from attention.dot_product import attend, attention_weights
+from attention.kernels.reference import accumulator
+from attention.normalization import RMSNorm
+from attention.positions import RotaryPositions, build_positions
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def latent_attention(
+    query: Array,
+    latent: Array,
+    rotary_key: Array,
+    key_up: Array,
+    value_up: Array,
+    *,
+    absorbed: bool = False,
+    mask: masks.Mask | Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """Attention to keys and values that are linear maps of latents (DeepSeek-AI 2024, equations 9
+    to 19).
+
+        l_tns = (q_tn · [U_n c_s; k_s]) / sqrt(H + R),   o_tn = W_nᵀ Σ_s softmax(l_tn)_s c_s
+
+    with c the latent, k the rotary key that all heads share, U and W the up-projections. Expanded,
+    keys and values are made for each head; absorbed, U goes into the query and W comes after the
+    sum, so that what is read of each position is [c; k] alone, as of one key head with C + R
+    features.
+
+    Args:
+      query: [B, T, N, H + R]: H features to be compared with content, then R turned ones.
+      latent: c, [B, S, C].
+      rotary_key: k, [B, S, R], turned.
+      key_up: U, [C, N, H].
+      value_up: W, [C, N, V].
+      absorbed: which way to compute; the result is the same.
+      mask, dropout_rate, dropout_key, implementation: as for `attend`.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+      NotImplementedError: see `attend`.
+    """
+    H = _checked(query, latent, rotary_key, key_up, value_up)
+    options = {
+        "mask": mask,
+        "scale": query.shape[-1] ** -0.5,
+        "dropout_rate": dropout_rate,
+        "dropout_key": dropout_key,
+        "implementation": implementation,
+    }
+    if not absorbed:
+        key = expanded_keys(latent, rotary_key, key_up)
+        return attend(query, key, _product("BSC,CNV->BSNV", latent, value_up), **options)
+    content = _product("BTNH,CNH->BTNC", query[..., :H], key_up)
+    key = jnp.concatenate([latent, rotary_key], axis=-1)[:, :, None]
+    mixed = attend(
+        jnp.concatenate([content, query[..., H:]], axis=-1), key, latent[:, :, None], **options
+    )
+    return _product("BTNC,CNV->BTNV", mixed, value_up)
+
+
+def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
+    """The keys of each head (DeepSeek-AI 2024, equation 17).
+
+        k_sn = [U_n c_s; k_s]
+
+    Args:
+      latent: [B, S, C].
+      rotary_key: [B, S, R].
+      key_up: [C, N, H].
+
+    Returns:
+      [B, S, N, H + R].
+
+    Raises:
+      ValueError: dtypes differ.
+    """
+    shapes.expect_same_dtype(latent=latent, rotary_key=rotary_key, key_up=key_up)
+    content = _product("BSC,CNH->BSNH", latent, key_up)
+    shared = jnp.broadcast_to(rotary_key[:, :, None], (*content.shape[:3], rotary_key.shape[-1]))
+    return jnp.concatenate([content, shared], axis=-1)
+
+
+class LatentAttention(nnx.Module):
+    """Multi-head latent attention (MLA), with its decoupled rotary key.
+
+        c = rmsnorm(x W_c),   k = turn(x W_k),   q_n = [a W_n; turn(a W'_n)],   a = rmsnorm(x W_a)
+
+    where a is x itself without a query_rank. The cache holds c and k: C + R numbers a position,
+    for all heads together.
+
+    Weights: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there is
+      a query_rank, their biases, latent_norm and query_norm: scale [C], [A]; query/kernel
+      [D or A, N, H + R], key/kernel [C, N, H], value/kernel [C, N, V], without biases; out/kernel
+      [N, V, D], bias [D].
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: N.
+      key_value_rank: C; 4 H if None, as in the paper.
+      query_rank: A of the low-rank query; None for a query straight from x.
+      head_size: H of the part without positions; D / N if None.
+      rotary_size: R, even; the even number next to H / 2 if None.
+      value_head_size: V; H if None.
+      positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
+      use_bias: whether what leads down to the latents, and out, have biases.
+      dropout_rate: of the attention weights, active where a dropout_key is given.
+      implementation: as for `attend`.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        key_value_rank: int | None = None,
+        query_rank: int | None = None,
+        head_size: int | None = None,
+        rotary_size: int | None = None,
+        value_head_size: int | None = None,
+        positions: str = "rope",
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        implementation: str = "auto",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        H = shapes.head_size(model_size, num_heads, head_size)
+        C = 4 * H if key_value_rank is None else key_value_rank
+        R = max(2, H // 4 * 2) if rotary_size is None else rotary_size
+        V = H if value_head_size is None else value_head_size
+        for name, size in (
+            ("key_value_rank", C),
+            ("query_rank", query_rank),
+            ("rotary_size", R),
+            ("value_head_size", V),
+        ):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        if R % 2:
+            raise ValueError(f"rotary_size: got {R}, expected an even one: it is turned in pairs")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.positions = build_positions(positions, num_heads, R, rngs=rngs)
+        if not isinstance(self.positions, RotaryPositions):
+            raise ValueError(f"positions: got {positions!r}, expected 'rope', with options or not")
+        self.model_size, self.cache_size = model_size, C + R
+        self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
+        down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        up = down | {"use_bias": False}
+        A = model_size if query_rank is None else query_rank
+        self.query_latent = None if query_rank is None else Projection((model_size,), (A,), **down)
+        self.query_norm = None if query_rank is None else RMSNorm(A)
+        self.query = Projection((A,), (num_heads, H + R), **up)
+        self.latent = Projection((model_size,), (C,), **down)
+        self.latent_norm = RMSNorm(C)
+        self.rotary_key = Projection((model_size,), (R,), **down)
+        self.key = Projection((C,), (num_heads, H), **up)
+        self.value = Projection((C,), (num_heads, V), **up)
+        self.out = Projection((num_heads, V), (model_size,), **down)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself; position t of x is t.
+
+        Args:
+          x: [B, T, D].
+          mask: as for `attend`.
+          dropout_key: None for evaluation.
+          return_weights: also return the weights before dropout.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        positions = jnp.arange(x.shape[1])
+        query, (latent, rotary_key) = self._query(x, positions), self._latents(x, positions)
+        heads = latent_attention(
+            query,
+            latent,
+            rotary_key,
+            *self._ups(),
+            mask=mask,
+            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+            dropout_key=dropout_key,
+            implementation=self.implementation,
+        )
+        result = self.out(heads)
+        if return_weights:
+            key = expanded_keys(latent, rotary_key, self._ups()[0])
+            return result, attention_weights(query, key, mask=mask)
+        return result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> KeyValueCache:
+        """An empty cache for `decode`: one key head of C + R features, and no values.
+
+        Args:
+          batch_size: B.
+          max_length: how many positions there will be at most, prompt included.
+          dtype: of what is kept; that of the computation if None.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        return KeyValueCache.empty(
+            batch_size, max_length, 1, self.cache_size, value_head_size=0, dtype=dtype
+        )
+
+    def decode(
+        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
+    ) -> tuple[Array, KeyValueCache]:
+        """The next T positions of sequences that see only what is past, by the absorbed form: the
+        latents in the cache are never expanded to keys and values of heads.
+
+        Arguments, result and errors are those of `MultiHeadAttention.decode`.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
+        places = cache.length[:, None] + jnp.arange(x.shape[1])
+        entry = jnp.concatenate(self._latents(x, places), axis=-1)[:, :, None]
+        entry = entry.astype(cache.key.dtype)
+        cache, entries, _, _, mask = extend(cache, entry, entry[..., :0], lengths)
+        C = self.latent.outputs[0]
+        entries = entries[:, :, 0].astype(self.dtype)
+        heads = latent_attention(
+            self._query(x, places),
+            entries[..., :C],
+            entries[..., C:],
+            *self._ups(),
+            absorbed=True,
+            mask=mask,
+            implementation=self.implementation,
+        )
+        return jnp.where(cache.overflow()[:, None, None], jnp.nan, self.out(heads)), cache
+
+    def _query(self, x: Array, positions: Array) -> Array:
+        """[B, T, N, H + R], the last R turned."""
+        if self.query_latent is not None:
+            x = self.query_norm(self.query_latent(x))
+        query, H = self.query(x), self.key.outputs[-1]
+        turned = self.positions.turn(query[..., H:], positions)
+        return jnp.concatenate([query[..., :H], turned], axis=-1)
+
+    def _latents(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        """[B, T, C], and [B, T, R] turned."""
+        rotary_key = self.positions.turn(self.rotary_key(x)[:, :, None], positions)
+        return self.latent_norm(self.latent(x)), rotary_key[:, :, 0]
+
+    def _ups(self) -> tuple[Array, Array]:
+        return self.key.kernel[...].astype(self.dtype), self.value.kernel[...].astype(self.dtype)
+
+
+def _checked(query, latent, rotary_key, key_up, value_up) -> int:
+    """H."""
+    arrays = {"query": query, "latent": latent, "rotary_key": rotary_key}
+    arrays |= {"key_up": key_up, "value_up": value_up}
+    for name, array in arrays.items():
+        shapes.expect_floating(name, array)
+    shapes.expect_same_dtype(**arrays)
+    sizes: dict[str, int] = {}
+    for name, dimensions in (
+        ("latent", "B S C"),
+        ("rotary_key", "B S R"),
+        ("key_up", "C N H"),
+        ("value_up", "C N V"),
+    ):
+        shapes.expect(name, arrays[name], dimensions, sizes)
+    sizes["E"] = sizes["H"] + sizes["R"]
+    shapes.expect("query", query, "B T N E", sizes, hint="E is H + R of key_up and rotary_key")
+    return sizes["H"]
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=accumulator(a)).astype(a.dtype)
