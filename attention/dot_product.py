@@ -78,7 +78,7 @@ def attend(
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
     )
-    recording.record(lambda: _weights(request))
+    recording.record(lambda: _weights(request), lambda rows: _weights(request.of_rows(rows)))
     if implementation != "auto":
         return _run_named(implementation, request)
     name = _choose(request).name
@@ -144,6 +144,19 @@ class _Request:
 
     arrays: tuple[Array, ...]
     options: dict[str, Any]
+
+    def of_rows(self, rows: Array) -> _Request:
+        """The same for the queries of these indices, int [R]."""
+        query, key = self.arrays[:2]
+        B, T, N, _ = query.shape
+        mask, bias = self.options["mask"], self.options["bias"]
+        if mask is not None:
+            allowed = mask.materialize(B, N, T, key.shape[1])
+            mask = masks.dense(jnp.take(allowed, rows, axis=2))
+        if bias is not None:
+            bias = jnp.take(bias, rows, axis=2)
+        query = jnp.take(query, rows, axis=1)
+        return _Request((query, key), self.options | {"mask": mask, "bias": bias})
 
     def refusal(self, name: str) -> str | None:
         """Why a kernel cannot do this, or None if it can. Traces it without computing."""

@@ -85,15 +85,15 @@ def capture(
     if isinstance(model, types.MethodType) and isinstance(model.__self__, nnx.Module):
         model, method = model.__self__, model.__name__
     run, arrays = _prepared(model, method, inputs, keywords)
-    everything = _trace(run, arrays, lambda site, compute: None).names
+    everything = _trace(run, arrays, lambda *recorded: None).names
     if not everything:
         raise ValueError("model: got one in which nothing attends, expected at least one attention")
     chosen = everything if layers is None else _chosen_layers(layers, everything)
     taken: dict[str, list[np.ndarray]] = {}
 
-    def send(name: str, compute: Callable[[], Array]) -> None:
+    def send(name: str, weights: recording.Weights, shape: tuple[int, ...]) -> None:
         if name in chosen:
-            _sender(taken.setdefault(name, []))(_cut(compute(), heads, rows, name))
+            _sender(taken.setdefault(name, []))(_cut(weights, shape, heads, rows, name))
 
     _trace(run, arrays, send, jax.jit)
     jax.effects_barrier()
@@ -176,18 +176,19 @@ class _Names:
 def _trace(
     run: Callable[..., None],
     arrays: tuple[Any, list[Array]],
-    take: Callable[[str, Callable[[], Array]], None],
+    take: Callable[[str, recording.Weights, tuple[int, ...]], None],
     execute: Callable[..., Any] | None = None,
 ) -> _Names:
-    """Runs under a recorder that hands `take` names and weights; traces alone by default."""
+    """Runs under a recorder that hands `take` names, weights and their shape; by default it only
+    traces."""
     names = _Names()
 
     def start(*arrays: Any) -> None:
         run(*arrays)
 
-    def named(compute: Callable[[], Array]) -> None:
-        shape = jax.eval_shape(compute).shape
-        take(names.of(shape, _frames(sys._getframe(1), start.__code__)), compute)
+    def named(weights: recording.Weights) -> None:
+        shape = jax.eval_shape(weights).shape
+        take(names.of(shape, _frames(sys._getframe(1), start.__code__)), weights, shape)
 
     # What the model has jitted before is traced already, without a recorder. The number becomes
     # part of the key that traces are kept by, so that none of them is met here, nor these later.
@@ -247,25 +248,38 @@ def _chosen_layers(layers: str | int | Sequence[str | int], names: list[str]) ->
     return chosen
 
 
-def _cut(weights: Array, heads: Indices | None, rows: Indices | None, name: str) -> Array:
-    rank = weights.ndim
-    if heads is not None and rank in (3, 4):
-        weights = _picked(weights, heads, 1, "heads", name)
-    if rows is not None and rank == 4:
-        weights = _picked(weights, rows, 2, "rows", name)
-    return weights
+def _cut(
+    weights: recording.Weights,
+    shape: tuple[int, ...],
+    heads: Indices | None,
+    rows: Indices | None,
+    name: str,
+) -> Array:
+    """The chosen weights; rows that are not chosen are not computed where that can be."""
+    chosen_heads, chosen_rows = None, None
+    if heads is not None and len(shape) in (3, 4):
+        chosen_heads = _checked("heads", heads, shape[1], name)
+    if rows is not None and len(shape) == 4:
+        chosen_rows = _checked("rows", rows, shape[2], name)
+    if chosen_rows is None:
+        cut = weights()
+    elif weights.of_rows is None:
+        cut = jnp.take(weights(), chosen_rows, axis=2)
+    else:
+        cut = weights.of_rows(chosen_rows)
+    return cut if chosen_heads is None else jnp.take(cut, chosen_heads, axis=1)
 
 
-def _picked(weights: Array, indices: Indices, axis: int, argument: str, name: str) -> Array:
-    picked, size = np.atleast_1d(np.asarray(indices)), weights.shape[axis]
-    if picked.ndim != 1 or not np.issubdtype(picked.dtype, np.integer) or not picked.size:
+def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarray:
+    chosen = np.atleast_1d(np.asarray(indices))
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer) or not chosen.size:
         raise ValueError(f"{argument}: got {indices!r}, expected indices, at least one")
-    if picked.min() < -size or picked.max() >= size:
+    if chosen.min() < -size or chosen.max() >= size:
         raise ValueError(
-            f"{argument}: got {picked.tolist()}, expected indices below {size} at {name!r} "
+            f"{argument}: got {chosen.tolist()}, expected indices below {size} at {name!r} "
             f"(layers= chooses others)"
         )
-    return jnp.take(weights, picked % size, axis=axis)
+    return chosen % size
 
 
 def rollout(weights: Array, *, residual: float = 0.5) -> Array:

@@ -159,6 +159,37 @@ def test_only_what_is_asked_for_leaves_the_device(monkeypatch):
     assert weights[NAMES[1]].shape == (2, 1, 2, 6)
 
 
+def test_rows_with_every_option():
+    T, S, N = 5, 7, 4
+    query, key = normal(0, 2, T, N, 6), normal(1, 2, S, 2, 6)
+    options = {
+        "mask": masks.causal(2) & masks.lengths(key=jnp.array([6, 3])),
+        "bias": normal(2, 2, 1, T, S),
+        "scale": 0.7,
+        "logit_cap": 2.0,
+        "sinks": normal(3, N),
+    }
+    rows, heads = [4, -5, 2], [3, 1]
+    run = functools.partial(attend, **options)
+    weights = inspect.capture(run, query, key, key, rows=rows, heads=heads)["attention"]
+    expected = attention_weights(query, key, **options)[:, heads][:, :, rows]
+    assert_close(weights, expected)
+
+
+def test_rows_of_a_long_sequence_cost_no_square():
+    T = 4096
+    query, lengths = jax.ShapeDtypeStruct((1, T, 1, 8), "float32"), jnp.array([T - 9])
+
+    def some(query):
+        taken = []
+        with recording.recorder(taken.append):
+            attend(query, query, query, mask=masks.causal() & masks.lengths(key=lengths))
+        return taken[0].of_rows(jnp.array([7, T - 1]))
+
+    memory = jax.jit(some).lower(query).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**20 < 4 * T * T
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
