@@ -463,7 +463,9 @@ def readme() -> str:
     """The text of attention/README.md."""
     parts = [
         "# attention: the map",
-        "Written by `python -m attention.registry` from `registry.py`; edit that, not this.",
+        "Written by `python -m attention.registry` from `registry.py`; edit that, not this. "
+        "`python -m attention` prints it to a terminal, `python -m attention NAME` one mechanism "
+        "with its docstring. [How to add one](../docs/ADDING_A_MECHANISM.md).",
         "T queries, S keys, D model size, A hidden size of a score, W keys that a sparse pattern "
         "shows a query. Time and memory are those of one sequence; "
         'what "can" names is what the contract suite tests.',
