@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tasks.common.builders import prepare
@@ -83,15 +84,20 @@ def test_commands_run_as_they_stand(place):
     assert set(ran) == {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
 
 
-def test_python_block_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len([line for line in block.splitlines() if line.strip()]) == 5
+def test_python_blocks_run(capsys):
+    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in first.splitlines() if line.strip()]) == 5
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     assert names["y"].shape == (2, 5, 4, 8)
     # The first query sees the first key alone.
-    first = capsys.readouterr().out.splitlines()[0].strip("[]").split()
-    assert [float(weight) for weight in first] == [1, 0, 0, 0, 0]
+    printed = capsys.readouterr().out.splitlines()[0].strip("[]").split()
+    assert [float(weight) for weight in printed] == [1, 0, 0, 0, 0]
+    exec(compile(second, "README.md", "exec"), names)
+    assert names["y"].shape == (2, 1, 32)
+    whole = names["mixer"](names["x"])[:, 7:8]
+    np.testing.assert_allclose(names["y"], whole, atol=1e-5)
+    assert names["weights"].shape == (2, 4, 9, 9)
 
 
 def test_files_and_folders_that_it_names_exist():
