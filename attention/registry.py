@@ -268,6 +268,16 @@ _TABLE: list[Mechanism] = [
         "mask padding causal weights shares dropout cache",
     ),
     _line(
+        "mixer",
+        "differential",
+        "sequence.differential:DifferentialAttention",
+        "Ye et al. 2024",
+        "(1 - λ₀)·norm((softmax(q₁k₁ᵀ) - λ·softmax(q₂k₂ᵀ))·v)",
+        "O(T·S·D + T·D²)",
+        "O(T·S)",
+        "mask padding causal weights grouped_query dropout positions permutation cache",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",

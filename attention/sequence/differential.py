@@ -1,0 +1,310 @@
+"""Differential attention: the difference of two softmax maps, which cancels what both attend to.
+
+Ye et al. 2024, "Differential Transformer".
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, recording, shapes
+from attention.cache import KeyValueCache, extend
+from attention.dot_product import attend, attention_weights
+from attention.dropout import dropout
+from attention.kernels.reference import accumulator
+from attention.normalization import RMSNorm
+from attention.positions import build_positions
+from attention.projection import Projection
+
+Array = jax.Array
+Biases = tuple[Array | None, Array | None]
+
+
+def lambda_init_of_layer(layer: int) -> float:
+    """What λ starts near, by depth (Ye et al. 2024, section 2.1).
+
+        λ_init = 0.8 - 0.6 exp(-0.3 (l - 1))
+
+    Args:
+      layer: l, from 1 on.
+
+    Returns:
+      A number in [0.2, 0.8).
+
+    Raises:
+      ValueError: layer is below 1.
+    """
+    if layer < 1:
+        raise ValueError(f"layer: got {layer}, expected at least 1")
+    return 0.8 - 0.6 * math.exp(-0.3 * (layer - 1))
+
+
+def differential_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    strength: Array | float,
+    *,
+    mask: masks.Mask | Array | None = None,
+    biases: Biases = (None, None),
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """The values by the difference of two maps (Ye et al. 2024, equation 1), before any norm.
+
+        o = (softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))) v
+
+    A query that sees nothing gives 0, with finite gradients.
+
+    Args:
+      query: [B, T, N, 2H], q₁ and q₂ one after the other.
+      key: [B, S, K, 2H], k₁ and k₂; K divides N.
+      value: [B, S, K, V].
+      strength: λ, a number.
+      mask: as for `attend`, of both maps.
+      biases: added to the logits of the first map and of the second.
+      scale, implementation: as for `attend`.
+
+    Returns:
+      [B, T, N, V] in at least float32: the difference is not yet rounded.
+
+    Raises:
+      ValueError: shapes, dtypes or values do not fit.
+      NotImplementedError: see `attend`.
+    """
+    pairs = _pairs(query, key, value)
+    with recording.muted():
+        first, second = (
+            attend(
+                q, k, value, mask=mask, bias=bias, scale=scale, implementation=implementation
+            ).astype(accumulator(value))
+            for (q, k), bias in zip(pairs, biases, strict=True)
+        )
+    return first - strength * second
+
+
+def differential_weights(
+    query: Array,
+    key: Array,
+    strength: Array | float,
+    *,
+    mask: masks.Mask | Array | None = None,
+    biases: Biases = (None, None),
+    scale: float | None = None,
+) -> Array:
+    """The map of `differential_attention` (Ye et al. 2024), which may be negative.
+
+        w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
+
+    Args:
+      query, key, strength, mask, biases, scale: as for `differential_attention`; query is
+        [B, T, N, 2H], key [B, S, K, 2H].
+
+    Returns:
+      [B, N, T, S] in at least float32; rows sum to 1 - λ.
+
+    Raises:
+      ValueError: as for `differential_attention`.
+    """
+    first, second = (
+        attention_weights(q, k, mask=mask, bias=bias, scale=scale)
+        for (q, k), bias in zip(_pairs(query, key), biases, strict=True)
+    )
+    return first - strength * second
+
+
+class DifferentialAttention(nnx.Module):
+    """Multi-head self-attention by `differential_attention`.
+
+        λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
+
+    All heads share λ and the norm's scale. A head has two queries and keys of H features each and
+    one value of 2H, so that with the default sizes there are as many weights as in multi-head
+    attention with twice the heads.
+
+    Weights: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
+      lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; those
+      of the positions.
+
+    Args:
+      model_size: D of x and of the result.
+      num_heads: N.
+      key_value_heads: K, divides N; N if None.
+      head_size: H; D / 2N if None.
+      lambda_init: in [0, 1); see `lambda_init_of_layer` for what the paper takes.
+      positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
+      epsilon: of the norm.
+      use_bias: whether the projections have biases.
+      dropout_rate: of the heads after the norm, active where a dropout_key is given.
+      implementation: as for `attend`.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        num_heads: int,
+        *,
+        key_value_heads: int | None = None,
+        head_size: int | None = None,
+        lambda_init: float = 0.8,
+        positions: str = "none",
+        epsilon: float = 1e-5,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        implementation: str = "auto",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if num_heads < 1 or (head_size is None and model_size % (2 * num_heads)):
+            expected = f"twice it to divide model_size={model_size} (or give head_size)"
+            raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
+        H = shapes.head_size(model_size, 2 * num_heads, head_size)
+        K = num_heads if key_value_heads is None else key_value_heads
+        if K < 1 or num_heads % K:
+            expected = f"a positive divisor of num_heads={num_heads}"
+            raise ValueError(f"key_value_heads: got {K}, expected {expected}")
+        if not 0 <= lambda_init < 1:
+            raise ValueError(f"lambda_init: got {lambda_init}, expected a number in [0, 1)")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon: got {epsilon}, expected a number above 0")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H)
+        self.lambda_init, self.scale = lambda_init, H**-0.5
+        self.dropout_rate, self.implementation = dropout_rate, implementation
+        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        self.query = Projection((model_size,), (num_heads, 2 * H), **options)
+        self.key = Projection((model_size,), (K, 2 * H), **options)
+        self.value = Projection((model_size,), (K, 2 * H), **options)
+        self.out = Projection((num_heads, 2 * H), (model_size,), **options)
+        self.norm = RMSNorm(2 * H, epsilon=epsilon)
+        self.positions = build_positions(positions, num_heads, H, rngs=rngs)
+
+        def vector():
+            return nnx.Param(0.1 * jax.random.normal(rngs.params(), (H,)))  # As in the paper.
+
+        self.lambda_q1, self.lambda_k1 = vector(), vector()
+        self.lambda_q2, self.lambda_k2 = vector(), vector()
+
+    def strength(self) -> Array:
+        """λ as it is now, float32 []."""
+        first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
+        second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
+        return first - second + self.lambda_init
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself; position t of x is t.
+
+        Args:
+          x: [B, T, D].
+          mask: as for `attend`.
+          dropout_key: None for evaluation.
+          return_weights: also return `differential_weights`, which come before the norm.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        places = jnp.arange(x.shape[1])
+        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
+        options = {"mask": mask, "biases": self._biases(query, places, places)}
+        result = self._attend(query, key, self.value(x), dropout_key=dropout_key, **options)
+        if return_weights:
+            return result, self._weights(query, key, **options)
+        return result
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> KeyValueCache:
+        """An empty cache for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: how many positions there will be at most, prompt included.
+          dtype: of keys and values; that of the computation if None.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        return KeyValueCache.empty(batch_size, max_length, *self.cache_sizes, dtype=dtype)
+
+    def decode(
+        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
+    ) -> tuple[Array, KeyValueCache]:
+        """The next T positions of sequences that see only what is past; see
+        `MultiHeadAttention.decode`.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
+        places = cache.length[:, None] + jnp.arange(x.shape[1])
+        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
+        key, value = (y.astype(cache.key.dtype) for y in (key, self.value(x)))
+        cache, keys, values, key_places, mask = extend(cache, key, value, lengths)
+        result = self._attend(
+            query,
+            keys.astype(query.dtype),
+            values.astype(query.dtype),
+            mask=mask,
+            biases=self._biases(query, places, key_places),
+        )
+        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+
+    def _turned(self, x: Array, places: Array) -> Array:
+        """[B, T, N, 2H], both halves with their positions in them."""
+        if self.positions is None:
+            return x
+        halves = [self.positions.turn(half, places) for half in jnp.split(x, 2, axis=-1)]
+        return jnp.concatenate(halves, axis=-1)
+
+    def _biases(self, query: Array, query_places: Array, key_places: Array) -> Biases:
+        if self.positions is None:
+            return None, None
+        first, second = (
+            self.positions.bias(half, query_places, key_places, scale=self.scale)
+            for half in jnp.split(query, 2, axis=-1)
+        )
+        return first, second
+
+    def _weights(self, query, key, *, mask, biases) -> Array:
+        return differential_weights(
+            query, key, self.strength(), mask=mask, biases=biases, scale=self.scale
+        )
+
+    def _attend(self, query, key, value, *, mask, biases, dropout_key=None) -> Array:
+        heads = differential_attention(
+            query,
+            key,
+            value,
+            self.strength(),
+            mask=mask,
+            biases=biases,
+            scale=self.scale,
+            implementation=self.implementation,
+        )
+        recording.record(lambda: self._weights(query, key, mask=mask, biases=biases))
+        heads = (1 - self.lambda_init) * self.norm(heads)
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        return self.out(dropout(heads.astype(self.dtype), rate, dropout_key))
+
+
+def _pairs(query, key, value=None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """(q₁, k₁) and (q₂, k₂)."""
+    H, odd = divmod(shapes.expect_attention(query, key, value)["H"], 2)
+    if odd:
+        got = shapes.show(jnp.shape(query))
+        raise ValueError(f"query: got shape {got}, expected an even last axis: two queries a head")
+    return (query[..., :H], key[..., :H]), (query[..., H:], key[..., H:])
