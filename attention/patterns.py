@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import masks, shapes
-from attention.masks import Mask, Offset, Part
+from attention import conditions, masks, shapes
+from attention.conditions import Offset, Part
+from attention.masks import Mask
 
 Array = jax.Array
 
@@ -99,7 +100,7 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
 def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
     """The first positions see all and are seen by all (Beltagy et al. 2020, section 3.1).
 
-        i sees j  where  i < count  or  j < count
+        i sees j  where  min(i, j) <= count - 1
 
     Args:
       count: how many, at least 0.
@@ -117,7 +118,7 @@ def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
 def global_marks(query: Array, key: Array) -> Mask:
     """`global_tokens` with the global positions marked one by one (Beltagy et al. 2020).
 
-        i sees j  where  query_i  or  key_j
+        i sees j  where  query_i or key_j = True
 
     Args:
       query, key: bool [B, T], bool [B, S], True = global. For self-attention twice the same.
@@ -204,6 +205,11 @@ def _mask(part: Part) -> Mask:
 
 
 def checked_links(links: Any) -> tuple[tuple[int, ...], ...]:
+    """The links of `big_bird` as tuples, hashable.
+
+    Raises:
+      ValueError: they are not the numbers of key blocks for each query block.
+    """
     try:
         rows = [list(row) for row in links]
     except TypeError:
@@ -217,15 +223,15 @@ class _Pattern(Part):
     """A condition on the positions of a query and a key; `query_offset` is its last field."""
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        queries = masks.query_positions(self.query_offset, B, T, S)
+        queries = conditions.query_positions(self.query_offset, B, T, S)
         return self.sees(queries, jnp.arange(S))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not masks.is_static(self.query_offset):
+        if not conditions.is_static(self.query_offset):
             return None
-        offset = masks.static_offset(self.query_offset, T, S)
-        first, last = (ends[:, None] + offset for ends in masks.block_ends(T, query_block))
-        return self.meet(first, last, *masks.block_ends(S, key_block))
+        offset = conditions.static_offset(self.query_offset, T, S)
+        first, last = (ends[:, None] + offset for ends in conditions.block_ends(T, query_block))
+        return self.meet(first, last, *conditions.block_ends(S, key_block))
 
     def sees(self, query: Array, key: Array) -> Array:
         """bool [..., T, S] for positions [..., T, 1] and [S]."""
@@ -351,22 +357,22 @@ class _BigBird(Part):
 
     def allowed(self, B: int, N: int, T: int, S: int) -> Array:
         table = self.table(S)
-        queries = masks.query_positions(self.query_offset, B, T, S)[:, 0, :, 0]
+        queries = conditions.query_positions(self.query_offset, B, T, S)[:, 0, :, 0]
         rows = jnp.clip(queries // self.block, 0, len(table) - 1)
         return jnp.asarray(table)[rows[:, None, :, None], np.arange(S) // self.block]
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not masks.is_static(self.query_offset):
+        if not conditions.is_static(self.query_offset):
             return None
-        table, offset = self.table(S), masks.static_offset(self.query_offset, T, S)
+        table, offset = self.table(S), conditions.static_offset(self.query_offset, T, S)
         # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
         # of the table are four of these.
         sums = np.pad(table.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         top, bottom = (
             np.clip((ends[:, None] + offset) // self.block, 0, len(table) - 1)
-            for ends in masks.block_ends(T, query_block)
+            for ends in conditions.block_ends(T, query_block)
         )
-        left, right = (ends // self.block for ends in masks.block_ends(S, key_block))
+        left, right = (ends // self.block for ends in conditions.block_ends(S, key_block))
         inside = sums[bottom + 1, right + 1] - sums[top, right + 1]
         return inside > sums[bottom + 1, left] - sums[top, left]
 

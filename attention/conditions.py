@@ -1,0 +1,216 @@
+"""The conditions that masks are made of; `attention.masks` joins them.
+
+T queries, S keys. Kernels ask a condition twice: for an array where they need one (`allowed`), and
+before running, block by block (`blocks`), to skip what nobody sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import shapes
+
+Array = jax.Array
+Offset = int | Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One condition. Fields that are ints, tuples or None are static, arrays are pytree leaves."""
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        """bool [B or 1, N or 1, T or 1, S or 1]."""
+        raise NotImplementedError
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        """bool [query blocks, key blocks], or None where only the data tell."""
+        return None
+
+    def describe(self) -> str:
+        """What a message calls it."""
+        return type(self).__name__.removeprefix("_").lower() + "()"
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(
+            cls, _flatten, lambda aux, leaves: _build(cls, aux, leaves)
+        )
+
+
+def _flatten(part: Part) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+    # A Python int stays outside the leaves: jit would otherwise trace it, and with it the block
+    # skipping.
+    fields = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    leaves = tuple(value for _, value in fields if not is_static(value))
+    return leaves, tuple((name, value if is_static(value) else _LEAF) for name, value in fields)
+
+
+def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> Part:
+    remaining = iter(leaves)
+    return cls(**{name: next(remaining) if value == _LEAF else value for name, value in aux})
+
+
+_LEAF = "leaf"
+
+
+def is_static(value: Any) -> bool:
+    """Whether jit knows it: it is no leaf of the pytree."""
+    return value is None or isinstance(value, int | tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Part):
+    left: int | None
+    right: int | None
+    query_offset: Offset | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        distance = jnp.arange(S) - query_positions(self.query_offset, B, T, S)
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.left is not None:
+            result = result & (distance >= -self.left)
+        if self.right is not None:
+            result = result & (distance <= self.right)
+        return result
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not is_static(self.query_offset):
+            return None
+        offset = static_offset(self.query_offset, T, S)
+        query_first, query_last = block_ends(T, query_block)
+        key_first, key_last = block_ends(S, key_block)
+        result = np.ones((len(query_first), len(key_first)), bool)
+        if self.left is not None:
+            result &= key_last >= (query_first + offset - self.left)[:, None]
+        if self.right is not None:
+            result &= key_first <= (query_last + offset + self.right)[:, None]
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Part):
+    length: Offset
+    query_offset: Offset | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        keys = jnp.arange(S)
+        in_prefix = keys < _per_example(self.length, B, "length")
+        return in_prefix | (keys <= query_positions(self.query_offset, B, T, S))
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not is_static(self.length) or not is_static(self.query_offset):
+            return None
+        causal_part = Window(None, 0, self.query_offset).blocks(T, S, query_block, key_block)
+        return causal_part | (block_ends(S, key_block)[0] < self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Part):
+    left: Any  # a `masks.Mask`
+    right: Any
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        return self.left.materialize(B, N, T, S) | self.right.materialize(B, N, T, S)
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        sizes = (T, S, query_block, key_block)
+        return self.left.visible_blocks(*sizes) | self.right.visible_blocks(*sizes)
+
+    def describe(self) -> str:
+        return "a mask joined with |"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths(Part):
+    query: Array | None
+    key: Array | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.query is not None:
+            shapes.expect("mask lengths(query=)", self.query, "B", {"B": B})
+            result = result & (jnp.arange(T)[:, None] < self.query[:, None, None, None])
+        if self.key is not None:
+            shapes.expect("mask lengths(key=)", self.key, "B", {"B": B})
+            result = result & (jnp.arange(S) < self.key[:, None, None, None])
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Valid(Part):
+    query: Array | None
+    key: Array | None
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        result = jnp.ones((1, 1, 1, 1), bool)
+        if self.query is not None:
+            hint = shapes.layout_hint(self.query.shape[1:], (T,), N)
+            shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T}, hint=hint)
+            result = result & self.query[:, None, :, None]
+        if self.key is not None:
+            hint = shapes.layout_hint(self.key.shape[1:], (S,), N)
+            shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S}, hint=hint)
+            result = result & self.key[:, None, None, :]
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments(Part):
+    query_ids: Array
+    key_ids: Array
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        sizes = {"B": B, "T": T, "S": S}
+        for name, ids, axes, size in (
+            ("query_ids", self.query_ids, "B T", T),
+            ("key_ids", self.key_ids, "B S", S),
+        ):
+            hint = shapes.layout_hint(ids.shape[1:], (size,), N)
+            shapes.expect(f"mask segments({name})", ids, axes, sizes, hint=hint)
+        return self.query_ids[:, None, :, None] == self.key_ids[:, None, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Part):
+    array: Array
+
+    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+        sizes = {"B": B, "N": N, "T": T, "S": S}
+        hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
+        shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)
+        return self.array
+
+
+def query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
+    """[1 or B, 1, T, 1]: the place of each query among the keys."""
+    if offset is None or isinstance(offset, int):
+        return (jnp.arange(T) + static_offset(offset, T, S))[None, None, :, None]
+    return jnp.arange(T)[:, None] + _per_example(offset, B, "query_offset")
+
+
+def static_offset(offset: int | None, T: int, S: int) -> int:
+    """The offset, 0 if None; ValueError where it is needed and not given."""
+    if offset is None and T != S:
+        raise ValueError(
+            f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
+            f"(0 lines up the first positions, {S - T} the last ones)"
+        )
+    return offset or 0
+
+
+def _per_example(number: Offset, B: int, argument: str) -> Array:
+    """[1 or B, 1, 1, 1] of an int, [] or [B]."""
+    number = jnp.asarray(number)
+    if number.ndim:
+        shapes.expect(f"mask {argument}", number, "B", {"B": B})
+    return number.reshape(-1, 1, 1, 1)
+
+
+def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last position of each block."""
+    first = np.arange(0, length, block)
+    return first, np.minimum(first + block, length) - 1
