@@ -280,7 +280,7 @@ def test_rotary_is_a_complex_rotation(interleaved):
 def test_rotary_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"positions: got shape \[4\], expected \[T\] with T=5"):
         rotary(jnp.ones((2, 5, 3, 4)), jnp.arange(4))
-    with pytest.raises(ValueError, match="size: got 3, expected an even one"):
+    with pytest.raises(ValueError, match="head_size: got 3, expected an even number"):
         rotary(jnp.ones((2, 5, 3, 3)), jnp.arange(5))
 
 
