@@ -118,7 +118,7 @@ def differential_weights(
 
 
 class DifferentialAttention(nnx.Module):
-    """Multi-head self-attention by `differential_attention`.
+    """Multi-head self-attention by `differential_attention` (Ye et al. 2024).
 
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
 

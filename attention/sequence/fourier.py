@@ -55,7 +55,9 @@ def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
 
 
 class Fourier(nnx.Module):
-    """`fourier_mix` in the place of attention. It has no weights.
+    """`fourier_mix` in the place of attention (Lee-Thorp et al. 2022, FNet). It has no weights.
+
+        y = Re(F_T x F_D)
 
     Args:
       model_size: D of x and of the result.

@@ -130,7 +130,7 @@ class _Inputs(NamedTuple):
 
 
 class GatedDeltaNet(nnx.Module):
-    """Gated DeltaNet; causal, whether the mask says so or not.
+    """Gated DeltaNet (Yang et al. 2025); causal, whether the mask says so or not.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
         g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)

@@ -102,7 +102,7 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
 
 
 class LatentAttention(nnx.Module):
-    """Multi-head latent attention (MLA), with its decoupled rotary key.
+    """Multi-head latent attention (MLA), with its decoupled rotary key (DeepSeek-AI 2024).
 
         c = rmsnorm(x W_c),   k = turn(x W_k),   q_n = [a W_n; turn(a W'_n)],   a = rmsnorm(x W_a)
 

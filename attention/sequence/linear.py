@@ -340,7 +340,7 @@ class FeatureAttention(nnx.Module):
 
 
 class LinearAttention(FeatureAttention):
-    """Linear attention with `elu_features` of queries and keys.
+    """Linear attention with `elu_features` of queries and keys (Katharopoulos et al. 2020).
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 

@@ -104,7 +104,9 @@ def linformer_weights(
 
 
 class Linformer(nnx.Module):
-    """Multi-head self-attention by `linformer`, of sequences up to max_length.
+    """Multi-head self-attention by `linformer`, of sequences up to max_length (Wang et al. 2020).
+
+        head_n = softmax(q (Eᵀk)ᵀ) (Fᵀv),   y = concat_n(head_n) W_o
 
     Row s of E and F belongs to position s of the sequence, hidden ones counted; a shorter sequence
     uses the first rows.

@@ -164,7 +164,9 @@ def nystrom_weights(
 
 
 class Nystromformer(nnx.Module):
-    """Multi-head self-attention by `nystrom_attention`.
+    """Multi-head self-attention by `nystrom_attention` (Xiong et al. 2021).
+
+        head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
 
     Weights: query, key, value: kernel [D, N, H], bias [N, H]; convolution [kernel_size, N], none
       where that is 0; out: kernel [N, H, D], bias [D].

@@ -39,7 +39,7 @@ def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bo
     draws stay; their spread falls. Otherwise u_f = g_f / |g_f|.
 
     Args:
-      key: a key of `jax.random`.
+      key: a key of `jax.random`, [].
       features: F.
       head_size: H.
       orthogonal: see above.
@@ -112,7 +112,7 @@ def _scaled(x: Array, directions: Array) -> tuple[Array, Array]:
 
 
 class Performer(FeatureAttention):
-    """Linear attention with random features.
+    """Linear attention with random features (Choromanski et al. 2021, FAVOR+).
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 

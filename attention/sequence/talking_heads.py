@@ -106,7 +106,9 @@ def talking_heads_weights(
 
 
 class TalkingHeadsAttention(nnx.Module):
-    """Self- or cross-attention by `talking_heads`.
+    """Self- or cross-attention by `talking_heads` (Shazeer et al. 2020).
+
+        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits), mixing the heads
 
     Weights: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
       [N, N], the identity at the start, which is multi-head attention; out: kernel [N, H, D], bias
