@@ -82,8 +82,8 @@ def gated_delta_rule_chunked(
         o_i = exp(G_i) Sᵀ q_i + Σ_{j <= i} exp(G_i - G_j) (q_i·k_j) u_j
         S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
 
-    The system is solved for β v and β exp(G) k in all chunks at once; the scan over chunks is
-    matrix products alone. O(T·C) weights and O(T/C) states exist at a time.
+    The system is solved for β v and β exp(G) k in all chunks at once; that and the scan over
+    chunks are products of matrices alone. O(T·C) weights and O(T/C) states exist at a time.
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
@@ -124,13 +124,10 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
     # Masked before exp: above the diagonal it would overflow.
     decay = jnp.exp(jnp.where(jnp.tri(C, dtype=bool), since, -jnp.inf))
     transposed = jnp.swapaxes(key, -1, -2)
-    system = beta[..., None] * (key @ transposed) * decay
-    system = jnp.where(jnp.tri(C, k=-1, dtype=bool), system, 0) + jnp.eye(C, dtype=key.dtype)
+    inside = jnp.where(jnp.tri(C, k=-1, dtype=bool), key @ transposed * decay, 0)
     decayed_keys = key * jnp.exp(total)[..., None]
     right = beta[..., None] * jnp.concatenate([value, decayed_keys], axis=-1)
-    solution = jax.lax.linalg.triangular_solve(
-        system, right, left_side=True, lower=True, unit_diagonal=True
-    )
+    solution = _unit_inverse(beta[..., None] * inside) @ right
     values, keys = jnp.split(solution, [value.shape[-1]], axis=-1)
     last = total[..., -1:]
     return (
@@ -141,6 +138,47 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
         (query @ transposed) * decay,
         jnp.exp(last)[..., None],
     )
+
+
+@jax.custom_jvp
+def _unit_inverse(below: Array) -> Array:
+    """(I + L)⁻¹ of L [..., C, C] that is 0 on its diagonal and above, by products of matrices.
+
+    Blocks of 8 by (I - L)(I + L²)(I + L⁴), as L⁸ = 0; larger ones from the inverses of their
+    halves, [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]. Not by powers to the end: those of a
+    large L are huge where the inverse is not. Not by substitution, row after row: the triangular
+    solver of the platform is slow for many small systems, and its threads fight with XLA's.
+    """
+    C = below.shape[-1]
+    size = min(8, 1 << (C - 1).bit_length())
+    whole = size << (-(-C // size) - 1).bit_length()
+    below = jnp.pad(below, [(0, 0)] * (below.ndim - 2) + [(0, whole - C)] * 2)
+    power = _diagonal_blocks(below, size)
+    identity = jnp.eye(size, dtype=below.dtype)
+    inverse, order = identity - power, 2
+    while order < size:
+        power, order = power @ power, 2 * order
+        inverse = inverse @ (identity + power)
+    while size < whole:
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = _diagonal_blocks(below, 2 * size)[..., size:, :size]
+        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        bottom = jnp.concatenate([-second @ corner @ first, second], axis=-1)
+        inverse, size = jnp.concatenate([top, bottom], axis=-2), 2 * size
+    return inverse[..., 0, :C, :C]
+
+
+@_unit_inverse.defjvp
+def _unit_inverse_jvp(primals, tangents):
+    inverse = _unit_inverse(*primals)
+    return inverse, -inverse @ tangents[0] @ inverse
+
+
+def _diagonal_blocks(x: Array, size: int) -> Array:
+    """[..., C, C] -> [..., C / size, size, size]."""
+    count = x.shape[-1] // size
+    blocks = x.reshape(*x.shape[:-2], count, size, count, size)
+    return jnp.stack([blocks[..., i, :, i, :] for i in range(count)], axis=-3)
 
 
 def gated_delta_rule_weights(
