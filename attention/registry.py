@@ -13,7 +13,13 @@ Kinds and how each is built and called:
   `max_length`.
 * alignment: `cls(query_size, memory_size, rngs=rngs)`, then `memory = prepare(states, valid=...)`
   once, `state = initial_state(memory)` and `context, weights, state = step(query, memory, state)`.
-* map_attention: for feature maps [B, Y, X, C]; none yet.
+* map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
+  `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
+  and y [B, Y, X, C]. `training` and `valid`, bool [B], matter to batch statistics alone. The
+  weights of a gate are what x is multiplied by, [B, Y or 1, X or 1, C or 1]; those of one that
+  attends between positions are [B, N, P, P], P = Y·X row by row.
+* gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
+  `y = gate(x, signal, ...)` as above; the signal is a map [B, Y', X', G] no finer than x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
   `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T].
 
@@ -39,6 +45,7 @@ KINDS = {
     "mixer": "Sequence mixers",
     "alignment": "Alignments for recurrent decoders",
     "map_attention": "Attention over feature maps",
+    "gate": "Gates of a feature map by a coarser one",
     "pool": "Pools: a sequence to one vector",
 }
 
@@ -63,6 +70,8 @@ CAPABILITIES = {
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a longest length",
     "state": "carries something from step to step",
+    "gate": "its weights are what the input is multiplied by",
+    "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
 }
 
 
@@ -308,6 +317,116 @@ _TABLE: list[Mechanism] = [
         "padding cross weights shares",
     ),
     _line(
+        "map_attention",
+        "se",
+        "image.channel:SqueezeExcite",
+        "Hu et al. 2018",
+        "x·σ(W₂ relu(W₁ mean(x)))",
+        "O(P·C + C·R)",
+        "O(C)",
+        "weights gate",
+    ),
+    _line(
+        "map_attention",
+        "eca",
+        "image.channel:EfficientChannel",
+        "Wang et al. 2020 (ECA-Net)",
+        "x·σ(conv(mean(x))) along the channels",
+        "O(P·C)",
+        "O(C)",
+        "weights gate",
+    ),
+    _line(
+        "map_attention",
+        "cbam",
+        "image.cbam:CBAM",
+        "Woo et al. 2018",
+        "x' = x·M_c(x), y = x'·M_s(x')",
+        "O(P·(C + K²) + C·R)",
+        "O(P + C)",
+        "weights gate batch_statistics",
+    ),
+    _line(
+        "map_attention",
+        "cbam_channel",
+        "image.cbam:ChannelGate",
+        "Woo et al. 2018, M_c alone",
+        "x·σ(MLP(mean(x)) + MLP(max(x)))",
+        "O(P·C + C·R)",
+        "O(C)",
+        "weights gate",
+    ),
+    _line(
+        "map_attention",
+        "cbam_spatial",
+        "image.cbam:SpatialGate",
+        "Woo et al. 2018, M_s alone",
+        "x·σ(BN(conv([max_c x; mean_c x])))",
+        "O(P·(C + K²))",
+        "O(P)",
+        "weights gate batch_statistics",
+    ),
+    _line(
+        "map_attention",
+        "scse",
+        "image.scse:ChannelAndSpatial",
+        "Roy et al. 2018",
+        "x·σ(W₂ relu(W₁ mean(x))) + x·σ(w·x)",
+        "O(P·C + C·R)",
+        "O(P + C)",
+        "weights gate",
+    ),
+    _line(
+        "map_attention",
+        "coordinate",
+        "image.coordinate:Coordinate",
+        "Hou et al. 2021",
+        "x·σ(f(mean_x x))·σ(f(mean_y x))",
+        "O(P·C + (Y + X)·C·R)",
+        "O((Y + X)·C)",
+        "weights gate batch_statistics",
+    ),
+    _line(
+        "map_attention",
+        "non_local",
+        "image.non_local:NonLocal",
+        "Wang et al. 2018",
+        "x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)",
+        "O(P²·C + P·C²)",
+        "O(P²)",
+        "weights shares batch_statistics",
+    ),
+    _line(
+        "map_attention",
+        "axial",
+        "image.axial:Axial",
+        "Ho et al. 2019; Wang et al. 2020",
+        "h = x + attend(rows of x), y = h + attend(columns of h)",
+        "O(P·(Y + X)·C + P·C²)",
+        "O(P·(Y + X))",
+        "weights shares positions",
+    ),
+    _line(
+        "map_attention",
+        "shifted_window",
+        "image.window:ShiftedWindow",
+        "Swin: Liu et al. 2021",
+        "x + softmax(qkᵀ + b)·v in shifted windows",
+        "O(P·S²·C + P·C²)",
+        "O(P·S²)",
+        "weights shares",
+    ),
+    _line(
+        "gate",
+        "attention_gate",
+        "image.attention_gate:AttentionGate",
+        "Attention U-Net: Oktay et al. 2018",
+        "x·σ(ψ·relu(W_x x + W_g g))",
+        "O(P·C·F)",
+        "O(P·F)",
+        "weights gate",
+    ),
+    _line(
         "pool",
         "mean",
         "pooling:MeanPool",
@@ -377,6 +496,10 @@ def load(kind: str, name: str) -> Any:
     return find(kind, name).load()
 
 
+# What `build` is given in order; the rest of a constructor's arguments are options.
+_POSITIONAL = ("model_size", "channels", "signal_channels")
+
+
 def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     """The module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
 
@@ -385,7 +508,7 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     """
     name, options = parse(kind, spec, names(kind))
     target = load(kind, name)
-    check_options(kind, spec, target, options, ("model_size", *fixed))
+    check_options(kind, spec, target, options, (*_POSITIONAL, *fixed))
     return target(*arguments, **fixed, **options)
 
 
@@ -477,7 +600,9 @@ def readme() -> str:
         "`python -m attention` prints it to a terminal, `python -m attention NAME` one mechanism "
         "with its docstring. [How to add one](../docs/ADDING_A_MECHANISM.md).",
         "T queries, S keys, D model size, A hidden size of a score, W keys that a sparse pattern "
-        "shows a query. Time and memory are those of one sequence; "
+        "shows a query; of a map P = Y·X positions, C channels, R of a bottleneck, F hidden ones, "
+        "K and S the sides of a convolution and a window. Time and memory are those of one "
+        "sequence or map; "
         'what "can" names is what the contract suite tests.',
     ]
     header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"

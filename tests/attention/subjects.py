@@ -141,17 +141,21 @@ def _kernel(line, dtype):
     yield Subject(line.name, line, inputs, ("key", "value"), apply)
 
 
-def _module(line, *args, **options):
-    """A function from params to the module; random params, biases included; other variables."""
+def module_of(line, *args, prepare=lambda module: None, **options):
+    """A function from params to the module; random params, biases included; other variables.
+
+    `prepare` may change the module before it is taken apart.
+    """
     module = registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
+    prepare(module)
     graphdef, state, others = nnx.split(module, nnx.Param, ...)
     params = nnx.to_pure_dict(state)
     params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), params)
 
     def build(params):
-        fresh = jax.tree.map(lambda leaf: leaf, state)
+        fresh, rest = jax.tree.map(lambda leaf: leaf, (state, others))
         nnx.replace_by_pure_dict(fresh, params)
-        return nnx.merge(graphdef, fresh, others)
+        return nnx.merge(graphdef, fresh, rest)
 
     buffers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(others))
     return build, params, {"buffers": buffers} if buffers else {}
@@ -165,7 +169,7 @@ def _mixer(line, dtype):
         built = options | settings | (more or {})
         if "max_length" in line.can:
             built = {"max_length": LONGEST} | built
-        build, params, constants = _module(line, D, num_heads=2, **built)
+        build, params, constants = module_of(line, D, num_heads=2, **built)
         inputs = {"params": params} | inputs
 
         def apply(inputs, valid, causal, dropout_key):
@@ -199,7 +203,7 @@ def _mixer(line, dtype):
 
 
 def _alignment(line, dtype):
-    build, params, _ = _module(line, D, D, dtype=dtype)
+    build, params, _ = module_of(line, D, D, dtype=dtype)
 
     def apply(inputs, valid, causal, dropout_key):
         alignment = build(inputs["params"])
@@ -214,7 +218,7 @@ def _alignment(line, dtype):
 
 def _pool(line, dtype):
     droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
-    build, params, _ = _module(line, D, **droppable, dtype=dtype)
+    build, params, _ = module_of(line, D, **droppable, dtype=dtype)
     inputs = {"params": params, "states": normal(6, B, S, D)}
 
     def apply(inputs, valid, causal, dropout_key):
@@ -226,7 +230,20 @@ def _pool(line, dtype):
     yield Subject(line.name, line, inputs, ("states",), apply, build=build)
 
 
-_BUILDERS = {"kernel": _kernel, "mixer": _mixer, "alignment": _alignment, "pool": _pool}
+def _map(line, dtype):
+    from tests.attention import map_subjects
+
+    yield from map_subjects.subjects_of(line, dtype)
+
+
+_BUILDERS = {
+    "kernel": _kernel,
+    "mixer": _mixer,
+    "alignment": _alignment,
+    "map_attention": _map,
+    "gate": _map,
+    "pool": _pool,
+}
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Attention over feature maps [B, Y, X, C]."""

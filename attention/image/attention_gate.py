@@ -1,0 +1,157 @@
+"""Attention U-Net: a coarser map says what passes of a finer one (Oktay et al. 2018)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.image.maps import convolve, expect_map, expect_valid, kernel_init, reduced
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def resize(x: Array, Y: int, X: int) -> Array:
+    """Bilinear interpolation between the middles of pixels (Oktay et al. 2018, section 2.2).
+
+        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, held at the edges
+
+    Args:
+      x: [B, Y', X', C].
+      Y, X: the sizes wanted.
+
+    Returns:
+      [B, Y, X, C] in at least float32.
+
+    Raises:
+      ValueError: x is no map.
+    """
+    sizes = expect_map(x)
+    shape = (sizes["B"], Y, X, sizes["C"])
+    return jax.image.resize(x.astype(accumulator(x)), shape, "linear", antialias=False)
+
+
+def additive_gate(
+    x: Array,
+    signal: Array,
+    x_kernel: Array,
+    signal_kernel: Array,
+    signal_bias: Array,
+    score_kernel: Array,
+    score_bias: Array,
+) -> Array:
+    """The coefficients of the gate (Oktay et al. 2018, equations 1 and 2).
+
+        α = σ(relu(x W_x + g W_g + b_g)·ψ + b_ψ)
+
+    x W_x is a convolution whose stride is its size, as in the authors' code, so that the sum is
+    made on a coarse grid; g W_g is brought to that grid and α back to x's by `resize`.
+
+    Args:
+      x: [B, Y, X, C].
+      signal: g, [B, Y', X', G], no finer than x.
+      x_kernel: W_x, [S, S, C, F].
+      signal_kernel: W_g, [G, F].
+      signal_bias: b_g, [F].
+      score_kernel: ψ, [F, 1].
+      score_bias: b_ψ, [1].
+
+    Returns:
+      α, [B, Y, X, 1] in at least float32; the map times α is the result.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes = _expect_signal(x, signal, x.shape[-1], signal_kernel.shape[0])
+    seen = convolve(x, x_kernel, stride=x_kernel.shape[0])
+    asked = signal.astype(accumulator(signal)) @ signal_kernel + signal_bias
+    hidden = jax.nn.relu(seen + resize(asked, *seen.shape[1:3]))
+    scores = jax.nn.sigmoid(hidden @ score_kernel + score_bias)
+    return resize(scores, sizes["Y"], sizes["X"])
+
+
+def _expect_signal(x: Array, signal: Array, channels: int, signal_channels: int) -> dict[str, int]:
+    sizes = expect_map(x, channels)
+    shapes.expect_floating("signal", signal)
+    coarse = {"B": sizes["B"], "G": signal_channels}
+    shapes.expect("signal", signal, "B Y' X' G", coarse)
+    if not (0 < coarse["Y'"] <= sizes["Y"] and 0 < coarse["X'"] <= sizes["X"]):
+        got, most = shapes.show(signal.shape), f"{sizes['Y']} x {sizes['X']}"
+        raise ValueError(
+            f"signal: got shape {got}, expected 1 to {most} positions: no finer than x"
+        )
+    return sizes
+
+
+class AttentionGate(nnx.Module):
+    """The attention gate (Oktay et al. 2018, "Attention U-Net").
+
+        y = x · α,   α = σ(relu(x W_x + g W_g + b_g)·ψ + b_ψ)
+
+    Args:
+      channels: C of x.
+      signal_channels: G of the gating signal g, which comes from a coarser scale.
+      hidden_size: F; half of C, at least 1, if None.
+      stride: S, the side of the convolution W_x and its stride.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        signal_channels: int,
+        *,
+        hidden_size: int | None = None,
+        stride: int = 2,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        F = reduced(channels, 2) if hidden_size is None else hidden_size
+        numbers = {"signal_channels": signal_channels, "hidden_size": F, "stride": stride}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+        self.channels, self.signal_channels, self.dtype = channels, signal_channels, dtype
+        self.kernel = kernel_init(rngs, stride, stride, channels, F)
+        self.signal = Projection((signal_channels,), (F,), rngs=rngs)
+        self.score = Projection((F,), (1,), rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        signal: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Weighs a map.
+
+        Args:
+          x: [B, Y, X, C].
+          signal: [B, Y', X', G], no finer than x.
+          valid: bool [B]; examples do not see one another, so it changes nothing.
+          training: changes nothing.
+          return_weights: also return the coefficients.
+
+        Returns:
+          [B, Y, X, C] in `dtype`, or that and α [B, Y, X, 1].
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        expect_valid(valid, _expect_signal(x, signal, self.channels, self.signal_channels))
+        x, signal = x.astype(self.dtype), signal.astype(self.dtype)
+        projections = [
+            p[...] for part in (self.signal, self.score) for p in (part.kernel, part.bias)
+        ]
+        gate = additive_gate(x, signal, self.kernel[...], *projections)
+        recording.record(lambda: gate)
+        y = (x * gate).astype(x.dtype)
+        return (y, gate) if return_weights else y

@@ -1,0 +1,162 @@
+"""Axial attention: along the rows, then along the columns (Ho et al. 2019; Wang et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording
+from attention.image.maps import expect_map, expect_valid
+from attention.multi_head import MultiHeadAttention
+
+Array = jax.Array
+
+AXES = ("row", "column")
+
+
+def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
+    """Applies a sequence mixer to each row or each column (Ho et al. 2019, section 3).
+
+        row: y_y = mix(x_y) for each row y,   column: y_:x = mix(x_:x) for each column x
+
+    Args:
+      x: [B, Y, X, C].
+      axis: "row" or "column".
+      mix: [B', T, C] -> [B', T, C'], with B' sequences that do not see one another.
+
+    Returns:
+      [B, Y, X, C'].
+
+    Raises:
+      ValueError: x is no map, or there is no such axis.
+    """
+    sizes = expect_map(x)
+    if axis not in AXES:
+        raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
+    lines = x if axis == "row" else jnp.swapaxes(x, 1, 2)
+    mixed = mix(lines.reshape(-1, *lines.shape[2:]))
+    mixed = mixed.reshape(sizes["B"], *lines.shape[1:3], -1)
+    return mixed if axis == "row" else jnp.swapaxes(mixed, 1, 2)
+
+
+def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
+    """Weights along rows or columns as weights between all positions (Ho et al. 2019, section 3).
+
+        row: w'_(y,x)(y',x') = w_y,xx' where y = y', else 0;   column: likewise
+
+    Args:
+      weights: of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
+      Y, X: the map's sizes.
+      axis: "row" or "column".
+
+    Returns:
+      w', [B, N, P, P] with P = Y·X, row by row.
+
+    Raises:
+      ValueError: there is no such axis.
+    """
+    if axis not in AXES:
+        raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
+    lines, length = (Y, X) if axis == "row" else (X, Y)
+    N = weights.shape[1]
+    weights = weights.reshape(-1, lines, N, length, length)
+    same = jnp.eye(lines, dtype=weights.dtype)
+    order = "BlNts,lm->BNltms" if axis == "row" else "BlNts,lm->BNtlsm"
+    return jnp.einsum(order, weights, same).reshape(-1, N, Y * X, Y * X)
+
+
+class Axial(nnx.Module):
+    """Attention along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
+    Multidimensional Transformers"; Wang et al. 2020, "Axial-DeepLab").
+
+        h = x + rows(x),   y = h + columns(h)
+
+    with a `MultiHeadAttention` each: after both every position has seen all, in O(P·(Y + X)).
+
+    Args:
+      channels: C.
+      num_heads: N of each, divides C.
+      positions: of each, "none" or a spec of `attention.positions.POSITIONS`, such as "shaw" (Wang
+        et al. 2020 have relative ones) or "rope".
+      residual: whether the two inputs are added as above.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 4,
+        positions: str = "none",
+        residual: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.channels, self.residual, self.dtype = channels, residual, dtype
+        options = {"positions": positions, "dtype": dtype, "rngs": rngs}
+        self.rows = MultiHeadAttention(channels, num_heads, **options)
+        self.columns = MultiHeadAttention(channels, num_heads, **options)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Mixes a map.
+
+        Args:
+          x: [B, Y, X, C].
+          valid: bool [B]; examples do not see one another, so it changes nothing.
+          training: changes nothing.
+          return_weights: also return the weights.
+
+        Returns:
+          [B, Y, X, C] in `dtype`, or that and the weights [B, 2N, P, P] with P = Y·X, row by row:
+          N heads between positions of a row, then N between positions of a column.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        sizes = expect_map(x, self.channels)
+        expect_valid(valid, sizes)
+        x = x.astype(self.dtype)
+        with recording.muted():
+            h = self._passed(x, "row", self.rows)
+            y = self._passed(h, "column", self.columns)
+
+        def weights() -> Array:
+            parts = [
+                between_positions(_weights(module, z, axis), sizes["Y"], sizes["X"], axis)
+                for axis, module, z in (("row", self.rows, x), ("column", self.columns, h))
+            ]
+            return jnp.concatenate(parts, axis=1)
+
+        recording.record(weights)
+        return (y, weights()) if return_weights else y
+
+    def _passed(self, x: Array, axis: str, module: MultiHeadAttention) -> Array:
+        mixed = along(x, axis, module)
+        return x + mixed if self.residual else mixed
+
+
+def _weights(module: MultiHeadAttention, x: Array, axis: str) -> Array:
+    """[B', N, T, T] of all rows or columns; computed anew, for those who ask."""
+    found = []
+
+    def keep(lines: Array) -> Array:
+        mixed, weights = module(lines, return_weights=True)
+        found.append(weights)
+        return mixed
+
+    with recording.muted():
+        along(x, axis, keep)
+    return found[0]

@@ -1,0 +1,184 @@
+"""CBAM: a gate of the channels, then one of the places (Woo et al. 2018)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention.image.batch_norm import BatchNorm
+from attention.image.channel import excite, weights_of
+from attention.image.maps import (
+    MapGate,
+    convolve,
+    expect_map,
+    global_average,
+    kernel_init,
+    reduced,
+)
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def channel_gate(
+    x: Array,
+    reduce_kernel: Array,
+    expand_kernel: Array,
+    reduce_bias: Array | None = None,
+    expand_bias: Array | None = None,
+) -> Array:
+    """What the channels weigh by CBAM (Woo et al. 2018, equation 2).
+
+        g = σ(MLP(mean_yx x) + MLP(max_yx x)),   one MLP for both
+
+    Args:
+      x: [B, Y, X, C].
+      reduce_kernel, expand_kernel, reduce_bias, expand_bias: the MLP's, as for
+        `attention.image.channel.excite`.
+
+    Returns:
+      g, [B, 1, 1, C] in at least float32.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    mlp = reduce_kernel, expand_kernel, reduce_bias, expand_bias
+    highest = jnp.max(x, axis=(1, 2)).astype(accumulator(x))
+    logits = excite(global_average(x), *mlp) + excite(highest, *mlp)
+    return jax.nn.sigmoid(logits)[:, None, None]
+
+
+def spatial_descriptor(x: Array) -> Array:
+    """What CBAM sees of each place (Woo et al. 2018, section 3).
+
+        d_yx = [max_c x_yxc; mean_c x_yxc]
+
+    The maximum comes first, as in the authors' code; the paper's equation 3 and timm put the mean
+    first. For weights of theirs the kernel's two inputs have to be swapped.
+
+    Args:
+      x: [B, Y, X, C].
+
+    Returns:
+      d, [B, Y, X, 2] in at least float32.
+
+    Raises:
+      ValueError: x is no map.
+    """
+    expect_map(x)
+    wide = x.astype(accumulator(x))
+    return jnp.stack([jnp.max(wide, axis=-1), jnp.mean(wide, axis=-1)], axis=-1)
+
+
+class ChannelGate(MapGate):
+    """CBAM's gate of the channels alone (Woo et al. 2018, equation 2).
+
+        y = x · σ(MLP(mean_yx x) + MLP(max_yx x)),   MLP(z) = relu(z W_1 + b_1) W_2 + b_2
+
+    Args:
+      channels: C.
+      reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
+      use_bias: whether the MLP has biases.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        use_bias: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        R = reduced(channels, reduction)
+        self.reduce = Projection((channels,), (R,), use_bias=use_bias, rngs=rngs)
+        self.expand = Projection((R,), (channels,), use_bias=use_bias, rngs=rngs)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        return channel_gate(x, *weights_of(self.reduce, self.expand))
+
+
+class SpatialGate(MapGate):
+    """CBAM's gate of the places alone (Woo et al. 2018, equation 3).
+
+        y = x · σ(BN(conv([max_c x; mean_c x])))
+
+    One convolution from two channels to one, without bias or ReLU, and a batch norm after, as in
+    the authors' code.
+
+    Args:
+      channels: C.
+      kernel_size: the convolution's side, odd.
+      momentum: share of the newest batch in the running statistics; the authors' 0.01 wants ten
+        thousands of steps.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: kernel_size is even or below 1, or the momentum is out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        momentum: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            expected = "an odd number of at least 1"
+            raise ValueError(f"kernel_size: got {kernel_size}, expected {expected}")
+        self.kernel = kernel_init(rngs, kernel_size, kernel_size, 2, 1)
+        self.norm = BatchNorm(1, momentum=momentum)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        logits = convolve(spatial_descriptor(x), self.kernel[...])
+        return jax.nn.sigmoid(self.norm(logits, valid=valid, training=training))
+
+
+class CBAM(MapGate):
+    """The convolutional block attention module (Woo et al. 2018, "CBAM", equation 1).
+
+        x' = x · M_c(x),   y = x' · M_s(x')
+
+    with M_c of `ChannelGate` and M_s of `SpatialGate`. The weights are M_c · M_s, [B, Y, X, C].
+
+    Args:
+      channels: C.
+      reduction, use_bias: as for `ChannelGate`.
+      kernel_size, momentum: as for `SpatialGate`.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: as for both.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        use_bias: bool = True,
+        kernel_size: int = 7,
+        momentum: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.channel = ChannelGate(channels, reduction=reduction, use_bias=use_bias, **options)
+        self.spatial = SpatialGate(channels, kernel_size=kernel_size, momentum=momentum, **options)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        options = {"valid": valid, "training": training}
+        channel = self.channel.gate(x, **options)
+        return channel * self.spatial.gate((x * channel).astype(x.dtype), **options)

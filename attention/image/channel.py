@@ -1,0 +1,190 @@
+"""Gates of the channels from what the map holds on average: squeeze-and-excitation, and ECA."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+from attention.image.maps import MapGate, global_average, reduced
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def excite(
+    pooled: Array,
+    reduce_kernel: Array,
+    expand_kernel: Array,
+    reduce_bias: Array | None = None,
+    expand_bias: Array | None = None,
+) -> Array:
+    """The bottleneck that turns pooled channels into logits (Hu et al. 2018, equation 3).
+
+        s = relu(z W_1 + b_1) W_2 + b_2
+
+    Args:
+      pooled: z, [B, C].
+      reduce_kernel: W_1, [C, R].
+      expand_kernel: W_2, [R, C].
+      reduce_bias, expand_bias: b_1 [R] and b_2 [C]; 0 if None.
+
+    Returns:
+      s, [B, C].
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("pooled", pooled, "B C", sizes)
+    shapes.expect("reduce_kernel", reduce_kernel, "C R", sizes)
+    shapes.expect("expand_kernel", expand_kernel, "R C", sizes)
+    hidden = pooled @ reduce_kernel
+    hidden = jax.nn.relu(hidden if reduce_bias is None else hidden + reduce_bias)
+    logits = hidden @ expand_kernel
+    return logits if expand_bias is None else logits + expand_bias
+
+
+def squeeze_excite(
+    x: Array,
+    reduce_kernel: Array,
+    expand_kernel: Array,
+    reduce_bias: Array | None = None,
+    expand_bias: Array | None = None,
+) -> Array:
+    """The gate of squeeze-and-excitation (Hu et al. 2018, equations 2 to 4).
+
+        g = σ(relu(z W_1 + b_1) W_2 + b_2),   z_c = Σ_yx x_yxc / (Y X)
+
+    Args:
+      x: [B, Y, X, C].
+      reduce_kernel, expand_kernel, reduce_bias, expand_bias: as for `excite`.
+
+    Returns:
+      g, [B, 1, 1, C] in at least float32; the map times g is the result.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    logits = excite(global_average(x), reduce_kernel, expand_kernel, reduce_bias, expand_bias)
+    return jax.nn.sigmoid(logits)[:, None, None]
+
+
+def neighbouring_channels(x: Array, kernel: Array) -> Array:
+    """The gate of ECA: each channel looks at its neighbours (Wang et al. 2020, equation 6).
+
+        g_c = σ(Σ_j k_j z_(c + j - ⌊K/2⌋)),   z_c = Σ_yx x_yxc / (Y X), 0 beyond the ends
+
+    Args:
+      x: [B, Y, X, C].
+      kernel: k, [K], K odd.
+
+    Returns:
+      g, [B, 1, 1, C] in at least float32; the map times g is the result.
+
+    Raises:
+      ValueError: shapes do not fit, or K is even.
+    """
+    shapes.expect("kernel", kernel, "K", {})
+    pooled, K = global_average(x), kernel.shape[0]
+    if K % 2 == 0:
+        raise ValueError(f"kernel: got shape [{K}], expected an odd size")
+    C = pooled.shape[1]
+    padded = jnp.pad(pooled, ((0, 0), (K // 2, K // 2)))
+    near = jnp.stack([padded[:, j : j + C] for j in range(K)], axis=-1)
+    return jax.nn.sigmoid(near @ kernel)[:, None, None]
+
+
+def neighbourhood(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
+    """How many channels ECA looks at (Wang et al. 2020, equation 12).
+
+        K = |(log₂ C + b) / γ|_odd,
+
+    cut to an integer and, if that is even, one more, as the authors' code has it.
+
+    Args:
+      channels: C.
+      gamma, offset: γ and b.
+
+    Returns:
+      K, odd.
+
+    Raises:
+      ValueError: channels is below 1.
+    """
+    if channels < 1:
+        raise ValueError(f"channels: got {channels}, expected at least 1")
+    size = int(abs((math.log2(channels) + offset) / gamma))
+    return size if size % 2 else size + 1
+
+
+class SqueezeExcite(MapGate):
+    """Squeeze-and-excitation (Hu et al. 2018): the channels weigh one another.
+
+        y = x · σ(relu(z W_1 + b_1) W_2 + b_2),   z = mean_yx x
+
+    Args:
+      channels: C.
+      reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        R = reduced(channels, reduction)
+        self.reduce = Projection((channels,), (R,), rngs=rngs)
+        self.expand = Projection((R,), (channels,), rngs=rngs)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        return squeeze_excite(x, *weights_of(self.reduce, self.expand))
+
+
+class EfficientChannel(MapGate):
+    """ECA (Wang et al. 2020, "ECA-Net"): a few weights that slide along the channels.
+
+        y = x · σ(conv(z)),   z = mean_yx x
+
+    Args:
+      channels: C.
+      kernel_size: K, odd; if None what `neighbourhood` gives for C.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: kernel_size is even or below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        K = neighbourhood(channels) if kernel_size is None else kernel_size
+        if K < 1 or K % 2 == 0:
+            raise ValueError(f"kernel_size: got {K}, expected an odd number of at least 1")
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (K,), minval=-1) * K**-0.5)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        return neighbouring_channels(x, self.kernel[...])
+
+
+def weights_of(reduce: Projection, expand: Projection) -> tuple[Array | None, ...]:
+    """The arrays of a bottleneck in the order in which `excite` takes them."""
+    kernels = reduce.kernel[...], expand.kernel[...]
+    return *kernels, *(None if p.bias is None else p.bias[...] for p in (reduce, expand))

@@ -1,0 +1,93 @@
+"""Coordinate attention: a gate of the rows times one of the columns (Hou et al. 2021)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention.image.batch_norm import BatchNorm
+from attention.image.maps import MapGate, expect_map, reduced
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def coordinate_pools(x: Array) -> Array:
+    """The mean of each row, then of each column (Hou et al. 2021, equations 4 and 5).
+
+        z^h_yc = Σ_x x_yxc / X,   z^w_xc = Σ_y x_yxc / Y
+
+    Args:
+      x: [B, Y, X, C].
+
+    Returns:
+      [z^h; z^w], [B, Y + X, C] in at least float32.
+
+    Raises:
+      ValueError: x is no map.
+    """
+    expect_map(x)
+    wide = x.astype(accumulator(x))
+    return jnp.concatenate([jnp.mean(wide, axis=2), jnp.mean(wide, axis=1)], axis=1)
+
+
+def coordinate_gate(rows: Array, columns: Array) -> Array:
+    """The gate of each position from those of its row and column (Hou et al. 2021, equation 8).
+
+        g_yxc = σ(r_yc) · σ(s_xc)
+
+    Args:
+      rows: r, [B, Y, C].
+      columns: s, [B, X, C].
+
+    Returns:
+      g, [B, Y, X, C]; the map times g is the result.
+
+    Raises:
+      TypeError: B or C differ.
+    """
+    return jax.nn.sigmoid(rows)[:, :, None] * jax.nn.sigmoid(columns)[:, None]
+
+
+class Coordinate(MapGate):
+    """Coordinate attention (Hou et al. 2021): where a channel matters, row by row and column by
+    column.
+
+        y_yxc = x_yxc · σ(f^h_y W_h + b_h)_c · σ(f^w_x W_w + b_w)_c
+        [f^h; f^w] = hswish(BN([mean_x x; mean_y x] W + b)),   hswish(a) = a · relu6(a + 3) / 6
+
+    Args:
+      channels: C.
+      reduction: r; f has max(⌊C / r⌋, least) channels.
+      least: the authors' 8.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 32,
+        least: int = 8,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        if least < 1:
+            raise ValueError(f"least: got {least}, expected at least 1")
+        R = reduced(channels, reduction, least)
+        self.reduce = Projection((channels,), (R,), rngs=rngs)
+        self.norm = BatchNorm(R)
+        self.rows = Projection((R,), (channels,), rngs=rngs)
+        self.columns = Projection((R,), (channels,), rngs=rngs)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        hidden = self.reduce(coordinate_pools(x))
+        hidden = jax.nn.hard_swish(self.norm(hidden, valid=valid, training=training))
+        rows, columns = jnp.split(hidden, [x.shape[1]], axis=1)
+        return coordinate_gate(self.rows(rows), self.columns(columns))

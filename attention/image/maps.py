@@ -1,0 +1,159 @@
+"""What attention over feature maps shares: sums over a map, convolution, and the module of a gate.
+
+B batch, Y X height and width, C channels, P = Y·X positions, row by row. What is computed of
+pooled vectors and of gates is in at least float32; a map keeps its dtype.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.kernels.reference import accumulator
+
+Array = jax.Array
+
+
+def global_average(x: Array) -> Array:
+    """The mean of each channel over all positions (Lin et al. 2014, "Network In Network").
+
+        z_c = Σ_yx x_yxc / (Y X)
+
+    Args:
+      x: [B, Y, X, C].
+
+    Returns:
+      z, [B, C] in at least float32.
+
+    Raises:
+      ValueError: x is no map.
+    """
+    expect_map(x)
+    return jnp.mean(x, axis=(1, 2), dtype=accumulator(x))
+
+
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Cross-correlation with zeros around, as networks have it (LeCun et al. 1989).
+
+        y_ijo = Σ_uvc k_uvco · x_(i·s + u - a)(j·s + v - b)c
+
+    where the kernel's middle stands on x_ij for stride 1; the result has ceil(Y / s) rows.
+
+    Args:
+      x: [B, Y, X, C].
+      kernel: [height, width, C, O].
+      stride: s.
+
+    Returns:
+      y, [B, ceil(Y / s), ceil(X / s), O] in at least float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes = expect_map(x)
+    shapes.expect("kernel", kernel, "height width C O", {"C": sizes["C"]})
+    wide = jnp.promote_types(accumulator(x), kernel.dtype)
+    return jax.lax.conv_general_dilated(
+        x.astype(wide),
+        kernel.astype(wide),
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def reduced(channels: int, reduction: int, least: int = 1) -> int:
+    """How many channels a bottleneck has (Hu et al. 2018, section 3.2).
+
+        R = max(⌊C / r⌋, least)
+
+    Args:
+      channels: C.
+      reduction: r.
+      least: 1, so that a reduction by more than there is leaves one.
+
+    Returns:
+      R.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+    for name, value in (("channels", channels), ("reduction", reduction)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    return max(channels // reduction, least)
+
+
+def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
+    """Holds x to [B, Y, X, C] with at least one position; gives the sizes by letter."""
+    sizes = {} if channels is None else {"C": channels}
+    shapes.expect_floating("x", x)
+    shapes.expect("x", x, "B Y X C", sizes)
+    if not sizes["Y"] * sizes["X"] * sizes["C"]:
+        raise ValueError(f"x: got shape {shapes.show(x.shape)}, expected at least one position")
+    return sizes
+
+
+def expect_valid(valid: Array | None, sizes: dict[str, int]) -> None:
+    """Holds `valid` to bool [B]."""
+    if valid is not None:
+        shapes.expect_boolean("valid", valid, true_means="a real example")
+        shapes.expect("valid", valid, "B", sizes)
+
+
+def kernel_init(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """A convolution's kernel [height, width, C, O], drawn for ReLU (He et al. 2015)."""
+    height, width, inputs, _ = shape
+    deviation = (2.0 / (height * width * inputs)) ** 0.5
+    return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+
+
+class MapGate(nnx.Module):
+    """Base of those that multiply a map by a gate of it: y = x · gate(x).
+
+    Args:
+      channels: C.
+      dtype: of the map; gates and weights are float32.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
+        if channels < 1:
+            raise ValueError(f"channels: got {channels}, expected at least 1")
+        self.channels, self.dtype = channels, dtype
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        """x [B, Y, X, C] -> [B, Y or 1, X or 1, C or 1] in at least float32."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Weighs a map.
+
+        Args:
+          x: [B, Y, X, C].
+          valid: bool [B], the examples that count in batch statistics, if there are any; all if
+            None.
+          training: whether to normalise by the batch, and to take its statistics along.
+          return_weights: also return the gate.
+
+        Returns:
+          [B, Y, X, C] in `dtype`, or that and the gate by which x was multiplied.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        sizes = expect_map(x, self.channels)
+        expect_valid(valid, sizes)
+        x = x.astype(self.dtype)
+        gate = self.gate(x, valid=valid, training=training)
+        recording.record(lambda: gate)
+        y = (x * gate).astype(x.dtype)
+        return (y, gate) if return_weights else y

@@ -1,0 +1,162 @@
+"""The non-local block: every position looks at every other (Wang et al. 2018)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.dot_product import attend, attention_weights
+from attention.image.batch_norm import BatchNorm
+from attention.image.maps import expect_map, expect_valid
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+SIMILARITIES = ("embedded_gaussian", "dot_product")
+
+
+def non_local(
+    query: Array, key: Array, value: Array, *, similarity: str = "embedded_gaussian"
+) -> Array:
+    """A sum over all positions (Wang et al. 2018, equations 1, 4 and 5).
+
+        y_p = Σ_q f(p, q) v_q
+        embedded_gaussian: f = softmax_q(q_p·k_q),   dot_product: f = q_p·k_q / P
+
+    There is no 1 / sqrt(H), as in the paper. The dot product is summed keys first: O(P·H²).
+
+    Args:
+      query: θ(x), [B, P, N, H].
+      key: φ(x), [B, P, N, H].
+      value: g(x), [B, P, N, V].
+      similarity: one of SIMILARITIES.
+
+    Returns:
+      y, [B, P, N, V] in the query's dtype.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or there is no such similarity.
+    """
+    _expect_similarity(similarity)
+    if similarity == "embedded_gaussian":
+        return attend(query, key, value, scale=1.0)
+    shapes.expect_attention(query, key, value)
+    recording.record(lambda: non_local_weights(query, key, similarity=similarity))
+    sums = accumulator(query)
+    # Divided at once: a sum over a large map would lose bits of a narrow dtype.
+    kept = jnp.einsum("BPNH,BPNV->BNHV", key, value, preferred_element_type=sums) / key.shape[1]
+    y = jnp.einsum("BPNH,BNHV->BPNV", query.astype(sums), kept)
+    return y.astype(query.dtype)
+
+
+def non_local_weights(query: Array, key: Array, *, similarity: str = "embedded_gaussian") -> Array:
+    """The weights of `non_local` (Wang et al. 2018, equations 4 and 5).
+
+        embedded_gaussian: f = softmax_q(q_p·k_q),   dot_product: f = q_p·k_q / P
+
+    Args:
+      query, key, similarity: as for `non_local`.
+
+    Returns:
+      f, [B, N, P, P] in at least float32; by the dot product they may be below 0.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or there is no such similarity.
+    """
+    _expect_similarity(similarity)
+    if similarity == "embedded_gaussian":
+        return attention_weights(query, key, scale=1.0)
+    shapes.expect_attention(query, key)
+    sums = accumulator(query)
+    return jnp.einsum("BPNH,BQNH->BNPQ", query, key, preferred_element_type=sums) / key.shape[1]
+
+
+def _expect_similarity(similarity: str) -> None:
+    if similarity not in SIMILARITIES:
+        expected = f"one of {', '.join(map(repr, SIMILARITIES))}"
+        raise ValueError(f"similarity: got {similarity!r}, expected {expected}")
+
+
+class NonLocal(nnx.Module):
+    """The non-local block (Wang et al. 2018, "Non-local Neural Networks", equation 6).
+
+        y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
+
+    The batch norm's scale (W_z where there is none) is 0 at the start, so that the block can stand
+    in a trained network without a change. More than one head is an addition.
+
+    Args:
+      channels: C.
+      num_heads: N.
+      head_size: H; if None half the channels are shared by the heads, at least one each.
+      similarity: "embedded_gaussian" or "dot_product".
+      norm: whether there is the batch norm.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: a number is below 1, or there is no such similarity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 1,
+        head_size: int | None = None,
+        similarity: str = "embedded_gaussian",
+        norm: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, size in (("channels", channels), ("num_heads", num_heads)):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        H = max(channels // 2 // num_heads, 1)
+        H = shapes.head_size(channels, num_heads, H if head_size is None else head_size)
+        _expect_similarity(similarity)
+        self.channels, self.similarity, self.dtype = channels, similarity, dtype
+        options = {"dtype": dtype, "rngs": rngs}
+        self.query = Projection((channels,), (num_heads, H), **options)
+        self.key = Projection((channels,), (num_heads, H), **options)
+        self.value = Projection((channels,), (num_heads, H), **options)
+        self.out = Projection((num_heads, H), (channels,), **options)
+        self.norm = BatchNorm(channels, zero=True) if norm else None
+        if not norm:
+            self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Adds to each position what it takes of all.
+
+        Args:
+          x: [B, Y, X, C].
+          valid: bool [B], the examples that count in batch statistics; all if None.
+          training: whether to normalise by the batch, and to take its statistics along.
+          return_weights: also return the weights.
+
+        Returns:
+          [B, Y, X, C] in `dtype`, or that and the weights [B, N, P, P] with P = Y·X, row by row.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        sizes = expect_map(x, self.channels)
+        expect_valid(valid, sizes)
+        x = x.astype(self.dtype)
+        flat = x.reshape(sizes["B"], -1, self.channels)
+        query, key = self.query(flat), self.key(flat)
+        options = {"similarity": self.similarity}
+        added = self.out(non_local(query, key, self.value(flat), **options))
+        if self.norm is not None:
+            added = self.norm(added, valid=valid, training=training)
+        y = x + added.reshape(x.shape)
+        return (y, non_local_weights(query, key, **options)) if return_weights else y

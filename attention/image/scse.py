@@ -1,0 +1,98 @@
+"""Concurrent spatial and channel squeeze and excitation (Roy et al. 2018)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention.image.channel import squeeze_excite, weights_of
+from attention.image.maps import MapGate, expect_map, reduced
+from attention.kernels.reference import accumulator
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def spatial_squeeze_excite(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """The gate of the places, sSE (Roy et al. 2018, section 2.2).
+
+        g_yx = σ(Σ_c w_c x_yxc + b)
+
+    Args:
+      x: [B, Y, X, C].
+      kernel: w, [C, 1].
+      bias: b, [1]; 0 if None.
+
+    Returns:
+      g, [B, Y, X, 1] in at least float32.
+
+    Raises:
+      ValueError: x is no map.
+    """
+    expect_map(x, kernel.shape[0])
+    logits = x.astype(accumulator(x)) @ kernel
+    return jax.nn.sigmoid(logits if bias is None else logits + bias)
+
+
+def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array:
+    """One gate of two that work side by side, scSE (Roy et al. 2018, section 2.3; maximum: Roy et
+    al. 2019).
+
+        add: g = g_c + g_s,   max: g = the one of both that gives the larger x · g
+
+    Args:
+      x: [B, Y, X, C].
+      channel: g_c, [B, 1, 1, C].
+      spatial: g_s, [B, Y, X, 1].
+      join: "add" or "max".
+
+    Returns:
+      g, [B, Y, X, C]; the map times g is the result.
+
+    Raises:
+      ValueError: join is neither.
+    """
+    if join == "add":
+        return channel + spatial
+    if join == "max":
+        return jnp.where(x * channel >= x * spatial, channel, spatial)
+    raise ValueError(f"join: got {join!r}, expected 'add' or 'max'")
+
+
+class ChannelAndSpatial(MapGate):
+    """scSE (Roy et al. 2018): squeeze-and-excitation and a gate of the places, side by side.
+
+        y = x · σ(relu(z W_1 + b_1) W_2 + b_2) + x · σ(x w + b),   z = mean_yx x
+
+    Args:
+      channels: C.
+      reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
+      join: "add" as above, or "max" of both terms.
+      dtype: of the map; gate and weights are float32.
+
+    Raises:
+      ValueError: a number is below 1, or join is neither.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 2,
+        join: str = "add",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, dtype=dtype)
+        if join not in ("add", "max"):
+            raise ValueError(f"join: got {join!r}, expected 'add' or 'max'")
+        R, self.join = reduced(channels, reduction), join
+        self.reduce = Projection((channels,), (R,), rngs=rngs)
+        self.expand = Projection((R,), (channels,), rngs=rngs)
+        self.spatial = Projection((channels,), (1,), rngs=rngs)
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        channel = squeeze_excite(x, *weights_of(self.reduce, self.expand))
+        spatial = spatial_squeeze_excite(x, self.spatial.kernel[...], self.spatial.bias[...])
+        return joined(x, channel, spatial, self.join)

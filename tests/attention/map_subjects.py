@@ -1,0 +1,106 @@
+"""Subjects of attention over feature maps: what differs from sequences is here.
+
+An axis 1 and 2 in place of one, options `training` and `valid` in place of masks. A mechanism with
+batch statistics is a subject once more in training.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tests.attention.references import REFERENCES, VARIANTS
+from tests.attention.subjects import B, Subject, module_of, normal
+
+# Of no two axes the same; windows of 2 and 3 do not fit.
+Y, X, C, G = 3, 4, 4, 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MapSubject(Subject):
+    """A mechanism over maps. `apply` takes the valid examples in a column, bool [B, 1].
+
+    Attributes:
+      training: whether it normalises by the batch.
+    """
+
+    training: bool = False
+
+    @property
+    def can(self):
+        signed = self.options.get("similarity") == "dot_product"
+        return self.line.can - ({"shares"} if signed else set())
+
+    @property
+    def valid(self):
+        return np.ones((B, 1), bool)
+
+    def resized(self, queries, keys):
+        """Maps of that height and width; the signal has half of each."""
+        inputs = self.inputs | {"x": normal(keys, B, queries, keys, C)}
+        if "signal" in inputs:
+            inputs["signal"] = normal(queries, B, -(-queries // 2), -(-keys // 2), G)
+        return inputs, self.valid
+
+    def reference(self, inputs, valid, causal=False):
+        function = REFERENCES[self.line.kind, self.line.name]
+        return function(inputs | self.constants, self.training, **self.options)
+
+    @functools.cached_property
+    def moved(self):
+        """The running statistics after a call: a function of inputs and valid, bool [B]."""
+
+        @jax.jit
+        def run(inputs, valid):
+            module = self.build(inputs["params"])
+            module(*self.maps(inputs), valid=valid, training=self.training)
+            return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+        return run
+
+    @staticmethod
+    def maps(inputs):
+        return [jnp.asarray(inputs[name]) for name in ("x", "signal") if name in inputs]
+
+
+def subjects_of(line, dtype):
+    """Each variant of a registry line; again in training if it has batch statistics."""
+    for label, options in VARIANTS.get(line.name, {"default": {}}).items():
+        for training in (False, True) if "batch_statistics" in line.can else (False,):
+            name = f"{line.name}-{label}" + ("-training" if training else "")
+            yield _subject(line, name, options, training, dtype)
+
+
+def _subject(line, label, options, training, dtype):
+    sizes, inputs = [C], {"x": normal(3, B, Y, X, C)}
+    if line.kind == "gate":
+        sizes, inputs = [C, G], inputs | {"signal": normal(4, B, 2, 2, G)}
+    build, params, constants = module_of(line, *sizes, **options, dtype=dtype, prepare=_unsettle)
+
+    def apply(inputs, valid, causal, dropout_key):
+        module = build(inputs["params"])
+        flags = {"valid": valid[:, 0], "training": training, "return_weights": True}
+        return module(*MapSubject.maps(inputs), **flags)
+
+    return MapSubject(
+        label,
+        line,
+        {"params": params} | inputs,
+        tuple(inputs),
+        apply,
+        options=options,
+        constants=constants,
+        build=build,
+        training=training,
+    )
+
+
+def _unsettle(module):
+    """Running statistics that are neither 0 nor 1."""
+    for number, (_, variable) in enumerate(nnx.iter_graph(module)):
+        if isinstance(variable, nnx.BatchStat):
+            moved = variable[...] + 0.4 * jnp.abs(normal(number, *variable[...].shape))
+            variable[...] = moved
