@@ -49,10 +49,12 @@ def attend(
         kept = keep_mask(dropout_key, dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(dropout_rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
+    # Transposed afterwards: for values out of a cache, which lie by heads, XLA on CPU has no
+    # bfloat16 product summed in float32 straight to "BTKGV".
     result = jnp.einsum(
-        "BKGTS,BSKV->BTKGV", grouped, value, preferred_element_type=accumulator(value)
+        "BKGTS,BSKV->BKGTV", grouped, value, preferred_element_type=accumulator(value)
     )
-    result = result.reshape(B, T, N, V).astype(query.dtype)
+    result = result.transpose(0, 3, 1, 2, 4).reshape(B, T, N, V).astype(query.dtype)
     chex.assert_shape(result, (B, T, N, V))
     return result
 
