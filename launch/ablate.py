@@ -15,6 +15,7 @@ from absl import flags
 from launch.engine import cli
 
 cli.define_workdir()
+cli.define_record()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
 flags.DEFINE_integer("seeds", None, "Number of seeds, in place of the file's.", lower_bound=1)
 flags.DEFINE_multi_string("set", [], "key=value, on the base and so on every delta.")
@@ -27,6 +28,7 @@ def ablate() -> None:
     path, folder = cli.required("config"), cli.workdir()
     ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)
     experiments = ablations.resolve_ablation(ablation)
+    cli.check_recordable()
     cli.set_up_jax(next(iter(experiments.values())))
     outcomes = ablations.run_all(
         experiments,
@@ -36,6 +38,7 @@ def ablate() -> None:
         cli.command(),
         lambda line: print(line, file=sys.stderr, flush=True),
     )
+    cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
     if ablations.finish(folder, Path(path).stem, outcomes):
         sys.exit(1)
 

@@ -9,7 +9,6 @@ Several --set give every combination. The first combination is what the others a
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -19,19 +18,16 @@ cli.define_config()
 cli.define_workdir()
 flags.DEFINE_integer("seeds", 1, "Number of seeds, from the config's on.", lower_bound=1)
 flags.DEFINE_multi_string("set", [], "key=a,b,c")
-flags.DEFINE_bool("record", False, "Also write run files under --results, as launch.train does.")
-flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+cli.define_record()
 
 
 def sweep() -> None:
     """The verb."""
     from launch.engine import ablation as ablations
-    from launch.engine import results
 
     config, folder = cli.experiment(), cli.workdir()
     experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
-    if cli.FLAGS.record:
-        results.check_recordable()
+    cli.check_recordable()
     cli.set_up_jax(config)
     outcomes = ablations.run_all(
         experiments,
@@ -41,10 +37,7 @@ def sweep() -> None:
         cli.command(),
         lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if cli.FLAGS.record:
-        for outcome in outcomes.values():
-            for record in outcome.records.values():
-                print(f"recorded: {results.save_record(record, Path(cli.FLAGS.results))}")
+    cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
     if ablations.finish(folder, f"{config.task}: {config.data.name}", outcomes):
         sys.exit(1)
 

@@ -13,29 +13,22 @@ from launch.engine import cli
 
 cli.define_config()
 cli.define_workdir()
-flags.DEFINE_bool(
-    "record", False, "Also write a run file under --results; refuses a tree that is not committed."
-)
-flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+cli.define_record()
 flags.DEFINE_bool("baselines", True, "Fit the cheap baselines (once) and show them beside.")
 
 
 def train() -> None:
     """The verb."""
-    from pathlib import Path
-
     from launch.engine import results
     from launch.engine.run import run
 
     config, folder = cli.experiment(), cli.workdir()
-    if cli.FLAGS.record:
-        results.check_recordable()
+    cli.check_recordable()
     cli.set_up_jax(config)
     record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines)
     results.show(record, results.task_class(config.task).table_metrics)
     print(f"report: {folder / 'report.html'}")
-    if cli.FLAGS.record:
-        print(f"recorded: {results.save_record(record, Path(cli.FLAGS.results))}")
+    cli.record([record])
 
 
 if __name__ == "__main__":

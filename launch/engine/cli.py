@@ -7,8 +7,9 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -56,6 +57,33 @@ def define_config() -> None:
 def define_workdir() -> None:
     """Defines --workdir."""
     flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+
+
+def define_record() -> None:
+    """Defines --record and --results."""
+    flags.DEFINE_bool(
+        "record",
+        False,
+        "Also write a run file under --results; refuses a tree that is not committed.",
+    )
+    flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+
+
+def check_recordable() -> None:
+    """With --record: refuses a tree whose commit would not tell what ran."""
+    if FLAGS.record:
+        from launch.engine import results
+
+        results.check_recordable()
+
+
+def record(records: Iterable[Mapping[str, Any]]) -> None:
+    """With --record: writes the run files."""
+    if FLAGS.record:
+        from launch.engine import results
+
+        for one in records:
+            print(f"recorded: {results.save_record(one, Path(FLAGS.results))}")
 
 
 def required(name: str) -> str:
