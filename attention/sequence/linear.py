@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.cache import real_lengths
 from attention.dropout import dropout
 from attention.kernels.reference import accumulator
-from attention.projection import Projection
+from attention.sequence.heads import SelfHeads
 
 Array = jax.Array
 
@@ -209,7 +208,7 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
     return jnp.concatenate([state.sums, state.total[..., None]], axis=-1)
 
 
-class FeatureAttention(nnx.Module):
+class FeatureAttention(SelfHeads):
     """What mixers that attend by features share; a subclass gives `_heads` and `_empty`.
 
     Args and errors are those of `LinearAttention`.
@@ -222,23 +221,12 @@ class FeatureAttention(nnx.Module):
         model_size: int,
         num_heads: int,
         *,
-        head_size: int | None = None,
         chunk_size: int = 64,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
+        **options: Any,
     ):
-        H = shapes.head_size(model_size, num_heads, head_size)
         expect_chunk_size(chunk_size)
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.num_heads, self.head_size = model_size, num_heads, H
-        self.chunk_size, self.dropout_rate, self.dtype = chunk_size, dropout_rate, dtype
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((model_size,), (num_heads, H), **options)
-        self.value = Projection((model_size,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (model_size,), **options)
+        super().__init__(model_size, num_heads, **options)
+        self.chunk_size = chunk_size
 
     def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         """`linear_attention` of projected queries and keys, with its options."""

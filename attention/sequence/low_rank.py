@@ -6,6 +6,7 @@ Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.kernels.reference import accumulator
-from attention.projection import Projection
+from attention.sequence.heads import SelfHeads
 
 Array = jax.Array
 
@@ -103,7 +104,7 @@ def linformer_weights(
     return weights if seen.key is None else jnp.where(seen.key[:, None, None], weights, 0.0)
 
 
-class Linformer(nnx.Module):
+class Linformer(SelfHeads):
     """Multi-head self-attention by `linformer`, of sequences up to max_length (Wang et al. 2020).
 
         head_n = softmax(q (Eᵀk)ᵀ) (Fᵀv),   y = concat_n(head_n) W_o
@@ -138,26 +139,16 @@ class Linformer(nnx.Module):
         max_length: int = 512,
         projected_length: int = 128,
         sharing: str = "none",
-        head_size: int | None = None,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        H = shapes.head_size(model_size, num_heads, head_size)
         for name, size in (("max_length", max_length), ("projected_length", projected_length)):
             if size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         if sharing not in SHARING:
             raise ValueError(f"sharing: got {sharing!r}, expected one of {list(SHARING)}")
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.max_length = model_size, max_length
-        self.dropout_rate, self.dtype = dropout_rate, dtype
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((model_size,), (num_heads, H), **options)
-        self.value = Projection((model_size,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (model_size,), **options)
+        super().__init__(model_size, num_heads, rngs=rngs, **options)
+        self.max_length = max_length
         shape = (num_heads if sharing == "none" else 1, max_length, projected_length)
         limit = math.sqrt(6.0 / (max_length + projected_length))  # Glorot & Bengio 2010
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dropout import dropout
 from attention.kernels.reference import accumulator, softmax
-from attention.projection import Projection
+from attention.sequence.heads import SelfHeads
 
 Array = jax.Array
 
@@ -163,7 +164,7 @@ def nystrom_weights(
     return weights
 
 
-class Nystromformer(nnx.Module):
+class Nystromformer(SelfHeads):
     """Multi-head self-attention by `nystrom_attention` (Xiong et al. 2021).
 
         head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
@@ -194,13 +195,9 @@ class Nystromformer(nnx.Module):
         num_landmarks: int = 64,
         inverse_iterations: int = 6,
         kernel_size: int = 33,
-        head_size: int | None = None,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        H = shapes.head_size(model_size, num_heads, head_size)
         for name, size in (
             ("num_landmarks", num_landmarks),
             ("inverse_iterations", inverse_iterations),
@@ -209,14 +206,8 @@ class Nystromformer(nnx.Module):
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
             raise ValueError(f"kernel_size: got {kernel_size}, expected an odd size, or 0 for none")
-        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.dropout_rate = model_size, dropout_rate
+        super().__init__(model_size, num_heads, rngs=rngs, **options)
         self.num_landmarks, self.inverse_iterations = num_landmarks, inverse_iterations
-        options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        self.query = Projection((model_size,), (num_heads, H), **options)
-        self.key = Projection((model_size,), (num_heads, H), **options)
-        self.value = Projection((model_size,), (num_heads, H), **options)
-        self.out = Projection((num_heads, H), (model_size,), **options)
         limit, shape = 1 / math.sqrt(max(kernel_size, 1)), (kernel_size, num_heads)
         taps = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
         self.convolution = nnx.Param(taps) if kernel_size else None

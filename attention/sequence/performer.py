@@ -149,23 +149,11 @@ class Performer(FeatureAttention):
         features: int = 256,
         kernel: str = "softmax",
         orthogonal: bool = True,
-        head_size: int | None = None,
         chunk_size: int = 64,
-        use_bias: bool = True,
-        dropout_rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        super().__init__(
-            model_size,
-            num_heads,
-            head_size=head_size,
-            chunk_size=chunk_size,
-            use_bias=use_bias,
-            dropout_rate=dropout_rate,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(model_size, num_heads, chunk_size=chunk_size, rngs=rngs, **options)
         if kernel not in KERNELS:
             raise ValueError(f"kernel: got {kernel!r}, expected one of {list(KERNELS)}")
         if kernel == "softmax":
