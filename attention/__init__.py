@@ -28,9 +28,18 @@ _EXPORTS = {
     "LearnedPositions": "positions",
     "rotary": "positions",
     "sinusoidal": "positions",
+    "AdditiveAlignment": "recurrent.additive",
+    "ConcatAlignment": "recurrent.additive",
     "DotAlignment": "recurrent.dot_product",
     "GeneralAlignment": "recurrent.dot_product",
     "NoAlignment": "recurrent.dot_product",
+    "LocalAlignment": "recurrent.local",
+    "LocationAwareAlignment": "recurrent.location",
+    "MultiHeadAlignment": "recurrent.multi_head",
+    "TemporalAttention": "recurrent.temporal",
+    "structured_penalty": "structured_pooling",
+    "structured_pool": "structured_pooling",
+    "StructuredPool": "structured_pooling",
 }
 _MODULES = ("inspect", "masks", "patterns", "registry")
 

@@ -54,7 +54,7 @@ def capture(
     this is for looking, not for a training loop.
 
     What attends once gives its array as it is: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
-    [B, S] of an alignment. What attends several times (a step of a scan, a layer that is shared or
+    [B, S] or [B, N, S] of an alignment. What attends several times (a step of a scan, a layer that is shared or
     stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes first in each
     call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX takes both).
 

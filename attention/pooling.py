@@ -35,7 +35,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = _checked(states, valid)
+    valid = checked_valid(states, valid)
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     weights = valid / count.astype(jnp.float32)
     recording.record(lambda: weights[:, None])
@@ -57,7 +57,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = _checked(states, valid)
+    valid = checked_valid(states, valid)
     _, T, D = states.shape
     masked = jnp.where(valid[..., None], states, -jnp.inf)
     # The gradient goes to one position, the first maximum, as the weights say.
@@ -93,7 +93,7 @@ def attention_pool(
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
     """
-    valid = _checked(states, valid)
+    valid = checked_valid(states, valid)
     shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = softmax(jnp.where(valid, wide, -jnp.inf))
@@ -119,7 +119,7 @@ class MeanPool(nnx.Module):
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
         """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
-        _expect_size(states, self.model_size)
+        expect_size(states, self.model_size)
         return mean_pool(states.astype(self.dtype), valid)
 
 
@@ -140,7 +140,7 @@ class MaxPool(nnx.Module):
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
         """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
-        _expect_size(states, self.model_size)
+        expect_size(states, self.model_size)
         return max_pool(states.astype(self.dtype), valid)
 
 
@@ -179,7 +179,7 @@ class AttentionPool(nnx.Module):
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
         """[B, T, D] -> [B, D] and α [B, 1, T]."""
-        _expect_size(states, self.model_size)
+        expect_size(states, self.model_size)
         states = states.astype(self.dtype)
         scores = jnp.tanh(self.hidden(states)).astype(jnp.float32) @ self.context[...]
         rate = 0.0 if dropout_key is None else self.dropout_rate
@@ -187,19 +187,26 @@ class AttentionPool(nnx.Module):
 
 
 class MultiHeadPool(nnx.Module):
-    """Multi-head attention with one learned query a head (Lee et al. 2019, Set Transformer: PMA,
-    one seed).
+    """Multi-head attention with learned queries (Lee et al. 2019, Set Transformer: PMA).
 
-        s = concat_n(attend(seed_n, x W_k,n, x W_v,n)) W_o
+        s = concat_in(attend(seed_in, x W_k,n, x W_v,n)) W_o,   i = 1 ... queries
+
+    With one query this is PMA with one seed vector. Of several, each looks on its own, and W_o
+    makes one vector of what they saw.
+
+    Weights: seed [I, N, H], key/kernel and value/kernel [D, N, H], biases [N, H], out/kernel
+    [N, I·H, D].
 
     Args:
       model_size: D.
       num_heads: N, divides D.
+      queries: I, how many learned queries look.
       dropout_rate: of the attention weights, active where a dropout_key is given.
       dtype: of the computation; weights are float32.
 
     Raises:
-      ValueError: num_heads does not divide model_size, or the rate is out of range.
+      ValueError: num_heads does not divide model_size, queries is below 1, or the rate is out of
+        range.
     """
 
     def __init__(
@@ -207,6 +214,7 @@ class MultiHeadPool(nnx.Module):
         model_size: int,
         *,
         num_heads: int = 4,
+        queries: int = 1,
         dropout_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -214,22 +222,32 @@ class MultiHeadPool(nnx.Module):
         if num_heads < 1 or model_size % num_heads:
             expected = f"a positive divisor of model_size={model_size}"
             raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
+        if queries < 1:
+            raise ValueError(f"queries: got {queries}, expected at least 1")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        H = model_size // num_heads
+        N, H = num_heads, model_size // num_heads
         self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
-        self.seed = nnx.Param(jax.random.normal(rngs.params(), (num_heads, H)))
-        self.key = Projection((model_size,), (num_heads, H), dtype=dtype, rngs=rngs)
-        self.value = Projection((model_size,), (num_heads, H), dtype=dtype, rngs=rngs)
-        self.out = Projection((num_heads, H), (model_size,), use_bias=False, dtype=dtype, rngs=rngs)
+        self.seed = nnx.Param(jax.random.normal(rngs.params(), (queries, N, H)))
+        self.key = Projection((model_size,), (N, H), dtype=dtype, rngs=rngs)
+        self.value = Projection((model_size,), (N, H), dtype=dtype, rngs=rngs)
+        # Heads first, as in every `out`: that is the axis a mesh splits.
+        self.out = Projection(
+            (N, queries * H), (model_size,), use_bias=False, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and weights [B, N, T]. No bias after the sum: no states give 0."""
-        _expect_size(states, self.model_size)
-        valid = _checked(states, valid)
+        """[B, T, D] -> [B, D] and weights [B, I·N, T], the N heads of the first query first.
+
+        There is no bias after the sum: no states give 0.
+        """
+        expect_size(states, self.model_size)
+        valid = checked_valid(states, valid)
         seed = self.seed[...].astype(self.dtype)
-        query = jnp.broadcast_to(seed, (states.shape[0], 1, *seed.shape))
+        B, T, _ = states.shape
+        queries, N, H = seed.shape
+        query = jnp.broadcast_to(seed, (B, *seed.shape))
         key, value = self.key(states), self.value(states)
         mask = masks.valid(key=valid)
         with recording.muted():
@@ -241,9 +259,10 @@ class MultiHeadPool(nnx.Module):
                 dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
                 dropout_key=dropout_key,
             )
-        weights = attention_weights(query, key, mask=mask)[:, :, 0]
+        weights = attention_weights(query, key, mask=mask)
+        weights = jnp.swapaxes(weights, 1, 2).reshape(B, queries * N, T)
         recording.record(lambda: weights)
-        return self.out(pooled)[:, 0], weights
+        return self.out(jnp.swapaxes(pooled, 1, 2).reshape(B, N, queries * H)), weights
 
 
 def _weighted_sum(weights: Array, states: Array) -> Array:
@@ -254,7 +273,12 @@ def _weighted_sum(weights: Array, states: Array) -> Array:
     return total.astype(states.dtype)
 
 
-def _checked(states: Array, valid: Array | None) -> Array:
+def checked_valid(states: Array, valid: Array | None) -> Array:
+    """bool [B, T] of states [B, T, D]: which are real, all if None.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
     sizes: dict[str, int] = {}
     shapes.expect_floating("states", states)
     shapes.expect("states", states, "B T D", sizes)
@@ -265,5 +289,6 @@ def _checked(states: Array, valid: Array | None) -> Array:
     return jnp.asarray(valid)
 
 
-def _expect_size(states: Array, model_size: int) -> None:
+def expect_size(states: Array, model_size: int) -> None:
+    """Raises ValueError unless the states are [B, T, model_size]."""
     shapes.expect("states", states, "B T D", {"D": model_size})

@@ -43,7 +43,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
 
     Args:
       compute: gives the weights, before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T] of
-        a pool, [B, S] of an alignment's step.
+        a pool, [B, S] or [B, N, S] of an alignment's step.
       of_rows: see `Weights`.
     """
     take = _RECORDER.get()

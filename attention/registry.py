@@ -11,8 +11,10 @@ Kinds and how each is built and called:
   weights. Those that can decode have `cache = mixer.init_cache(batch_size, max_length)` and
   `y, cache = mixer.decode(x, cache, lengths=None)`; those that are built for a longest length take
   `max_length`.
-* alignment: `cls(query_size, memory_size, rngs=rngs)`, then `memory = prepare(states, valid=...)`
-  once, `state = initial_state(memory)` and `context, weights, state = step(query, memory, state)`.
+* alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
+  `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
+  `context, weights, state = step(query, memory, state)`; weights [B, S], or of several heads
+  [B, N, S].
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
   `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
   and y [B, Y, X, C]. `training` and `valid`, bool [B], matter to batch statistics alone. The
@@ -21,7 +23,8 @@ Kinds and how each is built and called:
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
   `y = gate(x, signal, ...)` as above; the signal is a map [B, Y', X', G] no finer than x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
-  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T].
+  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T], where
+  several queries or hops count as heads.
 
     python -m attention.registry            # writes attention/README.md
     python -m attention.registry --check    # exit status 1 where it is out of date
@@ -287,6 +290,26 @@ _TABLE: list[Mechanism] = [
         "mask padding causal weights grouped_query dropout positions permutation cache",
     ),
     _line(
+        "mixer",
+        "temporal",
+        "recurrent.temporal:TemporalAttention",
+        "Cheng et al. 2016; heads: Vaswani et al. 2017",
+        "concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t",
+        "O(T²·D + T·D²); a step O(T·D + D²)",
+        "O(T²); cache O(T·D)",
+        "mask padding causal one_way weights shares dropout cache",
+    ),
+    _line(
+        "alignment",
+        "additive",
+        "recurrent.additive:AdditiveAlignment",
+        "Bahdanau et al. 2015",
+        "softmax(v·tanh(Wq + Uhₛ + b))",
+        "O(S·A) a step",
+        "O(S·(A + D))",
+        "padding cross weights shares permutation",
+    ),
+    _line(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",
@@ -303,6 +326,46 @@ _TABLE: list[Mechanism] = [
         "Luong et al. 2015",
         "softmax(qᵀW·hₛ)",
         "O(S·D) a step",
+        "O(S·D)",
+        "padding cross weights shares permutation",
+    ),
+    _line(
+        "alignment",
+        "concat",
+        "recurrent.additive:ConcatAlignment",
+        "Luong et al. 2015",
+        "softmax(v·tanh(W[q; hₛ]))",
+        "O(S·A) a step",
+        "O(S·(A + D))",
+        "padding cross weights shares permutation",
+    ),
+    _line(
+        "alignment",
+        "local_p",
+        "recurrent.local:LocalAlignment",
+        "Luong et al. 2015",
+        "softmax(qᵀW·hₛ)·exp(-(s - p)²/2σ²) over |s - p| ≤ 2σ, p = S·σ(v·tanh(W_p q))",
+        "O(S·D) a step",
+        "O(S·D)",
+        "padding cross weights",
+    ),
+    _line(
+        "alignment",
+        "location_aware",
+        "recurrent.location:LocationAwareAlignment",
+        "Chorowski et al. 2015; cumulative: Shen et al. 2018",
+        "softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))",
+        "O(S·K·(A + W)) a step, K filters W wide",
+        "O(S·(A + D))",
+        "padding cross weights shares state",
+    ),
+    _line(
+        "alignment",
+        "multi_head",
+        "recurrent.multi_head:MultiHeadAlignment",
+        "Vaswani et al. 2017",
+        "concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o",
+        "O(S·D + D²) a step",
         "O(S·D)",
         "padding cross weights shares permutation",
     ),
@@ -460,10 +523,20 @@ _TABLE: list[Mechanism] = [
         "pool",
         "multi_head",
         "pooling:MultiHeadPool",
-        "Lee et al. 2019 (PMA, one seed)",
+        "Lee et al. 2019 (PMA)",
         "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
         "O(T·D²)",
         "O(T·D)",
+        "padding weights shares dropout permutation",
+    ),
+    _line(
+        "pool",
+        "structured",
+        "structured_pooling:StructuredPool",
+        "Lin et al. 2017",
+        "concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o",
+        "O(T·D·A + T·R·(A + D) + R·D²), R hops",
+        "O(T·(A + R))",
         "padding weights shares dropout permutation",
     ),
 ]
@@ -497,7 +570,7 @@ def load(kind: str, name: str) -> Any:
 
 
 # What `build` is given in order; the rest of a constructor's arguments are options.
-_POSITIONAL = ("model_size", "channels", "signal_channels")
+_POSITIONAL = ("model_size", "query_size", "memory_size", "channels", "signal_channels")
 
 
 def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:

@@ -130,7 +130,7 @@ class EncoderDecoder(nnx.Module):
             carry, features, weights = self._step(self._embed(token), memory, carry)
             token = jnp.argmax(self.classify(features), axis=-1).astype(jnp.int32)
             token = jnp.where(ended, PAD, token)
-            weights = jnp.where(ended[:, None], 0, weights)
+            weights = jnp.where(ended.reshape(-1, *[1] * (weights.ndim - 1)), 0, weights)
             return (carry, token, ended | (token == END)), (token, weights)
 
         carry = (carry, start, jnp.zeros(len(source), bool))

@@ -104,7 +104,7 @@ class Subject:
         function = REFERENCES[self.line.kind, self.line.name]
         inputs = inputs | self.constants
         if self.line.kind not in ("kernel", "mixer"):
-            return function(inputs, valid)
+            return function(inputs, valid, **self.options)
         rows, columns = inputs[self.inputs_of_queries].shape[1], valid.shape[1]
         allowed = np.broadcast_to(valid[:, None, None, :], (len(valid), 1, rows, columns))
         if causal or "one_way" in self.line.can:
@@ -202,32 +202,57 @@ def _mixer(line, dtype):
         yield subject("cross", {}, inputs, "memory", grouped | sized | {"memory_size": H})
 
 
+def _labelled(line, *parts):
+    return "-".join([line.name, *filter(None, parts)])
+
+
 def _alignment(line, dtype):
-    build, params, _ = module_of(line, D, D, dtype=dtype)
+    """One step of the first variant; of all, a scan of four that carries what there is to carry."""
+    steps = 4
 
-    def apply(inputs, valid, causal, dropout_key):
-        alignment = build(inputs["params"])
-        memory = alignment.prepare(jnp.asarray(inputs["states"]), valid=jnp.asarray(valid))
-        state = alignment.initial_state(memory)
-        context, weights, _ = alignment.step(jnp.asarray(inputs["query"]), memory, state)
-        return context, weights
+    def subject(label, options, query):
+        build, params, _ = module_of(line, D, D, **options, dtype=dtype)
 
-    inputs = {"params": params, "query": normal(5, B, D), "states": normal(6, B, S, D)}
-    yield Subject(line.name, line, inputs, ("states",), apply, build=build)
+        def apply(inputs, valid, causal, dropout_key):
+            alignment, queries = build(inputs["params"]), jnp.asarray(inputs["query"])
+            memory = alignment.prepare(jnp.asarray(inputs["states"]), valid=jnp.asarray(valid))
+
+            def step(state, query):
+                context, weights, state = alignment.step(query, memory, state)
+                return state, (context, weights)
+
+            state = alignment.initial_state(memory)
+            if queries.ndim == 2:
+                return step(state, queries)[1]
+            _, found = jax.lax.scan(step, state, jnp.swapaxes(queries, 0, 1))
+            return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found)
+
+        inputs = {"params": params, "query": query, "states": normal(6, B, S, D)}
+        return Subject(label, line, inputs, ("states",), apply, options=options, build=build)
+
+    for index, (label, options) in enumerate(
+        VARIANTS.get((line.kind, line.name), {"": {}}).items()
+    ):
+        if not index:
+            yield subject(_labelled(line, label), options, normal(5, B, D))
+        yield subject(_labelled(line, label, "steps"), options, normal(5, B, steps, D))
 
 
 def _pool(line, dtype):
     droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
-    build, params, _ = module_of(line, D, **droppable, dtype=dtype)
-    inputs = {"params": params, "states": normal(6, B, S, D)}
 
-    def apply(inputs, valid, causal, dropout_key):
-        pool = build(inputs["params"])
-        return pool(
-            jnp.asarray(inputs["states"]), valid=jnp.asarray(valid), dropout_key=dropout_key
-        )
+    def subject(label, options):
+        build, params, _ = module_of(line, D, **options, **droppable, dtype=dtype)
 
-    yield Subject(line.name, line, inputs, ("states",), apply, build=build)
+        def apply(inputs, valid, causal, dropout_key):
+            pool, states = build(inputs["params"]), jnp.asarray(inputs["states"])
+            return pool(states, valid=jnp.asarray(valid), dropout_key=dropout_key)
+
+        inputs = {"params": params, "states": normal(6, B, S, D)}
+        return Subject(label, line, inputs, ("states",), apply, options=options, build=build)
+
+    for label, options in VARIANTS.get((line.kind, line.name), {"": {}}).items():
+        yield subject(_labelled(line, label), options)
 
 
 def _map(line, dtype):

@@ -1,4 +1,4 @@
-"""MultiHeadAttention, the pools and the alignments: what the contract does not ask."""
+"""MultiHeadAttention, projections and positions: what the contract does not ask."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attention import (
-    AttentionPool,
-    DotAlignment,
-    GeneralAlignment,
-    LearnedPositions,
-    MaxPool,
-    MultiHeadAttention,
-    MultiHeadPool,
-    NoAlignment,
-    attention_pool,
-    masks,
-    max_pool,
-    mean_pool,
-    registry,
-)
+from attention import LearnedPositions, MultiHeadAttention, masks
 from attention.positions import rotary, sinusoidal
 from attention.projection import Projection
 from tests.attention.subjects import normal
@@ -131,122 +117,6 @@ def test_projection_is_a_matrix_product_in_float32():
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=2**-8, atol=1e-6)
     with pytest.raises(ValueError, match=r"x: got shape \[7, 3\], expected \[..., 2, 3\]"):
         projection(x[:, 0])
-
-
-STATES = jnp.array([[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]]])
-FIRST_TWO = jnp.array([[True, True, False]])
-
-
-def test_pools_by_hand():
-    pooled, weights = mean_pool(STATES, FIRST_TWO)
-    np.testing.assert_allclose(pooled, [[2.0, 5.0]])
-    np.testing.assert_allclose(weights, [[[0.5, 0.5, 0.0]]])
-    pooled, weights = max_pool(STATES, FIRST_TWO)
-    np.testing.assert_allclose(pooled, [[3.0, 8.0]])
-    np.testing.assert_allclose(weights, [[[0.5, 0.5, 0.0]]])
-    # Scores 0 and ln 3: 1/4 and 3/4.
-    pooled, weights = attention_pool(STATES, jnp.log(jnp.array([[1.0, 3.0, 9.0]])), FIRST_TWO)
-    np.testing.assert_allclose(pooled, [[2.5, 3.5]], rtol=1e-6)
-    np.testing.assert_allclose(weights, [[[0.25, 0.75, 0.0]]], rtol=1e-6)
-
-
-def test_max_pool_of_negative_states_and_of_equal_ones():
-    pooled, _ = max_pool(-STATES, FIRST_TWO)
-    np.testing.assert_array_equal(pooled, [[-1.0, -2.0]])
-    # Of equal maxima the first has all the gradient, as the weights say.
-    gradient = jax.grad(lambda x: jnp.sum(max_pool(x)[0]))(jnp.ones((1, 3, 2)))
-    np.testing.assert_array_equal(gradient, [[[1, 1], [0, 0], [0, 0]]])
-
-
-def test_pools_without_valid_take_all():
-    for name in registry.names("pool"):
-        pool = registry.load("pool", name)(8, rngs=nnx.Rngs(0))
-        expected = pool(X, valid=jnp.ones((2, 5), bool))
-        jax.tree.map(np.testing.assert_array_equal, pool(X), expected)
-
-
-@pytest.mark.parametrize("name", registry.names("pool"))
-def test_pools_refuse_what_does_not_fit(name):
-    pool = registry.load("pool", name)(8, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"states: got shape \[2, 5, 6\], expected .* D=8"):
-        pool(X[..., :6])
-    with pytest.raises(ValueError, match=r"valid: got dtype float32, expected bool \(True = a r"):
-        pool(X, valid=jnp.ones((2, 5)))
-    with pytest.raises(ValueError, match=r"valid: got shape \[5, 2\], expected .* with B=2, T=5"):
-        pool(X, valid=jnp.ones((5, 2), bool))
-
-
-def test_pool_sizes():
-    pool = AttentionPool(8, hidden_size=3, rngs=nnx.Rngs(0))
-    assert shape_of(pool, "hidden/kernel") == (8, 3)
-    assert shape_of(pool, "context") == (3,)
-    pooled, weights = MultiHeadPool(8, num_heads=2, rngs=nnx.Rngs(0))(X)
-    assert (pooled.shape, weights.shape) == ((2, 8), (2, 2, 5))
-    with pytest.raises(ValueError, match="num_heads: got 3"):
-        MultiHeadPool(8, num_heads=3, rngs=nnx.Rngs(0))
-    assert jax.tree.leaves(nnx.state(MaxPool(8, rngs=nnx.Rngs(0)))) == []
-
-
-def test_dot_alignment_by_hand():
-    # Scores 0 and ln 3: weights 1/4 and 3/4, context 1/4 · (0, 4) + 3/4 · (ln 3, 8).
-    states = jnp.array([[[0.0, 4.0], [np.log(3.0), 8.0], [50.0, 50.0]]])
-    alignment = DotAlignment(2, 2, rngs=nnx.Rngs(0))
-    memory = alignment.prepare(states, valid=FIRST_TWO)
-    context, weights, state = alignment.step(jnp.array([[1.0, 0.0]]), memory, ())
-    np.testing.assert_allclose(weights, [[0.25, 0.75, 0.0]], rtol=1e-6)
-    np.testing.assert_allclose(context, [[0.75 * np.log(3), 7.0]], rtol=1e-6)
-    assert state == ()
-
-
-def test_general_alignment_is_dot_with_the_identity():
-    general, dot = GeneralAlignment(8, 8, rngs=nnx.Rngs(0)), DotAlignment(8, 8, rngs=nnx.Rngs(0))
-    general.key.kernel[...] = jnp.eye(8)
-    query = X[:, 0]
-    steps = [a.step(query, a.prepare(X), ())[:2] for a in (general, dot)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *steps)
-
-
-def test_no_alignment_is_the_last_valid_state_whatever_the_query():
-    alignment = NoAlignment(3, 8, rngs=nnx.Rngs(0))
-    valid = jnp.array([[True, True, True, False, False], [True] * 5])
-    memory = alignment.prepare(X, valid=valid)
-    for seed in range(2):
-        context, weights, _ = alignment.step(jnp.asarray(normal(seed, 2, 3)), memory, ())
-        np.testing.assert_array_equal(context, jnp.stack([X[0, 2], X[1, 4]]))
-        np.testing.assert_array_equal(weights, jnp.eye(5)[jnp.array([2, 4])])
-
-
-@pytest.mark.parametrize("name", registry.names("alignment"))
-def test_alignments_step_inside_a_scan(name):
-    alignment = registry.load("alignment", name)(8, 8, rngs=nnx.Rngs(0))
-
-    @jax.jit
-    def decode(states, queries):
-        memory = alignment.prepare(states)
-
-        def step(state, query):
-            context, weights, state = alignment.step(query, memory, state)
-            return state, (context, weights)
-
-        return jax.lax.scan(step, alignment.initial_state(memory), queries)[1]
-
-    queries = jnp.asarray(normal(3, 4, 2, 8))
-    contexts, weights = decode(X, queries)
-    assert (contexts.shape, weights.shape) == ((4, 2, 8), (4, 2, 5))
-    memory = alignment.prepare(X)
-    context, weight, _ = alignment.step(queries[2], memory, alignment.initial_state(memory))
-    np.testing.assert_allclose(contexts[2], context, atol=1e-6)
-    np.testing.assert_allclose(weights[2], weight, atol=1e-6)
-
-
-def test_alignments_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="query_size: got 3, expected memory_size=8, or the align"):
-        DotAlignment(3, 8, rngs=nnx.Rngs(0))
-    alignment = GeneralAlignment(3, 8, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"states: got shape \[2, 5, 6\], expected .* D=8"):
-        alignment.prepare(X[..., :6])
-    with pytest.raises(ValueError, match=r"query: got shape \[2, 8\], expected .* with B=2, Q=3"):
-        alignment.step(X[:, 0], alignment.prepare(X), ())
 
 
 def test_sinusoidal_by_the_paper():

@@ -1,0 +1,136 @@
+"""Local alignment: the decoder predicts where to look, and sees a window about that place.
+
+Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
+3.2, "local-p". How it is called: `attention.recurrent.memory`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.kernels.reference import softmax
+from attention.projection import Projection
+from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
+from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+
+Array = jax.Array
+
+
+def local_step(query: Array, memory: Memory, centre: Array, *, window: int) -> tuple[Array, Array]:
+    """One step of local alignment about a place (Luong et al. 2015, equation 10).
+
+        a_s = softmax_s(q · k_s) · exp(-(s - p)² / 2σ²),   σ = D / 2,   c = Σ_s a_s h_s
+
+    where both softmax and a are over |s - p| <= D alone. The Gaussian comes after the softmax, as
+    in the paper: the weights sum to less than 1.
+
+    Positions s = 0, 1, ... count what is real: padding, wherever it is, shifts nothing.
+
+    Args:
+      query: q, [B, Q].
+      memory: keys k [B, S, Q], values h [B, S, D] and which of them are real.
+      centre: p, [B], a real number. It has a gradient through the Gaussian.
+      window: D, at least 1.
+
+    Returns:
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+
+    Raises:
+      ValueError: shapes, dtypes or the window do not fit.
+    """
+    scores = dot_scores(query, memory.keys)
+    shapes.expect("centre", centre, "B", {"B": scores.shape[0]})
+    expect_window(window)
+    positions = jnp.cumsum(memory.valid, axis=1) - 1
+    distance = positions.astype(scores.dtype) - centre.astype(scores.dtype)[:, None]
+    seen = memory.valid & (jnp.abs(distance) <= window)
+    shares = softmax(jnp.where(seen, scores, -jnp.inf))
+    weights = shares * jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
+    recording.record(lambda: weights)
+    return context(weights, memory.values), weights
+
+
+class LocalAlignment(Stateless, nnx.Module):
+    """Local alignment with a predicted position, "local-p" of Luong et al. 2015.
+
+        p = S · sigmoid(v · tanh(W_p q))
+        a_s = softmax_s(score(q, h_s)) · exp(-(s - p)² / 2σ²),   |s - p| <= D,   σ = D / 2
+
+    S is the number of real states of each example, and s = 0 ... S - 1 counts them. The score is
+    Luong's "general", qᵀ W h_s, or "dot". Rows sum to less than 1: the Gaussian comes after the
+    softmax.
+
+    Weights: position/kernel [Q, Q] (W_p), position_score [Q] (v) and, of "general", key/kernel
+    [D_h, Q].
+
+    Args:
+      query_size: Q of the decoder's state.
+      memory_size: D_h of the encoder's states.
+      window: D above, the states seen on each side; the paper's is 10.
+      score: "general" or "dot".
+      dtype: of the computation; weights are float32, and so is the position.
+
+    Raises:
+      ValueError: the window is below 1, the score is unknown, or "dot" is to compare different
+        sizes.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int,
+        *,
+        window: int = 10,
+        score: str = "general",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        expect_window(window)
+        if score not in ("general", "dot"):
+            raise ValueError(f"score: got {score!r}, expected 'general' or 'dot'")
+        if score == "dot":
+            expect_equal_sizes(query_size, memory_size)
+        Q = query_size
+        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        self.window = window
+        # A rounded place may lie on the other side of a window's edge: not in bfloat16.
+        wide = jnp.promote_types(dtype, jnp.float32)
+        self.position = Projection((Q,), (Q,), use_bias=False, dtype=wide, rngs=rngs)
+        self.position_score = nnx.Param(jax.random.normal(rngs.params(), (Q,)) * Q**-0.5)
+        self.key = (
+            None
+            if score == "dot"
+            else Projection((memory_size,), (Q,), use_bias=False, dtype=dtype, rngs=rngs)
+        )
+
+    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
+        """Encoder states [B, S, D_h] and bool [B, S] -> what `step` takes."""
+        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        return Memory(states if self.key is None else self.key(states), states, valid)
+
+    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
+        """query [B, Q] -> context [B, D_h], weights [B, S], state."""
+        centre = self.predict(query, memory)
+        query = query.astype(self.dtype)
+        return *local_step(query, memory, centre, window=self.window), state
+
+    def predict(self, query: Array, memory: Memory) -> Array:
+        """query [B, Q] -> the place to look at: p, [B], between 0 and the number of real states."""
+        query = checked_query(query, memory, self.query_size, self.position.dtype)
+        share = jax.nn.sigmoid(jnp.tanh(self.position(query)) @ self.position_score[...])
+        return jnp.sum(memory.valid, axis=1) * share
+
+
+def expect_window(window: int) -> None:
+    """A window holds at least the nearest state on each side.
+
+    Raises:
+      ValueError: it is below 1.
+    """
+    if window < 1:
+        raise ValueError(f"window: got {window}, expected at least 1")

@@ -1,0 +1,94 @@
+"""What an alignment looks at, and what all alignments do with it.
+
+    memory = alignment.prepare(states, valid=valid)                  # once, outside the scan
+    state = alignment.initial_state(memory)
+    context, weights, state = alignment.step(query, memory, state)   # once a step
+
+B batch, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
+score, N heads, H head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attention import shapes
+from attention.kernels.reference import accumulator
+
+Array = jax.Array
+
+
+class Memory(NamedTuple):
+    """What a decoder looks at.
+
+    Attributes:
+      keys: what is compared with the query: [B, S, Q], [B, S, A] or [B, S, N, H].
+      values: what the context is made of: [B, S, D] or [B, S, N, H].
+      valid: bool [B, S], True = a real position.
+    """
+
+    keys: Array
+    values: Array
+    valid: Array
+
+
+def context(weights: Array, values: Array) -> Array:
+    """What a step of a decoder gets to see (Bahdanau et al. 2015, equation 5).
+
+        c = Σ_s a_s h_s
+
+    Args:
+      weights: a, [B, S].
+      values: h, [B, S, D].
+
+    Returns:
+      c, [B, D] in the values' dtype, summed in at least float32.
+
+    Raises:
+      TypeError: shapes do not fit.
+    """
+    sums = accumulator(values)
+    total = jnp.einsum(
+        "BS,BSD->BD", weights.astype(values.dtype), values, preferred_element_type=sums
+    )
+    return total.astype(values.dtype)
+
+
+def checked_states(
+    states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
+) -> tuple[Array, Array]:
+    """The states [B, S, D] in that dtype, and bool [B, S]: all are valid if None.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes = {"D": memory_size}
+    shapes.expect_floating("states", states)
+    shapes.expect("states", states, "B S D", sizes)
+    if valid is None:
+        return states.astype(dtype), jnp.ones(states.shape[:2], bool)
+    shapes.expect_boolean("valid", valid, true_means="a real position")
+    shapes.expect("valid", valid, "B S", sizes)
+    return states.astype(dtype), jnp.asarray(valid)
+
+
+def checked_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
+    """The query [B, Q] in that dtype.
+
+    Raises:
+      ValueError: its shape does not fit the memory's batch, or its dtype is no floating point.
+    """
+    shapes.expect_floating("query", query)
+    shapes.expect("query", query, "B Q", {"B": memory.valid.shape[0], "Q": query_size})
+    return query.astype(dtype)
+
+
+class Stateless:
+    """For alignments that carry nothing from step to step."""
+
+    def initial_state(self, memory: Memory) -> tuple[()]:
+        """Nothing is carried from step to step."""
+        return ()
