@@ -54,9 +54,10 @@ def capture(
     this is for looking, not for a training loop.
 
     What attends once gives its array as it is: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
-    [B, S] or [B, N, S] of an alignment. What attends several times (a step of a scan, a layer that is shared or
-    stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes first in each
-    call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX takes both).
+    [B, S] or [B, N, S] of an alignment. What attends several times (a step of a scan, a layer that
+    is shared or stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes
+    first in each call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX
+    takes both).
 
     Names are the paths of the modules: "encoder/layers/0/attention", "pool"; "attention" for the
     model itself and for a plain function. Further places of the same path get "_1", "_2", ... A
@@ -70,14 +71,14 @@ def capture(
       *inputs, **keywords: as for the model. Arrays are traced, anything else is static.
       layers: names to keep: a regular expression that is searched for in them, an index among all
         of them (in the order of the first call; negative from the end), or several of these.
-      heads: indices into axis 1 of [B, N, T, S] and [B, heads, T]; all if None.
+      heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
       rows: indices into axis 2 of [B, N, T, S], the queries; all if None. A pool and an alignment's
         step have one query, and it is kept.
       method: what to call in place of the model itself, such as "generate".
 
     Returns:
-      name -> NumPy array: [B, N, T, S], [B, heads, T] or [B, S], with [calls, ...] before where
-      there are several. A model that is spread over several devices runs on one of them.
+      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with [calls, ...]
+      before where there are several. A model that is spread over several devices runs on one of them.
 
     Raises:
       ValueError: nothing in the model attends, or layers, heads or rows are not there.
