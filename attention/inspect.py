@@ -78,7 +78,8 @@ def capture(
 
     Returns:
       name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with [calls, ...]
-      before where there are several. A model that is spread over several devices runs on one of them.
+      before where there are several. A model that is spread over several devices runs on one of
+      them.
 
     Raises:
       ValueError: nothing in the model attends, or layers, heads or rows are not there.
