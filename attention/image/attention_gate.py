@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.image.maps import convolve, expect_map, expect_valid, kernel_init, reduced
+from attention.image.maps import (
+    convolve,
+    expect_map,
+    expect_positive,
+    expect_valid,
+    kernel_init,
+    reduced,
+)
 from attention.kernels.reference import accumulator
 from attention.projection import Projection
 
@@ -113,10 +120,7 @@ class AttentionGate(nnx.Module):
         rngs: nnx.Rngs,
     ):
         F = reduced(channels, 2) if hidden_size is None else hidden_size
-        numbers = {"signal_channels": signal_channels, "hidden_size": F, "stride": stride}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        expect_positive(signal_channels=signal_channels, hidden_size=F, stride=stride)
         self.channels, self.signal_channels, self.dtype = channels, signal_channels, dtype
         self.kernel = kernel_init(rngs, stride, stride, channels, F)
         self.signal = Projection((signal_channels,), (F,), rngs=rngs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording
-from attention.image.maps import expect_map, expect_valid
+from attention.image.maps import expect_map, expect_positive, expect_valid
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array
@@ -98,6 +98,7 @@ class Axial(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        expect_positive(channels=channels)
         self.channels, self.residual, self.dtype = channels, residual, dtype
         options = {"positions": positions, "dtype": dtype, "rngs": rngs}
         self.rows = MultiHeadAttention(channels, num_heads, **options)

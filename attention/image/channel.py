@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
-from attention.image.maps import MapGate, global_average, reduced
+from attention.image.maps import MapGate, expect_positive, global_average, reduced
 from attention.projection import Projection
 
 Array = jax.Array
@@ -115,8 +115,7 @@ def neighbourhood(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int
     Raises:
       ValueError: channels is below 1.
     """
-    if channels < 1:
-        raise ValueError(f"channels: got {channels}, expected at least 1")
+    expect_positive(channels=channels)
     size = int(abs((math.log2(channels) + offset) / gamma))
     return size if size % 2 else size + 1
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention.image.batch_norm import BatchNorm
-from attention.image.maps import MapGate, expect_map, reduced
+from attention.image.maps import MapGate, expect_map, expect_positive, reduced
 from attention.kernels.reference import accumulator
 from attention.projection import Projection
 
@@ -78,8 +78,7 @@ class Coordinate(MapGate):
         rngs: nnx.Rngs,
     ):
         super().__init__(channels, dtype=dtype)
-        if least < 1:
-            raise ValueError(f"least: got {least}, expected at least 1")
+        expect_positive(least=least)
         R = reduced(channels, reduction, least)
         self.reduce = Projection((channels,), (R,), rngs=rngs)
         self.norm = BatchNorm(R)

@@ -80,10 +80,15 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
     Raises:
       ValueError: a number is below 1.
     """
-    for name, value in (("channels", channels), ("reduction", reduction)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
+    expect_positive(channels=channels, reduction=reduction)
     return max(channels // reduction, least)
+
+
+def expect_positive(**numbers: int) -> None:
+    """Holds named numbers to at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}: got {number}, expected at least 1")
 
 
 def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
@@ -119,8 +124,7 @@ class MapGate(nnx.Module):
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
-        if channels < 1:
-            raise ValueError(f"channels: got {channels}, expected at least 1")
+        expect_positive(channels=channels)
         self.channels, self.dtype = channels, dtype
 
     def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:

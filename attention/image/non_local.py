@@ -9,7 +9,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.batch_norm import BatchNorm
-from attention.image.maps import expect_map, expect_valid
+from attention.image.maps import expect_map, expect_positive, expect_valid
 from attention.kernels.reference import accumulator
 from attention.projection import Projection
 
@@ -111,9 +111,7 @@ class NonLocal(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, size in (("channels", channels), ("num_heads", num_heads)):
-            if size < 1:
-                raise ValueError(f"{name}: got {size}, expected at least 1")
+        expect_positive(channels=channels, num_heads=num_heads)
         H = max(channels // 2 // num_heads, 1)
         H = shapes.head_size(channels, num_heads, H if head_size is None else head_size)
         _expect_similarity(similarity)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
-from attention.image.maps import expect_map, expect_valid
+from attention.image.maps import expect_map, expect_positive, expect_valid
 from attention.projection import Projection
 
 Array = jax.Array
@@ -40,8 +40,7 @@ def window_places(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray
     Raises:
       ValueError: a size is below 1, or the shift is out of range.
     """
-    if size < 1:
-        raise ValueError(f"size: got {size}, expected at least 1")
+    expect_positive(size=size)
     if not 0 <= shift < size:
         raise ValueError(f"shift: got {shift}, expected one in [0, {size})")
     sides = []
@@ -210,8 +209,7 @@ class ShiftedWindow(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if window < 1:
-            raise ValueError(f"window: got {window}, expected at least 1")
+        expect_positive(channels=channels, window=window)
         shift = window // 2 if shift is None else shift
         if not 0 <= shift < window:
             raise ValueError(f"shift: got {shift}, expected one in [0, window={window})")

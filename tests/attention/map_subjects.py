@@ -31,8 +31,11 @@ class MapSubject(Subject):
 
     @property
     def can(self):
-        signed = self.options.get("similarity") == "dot_product"
-        return self.line.can - ({"shares"} if signed else set())
+        """What the line declares, less what the options take away."""
+        lost = set() if "buffers" in self.constants else {"batch_statistics"}
+        if self.options.get("similarity") == "dot_product":
+            lost.add("shares")
+        return self.line.can - lost
 
     @property
     def valid(self):
@@ -69,9 +72,10 @@ class MapSubject(Subject):
 def subjects_of(line, dtype):
     """Each variant of a registry line; again in training if it has batch statistics."""
     for label, options in VARIANTS.get(line.name, {"default": {}}).items():
-        for training in (False, True) if "batch_statistics" in line.can else (False,):
-            name = f"{line.name}-{label}" + ("-training" if training else "")
-            yield _subject(line, name, options, training, dtype)
+        subject = _subject(line, f"{line.name}-{label}", options, False, dtype)
+        yield subject
+        if "batch_statistics" in subject.can:
+            yield _subject(line, f"{line.name}-{label}-training", options, True, dtype)
 
 
 def _subject(line, label, options, training, dtype):

@@ -100,6 +100,8 @@ TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.padding", "cach
 # checks (expect_..., checked_...).
 SHARED = {
     "cache.real_lengths",
+    "image.channel.weights_of",
+    "image.maps.kernel_init",
     "kernels.reference.accumulator",
     "conditions.block_ends",
     "conditions.is_static",

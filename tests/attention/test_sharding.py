@@ -141,6 +141,8 @@ def test_sharded_equals_single(name, answers):
     if NAMES[name].line.kind == "mixer" and "params" in NAMES[name].inputs:
         has_heads = any("kernel" in leaf for leaf in NAMES[name].inputs["params"].values())
         assert answers[name]["split"] == has_heads
+    if NAMES[name].line.kind == "map_attention":
+        assert answers[name]["split"] == ("gate" not in NAMES[name].line.can)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ Each file of families/ poses some, all functions of a case's name alone:
   which the output named "out" is multiplied.
 * `ours(case)`, `theirs(case)`: outputs by name, and gradients named `d_<input>`; only `theirs` may
   import anything of requirements-oracles.txt, inside the function.
+* `LIVE = False`, optional: what `theirs` needs does not install beside the others, so only its
+  golden file is compared; the family's docstring says how to make it anew.
+* `PACKAGES`, optional: those whose versions the golden file names.
 
 golden/<family>.npz keeps what `theirs` gave, for `make test`; `make test-oracles` asks live.
 """
@@ -31,9 +34,15 @@ def family(name: str):
     return importlib.import_module(f"tests.oracles.families.{name}")
 
 
-def cases() -> list[tuple[str, str]]:
-    """(family, case) of all."""
-    return [(name, case) for name in FAMILIES for case in family(name).CASES]
+def is_live(name: str) -> bool:
+    """Whether a family can be asked in the environment of requirements-oracles.txt."""
+    return getattr(family(name), "LIVE", True)
+
+
+def cases(*, live: bool = False) -> list[tuple[str, str]]:
+    """(family, case) of all, or of those that can be asked live."""
+    names = [name for name in FAMILIES if is_live(name) or not live]
+    return [(name, case) for name in names for case in family(name).CASES]
 
 
 def assert_equal(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
