@@ -15,6 +15,7 @@ from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.image_classification.convnet import ConvNetConfig
 
 Array = jax.Array
 
@@ -67,7 +68,7 @@ class ViTConfig:
         return EncoderConfig(max_length=max_length, **{name: getattr(self, name) for name in names})
 
 
-MODEL_CONFIGS = {"vit": ViTConfig}
+MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig}
 
 
 def patches(images: Array, size: int) -> Array:

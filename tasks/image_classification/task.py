@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,19 +14,22 @@ from flax import nnx
 
 from attention import registry
 from tasks.common.answers import ranked_classes
-from tasks.common.backbones.transformer import SHARDING_RULES
+from tasks.common.backbones import transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
-from tasks.image_classification import baselines
+from tasks.image_classification import baselines, convnet
 from tasks.image_classification import data as pictures
 from tasks.image_classification.augmentation import random_shift
+from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.task import Task
 
 IMAGE_SHAPE = (pictures.SIDE, pictures.SIDE, 1)
+Config = ViTConfig | ConvNetConfig
+Model = VisionTransformer | ConvNet
 
 
 class ImageClassification(Task):
@@ -36,12 +39,12 @@ class ImageClassification(Task):
     model_configs = MODEL_CONFIGS
     primary_metric = "accuracy"
     table_metrics = ("accuracy", "macro_f1", "mcc")
-    sharding_rules = SHARDING_RULES
+    sharding_rules = (*transformer.SHARDING_RULES, *convnet.SHARDING_RULES)
 
     def __init__(
         self,
         data: DataConfig,
-        model: ViTConfig,
+        model: Config,
         labels: Sequence[str],
         splits: Mapping[str, Images] | None = None,
     ):
@@ -58,14 +61,15 @@ class ImageClassification(Task):
     # ------------------------------------------------------------------ making
 
     @classmethod
-    def prepare(cls, data: DataConfig, model: ViTConfig, paths: Paths) -> ImageClassification:
+    def prepare(cls, data: DataConfig, model: Config, paths: Paths) -> ImageClassification:
         """See `Task.prepare`; the pictures come with scikit-learn."""
-        _check_patches(model)
+        if isinstance(model, ViTConfig):
+            _check_patches(model)
         return cls(data, model, pictures.LABELS, pictures.load(data))
 
     @classmethod
     def restore(
-        cls, data: DataConfig, model: ViTConfig, assets: Mapping[str, Any]
+        cls, data: DataConfig, model: Config, assets: Mapping[str, Any]
     ) -> ImageClassification:
         """See `Task.restore`."""
         return cls(data, model, assets["labels"])
@@ -87,24 +91,29 @@ class ImageClassification(Task):
 
     # ------------------------------------------------------------------ model
 
-    def build_model(self, rngs: nnx.Rngs) -> VisionTransformer:
+    def build_model(self, rngs: nnx.Rngs) -> Model:
         """See `Task.build_model`."""
+        if isinstance(self._model, ConvNetConfig):
+            return ConvNet(self._model, IMAGE_SHAPE[-1], len(self._labels), rngs=rngs)
         return VisionTransformer(self._model, IMAGE_SHAPE, len(self._labels), rngs=rngs)
 
     def loss(
-        self, model: VisionTransformer, batch: Mapping[str, jax.Array], dropout_key: jax.Array
+        self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy, and the accuracy, both of pictures moved at random and under dropout."""
         shift_key, dropout_key = jax.random.split(dropout_key)
         images = random_shift(batch["image"], self._data.shift, shift_key)
-        logits = model(images, dropout_key=dropout_key)
+        options = {"dropout_key": dropout_key}
+        if isinstance(model, ConvNet):
+            options |= {"valid": batch["weight"] > 0, "training": True}
+        logits = model(images, **options)
         rows = jnp.maximum(jnp.sum(batch["weight"]), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         accuracy = jnp.sum(correct * batch["weight"]) / rows
         return jnp.sum(_losses(logits, batch)) / rows, {"accuracy": accuracy}
 
     def batch_statistics(
-        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
+        self, model: Model, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """Summed cross-entropy, number of pictures, confusion counts [true, predicted]."""
         logits = model(batch["image"])
@@ -117,17 +126,15 @@ class ImageClassification(Task):
             "confusion": confusion.at[batch["label"], jnp.argmax(logits, axis=-1)].add(counted),
         }
 
-    def outputs(
-        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def outputs(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Probabilities [B, classes]."""
         return {"probabilities": jax.nn.softmax(model(batch["image"]))}
 
-    def attention(
-        self, model: VisionTransformer, batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Of the encoder's layers [B, L, N, T, T], and what the head takes [B, heads, P]."""
-        if "weights" not in registry.find("mixer", self._model.mixer).can:
+    def attention(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What the model returns: of a ViT the encoder's layers [B, L, N, T, T] and what the head
+        takes [B, heads, P]; of a convolutional network the map attention of each stage."""
+        vit = isinstance(model, VisionTransformer)
+        if vit and "weights" not in registry.find("mixer", self._model.mixer).can:
             return {}
         return model(batch["image"], return_weights=True)[1]
 
@@ -152,23 +159,33 @@ class ImageClassification(Task):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Confusion matrix, and where the head looks in the first pictures."""
+        """Confusion matrix, and where the model looks in the first pictures."""
         drawn: list[Figure] = [
             ConfusionMatrix(f"{split} split", statistics["confusion"], self._labels)
         ]
         examples = self._splits[split]
-        grid = [side // self._model.patch_size for side in IMAGE_SHAPE[:2]]
-        for index, weights in enumerate(attention.get("head", ())):
+        for index, where, weights in self._attended(attention):
             predicted = self._labels[_predicted(outputs)[index]]
             true = self._labels[examples.labels[index]]
-            drawn.append(
-                AttendedImage(
-                    f"predicted {predicted}, true {true}",
-                    examples.images[index, ..., 0],
-                    weights.mean(axis=0).reshape(grid),
-                )
-            )
+            caption = f"predicted {predicted}, true {true}{where}"
+            drawn.append(AttendedImage(caption, examples.images[index, ..., 0], weights))
         return drawn
+
+    def _attended(
+        self, attention: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Number of the picture, words about the place in the model, and a map [y, x]."""
+        if isinstance(self._model, ViTConfig):
+            grid = [side // self._model.patch_size for side in IMAGE_SHAPE[:2]]
+            for index, weights in enumerate(attention.get("head", ())):
+                yield index, "", weights.mean(axis=0).reshape(grid)
+            return
+        grids = self._model.sides(*IMAGE_SHAPE[:2])
+        for index in range(min(map(len, attention.values()), default=0)):
+            for grid, (name, weights) in zip(grids, attention.items(), strict=True):
+                found = convnet.places(weights[index], grid, "gate" in self._model.line.can)
+                if found is not None:
+                    yield index, f" ({name.replace('_', ' ')})", found
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Softmax regression and an SVM on the pixels."""
