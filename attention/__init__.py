@@ -40,6 +40,20 @@ _EXPORTS = {
     "structured_penalty": "structured_pooling",
     "structured_pool": "structured_pooling",
     "StructuredPool": "structured_pooling",
+    "dense_neighbour_scores": "collaborative.neighbours",
+    "neighbour_scores": "collaborative.neighbours",
+    "top_neighbours": "collaborative.neighbours",
+    "UserNeighbours": "collaborative.neighbours",
+    "without_target": "collaborative.marks",
+    "FISM": "collaborative.nais",
+    "NAIS": "collaborative.nais",
+    "profile_scores": "collaborative.acf",
+    "ComponentAttention": "collaborative.acf",
+    "ItemAttention": "collaborative.acf",
+    "lag_attention": "lag",
+    "residual_lag_attention": "lag",
+    "LagAttention": "lag",
+    "ResidualLagAttention": "lag",
 }
 _MODULES = ("inspect", "masks", "patterns", "registry")
 

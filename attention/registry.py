@@ -25,6 +25,25 @@ Kinds and how each is built and called:
 * pool: `cls(model_size, rngs=rngs, **options)`, then
   `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T], where
   several queries or hops count as heads.
+* neighbours: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
+  `scores = attention(user, neighbours, ratings, *, valid=None, return_weights=False)`, [B, I] for I
+  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbours [B, S, D], ratings
+  [B, S, I]; valid bool [B, S], or [B, I, S] where it differs by candidate. One with a number for
+  each user takes the neighbours' as `ids`, int [B, S].
+* history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
+  `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
+  or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid as above.
+* profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
+  `profile = attention(user, items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or
+  with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. One
+  that looks at content too takes it as `content`, [B, S, C].
+* components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
+  `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
+  the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
+* lags: `cls(channels, lags, horizon, dtype=float32, rngs=rngs, **options)`, then
+  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] of which the last `lags` are
+  looked at, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
+  [B, T, C].
 
     python -m attention.registry            # writes attention/README.md
     python -m attention.registry --check    # exit status 1 where it is out of date
@@ -50,6 +69,11 @@ KINDS = {
     "map_attention": "Attention over feature maps",
     "gate": "Gates of a feature map by a coarser one",
     "pool": "Pools: a sequence to one vector",
+    "neighbours": "Users who are alike: scores by what they thought",
+    "history": "The items that a user had: scores by how alike they are",
+    "profile": "The items that a user had: a vector of the user",
+    "components": "The components of an item: what a user sees in it",
+    "lags": "A series' own past: forecasts",
 }
 
 CAPABILITIES = {
@@ -539,6 +563,76 @@ _TABLE: list[Mechanism] = [
         "O(T·(A + R))",
         "padding weights shares dropout permutation",
     ),
+    _line(
+        "neighbours",
+        "user_neighbours",
+        "collaborative.neighbours:UserNeighbours",
+        "after Resnick et al. 1994",
+        "Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|",
+        "O(S·(D + I))",
+        "O(S·D + I)",
+        "padding weights permutation",
+    ),
+    _line(
+        "history",
+        "fism",
+        "collaborative.nais:FISM",
+        "Kabbur et al. 2013 (control)",
+        "b + n^(-α)·Σⱼ qⱼ·p",
+        "O(I·S·D)",
+        "O(I·S)",
+        "padding weights permutation",
+    ),
+    _line(
+        "history",
+        "nais",
+        "collaborative.nais:NAIS",
+        "He et al. 2018",
+        "b + n^(-α)·Σⱼ aⱼ·qⱼ·p, aⱼ = exp(fⱼ) / (Σ exp(f))^β",
+        "O(I·S·D·A); concat O((I + S)·D·A + I·S·(D + A))",
+        "O(I·S·(D + A))",
+        "padding weights permutation",
+    ),
+    _line(
+        "profile",
+        "acf",
+        "collaborative.acf:ItemAttention",
+        "Chen et al. 2017",
+        "Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ",
+        "O(S·D·A)",
+        "O(S·(D + A))",
+        "padding weights shares permutation",
+    ),
+    _line(
+        "components",
+        "acf",
+        "collaborative.acf:ComponentAttention",
+        "Chen et al. 2017",
+        "Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ",
+        "O(S·M·C·A), M components",
+        "O(S·M·(C + A))",
+        "padding weights shares permutation",
+    ),
+    _line(
+        "lags",
+        "lag",
+        "lag:LagAttention",
+        "Yule 1927; softmax: Vaswani et al. 2017 (control)",
+        "Σᵢ softmax(l)ᵢ·xₜ₋ᵢ",
+        "O(F·L·C)",
+        "O(F·L + L·C)",
+        "padding weights shares",
+    ),
+    _line(
+        "lags",
+        "lag_residual",
+        "lag:ResidualLagAttention",
+        "after Zeng et al. 2023 (NLinear)",
+        "c + Σₙ Wₙ·Σᵢ softmax(lₙ)ᵢ·(xₜ₋ᵢ - c)",
+        "O(F·L·(C + N))",
+        "O(N·F·L + L·C)",
+        "padding weights",
+    ),
 ]
 
 
@@ -570,7 +664,10 @@ def load(kind: str, name: str) -> Any:
 
 
 # What `build` is given in order; the rest of a constructor's arguments are options.
-_POSITIONAL = ("model_size", "query_size", "memory_size", "channels", "signal_channels")
+_POSITIONAL = (
+    *("model_size", "query_size", "memory_size", "component_size"),
+    *("channels", "signal_channels", "lags", "horizon"),
+)
 
 
 def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
@@ -674,8 +771,9 @@ def readme() -> str:
         "with its docstring. [How to add one](../docs/ADDING_A_MECHANISM.md).",
         "T queries, S keys, D model size, A hidden size of a score, W keys that a sparse pattern "
         "shows a query; of a map P = Y·X positions, C channels, R of a bottleneck, F hidden ones, "
-        "K and S the sides of a convolution and a window. Time and memory are those of one "
-        "sequence or map; "
+        "K and S the sides of a convolution and a window; of a recommendation I candidates, S "
+        "neighbours or items that a user had; of a series L lags, F steps of the forecast. Time "
+        "and memory are those of one sequence, map, user or series; "
         'what "can" names is what the contract suite tests.',
     ]
     header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"
@@ -693,7 +791,9 @@ def _row(line: Mechanism) -> str:
     file = module.replace(".", "/") + ".py"
     can = ", ".join(name for name in CAPABILITIES if name in line.can)
     cells = [f"`{line.name}`", line.paper, line.equation, line.time, line.memory, can]
-    return "| " + " | ".join(cells) + f" | [{file}]({file}) |"
+    # An absolute value must not end a cell.
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return "| " + " | ".join(escaped) + f" | [{file}]({file}) |"
 
 
 def main(arguments: list[str]) -> int:

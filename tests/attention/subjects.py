@@ -261,6 +261,12 @@ def _map(line, dtype):
     yield from map_subjects.subjects_of(line, dtype)
 
 
+def _neighbours(line, dtype):
+    from tests.attention import neighbour_subjects
+
+    yield from neighbour_subjects.subjects_of(line, dtype)
+
+
 _BUILDERS = {
     "kernel": _kernel,
     "mixer": _mixer,
@@ -268,6 +274,7 @@ _BUILDERS = {
     "map_attention": _map,
     "gate": _map,
     "pool": _pool,
+    **dict.fromkeys(("neighbours", "history", "profile", "components", "lags"), _neighbours),
 }
 
 

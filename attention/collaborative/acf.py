@@ -1,0 +1,298 @@
+"""Attentive collaborative filtering: which items speak for a user, and which parts of an item.
+
+Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
+Component-Level Attention". Two modules, each of use without the other:
+
+    content = component_attention(user, components, valid=parts)        # what is in each item
+    profile = item_attention(user, items, auxiliary, content=content, valid=history)
+    scores = profile_scores(user, profile, candidates)
+
+B users, S items of a history, M components of an item (regions of an image, frames of a video), C
+size of a component, I candidates, D size of the vectors of users and items, A hidden size.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.kernels.reference import accumulator, softmax
+from attention.projection import Projection
+
+Array = jax.Array
+
+
+def attend_components(
+    logits: Array, components: Array, valid: Array | None = None
+) -> tuple[Array, Array]:
+    """What a user sees in each item (Chen et al. 2017).
+
+        x̄_l = Σ_m β_lm x_lm,   β_l = softmax_m(b_l)
+
+    Args:
+      logits: b, [B, S, M].
+      components: x, [B, S, M, C].
+      valid: bool [B, S, M]; all if None.
+
+    Returns:
+      x̄, [B, S, C] in the components' dtype, and β [B, S, M] in at least float32; 0 for an item
+      without components.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("components", components)
+    shapes.expect("components", components, "B S M C", sizes)
+    shapes.expect("logits", logits, "B S M", sizes)
+    weights = _shares(logits, valid, "B S M", sizes)
+    sums = accumulator(components)
+    content = jnp.einsum(
+        "BSM,BSMC->BSC",
+        weights.astype(components.dtype),
+        components,
+        preferred_element_type=sums,
+    )
+    return content.astype(components.dtype), weights
+
+
+def attend_items(
+    logits: Array, auxiliary: Array, valid: Array | None = None
+) -> tuple[Array, Array]:
+    """What a user's items say of the user (Chen et al. 2017).
+
+        s = Σ_l α_l p_l,   α = softmax_l(a)
+
+    Args:
+      logits: a, [B, S].
+      auxiliary: p, [B, S, D].
+      valid: bool [B, S]; all if None.
+
+    Returns:
+      s, [B, D] in the dtype of p, and α [B, S] in at least float32; 0 for an empty history.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("auxiliary", auxiliary)
+    shapes.expect("auxiliary", auxiliary, "B S D", sizes)
+    shapes.expect("logits", logits, "B S", sizes)
+    weights = _shares(logits, valid, "B S", sizes)
+    sums = accumulator(auxiliary)
+    profile = jnp.einsum(
+        "BS,BSD->BD", weights.astype(auxiliary.dtype), auxiliary, preferred_element_type=sums
+    )
+    return profile.astype(auxiliary.dtype), weights
+
+
+def profile_scores(
+    user: Array, profile: Array, candidates: Array, bias: Array | None = None
+) -> Array:
+    """Scores of items for a user with a profile (Chen et al. 2017).
+
+        y_i = (u + s)ᵀ v_i + b_i
+
+    Args:
+      user: u, [B, D].
+      profile: s, [B, D], of `attend_items`.
+      candidates: v, [B, I, D].
+      bias: b, [B, I]; 0 if None, as in the paper.
+
+    Returns:
+      y, [B, I] in the candidates' dtype, summed in at least float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    named = {"user": (user, "B D"), "profile": (profile, "B D")}
+    named |= {"candidates": (candidates, "B I D")}
+    named |= {} if bias is None else {"bias": (bias, "B I")}
+    for name, (array, letters) in named.items():
+        shapes.expect_floating(name, array)
+        shapes.expect(name, array, letters, sizes)
+    sums = accumulator(candidates)
+    whole = (user + profile).astype(candidates.dtype)
+    scores = jnp.einsum("BD,BID->BI", whole, candidates, preferred_element_type=sums)
+    return (scores if bias is None else scores + bias).astype(candidates.dtype)
+
+
+class ItemAttention(nnx.Module):
+    """Which items of a history speak for the user (Chen et al. 2017).
+
+        s = Σ_l α_l p_l,   α = softmax_l(w·relu(W_u u + W_v v_l + W_p p_l + W_x x̄_l + b))
+
+    v_l is the item's vector, the one by which it is scored itself; p_l, auxiliary, is the one by
+    which it stands for its user; x̄_l, its content, if there is any. The paper adds a number to the
+    logits, which softmax does not see: there is none here.
+
+    Weights: user/kernel [D, A] (W_u) with user/bias [A] (b), items/kernel and auxiliary/kernel
+    [D, A] (W_v, W_p), content/kernel [C, A] (W_x), score [A] (w).
+
+    Args:
+      model_size: D.
+      content_size: C; no content if None.
+      hidden_size: A; D if None.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: a size is below 1.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        *,
+        content_size: int | None = None,
+        hidden_size: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        A = model_size if hidden_size is None else hidden_size
+        for name, size in (("content_size", content_size), ("hidden_size", A)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1, or None")
+        self.model_size, self.content_size, self.dtype = model_size, content_size, dtype
+        options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.user = Projection((model_size,), (A,), dtype=dtype, rngs=rngs)
+        self.items = Projection((model_size,), (A,), **options)
+        self.auxiliary = Projection((model_size,), (A,), **options)
+        self.content = (
+            None if content_size is None else Projection((content_size,), (A,), **options)
+        )
+        self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+
+    def __call__(
+        self,
+        user: Array,
+        items: Array,
+        auxiliary: Array,
+        *,
+        content: Array | None = None,
+        valid: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """The profile of a user.
+
+        Args:
+          user: u, [B, D].
+          items: v, [B, S, D].
+          auxiliary: p, [B, S, D].
+          content: x̄, [B, S, C]; with `content_size`, and only then.
+          valid: bool [B, S]; all are real if None.
+          return_weights: also return α.
+
+        Returns:
+          s, [B, D] in `dtype`, 0 for an empty history; or that and α [B, 1, 1, S].
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        sizes = {"D": self.model_size}
+        named = {"user": (user, "B D"), "items": (items, "B S D")}
+        named |= {"auxiliary": (auxiliary, "B S D")}
+        if (content is None) != (self.content_size is None):
+            got = "none" if content is None else "some"
+            raise ValueError(f"content: got {got}, expected content_size={self.content_size}")
+        if content is not None:
+            sizes["C"] = self.content_size
+            named |= {"content": (content, "B S C")}
+        for name, (array, letters) in named.items():
+            shapes.expect_floating(name, array)
+            shapes.expect(name, array, letters, sizes)
+        parts = {name: array.astype(self.dtype) for name, (array, _) in named.items()}
+        seen = {name: getattr(self, name)(array) for name, array in parts.items()}
+        asked = seen.pop("user")[:, None]
+        logits = _logits([asked, *seen.values()], self.score[...])
+        profile, weights = attend_items(logits, parts["auxiliary"], valid)
+        recording.record(lambda: weights[:, None, None])
+        return (profile, weights[:, None, None]) if return_weights else profile
+
+
+class ComponentAttention(nnx.Module):
+    """Which components of an item a user looks at (Chen et al. 2017).
+
+        x̄_l = Σ_m β_lm x_lm,   β_l = softmax_m(w·relu(W_u u + W_x x_lm + b))
+
+    Weights: user/kernel [D, A] (W_u) with user/bias [A] (b), components/kernel [C, A] (W_x), score
+    [A] (w).
+
+    Args:
+      model_size: D of the user's vector.
+      component_size: C.
+      hidden_size: A; D if None.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: hidden_size is below 1.
+    """
+
+    def __init__(
+        self,
+        model_size: int,
+        component_size: int,
+        *,
+        hidden_size: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        A = model_size if hidden_size is None else hidden_size
+        if A < 1:
+            raise ValueError(f"hidden_size: got {A}, expected at least 1, or None")
+        self.model_size, self.component_size, self.dtype = model_size, component_size, dtype
+        self.user = Projection((model_size,), (A,), dtype=dtype, rngs=rngs)
+        self.components = Projection(
+            (component_size,), (A,), use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+
+    def __call__(
+        self,
+        user: Array,
+        components: Array,
+        *,
+        valid: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """The content of each item, as this user sees it.
+
+        Args:
+          user: u, [B, D].
+          components: x, [B, S, M, C].
+          valid: bool [B, S, M]; all are real if None.
+          return_weights: also return β.
+
+        Returns:
+          x̄, [B, S, C] in `dtype`, 0 for an item without components; or that and β [B, 1, S, M].
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        sizes = {"D": self.model_size, "C": self.component_size}
+        shapes.expect_floating("user", user)
+        shapes.expect_floating("components", components)
+        shapes.expect("user", user, "B D", sizes)
+        shapes.expect("components", components, "B S M C", sizes)
+        user, components = user.astype(self.dtype), components.astype(self.dtype)
+        parts = [self.user(user)[:, None, None], self.components(components)]
+        content, weights = attend_components(_logits(parts, self.score[...]), components, valid)
+        recording.record(lambda: weights[:, None])
+        return (content, weights[:, None]) if return_weights else content
+
+
+def _logits(parts: list[Array], score: Array) -> Array:
+    """w·relu(Σ parts) over the last axis, in float32."""
+    return jax.nn.relu(sum(part.astype(jnp.float32) for part in parts)) @ score
+
+
+def _shares(logits: Array, valid: Array | None, letters: str, sizes: dict[str, int]) -> Array:
+    """Softmax over the last axis in at least float32, 0 where not valid."""
+    wide = logits.astype(accumulator(logits))
+    if valid is not None:
+        shapes.expect_boolean("valid", valid, true_means="real")
+        shapes.expect("valid", valid, letters, sizes)
+        wide = jnp.where(valid, wide, -jnp.inf)
+    return softmax(wide)

@@ -1,0 +1,58 @@
+"""Which neighbours count: what all mechanisms of this folder do with `valid`.
+
+B users, S neighbours or items of a history, I candidates to be scored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from attention import shapes
+
+Array = jax.Array
+
+
+def checked_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
+    """bool [B, 1 or I, S] of one [B, S] or [B, I, S]; all count if None.
+
+    Raises:
+      ValueError: shape or dtype do not fit.
+    """
+    if valid is None:
+        return jnp.ones((sizes["B"], 1, sizes["S"]), bool)
+    shapes.expect_boolean("valid", valid, true_means="a real neighbour")
+    if jnp.ndim(valid) == 2:
+        shapes.expect("valid", valid, "B S", sizes)
+        return jnp.asarray(valid)[:, None]
+    hint = "or [B, S] where all candidates have the same"
+    shapes.expect("valid", valid, "B I S", sizes, hint=hint)
+    return jnp.asarray(valid)
+
+
+def without_target(candidates: Array, history: Array, valid: Array | None = None) -> Array:
+    """Leaves a candidate out of its own history (Kabbur et al. 2013, "FISM").
+
+        v_ij = v_j and (i ≠ j),   so that the sums run over R \\ {i} = {j: v_ij}
+
+    A model that is trained on items of the history learns to find the item itself unless this is
+    done. Of candidates that are not in the history it changes nothing.
+
+    Args:
+      candidates: int [B, I], numbers of items.
+      history: int [B, S], numbers of items.
+      valid: bool [B, S], which of the history are real; all if None.
+
+    Returns:
+      bool [B, I, S], to be given as `valid`.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    for name, ids, letters in (("candidates", candidates, "B I"), ("history", history, "B S")):
+        shapes.expect_integer(name, ids)
+        shapes.expect(name, ids, letters, sizes)
+    if valid is not None:
+        shapes.expect("valid", valid, "B S", sizes)
+    return checked_valid(valid, sizes) & (candidates[:, :, None] != history[:, None])

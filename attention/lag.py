@@ -1,0 +1,298 @@
+"""Attention over a series' own past: a forecast is a learned mean of what was, lag by lag.
+
+    y = attention(x, valid=valid)           # [B, T, C] -> [B, F, C], F steps ahead
+
+An autoregression (Yule 1927) whose coefficients are attention weights, the same at every time: what
+is looked at is how long ago something was, not what it was. Every channel is forecast by itself.
+
+B series, T times given, L lags looked at, F steps of the forecast, C channels, N heads, G groups of
+weights: 1 for all channels, or C of their own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import recording, shapes
+from attention.kernels.reference import accumulator, softmax
+
+Array = jax.Array
+
+
+def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[Array, Array]:
+    """A mean of the past with weights by lag (Yule 1927; softmax: Vaswani et al. 2017).
+
+        ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax_i(l_f),   i = 1 ... L
+
+    so that i = 1 is the last value given; one step ahead (f = 1), that is y_t = Σ_i w_i x_(t-i).
+    As the weights are shares, no forecast leaves what its own past spans: min x ≤ ŷ ≤ max x. A
+    trend cannot be followed; `residual_lag_attention` can.
+
+    What is missing takes no part, and the weights of the rest are renormalised. Only the last L
+    times matter; of a shorter series, those before it are missing.
+
+    Args:
+      x: [B, T, C]. Masked values may be anything, NaN included.
+      logits: l, [1 or C, F, L], lag 1 first.
+      valid: bool [B, T], or [B, T, C]; all are there if None.
+
+    Returns:
+      ŷ, [B, F, C] in x's dtype, 0 where the past is empty; and the weights by time
+      [B, 1 or C, F, T], first time first, in at least float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    past, seen = _past(x, logits, valid, "G F L")
+    weights = _shares(logits, seen)
+    return _apply(weights, past).astype(x.dtype), _by_time(weights, x)
+
+
+def residual_lag_attention(
+    x: Array,
+    logits: Array,
+    values: Array,
+    valid: Array | None = None,
+    *,
+    level: str = "last",
+) -> tuple[Array, Array]:
+    """Attention over what the past is above or below its level (level: Zeng et al. 2023, NLinear).
+
+        ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax_i(l_nf)
+
+    with c the last value, or the mean of the L values. The value projection W is a number for each
+    head and step, of either sign, so that the forecast can leave what the past spans: it can follow
+    a trend, as two heads, one far back with W < 0 and one near with W > 0, are a slope. With W
+    of both signs, the heads together can be any linear map of the differences.
+
+    The forecast goes along with the series' level and scale: ŷ(a x + b) = a ŷ(x) + b. Dividing the
+    window by its deviation and multiplying the result, as Kim et al. 2022 do, would change nothing:
+    the map is linear. What is missing is treated as in `lag_attention`; the last value is the last
+    that is there.
+
+    Args:
+      x: [B, T, C]. Masked values may be anything, NaN included.
+      logits: l, [1 or C, N, F, L], lag 1 first.
+      values: W, [1 or C, N, F].
+      valid: bool [B, T], or [B, T, C]; all are there if None.
+      level: "last" or "mean".
+
+    Returns:
+      ŷ, [B, F, C] in x's dtype, 0 where the past is empty; and the matrix [B, 1 or C, F, T] that
+      takes the past to ŷ, level included, in at least float32: its rows sum to 1, with entries of
+      either sign.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or level is neither.
+    """
+    expect_level(level)
+    past, seen = _past(x, logits, valid, "G N F L")
+    G, N, F, L = logits.shape
+    shapes.expect("values", values, "G N F", {"G": G, "N": N, "F": F})
+    shares = _shares(logits.reshape(G, N * F, L), seen)
+    heads = shares.reshape(*shares.shape[:2], N, F, L)
+    scale = jnp.broadcast_to(values.astype(heads.dtype), heads.shape[1:4])
+    mixed = jnp.einsum("BGNFL,GNF->BGFL", heads, scale)
+    at = _level_weights(seen, level)
+    base = _apply(at, past)
+    over = jnp.where(seen, past - base, 0)
+    y = base + _apply(mixed, over)
+    rest = 1 - jnp.sum(mixed, axis=-1, keepdims=True)
+    return y.astype(x.dtype), _by_time(mixed + rest * at, x)
+
+
+class LagAttention(nnx.Module):
+    """Autoregressive attention with a weight for each lag (Yule 1927; Vaswani et al. 2017).
+
+        ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax(l_f)
+
+    A forecast stays between the least and the largest of its past, however long it is trained: a
+    trend cannot be followed. This is the mechanism as it is usually described, and the control of
+    `ResidualLagAttention`, which can. It begins as the mean of the last L values.
+
+    Weights: logits [1 or C, F, L] (l), lag 1, the last value, first.
+
+    Args:
+      channels: C.
+      lags: L, how far back is looked.
+      horizon: F, how many steps are forecast, each with weights of its own.
+      individual: whether each channel has weights of its own, or all share them.
+      dtype: of the result; weights and sums are float32.
+
+    Raises:
+      ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        lags: int,
+        horizon: int,
+        *,
+        individual: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        expect_numbers(channels=channels, lags=lags, horizon=horizon)
+        self.channels, self.dtype = channels, dtype
+        groups = channels if individual else 1
+        self.logits = nnx.Param(jnp.zeros((groups, horizon, lags)))
+
+    def __call__(
+        self, x: Array, *, valid: Array | None = None, return_weights: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """x [B, T, C], valid bool [B, T] or [B, T, C] -> [B, F, C] in `dtype`, or that and the
+        weights [B, 1 or C, F, T]; see `lag_attention`."""
+        expect_series(x, self.channels)
+        y, weights = lag_attention(x.astype(self.dtype), self.logits[...], valid)
+        recording.record(lambda: weights)
+        return (y, weights) if return_weights else y
+
+
+class ResidualLagAttention(nnx.Module):
+    """Attention over differences from the series' level, which can follow a trend (the level as in
+    NLinear, Zeng et al. 2023).
+
+        ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax(l_nf)
+
+    See `residual_lag_attention`. W begins with 1, -1, 1, ... and l with 0: of an even number of
+    heads the first forecast repeats the level c, of which the last value is hard to beat where a
+    series wanders.
+
+    Weights: logits [1 or C, N, F, L] (l), lag 1, the last value, first; values [1 or C, N, F] (W).
+
+    Args:
+      channels: C.
+      lags: L, how far back is looked.
+      horizon: F, how many steps are forecast, each with weights of its own.
+      num_heads: N.
+      level: c, "last" (the last value) or "mean" (of the L values).
+      individual: whether each channel has weights of its own, or all share them.
+      dtype: of the result; weights and sums are float32.
+
+    Raises:
+      ValueError: a number is below 1, or level is neither.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        lags: int,
+        horizon: int,
+        *,
+        num_heads: int = 2,
+        level: str = "last",
+        individual: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        expect_numbers(channels=channels, lags=lags, horizon=horizon, num_heads=num_heads)
+        expect_level(level)
+        self.channels, self.level, self.dtype = channels, level, dtype
+        groups = channels if individual else 1
+        self.logits = nnx.Param(jnp.zeros((groups, num_heads, horizon, lags)))
+        signs = jnp.where(jnp.arange(num_heads) % 2, -1.0, 1.0)
+        self.values = nnx.Param(jnp.broadcast_to(signs[:, None], (groups, num_heads, horizon)))
+
+    def __call__(
+        self, x: Array, *, valid: Array | None = None, return_weights: bool = False
+    ) -> Array | tuple[Array, Array]:
+        """x [B, T, C], valid bool [B, T] or [B, T, C] -> [B, F, C] in `dtype`, or that and the
+        matrix [B, 1 or C, F, T] that takes x to it; see `residual_lag_attention`."""
+        expect_series(x, self.channels)
+        y, weights = residual_lag_attention(
+            x.astype(self.dtype), self.logits[...], self.values[...], valid, level=self.level
+        )
+        recording.record(lambda: weights)
+        return (y, weights) if return_weights else y
+
+
+def expect_series(x: Array, channels: int) -> None:
+    """Raises ValueError unless x is [B, T, channels]."""
+    shapes.expect_floating("x", x)
+    shapes.expect("x", x, "B T C", {"C": channels})
+
+
+def expect_numbers(**numbers: int) -> None:
+    """Raises ValueError for the first number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}: got {number}, expected at least 1")
+
+
+def expect_level(level: str) -> None:
+    """Raises ValueError unless it is one of those that there are."""
+    if level not in ("last", "mean"):
+        raise ValueError(f"level: got {level!r}, expected 'last' or 'mean'")
+
+
+def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[Array, Array]:
+    """The last L values, the last first, [B, L, C] in at least float32 with 0 for what is missing;
+    and whether they are there, bool [B or 1, L, C or 1]."""
+    sizes: dict[str, int] = {}
+    shapes.expect_floating("x", x)
+    shapes.expect_floating("logits", logits)
+    shapes.expect("x", x, "B T C", sizes)
+    shapes.expect("logits", logits, letters, sizes)
+    if sizes["G"] not in (1, sizes["C"]):
+        expected = f"[{', '.join(letters.split())}] with G=1 or C={sizes['C']}"
+        raise ValueError(f"logits: got shape {shapes.show(logits.shape)}, expected {expected}")
+    seen = _seen(valid, sizes)
+    T, L = sizes["T"], sizes["L"]
+    wide = jnp.where(seen, x.astype(accumulator(x)), 0)
+    if T < L:
+        before = ((0, 0), (L - T, 0), (0, 0))
+        wide, seen = jnp.pad(wide, before), jnp.pad(seen, before)
+    return wide[:, -L:][:, ::-1], seen[:, -L:][:, ::-1]
+
+
+def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
+    """bool [B or 1, T, C or 1]"""
+    if valid is None:
+        return jnp.ones((1, sizes["T"], 1), bool)
+    shapes.expect_boolean("valid", valid, true_means="a value that is there")
+    if jnp.ndim(valid) == 3:
+        shapes.expect("valid", valid, "B T C", sizes)
+        return jnp.asarray(valid)
+    hint = "or [B, T, C] where channels differ"
+    shapes.expect("valid", valid, "B T", sizes, hint=hint)
+    return jnp.asarray(valid)[:, :, None]
+
+
+def _shares(logits: Array, seen: Array) -> Array:
+    """[1 or C, R, L], bool [B or 1, L, C or 1] -> [B or 1, 1 or C, R, L] in at least float32.
+
+    Without a mask the weights are one set for the whole batch.
+    """
+    there = jnp.swapaxes(seen, 1, 2)[:, :, None]
+    return softmax(jnp.where(there, logits.astype(accumulator(logits)), -jnp.inf))
+
+
+def _apply(weights: Array, past: Array) -> Array:
+    """[B or 1, 1 or C, F, L], [B, L, C] -> [B, F, C]."""
+    many, groups = weights.shape[:2]
+    if groups == 1:
+        return jnp.matmul(weights[:, 0], past)
+    if many == 1:
+        return jnp.einsum("CFL,BLC->BFC", weights[0], past)
+    return jnp.einsum("BCFL,BLC->BFC", weights, past)
+
+
+def _level_weights(seen: Array, level: str) -> Array:
+    """[B or 1, 1 or C, 1, L]: what takes the past to its level."""
+    there = jnp.swapaxes(seen, 1, 2)[:, :, None].astype(jnp.float32)
+    if level == "last":
+        return there * (jnp.cumsum(there, axis=-1) == 1)
+    return there / jnp.maximum(jnp.sum(there, axis=-1, keepdims=True), 1)
+
+
+def _by_time(weights: Array, x: Array) -> Array:
+    """Weights by lag [B or 1, G, F, L] as weights by time, [B, G, F, T]."""
+    B, T, _ = x.shape
+    L = weights.shape[-1]
+    forward = weights[..., ::-1]
+    if T > L:
+        forward = jnp.pad(forward, ((0, 0), (0, 0), (0, 0), (T - L, 0)))
+    return jnp.broadcast_to(forward[..., -T:], (B, *weights.shape[1:3], T))
