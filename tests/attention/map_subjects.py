@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tests.attention.references import REFERENCES, VARIANTS
-from tests.attention.subjects import B, Subject, module_of, normal
+from tests.attention.subjects import B, Subject, drawn, module_of, normal
 
 # Of no two axes the same; windows of 2 and 3 do not fit.
 Y, X, C, G = 3, 4, 4, 3
@@ -50,7 +50,7 @@ class MapSubject(Subject):
 
     def reference(self, inputs, valid, causal=False):
         function = REFERENCES[self.line.kind, self.line.name]
-        return function(inputs | self.constants, self.training, **self.options)
+        return function(inputs | drawn(self.constants), self.training, **self.options)
 
     @functools.cached_property
     def moved(self):

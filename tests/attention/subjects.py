@@ -3,6 +3,7 @@
 The shapes are few and shared: what a test needs is usually compiled already.
 """
 
+import contextlib
 import dataclasses
 import functools
 
@@ -23,6 +24,26 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@contextlib.contextmanager
+def quick_compilation(quick=True):
+    """Most of the time of these tests goes into compiling programs that run once: fewer passes."""
+    global _quick
+    before, _quick = _quick, quick
+    jax.config.update("jax_disable_most_optimizations", quick)
+    try:
+        yield
+    finally:
+        _quick = before
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+_quick = False
+
+
+def drawn(given):
+    return {name: value() if callable(value) else value for name, value in given.items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
     """A mechanism to be tested.
@@ -30,24 +51,31 @@ class Subject:
     Attributes:
       label: for the test's name.
       line: its registry line.
-      inputs: everything it depends on, weights included: a dict, float32.
+      given: everything it depends on, weights included: a dict, float32, of arrays or of functions
+        that give them (`inputs` has them all).
       keys: names of the inputs whose axis 1 is masked.
       apply: (inputs, valid, causal, dropout_key) -> output and weights.
       rows_are_positions: the output has a row for each position of the masked sequence.
       options: what the module was built with, for the reference.
-      constants: variables that are no parameters, for the reference.
+      constants: variables that are no parameters, for the reference; or functions again.
       build: params -> module, where there is a module.
+      first: whether it stands for its line where one variant is enough.
     """
 
     label: str
     line: registry.Mechanism
-    inputs: dict
+    given: dict
     keys: tuple[str, ...]
     apply: object
     rows_are_positions: bool = False
     options: dict = dataclasses.field(default_factory=dict)
     constants: dict = dataclasses.field(default_factory=dict)
     build: object = None
+    first: bool = True
+
+    @functools.cached_property
+    def inputs(self):
+        return drawn(self.given)
 
     @property
     def can(self):
@@ -82,7 +110,7 @@ class Subject:
         return np.asarray(normal(99, *out.shape), out.dtype)
 
     @functools.cached_property
-    def _compiled(self):
+    def program(self):
         def run(inputs, valid, cotangent, causal):
             def output(inputs):
                 return self.apply(inputs, valid, causal, None)
@@ -97,12 +125,30 @@ class Subject:
         inputs = self.inputs if inputs is None else inputs
         valid = self.valid if valid is None else valid
         cotangent = self.cotangent if cotangent is None else cotangent
-        return jax.tree.map(np.asarray, self._compiled(inputs, valid, cotangent, causal))
+        # What is held to the equations is compiled as users have it.
+        with quick_compilation(False):
+            result = self.program(inputs, valid, cotangent, causal)
+        return jax.tree.map(np.asarray, result)
+
+    def draw(self, key):
+        """The output under dropout."""
+        return self.apply(self.inputs, self.valid, False, key)[0]
+
+    @functools.cached_property
+    def draw_keys(self):
+        """Twice the same key, then others, 4098 in all."""
+        keys = jax.random.split(jax.random.key(0), 4097)
+        return jnp.concatenate([keys[:1], keys])
+
+    @functools.cached_property
+    def draws(self):
+        """`draw` for each of `draw_keys`."""
+        return np.asarray(jax.jit(jax.vmap(self.draw))(self.draw_keys))
 
     def reference(self, inputs, valid, causal=False):
         """Output and weights by NumPy, in float64."""
         function = REFERENCES[self.line.kind, self.line.name]
-        inputs = inputs | self.constants
+        inputs = inputs | drawn(self.constants)
         if self.line.kind not in ("kernel", "mixer"):
             return function(inputs, valid, **self.options)
         rows, columns = inputs[self.inputs_of_queries].shape[1], valid.shape[1]
@@ -113,7 +159,7 @@ class Subject:
 
     @property
     def inputs_of_queries(self):
-        return "x" if self.line.kind == "mixer" else "query" if "query" in self.inputs else "states"
+        return "x" if self.line.kind == "mixer" else "query" if "query" in self.given else "states"
 
     def with_keys(self, change):
         """The inputs with `change` applied to each masked sequence."""
@@ -142,23 +188,38 @@ def _kernel(line, dtype):
 
 
 def module_of(line, *args, prepare=lambda module: None, **options):
-    """A function from params to the module; random params, biases included; other variables.
+    """Functions: from params to the module; to random params, biases included; and, in a dict that
+    is empty where there are none, to the other variables. Nothing is drawn before it is needed.
 
     `prepare` may change the module before it is taken apart.
     """
-    module = registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
-    prepare(module)
-    graphdef, state, others = nnx.split(module, nnx.Param, ...)
-    params = nnx.to_pure_dict(state)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), params)
+
+    def make():
+        return registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
+
+    @functools.cache
+    def parts():
+        with jax.ensure_compile_time_eval():
+            module = make()
+            prepare(module)
+            return nnx.split(module, nnx.Param, ...)
+
+    def params():
+        leaves = nnx.to_pure_dict(parts()[1])
+        return jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), leaves)
 
     def build(params):
-        fresh, rest = jax.tree.map(lambda leaf: leaf, (state, others))
+        graphdef, *variables = parts()
+        fresh, rest = jax.tree.map(lambda leaf: leaf, variables)
         nnx.replace_by_pure_dict(fresh, params)
         return nnx.merge(graphdef, fresh, rest)
 
-    buffers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(others))
-    return build, params, {"buffers": buffers} if buffers else {}
+    def buffers():
+        others = nnx.to_pure_dict(parts()[2])
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), others)
+
+    _, _, others = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
+    return build, params, {"buffers": buffers} if nnx.to_pure_dict(others) else {}
 
 
 def _mixer(line, dtype):
@@ -280,6 +341,10 @@ _BUILDERS = {
 
 @functools.cache
 def subjects(dtype="float32"):
-    """All of them, computing in that dtype: one or two for each registry line."""
-    lines = registry.mechanisms()
-    return [subject for line in lines for subject in _BUILDERS[line.kind](line, jnp.dtype(dtype))]
+    """All of them, computing in that dtype: one or more for each registry line."""
+    found = []
+    for line in registry.mechanisms():
+        for index, subject in enumerate(_BUILDERS[line.kind](line, jnp.dtype(dtype))):
+            first = not index or subject.label.endswith("-cross")
+            found.append(dataclasses.replace(subject, first=first))
+    return found

@@ -15,9 +15,11 @@ from tests.attention.references import base as references
 from tests.attention.subjects import LONGEST, B, D, S, normal
 
 
-def each(*capabilities, dtype="float32"):
-    """Parameterises over the mechanisms that declare all of these."""
+def each(*capabilities, dtype="float32", variants=True):
+    """Parameterises over the mechanisms that declare all of these, in all their variants, or in
+    the first alone."""
     able = [s for s in subjects.subjects(dtype) if s.can.issuperset(capabilities)]
+    able = [s for s in able if variants or s.first]
     ids = [f"{subject.line.kind}-{subject.label}" for subject in able]
     return pytest.mark.parametrize("subject", able, ids=ids)
 
@@ -65,7 +67,7 @@ def test_gradient_equals_the_equations(subject):
     assert_trees_close(gradient, expected, atol=2e-5, rtol=2e-5)
 
 
-@each()
+@each(variants=False)
 def test_jit_equals_eager(subject):
     out, weights, _ = subject.run()
     eager, eager_weights = subject.apply(subject.inputs, subject.valid, False, None)
@@ -164,33 +166,30 @@ def test_order_of_keys_does_not_matter(subject):
     assert_weights_close(other_weights, expected_weights, atol=1e-6)
 
 
-@each("dropout")
+@each("dropout", variants=False)
 def test_dropout_drops_follows_its_key_and_is_unbiased(subject):
-    draw = jax.jit(lambda key: subject.apply(subject.inputs, subject.valid, False, key)[0])
-    first, again, other = (np.asarray(draw(jax.random.key(seed))) for seed in (1, 1, 2))
+    first, again, other, *_ = draws = subject.draws
     plain, _, _ = subject.run()
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-2
     assert np.abs(first - plain).max() > 1e-2
-    draws = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4096)))
     # The mean of 4096 draws is normal about the truth: 6 of its deviations.
+    draws = draws[2:]
     deviation = draws.std(axis=0) / 64
     assert (np.abs(draws.mean(axis=0) - plain) <= 6 * deviation + 1e-5).all()
     np.testing.assert_array_equal(draws.std(axis=0) > 0, True)
 
 
-@each("dropout")
+@each("dropout", variants=False)
 def test_dropout_does_not_depend_on_vmap(subject):
-    draw = jax.jit(lambda key: subject.apply(subject.inputs, subject.valid, False, key)[0])
-    keys = jax.random.split(jax.random.key(3), 4)
-    together = jax.jit(jax.vmap(draw))(keys)
-    np.testing.assert_allclose(together, jnp.stack([draw(key) for key in keys]), atol=2e-6)
+    draw = jax.jit(subject.draw)
+    alone = np.stack([draw(key) for key in subject.draw_keys[1:4]])
+    np.testing.assert_allclose(subject.draws[1:4], alone, atol=2e-6)
 
 
-@each(dtype="bfloat16")
+@each(dtype="bfloat16", variants=False)
 def test_bfloat16_is_close_and_stays(subject):
-    run = jax.jit(lambda inputs: subject.apply(inputs, subject.valid, False, None))
-    out, weights = run(subject.inputs)
+    out, weights, _ = subject.run()
     assert out.dtype == jnp.bfloat16
     assert weights is None or weights.dtype == jnp.float32
     expected, expected_weights = subject.reference(double(subject.inputs), subject.valid)
@@ -200,7 +199,7 @@ def test_bfloat16_is_close_and_stays(subject):
     assert_weights_close(weights, expected_weights, atol=0.025)
 
 
-@each(dtype="bfloat16")
+@each(dtype="bfloat16", variants=False)
 def test_bfloat16_gradients_are_close(subject):
     _, _, gradient = subject.run()
     full = next(
@@ -216,12 +215,23 @@ def test_bfloat16_gradients_are_close(subject):
         np.testing.assert_allclose(low / size, high / size, atol=0.05, err_msg=place)
 
 
-@each()
-@pytest.mark.parametrize("lengths", [(1, 1), (1, 7), (5, 1), (3, LONGEST)], ids=str)
-def test_short_and_odd_lengths(subject, lengths):
-    queries, keys = lengths
-    if subject.rows_are_positions:
-        queries = keys
+def lengths_of(subject):
+    """Queries and keys; just one length where there is one sequence."""
+    if subject.rows_are_positions or subject.line.kind not in ("kernel", "mixer"):
+        return [(1, 1), (LONGEST, LONGEST)]
+    return [(1, 1), (1, 7), (5, 1), (3, LONGEST)]
+
+
+@pytest.mark.parametrize(
+    ("subject", "queries", "keys"),
+    [
+        pytest.param(s, *sizes, id=f"{s.line.kind}-{s.label}-{sizes[0]}x{sizes[1]}")
+        for s in subjects.subjects()
+        if s.first
+        for sizes in lengths_of(s)
+    ],
+)
+def test_short_and_odd_lengths(subject, queries, keys):
     inputs, valid = subject.resized(queries, keys)
     forward = jax.jit(lambda inputs: subject.apply(inputs, valid, False, None))
     out, weights = forward(inputs)
@@ -236,13 +246,13 @@ def test_short_and_odd_lengths(subject, lengths):
     ids=lambda subject: subject.label,
 )
 def test_cached_equals_uncached(subject):
-    """A prompt of three, a step, three more; the second example's prompt is one shorter."""
-    module, x = subject.build(subject.inputs["params"]), normal(8, B, 7, D)
-    full = np.asarray(jax.jit(lambda x: module(x, mask=masks.causal()))(x))
-    cache = module.init_cache(B, 7)
+    """A prompt of two, a step, two more; the second example's prompt is one shorter."""
+    module, x = subject.build(subject.inputs["params"]), subject.inputs["x"]
+    full, _, _ = subject.run(valid=np.ones_like(subject.valid), causal=True)
+    cache = module.init_cache(B, x.shape[1])
     decode = jax.jit(module.decode)
     done = np.zeros(B, int)
-    for real in ([3, 2], [1, 1], [3, 3]):
+    for real in ([2, 1], [1, 1], [2, 2]):
         chunk = np.full((B, max(real), D), 1e3, np.float32)
         for b, count in enumerate(real):
             chunk[b, :count] = x[b, done[b] : done[b] + count]
@@ -251,7 +261,7 @@ def test_cached_equals_uncached(subject):
             expected = full[b, done[b] : done[b] + count]
             np.testing.assert_allclose(out[b, :count], expected, atol=5e-6, rtol=5e-6)
             done[b] += count
-    assert done.tolist() == [7, 6]
+    assert done.tolist() == [5, 4]
 
 
 def refusing(*capabilities):

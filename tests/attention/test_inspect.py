@@ -89,7 +89,7 @@ def test_the_model_runs_with_its_own_kernel(monkeypatch):
 WEIGHING = [
     subject
     for subject in subjects.subjects()
-    if subject.build is not None and "weights" in subject.line.can
+    if subject.first and subject.build is not None and "weights" in subject.line.can
 ]
 
 

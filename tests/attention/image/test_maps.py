@@ -54,7 +54,7 @@ def test_examples_do_not_see_one_another(subject):
 
 @each("batch_statistics", training=True)
 def test_training_moves_the_running_statistics(subject):
-    before = subject.constants["buffers"]
+    before = subject.constants["buffers"]()
     after = subject.moved(subject.inputs, np.ones(B, bool))
     evaluating = next(s for s in MAPS if s.label == subject.label.removesuffix("-training"))
     kept = evaluating.moved(evaluating.inputs, np.ones(B, bool))
@@ -86,7 +86,7 @@ def test_examples_that_are_not_valid_count_for_nothing(subject):
     # None at all: the statistics stay, and nothing is NaN.
     none = subject.moved(subject.inputs, np.zeros(B, bool))
     for old, new in zip(
-        jax.tree.leaves(subject.constants["buffers"]), jax.tree.leaves(none), strict=True
+        jax.tree.leaves(subject.constants["buffers"]()), jax.tree.leaves(none), strict=True
     ):
         np.testing.assert_allclose(new, old, rtol=1e-6)
 
