@@ -166,7 +166,7 @@ class TestTheCandidateIsLeftOut:
     def test_an_item_does_not_score_itself(self, form):
         """What q the candidate itself has in the history changes nothing, nor does its count."""
         module = FISM(D, rngs=nnx.Rngs(0)) if form == "fism" else nais(form, alpha=0.5)
-        source, target = normal(3, 10, D), normal(4, 10, D)
+        source, target = normal(3, 10, D) / 2, normal(4, 10, D) / 2
         seen = without_target(self.candidates, self.history, self.valid)
 
         def scores(source):
