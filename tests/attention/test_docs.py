@@ -22,7 +22,7 @@ def blocks():
     found = re.findall(r"^`([\w/]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", text, re.M | re.S)
     assert [file for file, _ in found] == [
         "attention/sequence/cosine.py",
-        "attention/registry.py",
+        "attention/mechanisms.py",
         "tests/attention/references/cosine.py",
     ]
     return dict(found)
@@ -37,8 +37,8 @@ def copy(tmp_path_factory):
         shutil.copytree(ROOT / folder, root / folder, ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", root)
     written = blocks()
-    registry = root / "attention" / "registry.py"
-    line = written.pop("attention/registry.py")
+    registry = root / "attention" / "mechanisms.py"
+    line = written.pop("attention/mechanisms.py")
     text = registry.read_text(encoding="utf-8")
     before, after = text.split('    _line(\n        "alignment",', 1)
     registry.write_text(f'{before}{line}    _line(\n        "alignment",{after}', encoding="utf-8")

@@ -78,7 +78,7 @@ def test_the_model_runs_with_its_own_kernel(monkeypatch):
     line = dataclasses.replace(
         registry.find("kernel", "reference"), name="shifted", target=f"{__name__}:shifted"
     )
-    monkeypatch.setattr(registry, "_TABLE", [line, *registry.mechanisms()])
+    monkeypatch.setattr(registry, "TABLE", [line, *registry.mechanisms()])
     _, returned = classifier("shifted")(TOKENS, LENGTHS, return_weights=True)
     weights = seen("shifted")
     assert_close(weights[NAMES[0]], seen("reference")[NAMES[0]])
