@@ -18,7 +18,9 @@ from attention.kernels.reference import accumulator
 Array = jax.Array
 
 
-def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
+def fourier_mix(
+    x: Array, *, mask: masks.Mask | Array | None = None, orthonormal: bool = False
+) -> Array:
     """The real part of the transform over positions and features (Lee-Thorp et al. 2022, equation
     3).
 
@@ -31,6 +33,7 @@ def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
     Args:
       x: [B, T, D].
       mask: joined from `masks.lengths` and `masks.valid`, or None.
+      orthonormal: divide by sqrt(L D), so that the result is as large as x. The paper does not.
 
     Returns:
       [B, T, D] in x's dtype; 0 where the mask hides a query, and where no position is real.
@@ -49,6 +52,9 @@ def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
         mixed = jnp.real(jnp.fft.fft2(wide, axes=(1, 2)))
     else:
         mixed = _mixed_by_matrix(jnp.where(marks.key[..., None], wide, 0.0), marks.key)
+    if orthonormal:
+        count = sizes["T"] if marks.key is None else jnp.sum(marks.key, axis=1)[:, None, None]
+        mixed = mixed * jax.lax.rsqrt(jnp.maximum(count, 1) * jnp.asarray(sizes["D"], wide.dtype))
     if marks.query is not None:
         mixed = jnp.where(marks.query[..., None], mixed, 0.0)
     return mixed.astype(x.dtype)
@@ -57,11 +63,13 @@ def fourier_mix(x: Array, *, mask: masks.Mask | Array | None = None) -> Array:
 class Fourier(nnx.Module):
     """`fourier_mix` in the place of attention (Lee-Thorp et al. 2022, FNet). It has no weights.
 
-        y = Re(F_T x F_D)
+        y = Re(F_T x F_D) / sqrt(T D)
 
     Args:
       model_size: D of x and of the result.
       num_heads: taken because every mixer takes it; there are no heads, and it has no effect.
+      orthonormal: whether to divide by sqrt(T D). FNet does not, and norms the sum of y and x
+        behind it; where the norm is before, an undivided y drowns x, and nothing is learned.
       dropout_rate: of the result, active where a dropout_key is given.
       dtype: of the result.
       rngs: as num_heads; nothing is drawn.
@@ -75,6 +83,7 @@ class Fourier(nnx.Module):
         model_size: int,
         num_heads: int = 1,
         *,
+        orthonormal: bool = True,
         dropout_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -84,6 +93,7 @@ class Fourier(nnx.Module):
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         self.model_size, self.dropout_rate, self.dtype = model_size, dropout_rate, dtype
+        self.orthonormal = orthonormal
 
     def __call__(
         self,
@@ -114,7 +124,8 @@ class Fourier(nnx.Module):
                 "whose `can` has 'weights' give theirs"
             )
         shapes.expect("x", x, "B T D", {"D": self.model_size})
-        mixed = fourier_mix(jnp.asarray(x, self.dtype), mask=mask)
+        x = jnp.asarray(x, self.dtype)
+        mixed = fourier_mix(x, mask=mask, orthonormal=self.orthonormal)
         return dropout(mixed, 0.0 if dropout_key is None else self.dropout_rate, dropout_key)
 
 

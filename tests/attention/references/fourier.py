@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def fourier(inputs, allowed):
+def fourier(inputs, allowed, orthonormal=True):
     x = inputs["x"]
     D = x.shape[2]
     over_features = np.exp(-2j * np.pi * np.outer(np.arange(D), np.arange(D)) / D)
@@ -14,7 +14,11 @@ def fourier(inputs, allowed):
             rank = [(real < t).sum() for t in range(len(example))]
             over_positions = np.exp(-2j * np.pi * np.outer(rank, np.arange(len(real))) / len(real))
             out[b] = (over_positions @ example[real] @ over_features).real
+            if orthonormal:
+                out[b] /= np.sqrt(len(real) * D)
     return out, None
 
 
 REFERENCES = {("mixer", "fourier"): fourier}
+
+VARIANTS = {"fourier": {"self": {}, "paper": {"orthonormal": False}}}
