@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,4 +51,13 @@ class Alignment:
     inputs: Sequence[str]
 
 
-Figure = ConfusionMatrix | AttendedText | AttendedImage | Alignment
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Lines over one axis: series' name -> (x, y)."""
+
+    title: str
+    x_label: str
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+Figure = ConfusionMatrix | AttendedText | AttendedImage | Alignment | Curves

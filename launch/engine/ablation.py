@@ -20,7 +20,7 @@ import numpy as np
 
 from launch.engine import config as configs
 from launch.engine.config import Experiment
-from launch.engine.results import mean_and_spread, spell
+from launch.engine.results import mean_and_spread, spell_metric
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 
@@ -248,7 +248,7 @@ def _rows(
         pair = paired_difference(outcome, base) if outcome is not base else None
         yield [
             name,
-            *(spell([run["metrics"][metric] for run in runs]) for metric in metrics),
+            *(spell_metric(runs, metric) for metric in metrics),
             f"{pair[0]:+.4f} ± {pair[1]:.4f}" if pair else "",
             str(len(runs)),
             f"{runs[0]['parameters']:,}",

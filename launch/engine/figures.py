@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix, Figure
+from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix, Curves, Figure
 
 
 def draw(figure: Figure) -> str:
@@ -27,15 +27,21 @@ def draw(figure: Figure) -> str:
         return _attended_image(figure)
     if isinstance(figure, Alignment):
         return _alignment(figure)
+    if isinstance(figure, Curves):
+        return curves(figure.title, figure.series, figure.x_label)
     raise TypeError(f"no drawing for {type(figure).__name__}")
 
 
-def curves(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Lines over steps: name -> (steps, values)."""
+def curves(
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str = "step",
+) -> str:
+    """Lines over steps, or over what else is named: name -> (steps, values)."""
     canvas, axes = _canvas(4.3, 2.8)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, marker="." if len(values) < 30 else None)
-    axes.set_xlabel("step")
+    axes.set_xlabel(x_label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -37,7 +37,8 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 <h2>Test split</h2>
 <table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}</tr>
 <tr><td><b>{{ record.experiment }}</b></td>
-{% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) }}</td>{% endfor %}</tr>
+{% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
+</td>{% endfor %}</tr>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
 {% for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>{% endfor %}
 </tr>{% endfor %}</table>

@@ -123,6 +123,12 @@ def spell(values: Sequence[float]) -> str:
     return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
 
+def spell_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """`spell` of a metric of some runs' records; empty where a run does not have it."""
+    found = [run["metrics"].get(metric) for run in runs]
+    return "" if None in found else spell(found)
+
+
 def spell_seconds(seconds: float) -> str:
     """'12 s' or '3 min 05 s'."""
     minutes, rest = divmod(round(seconds), 60)
@@ -164,7 +170,7 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(
             [
                 f"{experiment} ({settings})" if settings else experiment,
-                *(spell([run["metrics"][metric] for run in runs]) for metric in metrics),
+                *(spell_metric(runs, metric) for metric in metrics),
                 spell([run["validation"][primary] for run in runs]),
                 ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"])),
                 f"{runs[0]['parameters']:,}",
@@ -195,12 +201,12 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     table = Table(title=f"{record['task']}: {record['data']}, test split")
     table.add_column("model")
     for metric in metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(metric, justify="right", overflow="fold")
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(
         record["experiment"],
-        *(f"{record['metrics'][metric]:.4f}" for metric in metrics),
+        *(spell_metric([record], metric) for metric in metrics),
         str(record["seed"]),
         spell_seconds(record["seconds"]),
     )

@@ -31,8 +31,9 @@ class EncoderDecoderConfig:
     Attributes:
       embedding_size: E.
       state_size: D of both GRUs.
-      alignment: an alignment of `attention.registry`; "none" is the fixed-vector control, with as
-        many weights as "dot".
+      alignment: an alignment of `attention.registry`, with options if any: "dot", "additive",
+        "location_aware(width=5)"; "none" is the fixed-vector control, with as many weights as
+        "dot".
       dropout_rate: of the embeddings and of what the words are read from.
     """
 
@@ -48,11 +49,37 @@ class EncoderDecoderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
-        alignments = registry.names("alignment")
-        if self.alignment not in alignments:
-            raise ValueError(
-                f"alignment must be one of {', '.join(alignments)}, got {self.alignment!r}"
+        # Its options are checked where they are used: one is built and called, but no weight drawn
+        # and nothing computed.
+        try:
+            nnx.eval_shape(
+                lambda states: _one_step(self.build_alignment(nnx.Rngs(0)), states),
+                jax.ShapeDtypeStruct((1, 1, self.state_size), jnp.float32),
             )
+        except ValueError as error:
+            known = str(error).startswith("alignment: ")
+            raise ValueError(
+                str(error) if known else f"alignment: {self.alignment!r}: {error}"
+            ) from None
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there is any attention."""
+        return registry.find("alignment", self.alignment).name != "none"
+
+    def build_alignment(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The alignment, from its spec.
+
+        Raises:
+          ValueError: an unknown alignment or option, or one that does not fit.
+        """
+        D = self.state_size
+        return registry.build("alignment", self.alignment, D, D, rngs=rngs)
+
+
+def _one_step(alignment: Any, states: Array) -> Any:
+    memory = alignment.prepare(states)
+    return alignment.step(states[:, 0], memory, alignment.initial_state(memory))
 
 
 MODEL_CONFIGS = {"gru": EncoderDecoderConfig}
@@ -74,7 +101,7 @@ class EncoderDecoder(nnx.Module):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (VOCABULARY, E)))
         self.encoder = GRU(E, D, rngs=rngs)
         self.decoder = GRU(E + D, D, rngs=rngs)
-        self.alignment = registry.load("alignment", config.alignment)(D, D, rngs=rngs)
+        self.alignment = config.build_alignment(rngs)
         self.combine = Projection((2 * D,), (D,), rngs=rngs)
         self.classify = Projection((D,), (VOCABULARY,), rngs=rngs)
 
@@ -90,7 +117,8 @@ class EncoderDecoder(nnx.Module):
           dropout_key: None for evaluation.
 
         Returns:
-          logits float32 [B, T, words] and the weights of every step [B, T, S].
+          logits float32 [B, T, words] and the weights of every step: [B, T, S], or [B, T, N, S]
+          of an alignment with N heads.
 
         Raises:
           ValueError: shapes do not fit.
@@ -119,8 +147,8 @@ class EncoderDecoder(nnx.Module):
           steps: T, the most tokens written.
 
         Returns:
-          Tokens int32 [B, T], PAD after the first END, and the weights of every step [B, T, S], 0
-          where PAD is written.
+          Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
+          [B, T, N, S], 0 where PAD is written.
         """
         memory, carry = self._encode(source, lengths, None)
         start = jnp.full((len(source),), START, jnp.int32)
@@ -148,7 +176,7 @@ class EncoderDecoder(nnx.Module):
         return memory, (last, jnp.zeros_like(last), self.alignment.initial_state(memory))
 
     def _step(self, word: Array, memory: Any, carry: Any) -> tuple[Any, Array, Array]:
-        """word [B, E] -> the next carry, features [B, D], weights [B, S]."""
+        """word [B, E] -> the next carry, features [B, D], weights [B, S] or [B, N, S]."""
         state, context, aligned = carry
         state = self.decoder.step(jnp.concatenate([word, context], axis=-1), state)
         context, weights, aligned = self.alignment.step(state, memory, aligned)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.paths import Paths
-from tasks.figures import Alignment, Figure
+from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder, EncoderDecoderConfig
@@ -23,12 +23,21 @@ from tasks.task import Task
 
 
 class SequenceCopy(Task):
-    """A string of digits -> the same, backwards."""
+    """A string of digits -> the same, backwards or once more."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     primary_metric = "exact_match"
-    table_metrics = ("exact_match", "token_accuracy")
+    table_metrics = (
+        "exact_match",
+        "exact_match_4_8",
+        "exact_match_9_12",
+        "exact_match_13_16",
+        "exact_match_17_20",
+        "exact_match_20",
+        "token_accuracy",
+        "alignment_accuracy",
+    )
     sharding_rules = SHARDING_RULES
 
     def __init__(
@@ -99,14 +108,21 @@ class SequenceCopy(Task):
     def outputs(
         self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Tokens [B, T] of greedy decoding, with the end sign, padded with 0."""
+        """Of greedy decoding: tokens [B, T], with the end sign, padded with 0; and, where there is
+        attention, `looked` [B, T]: 1 + the position with the largest weight (in the mean of the
+        heads), 0 where nothing was written.
+        """
         source = batch["source"]
-        return {"tokens": model.generate(source, batch["length"], source.shape[1])[0]}
+        tokens, weights = model.generate(source, batch["length"], source.shape[1])
+        if not self._model.aligns:
+            return {"tokens": tokens}
+        weights = weights if weights.ndim == 3 else jnp.mean(weights, axis=2)
+        return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
 
     def attention(
         self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Weights of each step of greedy decoding over the source, [B, T, S]."""
+        """Weights of each step of greedy decoding over the source, [B, T, S] or [B, T, N, S]."""
         source = batch["source"]
         return {"alignment": model.generate(source, batch["length"], source.shape[1])[1]}
 
@@ -115,20 +131,23 @@ class SequenceCopy(Task):
     def finalize(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Of greedy decoding: `exact_match` and `token_accuracy`; under teacher forcing: `loss`
-        and `forced_accuracy`.
+        """Of greedy decoding: see `match` and, where there is attention, `alignment_accuracy`;
+        under teacher forcing: `loss` and `forced_accuracy`.
         """
-        tokens = float(statistics["tokens"])
+        tokens, examples = float(statistics["tokens"]), self._splits[split]
+        aligned = {}
+        if "looked" in outputs:
+            aligned["alignment_accuracy"] = alignment_accuracy(outputs["looked"], examples)
         return {
-            **match(outputs["tokens"], self._splits[split]),
+            **match(outputs["tokens"], examples),
+            **aligned,
             "forced_accuracy": float(statistics["right"]) / tokens,
             "loss": float(statistics["loss"]) / tokens,
         }
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """1 where every token is right, the end sign included."""
-        right = outputs["tokens"] == _targets(outputs["tokens"], self._splits[split])
-        return right.all(axis=1).astype(np.float32)
+        return _exact(outputs["tokens"], self._splits[split]).astype(np.float32)
 
     def figures(
         self,
@@ -137,31 +156,37 @@ class SequenceCopy(Task):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """What the first strings' decoding looked at."""
-        drawn: list[Figure] = []
+        """Exact match by length, and what the first strings' decoding looked at, head by head."""
+        examples = self._splits[split]
+        drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
         for index, weights in enumerate(attention["alignment"]):
-            source = self._splits[split].strings[index]
+            source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)
             # The step that wrote the end sign is shown; those after it wrote nothing.
             steps = int(np.sum(tokens != PAD))
-            verdict = "right" if written == source[::-1] else "wrong"
-            drawn.append(
-                Alignment(
-                    f"{source} -> {written} ({verdict})",
-                    weights[:steps, : len(source)],
-                    [*written, *["end"] * (steps - len(written))],
-                    list(source),
+            verdict = "right" if written == answer else "wrong"
+            heads = [weights] if weights.ndim == 2 else np.swapaxes(weights, 0, 1)
+            for n, head in enumerate(heads, 1):
+                where = f", head {n}" if weights.ndim == 3 else ""
+                drawn.append(
+                    Alignment(
+                        f"{source} -> {written} ({verdict}){where}",
+                        head[:steps, : len(source)],
+                        [*written, *["end"] * (steps - len(written))],
+                        list(source),
+                    )
                 )
-            )
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """The string as it stands, and the right length of the commonest digit."""
-        return {"unreversed": self._unreversed, "commonest_digit": self._commonest_digit}
+        """The string the wrong way round, and the right length of the commonest digit."""
+        wrong_way = "unreversed" if self._data.name == "reversed_digits" else "reversed"
+        return {wrong_way: self._wrong_way, "commonest_digit": self._commonest_digit}
 
-    def _unreversed(self) -> dict[str, float]:
-        return self._score(lambda string: string)
+    def _wrong_way(self) -> dict[str, float]:
+        reverses = self._data.name == "reversed_digits"
+        return self._score(lambda string: string if reverses else string[::-1])
 
     def _commonest_digit(self) -> dict[str, float]:
         digits = Counter("".join(self._splits["train"].strings))
@@ -199,20 +224,64 @@ def match(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
       examples: n of them.
 
     Returns:
-      `exact_match`, the share of examples with every token right, the end sign included; and
-      `token_accuracy`, the share of the targets' positions that hold the right token.
+      `exact_match`, the share of examples with every token right, the end sign included; the same
+      of each of four groups of lengths, shortest to longest, `exact_match_4_8` (4 to 8 digits) and
+      so on, and of the greatest length alone, `exact_match_20`; and `token_accuracy`, the share of
+      the targets' positions that hold the right token.
     """
     target = _targets(tokens, examples)
-    real, right = target != PAD, tokens == target
-    return {
-        "exact_match": float(right.all(axis=1).mean()),
-        "token_accuracy": float(right[real].mean()),
-    }
+    real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1
+    found = {"exact_match": float(exact.mean())}
+    for first, last in _groups(digits):
+        name = f"{first}_{last}" if first < last else f"{first}"
+        found[f"exact_match_{name}"] = float(exact[(digits >= first) & (digits <= last)].mean())
+    return found | {"token_accuracy": float((tokens == target)[real].mean())}
+
+
+def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
+    """How often the decoder looks where the digit stands that it is to write.
+
+    Args:
+      looked: int [n, T], 1 + the position with the largest weight, 0 where nothing was written.
+      examples: n of them.
+
+    Returns:
+      The share of steps that look at that position or one beside it. Every digit of a target is a
+      step; one that was never written, because the end sign came too early, counts as wrong. The
+      end sign stands nowhere in the source: its step does not count.
+    """
+    right, steps = 0, 0
+    for row, string in zip(looked, examples.strings, strict=True):
+        true = [strings.place(t, len(string), examples.name) for t in range(len(string))]
+        near = np.abs(row[: len(string)] - 1 - np.array(true)) <= 1
+        right += int(np.sum(near & (row[: len(string)] > 0)))
+        steps += len(string)
+    return right / steps
+
+
+def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
+    """First and last length of at most four groups of those that occur, and the greatest alone."""
+    parts = np.array_split(np.unique(digits), 4)
+    groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]
+    greatest = int(digits.max())
+    return [*dict.fromkeys([*groups, (greatest, greatest)])]
+
+
+def _by_length(tokens: np.ndarray, examples: DigitStrings) -> Curves:
+    exact, digits = _exact(tokens, examples), examples.lengths - 1
+    lengths = np.unique(digits)
+    shares = [float(exact[digits == length].mean()) for length in lengths]
+    return Curves("exact match", "digits", {examples.name: (lengths.tolist(), shares)})
+
+
+def _exact(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
+    """bool [n]: every token is right, the end sign included."""
+    return (tokens == _targets(tokens, examples)).all(axis=1)
 
 
 def _targets(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
     """What the tokens should have been, as wide as they are."""
-    return strings.tokens_of([string[::-1] for string in examples.strings], tokens.shape[1])
+    return strings.tokens_of(examples.answers, tokens.shape[1])
 
 
 def _by_token(

@@ -15,7 +15,7 @@ from launch.engine.checkpoints import Checkpoints
 from launch.engine.evaluation import gather
 from tasks.common.errors import UserError
 from tasks.common.pipeline import train_iterator
-from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix
+from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix, Curves
 
 
 def test_gather_drops_padding_and_duplicates_and_restores_the_order():
@@ -177,6 +177,7 @@ def test_text_figure_escapes_what_a_text_holds():
         ConfusionMatrix("c", np.array([[3, 0], [1, 2]]), ["a", "b"]),
         AttendedImage("i", np.eye(8), np.eye(4)),
         Alignment("a", np.eye(3), list("abc"), list("xyz")),
+        Curves("c", "digits", {"test": ([4, 5], [1.0, 0.5])}),
     ],
 )
 def test_pictures_are_inline(figure):
@@ -188,6 +189,13 @@ def test_labels_of_any_script_are_text_in_the_picture():
     picture = base64.b64decode(drawn.split("base64,")[1].split('"')[0]).decode("utf-8")
     assert "好" in picture
     assert "坏" in picture
+
+
+def test_curves_say_what_they_are_over():
+    drawn = figures.draw(Curves("c", "digits", {"test": ([4, 5], [1.0, 0.5])}))
+    picture = base64.b64decode(drawn.split("base64,")[1].split('"')[0]).decode("utf-8")
+    assert ">digits<" in picture
+    assert ">step<" not in picture
 
 
 def test_unknown_figure_is_refused():

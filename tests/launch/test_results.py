@@ -55,6 +55,19 @@ def test_table_from_saved_files(tmp_path):
     assert "`python -m launch.train --config=x`" in text
 
 
+def test_a_metric_that_a_run_does_not_have_is_left_empty(tmp_path, capsys):
+    for seed in (0, 1):
+        record = seeded(seed, 0.8)
+        if seed:
+            del record["metrics"]["mcc"]
+        save_record(record, tmp_path)
+    row = next(line for line in results_markdown(load_records(tmp_path)).splitlines()
+               if line.startswith("| attention_pooling"))  # fmt: skip
+    assert row.startswith("| attention_pooling | 0.8000 ± 0.0000 | 0.7900 ± 0.0000 |  |")
+    results.show(record, ["accuracy", "mcc"])
+    assert "0.8000" in capsys.readouterr().out
+
+
 def test_settings_stand_in_the_file_name(tmp_path):
     record = {**seeded(0, 0.5), "settings": {"horizon": 96}}
     assert save_record(record, tmp_path).name == "0-horizon=96.json"

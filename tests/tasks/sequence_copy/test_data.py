@@ -58,10 +58,28 @@ def test_one_example_by_hand():
     assert data.decode(np.array([6, 4, 0, 7])) == "31"
 
 
+def test_copies_are_of_the_same_strings():
+    reverse, copy = (
+        data.generate(SMALL),
+        data.generate(DataConfig(**{**vars(SMALL), "name": "copied_digits"})),
+    )
+    assert copy["test"].strings == reverse["test"].strings == copy["test"].answers
+    assert reverse["test"].answers == [string[::-1] for string in copy["test"].strings]
+    np.testing.assert_array_equal(
+        data.DigitStrings(["3140"], "copied_digits")[0]["target"], [6, 4, 7, 3, 2]
+    )
+    assert data.fingerprint(copy) != data.fingerprint(reverse)
+
+
+def test_places_by_hand():
+    assert [data.place(t, 4, "reversed_digits") for t in range(4)] == [3, 2, 1, 0]
+    assert [data.place(t, 4, "copied_digits") for t in range(4)] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "words", "name must be one of reversed_digits, got 'words'"),
+        ("name", "words", "name must be one of reversed_digits, copied_digits, got 'words'"),
         ("min_length", 0, "min_length must be at least 1, got 0"),
         ("max_length", 3, "max_length must be at least min_length 4, got 3"),
         ("seed", -1, "seed must not be negative"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from attention import registry
 from tasks.sequence_copy.data import END, PAD, START
 from tasks.sequence_copy.model import EncoderDecoder, EncoderDecoderConfig
 
@@ -130,9 +131,42 @@ def test_dot_and_none_have_equally_many_weights():
     assert count("dot") == count("none") == 65 + 234 + 342 + 78 + 91
 
 
-def test_general_alignment_fits_by_name():
-    weights = forced(make("general"), SOURCE, LENGTHS, TARGET)[1]
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+SPECS = (
+    *registry.names("alignment"),
+    "location_aware(width=5, cumulative=True)",
+    "local_p(window=2, score=dot)",
+)
+
+
+@pytest.mark.parametrize("alignment", SPECS)
+def test_every_alignment_fits_by_name(alignment):
+    heads = (2,) if alignment == "multi_head" else ()
+    alignment = "multi_head(num_heads=2)" if heads else alignment
+    model = make(alignment)
+    logits, weights = forced(model, SOURCE, LENGTHS, TARGET)
+    assert logits.shape == (2, 5, 13)
+    assert weights.shape == (2, 5, *heads, 4)
+    # Of the second source two digits are padding.
+    np.testing.assert_array_equal(weights[1, ..., 2:], 0)
+    if not alignment.startswith("local_p"):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+    tokens, seen = generate(model, SOURCE, LENGTHS, 6)
+    assert seen.shape == (2, 6, *heads, 4)
+    ends = np.asarray(tokens == END)
+    after = np.cumsum(ends, axis=1) - ends > 0
+    np.testing.assert_array_equal((seen.sum(axis=-1) > 0).reshape(2, 6, -1).all(-1), ~after)
+    wide = jnp.pad(SOURCE, ((0, 0), (0, 3)))
+    np.testing.assert_array_equal(generate(model, wide, LENGTHS, 6)[0], tokens)
+
+
+def test_what_is_carried_matters():
+    """A location-aware decoder's second step depends on where the first one looked."""
+    model = make("location_aware")
+    weights = forced(model, SOURCE, LENGTHS, TARGET)[1]
+    model.alignment.filters[...] = 10 * model.alignment.filters[...]
+    other = forced(model, SOURCE, LENGTHS, TARGET)[1]
+    np.testing.assert_allclose(other[:, 0], weights[:, 0], atol=1e-6)
+    assert np.abs(other[:, 1] - weights[:, 1]).max() > 1e-3
 
 
 def test_dropout_needs_a_key_and_changes_the_logits():
@@ -161,7 +195,11 @@ def test_shapes_that_do_not_fit_are_named():
         ("embedding_size", 0, "embedding_size must be at least 1, got 0"),
         ("state_size", -1, "state_size must be at least 1, got -1"),
         ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
-        ("alignment", "dots", "alignment must be one of dot, general, none"),
+        ("alignment", "dots", r"alignment: got 'dots', expected one of .*; did you mean 'dot'"),
+        ("alignment", "local_p(windw=3)", "alignment: got option 'windw' in .*mean 'window'"),
+        ("alignment", "local_p(window=0)", r"alignment: 'local_p\(window=0\)': window: got 0"),
+        ("alignment", "multi_head(num_heads=5)", r"alignment: .*: num_heads: got 5, expected a p"),
+        ("alignment", "location_aware(width=", "alignment: got .*, expected name or name"),
     ],
 )
 def test_impossible_configs_begin_with_the_field(field, value, message):

@@ -7,14 +7,16 @@ import optax
 import pytest
 from flax import nnx
 
+from attention import registry
 from launch.engine.config import load_file
 from launch.engine.evaluation import gather
+from launch.engine.figures import draw
 from tasks.common.errors import UserError
 from tasks.common.pipeline import evaluation_batches
-from tasks.figures import Alignment
-from tasks.sequence_copy.data import DataConfig, DigitStrings, decode
+from tasks.figures import Alignment, Curves
+from tasks.sequence_copy.data import DataConfig, DigitStrings, decode, tokens_of
 from tasks.sequence_copy.model import EncoderDecoder, EncoderDecoderConfig
-from tasks.sequence_copy.task import TASK, match
+from tasks.sequence_copy.task import TASK, alignment_accuracy, match
 
 DATA = DataConfig(min_length=3, max_length=6, train_size=40, validation_size=9, test_size=20)
 MODEL = EncoderDecoderConfig(embedding_size=5, state_size=6)
@@ -51,9 +53,63 @@ def test_matches_by_hand():
     found = match(tokens, examples)
     assert found["exact_match"] == pytest.approx(2 / 3)
     assert found["token_accuracy"] == pytest.approx(8 / 9)
+    # Of one digit, of two and of three, which is the greatest number too.
+    assert [found[f"exact_match_{n}"] for n in (1, 2, 3)] == [1, 1, 0]
     # A token after the end sign is a mistake too.
     tokens[2, 2] = 5
     assert match(tokens, examples)["exact_match"] == pytest.approx(1 / 3)
+
+
+def test_matches_by_length():
+    """4 to 20 digits: four groups and the greatest length, as the table's columns are named."""
+    source = ["7" * n for n in range(4, 21) for _ in range(2)]
+    tokens = tokens_of(source, 21)
+    # Wrong: one of two of 9 digits, both of 20.
+    for row in (10, 32, 33):
+        tokens[row, 0] = 4
+    found = match(tokens, DigitStrings(source))
+    assert found["exact_match"] == pytest.approx(31 / 34)
+    expected = {"4_8": 1, "9_12": 7 / 8, "13_16": 1, "17_20": 6 / 8, "20": 0}
+    for name, share in expected.items():
+        assert found[f"exact_match_{name}"] == pytest.approx(share)
+    columns = {name for name in TASK.table_metrics if name.startswith("exact_match")}
+    assert columns == found.keys() - {"token_accuracy"}
+
+
+def test_alignment_accuracy_by_hand():
+    # Backwards: the digits written stand at 4 3 2 1 and at 2 1 (counted from 1, as `looked` is).
+    looked = np.array([[4, 4, 4, 3, 1], [2, 3, 0, 0, 0]])
+    # Right, one beside, two beside, two beside; right, two beside. The end sign's step is not one.
+    assert alignment_accuracy(looked, DigitStrings(["1234", "56"])) == pytest.approx(3 / 6)
+    # In order: at 1 2 3 4 and at 1 2.
+    copied = DigitStrings(["1234", "56"], "copied_digits")
+    assert alignment_accuracy(looked, copied) == pytest.approx(4 / 6)
+    # What was never written is wrong, though 1 is beside nothing.
+    looked = np.array([[4, 3, 0, 0, 0], [0, 0, 0, 0, 0]])
+    assert alignment_accuracy(looked, DigitStrings(["1234", "56"])) == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("alignment", ["dot", "multi_head(num_heads=2)", "none"])
+def test_looked_is_where_the_most_weight_is(task, alignment):
+    config = EncoderDecoderConfig(embedding_size=5, state_size=6, alignment=alignment)
+    task = TASK(DATA, config, {split: task.examples(split) for split in ("train", "test")})
+    model = task.build_model(nnx.Rngs(0))
+    (batch,) = evaluation_batches(task.examples("test"), batch_size=20, buckets=[7])
+    outputs = jax.device_get(nnx.jit(task.outputs)(model, batch))
+    if alignment == "none":
+        assert outputs.keys() == {"tokens"}
+        metrics = task.finalize({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
+        assert "alignment_accuracy" not in metrics
+        return
+    weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
+    weights = weights.mean(axis=2) if weights.ndim == 4 else weights
+    for b, t in np.ndindex(20, 7):
+        written = outputs["tokens"][b, t] != 0
+        assert outputs["looked"][b, t] == (1 + np.argmax(weights[b, t]) if written else 0)
+    metrics = task.finalize({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
+    assert metrics["alignment_accuracy"] == alignment_accuracy(
+        outputs["looked"], task.examples("test")
+    )
 
 
 def test_padding_and_buckets_change_no_figure(task, model):
@@ -121,6 +177,16 @@ def test_figures_show_the_steps_that_were_written(task, model):
     figures = task.figures(
         {}, {"tokens": tokens}, "test", {"alignment": attention["alignment"][:3]}
     )
+    by_length, *figures = figures
+    assert isinstance(by_length, Curves)
+    ((lengths, shares),) = by_length.series.values()
+    correct, digits = (
+        task.correctness({"tokens": tokens}, "test"),
+        task.examples("test").lengths - 1,
+    )
+    assert lengths == sorted(set(digits))
+    assert shares == [correct[digits == length].mean() for length in lengths]
+    assert "exact match" in draw(by_length)
     assert len(figures) == 3
     for index, figure in enumerate(figures):
         assert isinstance(figure, Alignment)
@@ -129,6 +195,37 @@ def test_figures_show_the_steps_that_were_written(task, model):
         assert figure.weights.shape == (len(figure.outputs), len(source))
         np.testing.assert_allclose(figure.weights.sum(axis=1), 1, atol=1e-5)
         assert figure.caption.startswith(f"{source} -> {decode(tokens[index])} (")
+
+
+def test_figures_show_every_head(task):
+    weights = np.zeros((1, 7, 2, 7))
+    weights[0, :, 1, 1] = 1
+    tokens = tokens_of(task.examples("test").answers, 7)
+    _, first, second = task.figures({}, {"tokens": tokens}, "test", {"alignment": weights})
+    source = task.examples("test").strings[0]
+    assert first.caption == f"{source} -> {source[::-1]} (right), head 1"
+    assert second.caption.endswith("head 2")
+    assert first.weights.shape == second.weights.shape == (len(source) + 1, len(source))
+    assert (first.weights.sum(), second.weights.sum()) == (0, len(source) + 1)
+
+
+def test_copying():
+    data = DataConfig(**{**vars(DATA), "name": "copied_digits"})
+    task = TASK.prepare(data, MODEL, None)
+    examples = task.examples("test")
+    right = tokens_of(examples.strings, 7)
+    assert match(right, examples)["exact_match"] == 1
+    assert set(task.baselines()) == {"reversed", "commonest_digit"}
+    palindromes = np.mean([string == string[::-1] for string in examples.strings])
+    assert task.baselines()["reversed"]()["exact_match"] == palindromes
+    (caption,) = [
+        figure.caption
+        for figure in task.figures(
+            {}, {"tokens": right}, "test", {"alignment": np.zeros((1, 7, 7))}
+        )
+        if isinstance(figure, Alignment)
+    ]
+    assert caption.endswith("(right)")
 
 
 def test_baselines_by_hand(task):
@@ -169,5 +266,15 @@ def test_restored_it_answers_in_the_order_of_the_inputs(task, model):
 def test_configs():
     assert load_file("configs/sequence_copy.py").model.alignment == "dot"
     assert load_file("configs/sequence_copy.py:none").name == "none"
-    with pytest.raises(UserError, match="alignment must be one of dot"):
+    for alignment in registry.names("alignment"):
+        config = load_file(f"configs/sequence_copy.py:{alignment}")
+        assert (config.name, config.model.alignment) == (alignment, alignment)
+        assert config.data.name == "reversed_digits"
+    spec = "location_aware(width=5, cumulative=True)"
+    for prefix, data in (("", "reversed_digits"), ("copied_digits,", "copied_digits")):
+        config = load_file(f"configs/sequence_copy.py:{prefix}{spec}")
+        assert (config.data.name, config.model.alignment) == (data, spec)
+        assert config.name == "location_aware_width_5_cumulative_True"
+    assert load_file("configs/sequence_copy.py:copied_digits").model.alignment == "dot"
+    with pytest.raises(UserError, match=r"config: alignment: got 'dots', .* did you mean 'dot'"):
         load_file("configs/sequence_copy.py:dots")
