@@ -14,6 +14,7 @@ from attention.image.maps import (
     expect_map,
     global_average,
     kernel_init,
+    maximum,
     reduced,
 )
 from attention.kernels.reference import accumulator
@@ -45,7 +46,7 @@ def channel_gate(
       ValueError: shapes do not fit.
     """
     mlp = reduce_kernel, expand_kernel, reduce_bias, expand_bias
-    highest = jnp.max(x, axis=(1, 2)).astype(accumulator(x))
+    highest = maximum(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1)
     logits = excite(global_average(x), *mlp) + excite(highest, *mlp)
     return jax.nn.sigmoid(logits)[:, None, None]
 
@@ -69,7 +70,7 @@ def spatial_descriptor(x: Array) -> Array:
     """
     expect_map(x)
     wide = x.astype(accumulator(x))
-    return jnp.stack([jnp.max(wide, axis=-1), jnp.mean(wide, axis=-1)], axis=-1)
+    return jnp.stack([maximum(x, axis=-1), jnp.mean(wide, axis=-1)], axis=-1)
 
 
 class ChannelGate(MapGate):

@@ -34,6 +34,28 @@ def global_average(x: Array) -> Array:
     return jnp.mean(x, axis=(1, 2), dtype=accumulator(x))
 
 
+def maximum(x: Array, axis: int) -> Array:
+    """The largest entry along an axis, whose first place has all the gradient (Woo et al. 2018).
+
+        y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
+
+    The gradient of `jnp.max` goes to where x equals the maximum; a compiler that computes x once
+    more for that comparison, rounded otherwise, finds another place or none.
+
+    Args:
+      x: [..., I, ...].
+      axis: which is I.
+
+    Returns:
+      y, [..., ...] in at least float32, without that axis.
+
+    Raises:
+      ValueError: the axis is empty or not there.
+    """
+    place = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis=axis), axis)
+    return jnp.take_along_axis(x, place, axis=axis).squeeze(axis).astype(accumulator(x))
+
+
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Cross-correlation with zeros around, as networks have it (LeCun et al. 1989).
 

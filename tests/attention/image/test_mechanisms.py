@@ -10,11 +10,11 @@ from flax import nnx
 from attention import attend, masks
 from attention.image.attention_gate import AttentionGate, resize
 from attention.image.axial import Axial, along, between_positions
-from attention.image.batch_norm import BatchNorm, batch_moments
+from attention.image.batch_norm import BatchNorm, batch_moments, batch_norm
 from attention.image.cbam import CBAM, SpatialGate, spatial_descriptor
 from attention.image.channel import EfficientChannel, SqueezeExcite, neighbourhood
 from attention.image.coordinate import Coordinate
-from attention.image.maps import convolve
+from attention.image.maps import convolve, maximum
 from attention.image.non_local import NonLocal, non_local, non_local_weights
 from attention.image.scse import ChannelAndSpatial
 from attention.image.window import (
@@ -25,6 +25,7 @@ from attention.image.window import (
     window_weights,
 )
 from attention.multi_head import MultiHeadAttention
+from tests.attention import subjects
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
 
@@ -76,6 +77,35 @@ def test_how_far_eca_looks(channels, size):
 def test_the_spatial_descriptor_has_the_maximum_first():
     described = spatial_descriptor(jnp.array([[[[1.0, 2.0, 9.0], [-4.0, -1.0, -1.0]]]]))
     np.testing.assert_allclose(described, [[[[9.0, 4.0], [-1.0, -2.0]]]])
+
+
+def test_a_maximum_has_all_the_gradient():
+    """A shift of all channels moves the maximum by as much: 1 for each of the 248 places.
+
+    The gradient of jnp.max gives less: compiled, it compares with a normalised map that has
+    been computed once more and rounded otherwise.
+    """
+    keys = [jax.random.key(number) for number in (0, 2, 3)]
+    z = jax.random.normal(keys[0], (62, 2, 2, 128))
+    scale, start = 1 + 0.1 * jax.random.normal(keys[1], (128,)), jax.random.normal(keys[2], (128,))
+
+    def total(bias, z):
+        moments = batch_moments(z)[:2]
+        x = jax.nn.relu(batch_norm(z, *moments, scale, bias))
+        return jnp.sum(spatial_descriptor(x)[..., 0])
+
+    with subjects.quick_compilation(False):
+        gradient = jax.jit(jax.grad(total))(0.1 * start, z)
+    assert float(gradient.sum()) == 248
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_maximum_by_hand(axis):
+    x = jnp.array([[[1.0, 5.0], [3.0, 3.0]]])
+    np.testing.assert_array_equal(maximum(x, axis), [[3.0, 5.0]] if axis == 1 else [[5.0, 3.0]])
+    # Of equal ones the first has the gradient.
+    gradient = jax.grad(lambda x: jnp.sum(maximum(x, axis)))(x)
+    np.testing.assert_array_equal(gradient, [[[0, 1], [1, 0]]])
 
 
 def test_the_spatial_gate_moves_with_the_map():
