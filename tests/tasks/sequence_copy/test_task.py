@@ -1,5 +1,7 @@
 """Sequence copy by the contract: hand-made outputs, and rows that count for nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from attention import registry
+from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.config import load_file
 from launch.engine.evaluation import gather
 from launch.engine.figures import draw
@@ -278,3 +281,13 @@ def test_configs():
     assert load_file("configs/sequence_copy.py:copied_digits").model.alignment == "dot"
     with pytest.raises(UserError, match=r"config: alignment: got 'dots', .* did you mean 'dot'"):
         load_file("configs/sequence_copy.py:dots")
+
+
+def test_the_ablation_has_every_alignment_and_changes_nothing_else():
+    found = resolve_ablation(load_ablation("configs/ablations/alignments.py"))
+    assert set(found) == set(registry.names("alignment"))
+    base = found["dot"]
+    for name, config in found.items():
+        assert config.model.alignment == name
+        same = dataclasses.replace(config.model, alignment="dot")
+        assert dataclasses.replace(config, name=base.name, model=same) == base
