@@ -255,7 +255,8 @@ def test_alignments(subject):
     valid = np.ones((B, 4), bool)
     told(r"valid: got shape \[2, 4\], expected \[B, S\]", alignment.prepare, X, valid=valid)
     memory = alignment.prepare(X)
-    told(r"query: got shape \[1, 8\], expected \[B, Q\]", alignment.step, X[:1, 0], memory)
+    state = alignment.initial_state(memory)
+    told(r"query: got shape \[1, 8\], expected \[B, Q\]", alignment.step, X[:1, 0], memory, state)
 
 
 def test_mixed_dtypes_in_an_alignment():
