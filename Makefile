@@ -20,7 +20,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not oracle"
 
 test-oracles: $(VENV)/.oracles
-	$(BIN)/python -m pytest -m oracle
+	FULL_COMPILATION=1 $(BIN)/python -m pytest -m oracle
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

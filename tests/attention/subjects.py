@@ -3,7 +3,6 @@
 The shapes are few and shared: what a test needs is usually compiled already.
 """
 
-import contextlib
 import dataclasses
 import functools
 
@@ -22,22 +21,6 @@ VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-@contextlib.contextmanager
-def quick_compilation(quick=True):
-    """Most of the time of these tests goes into compiling programs that run once: fewer passes."""
-    global _quick
-    before, _quick = _quick, quick
-    jax.config.update("jax_disable_most_optimizations", quick)
-    try:
-        yield
-    finally:
-        _quick = before
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-_quick = False
 
 
 def drawn(given):
@@ -125,10 +108,7 @@ class Subject:
         inputs = self.inputs if inputs is None else inputs
         valid = self.valid if valid is None else valid
         cotangent = self.cotangent if cotangent is None else cotangent
-        # What is held to the equations is compiled as users have it.
-        with quick_compilation(False):
-            result = self.program(inputs, valid, cotangent, causal)
-        return jax.tree.map(np.asarray, result)
+        return jax.tree.map(np.asarray, self.program(inputs, valid, cotangent, causal))
 
     def draw(self, key):
         """The output under dropout."""

@@ -435,7 +435,8 @@ model.query.kernel[...] = jax.device_put(model.query.kernel[...], heads)
 assert len(model.query.kernel[...].devices()) == 2
 np.testing.assert_allclose(inspect.capture(model, x)["attention"], one, atol=1e-6)
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
 
 

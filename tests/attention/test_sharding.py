@@ -36,7 +36,6 @@ def mechanisms(names):
     from tasks.common.backbones.transformer import SHARDING_RULES
 
     mesh = make_mesh()
-    jax.config.update("jax_disable_most_optimizations", True)
     batch = NamedSharding(mesh, PartitionSpec("data"))
     for name in names:
         subject = NAMES[name]
@@ -97,10 +96,8 @@ def encoder():
 
 
 def on_eight_devices(*arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-m", "tests.attention.test_sharding", *arguments],
         cwd=ROOT,

@@ -1,0 +1,25 @@
+"""The contract's comparisons with the equations, compiled as users have it: conftest.py's flags
+leave out passes that could change what a program gives."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.attention.test_registry import ROOT
+
+
+@pytest.mark.slow
+def test_the_contract_holds():
+    quick = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {key: value for key, value in os.environ.items() if key not in quick}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/attention/test_contract.py", "-k", "equations"],
+        cwd=ROOT,
+        env=environment | {"FULL_COMPILATION": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
