@@ -87,6 +87,21 @@ class Subwords:
         for encoding in self._tokenizer.encode_batch_fast(list(texts)):
             yield np.array(encoding.ids, np.int32)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of pieces: bytes that are no UTF-8 become U+FFFD, as a cut character's do."""
+        from tokenizers import decoders
+
+        pieces = [self._tokenizer.id_to_token(number) for number in ids]
+        if isinstance(self._tokenizer.model, self._byte_pair_class()):
+            return decoders.ByteLevel().decode(pieces).removeprefix(" ")
+        return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
+
+    @staticmethod
+    def _byte_pair_class() -> type:
+        from tokenizers import models
+
+        return models.BPE
+
     def spell(self, text: str) -> list[tuple[str, int, int]]:
         """Piece, its place and the next, in the order of the ids of `encode`."""
         offsets = self._tokenizer.encode(text).offsets

@@ -1,4 +1,4 @@
-"""From text to ids: words and their n-grams, byte-pair encoding, WordPiece.
+"""From text to ids and back: words and their n-grams, byte-pair encoding, WordPiece, characters.
 
 Trained on the texts that are given - the train split, nothing else - and cached by their content.
 Ids: 0 padding, 1 unknown, 2 the classification token (never produced here: a model puts it first),
@@ -12,19 +12,20 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tasks.common import words as words_module
+from tasks.common.characters import Characters
 from tasks.common.subwords import Subwords
 from tasks.common.words import CLS, PAD, SPECIAL, UNKNOWN, Grams
 
 __all__ = ["CLS", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "TextEncoder"]
 
 _VERSION = 1
-_TOKENIZERS = ("word", "bpe", "wordpiece")
+_TOKENIZERS = ("word", "bpe", "wordpiece", "character")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TextConfig:
     """How text becomes ids.
 
     Attributes:
-      tokenizer: "word", "bpe" (byte-level, so any script) or "wordpiece".
+      tokenizer: "word", "bpe" (byte-level, so any script), "wordpiece" or "character".
       lower_case: fold case.
       stem: language of the Snowball stemmer, as "english"; None: no stemming. Words only.
       ngrams: word n-grams of orders 1 to this one; each is an id of its own, those that begin at a
@@ -42,7 +43,8 @@ class TextConfig:
       unique: keep only the first occurrence of an id in a text.
       vocabulary_size: cap, the three special ids included.
       character_vocabulary_size: cap of the character n-grams, which come on top.
-      min_count: texts that must hold a gram (for bpe and wordpiece: occurrences of a merged pair).
+      min_count: texts that must hold a gram (for bpe and wordpiece: occurrences of a merged pair;
+        for character: occurrences of one).
       max_length: ids of a text; the rest is cut off.
     """
 
@@ -87,7 +89,7 @@ class TextConfig:
 class TextEncoder:
     """Turns texts into ids. Made by `fit` or `from_json`."""
 
-    def __init__(self, config: TextConfig, model: _Words | Subwords):
+    def __init__(self, config: TextConfig, model: _Words | Subwords | Characters):
         self.config = config
         self._model = model
 
@@ -114,7 +116,7 @@ class TextEncoder:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # not there, or damaged: train and write it anew
-        model = (_Words if config.tokenizer == "word" else Subwords).fit(texts, config)
+        model = _model_class(config).fit(texts, config)
         encoder = cls(config, model)
         if file is not None:
             _write(file, encoder.to_json())
@@ -132,6 +134,31 @@ class TextEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of many texts: as `encode` of each, and much faster."""
         return [ids for ids, _ in self._rows(texts)]
+
+    def with_max_length(self, max_length: int) -> TextEncoder:
+        """The same vocabulary with another cut."""
+        return TextEncoder(replace(self.config, max_length=max_length), self._model)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, as near to what was encoded as the tokenizer allows.
+
+        Characters give it back whole, byte pairs too, after normalisation and without one leading
+        space; words and WordPiece give words with a space between any two; stems stay stems. Word
+        n-grams and character n-grams, which repeat what their words say, are left out, and so are
+        padding, the classification token and ids from `size` on: a task's own signs. An unknown one
+        is "[UNK]".
+
+        Args:
+          ids: [t].
+
+        Raises:
+          ValueError: a negative id.
+        """
+        numbers = [int(number) for number in ids]
+        if numbers and min(numbers) < 0:
+            raise ValueError(f"ids must not be negative, got {min(numbers)}")
+        size = self.size
+        return self._model.decode([n for n in numbers if n < size and n not in (PAD, CLS)])
 
     def tokens(self, text: str) -> list[str]:
         """What stands at each position of `encode(text)`, as the text has it."""
@@ -187,8 +214,7 @@ class TextEncoder:
         fields = values["config"]
         fields["character_ngrams"] = tuple(fields["character_ngrams"])
         config = TextConfig(**fields)
-        model = (_Words if config.tokenizer == "word" else Subwords).from_dict(values, config)
-        return cls(config, model)
+        return cls(config, _model_class(config).from_dict(values, config))
 
     def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(ids, their places in what `spell` gives) of each text, cut to max_length."""
@@ -255,6 +281,11 @@ class _Words:
                 flat = rows.ravel()
                 yield flat[flat >= 0]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        grams = [*SPECIAL, *self._grams.grams]
+        words = [grams[number] for number in ids if number < len(grams)]
+        return " ".join(word for word in words if " " not in word)
+
     def spell(self, text: str) -> list[tuple[str, int, int]]:
         """String, first word and word after the last, in the order of the ids of `encode`."""
         words = words_module.split(text, self.config.lower_case)
@@ -303,6 +334,10 @@ class _Words:
                 ids = self._spelled[word] = np.array(known, np.int64)
             parts += (row[:1], ids, row[1:][row[1:] >= 0])
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _model_class(config: TextConfig) -> type[_Words] | type[Subwords] | type[Characters]:
+    return {"word": _Words, "character": Characters}.get(config.tokenizer, Subwords)
 
 
 def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:

@@ -191,6 +191,65 @@ def test_wordpiece_leaves_room_for_merges_in_a_large_alphabet():
     assert 1 not in encoder.encode("我爱北京")
 
 
+def test_characters_by_hand():
+    encoder = fit(["ba\nb", "é😀b"], tokenizer="character", lower_case=False)
+    assert encoder.size == 3 + 5
+    # In the order of code points: line end, a, b, é, 😀.
+    assert encoder.encode("ab\né😀 c").tolist() == [4, 5, 3, 6, 7, 1, 1]
+    assert encoder.tokens("ab\né😀 c") == ["a", "b", "\n", "é", "😀", " ", "c"]
+    assert encoder.decode([4, 5, 3, 6, 7, 1]) == "ab\né😀[UNK]"
+    folded = fit(["Ab"], tokenizer="character")
+    assert folded.decode(folded.encode("BA")) == "ba"
+    counted = fit(["aab", "a"], tokenizer="character", min_count=2)
+    assert counted.encode("ab").tolist() == [3, 1]
+    assert fit(["aabbbc"], tokenizer="character", vocabulary_size=5).encode("abc").tolist() == [
+        3,
+        4,
+        1,
+    ]
+    none = fit(["ab"], tokenizer="character", min_count=2)
+    assert none.encode("ab").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "expected"),
+    [
+        ({}, "A Good  film, zzz!", "a good film , [UNK] !"),
+        ({"ngrams": 2, "character_ngrams": (2, 3)}, "very good film", "very good film"),
+        ({"stem": "english"}, "films plotting", "film plot"),
+        ({"tokenizer": "bpe", "vocabulary_size": 300}, "A  bad\nplot 我😀.", "a  bad\nplot 我😀."),
+        ({"tokenizer": "bpe", "vocabulary_size": 300, "lower_case": False}, "A Bad", "A Bad"),
+        (
+            {"tokenizer": "wordpiece"},
+            "A goodfilm, (not) bad!",
+            "a goodfilm , [UNK] not [UNK] bad !",
+        ),
+        ({"tokenizer": "character"}, "A  bad\tfilm", "a  bad[UNK]film"),
+    ],
+)
+def test_ids_give_the_text_back(fields, text, expected):
+    encoder = fit(**fields)
+    ids = encoder.encode(text)
+    assert encoder.decode(ids) == expected
+    assert encoder.decode([0, 2, *ids, encoder.size, 0]) == expected
+    assert encoder.decode([]) == ""
+    with pytest.raises(ValueError, match="ids must not be negative, got -1"):
+        encoder.decode([-1])
+
+
+def test_half_a_character_is_a_replacement():
+    encoder = fit(tokenizer="bpe", vocabulary_size=259)
+    assert encoder.decode(encoder.encode("😀")[:2]).startswith("\ufffd")
+
+
+def test_another_cut_of_the_same_vocabulary():
+    encoder = fit(max_length=2)
+    longer = encoder.with_max_length(5)
+    assert len(encoder.encode("a good film a good film")) == 2
+    assert longer.decode(longer.encode("a good film a good film")) == "a good film a good"
+    assert longer.config.max_length == 5
+
+
 @pytest.mark.parametrize("fields", [{"ngrams": 2}, *SUBWORDS], ids=["word", "bpe", "wordpiece"])
 def test_training_is_the_same_in_every_process(fields):
     """Hash tables of Python and of the tokenizers library are seeded anew in each process."""
@@ -211,8 +270,13 @@ def test_training_is_the_same_in_every_process(fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"ngrams": 2, "stem": "english"}, {"character_ngrams": (2, 3)}, *SUBWORDS],
-    ids=["stems", "characters", "bpe", "wordpiece"],
+    [
+        {"ngrams": 2, "stem": "english"},
+        {"character_ngrams": (2, 3)},
+        *SUBWORDS,
+        {"tokenizer": "character"},
+    ],
+    ids=["stems", "character n-grams", "bpe", "wordpiece", "characters"],
 )
 def test_json_round_trip(fields):
     encoder = fit(**fields)
@@ -244,7 +308,11 @@ def test_the_cache_is_keyed_by_content_and_config_and_survives_damage(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tokenizer": "words"}, "tokenizer must be one of word, bpe, wordpiece, got 'words'"),
+        (
+            {"tokenizer": "words"},
+            "tokenizer must be one of word, bpe, wordpiece, character, got 'words'",
+        ),
+        ({"tokenizer": "character", "ngrams": 2}, "ngrams needs tokenizer 'word'"),
         ({"stem": "klingon"}, "stem must be one of .*english.*, got 'klingon'"),
         ({"ngrams": 0}, "ngrams must be at least 1, got 0"),
         ({"max_length": 0}, "max_length must be at least 1"),
