@@ -50,7 +50,9 @@ def expect(
 
 
 def expect_floating(argument: str, array: Any) -> None:
-    """Raises ValueError unless `array` holds real floating-point numbers."""
+    """Raises ValueError unless `array` is an array of real floating-point numbers."""
+    if not hasattr(array, "dtype"):
+        raise ValueError(_line(argument, type(array).__name__, "a floating-point array"))
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(_line(argument, f"dtype {dtype.name}", "a floating-point dtype"))

@@ -54,6 +54,7 @@ WRONG = {
         {"query": QUERY[:, :, :2]},
         r"key: .* K=4 heads, expected a number of heads that divides the query's N=2",
     ),
+    "lists": ({"query": QUERY.tolist()}, "query: got list, expected a floating-point array"),
     "mixed_dtypes": (
         {"value": VALUE.astype(np.float16)},
         r"value: got dtype float16, expected float32 like query; cast one of them",
