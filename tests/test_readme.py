@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from tasks.common.builders import prepare
+from tasks.common.labelled_texts import DEFINITIONS
+from tasks.common.labelled_texts.common import example
 from tasks.common.paths import Paths
-from tasks.text_classification.datasets import DEFINITIONS
-from tasks.text_classification.datasets.common import example
 from tests.launch.conftest import BAD, GOOD, PLAIN, ROOT, write_csv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

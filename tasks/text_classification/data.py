@@ -15,10 +15,10 @@ import numpy as np
 
 from tasks.common import builders, catalogue
 from tasks.common.errors import UserError
+from tasks.common.labelled_texts import DEFINITIONS
 from tasks.common.leaks import norm_hash
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
-from tasks.text_classification.datasets import DEFINITIONS
 from tasks.text_classification.files import read_labelled
 
 SPLITS = ("train", "validation", "test")

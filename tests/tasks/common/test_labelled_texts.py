@@ -12,10 +12,10 @@ import pytest
 
 from tasks.common import baselines
 from tasks.common.errors import UserError
+from tasks.common.labelled_texts import DEFINITIONS, shared_with, spam_assassin
 from tasks.common.leaks import group_hashes, near_duplicates, norm, norm_hash
 from tasks.common.paths import Paths
 from tasks.text_classification.data import DataConfig, load
-from tasks.text_classification.datasets import DEFINITIONS, shared_with, spam_assassin
 
 
 def public(name):

@@ -1,4 +1,4 @@
-"""The text classification data sets of this project, by name.
+"""The labelled texts of this project, by name.
 
 Movie reviews and SST-2 are snippets of one corpus (Pang & Lee 2005): never train or pre-train on
 one and test on the other without removing what they share (`shared_with`).
@@ -7,10 +7,10 @@ one and test on the other without removing what they share (`shared_with`).
 from __future__ import annotations
 
 from tasks.common.builders import Definition
-from tasks.text_classification.datasets.movie_reviews import MOVIE_REVIEWS
-from tasks.text_classification.datasets.spam_assassin import SPAM_ASSASSIN
-from tasks.text_classification.datasets.sst2 import SST2
-from tasks.text_classification.datasets.topics import NEWSGROUPS20, REUTERS_R8
+from tasks.common.labelled_texts.movie_reviews import MOVIE_REVIEWS
+from tasks.common.labelled_texts.spam_assassin import SPAM_ASSASSIN
+from tasks.common.labelled_texts.sst2 import SST2
+from tasks.common.labelled_texts.topics import NEWSGROUPS20, REUTERS_R8
 
 DEFINITIONS: dict[str, Definition] = {
     definition.name: definition

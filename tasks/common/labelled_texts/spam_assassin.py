@@ -12,10 +12,10 @@ from email.message import Message
 from pathlib import Path
 
 from tasks.common.builders import Definition
+from tasks.common.labelled_texts.common import example, text_features
 from tasks.common.leaks import group_hashes
 from tasks.common.places import NpmPackage
 from tasks.common.sources import Source
-from tasks.text_classification.datasets.common import example, text_features
 
 _MEMBER = re.compile(r"package/data/([a-z]+-[a-z]+-\d|[a-z]+-\d)/(\w+\.\w+)\.json")
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.common.builders import Definition
+from tasks.common.labelled_texts.common import example, text_features
 from tasks.common.places import Url
 from tasks.common.sources import Source
-from tasks.text_classification.datasets.common import example, text_features
 
 _ADDRESS = (
     "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"

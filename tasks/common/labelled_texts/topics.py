@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.common.builders import Definition
+from tasks.common.labelled_texts.common import example, text_features, validation_by_hash
 from tasks.common.places import PipPackage
 from tasks.common.sources import Source
-from tasks.text_classification.datasets.common import example, text_features, validation_by_hash
 
 _HEADER_ROWS = 3
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.common.builders import Definition
+from tasks.common.labelled_texts.common import example, text_features
 from tasks.common.leaks import norm_hash
 from tasks.common.places import PipPackage
 from tasks.common.sources import Source
-from tasks.text_classification.datasets.common import example, text_features
 
 _FILE = "movieReviewSnippets_GroundTruth.txt"
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
