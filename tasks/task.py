@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tasks.common.paths import Paths
-from tasks.common.pipeline import Examples
+from tasks.common.pipeline import Bucket, Examples
 from tasks.figures import Figure
 
 SPLITS = ("train", "validation", "test")
@@ -74,8 +74,8 @@ class Task(abc.ABC):
         """Random access to the examples of 'train', 'validation' or 'test'."""
 
     @property
-    def buckets(self) -> Sequence[int] | None:
-        """Lengths to which batches are padded; None where every example has one shape."""
+    def buckets(self) -> Sequence[Bucket] | None:
+        """Lengths of padded batches, ascending; None where every example has one shape."""
         return None
 
     # ------------------------------------------------------------------ model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +259,8 @@ def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[
     return {}
 
 
-def _longest(task: Task) -> list[int] | None:
-    return None if task.buckets is None else [max(task.buckets)]
+def _longest(task: Task) -> list[Any] | None:
+    return None if task.buckets is None else [task.buckets[-1]]
 
 
 class First:
@@ -269,7 +269,11 @@ class First:
     def __init__(self, examples: Any, count: int):
         self._examples, self._count = examples, min(count, len(examples))
         self.padded = examples.padded
-        self.lengths = None if examples.lengths is None else examples.lengths[: self._count]
+        self.lengths = examples.lengths
+        if isinstance(self.lengths, Mapping):
+            self.lengths = {field: row[: self._count] for field, row in self.lengths.items()}
+        elif self.lengths is not None:
+            self.lengths = self.lengths[: self._count]
 
     def __len__(self) -> int:
         return self._count

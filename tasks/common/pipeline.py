@@ -18,16 +18,20 @@ import numpy as np
 _BATCHES = 2**40
 _SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
 
+Bucket = int | Mapping[str, int]
+"""Length to which a batch is padded: one for all fields, or one by field."""
+
 
 class Examples(Protocol):
     """Random access to the examples of a split.
 
     Attributes:
-      lengths: [n] by which examples are put into buckets; None: every example has one shape.
+      lengths: by which examples are put into buckets: [n]; or, for fields of lengths of their own,
+        field -> [n], with the fields of `padded`; None: every example has one shape.
       padded: field -> padding value, for the fields padded on axis 0 to the length of the bucket.
     """
 
-    lengths: np.ndarray | None
+    lengths: np.ndarray | Mapping[str, np.ndarray] | None
     padded: Mapping[str, Any]
 
     def __len__(self) -> int: ...
@@ -38,19 +42,19 @@ class Examples(Protocol):
 class Plan:
     """The batches of one epoch.
 
-    Examples are grouped by the shortest bucket that holds them. What does not fill a batch of its
+    Examples are grouped by the first bucket that holds them. What does not fill a batch of its
     bucket moves on to the next longer one, so nothing is dropped, and only one batch, of the
     longest bucket in use, may have fewer examples than `batch_size`.
 
     Attributes:
       members: indices of the examples of each batch.
-      buckets: bucket length of each batch; 0 where there are no buckets.
+      buckets: bucket of each batch; 0 where there are no buckets.
     """
 
     def __init__(
         self,
         bucket_of: np.ndarray,
-        buckets: Sequence[int],
+        buckets: Sequence[Bucket],
         batch_size: int,
         seed: tuple[int, int] | None,
     ):
@@ -58,12 +62,12 @@ class Plan:
 
         Args:
           bucket_of: [n] number of the bucket of each example.
-          buckets: lengths of the buckets, ascending.
+          buckets: ascending.
           batch_size: examples of a batch.
           seed: (seed, epoch); None: no shuffling.
         """
         self.members: list[np.ndarray] = []
-        self.buckets: list[int] = []
+        self.buckets: list[Bucket] = []
         order = np.arange(len(bucket_of))
         if seed is not None:
             order = np.random.default_rng((*seed, _SHUFFLE_STREAM)).permutation(order)
@@ -92,7 +96,7 @@ class _Batcher:
         self,
         examples: Examples,
         batch_size: int,
-        buckets: Sequence[int] | None,
+        buckets: Sequence[Bucket] | None,
         process_index: int,
         process_count: int,
     ):
@@ -110,7 +114,7 @@ class _Batcher:
         share = batch_size // process_count
         self.rows = slice(process_index * share, (process_index + 1) * share)
 
-    def batch(self, members: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
+    def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
         """This process' rows of a batch, stacked and padded.
 
         A missing row repeats the first of the batch, so that no mechanism meets an empty example,
@@ -123,7 +127,8 @@ class _Batcher:
         batch: dict[str, np.ndarray] = {}
         for field, first in examples[0].items():
             if field in self.examples.padded:
-                batch[field] = self._pad(field, examples, bucket)
+                length = bucket[field] if isinstance(bucket, Mapping) else bucket
+                batch[field] = self._pad(field, examples, length)
             else:
                 values = [np.asarray(example[field]) for example in examples]
                 if any(value.shape != values[0].shape for value in values):
@@ -137,16 +142,16 @@ class _Batcher:
         batch["id"] = np.where(real, indices, -1).astype(np.int32)
         return batch
 
-    def _pad(self, field: str, examples: list[dict], bucket: int) -> np.ndarray:
+    def _pad(self, field: str, examples: list[dict], length: int) -> np.ndarray:
         first = np.asarray(examples[0][field])
-        shape = (len(examples), bucket, *first.shape[1:])
+        shape = (len(examples), length, *first.shape[1:])
         result = np.full(shape, self.examples.padded[field], first.dtype)
         for row, example in enumerate(examples):
             value = example[field]
-            if len(value) > bucket:
+            if len(value) > length:
                 raise ValueError(
                     f"field {field!r} of an example has length {len(value)}, but `lengths` put "
-                    f"it into the bucket {bucket}"
+                    f"it into the bucket {length}"
                 )
             result[row, : len(value)] = value
         return result
@@ -157,7 +162,7 @@ def train_iterator(
     *,
     batch_size: int,
     seed: int,
-    buckets: Sequence[int] | None = None,
+    buckets: Sequence[Bucket] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ):
@@ -168,6 +173,8 @@ def train_iterator(
       batch_size: examples of a batch over all processes; of an epoch's batches one may have fewer.
       seed: of the plan.
       buckets: lengths to which batches are padded, ascending; None: the greatest of `lengths`.
+        Where `lengths` is by field, each may be a mapping from fields to lengths; fields that the
+        examples have not do not count.
       process_index: which rows of each batch are given: a contiguous block.
       process_count: number of such blocks.
 
@@ -203,7 +210,7 @@ def evaluation_batches(
     examples: Examples,
     *,
     batch_size: int,
-    buckets: Sequence[int] | None = None,
+    buckets: Sequence[Bucket] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -216,28 +223,79 @@ def evaluation_batches(
     return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
 
-def epoch_length(examples: Examples, batch_size: int, buckets: Sequence[int] | None = None) -> int:
+def epoch_length(
+    examples: Examples, batch_size: int, buckets: Sequence[Bucket] | None = None
+) -> int:
     """Number of batches in which every example occurs once; the buckets do not change it."""
     return -(-len(examples) // batch_size)
 
 
-def _buckets(examples: Examples, buckets: Sequence[int] | None) -> tuple[list[int], np.ndarray]:
-    """The bucket lengths, and the number of the bucket of each example."""
+def _buckets(
+    examples: Examples, buckets: Sequence[Bucket] | None
+) -> tuple[list[Bucket], np.ndarray]:
+    """The buckets, and the number of the bucket of each example."""
     if examples.lengths is None:
         if buckets is not None:
             raise ValueError("buckets need examples with lengths, got lengths=None")
         return [0], np.zeros(len(examples), np.int64)
-    lengths = np.asarray(examples.lengths)
-    if lengths.shape != (len(examples),):
-        raise ValueError(f"lengths must have shape ({len(examples)},), got {lengths.shape}")
+    if isinstance(examples.lengths, Mapping):
+        return _buckets_by_field(examples, buckets)
+    if buckets is not None and any(isinstance(bucket, Mapping) for bucket in buckets):
+        raise ValueError(
+            "buckets by field need examples with lengths by field, got one length each"
+        )
+    lengths = _checked_lengths(examples, examples.lengths, "lengths")
     if buckets is None:
         return [int(lengths.max())], np.zeros(len(examples), np.int64)
     chosen = [int(bucket) for bucket in buckets]
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1:
         raise ValueError(f"buckets must be positive and ascending, got {chosen}")
-    if lengths.max() > chosen[-1]:
+    return chosen, _first_that_holds(chosen, lengths, "")
+
+
+def _buckets_by_field(
+    examples: Examples, buckets: Sequence[Bucket] | None
+) -> tuple[list[Bucket], np.ndarray]:
+    if set(examples.lengths) != set(examples.padded):
         raise ValueError(
-            f"example {int(lengths.argmax())} has length {lengths.max()}, longer than the longest "
-            f"bucket {chosen[-1]}"
+            f"lengths must have the fields of padded, {sorted(examples.padded)}, got "
+            f"{sorted(examples.lengths)}"
         )
-    return chosen, np.searchsorted(chosen, lengths)
+    lengths = {
+        field: _checked_lengths(examples, values, f"lengths of {field!r}")
+        for field, values in examples.lengths.items()
+    }
+    if buckets is None:
+        longest = {field: int(values.max()) for field, values in lengths.items()}
+        return [longest], np.zeros(len(examples), np.int64)
+    chosen = []
+    for bucket in buckets:
+        by_field = bucket if isinstance(bucket, Mapping) else dict.fromkeys(lengths, bucket)
+        if missing := sorted(set(lengths) - set(by_field)):
+            raise ValueError(f"buckets must name each padded field, got {bucket} without {missing}")
+        chosen.append({field: int(by_field[field]) for field in lengths})
+    numbers = np.zeros(len(examples), np.int64)
+    for field, values in lengths.items():
+        row = [bucket[field] for bucket in chosen]
+        if not row or row != sorted(row) or row[0] < 1:
+            raise ValueError(
+                f"buckets must be positive and ascending in every field, got {row} for {field!r}"
+            )
+        numbers = np.maximum(numbers, _first_that_holds(row, values, f" in field {field!r}"))
+    return chosen, numbers
+
+
+def _checked_lengths(examples: Examples, lengths: np.ndarray, name: str) -> np.ndarray:
+    lengths = np.asarray(lengths)
+    if lengths.shape != (len(examples),):
+        raise ValueError(f"{name} must have shape ({len(examples)},), got {lengths.shape}")
+    return lengths
+
+
+def _first_that_holds(buckets: list[int], lengths: np.ndarray, where: str) -> np.ndarray:
+    if lengths.max() > buckets[-1]:
+        raise ValueError(
+            f"example {int(lengths.argmax())} has length {lengths.max()}{where}, longer than the "
+            f"longest bucket {buckets[-1]}"
+        )
+    return np.searchsorted(buckets, lengths)
