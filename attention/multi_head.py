@@ -179,6 +179,58 @@ class MultiHeadAttention(nnx.Module):
             return result, attention_weights(query, key, **options, **self._logit_options())
         return result
 
+    def prepare(self, memory: Array, *, key_positions: Array | None = None) -> tuple[Array, Array]:
+        """Keys and values of a memory, computed once for many calls of `read`.
+
+        Args:
+          memory: [B, S, D_m].
+          key_positions: as for `__call__`.
+
+        Returns:
+          [B, K, S, H] and [B, K, S, V]: laid out as in `KeyValueCache`.
+
+        Raises:
+          ValueError: shapes do not fit, or positions are missing or not used.
+        """
+        shapes.expect("memory", memory, "B S M", {"M": self.memory_size})
+        self._expect_positions(key_positions=key_positions)
+        key, value = self._key_value(memory, key_positions)
+        return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+
+    def read(
+        self,
+        x: Array,
+        memory: tuple[Array, Array],
+        *,
+        mask: masks.Mask | Array | None = None,
+        query_positions: Array | None = None,
+        key_positions: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """`self(x, memory)` from what `prepare` gave of the memory, for decoding.
+
+        Args:
+          x: [B, T, D].
+          memory: of `prepare`.
+          mask: as for `attend`.
+          query_positions, key_positions: as for `__call__`.
+
+        Returns:
+          [B, T, D] and the weights [B, N, T, S].
+
+        Raises:
+          ValueError: shapes do not fit, or positions are missing or not used.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        self._expect_positions(query_positions=query_positions, key_positions=key_positions)
+        query = self._query(x, query_positions)
+        key, value = (jnp.swapaxes(y, 1, 2).astype(query.dtype) for y in memory)
+        options = {
+            "mask": self._joined(mask, self.structure()),
+            "bias": self._bias(query, query_positions, key_positions, None),
+        }
+        result = self._attend(x, query, key, value, **options)
+        return result, attention_weights(query, key, **options, **self._logit_options())
+
     def init_cache(
         self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
     ) -> KeyValueCache:
@@ -233,6 +285,14 @@ class MultiHeadAttention(nnx.Module):
             x, query, keys.astype(query.dtype), values.astype(query.dtype), mask=mask, bias=bias
         )
         return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+
+    def _expect_positions(self, **positions: Array | None) -> None:
+        for name, given in positions.items():
+            if (given is None) != (self.positions is None):
+                got, expected = ("none", "both with positions and a memory")
+                if given is not None:
+                    got, expected = ("positions", "none with positions='none'")
+                raise ValueError(f"{name}: got {got}, expected {expected}")
 
     def _query(self, x: Array, positions: Array | None) -> Array:
         query = self.query(x)

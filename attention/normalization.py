@@ -9,14 +9,16 @@ from flax import nnx
 Array = jax.Array
 
 
-def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-5) -> Array:
+def layer_norm(
+    x: Array, scale: Array, bias: Array | None = None, *, epsilon: float = 1e-5
+) -> Array:
     """Centres and scales each vector (Ba et al. 2016, "Layer Normalization").
 
         y = (x - mean(x)) / sqrt(var(x) + ε) · scale + bias
 
     Args:
       x: [..., D].
-      scale, bias: [D].
+      scale, bias: [D]; no bias if None.
       epsilon: the ε, above 0.
 
     Returns:
@@ -28,7 +30,8 @@ def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-5) ->
     wide = _wide(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
+    normal = centred * jax.lax.rsqrt(variance + epsilon) * scale
+    return (normal if bias is None else normal + bias).astype(x.dtype)
 
 
 def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> Array:
@@ -55,15 +58,16 @@ def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> 
 
 
 class LayerNorm(nnx.Module):
-    """`layer_norm` with its scale and bias, [size] each."""
+    """`layer_norm` with its scale and, unless without, its bias, [size] each."""
 
-    def __init__(self, size: int, *, epsilon: float = 1e-5):
+    def __init__(self, size: int, *, epsilon: float = 1e-5, use_bias: bool = True):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((size,)))
-        self.bias = nnx.Param(jnp.zeros((size,)))
+        self.bias = nnx.Param(jnp.zeros((size,))) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        bias = None if self.bias is None else self.bias[...]
+        return layer_norm(x, self.scale[...], bias, epsilon=self.epsilon)
 
 
 class RMSNorm(nnx.Module):

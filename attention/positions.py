@@ -3,6 +3,7 @@ added to the logits (ALiBi, T5, Shaw).
 
 `POSITIONS` names those that belong inside an attention: a spec such as "rope" or
 "rope(base=500000, fraction=0.25)" picks one, see `RelativePositions` for how they are called.
+`ADDED_POSITIONS` names those that are added to the input of the first layer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from attention.kernels.reference import accumulator
 Array = jax.Array
 
 
-def sinusoidal(positions: Array, size: int, *, base: float = 10000.0) -> Array:
+def sinusoidal(
+    positions: Array, size: int, *, base: float = 10000.0, interleaved: bool = True
+) -> Array:
     """Sine and cosine of the position at geometric wavelengths (Vaswani et al. 2017, section 3.5).
 
         PE(p, 2i) = sin(p / base^(2i / size)),   PE(p, 2i + 1) = cos(p / base^(2i / size))
@@ -29,6 +32,8 @@ def sinusoidal(positions: Array, size: int, *, base: float = 10000.0) -> Array:
       positions: int [...].
       size: even.
       base: of the wavelengths.
+      interleaved: sine and cosine take turns, as in the paper; else the sines are the first half,
+        as in tensor2tensor and Marian weights.
 
     Returns:
       float32 [..., size].
@@ -37,6 +42,8 @@ def sinusoidal(positions: Array, size: int, *, base: float = 10000.0) -> Array:
       ValueError: size is odd, or positions are not integers.
     """
     angles = _angles(positions, size, base)
+    if not interleaved:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return pairs.reshape(*angles.shape[:-1], size)
 
@@ -189,6 +196,37 @@ def t5_buckets(
     return side + jnp.where(r < exact, r, jnp.minimum(wide, n - 1))
 
 
+class SinusoidalPositions(nnx.Module):
+    """`sinusoidal` as a module; no weights.
+
+    Args:
+      max_length: there is no longest length, it is not looked at.
+      model_size: D, even.
+      base, interleaved: as for `sinusoidal`.
+    """
+
+    def __init__(
+        self,
+        max_length: int,
+        model_size: int,
+        *,
+        base: float = 10000.0,
+        interleaved: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        if not base > 1:
+            raise ValueError(f"base: got {base}, expected a number above 1")
+        self.model_size, self.base, self.interleaved = model_size, float(base), interleaved
+
+    def __call__(self, length: int) -> Array:
+        """The first `length` vectors, float32 [length, D]."""
+        return self.at(jnp.arange(length))
+
+    def at(self, positions: Array) -> Array:
+        """The vectors of positions int [...], float32 [..., D]."""
+        return sinusoidal(positions, self.model_size, base=self.base, interleaved=self.interleaved)
+
+
 class LearnedPositions(nnx.Module):
     """One learned vector a position: [max_length, D], normal with deviation 0.02 (Devlin et al.
     2019).
@@ -209,6 +247,11 @@ class LearnedPositions(nnx.Module):
             expected = f"at most max_length={self.max_length} learned positions"
             raise ValueError(f"length: got {length}, expected {expected}")
         return self.embedding[...][:length]
+
+    def at(self, positions: Array) -> Array:
+        """The vectors of positions int [...], float32 [..., D]; NaN where there is none."""
+        shapes.expect_integer("positions", positions)
+        return jnp.take(self.embedding[...], positions, axis=0, mode="fill")
 
 
 class RelativePositions(nnx.Module):
@@ -349,6 +392,8 @@ class ShawPositions(RelativePositions):
         return scale * jnp.take_along_axis(products, place, axis=-1)
 
 
+ADDED_POSITIONS = {"sinusoidal": SinusoidalPositions, "learned": LearnedPositions}
+
 POSITIONS = {
     "rope": RotaryPositions,
     "alibi": AlibiPositions,
@@ -375,14 +420,39 @@ def build_positions(
     Raises:
       ValueError: an unknown name or option, or one that does not fit.
     """
-    name, options = registry.parse("positions", spec, ["none", *POSITIONS])
+    return _built(spec, POSITIONS, {"num_heads": num_heads, "head_size": head_size}, rngs)
+
+
+def build_added_positions(
+    spec: str, max_length: int, model_size: int, *, rngs: nnx.Rngs
+) -> SinusoidalPositions | LearnedPositions | None:
+    """The module of "sinusoidal", "sinusoidal(interleaved=False)", "learned" or "none", whose
+    vectors are added to the input.
+
+    Args:
+      spec: "none", or a name of `ADDED_POSITIONS`, with options in brackets if any.
+      max_length: of learned positions.
+      model_size: D.
+      rngs: for what is learned.
+
+    Returns:
+      The module, or None for "none".
+
+    Raises:
+      ValueError: an unknown name or option, or one that does not fit.
+    """
+    return _built(spec, ADDED_POSITIONS, {"max_length": max_length, "model_size": model_size}, rngs)
+
+
+def _built(spec: str, kinds: dict[str, type], sizes: dict[str, int], rngs: nnx.Rngs):
+    name, options = registry.parse("positions", spec, ["none", *kinds])
     if name == "none":
         if options:
             raise ValueError(f"positions: got {spec!r}, expected no options for 'none'")
         return None
-    registry.check_options("positions", spec, POSITIONS[name], options, ("num_heads", "head_size"))
+    registry.check_options("positions", spec, kinds[name], options, sizes)
     try:
-        return POSITIONS[name](num_heads, head_size, **options, rngs=rngs)
+        return kinds[name](**sizes, **options, rngs=rngs)
     except ValueError as error:
         raise ValueError(f"positions: {spec!r}: {error}") from None
 

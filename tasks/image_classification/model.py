@@ -64,7 +64,8 @@ class ViTConfig:
         Raises:
           ValueError: a value is impossible; the message begins with the field's name.
         """
-        names = {field.name for field in dataclasses.fields(EncoderConfig)} - {"max_length"}
+        names = {field.name for field in dataclasses.fields(EncoderConfig)}
+        names &= {field.name for field in dataclasses.fields(self)}
         return EncoderConfig(max_length=max_length, **{name: getattr(self, name) for name in names})
 
 

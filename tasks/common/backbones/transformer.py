@@ -1,22 +1,37 @@
-"""The Transformer encoder (Vaswani et al. 2017), with the choices made since then by config.
+"""The Transformer's encoder and decoder (Vaswani et al. 2017), with the choices made since then by
+config.
 
-B batch, T length, D model size, N heads, F feed-forward size, L layers.
+B batch, T length, S length of the memory, D model size, N heads, F feed-forward size, L layers.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, registry, shapes
-from attention.dropout import dropout
-from attention.normalization import LayerNorm
-from attention.positions import POSITIONS, LearnedPositions, sinusoidal
-from attention.projection import Projection
+from attention.cache import real_lengths
+from tasks.common.backbones.transformer_layers import (
+    DecoderLayer,
+    EncoderConfig,
+    EncoderLayer,
+    FeedForward,
+    dropped,
+)
+
+__all__ = [
+    "SHARDING_RULES",
+    "Decoder",
+    "DecoderState",
+    "Encoder",
+    "EncoderCache",
+    "EncoderConfig",
+    "EncoderLayer",
+    "FeedForward",
+]
 
 Array = jax.Array
 
@@ -31,182 +46,99 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
     (r"(^|/)out/kernel$", ("tensor", None, "fsdp")),
     (r"(^|/)up/kernel$", ("fsdp", "tensor")),
     (r"(^|/)up/bias$", ("tensor",)),
+    (r"(^|/)feedforward/gate/kernel$", ("fsdp", "tensor")),
+    (r"(^|/)feedforward/gate/bias$", ("tensor",)),
     (r"(^|/)down/kernel$", ("tensor", "fsdp")),
     (r"(^|/)embedding$", (None, ("fsdp", "tensor"))),
 )
 
-_ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu}
-_ADDED_POSITIONS = ("sinusoidal", "learned")
-_CHOICES = {
-    "norm": ("pre", "post"),
-    "activation": tuple(_ACTIVATIONS),
-    "dtype": ("float32", "bfloat16"),
-}
+
+class EncoderCache(NamedTuple):
+    """What decoding keeps: of each layer what its mixer keeps, and how many positions each example
+    has seen, int32 [B].
+    """
+
+    layers: tuple[Any, ...]
+    length: Array
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """What a Transformer encoder is made of.
+class DecoderState(NamedTuple):
+    """What decoding keeps; every leaf begins with B.
 
     Attributes:
-      model_size: D.
-      num_layers: L, at least 1.
-      num_heads: N, divides D.
-      feedforward_size: F.
-      dropout_rate: after embeddings, attention and feed-forward.
-      attention_dropout_rate: of the attention weights, or of what the mixer has in their place.
-      norm: "pre" (Xiong et al. 2020) or "post" (the paper's).
-      activation: "gelu" (with the error function) or "relu".
-      positions: added to the input: "sinusoidal" or "learned"; inside the mixer, where it can: a
-        spec of `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or
-        "none".
-      max_length: longest input; only learned positions and some mixers depend on it, but all hold
-        to it.
-      mixer: a mixer of `attention.registry`, with options if any: "dot_product",
-        "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
-      dtype: of the computation; weights are float32.
+      layers: of each layer, what its mixer keeps.
+      memory: of each layer, keys [B, N, S, H] and values [B, N, S, H] of the memory.
+      memory_valid: bool [B, S].
+      length: int32 [B], how many positions each example has seen.
     """
 
-    model_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    feedforward_size: int = 512
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
-    norm: str = "pre"
-    activation: str = "gelu"
-    positions: str = "sinusoidal"
-    max_length: int = 512
-    mixer: str = "dot_product"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.model_size % self.num_heads:
-            expected = f"a divisor of model_size={self.model_size}"
-            raise ValueError(f"num_heads: got {self.num_heads}, expected {expected}")
-        for name in ("dropout_rate", "attention_dropout_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a rate in [0, 1)")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                got, expected = repr(getattr(self, name)), ", ".join(map(repr, choices))
-                raise ValueError(f"{name}: got {got}, expected one of {expected}")
-        if self.positions == "sinusoidal" and self.model_size % 2:
-            expected = "an even size for 'sinusoidal' positions"
-            raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
-        # Options of mixer and positions are checked where they are used: one is built and called,
-        # but no weight drawn and nothing computed.
-        try:
-            nnx.eval_shape(
-                lambda x: self.build_mixer(nnx.Rngs(0))(x),
-                jax.ShapeDtypeStruct((1, 1, self.model_size), self.dtype),
-            )
-        except ValueError as error:
-            field = str(error).partition(":")[0]
-            known = field in {f.name for f in dataclasses.fields(EncoderConfig)}
-            raise ValueError(str(error) if known else f"mixer: {self.mixer!r}: {error}") from None
-
-    @property
-    def line(self) -> registry.Mechanism:
-        """The mixer's line in the registry."""
-        return registry.find("mixer", self.mixer)
-
-    def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The mixer of one layer.
-
-        Raises:
-          ValueError: an unknown mixer, position or option, or one that does not fit.
-        """
-        can, options = self.line.can, {}
-        if self.positions not in (*_ADDED_POSITIONS, "none"):
-            choices = ["none", *_ADDED_POSITIONS, *POSITIONS]
-            registry.parse("positions", self.positions, choices)
-            if "positions" not in can:
-                able = [m.name for m in registry.mechanisms("mixer") if "positions" in m.can]
-                raise ValueError(
-                    f"positions: got {self.positions!r}, which mixer {self.line.name!r} cannot do; "
-                    f"expected one of {choices[:3]}, or a mixer of {able}"
-                )
-            options["positions"] = self.positions
-        if "max_length" in can:
-            options["max_length"] = self.max_length
-        return registry.build(
-            "mixer",
-            self.mixer,
-            self.model_size,
-            num_heads=self.num_heads,
-            dropout_rate=self.attention_dropout_rate,
-            dtype=jnp.dtype(self.dtype),
-            rngs=rngs,
-            **options,
-        )
+    layers: tuple[Any, ...]
+    memory: tuple[tuple[Array, Array], ...]
+    memory_valid: Array
+    length: Array
 
 
-class FeedForward(nnx.Module):
-    """y = f(x W_up + b) W_down + b, with f the activation."""
-
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        D, F, dtype = config.model_size, config.feedforward_size, jnp.dtype(config.dtype)
-        self.activation = config.activation
-        self.up = Projection((D,), (F,), dtype=dtype, rngs=rngs)
-        self.down = Projection((F,), (D,), dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return self.down(_ACTIVATIONS[self.activation](self.up(x)))
-
-
-class EncoderLayer(nnx.Module):
-    """Attention and feed-forward, each with its residual, norm and dropout.
-
-    pre:  x + f(norm(x)),   post: norm(x + f(x))
-    """
-
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.norm, self.dropout_rate = config.norm, config.dropout_rate
-        self.attention = config.build_mixer(rngs)
-        self.feedforward = FeedForward(config, rngs=rngs)
-        self.attention_norm = LayerNorm(config.model_size)
-        self.feedforward_norm = LayerNorm(config.model_size)
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | None,
-        dropout_key: Array | None,
-        return_weights: bool,
-    ) -> tuple[Array, Array | None]:
-        keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
-        attended = self.attention_norm(x) if self.norm == "pre" else x
-        attended = self.attention(
-            attended, mask=mask, dropout_key=keys[0], return_weights=return_weights
-        )
-        attended, weights = attended if return_weights else (attended, None)
-        x = x + _dropped(attended, self.dropout_rate, keys[1])
-        if self.norm == "post":
-            x = self.attention_norm(x)
-        hidden = self.feedforward(self.feedforward_norm(x) if self.norm == "pre" else x)
-        x = x + _dropped(hidden, self.dropout_rate, keys[2])
-        if self.norm == "post":
-            x = self.feedforward_norm(x)
-        return x, weights
-
-
-class Encoder(nnx.Module):
-    """A stack of layers over vectors that are embedded already; adds the positions."""
+class _Stack(nnx.Module):
+    """What encoder and decoder have in common: positions, layers and the last norm."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.positions = (
-            LearnedPositions(config.max_length, config.model_size, rngs=rngs)
-            if config.positions == "learned"
-            else None
-        )
-        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.final_norm = LayerNorm(config.model_size) if config.norm == "pre" else None
+        self.positions = config.build_positions(rngs)
+        self.input_norm = config.build_norm() if config.input_norm else None
+        self.layers = nnx.List([self._layer(rngs) for _ in range(config.num_layers)])
+        self.final_norm = config.build_norm() if config.norm == "pre" else None
+
+    def _layer(self, rngs: nnx.Rngs) -> nnx.Module:
+        raise NotImplementedError
+
+    def _input(
+        self, x: Array, seen: Array | None, dropout_key: Array | None
+    ) -> tuple[Array, list[Array | None]]:
+        """Checks and adds what comes before the layers; also a key for each of them.
+
+        `seen`, int [B]: how many positions there were before these; none if None.
+        """
+        config = self.config
+        sizes = {"D": config.model_size}
+        shapes.expect_floating("x", x)
+        shapes.expect("x", x, "B T D", sizes)
+        if sizes["T"] > config.max_length:
+            got = f"shape {shapes.show(x.shape)}, that is length {sizes['T']}"
+            raise ValueError(f"x: got {got}, expected at most max_length={config.max_length}")
+        keys = [None] * (1 + config.num_layers)
+        if dropout_key is not None:
+            keys = [jax.random.fold_in(dropout_key, i) for i in range(len(keys))]
+        x = x.astype(config.dtype)
+        if self.positions is not None and seen is None:
+            x = x + self.positions(sizes["T"]).astype(x.dtype)
+        elif self.positions is not None:
+            shapes.expect("cache", seen, "B", sizes)
+            x = x + self.positions.at(seen[:, None] + jnp.arange(sizes["T"])).astype(x.dtype)
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+        return dropped(x, config.dropout_rate, keys[0]), keys[1:]
+
+    def _output(self, x: Array) -> Array:
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _caches(self, batch_size: int, max_length: int) -> tuple[Any, ...]:
+        config = self.config
+        if max_length > config.max_length:
+            expected = f"at most the config's max_length={config.max_length}"
+            raise ValueError(f"max_length: got {max_length}, expected {expected}")
+        if "cache" not in config.line.can:
+            able = [m.name for m in registry.mechanisms("mixer") if "cache" in m.can]
+            raise NotImplementedError(
+                f"mixer: {config.line.name!r} cannot decode step by step; expected one of {able}"
+            )
+        return tuple(layer.attention.init_cache(batch_size, max_length) for layer in self.layers)
+
+
+class Encoder(_Stack):
+    """A stack of layers over vectors that are embedded already; adds the positions."""
+
+    def _layer(self, rngs: nnx.Rngs) -> EncoderLayer:
+        return EncoderLayer(self.config, rngs=rngs)
 
     def __call__(
         self,
@@ -236,34 +168,193 @@ class Encoder(nnx.Module):
           ValueError: shapes do not fit, T > max_length, or both valid and lengths are given.
           NotImplementedError: the mixer cannot honour the mask, or has no weights to return.
         """
-        config = self.config
-        sizes = {"D": config.model_size}
-        shapes.expect_floating("x", x)
-        shapes.expect("x", x, "B T D", sizes)
-        if sizes["T"] > config.max_length:
-            got = f"shape {shapes.show(x.shape)}, that is length {sizes['T']}"
-            raise ValueError(f"x: got {got}, expected at most max_length={config.max_length}")
         mask = _joined(mask, valid, lengths)
-        keys = [None] * (1 + config.num_layers)
-        if dropout_key is not None:
-            keys = [jax.random.fold_in(dropout_key, i) for i in range(len(keys))]
-        x = x.astype(config.dtype)
-        if self.positions is not None:
-            x = x + self.positions(sizes["T"]).astype(x.dtype)
-        elif config.positions == "sinusoidal":
-            x = x + sinusoidal(jnp.arange(sizes["T"]), config.model_size).astype(x.dtype)
-        x = _dropped(x, config.dropout_rate, keys[0])
+        x, keys = self._input(x, None, dropout_key)
         all_weights = []
-        for layer, key in zip(self.layers, keys[1:], strict=True):
+        for layer, key in zip(self.layers, keys, strict=True):
             x, weights = layer(x, mask=mask, dropout_key=key, return_weights=return_weights)
             all_weights.append(weights)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
+        x = self._output(x)
         return (x, jnp.stack(all_weights)) if return_weights else x
 
+    def init_cache(self, batch_size: int, max_length: int) -> EncoderCache:
+        """An empty cache for `decode`; every leaf begins with B.
 
-def _dropped(x: Array, rate: float, key: Array | None) -> Array:
-    return x if key is None else dropout(x, rate, key)
+        Args:
+          batch_size: B.
+          max_length: how many positions there will be at most, prompt included.
+
+        Raises:
+          ValueError: a size is below 1, or max_length above the config's.
+          NotImplementedError: the mixer cannot decode step by step.
+        """
+        layers = self._caches(batch_size, max_length)
+        return EncoderCache(layers, jnp.zeros((batch_size,), jnp.int32))
+
+    def decode(
+        self, x: Array, cache: EncoderCache, lengths: Array | None = None
+    ) -> tuple[Array, EncoderCache]:
+        """The next T positions of sequences that see only what is past: a prompt, then steps.
+
+        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+
+        Args:
+          x: [B, T, D].
+          cache: of `init_cache`, or of the call before.
+          lengths: int [B], how many of the T positions are real; they come first, the others leave
+            no trace, and the next call goes on right after the real ones. All if None.
+
+        Returns:
+          [B, T, D] (what stands at positions that are not real means nothing) and the new cache.
+          More positions than the cache has places give NaN under jit.
+
+        Raises:
+          ValueError: shapes do not fit, or, outside jit, more positions than places.
+        """
+        x, _ = self._input(x, cache.length, None)
+        layers = []
+        for layer, kept in zip(self.layers, cache.layers, strict=True):
+            x, kept = layer.decode(x, kept, lengths)
+            layers.append(kept)
+        new = real_lengths(lengths, *x.shape[:2])
+        return self._output(x), EncoderCache(tuple(layers), cache.length + new)
+
+
+class Decoder(_Stack):
+    """A stack of layers that look back at themselves and all over a memory; adds the positions.
+
+    Args:
+      config: as for an encoder.
+      memory_size: D_m of the memory.
+
+    Raises:
+      ValueError: the mixer cannot look back only.
+    """
+
+    def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
+        if "causal" not in config.line.can:
+            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.can]
+            got = f"{config.line.name!r}, which cannot be causal"
+            raise ValueError(f"mixer: got {got}, expected for a decoder one of {able}")
+        self.memory_size = memory_size
+        super().__init__(config, rngs=rngs)
+
+    def _layer(self, rngs: nnx.Rngs) -> DecoderLayer:
+        return DecoderLayer(self.config, self.memory_size, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        memory: Array,
+        *,
+        memory_valid: Array | None = None,
+        mask: masks.Mask | None = None,
+        valid: Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Decodes a padded batch whose inputs are all known (teacher forcing).
+
+        Args:
+          x: [B, T, D]; position t sees those up to t.
+          memory: [B, S, D_m].
+          memory_valid: bool [B, S], True = a real position; all if None.
+          mask: joined to the causal one.
+          valid: bool [B, T], True = a real position of x. Padding that comes last needs none: no
+            real position sees it.
+          dropout_key: None for evaluation.
+          return_weights: also return the attention weights.
+
+        Returns:
+          [B, T, D], or that and the weights: "cross" [L, B, N, T, S] and, where the mixer has any,
+          "self" [L, B, N, T, T]. What stands at padding means nothing.
+
+        Raises:
+          ValueError: shapes do not fit, or T > max_length.
+          NotImplementedError: the mixer cannot honour the mask.
+        """
+        mask = _joined(masks.causal() if mask is None else masks.causal() & mask, valid, None)
+        x, keys = self._input(x, None, dropout_key)
+        memory_valid = self._expect_memory(memory, memory_valid, x.shape[0])
+        asked = {
+            "self": return_weights and "weights" in self.config.line.can,
+            "cross": return_weights,
+        }
+        all_weights: dict[str, list[Array]] = {"self": [], "cross": []}
+        for layer, key in zip(self.layers, keys, strict=True):
+            x, among, across = layer(
+                x,
+                memory,
+                mask=mask,
+                memory_mask=None if memory_valid is None else masks.valid(key=memory_valid),
+                dropout_key=key,
+                return_weights=(asked["self"], asked["cross"]),
+            )
+            all_weights["self"].append(among)
+            all_weights["cross"].append(across)
+        x = self._output(x)
+        if not return_weights:
+            return x
+        return x, {name: jnp.stack(all_weights[name]) for name in asked if asked[name]}
+
+    def init_cache(
+        self, memory: Array, memory_valid: Array | None, max_length: int
+    ) -> DecoderState:
+        """The state before the first position: the memory's keys and values, and empty caches.
+
+        Args:
+          memory, memory_valid: as for `__call__`.
+          max_length: how many positions there will be at most.
+
+        Raises:
+          ValueError: shapes do not fit, a size is below 1, or max_length above the config's.
+          NotImplementedError: the mixer cannot decode step by step.
+        """
+        B, S = memory.shape[:2]
+        memory_valid = self._expect_memory(memory, memory_valid, B)
+        if memory_valid is None:
+            memory_valid = jnp.ones((B, S), bool)
+        return DecoderState(
+            self._caches(B, max_length),
+            tuple(layer.cross_attention.prepare(memory) for layer in self.layers),
+            memory_valid,
+            jnp.zeros((B,), jnp.int32),
+        )
+
+    def decode(
+        self, x: Array, state: DecoderState, lengths: Array | None = None
+    ) -> tuple[Array, DecoderState, Array]:
+        """The next T positions; equal to `self(x_of_all_positions, memory)` there.
+
+        Args:
+          x: [B, T, D].
+          state: of `init_cache`, or of the call before.
+          lengths: as for `Encoder.decode`.
+
+        Returns:
+          [B, T, D], the new state, and the weights over the memory [B, L, N, T, S].
+
+        Raises:
+          ValueError: as for `Encoder.decode`.
+        """
+        x, _ = self._input(x, state.length, None)
+        mask = masks.valid(key=state.memory_valid)
+        layers, weights = [], []
+        for layer, kept, memory in zip(self.layers, state.layers, state.memory, strict=True):
+            x, kept, cross = layer.decode(x, kept, lengths, memory, mask)
+            layers.append(kept)
+            weights.append(cross)
+        length = state.length + real_lengths(lengths, *x.shape[:2])
+        state = state._replace(layers=tuple(layers), length=length)
+        return self._output(x), state, jnp.stack(weights, axis=1)
+
+    def _expect_memory(self, memory: Array, valid: Array | None, B: int) -> Array | None:
+        sizes = {"B": B, "M": self.memory_size}
+        shapes.expect("memory", memory, "B S M", sizes)
+        if valid is not None:
+            shapes.expect_boolean("memory_valid", valid, true_means="a real position")
+            shapes.expect("memory_valid", valid, "B S", sizes)
+        return valid
 
 
 def _joined(

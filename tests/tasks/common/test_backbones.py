@@ -14,8 +14,9 @@ from flax import nnx
 from attention import masks
 from attention.normalization import LayerNorm
 from tasks.common.backbones import recurrent, transformer
+from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import GRU, BidirectionalGRU
-from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig, FeedForward
 
 SMALL = EncoderConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=12, max_length=9)
 LENGTHS = jnp.array([5, 3])
@@ -41,6 +42,11 @@ def paths(module):
         ({"norm": "middle"}, r"norm: got 'middle', expected one of 'pre', 'post'"),
         ({"activation": "swish"}, r"activation: got 'swish'"),
         ({"positions": "alibbi"}, r"positions: got 'alibbi', .*did you mean 'alibi'"),
+        ({"activation": "geglu"}, r"activation: got 'geglu', .*'silu', 'swiglu'"),
+        ({"normalization": "batch"}, r"normalization: got 'batch', expected one of 'layer', 'rms'"),
+        ({"norm_epsilon": 0.0}, r"norm_epsilon: got 0.0, expected a number above 0"),
+        ({"positions": "sinusoidal(base=0)"}, r"positions: 'sinusoidal\(base=0\)': base: got 0"),
+        ({"positions": "learned(base=2)"}, r"positions: got option 'base' in 'learned"),
         ({"positions": "rope(base=0)"}, r"positions: 'rope\(base=0\)': base: got 0"),
         ({"positions": "rope(base=big)"}, r"positions: got base='big' in .*, expected float"),
         ({"mixer": "linformer", "positions": "alibi"}, r"'alibi', which mixer 'linformer' cannot"),
@@ -148,13 +154,163 @@ def test_encoder_parameters_of_the_named_size():
     assert sum(sizes) == expected == 1080
 
 
+def test_encoder_options_by_hand():
+    # One token with no past: attention gives its value; here 0, so that x + f(norm(x)) is left.
+    config = dataclasses.replace(
+        SMALL,
+        num_layers=1,
+        activation="swiglu",
+        normalization="rms",
+        norm_epsilon=0.5,
+        use_bias=False,
+        input_norm=True,
+        positions="none",
+        mixer="dot_product(use_bias=False)",
+    )
+    encoder = Encoder(config, rngs=nnx.Rngs(0))
+    assert not [path for path in paths(encoder) if path.endswith("bias")]
+    encoder.layers[0].attention.out.kernel[...] *= 0
+    x = np.asarray(normal(1, 1, 1, 8), np.float64)
+    normed = lambda a: a / np.sqrt(np.mean(a * a) + 0.5)  # noqa: E731
+    feedforward = encoder.layers[0].feedforward
+    up, gate, down = (
+        np.asarray(projection.kernel[...], np.float64)
+        for projection in (feedforward.up, feedforward.gate, feedforward.down)
+    )
+    start = normed(x)
+    gated = normed(start) @ gate
+    hidden = gated / (1 + np.exp(-gated)) * (normed(start) @ up)
+    expected = normed(start + hidden @ down)
+    np.testing.assert_allclose(encoder(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("activation", "at_one"),
+    [("relu", 1.0), ("silu", 0.7310586), ("gelu", 0.8413447), ("gelu_tanh", 0.8411920)],
+)
+def test_activations_at_one(activation, at_one):
+    config = EncoderConfig(1, 1, 1, 1, positions="none", activation=activation)
+    feedforward = FeedForward(config, rngs=nnx.Rngs(0))
+    feedforward.up.kernel[...] = feedforward.down.kernel[...] = jnp.ones((1, 1))
+    np.testing.assert_allclose(feedforward(jnp.ones((1, 1, 1))), [[[at_one]]], rtol=1e-6)
+
+
+# Positions that are added, and those inside; a ring; a running sum; a state of another shape.
+DECODING = {
+    "sinusoidal": {},
+    "learned": {"positions": "learned", "norm": "post", "input_norm": True},
+    "rope": {"positions": "rope"},
+    "ring": {"mixer": "sliding_window(left=2, right=0)"},
+    "linear": {"mixer": "linear"},
+    "gated_delta_net": {"mixer": "gated_delta_net"},
+}
+
+
+@pytest.mark.parametrize("options", DECODING.values(), ids=DECODING)
+def test_encoder_decodes_as_it_reads(options):
+    encoder = Encoder(dataclasses.replace(SMALL, **options), rngs=nnx.Rngs(0))
+    x, prompt = normal(1, 2, 7, 8), jnp.array([3, 1])
+    full = jax.jit(lambda x: encoder(x, mask=masks.causal()))(x)
+    cache = encoder.init_cache(2, 7)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(cache))
+    decode = jax.jit(encoder.decode)
+    out, cache = decode(x[:, :3], cache, prompt)
+    np.testing.assert_allclose(out[0], full[0, :3], atol=3e-6)
+    np.testing.assert_allclose(out[1, :1], full[1, :1], atol=3e-6)
+    rows = jnp.arange(2)
+    for _ in range(4):
+        places = cache.length
+        out, cache = decode(x[rows, places][:, None], cache)
+        np.testing.assert_allclose(out[:, 0], full[rows, places], atol=3e-6)
+    np.testing.assert_array_equal(cache.length, [7, 5])
+
+
+def test_encoder_refuses_to_decode_what_it_cannot():
+    encoder = Encoder(dataclasses.replace(SMALL, mixer="fourier"), rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match=r"'fourier' cannot decode .*'dot_product'"):
+        encoder.init_cache(1, 4)
+    encoder = Encoder(SMALL, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"max_length: got 10, .*max_length=9"):
+        encoder.init_cache(1, 10)
+    with pytest.raises(ValueError, match=r"cache: got shape \[2\], expected \[B\] with B=1"):
+        encoder.decode(jnp.zeros((1, 1, 8)), encoder.init_cache(2, 4))
+
+
+MEMORY_VALID = jnp.arange(6) < jnp.array([6, 2])[:, None]
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_decoder_decodes_as_it_is_taught(norm):
+    decoder = Decoder(dataclasses.replace(SMALL, norm=norm), memory_size=5, rngs=nnx.Rngs(0))
+    x, memory = normal(1, 2, 4, 8), normal(2, 2, 6, 5)
+    teach = jax.jit(
+        lambda x, memory: decoder(x, memory, memory_valid=MEMORY_VALID, return_weights=True)
+    )
+    full, weights = teach(x, memory)
+    assert weights["self"].shape == (2, 2, 2, 4, 4)
+    assert weights["cross"].shape == (2, 2, 2, 4, 6)
+    np.testing.assert_array_equal(weights["cross"][:, 1, ..., 2:], 0)
+    np.testing.assert_array_equal(np.triu(weights["self"], 1), 0)
+    changed, _ = teach(x.at[:, 3].set(9.0), jnp.where(MEMORY_VALID[..., None], memory, 9.0))
+    np.testing.assert_array_equal(changed[:, :3], full[:, :3])
+    state = decoder.init_cache(memory, MEMORY_VALID, 4)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(state))
+    decode = jax.jit(decoder.decode)
+    for t in range(4):
+        out, state, cross = decode(x[:, t : t + 1], state)
+        np.testing.assert_allclose(out[:, 0], full[:, t], atol=3e-6)
+        expected = jnp.swapaxes(weights["cross"], 0, 1)[..., t, :]
+        np.testing.assert_allclose(cross[..., 0, :], expected, atol=1e-6)
+
+
+def test_decoder_without_a_memory_to_see_and_with_dropout():
+    config = dataclasses.replace(SMALL, dropout_rate=0.5, attention_dropout_rate=0.5)
+    decoder = Decoder(config, memory_size=5, rngs=nnx.Rngs(0))
+    x, memory = normal(1, 2, 4, 8), normal(2, 2, 6, 5)
+    run = jax.jit(lambda memory, key: decoder(x, memory, dropout_key=key))
+    first, again, other = (run(memory, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    nothing = jnp.zeros((2, 6), bool)
+    blind = jax.jit(lambda memory: decoder(x, memory, memory_valid=nothing))
+    np.testing.assert_array_equal(blind(memory), blind(2 * memory))
+
+
+def test_decoder_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"mixer: got 'fourier', which cannot be causal"):
+        Decoder(dataclasses.replace(SMALL, mixer="fourier"), 5, rngs=nnx.Rngs(0))
+    decoder = Decoder(SMALL, memory_size=5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"memory: got shape \[2, 6, 8\], expected .* M=5"):
+        decoder(jnp.zeros((2, 4, 8)), jnp.zeros((2, 6, 8)))
+    with pytest.raises(ValueError, match=r"memory_valid: got dtype int32, expected bool"):
+        decoder.init_cache(jnp.zeros((2, 6, 5)), jnp.ones((2, 6), jnp.int32), 4)
+
+
+def test_token_embedding_by_hand():
+    embedding = TokenEmbedding(3, 2, scale=2.0, rngs=nnx.Rngs(0))
+    embedding.embedding[...] = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    np.testing.assert_array_equal(embedding(jnp.array([[2, 0]])), [[[10, 12], [2, 4]]])
+    np.testing.assert_array_equal(embedding.logits(jnp.array([1.0, -1.0])), [-1, -1, -1])
+    assert embedding.logits(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
+    assert np.isnan(embedding(jnp.array(3))).all()
+    with pytest.raises(ValueError, match="vocabulary: got 0"):
+        TokenEmbedding(0, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="tokens: got dtype float32"):
+        embedding(jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"x: got shape \[3\], expected \[..., D\] with D=2"):
+        embedding.logits(jnp.zeros(3))
+
+
 def test_sharding_rules_match_every_matrix_once_with_its_rank():
-    modules = {
-        transformer.SHARDING_RULES: Encoder(SMALL, rngs=nnx.Rngs(0)),
-        recurrent.SHARDING_RULES: BidirectionalGRU(8, 6, rngs=nnx.Rngs(0)),
-    }
+    gated = dataclasses.replace(SMALL, activation="swiglu", mixer="dot_product(gate=headwise)")
+    modules = [
+        (transformer.SHARDING_RULES, Decoder(gated, 8, rngs=nnx.Rngs(0))),
+        (transformer.SHARDING_RULES, Encoder(SMALL, rngs=nnx.Rngs(0))),
+        (transformer.SHARDING_RULES, TokenEmbedding(9, 8, rngs=nnx.Rngs(0))),
+        (recurrent.SHARDING_RULES, BidirectionalGRU(8, 6, rngs=nnx.Rngs(0))),
+    ]
     matched = {}
-    for rules, module in modules.items():
+    for rules, module in modules:
         for path, shape in paths(module).items():
             found = [axes for pattern, axes in rules if re.search(pattern, path)]
             assert len(found) <= 1, path
@@ -164,6 +320,10 @@ def test_sharding_rules_match_every_matrix_once_with_its_rank():
     assert matched["layers/1/attention/out/kernel"] == [("tensor", None, "fsdp")]
     assert matched["layers/1/feedforward/up/kernel"] == [("fsdp", "tensor")]
     assert matched["layers/0/feedforward/down/kernel"] == [("tensor", "fsdp")]
+    assert matched["layers/0/feedforward/gate/kernel"] == [("fsdp", "tensor")]
+    assert matched["layers/0/attention/gate/kernel"] == []
+    assert matched["layers/1/cross_attention/key/kernel"] == [("fsdp", "tensor", None)]
+    assert matched["embedding"] == [(None, ("fsdp", "tensor"))]
     assert matched["forward/input/kernel"] == [("fsdp", None)]
     assert matched["layers/0/attention_norm/scale"] == []
 

@@ -1,0 +1,59 @@
+"""Vectors of tokens, and logits by the same table (Press & Wolf 2017, Inan et al. 2017)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+
+Array = jax.Array
+
+
+class TokenEmbedding(nnx.Module):
+    """Rows of a table by id, and the table as a tied output layer.
+
+        x_t = scale · E[token_t],   logits_t = x_t Eᵀ
+
+    Weights: embedding, E [vocabulary, D], normal.
+
+    Args:
+      vocabulary: number of rows.
+      model_size: D.
+      scale: factor on what is looked up, not on the logits: sqrt(D) in Vaswani et al. 2017.
+      init_scale: deviation of E at the start; 0.02 is that of Devlin et al. 2019.
+
+    Raises:
+      ValueError: a size is below 1.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        model_size: int,
+        *,
+        scale: float = 1.0,
+        init_scale: float = 0.02,
+        rngs: nnx.Rngs,
+    ):
+        for name, size in (("vocabulary", vocabulary), ("model_size", model_size)):
+            if size < 1:
+                raise ValueError(f"{name}: got {size}, expected at least 1")
+        self.model_size, self.scale = model_size, scale
+        table = init_scale * jax.random.normal(rngs.params(), (vocabulary, model_size))
+        self.embedding = nnx.Param(table)
+
+    def __call__(self, tokens: Array) -> Array:
+        """tokens int [...] -> float32 [..., D]; NaN for an id that is not in the table."""
+        shapes.expect_integer("tokens", tokens)
+        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
+        return rows if self.scale == 1.0 else self.scale * rows
+
+    def logits(self, x: Array) -> Array:
+        """x [..., D] -> float32 [..., vocabulary]."""
+        if x.shape[-1] != self.model_size:
+            got, expected = shapes.show(x.shape), f"[..., D] with D={self.model_size}"
+            raise ValueError(f"x: got shape {got}, expected {expected}")
+        table = self.embedding[...].astype(x.dtype)
+        return jnp.einsum("...D,VD->...V", x, table, preferred_element_type=jnp.float32)

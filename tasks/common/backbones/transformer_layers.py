@@ -1,0 +1,314 @@
+"""What Transformers are made of: the config, and one layer of an encoder and of a decoder.
+
+B batch, T length, S length of the memory, D model size, N heads, F feed-forward size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import MultiHeadAttention, masks, registry
+from attention.dropout import dropout
+from attention.normalization import LayerNorm, RMSNorm
+from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
+from attention.projection import Projection
+
+Array = jax.Array
+
+_ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swiglu": jax.nn.silu,
+}
+_CHOICES = {
+    "norm": ("pre", "post"),
+    "activation": tuple(_ACTIVATIONS),
+    "dtype": ("float32", "bfloat16"),
+    "normalization": ("layer", "rms"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What a Transformer's stack of layers is made of, encoder or decoder.
+
+    Attributes:
+      model_size: D.
+      num_layers: L, at least 1.
+      num_heads: N, divides D.
+      feedforward_size: F.
+      dropout_rate: after embeddings, attention and feed-forward.
+      attention_dropout_rate: of the attention weights, or of what the mixer has in their place.
+      norm: "pre" (Xiong et al. 2020) or "post" (the paper's).
+      activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
+        (also called swish) or "swiglu", gated by silu (Shazeer 2020).
+      positions: added to the input: "sinusoidal", "learned" or, with the sines before the cosines,
+        "sinusoidal(interleaved=False)"; inside the mixer, where it can: a spec of
+        `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or "none".
+      max_length: longest input; only learned positions and some mixers depend on it, but all hold
+        to it.
+      mixer: a mixer of `attention.registry`, with options if any: "dot_product",
+        "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
+      dtype: of the computation; weights are float32.
+      normalization: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
+      norm_epsilon: what the norms add to the variance or the mean square.
+      use_bias: whether feed-forward, layer norms and cross-attention have biases. Those of the
+        mixer are an option of its own: "dot_product(use_bias=False)".
+      input_norm: whether embeddings with positions are normalised, before dropout (Devlin et al.
+        2019).
+    """
+
+    model_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    feedforward_size: int = 512
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    norm: str = "pre"
+    activation: str = "gelu"
+    positions: str = "sinusoidal"
+    max_length: int = 512
+    mixer: str = "dot_product"
+    dtype: str = "float32"
+    normalization: str = "layer"
+    norm_epsilon: float = 1e-5
+    use_bias: bool = True
+    input_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.model_size % self.num_heads:
+            expected = f"a divisor of model_size={self.model_size}"
+            raise ValueError(f"num_heads: got {self.num_heads}, expected {expected}")
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a rate in [0, 1)")
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"norm_epsilon: got {self.norm_epsilon}, expected a number above 0")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                got, expected = repr(getattr(self, name)), ", ".join(map(repr, choices))
+                raise ValueError(f"{name}: got {got}, expected one of {expected}")
+        if self.positions_are("sinusoidal") and self.model_size % 2:
+            expected = "an even size for 'sinusoidal' positions"
+            raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
+        # Options of mixer and positions are checked where they are used: one is built and called,
+        # but no weight drawn and nothing computed.
+        try:
+            nnx.eval_shape(
+                lambda x: (self.build_mixer(nnx.Rngs(0))(x), self.build_positions(nnx.Rngs(0)))[0],
+                jax.ShapeDtypeStruct((1, 1, self.model_size), self.dtype),
+            )
+        except ValueError as error:
+            field = str(error).partition(":")[0]
+            known = field in {f.name for f in dataclasses.fields(EncoderConfig)}
+            raise ValueError(str(error) if known else f"mixer: {self.mixer!r}: {error}") from None
+
+    @property
+    def line(self) -> registry.Mechanism:
+        """The mixer's line in the registry."""
+        return registry.find("mixer", self.mixer)
+
+    def positions_are(self, *names: str) -> bool:
+        """Whether `positions` is one of these names, with options or without."""
+        return self.positions.partition("(")[0].strip() in names
+
+    def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The mixer of one layer.
+
+        Raises:
+          ValueError: an unknown mixer, position or option, or one that does not fit.
+        """
+        can, options = self.line.can, {}
+        if not self.positions_are(*ADDED_POSITIONS, "none"):
+            choices = ["none", *ADDED_POSITIONS, *POSITIONS]
+            registry.parse("positions", self.positions, choices)
+            if "positions" not in can:
+                able = [m.name for m in registry.mechanisms("mixer") if "positions" in m.can]
+                raise ValueError(
+                    f"positions: got {self.positions!r}, which mixer {self.line.name!r} cannot do; "
+                    f"expected one of {choices[:3]}, or a mixer of {able}"
+                )
+            options["positions"] = self.positions
+        if "max_length" in can:
+            options["max_length"] = self.max_length
+        return registry.build(
+            "mixer",
+            self.mixer,
+            self.model_size,
+            num_heads=self.num_heads,
+            dropout_rate=self.attention_dropout_rate,
+            dtype=jnp.dtype(self.dtype),
+            rngs=rngs,
+            **options,
+        )
+
+    def build_positions(self, rngs: nnx.Rngs) -> nnx.Module | None:
+        """What is added to the input; None where there is nothing.
+
+        Raises:
+          ValueError: an unknown option, or one that does not fit.
+        """
+        if not self.positions_are(*ADDED_POSITIONS):
+            return None
+        return build_added_positions(self.positions, self.max_length, self.model_size, rngs=rngs)
+
+    def build_norm(self) -> nnx.Module:
+        """A norm of the model's vectors."""
+        if self.normalization == "rms":
+            return RMSNorm(self.model_size, epsilon=self.norm_epsilon)
+        return LayerNorm(self.model_size, epsilon=self.norm_epsilon, use_bias=self.use_bias)
+
+
+class FeedForward(nnx.Module):
+    """y = f(x W_up + b) W_down + b, or gated (f(x W_gate + b) ⊙ (x W_up + b)) W_down + b, with f
+    the activation.
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        D, F = config.model_size, config.feedforward_size
+        options = {"use_bias": config.use_bias, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
+        self.activation = config.activation
+        self.up = Projection((D,), (F,), **options)
+        self.down = Projection((F,), (D,), **options)
+        gated = config.activation == "swiglu"
+        self.gate = Projection((D,), (F,), **options) if gated else None
+
+    def __call__(self, x: Array) -> Array:
+        function, hidden = _ACTIVATIONS[self.activation], self.up(x)
+        hidden = function(hidden) if self.gate is None else function(self.gate(x)) * hidden
+        return self.down(hidden)
+
+
+class EncoderLayer(nnx.Module):
+    """Attention and feed-forward, each with its residual, norm and dropout.
+
+    pre:  x + f(norm(x)),   post: norm(x + f(x))
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.norm, self.dropout_rate = config.norm, config.dropout_rate
+        self.attention = config.build_mixer(rngs)
+        self.feedforward = FeedForward(config, rngs=rngs)
+        self.attention_norm = config.build_norm()
+        self.feedforward_norm = config.build_norm()
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | None,
+        dropout_key: Array | None,
+        return_weights: bool,
+    ) -> tuple[Array, Array | None]:
+        """[B, T, D] -> [B, T, D], and the weights [B, N, T, T] or None."""
+        keys = _keys(dropout_key, 3)
+        attend = _attending(self.attention, return_weights, mask=mask, dropout_key=keys[0])
+        x, weights = self._residual(self.attention_norm, attend, x, keys[1])
+        x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[2])
+        return x, weights
+
+    def decode(self, x: Array, cache: Any, lengths: Array | None) -> tuple[Array, Any]:
+        """The next T positions, with the mixer's cache: [B, T, D] and the new cache."""
+        attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
+        x, cache = self._residual(self.attention_norm, attend, x, None)
+        x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
+        return x, cache
+
+    def _feed(self, x: Array) -> tuple[Array, None]:
+        return self.feedforward(x), None
+
+    def _residual(
+        self, norm: nnx.Module, compute: Callable, x: Array, dropout_key: Array | None
+    ) -> tuple[Array, Any]:
+        """One sublayer; `compute` gives its result and something else."""
+        y, other = compute(norm(x) if self.norm == "pre" else x)
+        x = x + dropped(y, self.dropout_rate, dropout_key)
+        return (norm(x) if self.norm == "post" else x), other
+
+
+class DecoderLayer(EncoderLayer):
+    """An encoder layer with attention to a memory between its two parts (Vaswani et al. 2017)."""
+
+    def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.cross_attention = MultiHeadAttention(
+            config.model_size,
+            config.num_heads,
+            memory_size=memory_size,
+            use_bias=config.use_bias,
+            dropout_rate=config.attention_dropout_rate,
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.cross_attention_norm = config.build_norm()
+
+    def __call__(
+        self,
+        x: Array,
+        memory: Array,
+        *,
+        mask: masks.Mask | None,
+        memory_mask: masks.Mask | None,
+        dropout_key: Array | None,
+        return_weights: tuple[bool, bool],
+    ) -> tuple[Array, Array | None, Array | None]:
+        """[B, T, D], [B, S, D_m] -> [B, T, D], and the weights [B, N, T, T] and [B, N, T, S], each
+        where it is asked for.
+        """
+        keys, (asked, cross_asked) = _keys(dropout_key, 5), return_weights
+        attend = _attending(self.attention, asked, mask=mask, dropout_key=keys[0])
+        x, weights = self._residual(self.attention_norm, attend, x, keys[1])
+        options = {"memory": memory, "mask": memory_mask, "dropout_key": keys[2]}
+        attend = _attending(self.cross_attention, cross_asked, **options)
+        x, cross = self._residual(self.cross_attention_norm, attend, x, keys[3])
+        x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[4])
+        return x, weights, cross
+
+    def decode(
+        self,
+        x: Array,
+        cache: Any,
+        lengths: Array | None,
+        memory: tuple[Array, Array],
+        memory_mask: masks.Mask,
+    ) -> tuple[Array, Any, Array]:
+        """The next T positions, with the memory as `MultiHeadAttention.prepare` gives it: [B, T,
+        D], the mixer's new cache and the weights [B, N, T, S].
+        """
+        attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
+        x, cache = self._residual(self.attention_norm, attend, x, None)
+        read = functools.partial(self.cross_attention.read, memory=memory, mask=memory_mask)
+        x, cross = self._residual(self.cross_attention_norm, read, x, None)
+        x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
+        return x, cache, cross
+
+
+def _attending(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
+    """x -> what the module makes of it, and its weights or None."""
+
+    def compute(x: Array) -> tuple[Array, Array | None]:
+        result = module(x, return_weights=return_weights, **options)
+        return result if return_weights else (result, None)
+
+    return compute
+
+
+def dropped(x: Array, rate: float, key: Array | None) -> Array:
+    """`dropout` where there is a key."""
+    return x if key is None else dropout(x, rate, key)
+
+
+def _keys(dropout_key: Array | None, count: int) -> list[Array | None]:
+    return [None] * count if dropout_key is None else list(jax.random.split(dropout_key, count))
