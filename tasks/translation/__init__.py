@@ -1,0 +1,1 @@
+"""Translating sentences, by a Transformer or a recurrent encoder-decoder."""

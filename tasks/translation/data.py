@@ -1,0 +1,206 @@
+"""Sentence pairs in three splits: the project's data sets, or a person's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common import builders
+from tasks.common.errors import UserError
+from tasks.common.leaks import norm_hash
+from tasks.common.paths import Paths
+from tasks.common.text import PAD, TextConfig
+from tasks.translation.datasets import DATA_SETS
+from tasks.translation.files import find, read_pairs
+
+SPLITS = ("train", "validation", "test")
+_OWN = "own_"
+# What a tokenizer for classification may do, and one that writes text may not.
+_WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
+
+
+def _subwords() -> TextConfig:
+    return TextConfig(tokenizer="bpe", vocabulary_size=10_000, max_length=64)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which sentences, from which language into which, and how they become ids.
+
+    Attributes:
+      name: one of the project's data sets. With path it only names the results, and is
+        own_<its name> unless something else is given.
+      source: language that is read, by its two-letter code; of own files the ending.
+      target: language that is written.
+      path: own files: a folder with train.SOURCE and train.TARGET, and, where they are,
+        validation (or valid, val, dev) and test; or two files with a comma between. A split that
+        is missing is a tenth of train, by the hash of the source.
+      text: tokenizer, one for both languages, trained on both. max_length holds for either side:
+        longer pairs are left out of train, longer sources of other splits are cut. With lower_case
+        outputs and references are lower-case.
+    """
+
+    name: str = "multi30k"
+    source: str = "en"
+    target: str = "de"
+    path: str | None = None
+    text: TextConfig = field(default_factory=_subwords)
+
+    def __post_init__(self):
+        for name in ("source", "target"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty")
+        if self.source == self.target:
+            raise ValueError(f"target must differ from source, got {self.target!r}")
+        for name, value in _WITHOUT.items():
+            if getattr(self.text, name) != value:
+                raise ValueError(
+                    f"text.{name} must be {value!r}, for texts are written too, got "
+                    f"{getattr(self.text, name)!r}"
+                )
+        if self.path is not None:
+            # Results of own files must not be filed under a public data set's name.
+            if self.name in DATA_SETS:
+                object.__setattr__(self, "name", _OWN + Path(self.path.split(",")[0]).stem)
+            return
+        if self.name not in DATA_SETS:
+            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"name: no data set is called {self.name!r}{hint}; there are "
+                f"{', '.join(DATA_SETS)}; path takes your own files"
+            )
+        languages = DATA_SETS[self.name].languages
+        for name in ("source", "target"):
+            if getattr(self, name) not in languages:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(languages)} for {self.name}, got "
+                    f"{getattr(self, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sentence pairs of one split.
+
+    Attributes:
+      sources: as read.
+      targets: their translations.
+      ids: where each comes from.
+    """
+
+    sources: list[str]
+    targets: list[str]
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def only(self, chosen: Sequence[int]) -> Pairs:
+        """Some of them."""
+        columns = (getattr(self, column.name) for column in dataclasses.fields(self))
+        return Pairs(*([column[i] for i in chosen] for column in columns))
+
+
+@dataclass(frozen=True)
+class TranslationData:
+    """A data set: its splits by name."""
+
+    name: str
+    splits: Mapping[str, Pairs]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all sentences in their order."""
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            split = self.splits[name]
+            digest.update(json.dumps([name, split.sources, split.targets]).encode())
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> TranslationData:
+    """Reads a data set, preparing one of the project's own first when it is not.
+
+    Raises:
+      UserError: what is wrong with a file or a source.
+    """
+    if config.path is not None:
+        files = find(config.path, config.source, config.target)
+        read = {split: Pairs(*read_pairs(pair)) for split, pair in files.items()}
+        return TranslationData(config.name, _with_all_splits(read, str(files["train"][0])))
+    definition = DATA_SETS[config.name].definition
+    builders.prepare(definition, paths)
+    splits = {}
+    for name in SPLITS:
+        source = builders.load(definition, name, paths)
+        rows = source.__getitems__(range(len(source)))
+        columns = (
+            [row[key].decode() for row in rows] for key in (config.source, config.target, "id")
+        )
+        splits[name] = Pairs(*columns)
+    return TranslationData(config.name, splits)
+
+
+def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
+    """Test is the train pairs whose source's hash ends in 0, validation those in 1, where missing.
+
+    By the hash equal sources stay together, and a pair stays where it is when others come.
+    """
+    missing = {
+        digit: split for digit, split in enumerate(("test", "validation")) if split not in read
+    }
+    train, result = read["train"], dict(read)
+    digits = [norm_hash(text, unicode=True) % 10 for text in train.sources]
+    for digit, split in missing.items():
+        result[split] = train.only([i for i, d in enumerate(digits) if d == digit])
+    result["train"] = train.only([i for i, d in enumerate(digits) if d not in missing])
+    for split in SPLITS:
+        if not len(result[split]):
+            raise UserError(
+                f"{name}: {len(train)} pairs are too few to split, {split} would be empty; give "
+                "files for validation and test"
+            )
+    return result
+
+
+class PairExamples:
+    """Pairs of ids as `tasks.common.pipeline` reads them, each side with an end sign after it.
+
+    Attributes:
+      lengths: of each field, the end sign included.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray] | None,
+        end: int,
+        *,
+        greedy: bool = False,
+    ):
+        """Args: ids of each sentence; ids of the translations, None where nobody knows them; id of
+        the end sign; greedy: rows have a field `greedy`, which asks for greedy decoding.
+        """
+        self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
+        self.padded = dict.fromkeys(self._fields, PAD)
+        self.lengths = {
+            name: np.array([len(ids) + 1 for ids in rows], np.int32)
+            for name, rows in self._fields.items()
+        }
+        self._end, self._greedy = np.int32(end), greedy
+
+    def __len__(self) -> int:
+        return len(self._fields["source"])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = {name: np.append(rows[index], self._end) for name, rows in self._fields.items()}
+        return row | ({"greedy": np.True_} if self._greedy else {})

@@ -1,0 +1,91 @@
+"""The parallel texts of this project, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.common.builders import Definition
+from tasks.common.places import Url
+from tasks.common.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """Sentences that say the same in some languages.
+
+    Attributes:
+      definition: its examples have the features id and, for each language, a text.
+      languages: two-letter codes.
+    """
+
+    definition: Definition
+    languages: tuple[str, ...]
+
+
+def parallel_features(languages: tuple[str, ...]) -> Callable[[], Mapping[str, Any]]:
+    """Features of an example: id, and a text by language."""
+
+    def features() -> Mapping[str, Any]:
+        import tensorflow_datasets as tfds
+
+        return {name: tfds.features.Text() for name in ("id", *languages)}
+
+    return features
+
+
+# ---------------------------------------------------------------------- Multi30k
+
+_MULTI30K_ADDRESS = (
+    "https://raw.githubusercontent.com/multi30k/dataset/"
+    "a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+)
+_MULTI30K_FILES = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+_MULTI30K_HASHES = {
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+}
+
+
+def _multi30k(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
+    def lines(stem: str, language: str) -> list[str]:
+        content = gzip.decompress(files[f"multi30k/{stem}.{language}.gz"].read_bytes())
+        return [line.strip() for line in content.decode("utf-8").rstrip("\n").split("\n")]
+
+    return {
+        split: [
+            {"id": f"{split}-{index}", "en": english, "de": german}
+            for index, (english, german) in enumerate(
+                zip(lines(stem, "en"), lines(stem, "de"), strict=True)
+            )
+        ]
+        for split, stem in _MULTI30K_FILES.items()
+    }
+
+
+MULTI30K = Parallel(
+    Definition(
+        name="multi30k",
+        version="1.0.0",
+        features=parallel_features(("en", "de")),
+        sources=tuple(
+            Source(f"multi30k/{file}", digest, (Url(_MULTI30K_ADDRESS + file),))
+            for file, digest in _MULTI30K_HASHES.items()
+        ),
+        generate=_multi30k,
+        counts={"train": 29_000, "validation": 1_014, "test": 1_000},
+        description="Captions of Flickr pictures in English and their translations into German "
+        "(Elliott et al. 2016), raw, in the given splits; test is test_2016_flickr.",
+        licence="research, non-commercial",
+    ),
+    ("en", "de"),
+)
+
+DATA_SETS: dict[str, Parallel] = {parallel.definition.name: parallel for parallel in (MULTI30K,)}

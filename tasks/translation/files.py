@@ -1,0 +1,93 @@
+"""A person's own sentence pairs: two text files in UTF-8, line n of one the translation of line n
+of the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.common.errors import UserError
+
+# How the files of a split may be called.
+STEMS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+Files = tuple[Path, Path]
+
+
+def find(path: str, source: str, target: str) -> dict[str, Files]:
+    """The files of each split that is there.
+
+    Args:
+      path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; or two files
+        with a comma between, which are the train split.
+      source: ending of the files in the language that is read.
+      target: of those in the language that is written.
+
+    Raises:
+      UserError: there is no train split, or one file of two.
+    """
+    if "," in path:
+        names = [name.strip() for name in path.split(",")]
+        if len(names) != 2 or not all(names):
+            raise UserError(f"path: {path!r} names {len(names)} files; give two, or a folder")
+        return {"train": (Path(names[0]).expanduser(), Path(names[1]).expanduser())}
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"path: {path} is not a folder; give one with train.{source} and train.{target}, or "
+            "two files with a comma between"
+        )
+    found: dict[str, Files] = {}
+    for split, stems in STEMS.items():
+        for stem in stems:
+            pair = folder / f"{stem}.{source}", folder / f"{stem}.{target}"
+            there = [file.is_file() for file in pair]
+            if all(there) and split not in found:
+                found[split] = pair
+            elif any(there) and not all(there):
+                raise UserError(f"{pair[there[0]]}: is missing beside {pair[not there[0]].name}")
+    if "train" not in found:
+        raise UserError(f"{path}: has no train.{source} and train.{target}")
+    return found
+
+
+def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
+    """Sources, targets and ids (file name and line) of two files.
+
+    Spaces around a line do not count; pairs of which a side is empty are left out.
+
+    Raises:
+      UserError: a file is missing or not UTF-8, the numbers of lines differ, or nothing is left.
+    """
+    source, target = (_lines(file) for file in files)
+    if len(source) != len(target):
+        raise UserError(
+            f"{files[1]}: has {len(target)} lines, but {files[0]} has {len(source)}; line n of one "
+            "must be the translation of line n of the other"
+        )
+    kept = [i for i in range(len(source)) if source[i] and target[i]]
+    if not kept:
+        raise UserError(f"{files[0]}: holds no pair")
+    ids = [f"{files[0].name}:{i + 1}" for i in kept]
+    return [source[i] for i in kept], [target[i] for i in kept], ids
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{file}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
+            "UTF-8"
+        ) from None
+    # Not splitlines: U+2028 and others stand within a line of other tools' files.
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
