@@ -426,13 +426,15 @@ def build_positions(
 def build_added_positions(
     spec: str, max_length: int, model_size: int, *, rngs: nnx.Rngs
 ) -> SinusoidalPositions | LearnedPositions | None:
-    """The module of "sinusoidal", "sinusoidal(interleaved=False)", "learned" or "none", whose
-    vectors are added to the input.
+    """The module of a spec such as "sinusoidal", "sinusoidal(interleaved=False)" (Vaswani et al.
+    2017), "learned" (Devlin et al. 2019) or "none".
+
+        x_t -> x_t + position_t
 
     Args:
       spec: "none", or a name of `ADDED_POSITIONS`, with options in brackets if any.
       max_length: of learned positions.
-      model_size: D.
+      model_size: D of [B, T, D].
       rngs: for what is learned.
 
     Returns:
