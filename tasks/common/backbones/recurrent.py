@@ -1,11 +1,14 @@
-"""The gated recurrent unit, one and two ways (Cho et al. 2014; Chung et al. 2014).
+"""Recurrent networks, one and two ways: the gated recurrent unit (Cho et al. 2014; Chung et al.
+2014) and long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
 B batch, T length, D input size, H state size. Padding changes nothing: the state is held there.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,18 +51,54 @@ def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Arra
     return n + z * (state - n)
 
 
-class GRU(nnx.Module):
-    """A GRU over a padded batch, or a step at a time.
+class LSTMState(NamedTuple):
+    """What an LSTM carries: [B, H] each; others see `hidden`."""
 
-    Weights: input/kernel [D, 3H], input/bias [3H], recurrent/kernel [H, 3H], recurrent/bias [3H],
-    with the gates in the order r, z, n. Kernels are uniform in ±1/sqrt(H), as PyTorch's.
+    hidden: Array
+    cell: Array
+
+
+def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) -> LSTMState:
+    """One step (Gers et al. 2000), with the gates in PyTorch's order:
+
+        i = σ(x_i + h U_i + b_i),   f = σ(x_f + h U_f + b_f)
+        g = tanh(x_g + h U_g + b_g),   o = σ(x_o + h U_o + b_o)
+        c' = f ⊙ c + i ⊙ g,   h' = o ⊙ tanh(c')
+
+    Args:
+      projected: [B, 4H], x W + b for the gates i, f, g, o.
+      state: h and c, [B, H] each.
+      kernel: [H, 4H], U.
+      bias: [4H].
+
+    Returns:
+      h' and c'.
+    """
+    hidden = state.hidden
+    sums = jnp.promote_types(hidden.dtype, jnp.float32)
+    recurrent = jnp.matmul(hidden, kernel, preferred_element_type=sums).astype(hidden.dtype)
+    i, f, g, o = jnp.split(projected + recurrent + bias, 4, axis=-1)
+    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+class Recurrent(nnx.Module):
+    """What the networks here share: a run over a padded batch, or a step at a time.
+
+    Weights: input/kernel [D, GH], input/bias [GH], recurrent/kernel [H, GH], recurrent/bias [GH],
+    where G is the number of gates. Kernels are uniform in ±1/sqrt(H), as PyTorch's.
 
     Args:
       input_size: D.
       state_size: H.
       dtype: of the computation; weights are float32.
       unroll: steps that one turn of the compiled loop makes.
+
+    Raises:
+      ValueError: a size is below 1.
     """
+
+    gates: ClassVar[int]
 
     def __init__(
         self,
@@ -74,41 +113,50 @@ class GRU(nnx.Module):
             if size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         self.state_size, self.dtype, self.unroll = state_size, dtype, unroll
-        self.input = Projection((input_size,), (3 * state_size,), dtype=dtype, rngs=rngs)
-        self.recurrent = Projection((state_size,), (3 * state_size,), dtype=dtype, rngs=rngs)
+        outputs = (self.gates * state_size,)
+        self.input = Projection((input_size,), outputs, dtype=dtype, rngs=rngs)
+        self.recurrent = Projection((state_size,), outputs, dtype=dtype, rngs=rngs)
         limit = 1.0 / math.sqrt(state_size)
         for projection in (self.input, self.recurrent):
             shape = projection.kernel[...].shape
             kernel = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
             projection.kernel[...] = kernel
 
-    def initial_state(self, batch_size: int) -> Array:
-        """Zeros [B, H]."""
-        return jnp.zeros((batch_size, self.state_size), self.dtype)
+    def initial_state(self, batch_size: int) -> Any:
+        """Zeros, leaves [B, H]."""
+        raise NotImplementedError
 
-    def step(self, x: Array, state: Array) -> Array:
-        """x [B, D], state [B, H] -> the next state [B, H]; for decoders."""
-        return gru_step(self.input(x), state, *self._recurrent_weights())
+    def hidden(self, state: Any) -> Array:
+        """What others see of a state, [B, H]."""
+        raise NotImplementedError
+
+    def advance(self, projected: Array, state: Any, kernel: Array, bias: Array) -> Any:
+        """One step, from x W + b [B, GH], as the function of the network's name does it."""
+        raise NotImplementedError
+
+    def step(self, x: Array, state: Any) -> Any:
+        """x [B, D], state with leaves [B, H] -> the next state; for decoders."""
+        return self.advance(self.input(x), state, *self._recurrent_weights())
 
     def __call__(
         self,
         x: Array,
         *,
         valid: Array | None = None,
-        initial_state: Array | None = None,
+        initial_state: Any = None,
         reverse: bool = False,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Any]:
         """Runs along the sequence.
 
         Args:
           x: [B, T, D].
           valid: bool [B, T], True = a real position; all if None.
-          initial_state: [B, H]; zeros if None.
+          initial_state: leaves [B, H]; zeros if None.
           reverse: from the last position to the first.
 
         Returns:
-          The states [B, T, H] (where the position is padding, the state held there) and the state
-          after the last step taken [B, H].
+          What others see of the states, [B, T, H] (where the position is padding, the state held
+          there), and the state after the last step taken, leaves [B, H].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -120,7 +168,7 @@ class GRU(nnx.Module):
             shapes.expect("valid", valid, "B T", sizes)
         if initial_state is None:
             initial_state = self.initial_state(sizes["B"])
-        shapes.expect("initial_state", initial_state, "B H", sizes)
+        expect_state("initial_state", initial_state, self, sizes)
         kernel, bias = self._recurrent_weights()
         # One large product outside of the loop in place of T small ones inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
@@ -128,13 +176,14 @@ class GRU(nnx.Module):
 
         def step(state, inputs):
             projected_t, valid_t = inputs
-            new = gru_step(projected_t, state, kernel, bias)
-            new = new if valid_t is None else jnp.where(valid_t, new, state)
-            return new, new
+            new = self.advance(projected_t, state, kernel, bias)
+            if valid_t is not None:
+                new = jax.tree.map(lambda new, old: jnp.where(valid_t, new, old), new, state)
+            return new, self.hidden(new)
 
         last, states = jax.lax.scan(
             step,
-            initial_state.astype(self.dtype),
+            jax.tree.map(lambda leaf: leaf.astype(self.dtype), initial_state),
             (projected, steps),
             reverse=reverse,
             unroll=self.unroll,
@@ -146,29 +195,119 @@ class GRU(nnx.Module):
         return weights.kernel[...].astype(self.dtype), weights.bias[...].astype(self.dtype)
 
 
-class BidirectionalGRU(nnx.Module):
-    """One GRU each way over the sequence (Schuster & Paliwal 1997); arguments as for `GRU`."""
+class GRU(Recurrent):
+    """A gated recurrent unit: `gru_step`, with the gates in the order r, z, n. Its state is an
+    array [B, H]. Weights and arguments: `Recurrent`.
+    """
+
+    gates = 3
+
+    def initial_state(self, batch_size: int) -> Array:
+        """Zeros [B, H]."""
+        return jnp.zeros((batch_size, self.state_size), self.dtype)
+
+    def hidden(self, state: Array) -> Array:
+        """All of it, [B, H]."""
+        return state
+
+    def advance(self, projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
+        """See `gru_step`."""
+        return gru_step(projected, state, kernel, bias)
+
+
+class LSTM(Recurrent):
+    """Long short-term memory: `lstm_step`, with the gates in the order i, f, g, o. Its state is an
+    `LSTMState`. Weights and arguments: `Recurrent`; the forget gate's input/bias is 1 at the start
+    (Gers et al. 2000; Jozefowicz et al. 2015).
+    """
+
+    gates = 4
+
+    def __init__(self, input_size: int, state_size: int, *, rngs: nnx.Rngs, **options: Any):
+        super().__init__(input_size, state_size, rngs=rngs, **options)
+        forget = slice(state_size, 2 * state_size)
+        self.input.bias[...] = self.input.bias[...].at[forget].set(1.0)
+
+    def initial_state(self, batch_size: int) -> LSTMState:
+        """Zeros, [B, H] twice."""
+        zeros = jnp.zeros((batch_size, self.state_size), self.dtype)
+        return LSTMState(zeros, zeros)
+
+    def hidden(self, state: LSTMState) -> Array:
+        """h, [B, H]."""
+        return state.hidden
+
+    def advance(self, projected: Array, state: LSTMState, kernel: Array, bias: Array) -> LSTMState:
+        """See `lstm_step`."""
+        return lstm_step(projected, state, kernel, bias)
+
+
+CELLS: dict[str, type[Recurrent]] = {"gru": GRU, "lstm": LSTM}
+
+
+def find_cell(name: str) -> type[Recurrent]:
+    """A network of `CELLS`.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in CELLS:
+        raise ValueError(f"cell: got {name!r}, expected one of {', '.join(map(repr, CELLS))}")
+    return CELLS[name]
+
+
+def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str, int]) -> None:
+    """Holds a state to the kind of the network and its leaves to [B, H].
+
+    Raises:
+      ValueError: otherwise.
+    """
+    kind = jax.eval_shape(lambda: network.initial_state(1))
+    if jax.tree.structure(state) != jax.tree.structure(kind):
+        got, expected = type(state).__name__, f"the state of {type(network).__name__}"
+        raise ValueError(f"{argument}: got {got}, expected {expected}")
+    for leaf in jax.tree.leaves(state):
+        shapes.expect(argument, leaf, "B H", sizes)
+
+
+class Bidirectional(nnx.Module):
+    """One network each way over the sequence (Schuster & Paliwal 1997).
+
+    Args:
+      input_size: D.
+      state_size: H of each way.
+      cell: one of `CELLS`.
+      dtype, unroll: as for `Recurrent`.
+    """
 
     def __init__(
         self,
         input_size: int,
         state_size: int,
         *,
+        cell: str = "gru",
         dtype: jnp.dtype = jnp.float32,
         unroll: int = 1,
         rngs: nnx.Rngs,
     ):
+        network = find_cell(cell)
         options = {"dtype": dtype, "unroll": unroll, "rngs": rngs}
-        self.forward = GRU(input_size, state_size, **options)
-        self.backward = GRU(input_size, state_size, **options)
+        self.forward = network(input_size, state_size, **options)
+        self.backward = network(input_size, state_size, **options)
 
-    def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Array]:
-        """x [B, T, D], valid bool [B, T] -> states [B, T, 2H] and the final state [B, 2H].
+    def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
+        """x [B, T, D], valid bool [B, T] -> states [B, T, 2H] and the final state, leaves [B, 2H].
 
         The final state is that after the last real position forwards, and after the first
         backwards.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)
-        states = jnp.concatenate([forward, backward], axis=-1)
-        return states, jnp.concatenate([forward_last, backward_last], axis=-1)
+
+        def joined(left: Array, right: Array) -> Array:
+            return jnp.concatenate([left, right], axis=-1)
+
+        return joined(forward, backward), jax.tree.map(joined, forward_last, backward_last)
+
+
+BidirectionalGRU = functools.partial(Bidirectional, cell="gru")
