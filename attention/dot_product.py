@@ -53,8 +53,8 @@ def attend(
         o_t  = Σ_s w_ts v_s
 
     A query that sees nothing gives 0, with finite gradients. Softmax and sums are in at least
-    float32. What the mask hides has no influence, but has to be finite: its weight is 0, and 0 times
-    NaN is NaN.
+    float32. What the mask hides has no influence, but has to be finite: its weight is 0, and 0
+    times NaN is NaN.
 
     Args:
       query: [B, T, N, H].

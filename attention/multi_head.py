@@ -77,18 +77,12 @@ class MultiHeadAttention(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or (head_size is None and model_size % num_heads):
-            expected = f"a positive divisor of model_size={model_size} (or give head_size)"
-            raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
-        K = num_heads if key_value_heads is None else key_value_heads
-        if K < 1 or num_heads % K:
-            expected = f"a positive divisor of num_heads={num_heads}"
-            raise ValueError(f"key_value_heads: got {K}, expected {expected}")
+        H = shapes.head_size(model_size, num_heads, head_size)
+        K = shapes.key_heads("key_value_heads", num_heads, key_value_heads)
         if gate not in ("none", "elementwise", "headwise"):
             expected = "'none', 'elementwise' or 'headwise'"
             raise ValueError(f"gate: got {gate!r}, expected {expected}")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        H = model_size // num_heads if head_size is None else head_size
         V = H if value_head_size is None else value_head_size
         D_m = model_size if memory_size is None else memory_size
         self.model_size, self.memory_size, self.dtype = model_size, D_m, dtype

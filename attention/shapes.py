@@ -160,6 +160,19 @@ def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
     return model_size // num_heads if given is None else given
 
 
+def key_heads(argument: str, num_heads: int, given: int | None) -> int:
+    """K of a mixer: what was given, or as many as there are query heads.
+
+    Raises:
+      ValueError: it does not divide num_heads.
+    """
+    K = num_heads if given is None else given
+    if K < 1 or num_heads % K:
+        expected = f"a positive divisor of num_heads={num_heads}"
+        raise ValueError(_line(argument, str(K), expected))
+    return K
+
+
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
     """The hint where what should be positions in `got` are all the size of axis 2, "" elsewhere."""
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)

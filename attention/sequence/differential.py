@@ -167,10 +167,7 @@ class DifferentialAttention(nnx.Module):
             expected = f"twice it to divide model_size={model_size} (or give head_size)"
             raise ValueError(f"num_heads: got {num_heads}, expected {expected}")
         H = shapes.head_size(model_size, 2 * num_heads, head_size)
-        K = num_heads if key_value_heads is None else key_value_heads
-        if K < 1 or num_heads % K:
-            expected = f"a positive divisor of num_heads={num_heads}"
-            raise ValueError(f"key_value_heads: got {K}, expected {expected}")
+        K = shapes.key_heads("key_value_heads", num_heads, key_value_heads)
         if not 0 <= lambda_init < 1:
             raise ValueError(f"lambda_init: got {lambda_init}, expected a number in [0, 1)")
         if not epsilon > 0:

@@ -183,10 +183,7 @@ class GatedDeltaNet(nnx.Module):
     ):
         V = _head_size("value_head_size", model_size, num_heads, value_head_size)
         H = _head_size("key_head_size", model_size, num_heads, key_head_size)
-        K = num_heads if key_heads is None else key_heads
-        if K < 1 or num_heads % K:
-            expected = f"a positive divisor of num_heads={num_heads}"
-            raise ValueError(f"key_heads: got {K}, expected {expected}")
+        K = shapes.key_heads("key_heads", num_heads, key_heads)
         if conv_size < 1:
             raise ValueError(f"conv_size: got {conv_size}, expected at least 1")
         if not epsilon > 0:
