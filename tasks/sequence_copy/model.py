@@ -17,8 +17,9 @@ from flax import nnx
 
 from attention import registry, shapes
 from attention.dropout import dropout
-from attention.projection import Projection
+from tasks.common import decoding
 from tasks.common.backbones.recurrent import GRU
+from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.sequence_copy.data import END, PAD, START, VOCABULARY
 
 Array = jax.Array
@@ -88,22 +89,24 @@ MODEL_CONFIGS = {"gru": EncoderDecoderConfig}
 class EncoderDecoder(nnx.Module):
     """Reads the source, then writes token by token.
 
-        h_1 ... h_S = GRU_e(E x),   s_0 = h_S
-        s_t = GRU_d([E y_{t-1}; c_{t-1}], s_{t-1})
-        c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
+        h_1 ... h_S = GRU(E x),   s_0 = h_S
 
-    with c_0 = 0 (Luong's input feeding, of the context).
+    and from there on `AttentionDecoder`, by the same E.
     """
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
         E, D = config.embedding_size, config.state_size
         self.config = config
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (VOCABULARY, E)))
         self.encoder = GRU(E, D, rngs=rngs)
-        self.decoder = GRU(E + D, D, rngs=rngs)
-        self.alignment = config.build_alignment(rngs)
-        self.combine = Projection((2 * D,), (D,), rngs=rngs)
-        self.classify = Projection((D,), (VOCABULARY,), rngs=rngs)
+        self.decoder = AttentionDecoder(
+            VOCABULARY,
+            E,
+            D,
+            D,
+            alignment=config.alignment,
+            dropout_rate=config.dropout_rate,
+            rngs=rngs,
+        )
 
     def __call__(
         self, source: Array, lengths: Array, target: Array, *, dropout_key: Array | None = None
@@ -123,20 +126,12 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError: shapes do not fit.
         """
-        B, T = len(source), target.shape[-1]
+        B = len(source)
         shapes.expect("target", target, "B T", {"B": B})
-        keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
-        memory, carry = self._encode(source, lengths, keys[0])
-        previous = jnp.concatenate([jnp.full((B, 1), START, target.dtype), target[:, :-1]], axis=1)
-        words = self._dropped(self._embed(previous), keys[1])
-
-        def step(carry, word):
-            carry, features, weights = self._step(word, memory, carry)
-            return carry, (features, weights)
-
-        _, (features, weights) = jax.lax.scan(step, carry, jnp.swapaxes(words, 0, 1), length=T)
-        features = self._dropped(jnp.swapaxes(features, 0, 1), keys[2])
-        return self.classify(features), jnp.swapaxes(weights, 0, 1)
+        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        inputs = jnp.concatenate([jnp.full((B, 1), START, target.dtype), target[:, :-1]], axis=1)
+        encoded = self._encode(source, lengths, keys[0])
+        return self.decoder(*encoded, inputs, dropout_key=keys[1])
 
     def generate(self, source: Array, lengths: Array, steps: int) -> tuple[Array, Array]:
         """Greedy decoding: each step reads the likeliest token of the one before.
@@ -150,41 +145,27 @@ class EncoderDecoder(nnx.Module):
           Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
           [B, T, N, S], 0 where PAD is written.
         """
-        memory, carry = self._encode(source, lengths, None)
-        start = jnp.full((len(source),), START, jnp.int32)
+        decoded = decoding.generate(
+            self.decoder.step,
+            self.decoder.prepare(*self._encode(source, lengths, None)),
+            config=decoding.DecodingConfig(),
+            batch_size=len(source),
+            max_length=steps,
+            start=START,
+            end=END,
+            pad=PAD,
+        )
+        return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
 
-        def step(carry, _):
-            carry, token, ended = carry
-            carry, features, weights = self._step(self._embed(token), memory, carry)
-            token = jnp.argmax(self.classify(features), axis=-1).astype(jnp.int32)
-            token = jnp.where(ended, PAD, token)
-            weights = jnp.where(ended.reshape(-1, *[1] * (weights.ndim - 1)), 0, weights)
-            return (carry, token, ended | (token == END)), (token, weights)
-
-        carry = (carry, start, jnp.zeros(len(source), bool))
-        _, (tokens, weights) = jax.lax.scan(step, carry, length=steps)
-        return jnp.swapaxes(tokens, 0, 1), jnp.swapaxes(weights, 0, 1)
-
-    def _encode(self, source: Array, lengths: Array, key: Array | None) -> tuple[Any, Any]:
-        """The memory, and what the decoder starts from: state, context, alignment's state."""
+    def _encode(
+        self, source: Array, lengths: Array, key: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """States [B, S, D], which of them are real [B, S], and the last one [B, D]."""
         sizes: dict[str, int] = {}
         shapes.expect("source", source, "B S", sizes)
         shapes.expect("lengths", lengths, "B", sizes)
         valid = jnp.arange(sizes["S"]) < lengths[:, None]
-        states, last = self.encoder(self._dropped(self._embed(source), key), valid=valid)
-        memory = self.alignment.prepare(states, valid=valid)
-        return memory, (last, jnp.zeros_like(last), self.alignment.initial_state(memory))
-
-    def _step(self, word: Array, memory: Any, carry: Any) -> tuple[Any, Array, Array]:
-        """word [B, E] -> the next carry, features [B, D], weights [B, S] or [B, N, S]."""
-        state, context, aligned = carry
-        state = self.decoder.step(jnp.concatenate([word, context], axis=-1), state)
-        context, weights, aligned = self.alignment.step(state, memory, aligned)
-        features = jnp.tanh(self.combine(jnp.concatenate([context, state], axis=-1)))
-        return (state, context, aligned), features, weights
-
-    def _embed(self, tokens: Array) -> Array:
-        return jnp.take(self.embedding[...], tokens, axis=0)
-
-    def _dropped(self, x: Array, key: Array | None) -> Array:
-        return x if key is None else dropout(x, self.config.dropout_rate, key)
+        words = self.decoder.embedding(source)
+        words = words if key is None else dropout(words, self.config.dropout_rate, key)
+        states, last = self.encoder(words, valid=valid)
+        return states, valid, last

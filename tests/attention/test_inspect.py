@@ -132,14 +132,17 @@ def test_a_decoder_in_a_scan(alignment):
     source, lengths = TOKENS[:, :4], jnp.array([4, 2])
     _, returned = model(source, lengths, target)
     weights = inspect.capture(model, source, lengths, target)
-    assert list(weights) == ["alignment"]
-    assert_close(weights["alignment"], returned.swapaxes(0, 1))
+    assert list(weights) == ["decoder/alignment"]
+    assert_close(weights["decoder/alignment"], returned.swapaxes(0, 1))
     returned = np.swapaxes(np.asarray(model.generate(source, lengths, 6)[1]), 0, 1)
-    generated = inspect.capture(model, source, lengths, 6, method="generate")["alignment"]
-    # After the end of a sequence the model gives 0 in place of the weights.
-    assert_close(generated * returned.any(axis=-1, keepdims=True), returned)
-    again = inspect.capture(model.generate, source, lengths, 6)["alignment"]
-    np.testing.assert_array_equal(again, generated)
+    looked = inspect.capture(model, source, lengths, 6, method="generate")["decoder/alignment"]
+    # After the end of a sequence the model gives 0 in place of the weights, and when all have ended
+    # it takes no further step.
+    made = len(looked)
+    assert_close(looked * returned[:made].any(axis=-1, keepdims=True), returned[:made])
+    assert not returned[made:].any()
+    again = inspect.capture(model.generate, source, lengths, 6)["decoder/alignment"]
+    np.testing.assert_array_equal(again, looked)
 
 
 def test_layers_heads_and_rows():

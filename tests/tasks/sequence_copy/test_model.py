@@ -44,7 +44,8 @@ def gru(cell, x, h):
 
 def decode_by_loop(model, source, steps, forced=None):
     """One string without padding, in NumPy: tokens written, logits and weights of each step."""
-    E = np.asarray(model.embedding[...])
+    decoder = model.decoder
+    E = np.asarray(decoder.embedding.embedding[...])
     h, states = np.zeros(6), []
     for token in source:
         h = gru(model.encoder, E[token], h)
@@ -52,15 +53,15 @@ def decode_by_loop(model, source, steps, forced=None):
     states, context, token = np.array(states), np.zeros(6), START
     tokens, all_logits, all_weights = [], [], []
     for t in range(steps):
-        h = gru(model.decoder, np.concatenate([E[token], context]), h)
+        h = gru(decoder.cells[0], np.concatenate([E[token], context]), h)
         if model.config.alignment == "dot":
             scores = np.exp(states @ h)
             weights = scores / scores.sum()
         else:
             weights = np.eye(len(states))[-1]
         context = weights @ states
-        features = np.tanh(linear(model.combine, np.concatenate([context, h])))
-        logits = linear(model.classify, features)
+        features = np.tanh(linear(decoder.combine, np.concatenate([context, h])))
+        logits = linear(decoder.classify, features)
         token = int(np.argmax(logits)) if forced is None else int(forced[t])
         tokens.append(token)
         all_logits.append(logits)
@@ -76,7 +77,8 @@ def test_greedy_decoding_equals_a_loop(alignment):
     model = make(alignment)
     for bias in (-1.0, 0.2, 0.4):
         # How likely the end sign is: some strings are to stop before the last step.
-        model.classify.bias[...] = model.classify.bias[...].at[END].set(bias)
+        likely = model.decoder.classify.bias
+        likely[...] = likely[...].at[END].set(bias)
         tokens, weights = generate(model, SOURCE, LENGTHS, 5)
         assert tokens.shape == (2, 5)
         assert weights.shape == (2, 5, 4)
@@ -163,7 +165,8 @@ def test_what_is_carried_matters():
     """A location-aware decoder's second step depends on where the first one looked."""
     model = make("location_aware")
     weights = forced(model, SOURCE, LENGTHS, TARGET)[1]
-    model.alignment.filters[...] = 10 * model.alignment.filters[...]
+    filters = model.decoder.alignment.filters
+    filters[...] = 10 * filters[...]
     other = forced(model, SOURCE, LENGTHS, TARGET)[1]
     np.testing.assert_allclose(other[:, 0], weights[:, 0], atol=1e-6)
     assert np.abs(other[:, 1] - weights[:, 1]).max() > 1e-3

@@ -1,0 +1,254 @@
+"""A recurrent decoder that looks at a memory at every step.
+
+Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate";
+Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". With the
+alignment "none" the control of Sutskever et al. 2014: one fixed vector.
+
+B batch, R rows (B, or B·beams), S source length, T target length, V words, E embedding size, D
+state size, M memory size, N heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import registry, shapes
+from attention.dropout import dropout
+from attention.projection import Projection
+from attention.recurrent.temporal import TemporalAttention
+from tasks.common.backbones.embedding import TokenEmbedding
+from tasks.common.backbones.recurrent import expect_state, find_cell
+
+Array = jax.Array
+
+
+class DecoderState(NamedTuple):
+    """All that a step reads; each leaf has the leading axis R, so that beams can be moved.
+
+    Attributes:
+      cells: the state of each layer's network.
+      context: c of the step before, [R, M].
+      aligned: what the alignment carries.
+      memory: what the alignment looks at.
+      past: the cache of temporal attention, () without.
+    """
+
+    cells: tuple[Any, ...]
+    context: Array
+    aligned: Any
+    memory: Any
+    past: Any
+
+
+class AttentionDecoder(nnx.Module):
+    """Writes words by a recurrent network and what it looks at.
+
+        x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
+        c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
+
+    with c_0 = 0 (Luong's input feeding, of the context). With temporal attention it is W_c [c_t;
+    s_t; p_t], where p_t is what s_t sees of s_1 ... s_{t-1} (Paulus et al. 2018, section 2.2). The
+    networks start from the state that is given, or, where M is not D, from tanh(W_i s + b_i) of it,
+    a W_i for each part of each layer's state.
+
+        state = decoder.prepare(memory, valid, initial)
+        decoded = decoding.generate(decoder.step, state, ...)
+
+    Args:
+      vocabulary: V.
+      embedding_size: E.
+      state_size: D.
+      memory_size: M of the encoder's states, and of its last.
+      alignment: an alignment of `attention.registry`, with options if any.
+      cell: one of `recurrent.CELLS`.
+      num_layers: L; all but the first read the states of the one before.
+      temporal_attention: heads of the attention to the decoder's own past states; 0 for none.
+      dropout_rate: of the words read, between layers, and of what the words are written from.
+      embedding: shared with others; one of its own if None.
+
+    Raises:
+      ValueError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        embedding_size: int,
+        state_size: int,
+        memory_size: int,
+        *,
+        alignment: str = "additive",
+        cell: str = "gru",
+        num_layers: int = 1,
+        temporal_attention: int = 0,
+        dropout_rate: float = 0.0,
+        embedding: TokenEmbedding | None = None,
+        rngs: nnx.Rngs,
+    ):
+        E, D, M = embedding_size, state_size, memory_size
+        if num_layers < 1:
+            raise ValueError(f"num_layers: got {num_layers}, expected at least 1")
+        shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
+        if embedding is None:
+            embedding = TokenEmbedding(vocabulary, E, init_scale=1.0, rngs=rngs)
+        if embedding.model_size != E:
+            got = f"one of size {embedding.model_size}"
+            raise ValueError(f"embedding: got {got}, expected embedding_size={E}")
+        self.embedding, self.memory_size, self.dropout_rate = embedding, M, dropout_rate
+        network = find_cell(cell)
+        self.cells = nnx.List(
+            network(E + M if layer == 0 else D, D, rngs=rngs) for layer in range(num_layers)
+        )
+        parts = len(jax.tree.leaves(self.cells[0].initial_state(1)))
+        self.start = None
+        if M != D:
+            projections = (Projection((M,), (D,), rngs=rngs) for _ in range(num_layers * parts))
+            self.start = nnx.List(projections)
+        self.alignment = registry.build("alignment", alignment, D, M, rngs=rngs)
+        self.temporal = None
+        if temporal_attention:
+            heads = int(temporal_attention)
+            self.temporal = TemporalAttention(D, heads, current=False, rngs=rngs)
+        inputs = M + D + (D if temporal_attention else 0)
+        self.combine = Projection((inputs,), (D,), rngs=rngs)
+        self.classify = Projection((D,), (vocabulary,), rngs=rngs)
+
+    def prepare(
+        self,
+        memory: Array,
+        valid: Array | None = None,
+        initial: Any = None,
+        *,
+        max_length: int | None = None,
+    ) -> DecoderState:
+        """What the first step reads.
+
+        Args:
+          memory: the encoder's states, [B, S, M].
+          valid: bool [B, S], True = a real position; all if None.
+          initial: the encoder's last state, of the same kind as the decoder's, leaves [B, M]; zeros
+            if None.
+          max_length: most steps there will be; needed with temporal attention, and only there.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        if (max_length is None) != (self.temporal is None):
+            expected = "none without temporal attention" if max_length else "the most steps"
+            raise ValueError(f"max_length: got {max_length}, expected {expected}")
+        state = self._first(memory, valid, initial)
+        if self.temporal is None:
+            return state
+        return state._replace(past=self.temporal.init_cache(len(memory), max_length))
+
+    def step(self, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState, dict]:
+        """One word each, for `decoding.generate`.
+
+        Args:
+          tokens: int [R], the words before.
+          state: of `prepare`, or of the step before.
+
+        Returns:
+          logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
+          and, with temporal attention, "temporal", [R, N, max_length].
+        """
+        cells, context, weights, aligned = self._advance(self.embedding(tokens), state)
+        top, past, looked = self._top(cells), state.past, {"alignment": weights}
+        parts = [context, top]
+        if self.temporal is not None:
+            seen, looked["temporal"], past = self.temporal.step(top, past)
+            parts.append(seen)
+        state = DecoderState(cells, context, aligned, state.memory, past)
+        return self.classify(self._features(parts)), state, looked
+
+    def __call__(
+        self,
+        memory: Array,
+        valid: Array | None,
+        initial: Any,
+        target_inputs: Array,
+        *,
+        dropout_key: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Teacher forcing: each step reads the true word before.
+
+        Args:
+          memory, valid, initial: as for `prepare`.
+          target_inputs: int [B, T], a start sign and all words but the last.
+          dropout_key: None for evaluation.
+
+        Returns:
+          logits float32 [B, T, V] and the alignment's weights of every step: [B, T, S], or
+          [B, T, N, S] of an alignment with N heads.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        B, T = len(memory), target_inputs.shape[-1]
+        shapes.expect("target_inputs", target_inputs, "B T", {"B": B})
+        keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
+        between = None if dropout_key is None else jax.random.split(keys[1], T)
+        first = self._first(memory, valid, initial)
+        words = self._dropped(self.embedding(target_inputs), keys[0])
+
+        def step(carry, inputs):
+            state = DecoderState(*carry, first.memory, ())
+            cells, context, weights, aligned = self._advance(inputs[0], state, inputs[1])
+            return (cells, context, aligned), (context, self._top(cells), weights)
+
+        # What no later step reads stays outside of the loop.
+        _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
+        contexts, tops, weights = (jnp.swapaxes(leaf, 0, 1) for leaf in found)
+        parts = [contexts, tops]
+        if self.temporal is not None:
+            parts.append(self.temporal(tops))
+        features = self._dropped(self._features(parts), keys[2])
+        return self.classify(features), weights
+
+    def _advance(
+        self, word: Array, state: DecoderState, key: Array | None = None
+    ) -> tuple[tuple[Any, ...], Array, Array, Any]:
+        """word [R, E] -> the layers' states, context [R, M], weights, the alignment's state."""
+        x, cells = jnp.concatenate([word, state.context], axis=-1), []
+        for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
+            if layer and key is not None:
+                x = self._dropped(x, jax.random.fold_in(key, layer))
+            cells.append(cell.step(x, old))
+            x = cell.hidden(cells[-1])
+        context, weights, aligned = self.alignment.step(x, state.memory, state.aligned)
+        return tuple(cells), context, weights, aligned
+
+    def _top(self, cells: tuple[Any, ...]) -> Array:
+        """What others see of the last layer, [R, D]."""
+        return self.cells[-1].hidden(cells[-1])
+
+    def _features(self, parts: list[Array]) -> Array:
+        return jnp.tanh(self.combine(jnp.concatenate(parts, axis=-1)))
+
+    def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
+        """The state before the first step, without a cache."""
+        looked_at = self.alignment.prepare(memory, valid=valid)
+        context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
+        aligned = self.alignment.initial_state(looked_at)
+        return DecoderState(self._started(initial, len(memory)), context, aligned, looked_at, ())
+
+    def _started(self, initial: Any, B: int) -> tuple[Any, ...]:
+        """The state of each layer, leaves [B, D]."""
+        if initial is None:
+            return tuple(cell.initial_state(B) for cell in self.cells)
+        expect_state("initial", initial, self.cells[0], {"B": B, "H": self.memory_size})
+        if self.start is None:
+            return (initial,) * len(self.cells)
+        leaves, kind = jax.tree.flatten(initial)
+        projections = iter(self.start)
+        return tuple(
+            jax.tree.unflatten(kind, [jnp.tanh(next(projections)(leaf)) for leaf in leaves])
+            for _ in self.cells
+        )
+
+    def _dropped(self, x: Array, key: Array | None) -> Array:
+        return x if key is None else dropout(x, self.dropout_rate, key)
