@@ -1,0 +1,350 @@
+"""Translators: a Transformer, and a recurrent encoder-decoder with every alignment.
+
+B batch, S source length, T target length, D model or state size, E embedding size, N heads, L
+layers, V words, R rows of decoding. Both are called alike:
+`logits = model(source, target, dropout_key=None)` under teacher forcing, and
+`decoded = model.translate(source, config=DecodingConfig(...), max_length=T)`.
+
+The words are the ids of the tokenizer and two signs after them: START, which a decoder reads first,
+and END, which stands after every sentence of either language.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import registry, shapes
+from attention.dropout import dropout
+from tasks.common.backbones.embedding import TokenEmbedding
+from tasks.common.backbones.recurrent import Bidirectional, find_cell
+from tasks.common.backbones.recurrent_decoder import AttentionDecoder
+from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.decoding import Decoded, DecodingConfig, example_keys, generate
+from tasks.common.text import CLS, PAD, UNKNOWN
+
+Array = jax.Array
+
+SIGNS = 2
+"""START and END, after the ids of the tokenizer."""
+
+
+def most_tokens(source: Array | int) -> Array | int:
+    """Tokens written at most for a source of that many, end signs included on both sides."""
+    return 2 * source + 10
+
+
+def _beam() -> DecodingConfig:
+    return DecodingConfig(method="beam", beam_size=5)
+
+
+def _check_smoothing(config: Any) -> None:
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {config.label_smoothing}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(EncoderConfig):
+    """The Transformer (Vaswani et al. 2017), one table for both embeddings and the output.
+
+    Attributes:
+      num_layers: of the encoder.
+      decoder_layers: of the decoder; its other sizes are the encoder's.
+      mixer: of the encoder; see `EncoderConfig`.
+      decoder_mixer: of the decoder's attention to itself: one that can be causal and has a cache.
+      label_smoothing: share of the target's probability that is spread over all words (Szegedy et
+        al. 2016).
+      decoding: of test and predict; on validation it is greedy.
+      For the others see `EncoderConfig`.
+    """
+
+    name: str = "transformer"
+    num_layers: int = 4
+    decoder_layers: int = 4
+    feedforward_size: int = 256
+    attention_dropout_rate: float = 0.0
+    activation: str = "relu"
+    max_length: int = 256
+    decoder_mixer: str = "dot_product"
+    label_smoothing: float = 0.1
+    decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_smoothing(self)
+        if self.decoder_layers < 1:
+            raise ValueError(f"decoder_layers: got {self.decoder_layers}, expected at least 1")
+        able = [m.name for m in registry.mechanisms("mixer") if {"causal", "cache"} <= set(m.can)]
+        try:
+            line = self.decoder.line
+        except ValueError as error:
+            raise ValueError(f"decoder_{error}") from None
+        if line.name not in able:
+            raise ValueError(
+                f"decoder_mixer: got {self.decoder_mixer!r}, which cannot decode step by step; "
+                f"expected one of {able}"
+            )
+
+    @property
+    def decoder(self) -> EncoderConfig:
+        """What the decoder is made of."""
+        names = [field.name for field in dataclasses.fields(EncoderConfig)]
+        values = {name: getattr(self, name) for name in names}
+        return EncoderConfig(
+            **values | {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
+        )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there are weights over the source."""
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+    """A bidirectional encoder and a decoder with an alignment (Bahdanau et al. 2015).
+
+    Attributes:
+      embedding_size: E; one table for both languages.
+      state_size: of the decoder, and of each direction of the encoder.
+      num_layers: of the decoder.
+      cell: "gru" or "lstm".
+      alignment: an alignment of `attention.registry`, with options if any: "additive",
+        "location_aware(width=5)"; "none" is the control with one fixed vector (Sutskever et al.
+        2014).
+      temporal_attention: heads of the decoder's attention to its own past states; 0 for none.
+      dropout_rate: of embeddings, encoder states and what words are read from.
+      label_smoothing, decoding: see `TransformerConfig`.
+    """
+
+    name: str = "rnn"
+    embedding_size: int = 256
+    state_size: int = 256
+    num_layers: int = 1
+    cell: str = "gru"
+    alignment: str = "additive"
+    temporal_attention: int = 0
+    dropout_rate: float = 0.3
+    label_smoothing: float = 0.1
+    decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
+
+    def __post_init__(self):
+        for name in ("embedding_size", "state_size", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        if self.temporal_attention < 0:
+            raise ValueError(
+                f"temporal_attention must not be negative, got {self.temporal_attention}"
+            )
+        find_cell(self.cell)
+        _check_smoothing(self)
+        # Options of the alignment are checked where they are used: a small translator is built and
+        # called, but no weight drawn and nothing computed.
+        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        try:
+            nnx.eval_shape(
+                lambda tokens: RecurrentTranslator(self, 4, rngs=nnx.Rngs(0))(tokens, tokens), token
+            )
+        except ValueError as error:
+            known = str(error).startswith("alignment: ")
+            raise ValueError(
+                str(error) if known else f"alignment: {self.alignment!r}: {error}"
+            ) from None
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there is any attention to the source."""
+        return registry.find("alignment", self.alignment).name != "none"
+
+
+MODEL_CONFIGS = {"transformer": TransformerConfig, "rnn": RecurrentConfig}
+
+
+class Translator(nnx.Module):
+    """What all translators have in common.
+
+    Attributes:
+      size: V.
+      start, end: the two signs.
+    """
+
+    def __init__(self, vocabulary: int):
+        """Args: vocabulary: ids of the tokenizer."""
+        self.size = vocabulary + SIGNS
+        self.start, self.end = vocabulary, vocabulary + 1
+
+    def begin(self, source: Array, max_length: int) -> Any:
+        """The state before the first step, every leaf with the leading axis B."""
+        raise NotImplementedError
+
+    def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
+        """tokens int [R], state -> logits [R, V], the next state, weights [R, ..., S]."""
+        raise NotImplementedError
+
+    def translate(
+        self,
+        source: Array,
+        *,
+        config: DecodingConfig,
+        max_length: int,
+        ids: Array | None = None,
+        return_weights: bool = False,
+    ) -> Decoded:
+        """Writes until the end sign, which comes after `most_tokens` or `max_length` at the latest.
+
+        Args:
+          source: int [B, S], end sign included, PAD after it.
+          config: how tokens are chosen.
+          max_length: T.
+          ids: int [B], numbers of the examples, for sampling.
+          return_weights: `extras` has the weights of every step under "alignment": [B, n_best, T,
+            ..., S]; else it is empty.
+        """
+        T = min(max_length, most_tokens(source.shape[1]))
+        lengths = jnp.sum(source != PAD, axis=1)
+        left = jnp.minimum(most_tokens(lengths), T).astype(jnp.int32)
+
+        def step(tokens: Array, state: tuple[Any, Array]) -> tuple[Array, Any, dict[str, Array]]:
+            inner, left = state
+            logits, inner, weights = self.step(tokens, inner)
+            logits = logits.astype(jnp.float32)
+            others = jnp.arange(self.size) != self.end
+            logits = jnp.where((left <= 1)[:, None] & others, -jnp.inf, logits)
+            return logits, (inner, left - 1), {"alignment": weights} if return_weights else {}
+
+        return generate(
+            step,
+            (self.begin(source, T), left),
+            config=config,
+            batch_size=len(source),
+            max_length=T,
+            start=self.start,
+            end=self.end,
+            pad=PAD,
+            keys=example_keys(config.seed, ids) if config.method == "sample" else None,
+            forbidden=(PAD, UNKNOWN, CLS, self.start),
+        )
+
+    def _read_by_decoder(self, target: Array) -> Array:
+        """The token before each: START first."""
+        start = jnp.full((len(target), 1), self.start, target.dtype)
+        return jnp.concatenate([start, target[:, :-1]], axis=1)
+
+
+class TransformerTranslator(Translator):
+    """memory = encoder(sqrt(D) E[source]),   logits = decoder(sqrt(D) E[before], memory) Eᵀ"""
+
+    def __init__(self, config: TransformerConfig, vocabulary: int, *, rngs: nnx.Rngs):
+        super().__init__(vocabulary)
+        D = config.model_size
+        # Both what is looked up, scaled, and the logits have variance 1 at the start.
+        self.embedding = TokenEmbedding(
+            self.size, D, scale=math.sqrt(D), init_scale=1 / math.sqrt(D), rngs=rngs
+        )
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config.decoder, D, rngs=rngs)
+
+    def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
+        """source int [B, S], target int [B, T], PAD after either -> logits float32 [B, T, V].
+
+        Raises:
+          ValueError: shapes do not fit, or longer than max_length.
+        """
+        _expect_tokens(source, target)
+        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        valid = source != PAD
+        memory = self.encoder(self.embedding(source), valid=valid, dropout_key=keys[0])
+        x = self.embedding(self._read_by_decoder(target))
+        x = self.decoder(x, memory, memory_valid=valid, dropout_key=keys[1])
+        return self.embedding.logits(x)
+
+    def begin(self, source: Array, max_length: int) -> Any:
+        """See `Translator.begin`."""
+        valid = source != PAD
+        memory = self.encoder(self.embedding(source), valid=valid)
+        return self.decoder.init_cache(memory, valid, max_length)
+
+    def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
+        """See `Translator.step`; weights [R, L, N, S]."""
+        x, state, weights = self.decoder.decode(self.embedding(tokens)[:, None], state)
+        return self.embedding.logits(x[:, 0]), state, weights[..., 0, :]
+
+
+class RecurrentTranslator(Translator):
+    """Bidirectional encoder, and `AttentionDecoder` over its states."""
+
+    def __init__(self, config: RecurrentConfig, vocabulary: int, *, rngs: nnx.Rngs):
+        super().__init__(vocabulary)
+        E, H = config.embedding_size, config.state_size
+        self.dropout_rate = config.dropout_rate
+        self.embedding = TokenEmbedding(self.size, E, init_scale=1.0, rngs=rngs)
+        self.encoder = Bidirectional(E, H, cell=config.cell, rngs=rngs)
+        self.decoder = AttentionDecoder(
+            self.size,
+            E,
+            H,
+            2 * H,
+            alignment=config.alignment,
+            cell=config.cell,
+            num_layers=config.num_layers,
+            temporal_attention=config.temporal_attention,
+            dropout_rate=config.dropout_rate,
+            embedding=self.embedding,
+            rngs=rngs,
+        )
+
+    def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
+        """As `TransformerTranslator`."""
+        _expect_tokens(source, target)
+        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        memory, valid, last = self._encode(source, keys[0])
+        before = self._read_by_decoder(target)
+        return self.decoder(memory, valid, last, before, dropout_key=keys[1])[0]
+
+    def begin(self, source: Array, max_length: int) -> Any:
+        """See `Translator.begin`."""
+        longest = max_length if self.decoder.temporal is not None else None
+        return self.decoder.prepare(*self._encode(source, None), max_length=longest)
+
+    def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
+        """See `Translator.step`; weights [R, S], or [R, N, S] of an alignment with heads."""
+        logits, state, extras = self.decoder.step(tokens, state)
+        return logits, state, extras["alignment"]
+
+    def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
+        """States [B, S, 2H], which are real bool [B, S], and the last state."""
+        keys = [None] * 2 if key is None else list(jax.random.split(key))
+        valid = source != PAD
+        x = self._dropped(self.embedding(source), keys[0])
+        states, last = self.encoder(x, valid=valid)
+        return self._dropped(states, keys[1]), valid, last
+
+    def _dropped(self, x: Array, key: Array | None) -> Array:
+        return x if key is None else dropout(x, self.dropout_rate, key)
+
+
+def _expect_tokens(source: Array, target: Array) -> None:
+    sizes: dict[str, int] = {}
+    shapes.expect("source", source, "B S", sizes)
+    shapes.expect("target", target, "B T", sizes)
+
+
+def build(
+    config: TransformerConfig | RecurrentConfig, vocabulary: int, *, rngs: nnx.Rngs
+) -> Translator:
+    """The translator of a config.
+
+    Args:
+      config: one of MODEL_CONFIGS.
+      vocabulary: ids of the tokenizer.
+      rngs: from which the weights are drawn.
+    """
+    kind = RecurrentTranslator if isinstance(config, RecurrentConfig) else TransformerTranslator
+    return kind(config, vocabulary, rngs=rngs)

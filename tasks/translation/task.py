@@ -1,0 +1,356 @@
+"""Translation: the task contract over `data.py` and `model.py`."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.backbones import recurrent, transformer
+from tasks.common.decoding import Decoded, DecodingConfig
+from tasks.common.errors import UserError
+from tasks.common.metrics import bleu_contributions, bleu_signature, translation_metrics
+from tasks.common.paths import Paths
+from tasks.common.text import PAD, TextEncoder
+from tasks.figures import Alignment, Curves, Figure
+from tasks.task import Task
+from tasks.translation import baselines
+from tasks.translation import model as models
+from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
+
+# Quantiles of the train lengths at which sentences are padded; compiled once each.
+_BUCKET_QUANTILES = (0.5, 0.9, 0.99)
+# Cuts nothing: what is too long is left out, cut or refused here, knowingly.
+_UNCUT = 2**31 - 1
+_LENGTH_GROUPS = 5
+
+
+class Translation(Task):
+    """Sentences of one language -> another.
+
+    The best step is chosen by BLEU of greedy decoding on validation; test and predict decode as
+    `config.model.decoding` says.
+    """
+
+    data_config = DataConfig
+    model_configs = models.MODEL_CONFIGS
+    primary_metric = "bleu4_lowercase_tokenized"
+    table_metrics = ("bleu4_lowercase_tokenized", "bleu", "chrf", "length_ratio", "loss")
+    sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: Any,
+        encoder: TextEncoder,
+        buckets: Sequence[Mapping[str, int]],
+        pairs: TranslationData | None = None,
+    ):
+        """Use `prepare` or `restore`.
+
+        Args:
+          data: data config.
+          model: one of MODEL_CONFIGS.
+          encoder: fitted on both sides of the train split; cuts nothing.
+          buckets: lengths of either side to which batches are padded.
+          pairs: the splits; None where only predictions are wanted.
+        """
+        self.data, self.model, self.encoder = data, model, encoder
+        self._buckets, self._pairs = [dict(bucket) for bucket in buckets], pairs
+
+    # ------------------------------------------------------------------ making
+
+    @classmethod
+    def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> Translation:
+        """See `Task.prepare`."""
+        _check_lengths(data, model)
+        pairs = load(data, paths)
+        train = pairs.splits["train"]
+        texts = [*train.sources, *train.targets]
+        encoder = TextEncoder.fit(texts, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, encoder.with_max_length(_UNCUT), (), pairs)
+        task._buckets = _buckets(task.examples("train").lengths, data.text.max_length + 1)
+        return task
+
+    @classmethod
+    def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Translation:
+        """See `Task.restore`."""
+        return cls(data, model, TextEncoder.from_json(assets["encoder"]), assets["buckets"])
+
+    def assets(self) -> dict[str, Any]:
+        """Buckets and tokenizer."""
+        return {"buckets": self._buckets, "encoder": self.encoder.to_json()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sentences."""
+        return self._pairs.fingerprint
+
+    # ------------------------------------------------------------------ data
+
+    @functools.cache  # noqa: B019 - a task lives as long as its run
+    def examples(self, split: str) -> PairExamples:
+        """See `Task.examples`; encoded once, in memory."""
+        part, limit = self._pairs.splits[split], self.data.text.max_length
+        sources = self.encoder.encode_batch(part.sources)
+        targets = self.encoder.encode_batch(part.targets)
+        if split == "train":
+            both = zip(sources, targets, strict=True)
+            kept = [i for i, (s, t) in enumerate(both) if max(len(s), len(t)) <= limit]
+            if not kept:
+                raise UserError(
+                    f"config.data.text.max_length: every pair of train is longer than {limit} "
+                    "tokens on a side"
+                )
+            sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
+        return PairExamples(
+            [ids[:limit] for ids in sources],
+            [ids[:limit] for ids in targets],
+            self.encoder.size + 1,
+            greedy=split == "validation",
+        )
+
+    @property
+    def buckets(self) -> Sequence[Mapping[str, int]]:
+        """See `Task.buckets`."""
+        return self._buckets
+
+    # ------------------------------------------------------------------ model
+
+    def build_model(self, rngs: Any) -> models.Translator:
+        """See `Task.build_model`."""
+        return models.build(self.model, self.encoder.size, rngs=rngs)
+
+    def loss(
+        self, model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
+    ) -> tuple[Any, dict]:
+        """Cross-entropy of a token with smoothed labels, under teacher forcing; and without."""
+        sums = _by_token(model, batch, dropout_key, self.model.label_smoothing)
+        tokens = jnp.maximum(sums["tokens"], 1)
+        return sums["smoothed"] / tokens, {
+            "cross_entropy": sums["loss"] / tokens,
+            "forced_accuracy": sums["right"] / tokens,
+        }
+
+    def batch_statistics(
+        self, model: models.Translator, batch: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Summed cross-entropy, tokens that are right, and number of tokens; teacher forcing."""
+        sums = _by_token(model, batch, None, 0.0)
+        return {name: sums[name] for name in ("loss", "right", "tokens")}
+
+    def outputs(self, model: models.Translator, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of decoding, the best first: tokens [B, n_best, T], padded with 0, scores [B, n_best]."""
+        decoded = self._decode(model, batch, return_weights=False)
+        return {"tokens": decoded.tokens, "scores": decoded.scores}
+
+    def attention(self, model: models.Translator, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights over the source of each step of the best translation: [B, T, S], [B, T, N, S] of
+        an alignment with heads, [B, T, L, N, S] of a Transformer.
+        """
+        if not self.model.aligns:
+            return {}
+        decoded = self._decode(model, batch, return_weights=True)
+        return {"alignment": decoded.extras["alignment"][:, 0]}
+
+    def _decode(
+        self, model: models.Translator, batch: Mapping[str, Any], return_weights: bool
+    ) -> Decoded:
+        return model.translate(
+            batch["source"],
+            config=DecodingConfig() if "greedy" in batch else self.model.decoding,
+            max_length=self.data.text.max_length + 1,
+            ids=jnp.maximum(batch["id"], 0),
+            return_weights=return_weights,
+        )
+
+    # ------------------------------------------------------------------ on the host
+
+    def finalize(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """See `translation_metrics`; under teacher forcing `loss`, the cross-entropy of a token
+        without smoothing, and `forced_accuracy`.
+        """
+        tokens = float(statistics["tokens"])
+        return {
+            **self._score(self._written(outputs), split),
+            "forced_accuracy": float(statistics["right"]) / tokens,
+            "loss": float(statistics["loss"]) / tokens,
+        }
+
+    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """See `bleu_contributions`; the mean is the primary metric."""
+        references = self._pairs.splits[split].targets
+        return bleu_contributions(self._written(outputs), references, True).astype(np.float32)
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """BLEU by the length of the source, and what the first translations' steps looked at."""
+        part, written = self._pairs.splits[split], self._written(outputs)
+        drawn: list[Figure] = [_by_length(part, written, self.data.text.lower_case)]
+        for index, weights in enumerate(attention.get("alignment", ())):
+            weights, where = _one_map(weights)
+            tokens = outputs["tokens"][index, 0]
+            steps = [int(token) for token in tokens if token != PAD]
+            inputs = self.encoder.tokens(part.sources[index])[: self.data.text.max_length]
+            drawn.append(
+                Alignment(
+                    f"{part.sources[index]} -> {written[index]}{where}",
+                    weights[: len(steps), : len(inputs) + 1],
+                    [self._piece(token) for token in steps],
+                    [*inputs, "end"],
+                )
+            )
+        return drawn
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """The source as it is, and word by word with a lexicon of the train split."""
+        return {
+            "copy": lambda: self._baseline(lambda train: list),
+            "lexicon": lambda: self._baseline(
+                lambda train: baselines.lexicon(train.sources, train.targets)
+            ),
+        }
+
+    def _baseline(self, fit: Callable[[Pairs], Callable]) -> dict[str, float]:
+        began = time.monotonic()
+        translate = fit(self._pairs.splits["train"])
+        metrics = self._score(translate(self._pairs.splits["test"].sources), "test")
+        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+
+    def _score(self, written: Sequence[str], split: str) -> dict[str, float]:
+        references = self._pairs.splits[split].targets
+        return translation_metrics(written, references, self.data.text.lower_case)
+
+    def _written(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
+        return [self.encoder.decode(tokens) for tokens in outputs["tokens"][:, rank]]
+
+    def _piece(self, token: int) -> str:
+        if token >= self.encoder.size:
+            return "end"
+        return self.encoder.decode([token]).strip() or "·"
+
+    # ------------------------------------------------------------------ predict
+
+    def inputs(self, raw: Sequence[str]) -> PairExamples:
+        """Any sentences that are no longer than those of training."""
+        limit = self.data.text.max_length
+        sources = self.encoder.encode_batch(raw)
+        for text, ids in zip(raw, sources, strict=True):
+            if len(ids) > limit:
+                shown = repr(text if len(text) <= 60 else text[:57] + "...")
+                raise UserError(
+                    f"input {shown}: has {len(ids)} tokens; the model was trained on {limit} at "
+                    "most (config.data.text.max_length): give it sentence by sentence"
+                )
+        return PairExamples(sources, None, self.encoder.size + 1)
+
+    def describe(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """The translation; where more than one is asked for, all with their scores. Nothing for
+        nothing.
+        """
+        ranked = [self._written(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
+        answers = []
+        for index, source in enumerate(raw):
+            texts = [texts[index] if source.strip() else "" for texts in ranked]
+            scores = [round(float(score), 4) for score in outputs["scores"][index]]
+            answer: dict[str, Any] = {"input": source, "output": texts[0], "score": scores[0]}
+            if len(texts) > 1:
+                answer["n_best"] = [
+                    {"output": text, "score": score}
+                    for text, score in zip(texts, scores, strict=True)
+                    if np.isfinite(score)
+                ]
+            lines = [f"{row['score']:.4f}  {row['output']}" for row in answer.get("n_best", ())]
+            answers.append({**answer, "text": "\n".join(lines) or texts[0]})
+        return answers
+
+
+def _by_token(
+    model: models.Translator, batch: Mapping[str, Any], dropout_key: Any, smoothing: float
+) -> dict[str, jax.Array]:
+    """Sums over real tokens: smoothed loss, loss, right ones, number.
+
+    smoothed = - (1 - ε) log p(y) - ε · mean over words of log p
+    """
+    target = batch["target"]
+    logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
+    weight = jnp.where(target == PAD, 0, batch["weight"][:, None])
+    total = jax.nn.logsumexp(logits, axis=-1)
+    true = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    sums = {
+        "loss": jnp.sum((total - true) * weight),
+        "right": jnp.sum((jnp.argmax(logits, axis=-1) == target) * weight),
+        "tokens": jnp.sum(weight),
+    }
+    smoothed = total - (1 - smoothing) * true - smoothing * jnp.mean(logits, axis=-1)
+    return {**sums, "smoothed": jnp.sum(smoothed * weight)}
+
+
+def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
+    """Weights [T, S] to show of [T, S], [T, N, S] or [T, L, N, S], and what they are, in words.
+
+    Of a Transformer's layers the last but one aligns best (Garg et al. 2019).
+    """
+    where = ""
+    if weights.ndim == 4:
+        layers = weights.shape[1]
+        chosen = max(layers - 2, 0)
+        weights, where = weights[:, chosen], f", layer {chosen + 1} of {layers}"
+    if weights.ndim == 3:
+        heads = weights.shape[1]
+        weights, where = weights.mean(axis=1), f"{where}, mean of {heads} heads"
+    return weights, where
+
+
+def _by_length(part: Pairs, written: Sequence[str], lower_case: bool) -> Curves:
+    """BLEU of groups of equal size by the words of the source."""
+    words = np.array([len(text.split()) for text in part.sources])
+    groups = np.array_split(np.argsort(words, kind="stable"), min(_LENGTH_GROUPS, len(words)))
+    scores = [
+        translation_metrics(
+            [written[i] for i in group], [part.targets[i] for i in group], lower_case
+        )["bleu"]
+        for group in groups
+    ]
+    means = [float(words[group].mean()) for group in groups]
+    title = f"BLEU by length ({bleu_signature(lower_case)})"
+    return Curves(title, "words of the source", {"BLEU": (means, scores)})
+
+
+def _buckets(lengths: Mapping[str, np.ndarray], longest: int) -> list[dict[str, int]]:
+    """A few pairs of lengths, multiples of 8, that waste little padding; the last holds any."""
+
+    def at(quantile: float) -> dict[str, int]:
+        return {
+            field: min(-(-int(np.quantile(values, quantile)) // 8) * 8, longest)
+            for field, values in lengths.items()
+        }
+
+    chosen = [*(at(quantile) for quantile in _BUCKET_QUANTILES), dict.fromkeys(lengths, longest)]
+    return [bucket for i, bucket in enumerate(chosen) if bucket not in chosen[:i]]
+
+
+def _check_lengths(data: DataConfig, model: Any) -> None:
+    longest, room = getattr(model, "max_length", None), data.text.max_length + 1
+    if longest is not None and longest < room:
+        raise UserError(
+            f"config.model.max_length must be at least {room}, as config.data.text.max_length "
+            f"asks, got {longest}"
+        )
+
+
+TASK = Translation
