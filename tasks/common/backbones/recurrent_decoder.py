@@ -103,17 +103,13 @@ class AttentionDecoder(nnx.Module):
         self.cells = nnx.List(
             network(E + M if layer == 0 else D, D, rngs=rngs) for layer in range(num_layers)
         )
-        parts = len(jax.tree.leaves(self.cells[0].initial_state(1)))
-        self.start = None
-        if M != D:
-            projections = (Projection((M,), (D,), rngs=rngs) for _ in range(num_layers * parts))
-            self.start = nnx.List(projections)
+        parts = 0 if M == D else num_layers * len(jax.tree.leaves(self.cells[0].initial_state(1)))
+        projections = nnx.List(Projection((M,), (D,), rngs=rngs) for _ in range(parts))
+        self.start = projections if parts else None
         self.alignment = registry.build("alignment", alignment, D, M, rngs=rngs)
-        self.temporal = None
-        if temporal_attention:
-            heads = int(temporal_attention)
-            self.temporal = TemporalAttention(D, heads, current=False, rngs=rngs)
-        inputs = M + D + (D if temporal_attention else 0)
+        heads = int(temporal_attention)
+        self.temporal = TemporalAttention(D, heads, current=False, rngs=rngs) if heads else None
+        inputs = M + D + (D if heads else 0)
         self.combine = Projection((inputs,), (D,), rngs=rngs)
         self.classify = Projection((D,), (vocabulary,), rngs=rngs)
 
