@@ -92,15 +92,22 @@ class Subwords:
         from tokenizers import decoders
 
         pieces = [self._tokenizer.id_to_token(number) for number in ids]
-        if isinstance(self._tokenizer.model, self._byte_pair_class()):
+        if self._byte_pairs:
             return decoders.ByteLevel().decode(pieces).removeprefix(" ")
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
-    @staticmethod
-    def _byte_pair_class() -> type:
+    def word_starts(self) -> np.ndarray:
+        """Byte pairs: what follows a space; WordPiece: what does not begin with ##."""
+        pieces = [self._tokenizer.id_to_token(number) for number in range(self.size)]
+        if self._byte_pairs:
+            return np.array([piece.startswith("\u0120") for piece in pieces])
+        return np.array([not piece.startswith("##") for piece in pieces])
+
+    @property
+    def _byte_pairs(self) -> bool:
         from tokenizers import models
 
-        return models.BPE
+        return isinstance(self._tokenizer.model, models.BPE)
 
     def spell(self, text: str) -> list[tuple[str, int, int]]:
         """Piece, its place and the next, in the order of the ids of `encode`."""

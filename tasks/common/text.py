@@ -160,6 +160,16 @@ class TextEncoder:
         size = self.size
         return self._model.decode([n for n in numbers if n < size and n not in (PAD, CLS)])
 
+    def word_starts(self) -> np.ndarray:
+        """bool [size]: whether an id begins a word, False for the pieces that go on with one.
+
+        Raises:
+          ValueError: a tokenizer whose ids do not say so.
+        """
+        if self.config.tokenizer == "character":
+            raise ValueError("tokenizer: got 'character', whose ids do not say where words begin")
+        return self._model.word_starts()
+
     def tokens(self, text: str) -> list[str]:
         """What stands at each position of `encode(text)`, as the text has it."""
         _, positions = next(self._rows([text]))
@@ -285,6 +295,9 @@ class _Words:
         grams = [*SPECIAL, *self._grams.grams]
         words = [grams[number] for number in ids if number < len(grams)]
         return " ".join(word for word in words if " " not in word)
+
+    def word_starts(self) -> np.ndarray:
+        return np.ones(self.size, bool)
 
     def spell(self, text: str) -> list[tuple[str, int, int]]:
         """String, first word and word after the last, in the order of the ids of `encode`."""

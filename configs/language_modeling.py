@@ -1,0 +1,134 @@
+"""Language models.
+
+python -m launch.train --config=configs/language_modeling.py --workdir=runs/shakespeare
+python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
+
+Characters of Shakespeare, causal, within the budget that nanoGPT has for a CPU: 4 layers of 128 and
+4 heads, context 64, 2,000 steps of 12 windows. `:tiny_shakespeare,modern` is the same size with
+RMS norms, gated units, rotary positions and normalised queries and keys.
+
+python -m launch.train --config=configs/language_modeling.py:movie_reviews --workdir=runs/reviews
+python -m launch.predict --workdir=runs/reviews --input="the acting is [MASK] ."
+
+A masked model of the train texts of a labelled set (movie_reviews, sst2, newsgroups20, reuters_r8,
+spam_assassin), from which configs/text_classification.py:movie_reviews,pretrained starts.
+`:movie_reviews,bert` is a BERT of the same size. One's own text file, and one with a text a line:
+
+python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
+python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
+    --config.data.lines=True
+"""
+
+from launch.engine.config import TrainingConfig, experiment
+from launch.engine.optimizers import OptimizerConfig
+from tasks.common.decoding import DecodingConfig
+from tasks.common.errors import UserError
+from tasks.common.labelled_texts import DEFINITIONS
+from tasks.common.text import TextConfig
+from tasks.language_modeling.data import DataConfig
+from tasks.language_modeling.model import LanguageModelConfig
+
+PATH = "path:"
+MODERN = {
+    "norm": "pre",
+    "normalization": "rms",
+    "activation": "swiglu",
+    "positions": "rope",
+    "use_bias": False,
+    "mixer": "dot_product(qk_norm=True, use_bias=False)",
+}
+BERT = {
+    "norm": "post",
+    "normalization": "layer",
+    "activation": "gelu",
+    "positions": "learned",
+    "input_norm": True,
+    "norm_epsilon": 1e-12,
+    "segments": 2,
+    "next_sentence": True,
+}
+
+
+def get_config(argument: str = "tiny_shakespeare"):
+    """The config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
+    data, _, model = argument.rpartition(",") if "," in argument else (argument, "", "")
+    model = model or ("masked" if data in DEFINITIONS else "causal")
+    recipes = {"causal": causal, "modern": modern, "masked": masked, "bert": bert}
+    if model not in recipes:
+        raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}")
+    source = {"train_file": data.removeprefix(PATH)} if data.startswith(PATH) else {"name": data}
+    return experiment(task="language_modeling", name=model, **recipes[model](source))
+
+
+def causal(source: dict):
+    """Characters one after another."""
+    return {
+        "data": DataConfig(**source, length=64),
+        "model": LanguageModelConfig(
+            model_size=128,
+            num_layers=4,
+            num_heads=4,
+            feedforward_size=512,
+            dropout_rate=0.0,
+            attention_dropout_rate=0.0,
+            positions="learned",
+            max_length=64,
+            decoding=DecodingConfig(method="sample", temperature=0.8, top_p=0.95),
+        ),
+        "optimizer": OptimizerConfig(
+            learning_rate=1e-3,
+            warmup_steps=100,
+            final_fraction=0.1,
+            beta2=0.99,
+            weight_decay=0.1,
+            weight_decay_on="kernel$",
+        ),
+        "training": TrainingConfig(
+            steps=2000,
+            batch_size=12,
+            evaluation_batch_size=128,
+            evaluate_every=500,
+            log_every=50,
+        ),
+    }
+
+
+def modern(source: dict):
+    """As `causal`, with what came later; two thirds of the hidden units, for these have a gate."""
+    fields = causal(source)
+    changed = {**vars(fields["model"]), **MODERN, "feedforward_size": 344}
+    return {**fields, "model": LanguageModelConfig(**changed)}
+
+
+def masked(source: dict, **changes):
+    """Hidden words from all others, in a pre-norm encoder."""
+    shape = {
+        "objective": "masked",
+        "model_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feedforward_size": 512,
+        "positions": "learned",
+        "max_length": 66,
+    }
+    return {
+        "data": DataConfig(
+            **source, length=66, text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000)
+        ),
+        "model": LanguageModelConfig(**{**shape, **changes}),
+        "optimizer": OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=200, beta2=0.98, weight_decay=0.01
+        ),
+        "training": TrainingConfig(
+            steps=6000,
+            batch_size=64,
+            evaluation_batch_size=128,
+            evaluate_every=500,
+            log_every=50,
+        ),
+    }
+
+
+def bert(source: dict):
+    """As Devlin et al. 2019 have it, with next-sentence prediction, but small."""
+    return masked(source, **BERT)

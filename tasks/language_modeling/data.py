@@ -1,0 +1,197 @@
+"""Texts to learn from: public ones, the train texts of labelled sets, a person's own files."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from tasks.common import builders
+from tasks.common.errors import UserError
+from tasks.common.labelled_texts import DEFINITIONS, shared_with
+from tasks.common.leaks import near_duplicates, norm_hash
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig
+from tasks.language_modeling.corpora import CORPORA
+
+SPLITS = ("train", "validation", "test")
+_OWN = "own_"
+
+
+def _characters() -> TextConfig:
+    return TextConfig(tokenizer="character", lower_case=False, min_count=1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which texts, and how they become sequences of ids.
+
+    Attributes:
+      name: "tiny_shakespeare", which is one running text, or a labelled set of the project, whose
+        texts stand each by itself. With train_file it only names the results, and is own_<file>
+        unless something else is given.
+      train_file: a text file of one's own, in UTF-8.
+      validation_file: likewise; None: a tenth of train_file.
+      test_file: likewise; None: another tenth. Of a running text the tenths are the last ones,
+        validation first; of lines it is the hash that decides.
+      lines: whether each line of one's own files is a text by itself.
+      length: ids of an example, with those that the task puts before and after the text. A text
+        that is longer goes on in the next example.
+      text: tokenizer. Nothing is cut off, so its max_length does not count.
+    """
+
+    name: str = "tiny_shakespeare"
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    lines: bool = False
+    length: int = 64
+    text: TextConfig = field(default_factory=_characters)
+
+    def __post_init__(self):
+        for other in ("validation_file", "test_file"):
+            if getattr(self, other) is not None and self.train_file is None:
+                raise ValueError(f"train_file must be given with {other}")
+        known = (*CORPORA, *DEFINITIONS)
+        if self.train_file is not None:
+            # Results of own files must not be filed under a public data set's name.
+            if self.name in known:
+                object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
+        elif self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"name: no data set is called {self.name!r}{hint}; there are {', '.join(known)}; "
+                "train_file takes your own"
+            )
+        if self.lines and self.train_file is None:
+            raise ValueError("lines needs train_file")
+        if self.length < 4:
+            raise ValueError(f"length must be at least 4, got {self.length}")
+        defaults = {setting.name: setting.default for setting in fields(TextConfig)}
+        for name in ("ngrams", "character_ngrams", "unique", "max_length"):
+            if (value := getattr(self.text, name)) != defaults[name]:
+                raise ValueError(
+                    f"text.{name} must be {defaults[name]!r}, for ids are a text in its order "
+                    f"here, whole; got {value!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts in three splits.
+
+    Attributes:
+      name: as in the config.
+      splits: texts of train, validation and test.
+      running: whether a split is one running text, so that a window may begin anywhere.
+    """
+
+    name: str
+    splits: Mapping[str, list[str]]
+    running: bool
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all texts in their order."""
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            digest.update(f"{name}:{len(self.splits[name])}".encode())
+            for text in self.splits[name]:
+                data = text.encode("utf-8", "surrogatepass")
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> Corpus:
+    """Reads the texts of a config, preparing a public set first when it is not.
+
+    From the train texts of a labelled set goes what is equal or nearly so to a validation or test
+    text of another set of the same origin: whoever fine-tunes on that one is tested on texts that
+    were never seen.
+
+    Raises:
+      UserError: what is wrong with a file or a source.
+    """
+    if config.train_file is not None:
+        return _own(config)
+    if config.name in CORPORA:
+        return Corpus(config.name, _texts(CORPORA[config.name], paths), running=True)
+    splits = _texts(DEFINITIONS[config.name], paths)
+    for other in sorted(shared_with(config.name)):
+        held_out = _texts(DEFINITIONS[other], paths)
+        seen = near_duplicates(held_out["validation"] + held_out["test"], splits["train"])
+        splits["train"] = [text for text, s in zip(splits["train"], seen, strict=True) if not s]
+    return Corpus(config.name, splits, running=False)
+
+
+def _texts(definition: builders.Definition, paths: Paths) -> dict[str, list[str]]:
+    builders.prepare(definition, paths)
+    splits = {}
+    for name in SPLITS:
+        source = builders.load(definition, name, paths)
+        splits[name] = [row["text"].decode() for row in source.__getitems__(range(len(source)))]
+    return splits
+
+
+def _own(config: DataConfig) -> Corpus:
+    read = {}
+    for split in SPLITS:
+        if (file := getattr(config, f"{split}_file")) is not None:
+            text = _read(file)
+            read[split] = [line for line in text.splitlines() if line.strip()]
+            if not config.lines:
+                read[split] = [text]
+    missing = [split for split in ("validation", "test") if split not in read]
+    cut = _by_hash if config.lines else _from_the_end
+    read |= cut(read["train"], missing)
+    for split in SPLITS:
+        if not any(read[split]):
+            raise UserError(
+                f"{config.train_file}: is too short to split, {split} would be empty; give "
+                "validation_file and test_file"
+            )
+    return Corpus(config.name, read, running=not config.lines)
+
+
+def _read(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{name}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
+            "UTF-8"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{name}: the file is empty")
+    return text.replace("\r\n", "\n")
+
+
+def _by_hash(train: list[str], missing: list[str]) -> dict[str, list[str]]:
+    """Lines that are equal but for case and punctuation stay together."""
+    result: dict[str, list[str]] = {split: [] for split in ("train", *missing)}
+    for text in train:
+        digit = norm_hash(text, unicode=True) % 10
+        result[missing[digit] if digit < len(missing) else "train"].append(text)
+    return result
+
+
+def _from_the_end(train: list[str], missing: list[str]) -> dict[str, list[str]]:
+    """The last tenths."""
+    (text,) = train
+    tenth = len(text) // 10
+    starts = [len(text) - tenth * (len(missing) - index) for index in range(len(missing))]
+    ends = [*starts[1:], len(text)]
+    tails = zip(missing, starts, ends, strict=True)
+    parts = {split: [text[start:end]] for split, start, end in tails}
+    return {"train": [text[: starts[0]] if starts else text], **parts}
