@@ -8,13 +8,12 @@ the same batches, drawn once. The two take turns in rounds, and the ratio is tha
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 from absl import app, flags, logging
+
+from benchmarks.side_by_side import compare
 
 flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
@@ -142,7 +141,7 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 
 
 def main(_: list[str]) -> None:
-    """Prints seconds a round of each, and the ratio."""
+    """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
     from launch.engine import config as configs
     from launch.engine.memory import keep_large_buffers
@@ -153,23 +152,14 @@ def main(_: list[str]) -> None:
     keep_large_buffers()
     data = batches(config.training.batch_size, flags.FLAGS.length)
     runs = {"here": here(config, data), "torch": torch_eager(config, data)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run(len(data))
-    for _ in range(flags.FLAGS.rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            loss = run(flags.FLAGS.steps)
-            seconds[name].append(time.perf_counter() - began)
-            if not np.isfinite(loss):
-                sys.exit(f"{name}: the loss is {loss}")
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, values in seconds.items():
-        print(
-            f"{name:>6}: {medians[name]:.3f} s for {flags.FLAGS.steps} steps "
-            f"({min(values):.3f} to {max(values):.3f} in {flags.FLAGS.rounds} rounds)"
-        )
-    print(f" ratio: {medians['here'] / medians['torch']:.2f} (here / torch, at most 1.5 wanted)")
+    compare(
+        runs,
+        steps=flags.FLAGS.steps,
+        rounds=flags.FLAGS.rounds,
+        wanted=", at most 1.5 wanted",
+    )
 
 
 if __name__ == "__main__":
