@@ -111,7 +111,7 @@ class RecurrentConfig:
 
     Attributes:
       embedding_size: E; one table for both languages.
-      state_size: of the decoder, and of each direction of the encoder.
+      state_size: D of the decoder, and of the encoder's two directions together.
       num_layers: of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
@@ -139,9 +139,12 @@ class RecurrentConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
-        if self.temporal_attention < 0:
+        if self.state_size % 2:
+            raise ValueError(f"state_size must be even, got {self.state_size}")
+        heads = self.temporal_attention
+        if heads < 0 or (heads and self.state_size % heads):
             raise ValueError(
-                f"temporal_attention must not be negative, got {self.temporal_attention}"
+                f"temporal_attention must be 0 or divide state_size={self.state_size}, got {heads}"
             )
         find_cell(self.cell)
         _check_smoothing(self)
@@ -282,15 +285,15 @@ class RecurrentTranslator(Translator):
 
     def __init__(self, config: RecurrentConfig, vocabulary: int, *, rngs: nnx.Rngs):
         super().__init__(vocabulary)
-        E, H = config.embedding_size, config.state_size
+        E, D = config.embedding_size, config.state_size
         self.dropout_rate = config.dropout_rate
         self.embedding = TokenEmbedding(self.size, E, init_scale=1.0, rngs=rngs)
-        self.encoder = Bidirectional(E, H, cell=config.cell, rngs=rngs)
+        self.encoder = Bidirectional(E, D // 2, cell=config.cell, rngs=rngs)
         self.decoder = AttentionDecoder(
             self.size,
             E,
-            H,
-            2 * H,
+            D,
+            D,
             alignment=config.alignment,
             cell=config.cell,
             num_layers=config.num_layers,
@@ -319,7 +322,7 @@ class RecurrentTranslator(Translator):
         return logits, state, extras["alignment"]
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
-        """States [B, S, 2H], which are real bool [B, S], and the last state."""
+        """States [B, S, D], which are real bool [B, S], and the last state."""
         keys = [None] * 2 if key is None else list(jax.random.split(key))
         valid = source != PAD
         x = self._dropped(self.embedding(source), keys[0])

@@ -246,7 +246,9 @@ class Translation(Task):
     def inputs(self, raw: Sequence[str]) -> PairExamples:
         """Any sentences that are no longer than those of training."""
         limit = self.data.text.max_length
-        sources = self.encoder.encode_batch(raw)
+        # Half of a surrogate pair, as bytes that are no UTF-8 give one, is no character.
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in raw]
+        sources = self.encoder.encode_batch(texts)
         for text, ids in zip(raw, sources, strict=True):
             if len(ids) > limit:
                 shown = repr(text if len(text) <= 60 else text[:57] + "...")
@@ -259,14 +261,16 @@ class Translation(Task):
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
-        """The translation; where more than one is asked for, all with their scores. Nothing for
-        nothing.
+        """The translation and its score, the mean log-probability of a token (see
+        `DecodingConfig.length_penalty`); all where more than one is asked for. Nothing for nothing.
         """
         ranked = [self._written(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
         answers = []
         for index, source in enumerate(raw):
-            texts = [texts[index] if source.strip() else "" for texts in ranked]
+            texts = [texts[index] for texts in ranked]
             scores = [round(float(score), 4) for score in outputs["scores"][index]]
+            if not source.strip():
+                texts, scores = [""], [0.0]
             answer: dict[str, Any] = {"input": source, "output": texts[0], "score": scores[0]}
             if len(texts) > 1:
                 answer["n_best"] = [

@@ -1,0 +1,186 @@
+"""Own files and every mistake that a person can make with them; the public sets' counts."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from tasks.common.errors import UserError
+from tasks.common.leaks import norm_hash
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig
+from tasks.translation.data import DataConfig, PairExamples, load
+from tasks.translation.datasets import DATA_SETS
+from tasks.translation.files import find
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(**files):
+        for name, content in files.items():
+            path = tmp_path / name.replace("__", ".")
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(tmp_path)
+
+    return write
+
+
+def lines(n, word="line"):
+    return "".join(f"{word} number {i}\n" for i in range(n))
+
+
+def own(path, **fields):
+    return load(DataConfig(path=path, **fields), None)
+
+
+def test_a_folder_is_taken_as_it_is(folder):
+    path = folder(
+        train__en="one \n\n two\nthree",
+        train__de="eins\nleer\nzwei\n\n",
+        dev__en="four\n",
+        dev__de="vier\n",
+        test__en="\ufefffive\r\nsix\u2028seven\r\n",
+        test__de="fünf\r\nsechs\u2028sieben\r\n",
+    )
+    data = own(path)
+    assert data.name.startswith("own_")
+    assert {
+        name: list(zip(split.sources, split.targets, split.ids, strict=True))
+        for name, split in data.splits.items()
+    } == {
+        "train": [("one", "eins", "train.en:1"), ("two", "zwei", "train.en:3")],
+        "validation": [("four", "vier", "dev.en:1")],
+        "test": [
+            ("five", "fünf", "test.en:1"),
+            ("six\u2028seven", "sechs\u2028sieben", "test.en:2"),
+        ],
+    }
+    other = own(path, source="de", target="en")
+    assert other.splits["validation"].sources == ["vier"]
+    assert other.fingerprint != data.fingerprint == own(path, name="another").fingerprint
+
+
+def test_two_files_are_split_by_the_hash_of_the_source(folder):
+    path = folder(a__txt=lines(150) * 2, b__txt=lines(300, "Zeile"))
+    data = own(f"{path}/a.txt, {path}/b.txt", name="mine")
+    assert data.name == "mine"
+    found = {name: set(split.sources) for name, split in data.splits.items()}
+    assert sum(map(len, data.splits.values())) == 300
+    for name, digits in (("test", {0}), ("validation", {1}), ("train", set(range(2, 10)))):
+        assert {norm_hash(text, unicode=True) % 10 for text in found[name]} <= digits
+    for split in data.splits.values():
+        for source, target, identity in zip(split.sources, split.targets, split.ids, strict=True):
+            line = int(identity.rsplit(":", 1)[1]) - 1
+            assert (source, target) == (f"line number {line % 150}", f"Zeile number {line}")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"has no train\.en and train\.de"),
+        ({"train__en": "a\n"}, r"train\.de: is missing beside train\.en"),
+        ({"train__de": "a\n"}, r"train\.en: is missing beside train\.de"),
+        ({"train__en": "a\n", "train__de": "b\nc\n"}, "has 2 lines, but .* has 1"),
+        ({"train__en": "", "train__de": ""}, "holds no pair"),
+        ({"train__en": "a\nb\n", "train__de": b"x\n\xe4\n"}, r"line 2 is not UTF-8 \(byte 0xe4\)"),
+        ({"train__en": "a\n", "train__de": "b\n"}, "1 pairs are too few to split"),
+    ],
+)
+def test_mistakes_with_folders(folder, files, message):
+    with pytest.raises(UserError, match=message):
+        own(folder(**files))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "nowhere is not a folder; give one with train.en and train.de"),
+        ("a,b,c", "names 3 files"),
+        ("a,", "names 2 files"),
+        ("nowhere,nowhere", r"nowhere: cannot be read \(No such file"),
+    ],
+)
+def test_mistakes_with_paths(path, message):
+    with pytest.raises(UserError, match=message):
+        own(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "multi30"}, "no data set is called 'multi30' .did you mean 'multi30k'"),
+        ({"target": "fr"}, "target must be one of en, de for multi30k, got 'fr'"),
+        ({"source": ""}, "source must not be empty"),
+        ({"source": "de"}, "target must differ from source, got 'de'"),
+        ({"text": TextConfig(ngrams=2)}, "text.ngrams must be 1, for texts are written too"),
+        ({"text": TextConfig(unique=True)}, "text.unique must be False"),
+    ],
+)
+def test_impossible_configs(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**fields)
+
+
+def test_results_of_own_files_are_not_filed_under_a_public_name():
+    assert DataConfig(path="some/folder/").name == "own_folder"
+    assert DataConfig(path="texts/a.en,texts/a.de").name == "own_a"
+
+
+def test_find_knows_other_names(folder):
+    path = folder(train__x="", train__y="", valid__x="", valid__y="")
+    assert list(find(path, "x", "y")) == ["train", "validation"]
+
+
+def test_pair_examples():
+    ids = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
+    examples = PairExamples(ids, ids[::-1], 9)
+    assert len(examples) == 2
+    assert {name: row.tolist() for name, row in examples[0].items()} == {
+        "source": [5, 6, 7, 9],
+        "target": [8, 9],
+    }
+    assert {name: row.tolist() for name, row in examples.lengths.items()} == {
+        "source": [4, 2],
+        "target": [2, 4],
+    }
+    assert PairExamples(ids, None, 9)[1].keys() == PairExamples(ids, None, 9).padded.keys()
+    assert PairExamples(ids, ids, 9, greedy=True)[1].keys() == {"source", "target", "greedy"}
+
+
+def public(name):
+    languages = DATA_SETS[name].languages
+    try:
+        return load(DataConfig(name, *languages), Paths.default())
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_multi30k():
+    data = public("multi30k")
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 29_000,
+        "validation": 1_014,
+        "test": 1_000,
+    }
+    test = data.splits["test"]
+    assert test.sources[0] == "A man in an orange hat starring at something."
+    assert test.targets[0] == "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."
+    everything = [text for split in data.splits.values() for text in split.sources + split.targets]
+    assert all(text.strip() == text != "" for text in everything)
+    assert not set(test.sources) & set(data.splits["train"].sources)
+
+
+def test_multi30k_from_its_files(tmp_path):
+    """Preparation, on files as small as they may be."""
+    files = {}
+    for source in DATA_SETS["multi30k"].definition.sources:
+        path = tmp_path / source.name.replace("/", "-")
+        path.write_bytes(gzip.compress(f"{source.name} A \n{source.name} B\n".encode()))
+        files[source.name] = path
+    splits = DATA_SETS["multi30k"].definition.generate(files)
+    assert list(splits) == ["train", "validation", "test"]
+    assert splits["test"][1] == {
+        "id": "test-1",
+        "en": "multi30k/test_2016_flickr.en.gz B",
+        "de": "multi30k/test_2016_flickr.de.gz B",
+    }
