@@ -117,7 +117,9 @@ def beam_by_lists(b, K, T, penalty, stopping):
 
 
 @pytest.mark.parametrize("K", [2, 3])
-@pytest.mark.parametrize(("penalty", "stopping"), [(1.0, "heuristic"), (0.6, "exact")])
+@pytest.mark.parametrize(
+    ("penalty", "stopping"), [(1.0, "heuristic"), (0.6, "exact"), (-1.0, "heuristic")]
+)
 def test_beam_search_equals_lists(K, penalty, stopping):
     T = 7
     decoded = run(DecodingConfig("beam", K, penalty, stopping, n_best=K), T)
