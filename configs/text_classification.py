@@ -3,7 +3,13 @@
 python -m launch.train --config=configs/text_classification.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin or tfds:NAME; MODEL is
-transformer (if none is named), attention_pooling or bigru. See RESULTS.md for what to expect.
+transformer (if none is named), attention_pooling, bigru or pretrained. See RESULTS.md for what to
+expect. The last starts from a masked language model of the train texts alone:
+
+python -m launch.train --config=configs/language_modeling.py:DATA --workdir=runs/DATA_masked
+python -m launch.train --config=configs/text_classification.py:DATA,pretrained --workdir=runs/NAME
+    --config.model.init_from=runs/DATA_masked
+
 One's own file, with its columns:
 
 python -m launch.train --config=configs/text_classification.py --workdir=runs/mine
@@ -29,7 +35,12 @@ LONG = ("newsgroups20", "reuters_r8", "spam_assassin")
 def get_config(argument: str = "movie_reviews"):
     """The config of 'DATA' or 'DATA,MODEL'."""
     data, _, model = argument.partition(",")
-    recipes = {"transformer": transformer, "attention_pooling": attention_pooling, "bigru": bigru}
+    recipes = {
+        "transformer": transformer,
+        "attention_pooling": attention_pooling,
+        "bigru": bigru,
+        "pretrained": pretrained,
+    }
     model = model or "transformer"
     if model not in recipes:
         raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}")
@@ -119,5 +130,30 @@ def bigru(data: str):
         ),
         "model": BiGRUConfig(prior="naive_bayes"),
         "optimizer": OptimizerConfig(learning_rate=2e-3, warmup_steps=50, average_decay=0.99),
+        "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
+    }
+
+
+def pretrained(data: str):
+    """The encoder of configs/language_modeling.py:DATA; init_from="" is the same from scratch."""
+    return {
+        "data": DataConfig(
+            name=data,
+            text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000, max_length=64),
+        ),
+        "model": TransformerConfig(
+            model_size=128,
+            num_layers=2,
+            num_heads=4,
+            feedforward_size=512,
+            positions="learned",
+            max_length=64,
+            token_dropout_rate=0.1,
+            head_dropout_rate=0.3,
+            init_from=f"runs/{data}_masked",
+        ),
+        "optimizer": OptimizerConfig(
+            learning_rate=3e-4, warmup_steps=50, weight_decay=0.05, average_decay=0.99
+        ),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
     }

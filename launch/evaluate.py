@@ -19,14 +19,13 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split
 
 def evaluate() -> None:
     """The verb."""
-    from launch.engine import config as configs
     from launch.engine import evaluation, run
     from launch.engine.writers import write_json
 
     folder, split = cli.workdir(), cli.FLAGS.split
     config = run.saved_config(folder)
     cli.set_up_jax(config)
-    task = configs.task_class(config.task).prepare(config.data, config.model, cli.paths())
+    task = run.prepared_task(config, cli.paths())
     run.check_assets(task, folder)
     steps, variables, best = run.load_variables(task, config, folder)
     result = evaluation.evaluate(

@@ -12,11 +12,12 @@ cli.define_config()
 
 def prepare() -> None:
     """The verb."""
-    from launch.engine import config as configs
+    from launch.engine.run import prepared_task
     from tasks.task import SPLITS
 
     config = cli.experiment()
-    task = configs.task_class(config.task).prepare(config.data, config.model, cli.paths())
+    cli.set_up_jax(config)
+    task = prepared_task(config, cli.paths())
     sizes = ", ".join(f"{split} {len(task.examples(split)):,}" for split in SPLITS)
     print(f"{config.task}: {config.data.name} is ready: {sizes} examples")
 

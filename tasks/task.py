@@ -50,7 +50,9 @@ class Task(abc.ABC):
     def prepare(cls, data: Any, model: Any, paths: Paths) -> Task:
         """Fetches, builds and reads the data, and fits what is fitted on the train split.
 
-        Idempotent and cached; raises UserError with one line where the data cannot be had.
+        Idempotent and cached; raises UserError with one line where the data cannot be had. Where a
+        model config has a field `init_from` that names a run folder, what that run learned comes
+        too, as `pretrained`: see `tasks.common.pretrained`.
         """
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from launch.engine.writers import read_lines, write_json
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
+from tasks.common.pretrained import Pretrained
 from tasks.task import Task
 
 
@@ -50,7 +52,7 @@ def run(
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
-    task = configs.task_class(config.task).prepare(config.data, config.model, paths)
+    task = prepared_task(config, paths)
     write_json(folder / "config.json", configs.to_dict(config))
     with alone(folder):
         return _finish(config, task, folder, paths, command, with_baselines)
@@ -186,6 +188,33 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
+
+
+def prepared_task(config: Experiment, paths: Paths) -> Task:
+    """The task with its data, and where config.model.init_from names a run, with what that learned.
+
+    Raises:
+      UserError: the data cannot be had, or that run cannot be read or does not fit.
+    """
+    options = {}
+    if source := getattr(config.model, "init_from", ""):
+        options["pretrained"] = _pretrained(config, Path(source))
+    return configs.task_class(config.task).prepare(config.data, config.model, paths, **options)
+
+
+def _pretrained(config: Experiment, folder: Path) -> Pretrained:
+    import jax
+
+    try:
+        saved = saved_config(folder)
+        # Laid out as this run is; the layout changes no weight.
+        placed = dataclasses.replace(saved, mesh=config.mesh, training=config.training)
+        variables = load_variables(restored_task(saved, folder), placed, folder)[1]
+    except UserError as error:
+        reason = str(error).removeprefix(f"--workdir={folder}: ")
+        raise UserError(f"config.model.init_from={folder}: {reason}") from None
+    params = jax.device_get(variables["params"])
+    return Pretrained(folder, saved.task, saved.data, saved.model, saved_assets(folder), params)
 
 
 def restored_task(config: Experiment, folder: Path) -> Task:

@@ -141,15 +141,10 @@ class LanguageModel(nnx.Module):
             else None
         )
         self.encoder = Encoder(config, rngs=rngs)
-        self.head = None
-        if config.objective == "masked":
-            self.head = MaskedHead(config, vocabulary, rngs=rngs)
-        elif not config.tied:
-            self.head = Projection((D,), (vocabulary,), use_bias=False, rngs=rngs)
-        self.pooler = self.follows = None
-        if config.next_sentence:
-            self.pooler = Projection((D,), (D,), rngs=rngs)
-            self.follows = Projection((D,), (2,), rngs=rngs)
+        self.head = _head(config, vocabulary, rngs)
+        pairs = config.next_sentence
+        self.pooler = Projection((D,), (D,), rngs=rngs) if pairs else None
+        self.follows = Projection((D,), (2,), rngs=rngs) if pairs else None
 
     def __call__(
         self,
@@ -202,6 +197,15 @@ class LanguageModel(nnx.Module):
         """One token of each row, for `tasks.common.decoding.generate`."""
         hidden, cache = self.encoder.decode(self._embedded(tokens[:, None], None), cache)
         return self.logits(hidden[:, 0]), cache, ()
+
+
+def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    """What comes before the table of the embeddings, or in its place."""
+    if config.objective == "masked":
+        return MaskedHead(config, vocabulary, rngs=rngs)
+    if config.tied:
+        return None
+    return Projection((config.model_size,), (vocabulary,), use_bias=False, rngs=rngs)
 
 
 def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, end: int | None):

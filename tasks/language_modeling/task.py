@@ -345,18 +345,20 @@ class LanguageModeling(Task):
         }
 
     def _counted(self, split: str) -> list[np.ndarray]:
+        """Ids as they may have to be predicted: with the end sign, or those that may be hidden."""
         ids = self._ids(split)
-        if self._corpus.running or self.model.objective == "masked":
+        if self.model.objective == "masked":
+            return [text[text >= len(SPECIAL)] for text in ids]
+        if self._corpus.running:
             return ids
         return [np.append(text, np.int32(self._end)) for text in ids]
 
     def _unigram(self) -> dict[str, float]:
         began = time.monotonic()
-        shares = counting.unigram(self._counted("train"), self.encoder.size + sequences.RESERVED)
+        vocabulary = self.encoder.size + sequences.RESERVED
+        shares = counting.unigram(self._counted("train"), vocabulary)
         ids = np.concatenate(self._counted("test"))
-        if self.model.objective == "masked":
-            ids = ids[ids >= len(SPECIAL)]
-        elif self._corpus.running:
+        if self.model.objective == "causal" and self._corpus.running:
             ids = ids[1:]
         metrics = self._metrics(-float(np.sum(np.log(shares[ids]))), len(ids), "test")
         accuracy = float(np.mean(ids == np.argmax(shares)))

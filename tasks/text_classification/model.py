@@ -21,6 +21,7 @@ from attention.projection import Projection
 from tasks.common.backbones.recurrent import BidirectionalGRU
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.text import CLS
+from tasks.text_classification.start import Start
 
 Array = jax.Array
 
@@ -95,6 +96,8 @@ class TransformerConfig(EncoderConfig):
       token_dropout_rate: of whole tokens at the input.
       head_dropout_rate: of the pooled vector.
       embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
+      init_from: folder of a language_modeling run whose embeddings, encoder and tokenizer this one
+        starts from; "": at random.
       For the others see `EncoderConfig`.
     """
 
@@ -105,10 +108,16 @@ class TransformerConfig(EncoderConfig):
     embedding_scale: float = 0.1
     prior: str = "none"
     prior_scale: float = 0.3
+    init_from: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         _check_embedding(self)
+        if self.init_from and self.prior != "none":
+            raise ValueError(
+                f"prior must be 'none' with init_from, which gives the embeddings, got "
+                f"{self.prior!r}"
+            )
         _check_rates(self, "token_dropout_rate", "head_dropout_rate")
         _check_pool(self.pooling, "cls")
         if self.pooling == "cls" and "one_way" in self.line.can:
@@ -253,12 +262,15 @@ class TransformerClassifier(nnx.Module):
         classes: int,
         *,
         prior: np.ndarray | None = None,
+        start: Start | None = None,
         rngs: nnx.Rngs,
     ):
         self.config = config
         D = config.model_size
         self.tokens = Embedding(config, vocabulary, D, prior, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
+        if start is not None:
+            start.put_into(self.tokens, self.encoder)
         self.pool = (
             None if config.pooling == "cls" else registry.load("pool", config.pooling)(D, rngs=rngs)
         )
@@ -345,12 +357,19 @@ class BiGRUClassifier(nnx.Module):
 
 
 def build(
-    config: Any, vocabulary: int, classes: int, *, prior: np.ndarray | None, rngs: nnx.Rngs
+    config: Any,
+    vocabulary: int,
+    classes: int,
+    *,
+    prior: np.ndarray | None,
+    start: Start | None = None,
+    rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The model of a config."""
+    """The model of a config; `start` where it has `init_from` and is to be trained."""
     kinds = {
         "attention_pooling": AttentionPoolingClassifier,
         "transformer": TransformerClassifier,
         "bigru": BiGRUClassifier,
     }
-    return kinds[config.name](config, vocabulary, classes, prior=prior, rngs=rngs)
+    options = {} if start is None else {"start": start}
+    return kinds[config.name](config, vocabulary, classes, prior=prior, rngs=rngs, **options)

@@ -18,11 +18,13 @@ from tasks.common.backbones import recurrent, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
+from tasks.common.pretrained import Pretrained
 from tasks.common.text import PAD, TextEncoder
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import Task
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
+from tasks.text_classification.start import Start, start_from
 
 # Quantiles of the train lengths at which texts are padded; compiled once each.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
@@ -66,6 +68,7 @@ class TextClassification(Task):
         labels: Sequence[str],
         buckets: Sequence[int],
         texts: TextData | None = None,
+        start: Start | None = None,
     ):
         """Use `prepare` or `restore`.
 
@@ -76,18 +79,26 @@ class TextClassification(Task):
           labels: names of the classes.
           buckets: lengths to which batches are padded.
           texts: the splits; None where only predictions are wanted.
+          start: weights to start from; None: at random, or other weights take their place.
         """
         self.data, self.model, self.encoder = data, model, encoder
         self.labels, self._buckets, self._texts = list(labels), list(buckets), texts
+        self._start = start
 
     @classmethod
-    def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> TextClassification:
+    def prepare(
+        cls, data: DataConfig, model: Any, paths: Paths, pretrained: Pretrained | None = None
+    ) -> TextClassification:
         """See `Task.prepare`."""
         _check_lengths(data, model)
+        start, encoder = None, None
+        if pretrained is not None:
+            start, encoder = start_from(pretrained, data.text, model)
         texts = load(data, paths)
-        train = texts.splits["train"].texts
-        encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
-        task = cls(data, model, encoder, texts.label_names, (), texts)
+        if encoder is None:
+            train = texts.splits["train"].texts
+            encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, encoder, texts.label_names, (), texts, start)
         task._buckets = _buckets(task.examples("train").lengths, data.text.max_length)
         return task
 
@@ -128,7 +139,14 @@ class TextClassification(Task):
     def build_model(self, rngs: Any) -> Any:
         """See `Task.build_model`."""
         prior = self._prior() if self.model.prior == "naive_bayes" else None
-        return models.build(self.model, self.encoder.size, len(self.labels), prior=prior, rngs=rngs)
+        return models.build(
+            self.model,
+            self.encoder.size,
+            len(self.labels),
+            prior=prior,
+            start=self._start,
+            rngs=rngs,
+        )
 
     def _prior(self) -> np.ndarray:
         columns = 1 if len(self.labels) == 2 else len(self.labels)

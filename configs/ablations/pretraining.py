@@ -1,0 +1,20 @@
+"""What pre-training on the train texts alone adds: the same classifier from random weights.
+
+python -m launch.train --config=configs/language_modeling.py:movie_reviews
+    --workdir=runs/movie_reviews_masked
+python -m launch.ablate --config=configs/ablations/pretraining.py --workdir=runs/pretraining
+"""
+
+from launch.engine.ablation import Ablation, Delta
+
+
+def get_ablation() -> Ablation:
+    """A fine-tuned encoder on movie_reviews against one from scratch, three seeds."""
+    return Ablation(
+        base="configs/text_classification.py:movie_reviews,pretrained",
+        base_name="pretrained",
+        deltas={
+            "from_scratch": Delta(declares=["model.init_from"], overrides={"model.init_from": ""}),
+        },
+        seeds=3,
+    )

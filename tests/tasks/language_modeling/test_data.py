@@ -1,0 +1,141 @@
+"""Texts: splits by rule, overlap left out, and files that cannot be read."""
+
+import numpy as np
+import pytest
+
+from tasks.common.errors import UserError
+from tasks.common.leaks import near_duplicates, norm_hash
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig
+from tasks.language_modeling import data as corpora
+from tasks.language_modeling.data import DataConfig, load
+
+WORDPIECE = TextConfig(tokenizer="wordpiece", vocabulary_size=8000)
+
+
+def public(name, **fields):
+    try:
+        return load(DataConfig(name=name, **fields), Paths.default())
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_tiny_shakespeare_is_split_as_published():
+    corpus = public("tiny_shakespeare")
+    train, validation = corpus.splits["train"][0], corpus.splits["validation"][0]
+    # nanoGPT's data/shakespeare_char/prepare.py prints these.
+    assert (len(train), len(validation)) == (1_003_854, 111_540)
+    assert len(set(train + validation)) == 65
+    assert corpus.splits["test"] == corpus.splits["validation"]
+    assert train.startswith("First Citizen:\n")
+    assert corpus.running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "other"), [("movie_reviews", "sst2"), ("sst2", "movie_reviews")])
+def test_no_held_out_text_of_the_sister_set_is_left(name, other):
+    corpus, sister = (public(n, text=WORDPIECE) for n in (name, other))
+    held_out = sister.splits["validation"] + sister.splits["test"]
+    assert not near_duplicates(held_out, corpus.splits["train"]).any()
+    assert len(corpus.splits["train"]) > 5000
+
+
+def test_what_is_held_out_elsewhere_is_dropped_from_train_alone(monkeypatch):
+    texts = {
+        "movie_reviews": {
+            "train": ["A fine film", "a dull, dull plot!", "warm and funny"],
+            "validation": ["a fine film indeed"],
+            "test": ["weak"],
+        },
+        "sst2": {
+            "train": ["warm and funny"],
+            "validation": ["a dull dull plot"],
+            "test": ["another one"],
+        },
+    }
+    monkeypatch.setattr(corpora, "_texts", lambda definition, _: dict(texts[definition.name]))
+    found = load(DataConfig(name="movie_reviews", text=WORDPIECE), None).splits
+    assert found["train"] == ["A fine film", "warm and funny"]
+    assert (found["validation"], found["test"]) == (["a fine film indeed"], ["weak"])
+
+
+def test_tenths_of_a_running_text(tmp_path):
+    text = "0123456789" * 3
+    file = tmp_path / "mine.txt"
+    file.write_text("\ufeff" + text, encoding="utf-8")
+    config = DataConfig(train_file=str(file))
+    assert config.name == "own_mine"
+    corpus = load(config, None)
+    assert corpus.splits == {"train": [text[:24]], "validation": [text[24:27]], "test": [text[27:]]}
+    other = tmp_path / "other.txt"
+    other.write_text("abc\r\ndef", encoding="utf-8")
+    config = DataConfig(train_file=str(file), validation_file=str(other))
+    assert load(config, None).splits == {
+        "train": [text[:27]],
+        "validation": ["abc\ndef"],
+        "test": [text[27:]],
+    }
+
+
+def test_lines_go_by_their_hash(tmp_path):
+    lines = [f"line {n}!" for n in range(100)]
+    file = tmp_path / "lines.txt"
+    file.write_text("\n\n".join([*lines, "LINE 7"]), encoding="utf-8")
+    corpus = load(DataConfig(train_file=str(file), lines=True), None)
+    assert not corpus.running
+    digits = {0: "validation", 1: "test"}
+    for split, texts in corpus.splits.items():
+        for text in texts:
+            assert digits.get(norm_hash(text, unicode=True) % 10, "train") == split
+    assert sorted(text for texts in corpus.splits.values() for text in texts) == sorted(
+        [*lines, "LINE 7"]
+    )
+    (home,) = [split for split, texts in corpus.splits.items() if "line 7!" in texts]
+    assert "LINE 7" in corpus.splits[home]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"", "is empty"),
+        (b" \n\t", "is empty"),
+        (b"fine\n\xff\xfe", "line 2 is not UTF-8"),
+        (b"short", "is too short to split, validation would be empty"),
+    ],
+)
+def test_files_that_cannot_be_had(tmp_path, content, message):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load(DataConfig(train_file=str(file)), None)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "tiny_shakespear"}, "did you mean 'tiny_shakespeare'"),
+        ({"test_file": "a"}, "train_file must be given with test_file"),
+        ({"lines": True}, "lines needs train_file"),
+        ({"length": 3}, "length must be at least 4"),
+        ({"text": TextConfig(ngrams=2)}, r"text\.ngrams must be 1"),
+        ({"text": TextConfig(max_length=9)}, r"text\.max_length must be 512"),
+        ({"text": TextConfig(unique=True)}, r"text\.unique must be False"),
+    ],
+)
+def test_impossible_settings_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**fields)
+
+
+def test_fingerprint_follows_the_texts():
+    def fingerprint(train):
+        splits = {"train": train, "validation": ["b"], "test": ["c"]}
+        return corpora.Corpus("x", splits, False).fingerprint
+
+    prints = {fingerprint(train) for train in (["a"], ["a", "a"], ["aa"], ["a", "", "a"])}
+    assert len(prints) == 4
+    assert np.all([len(value) == 32 for value in prints])

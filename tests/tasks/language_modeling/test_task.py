@@ -1,0 +1,306 @@
+"""Language modelling by the contract, and what a person may type."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from launch.engine.config import load_file, resolve, to_dict
+from launch.engine.evaluation import gather
+from launch.engine.figures import draw
+from tasks.common.decoding import DecodingConfig
+from tasks.common.errors import UserError
+from tasks.common.paths import Paths
+from tasks.common.pipeline import evaluation_batches, train_iterator
+from tasks.common.text import TextConfig
+from tasks.language_modeling.data import DataConfig
+from tasks.language_modeling.model import LanguageModelConfig
+from tasks.language_modeling.task import TASK
+
+WORDS = ["the", "a", "film", "plot", "is", "was", "very", "good", "bad", "dull", "funny", "warm"]
+SMALL = {
+    "model_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "feedforward_size": 8,
+    "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+}
+KINDS = ("running", "texts", "masked", "pairs")
+
+
+def text_file(folder):
+    rng = np.random.default_rng(0)
+    file = folder / "text.txt"
+    lines = [" ".join(rng.choice(WORDS, rng.integers(2, 15))) + "." for _ in range(120)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return str(file)
+
+
+def configs(kind, file):
+    causal = kind in ("running", "texts")
+    model = {
+        "running": {"max_new_tokens": 9},
+        "texts": {"max_new_tokens": 9, "decoding": DecodingConfig("sample", seed=3)},
+        "masked": {"objective": "masked", "whole_words": True},
+        "pairs": {"objective": "masked", "segments": 2, "next_sentence": True},
+    }[kind]
+    text = {
+        "running": TextConfig(tokenizer="character", lower_case=False, min_count=1),
+        "texts": TextConfig(tokenizer="bpe", vocabulary_size=280),
+        "masked": TextConfig(tokenizer="wordpiece", vocabulary_size=60),
+        "pairs": TextConfig(min_count=1),
+    }[kind]
+    data = DataConfig(train_file=file, lines=kind != "running", length=16, text=text)
+    return data, LanguageModelConfig(**SMALL, max_length=16 if causal else 20, **model)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    file, tasks = text_file(folder), {}
+    paths = Paths(folder / "data", folder / "cache")
+    for kind in KINDS:
+        task = TASK.prepare(*configs(kind, file), paths)
+        tasks[kind] = (task, task.build_model(nnx.Rngs(0)))
+    return tasks
+
+
+def evaluated(task, model, split, size):
+    total, pending = {}, []
+    graph, state = nnx.split(model)
+
+    def run(function):
+        return jax.jit(lambda state, batch: function(nnx.merge(graph, state), batch))
+
+    statistics, outputs = run(task.batch_statistics), run(task.outputs)
+    for batch in evaluation_batches(task.examples(split), batch_size=size, buckets=task.buckets):
+        for name, value in statistics(state, batch).items():
+            total[name] = total.get(name, 0) + np.asarray(value, np.float64)
+        pending.append((batch["id"], outputs(state, batch)))
+    outputs = gather(pending)
+    return task.finalize(total, outputs, split), outputs, total
+
+
+def predicted(task, model, raw, size=2):
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
+    batches = evaluation_batches(task.inputs(raw), batch_size=size, buckets=task.buckets)
+    return task.describe(raw, gather((b["id"], run(state, b)) for b in batches))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_do_not_depend_on_the_batches(made, kind):
+    task, model = made[kind]
+    metrics, outputs, statistics = evaluated(task, model, "test", 7)
+    other, _, _ = evaluated(task, model, "test", 16)
+    assert metrics.keys() == other.keys()
+    for name, value in metrics.items():
+        assert other[name] == pytest.approx(value, rel=1e-5), name
+    assert task.correctness(outputs, "test").mean() == pytest.approx(metrics["loss"], rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    assert metrics["loss"] == pytest.approx(
+        outputs["loss"].sum() / outputs["tokens"].sum(), rel=1e-5
+    )
+    assert statistics["tokens"] == outputs["tokens"].sum()
+    assert ("bits_per_character" in metrics) == (kind in ("running", "texts"))
+    assert ("next_sentence_accuracy" in metrics) == (kind == "pairs")
+
+
+def test_loss_of_a_running_text_by_hand(made):
+    """All ids but the first, each read from its own window."""
+    task, model = made["running"]
+    metrics, _, _ = evaluated(task, model, "test", 4)
+    text = task._corpus.splits["test"][0]
+    ids = task.encoder.with_max_length(10**6).encode(text)
+    forward = jax.jit(lambda tokens, lengths: model.logits(model(tokens, lengths)))
+    losses = []
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        tokens = np.pad(window[:-1], (0, 17 - len(window)))[None]
+        logits = forward(tokens, np.array([len(window) - 1]))[0, : len(window) - 1]
+        losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]))
+    losses = np.concatenate(losses)
+    assert len(losses) == len(text) - 1
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics["bits_per_character"] == pytest.approx(losses.mean() / math.log(2), rel=1e-5)
+
+
+def test_loss_of_texts_counts_the_end(made):
+    task, model = made["texts"]
+    examples = task.examples("test")
+    metrics, outputs, _ = evaluated(task, model, "test", 8)
+    row = examples[0]
+    logits = model.logits(model(row["tokens"][None], np.array([row["length"]])))[0]
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, row["targets"]).sum()
+    assert outputs["loss"][0] == pytest.approx(float(expected), rel=1e-5)
+    assert outputs["tokens"][0] == len(row["tokens"])
+    nats = metrics["loss"] * outputs["tokens"].sum()
+    characters = sum(map(len, task._corpus.splits["test"]))
+    assert metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / characters, rel=1e-5)
+
+
+def test_evaluation_hides_the_same_each_time_and_training_does_not(made):
+    task, model = made["masked"]
+    batches = train_iterator(task.examples("train"), batch_size=8, seed=0, buckets=task.buckets)
+    batch = {name: jnp.asarray(value) for name, value in next(batches).items()}
+    outputs = jax.jit(lambda batch: task.outputs(model, batch))
+    loss = jax.jit(lambda key: task.loss(model, batch, key)[0])
+    order = np.random.default_rng(0).permutation(8)
+    one, two = outputs(batch), outputs({name: value[order] for name, value in batch.items()})
+    np.testing.assert_allclose(one["loss"][order], two["loss"], rtol=1e-5)
+    losses = {float(loss(jax.random.key(seed))) for seed in (0, 0, 1)}
+    assert len(losses) == 2
+
+
+@pytest.mark.parametrize("kind", ["running", "pairs"])
+def test_some_steps_learn_the_frequencies(made, kind):
+    task, model = made[kind]
+    graph, state = nnx.split(model)
+    optimizer = optax.adam(3e-2)
+
+    @jax.jit
+    def step(state, moments, batch, key):
+        def loss(state):
+            return task.loss(nnx.merge(graph, state), batch, key)[0]
+
+        value, gradient = jax.value_and_grad(loss)(state)
+        updates, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(state, updates), moments, value
+
+    batches = train_iterator(task.examples("train"), batch_size=16, seed=0, buckets=[16])
+    moments, losses = optimizer.init(state), []
+    for number in range(30):
+        batch = {name: jnp.asarray(value) for name, value in next(batches).items()}
+        key = jax.random.fold_in(jax.random.key(0), number)
+        state, moments, value = step(state, moments, batch, key)
+        losses.append(float(value))
+    assert np.mean(losses[-5:]) < losses[0] - 0.4
+
+
+def test_baselines(made):
+    found = {name: fit() for name, fit in made["running"][0].baselines().items()}
+    assert found["kneser_ney_6"]["loss"] < found["unigram"]["loss"] - 0.5
+    bits = found["unigram"]["loss"] / math.log(2)
+    assert found["unigram"]["bits_per_character"] == pytest.approx(bits)
+    found = {name: fit() for name, fit in made["masked"][0].baselines().items()}
+    assert found.keys() == {"unigram"}
+    assert 0 < found["unigram"]["accuracy"] < 0.5
+
+
+def test_a_restored_task_predicts_alike(made):
+    task, model = made["texts"]
+    again = TASK.restore(task.data, task.model, task.assets())
+    raw = ["the film", ""]
+    assert predicted(again, model, raw) == predicted(task, model, raw)
+
+
+HOSTILE = ["", " \n", "the film " * 5000, "😀🎬", "我爱", "\x00", "the [MASK] film"]
+
+
+@pytest.mark.parametrize("kind", ["running", "texts"])
+def test_any_prompt_is_completed(made, kind):
+    task, model = made[kind]
+    answers = predicted(task, model, HOSTILE)
+    for raw, answer in zip(HOSTILE, answers, strict=True):
+        assert answer["text"] == raw + answer["completion"]
+        assert answer["input"] == raw
+    if kind == "running":
+        known = set(task._corpus.splits["train"][0])
+        for answer in answers:
+            assert len(answer["completion"]) == 9
+            assert set(answer["completion"]) <= known
+    # The last words are what counts.
+    end = ("the film " * 5000)[-task.model.max_length // 2 :]
+    (long, short) = predicted(task, model, ["the film " * 5000, end]) if kind == "running" else "xx"
+    assert long == short or long["completion"] == short["completion"]
+
+
+@pytest.mark.parametrize("kind", ["masked", "pairs"])
+def test_blanks_are_filled(made, kind):
+    task, model = made[kind]
+    raw = ["the film is [MASK].", "[MASK]", "a [MASK] plot, [MASK]!", "😀 [MASK] 我"]
+    raw.append("the film " * 2500 + "[MASK]" + " was dull" * 2500)
+    answers = predicted(task, model, raw)
+    for text, answer in zip(raw, answers, strict=True):
+        assert len(answer["blanks"]) == text.count("[MASK]")
+        for words in answer["blanks"]:
+            shares = [word["probability"] for word in words]
+            assert len(words) == 5
+            assert shares == sorted(shares, reverse=True)
+            assert not {word["word"] for word in words} & {"[PAD]", "[UNK]", "[CLS]", "[MASK]"}
+        assert "[MASK]" not in answer["filled"]
+    assert answers[2]["text"].count(" | ") == 1
+    best = answers[0]["blanks"][0][0]["word"]
+    assert answers[0]["filled"] == f"the film is {best}."
+    for text in ("", "no blank", "word " * 10_000, "😀"):
+        with pytest.raises(UserError, match=r"has no \[MASK\]; write it where a word") as caught:
+            task.inputs([text])
+        assert len(str(caught.value)) < 200
+
+
+def test_figures_are_drawn(made):
+    for kind in KINDS:
+        task, model = made[kind]
+        batch = next(iter(evaluation_batches(task.examples("test"), batch_size=2, buckets=[16])))
+        _, outputs, statistics = evaluated(task, model, "test", 16)
+        order = np.argsort(batch["id"])
+        attention = {
+            name: np.asarray(value)[order] for name, value in task.attention(model, batch).items()
+        }
+        figures = task.figures(statistics, outputs, "test", attention)
+        assert len(figures) == 2
+        for figure in figures:
+            assert figure.weights.shape == (len(figure.outputs), len(figure.inputs))
+            np.testing.assert_allclose(figure.weights.sum(axis=1), 1, rtol=1e-4)
+        assert draw(figures[0])
+
+
+def test_what_does_not_fit_together_is_one_line(made, tmp_path):
+    data, model = configs("masked", text_file(tmp_path))
+    short = dataclasses.replace(model, max_length=15)
+    characters = dataclasses.replace(data, text=TextConfig(tokenizer="character"))
+    for pair, message in (
+        ((data, short), "config.model.max_length must be at least 16"),
+        ((characters, model), "config.model.whole_words: characters do not say"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TASK.prepare(*pair, Paths(tmp_path / "data", tmp_path / "cache"))
+    task, _ = made["running"]
+    stepless = dataclasses.replace(task.model, mixer="differential")
+    stepless = TASK.restore(task.data, stepless, task.assets())
+    if "cache" not in stepless.model.line.can:
+        with pytest.raises(UserError, match=r"config\.model\.mixer: 'differential' cannot write"):
+            stepless.inputs(["a"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "data", "objective", "name"),
+    [
+        ("", "tiny_shakespeare", "causal", "causal"),
+        (":tiny_shakespeare,modern", "tiny_shakespeare", "causal", "modern"),
+        (":movie_reviews", "movie_reviews", "masked", "masked"),
+        (":sst2,bert", "sst2", "masked", "bert"),
+        (":path:some/my.txt", "own_my", "causal", "causal"),
+        (":path:some/my.txt,masked", "own_my", "masked", "masked"),
+    ],
+)
+def test_configs_resolve(argument, data, objective, name):
+    config = load_file(f"configs/language_modeling.py{argument}")
+    assert resolve(to_dict(config)) == config
+    assert (config.data.name, config.model.objective, config.name) == (data, objective, name)
+
+
+def test_the_default_is_the_published_budget():
+    config = load_file("configs/language_modeling.py")
+    model, training = config.model, config.training
+    sizes = (model.num_layers, model.num_heads, model.model_size, config.data.length)
+    assert sizes == (4, 4, 128, 64)
+    assert (training.batch_size, training.steps) == (12, 2000)
+    with pytest.raises(UserError, match="no model 'gpt'"):
+        load_file("configs/language_modeling.py:tiny_shakespeare,gpt")
