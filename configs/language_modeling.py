@@ -5,7 +5,8 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
 Characters of Shakespeare, causal, within the budget that nanoGPT has for a CPU: 4 layers of 128 and
 4 heads, context 64, 2,000 steps of 12 windows. `:tiny_shakespeare,modern` is the same size with
-RMS norms, gated units, rotary positions and normalised queries and keys.
+RMS norms, gated units, rotary positions and normalised queries and keys; `:janeausten` are six
+novels, split by book.
 
 python -m launch.train --config=configs/language_modeling.py:movie_reviews --workdir=runs/reviews
 python -m launch.predict --workdir=runs/reviews --input="the acting is [MASK] ."

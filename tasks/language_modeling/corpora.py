@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.builders import Definition
-from tasks.common.places import Url
+from tasks.common.places import AptPackage, Url
 from tasks.common.sources import Source
+from tasks.language_modeling.rpackage import member_of, vectors
 
 _FILE = "tinyshakespeare/input.txt"
 
@@ -49,4 +50,51 @@ TINY_SHAKESPEARE = Definition(
     licence="public domain",
 )
 
-CORPORA: dict[str, Definition] = {definition.name: definition for definition in (TINY_SHAKESPEARE,)}
+_NOVELS = "janeausten/novels.txt"
+_DATABASE = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+# Of the six, in the order of their titles, as the package has them.
+_BOOKS = {"train": (0, 1, 4, 5), "validation": (2,), "test": (3,)}
+
+
+def _unpack(fetched: Path, output: Path) -> None:
+    """The novels, their lines as printed, with a form feed between any two."""
+    database = member_of(fetched.read_bytes(), _DATABASE)
+    output.write_bytes("\f".join("\n".join(lines) for lines in vectors(database)).encode())
+
+
+def _generate_novels(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
+    novels = files[_NOVELS].read_bytes().decode().split("\f")
+    return {
+        split: [{"text": "\n\n".join(novels[book] for book in books)}]
+        for split, books in _BOOKS.items()
+    }
+
+
+JANEAUSTEN = Definition(
+    name="janeausten",
+    version="1.0.0",
+    features=_features,
+    sources=(
+        Source(
+            _NOVELS,
+            "c4572e8622f440069b39e0c183cc43579a25689e3714bdfa23290716a8a2bc5f",
+            (
+                AptPackage(
+                    "r-cran-janeaustenr",
+                    "1.0.0-1",
+                    "r-cran-janeaustenr_1.0.0-1_all.deb",
+                    derive=_unpack,
+                ),
+            ),
+        ),
+    ),
+    generate=_generate_novels,
+    counts={"train": 1, "validation": 1, "test": 1},
+    description="The six novels of Jane Austen, from Project Gutenberg by way of the R package "
+    "janeaustenr. Split by book: Northanger Abbey is validation, Persuasion is test.",
+    licence="public domain",
+)
+
+CORPORA: dict[str, Definition] = {
+    definition.name: definition for definition in (TINY_SHAKESPEARE, JANEAUSTEN)
+}

@@ -1,5 +1,10 @@
 """Texts: splits by rule, overlap left out, and files that cannot be read."""
 
+import io
+import struct
+import tarfile
+import zlib
+
 import numpy as np
 import pytest
 
@@ -9,6 +14,7 @@ from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.language_modeling import data as corpora
 from tasks.language_modeling.data import DataConfig, load
+from tasks.language_modeling.rpackage import member_of, vectors
 
 WORDPIECE = TextConfig(tokenizer="wordpiece", vocabulary_size=8000)
 
@@ -29,6 +35,51 @@ def test_tiny_shakespeare_is_split_as_published():
     assert corpus.splits["test"] == corpus.splits["validation"]
     assert train.startswith("First Citizen:\n")
     assert corpus.running
+
+
+def test_novels_are_split_by_book():
+    corpus = public("janeausten")
+    heads = {split: texts[0][:40].split("\n")[0] for split, texts in corpus.splits.items()}
+    assert heads == {"train": "EMMA", "validation": "NORTHANGER ABBEY", "test": "Persuasion"}
+    (train,) = corpus.splits["train"]
+    for title in ("MANSFIELD PARK", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY"):
+        assert f"\n\n{title}\n" in train
+    # "Walter Elliot" and "Catherine Morland" are of one book each.
+    assert "Walter Elliot" not in train
+    assert "Catherine Morland" not in train
+
+
+def serialized(strings):
+    """What saveRDS(strings, compress = FALSE) writes, in XDR and version 3."""
+    head = b"X\n" + struct.pack(">iiii", 3, 0x40201, 0x30500, 5) + b"UTF-8"
+    body = struct.pack(">ii", 16, len(strings))
+    for string in strings:
+        data = string.encode()
+        body += struct.pack(">ii", 0x40009, len(data)) + data
+    return head + body
+
+
+def test_character_vectors_of_an_r_package(tmp_path):
+    wanted = [["EMMA", "", "£1"], ["b"]]
+    pieces = [serialized(strings) for strings in wanted]
+    database = b"".join(struct.pack(">I", len(p)) + zlib.compress(p) for p in pieces)
+    assert list(vectors(database)) == wanted
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:xz") as files:
+        entry = tarfile.TarInfo("./data.rdb")
+        entry.size = len(database)
+        files.addfile(entry, io.BytesIO(database))
+    package = b"!<arch>\n"
+    for name, body in (("debian-binary", b"2.0"), ("data.tar.xz", tar.getvalue())):
+        package += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(body):<10}`\n".encode()
+        package += body + b"\n" * (len(body) % 2)
+    assert member_of(package, "./data.rdb") == database
+    with pytest.raises(ValueError, match="no data in the package"):
+        member_of(package[:71], "./data.rdb")
+    number = serialized(["a"]).replace(struct.pack(">ii", 16, 1), struct.pack(">ii", 13, 1))
+    for damaged, message in ((number, "not a character vector"), (b"A\n" * 20, "not the serial")):
+        with pytest.raises(ValueError, match=message):
+            list(vectors(b"\0" * 4 + zlib.compress(damaged)))
 
 
 @pytest.mark.slow
