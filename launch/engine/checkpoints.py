@@ -53,19 +53,20 @@ class Checkpoints:
         Args:
           step: number of finished steps.
           state: train state.
-          iterator: data iterator, as it stands after the batch of this step.
+          iterator: data iterator, as it stands after the batch of this step; None: no training is
+            to go on from here.
           score: the higher, the longer the step is kept.
         """
         import grain.checkpoint
 
         self.wait()
         args = self._ocp.args
+        items = {"state": args.StandardSave(state)}
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self._manager.save(
             step,
-            args=args.Composite(
-                state=args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-            ),
+            args=args.Composite(**items),
             metrics={"score": score, "step": step},
             force=True,
         )

@@ -1,0 +1,133 @@
+"""LanguageModel beside BertModel, BertForMaskedLM, BertForPreTraining and DistilBERT's of
+transformers, with the weights that `tasks.common.huggingface` makes of ours.
+"""
+
+import numpy as np
+from flax import nnx
+
+from tasks.common import huggingface
+from tasks.language_modeling.model import LanguageModel, LanguageModelConfig
+from tests.oracles.problems import differentiate, torch_answers
+
+B, T, D, N, F, L, V = 2, 6, 16, 2, 20, 2, 23
+CASES = (
+    "bert_model",
+    "bert_masked",
+    "bert_pretraining",
+    "distilbert_model",
+    "distilbert_masked",
+)
+VOCABULARY = ["[PAD]", "a", "[UNK]", "b", "[CLS]", "[SEP]", "[MASK]", *map(str, range(V - 7))]
+ORDER = huggingface.our_order(VOCABULARY)
+
+
+def inputs(case: str) -> dict[str, np.ndarray]:
+    """Weights by our path, and tokens with our ids."""
+    rng = np.random.RandomState(320 + CASES.index(case))
+
+    def normal(*shape, scale=1.0):
+        return (scale * rng.normal(size=shape)).astype(np.float32)
+
+    arrays = {"tokens": rng.randint(3, V, size=(B, T)), "lengths": np.array([T, 4])}
+    arrays["cotangent"] = normal(B, T, D if case.endswith("model") else V)
+    if case.startswith("bert"):
+        arrays["segments"] = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
+    for path, leaf in nnx.to_flat_state(nnx.state(_model(case), nnx.Param)):
+        name = "/".join(map(str, path))
+        centre = 1.0 if name.endswith("scale") else 0.0
+        arrays[name] = np.float32(centre) + normal(*leaf[...].shape, scale=0.3)
+    return arrays
+
+
+def ours(case: str) -> dict[str, np.ndarray]:
+    """Outputs, and gradients named `d_<input>`, of what this repository computes."""
+    return differentiate(lambda arrays: _ours(case, arrays), inputs(case))
+
+
+def theirs(case: str) -> dict[str, np.ndarray]:
+    """The same by transformers."""
+    return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
+
+
+def _model(case):
+    bert = case.startswith("bert")
+    config = LanguageModelConfig(
+        model_size=D,
+        num_layers=L,
+        num_heads=N,
+        feedforward_size=F,
+        objective="masked",
+        norm="post",
+        input_norm=True,
+        norm_epsilon=1e-12,
+        positions="learned",
+        max_length=8,
+        segments=2 if bert else 0,
+        next_sentence=case == "bert_pretraining",
+    )
+    return LanguageModel(config, V, rngs=nnx.Rngs(0))
+
+
+def _ours(case, a):
+    model = _model(case)
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        leaf[...] = a["/".join(map(str, path))]
+    options = {"segments": a.get("segments"), "return_weights": True}
+    hidden, weights = model(a["tokens"], a["lengths"], **options)
+    if case.endswith("model"):
+        # Its head is not used: no gradient.
+        return {"out": hidden, "weights": weights}
+    results = {"out": model.logits(hidden), "weights": weights}
+    if case == "bert_pretraining":
+        results["follows"] = model.next_sentence(hidden)
+    return results
+
+
+def _theirs(case, a):
+    import torch
+    import transformers
+
+    kind, what = case.split("_")
+    name = {"bert": "Bert", "distilbert": "DistilBert"}[kind]
+    # The dropout rates are of no account in evaluation.
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=N,
+        max_position_embeddings=8,
+        attn_implementation="eager",
+        **{"intermediate_size" if kind == "bert" else "hidden_dim": F},
+    )
+    suffix = {"model": "Model", "masked": "ForMaskedLM", "pretraining": "ForPreTraining"}[what]
+    options = {"add_pooling_layer": False} if case == "bert_model" else {}
+    model = getattr(transformers, f"{name}{suffix}")(config, **options).eval()
+    weights = huggingface.to_tensors(kind, L, a, ORDER)
+    if what == "model":
+        known = model.state_dict()
+        weights = {name: tensor for name, tensor in weights.items() if name in known}
+    else:
+        head = ("cls.", "vocab_")
+        words = weights["embeddings.word_embeddings.weight"]
+        weights = {n if n.startswith(head) else f"{kind}.{n}": w for n, w in weights.items()}
+        output = "cls.predictions.decoder" if kind == "bert" else "vocab_projector"
+        weights[f"{output}.weight"] = words
+        if kind == "bert":
+            weights[f"{output}.bias"] = weights["cls.predictions.bias"]
+    assert {*weights} == {*model.state_dict()}
+    given = {
+        "input_ids": torch.tensor(ORDER)[a["tokens"]],
+        "attention_mask": (torch.arange(T) < a["lengths"][:, None]).long(),
+        "output_attentions": True,
+    }
+    if kind == "bert":
+        given["token_type_ids"] = a["segments"]
+    result = torch.func.functional_call(model, weights, (), given)
+    shares = {"weights": torch.stack(result.attentions)}
+    if what == "model":
+        return {"out": result.last_hidden_state} | shares
+    logits = (result.prediction_logits if what == "pretraining" else result.logits)[..., ORDER]
+    if what != "pretraining":
+        return {"out": logits} | shares
+    # There the first of the two says that the sentence follows.
+    return {"out": logits, "follows": result.seq_relationship_logits[:, [1, 0]]} | shares
