@@ -31,8 +31,8 @@ class DataConfig:
 
     Attributes:
       name: "tiny_shakespeare" or "janeausten", which are running texts, or a labelled set of the
-        project, whose texts stand each by itself. With train_file it only names the results, and is own_<file>
-        unless something else is given.
+        project, whose texts stand each by itself. With train_file it only names the results, and is
+        own_<file> unless something else is given.
       train_file: a text file of one's own, in UTF-8.
       validation_file: likewise; None: a tenth of train_file.
       test_file: likewise; None: another tenth. Of a running text the tenths are the last ones,
