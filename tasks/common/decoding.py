@@ -171,7 +171,7 @@ def generate(
         shapes.expect("start", start, "B", {"B": B})
     start = jnp.broadcast_to(start, (B,))
     copies = config.beam_size if config.method == "beam" else config.n_best
-    state, start = _rows((state, start), jnp.arange(B * copies) // copies, B)
+    state, start = _repeated((state, start), copies, B)
     V, seen = _expect_step(step, start, state)
     for name, token in (("end", end), *(("forbidden", token) for token in forbidden)):
         if token is not None and not 0 <= token < V:
@@ -370,7 +370,7 @@ def _beam_search(
         return _Beams(
             length,
             tokens,
-            _rows(state, (rows + K * jnp.arange(B)[:, None]).reshape(-1), B * K),
+            jax.tree.map(lambda leaf: _merged(_along(_apart(leaf, K), rows)), state),
             totals,
             now.written.at[now.t].set(tokens),
             now.parents.at[now.t].set(rows),
@@ -408,7 +408,7 @@ def _joined(beams: _Beams, N: int, pad: int) -> Decoded:
         at_end = t + 1 == finished.length
         token = jnp.where(at_end, finished.token, _along(written, after))
         row = jnp.where(at_end, finished.row, _along(parents, after))
-        extras = jax.tree.map(lambda leaf: _along(leaf.reshape(B, K, *leaf.shape[1:]), row), extras)
+        extras = jax.tree.map(lambda leaf: _along(_apart(leaf, K), row), extras)
         inside = t < finished.length
         return row, (jnp.where(inside, token, pad), _zero_unless(inside, extras))
 
@@ -426,23 +426,31 @@ def _penalised(total: Array, length: Array | int, config: DecodingConfig) -> Arr
     return total / jnp.asarray(length, jnp.float32) ** config.length_penalty
 
 
-def _rows(tree: Any, rows: Array, expected: int) -> Any:
-    """Rows of each leaf, of which there are as many as expected.
+def _repeated(tree: Any, copies: int, B: int) -> Any:
+    """Each row of each leaf so many times, side by side.
 
     Raises:
-      ValueError: another number.
+      ValueError: a leaf has not B rows.
     """
 
-    def taken(leaf: Any) -> Array:
+    def repeated(leaf: Any) -> Array:
         leaf = jnp.asarray(leaf)
-        if leaf.ndim == 0 or leaf.shape[0] != expected:
-            expectation = f"a leading axis of {expected}, the number of rows"
-            raise ValueError(
-                f"state: got a leaf of shape {shapes.show(leaf.shape)}, expected {expectation}"
-            )
-        return leaf[rows]
+        if leaf.ndim == 0 or leaf.shape[0] != B:
+            got, expected = shapes.show(leaf.shape), f"a leading axis of {B}, the number of rows"
+            raise ValueError(f"state: got a leaf of shape {got}, expected {expected}")
+        return _merged(jnp.broadcast_to(leaf[:, None], (B, copies, *leaf.shape[1:])))
 
-    return jax.tree.map(taken, tree)
+    return jax.tree.map(repeated, tree)
+
+
+def _apart(leaf: Array, K: int) -> Array:
+    """[B·K, ...] -> [B, K, ...]."""
+    return leaf.reshape(-1, K, *leaf.shape[1:])
+
+
+def _merged(leaf: Array) -> Array:
+    """[B, K, ...] -> [B·K, ...]."""
+    return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def _along(leaf: Array, places: Array) -> Array:
