@@ -2,6 +2,10 @@
 
 python -m launch.train --config=configs/sequence_copy.py:ALIGNMENT --workdir=runs/NAME
 python -m launch.train --config=configs/sequence_copy.py:copied_digits,ALIGNMENT --workdir=runs/NAME
+
+With every alignment 98.9 % or more of the strings of 20 digits are right on test, with none 9 %.
+local_p, which has to find its place first, takes twice the steps for 99.5 %:
+--config.training.steps=4200.
 """
 
 import re
