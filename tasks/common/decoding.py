@@ -5,10 +5,8 @@
         batch_size=B, max_length=T, start=START, end=END, pad=PAD,
     )
 
-Beam search: Graves 2012, "Sequence Transduction with Recurrent Neural Networks", and Sutskever et
-al. 2014; what is finished and when to stop as in the library transformers, whose tokens these are.
-Top-k: Fan et al. 2018, "Hierarchical Neural Story Generation"; top-p: Holtzman et al. 2020, "The
-Curious Case of Neural Text Degeneration".
+Beam search: see `tasks.common.beam_search`. Top-k: Fan et al. 2018, "Hierarchical Neural Story
+Generation"; top-p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
 
 B batch, K beams, T steps, V words, R = B, or B·K with the beams of an example side by side.
 """
@@ -24,6 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from attention import recording, shapes
+from tasks.common.beam_search import beam_search, penalised
+from tasks.common.rows import along, merged, put, zero_unless
 
 Array = jax.Array
 Step = Callable[[Array, Any], tuple[Array, Any, Any]]
@@ -186,13 +186,12 @@ def generate(
         return jnp.where(impossible, -jnp.inf, jax.nn.log_softmax(logits)), state, extras
 
     extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), seen)
-    options = (scored, start, state, extras, config, T, end, pad)
+    options = {"max_length": T, "end": end, "pad": pad}
     if config.method == "beam" and config.beam_size > 1:
-        return _beam_search(*options)
-    return _one_by_one(*options, keys)
-
-
-# ---------------------------------------------------------------------- each row by itself
+        options |= {"K": config.beam_size, "N": config.n_best, "exact": config.stopping == "exact"}
+        options["length_penalty"] = config.length_penalty
+        return Decoded(*beam_search(scored, start, state, extras, **options))
+    return _one_by_one(scored, start, state, extras, config, keys, **options)
 
 
 class _Written(NamedTuple):
@@ -214,13 +213,14 @@ def _one_by_one(
     state: Any,
     extras: Any,
     config: DecodingConfig,
-    T: int,
+    keys: Array | None,
+    *,
+    max_length: int,
     end: int | None,
     pad: int,
-    keys: Array | None,
 ) -> Decoded:
     """Greedy decoding, or n_best samples of each example."""
-    R, N = len(start), config.n_best
+    R, N, T = len(start), config.n_best, max_length
     if keys is not None:
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
@@ -242,7 +242,7 @@ def _one_by_one(
             now.length + ~now.ended,
             now.ended | ends,
             now.written.at[now.t].set(token),
-            _put(now.extras, now.t, _zero_unless(~now.ended, seen)),
+            put(now.extras, now.t, zero_unless(~now.ended, seen)),
         )
 
     first = _Written(
@@ -256,17 +256,17 @@ def _one_by_one(
         extras,
     )
     last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.ended), write, first)
-    scores = _penalised(last.total, last.length, config).reshape(-1, N)
+    scores = penalised(last.total, last.length, config.length_penalty).reshape(-1, N)
     possible = scores != -jnp.inf
     best = jnp.argsort(-scores, axis=1, stable=True)
 
     def ordered(leaf: Array) -> Array:
         """[T, R, ...] -> [B, N, T, ...], best first."""
-        return _along(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
+        return along(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
 
-    possible, scores = _along(possible, best), _along(scores, best)
+    possible, scores = along(possible, best), along(scores, best)
     tokens = jnp.where(possible[..., None], ordered(last.written), pad)
-    return Decoded(tokens, scores, _zero_unless(possible, jax.tree.map(ordered, last.extras)))
+    return Decoded(tokens, scores, zero_unless(possible, jax.tree.map(ordered, last.extras)))
 
 
 def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
@@ -285,147 +285,6 @@ def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
     return jnp.take_along_axis(tokens, drawn[:, None], axis=-1)[:, 0]
 
 
-# ---------------------------------------------------------------------- beams
-
-
-class _Finished(NamedTuple):
-    """The best K of each example that are finished so far, each leaf [B, K].
-
-    Attributes:
-      score: -inf where there is none.
-      length: tokens, the end sign included; 0 where there is none.
-      row: which prefix the last token was written after, token: that one.
-    """
-
-    score: Array
-    length: Array
-    row: Array
-    token: Array
-
-
-class _Beams(NamedTuple):
-    """Prefixes [B, K], best first; steps are kept with what they came from, and joined at the end.
-
-    Attributes:
-      t: steps taken.
-      tokens, state, total: the last token, state [B·K, ...] and summed log-probability of each
-        prefix; -inf where there is none.
-      written, parents: int32 [T, B, K], the token of each step and the prefix it was written after.
-      extras: [T, B·K, ...], of the prefixes before each step.
-      finished: what has ended.
-      closed: bool [B], examples that look no further.
-    """
-
-    t: Array
-    tokens: Array
-    state: Any
-    total: Array
-    written: Array
-    parents: Array
-    extras: Any
-    finished: _Finished
-    closed: Array
-
-
-def _beam_search(
-    scored: Step,
-    start: Array,
-    state: Any,
-    extras: Any,
-    config: DecodingConfig,
-    T: int,
-    end: int | None,
-    pad: int,
-) -> Decoded:
-    """The beam of each example.
-
-    Of the K·V continuations the best 2K are looked at: among the first K, those that end are
-    finished; the best K that do not end go on. After T steps all are finished.
-    """
-    K = config.beam_size
-    B = len(start) // K
-
-    def write(now: _Beams) -> _Beams:
-        scores, state, seen = scored(now.tokens.reshape(-1), now.state)
-        V = scores.shape[-1]
-        totals = (now.total[..., None] + scores.reshape(B, K, V)).reshape(B, K * V)
-        totals, places = jax.lax.top_k(totals, min(2 * K, K * V))
-        rows, tokens = (places // V).astype(jnp.int32), (places % V).astype(jnp.int32)
-        length = now.t + 1
-        ends = jnp.broadcast_to(length == T, tokens.shape) | (
-            False if end is None else tokens == end
-        )
-
-        counts = ends & (jnp.arange(tokens.shape[1]) < K) & ~now.closed[:, None]
-        new = jnp.where(counts, _penalised(totals, length, config), -jnp.inf)
-        new = _Finished(new, jnp.where(new == -jnp.inf, 0, length), rows, tokens)
-        both = [jnp.concatenate(pair, axis=1) for pair in zip(now.finished, new, strict=True)]
-        best = jax.lax.top_k(both[0], K)[1]
-        finished = _Finished(*(_along(leaf, best) for leaf in both))
-
-        totals, best = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
-        rows, tokens = _along(rows, best), _along(tokens, best)
-        farthest = T if config.stopping == "exact" and config.length_penalty > 0 else length
-        hope = _penalised(totals[:, 0], farthest, config)
-        return _Beams(
-            length,
-            tokens,
-            jax.tree.map(lambda leaf: _merged(_along(_apart(leaf, K), rows)), state),
-            totals,
-            now.written.at[now.t].set(tokens),
-            now.parents.at[now.t].set(rows),
-            _put(now.extras, now.t, seen),
-            finished,
-            now.closed | (hope <= finished.score[:, -1]),
-        )
-
-    # At first all prefixes of an example are the same empty one: only one of them counts.
-    total = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)
-    nothing = jnp.zeros((B, K), jnp.int32)
-    first = _Beams(
-        jnp.int32(0),
-        start.reshape(B, K),
-        state,
-        jnp.broadcast_to(total, (B, K)).astype(jnp.float32),
-        jnp.zeros((T, B, K), jnp.int32),
-        jnp.zeros((T, B, K), jnp.int32),
-        extras,
-        _Finished(jnp.full((B, K), -jnp.inf, jnp.float32), nothing, nothing, nothing),
-        jnp.zeros((B,), bool),
-    )
-    last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.closed), write, first)
-    return _joined(last, config.n_best, pad)
-
-
-def _joined(beams: _Beams, N: int, pad: int) -> Decoded:
-    """The best N finished sequences of each example, followed from their ends to their starts."""
-    finished = _Finished(*(leaf[:, :N] for leaf in beams.finished))
-    B, K = beams.tokens.shape
-
-    def back(after: Array, step: Any) -> tuple[Array, tuple[Array, Any]]:
-        """after: which prefix, of those after this step, each sequence goes on with, [B, N]."""
-        t, written, parents, extras = step
-        at_end = t + 1 == finished.length
-        token = jnp.where(at_end, finished.token, _along(written, after))
-        row = jnp.where(at_end, finished.row, _along(parents, after))
-        extras = jax.tree.map(lambda leaf: _along(_apart(leaf, K), row), extras)
-        inside = t < finished.length
-        return row, (jnp.where(inside, token, pad), _zero_unless(inside, extras))
-
-    steps = (jnp.arange(len(beams.written)), beams.written, beams.parents, beams.extras)
-    _, found = jax.lax.scan(back, jnp.zeros((B, N), jnp.int32), steps, reverse=True)
-    tokens, extras = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), found)
-    return Decoded(tokens, finished.score, extras)
-
-
-# ---------------------------------------------------------------------- shared
-
-
-def _penalised(total: Array, length: Array | int, config: DecodingConfig) -> Array:
-    """score = Σ log-probabilities / length^p."""
-    return total / jnp.asarray(length, jnp.float32) ** config.length_penalty
-
-
 def _repeated(tree: Any, copies: int, B: int) -> Any:
     """Each row of each leaf so many times, side by side.
 
@@ -438,37 +297,9 @@ def _repeated(tree: Any, copies: int, B: int) -> Any:
         if leaf.ndim == 0 or leaf.shape[0] != B:
             got, expected = shapes.show(leaf.shape), f"a leading axis of {B}, the number of rows"
             raise ValueError(f"state: got a leaf of shape {got}, expected {expected}")
-        return _merged(jnp.broadcast_to(leaf[:, None], (B, copies, *leaf.shape[1:])))
+        return merged(jnp.broadcast_to(leaf[:, None], (B, copies, *leaf.shape[1:])))
 
     return jax.tree.map(repeated, tree)
-
-
-def _apart(leaf: Array, K: int) -> Array:
-    """[B·K, ...] -> [B, K, ...]."""
-    return leaf.reshape(-1, K, *leaf.shape[1:])
-
-
-def _merged(leaf: Array) -> Array:
-    """[B, K, ...] -> [B·K, ...]."""
-    return leaf.reshape(-1, *leaf.shape[2:])
-
-
-def _along(leaf: Array, places: Array) -> Array:
-    """leaf [B, K, ...], places [B, N] -> [B, N, ...]."""
-    return jnp.take_along_axis(leaf, places.reshape(*places.shape, *[1] * (leaf.ndim - 2)), axis=1)
-
-
-def _put(buffers: Any, t: Array, values: Any) -> Any:
-    return jax.tree.map(lambda buffer, value: buffer.at[t].set(value), buffers, values)
-
-
-def _zero_unless(kept: Array, tree: Any) -> Any:
-    """Each leaf, which has the axes of `kept` first, 0 where it is False."""
-
-    def cleared(leaf: Array) -> Array:
-        return jnp.where(kept.reshape(*kept.shape, *[1] * (leaf.ndim - kept.ndim)), leaf, 0)
-
-    return jax.tree.map(cleared, tree)
 
 
 def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
