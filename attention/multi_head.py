@@ -283,9 +283,9 @@ class MultiHeadAttention(nnx.Module):
     def _expect_positions(self, **positions: Array | None) -> None:
         for name, given in positions.items():
             if (given is None) != (self.positions is None):
-                got, expected = ("none", "both with positions and a memory")
+                got, expected = "none", "both with positions and a memory"
                 if given is not None:
-                    got, expected = ("positions", "none with positions='none'")
+                    got, expected = "positions", "none with positions='none'"
                 raise ValueError(f"{name}: got {got}, expected {expected}")
 
     def _query(self, x: Array, positions: Array | None) -> Array:

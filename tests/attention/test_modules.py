@@ -1,5 +1,7 @@
 """MultiHeadAttention, projections and positions: what the contract does not ask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from flax import nnx
 
 from attention import LearnedPositions, MultiHeadAttention, masks
-from attention.positions import rotary, sinusoidal
+from attention.normalization import LayerNorm
+from attention.positions import build_added_positions, rotary, sinusoidal
 from attention.projection import Projection
 from tests.attention.subjects import normal
 
@@ -126,6 +129,8 @@ def test_sinusoidal_by_the_paper():
         np.testing.assert_allclose(table[p, 2 * i], np.sin(angle), atol=1e-5)
         np.testing.assert_allclose(table[p, 2 * i + 1], np.cos(angle), atol=1e-5)
     np.testing.assert_array_equal(sinusoidal(jnp.array([[3, 1]]), 6)[0], table[jnp.array([3, 1])])
+    halves = sinusoidal(jnp.arange(50), 6, interleaved=False)
+    np.testing.assert_array_equal(halves, np.concatenate([table[:, ::2], table[:, 1::2]], axis=1))
     with pytest.raises(ValueError, match="size: got 5, expected an even one"):
         sinusoidal(jnp.arange(3), 5)
     with pytest.raises(ValueError, match="positions: got dtype float32, expected an integer"):
@@ -159,3 +164,50 @@ def test_learned_positions():
     np.testing.assert_array_equal(positions(3), positions.embedding[...][:3])
     with pytest.raises(ValueError, match="length: got 5, expected at most max_length=4"):
         positions(5)
+    table, some = positions.embedding[...], positions.at(jnp.array([[3, 0], [1, 4]]))
+    np.testing.assert_array_equal(some[0], table[jnp.array([3, 0])])
+    np.testing.assert_array_equal(some[1, 0], table[1])
+    assert np.isnan(some[1, 1]).all()
+
+
+def test_added_positions_by_spec():
+    build = functools.partial(build_added_positions, rngs=nnx.Rngs(0))
+    halves = build("sinusoidal(interleaved=False, base=100)", 4, 6)
+    expected = sinusoidal(jnp.arange(9), 6, base=100.0, interleaved=False)
+    np.testing.assert_array_equal(halves(9), expected)
+    np.testing.assert_array_equal(halves.at(jnp.array([[2, 8]]))[0], expected[jnp.array([2, 8])])
+    assert build("learned", 4, 6).embedding.shape == (4, 6)
+    assert build("none", 4, 6) is None
+    with pytest.raises(ValueError, match=r"positions: got 'learnt', .*did you mean 'learned'"):
+        build("learnt", 4, 6)
+    with pytest.raises(ValueError, match=r"option 'length' in 'sinusoidal\(length=4\)'"):
+        build("sinusoidal(length=4)", 4, 6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"positions": "rope", "qk_norm": True, "key_value_heads": 1, "gate": "headwise"}],
+    ids=["plain", "rope"],
+)
+def test_a_prepared_memory_is_read_as_the_memory_itself(options):
+    module = MultiHeadAttention(8, 2, memory_size=3, **options, rngs=nnx.Rngs(0))
+    memory = jnp.asarray(normal(1, 2, 6, 3))
+    places = [None, None] if not options else [jnp.arange(5) + 2, jnp.arange(6)]
+    names = ("query_positions", "key_positions")
+    mask, positions = masks.lengths(key=jnp.array([6, 2])), dict(zip(names, places, strict=True))
+    expected = module(X, memory, mask=mask, return_weights=True, **positions)
+    prepared = module.prepare(memory, key_positions=places[1])
+    for got, whole in zip(module.read(X, prepared, mask=mask, **positions), expected, strict=True):
+        np.testing.assert_allclose(got, whole, atol=1e-6)
+    wrong = jnp.arange(6) if not options else None
+    got = "positions, expected none" if not options else "none, expected both"
+    with pytest.raises(ValueError, match=f"key_positions: got {got} with positions"):
+        module.prepare(memory, key_positions=wrong)
+    with pytest.raises(ValueError, match=r"memory: got shape \[2, 5, 8\], expected .* with M=3"):
+        module.prepare(X)
+
+
+def test_norm_without_a_bias():
+    norm = LayerNorm(8, use_bias=False)
+    assert norm.bias is None
+    np.testing.assert_array_equal(norm(X), LayerNorm(8)(X))
