@@ -1,0 +1,144 @@
+"""The Bible verse by verse, in English and Spanish, from two SWORD modules that Debian has."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from tasks.common.places import AptPackage
+from tasks.common.sources import Source
+
+# Read by people and set apart from the verse; and what may stand within a word.
+_ASIDE = r"note|title|speaker|catchWord|rdg"
+_WITHIN = r"w|seg|q|transChange|name"
+# Books of each kind, with little that other books repeat.
+SPLITS = {
+    "validation": ("Ruth", "Esth", "Dan", "Rom", "Jas"),
+    "test": ("Judg", "Eccl", "Jonah", "Acts", "Heb"),
+}
+# Where the numbering differs, one verse holds what the other language has in two.
+_MOST_UNEQUAL = 2.2
+
+
+def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
+    """What makes of a Debian package the file of a source: BOOK, CHAPTER:VERSE, text, with tabs."""
+
+    def derive(fetched: Path, output: Path) -> None:
+        files = {
+            name.rsplit("/", 1)[1]: content
+            for name, content in _package_files(fetched.read_bytes())
+            if f"/ztext/{module}/" in name
+        }
+        with open(output, "w", encoding="utf-8", newline="\n") as file:
+            for testament in ("ot", "nt"):
+                texts = _texts(*(files[f"{testament}.{kind}"] for kind in ("bzs", "bzv", "bzz")))
+                for (book, place), text in _numbered(texts, versification, testament):
+                    file.write(f"{book}\t{place}\t{plain(text)}\n")
+
+    return derive
+
+
+def _package_files(package: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files of a Debian package: a tar archive within an `ar` archive."""
+    start = len(b"!<arch>\n")
+    while start < len(package):
+        header = package[start : start + 60]
+        size = int(header[48:58])
+        if header.startswith(b"data.tar"):
+            data = io.BytesIO(package[start + 60 : start + 60 + size])
+            with tarfile.open(fileobj=data) as archive:
+                for member in archive:
+                    if member.isfile():
+                        yield member.name, archive.extractfile(member).read()
+        start += 60 + size + size % 2
+
+
+def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
+    """All entries of a testament, headings too, by the index files of the format zText."""
+    books = [
+        zlib.decompress(compressed[start : start + size])
+        for start, size, _ in struct.iter_unpack("<III", blocks)
+    ]
+    places = struct.iter_unpack("<IIH", verses)
+    return [books[block][start : start + size].decode() for block, start, size in places]
+
+
+def _numbered(
+    texts: list[str], versification: str, testament: str
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """The verses of the entries: two headings of the testament come first, and one heading before
+    each book and chapter.
+    """
+    from pysword.canons import canons
+
+    entries = iter(texts[2:])
+    for _, book, _, chapters in canons[versification][testament]:
+        next(entries, "")
+        for chapter, length in enumerate(chapters, 1):
+            next(entries, "")
+            for verse in range(1, length + 1):
+                yield (book, f"{chapter}:{verse}"), next(entries, "")
+
+
+def plain(text: str) -> str:
+    """A verse without its OSIS markup, notes and headings."""
+    text = re.sub(rf"<({_ASIDE})\b[^>]*/>", " ", text)
+    text = re.sub(rf"<({_ASIDE})\b.*?</\1>", " ", text)
+    text = re.sub(rf"</?({_WITHIN})\b[^>]*>", "", text)
+    text = html.unescape(re.sub(r"<[^>]*>", " ", text))
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r" ([,.;:!?)’”])", r"\1", text)
+
+
+ENGLISH = Source(
+    name="bible_en_es/world_english_bible.tsv",
+    sha256="949b1a9299e0a524f60113e37510e2a2622e856d302dd2c8a1a32d5bcc931075",
+    places=(
+        AptPackage(
+            "sword-text-web",
+            "426.0-1",
+            "sword-text-web_426.0-1_all.deb",
+            derive=_verses_of("engWEB2015eb", "nrsva"),
+        ),
+    ),
+)
+SPANISH = Source(
+    name="bible_en_es/reina_valera_1909.tsv",
+    sha256="aa58c1ffba5ebe2fc65f18d4fe1e79205f7e6c650f25556a7d41a846e2e7ad62",
+    places=(
+        AptPackage(
+            "sword-text-sparv",
+            "2.60-1",
+            "sword-text-sparv_2.60-1_all.deb",
+            derive=_verses_of("spaRV1909eb", "kjv"),
+        ),
+    ),
+)
+
+
+def generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
+    """Verses that both have, by book."""
+    english, spanish = (_read(files[source.name]) for source in (ENGLISH, SPANISH))
+    split_of = {book: split for split, books in SPLITS.items() for book in books}
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
+    for (book, place), left in english.items():
+        right = spanish.get((book, place), "")
+        if (
+            left
+            and right
+            and max(len(left), len(right)) <= _MOST_UNEQUAL * min(len(left), len(right))
+        ):
+            row = {"id": f"{book} {place}", "en": left, "es": right}
+            splits[split_of.get(book, "train")].append(row)
+    return splits
+
+
+def _read(file: Path) -> dict[tuple[str, str], str]:
+    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    return {(book, place): text for book, place, text in rows}
