@@ -117,12 +117,17 @@ def beam_search(
 
         totals, best = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
         rows, tokens = along(rows, best), along(tokens, best)
+
+        def moved(before: Array, after: Array) -> Array:
+            # What a step hands on as it got it is the same in all beams of an example.
+            return after if after is before else merged(along(apart(after, K), rows))
+
         farthest = T if exact and length_penalty > 0 else length
         hope = penalised(totals[:, 0], farthest, length_penalty)
         return _Beams(
             length,
             tokens,
-            jax.tree.map(lambda leaf: merged(along(apart(leaf, K), rows)), state),
+            jax.tree.map(moved, now.state, state),
             totals,
             now.written.at[now.t].set(tokens),
             now.parents.at[now.t].set(rows),
