@@ -81,7 +81,7 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     base = configs.override(configs.load_file(ablation.base), ablation.overrides)
     overrides = dict(ablation.overrides)
     for key, values in map(_key_values, settings):
-        overrides[key] = _literal(base, key, ",".join(values))
+        overrides[key] = literal(base, key, ",".join(values))
     return dataclasses.replace(ablation, overrides=overrides)
 
 
@@ -129,7 +129,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     found = {}
     for combination in itertools.product(*axes):
         name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
-        changes = {key: _literal(base, key, value) for key, value in combination}
+        changes = {key: literal(base, key, value) for key, value in combination}
         if combination:
             changes["name"] = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
         found[name or base.name] = configs.override(base, changes)
@@ -144,7 +144,8 @@ def _key_values(setting: str) -> tuple[str, list[str]]:
     return key.removeprefix("config."), re.split(r",(?![^()]*\))", values)
 
 
-def _literal(base: Experiment, key: str, value: str) -> Any:
+def literal(base: Experiment, key: str, value: str) -> Any:
+    """A value as typed: a string where the key holds one, else JSON where it is that."""
     current = configs.flatten(configs.to_dict(base)).get(key)
     if isinstance(current, str):
         return value

@@ -381,6 +381,7 @@ class LanguageModeling(Task):
         Raises:
           UserError: no [MASK] in a text, or a mixer that cannot write step by step.
         """
+        raw = [_whole_characters(text) for text in raw]
         if self.model.objective == "causal":
             if "cache" not in self.model.line.can:
                 raise UserError(
@@ -415,6 +416,7 @@ class LanguageModeling(Task):
         """The prompt and what was written after it; or for each [MASK] its five likeliest words
         with their probabilities, and the text with the likeliest in their places.
         """
+        raw = [_whole_characters(text) for text in raw]
         if self.model.objective == "causal":
             return [
                 self._completed(text, tokens)
@@ -454,6 +456,11 @@ class LanguageModeling(Task):
             for words in ranked
         ]
         return {"input": text, "blanks": ranked, "filled": filled, "text": " | ".join(lines)}
+
+
+def _whole_characters(text: str) -> str:
+    """Half of a surrogate pair, as bytes that are no UTF-8 give one, is no character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _beginning(encoder: TextEncoder, train: Sequence[str]) -> int:

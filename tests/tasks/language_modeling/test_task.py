@@ -53,7 +53,7 @@ def configs(kind, file):
     text = {
         "running": TextConfig(tokenizer="character", lower_case=False, min_count=1),
         "texts": TextConfig(tokenizer="bpe", vocabulary_size=280),
-        "masked": TextConfig(tokenizer="wordpiece", vocabulary_size=60),
+        "masked": TextConfig(tokenizer="wordpiece", vocabulary_size=99),
         "pairs": TextConfig(min_count=1),
     }[kind]
     data = DataConfig(train_file=file, lines=kind != "running", length=16, text=text)
@@ -200,14 +200,15 @@ def test_a_restored_task_predicts_alike(made):
     assert predicted(again, model, raw) == predicted(task, model, raw)
 
 
-HOSTILE = ["", " \n", "the film " * 5000, "😀🎬", "我爱", "\x00", "the [MASK] film"]
+HOSTILE = ["", " \n", "half \ud83d", "the film " * 5000, "😀🎬", "我爱", "\x00", "the [MASK] film"]
 
 
 @pytest.mark.parametrize("kind", ["running", "texts"])
 def test_any_prompt_is_completed(made, kind):
     task, model = made[kind]
     answers = predicted(task, model, HOSTILE)
-    for raw, answer in zip(HOSTILE, answers, strict=True):
+    for typed, answer in zip(HOSTILE, answers, strict=True):
+        raw = typed.replace("\ud83d", "?")
         assert answer["text"] == raw + answer["completion"]
         assert answer["input"] == raw
     if kind == "running":
