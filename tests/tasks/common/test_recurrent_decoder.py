@@ -1,6 +1,7 @@
 """The recurrent decoder: by hand in NumPy, step by step as under teacher forcing, in beams."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from attention import inspect
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import Bidirectional
+from tasks.common.backbones.recurrent import SHARDING_RULES, Bidirectional
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.decoding import DecodingConfig, generate
 
@@ -214,6 +215,22 @@ def test_a_shared_table_is_there_once():
     leaves = jax.tree.leaves(nnx.state(Both(), nnx.Param))
     alone = jax.tree.leaves(nnx.state(make(), nnx.Param))
     assert sum(leaf.size for leaf in leaves) == sum(leaf.size for leaf in alone)
+
+
+def test_sharding_rules_find_the_networks_and_the_table():
+    flat = nnx.to_flat_state(nnx.state(make("deep"), nnx.Param))
+    matched = {}
+    for path, leaf in flat:
+        path = "/".join(map(str, path))
+        for pattern, axes in SHARDING_RULES:
+            if re.search(pattern, path):
+                matched[path] = axes
+                assert len(axes) == leaf[...].ndim
+    assert matched.keys() == {
+        "embedding/embedding",
+        "cells/0/input/kernel",
+        "cells/1/input/kernel",
+    }
 
 
 def test_capture_names_the_alignment_and_the_look_back():
