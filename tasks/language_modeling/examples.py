@@ -42,6 +42,16 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
     ]
 
 
+def beginning(encoder: TextEncoder, text: str) -> int:
+    """What a running text may begin with: a line end where there is such an id, for a line begins
+    after it; else the first id of the text.
+    """
+    (ids,) = encode(encoder, ["\n"])
+    if len(ids) == 1 and ids[0] != UNKNOWN:
+        return int(ids[0])
+    return int(encode(encoder, [text[:1000]])[0][0])
+
+
 def pieces(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
     """Texts in pieces of at most `size` ids, in order; empty texts are left out."""
     return [ids[i : i + size] for ids in texts for i in range(0, len(ids), size)]

@@ -19,12 +19,12 @@ from tasks.common.backbones import transformer
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Examples
-from tasks.common.text import CLS, SPECIAL, UNKNOWN, TextEncoder
+from tasks.common.text import CLS, SPECIAL, TextEncoder
 from tasks.figures import Alignment, Figure
+from tasks.language_modeling import answers
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.data import Corpus, DataConfig, load
-from tasks.language_modeling.examples import MASK
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
     MODEL_CONFIGS,
@@ -77,6 +77,7 @@ class LanguageModeling(Task):
         self.data, self.model, self.encoder = data, model, encoder
         self._buckets, self._begin, self._corpus = buckets, begin, corpus
         self._mask, self._end = sequences.mask_id(encoder), sequences.end_id(encoder)
+        self._vocabulary = encoder.size + sequences.RESERVED
 
     # ------------------------------------------------------------------ making
 
@@ -98,7 +99,7 @@ class LanguageModeling(Task):
         corpus = load(data, paths)
         train = corpus.splits["train"]
         encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
-        begin = _beginning(encoder, train) if corpus.running else None
+        begin = sequences.beginning(encoder, train[0]) if corpus.running else None
         task = cls(data, model, encoder, None, begin, corpus)
         for split in ("train", "validation", "test"):
             if not len(task.examples(split)):
@@ -171,7 +172,7 @@ class LanguageModeling(Task):
 
     def build_model(self, rngs: Any) -> LanguageModel:
         """See `Task.build_model`."""
-        return LanguageModel(self.model, self.encoder.size + sequences.RESERVED, rngs=rngs)
+        return LanguageModel(self.model, self._vocabulary, rngs=rngs)
 
     def loss(
         self, model: LanguageModel, batch: Mapping[str, Any], dropout_key: Any
@@ -317,20 +318,12 @@ class LanguageModeling(Task):
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
             example = self.examples(split)[index]
-            shown = [self._spelled(number) for number in example["tokens"]]
+            shown = [answers.spelled(self.encoder, number) for number in example["tokens"]]
             size = len(shown)
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
             caption = f"last layer, mean of the heads; {loss:.2f} nats a token"
             drawn.append(Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown))
         return drawn
-
-    def _spelled(self, number: int) -> str:
-        """A token for people: line ends and the like are escaped, the task's signs in brackets."""
-        signs = {CLS: SPECIAL[CLS], self._mask: MASK, self._end: "[END]"}
-        if int(number) in signs:
-            return signs[int(number)]
-        word = self.encoder.decode([number])
-        return word if word.isprintable() and word else repr(word)[1:-1] or " "
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
         """What counting in the train texts reaches on all tokens of the test texts: unigrams, and
@@ -338,7 +331,7 @@ class LanguageModeling(Task):
         """
         if self.model.objective == "masked":
             return {"unigram": self._unigram}
-        order = min(_ORDER, counting.highest_order(self.encoder.size + sequences.RESERVED))
+        order = min(_ORDER, counting.highest_order(self._vocabulary))
         return {
             "unigram": self._unigram,
             f"kneser_ney_{order}": lambda: self._kneser_ney(order),
@@ -355,21 +348,19 @@ class LanguageModeling(Task):
 
     def _unigram(self) -> dict[str, float]:
         began = time.monotonic()
-        vocabulary = self.encoder.size + sequences.RESERVED
-        shares = counting.unigram(self._counted("train"), vocabulary)
+        shares = counting.unigram(self._counted("train"), self._vocabulary)
         ids = np.concatenate(self._counted("test"))
-        if self.model.objective == "causal" and self._corpus.running:
-            ids = ids[1:]
-        metrics = self._metrics(-float(np.sum(np.log(shares[ids]))), len(ids), "test")
         accuracy = float(np.mean(ids == np.argmax(shares)))
-        return {**metrics, "accuracy": accuracy, "seconds": round(time.monotonic() - began, 2)}
+        return {**self._counting(shares[ids], began), "accuracy": accuracy}
 
     def _kneser_ney(self, order: int) -> dict[str, float]:
         began = time.monotonic()
-        vocabulary = self.encoder.size + sequences.RESERVED
-        model = counting.KneserNey(self._counted("train"), vocabulary, order)
-        found = model.probabilities(self._counted("test"))
-        found = found[1:] if self._corpus.running else found
+        model = counting.KneserNey(self._counted("train"), self._vocabulary, order)
+        return self._counting(model.probabilities(self._counted("test")), began)
+
+    def _counting(self, found: np.ndarray, began: float) -> dict[str, float]:
+        if self.model.objective == "causal" and self._corpus.running:
+            found = found[1:]
         metrics = self._metrics(-float(np.sum(np.log(found))), len(found), "test")
         return {**metrics, "seconds": round(time.monotonic() - began, 2)}
 
@@ -381,34 +372,20 @@ class LanguageModeling(Task):
         Raises:
           UserError: no [MASK] in a text, or a mixer that cannot write step by step.
         """
-        raw = [_whole_characters(text) for text in raw]
-        if self.model.objective == "causal":
-            if "cache" not in self.model.line.can:
-                raise UserError(
-                    f"config.model.mixer: {self.model.line.name!r} cannot write step by step; "
-                    "train with one that can, such as 'dot_product'"
-                )
-            return sequences.prompts(
-                sequences.encode(self.encoder, raw),
-                CLS if self._begin is None else None,
-                CLS if self._begin is None else self._begin,
-                self.model.max_length // 2,
+        raw = [answers.whole_characters(text) for text in raw]
+        if self.model.objective == "masked":
+            return answers.blanks(self.encoder, raw, self.data.length)
+        if "cache" not in self.model.line.can:
+            raise UserError(
+                f"config.model.mixer: {self.model.line.name!r} cannot write step by step; train "
+                "with one that can, such as 'dot_product'"
             )
-        for text in raw:
-            if MASK not in text:
-                shown = repr(text if len(text) <= 60 else text[:57] + "...")
-                raise UserError(f"input {shown}: has no {MASK}; write it where a word is missing")
-        rows = sequences.blanks(
-            [self._between_blanks(text) for text in raw], self._mask, self._end, self.data.length
+        return sequences.prompts(
+            sequences.encode(self.encoder, raw),
+            CLS if self._begin is None else None,
+            CLS if self._begin is None else self._begin,
+            self.model.max_length // 2,
         )
-        return sequences.Rows(rows)
-
-    def _between_blanks(self, text: str) -> list[np.ndarray]:
-        parts = text.split(MASK)
-        if self.data.text.tokenizer != "character":
-            # The space before a word belongs to the word that is missing.
-            parts = [*(part.rstrip() for part in parts[:-1]), parts[-1]]
-        return sequences.encode(self.encoder, parts)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
@@ -416,59 +393,13 @@ class LanguageModeling(Task):
         """The prompt and what was written after it; or for each [MASK] its five likeliest words
         with their probabilities, and the text with the likeliest in their places.
         """
-        raw = [_whole_characters(text) for text in raw]
-        if self.model.objective == "causal":
-            return [
-                self._completed(text, tokens)
-                for text, tokens in zip(raw, outputs["tokens"], strict=True)
-            ]
-        answers, row = [], 0
-        for text in raw:
-            count = text.count(MASK)
-            rows = range(row, row + count)
-            row += count
-            blanks = [(outputs["tokens"][i], outputs["probabilities"][i]) for i in rows]
-            answers.append(self._filled(text, blanks))
-        return answers
-
-    def _completed(self, prompt: str, tokens: np.ndarray) -> dict[str, Any]:
-        ids = tokens[: int(np.argmax(tokens == self._end))] if self._end in tokens else tokens
-        # Read together, for the first may go on with the prompt's last word.
-        (before,) = sequences.encode(self.encoder, [prompt])
-        known = self.encoder.decode(before)
-        whole = self.encoder.decode(np.concatenate([before, ids]))
-        after = whole[len(known) :] if whole.startswith(known) else self.encoder.decode(ids)
-        return {"input": prompt, "completion": after, "text": prompt + after}
-
-    def _filled(self, text: str, blanks: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        ranked = [
-            [
-                {"word": self._spelled(token), "probability": round(float(share), 4)}
-                for token, share in zip(tokens, shares, strict=True)
-            ]
-            for tokens, shares in blanks
+        raw = [answers.whole_characters(text) for text in raw]
+        if self.model.objective == "masked":
+            return answers.filled(self.encoder, raw, outputs["tokens"], outputs["probabilities"])
+        return [
+            answers.completed(self.encoder, text, tokens)
+            for text, tokens in zip(raw, outputs["tokens"], strict=True)
         ]
-        filled = text
-        for words in ranked:
-            filled = filled.replace(MASK, words[0]["word"], 1)
-        lines = [
-            "  ".join(f"{word['word']} {word['probability']:.4f}" for word in words)
-            for words in ranked
-        ]
-        return {"input": text, "blanks": ranked, "filled": filled, "text": " | ".join(lines)}
-
-
-def _whole_characters(text: str) -> str:
-    """Half of a surrogate pair, as bytes that are no UTF-8 give one, is no character."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _beginning(encoder: TextEncoder, train: Sequence[str]) -> int:
-    """A line end where there is one, for a line begins after it; else the text's first id."""
-    (ids,) = sequences.encode(encoder, ["\n"])
-    if len(ids) == 1 and ids[0] != UNKNOWN:
-        return int(ids[0])
-    return int(sequences.encode(encoder, [train[0][:1000]])[0][0])
 
 
 TASK = LanguageModeling
