@@ -68,7 +68,7 @@ def transformer():
         "optimizer": OptimizerConfig(
             learning_rate=3e-3,
             schedule="inverse_sqrt",
-            warmup_steps=600,
+            warmup_steps=400,
             beta2=0.98,
             average_decay=0.995,
         ),
@@ -113,18 +113,18 @@ def rnn(alignment: str):
     words = re.findall(r"\w+(?:\.\w+)?", alignment)
     return {
         "name": "_".join(["rnn", *words]),
-        "model": RecurrentConfig(alignment=alignment),
+        "model": RecurrentConfig(alignment=alignment, dropout_rate=0.2),
         "optimizer": OptimizerConfig(
-            learning_rate=1e-3,
-            schedule="inverse_sqrt",
-            warmup_steps=400,
-            average_decay=0.995,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            final_fraction=0.05,
+            average_decay=0.99,
         ),
         "training": TrainingConfig(
-            steps=2500,
-            batch_size=64,
+            steps=1800,
+            batch_size=128,
             evaluation_batch_size=128,
-            evaluate_every=500,
+            evaluate_every=300,
             log_every=25,
         ),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.decoding import Decoded, DecodingConfig
@@ -129,20 +130,28 @@ class Translation(Task):
     def loss(
         self, model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
     ) -> tuple[Any, dict]:
-        """Cross-entropy of a token with smoothed labels, under teacher forcing; and without."""
-        sums = _by_token(model, batch, dropout_key, self.model.label_smoothing)
-        tokens = jnp.maximum(sums["tokens"], 1)
-        return sums["smoothed"] / tokens, {
-            "cross_entropy": sums["loss"] / tokens,
-            "forced_accuracy": sums["right"] / tokens,
-        }
+        """Cross-entropy of a token with smoothed labels, under teacher forcing; and without.
+
+        - (1 - ε) log p(y) - ε · mean over words of log p
+        """
+        logits, losses, weight = _by_token(model, batch, dropout_key)
+        tokens, smoothing = jnp.maximum(jnp.sum(weight), 1), self.model.label_smoothing
+        true = jnp.take_along_axis(logits, batch["target"][..., None], axis=-1)[..., 0]
+        spread = true - jnp.mean(logits, axis=-1)
+        loss = jnp.sum((losses + smoothing * spread) * weight) / tokens
+        return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
 
     def batch_statistics(
         self, model: models.Translator, batch: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Summed cross-entropy, tokens that are right, and number of tokens; teacher forcing."""
-        sums = _by_token(model, batch, None, 0.0)
-        return {name: sums[name] for name in ("loss", "right", "tokens")}
+        logits, losses, weight = _by_token(model, batch, None)
+        right = jnp.argmax(logits, axis=-1) == batch["target"]
+        return {
+            "loss": jnp.sum(losses * weight),
+            "right": jnp.sum(right * weight),
+            "tokens": jnp.sum(weight),
+        }
 
     def outputs(self, model: models.Translator, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Of decoding, the best first: tokens [B, n_best, T], padded with 0, scores [B, n_best]."""
@@ -284,24 +293,13 @@ class Translation(Task):
 
 
 def _by_token(
-    model: models.Translator, batch: Mapping[str, Any], dropout_key: Any, smoothing: float
-) -> dict[str, jax.Array]:
-    """Sums over real tokens: smoothed loss, loss, right ones, number.
-
-    smoothed = - (1 - ε) log p(y) - ε · mean over words of log p
-    """
+    model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits [B, T, V], cross-entropy and weight of every token, each [B, T]; teacher forcing."""
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
-    weight = jnp.where(target == PAD, 0, batch["weight"][:, None])
-    total = jax.nn.logsumexp(logits, axis=-1)
-    true = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    sums = {
-        "loss": jnp.sum((total - true) * weight),
-        "right": jnp.sum((jnp.argmax(logits, axis=-1) == target) * weight),
-        "tokens": jnp.sum(weight),
-    }
-    smoothed = total - (1 - smoothing) * true - smoothing * jnp.mean(logits, axis=-1)
-    return {**sums, "smoothed": jnp.sum(smoothed * weight)}
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return logits, losses, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
