@@ -5,17 +5,17 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
 Characters of Shakespeare, causal, within the budget that nanoGPT has for a CPU: 4 layers of 128 and
 4 heads, context 64, 2,000 steps of 12 windows. Validation loss 1.79 with seed 0 in a few minutes on
-2 cores (published for that budget: 1.88), beside 1.56 of counted 6-grams, which read the whole text
-and learn faster from so little. `:tiny_shakespeare,modern` is the same size with RMS norms, gated
-units, rotary positions and normalised queries and keys; `:janeausten` are six novels, split by
-book.
+2 cores (published for that budget: 1.88), beside 1.56 of counted 6-grams.
+`:tiny_shakespeare,modern` is the same size with RMS norms, gated units, rotary positions and
+normalised queries and keys; `:janeausten` are six novels, split by book.
 
 python -m launch.train --config=configs/language_modeling.py:sst2 --workdir=runs/sst2_masked
 python -m launch.predict --workdir=runs/sst2_masked --input="the acting is [MASK] ."
 
 A masked model of the train texts of a labelled set (movie_reviews, sst2, newsgroups20, reuters_r8,
 spam_assassin), from which configs/text_classification.py:sst2,pretrained starts; what is near to a
-held-out text of another set of the same origin is left out. `:sst2,bert` is a BERT of the same size. One's own text file, and one with a text a line:
+held-out text of another set of the same origin is left out. `:sst2,bert` is a BERT of the same
+size. One's own text file, and one with a text a line:
 
 python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
