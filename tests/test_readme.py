@@ -19,6 +19,8 @@ from tasks.common.builders import prepare
 from tasks.common.labelled_texts import DEFINITIONS
 from tasks.common.labelled_texts.common import example
 from tasks.common.paths import Paths
+from tasks.translation.datasets import DATA_SETS
+from tests.launch import test_import_weights as bert
 from tests.launch.conftest import BAD, GOOD, PLAIN, ROOT, write_csv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +29,10 @@ MORE = {
     "train": [f"--config.{key}={value}" for key, value in SHORT.items()],
     "sweep": ["--seeds=1", *(f"--config.{key}={value}" for key, value in SHORT.items())],
     "ablate": ["--seeds=1", *(f"--set={key}={value}" for key, value in SHORT.items())],
+}
+# Of what is not small by itself.
+SMALL = {
+    "configs/translation.py": ["--config.model.num_layers=1", "--config.model.decoder_layers=1"],
 }
 
 
@@ -53,13 +59,33 @@ def small(name: str):
     return dataclasses.replace(DEFINITIONS[name], sources=(), generate=generate, counts={})
 
 
+def small_pairs():
+    """Multi30k with a few made-up rows in place of its own."""
+
+    def generate(_):
+        rng = random.Random(0)
+        splits = {}
+        for split, count in {"train": 120, "validation": 24, "test": 24}.items():
+            texts = [" ".join(rng.choices(PLAIN, k=5)) for _ in range(count)]
+            splits[split] = [
+                {"id": f"{split}-{index}", "en": text, "de": text.upper()}
+                for index, text in enumerate(texts)
+            ]
+        return splits
+
+    definition = DATA_SETS["multi30k"].definition
+    return dataclasses.replace(definition, sources=(), generate=generate, counts={})
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     paths = Paths(folder / "data", folder / "cache")
     for name in ("sst2", "movie_reviews"):
         prepare(small(name), paths, quiet=True)
+    prepare(small_pairs(), paths, quiet=True)
     write_csv(folder / "my.csv", rows=120)
+    bert.write(folder / "bert-base-uncased", bert.BERT, bert.bert_shapes() | bert.HEAD)
     return folder
 
 
@@ -70,9 +96,13 @@ def test_commands_run_as_they_stand(place):
         verb = words[2].removeprefix("launch.")
         assert words[:2] == ["python", "-m"]
         flags = [
-            re.sub(r"(=)(runs/|my\.csv|RESULTS\.md)", rf"\1{place}/\2", word) for word in words[3:]
+            re.sub(r"(=)(runs/|my\.csv|bert-base|RESULTS\.md)", rf"\1{place}/\2", word)
+            for word in words[3:]
         ]
-        if verb != "report":
+        for config, smaller in SMALL.items():
+            if any(config in word for word in words):
+                flags += smaller
+        if verb not in ("report", "import_weights"):
             flags += [f"--data_dir={place / 'data'}", f"--cache_dir={place / 'cache'}"]
         done = subprocess.run(
             [sys.executable, "-m", words[2], *flags, *MORE.get(verb, [])],
@@ -81,7 +111,8 @@ def test_commands_run_as_they_stand(place):
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-1500:]}"
         assert done.stdout
         ran.append(verb)
-    assert set(ran) == {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
+    expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
+    assert set(ran) == {*expected, "import_weights"}
 
 
 def test_python_blocks_run(capsys):
