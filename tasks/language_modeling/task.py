@@ -370,16 +370,11 @@ class LanguageModeling(Task):
         """Prompts for a causal model; for a masked one texts with [MASK] where words are missing.
 
         Raises:
-          UserError: no [MASK] in a text, or a mixer that cannot write step by step.
+          UserError: no [MASK] in a text.
         """
         raw = [answers.whole_characters(text) for text in raw]
         if self.model.objective == "masked":
             return answers.blanks(self.encoder, raw, self.data.length)
-        if "cache" not in self.model.line.can:
-            raise UserError(
-                f"config.model.mixer: {self.model.line.name!r} cannot write step by step; train "
-                "with one that can, such as 'dot_product'"
-            )
         return sequences.prompts(
             sequences.encode(self.encoder, raw),
             CLS if self._begin is None else None,

@@ -141,9 +141,12 @@ def prompts_of(width, *texts):
     return prompt, np.array([len(text) for text in texts], np.int32)
 
 
-@pytest.mark.parametrize("name", ["causal", "modern"])
-def test_completions_equal_those_of_reading_all_anew(name):
-    model = build(CONFIGS[name])
+@pytest.mark.parametrize(
+    "mixer",
+    ["dot_product", "modern", "sliding_window(left=3, right=0)", "linear", "gated_delta_net"],
+)
+def test_completions_equal_those_of_reading_all_anew(mixer):
+    model = build(MODERN if mixer == "modern" else dataclasses.replace(CAUSAL, mixer=mixer))
     texts = [[5], [7, 8, 9, 10], [2, 6]]
     prompt, lengths = prompts_of(4, *texts)
     run = jax.jit(lambda p, n: complete(model, p, n, jnp.arange(len(p)), None))
