@@ -18,7 +18,7 @@ from flax import nnx
 from attention import registry
 from attention.dropout import dropout, keep_mask
 from attention.projection import Projection
-from tasks.common.backbones.recurrent import BidirectionalGRU
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.text import CLS
 from tasks.text_classification.start import Start
@@ -333,7 +333,9 @@ class BiGRUClassifier(nnx.Module):
     ):
         self.config = config
         self.tokens = Embedding(config, vocabulary, config.embedding_size, prior, rngs=rngs)
-        self.encoder = BidirectionalGRU(config.embedding_size, config.state_size, rngs=rngs)
+        self.encoder = Bidirectional(
+            config.embedding_size, config.state_size, cell="gru", rngs=rngs
+        )
         self.pool = registry.load("pool", config.pooling)(2 * config.state_size, rngs=rngs)
         self.classify = Projection((2 * config.state_size,), (classes,), rngs=rngs)
 

@@ -6,7 +6,6 @@ B batch, T length, D input size, H state size. Padding changes nothing: the stat
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -308,6 +307,3 @@ class Bidirectional(nnx.Module):
             return jnp.concatenate([left, right], axis=-1)
 
         return joined(forward, backward), jax.tree.map(joined, forward_last, backward_last)
-
-
-BidirectionalGRU = functools.partial(Bidirectional, cell="gru")

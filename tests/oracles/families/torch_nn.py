@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from attention import MultiHeadAttention, attend, masks
-from tasks.common.backbones.recurrent import BidirectionalGRU
+from tasks.common.backbones.recurrent import Bidirectional
 from tests.oracles.problems import differentiate, torch_answers
 
 B, T, S, N, H = 2, 5, 7, 4, 4
@@ -96,7 +96,7 @@ def _multi_head(case, a):
 
 
 def _gru(case, a):
-    module = BidirectionalGRU(6, 4, rngs=nnx.Rngs(0))
+    module = Bidirectional(6, 4, cell="gru", rngs=nnx.Rngs(0))
     for way in ("forward", "backward"):
         for name in ("input", "recurrent"):
             projection = getattr(getattr(module, way), name)

@@ -15,7 +15,7 @@ from attention import masks
 from attention.normalization import LayerNorm
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.backbones.embedding import TokenEmbedding
-from tasks.common.backbones.recurrent import GRU, BidirectionalGRU
+from tasks.common.backbones.recurrent import GRU, Bidirectional
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig, FeedForward
 
 SMALL = EncoderConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=12, max_length=9)
@@ -307,7 +307,7 @@ def test_sharding_rules_match_every_matrix_once_with_its_rank():
         (transformer.SHARDING_RULES, Decoder(gated, 8, rngs=nnx.Rngs(0))),
         (transformer.SHARDING_RULES, Encoder(SMALL, rngs=nnx.Rngs(0))),
         (transformer.SHARDING_RULES, TokenEmbedding(9, 8, rngs=nnx.Rngs(0))),
-        (recurrent.SHARDING_RULES, BidirectionalGRU(8, 6, rngs=nnx.Rngs(0))),
+        (recurrent.SHARDING_RULES, Bidirectional(8, 6, cell="gru", rngs=nnx.Rngs(0))),
     ]
     matched = {}
     for rules, module in modules:
@@ -372,7 +372,7 @@ def test_gru_step_is_the_same_recurrence():
 
 
 def test_bidirectional_gru_is_one_each_way_whatever_the_padding():
-    gru = BidirectionalGRU(4, 3, rngs=nnx.Rngs(0))
+    gru = Bidirectional(4, 3, cell="gru", rngs=nnx.Rngs(0))
     x = normal(1, 2, 5, 4)
     run = jax.jit(gru)
     states, final = run(x, valid=VALID)
