@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -98,15 +99,21 @@ def _attended_image(figure: AttendedImage) -> str:
 
 
 def _alignment(figure: Alignment) -> str:
-    canvas, axes = _canvas(
-        1.4 + 0.26 * len(figure.inputs), max(1.6, 1.0 + 0.26 * len(figure.outputs))
-    )
+    # Letters of the caption take 0.07 inches of width.
+    width = max(3.0, 1.4 + 0.26 * len(figure.inputs))
+    rows = [
+        row for line in figure.caption.split("\n") for row in textwrap.wrap(line, int(width / 0.07))
+    ]
+    canvas, axes = _canvas(width, max(1.6, 1.0 + 0.15 * len(rows) + 0.26 * len(figure.outputs)))
     axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(figure.inputs)), figure.inputs)
-    axes.set_yticks(range(len(figure.outputs)), figure.outputs)
+    # A dollar sign is a dollar sign.
+    plain = {"parse_math": False}
+    turned = {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
+    axes.set_xticks(range(len(figure.inputs)), figure.inputs, **plain, **turned)
+    axes.set_yticks(range(len(figure.outputs)), figure.outputs, **plain)
     axes.set_xlabel("input")
     axes.set_ylabel("output")
-    axes.set_title(figure.caption, fontsize=9)
+    canvas.suptitle("\n".join(rows), fontsize=9, **plain)
     return _picture(canvas, figure.caption)
 
 

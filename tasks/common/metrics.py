@@ -93,11 +93,11 @@ def translation_metrics(
     }
 
 
-def bleu_signature(lower_case: bool) -> str:
-    """How sacrebleu names the settings of `bleu`, version included."""
+def bleu_signature(lower_case: bool, short: bool = False) -> str:
+    """How sacrebleu names the settings of `bleu`, version included; with letters if short."""
     metric = _bleu(lower_case)
     metric.corpus_score(["a"], [["a"]])
-    return str(metric.get_signature())
+    return metric.get_signature().format(short)
 
 
 def bleu_contributions(

@@ -215,7 +215,7 @@ class Translation(Task):
             inputs = self.encoder.tokens(part.sources[index])[: self.data.text.max_length]
             drawn.append(
                 Alignment(
-                    f"{part.sources[index]} -> {written[index]}{where}",
+                    f"{part.sources[index]}\n{written[index]}{where}",
                     weights[: len(steps), : len(inputs) + 1],
                     [self._piece(token) for token in steps],
                     [*inputs, "end"],
@@ -311,10 +311,10 @@ def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
     if weights.ndim == 4:
         layers = weights.shape[1]
         chosen = max(layers - 2, 0)
-        weights, where = weights[:, chosen], f", layer {chosen + 1} of {layers}"
+        weights, where = weights[:, chosen], f"layer {chosen + 1} of {layers}, "
     if weights.ndim == 3:
         heads = weights.shape[1]
-        weights, where = weights.mean(axis=1), f"{where}, mean of {heads} heads"
+        weights, where = weights.mean(axis=1), f" ({where}mean of {heads} heads)"
     return weights, where
 
 
@@ -329,7 +329,7 @@ def _by_length(part: Pairs, written: Sequence[str], lower_case: bool) -> Curves:
         for group in groups
     ]
     means = [float(words[group].mean()) for group in groups]
-    title = f"BLEU by length ({bleu_signature(lower_case)})"
+    title = f"BLEU by length\n{bleu_signature(lower_case, short=True)}"
     return Curves(title, "words of the source", {"BLEU": (means, scores)})
 
 

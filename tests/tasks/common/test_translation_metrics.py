@@ -56,6 +56,7 @@ def test_nothing_is_written():
 def test_signature_names_case_tokens_and_version():
     assert bleu_signature(True).startswith("nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:")
     assert "case:mixed" in bleu_signature(False)
+    assert bleu_signature(True, short=True).startswith("#:1|c:lc|e:no|tok:13a|s:exp|v:")
 
 
 @pytest.mark.parametrize("outputs", [OUTPUTS, [text + " and some more" for text in OUTPUTS]])

@@ -190,7 +190,7 @@ def test_figures_show_the_steps_that_were_written(task, model):
     assert weights.shape == (20, 13, 13)
     by_length, *figures = task.figures({}, outputs, "test", {"alignment": weights[:3]})
     assert isinstance(by_length, Curves)
-    assert bleu_signature(True) in by_length.title
+    assert by_length.title == f"BLEU by length\n{bleu_signature(True, short=True)}"
     assert "BLEU by length" in draw(by_length)
     assert len(figures) == 3
     for index, figure in enumerate(figures):
@@ -199,7 +199,7 @@ def test_figures_show_the_steps_that_were_written(task, model):
         assert figure.weights.shape == (len(figure.outputs), len(figure.inputs))
         np.testing.assert_allclose(figure.weights.sum(axis=1), 1, atol=1e-5)
         assert len(figure.inputs) == task.examples("test").lengths["source"][index]
-        assert figure.caption.startswith(task._pairs.splits["test"].sources[index] + " -> ")
+        assert figure.caption.startswith(task._pairs.splits["test"].sources[index] + "\n")
 
 
 def test_figures_of_layers_and_heads(task):
@@ -208,11 +208,18 @@ def test_figures_of_layers_and_heads(task):
     weights = np.zeros((1, T, 3, 2, 13))
     weights[0, :, 1, :, 0] = 1
     _, figure = task.figures({}, outputs, "test", {"alignment": weights})
-    assert figure.caption.endswith(", layer 2 of 3, mean of 2 heads")
+    assert figure.caption.endswith(" (layer 2 of 3, mean of 2 heads)")
     np.testing.assert_array_equal(figure.weights[:, 0], 1)
     _, figure = task.figures({}, outputs, "test", {"alignment": weights[:, :, 1]})
-    assert figure.caption.endswith(", mean of 2 heads")
+    assert figure.caption.endswith(" (mean of 2 heads)")
     assert len(task.figures({}, outputs, "test", {})) == 1
+
+
+def test_pictures_of_any_text():
+    words = ["$x^{", "$5", "😀", "", "a long word"]
+    html = draw(Alignment("costs $5 and $6\n$\\frac{$ 😀 " + "word " * 60, np.eye(5), words, words))
+    assert html.startswith('<img alt="costs $5 and $6')
+    assert 'src="data:image/svg+xml;base64,' in html
 
 
 def test_the_control_has_no_weights_to_show(task):
