@@ -20,12 +20,12 @@ def along(leaf: Array, places: Array) -> Array:
 
 def apart(leaf: Array, K: int) -> Array:
     """[B·K, ...] -> [B, K, ...]."""
-    return leaf.reshape(-1, K, *leaf.shape[1:])
+    return leaf.reshape(len(leaf) // K, K, *leaf.shape[1:])
 
 
 def merged(leaf: Array) -> Array:
     """[B, K, ...] -> [B·K, ...]."""
-    return leaf.reshape(-1, *leaf.shape[2:])
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
 def put(buffers: Any, t: Array, values: Any) -> Any:

@@ -111,8 +111,8 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
     """Reads the texts of a config, preparing a public set first when it is not.
 
     From the train texts of a labelled set goes what is equal or nearly so to a validation or test
-    text of another set of the same origin: whoever fine-tunes on that one is tested on texts that
-    were never seen.
+    text of its own or of another set of the same origin: whoever fine-tunes on one of them is
+    tested on texts that were never seen.
 
     Raises:
       UserError: what is wrong with a file or a source.
@@ -122,8 +122,8 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
     if config.name in CORPORA:
         return Corpus(config.name, _texts(CORPORA[config.name], paths), running=True)
     splits = _texts(DEFINITIONS[config.name], paths)
-    for other in sorted(shared_with(config.name)):
-        held_out = _texts(DEFINITIONS[other], paths)
+    for other in sorted({config.name, *shared_with(config.name)}):
+        held_out = splits if other == config.name else _texts(DEFINITIONS[other], paths)
         seen = near_duplicates(held_out["validation"] + held_out["test"], splits["train"])
         splits["train"] = [text for text, s in zip(splits["train"], seen, strict=True) if not s]
     return Corpus(config.name, splits, running=False)

@@ -86,16 +86,17 @@ def test_character_vectors_of_an_r_package(tmp_path):
 @pytest.mark.parametrize(("name", "other"), [("movie_reviews", "sst2"), ("sst2", "movie_reviews")])
 def test_no_held_out_text_of_the_sister_set_is_left(name, other):
     corpus, sister = (public(n, text=WORDPIECE) for n in (name, other))
-    held_out = sister.splits["validation"] + sister.splits["test"]
-    assert not near_duplicates(held_out, corpus.splits["train"]).any()
+    for splits in (corpus.splits, sister.splits):
+        held_out = splits["validation"] + splits["test"]
+        assert not near_duplicates(held_out, corpus.splits["train"]).any()
     assert len(corpus.splits["train"]) > 5000
 
 
-def test_what_is_held_out_elsewhere_is_dropped_from_train_alone(monkeypatch):
+def test_what_is_held_out_is_dropped_from_train_alone(monkeypatch):
     texts = {
         "movie_reviews": {
-            "train": ["A fine film", "a dull, dull plot!", "warm and funny"],
-            "validation": ["a fine film indeed"],
+            "train": ["A fine film", "a dull, dull plot!", "warm and funny", "Weak."],
+            "validation": ["not a film at all"],
             "test": ["weak"],
         },
         "sst2": {
@@ -107,7 +108,7 @@ def test_what_is_held_out_elsewhere_is_dropped_from_train_alone(monkeypatch):
     monkeypatch.setattr(corpora, "_texts", lambda definition, _: dict(texts[definition.name]))
     found = load(DataConfig(name="movie_reviews", text=WORDPIECE), None).splits
     assert found["train"] == ["A fine film", "warm and funny"]
-    assert (found["validation"], found["test"]) == (["a fine film indeed"], ["weak"])
+    assert (found["validation"], found["test"]) == (["not a film at all"], ["weak"])
 
 
 def test_tenths_of_a_running_text(tmp_path):
