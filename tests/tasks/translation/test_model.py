@@ -16,16 +16,17 @@ from tasks.translation.model import RecurrentConfig, TransformerConfig, build, m
 
 VOCABULARY = 11
 START, END = VOCABULARY, VOCABULARY + 1
+BEAMS = {"method": "beam", "beam_size": 3, "n_best": 2, "max_length": 20}
 SOURCE = np.array([[3, 4, 5, 6, 12, 0], [9, 12, 0, 0, 0, 0], [7, 7, 8, 3, 4, 12]], np.int32)
 
 TRANSFORMER = TransformerConfig(
-    model_size=8, num_heads=2, num_layers=1, decoder_layers=2, feedforward_size=8, max_length=32
+    model_size=8, num_heads=2, num_layers=1, decoder_layers=1, feedforward_size=8, max_length=32
 )
 RECURRENT = RecurrentConfig(embedding_size=5, state_size=6)
 CONFIGS = {
     "transformer": TRANSFORMER,
     "rope": TransformerConfig(
-        **{**vars(TRANSFORMER), "positions": "rope", "norm": "post", "decoder_layers": 1}
+        **{**vars(TRANSFORMER), "positions": "rope", "norm": "post"}
     ),
     "gru": RECURRENT,
     "lstm": RecurrentConfig(
@@ -71,7 +72,7 @@ def forced(model, source, target):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_of_a_beam_are_those_of_teacher_forcing(name):
-    decoded = translate(name, SOURCE, method="beam", beam_size=3, n_best=2, max_length=20)
+    decoded = translate(name, SOURCE, **BEAMS)
     B, N, T = decoded.tokens.shape
     assert (B, N, T) == (3, 2, 20)
     tokens = decoded.tokens.reshape(B * N, T)
@@ -91,10 +92,10 @@ def test_scores_of_a_beam_are_those_of_teacher_forcing(name):
 
 @pytest.mark.parametrize("name", ["transformer", "gru"])
 def test_padding_and_the_order_of_the_batch_change_nothing(name):
-    options = {"method": "beam", "beam_size": 3, "n_best": 2, "max_length": 14}
-    expected = translate(name, SOURCE, **options)
+    expected = translate(name, SOURCE, **BEAMS)
+    assert expected.extras == {}
     wider = np.pad(SOURCE, ((0, 0), (0, 5)))[[2, 0, 1, 1]]
-    found = translate(name, wider, **options)
+    found = translate(name, wider, **BEAMS)
     for row, index in enumerate([2, 0, 1, 1]):
         np.testing.assert_array_equal(found.tokens[row], expected.tokens[index])
         np.testing.assert_allclose(found.scores[row], expected.scores[index], rtol=1e-5)
@@ -113,13 +114,12 @@ def test_weights_of_steps_are_distributions_over_real_tokens(name):
     decoded = translate(name, SOURCE, max_length=7, return_weights=True)
     weights = decoded.extras["alignment"]
     S = SOURCE.shape[1]
-    assert weights.shape == ((3, 1, 7, 2, 2, S) if name == "transformer" else (3, 1, 7, S))
+    assert weights.shape == ((3, 1, 7, 1, 2, S) if name == "transformer" else (3, 1, 7, S))
     written = decoded.tokens != 0
     sums = weights.sum(axis=-1)
     np.testing.assert_allclose(sums[written], 1, atol=1e-5)
     assert not sums[~written].any()
     assert not np.moveaxis(weights, -1, 1)[SOURCE == 0].any()
-    assert translate(name, SOURCE, max_length=7).extras == {}
 
 
 @pytest.mark.parametrize("name", ["transformer", "gru"])
