@@ -5,7 +5,8 @@ python -m launch.train --config=configs/translation.py:DATA,MODEL --workdir=runs
 DATA is multi30k (if none is named) or bible_en_es; MODEL is transformer (if none is named), long
 (the published recipe, for an accelerator), rnn, or rnn(ALIGNMENT) with an alignment of
 `attention.registry`: "rnn(location_aware(width=5))"; "rnn(none)" is the control with one fixed
-vector. See RESULTS.md for what to expect. The other way round:
+vector; --config.model.cell=lstm and --config.model.temporal_attention=4 (heads) change more. See
+RESULTS.md for what to expect. The other way round:
 
 python -m launch.train --config=configs/translation.py --workdir=runs/german
     --config.data.source=de --config.data.target=en

@@ -282,6 +282,8 @@ def test_configs():
     assert (config.name, config.model.name) == ("transformer", "transformer")
     assert config.model.decoding == DecodingConfig(method="beam", beam_size=5)
     assert load_file("configs/translation.py:long").model.norm == "post"
+    config = load_file("configs/translation.py:bible_en_es,rnn")
+    assert (config.data.name, config.data.source, config.data.target) == ("bible_en_es", "en", "es")
     assert load_file("configs/translation.py:multi30k,rnn").model.alignment == "additive"
     for alignment in registry.names("alignment"):
         config = load_file(f"configs/translation.py:multi30k,rnn({alignment})")
