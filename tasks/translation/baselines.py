@@ -13,6 +13,8 @@ Translate = Callable[[Sequence[str]], list[str]]
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _SPACED = re.compile(r"\s+([.,;:!?])")
 _EMPTY = ""
+# Words of a target times words of its source, over all pairs: what is held in memory.
+_MOST_LINKS = 40_000_000
 
 
 def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5) -> Translate:
@@ -22,7 +24,7 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
                    t(f | e) / Σ_e' t(f | e')
 
     from a uniform start, with an empty word beside every source. Each e becomes its likeliest f; a
-    word that train has not stays. On lower case.
+    word that train has not stays. On lower case; of a large train split on its first pairs alone.
 
     Args:
       sources: the train split, nothing else.
@@ -38,7 +40,11 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
     reads = [[0, *(known.setdefault(word, len(known)) for word in split(text))] for text in sources]
     writes = [[written.setdefault(word, len(written)) for word in split(text)] for text in targets]
     size = len(written)
+    count = 0
     for e, f in zip(reads, writes, strict=True):
+        count += len(e) * len(f)
+        if pair and count > _MOST_LINKS:
+            break
         # Each word of the target beside all of the source; `place` is which word of the target.
         pair.append((np.array(e)[None, :] * size + np.array(f, np.int64)[:, None]).ravel())
         place.append(np.repeat(np.arange(here, here + len(f)), len(e)))
