@@ -92,6 +92,10 @@ def _inputs() -> Iterator[str]:
         if text == "-":
             yield from _lines(sys.stdin.buffer, "standard input")
         else:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(f"--input={text!r}: is not UTF-8") from None
             yield text
     if cli.FLAGS.input_file:
         path = Path(cli.FLAGS.input_file)

@@ -86,6 +86,13 @@ class TextConfig:
             )
 
 
+def whole_characters(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, which is no character: bytes that are
+    not UTF-8 give such halves.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class TextEncoder:
     """Turns texts into ids. Made by `fit` or `from_json`."""
 
@@ -116,7 +123,7 @@ class TextEncoder:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # not there, or damaged: train and write it anew
-        model = _model_class(config).fit(texts, config)
+        model = _model_class(config).fit([whole_characters(text) for text in texts], config)
         encoder = cls(config, model)
         if file is not None:
             _write(file, encoder.to_json())
@@ -175,7 +182,7 @@ class TextEncoder:
         _, positions = next(self._rows([text]))
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
-        spelled = self._model.spell(text)
+        spelled = self._model.spell(whole_characters(text))
         return [spelled[position][0] for position in positions]
 
     def word_weights(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
@@ -194,7 +201,7 @@ class TextEncoder:
         _, positions = next(self._rows([text]))
         if not len(positions):
             return [SPECIAL[UNKNOWN]], np.asarray(weights, float)[:1]
-        spelled = self._model.spell(text)
+        spelled = self._model.spell(whole_characters(text))
         words: dict[int, str] = {}
         for string, start, _ in spelled:
             words.setdefault(start, string)
@@ -229,7 +236,7 @@ class TextEncoder:
     def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(ids, their places in what `spell` gives) of each text, cut to max_length."""
         nothing = np.array([UNKNOWN], np.int32), np.zeros(0, np.int64)
-        for ids in self._model.encode(texts):
+        for ids in self._model.encode([whole_characters(text) for text in texts]):
             positions = None
             if self.config.unique:
                 _, first = np.unique(ids, return_index=True)

@@ -13,11 +13,6 @@ from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import MASK
 
 
-def whole_characters(text: str) -> str:
-    """Half of a surrogate pair, as bytes that are no UTF-8 give one, is no character."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def spelled(encoder: TextEncoder, number: int) -> str:
     """A token for people: line ends and the like are escaped, the task's signs in brackets."""
     signs = {

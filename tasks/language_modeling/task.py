@@ -19,7 +19,7 @@ from tasks.common.backbones import transformer
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Examples
-from tasks.common.text import CLS, SPECIAL, TextEncoder
+from tasks.common.text import CLS, SPECIAL, TextEncoder, whole_characters
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import answers
 from tasks.language_modeling import baselines as counting
@@ -372,7 +372,7 @@ class LanguageModeling(Task):
         Raises:
           UserError: no [MASK] in a text.
         """
-        raw = [answers.whole_characters(text) for text in raw]
+        raw = [whole_characters(text) for text in raw]
         if self.model.objective == "masked":
             return answers.blanks(self.encoder, raw, self.data.length)
         return sequences.prompts(
@@ -388,7 +388,7 @@ class LanguageModeling(Task):
         """The prompt and what was written after it; or for each [MASK] its five likeliest words
         with their probabilities, and the text with the likeliest in their places.
         """
-        raw = [answers.whole_characters(text) for text in raw]
+        raw = [whole_characters(text) for text in raw]
         if self.model.objective == "masked":
             return answers.filled(self.encoder, raw, outputs["tokens"], outputs["probabilities"])
         return [

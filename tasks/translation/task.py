@@ -255,9 +255,7 @@ class Translation(Task):
     def inputs(self, raw: Sequence[str]) -> PairExamples:
         """Any sentences that are no longer than those of training."""
         limit = self.data.text.max_length
-        # Half of a surrogate pair, as bytes that are no UTF-8 give one, is no character.
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in raw]
-        sources = self.encoder.encode_batch(texts)
+        sources = self.encoder.encode_batch(raw)
         for text, ids in zip(raw, sources, strict=True):
             if len(ids) > limit:
                 shown = repr(text if len(text) <= 60 else text[:57] + "...")

@@ -366,3 +366,11 @@ def test_word_weights_of_subwords_are_those_of_the_pieces():
     words, shares = encoder.word_weights("abab ab", np.arange(len(tokens)))
     assert words == tokens
     np.testing.assert_array_equal(shares, np.arange(len(tokens)))
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "bpe", "wordpiece", "character"])
+def test_half_of_a_surrogate_pair_is_a_question_mark(tokenizer):
+    config = TextConfig(tokenizer=tokenizer, vocabulary_size=400, min_count=1)
+    encoder = TextEncoder.fit(["a film?", "a \ud83d plot"], config)
+    np.testing.assert_array_equal(encoder.encode("a\udcff plot"), encoder.encode("a? plot"))
+    assert encoder.tokens("a\udcff plot") == encoder.tokens("a? plot")
