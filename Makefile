@@ -14,10 +14,10 @@ train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not oracle"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle"
 
 test-oracles: $(VENV)/.oracles
 	FULL_COMPILATION=1 $(BIN)/python -m pytest -m oracle
