@@ -12,7 +12,8 @@ from pathlib import Path
 from tasks.common import builders
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
-from tasks.common.leaks import near_duplicates, norm_hash
+from tasks.common.leaks import near_duplicates
+from tasks.common.own_files import hold_out, read_text
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.language_modeling.corpora import CORPORA
@@ -142,48 +143,23 @@ def _own(config: DataConfig) -> Corpus:
     read = {}
     for split in SPLITS:
         if (file := getattr(config, f"{split}_file")) is not None:
-            text = _read(file)
-            read[split] = [line for line in text.splitlines() if line.strip()]
-            if not config.lines:
-                read[split] = [text]
-    missing = [split for split in ("validation", "test") if split not in read]
-    cut = _by_hash if config.lines else _from_the_end
-    read |= cut(read["train"], missing)
+            text = read_text(file).replace("\r\n", "\n")
+            read[split] = [text]
+            if config.lines:
+                read[split] = [line for line in text.splitlines() if line.strip()]
+    remedy = "give validation_file and test_file"
+    if config.lines:
+        train = read["train"]
+        parts = hold_out(train, list(read), config.train_file, remedy)
+        read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
+        return Corpus(config.name, read, running=False)
+    read |= _from_the_end(read["train"], [split for split in SPLITS if split not in read])
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: is too short to split, {split} would be empty; give "
-                "validation_file and test_file"
+                f"{config.train_file}: is too short to split, {split} would be empty; {remedy}"
             )
-    return Corpus(config.name, read, running=not config.lines)
-
-
-def _read(name: str) -> str:
-    path = Path(name).expanduser()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{name}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
-            "UTF-8"
-        ) from None
-    if not text.strip():
-        raise UserError(f"{name}: the file is empty")
-    return text.replace("\r\n", "\n")
-
-
-def _by_hash(train: list[str], missing: list[str]) -> dict[str, list[str]]:
-    """Lines that are equal but for case and punctuation stay together."""
-    result: dict[str, list[str]] = {split: [] for split in ("train", *missing)}
-    for text in train:
-        digit = norm_hash(text, unicode=True) % 10
-        result[missing[digit] if digit < len(missing) else "train"].append(text)
-    return result
+    return Corpus(config.name, read, running=True)
 
 
 def _from_the_end(train: list[str], missing: list[str]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 from tasks.common import builders, catalogue
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.leaks import norm_hash
+from tasks.common.own_files import hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.text_classification.files import read_labelled
@@ -260,25 +260,7 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
 
 
 def _with_all_splits(read: dict[str, _Rows], train_name: str) -> dict[str, _Rows]:
-    """Test is the train rows whose hash ends in 0, validation those in 1, where they are missing.
-
-    By the hash of the text equal texts stay together, and a row stays where it is when others come.
-    """
-    missing = {
-        digit: split for digit, split in enumerate(("test", "validation")) if split not in read
-    }
-    if not missing:
-        return read
     train = read["train"]
-    digits = [norm_hash(text, unicode=True) % 10 for text in train.texts]
-    result = dict(read)
-    for digit, split in missing.items():
-        result[split] = train.only([i for i, d in enumerate(digits) if d == digit])
-    result["train"] = train.only([i for i, d in enumerate(digits) if d not in missing])
-    for split in SPLITS:
-        if not len(result[split]):
-            raise UserError(
-                f"{train_name}: {len(train)} examples are too few to split, {split} would be "
-                "empty; give validation_file and test_file"
-            )
-    return result
+    remedy = "give validation_file and test_file"
+    parts = hold_out(train.texts, list(read), train_name, remedy)
+    return read | {split: train.only(chosen) for split, chosen in parts.items()}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.common.errors import UserError
+from tasks.common.own_files import read_text
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 
@@ -31,9 +32,7 @@ def read_labelled(
         raise UserError(
             f"{name}: unknown kind of file {path.suffix!r}; it must end in {', '.join(EXTENSIONS)}"
         )
-    content = _read(name, path)
-    if not content.strip():
-        raise UserError(f"{name}: the file is empty")
+    content = read_text(name)
     rows = _json_rows if path.suffix.lower() == ".jsonl" else _table_rows
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     texts, labels, ids = [], [], []
@@ -53,21 +52,6 @@ def read_labelled(
     if not texts:
         raise UserError(f"{name}: the file has a header and no rows")
     return texts, labels, ids
-
-
-def _read(name: str, path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{name}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
-            "UTF-8"
-        ) from None
 
 
 def _label(value: object) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common import builders
-from tasks.common.errors import UserError
-from tasks.common.leaks import norm_hash
+from tasks.common.own_files import hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
@@ -151,25 +150,10 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 
 
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """Test is the train pairs whose source's hash ends in 0, validation those in 1, where missing.
-
-    By the hash equal sources stay together, and a pair stays where it is when others come.
-    """
-    missing = {
-        digit: split for digit, split in enumerate(("test", "validation")) if split not in read
-    }
-    train, result = read["train"], dict(read)
-    digits = [norm_hash(text, unicode=True) % 10 for text in train.sources]
-    for digit, split in missing.items():
-        result[split] = train.only([i for i, d in enumerate(digits) if d == digit])
-    result["train"] = train.only([i for i, d in enumerate(digits) if d not in missing])
-    for split in SPLITS:
-        if not len(result[split]):
-            raise UserError(
-                f"{name}: {len(train)} pairs are too few to split, {split} would be empty; give "
-                "files for validation and test"
-            )
-    return result
+    """What has no files is held out by the hash of the source."""
+    train = read["train"]
+    parts = hold_out(train.sources, list(read), name, "give files for validation and test")
+    return read | {split: train.only(chosen) for split, chosen in parts.items()}
 
 
 class PairExamples:

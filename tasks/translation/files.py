@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.errors import UserError
+from tasks.common.own_files import read_text
 
 # How the files of a split may be called.
 STEMS = {
@@ -77,17 +78,5 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{file}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
-            "UTF-8"
-        ) from None
     # Not splitlines: U+2028 and others stand within a line of other tools' files.
-    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    return [line.strip() for line in read_text(file).removesuffix("\n").split("\n")]

@@ -81,9 +81,10 @@ def test_two_files_are_split_by_the_hash_of_the_source(folder):
         ({"train__en": "a\n"}, r"train\.de: is missing beside train\.en"),
         ({"train__de": "a\n"}, r"train\.en: is missing beside train\.de"),
         ({"train__en": "a\n", "train__de": "b\nc\n"}, "has 2 lines, but .* has 1"),
-        ({"train__en": "", "train__de": ""}, "holds no pair"),
+        ({"train__en": "", "train__de": ""}, r"train\.en: the file is empty"),
+        ({"train__en": "a\n\n", "train__de": "\nb\n"}, "holds no pair"),
         ({"train__en": "a\nb\n", "train__de": b"x\n\xe4\n"}, r"line 2 is not UTF-8 \(byte 0xe4\)"),
-        ({"train__en": "a\n", "train__de": "b\n"}, "1 pairs are too few to split"),
+        ({"train__en": "a\n", "train__de": "b\n"}, "1 examples are too few to split"),
     ],
 )
 def test_mistakes_with_folders(folder, files, message):

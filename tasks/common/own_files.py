@@ -1,0 +1,68 @@
+"""What tasks do with a person's own files: read them, and hold out what is not given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tasks.common.errors import UserError
+from tasks.common.leaks import norm_hash
+
+HELD_OUT = ("test", "validation")
+
+
+def read_text(name: str | Path) -> str:
+    """The text of a file in UTF-8, with or without a mark.
+
+    Raises:
+      UserError: it cannot be read, is not UTF-8, or is empty.
+    """
+    try:
+        data = Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{name}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
+            "UTF-8"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{name}: the file is empty")
+    return text
+
+
+def hold_out(
+    texts: Sequence[str], given: Sequence[str], where: str, remedy: str
+) -> Mapping[str, list[int]]:
+    """Splits the rows of train: test has those whose text's hash ends in 0, validation in 1.
+
+    By the hash texts that differ only in case and punctuation stay together, and a row stays where
+    it is when others come.
+
+    Args:
+      texts: of train.
+      given: splits that have a file of their own, for which nothing is taken away.
+      where: the train file, for messages.
+      remedy: what to do where a split would be empty, for messages.
+
+    Returns:
+      Indices of the rows of train and of each split that is not given.
+
+    Raises:
+      UserError: one would be empty.
+    """
+    missing = {digit: split for digit, split in enumerate(HELD_OUT) if split not in given}
+    found: dict[str, list[int]] = {split: [] for split in ("train", *missing.values())}
+    for index, text in enumerate(texts):
+        digit = norm_hash(text, unicode=True) % 10
+        found[missing.get(digit, "train")].append(index)
+    for split, rows in found.items():
+        if not rows:
+            raise UserError(
+                f"{where}: {len(texts)} examples are too few to split, {split} would be empty; "
+                f"{remedy}"
+            )
+    return found
