@@ -14,7 +14,7 @@ import inspect
 import pathlib
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attention.mechanisms import CAPABILITIES, KINDS, TABLE, Mechanism
@@ -66,6 +66,31 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     target = load(kind, name)
     check_options(kind, spec, target, options, (*_POSITIONAL, *fixed))
     return target(*arguments, **fixed, **options)
+
+
+def expect_usable(
+    argument: str, spec: str, use: Callable, *inputs: Any, others: Iterable[str] = ()
+) -> None:
+    """Holds the options of a spec to what they are used for: `use` builds a module of it and calls
+    it, but no weight is drawn and nothing computed.
+
+    Args:
+      argument: name of the argument that has the spec, for the message.
+      spec: as for `build`.
+      use: a function of the inputs.
+      inputs: arrays, or `jax.ShapeDtypeStruct`s.
+      others: arguments that a message of `use` may begin with, besides this one.
+
+    Raises:
+      ValueError: what `use` raises, with argument and spec before it unless it names one already.
+    """
+    from flax import nnx
+
+    try:
+        nnx.eval_shape(use, *inputs)
+    except ValueError as error:
+        named = str(error).partition(":")[0] in (argument, *others)
+        raise ValueError(str(error) if named else f"{argument}: {spec!r}: {error}") from None
 
 
 def parse(argument: str, spec: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:

@@ -63,13 +63,14 @@ class ConvNetConfig:
                 self._try(size)
 
     def _try(self, size: int) -> None:
-        """Options are checked where they are used: one attention is built and called, but no weight
-        drawn and nothing computed."""
+        """Raises ValueError unless the attention fits maps of that many channels."""
         x = jax.ShapeDtypeStruct((1, 1, 1, size), self.dtype)
-        try:
-            nnx.eval_shape(lambda x: self.build_attention(size, nnx.Rngs(0))(x, training=True), x)
-        except ValueError as error:
-            raise ValueError(f"attention: {self.attention!r}: {error}") from None
+        registry.expect_usable(
+            "attention",
+            self.attention,
+            lambda x: self.build_attention(size, nnx.Rngs(0))(x, training=True),
+            x,
+        )
 
     @property
     def line(self) -> registry.Mechanism | None:

@@ -50,18 +50,12 @@ class EncoderDecoderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
-        # Its options are checked where they are used: one is built and called, but no weight drawn
-        # and nothing computed.
-        try:
-            nnx.eval_shape(
-                lambda states: _one_step(self.build_alignment(nnx.Rngs(0)), states),
-                jax.ShapeDtypeStruct((1, 1, self.state_size), jnp.float32),
-            )
-        except ValueError as error:
-            known = str(error).startswith("alignment: ")
-            raise ValueError(
-                str(error) if known else f"alignment: {self.alignment!r}: {error}"
-            ) from None
+        registry.expect_usable(
+            "alignment",
+            self.alignment,
+            lambda states: _one_step(self.build_alignment(nnx.Rngs(0)), states),
+            jax.ShapeDtypeStruct((1, 1, self.state_size), jnp.float32),
+        )
 
     @property
     def aligns(self) -> bool:

@@ -148,18 +148,13 @@ class RecurrentConfig:
             )
         find_cell(self.cell)
         _check_smoothing(self)
-        # Options of the alignment are checked where they are used: a small translator is built and
-        # called, but no weight drawn and nothing computed.
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        try:
-            nnx.eval_shape(
-                lambda tokens: RecurrentTranslator(self, 4, rngs=nnx.Rngs(0))(tokens, tokens), token
-            )
-        except ValueError as error:
-            known = str(error).startswith("alignment: ")
-            raise ValueError(
-                str(error) if known else f"alignment: {self.alignment!r}: {error}"
-            ) from None
+        registry.expect_usable(
+            "alignment",
+            self.alignment,
+            lambda tokens: RecurrentTranslator(self, 4, rngs=nnx.Rngs(0))(tokens, tokens),
+            token,
+        )
 
     @property
     def aligns(self) -> bool:

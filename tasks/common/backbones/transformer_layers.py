@@ -103,17 +103,13 @@ class EncoderConfig:
         if self.positions_are("sinusoidal") and self.model_size % 2:
             expected = "an even size for 'sinusoidal' positions"
             raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
-        # Options of mixer and positions are checked where they are used: one is built and called,
-        # but no weight drawn and nothing computed.
-        try:
-            nnx.eval_shape(
-                lambda x: (self.build_mixer(nnx.Rngs(0))(x), self.build_positions(nnx.Rngs(0)))[0],
-                jax.ShapeDtypeStruct((1, 1, self.model_size), self.dtype),
-            )
-        except ValueError as error:
-            field = str(error).partition(":")[0]
-            known = field in {f.name for f in dataclasses.fields(EncoderConfig)}
-            raise ValueError(str(error) if known else f"mixer: {self.mixer!r}: {error}") from None
+        registry.expect_usable(
+            "mixer",
+            self.mixer,
+            lambda x: (self.build_mixer(nnx.Rngs(0))(x), self.build_positions(nnx.Rngs(0)))[0],
+            jax.ShapeDtypeStruct((1, 1, self.model_size), self.dtype),
+            others=[field.name for field in dataclasses.fields(EncoderConfig)],
+        )
 
     @property
     def line(self) -> registry.Mechanism:
