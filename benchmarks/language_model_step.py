@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks.side_by_side import compare
+from benchmarks.side_by_side import compare, engine_steps, experiment, torch_steps
 
 flags.DEFINE_integer("steps", 2000, "Train steps a round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 2, "Rounds of each.", lower_bound=1)
@@ -48,22 +48,10 @@ def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.
 
 def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
-    import jax
-
-    from launch.engine.steps import make_steps
     from tasks.language_modeling.task import LanguageModeling
 
     task = LanguageModeling(config.data, config.model, _Vocabulary(), None, 3)
-    steps = make_steps(task, config)
-    state = steps.initialise()
-
-    def run(count: int) -> float:
-        nonlocal state
-        for index in range(count):
-            state, metrics = steps.train(state, steps.place(data[index % len(data)]))
-        return float(jax.block_until_ready(metrics)["loss"])
-
-    return run
+    return engine_steps(task, config, data)
 
 
 def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
@@ -72,7 +60,7 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     from torch import nn
     from torch.nn import functional as F
 
-    sizes, optimizer_config = config.model, config.optimizer
+    sizes = config.model
     D, N, T = sizes.model_size, sizes.num_heads, config.data.length
 
     class Block(nn.Module):
@@ -106,39 +94,22 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 
     torch.manual_seed(0)
     model = Model().train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=optimizer_config.learning_rate,
-        weight_decay=optimizer_config.weight_decay,
-    )
     tensors = [
         tuple(torch.from_numpy(batch[name]).long() for name in ("tokens", "targets"))
         for batch in data
     ]
 
-    def run(count: int) -> float:
-        for index in range(count):
-            tokens, target = tensors[index % len(tensors)]
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(tokens).flatten(0, 1), target.flatten())
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip_norm)
-            optimizer.step()
-        return loss.item()
+    def loss(model, batch):
+        tokens, targets = batch
+        return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
-    return run
+    return torch_steps(model, config, tensors, loss)
 
 
 def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
-    from launch.engine import config as configs
-    from launch.engine.memory import keep_large_buffers
-    from launch.engine.sharding import request_devices
-
-    config = configs.load_file("configs/language_modeling.py:tiny_shakespeare")
-    request_devices(config.mesh)
-    keep_large_buffers()
+    config = experiment("configs/language_modeling.py:tiny_shakespeare")
     data = batches(config.training.batch_size, config.data.length)
     runs = {"here": here(config, data), "torch": torch_eager(config, data)}
     for run in runs.values():

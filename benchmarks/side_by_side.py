@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,3 +42,59 @@ def compare(
     (first, numerator), (second, denominator) = list(medians.items())[:2]
     print(f" ratio: {numerator / denominator:.2f} ({first} / {second}{wanted})")
     return numerator / denominator
+
+
+def experiment(path: str) -> Any:
+    """The experiment of a config file, with this process set up as `launch.train` does it."""
+    from launch.engine import config as configs
+    from launch.engine.memory import keep_large_buffers
+    from launch.engine.sharding import request_devices
+
+    config = configs.load_file(path)
+    request_devices(config.mesh)
+    keep_large_buffers()
+    return config
+
+
+def engine_steps(
+    task: Any, config: Any, data: Sequence[Mapping[str, np.ndarray]]
+) -> Callable[[int], float]:
+    """Takes train steps with this project's engine, through the batches again and again."""
+    import jax
+
+    from launch.engine.steps import make_steps
+
+    steps = make_steps(task, config)
+    state = steps.initialise()
+
+    def run(count: int) -> float:
+        nonlocal state
+        for index in range(count):
+            state, metrics = steps.train(state, steps.place(data[index % len(data)]))
+        return float(jax.block_until_ready(metrics)["loss"])
+
+    return run
+
+
+def torch_steps(
+    model: Any, config: Any, batches: Sequence[Any], loss: Callable[[Any, Any], Any]
+) -> Callable[[int], float]:
+    """Takes train steps with PyTorch: AdamW and clipping of the config; `loss(model, batch)`."""
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+    def run(count: int) -> float:
+        for index in range(count):
+            optimizer.zero_grad()
+            value = loss(model, batches[index % len(batches)])
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+            optimizer.step()
+        return value.item()
+
+    return run

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks.side_by_side import compare
+from benchmarks.side_by_side import compare, engine_steps, experiment, torch_steps
 
 flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
@@ -50,24 +50,12 @@ class _Vocabulary:
 
 def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
-    import jax
-
-    from launch.engine.steps import make_steps
     from tasks.text_classification.task import TextClassification
 
     task = TextClassification(
         config.data, config.model, _Vocabulary(), ["no", "yes"], [data[0]["tokens"].shape[1]]
     )
-    steps = make_steps(task, config)
-    state = steps.initialise()
-
-    def run(count: int) -> float:
-        nonlocal state
-        for index in range(count):
-            state, metrics = steps.train(state, steps.place(data[index % len(data)]))
-        return float(jax.block_until_ready(metrics)["loss"])
-
-    return run
+    return engine_steps(task, config, data)
 
 
 def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
@@ -75,7 +63,7 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     import torch
     from torch import nn
 
-    model_config, optimizer_config = config.model, config.optimizer
+    model_config = config.model
 
     class Classifier(nn.Module):
         def __init__(self):
@@ -117,39 +105,21 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 
     torch.manual_seed(0)
     model = Classifier().train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=optimizer_config.learning_rate,
-        weight_decay=optimizer_config.weight_decay,
-    )
     tensors = [
         {name: torch.from_numpy(value).long() for name, value in batch.items()} for batch in data
     ]
 
-    def run(count: int) -> float:
-        for index in range(count):
-            batch = tensors[index % len(tensors)]
-            optimizer.zero_grad()
-            logits = model(batch["tokens"], batch["length"])
-            loss = nn.functional.cross_entropy(logits, batch["label"])
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip_norm)
-            optimizer.step()
-        return loss.item()
+    def loss(model, batch):
+        logits = model(batch["tokens"], batch["length"])
+        return nn.functional.cross_entropy(logits, batch["label"])
 
-    return run
+    return torch_steps(model, config, tensors, loss)
 
 
 def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
-    from launch.engine import config as configs
-    from launch.engine.memory import keep_large_buffers
-    from launch.engine.sharding import request_devices
-
-    config = configs.load_file("configs/text_classification.py:sst2")
-    request_devices(config.mesh)
-    keep_large_buffers()
+    config = experiment("configs/text_classification.py:sst2")
     data = batches(config.training.batch_size, flags.FLAGS.length)
     runs = {"here": here(config, data), "torch": torch_eager(config, data)}
     for run in runs.values():
