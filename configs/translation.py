@@ -72,7 +72,7 @@ def transformer():
         "optimizer": OptimizerConfig(
             learning_rate=3e-3,
             schedule="inverse_sqrt",
-            warmup_steps=400,
+            warmup_steps=600,
             beta2=0.98,
             average_decay=0.995,
         ),
