@@ -6,8 +6,7 @@ DATA is multi30k (if none is named) or bible_en_es; MODEL is transformer (if non
 (the published recipe, for an accelerator), rnn, or rnn(ALIGNMENT) with an alignment of
 `attention.registry`: "rnn(location_aware(width=5))"; "rnn(none)" is the control with one fixed
 vector; --config.model.cell=lstm and --config.model.temporal_attention=4 (heads) change more. See
-RESULTS.md for what to expect; --config.mesh.cpu_devices=2 makes use of two cores. The other way
-round:
+RESULTS.md for what to expect. The other way round:
 
 python -m launch.train --config=configs/translation.py --workdir=runs/german
     --config.data.source=de --config.data.target=en
