@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.builders import Definition
+from tasks.common.debian import member_of
 from tasks.common.places import AptPackage, Url
 from tasks.common.sources import Source
-from tasks.language_modeling.rpackage import member_of, vectors
+from tasks.language_modeling.rpackage import vectors
 
 _FILE = "tinyshakespeare/input.txt"
 

@@ -1,27 +1,12 @@
-"""Character vectors that an R package brings as data, out of its Debian package."""
+"""Character vectors that an R package brings as data."""
 
 from __future__ import annotations
 
-import io
 import struct
-import tarfile
 import zlib
 from collections.abc import Iterator
 
 _STRINGS, _STRING = 16, 9
-
-
-def member_of(package: bytes, path: str) -> bytes:
-    """A file of a Debian package: an `ar` archive with one of tar in it."""
-    place = len(b"!<arch>\n")
-    while place < len(package):
-        header, start = package[place : place + 60], place + 60
-        size = int(header[48:58])
-        if header.startswith(b"data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(package[start : start + size])) as files:
-                return files.extractfile(path).read()
-        place = start + size + size % 2
-    raise ValueError("no data in the package")
 
 
 def vectors(database: bytes) -> Iterator[list[str]]:

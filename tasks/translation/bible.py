@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import io
 import re
 import struct
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tasks.common.debian import members
 from tasks.common.places import AptPackage
 from tasks.common.sources import Source
 
@@ -32,7 +31,7 @@ def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
     def derive(fetched: Path, output: Path) -> None:
         files = {
             name.rsplit("/", 1)[1]: content
-            for name, content in _package_files(fetched.read_bytes())
+            for name, content in members(fetched.read_bytes())
             if f"/ztext/{module}/" in name
         }
         with open(output, "w", encoding="utf-8", newline="\n") as file:
@@ -42,21 +41,6 @@ def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
                     file.write(f"{book}\t{place}\t{plain(text)}\n")
 
     return derive
-
-
-def _package_files(package: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files of a Debian package: a tar archive within an `ar` archive."""
-    start = len(b"!<arch>\n")
-    while start < len(package):
-        header = package[start : start + 60]
-        size = int(header[48:58])
-        if header.startswith(b"data.tar"):
-            data = io.BytesIO(package[start + 60 : start + 60 + size])
-            with tarfile.open(fileobj=data) as archive:
-                for member in archive:
-                    if member.isfile():
-                        yield member.name, archive.extractfile(member).read()
-        start += 60 + size + size % 2
 
 
 def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:

@@ -8,13 +8,14 @@ import zlib
 import numpy as np
 import pytest
 
+from tasks.common.debian import member_of
 from tasks.common.errors import UserError
 from tasks.common.leaks import near_duplicates, norm_hash
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.language_modeling import data as corpora
 from tasks.language_modeling.data import DataConfig, load
-from tasks.language_modeling.rpackage import member_of, vectors
+from tasks.language_modeling.rpackage import vectors
 
 WORDPIECE = TextConfig(tokenizer="wordpiece", vocabulary_size=8000)
 
