@@ -11,21 +11,15 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from attention import registry, shapes
+from attention import shapes
 from attention.dropout import dropout
-from attention.image.batch_norm import BatchNorm
-from attention.image.maps import global_average, kernel_init
+from attention.image.maps import global_average
 from attention.projection import Projection
+from tasks.common.backbones.convolutional import Stage, check_slot, halved
 
 Array = jax.Array
-
-# Output channels of a convolution are split like hidden units of a Transformer.
-SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
-    (r"(^|/)(first|second)/kernel$", (None, None, None, ("fsdp", "tensor"))),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,43 +52,7 @@ class ConvNetConfig:
             raise ValueError(f"momentum: got {self.momentum}, expected a share in (0, 1]")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: got {self.dtype!r}, expected 'float32' or 'bfloat16'")
-        if self.line is not None:
-            for size in self.channels:
-                self._try(size)
-
-    def _try(self, size: int) -> None:
-        """Raises ValueError unless the attention fits maps of that many channels."""
-        x = jax.ShapeDtypeStruct((1, 1, 1, size), self.dtype)
-        registry.expect_usable(
-            "attention",
-            self.attention,
-            lambda x: self.build_attention(size, nnx.Rngs(0))(x, training=True),
-            x,
-        )
-
-    @property
-    def line(self) -> registry.Mechanism | None:
-        """The attention's line in the registry; None for "none".
-
-        Raises:
-          ValueError: an unknown name.
-        """
-        names = ["none", *registry.names("map_attention")]
-        name, options = registry.parse("attention", self.attention, names)
-        if name == "none" and options:
-            raise ValueError(f"attention: got {self.attention!r}, expected 'none' without options")
-        return None if name == "none" else registry.find("map_attention", name)
-
-    def build_attention(self, channels: int, rngs: nnx.Rngs) -> nnx.Module | None:
-        """The attention of one stage.
-
-        Raises:
-          ValueError: an unknown option, or one that does not fit.
-        """
-        if self.line is None:
-            return None
-        options = {"dtype": jnp.dtype(self.dtype), "rngs": rngs}
-        return registry.build("map_attention", self.attention, channels, **options)
+        check_slot(self.attention, self.channels, self.dtype)
 
     def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
         """Height and width of the map of each stage."""
@@ -102,61 +60,6 @@ class ConvNetConfig:
         for _ in self.channels[1:]:
             found.append(tuple(-(-side // 2) for side in found[-1]))
         return found
-
-
-def halved(x: Array) -> Array:
-    """The maximum of each 2 x 2 block; of what is left over at an odd side as well.
-
-    Args:
-      x: [B, Y, X, C].
-
-    Returns:
-      [B, ceil(Y / 2), ceil(X / 2), C].
-    """
-    window = (1, 2, 2, 1)
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
-
-
-class Convolution(nnx.Module):
-    """relu(BN(x * k)) with a 3 x 3 kernel k [3, 3, inputs, outputs] and zeros around."""
-
-    def __init__(
-        self, inputs: int, outputs: int, *, momentum: float, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.dtype = dtype
-        self.kernel = kernel_init(rngs, 3, 3, inputs, outputs)
-        self.norm = BatchNorm(outputs, momentum=momentum)
-
-    def __call__(self, x: Array, *, valid: Array | None, training: bool) -> Array:
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return jax.nn.relu(self.norm(x, valid=valid, training=training))
-
-
-class Stage(nnx.Module):
-    """Two convolutions and the attention, if there is one."""
-
-    def __init__(self, config: ConvNetConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        options = {"momentum": config.momentum, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
-        self.first = Convolution(inputs, outputs, **options)
-        self.second = Convolution(outputs, outputs, **options)
-        self.attention = config.build_attention(outputs, rngs)
-
-    def __call__(
-        self, x: Array, *, valid: Array | None, training: bool, return_weights: bool
-    ) -> tuple[Array, Array | None]:
-        flags = {"valid": valid, "training": training}
-        x = self.second(self.first(x, **flags), **flags)
-        if self.attention is None:
-            return x, None
-        if return_weights:
-            return self.attention(x, **flags, return_weights=True)
-        return self.attention(x, **flags), None
 
 
 class ConvNet(nnx.Module):
@@ -171,11 +74,9 @@ class ConvNet(nnx.Module):
     def __init__(self, config: ConvNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
         sizes = (image_channels, *config.channels)
         self.config = config
+        options = {name: getattr(config, name) for name in ("attention", "momentum", "dtype")}
         self.stages = nnx.List(
-            [
-                Stage(config, inputs, outputs, rngs=rngs)
-                for inputs, outputs in itertools.pairwise(sizes)
-            ]
+            [Stage(*pair, **options, rngs=rngs) for pair in itertools.pairwise(sizes)]
         )
         self.classify = Projection((sizes[-1],), (classes,), rngs=rngs)
 
@@ -213,22 +114,3 @@ class ConvNet(nnx.Module):
             pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
         logits = self.classify(pooled).astype(jnp.float32)
         return (logits, weights) if return_weights else logits
-
-
-def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
-    """How much each place of a map counts, by the weights of one picture.
-
-    Args:
-      weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
-      grid: Y and X.
-      gate: whether they are a gate's.
-
-    Returns:
-      [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average
-      over heads and takers. None for a gate that is the same everywhere.
-    """
-    if not gate:
-        return weights.mean(axis=(0, 1)).reshape(grid)
-    if weights.shape[:2] == (1, 1) != tuple(grid):
-        return None
-    return np.broadcast_to(weights.mean(axis=-1), grid)

@@ -14,12 +14,12 @@ from flax import nnx
 
 from attention import registry
 from tasks.common.answers import ranked_classes
-from tasks.common.backbones import transformer
+from tasks.common.backbones import convolutional, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
-from tasks.image_classification import baselines, convnet
+from tasks.image_classification import baselines
 from tasks.image_classification import data as pictures
 from tasks.image_classification.augmentation import random_shift
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
@@ -39,7 +39,7 @@ class ImageClassification(Task):
     model_configs = MODEL_CONFIGS
     primary_metric = "accuracy"
     table_metrics = ("accuracy", "macro_f1", "mcc")
-    sharding_rules = (*transformer.SHARDING_RULES, *convnet.SHARDING_RULES)
+    sharding_rules = (*transformer.SHARDING_RULES, *convolutional.SHARDING_RULES)
 
     def __init__(
         self,
@@ -181,9 +181,10 @@ class ImageClassification(Task):
                 yield index, "", weights.mean(axis=0).reshape(grid)
             return
         grids = self._model.sides(*IMAGE_SHAPE[:2])
+        line = convolutional.slot_line(self._model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convnet.places(weights[index], grid, "gate" in self._model.line.can)
+                found = convolutional.places(weights[index], grid, "gate" in line.can)
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 

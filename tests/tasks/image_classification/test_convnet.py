@@ -17,10 +17,11 @@ from launch.engine import state as states
 from launch.engine.evaluation import evaluate
 from launch.engine.sharding import MeshConfig, leaf_spec
 from launch.engine.steps import make_steps
+from tasks.common.backbones.convolutional import halved, places
 from tasks.common.errors import UserError
 from tasks.common.pipeline import evaluation_batches
 from tasks.figures import AttendedImage
-from tasks.image_classification.convnet import ConvNet, ConvNetConfig, halved, places
+from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig
 from tasks.image_classification.task import TASK
 from tests.attention.subjects import normal

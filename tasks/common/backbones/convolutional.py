@@ -1,0 +1,262 @@
+"""What convolutional networks are made of: convolutions with a norm, stages with a place for
+attention, halving, and where a map attention looks.
+
+B batch, Y X height and width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from attention import registry, shapes
+from attention.image.batch_norm import BatchNorm
+from attention.image.maps import expect_positive, kernel_init
+
+Array = jax.Array
+
+NORMS = ("batch", "group", "none")
+# Of group norm (Wu & He 2018): at most 32 groups, and in each at least 8 channels where there are.
+_MOST_GROUPS, _GROUP_CHANNELS = 32, 8
+
+# Output channels of a convolution are split like hidden units of a Transformer. To stand last
+# among a task's rules: what has a kernel of four axes and another name is a convolution.
+SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
+    (r"(^|/)kernel$", (None, None, None, ("fsdp", "tensor"))),
+)
+
+
+# ---------------------------------------------------------------- the place for attention
+
+
+def slot_line(spec: str) -> registry.Mechanism | None:
+    """The registry's line of a map attention; None for "none".
+
+    Args:
+      spec: "none", or a map attention of `attention.registry`, with options if any: "cbam",
+        "se(reduction=4)".
+
+    Raises:
+      ValueError: it cannot be read, or the name is unknown.
+    """
+    names = ["none", *registry.names("map_attention")]
+    name, options = registry.parse("attention", spec, names)
+    if name == "none" and options:
+        raise ValueError(f"attention: got {spec!r}, expected 'none' without options")
+    return None if name == "none" else registry.find("map_attention", name)
+
+
+def build_slot(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
+    """The module of `slot_line(spec)` for maps of so many channels; None for "none".
+
+    Raises:
+      ValueError: an unknown name or option, or one that does not fit.
+    """
+    if slot_line(spec) is None:
+        return None
+    return registry.build("map_attention", spec, channels, dtype=jnp.dtype(dtype), rngs=rngs)
+
+
+def check_slot(spec: str, channels: Sequence[int], dtype: str) -> None:
+    """Holds a spec to maps of each of those numbers of channels; no weight is drawn.
+
+    Raises:
+      ValueError: as `build_slot`; the message begins with "attention".
+    """
+    if slot_line(spec) is None:
+        return
+    for size in channels:
+        registry.expect_usable(
+            "attention",
+            spec,
+            lambda x: build_slot(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
+            jax.ShapeDtypeStruct((1, 1, 1, size), dtype),
+        )
+
+
+def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
+    """How much each place of a map counts, by the weights of one picture.
+
+    Args:
+      weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
+      grid: Y and X.
+      gate: whether they are a gate's: "gate" in `slot_line(spec).can`.
+
+    Returns:
+      [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average
+      over heads and takers. None for a gate that is the same everywhere.
+    """
+    if not gate:
+        return weights.mean(axis=(0, 1)).reshape(grid)
+    if weights.shape[:2] == (1, 1) != tuple(grid):
+        return None
+    return np.broadcast_to(weights.mean(axis=-1), grid)
+
+
+# ---------------------------------------------------------------- layers
+
+
+def halved(x: Array) -> Array:
+    """The maximum of each 2 x 2 block; of what is left over at an odd side as well.
+
+    Args:
+      x: [B, Y, X, C].
+
+    Returns:
+      [B, ceil(Y / 2), ceil(X / 2), C].
+    """
+    window = (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
+
+
+class Convolution(nnx.Module):
+    """y = relu(norm(x * k)), * being cross-correlation with zeros around.
+
+    The kernel is drawn for ReLU (He et al. 2015). With an odd side the kernel's middle stands on
+    the places 0, s, 2s ... of the map, as in PyTorch with a padding of (size - 1) / 2.
+
+    Args:
+      inputs, outputs: channels.
+      size: of the kernel's side.
+      stride: s.
+      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018), by the picture alone, for small
+        batches: `groups_of` says how many; "none": a bias in its place.
+      relu: whether the relu is there.
+      momentum: of batch norm: share of the newest batch in the running statistics.
+      dtype: of the computation; weights are float32.
+
+    Raises:
+      ValueError: an unknown norm, a number below 1, or the momentum is out of range.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        size: int = 3,
+        stride: int = 1,
+        norm: str = "batch",
+        relu: bool = True,
+        momentum: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_norm(norm)
+        expect_positive(inputs=inputs, outputs=outputs, size=size, stride=stride)
+        self.stride, self.relu, self.dtype = stride, relu, jnp.dtype(dtype)
+        self.kernel = kernel_init(rngs, size, size, inputs, outputs)
+        self.norm = _norm(norm, outputs, momentum, self.dtype, rngs)
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if norm == "none" else None
+
+    def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
+        """Convolves a batch.
+
+        Args:
+          x: [B, Y, X, inputs].
+          valid: bool [B], the pictures that count in batch statistics; all if None.
+          training: whether to normalise by the batch, and to take its statistics along.
+
+        Returns:
+          [B, ceil(Y / s), ceil(X / s), outputs] in `dtype`.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit.
+        """
+        size, _, inputs, _ = self.kernel.shape
+        shapes.expect("x", x, "B Y X C", {"C": inputs})
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            [((size - 1) // 2, size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        elif isinstance(self.norm, BatchNorm):
+            x = self.norm(x, valid=valid, training=training)
+        else:
+            x = self.norm(x)
+        return jax.nn.relu(x) if self.relu else x
+
+
+def check_norm(norm: str) -> None:
+    """Raises ValueError, which names the argument, unless `norm` is one of NORMS."""
+    if norm not in NORMS:
+        raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(NORMS)}")
+
+
+def groups_of(channels: int) -> int:
+    """How many groups group norm makes of so many channels: the most up to 32 that divide them
+    into groups of at least 8; one where there are fewer than 16.
+    """
+    most = max(min(_MOST_GROUPS, channels // _GROUP_CHANNELS), 1)
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+def _norm(
+    norm: str, channels: int, momentum: float, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Module | None:
+    if norm == "none":
+        return None
+    if norm == "batch":
+        return BatchNorm(channels, momentum=momentum)
+    groups = groups_of(channels)
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Two convolutions and the attention, if there is one.
+
+    Args:
+      inputs, outputs: channels.
+      attention: as for `slot_line`.
+      For the others see `Convolution`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        attention: str = "none",
+        norm: str = "batch",
+        momentum: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"norm": norm, "momentum": momentum, "dtype": dtype, "rngs": rngs}
+        self.first = Convolution(inputs, outputs, **options)
+        self.second = Convolution(outputs, outputs, **options)
+        self.attention = build_slot(attention, outputs, dtype, rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        return_weights: bool = False,
+    ) -> tuple[Array, Array | None]:
+        """x [B, Y, X, inputs] -> [B, Y, X, outputs], and the attention's weights if asked for;
+        None where there is no attention.
+        """
+        flags = {"valid": valid, "training": training}
+        x = self.second(self.first(x, **flags), **flags)
+        return attended(self.attention, x, **flags, return_weights=return_weights)
+
+
+def attended(
+    attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
+) -> tuple[Array, Array | None]:
+    """What a slot makes of a map, and its weights if asked for; x and None for an empty slot."""
+    if attention is None:
+        return x, None
+    if return_weights:
+        return attention(x, **flags, return_weights=True)
+    return attention(x, **flags), None
