@@ -42,6 +42,48 @@ class AttendedImage:
 
 
 @dataclasses.dataclass(frozen=True)
+class SegmentedImage:
+    """An image with the class of each pixel over it, beside what is true where that is known.
+
+    Attributes:
+      caption: what is shown.
+      image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
+      labels: int [Y, X], predicted classes; what is no index of `names` has no colour.
+      names: of the classes.
+      truth: int [Y, X], likewise.
+    """
+
+    caption: str
+    image: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str]
+    truth: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedImage:
+    """An image with the objects found in it, n of them or none.
+
+    Attributes:
+      caption: what is shown.
+      image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
+      boxes: [n, 4], corners x1, y1, x2, y2 in pixels of the image.
+      labels: a class' name for each.
+      scores: [n].
+      masks: bool [n, Y, X].
+      truth_boxes: [m, 4], the true ones.
+    """
+
+    caption: str
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: Sequence[str]
+    scores: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    truth_boxes: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Alignment:
     """Weights [outputs, inputs] of a decoder's steps over what it reads."""
 
@@ -60,4 +102,12 @@ class Curves:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
-Figure = ConfusionMatrix | AttendedText | AttendedImage | Alignment | Curves
+Figure = (
+    ConfusionMatrix
+    | AttendedText
+    | AttendedImage
+    | SegmentedImage
+    | DetectedImage
+    | Alignment
+    | Curves
+)

@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.figures import Alignment, AttendedImage, AttendedText, ConfusionMatrix, Curves, Figure
+from launch.engine import overlays
+from tasks.figures import (
+    Alignment,
+    AttendedImage,
+    AttendedText,
+    ConfusionMatrix,
+    Curves,
+    DetectedImage,
+    Figure,
+    SegmentedImage,
+)
 
 
 def draw(figure: Figure) -> str:
@@ -26,6 +36,10 @@ def draw(figure: Figure) -> str:
         return _confusion_matrix(figure)
     if isinstance(figure, AttendedImage):
         return _attended_image(figure)
+    if isinstance(figure, SegmentedImage):
+        return _picture(_segmented_image(figure), figure.caption)
+    if isinstance(figure, DetectedImage):
+        return _picture(_detected_image(figure), figure.caption)
     if isinstance(figure, Alignment):
         return _alignment(figure)
     if isinstance(figure, Curves):
@@ -96,6 +110,88 @@ def _attended_image(figure: AttendedImage) -> str:
         axes.set_axis_off()
     canvas.suptitle(figure.caption, fontsize=9)
     return _picture(canvas, figure.caption)
+
+
+def _segmented_image(figure: SegmentedImage):
+    """A canvas: the image, the truth if it is known, the prediction, and what the colours mean."""
+    import matplotlib.figure
+    from matplotlib.patches import Patch
+
+    shown = {"image": overlays.colours(figure.image)}
+    if figure.truth is not None:
+        shown["true"] = overlays.segmented(figure.image, figure.truth, len(figure.names))
+    shown["predicted"] = overlays.segmented(figure.image, figure.labels, len(figure.names))
+    height, width = np.shape(figure.image)[:2]
+    wide = 3.0 * len(shown)
+    canvas = matplotlib.figure.Figure(
+        figsize=(wide, min(max(3.0 * height / width, 1.0), 6.0) + 0.9), layout="constrained"
+    )
+    for axes, (title, image) in zip(canvas.subplots(1, len(shown)), shown.items(), strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    occurring = [labels for labels in (figure.labels, figure.truth) if labels is not None]
+    present = np.intersect1d(np.concatenate([np.ravel(x) for x in occurring]), range(1 << 16))
+    palette = overlays.palette(len(figure.names))
+    patches = [
+        Patch(color=palette[number] / 255, label=figure.names[number])
+        for number in present
+        if number < len(figure.names)
+    ]
+    if patches:
+        columns = int(min(len(patches), 2 * len(shown)))
+        canvas.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=7)
+    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
+    return canvas
+
+
+def _detected_image(figure: DetectedImage):
+    """A canvas: the image beside the same with masks, boxes and scores; true boxes are dashed."""
+    import matplotlib.figure
+
+    height, width = np.shape(figure.image)[:2]
+    canvas = matplotlib.figure.Figure(
+        figsize=(8.0, min(max(3.9 * height / width, 1.0), 8.0) + 0.3), layout="constrained"
+    )
+    left, right = canvas.subplots(1, 2)
+    image = overlays.colours(figure.image)
+    left.imshow(image, interpolation="nearest")
+    names = sorted(set(figure.labels))
+    # One class: each object a colour of its own, so that those that touch can be told apart.
+    chosen = [names.index(name) for name in figure.labels]
+    if len(names) == 1:
+        chosen = list(range(len(figure.labels)))
+    palette = overlays.palette(max(chosen, default=0) + 1)
+    drawn = [palette[number] for number in chosen]
+    if figure.masks is not None:
+        image = overlays.masked(image, figure.masks, drawn)
+    right.imshow(image, interpolation="nearest")
+    for number, (box, colour) in enumerate(zip(figure.boxes, drawn, strict=True)):
+        _box(right, box, colour / 255, "solid")
+        name = figure.labels[number] if len(names) > 1 else ""
+        score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
+        if text := f"{name} {score}".strip():
+            spare = {"fontsize": 5, "color": "white", "va": "bottom", "parse_math": False}
+            under = {"facecolor": colour / 255, "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
+            right.text(box[0] - 0.5, box[1] - 0.5, text, bbox=under, clip_on=True, **spare)
+    if figure.truth_boxes is not None:
+        for box in figure.truth_boxes:
+            _box(left, box, "white", "dashed")
+    for axes, title in ((left, "image"), (right, "predicted")):
+        dashed = axes is left and figure.truth_boxes is not None
+        axes.set_title("image, true boxes" if dashed else title, fontsize=9)
+        axes.set_axis_off()
+    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
+    return canvas
+
+
+def _box(axes, box: np.ndarray, colour, line: str) -> None:
+    """The edges of x1, y1, x2, y2, which are corners of pixels; pixel 0 is drawn around 0."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = (float(side) for side in box)
+    edge = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": 0.8}
+    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, **edge))
 
 
 def _alignment(figure: Alignment) -> str:

@@ -1,0 +1,100 @@
+"""Classes and objects as colours over an image, pixel by pixel, in NumPy.
+
+Y X image height and width. Images are shown in shades of grey or RGB.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+
+# Shades that stay apart beside one another; after these the circle of hues goes on.
+_FIRST = (
+    "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 17becf bcbd22 aec7e8 "
+    "ffbb78 98df8a ff9896 c5b0d5 c49c94 f7b6d2 9edae5 dbdb8d"
+)
+_GOLDEN = 0.618034
+
+
+def palette(count: int) -> np.ndarray:
+    """uint8 [count, 3]: the same colour for the same number, whatever the count."""
+    first = [tuple(bytes.fromhex(shade)) for shade in _FIRST.split()]
+    for number in range(len(first), count):
+        hue, value = number * _GOLDEN % 1, (0.95, 0.75, 0.55)[number % 3]
+        first.append(tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.7, value)))
+    return np.array(first[:count], np.uint8).reshape(-1, 3)
+
+
+def colours(image: np.ndarray) -> np.ndarray:
+    """uint8 [Y, X, 3] of an image [Y, X] or [Y, X, 1 or 3], uint8 or from 0 to 1.
+
+    Raises:
+      ValueError: another shape.
+    """
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"image: got shape {image.shape}, expected [Y, X] or [Y, X, 1 or 3]")
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(image.astype(np.float32), 0, 1)).astype(np.uint8)
+    return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def segmented(
+    image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.6
+) -> np.ndarray:
+    """The image under the colours of its pixels' classes.
+
+    Args:
+      image: see `colours`.
+      labels: int [Y, X]; what is not in [0, classes) has no colour, but is darkened.
+      classes: number of them.
+      opacity: of the colours.
+
+    Returns:
+      uint8 [Y, X, 3].
+
+    Raises:
+      ValueError: labels of another size than the image.
+    """
+    below, labels = colours(image), np.asarray(labels)
+    if labels.shape != below.shape[:2]:
+        raise ValueError(f"labels: got shape {labels.shape}, expected {below.shape[:2]}")
+    known = (labels >= 0) & (labels < classes)
+    table = np.concatenate([palette(classes), np.zeros((1, 3), np.uint8)])
+    above = table[np.where(known, labels, classes)]
+    return _mixed(below, above, opacity)
+
+
+def masked(
+    image: np.ndarray, masks: np.ndarray, shades: Sequence[np.ndarray], opacity: float = 0.45
+) -> np.ndarray:
+    """The image under the masks of its objects, the later over the earlier.
+
+    Args:
+      image: see `colours`.
+      masks: bool [n, Y, X].
+      shades: for each mask uint8 [3].
+      opacity: of the masks.
+
+    Returns:
+      uint8 [Y, X, 3].
+
+    Raises:
+      ValueError: masks of another size than the image, or not one shade for each.
+    """
+    result, masks = colours(image), np.asarray(masks, bool)
+    expected = (len(shades), *result.shape[:2])
+    if masks.shape != expected:
+        raise ValueError(f"masks: got shape {masks.shape}, expected {expected}")
+    for mask, shade in zip(masks, shades, strict=True):
+        result[mask] = _mixed(result[mask], np.asarray(shade), opacity)
+    return result
+
+
+def _mixed(below: np.ndarray, above: np.ndarray, opacity: float) -> np.ndarray:
+    mixed = (1 - opacity) * below.astype(np.float32) + opacity * above
+    return np.round(mixed).astype(np.uint8)
