@@ -3,12 +3,16 @@
 python -m launch.train --config=configs/text_classification.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin or tfds:NAME; MODEL is
-transformer (if none is named), attention_pooling, bigru or pretrained. See RESULTS.md for what to
-expect. The last starts from a masked language model of the train texts alone:
+transformer (if none is named), attention_pooling, bigru, pretrained or from:RUN. See RESULTS.md for
+what to expect. `pretrained` starts from a masked language model of the train texts alone, which
+runs/DATA_masked holds; `from:RUN` from any run of language_modeling, with the sizes of that one:
 
 python -m launch.train --config=configs/language_modeling.py:DATA --workdir=runs/DATA_masked
 python -m launch.train --config=configs/text_classification.py:DATA,pretrained --workdir=runs/NAME
-    --config.model.init_from=runs/DATA_masked
+
+python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
+python -m launch.train --config=configs/text_classification.py:DATA,from:runs/bert
+    --workdir=runs/NAME
 
 One's own file, with its columns:
 
@@ -17,8 +21,13 @@ python -m launch.train --config=configs/text_classification.py --workdir=runs/mi
     --config.data.text_column=review --config.data.label_column=stars
 """
 
+import dataclasses
+from pathlib import Path
+
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
+from launch.engine.run import saved_config
+from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text import TextConfig
 from tasks.text_classification.data import DataConfig
@@ -28,6 +37,7 @@ from tasks.text_classification.model import (
     TransformerConfig,
 )
 
+FROM = "from:"
 # Where a recipe differs by data set: settings chosen on the validation split.
 LONG = ("newsgroups20", "reuters_r8", "spam_assassin")
 
@@ -42,8 +52,11 @@ def get_config(argument: str = "movie_reviews"):
         "pretrained": pretrained,
     }
     model = model or "transformer"
+    if model.startswith(FROM):
+        fields = fine_tuned(data, model.removeprefix(FROM))
+        return experiment(task="text_classification", name="fine_tuned", **fields)
     if model not in recipes:
-        raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}")
+        raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}, {FROM}RUN")
     return experiment(task="text_classification", name=model, **recipes[model](data))
 
 
@@ -156,4 +169,35 @@ def pretrained(data: str):
             learning_rate=3e-4, warmup_steps=50, weight_decay=0.05, average_decay=0.99
         ),
         "training": TrainingConfig(steps=800, evaluate_every=100, log_every=25),
+    }
+
+
+def fine_tuned(data: str, folder: str):
+    """Any language model, its encoder and tokenizer as they are there."""
+    try:
+        saved = saved_config(Path(folder).expanduser())
+    except UserError as error:
+        raise UserError(f"config: {FROM}{str(error).removeprefix('--workdir=')}") from None
+    if saved.task != "language_modeling":
+        raise UserError(
+            f"config: {FROM}{folder}: a run of {saved.task}, expected one of language_modeling"
+        )
+    shape = {
+        field.name: getattr(saved.model, field.name) for field in dataclasses.fields(EncoderConfig)
+    }
+    # There the first position is the classification token's.
+    longest = min(256 if data in LONG else 64, saved.model.max_length - 1)
+    fields = pretrained(data)
+    return {
+        **fields,
+        "data": DataConfig(
+            name=data, text=dataclasses.replace(saved.data.text, max_length=longest)
+        ),
+        "model": TransformerConfig(
+            **{**shape, "max_length": longest}, head_dropout_rate=0.3, init_from=folder
+        ),
+        # What Devlin et al. 2019 have for theirs is too little for a small one.
+        "optimizer": dataclasses.replace(
+            fields["optimizer"], learning_rate=3e-4 if saved.model.model_size < 512 else 5e-5
+        ),
     }

@@ -25,7 +25,7 @@ def evaluate() -> None:
     folder, split = cli.workdir(), cli.FLAGS.split
     config = run.saved_config(folder)
     cli.set_up_jax(config)
-    task = run.prepared_task(config, cli.paths())
+    task = run.prepared_task(config, cli.paths(), folder)
     run.check_assets(task, folder)
     steps, variables, best = run.load_variables(task, config, folder)
     result = evaluation.evaluate(

@@ -5,7 +5,7 @@ python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
 The folder holds config.json, model.safetensors, and vocab.txt or tokenizer.json. The run is one of
 language_modeling that no training has made: predict reads it, and a text classifier starts from it
-with --config.model.init_from=runs/bert.
+with configs/text_classification.py:DATA,from:runs/bert. launch.export_weights is the way back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def import_weights() -> None:
     source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir={folder}: is there already; name a new folder")
-    from tasks.common.huggingface import read_folder
+    from tasks.common.huggingface_folders import read_folder
 
     saved = read_folder(source)
     config = _experiment(saved, source)
@@ -82,6 +82,7 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     from launch.engine.steps import make_steps
     from launch.engine.writers import write_json, write_text
     from tasks.common.errors import UserError
+    from tasks.common.huggingface import IMPORTED
 
     assets = {
         "encoder": saved.text_encoder().to_json(),
@@ -110,6 +111,7 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     write_json(folder / "config.json", configs.to_dict(config))
     write_json(folder / "environment.json", environment())
     write_json(folder / "assets.json", assets)
+    write_json(folder / IMPORTED, saved.tokenizer())
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(0, state, None, 0.0)
         checkpoints.wait()

@@ -52,7 +52,8 @@ class Task(abc.ABC):
 
         Idempotent and cached; raises UserError with one line where the data cannot be had. Where a
         model config has a field `init_from` that names a run folder, what that run learned comes
-        too, as `pretrained`: see `tasks.common.pretrained`.
+        too, as `pretrained`: see `tasks.common.pretrained`; or, for a run whose weights are there
+        already, its own `assets`.
         """
 
     @classmethod

@@ -25,6 +25,7 @@ from tests.launch.conftest import BAD, GOOD, PLAIN, ROOT, write_csv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {"training.steps": 20, "training.evaluate_every": 20, "training.log_every": 20}
+WEIGHTS = ("import_weights", "export_weights")
 MORE = {
     "train": [f"--config.{key}={value}" for key, value in SHORT.items()],
     "sweep": ["--seeds=1", *(f"--config.{key}={value}" for key, value in SHORT.items())],
@@ -102,7 +103,7 @@ def test_commands_run_as_they_stand(place):
         for config, smaller in SMALL.items():
             if any(config in word for word in words):
                 flags += smaller
-        if verb not in ("report", "import_weights"):
+        if verb not in ("report", *WEIGHTS):
             flags += [f"--data_dir={place / 'data'}", f"--cache_dir={place / 'cache'}"]
         done = subprocess.run(
             [sys.executable, "-m", words[2], *flags, *MORE.get(verb, [])],
@@ -112,7 +113,7 @@ def test_commands_run_as_they_stand(place):
         assert done.stdout
         ran.append(verb)
     expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
-    assert set(ran) == {*expected, "import_weights"}
+    assert set(ran) == {*expected, *WEIGHTS}
 
 
 def test_python_blocks_run(capsys):

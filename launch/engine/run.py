@@ -190,15 +190,23 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON file ({error})") from None
 
 
-def prepared_task(config: Experiment, paths: Paths) -> Task:
+def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
     """The task with its data, and where config.model.init_from names a run, with what that learned.
 
+    Args:
+      config, paths: of the experiment.
+      trained: its run folder where weights are there already: the run that it started from is not
+        needed any more.
+
     Raises:
-      UserError: the data cannot be had, or that run cannot be read or does not fit.
+      UserError: the data cannot be had, or the run to start from cannot be read or does not fit.
     """
     options = {}
     if source := getattr(config.model, "init_from", ""):
-        options["pretrained"] = _pretrained(config, Path(source))
+        if trained is None:
+            options["pretrained"] = _pretrained(config, Path(source))
+        else:
+            options["assets"] = saved_assets(trained)
     return configs.task_class(config.task).prepare(config.data, config.model, paths, **options)
 
 

@@ -98,10 +98,13 @@ class Subwords:
 
     def word_starts(self) -> np.ndarray:
         """Byte pairs: what follows a space; WordPiece: what does not begin with ##."""
-        pieces = [self._tokenizer.id_to_token(number) for number in range(self.size)]
         if self._byte_pairs:
-            return np.array([piece.startswith("\u0120") for piece in pieces])
-        return np.array([not piece.startswith("##") for piece in pieces])
+            return np.array([piece.startswith("\u0120") for piece in self.pieces()])
+        return np.array([not piece.startswith("##") for piece in self.pieces()])
+
+    def pieces(self) -> list[str]:
+        """In the order of the ids."""
+        return [self._tokenizer.id_to_token(number) for number in range(self.size)]
 
     @property
     def _byte_pairs(self) -> bool:

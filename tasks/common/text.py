@@ -177,6 +177,16 @@ class TextEncoder:
             raise ValueError("tokenizer: got 'character', whose ids do not say where words begin")
         return self._model.word_starts()
 
+    def pieces(self) -> list[str]:
+        """Spelling of each id, in their order.
+
+        Raises:
+          ValueError: a tokenizer that has no such pieces.
+        """
+        if not isinstance(self._model, Subwords):
+            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected one of subwords")
+        return self._model.pieces()
+
     def tokens(self, text: str) -> list[str]:
         """What stands at each position of `encode(text)`, as the text has it."""
         _, positions = next(self._rows([text]))

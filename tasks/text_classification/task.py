@@ -87,12 +87,19 @@ class TextClassification(Task):
 
     @classmethod
     def prepare(
-        cls, data: DataConfig, model: Any, paths: Paths, pretrained: Pretrained | None = None
+        cls,
+        data: DataConfig,
+        model: Any,
+        paths: Paths,
+        pretrained: Pretrained | None = None,
+        assets: Mapping[str, Any] | None = None,
     ) -> TextClassification:
         """See `Task.prepare`."""
         _check_lengths(data, model)
         start, encoder = None, None
-        if pretrained is not None:
+        if assets is not None:
+            encoder = TextEncoder.from_json(assets["encoder"])
+        elif pretrained is not None:
             start, encoder = start_from(pretrained, data.text, model)
         texts = load(data, paths)
         if encoder is None:

@@ -100,12 +100,13 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
     config, folder = classifier(place), place / "tuned"
     record = engine.run(config, folder, paths(place), "test", with_baselines=False)
     assert 0 <= record["metrics"]["accuracy"] <= 1
-    # Nor is there anything to start from in a run of a classifier.
+    # There is nothing to start from in a run of a classifier.
     other = classifier(place, init_from=str(folder))
     with pytest.raises(UserError, match="is a run of text_classification, expected one of lang"):
         engine.prepared_task(other, paths(place))
     (place / "masked").rename(tmp_path / "elsewhere")
     try:
+        engine.check_assets(engine.prepared_task(config, paths(place), folder), folder)
         task = engine.restored_task(config, folder)
         answers = engine.Predictor(task, config, folder)(["a good film", ""])
     finally:
@@ -166,3 +167,13 @@ def test_ready_configs_fit_each_other(data):
     assert tuned.model.max_length + 1 <= masked.model.max_length
     scratch = override(tuned, {"model.init_from": ""})
     assert scratch.model == dataclasses.replace(tuned.model, init_from="")
+
+
+def test_a_config_takes_the_sizes_of_any_run(place):
+    tuned = load_file(f"configs/text_classification.py:sst2,from:{place / 'masked'}")
+    assert tuned.model.init_from == str(place / "masked")
+    assert {name: getattr(tuned.model, name) for name in SHAPE} == SHAPE
+    assert tuned.model.max_length == 11
+    assert tuned.data.text == dataclasses.replace(TEXT, max_length=11)
+    with pytest.raises(UserError, match=r"^config: from:.*nowhere: no run is there"):
+        load_file(f"configs/text_classification.py:sst2,from:{place / 'nowhere'}")

@@ -1,0 +1,86 @@
+"""Writes a masked language model as a BERT or DistilBERT folder for the library transformers.
+
+python -m launch.export_weights --workdir=runs/bert --to=exported
+
+The run is one of configs/language_modeling.py:DATA,bert, or made by launch.import_weights: then the
+folder holds the tensors that were read, equal in every bit, in the order that they had. With
+segments it is a BERT, without a DistilBERT. A tokenizer that was fitted here also brings compatible
+characters together (NFKC) before anything else, which vocab.txt cannot say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from launch.engine import cli
+
+if TYPE_CHECKING:
+    from launch.engine.config import Experiment
+    from tasks.common.huggingface import LanguageModelFolder
+
+cli.define_workdir()
+flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors, vocab.txt.")
+
+
+def export_weights() -> None:
+    """The verb."""
+    from launch.engine import run
+    from tasks.common.errors import UserError
+
+    folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
+    config = run.saved_config(folder)
+    if config.task != "language_modeling" or config.model.objective != "masked":
+        raise UserError(
+            f"--workdir={folder}: a run of {config.task}, expected a masked language_modeling"
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--to={target}: is there already; name a new folder")
+    from tasks.common.huggingface_folders import write_folder
+
+    cli.set_up_jax(config)
+    write_folder(target, _saved(config, folder))
+    print(f"folder: {target}")
+
+
+def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
+    import dataclasses
+
+    import jax
+
+    from launch.engine import run
+    from launch.engine import state as states
+    from tasks.common.errors import UserError
+    from tasks.common.huggingface import of_model
+
+    try:
+        found = of_model(dataclasses.asdict(config.model), **_tokenizer(config, folder))
+    except ValueError as error:
+        raise UserError(f"--workdir={folder}: {error}") from None
+    _, variables, _ = run.load_variables(run.restored_task(config, folder), config, folder)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(variables["params"]))
+    return dataclasses.replace(
+        found, params={states.path_name(path): leaf for path, leaf in leaves}
+    )
+
+
+def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
+    """Pieces in the order in which they are written, and how text is normalised."""
+    from launch.engine import run
+    from tasks.common.errors import UserError
+    from tasks.common.huggingface import IMPORTED, own_tokenizer
+
+    imported = folder / IMPORTED
+    if imported.exists():
+        try:
+            return json.loads(imported.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{imported}: not a JSON file ({error})") from None
+    return own_tokenizer(run.restored_task(config, folder).encoder)
+
+
+if __name__ == "__main__":
+    cli.main(export_weights, __doc__)
