@@ -17,7 +17,6 @@ from launch.engine import state as states
 from launch.engine.evaluation import evaluate
 from launch.engine.sharding import MeshConfig, leaf_spec
 from launch.engine.steps import make_steps
-from tasks.common.backbones.convolutional import halved, places
 from tasks.common.errors import UserError
 from tasks.common.pipeline import evaluation_batches
 from tasks.figures import AttendedImage
@@ -175,11 +174,6 @@ def test_any_size_of_picture():
         model(jnp.ones((2, 8, 8, 1)))
 
 
-def test_halved_by_hand():
-    image = -jnp.arange(1.0, 16.0).reshape(1, 3, 5, 1)
-    np.testing.assert_array_equal(halved(image)[0, ..., 0], [[-1, -3, -5], [-11, -13, -15]])
-
-
 def test_weights_of_the_default_config():
     model = jax.eval_shape(lambda: nnx.state(ConvNet(ConvNetConfig(), 1, 10, rngs=nnx.Rngs(0))))
     sizes = [(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
@@ -208,17 +202,6 @@ def test_capture_finds_the_attention_of_each_stage():
 
 
 # ---------------------------------------------------------------- figures
-
-
-def test_places_by_hand():
-    gate = np.array([[[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [0.0, 0.0]]])
-    np.testing.assert_array_equal(places(gate, (2, 2), True), [[0.5, 0.5], [1, 0]])
-    row = np.array([[[0.25]], [[0.75]]])
-    np.testing.assert_array_equal(places(row, (2, 3), True), [[0.25] * 3, [0.75] * 3])
-    assert places(np.ones((1, 1, 4)), (2, 2), True) is None
-    # Two positions: one head gives all to the second, the other is even.
-    between = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]])
-    np.testing.assert_array_equal(places(between, (1, 2), False), [[0.25, 0.75]])
 
 
 @pytest.mark.parametrize(("attention", "shown"), [("cbam", 2), ("se", 0), ("none", 0)])
