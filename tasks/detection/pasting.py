@@ -38,19 +38,20 @@ def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.n
     centre = (boxes[:, :2] + boxes[:, 2:]) * np.float32(0.5)
     half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((side + 2) / side)
     low, high = (np.trunc(corner).astype(np.int64) for corner in (centre - half, centre + half))
-    rows = _stretch(low[:, 1], high[:, 1], side + 2, height)
-    columns = _stretch(low[:, 0], high[:, 0], side + 2, width)
-    return rows @ masks @ columns.transpose(0, 2, 1)
+    result = np.zeros((len(masks), height, width), np.float32)
+    for mask, canvas, (left, top), (right, bottom) in zip(masks, result, low, high, strict=True):
+        y, rows = _stretch(top, bottom, side + 2, height)
+        x, columns = _stretch(left, right, side + 2, width)
+        canvas[y, x] = rows @ mask @ columns.T
+    return result
 
 
-def _stretch(low: np.ndarray, high: np.ndarray, cells: int, length: int) -> np.ndarray:
-    """What each cell counts in each pixel of an axis: float32 [n, length, cells]."""
-    sides = np.maximum(high - low + 1, 1)[:, None]
-    pixels = np.arange(length) - low[:, None]
-    at = np.clip((pixels + 0.5) * (cells / sides) - 0.5, 0, cells - 1)
-    weights = np.maximum(1 - np.abs(at[..., None] - np.arange(cells)), 0)
-    inside = (pixels >= 0) & (pixels < sides)
-    return np.where(inside[..., None], weights, 0).astype(np.float32)
+def _stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
+    """The pixels of an axis that a box covers, and what each cell counts in each of them."""
+    pixels = np.arange(max(low, 0), max(min(max(high, low) + 1, length), 0))
+    at = np.clip((pixels - low + 0.5) * (cells / max(high - low + 1, 1)) - 0.5, 0, cells - 1)
+    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)
+    return slice(pixels[0], pixels[-1] + 1) if len(pixels) else slice(0, 0), weights
 
 
 def to_rle(masks: np.ndarray) -> list[RunLength]:

@@ -1,8 +1,8 @@
 """Features of boxes: RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
-Interpolation is separable, and so is its mean over the points of a bin. A box is therefore two
-small matrices, its rows' and its columns' weights over the map, and pooling is two matrix products
-whose gradients are matrix products too: no gathering forwards, no scattering backwards.
+The four pixels around every point are gathered from the map, or from the maps of a pyramid laid end
+to end. (Interpolation is separable, so that two matrix products do it too; at 64 to 128 boxes on
+maps of 64 x 64 to 8 x 8 they took two to three times as long on a CPU.)
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attention import shapes
 from tasks.detection.boxes import area
 
 Array = jax.Array
-
-# A weight picks a pixel: low precision would pick its neighbours too.
-_PRECISION = jax.lax.Precision.HIGHEST
 
 
 def roi_align(
@@ -54,8 +52,8 @@ def roi_align(
     sizes = {"4": 4}
     shapes.expect("features", features, "Y X C", sizes)
     shapes.expect("boxes", boxes, "n 4", sizes)
-    rows, columns = _weights(boxes, scale, size, sampling_ratio, aligned, sizes["Y"], sizes["X"])
-    return _pooled(features, rows, columns)
+    level = jnp.zeros(sizes["n"], jnp.int32)
+    return _pooled([features], boxes, level, [scale], size, sampling_ratio, aligned)
 
 
 def multilevel_roi_align(
@@ -96,16 +94,11 @@ def multilevel_roi_align(
     if list(strides) != [2 ** (lowest + i) for i in range(len(strides))]:
         raise ValueError(f"strides: got {tuple(strides)}, expected powers of 2, one after another")
     level = box_level(boxes, lowest, len(maps), canonical_size, canonical_level)
-    result = 0
-    for number, (features, stride) in enumerate(zip(maps, strides, strict=True)):
+    for number, features in enumerate(maps):
         sizes.pop("Y", None), sizes.pop("X", None)
         shapes.expect(f"maps[{number}]", features, "Y X C", sizes)
-        rows, columns = _weights(
-            boxes, 1 / stride, size, sampling_ratio, aligned, sizes["Y"], sizes["X"]
-        )
-        mine = (level == number).astype(rows.dtype)
-        result = result + _pooled(features, rows * mine[:, None, None], columns)
-    return result
+    scales = [1 / stride for stride in strides]
+    return _pooled(maps, boxes, level, scales, size, sampling_ratio, aligned)
 
 
 def box_level(
@@ -143,45 +136,72 @@ def crop_targets(
     shapes.expect("instances", instances, "Y X", sizes)
     shapes.expect("objects", objects, "n", sizes)
     shapes.expect("boxes", boxes, "n 4", sizes)
-    rows, columns = _weights(boxes, 1.0, size, sampling_ratio, aligned, sizes["Y"], sizes["X"])
-    objects = objects.astype(jnp.int32)
-    masks = (instances.astype(jnp.int32) == objects[:, None, None] + 1) & (
-        objects[:, None, None] >= 0
+    rows, columns = (
+        _points(boxes[:, axis], boxes[:, axis + 2], side, size, sampling_ratio, aligned)
+        for axis, side in ((1, sizes["Y"]), (0, sizes["X"]))
     )
-    half = jnp.einsum("niy,nyx->nix", rows, masks.astype(rows.dtype), precision=_PRECISION)
-    return jnp.einsum("nix,njx->nij", half, columns, precision=_PRECISION)
+    objects = objects.astype(jnp.int32)[:, None, None]
+    covered = 0.0
+    for y, weight_y in rows:
+        for x, weight_x in columns:
+            mine = instances[y[:, :, None], x[:, None]].astype(jnp.int32) == objects + 1
+            covered = covered + mine * weight_y[:, :, None] * weight_x[:, None]
+    return _mean(jnp.where(objects >= 0, covered, 0)[..., None], size)[..., 0]
 
 
-def _pooled(features: Array, rows: Array, columns: Array) -> Array:
-    dtype = features.dtype
-    rows, columns = rows.astype(dtype), columns.astype(dtype)
-    half = jnp.einsum("niy,yxc->nixc", rows, features, precision=_PRECISION)
-    return jnp.einsum("nixc,njx->nijc", half, columns, precision=_PRECISION)
-
-
-def _weights(
+def _pooled(
+    maps: Sequence[Array],
     boxes: Array,
-    scale: float,
+    level: Array,
+    scales: Sequence[float],
     size: int,
     sampling_ratio: int,
     aligned: bool,
-    height: int,
-    width: int,
-) -> tuple[Array, Array]:
-    """What each row and each column of the map counts in each bin: [n, size, Y], [n, size, X]."""
+) -> Array:
+    """Each box's bins from the map of its level: the maps are laid end to end, and read once."""
+    height, width = (
+        jnp.array([features.shape[axis] for features in maps])[level] for axis in (0, 1)
+    )
+    first = np.cumsum([0] + [features.shape[0] * features.shape[1] for features in maps])[:-1]
+    pixels = jnp.concatenate([features.reshape(-1, features.shape[-1]) for features in maps])
+    boxes = jax.lax.stop_gradient(boxes) * jnp.asarray(scales, boxes.dtype)[level][:, None]
+    rows, columns = (
+        _points(boxes[:, axis], boxes[:, axis + 2], side, size, sampling_ratio, aligned)
+        for axis, side in ((1, height), (0, width))
+    )
+    start = jnp.asarray(first, jnp.int32)[level][:, None, None]
+    result = 0.0
+    for y, weight_y in rows:
+        for x, weight_x in columns:
+            index = start + y[:, :, None] * width[:, None, None] + x[:, None]
+            weight = (weight_y[:, :, None] * weight_x[:, None])[..., None]
+            result = result + pixels[index] * weight.astype(pixels.dtype)
+    return _mean(result, size)
+
+
+def _points(
+    start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Along one axis the two pixels around each point and their weights, all [n, points]."""
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    boxes = jax.lax.stop_gradient(boxes) * scale - (0.5 if aligned else 0.0)
-    points = (jnp.arange(size * sampling_ratio, dtype=boxes.dtype) + 0.5) / (size * sampling_ratio)
+    points = size * sampling_ratio
+    side = end - start if aligned else jnp.maximum(end - start, 1)
+    offset = 0.5 if aligned else 0.0
+    length = jnp.broadcast_to(length, start.shape)[:, None]
+    at = start[:, None] - offset + side[:, None] * (jnp.arange(points) + 0.5) / points
+    inside = (at >= -1) & (at <= length)
+    at = jnp.clip(at, 0, length - 1)
+    low = jnp.floor(at)
+    part = at - low
+    low = low.astype(jnp.int32)
+    high = jnp.minimum(low + 1, length - 1)
+    return (low, jnp.where(inside, 1 - part, 0)), (high, jnp.where(inside, part, 0))
 
-    def along(start: Array, end: Array, length: int) -> Array:
-        side = end - start if aligned else jnp.maximum(end - start, 1)
-        at = start[:, None] + side[:, None] * points
-        inside = (at >= -1) & (at <= length)
-        at = jnp.clip(at, 0, length - 1)
-        weights = jnp.maximum(1 - jnp.abs(at[..., None] - jnp.arange(length)), 0)
-        weights = jnp.where(inside[..., None], weights, 0)
-        return weights.reshape(-1, size, sampling_ratio, length).mean(axis=2)
 
-    return along(boxes[:, 1], boxes[:, 3], height), along(boxes[:, 0], boxes[:, 2], width)
+def _mean(values: Array, size: int) -> Array:
+    """[n, points, points, C] to the means of bins, [n, size, size, C]."""
+    n, points, _, channels = values.shape
+    ratio = points // size
+    return values.reshape(n, size, ratio, size, ratio, channels).mean(axis=(2, 4))
