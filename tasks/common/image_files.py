@@ -1,0 +1,209 @@
+"""Pictures in files of any format that Pillow reads, as arrays of bytes, and folders of them.
+
+Y X height and width. What is wrong with a file is said in one line that names it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from tasks.common.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image as Pictures
+
+MODES = ("RGB", "L")
+# What a file must end in to be taken for a picture, in any case of letters.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Of grey pictures with 16 bits a pixel.
+_BRIGHTEST = 65535
+
+_T = TypeVar("_T")
+
+
+def read_image(
+    path: str | Path,
+    *,
+    mode: str = "RGB",
+    size: tuple[int, int] | None = None,
+    called: str | None = None,
+) -> np.ndarray:
+    """One picture.
+
+    What is transparent shows white paper behind it. Grey of 16 bits is scaled by its full range:
+    65535 becomes 255. The orientation that a camera noted (EXIF) is honoured; of several frames the
+    first counts.
+
+    Args:
+      path: of the file.
+      mode: "RGB", or "L": grey, by the weights of ITU-R 601.
+      size: (Y, X) to which the picture is resized, see `resized`; as it is if None.
+      called: what messages call it; its path if None.
+
+    Returns:
+      uint8 [Y, X, 3], or [Y, X] for "L".
+
+    Raises:
+      UserError: the file is missing, is no picture, is truncated or damaged, is of more pixels than
+        Pillow deems safe, or its values have no known range.
+      ValueError: an unknown mode.
+    """
+    from PIL import Image, ImageOps
+
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
+    name = str(path) if called is None else called
+    try:
+        # Warnings are of metadata and of too many pixels, which are counted here.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and picture.width * picture.height > most:
+                raise UserError(
+                    f"{name}: has {picture.width} x {picture.height} pixels, more than "
+                    f"{most:,}; make it smaller first"
+                )
+            image = np.asarray(_flat(ImageOps.exif_transpose(picture), name).convert(mode))
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: has too many pixels; make it smaller first") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name}: not a picture") from None
+    except IsADirectoryError:
+        raise UserError(f"{name}: a folder, not a picture") from None
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{name}: not a picture that can be read ({reason[:80]})") from None
+    return image if size is None else resized(image, size)
+
+
+def _flat(picture: Pictures.Image, name: str) -> Pictures.Image:
+    """The picture in 8 bits a channel and without transparency."""
+    from PIL import Image
+
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
+            raise UserError(
+                f"{name}: its values from {values.min():g} to {values.max():g} are not those of 8 "
+                "or 16 bits; save it as one of these"
+            )
+        grey = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
+        if (clear := picture.info.get("transparency")) is not None:
+            grey[values == clear] = 255
+        return Image.fromarray(grey.astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    paper = Image.new("RGBA", picture.size, "white")
+    paper.alpha_composite(picture.convert("RGBA"))
+    return paper.convert("RGB")
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture of another size, height and width each scaled by a factor of its own.
+
+    Bilinear; where it shrinks, the triangle is as much wider, so that every pixel counts (Pillow's
+    `BILINEAR`).
+
+    Args:
+      image: uint8 [Y, X] or [Y, X, 3].
+      size: (Y, X) of the result.
+    """
+    from PIL import Image
+
+    if image.shape[:2] == tuple(size):
+        return image
+    Y, X = size
+    return np.asarray(Image.fromarray(image).resize((X, Y), Image.Resampling.BILINEAR))
+
+
+def central_square(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle: [Y, X, ...] -> [S, S, ...] with S = min(Y, X)."""
+    Y, X = image.shape[:2]
+    side = min(Y, X)
+    top, left = (Y - side) // 2, (X - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def image_paths(folder: str | Path) -> list[Path]:
+    """All files in a folder and the folders in it whose names end in one of SUFFIXES, in order of
+    their paths; but none whose name, or whose folder's, begins with a dot.
+    """
+    root = Path(folder)
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+
+
+def image_folder(folder: str | Path) -> dict[str, list[Path]]:
+    """Pictures by class: each folder in `folder` is a class and has its pictures (`image_paths`).
+
+    Returns:
+      class -> paths, both in order.
+
+    Raises:
+      UserError: there is no such folder, it has no folders, or one of them has no picture.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    classes = sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    found = {path.name: image_paths(path) for path in classes}
+    if not found:
+        raise UserError(
+            f"{folder}: has no folders; put the pictures of each class into a folder that has the "
+            "name of the class"
+        )
+    for name, paths in found.items():
+        if not paths:
+            raise UserError(
+                f"{root / name}: has no picture; a class needs files that end in "
+                f"{', '.join(SUFFIXES)}"
+            )
+    return found
+
+
+def read_each(
+    items: Sequence[_T], read: Callable[[_T], np.ndarray], *, skip_broken: bool = False
+) -> tuple[list[np.ndarray], list[int]]:
+    """What `read` makes of each item, and the numbers of the items that could be read.
+
+    Args:
+      items: paths, or whatever `read` takes.
+      read: raises UserError for what cannot be read.
+      skip_broken: leave such an item out, and name it on standard error.
+
+    Raises:
+      UserError: an item cannot be read; the message says how to skip it.
+    """
+    images, numbers = [], []
+    for number, item in enumerate(items):
+        try:
+            images.append(read(item))
+        except UserError as error:
+            if not skip_broken:
+                raise UserError(
+                    f"{error}; mend or remove it, or skip what is broken by "
+                    "--config.data.skip_broken"
+                ) from None
+            print(f"skipped {error}", file=sys.stderr)
+        else:
+            numbers.append(number)
+    return images, numbers
