@@ -1,0 +1,111 @@
+"""What detectors see: pictures made alike, and the feature pyramid over a ResNet.
+
+B batch, Y X height and width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+from tasks.common.backbones.convolutional import Convolution
+
+Array = jax.Array
+
+
+def inside(sizes: Array, Y: int, X: int) -> Array:
+    """Which pixels belong to the picture in the padded one.
+
+    Args:
+      sizes: int [B, 2], real height and width.
+
+    Returns:
+      bool [B, Y, X].
+    """
+    rows = jnp.arange(Y)[:, None] < sizes[:, 0, None, None]
+    return rows & (jnp.arange(X) < sizes[:, 1, None, None])
+
+
+def standardised(images: Array, sizes: Array) -> Array:
+    """Each picture with mean 0 and variance 1 over its own pixels and channels; padding is 0.
+
+        y = (x - μ) / max(σ, 1)
+
+    with x from 0 to 255: where all is of one colour nothing is blown up.
+
+    Args:
+      images: [B, Y, X, C], uint8 or float.
+      sizes: int [B, 2], real height and width.
+
+    Returns:
+      float32 [B, Y, X, C].
+    """
+    known: dict[str, int] = {}
+    shapes.expect("images", images, "B Y X C", known)
+    shapes.expect("sizes", sizes, "B two", {"B": known["B"], "two": 2})
+    real = inside(sizes, known["Y"], known["X"])[..., None]
+    x = images.astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(real, axis=(1, 2, 3), keepdims=True) * known["C"], 1)
+    mean = jnp.sum(jnp.where(real, x, 0), axis=(1, 2, 3), keepdims=True) / count
+    centred = jnp.where(real, x - mean, 0)
+    variance = jnp.sum(centred**2, axis=(1, 2, 3), keepdims=True) / count
+    return centred / jnp.maximum(jnp.sqrt(variance), 1.0)
+
+
+def doubled(x: Array, Y: int, X: int) -> Array:
+    """Each position twice a side, by the nearest, cut to Y x X.
+
+    Args:
+      x: [B, ceil(Y / 2), ceil(X / 2), C].
+
+    Returns:
+      [B, Y, X, C].
+    """
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :Y, :X]
+
+
+class FeaturePyramid(nnx.Module):
+    """Maps of one number of channels at every scale (Lin et al. 2017, section 3).
+
+        P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + doubled(M_i+1),   M_last = conv1x1(C_last)
+
+    and beyond the last, where asked for, every second position of the one before.
+
+    Args:
+      channels: of each map C_i that comes in; each is half as large as the one before.
+      outputs: channels of each P_i.
+      extra: levels beyond the last.
+      dtype: of the computation; weights are float32.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        outputs: int,
+        *,
+        extra: int = 0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"norm": "none", "relu": False, "dtype": dtype, "rngs": rngs}
+        self.extra = extra
+        self.lateral = nnx.List(
+            [Convolution(inputs, outputs, size=1, **options) for inputs in channels]
+        )
+        self.smooth = nnx.List([Convolution(outputs, outputs, size=3, **options) for _ in channels])
+
+    def __call__(self, maps: Sequence[Array]) -> list[Array]:
+        """C_i [B, Yi, Xi, Ci], the finest first -> P_i [B, Yi, Xi, outputs] and the extra ones."""
+        if len(maps) != len(self.lateral):
+            raise ValueError(f"maps: got {len(maps)}, expected {len(self.lateral)}")
+        merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        for level in reversed(range(len(merged) - 1)):
+            merged[level] += doubled(merged[level + 1], *merged[level].shape[1:3])
+        pyramid = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
+        for _ in range(self.extra):
+            pyramid.append(pyramid[-1][:, ::2, ::2])
+        return pyramid
