@@ -14,6 +14,7 @@ from flax import nnx
 
 from attention import registry
 from tasks.common.answers import ranked_classes
+from tasks.common.augmentation import random_shift
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
@@ -21,7 +22,6 @@ from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
 from tasks.image_classification import baselines
 from tasks.image_classification import data as pictures
-from tasks.image_classification.augmentation import random_shift
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig

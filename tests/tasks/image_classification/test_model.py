@@ -1,4 +1,4 @@
-"""The Vision Transformer: patches, heads, weights, and pictures moved by hand."""
+"""The Vision Transformer: patches, heads and weights."""
 
 import dataclasses
 
@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scipy import ndimage
 
 from attention import registry
-from tasks.image_classification.augmentation import random_shift, shift
 from tasks.image_classification.model import VisionTransformer, ViTConfig, patches
 
 SMALL = ViTConfig(patch_size=4, model_size=8, num_layers=1, num_heads=2, feedforward_size=12)
@@ -99,23 +97,3 @@ def test_every_pool_of_the_registry_is_a_head():
 def test_impossible_configs_begin_with_the_field(field, value, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         ViTConfig(**{field: value})
-
-
-def test_shift_equals_scipys_bilinear_one():
-    offsets = np.array([[0.0, 0.0], [1.0, -2.0], [0.25, -0.7]], np.float32)
-    moved = shift(IMAGES, jnp.asarray(offsets))
-    for image, offset, found in zip(IMAGES, offsets, moved, strict=True):
-        # SciPy's "grid-constant" interpolates with the 0 outside, as here.
-        expected = ndimage.shift(np.asarray(image[..., 0]), offset, order=1, mode="grid-constant")
-        np.testing.assert_allclose(found[..., 0], expected, atol=1e-6)
-
-
-def test_random_shifts_stay_within_the_largest():
-    point = jnp.zeros((64, 8, 8, 1)).at[:, 4, 4].set(1.0)
-    moved = np.asarray(random_shift(point, 1.0, jax.random.key(0)))[..., 0]
-    np.testing.assert_allclose(moved.sum(axis=(1, 2)), 1, atol=1e-5)
-    assert moved[:, 3:6, 3:6].sum() == pytest.approx(64, abs=1e-3)
-    centres = (moved.sum(axis=2) * np.arange(8)).sum(axis=1) - 4
-    assert centres.min() < -0.8
-    assert centres.max() > 0.8
-    assert random_shift(point, 0.0, jax.random.key(0)) is point
