@@ -1,0 +1,279 @@
+"""Pictures with boxes, classes and masks, in three splits: the project's data sets, or a person's
+own COCO files.
+
+An example is a square of one size for all pictures: what is larger is scaled down to fit, what is
+smaller stays as it is, and the rest, to the right and below, is 0. Its fields:
+
+* image: uint8 [Y, X, 3];
+* size: int32 [2], height and width of the part that is picture;
+* boxes: float32 [M, 4], (x1, y1, x2, y2) in pixels of the square;
+* labels: int32 [M], classes from 0; -1 where there is no object, behind all that are;
+* instances: uint16 [Y, X], k + 1 where object k is, 0 where none is; only where there are masks.
+  Where objects overlap, the smaller is on top; figures are computed from the whole masks, which
+  `DetectionExamples.truth` gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.common import builders
+from tasks.common.image_files import resized
+from tasks.common.paths import Paths
+from tasks.detection import files
+from tasks.detection.datasets import DATA_SETS
+from tasks.detection.metrics import Truth
+from tasks.detection.pasting import to_rle
+
+SPLITS = ("train", "validation", "test")
+_OWN = "own_"
+_OWN_SIDE = 256
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which pictures, and how they become examples.
+
+    Attributes:
+      name: one of the project's data sets. With path it only names the results, and is
+        own_<its name> unless something else is given.
+      path: own annotations in COCO's format: a file, of which a tenth each is held out for
+        validation and test by the content of the pictures; or a folder with train.json and, where
+        they are, validation.json (or valid, val, dev) and test.json.
+      images: folder to which the file names in the annotations are relative; None: the annotations'
+        own.
+      image_size: side of the examples in pixels; None: that of the data set, 256 for own files.
+      max_objects: objects of an example; None: as many as any picture of the data has. Where a
+        picture has more, the largest are kept.
+      skip_broken: leave out own pictures that are missing or cannot be read, and name them, where
+        otherwise the first of them is an error.
+    """
+
+    name: str = "nuclei"
+    path: str | None = None
+    images: str | None = None
+    image_size: int | None = None
+    max_objects: int | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        for field in ("image_size", "max_objects"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}: got {value}, expected at least 1")
+        if self.path is not None:
+            # Results of own files must not be filed under a public data set's name.
+            if self.name in DATA_SETS:
+                object.__setattr__(self, "name", _OWN + Path(self.path).stem)
+            return
+        if self.name not in DATA_SETS:
+            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"name: no data set is called {self.name!r}{hint}; there are "
+                f"{', '.join(DATA_SETS)}; path takes your own files"
+            )
+        if self.images is not None:
+            raise ValueError(f"images: got {self.images!r}, expected none without path")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its objects, in its own pixels.
+
+    Attributes:
+      image: uint8 [Y, X, 3].
+      boxes: float32 [n, 4].
+      labels: int32 [n].
+      instances: int [Y, X], k + 1 where object k is; None without masks.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    instances: np.ndarray | None = None
+
+
+class DetectionExamples:
+    """Random access to the examples of a split; see the module for their fields.
+
+    Attributes:
+      ids: where each comes from: an id of the data set, or a file's name.
+    """
+
+    lengths = None
+    padded: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        picture: Callable[[int], Picture],
+        truth: Callable[[int], Truth],
+        side: int,
+        max_objects: int,
+    ):
+        """Args: ids; the picture of a number, and what it shows; sizes of an example."""
+        self.ids, self.truth = list(ids), truth
+        self._picture, self._side, self._max_objects = picture, side, max_objects
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return fit(self._picture(index), self._side, self._max_objects)
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A data set.
+
+    Attributes:
+      name: of the data set.
+      splits: examples by split.
+      names: of the classes.
+      has_masks: whether objects have masks.
+      image_size: side of the examples.
+      max_objects: objects of an example, M.
+      fingerprint: hash of what the data are.
+    """
+
+    name: str
+    splits: Mapping[str, DetectionExamples]
+    names: tuple[str, ...]
+    has_masks: bool
+    image_size: int
+    max_objects: int
+    fingerprint: str
+
+
+def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Height and width that a picture of `size` has in an example."""
+    scale = min(1.0, side / max(size))
+    height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+def fit(picture: Picture, side: int, max_objects: int) -> dict[str, np.ndarray]:
+    """The example of a picture; of objects and masks too, where it has them."""
+    size = picture.image.shape[:2]
+    height, width = fitted_size(size, side)
+    image = np.zeros((side, side, 3), np.uint8)
+    image[:height, :width] = resized(picture.image, (height, width))
+    boxes = np.asarray(picture.boxes, np.float32).reshape(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept = np.sort(np.argsort(-areas, kind="stable")[:max_objects])
+    factors = np.array([width / size[1], height / size[0]] * 2, np.float32)
+    example = {
+        "image": image,
+        "size": np.array([height, width], np.int32),
+        "boxes": np.zeros((max_objects, 4), np.float32),
+        "labels": np.full(max_objects, -1, np.int32),
+    }
+    example["boxes"][: len(kept)] = boxes[kept] * factors
+    example["labels"][: len(kept)] = picture.labels[kept]
+    if picture.instances is not None:
+        number = np.zeros(len(boxes) + 1, np.uint16)
+        number[kept + 1] = np.arange(1, len(kept) + 1)
+        y, x = (
+            ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+            for new, old in zip((height, width), size, strict=True)
+        )
+        example["instances"] = np.zeros((side, side), np.uint16)
+        example["instances"][:height, :width] = number[picture.instances[y[:, None], x]]
+    return example
+
+
+def in_own_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Boxes [n, 4] of an example in pixels of the picture of `size`, cut at its border."""
+    height, width = fitted_size(size, side)
+    factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+    return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))
+
+
+def load(config: DataConfig, paths: Paths | None) -> DetectionData:
+    """Reads a data set, preparing one of the project's own first when it is not.
+
+    Raises:
+      UserError: what is wrong with a file or a source.
+    """
+    return _load_public(config, paths) if config.path is None else _load_own(config)
+
+
+def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
+    chosen = DATA_SETS[config.name]
+    definition = chosen.definition
+    side = config.image_size or chosen.side
+    most = config.max_objects or chosen.max_objects
+    builders.prepare(definition, paths)
+
+    def examples(split: str) -> DetectionExamples:
+        source = builders.load(definition, split, paths)
+        ids = [f"{split}-{index}" for index in range(len(source))]
+        return DetectionExamples(
+            ids,
+            lambda index: _prepared(source[index]),
+            lambda index: _truth(_prepared(source[index])),
+            side,
+            most,
+        )
+
+    content = f"{definition.name} {definition.version} {side} {most}"
+    return DetectionData(
+        config.name,
+        {split: examples(split) for split in SPLITS},
+        chosen.names,
+        chosen.has_masks,
+        side,
+        most,
+        hashlib.sha256(content.encode()).hexdigest()[:32],
+    )
+
+
+def _prepared(row: Mapping[str, np.ndarray]) -> Picture:
+    height, width = (int(length) for length in row["size"])
+    instances = row["instances"][:height, :width] if "instances" in row else None
+    return Picture(row["image"][:height, :width], row["boxes"], row["labels"], instances)
+
+
+def _truth(picture: Picture) -> Truth:
+    masks = None
+    if picture.instances is not None:
+        numbers = np.arange(1, len(picture.labels) + 1)[:, None, None]
+        masks = to_rle(picture.instances == numbers)
+    return Truth(picture.image.shape[:2], picture.boxes, picture.labels, masks)
+
+
+def _load_own(config: DataConfig) -> DetectionData:
+    side = config.image_size or _OWN_SIDE
+    own = files.load(config.path, config.images, side, skip_broken=config.skip_broken)
+    most = config.max_objects or max(1, own.max_objects)
+
+    def examples(split: str) -> DetectionExamples:
+        pictures = own.splits[split]
+        return DetectionExamples(
+            [annotated.name for annotated in pictures],
+            lambda index: Picture(*own.picture(pictures[index])),
+            lambda index: pictures[index].truth,
+            side,
+            most,
+        )
+
+    digest = hashlib.sha256(f"{own.digest} {side} {most}".encode())
+    return DetectionData(
+        config.name,
+        {split: examples(split) for split in SPLITS},
+        own.names,
+        own.has_masks,
+        side,
+        most,
+        digest.hexdigest()[:32],
+    )

@@ -1,0 +1,272 @@
+"""Average precision of boxes and masks, by pycocotools, and the score of the nuclei contest."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from tasks.detection.pasting import RunLength, from_rle
+
+# Of IoU, for either figure.
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# Predictions of a picture that count, best first, as COCO has it.
+MOST = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What a picture shows, in its own pixels.
+
+    Attributes:
+      size: height and width.
+      boxes: float32 [n, 4].
+      labels: int [n].
+      masks: of each object, or None where there are boxes alone.
+      crowd: bool [n], regions that stand for any number of objects of a class: predictions within
+        count neither for nor against; None: there are none.
+    """
+
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: Sequence[RunLength] | None = None
+    crowd: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model found in a picture, in the picture's own pixels.
+
+    Attributes:
+      boxes: float [n, 4].
+      labels: int [n].
+      scores: float [n].
+      masks: of each, or None.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    masks: Sequence[RunLength] | None = None
+
+
+def detection_metrics(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str]
+) -> dict[str, float]:
+    """COCO's average precision (Lin et al. 2014): mean over classes and IoU of 0.50 to 0.95.
+
+    At most 100 predictions of a picture count. Classes of which there is no object are left out; a
+    set without any object scores 0.
+
+    Args:
+      truths: of n pictures.
+      predictions: for each.
+      names: of the classes.
+
+    Returns:
+      `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for those that
+      occur; the same with `mask_` where truths and predictions have masks.
+
+    Raises:
+      ValueError: not one prediction for each picture, or a label without a name.
+    """
+    _check(truths, predictions, names)
+    result = {}
+    for kind in _kinds(truths, predictions):
+        precision = _precision(_evaluation(truths, predictions, len(names), kind))
+        result |= {
+            f"{kind}_ap": _mean(precision),
+            f"{kind}_ap50": _mean(precision[0]),
+            f"{kind}_ap75": _mean(precision[5]),
+        }
+        if len(names) > 1:
+            present = {int(label) for truth in truths for label in truth.labels}
+            for number in sorted(present):
+                row = precision[..., number] if precision.shape[-1] > 1 else precision
+                result[f"{kind}_ap_{names[number]}"] = _mean(row)
+    return result
+
+
+def ap50_contributions(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str], kind: str
+) -> np.ndarray:
+    """What each picture does to AP50, so that two models can be compared in pairs.
+
+    The jackknife's pseudo-values n·f - (n - 1)·f_i, f_i without picture i, moved by one constant so
+    that their mean is the figure f itself.
+
+    Args:
+      truths, predictions, names: as `detection_metrics`.
+      kind: "box" or "mask".
+
+    Returns:
+      float64 [n].
+
+    Raises:
+      ValueError: as `detection_metrics`, or masks are asked for that are not there.
+    """
+    _check(truths, predictions, names)
+    if kind not in _kinds(truths, predictions):
+        raise ValueError(f"kind: got {kind!r}, expected one of {_kinds(truths, predictions)}")
+    evaluation = _evaluation(truths, predictions, len(names), kind, thresholds=THRESHOLDS[:1])
+    n, whole = len(truths), _mean(_precision(evaluation))
+    if evaluation is None or n == 1:
+        return np.full(n, whole)
+    every = evaluation.evalImgs
+    without = np.empty(n)
+    for index in range(n):
+        # Classes are the slower: the picture stands at every n-th place.
+        evaluation.evalImgs = [None if i % n == index else e for i, e in enumerate(every)]
+        without[index] = _mean(_precision(evaluation))
+    values = n * whole - (n - 1) * without
+    return values - values.mean() + whole
+
+
+def contest_scores(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], score: float = 0.5
+) -> np.ndarray:
+    """The score of each picture in the contest of nuclei (2018 Data Science Bowl).
+
+    The mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), TP being the pairs of a true and a
+    predicted mask of IoU greater than t. Classes do not count. A pixel can belong to one mask only:
+    that of the better score has it; what is left of no pixel is dropped. Where nothing is and
+    nothing is found, the score is 1.
+
+    Args:
+      truths: with masks.
+      predictions: with masks.
+      score: predictions below it are left out.
+
+    Returns:
+      float64 [n]; the contest's figure is their mean.
+
+    Raises:
+      ValueError: as `detection_metrics`, or there are no masks.
+    """
+    _check(truths, predictions, None)
+    if "mask" not in _kinds(truths, predictions):
+        raise ValueError("truths: got no masks, expected those of each picture")
+    return np.array([_contest(*pair, score) for pair in zip(truths, predictions, strict=True)])
+
+
+def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
+    real = from_rle(list(truth.masks), *truth.size)
+    order = np.argsort(-np.asarray(prediction.scores), kind="stable")
+    order = [i for i in order if prediction.scores[i] >= score]
+    found = from_rle([prediction.masks[i] for i in order], *truth.size)
+    taken = np.zeros(truth.size, bool)
+    for mask in found:
+        mask &= ~taken
+        taken |= mask
+    found = found[found.any(axis=(1, 2))]
+    if not len(real) or not len(found):
+        return float(len(real) == len(found))
+    real, found = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (real, found))
+    intersection = real @ found.T
+    union = real.sum(axis=1)[:, None] + found.sum(axis=1) - intersection
+    pairs = (intersection / union)[None] > THRESHOLDS[:, None, None]
+    # Masks are disjoint: above 0.5 each has one partner at most.
+    hits = pairs.any(axis=2).sum(axis=1)
+    return float((hits / (len(real) + len(found) - hits)).mean())
+
+
+def _kinds(truths: Sequence[Truth], predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    masks = all(item.masks is not None for item in (*truths, *predictions))
+    return ("box", "mask") if masks else ("box",)
+
+
+def _evaluation(
+    truths: Sequence[Truth],
+    predictions: Sequence[Prediction],
+    classes: int,
+    kind: str,
+    thresholds: np.ndarray = THRESHOLDS,
+):
+    """pycocotools' evaluation of all pictures; None where nothing is predicted or nothing true."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    objects, found = [], []
+    for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True), 1):
+        crowd = np.zeros(len(truth.labels), bool) if truth.crowd is None else truth.crowd
+        for number, (box, label) in enumerate(_rows(truth)):
+            objects.append(
+                _annotation(image, box, label, truth.masks, number, kind)
+                | {"id": len(objects) + 1, "iscrowd": int(crowd[number]), "ignore": 0}
+            )
+        for number, (box, label) in enumerate(_rows(prediction)):
+            found.append(
+                _annotation(image, box, label, prediction.masks, number, kind)
+                | {"score": float(prediction.scores[number])}
+            )
+    if not objects or not found:
+        return None
+    dataset = {
+        "info": {},
+        "images": [
+            {"id": image, "height": truth.size[0], "width": truth.size[1]}
+            for image, truth in enumerate(truths, 1)
+        ],
+        "categories": [{"id": label} for label in range(1, classes + 1)],
+        "annotations": objects,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does on every occasion
+        known = COCO()
+        known.dataset = dataset
+        known.createIndex()
+        evaluation = COCOeval(known, known.loadRes(found), {"box": "bbox", "mask": "segm"}[kind])
+        evaluation.params.iouThrs = thresholds
+        evaluation.params.maxDets = [MOST]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    return evaluation
+
+
+def _rows(item: Truth | Prediction):
+    return zip(np.asarray(item.boxes, np.float64), np.asarray(item.labels), strict=True)
+
+
+def _annotation(image: int, box, label: int, masks, number: int, kind: str) -> dict:
+    x1, y1, x2, y2 = box.tolist()
+    row = {"image_id": image, "category_id": int(label) + 1}
+    if kind == "mask":
+        from pycocotools import mask
+
+        encoded = masks[number]
+        return row | {"segmentation": encoded, "area": float(mask.area(encoded))}
+    return row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+
+
+def _precision(evaluation) -> np.ndarray:
+    """Precision [IoU, recall, class]; -1 for classes without objects."""
+    if evaluation is None:
+        return np.zeros((len(THRESHOLDS), 1, 1))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., 0, 0]
+
+
+def _mean(precision: np.ndarray) -> float:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else 0.0
+
+
+def _check(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str] | None
+) -> None:
+    if len(truths) != len(predictions):
+        raise ValueError(f"predictions: got {len(predictions)}, expected {len(truths)} as truths")
+    if not len(truths):
+        raise ValueError("truths: got none, expected at least one")
+    if names is None:
+        return
+    for item in (*truths, *predictions):
+        labels = np.asarray(item.labels)
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(
+                f"labels: got {labels.min()} to {labels.max()}, expected 0 to {len(names) - 1}"
+            )
