@@ -21,8 +21,3 @@ if not os.environ.get("FULL_COMPILATION"):
     flags = os.environ.get("XLA_FLAGS", "")
     if QUICK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
-
-
-def pytest_collection_modifyitems(items):
-    """The longest test first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: "test_commands_run_as_they_stand" not in item.nodeid)

@@ -90,6 +90,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_commands_run_as_they_stand(place):
     """In their order: what the first trains, the later evaluate and predict with."""
     ran = []

@@ -64,10 +64,13 @@ def kill_when(reached, flags, cache, folder):
 
 @pytest.mark.parametrize(
     ("name", "reached"),
-    [("before the first checkpoint", lines_written(1)), ("between two", lines_written(5)),
-     ("during a save", saving)],
+    [
+        pytest.param("before the first checkpoint", lines_written(1), marks=pytest.mark.slow),
+        pytest.param("between two", lines_written(5), marks=pytest.mark.slow),
+        ("during a save", saving),
+    ],
     ids=["early", "late", "during a save"],
-)  # fmt: skip
+)
 def test_killed_run_ends_as_an_uninterrupted_one(
     name, reached, flags, cache, uninterrupted, tmp_path
 ):
