@@ -15,12 +15,11 @@ smaller stays as it is, and the rest, to the right and below, is 0. Its fields:
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tasks.common import builders
 from tasks.common.image_files import resized
 from tasks.common.paths import Paths
 from tasks.detection import files
+from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
 from tasks.detection.metrics import Truth
 from tasks.detection.pasting import to_rle
@@ -37,6 +37,8 @@ from tasks.detection.pasting import to_rle
 SPLITS = ("train", "validation", "test")
 _OWN = "own_"
 _OWN_SIDE = 256
+# Examples of a split that stay in memory once they are made; what is beyond is made each time.
+_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class DataConfig:
         picture has more, the largest are kept.
       skip_broken: leave out own pictures that are missing or cannot be read, and name them, where
         otherwise the first of them is an error.
+      augmentation: what is changed at random in training.
     """
 
     name: str = "nuclei"
@@ -64,12 +67,13 @@ class DataConfig:
     image_size: int | None = None
     max_objects: int | None = None
     skip_broken: bool = False
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
-        for field in ("image_size", "max_objects"):
-            value = getattr(self, field)
+        for name in ("image_size", "max_objects"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{field}: got {value}, expected at least 1")
+                raise ValueError(f"{name}: got {value}, expected at least 1")
         if self.path is not None:
             # Results of own files must not be filed under a public data set's name.
             if self.name in DATA_SETS:
@@ -98,8 +102,8 @@ class Picture:
     """
 
     image: np.ndarray
-    boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     instances: np.ndarray | None = None
 
 
@@ -124,12 +128,18 @@ class DetectionExamples:
         """Args: ids; the picture of a number, and what it shows; sizes of an example."""
         self.ids, self.truth = list(ids), truth
         self._picture, self._side, self._max_objects = picture, side, max_objects
+        self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return fit(self._picture(index), self._side, self._max_objects)
+        if index in self._kept:
+            return dict(self._kept[index])
+        example = fit(self._picture(index), self._side, self._max_objects)
+        if (len(self._kept) + 1) * sum(array.nbytes for array in example.values()) <= _KEPT_BYTES:
+            self._kept[index] = example
+        return dict(example)
 
 
 @dataclass(frozen=True)
@@ -254,7 +264,7 @@ def _truth(picture: Picture) -> Truth:
 
 def _load_own(config: DataConfig) -> DetectionData:
     side = config.image_size or _OWN_SIDE
-    own = files.load(config.path, config.images, side, skip_broken=config.skip_broken)
+    own = files.load(config.path, config.images, skip_broken=config.skip_broken)
     most = config.max_objects or max(1, own.max_objects)
 
     def examples(split: str) -> DetectionExamples:

@@ -40,13 +40,13 @@ def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.n
     low, high = (np.trunc(corner).astype(np.int64) for corner in (centre - half, centre + half))
     result = np.zeros((len(masks), height, width), np.float32)
     for mask, canvas, (left, top), (right, bottom) in zip(masks, result, low, high, strict=True):
-        y, rows = _stretch(top, bottom, side + 2, height)
-        x, columns = _stretch(left, right, side + 2, width)
+        y, rows = stretch(top, bottom, side + 2, height)
+        x, columns = stretch(left, right, side + 2, width)
         canvas[y, x] = rows @ mask @ columns.T
     return result
 
 
-def _stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
+def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
     """The pixels of an axis that a box covers, and what each cell counts in each of them."""
     pixels = np.arange(max(low, 0), max(min(max(high, low) + 1, length), 0))
     at = np.clip((pixels - low + 0.5) * (cells / max(high - low + 1, 1)) - 0.5, 0, cells - 1)
