@@ -1,0 +1,182 @@
+"""Objects in pictures: boxes, classes and masks.
+
+python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/NAME
+
+DATA is nuclei (if none is named), clothes_on_satellite (composed pictures), trees (boxes alone) or
+own; MODEL is mask_rcnn (if none is named), long (of mask_rcnn, for an accelerator), detr (boxes
+alone), or a map attention of `attention.registry` that stands after each stage of Mask R-CNN's
+backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)". See RESULTS.md
+for what to expect.
+
+One's own pictures with annotations in COCO's format, objects a tenth to a half of the picture wide:
+
+python -m launch.train --config=configs/detection.py:own --workdir=runs/mine
+    --config.data.path=mine.json --config.data.images=FOLDER
+"""
+
+import re
+
+from launch.engine.config import TrainingConfig, experiment
+from launch.engine.optimizers import OptimizerConfig
+from tasks.common.backbones.resnet import ResNetConfig
+from tasks.common.errors import UserError
+from tasks.detection.augmentation import AugmentationConfig
+from tasks.detection.data import DataConfig
+from tasks.detection.detr import DETRConfig
+from tasks.detection.heads import HeadsConfig
+from tasks.detection.mask_rcnn import MaskRCNNConfig
+from tasks.detection.rpn import RPNConfig
+
+DATA = ("nuclei", "clothes_on_satellite", "trees", "own")
+
+
+def get_config(argument: str = "nuclei"):
+    """The config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
+    data, _, model = argument.partition(",")
+    if data not in DATA:
+        data, model = "nuclei", argument
+    try:
+        fields = _fields(data, model or "mask_rcnn")
+    except ValueError as error:
+        raise UserError(
+            f"config: {error}; after one of {', '.join(DATA)} and a comma, or alone, there are "
+            "mask_rcnn, long, detr and the map attentions"
+        ) from None
+    return experiment(task="detection", data=_data(data), **fields)
+
+
+def _fields(data: str, model: str):
+    if model == "detr":
+        return detr(data)
+    if model in ("mask_rcnn", "long"):
+        return mask_rcnn(data, "none", long=model == "long")
+    return mask_rcnn(data, model, long=False)
+
+
+def _data(name: str):
+    if name == "nuclei":
+        changed = {"turn": True, "flip_vertical": True, "scale_min": 0.8, "scale_max": 1.3}
+        changed |= {"brightness": 0.1, "contrast": 0.3}
+    elif name == "clothes_on_satellite":
+        changed = {}
+    else:
+        changed = {"scale_min": 0.7, "scale_max": 1.4, "brightness": 0.1, "contrast": 0.2}
+        changed |= {"turn": True, "flip_vertical": True} if name == "trees" else {}
+    # Without a path "own" has none of its own to name.
+    known = "nuclei" if name == "own" else name
+    return DataConfig(name=known, augmentation=AugmentationConfig(flip=True, **changed))
+
+
+def mask_rcnn(data: str, attention: str, long: bool):
+    """A small ResNet with a pyramid, for objects of the data's sizes."""
+    words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
+    name = "_".join(["mask_rcnn", *words, *(["long"] if long else [])])
+    if data == "nuclei":
+        return {"name": name, **_nuclei(attention, long)}
+    if data == "clothes_on_satellite":
+        return {"name": name, **_clothes(attention, long)}
+    return {"name": name, **_pictures(attention, long)}
+
+
+def _backbone(attention: str, channels: tuple[int, ...]):
+    return ResNetConfig(
+        channels=channels,
+        depths=(2,) * len(channels),
+        attention=attention,
+        norm="group",
+        stem_stride=2,
+    )
+
+
+def _training(steps: int, batch_size: int, evaluations: int):
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        evaluation_batch_size=batch_size,
+        evaluate_every=steps // evaluations,
+        log_every=20,
+    )
+
+
+def _optimizer():
+    return OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=100,
+        weight_decay=0.02,
+        final_fraction=0.02,
+        average_decay=0.995,
+        clip_norm=5.0,
+    )
+
+
+def _nuclei(attention: str, long: bool):
+    """Round objects of 5 to 30 pixels, up to a hundred: one ratio, and a map of stride 2."""
+    channels = (48, 96, 192) if long else (24, 48, 96)
+    wide = 96 if long else 48
+    return {
+        "model": MaskRCNNConfig(
+            backbone=_backbone(attention, channels),
+            pyramid_channels=wide,
+            rpn=RPNConfig(sizes=(10, 20, 40), ratios=(1.0,), positive_iou=0.5, samples=256),
+            heads=HeadsConfig(
+                samples=256 if long else 128,
+                positive_share=0.375,
+                mask_channels=wide,
+                hidden_size=256 if long else 192,
+            ),
+        ),
+        "optimizer": _optimizer(),
+        "training": _training(6000, 8, 15) if long else _training(1440, 4, 4),
+    }
+
+
+def _clothes(attention: str, long: bool):
+    """Up to six objects of 14 to 55 pixels in 128 x 128."""
+    channels = (32, 64, 128, 256) if long else (16, 32, 64, 128)
+    return {
+        "model": MaskRCNNConfig(
+            backbone=_backbone(attention, channels),
+            first_stage=2,
+            pyramid_channels=64,
+            rpn=RPNConfig(sizes=(16, 28, 48), positive_iou=0.6, candidates=100, proposals=60),
+            heads=HeadsConfig(
+                samples=32,
+                canonical_side=24.0,
+                candidates=100,
+                detections=20,
+            ),
+        ),
+        "optimizer": _optimizer(),
+        "training": _training(8000, 32, 10) if long else _training(1600, 16, 4),
+    }
+
+
+def _pictures(attention: str, long: bool):
+    """Objects of 16 to 150 pixels in 256 x 256."""
+    channels = (32, 64, 128, 256) if long else (16, 32, 64, 128)
+    return {
+        "model": MaskRCNNConfig(
+            backbone=_backbone(attention, channels),
+            first_stage=2,
+            pyramid_channels=64,
+            rpn=RPNConfig(sizes=(20, 40, 80), positive_iou=0.6),
+            heads=HeadsConfig(samples=64, canonical_side=28.0),
+        ),
+        "optimizer": _optimizer(),
+        "training": _training(6000, 16, 10) if long else _training(960, 4, 4),
+    }
+
+
+def detr(data: str):
+    """Queries for as many objects as a picture may have."""
+    clothes = data == "clothes_on_satellite"
+    channels = (16, 32, 64, 128)
+    return {
+        "name": "detr",
+        "model": DETRConfig(
+            backbone=_backbone("none", channels if clothes else (*channels, 128)[1:]),
+            queries=20 if clothes else 150,
+        ),
+        "optimizer": _optimizer(),
+        "training": _training(2400, 16, 4) if clothes else _training(960, 4, 4),
+    }

@@ -1,0 +1,146 @@
+"""A detector without learning: a threshold, and a watershed that parts what touches.
+
+Y X height and width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+
+from tasks.detection.masks import boxes_of
+from tasks.detection.metrics import Prediction, Truth, contest_scores, detection_metrics
+from tasks.detection.pasting import to_rle
+
+# What is tried on validation: factors of Otsu's threshold, pixels between two seeds at least, and
+# pixels of an object at least.
+FACTORS = (0.7, 0.85, 1.0)
+DISTANCES = (3, 5, 8)
+SIZES = (12, 30)
+# Validation pictures on which the settings are chosen.
+_CHOOSING = 60
+# Levels of the distance to the border, for the flooding.
+_LEVELS = 4096
+
+
+def otsu_watershed(
+    splits: Mapping[str, Any], names: Sequence[str], has_masks: bool
+) -> dict[str, float]:
+    """Objects are what is brighter than the threshold (darker, where the border of the picture is
+    bright), each parted from its neighbours by a watershed (Vincent & Soille 1991) of the distance
+    to the background (Otsu 1979 for the threshold). All are of the train split's most frequent
+    class; scored by their contrast. The settings are those of the best AP50 on validation.
+
+    Args:
+      splits: `tasks.detection.data.DetectionExamples` by name.
+      names: of the classes.
+      has_masks: whether masks are asked for.
+
+    Returns:
+      Metrics on test.
+    """
+    began = time.monotonic()
+    label = _most_frequent(splits["train"], len(names))
+    chosen = range(min(_CHOOSING, len(splits["validation"])))
+
+    def metrics(split: str, numbers: Sequence[int], setting: tuple) -> dict[str, float]:
+        examples = splits[split]
+        truths = [examples.truth(index) for index in numbers]
+        predictions = [
+            prediction(_picture(examples[index], truth), setting, label, has_masks)
+            for index, truth in zip(numbers, truths, strict=True)
+        ]
+        found = detection_metrics(truths, predictions, names)
+        if has_masks and len(names) == 1:
+            found["contest_score"] = float(contest_scores(truths, predictions, 0.0).mean())
+        return found
+
+    key = "mask_ap50" if has_masks else "box_ap50"
+    settings = list(itertools.product(FACTORS, DISTANCES, SIZES))
+    best = max(settings, key=lambda setting: metrics("validation", chosen, setting)[key])
+    result = metrics("test", range(len(splits["test"])), best)
+    return {**result, "seconds": round(time.monotonic() - began, 2)}
+
+
+def _most_frequent(examples: Any, classes: int) -> int:
+    counts = np.zeros(classes, int)
+    for index in range(len(examples)):
+        counts += np.bincount(examples.truth(index).labels, minlength=classes)
+    return int(counts.argmax())
+
+
+def _picture(example: Mapping[str, np.ndarray], truth: Truth) -> np.ndarray:
+    """The picture of an example in grey, at its own size."""
+    from PIL import Image
+
+    height, width = example["size"]
+    image = Image.fromarray(example["image"][:height, :width]).convert("L")
+    return np.asarray(image.resize(tuple(truth.size[::-1])), np.float32)
+
+
+def prediction(
+    grey: np.ndarray, setting: tuple[float, int, int], label: int, has_masks: bool
+) -> Prediction:
+    """What a threshold and a watershed find in one picture.
+
+    Args:
+      grey: [Y, X].
+      setting: factor of the threshold, distance of seeds, pixels of an object.
+      label: of all objects.
+      has_masks: whether masks are asked for.
+    """
+    factor, distance, least = setting
+    smooth = scipy.ndimage.gaussian_filter(grey, 1)
+    border = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
+    if np.median(border) > (smooth.min() + smooth.max()) / 2:
+        smooth = smooth.max() - smooth
+    inside = smooth > factor * otsu(smooth)
+    objects = watershed(scipy.ndimage.binary_fill_holes(inside), distance)
+    numbers, counts = np.unique(objects[objects > 0], return_counts=True)
+    numbers = numbers[counts >= least]
+    background = float(smooth[~inside].mean()) if (~inside).any() else 0.0
+    masks = objects == numbers[:, None, None]
+    contrast = np.array([smooth[mask].mean() - background for mask in masks])
+    scores = contrast / max(float(contrast.max(initial=0)), 1e-6)
+    labels = np.full(len(masks), label)
+    return Prediction(boxes_of(masks), labels, scores, to_rle(masks) if has_masks else None)
+
+
+def otsu(values: np.ndarray) -> float:
+    """The threshold that leaves two groups of values with the least variance within (Otsu 1979,
+    equation 12), to the 256th part of their range.
+    """
+    counts, edges = np.histogram(values, 256)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * middles)
+    lower = sums / np.maximum(below, 1)
+    upper = (sums[-1] - sums) / np.maximum(above, 1)
+    between = below * above * (lower - upper) ** 2
+    return float(edges[1 + np.argmax(between)])
+
+
+def watershed(inside: np.ndarray, distance: int) -> np.ndarray:
+    """Parts a region where it is narrow: seeds are the places farthest from the background.
+
+    Args:
+      inside: bool [Y, X].
+      distance: pixels within which there is one seed at most.
+
+    Returns:
+      int [Y, X], numbers of the parts from 1; 0 outside.
+    """
+    depth = scipy.ndimage.gaussian_filter(scipy.ndimage.distance_transform_edt(inside), 1.0)
+    highest = scipy.ndimage.maximum_filter(depth, size=2 * distance + 1)
+    seeds, _ = scipy.ndimage.label((depth == highest) & inside, np.ones((3, 3)))
+    if not seeds.any():
+        return seeds
+    level = (_LEVELS * (1 - depth / depth.max())).astype(np.uint16)
+    markers = np.where(inside, seeds, -1).astype(np.int32)
+    return np.maximum(scipy.ndimage.watershed_ift(level, markers), 0) * inside
