@@ -124,7 +124,7 @@ def rnn(alignment: str):
             average_decay=0.99,
         ),
         "training": TrainingConfig(
-            steps=2400,
+            steps=1800,
             batch_size=128,
             evaluation_batch_size=128,
             evaluate_every=300,
