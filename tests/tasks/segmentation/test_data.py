@@ -1,0 +1,263 @@
+"""Own folders of pictures and masks, what is wrong with them, and the data sets' own rules."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.common import blue_marble
+from tasks.common.errors import UserError
+from tasks.segmentation import datasets, files
+from tasks.segmentation.data import DataConfig, Scenes, assembled, load, nearest
+from tasks.segmentation.metrics import VOID
+
+RNG = np.random.default_rng(0)
+
+
+def picture(Y=6, X=8, rng=RNG):
+    return rng.integers(0, 255, (Y, X, 3)).astype(np.uint8)
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def folder(root, count=30, classes=3, **sizes):
+    rng = np.random.default_rng(0)  # pictures go into splits by their content
+    for number in range(count):
+        save(root / "images" / f"{number:02d}.png", image := picture(**sizes, rng=rng))
+        labels = rng.integers(0, classes, image.shape[:2]).astype(np.uint8)
+        labels[0, 0] = VOID
+        labels[-1, -1] = classes - 1
+        save(root / "masks" / f"{number:02d}.png", labels)
+    return root
+
+
+def config(path, **fields):
+    return DataConfig(**{"path": str(path), "image_size": (6, 8), **fields})
+
+
+def prepared(path, **fields):
+    return load(config(path, **fields), None)
+
+
+def test_own_folder_is_read_and_split_by_content(tmp_path):
+    root = folder(tmp_path / "mine", count=40)
+    data = prepared(root)
+    assert data.names == ("class_0", "class_1", "class_2")
+    sizes = {split: len(pictures) for split, pictures in data.splits.items()}
+    assert sum(sizes.values()) == 40
+    assert min(sizes.values()) >= 1
+    train = data.splits["train"]
+    example = train[0]
+    assert example["image"].dtype == example["labels"].dtype == np.uint8
+    assert example["labels"][0, 0] == VOID
+    # The pictures are those of the files, and a picture stays in its split when others go.
+    first = np.asarray(Image.open(root / "images" / "39.png"))
+    where = [s for s, p in data.splits.items() if (p.images == first).all(axis=(1, 2, 3)).any()]
+    for number in range(5):
+        (root / "images" / f"{number:02d}.png").unlink()
+        (root / "masks" / f"{number:02d}.png").unlink()
+    fewer = prepared(root).splits[where[0]]
+    assert (fewer.images == first).all(axis=(1, 2, 3)).any()
+    assert prepared(root).fingerprint != data.fingerprint
+
+
+def test_folders_of_splits_names_and_sizes(tmp_path):
+    folder(tmp_path / "train", count=12)
+    folder(tmp_path / "val", count=2)
+    folder(tmp_path / "test", count=3)
+    (tmp_path / "classes.txt").write_text("sky\nroad\nbig tree\n")
+    data = prepared(tmp_path, image_size=(3, 4))
+    assert data.names == ("sky", "road", "big tree")
+    assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [12, 2, 3]
+    assert data.splits["test"].images.shape == (3, 3, 4, 3)
+    tiled = prepared(tmp_path, image_size=(5, 5), fit="tiles")
+    assert tiled.splits["test"].images.shape == (3 * 4, 5, 5, 3)
+    # Of a picture's 48 pixels one is void.
+    assert np.sum(tiled.splits["test"].labels != VOID) == 3 * 47
+
+
+def test_masks_of_all_kinds(tmp_path):
+    labels = np.array([[0, 1], [2, 200]], np.uint8)
+    save(tmp_path / "grey.png", labels)
+    save(tmp_path / "wide.png", labels.astype(np.uint16))
+    palette = Image.fromarray(labels).convert("P")
+    palette.putdata(labels.ravel())
+    palette.putpalette([255, 0, 0, 0, 255, 0, 7, 7, 7] + [9] * 759)
+    palette.save(tmp_path / "palette.png")
+    for name in ("grey", "wide", "palette"):
+        np.testing.assert_array_equal(files.read_mask(tmp_path / f"{name}.png"), labels)
+    Image.fromarray(labels > 1).save(tmp_path / "two.png")
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "two.png"), labels > 1)
+    save(tmp_path / "colours.png", picture())
+    with pytest.raises(UserError, match=r"colours.png: has colours \(RGB\)"):
+        files.read_mask(tmp_path / "colours.png")
+    save(tmp_path / "lossy.jpg", labels)
+    with pytest.raises(UserError, match=r"lossy.jpg: is JPEG, which does not keep class numbers"):
+        files.read_mask(tmp_path / "lossy.jpg")
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+    root = folder(tmp_path / "mine", count=40)
+    masks = root / "masks"
+
+    def refused(message, **fields):
+        with pytest.raises(UserError, match=message):
+            prepared(root, **fields)
+
+    refused(r"masks/\d\d.png: has class 255; classes are 0 to 254, and 254 is void", void=254)
+    (root / "classes.txt").write_text("sky\nroad\n")
+    refused(r"masks/00.png: has class 2; classes are 0 to 1, and 255 is void")
+    (root / "classes.txt").write_text("sky\nsky\n")
+    refused("classes.txt: names 'sky' twice")
+    (root / "classes.txt").write_text("sky\n")
+    refused("classes.txt: names 1 classes, expected 2 to 255")
+    (root / "classes.txt").unlink()
+
+    save(masks / "03.png", np.zeros((6, 7), np.uint8))
+    refused("masks/03.png: is 7 x 6 pixels, but its picture is 8 x 6; .*skip_broken")
+    save(masks / "03.png", np.zeros((6, 8), np.uint8))
+    whole = (root / "images" / "04.png").read_bytes()
+    (root / "images" / "04.png").write_bytes(whole[:60])
+    refused("images/04.png: not a picture that can be read")
+    assert sum(len(split) for split in prepared(root, skip_broken=True).splits.values()) == 39
+    (root / "images" / "04.png").write_bytes(whole)
+
+    (masks / "05.png").rename(masks / "else.png")
+    refused(r"images/05.png: has no mask; expected .*masks/05.png")
+    (masks / "else.png").rename(masks / "05.png")
+    (root / "images" / "06.png").unlink()
+    refused("masks/06.png: has no picture of that name")
+    (root / "images" / "06.jpg").write_bytes(whole)
+    (root / "images" / "06.png").write_bytes(whole)
+    refused("06.png: 06.jpg has that name too")
+    (root / "images" / "06.jpg").unlink()
+
+    folder(root / "train", count=3, classes=2)
+    folder(root / "validation", count=1)
+    for name in ("images", "masks"):
+        (root / name).rename(root / f"old_{name}")
+    refused(r"validation/masks/00.png: has class 2; the train split has 0 to 1 alone")
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match="path: "):
+            prepared(path)
+
+
+def test_few_or_void_pictures_are_refused(tmp_path):
+    with pytest.raises(UserError, match="2 examples are too few to split"):
+        prepared(folder(tmp_path / "few", count=2))
+    root = folder(tmp_path / "train", count=1).parent
+    folder(root / "test", count=1)
+    folder(root / "validation", count=1)
+    save(root / "test" / "masks" / "00.png", np.full((6, 8), VOID, np.uint8))
+    with pytest.raises(UserError, match="no pixel of the test split has a class"):
+        prepared(root)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "camvit"}, r"name: no data set is called 'camvit' \(did you mean 'camvid'\?\)"),
+        ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
+        ({"fit": "crop"}, "fit: got 'crop', expected one of resize, tiles"),
+        ({"void": -1}, "void: got -1"),
+    ],
+)
+def test_wrong_configs_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**fields)
+    assert DataConfig(path="a/streets").name == "own_streets"
+
+
+def test_labels_at_another_size():
+    labels = np.arange(24).reshape(4, 6)
+    np.testing.assert_array_equal(nearest(labels, (2, 3)), labels[1::2, 1::2])
+    np.testing.assert_array_equal(
+        nearest(labels, (8, 12)), labels.repeat(2, axis=0).repeat(2, axis=1)
+    )
+
+
+@pytest.mark.parametrize("fit", ["resize", "tiles"])
+def test_predictions_come_back_in_the_pictures_own_pixels(tmp_path, fit):
+    sizes = [(6, 8), (1, 1), (13, 9)]
+    maps = [RNG.integers(0, 3, size).astype(np.uint8) for size in sizes]
+    for number, labels in enumerate(maps):
+        save(tmp_path / f"{number}.png", np.repeat(80 * labels[..., None], 3, axis=2))
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    chosen = DataConfig(image_size=(6, 8), fit=fit)
+    scenes = Scenes(paths, chosen)
+    examples = [scenes[index] for index in range(len(scenes))]
+    assert {example["image"].shape for example in examples} == {(6, 8, 3)}
+    # A model that reads the class off the colour.
+    seen = np.stack([example["image"][..., 0] for example in examples])
+    outputs = {"place": np.stack([example["place"] for example in examples])}
+    outputs |= {"labels": np.round(seen / 80).astype(np.uint8)}
+    outputs |= {"probabilities": 255 * np.eye(3, dtype=np.uint8)[outputs["labels"]]}
+    found = assembled(chosen, outputs)
+    assert [labels.shape for labels in found] == sizes
+    for number in (0, 1) if fit == "resize" else (0, 1, 2):
+        np.testing.assert_array_equal(found[number], maps[number])
+    with pytest.raises(UserError, match=r"input '.*3.png': no such file"):
+        Scenes([str(tmp_path / "3.png")], chosen)
+    assert len(Scenes([], chosen)) == 0
+
+
+# ---------------------------------------------------------------- the project's data sets
+
+
+def test_camvid_is_halved_and_its_content_compared(tmp_path):
+    def png(array):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "png")
+        return buffer.getvalue()
+
+    image, labels = picture(8, 12), RNG.integers(0, 12, (8, 12)).astype(np.uint8)
+    with zipfile.ZipFile(tmp_path / "repository.zip", "w") as archive:
+        archive.writestr("SegNet-1/CamVid/test/Seq05VD_f1.png", png(image))
+        archive.writestr("SegNet-1/CamVid/testannot/Seq05VD_f1.png", png(labels))
+        archive.writestr("SegNet-1/CamVid/test.txt", "no picture")
+        archive.writestr("SegNet-1/Scripts/plot.png", png(image))
+    datasets.halve_camvid(tmp_path / "repository.zip", tmp_path / "half.zip")
+    blocks = list(datasets.camvid_pixels(tmp_path / "half.zip"))
+    names = [b"CamVid/test/Seq05VD_f1.png", b"CamVid/testannot/Seq05VD_f1.png"]
+    assert blocks[::2] == names
+    with zipfile.ZipFile(tmp_path / "half.zip") as archive:
+        (example,) = datasets._camvid_split(archive, "test")
+    assert example["id"] == "Seq05VD_f1"
+    mean = image.reshape(4, 2, 6, 2, 3).mean(axis=(1, 3))
+    # Pillow rounds after each side.
+    np.testing.assert_allclose(example["image"], mean, atol=1)
+    np.testing.assert_array_equal(example["labels"], labels[1::2, 1::2])
+    assert blocks[3] == example["labels"].tobytes()
+
+
+def test_land_and_water_of_one_band_are_in_one_split(monkeypatch):
+    side, columns = 4, 50
+    land = np.zeros((2 * side, columns * side), np.uint8)
+    land[:, ::3] = blue_marble.LAND
+    land[:, 1::3] = blue_marble.LAKE
+    land[:side, : 5 * side] = blue_marble.OCEAN
+    monkeypatch.setattr(datasets, "LAND_SIDE", side)
+    monkeypatch.setattr(blue_marble, "read_land", lambda path, size: land)
+    monkeypatch.setattr(
+        blue_marble, "read_image", lambda path: np.repeat(land[..., None], 3, axis=2)
+    )
+    sources = {source.name: None for source in datasets.LAND_WATER.definition.sources}
+    splits = datasets._land_water(sources)
+    found = {}
+    for split, examples in splits.items():
+        for example in examples:
+            row, column = map(int, example["id"].split("-"))
+            found[row, column] = split
+            land_here = example["image"][..., 0] == blue_marble.LAND
+            np.testing.assert_array_equal(example["labels"], land_here)
+    # Where all is water, there is nothing to find.
+    assert len(found) == 2 * columns - 5
+    bands = {column // 5: split for (_, column), split in found.items()}
+    assert all(found[row, column] == bands[column // 5] for row, column in found)
+    expected = ["train", "validation", "train", "test", "train"] * 2
+    assert [bands[band] for band in range(10)] == expected
