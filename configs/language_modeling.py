@@ -49,6 +49,7 @@ BERT = {
     "norm_epsilon": 1e-12,
     "segments": 2,
     "next_sentence": True,
+    "mask_rate": 0.15,
 }
 
 
@@ -113,6 +114,8 @@ def masked(source: dict, **changes):
         "feedforward_size": 512,
         "positions": "learned",
         "max_length": 66,
+        # More to learn from in a step of few words (Wettig et al. 2023).
+        "mask_rate": 0.3,
     }
     return {
         "data": DataConfig(
@@ -123,8 +126,8 @@ def masked(source: dict, **changes):
             learning_rate=2e-3, warmup_steps=200, beta2=0.98, weight_decay=0.01
         ),
         "training": TrainingConfig(
-            steps=6000,
-            batch_size=64,
+            steps=3000,
+            batch_size=128,
             evaluation_batch_size=128,
             evaluate_every=500,
             log_every=50,
