@@ -109,9 +109,10 @@ def flipped(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
     for name in ("image", "instances"):
         if name in example:
             result[name] = jnp.take(example[name], places, axis=axis)
-    low, high = (0, 2) if axis else (1, 3)
-    boxes = example["boxes"]
-    mirrored = boxes.at[:, low].set(length - boxes[:, high]).at[:, high].set(length - boxes[:, low])
+    boxes = jnp.asarray(example["boxes"])
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    corners = (length - x2, y1, length - x1, y2) if axis else (x1, length - y2, x2, length - y1)
+    mirrored = jnp.stack(corners, axis=-1)
     result["boxes"] = jnp.where((example["labels"] >= 0)[:, None], mirrored, boxes)
     return result
 
