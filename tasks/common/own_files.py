@@ -9,6 +9,12 @@ from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
 
 HELD_OUT = ("test", "validation")
+# How a person may call the files or the folder of a split.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 
 
 def read_text(name: str | Path) -> str:

@@ -1,172 +1,125 @@
-"""Small pictures in memory: scikit-learn's handwritten digits, and pictures that a person gives.
-
-The digits are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998,
-UCI): 1,797 pictures of 8 x 8, each pixel the count 0..16 of inked pixels in a 4 x 4 block of the
-scanned digit. Their writers are not recorded, so the same hands are in all splits: the figures are
-for known hands.
-"""
+"""Pictures in three splits: the project's data sets, or a person's own folders, in memory."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
-import numpy as np
+from tasks.common.augmentation import AugmentationConfig
+from tasks.common.paths import Paths
+from tasks.image_classification import files
+from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
 
-from tasks.common.errors import UserError
-
-DATA_SETS = ("digits",)
-LABELS = tuple("0123456789")
-# Pixels a side, and the value of a pixel that is ink all over.
-SIDE = 8
-INK = 16
+_OWN = "own_"
+OWN_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures.
+    """Which pictures, and what is done to them in training.
 
     Attributes:
-      name: one of DATA_SETS.
-      shift: in training each picture is moved at random, up to this many pixels each way.
+      name: one of the project's data sets. With path it only names the results, and is
+        own_<folder> unless something else is given.
+      path: a folder of one's own with a folder of pictures for each class; or with train/ and, if
+        they are there, validation/ (or valid, val, dev) and test/, each with such folders. A split
+        that is missing is a tenth of train, by the hash of the picture. All are kept in memory.
+      image_size: pixels a side to which one's own pictures are scaled, after the largest square in
+        the middle is cut out; 64 if not given.
+      skip_broken: leave out what cannot be read of one's own files, and name it, instead of
+        stopping.
+      shift: in training each picture is moved at random, up to this many pixels each way, in parts
+        of a pixel too.
+      augmentation: further changes in training.
+      mixup: in training each picture is mixed with another, by a share from Beta(mixup, mixup);
+        0: not.
     """
 
     name: str = "digits"
+    path: str | None = None
+    image_size: int | None = None
+    skip_broken: bool = False
     shift: float = 0.5
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    mixup: float = 0.0
 
     def __post_init__(self):
-        if self.name not in DATA_SETS:
-            raise ValueError(f"name must be one of {', '.join(DATA_SETS)}, got {self.name!r}")
-        if not 0 <= self.shift <= SIDE:
-            raise ValueError(f"shift must be in [0, {SIDE}], got {self.shift}")
+        if self.path is not None:
+            # Results of own files must not be filed under a public data set's name.
+            if self.name in DATA_SETS:
+                object.__setattr__(self, "name", _OWN + Path(self.path).expanduser().resolve().name)
+        elif self.name not in DATA_SETS:
+            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"name: no data set is called {self.name!r}{hint}; there are "
+                f"{', '.join(DATA_SETS)}; path takes a folder of your own"
+            )
+        elif self.image_size is not None or self.skip_broken:
+            field = "skip_broken" if self.image_size is None else "image_size"
+            raise ValueError(f"{field}: is for pictures of your own, give path with it")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
+        if not 0 <= self.shift <= self.side:
+            raise ValueError(f"shift must be in [0, {self.side}], got {self.shift}")
+        if not self.mixup >= 0:
+            raise ValueError(f"mixup: got {self.mixup}, expected at least 0")
+        if self.augmentation.needs_colour and self.path is None:
+            raise ValueError(f"augmentation: saturation and hue: {self.name} has grey pictures")
+
+    @property
+    def side(self) -> int:
+        """Pixels a side."""
+        if self.path is None:
+            return DATA_SETS[self.name].side
+        return OWN_SIDE if self.image_size is None else self.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(Y, X, C); one's own have colours."""
+        return (self.side, self.side, 1 if self.path is None else 3)
 
 
-class Images:
-    """Random access to pictures of one size; `labels` is None where nobody knows them.
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """A data set.
 
     Attributes:
-      images: float32 [n, Y, X, C], ink from 0 to 1.
-      labels: int32 [n] or None.
+      labels: names of the classes.
+      splits: train, validation and test.
     """
 
-    lengths = None
-    padded: Mapping[str, int] = {}
+    labels: tuple[str, ...]
+    splits: Mapping[str, Images]
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        self.images, self.labels = images, labels
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all pictures and labels and of where they stand."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for split in SPLITS:
+            examples = self.splits[split]
+            digest.update(f"{split} {examples.images.shape}".encode())
+            digest.update(examples.images.tobytes())
+            digest.update(examples.labels.tobytes())
+        return digest.hexdigest()[:16]
 
-    def __len__(self) -> int:
-        return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = {"image": self.images[index]}
-        if self.labels is not None:
-            example["label"] = self.labels[index]
-        return example
-
-
-def split_of(pixels: np.ndarray) -> str:
-    """The split of a picture, by its content alone.
-
-    SHA-256 of the pixels as bytes, modulo 10: 0 and 1 are test, 2 is validation, the rest train.
-    Pictures that are equal in every pixel therefore never stand in two splits.
+def load(config: DataConfig, paths: Paths | None) -> ImageData:
+    """Reads a data set, preparing one of the project's own first when it is not.
 
     Args:
-      pixels: integers 0..16, [Y, X].
-    """
-    digest = hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).tobytes()).hexdigest()
-    part = int(digest, 16) % 10
-    return "test" if part < 2 else "validation" if part == 2 else "train"
-
-
-def load(config: DataConfig) -> dict[str, Images]:
-    """The three splits, in the order of the source."""
-    from sklearn.datasets import load_digits
-
-    source = load_digits()
-    pixels = source.images.astype(np.uint8)
-    splits = np.array([split_of(image) for image in pixels])
-    images = _scaled(pixels)
-    labels = source.target.astype(np.int32)
-    return {
-        split: Images(images[splits == split], labels[splits == split])
-        for split in ("train", "validation", "test")
-    }
-
-
-def fingerprint(splits: Mapping[str, Images]) -> str:
-    """Hash of all pictures and labels and of where they stand."""
-    digest = hashlib.sha256()
-    for split, examples in splits.items():
-        digest.update(f"{split} {len(examples)}".encode())
-        digest.update(examples.images.tobytes())
-        digest.update(examples.labels.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def read_images(raw: Sequence[str]) -> Images:
-    """Pictures from what a person typed; see `read_image`."""
-    return Images(np.stack([read_image(text) for text in raw]) if raw else _scaled(np.empty(0)))
-
-
-def read_image(text: str) -> np.ndarray:
-    """One picture from 64 numbers or a file.
-
-    Args:
-      text: 64 numbers from 0 (paper) to 16 (ink) with commas between, row by row; or the path of a
-        picture in any format that Pillow reads. That is turned to grey and shrunk to 8 x 8 by the
-        mean of blocks, which is how the data set was made; where its border is light, it is taken
-        for dark ink on light paper and inverted.
-
-    Returns:
-      float32 [8, 8, 1], ink from 0 to 1.
+      config: which.
+      paths: where things are kept; digits come with scikit-learn and need none.
 
     Raises:
-      UserError: neither, or numbers that do not fit.
+      UserError: what is wrong with a file, a folder or a source.
     """
-    numbers = _numbers(text)
-    if numbers is None:
-        return _read_file(text)
-    shown = f"input {_shortened(text)}"
-    if len(numbers) != SIDE**2:
-        raise UserError(f"{shown}: has {len(numbers)} numbers; give {SIDE**2}, row by row")
-    if not all(0 <= number <= INK for number in numbers):
-        raise UserError(f"{shown}: each number must be from 0 (paper) to {INK} (ink)")
-    return _scaled(np.reshape(numbers, (1, SIDE, SIDE)))[0]
-
-
-def _scaled(pixels: np.ndarray) -> np.ndarray:
-    """[n, 8, 8] of 0..16 -> float32 [n, 8, 8, 1] of 0..1."""
-    return (pixels.reshape(-1, SIDE, SIDE, 1) / INK).astype(np.float32)
-
-
-def _numbers(text: str) -> list[float] | None:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
-
-
-def _read_file(path: str) -> np.ndarray:
-    from PIL import Image
-
-    remedy = f"give the path of a picture, or {SIDE**2} numbers 0..{INK} with commas between"
-    try:
-        with Image.open(path) as picture:
-            # What is transparent is paper.
-            paper = Image.new("RGBA", picture.size, "white")
-            paper.alpha_composite(picture.convert("RGBA"))
-            grey = paper.convert("L")
-    except FileNotFoundError:
-        raise UserError(f"input {_shortened(path)}: no such file; {remedy}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise UserError(f"input {_shortened(path)}: not a picture; {remedy}") from None
-    light = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
-    border = np.concatenate([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
-    ink = 1 - light if border.mean() > 0.5 else light
-    return ink[..., None]
-
-
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    if config.path is None:
+        data_set = DATA_SETS[config.name]
+        return ImageData(data_set.labels, data_set.load(paths))
+    return ImageData(*files.read_folder(config.path, config.side, config.skip_broken))

@@ -16,6 +16,7 @@ from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.image_classification.convnet import ConvNetConfig
+from tasks.image_classification.resnet import ResNetClassifierConfig
 
 Array = jax.Array
 
@@ -69,7 +70,7 @@ class ViTConfig:
         return EncoderConfig(max_length=max_length, **{name: getattr(self, name) for name in names})
 
 
-MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig}
+MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig, "resnet": ResNetClassifierConfig}
 
 
 def patches(images: Array, size: int) -> Array:

@@ -14,22 +14,28 @@ from flax import nnx
 
 from attention import registry
 from tasks.common.answers import ranked_classes
-from tasks.common.augmentation import random_shift
+from tasks.common.augmentation import (
+    AugmentationConfig,
+    augment,
+    example_keys,
+    mixup,
+    random_shift,
+)
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
-from tasks.image_classification import baselines
-from tasks.image_classification import data as pictures
+from tasks.image_classification import baselines, files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
-from tasks.image_classification.data import DataConfig, Images
+from tasks.image_classification.data import DataConfig, ImageData, load
+from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
+from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
 from tasks.task import Task
 
-IMAGE_SHAPE = (pictures.SIDE, pictures.SIDE, 1)
-Config = ViTConfig | ConvNetConfig
-Model = VisionTransformer | ConvNet
+Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
+Model = VisionTransformer | ConvNet | ResNetClassifier
 
 
 class ImageClassification(Task):
@@ -46,26 +52,27 @@ class ImageClassification(Task):
         data: DataConfig,
         model: Config,
         labels: Sequence[str],
-        splits: Mapping[str, Images] | None = None,
+        pictures: ImageData | None = None,
     ):
         """Use `prepare` or `restore`.
 
         Args:
           data, model: configs.
           labels: names of the classes.
-          splits: the pictures; None where only predictions are wanted.
+          pictures: the splits; None where only predictions are wanted.
         """
         self._data, self._model = data, model
-        self._labels, self._splits = tuple(labels), splits
+        self._labels, self._pictures = tuple(labels), pictures
 
     # ------------------------------------------------------------------ making
 
     @classmethod
     def prepare(cls, data: DataConfig, model: Config, paths: Paths) -> ImageClassification:
-        """See `Task.prepare`; the pictures come with scikit-learn."""
+        """See `Task.prepare`."""
         if isinstance(model, ViTConfig):
-            _check_patches(model)
-        return cls(data, model, pictures.LABELS, pictures.load(data))
+            _check_patches(model, data.side)
+        pictures = load(data, paths)
+        return cls(data, model, pictures.labels, pictures)
 
     @classmethod
     def restore(
@@ -81,42 +88,70 @@ class ImageClassification(Task):
     @property
     def fingerprint(self) -> str:
         """Of the pictures, their labels and splits."""
-        return pictures.fingerprint(self._splits)
+        return self._pictures.fingerprint
 
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> Images:
         """See `Task.examples`."""
-        return self._splits[split]
+        return self._pictures.splits[split]
 
     # ------------------------------------------------------------------ model
 
     def build_model(self, rngs: nnx.Rngs) -> Model:
         """See `Task.build_model`."""
-        if isinstance(self._model, ConvNetConfig):
-            return ConvNet(self._model, IMAGE_SHAPE[-1], len(self._labels), rngs=rngs)
-        return VisionTransformer(self._model, IMAGE_SHAPE, len(self._labels), rngs=rngs)
+        shape, classes = self._data.image_shape, len(self._labels)
+        if isinstance(self._model, ViTConfig):
+            return VisionTransformer(self._model, shape, classes, rngs=rngs)
+        kind = ConvNet if isinstance(self._model, ConvNetConfig) else ResNetClassifier
+        return kind(self._model, shape[-1], classes, rngs=rngs)
 
     def loss(
         self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy, and the accuracy, both of pictures moved at random and under dropout."""
-        shift_key, dropout_key = jax.random.split(dropout_key)
-        images = random_shift(batch["image"], self._data.shift, shift_key)
-        options = {"dropout_key": dropout_key}
-        if isinstance(model, ConvNet):
+        """Cross-entropy, and the accuracy, both of pictures changed at random and under dropout.
+
+        With mixup the loss is of both labels, each by its share of the picture, and the accuracy is
+        that of the first.
+        """
+        images, mixed = self._changed(batch, dropout_key)
+        options = {"dropout_key": jax.random.split(dropout_key)[1]}
+        if not isinstance(model, VisionTransformer):
             options |= {"valid": batch["weight"] > 0, "training": True}
         logits = model(images, **options)
         rows = jnp.maximum(jnp.sum(batch["weight"]), 1)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         accuracy = jnp.sum(correct * batch["weight"]) / rows
-        return jnp.sum(_losses(logits, batch)) / rows, {"accuracy": accuracy}
+        losses = _losses(logits, batch)
+        if mixed is not None:
+            partner, share = mixed
+            other = _losses(logits, {**batch, "label": batch["label"][partner]})
+            losses = share * losses + (1 - share) * other
+        return jnp.sum(losses) / rows, {"accuracy": accuracy}
+
+    def _changed(
+        self, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The pictures as training sees them, and partners and shares of mixup if it is there."""
+        data = self._data
+        images = random_shift(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
+        if data.augmentation == AugmentationConfig() and not data.mixup:
+            return images, None
+        # Of other numbers than those of split.
+        augment_keys, mixup_keys = (
+            example_keys(jax.random.fold_in(key, number), batch["id"]) for number in (2, 3)
+        )
+        images = augment(images, augment_keys, data.augmentation)
+        if not data.mixup:
+            return images, None
+        images, *mixed = mixup(images, mixup_keys, data.mixup, batch["weight"] > 0)
+        return images, tuple(mixed)
 
     def batch_statistics(
         self, model: Model, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """Summed cross-entropy, number of pictures, confusion counts [true, predicted]."""
-        logits = model(batch["image"])
+        logits = model(_floating(batch["image"]))
         classes = len(self._labels)
         confusion = jnp.zeros((classes, classes), jnp.int32)
         counted = (batch["weight"] > 0).astype(jnp.int32)
@@ -128,7 +163,7 @@ class ImageClassification(Task):
 
     def outputs(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Probabilities [B, classes]."""
-        return {"probabilities": jax.nn.softmax(model(batch["image"]))}
+        return {"probabilities": jax.nn.softmax(model(_floating(batch["image"])))}
 
     def attention(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the model returns: of a ViT the encoder's layers [B, L, N, T, T] and what the head
@@ -136,7 +171,7 @@ class ImageClassification(Task):
         vit = isinstance(model, VisionTransformer)
         if vit and "weights" not in registry.find("mixer", self._model.mixer).can:
             return {}
-        return model(batch["image"], return_weights=True)[1]
+        return model(_floating(batch["image"]), return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
 
@@ -144,13 +179,13 @@ class ImageClassification(Task):
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
         """Loss, and the metrics of `tasks.common.metrics`."""
-        labels = self._splits[split].labels
+        labels = self._pictures.splits[split].labels
         metrics = classification_metrics(labels, _predicted(outputs), self._labels)
         return {**metrics, "loss": float(statistics["loss"] / statistics["weight"])}
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """1 where the class is right."""
-        return (_predicted(outputs) == self._splits[split].labels).astype(np.float32)
+        return (_predicted(outputs) == self._pictures.splits[split].labels).astype(np.float32)
 
     def figures(
         self,
@@ -163,12 +198,14 @@ class ImageClassification(Task):
         drawn: list[Figure] = [
             ConfusionMatrix(f"{split} split", statistics["confusion"], self._labels)
         ]
-        examples = self._splits[split]
+        examples = self._pictures.splits[split]
+        grey = self._data.image_shape[-1] == 1
         for index, where, weights in self._attended(attention):
             predicted = self._labels[_predicted(outputs)[index]]
             true = self._labels[examples.labels[index]]
             caption = f"predicted {predicted}, true {true}{where}"
-            drawn.append(AttendedImage(caption, examples.images[index, ..., 0], weights))
+            image = examples.images[index]
+            drawn.append(AttendedImage(caption, image[..., 0] if grey else image, weights))
         return drawn
 
     def _attended(
@@ -176,11 +213,11 @@ class ImageClassification(Task):
     ) -> Iterator[tuple[int, str, np.ndarray]]:
         """Number of the picture, words about the place in the model, and a map [y, x]."""
         if isinstance(self._model, ViTConfig):
-            grid = [side // self._model.patch_size for side in IMAGE_SHAPE[:2]]
+            grid = [side // self._model.patch_size for side in self._data.image_shape[:2]]
             for index, weights in enumerate(attention.get("head", ())):
                 yield index, "", weights.mean(axis=0).reshape(grid)
             return
-        grids = self._model.sides(*IMAGE_SHAPE[:2])
+        grids = self._model.sides(*self._data.image_shape[:2])
         line = convolutional.slot_line(self._model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
@@ -189,20 +226,24 @@ class ImageClassification(Task):
                     yield index, f" ({name.replace('_', ' ')})", found
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Softmax regression and an SVM on the pixels."""
-        fits = {
-            "logistic_regression": baselines.logistic_regression,
-            "rbf_svm": baselines.rbf_svm,
-        }
+        """Softmax regression on the pixels, and an SVM: on the pixels of digits, which are few, on
+        oriented gradients of other pictures.
+        """
+        fits = {"logistic_regression": baselines.logistic_regression}
+        if self._data.name == "digits":
+            fits["rbf_svm"] = baselines.rbf_svm
+        else:
+            fits["hog_linear_svc"] = baselines.hog_linear_svc
         return {
-            name: functools.partial(fit, self._splits, self._labels) for name, fit in fits.items()
+            name: functools.partial(fit, self._pictures.splits, self._labels)
+            for name, fit in fits.items()
         }
 
     # ------------------------------------------------------------------ predict
 
     def inputs(self, raw: Sequence[str]) -> Images:
-        """Paths of pictures, or their 64 numbers; see `data.read_image`."""
-        return pictures.read_images(raw)
+        """Paths of pictures, or numbers; see `files.read_inputs`."""
+        return files.read_inputs(raw, DATA_SETS.get(self._data.name), self._data.side)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
@@ -222,11 +263,16 @@ def _losses(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.where(batch["weight"] > 0, rows * batch["weight"], 0)
 
 
-def _check_patches(model: ViTConfig) -> None:
-    if pictures.SIDE % model.patch_size:
+def _floating(images: jax.Array) -> jax.Array:
+    """Pictures from 0 to 1; bytes are divided by 255."""
+    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+
+def _check_patches(model: ViTConfig, side: int) -> None:
+    if side % model.patch_size:
         raise UserError(
-            f"config.model.patch_size: must divide the pictures' {pictures.SIDE} pixels a side, "
-            f"got {model.patch_size}"
+            f"config.model.patch_size: must divide the pictures' {side} pixels a side, got "
+            f"{model.patch_size}"
         )
 
 

@@ -7,14 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import read_text
-
-# How the files of a split may be called.
-STEMS = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
+from tasks.common.own_files import SPLIT_NAMES, read_text
 
 Files = tuple[Path, Path]
 
@@ -43,7 +36,7 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
             "two files with a comma between"
         )
     found: dict[str, Files] = {}
-    for split, stems in STEMS.items():
+    for split, stems in SPLIT_NAMES.items():
         for stem in stems:
             pair = folder / f"{stem}.{source}", folder / f"{stem}.{target}"
             there = [file.is_file() for file in pair]

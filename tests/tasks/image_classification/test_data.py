@@ -1,5 +1,6 @@
-"""Digits: their splits, and pictures and numbers that a person gives."""
+"""Data sets, their splits, folders of one's own, and what a person gives to be predicted."""
 
+import gzip
 import hashlib
 
 import numpy as np
@@ -7,17 +8,24 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tasks.common import builders
+from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
-from tasks.image_classification import data
-from tasks.image_classification.data import DataConfig
+from tasks.common.own_files import hold_out
+from tasks.common.paths import Paths
+from tasks.image_classification.data import DataConfig, ImageData, load
+from tasks.image_classification.datasets import DATA_SETS, FASHION_MNIST, Images
+from tasks.image_classification.files import read_folder, read_grey, read_inputs
+
+DIGITS, FASHION = DATA_SETS["digits"], DATA_SETS["fashion_mnist"]
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return data.load(DataConfig())
+    return load(DataConfig(), None).splits
 
 
-def test_every_picture_is_in_one_split_by_the_rule(splits):
+def test_every_digit_is_in_one_split_by_the_rule(splits):
     # The rule, written a second time.
     source = load_digits()
     parts = [
@@ -38,21 +46,167 @@ def test_every_class_is_in_every_split(splits):
 
 
 def test_the_fingerprint_tells_of_a_changed_label(splits):
-    before = data.fingerprint(splits)
+    before = ImageData(DIGITS.labels, splits).fingerprint
     labels = splits["test"].labels.copy()
     labels[0] = (labels[0] + 1) % 10
-    changed = {**splits, "test": data.Images(splits["test"].images, labels)}
-    assert data.fingerprint(changed) != before
-    assert data.fingerprint(data.load(DataConfig())) == before
+    changed = {**splits, "test": Images(splits["test"].images, labels)}
+    assert ImageData(DIGITS.labels, changed).fingerprint != before
+    assert load(DataConfig(), None).fingerprint == before
 
 
-def test_sixty_four_numbers(splits):
-    example = splits["test"][0]
-    typed = ",".join(f"{value:g}" for value in (example["image"] * 16).ravel())
-    np.testing.assert_array_equal(data.read_image(typed), example["image"])
-    unlabelled = data.read_images([typed, typed])
+# ---------------------------------------------------------------- Fashion-MNIST
+
+
+def test_fashion_mnist_is_built_of_its_files(tmp_path):
+    """From files of the same form with few pictures, the validation ones last in train."""
+
+    def idx(array):
+        return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+
+    rng = np.random.default_rng(0)
+    files, made = {}, {}
+    for stem, count in (("train", 10_003), ("t10k", 2)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        made[stem] = images, labels
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            name = f"fashion_mnist/{stem}-{kind}-ubyte.gz"
+            files[name] = tmp_path / name.split("/")[1]
+            files[name].write_bytes(gzip.compress(idx(array) + array.tobytes(), 0))
+    assert set(files) == {source.name for source in FASHION_MNIST.sources}
+    found = {split: list(rows) for split, rows in FASHION_MNIST.generate(files).items()}
+    assert {split: len(rows) for split, rows in found.items()} == {
+        "train": 3,
+        "validation": 10_000,
+        "test": 2,
+    }
+    images, labels = made["train"]
+    np.testing.assert_array_equal(found["train"][2]["image"], images[2])
+    assert found["validation"][0]["label"] == labels[3]
+    np.testing.assert_array_equal(found["validation"][9_999]["image"], images[10_002])
+    np.testing.assert_array_equal(found["test"][1]["image"], made["t10k"][0][1])
+
+
+def test_fashion_mnist_is_read_as_it_was_prepared(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"image": rng.integers(0, 256, (28, 28), np.uint8), "label": label} for label in (9, 0, 3)
+    ]
+    small = builders.Definition(
+        name="fashion_mnist",
+        version="1.0.0",
+        features=FASHION_MNIST.features,
+        sources=(),
+        generate=lambda files: {split: rows for split in ("train", "validation", "test")},
+    )
+    monkeypatch.setattr("tasks.image_classification.datasets.FASHION_MNIST", small)
+    data = load(DataConfig(name="fashion_mnist"), Paths(tmp_path, tmp_path))
+    assert data.labels[9] == "Ankle boot"
+    train = data.splits["train"]
+    assert (train.images.shape, train.images.dtype) == ((3, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(train.labels, [9, 0, 3])
+    np.testing.assert_array_equal(train[1]["image"][..., 0], rows[1]["image"])
+
+
+# ---------------------------------------------------------------- folders
+
+
+def folder(root, classes, count=30, seed=0):
+    """Noise with a hue for each class, 12 x 10, in files that sort as their numbers."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 100, (12, 10, 3), np.uint8)
+            pixels[..., number % 3] += 100
+            Image.fromarray(pixels).save(root / name / f"{index:03d}.png")
+    return root
+
+
+def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
+    folder(tmp_path, ["dog", "cat"])
+    labels, splits = read_folder(str(tmp_path), 10, False)
+    assert labels == ("cat", "dog")
+    assert sum(len(part) for part in splits.values()) == 60
+    assert all(len(part) for part in splits.values())
+    assert splits["train"].images.dtype == np.uint8
+    # The middle of the picture; the class is what is most.
+    first = np.asarray(Image.open(tmp_path / "cat" / "000.png"))[1:11]
+    everything = np.concatenate([part.images for part in splits.values()])
+    assert any((image == first).all() for image in everything)
+    for part in splits.values():
+        channel = part.images.mean(axis=(1, 2)).argmax(axis=1)
+        np.testing.assert_array_equal(channel, 1 - part.labels)
+    # Equal pictures stand together, and one more changes nothing for the others.
+    hashes = [hashlib.sha256(image).hexdigest() for image in everything]
+    assert len(hold_out([*hashes, hashes[0]], [], "", "")["train"]) >= len(splits["train"])
+    again = read_folder(str(tmp_path), 10, False)[1]
+    np.testing.assert_array_equal(again["test"].images, splits["test"].images)
+
+
+def test_folders_of_splits(tmp_path):
+    folder(tmp_path / "train", ["a", "b"], seed=1)
+    folder(tmp_path / "val", ["b"], count=2, seed=2)
+    _, splits = read_folder(str(tmp_path), 4, False)
+    assert len(splits["validation"]) == 2
+    np.testing.assert_array_equal(splits["validation"].labels, [1, 1])
+    assert splits["train"].images.shape[1:] == (4, 4, 3)
+    assert len(splits["train"]) + len(splits["test"]) == 60
+    folder(tmp_path / "test", ["c"], count=2, seed=3)
+    with pytest.raises(UserError, match=r"test/c: train has no such class; it has a, b"):
+        read_folder(str(tmp_path), 4, False)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    labels, _ = read_folder(str(folder(tmp_path, ["train", "plane"])), 4, False)
+    assert labels == ("plane", "train")
+
+
+def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
+    folder(tmp_path, ["a", "b"])
+    broken = tmp_path / "b" / "007.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"b/007\.png: not a picture .*config\.data\.skip_broken"):
+        read_folder(str(tmp_path), 4, False)
+    _, splits = read_folder(str(tmp_path), 4, True)
+    assert sum(len(part) for part in splits.values()) == 59
+    assert "skipped" in (said := capsys.readouterr().err)
+    assert "007.png" in said
+
+
+def test_folders_that_cannot_be_learned_from(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; config\.data\.path"):
+        read_folder(str(tmp_path / "nowhere"), 4, False)
+    folder(tmp_path / "one", ["a"])
+    with pytest.raises(UserError, match="has the one class 'a'; a classifier needs two"):
+        read_folder(str(tmp_path / "one"), 4, False)
+    folder(tmp_path / "few", ["a", "b"], count=1)
+    with pytest.raises(UserError, match="2 examples are too few to split"):
+        read_folder(str(tmp_path / "few"), 4, False)
+
+
+# ---------------------------------------------------------------- what is predicted
+
+
+@pytest.mark.parametrize("data_set", [DIGITS, FASHION])
+def test_numbers(data_set):
+    pixels = np.arange(data_set.side**2) % (data_set.ink + 1)
+    typed = ",".join(map(str, pixels))
+    found = read_grey(typed, data_set)
+    np.testing.assert_allclose(found.ravel() * data_set.ink, pixels, rtol=1e-6)
+    unlabelled = read_inputs([typed, typed], data_set, data_set.side)
     assert len(unlabelled) == 2
     assert unlabelled[1].keys() == {"image"}
+    assert read_inputs([], data_set, data_set.side).images.shape == (0, *found.shape)
+
+
+def test_colours_of_own_pictures_stay(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_inputs([str(tmp_path / "a.png")], None, 6).images
+    np.testing.assert_array_equal(found[0], pixels[:, 1:7])
+    with pytest.raises(UserError, match=r"^input '1,2,3': no such file; give the path of a pictur"):
+        read_inputs(["1,2,3"], None, 6)
 
 
 # A bar of ink in the two middle columns, 32 x 32 as the digits were scanned.
@@ -71,14 +225,23 @@ def test_a_picture_file_of_any_mode(tmp_path, mode, dark_on_light):
         Image.fromarray(pixels.astype(np.uint16) * 257).save(path)
     else:
         Image.fromarray(pixels).convert(mode).save(path)
-    np.testing.assert_allclose(data.read_image(str(path))[..., 0], EXPECTED, atol=0.01)
+    np.testing.assert_allclose(read_grey(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
+
+
+def test_a_picture_that_is_no_square_is_put_into_one(tmp_path):
+    """Dark on light, narrow: paper left and right of it."""
+    path = tmp_path / "bar.png"
+    Image.fromarray(np.pad(np.zeros((16, 8), np.uint8), 8, constant_values=255)).save(path)
+    found = read_grey(str(path), DIGITS)[..., 0]
+    np.testing.assert_allclose(found.sum(), 8, atol=0.01)
+    np.testing.assert_allclose(found[2:6, 3:5], 1, atol=0.01)
 
 
 def test_what_is_transparent_is_paper(tmp_path):
     path = tmp_path / "bar.png"
     black = np.zeros_like(BAR)
     Image.fromarray(np.stack([black, black, black, BAR], axis=-1), "RGBA").save(path)
-    np.testing.assert_allclose(data.read_image(str(path))[..., 0], EXPECTED, atol=0.01)
+    np.testing.assert_allclose(read_grey(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +259,7 @@ def test_what_is_transparent_is_paper(tmp_path):
 )
 def test_other_input_is_refused_in_one_line(typed, message):
     with pytest.raises(UserError, match=message) as caught:
-        data.read_image(typed)
+        read_grey(typed, DIGITS)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 200
 
@@ -108,17 +271,35 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (tmp_path / "words.png").write_text("not a picture")
     for name in ("half.png", "words.png", "."):
-        with pytest.raises(UserError, match="not a picture; give the path"):
-            data.read_image(str(tmp_path / name))
+        with pytest.raises(UserError, match=r"not a picture.*; give the path"):
+            read_grey(str(tmp_path / name), DIGITS)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "mnist", "name must be one of digits, got 'mnist'"),
+        ("name", "fashion", "name: no data set is called 'fashion' .did you mean 'fashion_mnist'"),
         ("shift", -0.5, r"shift must be in \[0, 8\], got -0.5"),
+        ("image_size", 32, "image_size: is for pictures of your own"),
+        ("skip_broken", True, "skip_broken: is for pictures of your own"),
+        ("mixup", -1.0, "mixup: got -1.0, expected at least 0"),
+        (
+            "augmentation",
+            AugmentationConfig(hue=0.1),
+            "augmentation: saturation and hue: digits has grey pictures",
+        ),
     ],
 )
 def test_impossible_configs_begin_with_the_field(field, value, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         DataConfig(**{field: value})
+
+
+def test_results_of_own_pictures_have_a_name_of_their_own(tmp_path):
+    config = DataConfig(path=str(tmp_path / "leaves"), augmentation=AugmentationConfig(hue=0.1))
+    assert (config.name, config.image_shape) == ("own_leaves", (64, 64, 3))
+    assert DataConfig(name="mine", path="leaves", image_size=8).image_shape == (8, 8, 3)
+    assert DataConfig(name="mine", path="leaves").name == "mine"
+    assert DataConfig(name="fashion_mnist").image_shape == (28, 28, 1)
+    with pytest.raises(ValueError, match="image_size: got 0"):
+        DataConfig(path="leaves", image_size=0)

@@ -1,6 +1,7 @@
 """Image classification by the contract: figures from elsewhere, and rows that count for nothing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,15 @@ from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
 from launch.engine.config import load_file
+from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
 from tasks.common.pipeline import evaluation_batches
 from tasks.figures import AttendedImage, ConfusionMatrix
 from tasks.image_classification import baselines
-from tasks.image_classification.data import DataConfig
+from tasks.image_classification.data import DataConfig, ImageData
+from tasks.image_classification.datasets import Images
 from tasks.image_classification.model import ViTConfig
+from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
 from tasks.image_classification.task import TASK
 
 MODEL = ViTConfig(patch_size=4, model_size=8, num_layers=1, num_heads=2, feedforward_size=12)
@@ -131,6 +135,131 @@ def test_baselines_are_fitted_on_train_and_scored_on_test(task, monkeypatch):
     assert found["seconds"] >= 0
 
 
+def test_gradients_are_counted_by_their_directions():
+    """A ramp: all gradients point one way, and all blocks are equal but at the border."""
+    down, right = np.mgrid[0:16, 0:16].astype(np.float32) / 16
+    for ramp, direction in ((right, 0.0), (down, np.pi / 2), (right + down, np.pi / 4)):
+        found = baselines.oriented_gradients(ramp[None]).reshape(3, 3, 9, 4)[1, 1]
+        # Middles of the nine parts of half a circle; a direction is shared between two.
+        middles = (np.arange(9) + 0.5) * np.pi / 9
+        apart = np.abs((middles - direction + np.pi / 2) % np.pi - np.pi / 2) / (np.pi / 9)
+        share = np.maximum(1 - apart, 0)
+        share /= np.linalg.norm(np.tile(share, 4))
+        share = np.minimum(share, 0.2)
+        share /= np.linalg.norm(np.tile(share, 4))
+        np.testing.assert_allclose(found, np.tile(share, (4, 1)).T, atol=1e-3)
+
+
+def colourful(count=60):
+    """Two classes that differ in where they are bright, in colours."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(count) % 2).astype(np.int32)
+    images = rng.integers(0, 60, (count, 70, 70, 3), np.uint8)
+    images[labels == 1, 20:50, 20:50] += 100
+    examples = Images(images, labels)
+    return ImageData(("flat", "square"), dict.fromkeys(("train", "validation", "test"), examples))
+
+
+def test_baselines_of_own_pictures():
+    """Of sizes above those that are looked at."""
+    task = TASK(DataConfig(path="x", image_size=70), MODEL, ("flat", "square"), colourful())
+    fits = task.baselines()
+    assert set(fits) == {"logistic_regression", "hog_linear_svc"}
+    assert [fits[name]()["accuracy"] for name in fits] == [1.0, 1.0]
+    small = np.zeros((2, 5, 20, 1), np.float32)
+    assert baselines._gradients(small).shape == (2, 4 * 36)
+
+
+# ---------------------------------------------------------------- convolutional networks
+
+RESNET = ResNetClassifierConfig(channels=(4, 8), depths=(1, 1), attention="cbam", dropout_rate=0.5)
+
+
+def own_batch(side=9):
+    pictures = colourful(4).splits["train"]
+    return {
+        "image": jnp.asarray(pictures.images[:, 20 : 20 + side, 20 : 20 + side]),
+        "label": jnp.asarray(pictures.labels),
+        "weight": jnp.array([1.0, 1.0, 1.0, 0.0]),
+        "id": jnp.array([5, 2, 9, -1], jnp.int32),
+    }
+
+
+def test_the_residual_network_classifies_own_pictures():
+    """A step with all that can be changed at random; figures and answers after it."""
+    augmentation = AugmentationConfig(
+        scale_min=0.8, scale_max=1.2, crop_padding=1, flip=True, brightness=0.2, hue=0.1, cutout=3
+    )
+    data = DataConfig(path="x", image_size=9, shift=0.0, augmentation=augmentation, mixup=0.4)
+    task = TASK(data, RESNET, ("flat", "square"), colourful())
+    batch = own_batch()
+
+    @nnx.jit
+    def step(model, batch):
+        (loss, metrics), slopes = nnx.value_and_grad(
+            lambda model: task.loss(model, batch, jax.random.key(0)), has_aux=True
+        )(model)
+        return loss, metrics, slopes, nnx.state(model, nnx.BatchStat)
+
+    losses = []
+    for last in (batch["image"][3], 255 - batch["image"][3]):
+        model = task.build_model(nnx.Rngs(0))
+        before = jax.tree.map(jnp.copy, nnx.state(model, nnx.BatchStat))
+        changed = {**batch, "image": batch["image"].at[3].set(last)}
+        loss, metrics, slopes, after = step(model, changed)
+        losses.append([loss, slopes, after])
+        moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), before, after)
+        assert min(jax.tree.leaves(moved)) > 0
+        assert 0 <= metrics["accuracy"] <= 1
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
+    # What the row of weight 0 holds counts for nothing.
+    for left, right in zip(*map(jax.tree.leaves, losses), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+    logits, weights = nnx.jit(ResNetClassifier.__call__, static_argnames="return_weights")(
+        model, batch["image"] / jnp.float32(255), return_weights=True
+    )
+    found = nnx.jit(task.outputs)(model, batch)["probabilities"]
+    np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
+    attention = {name: np.asarray(each[:1]) for name, each in weights.items()}
+    outputs = {"probabilities": np.eye(2)[task.examples("test").labels]}
+    _, *drawn = task.figures({"confusion": np.eye(2)}, outputs, "test", attention)
+    assert [figure.weights.shape for figure in drawn] == [(9, 9), (5, 5)]
+    assert drawn[0].image.shape == (70, 70, 3)
+    assert drawn[1].caption == "predicted flat, true flat (stage 2)"
+
+
+def test_mixup_takes_both_labels_by_their_shares(monkeypatch):
+    """Of a model that gives the same for every picture: -log p of each label by its share."""
+    logits = jnp.array([2.0, -1.0])
+    data = DataConfig(path="x", image_size=9, shift=0.0, mixup=1.0)
+    task = TASK(data, RESNET, ("flat", "square"), None)
+    shares = {}
+
+    def constant(images, **options):
+        return jnp.broadcast_to(logits, (len(images), 2))
+
+    def fixed(images, keys, alpha, valid):
+        assert alpha == 1.0
+        shares["valid"] = valid
+        return images, jnp.array([3, 2, 1, 0]), jnp.array([1.0, 0.25, 0.5, 1.0])
+
+    monkeypatch.setattr("tasks.image_classification.task.mixup", fixed)
+    loss, metrics = task.loss(constant, own_batch(), jax.random.key(0))
+    flat, square = -jax.nn.log_softmax(logits)
+    expected = flat + (0.25 * square + 0.75 * flat) + (0.5 * flat + 0.5 * square)
+    assert loss == pytest.approx(float(expected) / 3)
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(shares["valid"], [True, True, True, False])
+
+
+def test_dropout_rate_of_the_residual_network():
+    with pytest.raises(ValueError, match=r"^dropout_rate: got 1.0"):
+        ResNetClassifierConfig(dropout_rate=1.0)
+    with pytest.raises(ValueError, match=r"^depths: got \[1\], expected as many"):
+        ResNetClassifierConfig(depths=(1,))
+
+
 def test_figures(task, model, batches):
     (batch,) = batches[0]
     first = {name: value[:3] for name, value in batch.items()}
@@ -170,7 +299,39 @@ def test_patches_that_do_not_fit_are_refused_before_any_data_is_read():
 
 
 def test_configs():
-    assert load_file("configs/image_classification.py").model.head == "multi_head"
-    assert load_file("configs/image_classification.py:cls").name == "vit_cls"
+    load = functools.partial(config_of, "configs/image_classification.py")
+    assert load().model.head == "multi_head"
+    assert load("cls").name == "vit_cls"
+    assert load("cls") == load("digits,vit,cls")
+    assert load("convnet,cbam") == load("digits,convnet,cbam")
     with pytest.raises(UserError, match="head must be one of cls"):
-        load_file("configs/image_classification.py:clss")
+        load("clss")
+    found = load("fashion_mnist,resnet,se(reduction=4)")
+    assert (found.name, found.data.name) == ("resnet_se_reduction_4", "fashion_mnist")
+    assert found.model.attention == "se(reduction=4)"
+    assert load("fashion_mnist").model.head == "multi_head"
+    with pytest.raises(UserError, match="attention: got 'cbm'"):
+        load("fashion_mnist,convnet,cbm")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("vit", 86_650), ("vit,cls", 79_690), ("convnet", 83_642), ("resnet", 77_754)],
+)
+def test_networks_for_fashion_mnist_have_less_than_100_000_weights(model, expected):
+    """With CBAM the convolutional ones too."""
+    attention = [""] if "vit" in model else ["", ",cbam"]
+    counts = [counted(f"fashion_mnist,{model}{slot}") for slot in attention]
+    assert counts[0] == expected
+    assert max(counts) < 100_000
+
+
+def counted(argument):
+    config = config_of("configs/image_classification.py", argument)
+    task = TASK(config.data, config.model, [""] * 10)
+    shapes = nnx.eval_shape(lambda: nnx.state(task.build_model(nnx.Rngs(0)), nnx.Param))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def config_of(path, argument=""):
+    return load_file(f"{path}:{argument}" if argument else path)

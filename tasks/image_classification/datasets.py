@@ -1,0 +1,149 @@
+"""The pictures of this project, by name: grey ones, each data set of one size.
+
+Digits are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998,
+UCI), as scikit-learn has them: 1,797 pictures of 8 x 8, each pixel the count 0..16 of inked pixels
+in a 4 x 4 block of the scanned digit. Their writers are not recorded, so the same hands are in all
+splits: the figures are for known hands.
+
+Fashion-MNIST: see `tasks.common.fashion_mnist`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.common import builders, fashion_mnist
+from tasks.common.paths import Paths
+
+SPLITS = ("train", "validation", "test")
+
+
+class Images:
+    """Random access to pictures of one size; `labels` is None where nobody knows them.
+
+    Attributes:
+      images: [n, Y, X, C], float32 from 0 to 1 or uint8 from 0 to 255.
+      labels: int32 [n] or None.
+    """
+
+    lengths = None
+    padded: Mapping[str, int] = {}
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = {"image": self.images[index]}
+        if self.labels is not None:
+            example["label"] = self.labels[index]
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """Grey pictures of things that are light on a dark ground.
+
+    Attributes:
+      labels: names of the classes.
+      side: pixels a side.
+      ink: the largest value of a pixel.
+      load: load(paths) -> the splits.
+    """
+
+    labels: tuple[str, ...]
+    side: int
+    ink: int
+    load: Callable[[Paths], dict[str, Images]]
+
+
+# ---------------------------------------------------------------------- digits
+
+INK = 16
+
+
+def split_of(pixels: np.ndarray) -> str:
+    """The split of a digit, by its content alone.
+
+    SHA-256 of the pixels as bytes, modulo 10: 0 and 1 are test, 2 is validation, the rest train.
+    Pictures that are equal in every pixel therefore never stand in two splits.
+
+    Args:
+      pixels: integers 0..16, [Y, X].
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).tobytes()).hexdigest()
+    part = int(digest, 16) % 10
+    return "test" if part < 2 else "validation" if part == 2 else "train"
+
+
+def _digits(paths: Paths) -> dict[str, Images]:
+    """The three splits, in the order of the source."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    pixels = source.images.astype(np.uint8)
+    splits = np.array([split_of(image) for image in pixels])
+    images = (pixels[..., None] / INK).astype(np.float32)
+    labels = source.target.astype(np.int32)
+    return {split: Images(images[splits == split], labels[splits == split]) for split in SPLITS}
+
+
+# ---------------------------------------------------------------------- Fashion-MNIST
+
+
+def _features() -> Mapping[str, Any]:
+    import tensorflow_datasets as tfds
+
+    shape = (fashion_mnist.SIDE, fashion_mnist.SIDE)
+    return {
+        "image": tfds.features.Tensor(shape=shape, dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=list(fashion_mnist.NAMES)),
+    }
+
+
+def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
+    def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
+        for image, label in zip(images, labels, strict=True):
+            yield {"image": image, "label": int(label)}
+
+    return {split: examples(*pair) for split, pair in fashion_mnist.read(files).items()}
+
+
+FASHION_MNIST = builders.Definition(
+    name="fashion_mnist",
+    version="1.0.0",
+    features=_features,
+    sources=fashion_mnist.SOURCES,
+    generate=_generate,
+    counts={"train": 50_000, "validation": 10_000, "test": 10_000},
+    description="Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): grey pictures of clothes, 28 x 28; "
+    "validation is the last 10,000 of the 60,000 training pictures.",
+    licence=fashion_mnist.LICENCE,
+)
+
+
+def _fashion_mnist(paths: Paths) -> dict[str, Images]:
+    builders.prepare(FASHION_MNIST, paths)
+    splits = {}
+    for split in SPLITS:
+        source = builders.load(FASHION_MNIST, split, paths)
+        rows = source.__getitems__(range(len(source)))
+        images = np.stack([row["image"] for row in rows])[..., None]
+        splits[split] = Images(images, np.array([row["label"] for row in rows], np.int32))
+    return splits
+
+
+DATA_SETS = {
+    "digits": DataSet(tuple("0123456789"), side=8, ink=INK, load=_digits),
+    "fashion_mnist": DataSet(
+        fashion_mnist.NAMES, side=fashion_mnist.SIDE, ink=255, load=_fashion_mnist
+    ),
+}

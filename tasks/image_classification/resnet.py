@@ -1,0 +1,73 @@
+"""A residual network (He et al. 2016) that classifies, with a place for attention after each stage.
+
+B batch, Y X height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention.dropout import dropout
+from attention.image.maps import global_average
+from attention.projection import Projection
+from tasks.common.backbones.resnet import ResNet, ResNetConfig
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetClassifierConfig(ResNetConfig):
+    """A residual network with a classifier.
+
+    Attributes:
+      dropout_rate: of the pooled vector.
+      For the others see `ResNetConfig`.
+    """
+
+    name: str = "resnet"
+    dropout_rate: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
+
+
+class ResNetClassifier(nnx.Module):
+    """logits = dropout(mean_yx(the last map of ResNet(image))) W + b.
+
+    Args:
+      config: see `ResNetClassifierConfig`.
+      image_channels: of the picture.
+      classes: number of them.
+    """
+
+    def __init__(
+        self, config: ResNetClassifierConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs
+    ):
+        self.config = config
+        self.backbone = ResNet(config, image_channels, rngs=rngs)
+        self.classify = Projection((config.channels[-1],), (classes,), rngs=rngs)
+
+    def __call__(
+        self,
+        images: Array,
+        *,
+        valid: Array | None = None,
+        training: bool = False,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Classifies a batch; arguments and results as of `ConvNet`."""
+        maps, weights = self.backbone(
+            images, valid=valid, training=training, return_weights=return_weights
+        )
+        pooled = global_average(maps[-1])
+        if dropout_key is not None:
+            pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
+        logits = self.classify(pooled).astype(jnp.float32)
+        return (logits, weights) if return_weights else logits
