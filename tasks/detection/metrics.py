@@ -165,10 +165,11 @@ def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
     found = found[found.any(axis=(1, 2))]
     if not len(real) or not len(found):
         return float(len(real) == len(found))
-    real, found = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (real, found))
+    # Pixels are counted in float64, exactly, and compared without a division.
+    real, found = (masks.reshape(len(masks), -1).astype(np.float64) for masks in (real, found))
     intersection = real @ found.T
     union = real.sum(axis=1)[:, None] + found.sum(axis=1) - intersection
-    pairs = (intersection / union)[None] > THRESHOLDS[:, None, None]
+    pairs = 100 * intersection > np.round(100 * THRESHOLDS)[:, None, None] * union
     # Masks are disjoint: above 0.5 each has one partner at most.
     hits = pairs.any(axis=2).sum(axis=1)
     return float((hits / (len(real) + len(found) - hits)).mean())

@@ -10,17 +10,22 @@ RunLength = dict[str, Any]
 """A mask as COCO has it: {"size": [Y, X], "counts": str}."""
 
 
-def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each mask stretched over its box (as Mask R-CNN's authors and torchvision do it).
+def paste(
+    masks: np.ndarray, boxes: np.ndarray, height: int, width: int, aligned: bool = True
+) -> np.ndarray:
+    """Each mask stretched over its box, by bilinear interpolation.
 
-    A border of zeros, one cell wide, is put around the square and the box grown by as much; its
-    corners are cut to whole pixels, both included, and the square is stretched over them by
-    bilinear interpolation. What lies outside the picture is dropped.
+    A pixel's centre is placed among the centres of the square's cells, and beyond the square is 0
+    (as Detectron2 does it, the inverse of `roi_align.crop_targets`). What lies outside the picture
+    is dropped.
 
     Args:
       masks: float [n, M, M], probabilities.
       boxes: [n, 4] in pixels.
       height, width: of the picture.
+      aligned: as said; False: as Mask R-CNN's authors and torchvision do it, who grow square and
+        box by a cell all around, cut the corners to whole pixels and include both, so that a mask
+        comes out up to a pixel larger on every side.
 
     Returns:
       float32 [n, height, width], 0 outside the boxes; at 0.5 and above is the object.
@@ -33,21 +38,35 @@ def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.n
         raise ValueError(f"masks: got shape {list(masks.shape)}, expected [n, M, M]")
     if boxes.shape != (len(masks), 4):
         raise ValueError(f"boxes: got shape {list(boxes.shape)}, expected [{len(masks)}, 4]")
-    side = masks.shape[1]
-    masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    centre = (boxes[:, :2] + boxes[:, 2:]) * np.float32(0.5)
-    half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((side + 2) / side)
-    low, high = (np.trunc(corner).astype(np.int64) for corner in (centre - half, centre + half))
+    cells = masks.shape[1]
+    along = _along
+    if not aligned:
+        masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+        centre = (boxes[:, :2] + boxes[:, 2:]) * np.float32(0.5)
+        half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((cells + 2) / cells)
+        boxes = np.trunc(np.concatenate([centre - half, centre + half], axis=1)).astype(np.int64)
+        along, cells = stretch, cells + 2
     result = np.zeros((len(masks), height, width), np.float32)
-    for mask, canvas, (left, top), (right, bottom) in zip(masks, result, low, high, strict=True):
-        y, rows = stretch(top, bottom, side + 2, height)
-        x, columns = stretch(left, right, side + 2, width)
+    for mask, canvas, (left, top, right, bottom) in zip(masks, result, boxes, strict=True):
+        y, rows = along(top, bottom, cells, height)
+        x, columns = along(left, right, cells, width)
         canvas[y, x] = rows @ mask @ columns.T
     return result
 
 
+def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
+    """The pixels of an axis that a box touches, and what each cell counts in each of them."""
+    scale = cells / max(high - low, 1e-6)
+    first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
+    at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
+    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)
+    return slice(first, last), weights
+
+
 def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """The pixels of an axis that a box covers, and what each cell counts in each of them."""
+    """The pixels of an axis from `low` to `high`, both included, and what each of `cells` stretched
+    over them counts in each: a slice within [0, length) and float32 [pixels, cells].
+    """
     pixels = np.arange(max(low, 0), max(min(max(high, low) + 1, length), 0))
     at = np.clip((pixels - low + 0.5) * (cells / max(high - low + 1, 1)) - 0.5, 0, cells - 1)
     weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)

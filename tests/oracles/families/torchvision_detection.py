@@ -156,7 +156,8 @@ def ours(case):
         )
         return {"kept": np.asarray(indices)[np.asarray(valid)]}
     if case == "mask_pasting":
-        return {"masks": pasting.paste(arrays["masks"], arrays["boxes"], Y, X)}
+        row = (arrays["masks"], arrays["boxes"], Y, X)
+        return {"masks": pasting.paste(*row, aligned=False), "aligned": pasting.paste(*row)}
     crop = jax.jit(roi_align.crop_targets, static_argnames=("size", "sampling_ratio", "aligned"))
     return {
         name: np.asarray(crop(**arrays, size=5, aligned=aligned))
@@ -226,10 +227,17 @@ def theirs(case):
         order = (arrays["boxes"], arrays["scores"], arrays["labels"], 0.3)
         return {"kept": ops.batched_nms(*order).numpy()}
     if case == "mask_pasting":
-        masks = arrays["masks"][:, None]
-        return {
-            "masks": roi_heads.paste_masks_in_image(masks, arrays["boxes"], (Y, X))[:, 0].numpy()
-        }
+        masks, found = arrays["masks"][:, None], arrays["boxes"]
+        # As Detectron2 has it: each pixel's centre in units of its box, from -1 to 1.
+        low, sides = found[:, None, :2], (found[:, 2:] - found[:, :2])[:, None]
+        x, y = (
+            (torch.arange(length) + 0.5 - low[..., axis]) / sides[..., axis] * 2 - 1
+            for axis, length in ((0, X), (1, Y))
+        )
+        grid = torch.stack([x[:, None].expand(-1, Y, -1), y[:, :, None].expand(-1, -1, X)], dim=3)
+        aligned = torch.nn.functional.grid_sample(masks, grid, align_corners=False)
+        pasted = roi_heads.paste_masks_in_image(masks, found, (Y, X))
+        return {"masks": pasted[:, 0].numpy(), "aligned": aligned[:, 0].numpy()}
     masks = (arrays["instances"] == torch.arange(1, 4)[:, None, None]).float()[:, None]
     rows = torch.cat([arrays["objects"][:, None].float(), arrays["boxes"]], dim=1)
     return {

@@ -1,0 +1,161 @@
+"""Average precision and the contest's score on cases that are worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tasks.detection.metrics import (
+    Prediction,
+    Truth,
+    ap50_contributions,
+    contest_scores,
+    detection_metrics,
+)
+from tasks.detection.pasting import to_rle
+
+SIZE = (20, 20)
+
+
+def masks_of(boxes):
+    masks = np.zeros((len(boxes), *SIZE), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    return to_rle(masks)
+
+
+def truth(boxes, labels=None, masks=True, crowd=None):
+    boxes = np.array(boxes, np.int64).reshape(-1, 4)
+    labels = np.zeros(len(boxes), int) if labels is None else np.array(labels)
+    crowd = None if crowd is None else np.array(crowd)
+    return Truth(SIZE, boxes.astype(np.float32), labels, masks_of(boxes) if masks else None, crowd)
+
+
+def prediction(boxes, scores, labels=None, masks=True):
+    boxes = np.array(boxes, np.int64).reshape(-1, 4)
+    labels = np.zeros(len(boxes), int) if labels is None else np.array(labels)
+    return Prediction(
+        boxes.astype(np.float32), labels, np.array(scores), masks_of(boxes) if masks else None
+    )
+
+
+A, B = [0, 0, 10, 10], [10, 10, 20, 20]
+# IoU with A: 0.8.
+NEAR_A = [0, 0, 10, 8]
+
+
+def test_perfect_is_one_and_nothing_is_silent(capfd):
+    figures = detection_metrics([truth([A, B])], [prediction([B, A], [0.5, 0.9])], ["thing"])
+    kinds = [f"{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50", "ap75")]
+    assert figures == pytest.approx(dict.fromkeys(kinds, 1.0))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_iou_of_0_8_counts_up_to_0_8():
+    """Right at 0.50 to 0.80: seven of ten thresholds."""
+    figures = detection_metrics([truth([A])], [prediction([NEAR_A], [0.9])], ["thing"])
+    for kind in ("box", "mask"):
+        assert figures[f"{kind}_ap50"] == figures[f"{kind}_ap75"] == pytest.approx(1)
+        assert figures[f"{kind}_ap"] == pytest.approx(0.7)
+
+
+def test_a_false_one_ahead_halves_precision():
+    """One object, found second: precision 1/2 at every recall."""
+    figures = detection_metrics([truth([A])], [prediction([B, A], [0.9, 0.8])], ["thing"])
+    assert figures["box_ap"] == figures["mask_ap"] == pytest.approx(0.5)
+    # Found first, the false one behind it costs nothing.
+    figures = detection_metrics([truth([A])], [prediction([B, A], [0.1, 0.8])], ["thing"])
+    assert figures["box_ap"] == pytest.approx(1)
+
+
+def test_half_of_the_objects_found():
+    """Recall ends at 1/2: of the 101 recalls 0, 0.01 ... the first 51 have precision 1."""
+    figures = detection_metrics([truth([A, B])], [prediction([A], [0.9])], ["thing"])
+    assert figures["mask_ap50"] == pytest.approx(51 / 101)
+
+
+def test_classes_are_meaned_over_those_that_occur():
+    """Class 0 found, class 1 taken for class 2, of which there is none."""
+    figures = detection_metrics(
+        [truth([A, B], [0, 1], masks=False)],
+        [prediction([A, B], [0.9, 0.9], [0, 2], masks=False)],
+        ["a", "b", "c"],
+    )
+    expected = {"box_ap": 0.5, "box_ap50": 0.5, "box_ap75": 0.5, "box_ap_a": 1, "box_ap_b": 0}
+    assert figures == pytest.approx(expected)
+
+
+def test_pictures_without_objects_and_without_predictions():
+    nothing, none = truth([]), prediction([], [])
+    figures = detection_metrics([nothing, truth([A])], [none, prediction([A], [0.9])], ["thing"])
+    assert list(figures.values()) == pytest.approx([1] * 6)
+    # A false one in the empty picture counts.
+    figures = detection_metrics(
+        [nothing, truth([A])], [prediction([B], [0.95]), prediction([A], [0.9])], ["thing"]
+    )
+    assert figures["mask_ap"] == pytest.approx(0.5)
+    for pair in ((truth([A]), none), (nothing, prediction([A], [0.9])), (nothing, none)):
+        figures = detection_metrics([pair[0]], [pair[1]], ["thing", "other"])
+        assert all(figure == 0 for figure in figures.values())
+        assert len(figures) >= 6
+
+
+def test_a_crowd_excuses_what_lies_in_it():
+    """Of two in a crowd neither counts; the object is found."""
+    crowded = truth([A, B], crowd=[False, True])
+    found = prediction([B, [11, 11, 19, 19], A], [0.9, 0.9, 0.8])
+    figures = detection_metrics([crowded], [found], ["thing"])
+    assert figures["mask_ap"] == figures["box_ap"] == pytest.approx(1)
+
+
+def test_contributions_have_the_figure_as_their_mean():
+    truths = [truth([A]), truth([A, B]), truth([B]), truth([])]
+    found = [
+        prediction([A], [0.9]),
+        prediction([A, B], [0.3, 0.8]),
+        prediction([A], [0.7]),
+        prediction([], []),
+    ]
+    whole = detection_metrics(truths, found, ["thing"])["mask_ap50"]
+    values = ap50_contributions(truths, found, ["thing"], "mask")
+    assert values.mean() == pytest.approx(whole)
+    assert 0 < whole < 1
+    # The third misses one and finds a false one; the fourth does nothing.
+    assert values.argmin() == 2
+    assert (values[:2] > values[3]).all()
+    none = [prediction([], [])] * 4
+    np.testing.assert_array_equal(ap50_contributions(truths, none, ["thing"], "box"), 0)
+    with pytest.raises(ValueError, match="kind"):
+        ap50_contributions([truth([A], masks=False)], found[:1], ["thing"], "mask")
+
+
+def test_the_contest():
+    cases = [
+        (truth([A, B]), prediction([A, B], [0.9, 0.8]), 1.0),
+        # IoU 0.8 is greater than 0.50 to 0.75: six of ten; then TP = 0.
+        (truth([A]), prediction([NEAR_A], [0.9]), 0.6),
+        # One right, one missed: 1 / 2. One right, one false: 1 / 2.
+        (truth([A, B]), prediction([A], [0.9]), 0.5),
+        (truth([A]), prediction([A, B], [0.9, 0.9]), 0.5),
+        # The false one is not sure enough.
+        (truth([A]), prediction([A, B], [0.9, 0.2]), 1.0),
+        # The same twice: of the second nothing is left.
+        (truth([A]), prediction([A, A], [0.9, 0.8]), 1.0),
+        # The better score has the pixels: the rest of the second is 2 of A's 10 rows.
+        (truth([A]), prediction([NEAR_A, A], [0.9, 0.8]), 0.6 * 0.5),
+        (truth([]), prediction([], []), 1.0),
+        (truth([]), prediction([A], [0.9]), 0.0),
+        (truth([A]), prediction([], []), 0.0),
+    ]
+    truths, found, expected = zip(*cases, strict=True)
+    np.testing.assert_allclose(contest_scores(truths, found), expected)
+    with pytest.raises(ValueError, match="got no masks"):
+        contest_scores([truth([A], masks=False)], found[:1])
+
+
+def test_wrong_calls():
+    for truths, found, message in (
+        ([truth([A])], [], "predictions: got 0, expected 1"),
+        ([], [], "truths: got none"),
+        ([truth([A], [3])], [prediction([A], [0.9])], "labels: got 3 to 3, expected 0 to 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detection_metrics(truths, found, ["thing"])
