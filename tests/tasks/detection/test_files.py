@@ -1,0 +1,223 @@
+"""Own files in COCO's format, and every mistake that a person can make with them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.common.errors import UserError
+from tasks.detection.data import DataConfig, load
+from tasks.detection.files import run_lengths
+from tasks.detection.pasting import from_rle, to_rle
+
+X, Y = 12, 10
+
+
+def image(number, **fields):
+    return {"id": number, "file_name": f"{number}.png", "height": Y, "width": X} | fields
+
+
+def annotation(number, image=1, **fields):
+    row = {"id": number, "image_id": image, "category_id": 5, "bbox": [1, 2, 4, 3]}
+    return row | fields
+
+
+def coco(images=1, annotations=(), categories=((5, "cat"), (9, "dog"))):
+    if isinstance(images, int):
+        images = [image(number + 1) for number in range(images)]
+    return {
+        "images": images,
+        "annotations": list(annotations),
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes annotations, as train.json unless named, and pictures 1.png ... that all differ."""
+
+    def write(content, pictures=None, name="train"):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / f"{name}.json").write_text(text)
+        pictures = len(content["images"]) if pictures is None else pictures
+        for number in range(1, pictures + 1):
+            pixels = np.full((Y, X, 3), number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        return tmp_path
+
+    return write
+
+
+def own(path, **fields):
+    return load(DataConfig(path=str(path), **fields), None)
+
+
+def square(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def test_a_file_becomes_three_splits_with_masks(folder):
+    """Polygons and both run-length codes say the same; the smaller object is on top."""
+    whole = np.zeros((1, Y, X), bool)
+    whole[0, 2:8, 2:9] = True
+    (code,) = to_rle(whole)
+    plain = run_lengths(code["counts"])
+    rows = [
+        annotation(1, 1, bbox=[2, 2, 7, 6], segmentation=square(2, 2, 9, 8), category_id=9),
+        annotation(2, 1, bbox=[4, 4, 2, 2], segmentation=square(4, 4, 6, 6)),
+        annotation(3, 2, bbox=[2, 2, 7, 6], segmentation=code),
+        annotation(4, 3, bbox=[2, 2, 7, 6], segmentation=code | {"counts": plain}),
+        annotation(5, 3, segmentation=code, iscrowd=1),
+        # Tools round differently: half a pixel outside is cut.
+        annotation(6, 4, bbox=[-0.5, 0, 13, 10], segmentation=square(0, 0, 12, 10)),
+    ]
+    where = folder(coco(60, rows))
+    data = own(where / "train.json", images=str(where))
+    assert data.name == "own_train"
+    assert data.names == ("cat", "dog")
+    assert data.has_masks
+    assert (data.image_size, data.max_objects) == (256, 2)
+    splits = {name: set(split.ids) for name, split in data.splits.items()}
+    assert sum(map(len, splits.values())) == 60 == len(set.union(*splits.values()))
+    by_name = {
+        split.ids[i]: (split[i], split.truth(i))
+        for split in data.splits.values()
+        for i in range(len(split))
+    }
+    first, truth = by_name["1.png"]
+    np.testing.assert_array_equal(first["image"][:Y, :X], 1)
+    assert not first["image"][Y:].any()
+    assert first["size"].tolist() == [Y, X]
+    np.testing.assert_array_equal(first["boxes"], [[2, 2, 9, 8], [4, 4, 6, 6]])
+    assert first["labels"].tolist() == [1, 0]
+    expected = np.zeros((Y, X), int)
+    expected[2:8, 2:9], expected[4:6, 4:6] = 1, 2
+    np.testing.assert_array_equal(first["instances"][:Y, :X], expected)
+    np.testing.assert_array_equal(from_rle(truth.masks, Y, X)[0], whole[0])
+    for name in ("2.png", "3.png"):
+        example, truth = by_name[name]
+        np.testing.assert_array_equal(example["instances"][:Y, :X], whole[0])
+        assert example["labels"].tolist() == [0, -1]
+        assert truth.masks[0] == code
+    assert by_name["3.png"][1].crowd.tolist() == [False, True]
+    np.testing.assert_array_equal(by_name["4.png"][0]["boxes"][0], [0, 0, 12, 10])
+    empty, truth = by_name["9.png"]
+    assert (empty["labels"] == -1).all()
+    assert not empty["instances"].any()
+    assert truth.masks == []
+    # Splits go by the pixels, whatever the files are called; the same data have the same hash.
+    assert own(where / "train.json").fingerprint == data.fingerprint
+    assert own(where / "train.json", image_size=16).fingerprint != data.fingerprint
+
+
+def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
+    folder(coco(30, [annotation(1)]))
+    folder(coco(2, [annotation(1, 2)]), 0, "val")
+    where = folder(coco(3), 0, "test")
+    data = own(where, name="mine", image_size=8)
+    assert data.name == "mine"
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 30,
+        "validation": 2,
+        "test": 3,
+    }
+    assert not data.has_masks
+    example = data.splits["validation"][1]
+    assert "instances" not in example
+    # 12 x 10 into 8: two thirds, 6.67 rows.
+    assert example["size"].tolist() == [7, 8]
+    scaled = np.array([1, 2, 5, 5]) * [8 / 12, 0.7, 8 / 12, 0.7]
+    np.testing.assert_allclose(example["boxes"][0], scaled, rtol=1e-6)
+    folder(coco(2, categories=((5, "cat"),)), 0, "val")
+    with pytest.raises(UserError, match=r"val\.json: its categories are \['cat'\], but those of"):
+        own(where)
+    (where / "train.json").unlink()
+    with pytest.raises(UserError, match=r"has no train\.json"):
+        own(where)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"train\.json: line 1 is not JSON"),
+        ("[]", r"has no list 'images'; COCO's format has images, annotations, categories"),
+        ({"images": [], "annotations": []}, "has no list 'categories'"),
+        (coco(0), r"train\.json: has no pictures"),
+        (coco(categories=()), "has no categories"),
+        (coco(categories=((5, "a"), (5, "b"))), "two categories have the id 5"),
+        (coco(images=[image(1), image(1)]), "two images have the id 1"),
+        (coco(images=[image(1, height="10")]), "image 0 has no height, or one of the wrong type"),
+        (coco(images=[image(1, height=0)]), r"picture '1\.png' has the size 12 x 0"),
+        (coco(1, [annotation(7, 3)]), "annotation 7 is of image 3, which is not listed"),
+        (
+            coco(1, [annotation(7, category_id=6)]),
+            r"annotation 7 of '1\.png' has category_id 6; there are 2, from 5 to 9",
+        ),
+        (coco(1, [annotation(7, bbox=[1, 2, 3])]), r"has the bbox \[1, 2, 3\]; give x, y"),
+        (coco(1, [annotation(7, bbox=[1, 2, 0, 3])]), "which has no area"),
+        (
+            coco(1, [annotation(7, bbox=[8, 2, 9, 3])]),
+            r"annotation 7 of '1\.png' has the bbox \[8, 2, 9, 3\], which reaches out of the "
+            "picture of 12 x 10",
+        ),
+        (
+            coco(1, [annotation(7, segmentation={"size": [12, 10], "counts": [120]})]),
+            r"has a mask of size \[12, 10\], expected \[10, 12\]",
+        ),
+        (
+            coco(1, [annotation(7, segmentation={"size": [10, 12], "counts": [60, 50]})]),
+            "whose run-length code does not cover 10 x 12 pixels",
+        ),
+        (
+            coco(1, [annotation(7, segmentation={"size": [10, 12], "counts": "23"})]),
+            "whose run-length code does not cover",
+        ),
+        (coco(1, [annotation(7, segmentation=[[1, 2, 3, 4]])]), "neither polygons"),
+        (coco(1, [annotation(7, segmentation=square(2, 2, 14, 4))]), "a polygon that reaches out"),
+        (
+            coco(1, [annotation(7), annotation(8, segmentation=square(1, 1, 3, 3))]),
+            r"annotation 8 of '1\.png' has a segmentation, others have none",
+        ),
+    ],
+)
+def test_mistakes_are_named(folder, content, message):
+    with pytest.raises(UserError, match=message) as raised:
+        own(folder(content, 1) / "train.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, capsys):
+    where = folder(coco(60, [annotation(1, 4)]))
+    path = where / "train.json"
+    (where / "1.png").unlink()
+    (where / "2.png").write_bytes((where / "2.png").read_bytes()[:48])
+    Image.new("RGB", (X, Y + 1)).save(where / "3.png")
+    for name, message in (
+        ("1.png", r"1\.png: no such file.*skip_broken"),
+        ("2.png", r"2\.png: not a picture"),
+        ("3.png", r"3\.png: is 12 x 11 pixels, but its annotations are for 12 x 10"),
+    ):
+        with pytest.raises(UserError, match=message):
+            own(path)
+        Image.fromarray(np.full((Y, X, 3), 100 + int(name[0]), np.uint8)).save(where / name)
+    own(path)
+    (where / "1.png").unlink()
+    data = own(path, skip_broken=True)
+    assert "1.png: no such file" in capsys.readouterr().err
+    assert sum(map(len, data.splits.values())) == 59
+    with pytest.raises(UserError, match="3 examples are too few to split"):
+        own(folder(coco(3)) / "train.json")
+
+
+def test_run_lengths_of_the_compressed_code():
+    rng = np.random.RandomState(0)
+    for _ in range(20):
+        mask = rng.rand(1, *rng.randint(1, 40, 2)) > rng.rand()
+        pixels = mask[0].T.ravel()
+        ends = np.flatnonzero(np.diff(np.concatenate([[False], pixels])))
+        expected = np.diff([0, *ends, len(pixels)])
+        assert run_lengths(to_rle(mask)[0]["counts"]) == expected.tolist()
+    assert run_lengths("") == []
+    assert run_lengths("P") is None  # more was to come
+    assert run_lengths("\n") is None
