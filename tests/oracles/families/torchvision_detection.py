@@ -11,9 +11,9 @@ on Linux with gcc and nm:
     torchvision-oracle/bin/pip install pillow jax==0.10.2 flax==0.12.8
     torchvision-oracle/bin/python -m tests.oracles.make_golden torchvision_detection
 
-`_torchvision` makes it load: what the wheel's library wants of CUDA is compiled as functions that
-do nothing, under the names of the libraries that are missing. The kernels for the CPU are in the
-same library and need none of them. Maps are [B, C, Y, X] there.
+`load_torchvision` makes it load: what the wheel's library wants of CUDA is compiled as functions
+that do nothing, under the names of the libraries that are missing. The kernels for the CPU are in
+the same library and need none of them. Maps are [B, C, Y, X] there.
 """
 
 import functools
@@ -169,7 +169,7 @@ def theirs(case):
     """The same by torchvision."""
     import torch
 
-    torchvision = _torchvision()
+    torchvision = load_torchvision()
     from torchvision.models import detection
     from torchvision.models.detection import _utils, roi_heads
     from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -247,7 +247,7 @@ def theirs(case):
 
 
 @functools.cache
-def _torchvision():
+def load_torchvision():
     """The package, its compiled operations loaded without CUDA."""
     import ctypes
     import importlib.util
