@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +44,38 @@ def compare(
     (first, numerator), (second, denominator) = list(medians.items())[:2]
     print(f" ratio: {numerator / denominator:.2f} ({first} / {second}{wanted})")
     return numerator / denominator
+
+
+def grown_by(work: Callable[[], Any]) -> int:
+    """Bytes by which `work` takes the resident set of this process beyond what it is now."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        before = int(file.read().split()[1]) * resource.getpagesize()
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def compare_memory(module: str, names: Sequence[str], arguments: Sequence[str] = ()) -> float:
+    """Prints the peak memory of each, and the ratio of the first two.
+
+    Args:
+      module: to be run in a process of its own for each name, with `--only=NAME`, when it prints
+        what `grown_by` gives.
+      names: of what is compared.
+      arguments: further ones of the module.
+
+    Returns:
+      The ratio, first to second.
+    """
+    found = {}
+    for name in names:
+        command = [sys.executable, "-m", module, f"--only={name}", *arguments]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[name] = int(answer.stdout.split()[-1])
+        print(f"{name:>6}: {found[name] / 2**20:,.0f} MiB at the peak")
+    first, second = names[:2]
+    ratio = found[first] / found[second]
+    print(f" ratio: {ratio:.2f} ({first} / {second})")
+    return ratio
 
 
 def experiment(path: str) -> Any:
