@@ -102,7 +102,7 @@ def fashion_mnist(model: str, attention: str):
         "data": DataConfig(
             name="fashion_mnist",
             shift=0.0,
-            augmentation=AugmentationConfig(crop_padding=1, flip=True),
+            augmentation=AugmentationConfig(flip=True),
         ),
         "model": network,
         "optimizer": OptimizerConfig(

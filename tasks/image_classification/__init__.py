@@ -1,1 +1,1 @@
-"""Classification of small pictures by a Vision Transformer."""
+"""Classification of pictures, by convolutional networks and by a Vision Transformer."""

@@ -185,6 +185,19 @@ class Convolution(nnx.Module):
         return jax.nn.relu(x) if self.relu else x
 
 
+def check_layers(channels: Sequence[int], momentum: float, dtype: str) -> None:
+    """Holds what configs of convolutional networks share: channels of the stages, the momentum of
+    batch norm, and the dtype. Raises ValueError, which begins with the field.
+    """
+    if not channels or min(channels) < 1:
+        expected = "at least one number, each at least 1"
+        raise ValueError(f"channels: got {list(channels)}, expected {expected}")
+    if not 0 < momentum <= 1:
+        raise ValueError(f"momentum: got {momentum}, expected a share in (0, 1]")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'bfloat16'")
+
+
 def check_norm(norm: str) -> None:
     """Raises ValueError, which names the argument, unless `norm` is one of NORMS."""
     if norm not in NORMS:

@@ -18,6 +18,7 @@ from tasks.common.backbones.convolutional import (
     Convolution,
     attended,
     build_slot,
+    check_layers,
     check_norm,
     check_slot,
 )
@@ -54,10 +55,10 @@ class ResNetConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("channels", "depths"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                expected = "at least one number, each at least 1"
-                raise ValueError(f"{name}: got {list(getattr(self, name))}, expected {expected}")
+        check_layers(self.channels, self.momentum, self.dtype)
+        if min(self.depths, default=0) < 1:
+            expected = "at least one number, each at least 1"
+            raise ValueError(f"depths: got {list(self.depths)}, expected {expected}")
         if len(self.depths) != len(self.channels):
             raise ValueError(
                 f"depths: got {list(self.depths)}, expected as many as channels, "
@@ -71,10 +72,6 @@ class ResNetConfig:
         if self.stem_stride not in ((1, 2) if self.stem == "small" else (1,)):
             expected = "1 or 2" if self.stem == "small" else "1 with stem='imagenet'"
             raise ValueError(f"stem_stride: got {self.stem_stride}, expected {expected}")
-        if not 0 < self.momentum <= 1:
-            raise ValueError(f"momentum: got {self.momentum}, expected a share in (0, 1]")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype: got {self.dtype!r}, expected 'float32' or 'bfloat16'")
         check_slot(self.attention, self.channels, self.dtype)
 
     @property
