@@ -1,8 +1,9 @@
-"""What tasks do with a person's own files: read them, and hold out what is not given."""
+"""What tasks do with a person's own files, and with the name of a data set that is none of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tasks.common.errors import UserError
@@ -38,6 +39,22 @@ def read_text(name: str | Path) -> str:
     if not text.strip():
         raise UserError(f"{name}: the file is empty")
     return text
+
+
+def check_name(name: str, known: Collection[str], rest: str) -> None:
+    """Raises ValueError with the nearest known name unless a data set is called so.
+
+    Args:
+      name: of a data config without own files.
+      known: names of the project's data sets.
+      rest: how to have others, the end of the message.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+            f"name: no data set is called {name!r}{hint}; there are {', '.join(known)}{rest}"
+        )
 
 
 def hold_out(

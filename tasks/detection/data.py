@@ -15,7 +15,6 @@ smaller stays as it is, and the rest, to the right and below, is 0. Its fields:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ import numpy as np
 
 from tasks.common import builders
 from tasks.common.image_files import resized
+from tasks.common.own_files import check_name
 from tasks.common.paths import Paths
 from tasks.detection import files
 from tasks.detection.augmentation import AugmentationConfig
@@ -79,13 +79,7 @@ class DataConfig:
             if self.name in DATA_SETS:
                 object.__setattr__(self, "name", _OWN + Path(self.path).stem)
             return
-        if self.name not in DATA_SETS:
-            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are "
-                f"{', '.join(DATA_SETS)}; path takes your own files"
-            )
+        check_name(self.name, DATA_SETS, "; path takes your own files")
         if self.images is not None:
             raise ValueError(f"images: got {self.images!r}, expected none without path")
 

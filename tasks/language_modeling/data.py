@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from tasks.common import builders
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.leaks import near_duplicates
-from tasks.common.own_files import hold_out, read_text
+from tasks.common.own_files import check_name, hold_out, read_text
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.language_modeling.corpora import CORPORA
@@ -61,13 +60,8 @@ class DataConfig:
             # Results of own files must not be filed under a public data set's name.
             if self.name in known:
                 object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
-        elif self.name not in known:
-            near = difflib.get_close_matches(self.name, known, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are {', '.join(known)}; "
-                "train_file takes your own"
-            )
+        else:
+            check_name(self.name, known, "; train_file takes your own")
         if self.lines and self.train_file is None:
             raise ValueError("lines needs train_file")
         if self.length < 4:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -16,7 +15,7 @@ import numpy as np
 from tasks.common import builders, catalogue
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.own_files import hold_out
+from tasks.common.own_files import check_name, hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.text_classification.files import read_labelled
@@ -56,14 +55,9 @@ class DataConfig:
             # Results of own files must not be filed under a public data set's name.
             if self.name in DEFINITIONS or self.name.startswith(catalogue.PREFIX):
                 object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
-        elif not self.name.startswith(catalogue.PREFIX) and self.name not in DEFINITIONS:
-            near = difflib.get_close_matches(self.name, DEFINITIONS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are "
-                f"{', '.join(DEFINITIONS)}, and tfds:NAME for one of the TFDS catalogue; "
-                "train_file takes your own"
-            )
+        elif not self.name.startswith(catalogue.PREFIX):
+            rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
+            check_name(self.name, DEFINITIONS, rest)
         for column in ("text_column", "label_column"):
             if not getattr(self, column):
                 raise ValueError(f"{column} must not be empty")

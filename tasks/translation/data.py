@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common import builders
-from tasks.common.own_files import hold_out
+from tasks.common.own_files import check_name, hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
@@ -70,13 +69,7 @@ class DataConfig:
             if self.name in DATA_SETS:
                 object.__setattr__(self, "name", _OWN + Path(self.path.split(",")[0]).stem)
             return
-        if self.name not in DATA_SETS:
-            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are "
-                f"{', '.join(DATA_SETS)}; path takes your own files"
-            )
+        check_name(self.name, DATA_SETS, "; path takes your own files")
         languages = DATA_SETS[self.name].languages
         for name in ("source", "target"):
             if getattr(self, name) not in languages:
