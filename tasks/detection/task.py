@@ -301,9 +301,9 @@ class Detection(Task):
             yield "the surest object", attention["objects"][index][0].reshape(grids[-1])
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Bright or dark blobs: a threshold, and where there are masks a watershed."""
+        """Bright or dark blobs: a threshold, and discs that part what touches."""
         return {
-            "otsu_watershed": lambda: baselines.otsu_watershed(
+            "otsu_discs": lambda: baselines.otsu_discs(
                 self._pictures.splits, self._names, self._has_masks
             )
         }

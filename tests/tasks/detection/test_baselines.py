@@ -1,0 +1,93 @@
+"""The detector without learning, on shapes that are easy to tell apart."""
+
+import numpy as np
+import pytest
+
+from tasks.detection.baselines import otsu, otsu_discs, parted, prediction
+from tasks.detection.masks import boxes_of
+from tasks.detection.metrics import Truth
+from tasks.detection.pasting import to_rle
+
+SIDE = 64
+Y, X = np.mgrid[:SIDE, :SIDE]
+
+
+def disc(y, x, radius):
+    return (Y - y) ** 2 + (X - x) ** 2 <= radius**2
+
+
+# Two that touch, and one alone.
+DISCS = np.stack([disc(20, 18, 9), disc(20, 34, 9) & ~disc(20, 18, 9), disc(48, 40, 7)])
+
+
+class Examples:
+    """One picture: discs on dark ground."""
+
+    def __init__(self):
+        noise = np.random.default_rng(0).normal(30, 3, (SIDE, SIDE))
+        grey = np.where(DISCS.any(axis=0), 180, noise)
+        self.image = np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"image": self.image, "size": np.array([SIDE, SIDE])}
+
+    def truth(self, index):
+        return Truth((SIDE, SIDE), boxes_of(DISCS), np.array([1, 1, 1]), to_rle(DISCS))
+
+
+def test_otsu_leaves_the_least_variance_within():
+    random = np.random.default_rng(1)
+    values = np.concatenate([random.normal(20, 4, 700), random.normal(70, 9, 300)])
+
+    def within(threshold):
+        parts = values[values <= threshold], values[values > threshold]
+        return sum(len(part) * part.var() for part in parts)
+
+    best = min(np.linspace(10, 90, 801), key=within)
+    assert otsu(values) == pytest.approx(best, abs=0.5)
+
+
+def test_discs_part_what_touches():
+    parts = parted(DISCS.any(axis=0), 5)
+    assert len(np.unique(parts)) == 4
+    for mask in DISCS:
+        numbers, counts = np.unique(parts[mask], return_counts=True)
+        assert counts.max() > 0.9 * mask.sum()
+        assert numbers[counts.argmax()] > 0
+    assert not parted(np.zeros((5, 5), bool), 3).any()
+
+
+def test_bright_and_dark_objects_are_found_alike():
+    grey = Examples().image[..., 0].astype(np.float32)
+    for picture in (grey, 255 - grey):
+        found = prediction(picture, (1.0, 5, 30), 0, has_masks=False)
+        assert found.masks is None
+        order = np.argsort(found.boxes[:, 0])
+        np.testing.assert_allclose(found.boxes[order], boxes_of(DISCS), atol=2)
+    flat = prediction(np.full((8, 8), 7, np.float32), (1.0, 5, 30), 0, has_masks=True)
+    assert len(flat.scores) == len(flat.masks) == 0
+
+
+def test_the_baseline_takes_the_most_frequent_class():
+    splits = dict.fromkeys(("train", "validation", "test"), Examples())
+    found = otsu_discs(splits, ["cat", "disc"], True)
+    assert found["mask_ap50"] == pytest.approx(1, abs=1e-6)
+    assert found["box_ap"] > 0.5
+    assert found["seconds"] >= 0
+    assert "contest_score" not in found
+    assert "contest_score" in otsu_discs(
+        splits | {"train": OneClass(), "test": OneClass(), "validation": OneClass()},
+        ["disc"],
+        True,
+    )
+
+
+class OneClass(Examples):
+    """The same, of class 0."""
+
+    def truth(self, index):
+        given = super().truth(index)
+        return Truth(given.size, given.boxes, given.labels * 0, given.masks)
