@@ -125,7 +125,7 @@ def otsu(values: np.ndarray) -> float:
 
 
 def parted(inside: np.ndarray, distance: int) -> np.ndarray:
-    """Parts a region where it is narrow, by the power diagram of inscribed discs (Aurenhammer 1987).
+    """Parts a region where it is narrow: the power diagram (Aurenhammer 1987) of inscribed discs.
 
         part(p) = argmin_s |p - s|² - r_s²
 
