@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.common.augmentation import AugmentationConfig
+from tasks.common.own_files import check_name
 from tasks.common.paths import Paths
 from tasks.image_classification import files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
@@ -53,16 +53,11 @@ class DataConfig:
             # Results of own files must not be filed under a public data set's name.
             if self.name in DATA_SETS:
                 object.__setattr__(self, "name", _OWN + Path(self.path).expanduser().resolve().name)
-        elif self.name not in DATA_SETS:
-            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are "
-                f"{', '.join(DATA_SETS)}; path takes a folder of your own"
-            )
-        elif self.image_size is not None or self.skip_broken:
-            field = "skip_broken" if self.image_size is None else "image_size"
-            raise ValueError(f"{field}: is for pictures of your own, give path with it")
+        else:
+            check_name(self.name, DATA_SETS, "; path takes a folder of your own")
+            if self.image_size is not None or self.skip_broken:
+                field = "skip_broken" if self.image_size is None else "image_size"
+                raise ValueError(f"{field}: is for pictures of your own, give path with it")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
         if not 0 <= self.shift <= self.side:

@@ -199,13 +199,11 @@ class ImageClassification(Task):
             ConfusionMatrix(f"{split} split", statistics["confusion"], self._labels)
         ]
         examples = self._pictures.splits[split]
-        grey = self._data.image_shape[-1] == 1
         for index, where, weights in self._attended(attention):
             predicted = self._labels[_predicted(outputs)[index]]
             true = self._labels[examples.labels[index]]
             caption = f"predicted {predicted}, true {true}{where}"
-            image = examples.images[index]
-            drawn.append(AttendedImage(caption, image[..., 0] if grey else image, weights))
+            drawn.append(AttendedImage(caption, _shown(examples.images[index]), weights))
         return drawn
 
     def _attended(
@@ -252,9 +250,29 @@ class ImageClassification(Task):
         # Ten classes are too many for a line.
         return ranked_classes(raw, outputs["probabilities"], self._labels, shown=3)
 
+    def pictures(
+        self,
+        raw: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[list[Figure]]:
+        """Where the model looked in each picture, which is drawn as the model has it."""
+        drawn: list[list[Figure]] = [[] for _ in raw]
+        images = self.inputs(raw).images
+        for index, where, weights in self._attended(attention):
+            predicted = self._labels[_predicted(outputs)[index]]
+            caption = f"{raw[index]}: {predicted}{where}"
+            drawn[index].append(AttendedImage(caption, _shown(images[index]), weights))
+        return drawn
+
 
 def _predicted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.argmax(outputs["probabilities"], axis=-1)
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """[Y, X, C] as figures take it: grey without the last axis."""
+    return image[..., 0] if image.shape[-1] == 1 else image
 
 
 def _losses(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:

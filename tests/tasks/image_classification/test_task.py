@@ -291,6 +291,13 @@ def test_restored_from_assets_it_predicts(task, model):
     assert answer["label"] == str(best)
     assert answer["text"].startswith(f"{best}  {best} 0.")
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    weights = np.random.default_rng(0).uniform(size=(1, 4, 4))
+    (figure,), *none = restored.pictures([typed], outputs, {"head": weights})
+    assert not none
+    assert figure.caption == f"{typed}: {best}"
+    np.testing.assert_array_equal(figure.image, np.repeat([0.0, 1.0], 32).reshape(8, 8))
+    np.testing.assert_allclose(figure.weights, weights[0].mean(axis=0).reshape(2, 2))
+    assert restored.pictures([typed, typed], outputs, {}) == [[], []]
 
 
 def test_patches_that_do_not_fit_are_refused_before_any_data_is_read():
