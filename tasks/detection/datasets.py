@@ -66,7 +66,8 @@ NUCLEI = Pictures(
         "334 pictures of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
         "al. 2019), annotations mended by K. Lopuhin and others. In the order of their ids, every "
         "fifth from the first is test, every fifth from the second validation. Where two masks "
-        "overlap (5 pixels in all) the smaller is on top.",
+        "overlap (5 pixels in all) the smaller is on top. No two pictures are alike: at an eighth "
+        "of their size none correlate above 0.46.",
         licence="CC0",
     ),
     ("nucleus",),

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tasks.detection.metrics import (
     Prediction,
@@ -104,6 +106,48 @@ def test_a_crowd_excuses_what_lies_in_it():
     found = prediction([B, [11, 11, 19, 19], A], [0.9, 0.9, 0.8])
     figures = detection_metrics([crowded], [found], ["thing"])
     assert figures["mask_ap"] == figures["box_ap"] == pytest.approx(1)
+
+
+def test_figures_are_those_that_pycocotools_prints(capsys):
+    """Random objects of two classes, found more or less, with false ones between."""
+    rng = np.random.RandomState(0)
+    truths, found, rows, results = [], [], [], []
+    for image in range(6):
+        corner = rng.randint(0, 12, (4, 2))
+        real = np.concatenate([corner, corner + rng.randint(2, 8, (4, 2))], axis=1)
+        guessed = np.concatenate([np.clip(real + rng.randint(-1, 2, (4, 4)), 0, 20), real[:1]])
+        guessed[:, 2:] = np.maximum(guessed[:, 2:], guessed[:, :2] + 1)
+        labels, scores = rng.randint(0, 2, 4), rng.uniform(size=5)
+        truths.append(truth(real, labels))
+        found.append(prediction(guessed, scores, [*labels, 1]))
+        for kind, boxes, classes in ((rows, real, labels), (results, guessed, [*labels, 1])):
+            for number, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, classes, strict=True)):
+                box = [int(x1), int(y1), int(x2 - x1), int(y2 - y1)]
+                row = {"image_id": image, "category_id": int(label), "bbox": box}
+                if kind is rows:
+                    row |= {"id": len(rows) + 1, "area": box[2] * box[3], "iscrowd": 0}
+                else:
+                    row["score"] = float(scores[number])
+                kind.append(row)
+    known = COCO()
+    known.dataset = {
+        "info": {},
+        "images": [{"id": image} for image in range(6)],
+        "categories": [{"id": 0}, {"id": 1}],
+        "annotations": rows,
+    }
+    known.createIndex()
+    evaluation = COCOeval(known, known.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    figures = detection_metrics(truths, found, ["a", "b"])
+    ours = [figures[f"box_{name}"] for name in ("ap", "ap50", "ap75")]
+    np.testing.assert_allclose(ours, evaluation.stats[:3])
+    assert 0.1 < ours[0] < ours[1] < 1
+    # Boxes of whole pixels are their own masks.
+    np.testing.assert_allclose([figures[f"mask_{name}"] for name in ("ap", "ap50")], ours[:2])
 
 
 def test_contributions_have_the_figure_as_their_mean():
