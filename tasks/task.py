@@ -150,3 +150,18 @@ class Task(abc.ABC):
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
         """For each input a JSON object; its 'text' is the line that a person reads."""
+
+    def pictures(
+        self,
+        raw: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[list[Figure]]:
+        """For each input what was found in it and where the model looked, as figures to write.
+
+        Args:
+          raw: as for `inputs`.
+          outputs: of these inputs, as for `describe`.
+          attention: weights of these inputs, first dimension as that of `outputs`.
+        """
+        return [[] for _ in raw]

@@ -32,19 +32,35 @@ def draw(figure: Figure) -> str:
     """
     if isinstance(figure, AttendedText):
         return _attended_text(figure)
-    if isinstance(figure, ConfusionMatrix):
-        return _confusion_matrix(figure)
-    if isinstance(figure, AttendedImage):
-        return _attended_image(figure)
-    if isinstance(figure, SegmentedImage):
-        return _picture(_segmented_image(figure), figure.caption)
-    if isinstance(figure, DetectedImage):
-        return _picture(_detected_image(figure), figure.caption)
-    if isinstance(figure, Alignment):
-        return _alignment(figure)
     if isinstance(figure, Curves):
         return curves(figure.title, figure.series, figure.x_label)
-    raise TypeError(f"no drawing for {type(figure).__name__}")
+    title = figure.title if isinstance(figure, ConfusionMatrix) else getattr(figure, "caption", "")
+    return _picture(_drawn(figure), title)
+
+
+def png(figure: Figure) -> bytes:
+    """A PNG file of one figure that is a picture.
+
+    Raises:
+      TypeError: another kind of figure.
+    """
+    buffer = io.BytesIO()
+    _drawn(figure).savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _drawn(figure: Figure):
+    """The canvas of a figure."""
+    kinds = {
+        ConfusionMatrix: _confusion_matrix,
+        AttendedImage: _attended_image,
+        SegmentedImage: _segmented_image,
+        DetectedImage: _detected_image,
+        Alignment: _alignment,
+    }
+    if type(figure) not in kinds:
+        raise TypeError(f"no drawing for {type(figure).__name__}")
+    return kinds[type(figure)](figure)
 
 
 def curves(
@@ -63,7 +79,7 @@ def curves(
     return _picture(canvas, title)
 
 
-def _confusion_matrix(figure: ConfusionMatrix) -> str:
+def _confusion_matrix(figure: ConfusionMatrix):
     matrix, count = np.asarray(figure.matrix), len(figure.labels)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(3.2, 1.6 + 0.42 * count), 11)
@@ -81,7 +97,7 @@ def _confusion_matrix(figure: ConfusionMatrix) -> str:
                 axes.text(
                     column, row, str(value), ha="center", va="center", color=colour, fontsize=7
                 )
-    return _picture(canvas, figure.title)
+    return canvas
 
 
 def _attended_text(figure: AttendedText) -> str:
@@ -95,7 +111,7 @@ def _attended_text(figure: AttendedText) -> str:
     return f"<p><b>{html.escape(figure.caption)}</b></p><p class='text' dir='auto'>{words}</p>"
 
 
-def _attended_image(figure: AttendedImage) -> str:
+def _attended_image(figure: AttendedImage):
     import matplotlib.figure
 
     canvas = matplotlib.figure.Figure(figsize=(4.2, 2.2), layout="constrained")
@@ -109,7 +125,7 @@ def _attended_image(figure: AttendedImage) -> str:
     for axes in (left, right):
         axes.set_axis_off()
     canvas.suptitle(figure.caption, fontsize=9)
-    return _picture(canvas, figure.caption)
+    return canvas
 
 
 def _segmented_image(figure: SegmentedImage):
@@ -194,7 +210,7 @@ def _box(axes, box: np.ndarray, colour, line: str) -> None:
     axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, **edge))
 
 
-def _alignment(figure: Alignment) -> str:
+def _alignment(figure: Alignment):
     # Letters of the caption take 0.07 inches of width.
     width = max(3.0, 1.4 + 0.26 * len(figure.inputs))
     rows = [
@@ -210,7 +226,7 @@ def _alignment(figure: Alignment) -> str:
     axes.set_xlabel("input")
     axes.set_ylabel("output")
     canvas.suptitle("\n".join(rows), fontsize=9, **plain)
-    return _picture(canvas, figure.caption)
+    return canvas
 
 
 def _canvas(width: float, height: float):

@@ -24,6 +24,7 @@ from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
 from tasks.common.pretrained import Pretrained
+from tasks.figures import Figure
 from tasks.task import Task
 
 
@@ -267,14 +268,27 @@ class Predictor:
 
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
         """An answer for each input; see `Task.describe`."""
+        return self._task.describe(raw, self._gathered(raw, self._steps.outputs))
+
+    def with_pictures(self, raw: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Figure]]]:
+        """Answers, and figures for each input; see `Task.pictures`.
+
+        Raises:
+          UserError: the task draws nothing.
+        """
+        if type(self._task).pictures is Task.pictures:
+            raise UserError("--pictures: this task draws none of its predictions")
+        outputs = self._gathered(raw, self._steps.outputs)
+        attention = self._gathered(raw, self._steps.attention)
+        return self._task.describe(raw, outputs), self._task.pictures(raw, outputs, attention)
+
+    def _gathered(self, raw: Sequence[str], step: Any) -> dict[str, np.ndarray]:
         batches = evaluation_batches(
             self._task.inputs(raw), batch_size=self._batch_size, buckets=self._task.buckets
         )
-        outputs = gather(
-            (batch["id"], self._steps.outputs(self._variables, self._steps.place(batch)))
-            for batch in batches
+        return gather(
+            (batch["id"], step(self._variables, self._steps.place(batch))) for batch in batches
         )
-        return self._task.describe(raw, outputs)
 
 
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:

@@ -15,6 +15,7 @@ from flax import nnx
 from tasks.common.augmentation import augment, example_keys
 from tasks.common.backbones.convolutional import SHARDING_RULES, places
 from tasks.common.errors import UserError
+from tasks.common.image_files import read_image, resized
 from tasks.common.paths import Paths
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
@@ -25,6 +26,7 @@ from tasks.segmentation.data import (
     SegmentationData,
     assembled,
     load,
+    nearest,
 )
 from tasks.segmentation.losses import total_loss
 from tasks.segmentation.metrics import (
@@ -39,8 +41,8 @@ from tasks.task import Task
 
 # Of the pictures in a report, how many show where the model looks.
 _ATTENDED = 2
-# Classes in the line for people.
-_SHOWN = 6
+# Classes in the line for people, and pixels a side of a picture that is drawn for them.
+_SHOWN, _LARGEST = 6, 1200
 
 
 class Segmentation(Task):
@@ -219,17 +221,17 @@ class Segmentation(Task):
             caption = f"{split} picture {index}: pixel accuracy {right:.3f}"
             image = pictures.images[index]
             drawn.append(SegmentedImage(caption, image, found, self.names, truth))
-        for index, name, weights in self._attended(attention):
+        for index, name, weights in self._attended(attention, _ATTENDED):
             caption = f"{split} picture {index}, {name.replace('_', ' ')}"
             drawn.append(AttendedImage(caption, pictures.images[index], weights))
         return drawn
 
     def _attended(
-        self, attention: Mapping[str, np.ndarray]
+        self, attention: Mapping[str, np.ndarray], most: int
     ) -> Iterator[tuple[int, str, np.ndarray]]:
         """Number of the picture, the place in the model, and a map [y, x]."""
         sides = self.model.sides(*self.data.image_size)
-        for index in range(min(_ATTENDED, min(map(len, attention.values()), default=0))):
+        for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
                 grid = sides[int(name.rpartition("_")[2]) - 1]
                 found = places(weights[index], grid, self.model.is_gate)
@@ -276,6 +278,31 @@ class Segmentation(Task):
                 }
             )
         return answers
+
+    def pictures(
+        self,
+        raw: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[list[Figure]]:
+        """The classes over each picture, and, of one that was not cut, where the model looked."""
+        drawn: list[list[Figure]] = []
+        maps = assembled(self.data, outputs) if len(raw) else ()
+        for source, labels in zip(raw, maps, strict=True):
+            size = _shown_size(*labels.shape)
+            image = resized(read_image(source), size)
+            drawn.append([SegmentedImage(source, image, nearest(labels, size), self.names)])
+        if self.data.fit == "resize":
+            for index, name, weights in self._attended(attention, len(raw)):
+                caption = f"{raw[index]}, {name.replace('_', ' ')}"
+                drawn[index].append(AttendedImage(caption, drawn[index][0].image, weights))
+        return drawn
+
+
+def _shown_size(Y: int, X: int) -> tuple[int, int]:
+    """Height and width at which a picture is drawn: its own, or smaller."""
+    share = min(1.0, _LARGEST / max(Y, X))
+    return max(1, round(Y * share)), max(1, round(X * share))
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:

@@ -4,9 +4,12 @@ import base64
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.engine import figures, overlays
-from tasks.figures import DetectedImage, SegmentedImage
+from launch.predict import write_pictures
+from tasks.common.errors import UserError
+from tasks.figures import AttendedImage, AttendedText, DetectedImage, SegmentedImage
 
 GREY = np.full((4, 6), 100, np.uint8)
 
@@ -80,3 +83,20 @@ def test_detection_shows_boxes_names_and_scores():
 def test_nothing_detected_is_a_picture_too():
     figure = DetectedImage("nothing", GREY, np.zeros((0, 4)), [], np.zeros(0), np.zeros((0, 4, 6)))
     assert "nothing" in svg(figure)
+
+
+def test_predictions_are_written_as_png_files(tmp_path):
+    found = SegmentedImage("found", GREY, np.zeros((4, 6), int), ["sky"])
+    looked = AttendedImage("looked", GREY, np.eye(4))
+    raw = ["a/my street.jpg", "other.png"]
+    names = write_pictures(tmp_path / "new", raw, [[found, looked], [found]], first=7)
+    stems = [["0007-my_street", "0007-my_street-2"], ["0008-other"]]
+    assert names == [[str(tmp_path / "new" / f"{stem}.png") for stem in row] for row in stems]
+    for name in [*names[0], *names[1]]:
+        with Image.open(name) as picture:
+            assert min(picture.size) > 100
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--pictures=.*cannot be written"):
+        write_pictures(tmp_path / "file", raw[:1], [[found]])
+    with pytest.raises(TypeError, match="no drawing for AttendedText"):
+        figures.png(AttendedText("t", ["a"], np.ones(1)))

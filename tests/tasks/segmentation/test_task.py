@@ -149,6 +149,11 @@ def test_any_picture_has_an_answer(trained, tmp_path, fit):
         (batch["id"], steps.outputs(variables, steps.place(batch))) for batch in batches
     )
     answers = json.loads(json.dumps(restored.describe(raw, outputs)))
+    gates = {"gate_1": np.full((3, *SIZE, 1), 0.5)}
+    drawn = restored.pictures(raw, outputs, gates)
+    where = [AttendedImage] if fit == "resize" else []
+    assert [[type(f) for f in row] for row in drawn] == [[SegmentedImage, *where]] * 3
+    assert drawn[0][0].labels.shape == (21, 30)
     assert [answer["size"] for answer in answers] == [[21, 30], [1, 1], [9, 5]]
     for answer in answers:
         assert sum(answer["shares"].values()) == pytest.approx(1, abs=1e-3)
