@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODES = ("RGB", "L")
 # What a file must end in to be taken for a picture, in any case of letters.
 SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 # Of grey pictures with 16 bits a pixel.
@@ -146,7 +146,7 @@ def image_paths(folder: str | Path) -> list[Path]:
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+        and not path.is_dir()
     )
 
 

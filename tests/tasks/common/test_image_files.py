@@ -183,9 +183,13 @@ def test_folders_by_class_and_what_is_left_out_by_its_name(tmp_path):
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / "._a.jpg").write_bytes(b"of another system")
     (tmp_path / "readme.png").write_text("beside the classes")
+    (tmp_path / "dog" / "moved.png").symlink_to(tmp_path / "nowhere.png")
     found = image_folder(tmp_path)
     names = {name: [path.name for path in paths] for name, paths in found.items()}
-    assert names == {"cat": ["a.JPG", "b.png"], "dog": ["c.jpeg", "e.webp"]}
+    assert names == {"cat": ["a.JPG", "b.png"], "dog": ["c.jpeg", "e.webp", "moved.png"]}
+    # What leads nowhere is no other kind of file: it has to be named.
+    with pytest.raises(UserError, match=r"moved\.png: no such file"):
+        read_image(found["dog"][-1])
     # A hidden folder above does not count.
     assert len(image_paths(tmp_path / ".hidden")) == 1
 
