@@ -36,7 +36,7 @@ from tasks.detection.metrics import (
     contest_scores,
     detection_metrics,
 )
-from tasks.detection.pasting import paste, to_rle
+from tasks.detection.pasting import RunLength, paste, to_rle
 from tasks.figures import AttendedImage, DetectedImage, Figure
 from tasks.task import Task
 
@@ -235,13 +235,7 @@ class Detection(Task):
         """What was found in one picture of that height and width, in its own pixels."""
         there = outputs["valid"][index]
         boxes = in_own_pixels(outputs["boxes"][index][there], size, self._side)
-        masks = None
-        if self.gives_masks:
-            # One by one: of a large picture all at once would not fit into memory.
-            masks = [
-                to_rle(paste(mask[None], box[None], *size) >= MASK_THRESHOLD)[0]
-                for mask, box in zip(outputs["masks"][index][there], boxes, strict=True)
-            ]
+        masks = _encoded(outputs["masks"][index][there], boxes, size) if self.gives_masks else None
         labels, scores = outputs["labels"][index][there], outputs["scores"][index][there]
         return Prediction(boxes, labels, scores, masks)
 
@@ -255,34 +249,39 @@ class Detection(Task):
         """What is found in the first pictures, and where the attention looks in them."""
         examples, drawn = self.examples(split), []
         for index in range(min(_PICTURES, len(examples))):
-            example = examples[index]
-            height, width = example["size"]
-            image = example["image"][:height, :width]
-            shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
-            boxes, true = outputs["boxes"][index][shown], example["labels"] >= 0
-            masks = None
-            if self.gives_masks:
-                masks = paste(outputs["masks"][index][shown], boxes, height, width)
-                masks = masks >= MASK_THRESHOLD
-            drawn.append(
-                DetectedImage(
-                    f"{examples.ids[index]}: {len(boxes)} found, {true.sum()} true",
-                    image,
-                    boxes,
-                    [self._names[label] for label in outputs["labels"][index][shown]],
-                    outputs["scores"][index][shown],
-                    masks,
-                    example["boxes"][true],
-                )
+            name, example = examples.ids[index], examples[index]
+            drawn += self._drawn(name, example, outputs, attention, index)
+        return drawn
+
+    def _drawn(
+        self,
+        name: str,
+        example: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+        index: int,
+    ) -> list[Figure]:
+        """The figures of one picture, drawn as the model has it; with true boxes if it has some."""
+        height, width = example["size"]
+        image = example["image"][:height, :width]
+        shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
+        boxes, masks, true = outputs["boxes"][index][shown], None, None
+        if self.gives_masks:
+            masks = paste(outputs["masks"][index][shown], boxes, height, width) >= MASK_THRESHOLD
+        caption = f"{name}: {len(boxes)} found"
+        if "labels" in example:
+            true = example["boxes"][example["labels"] >= 0]
+            caption += f", {len(true)} true"
+        labels = [self._names[label] for label in outputs["labels"][index][shown]]
+        scores = outputs["scores"][index][shown]
+        drawn: list[Figure] = [DetectedImage(caption, image, boxes, labels, scores, masks, true)]
+        for where, weights in self._attended(attention, index):
+            # Of the padded square, of which the picture is a part.
+            rows, columns = (
+                -(-length * cells // self._side)
+                for length, cells in zip((height, width), weights.shape, strict=True)
             )
-            for where, weights in self._attended(attention, index):
-                # Of the padded square, of which the picture is a part.
-                rows, columns = (
-                    -(-length * cells // self._side)
-                    for length, cells in zip((height, width), weights.shape, strict=True)
-                )
-                caption = f"{examples.ids[index]} ({where})"
-                drawn.append(AttendedImage(caption, image, weights[:rows, :columns]))
+            drawn.append(AttendedImage(f"{name} ({where})", image, weights[:rows, :columns]))
         return drawn
 
     def _attended(
@@ -339,6 +338,19 @@ class Detection(Task):
             answers.append({**answer, "text": _line(path, objects)})
         return answers
 
+    def pictures(
+        self,
+        raw: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[list[Figure]]:
+        """What is found in each picture, and where the attention looks in it."""
+        examples = self.inputs(raw)
+        return [
+            self._drawn(path, examples[index], outputs, attention, index)
+            for index, path in enumerate(raw)
+        ]
+
 
 class _Files:
     """Random access to pictures without labels, by path; each is read when it is asked for."""
@@ -360,6 +372,25 @@ class _Files:
             "size": example["size"],
             "original": np.array(image.shape[:2], np.int32),
         }
+
+
+def _encoded(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[RunLength]:
+    """Masks [n, S, S] over boxes [n, 4] in a picture of that size, each pasted where its box is: of
+    a large picture all at once would not fit into memory.
+    """
+    # Columns first, as the code wants it.
+    canvas, found = np.zeros(size[::-1], np.uint8).T, []
+    for mask, box in zip(masks, boxes, strict=True):
+        # Half a cell around the box may belong to the mask.
+        around = (box[2:] - box[:2]) / mask.shape[0] + 1
+        low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
+        high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
+        part = canvas[low[1] : high[1], low[0] : high[0]]
+        moved = (box - np.tile(low, 2))[None]
+        part[...] = paste(mask[None], moved, *part.shape)[0] >= MASK_THRESHOLD
+        found += to_rle(canvas[None])
+        part[...] = 0
+    return found
 
 
 def _line(path: str, objects: Sequence[Mapping[str, Any]]) -> str:

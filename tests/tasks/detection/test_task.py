@@ -23,7 +23,7 @@ from tasks.detection.data import DataConfig
 from tasks.detection.detr import DETRConfig
 from tasks.detection.heads import HeadsConfig
 from tasks.detection.mask_rcnn import MaskRCNNConfig
-from tasks.detection.pasting import from_rle
+from tasks.detection.pasting import from_rle, paste
 from tasks.detection.rpn import RPNConfig
 from tasks.detection.task import TASK
 from tasks.figures import AttendedImage, DetectedImage
@@ -271,19 +271,28 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
         "masks": np.ones((2, 2, 8, 8), np.float16),
         "original": np.stack([inputs[index]["original"] for index in range(2)]),
     }
+    attention = {"stage_1": np.ones((2, 16, 16, 8))}
     found, nothing = restored.describe(paths, outputs)
     assert (found["height"], found["width"]) == (60, 100)
     first, second = found["objects"]
     assert (first["label"], first["score"], first["box"]) == ("bar", 0.75, [0, 0, 50, 60])
-    mask = from_rle([first["mask"]], 60, 100)[0]
-    # Corners of a mask are cut where the picture's border is within a cell of them.
-    assert mask[5:55, 5:45].all()
-    assert not mask[:, 55:].any()
+    masks = from_rle([row["mask"] for row in found["objects"]], 60, 100)
+    boxes = np.array([row["box"] for row in found["objects"]])
+    whole = paste(outputs["masks"][0], boxes, 60, 100) >= 0.5
+    np.testing.assert_array_equal(masks, whole)
+    assert masks[0, :, :50].mean() > 0.95
     assert second["label"] == "square"
     assert found["text"].splitlines() == [f"{paths[0]}: 1 bar", "  0.7500  bar  at 0 0 50 60"]
     assert nothing["objects"] == []
     assert nothing["text"] == f"{paths[1]}: nothing"
     json.dumps([found, nothing])
+    (picture, stage), (empty, _) = restored.pictures(paths, outputs, attention)
+    assert picture.caption == f"{paths[0]}: 1 found"
+    assert picture.truth_boxes is None
+    np.testing.assert_array_equal(picture.boxes, [[0, 0, 16, 19]])
+    assert stage.weights.shape == (10, 16)
+    assert empty.image.shape == (1, 1, 3)
+    assert not len(empty.boxes)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: not a picture"):
         restored.inputs([str(tmp_path / "text.png")])[0]
@@ -327,6 +336,10 @@ def test_attention_of_detr_is_of_its_detections(data):
     inside = weights[2].reshape(6, 8, 8)
     assert not inside[:, 6:].any()
     assert not inside[:, :, 7:].any()
+    outputs = perfect(task, "train", masks=False)
+    drawn = task.figures(STATISTICS, outputs, "train", {"objects": weights})
+    assert drawn[5].caption == "train-2.png (the surest object)"
+    np.testing.assert_array_equal(drawn[5].weights, inside[0, :6, :7])
 
 
 # ---------------------------------------------------------------- data, configs
