@@ -121,6 +121,7 @@ def _nuclei(attention: str, long: bool):
             heads=HeadsConfig(
                 samples=256 if long else 128,
                 positive_share=0.375,
+                mask_side=14 if long else 10,
                 mask_channels=wide,
                 hidden_size=256 if long else 192,
             ),
