@@ -45,6 +45,9 @@ def experiment():
             # What is slow to compile is tested where it is made.
             "data.augmentation.scale_min": 1.0,
             "data.augmentation.scale_max": 1.0,
+            "data.augmentation.brightness": 0.0,
+            "data.augmentation.contrast": 0.0,
+            "data.augmentation.saturation": 0.0,
             "model.channels": (4, 6),
             "model.patch_size": 1,
             "model.attention": "gates",
@@ -54,6 +57,7 @@ def experiment():
             "optimizer.learning_rate": 0.03,
             "optimizer.warmup_steps": 0,
             "optimizer.schedule": "constant",
+            "optimizer.average_decay": 0.0,
             "training.batch_size": 8,
         },
     )
@@ -193,7 +197,7 @@ def test_baselines_know_colour_and_place(trained):
         ("camvid,gates", "unet_gates", "camvid"),
         ("cbam(reduction=4)", "unet_cbam_reduction_4", "camvid"),
         ("land_water", "unet", "land_water"),
-        ("camvid,long", "unet_long", "camvid"),
+        ("camvid,scse,long", "unet_scse_long", "camvid"),
     ],
 )
 def test_configs(argument, name, data):
