@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.detection import anchors, boxes, matching, pasting, roi_align, suppression
+from tasks.detection.masks import boxes_of
 
 nms = jax.jit(suppression.batched_nms, static_argnums=5)
 
@@ -186,6 +187,18 @@ def test_mask_targets_are_shares_of_the_bins():
     found = crop(instances, np.array([0, 1, -1]), square)
     left = np.tile([1.0, 1.0, 0.0, 0.0], (4, 1))
     np.testing.assert_array_equal(found, [left, 1 - left, 0 * left])
+
+
+def test_what_is_cropped_is_pasted_back_exactly():
+    y, x = np.mgrid[:24, :30]
+    instances = np.zeros((24, 30), np.uint16)
+    instances[(y - 9) ** 2 + (x - 8) ** 2 / 2 < 40] = 1
+    instances[(y - 14) ** 2 / 3 + (x - 23) ** 2 < 20] = 2
+    masks = instances == np.arange(1, 3)[:, None, None]
+    around = boxes_of(masks)
+    crop = jax.jit(lambda *rows: roi_align.crop_targets(*rows, 28))
+    squares = crop(instances, np.arange(2), around)
+    np.testing.assert_array_equal(pasting.paste(squares, around, 24, 30) >= 0.5, masks)
 
 
 def test_pasting_and_run_lengths():
