@@ -171,13 +171,11 @@ def _pictures(attention: str, long: bool):
 def detr(data: str):
     """Queries for as many objects as a picture may have."""
     clothes = data == "clothes_on_satellite"
-    channels = (16, 32, 64, 128)
+    queries = {"nuclei": 150, "clothes_on_satellite": 20, "trees": 50, "own": 100}
+    channels = (32, 64, 128) if clothes else (16, 32, 64, 128)
     return {
         "name": "detr",
-        "model": DETRConfig(
-            backbone=_backbone("none", channels if clothes else (*channels, 128)[1:]),
-            queries=20 if clothes else 150,
-        ),
+        "model": DETRConfig(backbone=_backbone("none", channels), queries=queries[data]),
         "optimizer": _optimizer(),
         "training": _training(2400, 16, 4) if clothes else _training(960, 4, 4),
     }
