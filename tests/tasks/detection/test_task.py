@@ -108,7 +108,7 @@ def task(data):
     return TASK.prepare(data, MODEL, None)
 
 
-def engine(task, data, model):
+def engine(task, data, model, devices=1):
     config = experiment(
         task="detection",
         name="toy",
@@ -117,7 +117,7 @@ def engine(task, data, model):
         optimizer=OptimizerConfig(learning_rate=0.01, schedule="constant", clip_norm=5.0),
         training=TrainingConfig(batch_size=4, evaluation_batch_size=4),
     )
-    config["mesh"]["cpu_devices"] = 1
+    config["mesh"]["cpu_devices"] = devices
     return make_steps(task, resolve(config))
 
 
