@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+from launch.engine.config import load_file
 from tasks.common.builders import prepare
 from tasks.common.labelled_texts import DEFINITIONS
 from tasks.common.labelled_texts.common import example
@@ -115,6 +116,14 @@ def test_commands_run_as_they_stand(place):
         ran.append(verb)
     expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
     assert set(ran) == {*expected, *WEIGHTS}
+
+
+def test_configs_that_the_text_names_load():
+    # What stands after from: is a run, which a reader has and this test has not.
+    names = re.findall(r"`(configs/(?:(?!from:)[^`])+)`", README)
+    assert len(names) > 5
+    for name in names:
+        load_file(name)
 
 
 def test_python_blocks_run(capsys):
