@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.detection.pasting import RunLength, from_rle
+from tasks.detection.pasting import RunLength
 
 # Of IoU, for either figure.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -154,25 +154,27 @@ def contest_scores(
 
 
 def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
-    real = from_rle(list(truth.masks), *truth.size)
-    order = np.argsort(-np.asarray(prediction.scores), kind="stable")
+    from pycocotools import mask as coco
+
+    # Worst first, so that the better overwrites it; column by column, as the code has it.
+    order = np.argsort(-np.asarray(prediction.scores), kind="stable")[::-1]
     order = [i for i in order if prediction.scores[i] >= score]
-    found = from_rle([prediction.masks[i] for i in order], *truth.size)
-    taken = np.zeros(truth.size, bool)
-    for mask in found:
-        mask &= ~taken
-        taken |= mask
-    found = found[found.any(axis=(1, 2))]
-    if not len(real) or not len(found):
-        return float(len(real) == len(found))
-    # Pixels are counted in float64, exactly, and compared without a division.
-    real, found = (masks.reshape(len(masks), -1).astype(np.float64) for masks in (real, found))
-    intersection = real @ found.T
-    union = real.sum(axis=1)[:, None] + found.sum(axis=1) - intersection
-    pairs = 100 * intersection > np.round(100 * THRESHOLDS)[:, None, None] * union
-    # Masks are disjoint: above 0.5 each has one partner at most.
-    hits = pairs.any(axis=2).sum(axis=1)
-    return float((hits / (len(real) + len(found) - hits)).mean())
+    found = np.zeros(truth.size, np.int64, order="F")
+    for number, i in enumerate(order, 1):
+        found[coco.decode(prediction.masks[i]).view(bool)] = number
+    sizes = np.bincount(found.ravel("K"), minlength=len(order) + 1)[1:]
+    predicted, real = int((sizes > 0).sum()), len(truth.masks)
+    if not real or not predicted:
+        return float(real == predicted)
+    hits = np.zeros(len(THRESHOLDS), np.int64)
+    for code in truth.masks:
+        within = found[coco.decode(code).view(bool)]
+        intersection = np.bincount(within, minlength=len(order) + 1)[1:]
+        union = len(within) + sizes - intersection
+        # In whole numbers, without a division. Above 0.5 a mask has one partner at most.
+        percents = np.round(100 * THRESHOLDS).astype(np.int64)
+        hits += (100 * intersection > percents[:, None] * union).any(axis=1)
+    return float((hits / (real + predicted - hits)).mean())
 
 
 def _kinds(truths: Sequence[Truth], predictions: Sequence[Prediction]) -> tuple[str, ...]:
