@@ -24,6 +24,8 @@ def read_text(name: str | Path) -> str:
     Raises:
       UserError: it cannot be read, is not UTF-8, or is empty.
     """
+    if Path(name).expanduser().is_dir():
+        raise UserError(f"{name}: is a folder, expected a file of text")
     try:
         data = Path(name).expanduser().read_bytes()
     except OSError as error:
