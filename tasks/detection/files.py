@@ -19,9 +19,9 @@ import numpy as np
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_each, read_image
 from tasks.common.own_files import hold_out, read_text
-from tasks.detection.masks import stacked
+from tasks.detection.masks import stacked_codes
 from tasks.detection.metrics import Truth
-from tasks.detection.pasting import RunLength, from_rle
+from tasks.detection.pasting import RunLength
 
 # How the files of a split may be called, in a folder.
 STEMS = {
@@ -78,7 +78,7 @@ class OwnFiles:
         kept = np.flatnonzero(~truth.crowd)
         instances = None
         if self.has_masks:
-            instances = stacked(from_rle([truth.masks[i] for i in kept], *truth.size))
+            instances = stacked_codes([truth.masks[i] for i in kept], *truth.size)
         return read_image(annotated.path), truth.boxes[kept], truth.labels[kept], instances
 
 

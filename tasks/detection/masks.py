@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+
+from tasks.detection.pasting import RunLength
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
@@ -30,9 +34,25 @@ def stacked(masks: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: more masks than the numbers of the map.
     """
-    if len(masks) >= 1 << 16:
-        raise ValueError(f"masks: got {len(masks)}, expected at most {(1 << 16) - 1}")
-    instances = np.zeros(masks.shape[1:], np.uint16)
-    for number in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
-        instances[masks[number]] = number + 1
+    return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
+
+
+def stacked_codes(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
+    """`stacked` of run-length codes, of which one is unpacked at a time, for a large picture's
+    masks may not fit into memory together.
+    """
+    from pycocotools import mask as coco
+
+    def unpacked(number: int) -> np.ndarray:
+        return coco.decode(codes[number]).view(bool)
+
+    return _laid((height, width), np.array([coco.area(code) for code in codes]), unpacked)
+
+
+def _laid(size: Sequence[int], areas: np.ndarray, mask: Callable[[int], np.ndarray]) -> np.ndarray:
+    if len(areas) >= 1 << 16:
+        raise ValueError(f"masks: got {len(areas)}, expected at most {(1 << 16) - 1}")
+    instances = np.zeros(size, np.uint16)
+    for number in np.argsort(-areas.astype(np.int64), kind="stable"):
+        instances[mask(number)] = number + 1
     return instances

@@ -21,8 +21,9 @@ from tasks.detection.data import (
     load,
 )
 from tasks.detection.datasets import DATA_SETS
-from tasks.detection.masks import boxes_of, stacked
+from tasks.detection.masks import boxes_of, stacked, stacked_codes
 from tasks.detection.metrics import Truth
+from tasks.detection.pasting import to_rle
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,8 @@ def test_masks_as_one_map():
     expected = np.zeros((4, 5), int)
     expected[:, :3], expected[1, 2] = 2, 1
     np.testing.assert_array_equal(stacked(masks), expected)
-    assert stacked(masks[:0]).tolist() == [[0] * 5] * 4
+    np.testing.assert_array_equal(stacked_codes(to_rle(masks), 4, 5), expected)
+    assert stacked(masks[:0]).tolist() == stacked_codes([], 4, 5).tolist() == [[0] * 5] * 4
     with pytest.raises(ValueError, match="got 65536"):
         stacked(np.zeros((1 << 16, 1, 1), bool))
 
