@@ -5,7 +5,7 @@ python -m benchmarks.unet_step        (make bench brings torch)
 The same model: sizes and options of configs/segmentation.py:camvid, dropout, AdamW, clipping; the
 same batches of noise, drawn once, with no augmentation on either side. The two take turns in
 rounds, and the ratio is that of the medians. Memory is measured in a process of each one's own: how
-much its resident set grows at the most, from just before the model is made.
+much its resident set grows at the most, from just before the model is made, compiling included.
 """
 
 from __future__ import annotations

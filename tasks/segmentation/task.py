@@ -244,8 +244,10 @@ class Segmentation(Task):
             "location_prior": baselines.location_prior,
             "random_forest": baselines.random_forest,
         }
-        arguments = () if self._pictures is None else (self._pictures.splits, self.names)
-        return {name: functools.partial(fit, *arguments) for name, fit in fits.items()}
+        return {
+            name: functools.partial(fit, self._pictures.splits, self.names)
+            for name, fit in fits.items()
+        }
 
     # ------------------------------------------------------------------ predict
 
@@ -265,16 +267,16 @@ class Segmentation(Task):
             counts = np.bincount(labels.ravel(), minlength=len(self.names))
             order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
             shares = {self.names[k]: round(float(counts[k] / labels.size), 4) for k in order}
-            line = "  ".join(f"{name} {share:.4f}" for name, share in shares.items())
-            if len(shares) > _SHOWN:
-                line = "  ".join(line.split("  ")[:_SHOWN]) + "  ..."
+            words = [f"{name} {share:.4f}" for name, share in shares.items()]
+            if len(words) > _SHOWN:
+                words[_SHOWN:] = ["..."]
             answers.append(
                 {
                     "input": source,
                     "size": list(labels.shape),
                     "shares": shares,
                     "masks": {self.names[k]: _run_lengths(labels == k) for k in order},
-                    "text": line,
+                    "text": "  ".join(words),
                 }
             )
         return answers

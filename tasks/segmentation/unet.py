@@ -205,6 +205,10 @@ class UNet(nnx.Module):
         )
         self.decoder = nnx.List([stage(2 * fine, fine) for fine, _ in pairs])
         self.classify = Projection((sizes[0],), (P, P, classes), rngs=rngs)
+        # The pixels of a patch start alike, or what separates them at first stays as a chequered
+        # pattern (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution").
+        kernel = self.classify.kernel
+        kernel[...] = jnp.broadcast_to(kernel[...][:, :1, :1], kernel.shape)
 
     def __call__(
         self,

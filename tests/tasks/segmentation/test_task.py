@@ -194,10 +194,9 @@ def test_baselines_know_colour_and_place(trained):
     ("argument", "name", "data"),
     [
         ("camvid", "unet", "camvid"),
-        ("camvid,gates", "unet_gates", "camvid"),
-        ("cbam(reduction=4)", "unet_cbam_reduction_4", "camvid"),
+        ("gates(hidden_size=4, stride=1)", "unet_gates_hidden_size_4_stride_1", "camvid"),
         ("land_water", "unet", "land_water"),
-        ("camvid,scse,long", "unet_scse_long", "camvid"),
+        ("none,long", "unet_long", "camvid"),
     ],
 )
 def test_configs(argument, name, data):
