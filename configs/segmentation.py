@@ -95,10 +95,10 @@ def land_water(long: bool):
             learning_rate=3e-3, warmup_steps=20, weight_decay=0.05, average_decay=0.98
         ),
         "training": TrainingConfig(
-            steps=2000 if long else 300,
+            steps=3000 if long else 600,
             batch_size=16,
             evaluation_batch_size=32,
-            evaluate_every=500 if long else 100,
+            evaluate_every=500 if long else 200,
             log_every=25,
         ),
     }
