@@ -14,8 +14,9 @@ python -m launch.predict --workdir=runs/sst2_masked --input="the acting is [MASK
 
 A masked model of the train texts of a labelled set (movie_reviews, sst2, newsgroups20, reuters_r8,
 spam_assassin), from which configs/text_classification.py:sst2,pretrained starts; what is near to a
-held-out text of another set of the same origin is left out. `:sst2,bert` is a BERT of the same
-size. One's own text file, and one with a text a line:
+held-out text of another set of the same origin is left out. A quarter of an hour on 2 cores; test
+loss 5.28 a hidden piece of sst2 and 4.91 of movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert`
+is a BERT of the same size. One's own text file, and one with a text a line:
 
 python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine

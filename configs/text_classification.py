@@ -10,6 +10,9 @@ runs/DATA_masked holds; `from:RUN` from any run of language_modeling, with the s
 python -m launch.train --config=configs/language_modeling.py:DATA --workdir=runs/DATA_masked
 python -m launch.train --config=configs/text_classification.py:DATA,pretrained --workdir=runs/NAME
 
+On movie_reviews this gives .775 ± .003 test accuracy, .749 ± .006 from random weights; on sst2 .785
+± .009 and .767 ± .012: a gain, but less than the n-grams of NB-SVM have (.807 and .826).
+
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.train --config=configs/text_classification.py:DATA,from:runs/bert
     --workdir=runs/NAME
