@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,12 +45,30 @@ def compare(
     return numerator / denominator
 
 
-def grown_by(work: Callable[[], Any]) -> int:
-    """Bytes by which `work` takes the resident set of this process beyond what it is now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        before = int(file.read().split()[1]) * resource.getpagesize()
-    work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> int:
+    """Bytes by which work takes the resident set of this process, at its peak, beyond what it is
+    now.
+
+    Args:
+      work: what is done.
+      then: done after it with what it gives; where there is one, the peak is that of this part
+        alone, so that what compiling takes for a while does not count.
+    """
+    before = _resident("VmRSS")
+    given = work()
+    if then is not None:
+        # Linux forgets the peak so far.
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+        then(given)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    """Bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        line = next(line for line in file if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def compare_memory(module: str, names: Sequence[str], arguments: Sequence[str] = ()) -> float:
