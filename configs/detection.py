@@ -3,15 +3,15 @@
 python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/NAME
 
 DATA is nuclei (if none is named), clothes_on_satellite (composed pictures), trees (boxes alone) or
-own; MODEL is mask_rcnn (if none is named), long (of mask_rcnn, for an accelerator), detr (boxes
-alone), or a map attention of `attention.registry` that stands after each stage of Mask R-CNN's
-backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)". See RESULTS.md
-for what to expect.
+path:FILE; MODEL is mask_rcnn (if none is named), long (of mask_rcnn, for an accelerator), detr
+(boxes alone), or a map attention of `attention.registry` that stands after each stage of Mask
+R-CNN's backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)". See
+RESULTS.md for what to expect.
 
 One's own pictures with annotations in COCO's format, objects a tenth to a half of the picture wide:
 
-python -m launch.train --config=configs/detection.py:own --workdir=runs/mine
-    --config.data.path=mine.json --config.data.images=FOLDER
+python -m launch.train --config=configs/detection.py:path:mine.json --workdir=runs/mine
+    --config.data.images=FOLDER
 """
 
 import re
@@ -27,20 +27,21 @@ from tasks.detection.heads import HeadsConfig
 from tasks.detection.mask_rcnn import MaskRCNNConfig
 from tasks.detection.rpn import RPNConfig
 
-DATA = ("nuclei", "clothes_on_satellite", "trees", "own")
+DATA = ("nuclei", "clothes_on_satellite", "trees")
+PATH = "path:"
 
 
 def get_config(argument: str = "nuclei"):
     """The config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
     data, _, model = argument.partition(",")
-    if data not in DATA:
+    if data not in DATA and not data.startswith(PATH):
         data, model = "nuclei", argument
     try:
         fields = _fields(data, model or "mask_rcnn")
     except ValueError as error:
         raise UserError(
-            f"config: {error}; after one of {', '.join(DATA)} and a comma, or alone, there are "
-            "mask_rcnn, long, detr and the map attentions"
+            f"config: {error}; after one of {', '.join(DATA)}, {PATH}FILE and a comma, or alone, "
+            "there are mask_rcnn, long, detr and the map attentions"
         ) from None
     return experiment(task="detection", data=_data(data), **fields)
 
@@ -62,9 +63,8 @@ def _data(name: str):
     else:
         changed = {"scale_min": 0.7, "scale_max": 1.4, "brightness": 0.1, "contrast": 0.2}
         changed |= {"turn": True, "flip_vertical": True} if name == "trees" else {}
-    # Without a path "own" has none of its own to name.
-    known = "nuclei" if name == "own" else name
-    return DataConfig(name=known, augmentation=AugmentationConfig(flip=True, **changed))
+    source = {"path": name.removeprefix(PATH)} if name.startswith(PATH) else {"name": name}
+    return DataConfig(**source, augmentation=AugmentationConfig(flip=True, **changed))
 
 
 def mask_rcnn(data: str, attention: str, long: bool):
@@ -171,11 +171,11 @@ def _pictures(attention: str, long: bool):
 def detr(data: str):
     """Queries for as many objects as a picture may have."""
     clothes = data == "clothes_on_satellite"
-    queries = {"nuclei": 150, "clothes_on_satellite": 20, "trees": 50, "own": 100}
+    queries = {"nuclei": 150, "clothes_on_satellite": 20, "trees": 50}
     channels = (32, 64, 128) if clothes else (16, 32, 64, 128)
     return {
         "name": "detr",
-        "model": DETRConfig(backbone=_backbone("none", channels), queries=queries[data]),
+        "model": DETRConfig(backbone=_backbone("none", channels), queries=queries.get(data, 100)),
         "optimizer": _optimizer(),
         "training": _training(2400, 16, 4) if clothes else _training(960, 4, 4),
     }

@@ -352,13 +352,13 @@ def test_augmented_pictures_are_those_of_training_alone(data, task):
     assert TASK.prepare(changed, MODEL, None).fingerprint == task.fingerprint
 
 
-@pytest.mark.parametrize("data", ["nuclei", "clothes_on_satellite", "trees", "own"])
+@pytest.mark.parametrize("data", ["nuclei", "clothes_on_satellite", "trees", "path:mine.json"])
 @pytest.mark.parametrize("model", ["", ",long", ",detr", ",cbam(reduction=4)"])
 def test_configs(data, model):
     config = load_file(f"configs/detection.py:{data}{model}")
     expected = {"": "mask_rcnn", ",long": "mask_rcnn_long", ",detr": "detr"}
     assert config.name == expected.get(model, "mask_rcnn_cbam_reduction_4")
-    assert config.data.name == {"own": "nuclei"}.get(data, data)
+    assert config.data.name == {"path:mine.json": "own_mine"}.get(data, data)
     attention = "cbam(reduction=4)" if "cbam" in model else "none"
     assert config.model.backbone.attention == attention
 
