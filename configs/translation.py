@@ -5,8 +5,10 @@ python -m launch.train --config=configs/translation.py:DATA,MODEL --workdir=runs
 DATA is multi30k (if none is named) or bible_en_es; MODEL is transformer (if none is named), long
 (the published recipe, for an accelerator), rnn, or rnn(ALIGNMENT) with an alignment of
 `attention.registry`: "rnn(location_aware(width=5))"; "rnn(none)" is the control with one fixed
-vector; --config.model.cell=lstm and --config.model.temporal_attention=4 (heads) change more. See
-RESULTS.md for what to expect. The other way round:
+vector; --config.model.cell=lstm and --config.model.temporal_attention=4 (heads) change more. On
+multi30k and 2 cores lower-case tokenised BLEU4 is 39.1 of the Transformer in under half an hour,
+34.4 of rnn(additive) in a quarter, and 19.6 of rnn(none) in ten minutes; 41.02 is published for a
+Transformer of this size. The other way round:
 
 python -m launch.train --config=configs/translation.py --workdir=runs/german
     --config.data.source=de --config.data.target=en
