@@ -43,20 +43,31 @@ def read_text(name: str | Path) -> str:
     return text
 
 
-def check_name(name: str, known: Collection[str], rest: str) -> None:
-    """Raises ValueError with the nearest known name unless a data set is called so.
+def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> str:
+    """The name under which results stand: results of own files never under a public data set's.
 
     Args:
-      name: of a data config without own files.
+      name: of a data config.
       known: names of the project's data sets.
-      rest: how to have others, the end of the message.
+      path: own file or folder; None: there is none.
+      rest: how to have others than the known, the end of the message.
+
+    Returns:
+      The name; own_<name of file or folder> for own files that have that of a known data set.
+
+    Raises:
+      ValueError: no own files, and no data set is called so; the nearest known name is told.
     """
+    if path is not None:
+        place = Path(path).expanduser().resolve()
+        return f"own_{place.name if place.is_dir() else place.stem}" if name in known else name
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
             f"name: no data set is called {name!r}{hint}; there are {', '.join(known)}{rest}"
         )
+    return name
 
 
 def hold_out(

@@ -19,14 +19,13 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tasks.common import builders
 from tasks.common.image_files import resized
-from tasks.common.own_files import check_name
+from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
 from tasks.detection import files
 from tasks.detection.augmentation import AugmentationConfig
@@ -35,7 +34,6 @@ from tasks.detection.metrics import Truth
 from tasks.detection.pasting import to_rle
 
 SPLITS = ("train", "validation", "test")
-_OWN = "own_"
 _OWN_SIDE = 256
 # Examples of a split that stay in memory once they are made; what is beyond is made each time.
 _KEPT_BYTES = 1 << 30
@@ -74,13 +72,9 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
-        if self.path is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in DATA_SETS:
-                object.__setattr__(self, "name", _OWN + Path(self.path).stem)
-            return
-        check_name(self.name, DATA_SETS, "; path takes your own files")
-        if self.images is not None:
+        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own files")
+        object.__setattr__(self, "name", name)
+        if self.path is None and self.images is not None:
             raise ValueError(f"images: got {self.images!r}, expected none without path")
 
 

@@ -7,15 +7,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from tasks.common.augmentation import AugmentationConfig
-from tasks.common.own_files import check_name
+from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
 from tasks.image_classification import files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
 
-_OWN = "own_"
 OWN_SIDE = 64
 
 
@@ -49,15 +47,11 @@ class DataConfig:
     mixup: float = 0.0
 
     def __post_init__(self):
-        if self.path is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in DATA_SETS:
-                object.__setattr__(self, "name", _OWN + Path(self.path).expanduser().resolve().name)
-        else:
-            check_name(self.name, DATA_SETS, "; path takes a folder of your own")
-            if self.image_size is not None or self.skip_broken:
-                field = "skip_broken" if self.image_size is None else "image_size"
-                raise ValueError(f"{field}: is for pictures of your own, give path with it")
+        name = filed_as(self.name, DATA_SETS, self.path, "; path takes a folder of your own")
+        object.__setattr__(self, "name", name)
+        if self.path is None and (self.image_size is not None or self.skip_broken):
+            field = "skip_broken" if self.image_size is None else "image_size"
+            raise ValueError(f"{field}: is for pictures of your own, give path with it")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
         if not 0 <= self.shift <= self.side:

@@ -6,19 +6,17 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 from tasks.common import builders
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.leaks import near_duplicates
-from tasks.common.own_files import check_name, hold_out, read_text
+from tasks.common.own_files import filed_as, hold_out, read_text
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.language_modeling.corpora import CORPORA
 
 SPLITS = ("train", "validation", "test")
-_OWN = "own_"
 
 
 def _characters() -> TextConfig:
@@ -56,12 +54,8 @@ class DataConfig:
             if getattr(self, other) is not None and self.train_file is None:
                 raise ValueError(f"train_file must be given with {other}")
         known = (*CORPORA, *DEFINITIONS)
-        if self.train_file is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in known:
-                object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
-        else:
-            check_name(self.name, known, "; train_file takes your own")
+        name = filed_as(self.name, known, self.train_file, "; train_file takes your own")
+        object.__setattr__(self, "name", name)
         if self.lines and self.train_file is None:
             raise ValueError("lines needs train_file")
         if self.length < 4:

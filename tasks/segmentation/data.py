@@ -7,7 +7,6 @@ memory, four bytes a pixel. n pictures, Y X height and width.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from tasks.common import builders
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_each, read_image, resized
-from tasks.common.own_files import hold_out
+from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
 from tasks.segmentation import files, tiles
 from tasks.segmentation.datasets import DATA_SETS
@@ -27,7 +26,6 @@ from tasks.segmentation.metrics import VOID
 
 SPLITS = ("train", "validation", "test")
 FITS = ("resize", "tiles")
-_OWN = "own_"
 # Share of a window that its neighbour has too, when a picture is predicted.
 OVERLAP = 0.25
 
@@ -68,17 +66,8 @@ class DataConfig:
             raise ValueError(f"fit: got {self.fit!r}, expected one of {', '.join(FITS)}")
         if not 0 <= self.void <= 65535:
             raise ValueError(f"void: got {self.void}, expected a number from 0 to 65535")
-        if self.path is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in DATA_SETS:
-                object.__setattr__(self, "name", _OWN + Path(self.path).name)
-        elif self.name not in DATA_SETS:
-            near = difflib.get_close_matches(self.name, DATA_SETS, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"name: no data set is called {self.name!r}{hint}; there are "
-                f"{', '.join(DATA_SETS)}; path takes your own files"
-            )
+        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own files")
+        object.__setattr__(self, "name", name)
 
 
 class Pictures:

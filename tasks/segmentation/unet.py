@@ -18,7 +18,7 @@ from flax import nnx
 from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_slot, halved
+from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, halved
 from tasks.segmentation.losses import LossConfig
 
 Array = jax.Array
@@ -55,17 +55,11 @@ class UNetConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if not self.channels or min(self.channels) < 1:
-            expected = "at least one number, each at least 1"
-            raise ValueError(f"channels: got {list(self.channels)}, expected {expected}")
+        check_layers(self.channels, self.momentum, self.dtype)
         if self.patch_size < 1:
             raise ValueError(f"patch_size: got {self.patch_size}, expected at least 1")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
-        if not 0 < self.momentum <= 1:
-            raise ValueError(f"momentum: got {self.momentum}, expected a share in (0, 1]")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype: got {self.dtype!r}, expected 'float32' or 'bfloat16'")
         check_slot(self.slot, self.channels, self.dtype)
         if self.gate is not None:
             for fine, coarse in itertools.pairwise(self.channels):

@@ -8,20 +8,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from tasks.common import builders, catalogue
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.own_files import check_name, hold_out
+from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.text_classification.files import read_labelled
 
 SPLITS = ("train", "validation", "test")
-_OWN = "own_"
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,9 @@ class DataConfig:
         for other in ("validation_file", "test_file"):
             if getattr(self, other) is not None and self.train_file is None:
                 raise ValueError(f"train_file must be given with {other}")
-        if self.train_file is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in DEFINITIONS or self.name.startswith(catalogue.PREFIX):
-                object.__setattr__(self, "name", _OWN + Path(self.train_file).stem)
-        elif not self.name.startswith(catalogue.PREFIX):
-            rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
-            check_name(self.name, DEFINITIONS, rest)
+        known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalogue.PREFIX)]
+        rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
+        object.__setattr__(self, "name", filed_as(self.name, known, self.train_file, rest))
         for column in ("text_column", "label_column"):
             if not getattr(self, column):
                 raise ValueError(f"{column} must not be empty")

@@ -8,19 +8,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from tasks.common import builders
-from tasks.common.own_files import check_name, hold_out
+from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.files import find, read_pairs
 
 SPLITS = ("train", "validation", "test")
-_OWN = "own_"
 # What a tokenizer for classification may do, and one that writes text may not.
 _WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
 
@@ -64,12 +62,11 @@ class DataConfig:
                     f"text.{name} must be {value!r}, for texts are written too, got "
                     f"{getattr(self.text, name)!r}"
                 )
+        first = None if self.path is None else self.path.split(",")[0]
+        name = filed_as(self.name, DATA_SETS, first, "; path takes your own files")
+        object.__setattr__(self, "name", name)
         if self.path is not None:
-            # Results of own files must not be filed under a public data set's name.
-            if self.name in DATA_SETS:
-                object.__setattr__(self, "name", _OWN + Path(self.path.split(",")[0]).stem)
             return
-        check_name(self.name, DATA_SETS, "; path takes your own files")
         languages = DATA_SETS[self.name].languages
         for name in ("source", "target"):
             if getattr(self, name) not in languages:
