@@ -34,6 +34,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.transformer_step
 	$(BIN)/python -m benchmarks.language_model_step
+	$(BIN)/python -m benchmarks.unet_step
 	$(BIN)/python -m benchmarks.cache_layout
 
 results: $(VENV)/.run
