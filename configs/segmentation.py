@@ -7,7 +7,8 @@ map attention of `attention.registry` after every stage, with options if any: "s
 "cbam(reduction=4)". With an attention the network has fewer channels, so that it has as many
 weights as without, within 2 %. `,long` after that takes a larger network and more steps, for an
 accelerator. camvid's default has 1.09 million weights and takes 0.87 billion multiplications a
-picture; see RESULTS.md for what to expect.
+picture: test mean IoU 0.426 and pixel accuracy 0.823 in eleven minutes on 2 cores (a random forest:
+0.253 and 0.692).
 
 One's own pictures: mine/images/a.jpg, mine/masks/a.png with the number of each pixel's class, and
 mine/classes.txt with a name a line, from class 0 on:
