@@ -8,12 +8,12 @@ to make one; add requirements.txt. The same model: sizes and options of configs/
 AdamW, clipping; the same pictures, drawn once, with no augmentation on either side. torchvision
 takes as many proposals and regions, but masks only of those that are objects: what is padding here,
 it does not compute. The two take turns in rounds, and the ratio is that of the medians. Memory is
-measured in a process of each one's own: how much its resident set grows at the most.
+measured in a process of each one's own: how much larger its resident set is at most, in steps after
+the first, than before the model is made.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,31 +22,17 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.side_by_side import (
-    compare,
-    compare_memory,
+    define_flags,
     engine_steps,
-    experiment,
-    grown_by,
+    time_and_memory,
     torch_steps,
+    unaugmented,
 )
 
-flags.DEFINE_integer("steps", 4, "Train steps a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
+define_flags()
 flags.DEFINE_integer("objects", 30, "Objects of a picture.", lower_bound=1)
-flags.DEFINE_enum("only", None, ["here", "torch"], "Print the peak memory of one, in bytes.")
 
 CONFIG, SIDE, PLACES = "configs/detection.py:nuclei", 256, 101
-
-
-def settings():
-    """The experiment without augmentation."""
-    from launch.engine import config as configs
-    from tasks.detection.augmentation import AugmentationConfig
-
-    none = {
-        f"data.augmentation.{name}": value for name, value in vars(AugmentationConfig()).items()
-    }
-    return configs.override(experiment(CONFIG), none | {"mesh.data": 1})
 
 
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
@@ -195,21 +181,16 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
 
 
 def main(_: list[str]) -> None:
-    """Prints seconds a round of each and the ratio, then the peak memory of each and the ratio."""
+    """See `time_and_memory`."""
     logging.set_verbosity(logging.WARNING)
-    config = settings()
+    config = unaugmented(CONFIG)
     data = batches(config)
-    make = {"here": here, "torch": torch_eager}
-    if name := flags.FLAGS.only:
-        # What libraries themselves take does not count.
-        importlib.import_module({"here": "tasks.detection.task"}.get(name, name))
-        print(grown_by(lambda: make[name](config, data)(2)))
-        return
-    runs = {name: function(config, data) for name, function in make.items()}
-    for run in runs.values():
-        run(1)
-    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
-    compare_memory("benchmarks.mask_rcnn_step", list(runs), [f"--objects={flags.FLAGS.objects}"])
+    time_and_memory(
+        "benchmarks.mask_rcnn_step",
+        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": "tasks.detection.task", "torch": "torch"},
+        [f"--objects={flags.FLAGS.objects}"],
+    )
 
 
 if __name__ == "__main__":

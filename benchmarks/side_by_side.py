@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 
 def compare(
@@ -93,6 +95,59 @@ def compare_memory(module: str, names: Sequence[str], arguments: Sequence[str] =
     ratio = found[first] / found[second]
     print(f" ratio: {ratio:.2f} ({first} / {second})")
     return ratio
+
+
+def define_flags() -> None:
+    """Those of `time_and_memory`."""
+    flags.DEFINE_integer("steps", 4, "Train steps a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
+    flags.DEFINE_enum("only", None, ["here", "torch"], "Print the peak memory of one, in bytes.")
+
+
+def time_and_memory(
+    module: str,
+    make: Mapping[str, Callable[[], Callable[[int], float]]],
+    libraries: Mapping[str, str],
+    arguments: Sequence[str] = (),
+) -> None:
+    """Prints seconds a round of each and the ratio, then the peak memory of each and the ratio.
+
+    Args:
+      module: that is run: see `compare_memory`.
+      make: name -> what makes a function that takes steps.
+      libraries: name -> module that is loaded before its memory is measured: what libraries
+        themselves take does not count.
+      arguments: see `compare_memory`.
+    """
+
+    def warm(name: str) -> Callable[[int], float]:
+        run = make[name]()
+        run(1)
+        return run
+
+    if name := flags.FLAGS.only:
+        importlib.import_module(libraries[name])
+        print(grown_by(lambda: warm(name), lambda run: run(3)))
+        return
+    runs = {name: warm(name) for name in make}
+    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
+    compare_memory(module, list(runs), arguments)
+
+
+def unaugmented(path: str, **changes: Any) -> Any:
+    """The experiment of a config file on pictures, without augmentation, on one device.
+
+    Args:
+      path: of the config file.
+      **changes: by key with __ for a dot.
+    """
+    from launch.engine import config as configs
+
+    config = experiment(path)
+    plain = vars(type(config.data.augmentation)())
+    none = {f"data.augmentation.{name}": value for name, value in plain.items()}
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return configs.override(config, none | {"mesh.data": 1} | changes)
 
 
 def experiment(path: str) -> Any:

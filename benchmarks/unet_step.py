@@ -2,15 +2,15 @@
 
 python -m benchmarks.unet_step        (make bench brings torch)
 
-The same model: sizes and options of configs/segmentation.py:camvid, dropout, AdamW, clipping; the
-same batches of noise, drawn once, with no augmentation on either side. The two take turns in
-rounds, and the ratio is that of the medians. Memory is measured in a process of each one's own: how
-much larger its resident set is at most, in steps after the first, than before the model is made.
+The same model: sizes and options of configs/segmentation.py:camvid, dropout, AdamW, clipping, and
+cross-entropy alone; the same batches of noise, drawn once, with no augmentation on either side. The
+two take turns in rounds, and the ratio is that of the medians. Memory is measured in a process of
+each one's own: how much larger its resident set is at most, in steps after the first, than before
+the model is made.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable
 
@@ -18,32 +18,17 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.side_by_side import (
-    compare,
-    compare_memory,
+    define_flags,
     engine_steps,
-    experiment,
-    grown_by,
+    time_and_memory,
     torch_steps,
+    unaugmented,
 )
 
-flags.DEFINE_integer("steps", 4, "Train steps a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
+define_flags()
 flags.DEFINE_integer("batch_size", 8, "Pictures a step.", lower_bound=1)
-flags.DEFINE_enum("only", None, ["here", "torch"], "Print the peak memory of one, in bytes.")
 
 CONFIG, CLASSES = "configs/segmentation.py:camvid", 11
-
-
-def settings():
-    """The experiment without augmentation."""
-    from launch.engine import config as configs
-    from tasks.common.augmentation import AugmentationConfig
-
-    none = {
-        f"data.augmentation.{name}": value for name, value in vars(AugmentationConfig()).items()
-    }
-    changes = none | {"training.batch_size": flags.FLAGS.batch_size, "mesh.data": 1}
-    return configs.override(experiment(CONFIG), changes)
 
 
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
@@ -131,28 +116,21 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     return torch_steps(model, config, tensors, loss)
 
 
-def warm(run: Callable[[int], float]) -> Callable[[int], float]:
-    """The function after its first step, in which it is compiled."""
-    run(1)
-    return run
-
-
 def main(_: list[str]) -> None:
-    """Prints seconds a round of each and the ratio, then the peak memory of each and the ratio."""
+    """See `time_and_memory`."""
     logging.set_verbosity(logging.WARNING)
-    config = settings()
+    config = unaugmented(
+        CONFIG,
+        training__batch_size=flags.FLAGS.batch_size,
+        model__loss__dice=0.0,
+    )
     data = batches(config)
-    make = {"here": here, "torch": torch_eager}
-    if name := flags.FLAGS.only:
-        # What libraries themselves take does not count.
-        importlib.import_module({"here": "tasks.segmentation.task"}.get(name, name))
-        print(grown_by(lambda: warm(make[name](config, data)), lambda run: run(3)))
-        return
-    runs = {name: function(config, data) for name, function in make.items()}
-    for run in runs.values():
-        warm(run)
-    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
-    compare_memory("benchmarks.unet_step", list(runs), [f"--batch_size={flags.FLAGS.batch_size}"])
+    time_and_memory(
+        "benchmarks.unet_step",
+        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": "tasks.segmentation.task", "torch": "torch"},
+        [f"--batch_size={flags.FLAGS.batch_size}"],
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import numpy as np
 RunLength = dict[str, Any]
 """A mask as COCO has it: {"size": [Y, X], "counts": str}."""
 
+# From this probability on a pixel belongs to the object.
+THRESHOLD = 0.5
+
 
 def paste(
     masks: np.ndarray, boxes: np.ndarray, height: int, width: int, aligned: bool = True
@@ -29,7 +32,7 @@ def paste(
         of 28 x 28 of 24 test pictures of nuclei come back with a mask AP of 0.76, aligned of 1.00.
 
     Returns:
-      float32 [n, height, width], 0 outside the boxes; at 0.5 and above is the object.
+      float32 [n, height, width], 0 outside the boxes; at THRESHOLD and above is the object.
 
     Raises:
       ValueError: shapes do not fit.
@@ -83,10 +86,20 @@ def to_rle(masks: np.ndarray) -> list[RunLength]:
     return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
 
 
-def from_rle(encoded: list[RunLength], height: int, width: int) -> np.ndarray:
-    """bool [n, height, width] of what `to_rle` gives; all of one size."""
-    from pycocotools import mask as coco
-
-    if not encoded:
-        return np.zeros((0, height, width), bool)
-    return np.ascontiguousarray(coco.decode(encoded).transpose(2, 0, 1)).astype(bool)
+def pasted_codes(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[RunLength]:
+    """Run-length codes of masks [n, S, S] over boxes [n, 4] in a picture of that size, each pasted
+    where its box is: of a large picture all at once would not fit into memory.
+    """
+    # Columns first, as the code wants it.
+    canvas, found = np.zeros(size[::-1], np.uint8).T, []
+    for mask, box in zip(masks, boxes, strict=True):
+        # Half a cell around the box may belong to the mask.
+        around = (box[2:] - box[:2]) / mask.shape[0] + 1
+        low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
+        high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
+        part = canvas[low[1] : high[1], low[0] : high[0]]
+        moved = (box - np.tile(low, 2))[None]
+        part[...] = paste(mask[None], moved, *part.shape)[0] >= THRESHOLD
+        found += to_rle(canvas[None])
+        part[...] = 0
+    return found

@@ -36,7 +36,7 @@ from tasks.detection.metrics import (
     contest_scores,
     detection_metrics,
 )
-from tasks.detection.pasting import RunLength, paste, to_rle
+from tasks.detection.pasting import THRESHOLD, paste, pasted_codes
 from tasks.figures import AttendedImage, DetectedImage, Figure
 from tasks.task import Task
 
@@ -44,7 +44,6 @@ Model = MaskRCNN | DETR
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
 # Probability from which on a mask has a pixel, and an object is shown to a person.
-MASK_THRESHOLD = 0.5
 SHOWN = 0.5
 # Pictures of a report.
 _PICTURES = 4
@@ -235,7 +234,9 @@ class Detection(Task):
         """What was found in one picture of that height and width, in its own pixels."""
         there = outputs["valid"][index]
         boxes = in_own_pixels(outputs["boxes"][index][there], size, self._side)
-        masks = _encoded(outputs["masks"][index][there], boxes, size) if self.gives_masks else None
+        masks = (
+            pasted_codes(outputs["masks"][index][there], boxes, size) if self.gives_masks else None
+        )
         labels, scores = outputs["labels"][index][there], outputs["scores"][index][there]
         return Prediction(boxes, labels, scores, masks)
 
@@ -267,7 +268,7 @@ class Detection(Task):
         shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
         boxes, masks, true = outputs["boxes"][index][shown], None, None
         if self.gives_masks:
-            masks = paste(outputs["masks"][index][shown], boxes, height, width) >= MASK_THRESHOLD
+            masks = paste(outputs["masks"][index][shown], boxes, height, width) >= THRESHOLD
         caption = f"{name}: {len(boxes)} found"
         if "labels" in example:
             true = example["boxes"][example["labels"] >= 0]
@@ -372,25 +373,6 @@ class _Files:
             "size": example["size"],
             "original": np.array(image.shape[:2], np.int32),
         }
-
-
-def _encoded(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[RunLength]:
-    """Masks [n, S, S] over boxes [n, 4] in a picture of that size, each pasted where its box is: of
-    a large picture all at once would not fit into memory.
-    """
-    # Columns first, as the code wants it.
-    canvas, found = np.zeros(size[::-1], np.uint8).T, []
-    for mask, box in zip(masks, boxes, strict=True):
-        # Half a cell around the box may belong to the mask.
-        around = (box[2:] - box[:2]) / mask.shape[0] + 1
-        low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
-        high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
-        part = canvas[low[1] : high[1], low[0] : high[0]]
-        moved = (box - np.tile(low, 2))[None]
-        part[...] = paste(mask[None], moved, *part.shape)[0] >= MASK_THRESHOLD
-        found += to_rle(canvas[None])
-        part[...] = 0
-    return found
 
 
 def _line(path: str, objects: Sequence[Mapping[str, Any]]) -> str:

@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 
 from tasks.common import baselines
-from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with, spam_assassin
 from tasks.common.leaks import group_hashes, near_duplicates, norm, norm_hash
 from tasks.common.paths import Paths
 from tasks.text_classification.data import DataConfig, load
+from tests.tasks.public import needed
 
 
 def public(name):
-    try:
+    with needed():
         return load(DataConfig(name=name), Paths.default())
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def sizes(data):

@@ -24,6 +24,7 @@ from tasks.detection.datasets import DATA_SETS
 from tasks.detection.masks import boxes_of, stacked, stacked_codes
 from tasks.detection.metrics import Truth
 from tasks.detection.pasting import to_rle
+from tests.tasks.public import needed
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,8 @@ def test_bands_of_splits_are_disjoint_and_cover_the_map():
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
 def test_public_data(name):
     """Counts, forms, the greatest number of objects; boxes within pictures and around masks."""
-    data = load(DataConfig(name=name), Paths.default())
+    with needed():
+        data = load(DataConfig(name=name), Paths.default())
     most = 0
     for split, examples in data.splits.items():
         assert len(examples) == DATA_SETS[name].definition.counts[split]

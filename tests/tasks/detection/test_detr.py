@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from tasks.detection.detr import (
-    DETRConfig,
-    as_corners,
-    as_shares,
-    assign,
-    point_encoding,
-    set_losses,
-)
+from tasks.detection.detr import DETRConfig, point_encoding
+from tasks.detection.set_losses import as_corners, as_shares, assign, set_losses
 from tests.attention.subjects import normal
 
 

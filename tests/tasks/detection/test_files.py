@@ -9,7 +9,8 @@ from PIL import Image
 from tasks.common.errors import UserError
 from tasks.detection.data import DataConfig, load
 from tasks.detection.files import run_lengths
-from tasks.detection.pasting import from_rle, to_rle
+from tasks.detection.pasting import to_rle
+from tests.tasks.detection.rle import from_rle
 
 X, Y = 12, 10
 

@@ -10,6 +10,7 @@ import pytest
 
 from tasks.detection import anchors, boxes, matching, pasting, roi_align, suppression
 from tasks.detection.masks import boxes_of
+from tests.tasks.detection.rle import from_rle
 
 nms = jax.jit(suppression.batched_nms, static_argnums=5)
 
@@ -220,10 +221,10 @@ def test_pasting_and_run_lengths():
     assert np.isfinite(pasting.paste(masks, where, 8, 10, False)).all()
     encoded = pasting.to_rle(solid)
     assert [code["size"] for code in encoded] == [[8, 10]] * 4
-    np.testing.assert_array_equal(pasting.from_rle(encoded, 8, 10), solid)
+    np.testing.assert_array_equal(from_rle(encoded, 8, 10), solid)
     assert pasting.paste(masks[:0], where[:0], 8, 10).shape == (0, 8, 10)
     assert pasting.to_rle(solid[:0]) == []
-    assert pasting.from_rle([], 8, 10).shape == (0, 8, 10)
+    assert from_rle([], 8, 10).shape == (0, 8, 10)
     with pytest.raises(ValueError, match=r"boxes: got shape \[3, 4\], expected \[4, 4\]"):
         pasting.paste(masks, where[:3], 8, 10)
     with pytest.raises(ValueError, match=r"masks: got shape \[4, 196\]"):

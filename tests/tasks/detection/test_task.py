@@ -23,10 +23,11 @@ from tasks.detection.data import DataConfig
 from tasks.detection.detr import DETRConfig
 from tasks.detection.heads import HeadsConfig
 from tasks.detection.mask_rcnn import MaskRCNNConfig
-from tasks.detection.pasting import from_rle, paste
+from tasks.detection.pasting import paste
 from tasks.detection.rpn import RPNConfig
 from tasks.detection.task import TASK
 from tasks.figures import AttendedImage, DetectedImage
+from tests.tasks.detection.rle import from_rle
 
 SIDE = 32
 BACKBONE = ResNetConfig(

@@ -16,15 +16,14 @@ from tasks.common.text import TextConfig
 from tasks.language_modeling import data as corpora
 from tasks.language_modeling.data import DataConfig, load
 from tasks.language_modeling.rpackage import vectors
+from tests.tasks.public import needed
 
 WORDPIECE = TextConfig(tokenizer="wordpiece", vocabulary_size=8000)
 
 
 def public(name, **fields):
-    try:
+    with needed():
         return load(DataConfig(name=name, **fields), Paths.default())
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_tiny_shakespeare_is_split_as_published():

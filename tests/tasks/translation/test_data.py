@@ -12,6 +12,7 @@ from tasks.common.text import TextConfig
 from tasks.translation.data import DataConfig, PairExamples, load
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.files import find
+from tests.tasks.public import needed
 
 
 @pytest.fixture
@@ -150,10 +151,8 @@ def test_pair_examples():
 
 def public(name):
     languages = DATA_SETS[name].languages
-    try:
+    with needed():
         return load(DataConfig(name, *languages), Paths.default())
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_multi30k():
