@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from absl import flags
+from absl import flags, logging
 
 from launch.engine import cli
 
@@ -26,6 +26,10 @@ def evaluate() -> None:
     config = run.saved_config(folder)
     cli.set_up_jax(config)
     task = run.prepared_task(config, cli.paths(), folder)
+    if config.training.refit:
+        task = task.with_validation()
+        if split == "validation":
+            logging.warning("the run was refitted on validation: what it is worth is told by test")
     run.check_assets(task, folder)
     steps, variables, best = run.load_variables(task, config, folder)
     result = evaluation.evaluate(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Bucket, Examples
 from tasks.figures import Figure
@@ -70,11 +71,25 @@ class Task(abc.ABC):
     def fingerprint(self) -> str:
         """Hash of the data and of what was fitted on it; keys the cache of the baselines."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What sets runs of one experiment apart in results (a horizon, a held-out speaker)."""
+        return {}
+
     # ------------------------------------------------------------------ data
 
     @abc.abstractmethod
     def examples(self, split: str) -> Examples:
         """Random access to the examples of 'train', 'validation' or 'test'."""
+
+    def with_validation(self) -> Task:
+        """The same task, whose train split holds the validation split too: see
+        `launch.engine.config.TrainingConfig.refit`.
+
+        Raises:
+          UserError: the task's protocol knows no such thing.
+        """
+        raise UserError("config.training.refit: this task is tested as fitted on train alone")
 
     @property
     def buckets(self) -> Sequence[Bucket] | None:

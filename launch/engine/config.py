@@ -37,6 +37,9 @@ class TrainingConfig:
       evaluate_every: steps between evaluations on the validation split; each ends in a checkpoint.
       log_every: steps between lines of training metrics; divides evaluate_every.
       patience: evaluations without a better validation metric before training stops; 0 = never.
+      refit: once the best step is known, train anew up to that step on train and validation
+        together, where a task's protocol has it so; the first training is kept in the folder's
+        `selection`.
     """
 
     steps: int = 1000
@@ -45,6 +48,7 @@ class TrainingConfig:
     evaluate_every: int = 200
     log_every: int = 50
     patience: int = 0
+    refit: bool = False
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "evaluation_batch_size", "evaluate_every", "log_every"):

@@ -27,7 +27,9 @@ from tasks.task import Task
 NEVER_BEST = -1e30
 
 
-def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int]:
+def train(
+    task: Task, config: Experiment, folder: Path, until: int | None = None
+) -> tuple[Steps, Any, int]:
     """Trains, or resumes, until the last step or until patience has run out.
 
     Each evaluation on validation ends in a checkpoint of state and data iterator together, so that
@@ -37,15 +39,18 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
       task: prepared, with data.
       config: the experiment.
       folder: of the run.
+      until: stop after this step, chosen elsewhere, and do not look at validation, which is
+        trained on; schedules stay those of all steps.
 
     Returns:
-      The compiled steps, the variables of the best validation step, and that step.
+      The compiled steps, the variables of the best validation step (or of `until`), and that step.
 
     Raises:
       UserError: the loss is no longer finite, or checkpoints cannot be read.
       Interrupted: SIGINT or SIGTERM came.
     """
     plan, metric = config.training, task.primary_metric
+    last = until or plan.steps
     sign = 1 if task.higher_is_better else -1
     steps = make_steps(task, config)
     batches = train_iterator(
@@ -65,7 +70,7 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
         state = steps.initialise()
     stop = _Signals()
     try:
-        with Progress(plan.steps, step, metric) as progress, stop:
+        with Progress(last, step, metric) as progress, stop:
             for note in notes:
                 progress.say(note)
             if step:
@@ -73,13 +78,13 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
             clock = _Clock(step)
             window: list[Any] = []
             over = _patience_over(folder, metric, sign, plan.patience)
-            while step < plan.steps and not over:
+            while step < last and not over:
                 with clock.waiting():
                     batch = next(batches)
                 state, metrics = steps.train(state, steps.place(batch))
                 window.append(metrics)
                 step += 1
-                if step % plan.log_every and step < plan.steps:
+                if step % plan.log_every and step < last:
                     continue
                 means = _means(window)
                 window = []
@@ -92,7 +97,9 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
                 writers.metrics(step, "train", means)
                 writers.timing(step, **clock.lap(step))
                 progress.trained(step, means["loss"])
-                if step % plan.evaluate_every == 0 or step == plan.steps:
+                if until and (step % plan.evaluate_every == 0 or step == last):
+                    checkpoints.save(step, state, batches, step)
+                elif step % plan.evaluate_every == 0 or step == last:
                     clock.restart(step)
                     result = _validate(task, steps, state, plan.evaluation_batch_size)
                     writers.metrics(step, "validation", result.metrics)
@@ -107,7 +114,7 @@ def train(task: Task, config: Experiment, folder: Path) -> tuple[Steps, Any, int
                     checkpoints.wait()
                     raise Interrupted(step, stop.received)
         checkpoints.wait()
-        best = best_step(folder, metric, task.higher_is_better)
+        best = until or best_step(folder, metric, task.higher_is_better)
         if best != step:
             state = checkpoints.restore(best, steps.abstract_state)
         return steps, states.evaluation_variables(state), best

@@ -93,7 +93,9 @@ def write_report(
 
 
 def _curves(folder: Path, task: Task) -> str:
-    lines = read_lines(folder / "metrics.jsonl")
+    # Of a refitted run those of the training that chose its step, which looked at validation.
+    selection = folder / "selection"
+    lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
 
     def series(split: str, metric: str):
         points = [

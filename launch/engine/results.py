@@ -47,9 +47,10 @@ def make_record(
         "metrics": dict(metrics),
         "validation": {task.primary_metric: validation[task.primary_metric]},
         "baselines": {name: dict(values) for name, values in baselines.items()},
-        "settings": {},
+        "settings": task.settings,
         "parameters": parameters,
-        "selected_by": f"validation {task.primary_metric}",
+        "selected_by": f"validation {task.primary_metric}"
+        + (", then refitted on train + validation" if config.training.refit else ""),
         "steps": steps_taken,
         "seconds": round(seconds, 1),
         "device": device(),
@@ -146,7 +147,8 @@ def results_markdown(records: Iterable[Mapping[str, Any]]) -> str:
         "Generated from the run files under `results/` by "
         "`python -m launch.report --results=results --output=RESULTS.md`.",
         "Figures are on the test split, read once, at the best validation step: mean ± standard "
-        "deviation over the seeds. Baselines are fitted on the same train split.",
+        "deviation over the seeds. Baselines are fitted on the same train split; where a model is "
+        "fitted again on train and validation, as its table says, they are too.",
     ]
     for (task, data), group in sorted(groups.items()):
         lines += ["", f"## {task}: {data}", "", *_table(task, group)]
@@ -164,8 +166,7 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
     rows: list[list[str]] = []
     by_experiment: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in group:
-        settings = ", ".join(f"{key}={value}" for key, value in sorted(record["settings"].items()))
-        by_experiment[record["experiment"], settings].append(record)
+        by_experiment[record["experiment"], _spelled_settings(record)].append(record)
     for (experiment, settings), runs in sorted(by_experiment.items()):
         rows.append(
             [
@@ -179,18 +180,28 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
                 ", ".join(sorted({run["commit"][:9] for run in runs})),
             ]
         )
-    baselines = {name: values for record in group for name, values in record["baselines"].items()}
-    for name, values in sorted(baselines.items()):
-        row = [f"baseline {name}"]
+    baselines = {
+        (name, _spelled_settings(record)): values
+        for record in group
+        for name, values in record["baselines"].items()
+    }
+    for (name, settings), values in sorted(baselines.items(), key=lambda row: row[0]):
+        row = [f"baseline {name} ({settings})" if settings else f"baseline {name}"]
         row += [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
         rows.append(row + [""] * (len(header) - len(row)))
     table = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     table += [f"| {' | '.join(row)} |" for row in rows]
-    commands = [
-        f"- {experiment}: `{min(runs, key=lambda run: run['seed'])['command']}`"
-        for (experiment, _), runs in sorted(by_experiment.items())
-    ]
-    return [*table, "", *commands]
+    lines = []
+    for (experiment, _), runs in sorted(by_experiment.items()):
+        first = min(runs, key=lambda run: run["seed"])
+        how = first["selected_by"]
+        refitted = f" (chosen by {how})" if "refitted" in how else ""
+        lines.append(f"- {experiment}{refitted}: `{first['command']}`")
+    return [*table, "", *lines]
+
+
+def _spelled_settings(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(record["settings"].items()))
 
 
 def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:

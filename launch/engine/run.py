@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from launch.engine.environment import environment
 from launch.engine.evaluation import Evaluation, evaluate, gather
 from launch.engine.loop import train
 from launch.engine.report import write_report
-from launch.engine.writers import read_lines, write_json
+from launch.engine.writers import best_step, read_lines, validation_curve, write_json
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
 from tasks.common.pretrained import Pretrained
 from tasks.figures import Figure
 from tasks.task import Task
+
+# Where a run that is refitted keeps the training that chose its step.
+SELECTION = "selection"
 
 
 def run(
@@ -48,15 +52,39 @@ def run(
         had, or training diverges. Nothing has been written in the first three cases.
     """
     _check_folder(config, folder)
+    if config.training.refit:
+        _check_folder(_selecting(config), folder / SELECTION)
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     task = prepared_task(config, paths)
+    final = task.with_validation() if config.training.refit else task
     write_json(folder / "config.json", configs.to_dict(config))
     with alone(folder):
-        return _finish(config, task, folder, paths, command, with_baselines)
+        chosen = _choose(config, task, folder / SELECTION) if config.training.refit else None
+        return _finish(config, final, folder, paths, command, with_baselines, chosen)
+
+
+def _selecting(config: Experiment) -> Experiment:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, refit=False))
+
+
+def _choose(config: Experiment, task: Task, folder: Path) -> int:
+    """Best step on validation of a training on train alone, in a run folder of its own."""
+    config = _selecting(config)
+    write_json(folder / "config.json", configs.to_dict(config))
+    _write_surroundings(task, folder)
+    best = train(task, config, folder)[2]
+    print(f"step {best} is best on validation: from the start again up to it, on train and "
+          "validation together", file=sys.stderr, flush=True)  # fmt: skip
+    return best
+
+
+def _write_surroundings(task: Task, folder: Path) -> None:
+    write_json(folder / "environment.json", environment())
+    write_json(folder / "assets.json", task.assets())
 
 
 @contextlib.contextmanager
@@ -82,26 +110,36 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _finish(
-    config: Experiment, task: Task, folder: Path, paths: Paths, command: str, with_baselines: bool
+    config: Experiment,
+    task: Task,
+    folder: Path,
+    paths: Paths,
+    command: str,
+    with_baselines: bool,
+    chosen: int | None,
 ) -> dict[str, Any]:
-    write_json(folder / "environment.json", environment())
-    write_json(folder / "assets.json", task.assets())
-    steps, variables, best = train(task, config, folder)
+    _write_surroundings(task, folder)
+    steps, variables, best = train(task, config, folder, until=chosen)
     seconds = sum(
         line.get("seconds", 0) + line.get("evaluation_seconds", 0)
-        for line in read_lines(folder / "timing.jsonl")
+        for place in (folder / SELECTION, folder)
+        if (place / "timing.jsonl").exists()
+        for line in read_lines(place / "timing.jsonl")
     )
-    validation, test = (
-        evaluate(task, steps, variables, split, config.training.evaluation_batch_size)
-        for split in ("validation", "test")
-    )
+    size = config.training.evaluation_batch_size
+    if chosen is None:
+        validation = evaluate(task, steps, variables, "validation", size).metrics
+    else:
+        curve = validation_curve(folder / SELECTION, task.primary_metric)
+        validation = {task.primary_metric: dict(curve)[chosen]}
+    test = evaluate(task, steps, variables, "test", size)
     save_outputs(folder, task, test, "test")
     attention = first_attention(task, steps, variables, "test")
     record = results.make_record(
         config,
         task,
         metrics=test.metrics,
-        validation=validation.metrics,
+        validation=validation,
         baselines=baselines(task, paths) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
@@ -157,21 +195,28 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
 
 
 def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
-    """Compiled steps and the variables of a run's best validation step, and that step.
+    """Compiled steps and the variables of a run's best validation step, and that step; of a
+    refitted run those of its last.
 
     Raises:
       UserError: the folder has no checkpoint, or the best one cannot be read.
     """
     from launch.engine.checkpoints import Checkpoints
     from launch.engine.steps import make_steps
-    from launch.engine.writers import best_step, validation_curve
 
-    checkpoints_folder = folder / "checkpoints"
-    if not checkpoints_folder.is_dir() or not list(validation_curve(folder, task.primary_metric)):
-        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
-    best = best_step(folder, task.primary_metric, task.higher_is_better)
+    missing = UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    if not (folder / "checkpoints").is_dir():
+        raise missing
+    refit, metric = config.training.refit, task.primary_metric
+    if not refit and not list(validation_curve(folder, metric)):
+        raise missing
     steps = make_steps(task, config)
-    with contextlib.closing(Checkpoints(checkpoints_folder)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        if refit and not checkpoints.steps():
+            raise missing
+        best = (
+            max(checkpoints.steps()) if refit else best_step(folder, metric, task.higher_is_better)
+        )
         state = checkpoints.restore(best, steps.abstract_state)
     return steps, states.evaluation_variables(state), best
 
@@ -217,7 +262,8 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
     try:
         saved = saved_config(folder)
         # Laid out as this run is; the layout changes no weight.
-        placed = dataclasses.replace(saved, mesh=config.mesh, training=config.training)
+        training = dataclasses.replace(config.training, refit=saved.training.refit)
+        placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
         variables = load_variables(restored_task(saved, folder), placed, folder)[1]
     except UserError as error:
         reason = str(error).removeprefix(f"--workdir={folder}: ")
