@@ -1,0 +1,42 @@
+"""The recommendation models by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from flax import nnx
+
+from tasks.recommendation.recommender import Recommender
+from tasks.recommendation.sequential import SASRec, SASRecConfig
+
+MODEL_CONFIGS: dict[str, type] = {"sasrec": SASRecConfig}
+
+
+def build(
+    config: Any,
+    num_items: int,
+    features: np.ndarray | None,
+    train_matrix: scipy.sparse.csr_matrix,
+    rngs: nnx.Rngs,
+) -> Recommender:
+    """A model, its weights drawn from `rngs`; see `tasks.recommendation.recommender`.
+
+    Args:
+      config: of `MODEL_CONFIGS`.
+      num_items: I.
+      features: float32 [I, G], what is known of each item, 0 or 1; None where nothing is.
+      train_matrix: CSR [U, I] of the train split. An entry is the place of the event in its user's
+        history, counted from 1, so that the order of events is in it; of an item that a user had
+        twice, the latest. Where a model is restored from its checkpoint, a matrix of that shape
+        without entries will do.
+      rngs: source of the weights.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: the config does not fit the data.
+    """
+    return SASRec(config, num_items, rngs=rngs)
