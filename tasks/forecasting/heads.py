@@ -1,0 +1,229 @@
+"""Heads: what a forecaster says of each value to come, a number or a distribution.
+
+A model makes P raw numbers for each cell and `place`s them in the window's units; from then on they
+are the head's parameters, and a head knows its loss, its point forecast, its quantiles and its
+continuous ranked probability score.
+
+B windows, F horizon, C channels, P parameters of a head, Q levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+LEVELS = tuple(round(0.1 * number, 1) for number in range(1, 10))
+"""Levels of the quantile head."""
+
+
+class Head:
+    """Base of the heads; they have no weights.
+
+    Attributes:
+      name: in configs.
+      size: P.
+      probabilistic: whether the parameters are a distribution.
+    """
+
+    name: str
+    size: int
+    probabilistic = True
+
+    def place(self, raw: Array, level: Array, scale: Array) -> Array:
+        """Raw numbers [B, F, C, P] -> parameters [B, F, C, P].
+
+        Args:
+          raw: any numbers; with 0 all distributions are proper.
+          level, scale: [B, 1, C] of the window, scale above 0: the raw numbers speak of
+            (y - level) / scale.
+        """
+        raise NotImplementedError
+
+    def around(self, point: Array, raw: Array, scale: Array) -> Array:
+        """Parameters of a point forecast that has a spread of its own: [B, F, C, P].
+
+        Args:
+          point: [B, F, C].
+          raw: [..., P], broadcast; its first number is not read.
+          scale: as for `place`.
+        """
+        raw = jnp.broadcast_to(raw, (*point.shape, self.size))
+        return self._spread(point, raw, scale)
+
+    def _spread(self, point: Array, raw: Array, scale: Array) -> Array:
+        raise NotImplementedError
+
+    def losses(self, parameters: Array, future: Array) -> Array:
+        """[B, F, C, P] and [B, F, C] -> [B, F, C], what training makes small."""
+        raise NotImplementedError
+
+    def loss(self, parameters: Array, future: Array, valid: Array) -> Array:
+        """The mean of `losses` over the cells that are there, []; 0 where there are none.
+
+        Args:
+          parameters: [B, F, C, P].
+          future: [B, F, C]; what is missing may be anything, NaN included.
+          valid: bool [B, F, C], or weights.
+        """
+        weight = valid.astype(jnp.float32)
+        losses = self.losses(parameters, jnp.where(weight > 0, future, 0))
+        return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+    def point(self, parameters: Array) -> Array:
+        """[B, F, C, P] -> the forecast [B, F, C]: the mean, or the median of quantiles."""
+        return parameters[..., 0]
+
+    def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+        """[..., P] -> [..., Q], on the host.
+
+        Raises:
+          ValueError: a level that the head cannot tell.
+        """
+        raise ValueError(f"levels: got {list(levels)}, expected none of head={self.name!r}")
+
+    def crps(self, parameters: Array, future: Array) -> Array:
+        """Continuous ranked probability score (Gneiting & Raftery 2007), [B, F, C], in y's units.
+
+        CRPS(F, y) = ∫ (F(x) - 1[x >= y])² dx
+        """
+        raise NotImplementedError
+
+
+class Point(Head):
+    """One number, the mean: squared error."""
+
+    name, size, probabilistic = "point", 1, False
+
+    def place(self, raw: Array, level: Array, scale: Array) -> Array:
+        return raw * scale[..., None] + level[..., None]
+
+    def _spread(self, point: Array, raw: Array, scale: Array) -> Array:
+        return point[..., None]
+
+    def losses(self, parameters: Array, future: Array) -> Array:
+        return jnp.square(parameters[..., 0] - future)
+
+    def crps(self, parameters: Array, future: Array) -> Array:
+        """That of a certainty: the absolute error."""
+        return jnp.abs(self.point(parameters) - future)
+
+
+class Median(Point):
+    """One number, the median: absolute error."""
+
+    name = "median"
+
+    def losses(self, parameters: Array, future: Array) -> Array:
+        return jnp.abs(parameters[..., 0] - future)
+
+
+class Quantile(Head):
+    """The quantiles at .1, .2, ... .9, which never cross: pinball loss (Koenker & Bassett 1978).
+
+    The first raw number is the median, the others are steps away from it, made positive.
+    """
+
+    name, size = "quantile", len(LEVELS)
+    middle = len(LEVELS) // 2
+
+    def place(self, raw: Array, level: Array, scale: Array) -> Array:
+        return self._spread(raw[..., 0] * scale + level, raw, scale)
+
+    def _spread(self, point: Array, raw: Array, scale: Array) -> Array:
+        steps = jax.nn.softplus(raw[..., 1:] - 1) * scale[..., None]
+        below = jnp.cumsum(steps[..., : self.middle], axis=-1)[..., ::-1]
+        above = jnp.cumsum(steps[..., self.middle :], axis=-1)
+        point = point[..., None]
+        return jnp.concatenate([point - below, point, point + above], axis=-1)
+
+    def losses(self, parameters: Array, future: Array) -> Array:
+        """The mean over levels of ρ_q(y - ŷ_q) = (y - ŷ_q)(q - 1[y < ŷ_q])."""
+        over = future[..., None] - parameters
+        levels = jnp.array(LEVELS, jnp.float32)
+        return jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=-1)
+
+    def point(self, parameters: Array) -> Array:
+        return parameters[..., self.middle]
+
+    def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+        """Linear between the nine; see `Head.quantiles`."""
+        levels = np.asarray(levels, np.float64)
+        if np.any((levels < LEVELS[0]) | (levels > LEVELS[-1])):
+            expected = f"{LEVELS[0]} to {LEVELS[-1]} of head='quantile'"
+            raise ValueError(f"levels: got {levels.tolist()}, expected {expected}")
+        places = np.interp(levels, LEVELS, np.arange(self.size))
+        lower = np.minimum(places.astype(int), self.size - 2)
+        share = places - lower
+        parameters = np.asarray(parameters)
+        return parameters[..., lower] * (1 - share) + parameters[..., lower + 1] * share
+
+    def crps(self, parameters: Array, future: Array) -> Array:
+        """Twice the mean pinball loss: the integral over levels by their nine."""
+        return 2 * self.losses(parameters, future)
+
+
+class StudentT(Head):
+    """Student's t: location, scale above 0 and degrees of freedom above 2; negative logarithm of
+    the density.
+    """
+
+    name, size = "student_t", 3
+    least = 1e-4
+    """Least scale, in the standardised data's units: of a constant series too."""
+
+    def place(self, raw: Array, level: Array, scale: Array) -> Array:
+        return self._spread(raw[..., 0] * scale + level, raw, scale)
+
+    def _spread(self, point: Array, raw: Array, scale: Array) -> Array:
+        width = jax.nn.softplus(raw[..., 1]) * scale + self.least
+        freedom = 2.1 + jax.nn.softplus(raw[..., 2] + 3)
+        return jnp.stack([point, width, freedom], axis=-1)
+
+    def losses(self, parameters: Array, future: Array) -> Array:
+        location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
+        return -jax.scipy.stats.t.logpdf(future, freedom, location, scale)
+
+    def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+        """See `Head.quantiles`."""
+        from scipy import stats
+
+        levels = np.asarray(levels, np.float64)
+        if np.any((levels <= 0) | (levels >= 1)):
+            raise ValueError(f"levels: got {levels.tolist()}, expected numbers between 0 and 1")
+        location, scale, freedom = np.moveaxis(np.asarray(parameters)[..., None], -2, 0)
+        return stats.t.ppf(levels, freedom, location, scale)
+
+    def crps(self, parameters: Array, future: Array) -> Array:
+        """In closed form (Jordan et al. 2019, "Evaluating Probabilistic Forecasts with
+        scoringRules", appendix A).
+
+            CRPS = σ (z (2 F(z) - 1) + 2 f(z) (ν + z²) / (ν - 1) - c),   z = (y - μ) / σ
+
+            c = 2 sqrt(ν) B(1/2, ν - 1/2) / ((ν - 1) B(1/2, ν/2)²)
+        """
+        location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
+        z = (future - location) / scale
+        square = jnp.square(z)
+        # Both tails together, by the incomplete beta function.
+        tails = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + square))
+        density = jnp.exp(jax.scipy.stats.t.logpdf(z, freedom))
+        beta = jax.scipy.special.betaln
+        constant = jnp.exp(beta(0.5, freedom - 0.5) - 2 * beta(0.5, freedom / 2))
+        constant = constant * 2 * jnp.sqrt(freedom) / (freedom - 1)
+        spread = 2 * density * (freedom + square) / (freedom - 1)
+        return scale * (jnp.abs(z) * (1 - tails) + spread - constant)
+
+
+HEADS: dict[str, Head] = {head.name: head for head in (Point(), Median(), Quantile(), StudentT())}
+"""Heads by name; see `config.head`."""
+
+
+def expect_head(name: str) -> None:
+    """Raises ValueError unless there is such a head."""
+    if name not in HEADS:
+        raise ValueError(f"head: got {name!r}, expected one of {', '.join(HEADS)}")

@@ -1,0 +1,36 @@
+"""Forecasters by name.
+
+    model = build(config, sizes, ridge, rngs=rngs)
+    parameters = model(past, past_valid, calendar)          # [B, F, C, P] of `model.head`
+
+See `tasks.forecasting.windows.Forecaster` for the call and `tasks.forecasting.heads` for what the
+parameters mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from tasks.forecasting.lag import LagConfig, LagForecaster, ResidualLagConfig
+from tasks.forecasting.windows import Forecaster, Sizes
+
+MODEL_CONFIGS = {"lag": LagConfig, "residual_lag": ResidualLagConfig}
+
+_MODELS = {"lag": LagForecaster, "residual_lag": LagForecaster}
+
+
+def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs) -> Forecaster:
+    """The forecaster of a config.
+
+    Args:
+      config: one of MODEL_CONFIGS.
+      sizes: of the data.
+      ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F]: with
+        c the level, ŷ = c + (x - c) ridge. One for all channels, or where the config says
+        `ridge_individual` one for each. None where weights are restored, and for other models.
+      rngs: from which the weights are drawn.
+    """
+    return _MODELS[config.name](config, sizes, rngs=rngs)
