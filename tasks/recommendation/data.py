@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from tasks.common.errors import UserError
 from tasks.common.own_files import filed_as
@@ -106,16 +107,17 @@ class RecommendationData:
         ends[self.tested] -= 1 if with_validation else 2
         return ends
 
-    def train_matrix(self, with_validation: bool = False):
-        """Sparse float32 [U, I], 1 where a user had an item in train, or in validation if asked."""
-        from scipy.sparse import csr_matrix
+    def train_matrix(self, with_validation: bool = False) -> csr_matrix:
+        """Sparse float32 [U, I] of train, with the validation events if asked.
 
+        An entry is the place of the event in its user's history, counted from 1.
+        """
         lengths = self.train_ends(with_validation) - self.starts[:-1]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        kept = np.arange(starts[-1]) + np.repeat(self.starts[:-1] - starts[:-1], lengths)
-        columns = self.items[kept]
-        ones = np.ones(len(columns), np.float32)
-        matrix = csr_matrix((ones, columns, starts), (self.num_users, self.num_items))
+        place = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        columns = self.items[place + np.repeat(self.starts[:-1], lengths)]
+        entries = (place + 1).astype(np.float32)
+        matrix = csr_matrix((entries, columns, starts), (self.num_users, self.num_items))
         matrix.sort_indices()
         return matrix
 

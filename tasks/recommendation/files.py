@@ -107,9 +107,9 @@ def _read(name: str, rows: Iterator[tuple[int, list[str]]]) -> Events:
         user.append(users.setdefault(fields[0], len(users)))
         number = items.setdefault(fields[1], len(items))
         item.append(number)
-        if title_place is not None and title_place < len(row) and number not in titles:
-            if title := row[title_place].strip():
-                titles[number] = title
+        title = "" if title_place is None else "".join(row[title_place : title_place + 1]).strip()
+        if title:
+            titles.setdefault(number, title)
     return Events(
         np.asarray(user, np.int32),
         np.asarray(item, np.int32),
