@@ -1,0 +1,296 @@
+"""Series in three splits and their windows: the project's data sets, or a person's own file.
+
+B windows, L look-back, F horizon, C channels, K features of the calendar.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.own_files import filed_as
+from tasks.common.paths import Paths
+from tasks.common.sources import fetch
+from tasks.forecasting import times as clock
+from tasks.forecasting.datasets import DATA_SETS, SHARES
+from tasks.forecasting.files import Series, read_series
+from tasks.forecasting.times import Step
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which series, how far back is looked and how far ahead.
+
+    Attributes:
+      name: one of the project's data sets. With path it only names the results, and is
+        own_<name of the file> unless something else is given.
+      path: own file: a CSV with a header, a column of times and columns of numbers.
+      time_column: of the own file; "": the first that is called date, time, timestamp, datetime or
+        ds; "none": there is none, and rows are one step apart.
+      targets: columns that are forecast; none named: all that hold numbers.
+      lookback: L.
+      horizon: F.
+      split: shares of train, validation and test of an own file, in the order of time; none given:
+        7, 1, 2.
+      step: seconds between the times of an own file; 0: what most rows are apart.
+      period: times in a season, for the seasonal naive forecast and MASE; 0: the data set's, or by
+        the step a day, a week of days or a year of months.
+      noise: levels of Gaussian noise, in deviations of train, that is added to the look-back of
+        the test split, each giving a metric mse_noise_<level>.
+    """
+
+    name: str = "etth1"
+    path: str | None = None
+    time_column: str = ""
+    targets: tuple[str, ...] = ()
+    lookback: int = 336
+    horizon: int = 96
+    split: tuple[float, ...] = ()
+    step: float = 0.0
+    period: int = 0
+    noise: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        for field in ("lookback", "horizon"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
+        if self.period < 0:
+            raise ValueError(f"period: got {self.period}, expected 0 or more")
+        if not 0 <= self.step < math.inf:
+            raise ValueError(f"step: got {self.step}, expected seconds, or 0")
+        if self.split and (len(self.split) != 3 or min(self.split) <= 0):
+            raise ValueError(f"split: got {list(self.split)}, expected three shares above 0")
+        if any(not 0 < level < math.inf for level in self.noise):
+            raise ValueError(f"noise: got {list(self.noise)}, expected levels above 0")
+        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own file")
+        object.__setattr__(self, "name", name)
+        for field in ("time_column", "split", "step"):
+            if self.path is None and getattr(self, field):
+                raise ValueError(f"{field}: {name} has its own; it is for files of path alone")
+
+
+class Windows:
+    """Random access to windows of a series.
+
+    An example: "past" float32 [L, C], 0 where it is missing, "past_valid" bool [L, C]; "future"
+    [F, C] and "future_valid" likewise; "calendar" float32 [L + F, K]. Where noise is asked for,
+    "noise" float32 [L, C], to be multiplied by its level and added to the past.
+
+    Attributes:
+      origins: int64 [n], the time in the series of each window's first step ahead.
+    """
+
+    lengths = None
+    padded: Mapping[str, int] = {}
+
+    def __init__(self, data: ForecastingData, origins: np.ndarray, noisy: bool):
+        self._data, self.origins, self._noisy = data, origins, noisy
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        data, origin = self._data, int(self.origins[index])
+        past = slice(origin - data.lookback, origin)
+        future = slice(origin, origin + data.horizon)
+        example = {
+            "past": data.series[past],
+            "past_valid": data.valid[past],
+            "future": data.series[future],
+            "future_valid": data.valid[future],
+            "calendar": data.calendar[past.start : future.stop],
+        }
+        if self._noisy:
+            example["noise"] = self.noise(index)
+        return example
+
+    def noise(self, index: int) -> np.ndarray:
+        """Of deviation 1, the same whenever it is asked for: float32 [L, C]."""
+        rng = np.random.default_rng((0, index))
+        shape = (self._data.lookback, self._data.series.shape[1])
+        return rng.standard_normal(shape, np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastingData:
+    """A series on a regular grid, standardised by what is there of its train split.
+
+    Attributes:
+      series: float32 [time, C], 0 where it is missing.
+      valid: bool [time, C], True = there.
+      calendar: float32 [time, K]; K = 0 where there are no time stamps.
+      names: of the channels.
+      mean, std: float64 [C], of train, in the data's own units.
+      start, step: of the grid; None where there are no time stamps.
+      period: times in a season.
+      bounds: split -> first time and the one after the last. A window of validation or test may
+        look back into the split before; no step ahead is in two splits.
+      lookback: L.
+      horizon: F.
+      noise: its levels; test windows have noise where there are some.
+    """
+
+    series: np.ndarray
+    valid: np.ndarray
+    calendar: np.ndarray
+    names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    start: np.datetime64 | None
+    step: Step | None
+    period: int
+    bounds: Mapping[str, tuple[int, int]]
+    lookback: int
+    horizon: int
+    noise: tuple[float, ...] = ()
+
+    def origins(self, split: str) -> np.ndarray:
+        """The first time ahead of every window of a split, int64 [n]; those with nothing to look
+        back at, or nothing to be compared with, are not among them.
+        """
+        first, end = self.bounds[split]
+        every = np.arange(max(first, self.lookback), end - self.horizon + 1)
+        counts = np.concatenate([[0], np.cumsum(self.valid.any(axis=1))])
+        seen = counts[every] - counts[every - self.lookback]
+        ahead = counts[every + self.horizon] - counts[every]
+        return every[(seen > 0) & (ahead > 0)]
+
+    def examples(self, split: str) -> Windows:
+        """The windows of a split, one at every time."""
+        return Windows(self, self.origins(split), bool(self.noise) and split == "test")
+
+    @functools.cached_property
+    def seasonal_error(self) -> np.ndarray:
+        """Mean absolute error of the seasonal naive forecast within train (Hyndman & Koehler 2006),
+        float64 [C]; 0 where it makes none, NaN where nothing can be compared.
+        """
+        first, end = self.bounds["train"]
+        later = slice(min(first + self.period, end), end)
+        earlier = slice(first, max(end - self.period, first))
+        both = self.valid[later] & self.valid[earlier]
+        error = np.abs(self.series[later].astype(np.float64) - self.series[earlier]) * both
+        with np.errstate(invalid="ignore"):
+            return error.sum(axis=0) / both.sum(axis=0)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the series, its splits and its windows."""
+        told = (self.names, self.bounds, self.lookback, self.horizon, self.period, self.noise)
+        digest = hashlib.sha256(repr((told, self.start, self.step, self.series.shape)).encode())
+        for array in (self.series, self.valid, self.mean, self.std):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> ForecastingData:
+    """Reads a series, fetching one of the project's own first when it is not there.
+
+    Raises:
+      UserError: what is wrong with a file or a source, or a split is too short for one window.
+    """
+    if config.path is not None:
+        step = Step(seconds=config.step) if config.step else None
+        series = read_series(config.path, config.time_column, config.targets, step)
+        counts, period = None, series.step.period if series.step else 1
+    else:
+        public = DATA_SETS[config.name]
+        series = public.read(fetch(public.source, paths) if public.source else None)
+        series = _chosen(series, config)
+        counts, period = public.splits, public.period
+    if counts is None:
+        counts = _shares(len(series.values), config.split or SHARES)
+    return _standardised(series, _bounds(counts, config), config.period or period, config)
+
+
+def _chosen(series: Series, config: DataConfig) -> Series:
+    """The targets of a public series."""
+    if not config.targets:
+        return series
+    for name in config.targets:
+        if name not in series.names:
+            known = ", ".join(series.names)
+            raise UserError(f"config.data.targets: {config.name} has no {name!r}; it has {known}")
+    places = [series.names.index(name) for name in config.targets]
+    return dataclasses.replace(series, values=series.values[:, places], names=config.targets)
+
+
+def _shares(count: int, shares: tuple[float, ...]) -> tuple[int, int, int]:
+    """Times of train, validation and test; rounded down for train and test (Wu et al. 2021)."""
+    train, _, test = (int(count * share / sum(shares) + 1e-9) for share in shares)
+    return train, count - train - test, test
+
+
+def _bounds(counts: tuple[int, int, int], config: DataConfig) -> dict[str, tuple[int, int]]:
+    ends = np.cumsum([0, *counts]).tolist()
+    bounds = {split: (ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
+    for split, (first, end) in bounds.items():
+        needed = config.horizon + config.lookback * (split == "train")
+        if end - first < needed:
+            of_what = "look-back and horizon" if split == "train" else "the horizon"
+            raise UserError(
+                f"config.data: the {split} split has {end - first} times, but {of_what} take "
+                f"{needed}; lower config.data.lookback or config.data.horizon, or give a longer "
+                "series"
+            )
+    return bounds
+
+
+def _standardised(
+    series: Series, bounds: Mapping[str, tuple[int, int]], period: int, config: DataConfig
+) -> ForecastingData:
+    end = bounds["test"][1]
+    values = series.values[:end]
+    valid = ~np.isnan(values)
+    train = slice(*bounds["train"])
+    for channel, count in enumerate(valid[train].sum(axis=0)):
+        if not count:
+            raise UserError(
+                f"config.data: {series.names[channel]!r} has no value in the train split; leave it "
+                "out by config.data.targets"
+            )
+    mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
+    # Of what does not change, rounding leaves a deviation.
+    still = std <= 1e-9 * np.abs(mean)
+    if still.any():
+        names = ", ".join(np.array(series.names)[still])
+        print(f"config.data: constant in the train split: {names}", file=sys.stderr)
+    std = np.where(still, 1.0, std)
+    scaled = np.where(valid, (values - mean) / std, 0).astype(np.float32)
+    data = ForecastingData(
+        series=scaled,
+        valid=valid,
+        calendar=calendar_of(series.start, series.step, np.arange(end)),
+        names=series.names,
+        mean=mean,
+        std=std,
+        start=series.start,
+        step=series.step,
+        period=period,
+        bounds=bounds,
+        lookback=config.lookback,
+        horizon=config.horizon,
+        noise=tuple(config.noise),
+    )
+    for split in SPLITS:
+        if not len(data.origins(split)):
+            raise UserError(
+                f"config.data: no window of the {split} split has both values to look back at and "
+                "values ahead"
+            )
+    return data
+
+
+def calendar_of(start: np.datetime64 | None, step: Step | None, places: np.ndarray) -> np.ndarray:
+    """Features of places of a grid, float32 [n, K]; K = 0 where there are no time stamps."""
+    if step is None:
+        return np.zeros((len(places), 0), np.float32)
+    return clock.calendar(clock.stamps(start, step, places), step)

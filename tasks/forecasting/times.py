@@ -1,0 +1,152 @@
+"""Time stamps: read, put on a regular grid, and described by the calendar.
+
+A stamp is a `datetime64[us]` without a zone; one that has a zone is taken to UTC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+
+import numpy as np
+
+DAY = 86_400.0
+_SHORTEST_MONTH = np.timedelta64(28, "D")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What lies between two times of a regular grid: seconds, or whole months.
+
+    Attributes:
+      seconds: 0 where it is months.
+      months: 0 where it is seconds.
+      ends: whether the stamps are the last days of months.
+    """
+
+    seconds: float = 0.0
+    months: int = 0
+    ends: bool = False
+
+    def __str__(self) -> str:
+        if self.months:
+            return "month" if self.months == 1 else f"{self.months} months"
+        for name, size in (("d", DAY), ("h", 3600.0), ("min", 60.0)):
+            if self.seconds >= size and self.seconds % size == 0:
+                return f"{self.seconds / size:g} {name}"
+        return f"{self.seconds:g} s"
+
+    @property
+    def days(self) -> float:
+        """Its length, about."""
+        return self.months * 30.4 if self.months else self.seconds / DAY
+
+    @property
+    def period(self) -> int:
+        """Steps of a season: a day below a day, a week of days, a year of weeks or months; or 1."""
+        if self.months:
+            return max(12 // self.months, 1)
+        if self.days < 1:
+            return max(round(1 / self.days), 1)
+        return {1: 7, 7: 52}.get(round(self.days), 1)
+
+
+def read_time(text: str) -> np.datetime64:
+    """A stamp: ISO 8601 (a date may lack the day, or day and month), or seconds or milliseconds
+    since 1970 with 10 or 13 digits.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    text = text.strip()
+    if re.fullmatch(r"\d{10}(\.\d*)?|\d{13}", text):
+        seconds = float(text) / (1000 if len(text) == 13 and "." not in text else 1)
+        return np.datetime64(round(seconds * 1e6), "us")
+    if re.fullmatch(r"\d{4}(-\d\d)?", text):
+        text = f"{text}-01-01"[:10]
+    found = datetime.datetime.fromisoformat(text)
+    if found.tzinfo is not None:
+        found = found.astimezone(datetime.UTC).replace(tzinfo=None)
+    return np.datetime64(found, "us")
+
+
+def regular_step(times: np.ndarray) -> Step:
+    """The step of ascending stamps [n], n > 1: months where all stand at one place of their month,
+    else the median of the differences.
+    """
+    gaps = np.diff(times)
+    if gaps.min() >= _SHORTEST_MONTH:
+        months = _months(times)
+        step = int(np.median(np.diff(months)))
+        for ends in (False, True):
+            within = times - _month_starts(months + ends)
+            if np.all(within == within[0]) and within[0] >= -np.timedelta64(1, "D"):
+                return Step(months=step, ends=ends)
+    return Step(seconds=float(np.median(gaps.astype(np.int64)) / 1e6))
+
+
+def on_grid(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
+    """The nearest place of each stamp on the grid, int64 [n]: 0 is `start`."""
+    if step.months:
+        return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
+    return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
+
+
+def stamps(start: np.datetime64, step: Step, places: np.ndarray) -> np.ndarray:
+    """The stamps at places of the grid, datetime64[us] [n]."""
+    places = np.asarray(places, np.int64)
+    if not step.months:
+        return start + np.rint(places * (step.seconds * 1e6)).astype("timedelta64[us]")
+    months = _months(start) + places * step.months + step.ends
+    return _month_starts(months) + (start - _month_starts(_months(start) + step.ends))
+
+
+def spell(times: np.ndarray) -> list[str]:
+    """Stamps for people: a date, a date with the time to the second, or finer."""
+    times = np.atleast_1d(times)
+    unit = next(
+        (unit for unit in "Ds" if np.all(times.astype(f"datetime64[{unit}]") == times)), "us"
+    )
+    return [str(text).replace("T", " ") for text in np.datetime_as_string(times, unit)]
+
+
+def calendar_size(step: Step | None) -> int:
+    """K of `calendar`."""
+    if step is None:
+        return 0
+    return next(size for size, days in ((5, 1 / 24), (4, 1), (3, 7), (1, 1e9)) if step.days < days)
+
+
+def calendar(times: np.ndarray, step: Step) -> np.ndarray:
+    """Where in the hour, day, week, month and year a time is (Zhou et al. 2021, Informer).
+
+    Args:
+      times: stamps [n].
+      step: of their grid; what is finer than it is left out.
+
+    Returns:
+      float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day
+      of the week, day of the month, day of the year.
+    """
+    day = times.astype("datetime64[D]")
+    second = (times - day).astype(np.int64) / 1e6
+    month, year = times.astype("datetime64[M]"), times.astype("datetime64[Y]")
+    columns = [
+        second // 60 % 60 / 59,
+        second // 3600 / 23,
+        # Day 0, 1 January 1970, was a Thursday; the week begins with Monday.
+        (day.astype(np.int64) + 3) % 7 / 6,
+        (day - month.astype("datetime64[D]")).astype(np.int64) / 30,
+        (day - year.astype("datetime64[D]")).astype(np.int64) / 365,
+    ]
+    return np.stack(columns[-calendar_size(step) :], axis=-1).astype(np.float32) - np.float32(0.5)
+
+
+def _months(times: np.ndarray) -> np.ndarray:
+    """Months since January 1970."""
+    return np.asarray(times).astype("datetime64[M]").astype(np.int64)
+
+
+def _month_starts(months: np.ndarray) -> np.ndarray:
+    return np.asarray(months, np.int64).astype("datetime64[M]").astype("datetime64[us]")
