@@ -45,7 +45,10 @@ def png(figure: Figure) -> bytes:
       TypeError: another kind of figure.
     """
     buffer = io.BytesIO()
-    _drawn(figure).savefig(buffer, format="png", dpi=150)
+    with warnings.catch_warnings():
+        # A file's name may have letters that the font has not; boxes stand for them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        _drawn(figure).savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
