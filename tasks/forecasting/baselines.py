@@ -1,0 +1,277 @@
+"""Cheap forecasts: what was, what was a season ago, and linear maps of the past.
+
+n windows, L look-back, F horizon, C channels, G groups of weights: 1, or C of their own; P features
+of a linear map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from tasks.forecasting.data import ForecastingData
+from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
+
+# Strengths of the penalty that are tried, as shares of the features' mean square.
+_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 9))
+# Width of the moving average that DLinear takes for the trend.
+_TREND = 25
+# Numbers of look-backs and horizons worked on at a time.
+_PORTION = 1 << 24
+
+Forecast = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""forecast(past [n, L, C], valid bool [n, L, C]) -> [n, F, C]; past is 0 where it is missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A linear forecast ŷ = c + (x - c) W + b; what is missing is taken for the level c.
+
+    Attributes:
+      weights: W, float32 [G, L, F].
+      bias: b, float32 [G, F].
+      level: c: "mean" of the look-back, "last" value, or "none", 0.
+      strength: of the penalty, a share of the features' mean square.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    level: str
+    strength: float
+
+    def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """See `Forecast`."""
+        base = level_of(past, valid, self.level)
+        over = np.where(valid, past - base[:, None], 0).astype(np.float32)
+        n, L, C = past.shape
+        if len(self.weights) == 1:
+            ahead = over.swapaxes(1, 2).reshape(n * C, L) @ self.weights[0] + self.bias[0]
+            return ahead.reshape(n, C, -1).swapaxes(1, 2) + base[:, None]
+        ahead = np.matmul(over.transpose(2, 0, 1), self.weights) + self.bias[:, None]
+        return ahead.transpose(1, 2, 0) + base[:, None]
+
+
+def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
+    """[n, L, C] -> [n, C]: the mean, the last value that is there, or 0."""
+    if level == "mean":
+        return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
+    if level == "last":
+        return _latest(past, valid)[:, -1]
+    return np.zeros((len(past), past.shape[2]), past.dtype)
+
+
+def _latest(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """[n, L, C]: of each time the latest value up to it; 0 before the first."""
+    places = np.where(valid, np.arange(past.shape[1])[None, :, None], 0)
+    return np.take_along_axis(past * valid, np.maximum.accumulate(places, axis=1), axis=1)
+
+
+def repeated(horizon: int) -> Forecast:
+    """The last value, ever again."""
+
+    def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        return np.repeat(level_of(past, valid, "last")[:, None], horizon, axis=1)
+
+    return forecast
+
+
+def seasonal(horizon: int, period: int) -> Forecast:
+    """The value of one season ago, or of the latest season before that has it; else the last."""
+
+    def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        n, L, C = past.shape
+        last = level_of(past, valid, "last")
+        seasons = -(-L // period)
+        before = ((0, 0), (seasons * period - L, 0), (0, 0))
+        past, there = np.pad(past * valid, before), np.pad(valid, before)
+        values, there = (x.reshape(n, seasons, period * C) for x in (past, there))
+        latest = _latest(values, there)[:, -1].reshape(n, period, C)
+        known = there.any(axis=1).reshape(n, period, C)
+        season = np.where(known, latest, last[:, None])
+        return season[:, np.arange(horizon) % period]
+
+    return forecast
+
+
+# ---------------------------------------------------------------------- linear maps
+
+
+@dataclasses.dataclass
+class _Moments:
+    """Sums over windows of features x [P] and differences from the level y [F], a group each.
+
+    Attributes:
+      gram: Σ x xᵀ, [G, P, P].
+      cross: Σ x yᵀ, [G, P, F], of the y that are there.
+      square: Σ y², [G, F].
+      share: of the y that are there, [G, F].
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    square: np.ndarray
+    share: np.ndarray
+
+
+def fit_linear(
+    data: ForecastingData,
+    *,
+    level: str = "mean",
+    individual: bool = False,
+    decomposed: bool = False,
+) -> Linear:
+    """Ridge regression (Hoerl & Kennard 1970) of what is ahead on what was, in closed form.
+
+        W = argmin Σ |y - c - (x - c) W|² + λ |W|²
+
+    λ is the one of a fixed grid with the least error on validation. Where values ahead are missing,
+    the covariance of the look-back is taken to be that of all windows; else it is exact.
+
+    Args:
+      data: W is fitted on the windows of train, λ on those of validation.
+      level: c; see `Linear`.
+      individual: whether each channel has its own W (and λ), or all share one.
+      decomposed: whether x is a moving average beside what is left of it, and 1, as in DLinear
+        (Zeng et al. 2023). It is another penalty on the same maps, and b.
+    """
+    features = _decomposition(data.lookback) if decomposed else None
+    train, validation = (
+        _moments(data, split, level, individual, features) for split in ("train", "validation")
+    )
+    weights, strengths = [], []
+    for group in range(len(train.gram)):
+        found, strength = _solve(train, validation, group)
+        weights.append(found if features is None else features.T @ found)
+        strengths.append(strength)
+    stacked = np.stack(weights).astype(np.float32)
+    L = data.lookback
+    bias = stacked[:, L] if decomposed else np.zeros_like(stacked[:, 0])
+    return Linear(stacked[:, :L], bias, level, float(np.median(strengths)))
+
+
+def _decomposition(L: int) -> np.ndarray:
+    """[P, L + 1], from the look-back and 1 to its moving average, what is left of it, and 1."""
+    half = _TREND // 2
+    padded = np.pad(np.eye(L), ((half, _TREND - 1 - half), (0, 0)), mode="edge")
+    average = np.stack([padded[t : t + _TREND].mean(axis=0) for t in range(L)])
+    features = np.zeros((2 * L + 1, L + 1))
+    features[:L, :L], features[L : 2 * L, :L], features[-1, -1] = average, np.eye(L) - average, 1
+    return features
+
+
+def _moments(
+    data: ForecastingData, split: str, level: str, individual: bool, features: np.ndarray | None
+) -> _Moments:
+    C, F = data.series.shape[1], data.horizon
+    groups = C if individual else 1
+    P = data.lookback + (features is not None)
+    gram, cross = np.zeros((groups, P, P)), np.zeros((groups, P, F))
+    square, there = np.zeros((groups, F)), np.zeros((groups, F))
+    rows = 0
+    for _, past, past_valid, future, valid in portions(data, split):
+        base = level_of(past, past_valid, level)[:, None]
+        over = np.where(past_valid, past - base, 0)
+        ahead = np.where(valid, future - base, 0)
+        rows += len(past) * (C // groups)
+        for channel in range(C):
+            group = channel if individual else 0
+            x, y = over[..., channel], ahead[..., channel]
+            if features is not None:
+                x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+            gram[group] += x.T @ x
+            cross[group] += x.T @ y
+            square[group] += np.square(y).sum(axis=0)
+            there[group] += valid[..., channel].sum(axis=0)
+    if features is not None:
+        gram, cross = features @ gram @ features.T, features @ cross
+    return _Moments(gram, cross, square, there / rows)
+
+
+def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarray, float]:
+    """W [P, F] of the strength with the least squared error on validation, and that strength."""
+    values, vectors = np.linalg.eigh(train.gram[group])
+    rotated = vectors.T @ train.cross[group]
+    # In the basis where train's matrix is diagonal.
+    gram = vectors.T @ validation.gram[group] @ vectors
+    cross = vectors.T @ validation.cross[group]
+    unit = max(float(np.mean(np.maximum(values, 0))), 1e-12)
+    best = (np.inf, 0.0, rotated)
+    for strength in _STRENGTHS:
+        spread = np.maximum(values, 0)[:, None] * train.share[group] + strength * unit
+        found = rotated / spread
+        explained = np.sum(found * (gram @ found), axis=0) * validation.share[group]
+        error = float(np.sum(explained - 2 * np.sum(found * cross, axis=0)))
+        if error < best[0]:
+            best = (error, strength, found)
+    return vectors @ best[2], best[1]
+
+
+# ---------------------------------------------------------------------- windows at once
+
+
+def portions(
+    data: ForecastingData, split: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """All windows of a split, some at a time: numbers [n], past and past_valid [n, L, C], future
+    and future_valid [n, F, C].
+    """
+    L, F, C = data.lookback, data.horizon, data.series.shape[1]
+    series, valid = (
+        np.lib.stride_tricks.sliding_window_view(array, L + F, axis=0)
+        for array in (data.series, data.valid)
+    )
+    origins = data.origins(split)
+    size = max(1, _PORTION // ((L + F) * C))
+    for first in range(0, len(origins), size):
+        chosen = origins[first : first + size] - L
+        values, there = (array[chosen].swapaxes(1, 2) for array in (series, valid))
+        numbers = np.arange(first, first + len(chosen))
+        yield numbers, values[:, :L], there[:, :L], values[:, L:], there[:, L:]
+
+
+def tested(data: ForecastingData, forecast: Forecast) -> dict[str, float]:
+    """Metrics of a forecast on every window of the test split."""
+    totals: dict[str, dict[str, np.ndarray]] = {}
+    examples = data.examples("test")
+    for numbers, past, valid, future, future_valid in portions(data, "test"):
+
+        def add(name: str, given: np.ndarray) -> None:
+            ahead = forecast(given, valid).astype(np.float64)  # noqa: B023
+            sums = error_sums(ahead, future, future_valid)  # noqa: B023
+            before = totals.setdefault(name, dict.fromkeys(sums, 0.0))
+            totals[name] = {key: before[key] + sums[key] for key in sums}
+
+        add("", past)
+        if data.noise:
+            noise = np.stack([examples.noise(number) for number in numbers])
+            for level in data.noise:
+                add(noise_metric(level), np.where(valid, past + np.float32(level) * noise, 0))
+    metrics = forecast_metrics(totals.pop(""), data.seasonal_error)
+    return metrics | {
+        name: forecast_metrics(sums, data.seasonal_error)["mse"] for name, sums in totals.items()
+    }
+
+
+def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, float]]]:
+    """The cheap forecasts by name; each call fits one and gives its metrics on test."""
+    fits: dict[str, Callable[[], Forecast]] = {
+        "repeat": lambda: repeated(data.horizon),
+        "seasonal_naive": lambda: seasonal(data.horizon, data.period),
+        "ridge": lambda: fit_linear(data),
+        "ridge_per_channel": lambda: fit_linear(data, level="last", individual=True),
+        "nlinear": lambda: fit_linear(data, level="last"),
+        "dlinear": lambda: fit_linear(data, level="none", decomposed=True),
+    }
+
+    def timed(fit: Callable[[], Forecast]) -> Callable[[], dict[str, float]]:
+        def call() -> dict[str, float]:
+            began = time.monotonic()
+            metrics = tested(data, fit())
+            return metrics | {"seconds": round(time.monotonic() - began, 2)}
+
+        return call
+
+    return {name: timed(fit) for name, fit in fits.items()}

@@ -1,0 +1,62 @@
+"""Errors of forecasts, summed so that batches add up, and the metrics made of the sums.
+
+B windows, F horizon, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
+    """Sums over the cells that are there, of NumPy's arrays or JAX'.
+
+    Args:
+      forecast: [B, F, C].
+      future: [B, F, C]; finite where it is missing too.
+      valid: bool [B, F, C].
+
+    Returns:
+      "squared", "absolute" and "cells", [C] each: squared errors, absolute errors, their number.
+    """
+    error = (forecast - future) * valid
+    return {
+        "squared": (error * error).sum((0, 1)),
+        "absolute": abs(error).sum((0, 1)),
+        "cells": valid.sum((0, 1)),
+    }
+
+
+def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dict[str, float]:
+    """The metrics of a split.
+
+        MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
+
+    Args:
+      sums: those of `error_sums`; what `crps` is asked of, too, has "crps", [C], likewise summed.
+      seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast within train. A
+        channel where it is 0 or unknown takes no part; without any there is no MASE.
+
+    Returns:
+      "mse", "mae", "mase", "crps": the first two and the last over all cells alike, in the units
+      of the forecast.
+    """
+    cells = np.asarray(sums["cells"], np.float64)
+    metrics = {
+        name: float(np.sum(sums[key]) / cells.sum())
+        for name, key in (("mse", "squared"), ("mae", "absolute"), ("crps", "crps"))
+        if key in sums
+    }
+    scaled = (seasonal_error > 0) & (cells > 0)
+    if scaled.any():
+        mae = np.asarray(sums["absolute"], np.float64)[scaled] / cells[scaled]
+        metrics["mase"] = float(np.mean(mae / seasonal_error[scaled]))
+    return metrics
+
+
+def noise_metric(level: float) -> str:
+    """Name of the squared error under input noise of a level."""
+    return f"mse_noise_{level:g}"
