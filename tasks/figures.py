@@ -102,6 +102,29 @@ class Curves:
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A series' past and what is forecast of it, beside what came where that is known.
+
+    Attributes:
+      caption: what is shown.
+      x_label: of the axis of time: step 1 is the first that is forecast.
+      past: [T], the steps up to 0; NaN where it is missing.
+      forecast: [F], the steps from 1 on.
+      intervals: share of the truth that each is to hold -> lower and upper bound, [F] each.
+      truth: [F], NaN where it is missing.
+    """
+
+    caption: str
+    x_label: str
+    past: np.ndarray
+    forecast: np.ndarray
+    intervals: Mapping[float, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
+    truth: np.ndarray | None = None
+
+
 Figure = (
     ConfusionMatrix
     | AttendedText
@@ -110,4 +133,5 @@ Figure = (
     | DetectedImage
     | Alignment
     | Curves
+    | Forecast
 )

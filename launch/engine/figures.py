@@ -20,6 +20,7 @@ from tasks.figures import (
     Curves,
     DetectedImage,
     Figure,
+    Forecast,
     SegmentedImage,
 )
 
@@ -60,6 +61,7 @@ def _drawn(figure: Figure):
         SegmentedImage: _segmented_image,
         DetectedImage: _detected_image,
         Alignment: _alignment,
+        Forecast: _forecast,
     }
     if type(figure) not in kinds:
         raise TypeError(f"no drawing for {type(figure).__name__}")
@@ -229,6 +231,24 @@ def _alignment(figure: Alignment):
     axes.set_xlabel("input")
     axes.set_ylabel("output")
     canvas.suptitle("\n".join(rows), fontsize=9, **plain)
+    return canvas
+
+
+def _forecast(figure: Forecast):
+    canvas, axes = _canvas(6.4, 2.8)
+    before, after = 1 + np.arange(-len(figure.past), 0), 1 + np.arange(len(figure.forecast))
+    axes.plot(before, figure.past, color="0.25", linewidth=1, label="past")
+    if figure.truth is not None:
+        axes.plot(after, figure.truth, color="0.25", linewidth=1, linestyle="dotted", label="true")
+    axes.plot(after, figure.forecast, color="tab:blue", linewidth=1.2, label="forecast")
+    for share, (low, high) in sorted(figure.intervals.items(), reverse=True):
+        label = f"{share:.0%} interval"
+        axes.fill_between(after, low, high, color="tab:blue", alpha=0.2, linewidth=0, label=label)
+    axes.axvline(0.5, color="0.6", linewidth=0.8)
+    axes.set_xlabel(figure.x_label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="best")
+    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
     return canvas
 
 
