@@ -317,6 +317,27 @@ class HeldOut(_Sequences):
         """int32 [any], all items before the target, oldest first."""
         return self._data.items[self._data.starts[self.users[index]] : self.end[index]]
 
+    def seen(self, chosen: slice) -> np.ndarray:
+        """int32 [chosen, M], the field `seen` of some examples."""
+        begins = self._data.starts[self.users[chosen]]
+        pairs = zip(begins.tolist(), self.end[chosen].tolist(), strict=True)
+        return np.stack([self._padded(*pair, self._data.longest) for pair in pairs])
+
+    def matrix(self, decay: float = 1.0, window: int | None = None) -> csr_matrix:
+        """Sparse float32 [users, I]: decay^p for the item p places before the end of a history.
+
+        Args:
+          decay: γ; 1 counts all alike.
+          window: places that count at most; all if None.
+        """
+        lengths = self.end - self._data.starts[self.users]
+        lengths = lengths if window is None else np.minimum(lengths, window)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        back = np.repeat(starts[1:], lengths) - 1 - np.arange(starts[-1])
+        columns = self._data.items[np.repeat(self.end, lengths) - 1 - back]
+        weights = np.power(np.float32(decay), back, dtype=np.float32)
+        return csr_matrix((weights, columns, starts), (len(self), self._data.num_items))
+
 
 def examples(
     data: RecommendationData, config: DataConfig, split: str, with_validation: bool = False

@@ -87,7 +87,7 @@ def list_metrics(top: np.ndarray, train: csr_matrix) -> dict[str, float]:
     """
     num_items = train.shape[1]
     shown = np.unique(top)
-    coverage = np.count_nonzero(shown >= 0) / num_items
+    coverage = float(np.count_nonzero(shown >= 0) / num_items)
     first, second = np.triu_indices(top.shape[1], 1)
     pairs = np.stack([top[:, first].ravel(), top[:, second].ravel()], axis=1).astype(np.int64)
     pairs = np.sort(pairs[(pairs >= 0).all(axis=1)], axis=1)

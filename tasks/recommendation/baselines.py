@@ -1,0 +1,271 @@
+"""Recommenders without a network, each a weighting of histories times a matrix of items.
+
+    scores = H B,   H sparse [users, I], B [I, I]
+
+H has 1 for each item of a history, or γ^p for the one p places before its end ("recency"). B is the
+items' cosine (ItemKNN), the ridge of each item on the others (EASE, Steck 2019), or shares of what
+came after each item (Markov). Settings are chosen by NDCG@10 on validation with B of train; figures
+are those of test with B of train and validation.
+
+U users, I items, n users of a split.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+
+from tasks.recommendation.data import HeldOut, RecommendationData
+from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
+
+Settings = Mapping[str, Any]
+Scores = Callable[[slice], np.ndarray]
+"""Places in a split -> scores [users, I]."""
+
+# Users scored at a time, and users of validation on which settings are chosen.
+_BLOCK, _CHOOSERS = 512, 2048
+# EASE knows the most popular items alone, for its time is cubic; where they are many, one strength.
+_EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
+# Weight of popularity where counts of what came after are equal.
+_BACKOFF = 0.01
+_NEIGHBOURS = (20, 200)
+_DECAYS = (0.95, 0.9, 0.8, 0.6)
+_RIDGES = (100.0, 300.0, 1000.0)
+_SHRINKS = (0.0, 10.0)
+_WINDOWS = (2, 3, 5, 10)
+_SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
+# With more events only what is counted in one pass is fitted: popularity and Markov.
+_LARGE = 2_000_000
+
+
+class Baselines:
+    """The baselines of one data set; what several need is computed once.
+
+    Attributes:
+      names: those that take minutes at most for the data's size.
+    """
+
+    def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
+        """Args: the events; the two splits."""
+        self._data, self._splits = data, {"validation": validation, "test": test}
+        self._fitted = {"validation": _Fitted(data, False), "test": _Fitted(data, True)}
+        light = ("popularity", "markov", "markov_windowed")
+        self.names = tuple(_GRIDS) if len(data.items) <= _LARGE else light
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Figures on test, and the seconds that they took."""
+        began = time.monotonic()
+        ranks, top = self.ranks(name)
+        found = {**ranking_metrics(ranks), **list_metrics(top, self._fitted["test"].events)}
+        return {**found, "seconds": round(time.monotonic() - began, 2)}
+
+    def ranks(self, name: str, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Ranks [n] of the targets of a split and items [n, 10], in the order of its examples."""
+        held, fitted = self._splits[split], self._fitted[split]
+        scores = _SCORES.get(name, _item_scores)(fitted, held, self._chosen(name))
+        return _ranks(held, scores, len(held))
+
+    @functools.cache  # noqa: B019 - lives as long as the object
+    def _chosen(self, name: str) -> Settings:
+        """The settings with the best NDCG@10 on validation, the first of equals."""
+        grid = dict(_GRIDS[name])
+        if "ridge" in grid and self._data.num_items > _FEW_ITEMS:
+            grid["ridge"] = grid["ridge"][1:2]
+        given = {part: self._chosen(part) for part in _PARTS.get(name, ())}
+        settings = [
+            {**given, **dict(zip(grid, values, strict=True))}
+            for values in itertools.product(*grid.values())
+        ]
+        if len(settings) == 1:
+            return settings[0]
+        held, fitted = self._splits["validation"], self._fitted["validation"]
+        gains = []
+        for each in settings:
+            scores = _SCORES.get(name, _item_scores)(fitted, held, each)
+            gains.append(ndcg(_ranks(held, scores, min(len(held), _CHOOSERS))[0]).mean())
+        return settings[int(np.argmax(gains))]
+
+
+def _ranks(held: HeldOut, scores: Scores, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and best items of the first `count` users of a split."""
+    ranks, top = [], []
+    for begin in range(0, count, _BLOCK):
+        chosen = slice(begin, min(begin + _BLOCK, count))
+        found = _ranked(scores(chosen), held.seen(chosen), held.target[chosen])
+        ranks.append(np.asarray(found["rank"]))
+        top.append(np.asarray(found["top"]))
+    return np.concatenate(ranks), np.concatenate(top)
+
+
+_ranked = jax.jit(ranked)
+
+
+class _Fitted:
+    """What is counted on train, or on train and validation.
+
+    Attributes:
+      events: sparse float32 [U, I], 1 for each event.
+    """
+
+    def __init__(self, data: RecommendationData, with_validation: bool):
+        self._data, self._ends = data, data.train_ends(with_validation)
+        self._with_validation = with_validation
+
+    @functools.cached_property
+    def events(self) -> sp.csr_matrix:
+        matrix = self._data.train_matrix(self._with_validation)
+        matrix.data = np.ones_like(matrix.data)
+        return matrix
+
+    @functools.cached_property
+    def popularity(self) -> np.ndarray:
+        """float32 [I], the share of events."""
+        counts = np.asarray(self.events.sum(axis=0), np.float32).ravel()
+        return counts / counts.sum()
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def item_cosine(self, neighbours: int, shrink: float) -> sp.csr_matrix:
+        """c_ij / (√(c_ii c_jj) + shrink), for each j, which is to be scored, the greatest."""
+        return _likeness(self.events.T.tocsr(), neighbours, shrink).T.tocsr()
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def user_cosine(self, neighbours: int) -> sp.csr_matrix:
+        """Likewise of users."""
+        return _likeness(self.events, neighbours, 0.0)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def ease(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """EASE (Steck 2019): B = I - P / diag(P), P = (XᵀX + λI)⁻¹, of the most popular items.
+
+        Returns:
+          Their numbers [k], and B float32 [k, k].
+        """
+        return _ease(self.events, ridge)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def transitions(self, window: int, decay: float) -> sp.csr_matrix:
+        """Of what came at most `window` places after each item, γ^(d - 1) at d, its share."""
+        data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
+        place = np.arange(len(data.items))
+        end = np.repeat(self._ends, np.diff(data.starts))
+        for distance in range(1, window + 1):
+            source = place[place + distance < end]
+            pair = data.items[source], data.items[source + distance]
+            weights = np.full(len(source), decay ** (distance - 1), np.float32)
+            total = total + sp.csr_matrix((weights, pair), total.shape)
+        sums = np.asarray(total.sum(axis=1)).ravel()
+        return sp.diags((1 / np.maximum(sums, 1e-9)).astype(np.float32)) @ total
+
+
+def _likeness(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
+    """Cosines of sparse rows of ones [n, m] -> [n, n], of each row the greatest; none with itself.
+
+    Divided by √(c_ii c_jj) + shrink, c the rows' inner products.
+    """
+    norms = np.sqrt(np.maximum(np.diff(rows.indptr), 1)).astype(np.float32)
+    columns = rows.T.tocsr()
+    blocks = []
+    for begin in range(0, rows.shape[0], _BLOCK):
+        both = (rows[begin : begin + _BLOCK] @ columns).tocoo()
+        own, other = both.row + begin, both.col
+        values = both.data / (norms[own] * norms[other] + shrink)
+        values[own == other] = 0
+        block = sp.csr_matrix((values, (both.row, other)), both.shape)
+        blocks.append(_strongest(block, neighbours))
+    return sp.vstack(blocks, format="csr")
+
+
+def _strongest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """The greatest entries of each row."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((-matrix.data, row))
+    kept = order[np.arange(len(order)) - matrix.indptr[row] < count]
+    return sp.csr_matrix((matrix.data[kept], (row[kept], matrix.indices[kept])), matrix.shape)
+
+
+def _ease(events: sp.csr_matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.asarray(events.sum(axis=0)).ravel()
+    known = np.sort(np.argsort(-counts, kind="stable")[:_EASE_ITEMS])
+    some = events[:, known]
+    gram = (some.T @ some).toarray()
+    gram[np.diag_indices_from(gram)] += ridge
+    # Of a positive definite matrix: half the time of a general inverse.
+    factor = scipy.linalg.lapack.spotrf(gram, overwrite_a=True)[0]
+    inverse = scipy.linalg.lapack.spotri(factor, overwrite_c=True)[0]
+    inverse = np.triu(inverse) + np.triu(inverse, 1).T
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return known, weights
+
+
+# ---------------------------------------------------------------------- scores of users
+
+
+def _popularity_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
+    return lambda chosen: np.tile(fitted.popularity, (chosen.stop - chosen.start, 1))
+
+
+def _user_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
+    """The events of the users whose histories are most like one's own, each by its likeness."""
+    like = fitted.user_cosine(settings["neighbours"])[held.users]
+    return lambda chosen: (like[chosen] @ fitted.events).toarray()
+
+
+def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
+    """H B, with the B that the settings name."""
+    history = held.matrix(settings.get("decay", 1.0), settings.get("window"))
+    if "ridge" in settings:
+        known, weights = fitted.ease(settings["ridge"])
+
+        def ease(chosen: slice) -> np.ndarray:
+            scores = np.zeros((chosen.stop - chosen.start, history.shape[1]), np.float32)
+            scores[:, known] = history[chosen][:, known] @ weights
+            return scores
+
+        return ease
+    if "window" in settings:
+        after = fitted.transitions(settings["window"], settings.get("decay", 1.0))
+        backoff = _BACKOFF * fitted.popularity
+        return lambda chosen: (history[chosen] @ after).toarray() + backoff
+    like = fitted.item_cosine(settings["neighbours"], settings["shrink"])
+    return lambda chosen: (history[chosen] @ like).toarray()
+
+
+def _mixed_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
+    """A share of EASE with recency and the rest of the windowed Markov, each by its greatest."""
+    share = settings["share"]
+    ease = _item_scores(fitted, held, settings["ease_recency"])
+    markov = _item_scores(fitted, held, settings["markov_windowed"])
+
+    def scaled(scores: np.ndarray) -> np.ndarray:
+        return scores / np.maximum(scores.max(axis=1, keepdims=True), 1e-9)
+
+    return lambda chosen: share * scaled(ease(chosen)) + (1 - share) * scaled(markov(chosen))
+
+
+_SCORES: dict[str, Callable[[_Fitted, HeldOut, Settings], Scores]] = {
+    "popularity": _popularity_scores,
+    "user_knn": _user_scores,
+    "ease_markov": _mixed_scores,
+}
+_GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
+    "popularity": {},
+    "user_knn": {"neighbours": (50, 200)},
+    "item_knn": {"neighbours": _NEIGHBOURS, "shrink": _SHRINKS},
+    "item_knn_recency": {"neighbours": _NEIGHBOURS, "shrink": _SHRINKS, "decay": _DECAYS},
+    "ease": {"ridge": _RIDGES},
+    "ease_recency": {"ridge": _RIDGES, "decay": _DECAYS},
+    "markov": {"window": (1,)},
+    "markov_windowed": {"window": _WINDOWS, "decay": _DECAYS},
+    "ease_markov": {"share": _SHARES},
+}
+# Baselines that others are made of.
+_PARTS = {"ease_markov": ("ease_recency", "markov_windowed")}
