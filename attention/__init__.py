@@ -32,6 +32,8 @@ _EXPORTS = {
     "GatedDeltaNet": "sequence.gated_delta_net",
     "linformer": "sequence.low_rank",
     "Linformer": "sequence.low_rank",
+    "prob_sparse": "sequence.prob_sparse",
+    "ProbSparse": "sequence.prob_sparse",
     "nystrom_attention": "sequence.nystrom",
     "Nystromformer": "sequence.nystrom",
     "fourier_mix": "sequence.fourier",

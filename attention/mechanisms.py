@@ -225,6 +225,16 @@ TABLE: list[Mechanism] = [
     ),
     _line(
         "mixer",
+        "prob_sparse",
+        "sequence.prob_sparse:ProbSparse",
+        "Zhou et al. 2021",
+        "softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others",
+        "O(T·log T·D + T·D²)",
+        "O(T·log T)",
+        "padding weights shares dropout",
+    ),
+    _line(
+        "mixer",
         "nystromformer",
         "sequence.nystrom:Nystromformer",
         "Xiong et al. 2021",

@@ -107,6 +107,7 @@ class LagForecaster(Forecaster):
         *,
         training: bool,
         dropout_key: Array | None,
+        return_weights: bool,
     ) -> tuple[Array, Weights]:
         """See `Forecaster`."""
         _, weights = self.attention(past, valid=past_valid, return_weights=True)

@@ -14,12 +14,23 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from tasks.forecasting.informer import Informer, InformerConfig
+from tasks.forecasting.itransformer import ITransformer, ITransformerConfig
 from tasks.forecasting.lag import LagConfig, LagForecaster, ResidualLagConfig
+from tasks.forecasting.patchtst import PatchTST, PatchTSTConfig
+from tasks.forecasting.transformer import Transformer, TransformerConfig
 from tasks.forecasting.windows import Forecaster, Sizes
 
-MODEL_CONFIGS = {"lag": LagConfig, "residual_lag": ResidualLagConfig}
+_MODELS = {
+    LagConfig: LagForecaster,
+    ResidualLagConfig: LagForecaster,
+    TransformerConfig: Transformer,
+    InformerConfig: Informer,
+    PatchTSTConfig: PatchTST,
+    ITransformerConfig: ITransformer,
+}
 
-_MODELS = {"lag": LagForecaster, "residual_lag": LagForecaster}
+MODEL_CONFIGS = {config.name: config for config in _MODELS}
 
 
 def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs) -> Forecaster:
@@ -33,4 +44,4 @@ def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
         `ridge_individual` one for each. None where weights are restored, and for other models.
       rngs: from which the weights are drawn.
     """
-    return _MODELS[config.name](config, sizes, rngs=rngs)
+    return _MODELS[type(config)](config, sizes, rngs=rngs)

@@ -91,7 +91,12 @@ class Forecaster(nnx.Module):
         shapes.expect("calendar", calendar, "B T K", sizes | times)
         past = jnp.where(past_valid, past, 0).astype(jnp.float32)
         parameters, weights = self.forecast(
-            past, past_valid, calendar, training=training, dropout_key=dropout_key
+            past,
+            past_valid,
+            calendar,
+            training=training,
+            dropout_key=dropout_key,
+            return_weights=return_weights,
         )
         return (parameters, weights) if return_weights else parameters
 
@@ -103,8 +108,9 @@ class Forecaster(nnx.Module):
         *,
         training: bool,
         dropout_key: Array | None,
+        return_weights: bool,
     ) -> tuple[Array, Weights]:
-        """As `__call__`, with the weights always: what nobody returns is not computed."""
+        """As `__call__`; weights that were not asked for are dropped."""
         raise NotImplementedError
 
 

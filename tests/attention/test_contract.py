@@ -176,7 +176,8 @@ def test_dropout_drops_follows_its_key_and_is_unbiased(subject):
     # The mean of 4096 draws is normal about the truth: 6 of its deviations.
     draws = draws[2:]
     deviation = draws.std(axis=0) / 64
-    assert (np.abs(draws.mean(axis=0) - plain) <= 6 * deviation + 1e-5).all()
+    mean = draws.mean(axis=0, dtype=np.float64)
+    assert (np.abs(mean - plain) <= 6 * deviation + 1e-5).all()
     np.testing.assert_array_equal(draws.std(axis=0) > 0, True)
 
 
