@@ -125,6 +125,26 @@ class Forecast:
     truth: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Recommendations:
+    """What was recommended to a person, and why.
+
+    Attributes:
+      caption: who it is.
+      history: titles of what the person had, the latest first.
+      titles: what is recommended, the best first.
+      reasons: for each of `titles` what speaks for it and its share of all that does, the greatest
+        first; empty where a model names none.
+      truth: title of what the person took next; None where that is not known.
+    """
+
+    caption: str
+    history: Sequence[str]
+    titles: Sequence[str]
+    reasons: Sequence[Sequence[tuple[str, float]]]
+    truth: str | None = None
+
+
 Figure = (
     ConfusionMatrix
     | AttendedText
@@ -134,4 +154,5 @@ Figure = (
     | Alignment
     | Curves
     | Forecast
+    | Recommendations
 )

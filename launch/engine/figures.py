@@ -21,6 +21,7 @@ from tasks.figures import (
     DetectedImage,
     Figure,
     Forecast,
+    Recommendations,
     SegmentedImage,
 )
 
@@ -33,6 +34,8 @@ def draw(figure: Figure) -> str:
     """
     if isinstance(figure, AttendedText):
         return _attended_text(figure)
+    if isinstance(figure, Recommendations):
+        return _recommendations(figure)
     if isinstance(figure, Curves):
         return curves(figure.title, figure.series, figure.x_label)
     title = figure.title if isinstance(figure, ConfusionMatrix) else getattr(figure, "caption", "")
@@ -114,6 +117,25 @@ def _attended_text(figure: AttendedText) -> str:
         for token, weight in zip(figure.tokens, weights, strict=True)
     )
     return f"<p><b>{html.escape(figure.caption)}</b></p><p class='text' dir='auto'>{words}</p>"
+
+
+def _recommendations(figure: Recommendations) -> str:
+    rows = []
+    for rank, (title, reasons) in enumerate(zip(figure.titles, figure.reasons, strict=True), 1):
+        because = "; ".join(f"{html.escape(name)} {share:.2f}" for name, share in reasons)
+        shown = html.escape(title)
+        shown = f"<b>{shown} ✓</b>" if title == figure.truth else shown
+        rows.append(
+            f"<tr><td>{rank}</td><td style='text-align: left'>{shown}</td>"
+            f"<td style='text-align: left'>{because}</td></tr>"
+        )
+    truth = "" if figure.truth is None else f"; took next: <b>{html.escape(figure.truth)}</b>"
+    return (
+        f"<p dir='auto'><b>{html.escape(figure.caption)}</b>. Had, the latest first: "
+        f"{html.escape('; '.join(figure.history)) or 'nothing'}{truth}</p>"
+        "<table><tr><th></th><th style='text-align: left'>recommended</th>"
+        f"<th style='text-align: left'>because of, share</th></tr>{''.join(rows)}</table>"
+    )
 
 
 def _attended_image(figure: AttendedImage):
