@@ -72,7 +72,8 @@ class RecommendationData:
       ages: float32 [n], days from each event to the last one of its user; None where no time is
         known.
       users: names of the users.
-      titles: of the items.
+      names: of the items, as the publisher has them.
+      titles: of the items, for people.
       features: float32 [I, G], what is known of the items; None if nothing.
     """
 
@@ -80,6 +81,7 @@ class RecommendationData:
     items: np.ndarray
     ages: np.ndarray | None
     users: tuple[str, ...]
+    names: tuple[str, ...]
     titles: tuple[str, ...]
     features: np.ndarray | None = None
 
@@ -130,7 +132,7 @@ class RecommendationData:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all events, titles and features."""
-        digest = hashlib.sha256(repr((self.users, self.titles)).encode(errors="surrogateescape"))
+        digest = hashlib.sha256(repr((self.users, self.names, self.titles)).encode())
         for array in (self.starts, self.items, self.ages, self.features):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
@@ -139,14 +141,17 @@ class RecommendationData:
         """Everything, as JSON values; about 4 bytes an event."""
         arrays = {name: getattr(self, name) for name in ("starts", "items", "ages", "features")}
         packed = {name: None if array is None else _pack(array) for name, array in arrays.items()}
-        return {**packed, "users": list(self.users), "titles": list(self.titles)}
+        titles = None if self.titles == self.names else list(self.titles)
+        return {**packed, "users": list(self.users), "names": list(self.names), "titles": titles}
 
     @classmethod
     def restore(cls, assets: Mapping[str, Any]) -> RecommendationData:
         """The data of `assets`."""
         packed = {name: assets[name] for name in ("starts", "items", "ages", "features")}
         arrays = {name: None if text is None else _unpack(text) for name, text in packed.items()}
-        return cls(**arrays, users=tuple(assets["users"]), titles=tuple(assets["titles"]))
+        names = tuple(assets["names"])
+        titles = names if assets["titles"] is None else tuple(assets["titles"])
+        return cls(**arrays, users=tuple(assets["users"]), names=names, titles=titles)
 
 
 def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
@@ -204,11 +209,19 @@ def in_order(events: files.Events) -> tuple[RecommendationData, int]:
     number = np.empty(num_items, np.int32)
     number[order] = np.arange(num_items)
     features = None if events.features is None else events.features[order]
-    titles = tuple(events.titles[i] for i in order)
+    names = tuple(events.names[i] for i in order)
+    titles = names if events.titles is None else tuple(events.titles[i] for i in order)
     data = RecommendationData(
-        starts.astype(np.int64), number[item], ages, tuple(events.users), titles, features
+        starts.astype(np.int64), number[item], ages, tuple(events.users), names, titles, features
     )
     return data, repeated
+
+
+def padded(items: np.ndarray, size: int) -> np.ndarray:
+    """Items int [any] -> int32 [size], -1 after them."""
+    found = np.full(size, PAD, np.int32)
+    found[: len(items)] = items
+    return found
 
 
 class _Sequences:
@@ -221,9 +234,7 @@ class _Sequences:
         self._data, self._length = data, config.max_length
 
     def _padded(self, begin: int, end: int, size: int) -> np.ndarray:
-        found = np.full(size, PAD, np.int32)
-        found[: end - begin] = self._data.items[begin:end]
-        return found
+        return padded(self._data.items[begin:end], size)
 
     def _ages(self, begin: int, end: int) -> np.ndarray:
         found = np.zeros(self._length, np.float32)

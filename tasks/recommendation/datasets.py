@@ -64,6 +64,7 @@ def _read_movielens(files: Mapping[str, Path]) -> Events:
         item.astype(np.int32),
         rows[:, 2].astype(np.float64),
         tuple(map(str, users)),
+        tuple(numbers),
         tuple(titles),
         features.astype(np.float32),
     )

@@ -32,7 +32,8 @@ class Events:
       item: int32 [n], numbers of items.
       seconds: float64 [n], since 1970; None where only the order is known.
       users: names of the users, by number.
-      titles: of the items, by number.
+      names: of the items, by number, as the publisher has them.
+      titles: of the items, for people; None where they have but names.
       features: float32 [I, G], what else is known of the items, None if nothing.
     """
 
@@ -40,7 +41,8 @@ class Events:
     item: np.ndarray
     seconds: np.ndarray | None
     users: Sequence[str]
-    titles: Sequence[str]
+    names: Sequence[str]
+    titles: Sequence[str] | None = None
     features: np.ndarray | None = None
 
 
@@ -50,7 +52,7 @@ def read_own(name: str) -> Events:
     A line is `user,item,timestamp` or `user,item,timestamp,title`; with a header, which has these
     names, columns may stand in any order, and others beside them. A time stamp is a number of
     seconds since 1970, or a date of ISO 8601, with a time or without. The first title of an item
-    counts; an item without one is called by its number.
+    counts; an item without one is called by its name.
 
     Raises:
       UserError: the file cannot be read, is not UTF-8 or empty, or a line is malformed: the line is
@@ -65,7 +67,7 @@ def read_own(name: str) -> Events:
             events = _read(name, _rows(name, file, separator))
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    for text in (*events.users, *events.titles):
+    for text in (*events.users, *events.names, *(events.titles or ())):
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             read_text(name)  # names the line that is not UTF-8
     if not len(events.user):
@@ -115,7 +117,8 @@ def _read(name: str, rows: Iterator[tuple[int, list[str]]]) -> Events:
         np.asarray(item, np.int32),
         np.asarray(seconds, np.float64),
         tuple(users),
-        tuple(titles.get(number, called) for called, number in items.items()),
+        tuple(items),
+        tuple(titles.get(number, name) for name, number in items.items()) if titles else None,
     )
 
 
