@@ -149,14 +149,14 @@ APPLIANCE_ENERGY = Public(
 
 # ---------------------------------------------------------------------- composed
 
-_TREND_DAYS = 120
+_TREND_DAYS = 60
 
 
 def _compose_trend(_: Path | None) -> Series:
     hours = np.arange(24 * _TREND_DAYS)
     noise = np.random.default_rng(0).normal(size=(len(hours), 2))
     season = np.sin(2 * np.pi * hours / 24)
-    line = hours / 24 / 10
+    line = hours / 24 / 2
     values = np.stack([line + season, 2 * season - line], axis=-1) + 0.2 * noise
     start = np.datetime64("2024-01-01", "us")
     return Series(values, ("rising", "falling"), start, Step(seconds=3600))
@@ -165,8 +165,8 @@ def _compose_trend(_: Path | None) -> Series:
 TREND = Public(
     _compose_trend,
     period=24,
-    description="Composed, not measured: a line up and a line down, 0.1 a day, each with a season "
-    "of a day and noise, by the hour of 120 days.",
+    description="Composed, not measured: a line up and a line down, 0.5 a day, each with a season "
+    "of a day, of amplitude 1 or 2, and noise of deviation 0.2, by the hour of 60 days.",
     licence="none needed",
 )
 

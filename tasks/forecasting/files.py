@@ -60,7 +60,12 @@ class _Table:
 
 
 def read_series(
-    name: str, time_column: str = "", targets: Sequence[str] = (), step: Step | None = None
+    name: str,
+    time_column: str = "",
+    targets: Sequence[str] = (),
+    step: Step | None = None,
+    *,
+    trained: bool = False,
 ) -> Series:
     """The series of a file.
 
@@ -70,6 +75,7 @@ def read_series(
         and rows are one step apart.
       targets: columns to be forecast; none named: all that hold numbers.
       step: of the grid; None: what most rows are apart.
+      trained: whether a model knows this step alone, so that rows must be as far apart.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
@@ -83,6 +89,8 @@ def read_series(
     else:
         times = _times(table, stamped)
         values, times = _in_order(table, values, times)
+        if trained:
+            _expect_step(name, times, step)
         series = _on_grid(name, values, names, times, step)
     _tell_missing(name, series, values, table)
     return series
@@ -216,6 +224,16 @@ def _in_order(
     if len(again):
         _say(f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}")
     return np.delete(values, again, axis=0), np.delete(times, again)
+
+
+def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
+    # The median of fewer differences may be a gap.
+    if len(times) > 3:
+        own = clock.regular_step(times)
+        if not 0.99 < own.days / step.days < 1.01:
+            raise UserError(
+                f"{name}: most rows are {own} apart; the model was trained on one every {step}"
+            )
 
 
 def _on_grid(
