@@ -133,6 +133,7 @@ def generate(
     pad: int,
     keys: Array | None = None,
     forbidden: Sequence[int] = (),
+    normalised: bool = False,
 ) -> Decoded:
     """Writes up to T tokens for each example; ends as soon as all have ended.
 
@@ -153,6 +154,8 @@ def generate(
       pad: what stands after the end.
       keys: one for each example, [B], for samples; see `example_keys`.
       forbidden: tokens that are never written. Probabilities stay those of the model.
+      normalised: the steps give scores that are added up as they are, such as log-probabilities of
+        two models in a weighted sum, in place of logits.
 
     Raises:
       ValueError: shapes or options do not fit.
@@ -183,7 +186,8 @@ def generate(
         logits, state, extras = step(tokens, state)
         logits = logits.astype(jnp.float32)
         impossible = closed | (logits == -jnp.inf)
-        return jnp.where(impossible, -jnp.inf, jax.nn.log_softmax(logits)), state, extras
+        scores = logits if normalised else jax.nn.log_softmax(logits)
+        return jnp.where(impossible, -jnp.inf, scores), state, extras
 
     extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), seen)
     options = {"max_length": T, "end": end, "pad": pad}
