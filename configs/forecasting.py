@@ -19,8 +19,6 @@ The error under Gaussian noise on what is looked back at, of the model and of th
 --config.data.noise="(0.1, 0.2, 0.3, 0.4, 0.5)".
 """
 
-import dataclasses
-
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
