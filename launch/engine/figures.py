@@ -265,7 +265,8 @@ def _forecast(figure: Forecast):
     axes.plot(after, figure.forecast, color="tab:blue", linewidth=1.2, label="forecast")
     for share, (low, high) in sorted(figure.intervals.items(), reverse=True):
         label = f"{share:.0%} interval"
-        axes.fill_between(after, low, high, color="tab:blue", alpha=0.2, linewidth=0, label=label)
+        look = {"color": "tab:blue", "alpha": 0.45 - 0.35 * share, "linewidth": 0}
+        axes.fill_between(after, low, high, label=label, **look)
     axes.axvline(0.5, color="0.6", linewidth=0.8)
     axes.set_xlabel(figure.x_label)
     axes.grid(alpha=0.3)
