@@ -18,6 +18,12 @@ from tasks.forecasting.informer import Informer, InformerConfig
 from tasks.forecasting.itransformer import ITransformer, ITransformerConfig
 from tasks.forecasting.lag import LagConfig, LagForecaster, ResidualLagConfig
 from tasks.forecasting.patchtst import PatchTST, PatchTSTConfig
+from tasks.forecasting.residual import (
+    RidgeConfig,
+    RidgeForecaster,
+    RidgeResidual,
+    RidgeResidualConfig,
+)
 from tasks.forecasting.transformer import Transformer, TransformerConfig
 from tasks.forecasting.windows import Forecaster, Sizes
 
@@ -29,8 +35,9 @@ _MODELS = {
     PatchTSTConfig: PatchTST,
     ITransformerConfig: ITransformer,
 }
+_ON_RIDGE = {RidgeConfig: RidgeForecaster, RidgeResidualConfig: RidgeResidual}
 
-MODEL_CONFIGS = {config.name: config for config in _MODELS}
+MODEL_CONFIGS = {config.name: config for config in (*_MODELS, *_ON_RIDGE)}
 
 
 def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs) -> Forecaster:
@@ -44,4 +51,6 @@ def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
         `ridge_individual` one for each. None where weights are restored, and for other models.
       rngs: from which the weights are drawn.
     """
+    if type(config) in _ON_RIDGE:
+        return _ON_RIDGE[type(config)](config, sizes, ridge, rngs=rngs)
     return _MODELS[type(config)](config, sizes, rngs=rngs)
