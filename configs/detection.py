@@ -148,7 +148,7 @@ def _clothes(attention: str, long: bool):
             ),
         ),
         "optimizer": _optimizer(),
-        "training": _training(8000, 32, 10) if long else _training(1600, 16, 4),
+        "training": _training(8000, 32, 10) if long else _training(1200, 16, 4),
     }
 
 
