@@ -8,10 +8,15 @@ import numpy as np
 import scipy.sparse
 from flax import nnx
 
+from tasks.recommendation.hybrid import Hybrid, HybridConfig, UserNeighboursConfig
 from tasks.recommendation.recommender import Recommender
 from tasks.recommendation.sequential import SASRec, SASRecConfig
 
-MODEL_CONFIGS: dict[str, type] = {"sasrec": SASRecConfig}
+MODEL_CONFIGS: dict[str, type] = {
+    "user_neighbours": UserNeighboursConfig,
+    "sasrec": SASRecConfig,
+    "hybrid": HybridConfig,
+}
 
 
 def build(
@@ -39,4 +44,11 @@ def build(
     Raises:
       ValueError: the config does not fit the data.
     """
-    return SASRec(config, num_items, rngs=rngs)
+    match config:
+        case SASRecConfig():
+            return SASRec(config, num_items, rngs=rngs)
+        case HybridConfig():
+            return Hybrid(config, train_matrix, rngs=rngs)
+        case UserNeighboursConfig():
+            return Hybrid(config.as_hybrid(), train_matrix, rngs=rngs)
+    raise TypeError(f"config: got {type(config).__name__}, expected one of MODEL_CONFIGS")
