@@ -1,0 +1,306 @@
+"""Sound: files read to samples of one rate, and log-mel features of them under jit.
+
+B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import shapes
+from tasks.common.errors import UserError
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMelConfig:
+    """Log energies in bands of the mel scale (Davis & Mermelstein 1980; Slaney's scale).
+
+    Attributes:
+      sample_rate: samples a second.
+      window, hop: length of a frame and from one to the next, in milliseconds.
+      bands: F.
+      lowest: Hz at which the first band begins; the last ends at half the sample rate.
+      floor: energies below count as this much: what a microphone's own noise has.
+    """
+
+    sample_rate: int = 8000
+    window: float = 32.0
+    hop: float = 10.0
+    bands: int = 40
+    lowest: float = 60.0
+    floor: float = 1e-6
+
+    def __post_init__(self):
+        for name in ("sample_rate", "window", "hop", "bands", "floor"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.lowest < self.sample_rate / 2:
+            raise ValueError(
+                f"lowest must be in [0, {self.sample_rate / 2:g}), half the sample rate, got "
+                f"{self.lowest}"
+            )
+        if self.samples_of(self.window) < 2 or self.samples_of(self.hop) < 1:
+            raise ValueError(f"window and hop must hold samples, got {self.window} and {self.hop}")
+        if not self.filters().any(axis=1).all():
+            raise ValueError(
+                f"bands must be fewer: of {self.bands} some hold none of the "
+                f"{self.fft_size // 2 + 1} frequencies of a window of {self.window:g} ms"
+            )
+
+    def samples_of(self, milliseconds: float) -> int:
+        """Samples in so many milliseconds."""
+        return round(self.sample_rate * milliseconds / 1000)
+
+    @property
+    def fft_size(self) -> int:
+        """A power of two that holds a window."""
+        return 1 << (self.samples_of(self.window) - 1).bit_length()
+
+    def filters(self) -> np.ndarray:
+        """float32 [F, fft_size / 2 + 1], triangles of area 1 (librosa.filters.mel)."""
+        return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
+
+    def frames(self, samples: Array | int) -> Array | int:
+        """Frames of so many samples: as many windows as begin before the last is full, and one at
+        least where there is any sample.
+        """
+        window, hop = self.samples_of(self.window), self.samples_of(self.hop)
+        most = np.maximum if isinstance(samples, int | np.ndarray) else jnp.maximum
+        return (samples > 0) * (1 + most(samples - window, 0) // hop)
+
+
+@functools.cache
+def _filters(sample_rate: int, fft_size: int, bands: int, lowest: float) -> np.ndarray:
+    import warnings
+
+    from librosa.filters import mel
+
+    with warnings.catch_warnings():
+        # Empty filters are an error of ours.
+        warnings.simplefilter("ignore")
+        return mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=lowest)
+
+
+def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array, Array]:
+    """Features of a padded batch.
+
+        X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window}),   features_s = log max(M |X_s|², floor)
+
+    Args:
+      samples: [B, P]; what stands at padding changes nothing.
+      lengths: int [B], samples of each.
+      config: see `LogMelConfig`.
+
+    Returns:
+      float32 [B, S, F], 0 beyond the last frame of each, and the numbers of frames int [B].
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("samples", samples, "B P", sizes)
+    shapes.expect("lengths", lengths, "B", sizes)
+    window, hop = config.samples_of(config.window), config.samples_of(config.hop)
+    most = int(config.frames(max(samples.shape[1], 1)))
+    samples = jnp.where(jnp.arange(samples.shape[1]) < lengths[:, None], samples, 0.0)
+    needed = (most - 1) * hop + window
+    samples = jnp.pad(samples, ((0, 0), (0, max(needed - samples.shape[1], 0))))
+    places = hop * np.arange(most)[:, None] + np.arange(window)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    spectrum = jnp.fft.rfft(samples[:, places] * hann.astype(np.float32), n=config.fft_size)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    energies = jnp.einsum(
+        "BSK,FK->BSF", power, config.filters(), precision=jax.lax.Precision.HIGHEST
+    )
+    frames = config.frames(lengths)
+    real = jnp.arange(most) < frames[:, None]
+    return jnp.where(real[..., None], jnp.log(jnp.maximum(energies, config.floor)), 0.0), frames
+
+
+def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
+    """Samples of a sound file: any that libsndfile reads (WAV, FLAC, Ogg, ...) of any width, rate
+    and number of channels, which are averaged.
+
+    Args:
+      source: a path, or a file's bytes.
+      sample_rate: to which it is resampled (soxr, its high quality).
+      name: in messages, for bytes.
+
+    Returns:
+      float32 [P].
+
+    Raises:
+      UserError: no such file, not sound, cut off, or samples that are not finite.
+    """
+    import soundfile
+
+    name = name or str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: {_said(error)}") from None
+    if not data:
+        raise UserError(f"{name}: the file is empty")
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{name}: not sound that can be read ({error.error_string})") from None
+    missing = _missing_bytes(data)
+    if missing:
+        raise UserError(f"{name}: cut off: {missing} bytes are missing that its header promises")
+    mono = samples.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise UserError(f"{name}: has samples that are not finite")
+    return resampled(mono, rate, sample_rate)
+
+
+def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """float32 [P] at another rate (soxr)."""
+    if rate == sample_rate or not len(samples):
+        return samples.astype(np.float32)
+    import soxr
+
+    return soxr.resample(samples, rate, sample_rate).astype(np.float32)
+
+
+def _said(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+
+
+def _missing_bytes(data: bytes) -> int:
+    """Bytes that a WAV file's data chunk is short of; libsndfile reads what there is."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return 0
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        if data[place : place + 4] == b"data":
+            # Streams that never knew their length say so by all ones, or 0.
+            return 0 if size == 0xFFFFFFFF else max(place + 8 + size - len(data), 0)
+        place += 8 + size + size % 2
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundAugmentation:
+    """How training examples are changed, under jit, by a key for each.
+
+    Attributes:
+      speed: largest change of speed (and pitch), as a share: 0.1 is 0.9 to 1.1 (Ko et al. 2015).
+      gain: largest change of loudness, in decibels.
+      noise: least and most signal-to-noise ratio of white noise, in decibels; none if empty.
+      time_masks, time_width: how many stretches of frames are blanked, and of at most how many
+        (SpecAugment, Park et al. 2019).
+      band_masks, band_width: the same of bands.
+    """
+
+    speed: float = 0.0
+    gain: float = 0.0
+    noise: tuple[float, ...] = ()
+    time_masks: int = 0
+    time_width: int = 10
+    band_masks: int = 0
+    band_width: int = 8
+
+    def __post_init__(self):
+        if not 0 <= self.speed < 0.5:
+            raise ValueError(f"speed must be in [0, 0.5), got {self.speed}")
+        if not 0 <= self.gain < 60:
+            raise ValueError(f"gain must be in [0, 60), got {self.gain}")
+        if len(self.noise) not in (0, 2) or list(self.noise) != sorted(self.noise):
+            raise ValueError(f"noise must be the least and the most decibels, got {self.noise}")
+        for name in ("time_masks", "band_masks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("time_width", "band_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def augment_samples(
+    samples: Array, lengths: Array, keys: Array, config: SoundAugmentation
+) -> tuple[Array, Array]:
+    """Speed, loudness and noise, of each example by its key.
+
+    Args:
+      samples: [B, P].
+      lengths: int [B].
+      keys: [B].
+      config: what to change.
+
+    Returns:
+      Samples [B, P'] with P' = P / (1 - speed), and the new lengths.
+    """
+
+    def one(x: Array, length: Array, key: Array) -> tuple[Array, Array]:
+        fast, loud, signal, white = jax.random.split(key, 4)
+        most = math.ceil(len(x) / (1 - config.speed))
+        rate = jax.random.uniform(fast, minval=1 - config.speed, maxval=1 + config.speed)
+        if config.speed:
+            places = jnp.arange(most) * rate
+            x = jnp.interp(places, jnp.arange(len(x)), x, right=0.0)
+            length = jnp.minimum(jnp.ceil(length / rate).astype(length.dtype), most)
+        if config.gain:
+            x = x * 10 ** (jax.random.uniform(loud, minval=-config.gain, maxval=config.gain) / 20)
+        if config.noise:
+            least, largest = config.noise
+            decibels = jax.random.uniform(signal, minval=least, maxval=largest)
+            x = with_noise(x, length, decibels, white)
+        return x, length
+
+    return jax.vmap(one)(samples, lengths, keys)
+
+
+def with_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
+    """Samples [P] with white noise at a signal-to-noise ratio in decibels; silence stays so."""
+    real = jnp.arange(len(samples)) < length
+    power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
+    level = jnp.sqrt(power) * 10 ** (-decibels / 20)
+    return samples + jnp.where(real, level * jax.random.normal(key, samples.shape), 0.0)
+
+
+def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugmentation) -> Array:
+    """Blanks stretches of frames and of bands with the example's mean (Park et al. 2019).
+
+    Args:
+      features: [B, S, F].
+      frames: int [B], real ones.
+      keys: [B].
+      config: how many and how wide.
+    """
+    if not (config.time_masks or config.band_masks):
+        return features
+
+    def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
+        """bool [length]: a random stretch of up to `width` within the first `size`."""
+        begin, wide = jax.random.split(key)
+        wide = jax.random.randint(wide, (), 0, width + 1)
+        start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)
+        places = jnp.arange(length)
+        return (places >= start) & (places < start + wide)
+
+    def one(x: Array, size: Array, key: Array) -> Array:
+        S, F = x.shape
+        real = jnp.arange(S) < size
+        mean = jnp.sum(x * real[:, None]) / jnp.maximum(size * F, 1)
+        for number in range(config.time_masks + config.band_masks):
+            mine = jax.random.fold_in(key, number)
+            if number < config.time_masks:
+                hidden = stretch(mine, size, S, config.time_width)[:, None]
+            else:
+                hidden = stretch(mine, F, F, config.band_width)[None]
+            x = jnp.where(hidden & real[:, None], mean, x)
+        return x
+
+    return jax.vmap(one)(features, frames, keys)

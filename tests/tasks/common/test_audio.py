@@ -1,0 +1,151 @@
+"""Sound files of many kinds, and features that padding does not change."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from tasks.common import audio
+from tasks.common.audio import LogMelConfig, SoundAugmentation
+from tasks.common.errors import UserError
+
+RATE = 8000
+
+
+def tone(rate, seconds=0.25, hertz=440.0):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+def written(samples, rate, subtype="PCM_16", kind="WAV"):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, subtype=subtype, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rate", "subtype", "kind", "channels", "tolerance"),
+    [
+        (8000, "PCM_16", "WAV", 1, 1e-4),
+        (8000, "PCM_U8", "WAV", 1, 1e-2),
+        (8000, "FLOAT", "WAV", 2, 1e-6),
+        (44100, "PCM_24", "WAV", 2, 1e-3),
+        (16000, "PCM_16", "FLAC", 1, 1e-3),
+    ],
+)
+def test_files_of_any_width_rate_and_channels(rate, subtype, kind, channels, tolerance):
+    samples = np.stack([tone(rate)] * channels, axis=1)
+    found = audio.read_audio(written(samples, rate, subtype, kind), RATE)
+    assert found.dtype == np.float32
+    expected = tone(RATE)
+    assert abs(len(found) - len(expected)) <= 1
+    # Where a filter has nothing to look at, it has ripples.
+    middle = slice(200, 1800)
+    np.testing.assert_allclose(found[middle], expected[middle], atol=tolerance)
+
+
+def test_channels_are_averaged():
+    samples = np.stack([tone(RATE), -tone(RATE)], axis=1)
+    assert abs(audio.read_audio(written(samples, RATE, "FLOAT"), RATE)).max() < 1e-6
+
+
+def test_what_is_no_sound_is_named(tmp_path):
+    whole = written(tone(RATE), RATE)
+    with pytest.raises(UserError, match=r"cut.wav: cut off: 1022 bytes are missing"):
+        audio.read_audio(whole[:3022], RATE, "cut.wav")
+    with pytest.raises(UserError, match=r"x.wav: not sound that can be read"):
+        audio.read_audio(b"RIFF....WAVE what", RATE, "x.wav")
+    with pytest.raises(UserError, match=r"empty.wav: the file is empty"):
+        audio.read_audio(b"", RATE, "empty.wav")
+    with pytest.raises(UserError, match=r"nowhere.wav: no such file"):
+        audio.read_audio(tmp_path / "nowhere.wav", RATE)
+    bad = tone(RATE)
+    bad[5] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        audio.read_audio(written(bad, RATE, "FLOAT"), RATE, "nan.wav")
+
+
+def test_a_file_without_samples_is_silence_of_no_length():
+    assert audio.read_audio(written(np.zeros(0), RATE), RATE).shape == (0,)
+    assert audio.read_audio(written(np.zeros(0), 44100), RATE).shape == (0,)
+
+
+def test_features_do_not_depend_on_padding():
+    config = LogMelConfig()
+    rng = np.random.default_rng(0)
+    lengths = np.array([2000, 700, 1, 0])
+    samples = rng.normal(size=(4, 2000)).astype(np.float32)
+    compute = jax.jit(lambda x, lengths: audio.log_mel(x, lengths, config))
+    features, frames = compute(samples, lengths)
+    assert frames.tolist() == [22, 6, 1, 0]
+    assert features.shape == (4, 22, 40)
+    assert np.isfinite(features).all()
+    assert not features[3].any()
+    for row, length in enumerate(lengths):
+        alone = np.zeros((4, 2000), np.float32)
+        alone[0, :length] = samples[row, :length]
+        again, count = compute(alone, np.array([length, 0, 0, 0]))
+        assert count[0] == frames[row]
+        np.testing.assert_allclose(again[0], features[row], atol=1e-4)
+
+
+def test_silence_is_the_floor():
+    features, _ = audio.log_mel(np.zeros((1, 800), np.float32), np.array([800]), LogMelConfig())
+    np.testing.assert_allclose(features, np.log(1e-6), rtol=1e-6)
+
+
+def keys(count):
+    return jax.vmap(jax.random.key)(np.arange(count))
+
+
+def test_speed_changes_pitch_and_length():
+    config = SoundAugmentation(speed=0.2)
+    samples = np.stack([tone(RATE)] * 3).astype(np.float32)
+    changed, lengths = audio.augment_samples(samples, np.full(3, 2000), keys(3), config)
+    for row, length in zip(np.asarray(changed), np.asarray(lengths), strict=True):
+        rate = 2000 / length
+        assert 0.8 < rate < 1.21
+        assert not row[length:].any()
+        crossings = np.sum(np.diff(np.sign(row[:length])) != 0)
+        assert abs(crossings / (length / RATE) / 2 - 440 * rate) < 15
+    assert len(set(np.asarray(lengths).tolist())) > 1
+
+
+def test_noise_has_the_ratio_asked_for_and_silence_stays():
+    samples = np.stack([tone(RATE), np.zeros(2000)]).astype(np.float32)
+    noisy, _ = audio.augment_samples(
+        samples, np.full(2, 2000), keys(2), SoundAugmentation(noise=(10.0, 10.0))
+    )
+    added = np.asarray(noisy - samples)
+    ratio = 10 * np.log10(np.square(samples[0]).mean() / np.square(added[0]).mean())
+    assert abs(ratio - 10) < 0.5
+    assert not added[1].any()
+
+
+def test_masks_hide_stretches_of_frames_and_bands():
+    config = SoundAugmentation(time_masks=1, time_width=4, band_masks=1, band_width=3)
+    features = np.random.default_rng(0).normal(size=(20, 12, 8)).astype(np.float32)
+    frames = np.full(20, 9)
+    hidden = np.asarray(audio.spec_augment(features, frames, keys(20), config)) != features
+    assert not hidden[:, 9:].any()
+    frames_hidden = hidden[:, :9].all(axis=2).sum(axis=1)
+    bands_hidden = hidden[:, :9].all(axis=1).sum(axis=1)
+    assert set(frames_hidden.tolist()) == {0, 1, 2, 3, 4}
+    assert set(bands_hidden.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sample_rate": 0}, "sample_rate must be above 0"),
+        ({"hop": float("nan")}, "hop must be above 0"),
+        ({"lowest": 4000.0}, r"lowest must be in \[0, 4000\)"),
+        ({"bands": 400}, "bands must be fewer"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(changed, said):
+    with pytest.raises(ValueError, match=said):
+        LogMelConfig(**changed)
+    with pytest.raises(ValueError, match="noise must be the least and the most"):
+        SoundAugmentation(noise=(20.0, 5.0))
