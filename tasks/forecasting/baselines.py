@@ -34,13 +34,13 @@ class Linear:
       weights: W, float32 [G, L, F].
       bias: b, float32 [G, F].
       level: c: "mean" of the look-back, "last" value, or "none", 0.
-      strength: of the penalty, a share of the features' mean square.
+      strengths: of the penalty, a share of the features' mean square, one a group.
     """
 
     weights: np.ndarray
     bias: np.ndarray
     level: str
-    strength: float
+    strengths: tuple[float, ...]
 
     def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """See `Forecast`."""
@@ -149,7 +149,7 @@ def fit_linear(
     stacked = np.stack(weights).astype(np.float32)
     L = data.lookback
     bias = stacked[:, L] if decomposed else np.zeros_like(stacked[:, 0])
-    return Linear(stacked[:, :L], bias, level, float(np.median(strengths)))
+    return Linear(stacked[:, :L], bias, level, tuple(strengths))
 
 
 def _decomposition(L: int) -> np.ndarray:

@@ -157,7 +157,7 @@ def _compose_trend(_: Path | None) -> Series:
     noise = np.random.default_rng(0).normal(size=(len(hours), 2))
     season = np.sin(2 * np.pi * hours / 24)
     line = hours / 24 / 2
-    values = np.stack([line + season, 2 * season - line], axis=-1) + 0.2 * noise
+    values = np.stack([season + line, season - line], axis=-1) + 0.2 * noise
     start = np.datetime64("2024-01-01", "us")
     return Series(values, ("rising", "falling"), start, Step(seconds=3600))
 
@@ -166,7 +166,7 @@ TREND = Public(
     _compose_trend,
     period=24,
     description="Composed, not measured: a line up and a line down, 0.5 a day, each with a season "
-    "of a day, of amplitude 1 or 2, and noise of deviation 0.2, by the hour of 60 days.",
+    "of a day, of amplitude 1, and noise of deviation 0.2, by the hour of 60 days.",
     licence="none needed",
 )
 

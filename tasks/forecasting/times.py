@@ -72,18 +72,18 @@ def read_time(text: str) -> np.datetime64:
 
 
 def regular_step(times: np.ndarray) -> Step:
-    """The step of ascending stamps [n], n > 1: months where all stand at one place of their month,
-    else the median of the differences.
+    """The step of ascending stamps [n], n > 1: the median of the differences (of an even number the
+    lower one), in months where all stand at one place of their month.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
         months = _months(times)
-        step = int(np.median(np.diff(months)))
+        step = int(_median(np.diff(months)))
         for ends in (False, True):
             within = times - _month_starts(months + ends)
             if np.all(within == within[0]) and within[0] >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
-    return Step(seconds=float(np.median(gaps.astype(np.int64)) / 1e6))
+    return Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
 
 
 def on_grid(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
@@ -141,6 +141,10 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
         (day - year.astype("datetime64[D]")).astype(np.int64) / 365,
     ]
     return np.stack(columns[-calendar_size(step) :], axis=-1).astype(np.float32) - np.float32(0.5)
+
+
+def _median(numbers: np.ndarray) -> np.ndarray:
+    return np.sort(numbers)[(len(numbers) - 1) // 2]
 
 
 def _months(times: np.ndarray) -> np.ndarray:
