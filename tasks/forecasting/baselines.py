@@ -16,11 +16,11 @@ from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 
 # Strengths of the penalty that are tried, as shares of the features' mean square.
-_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 9))
+_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-14, 9))
 # Width of the moving average that DLinear takes for the trend.
 _TREND = 25
 # Numbers of look-backs and horizons worked on at a time.
-_PORTION = 1 << 24
+_PORTION = 1 << 20
 
 Forecast = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """forecast(past [n, L, C], valid bool [n, L, C]) -> [n, F, C]; past is 0 where it is missing."""
