@@ -53,10 +53,13 @@ class RidgeResidualConfig(PatchTSTConfig):
     Attributes:
       patch_length: R, of the look-back and of the horizon.
       ridge_level, ridge_individual: see `RidgeConfig`.
+      calendar_features: how many features of the calendar are looked at, the quickest ones: of
+        slow ones, such as the day of the year, train has seen too few turns to learn from.
       For the others see `PatchTSTConfig`.
     """
 
     name: str = "ridge_residual"
+    calendar_features: int = 2
     patch_length: int = 24
     patch_stride: int = 24
     model_size: int = 32
@@ -69,6 +72,9 @@ class RidgeResidualConfig(PatchTSTConfig):
     def __post_init__(self):
         super().__post_init__()
         expect_level(self.ridge_level)
+        if self.calendar_features < 0:
+            got = self.calendar_features
+            raise ValueError(f"calendar_features: got {got}, expected at least 0")
 
 
 class Fitted(nnx.Variable):
@@ -158,7 +164,8 @@ class RidgeResidual(Forecaster):
         self, config: RidgeResidualConfig, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
     ):
         super().__init__(sizes, HEADS[config.head])
-        R, D, K = config.patch_length, config.model_size, sizes.calendar
+        R, D = config.patch_length, config.model_size
+        K = min(sizes.calendar, config.calendar_features)
         self.ridge = Ridge(config, sizes, ridge)
         self.norm = InstanceNorm(sizes.channels)
         self.past_places = tuple(map(tuple, config.patches(sizes.lookback).tolist()))
@@ -195,7 +202,8 @@ class RidgeResidual(Forecaster):
         tokens = tokens + self.channel[...][:, None]
         if self.calendar is not None:
             times = np.array(self.past_places + self.future_places)
-            tokens = tokens + self.calendar(calendar[:, times])[:, None]
+            quickest = calendar[..., : self.calendar.inputs[1]]
+            tokens = tokens + self.calendar(quickest[:, times])[:, None]
         there = jnp.pad(there.any(axis=-1), ((0, 0), (0, 0), (0, G)), constant_values=True)
         z, weights = encoded(
             self.encoder,

@@ -1,0 +1,205 @@
+"""Forecasters: shapes, what is missing, level and scale, trends, and what a mistaken config says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tasks.forecasting.baselines import Linear
+from tasks.forecasting.models import MODEL_CONFIGS, build
+from tasks.forecasting.windows import InstanceNorm, Sizes, level_and_scale
+
+B, L, F, C, K = 3, 14, 5, 2, 2
+SIZES = Sizes(channels=C, lookback=L, horizon=F, calendar=K, period=4)
+RNG = np.random.default_rng(0)
+LAYERS = {"model_size": 4, "num_layers": 1, "num_heads": 2, "feedforward_size": 4}
+PATCHES = {"patch_length": 4, "patch_stride": 3}
+OPTIONS = {
+    "lag": {"head": "quantile"},
+    "residual_lag": {"head": "student_t", "individual": True},
+    "transformer": {"label_length": 3, **LAYERS},
+    "informer": {"label_length": 3, "instance_norm": True, **LAYERS, "num_layers": 2},
+    "patchtst": {"head": "quantile", **PATCHES, **LAYERS},
+    "itransformer": {"head": "student_t", **LAYERS},
+    "ridge": {"ridge_level": "last"},
+    "ridge_residual": {"ridge_individual": True, "calendar_features": 1, **PATCHES, **LAYERS},
+}
+# Name, and shape behind the batch.
+WEIGHTS = {
+    "lag": {"lags": (C, F, L)},
+    "residual_lag": {"lags": (C, F, L)},
+    "transformer": {"encoder": (1, 2, L, L), "decoder": (1, 2, F, L)},
+    "informer": {"decoder": (1, 2, F, L // 2)},
+    "patchtst": {"patches": (C, 1, 2, 4, 4)},
+    "itransformer": {"channels": (1, 2, C + K, C + K)},
+    "ridge": {},
+    "ridge_residual": {"patches": (C, 1, 2, 2, 6)},
+}
+# Their forecast goes along with the level and the scale of the window.
+EQUIVARIANT = {*MODEL_CONFIGS} - {"transformer", "itransformer"}
+
+
+def drawn(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def ridge_of(groups):
+    return 0.2 * drawn(groups, L, F)
+
+
+@functools.cache
+def forecaster(name):
+    """The parts of a model, its ridge, and a compiled function of them and of a window."""
+    config = MODEL_CONFIGS[name](**OPTIONS[name])
+    ridge = ridge_of(C if getattr(config, "ridge_individual", False) else 1)
+    model = build(config, SIZES, ridge, rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def run(params, past, valid, calendar, future):
+        def loss(params):
+            model = nnx.merge(graphdef, params, jax.tree.map(lambda x: x, rest))
+            found, weights = model(past, valid, calendar, return_weights=True)
+            there = jnp.ones((B, F, C), bool)
+            return model.head.loss(found, future, there), (found, weights)
+
+        (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return *found, gradient
+
+    return model, params, ridge, run
+
+
+WINDOW = {"past": drawn(B, L, C), "calendar": drawn(B, L + F, K), "future": drawn(B, F, C)}
+VALID = RNG.uniform(size=(B, L, C)) > 0.3
+VALID[1, :6] = False  # whole patches
+VALID[2] = False  # all of a window
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_forecasts_whatever_is_missing(name):
+    model, params, _, run = forecaster(name)
+    window = WINDOW | {"valid": VALID}
+    spoilt = window | {"past": np.where(VALID, WINDOW["past"], np.nan)}
+    parameters, weights, gradient = run(params, **spoilt)
+    assert parameters.shape == (B, F, C, model.head.size)
+    assert parameters.dtype == jnp.float32
+    assert {key: array.shape[1:] for key, array in weights.items()} == WEIGHTS[name]
+    for leaf in jax.tree.leaves((parameters, weights, gradient)):
+        assert np.isfinite(leaf).all()
+    again, _, _ = run(params, **window)
+    np.testing.assert_array_equal(again, parameters)
+    # Each window by itself.
+    shorn = VALID.copy()
+    shorn[0] = False
+    others, _, _ = run(params, **window | {"valid": shorn})
+    np.testing.assert_allclose(others[1:], parameters[1:], rtol=1e-5, atol=1e-6)
+    assert np.abs(others[0] - parameters[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(EQUIVARIANT))
+def test_level_and_scale_of_a_window_go_along(name):
+    model, params, _, run = forecaster(name)
+    window = WINDOW | {"valid": VALID}
+    plain, _, _ = run(params, **window)
+    moved, _, _ = run(params, **window | {"past": 30 * WINDOW["past"] + 40})
+    expected = 30 * np.asarray(model.head.point(plain)[:2]) + 40
+    # ε beside the variance is nothing of the larger one.
+    np.testing.assert_allclose(model.head.point(moved)[:2], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ridge", "ridge_residual"])
+def test_begins_at_the_ridge(name):
+    model, params, ridge, run = forecaster(name)
+    parameters, _, gradient = run(params, **WINDOW, valid=VALID)
+    level = "last" if name == "ridge" else "mean"
+    linear = Linear(ridge, np.zeros((len(ridge), F), np.float32), level, 0.0)
+    expected = linear(np.where(VALID, WINDOW["past"], 0), VALID)
+    np.testing.assert_allclose(model.head.point(parameters), expected, rtol=1e-5, atol=1e-5)
+    if name == "ridge_residual":
+        # Zero weights let the rest be, for one step.
+        assert np.abs(gradient["out"]["kernel"][...]).max() > 0
+    else:
+        assert not jax.tree.leaves(params)
+
+
+def test_instance_norm_there_and_back():
+    past, norm = WINDOW["past"], InstanceNorm(C, learned=True)
+    norm.scale[...], norm.bias[...] = jnp.array([2.0, -0.5]), jnp.array([0.3, -1.0])
+    normal, level, scale = norm(past, VALID)
+    np.testing.assert_allclose((level + scale * normal)[VALID], past[VALID], rtol=1e-4, atol=1e-5)
+    assert (np.asarray(normal)[~VALID] == 0).all()
+    mean, deviation = level_and_scale(past, VALID)
+    known = past[0, VALID[0, :, 0], 0]
+    np.testing.assert_allclose(mean[0, 0, 0], known.mean(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(deviation[0, 0, 0], known.std(), rtol=1e-4)
+
+
+def test_only_residual_lag_attention_follows_a_trend():
+    sizes = Sizes(channels=1, lookback=8, horizon=4)
+    line = (0.3 * np.arange(40, dtype=np.float32))[:, None]
+    starts = np.arange(20)
+    past = np.stack([line[start : start + 8] for start in starts])
+    future = np.stack([line[start + 8 : start + 12] for start in starts])
+    calendar = np.zeros((len(starts), 12, 0), np.float32)
+    there = np.ones(past.shape, bool)
+    forecasts = {}
+    for name in ("lag", "residual_lag"):
+        model = build(MODEL_CONFIGS[name](), sizes, None, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(model)
+        optimizer = optax.adam(0.3)
+
+        def forecast(params, graphdef=graphdef):
+            return nnx.merge(graphdef, params)(past, there, calendar)[..., 0]
+
+        def step(carry, _, forecast=forecast, optimizer=optimizer):
+            params, state = carry
+            gradient = jax.grad(lambda p: jnp.mean((forecast(p) - future) ** 2))(params)
+            changes, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(params, changes), state), None
+
+        @jax.jit
+        def trained(params, step=step, forecast=forecast, optimizer=optimizer):
+            carry, _ = jax.lax.scan(step, (params, optimizer.init(params)), length=150)
+            return forecast(carry[0])
+
+        forecasts[name] = np.asarray(trained(params))
+    assert (forecasts["lag"] <= past.max(axis=1, keepdims=True) + 1e-4).all()
+    # At best it repeats the last value: 0.3 to 1.2 too low.
+    assert np.abs(forecasts["lag"] - future).mean() > 0.7
+    assert np.abs(forecasts["residual_lag"] - future).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("patchtst", {"patch_length": 15}, "patch_length: got 15, expected at most lookback=14"),
+        ("transformer", {"label_length": 15}, "label_length: got 15, expected at most lookback=14"),
+        ("patchtst", {"patch_stride": 0}, "patch_stride: got 0, expected at least 1"),
+        ("informer", {"decoder_layers": 0}, "decoder_layers: got 0, expected at least 1"),
+        ("itransformer", {"num_heads": 3}, "num_heads: got 3, expected a divisor of model_size"),
+        ("itransformer", {"mixer": "informer"}, "mixer: .*'informer'"),
+        ("lag", {"head": "gauss"}, "head: got 'gauss', expected one of"),
+        ("residual_lag", {"level": "first"}, "level: got 'first', expected 'last' or 'mean'"),
+        ("residual_lag", {"num_heads": 0}, "num_heads: got 0, expected at least 1"),
+        ("ridge", {"ridge_level": "none"}, "level: got 'none', expected 'last' or 'mean'"),
+        ("ridge", {"ridge_individual": True}, r"ridge: got shape \(1, 14, 5\), expected \(2, 14"),
+    ],
+)
+def test_mistakes_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(MODEL_CONFIGS[name](**options), SIZES, ridge_of(1), rngs=nnx.Rngs(0))
+
+
+def test_any_mixer_may_attend_between_patches():
+    config = MODEL_CONFIGS["patchtst"](mixer="fourier", positions="none", **PATCHES, **LAYERS)
+    model = build(config, SIZES, None, rngs=nnx.Rngs(0))
+    there = jax.ShapeDtypeStruct((B, L, C), bool)
+    arguments = (jax.ShapeDtypeStruct((B, L, C), jnp.float32), there)
+    calendar = jax.ShapeDtypeStruct((B, L + F, K), jnp.float32)
+    found = jax.eval_shape(lambda *a: model(*a, return_weights=True), *arguments, calendar)
+    assert found[0].shape == (B, F, C, 1)
+    assert found[1] == {}
