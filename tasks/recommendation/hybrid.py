@@ -30,6 +30,7 @@ from tasks.recommendation.recommender import (
     Kept,
     Recommender,
     at_places,
+    drawn_places,
     is_event,
     known,
     last_places,
@@ -181,23 +182,10 @@ class Hybrid(Recommender):
     def _weights(self, history: History) -> list[Array]:
         return [part.attention(history) for part in self.counted]
 
-    def scores(
-        self, batch: Batch, *, return_weights: bool = False
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """See `Recommender.scores`. The weights "items" are the mean of the parts' attention over
-        the history.
-        """
+    def scores(self, batch: Batch) -> Array:
+        """See `Recommender.scores`."""
         history = _after_last(batch)
-        weights = self._weights(history)
-        logits = self._logits(history, weights)[:, 0]
-        if not return_weights:
-            return logits
-        found = {"items": shares(sum(shares(own[:, 0]) for own in weights))}
-        part = self.counted[-1]
-        if isinstance(part, Neighbours):
-            alike, ids = part.shares(history, weights[-1])
-            found |= {"neighbours": alike[:, 0], "neighbour_ids": ids[:, 0]}
-        return logits, found
+        return self._logits(history, self._weights(history))[:, 0]
 
     def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
         """See `Recommender.reasons`: of neighbours alone, α_v r(v, i); else of each place j what
@@ -230,27 +218,23 @@ class Hybrid(Recommender):
         not had before, at places drawn at random.
         """
         place_key, dropout_key = jax.random.split(key)
-        items, following = batch["items"], batch["next"]
-        B, T = len(items), self.config.places
-        count = jnp.sum(is_event(following), axis=1)[:, None]
-        drawn = jax.random.uniform(place_key, (B, T)) * count
-        places = jnp.clip(drawn.astype(jnp.int32), 0, jnp.maximum(count - 1, 0))
+        items, B = batch["items"], len(batch["items"])
+        places, targets, count = drawn_places(place_key, batch["next"], self.config.places)
         rows, own = jnp.arange(B)[:, None], None
         if self.config.ridge:
             outside = jnp.where(is_event(batch["seen"]), batch["seen"], self.num_items)
             own = jnp.zeros((B, self.num_items)).at[rows, outside].set(1, mode="drop")
-        last = at_places(following, last_places(items))
+        last = at_places(batch["next"], last_places(items))
         history = History(items, batch["ages"], batch["user"], places, last, own)
         logits = self._logits(history, self._weights(history), dropout_key)
         # Where an item stood first; of an item that did not, after all places.
         outside = jnp.where(is_event(items), items, self.num_items)
         first = jnp.full((B, self.num_items), items.shape[1])
         first = first.at[rows, outside].min(jnp.arange(items.shape[1]), mode="drop")
-        targets = jnp.take_along_axis(following, places, axis=1)
         again = first[:, None] <= places[:, :, None]
         again = again & (jnp.arange(self.num_items) != known(targets)[..., None])
         losses = cross_entropy(jnp.where(again, -jnp.inf, logits), targets)
-        counted = batch["weight"][:, None] * jnp.minimum(count, T) * is_event(targets)
+        counted = batch["weight"][:, None] * count * is_event(targets)
         return weighted_mean(losses, counted), {}
 
 

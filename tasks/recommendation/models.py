@@ -9,12 +9,21 @@ import scipy.sparse
 from flax import nnx
 
 from tasks.recommendation.hybrid import Hybrid, HybridConfig, UserNeighboursConfig
+from tasks.recommendation.profiles import (
+    ACFConfig,
+    AttentiveFiltering,
+    ItemSimilarity,
+    NAISConfig,
+)
 from tasks.recommendation.recommender import Recommender
-from tasks.recommendation.sequential import SASRec, SASRecConfig
+from tasks.recommendation.sequential import BERT4Rec, BERT4RecConfig, SASRec, SASRecConfig
 
 MODEL_CONFIGS: dict[str, type] = {
     "user_neighbours": UserNeighboursConfig,
+    "nais": NAISConfig,
+    "acf": ACFConfig,
     "sasrec": SASRecConfig,
+    "bert4rec": BERT4RecConfig,
     "hybrid": HybridConfig,
 }
 
@@ -47,6 +56,12 @@ def build(
     match config:
         case SASRecConfig():
             return SASRec(config, num_items, rngs=rngs)
+        case BERT4RecConfig():
+            return BERT4Rec(config, num_items, rngs=rngs)
+        case NAISConfig():
+            return ItemSimilarity(config, num_items, rngs=rngs)
+        case ACFConfig():
+            return AttentiveFiltering(config, num_items, train_matrix.shape[0], features, rngs=rngs)
         case HybridConfig():
             return Hybrid(config, train_matrix, rngs=rngs)
         case UserNeighboursConfig():

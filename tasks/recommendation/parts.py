@@ -24,7 +24,7 @@ from flax import nnx
 from attention.collaborative.nais import smoothed_softmax
 from attention.collaborative.neighbours import neighbour_shares
 from tasks.recommendation.priors import Rows, had, ridge_inverse, transitions
-from tasks.recommendation.recommender import Kept, is_event, known
+from tasks.recommendation.recommender import Kept, events, is_event, known
 
 Array = jax.Array
 
@@ -179,8 +179,8 @@ class Transitions(nnx.Module):
         weights = weights / (totals + jnp.exp(PACE * self.smoothing[...]))[:, None]
         found = self.counts.combine(weights, items)
         if own is not None:
-            events = _events(history)
-            outside = jnp.where(is_event(events), events, found.shape[2])
+            present = events(items, history.following)
+            outside = jnp.where(is_event(present), present, found.shape[2])
             taken = jnp.einsum("BTS,BSE->BTE", weights, own)
             found = jax.vmap(lambda x, e, t: x.at[:, e].add(-t, mode="drop"))(found, outside, taken)
         found = jnp.maximum(found, 0)
@@ -188,11 +188,11 @@ class Transitions(nnx.Module):
 
     def _own(self, history: History) -> Array:
         """[B, S, S + 1]: what each event of the sequence adds to the row of each other in C."""
-        events = _events(history)
-        ahead = jnp.arange(events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
+        all_events = events(history.items, history.following)
+        ahead = jnp.arange(all_events.shape[1]) - jnp.arange(history.items.shape[1])[:, None]
         apart = jnp.abs(ahead) if self.both_ways else ahead
         counted = (apart >= 1) & (apart <= self.window)
-        pairs = is_event(events)[:, None] & is_event(history.items)[:, :, None]
+        pairs = is_event(all_events)[:, None] & is_event(history.items)[:, :, None]
         return jnp.where(counted & pairs, self.decay ** (apart - 1.0), 0)
 
 
@@ -250,10 +250,3 @@ def log_popularity(matrix: sp.csr_matrix) -> Array:
 
 def _bucket(x: Array) -> Array:
     return jnp.clip(x.astype(jnp.int32), 0, _BUCKETS - 1)
-
-
-def _events(history: History) -> Array:
-    """Items and what follows them, int [B, S + 1]."""
-    items, last = history.items, jnp.sum(is_event(history.items), axis=1)
-    wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
-    return wide.at[jnp.arange(len(items)), last].set(history.following)

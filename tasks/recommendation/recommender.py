@@ -25,19 +25,14 @@ class Recommender(nnx.Module, abc.ABC):
     """Base of the models."""
 
     @abc.abstractmethod
-    def scores(
-        self, batch: Batch, *, return_weights: bool = False
-    ) -> Array | tuple[Array, dict[str, Array]]:
+    def scores(self, batch: Batch) -> Array:
         """Scores of all items as the event after each history.
 
         Args:
           batch: examples; neither "target" nor "next" is read.
-          return_weights: also return attention weights by name.
 
         Returns:
-          float32 [B, I], items of the history not left out; or that and the weights, of which
-          "items" [B, S] are over the places of "items", and "neighbours" [B, k] over the users
-          "neighbour_ids" int32 [B, k].
+          float32 [B, I], items of the history not left out.
         """
 
     @abc.abstractmethod
@@ -85,6 +80,31 @@ def last_places(items: Array) -> Array:
 def at_places(x: Array, places: Array) -> Array:
     """x [B, S, ...] at one place each, places int [B] -> [B, ...]."""
     return x[jnp.arange(len(x)), places]
+
+
+def events(items: Array, following: Array) -> Array:
+    """Histories and what comes after each: int [B, S] and [B] -> [B, S + 1]."""
+    wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
+    return wide.at[jnp.arange(len(items)), jnp.sum(is_event(items), axis=1)].set(following)
+
+
+def drawn_places(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:
+    """Places that a step learns from, drawn evenly, with repeats, from those that have a next item.
+
+    Args:
+      key: of `jax.random`.
+      following: "next", int [B, S].
+      count: T.
+
+    Returns:
+      Places int32 [B, T]; what came next there, int [B, T]; and weights [B, 1], so that rows with
+      fewer than T such places count for as much as they have.
+    """
+    some = jnp.sum(is_event(following), axis=1)[:, None]
+    drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)
+    places = jnp.clip(drawn, 0, jnp.maximum(some - 1, 0))
+    targets = jnp.take_along_axis(following, places, axis=1)
+    return places, targets, jnp.minimum(some, count).astype(jnp.float32)
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
