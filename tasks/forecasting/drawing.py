@@ -48,24 +48,47 @@ def forecast_figure(
 def attention_figures(
     attention: Mapping[str, np.ndarray], names: Sequence[str], calendar: int
 ) -> list[Figure]:
-    """Means over windows (and heads, and the last of the layers) of the weights that are known:
-    "lags" [n, 1 or C, F, L], "patches" [n, C, layers, N, M, M] and "channels" [n, layers, N, C + K,
-    C + K], K features of the calendar, which are left out.
+    """Means over windows (and heads, of the last layer) of the weights that are known.
+
+    Args:
+      attention: "lags" [n, 1 or C, F, L]; "patches" [n, C, layers, N, M, M], or [n, C, layers, N,
+        G, M + G] where G patches ahead look at M of the past and at each other; "channels"
+        [n, layers, N, C + K, C + K], K features of the calendar, which are left out. Others are
+        not drawn.
+      names: of the channels; of what each has for itself, the last one's is drawn.
+      calendar: K.
     """
     figures: list[Figure] = []
     if "lags" in attention:
-        # The last channel, or all where they share their weights.
         lags = attention["lags"][:, -1].mean(axis=0)[:, ::-1]
         F, L = lags.shape
         ahead = sorted({1, (F + 1) // 2, F})
         lines = {f"{step} ahead": (range(1, L + 1), lags[step - 1]) for step in ahead}
         figures.append(Curves("weights of the past", "steps back", lines))
     if "patches" in attention:
-        patches = attention["patches"][:, -1, -1].mean(axis=(0, 1, 2))[::-1]
-        line = {"mean over patches that look": (range(1, len(patches) + 1), patches)}
-        figures.append(Curves(f"{names[-1]}: attention to patches", "patches back", line))
+        figures.append(_patches(attention["patches"][:, -1, -1].mean(axis=(0, 1)), names[-1]))
     if "channels" in attention:
         weights = attention["channels"][:, -1].mean(axis=(0, 1))
         C = len(weights) - calendar
-        figures.append(Alignment("attention between channels", weights[:C, :C], names, names))
+        figures.append(_shares("attention between channels", weights[:C, :C], names, names))
     return figures
+
+
+def _patches(weights: np.ndarray, name: str) -> Figure:
+    """[M, M] or [G, M + G], of those that look by those that are looked at."""
+    G, S = weights.shape
+    if G == S:
+        line = {"mean over patches": (range(1, S + 1), weights.mean(axis=0)[::-1])}
+        return Curves(f"{name}: attention to patches", "patches back", line)
+    ahead = [f"{place} ahead" for place in range(1, G + 1)]
+    back = [f"{place} back" for place in range(S - G, 0, -1)]
+    return _shares(f"{name}: attention of patches ahead", weights, ahead, back + ahead)
+
+
+def _shares(
+    caption: str, weights: np.ndarray, outputs: Sequence[str], inputs: Sequence[str]
+) -> Alignment:
+    """Weights as shares of the largest, which is told."""
+    most = max(float(weights.max()), 1e-12)
+    caption = f"{caption}; white: {most:.3f}"
+    return Alignment(caption, weights / most, list(outputs), list(inputs))

@@ -1,0 +1,244 @@
+"""The task: lag attention that learns a trend or cannot, exact figures, answers about any file."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from launch.engine import config as configs
+from launch.engine import figures as drawing
+from launch.engine.evaluation import evaluate, gather
+from launch.engine.state import evaluation_variables
+from launch.engine.steps import make_steps
+from tasks.common.errors import UserError
+from tasks.common.pipeline import evaluation_batches, train_iterator
+from tasks.figures import Alignment, Curves, Forecast
+from tasks.forecasting import baselines
+from tasks.forecasting.drawing import attention_figures
+from tasks.forecasting.task import TASK, Forecasting
+
+L, F = 48, 24
+
+
+def experiment(argument, **changes):
+    small = {"data.lookback": L, "data.horizon": F, "mesh.data": 1, "training.batch_size": 32}
+    return configs.override(
+        configs.load_file(f"configs/forecasting.py:{argument}"), small | changes
+    )
+
+
+def trained(argument, count, **changes):
+    """A task, its compiled steps, and the variables after some of them."""
+    config = experiment(argument, **changes)
+    task = TASK.prepare(config.data, config.model, None)
+    steps = make_steps(task, config)
+    state = steps.initialise()
+    batches = train_iterator(task.examples("train"), batch_size=32, seed=0)
+    for _, batch in zip(range(count), batches, strict=False):
+        state, _ = steps.train(state, steps.place(batch))
+    return task, steps, evaluation_variables(state)
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """Residual lag attention with a distribution, on the composed trend, under noise."""
+    noise = {"data.noise": (0.05, 0.5), "optimizer.learning_rate": 0.03}
+    return trained("trend,residual_lag,student_t", 150, **noise)
+
+
+@pytest.fixture(scope="module")
+def evaluated(residual):
+    return evaluate(*residual, "test", 100)
+
+
+def test_only_residual_lag_attention_follows_a_trend(residual, evaluated):
+    task, steps, variables = trained("trend,lag", 60, **{"optimizer.learning_rate": 0.1})
+    plain = evaluate(task, steps, variables, "test", 100)
+    windows = task.examples("test")
+    # Channel 1 falls: a mean of the past is never below its least value.
+    low = np.array([windows[i]["past"][:, 1].min() for i in range(len(windows))])
+    assert np.all(plain.outputs["forecast"][:, :, 0] >= low[:, None] - 1e-5)
+    assert np.mean(evaluated.outputs["forecast"][:, -6:, 0] < low[:, None]) > 0.2
+    assert evaluated.metrics["mse"] < 0.3 * plain.metrics["mse"]
+    assert "crps" not in plain.metrics
+
+
+def test_figures_of_a_split_are_exact(residual, evaluated):
+    task, metrics, outputs = residual[0], evaluated.metrics, evaluated.outputs
+    windows = task.examples("test")
+    assert outputs["mse"].shape == (len(windows),)
+    future = np.stack([windows[i]["future"][:, 1] for i in range(len(windows))])
+    assert outputs["forecast"].shape == (*future.shape, 3)
+    by_window = task.correctness(outputs, "test")
+    np.testing.assert_allclose(by_window.mean(), metrics["mse"], rtol=1e-5)
+    np.testing.assert_allclose(np.mean(outputs["mae"]), metrics["mae"], rtol=1e-5)
+    last = np.mean(np.square(outputs["forecast"][:, :, 0] - future), axis=0)
+    steps = evaluated.statistics["step_squared"] / evaluated.statistics["step_cells"]
+    assert steps.shape == (F,)
+    np.testing.assert_allclose(steps.mean(), metrics["mse"], rtol=1e-5)
+    assert np.all(steps > 0.2 * last)
+    assert 0 < metrics["crps"] < metrics["mae"]
+    assert metrics["mse"] < metrics["mse_noise_0.05"] < metrics["mse_noise_0.5"]
+    assert np.isfinite(metrics["loss"])
+
+
+def test_windows_with_missing_cells_count_by_their_cells(residual):
+    task, steps, variables = residual
+    series = task._series
+    valid = np.random.default_rng(0).random(series.valid.shape) < 0.8
+    holes = dataclasses.replace(series, valid=valid, series=np.where(valid, series.series, 0))
+    other = TASK(task.data, task.model, task.known, task.period, holes)
+    found = evaluate(other, steps, variables, "validation", 100)
+    np.testing.assert_allclose(
+        other.correctness(found.outputs, "validation").mean(), found.metrics["mse"], rtol=1e-5
+    )
+    assert (
+        found.outputs["cells"].sum()
+        == found.statistics["cells"].sum()
+        < 0.9 * 2 * F * len(found.outputs["cells"])
+    )
+
+
+def test_report_shows_forecasts_errors_and_lags(residual, evaluated):
+    task, steps, variables = residual
+    batch = next(iter(evaluation_batches(task.examples("test"), batch_size=100)))
+    attention = jax.device_get(steps.attention(variables, steps.place(batch)))
+    drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
+    assert [type(figure) for figure in drawn] == [*[Forecast] * 4, Curves, Curves]
+    first = drawn[0]
+    data = task._series
+    origin = data.origins("test")[0]
+    np.testing.assert_allclose(
+        first.truth, data.series[origin : origin + F, 1] * data.std[1] + data.mean[1], rtol=1e-5
+    )
+    assert len(first.past) == L
+    for low, high in first.intervals.values():
+        assert np.all((low < first.forecast) & (first.forecast < high))
+    assert "after 2024-" in first.x_label
+    assert list(drawn[-1].series) == ["1 ahead", "12 ahead", "24 ahead"]
+    assert drawing.draw(first).startswith("<img")
+
+
+def test_weights_of_other_models_are_drawn():
+    rng = np.random.default_rng(0)
+    found = attention_figures(
+        {
+            "patches": rng.random((2, 3, 2, 4, 5, 5)),
+            "channels": rng.random((2, 2, 4, 7, 7)),
+            "encoder": rng.random((2, 2, 4, 9, 9)),
+        },
+        ["a", "b", "c"],
+        4,
+    )
+    assert [type(figure) for figure in found] == [Curves, Alignment]
+    assert found[1].weights.shape == (3, 3)
+    ahead = attention_figures({"patches": rng.random((2, 3, 2, 4, 2, 7))}, ["a", "b", "c"], 0)
+    assert ahead[0].inputs == ["5 back", "4 back", "3 back", "2 back", "1 back", *ahead[0].outputs]
+
+
+@pytest.fixture
+def predict(residual):
+    task, steps, variables = residual
+    assets = json.loads(json.dumps(task.assets()))
+    alone = Forecasting.restore(task.data, task.model, assets)
+    model = (steps, variables)
+
+    def answered(*raw):
+        batches = evaluation_batches(alone.inputs(raw), batch_size=2)
+        outputs = gather((b["id"], model[0].outputs(model[1], model[0].place(b))) for b in batches)
+        return alone.describe(raw, outputs), alone.pictures(raw, outputs, {})
+
+    return answered
+
+
+def write(path, rows, start="2024-05-01T00", step=1):
+    times = np.datetime64(start, "h") + step * np.arange(len(rows))
+    lines = [
+        f"{time},{falling},{rising}" for time, (rising, falling) in zip(times, rows, strict=True)
+    ]
+    path.write_text("\n".join(["time,falling,rising", *lines]) + "\n")
+    return str(path)
+
+
+def test_any_file_has_an_answer(predict, tmp_path, capsys):
+    hours = np.arange(100)
+    season, line = np.sin(hours * 2 * np.pi / 24), 100 + hours / 48
+    path = write(tmp_path / "größe, 1.csv", np.stack([season + line, season - line], axis=-1))
+    (whole, long), pictures = predict(path, f"{path},steps=60")
+    assert whole["times"][0] == "2024-05-05 04:00:00"
+    assert [len(whole["forecast"]["rising"]), len(long["forecast"]["rising"])] == [F, 60]
+    np.testing.assert_allclose(whole["forecast"]["falling"], long["forecast"]["falling"][:F])
+    # The trend goes on past the horizon.
+    rising = np.array(long["forecast"]["rising"])
+    assert rising[48:].mean() > rising[:12].mean() > 100
+    assert np.all(np.array(whole["level_0.1"]["rising"]) < whole["forecast"]["rising"])
+    header, first, *_ = long["text"].splitlines()
+    assert header == "time,rising,falling,rising 0.1,falling 0.1,rising 0.9,falling 0.9"
+    assert first.startswith("2024-05-05 04:00:00,102")
+    assert [len(figures) for figures in pictures] == [2, 2]
+    assert len(pictures[1][0].forecast) == 60
+
+    # Past the horizon it is what the forecast so far leads to.
+    joined = np.stack([season + line, season - line], axis=-1).tolist()
+    joined += zip(whole["forecast"]["rising"], whole["forecast"]["falling"], strict=True)
+    longer = predict(write(tmp_path / "longer.csv", joined))[0][0]
+    np.testing.assert_allclose(longer["forecast"]["rising"], rising[F : 2 * F], rtol=1e-4)
+
+    constant, one = predict(
+        write(tmp_path / "constant.csv", [(5, 5)] * 60), write(tmp_path / "one.csv", [(3, 4)])
+    )[0]
+    for answer, value in ((constant, 5), (one, 3)):
+        np.testing.assert_allclose(answer["forecast"]["rising"], value, rtol=1e-3)
+    capsys.readouterr()
+    holes = write(tmp_path / "holes.csv", [(np.nan if i % 3 else 5, 5) for i in range(60)])
+    assert np.allclose(predict(holes)[0][0]["forecast"]["rising"], 5, rtol=1e-3)
+    assert "40 of 120 values are missing (rising 40); masked" in capsys.readouterr().err
+
+    for raw, message in (
+        (str(tmp_path / "nowhere.csv"), "cannot be read"),
+        (f"{path},steps=0", "steps is '0', expected a number"),
+        (
+            write(tmp_path / "d.csv", [(np.nan, np.nan)] * 9),
+            "has no value within the last 48 times",
+        ),
+        (
+            write(tmp_path / "e.csv", [(1, 2)] * 9, step=2),
+            "rows are 2 h apart; the model was train",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(raw)
+
+
+def test_the_config_names_what_it_does_not_know():
+    with pytest.raises(UserError, match=r"'patchts' is none of etth1, .*, or a horizon"):
+        configs.load_file("configs/forecasting.py:patchts")
+    config = configs.load_file("configs/forecasting.py:exchange_rate,192,lag,quantile")
+    assert (config.name, config.data.horizon, config.data.name) == (
+        "lag_quantile",
+        192,
+        "exchange_rate",
+    )
+    task = TASK(config.data, config.model, None, 7)
+    assert task.settings == {"horizon": 192, "lookback": 336}
+    targeted = dataclasses.replace(config.data, targets=("Japan", "China"))
+    assert TASK(targeted, config.model, None, 7).settings["targets"] == "Japan+China"
+
+
+def test_a_model_that_does_not_fit_the_window_is_refused():
+    config = experiment("trend,patchtst", **{"model.patch_length": 64})
+    task = TASK.prepare(config.data, config.model, None)
+    with pytest.raises(UserError, match=r"config.model.patch_length: got 64, expected at most"):
+        make_steps(task, config)
+
+
+def test_the_ridge_model_is_the_baseline():
+    config = experiment("trend,ridge")
+    task = TASK.prepare(config.data, config.model, None)
+    steps = make_steps(task, config)
+    found = evaluate(task, steps, evaluation_variables(steps.initialise()), "test", 100)
+    expected = baselines.baselines(task._series)["ridge"]()
+    np.testing.assert_allclose(found.metrics["mse"], expected["mse"], rtol=1e-4)
+    np.testing.assert_allclose(found.metrics["mase"], expected["mase"], rtol=1e-4)
