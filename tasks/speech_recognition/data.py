@@ -1,0 +1,375 @@
+"""Sound with its words in three splits: the project's data sets, or a person's own recordings.
+
+An example has the fields
+
+    samples  int16 [P], mono, at the rate of config.data.features
+    length   int32, how many of them are real
+    target   int32 [T], units of what is said, PAD after them; left out where nobody knows it
+
+All samples are held in memory, two bytes each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tasks.common import builders
+from tasks.common.audio import LogMelConfig, SoundAugmentation, read_audio, resampled
+from tasks.common.errors import UserError
+from tasks.common.own_files import HELD_OUT, filed_as, hold_out
+from tasks.common.paths import Paths
+from tasks.common.text import UNKNOWN, TextConfig, TextEncoder
+from tasks.speech_recognition import files
+from tasks.speech_recognition.clips import Clips, JoinedDigits, Strings
+from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
+from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
+
+SPLITS = ("train", "validation", "test")
+OFFICIAL = "official"
+LONG, SILENCE = "long", "silence"
+# Signal-to-noise ratios of the noisy copies of test, in decibels.
+NOISES = (20, 10, 5, 0)
+_STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3, SILENCE: 4, "noise": 5}
+
+
+def _words() -> TextConfig:
+    return TextConfig(tokenizer="word", min_count=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which recordings, and how sound becomes features and words become units.
+
+    Attributes:
+      name: one of the project's data sets. With path it only names the results, and is own_<its
+        name> unless something else is given.
+      path: own recordings: a manifest with the columns path and text (CSV or TSV), or with such
+        JSON objects (.jsonl); or three with commas between, called train, validation and test. A
+        split that is missing is a tenth of train, by the hash of the text.
+      held_out: of spoken digits and strings, the speaker of test. Of strings the speaker after
+        that one is validation; of single digits validation is takes 0 to 4 of the others.
+        "official", for single digits: test is takes 0 to 4 of all speakers, who are in train too,
+        and validation takes 5 to 9.
+      strings: of spoken_digit_strings: how they are joined.
+      long_strings: of its second test, of strings that are longer than any in train.
+      train_size, validation_size, test_size: strings of each split. The second test, and each of
+        its noisy copies, have a quarter of test_size.
+      seed: of the strings.
+      features: see `LogMelConfig`.
+      augmentation: changes at random in training.
+      text: units: tokenizer "word", "character" or "bpe".
+      max_seconds: longest sound: longer own recordings are named, and refused in predictions.
+      skip_broken: leave out own recordings that cannot be used, and name them.
+    """
+
+    name: str = "spoken_digit_strings"
+    path: str | None = None
+    held_out: str = SPEAKERS[0]
+    strings: Strings = dataclasses.field(default_factory=Strings)
+    long_strings: Strings = dataclasses.field(default_factory=lambda: Strings(8, 12))
+    train_size: int = 8000
+    validation_size: int = 300
+    test_size: int = 600
+    seed: int = 0
+    features: LogMelConfig = dataclasses.field(default_factory=LogMelConfig)
+    augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
+    text: TextConfig = dataclasses.field(default_factory=_words)
+    max_seconds: float = 60.0
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        name = filed_as(self.name, NAMES, self.path, "; path takes your own recordings")
+        object.__setattr__(self, "name", name)
+        speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
+        if self.held_out not in speakers:
+            expected = ", ".join(speakers)
+            raise ValueError(f"held_out must be one of {expected}, got {self.held_out!r}")
+        for field in ("train_size", "validation_size", "test_size"):
+            if getattr(self, field) < 4:
+                raise ValueError(f"{field} must be at least 4, got {getattr(self, field)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0, got {self.max_seconds}")
+        if self.text.tokenizer == "wordpiece" or self.text.unique or self.text.ngrams > 1:
+            raise ValueError("text must give back what was said: tokenizer word, character or bpe")
+        if self.text.stem is not None or self.text.character_ngrams:
+            raise ValueError("text must give back what was said: no stem, no character_ngrams")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechData:
+    """A data set.
+
+    Attributes:
+      splits: by name.
+      encoder: words to units and back, fitted on train.
+      conditions: names of the groups of test: the first is what the metrics are about, the others
+        stand beside.
+    """
+
+    splits: Mapping[str, Clips]
+    encoder: TextEncoder
+    conditions: tuple[str, ...] = ("",)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all sound and texts in their order."""
+        digest = hashlib.sha256(self.encoder.to_json().encode())
+        for split in SPLITS:
+            clips = self.splits[split]
+            digest.update(f"{split} {clips.texts!r}".encode())
+            for index in range(len(clips)):
+                digest.update(np.ascontiguousarray(clips[index]["samples"]))
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> SpeechData:
+    """Reads a data set, preparing one of the project's own first when it is not.
+
+    Raises:
+      UserError: what is wrong with a file or a source.
+    """
+    if config.path is not None:
+        return _own(config)
+    if config.name in PROMPTS:
+        return _prompts(config, paths)
+    recordings = _recordings(config, paths)
+    if config.name == "spoken_digits":
+        return _single(config, recordings)
+    return _strings(config, recordings)
+
+
+def encoded(
+    config: DataConfig,
+    encoder: TextEncoder,
+    sounds: Sequence[np.ndarray],
+    texts: Sequence[str],
+) -> Clips:
+    """Clips that are in memory, with their units."""
+    return Clips(
+        sounds.__getitem__, [len(sound) for sound in sounds], units_of(encoder, texts), texts
+    )
+
+
+def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+    """Units of each text; none of one that says nothing."""
+    found = encoder.encode_batch(texts)
+    return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]
+
+
+def to_pcm(samples: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1] -> int16."""
+    return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
+
+
+def _at_rate(samples: np.ndarray, config: DataConfig) -> np.ndarray:
+    rate = config.features.sample_rate
+    return samples if rate == RATE else to_pcm(resampled(samples / 32768, RATE, rate))
+
+
+def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndarray]]]:
+    """Samples by speaker, digit and take."""
+    builders.prepare(SPOKEN_DIGITS, paths)
+    found = {}
+    for speaker in SPEAKERS:
+        source = builders.load(SPOKEN_DIGITS, speaker, paths)
+        found[speaker] = [[] for _ in WORDS]
+        for row in source.__getitems__(range(len(source))):
+            found[speaker][int(row["digit"])].append(_at_rate(row["samples"], config))
+    return found
+
+
+def _single(config: DataConfig, recordings: Mapping) -> SpeechData:
+    """Recordings of one digit each, in the order of speaker, digit and take."""
+    sounds: dict[str, list] = {split: [] for split in SPLITS}
+    texts: dict[str, list] = {split: [] for split in SPLITS}
+    for speaker in SPEAKERS:
+        for digit, takes in enumerate(recordings[speaker]):
+            for take, samples in enumerate(takes):
+                split = _split_of(config.held_out, speaker, take)
+                sounds[split].append(samples)
+                texts[split].append(WORDS[digit])
+    encoder = TextEncoder.fit(texts["train"], config.text)
+    return SpeechData(
+        {split: encoded(config, encoder, sounds[split], texts[split]) for split in SPLITS}, encoder
+    )
+
+
+def _split_of(held_out: str, speaker: str, take: int) -> str:
+    if held_out == OFFICIAL:
+        return "test" if take < 5 else "validation" if take < 10 else "train"
+    if speaker == held_out:
+        return "test"
+    return "validation" if take < 5 else "train"
+
+
+def speakers_of(held_out: str) -> dict[str, tuple[str, ...]]:
+    """Speakers of each split of the strings."""
+    place = SPEAKERS.index(held_out)
+    validation = SPEAKERS[(place + 1) % len(SPEAKERS)]
+    train = tuple(name for name in SPEAKERS if name not in (held_out, validation))
+    return {"train": train, "validation": (validation,), "test": (held_out,)}
+
+
+def _strings(config: DataConfig, recordings: Mapping) -> SpeechData:
+    speakers = speakers_of(config.held_out)
+    rate = config.features.sample_rate
+
+    def joined(split: str, count: int, strings: Strings, stream: str) -> JoinedDigits:
+        mine = {speaker: recordings[speaker] for speaker in speakers[split]}
+        return JoinedDigits(mine, count, strings, (config.seed, _STREAMS[stream]), rate)
+
+    quarter = config.test_size // 4
+    train = joined("train", config.train_size, config.strings, "train")
+    validation = joined("validation", config.validation_size, config.strings, "validation")
+    test = joined("test", config.test_size, config.strings, "test")
+    longer = joined("test", quarter, config.long_strings, LONG)
+    encoder = TextEncoder.fit(_said(train), config.text)
+    splits = {
+        split: Clips(part.__getitem__, part.lengths, units_of(encoder, _said(part)), _said(part))
+        for split, part in {"train": train, "validation": validation}.items()
+    }
+    conditions = [("", test, range(len(test)), None), (LONG, longer, range(quarter), None)]
+    conditions += [(f"snr_{noise}", test, range(quarter), noise) for noise in NOISES]
+    conditions += [(SILENCE, None, range(quarter), None)]
+    splits["test"] = _conditions(conditions, encoder, (config.seed, _STREAMS["noise"]), rate)
+    return SpeechData(splits, encoder, tuple(name for name, *_ in conditions))
+
+
+def _said(part: JoinedDigits) -> list[str]:
+    return [" ".join(WORDS[digit] for digit in digits) for digits in part.digits]
+
+
+def _conditions(conditions: Sequence, encoder: TextEncoder, seed: tuple, rate: int) -> Clips:
+    """One split of several conditions: as they are, with noise, or noise alone."""
+    places, texts, lengths, groups = [], [], [], []
+    for group, (_, part, chosen, noise) in enumerate(conditions):
+        said = _said(part) if part is not None else None
+        for index in chosen:
+            places.append((part, index, noise))
+            texts.append(said[index] if said else "")
+            lengths.append(part.lengths[index] if said else rate * (1 + index % 4))
+            groups.append(group)
+
+    def read(number: int) -> np.ndarray:
+        part, index, noise = places[number]
+        rng = np.random.default_rng((*seed, number))
+        if part is None:
+            # From nothing at all to what a bad line has.
+            loudness = (0, 3, 30, 300)[index % 4]
+            return np.round(loudness * rng.normal(size=lengths[number])).astype(np.int16)
+        samples = part[index]
+        if noise is None:
+            return samples
+        return noisy(samples, noise, rng)
+
+    return Clips(read, lengths, units_of(encoder, texts), texts, np.array(groups, np.int32))
+
+
+def noisy(samples: np.ndarray, decibels: float, rng: np.random.Generator) -> np.ndarray:
+    """int16 samples with white noise at a signal-to-noise ratio."""
+    level = np.sqrt(np.square(samples.astype(np.float64)).mean()) * 10 ** (-decibels / 20)
+    changed = samples + level * rng.normal(size=len(samples))
+    return np.round(changed).clip(-32768, 32767).astype(np.int16)
+
+
+def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
+    definition = PROMPTS[config.name]
+    builders.prepare(definition, paths)
+    rows = {}
+    for split in SPLITS:
+        source = builders.load(definition, split, paths)
+        rows[split] = list(source.__getitems__(range(len(source))))
+    texts = {split: [row["text"].decode() for row in rows[split]] for split in SPLITS}
+    encoder = TextEncoder.fit(texts["train"], config.text)
+    return SpeechData(
+        {
+            split: encoded(
+                config,
+                encoder,
+                [_at_rate(row["samples"], config) for row in rows[split]],
+                texts[split],
+            )
+            for split in SPLITS
+        },
+        encoder,
+    )
+
+
+def _own(config: DataConfig) -> SpeechData:
+    lines = files.find(config.path)
+    if len(lines) < len(SPLITS):
+        texts = [line.text for line in lines["train"]]
+        rest = hold_out(
+            texts,
+            list(lines),
+            str(config.path),
+            "give validation and test manifests of their own",
+        )
+        lines |= {split: [lines["train"][i] for i in rest[split]] for split in (*rest, "train")}
+    sounds: dict[str, list[np.ndarray]] = {}
+    texts: dict[str, list[str]] = {}
+    kept: dict[str, list[files.Line]] = {}
+    for split in SPLITS:
+        read = [
+            (line, sound) for line in lines[split] if (sound := _read(line, config)) is not None
+        ]
+        if not read:
+            raise UserError(f"{config.path}: no recording of the {split} split can be used")
+        kept[split] = [line for line, _ in read]
+        sounds[split] = [sound for _, sound in read]
+        texts[split] = [line.text for line, _ in read]
+    encoder = TextEncoder.fit(texts["train"], config.text)
+    for split in HELD_OUT:
+        _expect_known(kept[split], encoder, texts["train"])
+    return SpeechData(
+        {split: encoded(config, encoder, sounds[split], texts[split]) for split in SPLITS}, encoder
+    )
+
+
+def _read(line: files.Line, config: DataConfig) -> np.ndarray | None:
+    try:
+        return read_clip(line.sound, config)
+    except UserError as error:
+        if not config.skip_broken:
+            raise UserError(
+                f"{line.where}: {error}; mend or remove it, or skip what is broken by "
+                "--config.data.skip_broken"
+            ) from None
+        print(f"skipped {line.where}: {error}")
+        return None
+
+
+def read_clip(source: str | bytes, config: DataConfig, name: str = "") -> np.ndarray:
+    """Samples int16 [P] of a sound file, at the rate of the features.
+
+    Raises:
+      UserError: it cannot be read, or is longer than max_seconds.
+    """
+    rate = config.features.sample_rate
+    samples = read_audio(source, rate, name)
+    if len(samples) > rate * config.max_seconds:
+        raise UserError(
+            f"{name or source}: lasts {len(samples) / rate:.1f} s, longer than "
+            f"config.data.max_seconds={config.max_seconds:g}"
+        )
+    return to_pcm(samples)
+
+
+def _expect_known(lines: Sequence[files.Line], encoder: TextEncoder, train: Sequence[str]) -> None:
+    """Names a text that could never be written, since train has no such unit."""
+    for line, units in zip(lines, units_of(encoder, [x.text for x in lines]), strict=True):
+        if UNKNOWN in units:
+            known = {letter for text in train for letter in text.lower()}
+            strange = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
+            what = f"characters {''.join(strange)!r}" if strange else "words"
+            raise UserError(
+                f"{line.where}: has {what} that no text of train has; add such recordings to "
+                "train, or take --config.data.text.tokenizer=bpe"
+            )

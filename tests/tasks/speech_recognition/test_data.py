@@ -1,0 +1,185 @@
+"""Recordings in three splits: a person's own, and the project's."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from tasks.common.errors import UserError
+from tasks.common.leaks import near_duplicates
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig
+from tasks.speech_recognition import files, prompts
+from tasks.speech_recognition.data import (
+    DataConfig,
+    load,
+    noisy,
+    read_clip,
+    speakers_of,
+)
+from tasks.speech_recognition.spoken_digits import SPEAKERS
+from tests.tasks.public import needed
+
+CHARACTERS = TextConfig(tokenizer="character", min_count=1)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Thirty sounds of 0.1 s with two of a few words, and what rows are to be changed to."""
+
+    def make(name="train.csv", **changed):
+        rng = np.random.default_rng(0)
+        lines = ["path,text"]
+        for number in range(30):
+            sound = f"é {number}.wav"
+            soundfile.write(tmp_path / sound, 0.1 * rng.normal(size=800), 8000)
+            words = " ".join(rng.choice(["ja", "nein", "größer"], 2)) + f" {'abcdef'[number % 6]}"
+            lines.append(changed.get(f"row{number}", f"{sound},{words}"))
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return make
+
+
+def own(path, **changed):
+    return load(DataConfig(path=str(path), text=CHARACTERS, **changed), Paths(None, None))
+
+
+def test_own_recordings_are_split_and_read(manifest):
+    data = own(manifest())
+    assert sum(len(clips) for clips in data.splits.values()) == 30
+    assert all(len(clips) for clips in data.splits.values())
+    example = data.splits["train"][0]
+    assert example["samples"].dtype == np.int16
+    assert example["length"] == 800
+    assert data.encoder.decode(example["target"]) == data.splits["train"].texts[0]
+    assert len(data.fingerprint) == 32
+    assert DataConfig(path="a/train.csv").name == "own_train"
+
+
+def test_manifests_by_name_and_as_json(manifest, tmp_path):
+    train = manifest()
+    (tmp_path / "dev.tsv").write_text("path\ttext\né 3.wav\tja a\n", encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text(
+        json.dumps({"path": str(tmp_path / "é 4.wav"), "text": ""}) + "\n", encoding="utf-8"
+    )
+    data = own(f"{train},{tmp_path / 'dev.tsv'},{tmp_path / 'test.jsonl'}")
+    assert [len(data.splits[split]) for split in ("train", "validation", "test")] == [30, 1, 1]
+    assert data.splits["test"][0]["target"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
+        ({"row2": ",ja"}, "train.csv: line 4: names no sound file"),
+        ({"row2": "é 2.wav"}, "train.csv: line 4: has no text"),
+    ],
+)
+def test_rows_that_are_wrong_are_named(manifest, changed, said):
+    with pytest.raises(UserError, match=said):
+        own(manifest(**changed))
+
+
+def test_files_that_are_wrong_are_named(manifest, tmp_path):
+    path = manifest()
+    sound = tmp_path / "é 7.wav"
+    sound.write_bytes(sound.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"train.csv: line 9: .*é 7.wav: cut off: .*skip_broken"):
+        own(path)
+    assert sum(len(clips) for clips in own(path, skip_broken=True).splits.values()) == 29
+    with pytest.raises(UserError, match=r"lasts 0.1 s, longer than config.data.max_seconds=0.05"):
+        read_clip(str(tmp_path / "é 3.wav"), DataConfig(max_seconds=0.05))
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match=r"empty.csv: the file is empty"):
+        own(tmp_path / "empty.csv")
+    (tmp_path / "header.csv").write_text("path,text\n")
+    with pytest.raises(UserError, match=r"header.csv: has no recordings"):
+        own(tmp_path / "header.csv")
+    (tmp_path / "other.csv").write_text("file,words\n")
+    with pytest.raises(UserError, match=r"other.csv: no column path and text"):
+        own(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"x.csv: cannot tell its split"):
+        files.find(f"{path},x.csv")
+
+
+def test_a_text_that_could_never_be_written_is_named(manifest, tmp_path):
+    train = manifest()
+    other = tmp_path / "test.csv"
+    other.write_text("path,text\né 1.wav,ja жил\n", encoding="utf-8")
+    (tmp_path / "val.csv").write_text("path,text\né 1.wav,ja a\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"test.csv: line 2: has characters 'жил' that no text"):
+        own(f"{train},{other},{tmp_path / 'val.csv'}")
+
+
+def test_what_is_said_in_a_prompt():
+    listed = '; Title\n\na: Press 1 for  [beep] "Joe\'s" Diner.\nb: [tone]\nc: 3D\nd: (none)\ne:\n'
+    assert prompts.transcripts(listed, "en") == {"a": "press one for beep joe's diner"}
+    assert prompts.transcripts("x: 2 Étés", "fr") == {"x": "deux étés"}
+
+
+def test_speakers_of_the_splits_are_different_ones():
+    for held_out in SPEAKERS:
+        speakers = speakers_of(held_out)
+        assert speakers["test"] == (held_out,)
+        assert sorted(sum(speakers.values(), ())) == sorted(SPEAKERS)
+        assert len(speakers["train"]) == 4
+
+
+def test_noise_has_the_ratio_asked_for():
+    rng = np.random.default_rng(0)
+    samples = np.round(3000 * np.sin(np.arange(8000) / 5)).astype(np.int16)
+    added = noisy(samples, 10, rng).astype(float) - samples
+    ratio = 10 * np.log10(np.square(samples.astype(float)).mean() / np.square(added).mean())
+    assert abs(ratio - 10) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "spoken_digit"}, "did you mean 'spoken_digits'"),
+        ({"held_out": "anna"}, "held_out must be one of george"),
+        ({"held_out": "official"}, "held_out must be one of george"),
+        ({"test_size": 3}, "test_size must be at least 4"),
+        ({"max_seconds": 0}, "max_seconds must be above 0"),
+        ({"text": TextConfig(stem="english")}, "text must give back what was said"),
+    ],
+)
+def test_configs_that_make_no_sense_are_named(changed, said):
+    with pytest.raises(ValueError, match=said):
+        DataConfig(**changed)
+
+
+def test_spoken_digits_and_strings_of_them():
+    small = {"train_size": 40, "validation_size": 10, "test_size": 20}
+    with needed():
+        single = load(DataConfig(name="spoken_digits"), Paths.default())
+    assert [len(single.splits[split]) for split in single.splits] == [2250, 250, 500]
+    assert single.encoder.size == 3 + 10
+    official = load(DataConfig(name="spoken_digits", held_out="official"), Paths.default())
+    assert [len(official.splits[split]) for split in official.splits] == [2400, 300, 300]
+    strings = load(DataConfig(**small), Paths.default())
+    test = strings.splits["test"]
+    assert strings.conditions == ("", "long", "snr_20", "snr_10", "snr_5", "snr_0", "silence")
+    assert np.bincount(test.groups).tolist() == [20, 5, 5, 5, 5, 5, 5]
+    words = [len(text.split()) for text in test.texts]
+    assert min(words[:20]) >= 3
+    assert max(words[:20]) <= 7
+    assert min(words[20:25]) >= 8
+    # The same strings again, with noise; and nothing said.
+    assert test.texts[25:30] == test.texts[:5]
+    assert not np.array_equal(test[25]["samples"], test[0]["samples"])
+    assert test.texts[-5:] == [""] * 5
+    assert test[len(test) - 1]["target"].tolist() == [0]
+
+
+@pytest.mark.slow
+def test_prompts_are_split_without_near_duplicates():
+    with needed():
+        data = load(DataConfig(name="prompts_en", text=CHARACTERS), Paths.default())
+    assert [len(data.splits[split]) for split in data.splits] == [433, 60, 54]
+    train, test = (data.splits[split].texts for split in ("train", "test"))
+    assert not near_duplicates(train, test).any()
+    assert set("".join(test)) <= set("abcdefghijklmnopqrstuvwxyz' ")
