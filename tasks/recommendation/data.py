@@ -193,7 +193,7 @@ def in_order(events: files.Events) -> tuple[RecommendationData, int]:
     user, item, seconds = events.user, events.item, events.seconds
     # Sorting is stable: among equals the earlier line stays the earlier.
     order = np.lexsort((user,) if seconds is None else (seconds, user)).astype(np.int64)
-    num_users, num_items = len(events.users), len(events.titles)
+    num_users, num_items = len(events.users), len(events.names)
     pairs = user[order].astype(np.int64) * num_items + item[order]
     first = np.unique(pairs, return_index=True)[1]
     kept = order[np.sort(first)]

@@ -33,23 +33,22 @@ def ranked(
 
     Returns:
       `top` int32 [B, k], the items of the greatest scores, k = min(10, I), -1 beyond the unseen;
-      `top_scores` [B, k]; and with targets `rank` float32 [B].
+      `top_scores` [B, k], -inf there; and with targets `rank` float32 [B].
     """
-    B, num_items = scores.shape
-    rows = jnp.arange(B)[:, None]
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    num_items = scores.shape[1]
     # An index behind the last is dropped; -1 would be the last.
     places = jnp.where(seen < 0, num_items, seen)
-    unseen = jnp.ones((B, num_items), bool).at[rows, places].set(False, mode="drop")
-    best, top = jax.lax.top_k(jnp.where(unseen, scores, -jnp.inf), min(TOP, num_items))
-    real = jnp.take_along_axis(unseen, top, axis=1)
-    found = {"top": jnp.where(real, top, -1).astype(jnp.int32), "top_scores": best}
+    lowest = jnp.finfo(scores.dtype).min
+    scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
+    scores = scores.at[jnp.arange(len(scores))[:, None], places].set(-jnp.inf, mode="drop")
+    best, top = jax.lax.top_k(scores, min(TOP, num_items))
+    found = {"top": jnp.where(best < lowest, -1, top).astype(jnp.int32), "top_scores": best}
     if target is None:
         return found
     own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
-    greater = jnp.sum(unseen & (scores > own), axis=1)
-    equal = jnp.sum(unseen & (scores == own), axis=1)
-    return {**found, "rank": (1 + greater + (equal - 1) / 2).astype(jnp.float32)}
+    # Itself is among the equal.
+    halves = jnp.sum(2 * (scores > own).astype(jnp.int32) + (scores == own), axis=1)
+    return {**found, "rank": (halves + 1).astype(jnp.float32) / 2}
 
 
 def ndcg(ranks: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,8 +76,17 @@ class Reader:
         return Question(history, ages, number, name)
 
     def _nearest(self, title: str) -> str | None:
-        near = difflib.get_close_matches(title.casefold(), self._items, n=1, cutoff=0.6)
-        return self._data.titles[self._items[near[0]]] if near else None
+        near = difflib.get_close_matches(_words(title), self._titles, n=1, cutoff=0.6)
+        return self._titles[near[0]] if near else None
+
+    @functools.cached_property
+    def _titles(self) -> dict[str, str]:
+        return {_words(title): title for title in self._data.titles}
+
+
+def _words(title: str) -> str:
+    """In any order: "Les Misérables" is near "Misérables, Les (1995)"."""
+    return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
 class Questions:

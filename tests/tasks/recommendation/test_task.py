@@ -1,0 +1,205 @@
+"""The task: a model that learns what comes next, exact figures, reasons, and answers to anybody."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from launch.engine import config as configs
+from launch.engine import figures
+from launch.engine.evaluation import evaluate, gather
+from launch.engine.state import evaluation_variables
+from launch.engine.steps import make_steps
+from tasks.common.errors import UserError
+from tasks.common.pipeline import evaluation_batches
+from tasks.figures import Curves, Recommendations
+from tasks.recommendation.data import DataConfig, in_order
+from tasks.recommendation.files import Events
+from tasks.recommendation.task import TASK
+
+USERS, ITEMS, BATCH = 24, 14, 8
+TITLES = ["Øl", "Crème brûlée", "Les 400 coups; 2", "東京物語", *"efghijklm", "Øl"]
+
+
+def events():
+    """Each user goes through the items in a circle; the last user has but one event."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(USERS), [8] * (USERS - 1) + [1]).astype(np.int32)
+    item = np.concatenate([(rng.integers(ITEMS) + np.arange(8)) % ITEMS for _ in range(USERS)])
+    names = [f"n{number}" for number in range(ITEMS)]
+    item = item[: len(user)].astype(np.int32)
+    # The second of the two of one title is had by more.
+    item[:8] = (ITEMS - 4 + np.arange(8)) % ITEMS
+    days = 86400.0 * np.arange(len(user))
+    return in_order(Events(user, item, days, [f"u{n}" for n in range(USERS)], names, TITLES))[0]
+
+
+def experiment():
+    return configs.override(
+        configs.load_file("configs/recommendation.py:movielens_100k,sasrec"),
+        {
+            "data.max_length": 5,
+            "model.model_size": 16,
+            "model.num_heads": 2,
+            "model.num_layers": 1,
+            "model.feedforward_size": 16,
+            "model.dropout_rate": 0.0,
+            "model.attention_dropout_rate": 0.0,
+            "mesh.data": 1,
+            "optimizer.learning_rate": 0.03,
+            "optimizer.warmup_steps": 0,
+            "optimizer.schedule": "constant",
+            "optimizer.average_decay": 0.0,
+            "training.batch_size": BATCH,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A task refitted on validation, its steps, its variables, and the losses."""
+    config = experiment()
+    task = TASK(config.data, config.model, events()).with_validation()
+    steps = make_steps(task, config)
+    state, losses = steps.initialise(), []
+    for _ in range(12):
+        for batch in evaluation_batches(task.examples("train"), batch_size=BATCH):
+            state, metrics = steps.train(state, steps.place(batch))
+            losses.append(float(metrics["loss"]))
+    return task, steps, evaluation_variables(state), losses
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    task, steps, variables, _ = trained
+    return evaluate(task, steps, variables, "test", BATCH)
+
+
+def test_it_learns_what_comes_next(trained, evaluated):
+    losses, metrics = trained[3], evaluated.metrics
+    assert losses[-1] < 0.5 * losses[0]
+    assert metrics["mrr"] > 0.8
+    assert evaluated.statistics["users"] == USERS - 1
+    assert 0 < metrics["diversity"] < 1
+    assert metrics["known_targets"] == 1
+    by_user = trained[0].correctness(evaluated.outputs, "test")
+    assert by_user.shape == (USERS - 1,)
+    np.testing.assert_allclose(by_user.mean(), metrics["ndcg_at_10"], rtol=1e-5)
+    with pytest.raises(UserError, match="--split=train"):
+        trained[0].finalize({}, {}, "train")
+
+
+def test_refitting_adds_the_validation_events(trained):
+    refitted = trained[0]
+    task = TASK(refitted.data, refitted.model, refitted.events)
+    assert task.fingerprint == refitted.fingerprint
+    counts = []
+    for each in (task, refitted):
+        train = each.examples("train")
+        counts.append(sum(np.sum(train[index]["next"] >= 0) for index in range(len(train))))
+    assert counts[1] - counts[0] == USERS - 1
+    assert refitted.events.popularity(True).sum() == task.events.popularity().sum() + USERS - 1
+    assert not task.assets()["with_validation"]
+
+
+def test_report_shows_reasons(trained, evaluated):
+    task, steps, variables, _ = trained
+    batch = next(iter(evaluation_batches(task.examples("test"), batch_size=BATCH)))
+    attention = jax.device_get(steps.attention(variables, steps.place(batch)))
+    drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
+    assert [type(figure) for figure in drawn] == [Curves, *[Recommendations] * 6]
+    page = drawn[1]
+    held = task.examples("test")
+    assert page.truth == task.events.titles[held.target[0]]
+    assert page.history[0] == task.events.titles[held.history(0)[-1]]
+    latest = {task.events.titles[item] for item in held.history(0)[-5:]}
+    for reasons in page.reasons:
+        assert {name for name, _ in reasons} <= latest
+        assert [share for _, share in reasons] == sorted((s for _, s in reasons), reverse=True)
+    shown = figures.draw(dataclasses.replace(page, caption="<u>", truth=page.titles[0]))
+    assert "&lt;u&gt;" in shown
+    assert f"<b>{page.titles[0]} ✓</b>" in shown
+    # A model that names users, and one that names nothing.
+    neighbours = {
+        "reason_neighbours": np.array([[[0.2, 0.8]] * 10]),
+        "reason_neighbour_ids": np.array([[3, 4]]),
+    }
+    others = task.figures(evaluated.statistics, evaluated.outputs, "test", neighbours)
+    assert others[1].reasons[0] == [("user u4", 0.8), ("user u3", 0.2)]
+    assert task.figures(evaluated.statistics, evaluated.outputs, "test", {})[1].reasons[0] == []
+
+
+def test_anybody_has_an_answer(trained):
+    task, _, variables, _ = trained
+    restored = TASK.restore(task.data, task.model, json.loads(json.dumps(task.assets())))
+    steps = make_steps(restored, experiment())
+    last = task.events.items[task.events.starts[1] - 1]
+    raw = [
+        "user:u0",
+        "e; f",
+        "E ; nobody's; crème brulee",
+        "",
+        "user:someone",
+        "les 400 coups; 2",
+        "øl",
+        f"user:u{USERS - 1}",
+    ]
+    batches = evaluation_batches(restored.inputs(raw), batch_size=BATCH)
+    outputs = gather(
+        (batch["id"], steps.outputs(variables, steps.place(batch))) for batch in batches
+    )
+    assert "rank" not in outputs
+    found = json.loads(json.dumps(restored.describe(raw, outputs)))
+    assert [answer["cold"] for answer in found] == [False] * 3 + [True] * 2 + [False] * 3
+    best = [[entry["title"] for entry in answer["recommendations"]] for answer in found]
+    # A user's test event is had too: of 14 items 6 are left.
+    assert len(best[0]) == ITEMS - 8
+    assert task.events.names[last] not in [e["item"] for e in found[0]["recommendations"]]
+    assert best[1][0] == "g"
+    assert found[1]["recommendations"][0]["because"][0]["what"] in "ef"
+    assert found[2]["unknown"] == {"nobody's": None, "crème brulee": "Crème brûlée"}
+    assert "did you mean 'Crème brûlée'?" in found[2]["text"]
+    popularity = task.events.popularity(True)
+    counts = [popularity[task.events.names.index(e["item"])] for e in found[3]["recommendations"]]
+    assert counts == sorted(popularity, reverse=True)[:10]
+    assert "the most popular" in found[3]["text"]
+    assert "there is no user 'someone'" in found[4]["text"]
+    assert found[5]["unknown"] == {}
+    # Of two items of one title the more popular is meant.
+    counts = np.bincount(task.events.items, minlength=ITEMS)
+    two = [task.events.names.index(name) for name in ("n0", "n13")]
+    meant = max(two, key=lambda number: counts[number])
+    items = restored.inputs(["Øl"])[0]["items"]
+    assert items.tolist() == [meant, -1, -1, -1, -1]
+
+
+def test_what_does_not_fit_is_said_before_training(trained):
+    task = trained[0]
+    model = dataclasses.replace(task.model, max_length=3)
+    with pytest.raises(UserError, match=r"config.model.max_length must be at least 5, .* got 3"):
+        TASK.prepare(DataConfig(max_length=5), model, None)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*_):
+            raise ValueError("size: got 1, expected 2")
+
+        patch.setattr("tasks.recommendation.models.build", refuse)
+        with pytest.raises(UserError, match=r"config.model.size: got 1, expected 2"):
+            task.build_model(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("data", ["movielens_100k", "beauty"])
+@pytest.mark.parametrize("model", TASK.model_configs)
+def test_configs(data, model):
+    config = configs.load_file(f"configs/recommendation.py:{data},{model}")
+    assert (config.name, config.data.name, config.model.name) == (model, data, model)
+    assert config.training.refit
+
+
+@pytest.mark.parametrize("argument", ["movielens", "beauty,sasrex", "sasrec,beauty", "hybrid,long"])
+def test_unknown_configs_are_refused(argument):
+    with pytest.raises(UserError, match=r"config: .*expected"):
+        configs.load_file(f"configs/recommendation.py:{argument}")
