@@ -209,8 +209,8 @@ class EncoderLayer(nnx.Module):
         return_weights: bool,
     ) -> tuple[Array, Array | None]:
         """[B, T, D] -> [B, T, D], and the weights [B, N, T, T] or None."""
-        keys = _keys(dropout_key, 3)
-        attend = _attending(self.attention, return_weights, mask=mask, dropout_key=keys[0])
+        keys = split_keys(dropout_key, 3)
+        attend = attending(self.attention, return_weights, mask=mask, dropout_key=keys[0])
         x, weights = self._residual(self.attention_norm, attend, x, keys[1])
         x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[2])
         return x, weights
@@ -263,11 +263,11 @@ class DecoderLayer(EncoderLayer):
         """[B, T, D], [B, S, D_m] -> [B, T, D], and the weights [B, N, T, T] and [B, N, T, S], each
         where it is asked for.
         """
-        keys, (asked, cross_asked) = _keys(dropout_key, 5), return_weights
-        attend = _attending(self.attention, asked, mask=mask, dropout_key=keys[0])
+        keys, (asked, cross_asked) = split_keys(dropout_key, 5), return_weights
+        attend = attending(self.attention, asked, mask=mask, dropout_key=keys[0])
         x, weights = self._residual(self.attention_norm, attend, x, keys[1])
         options = {"memory": memory, "mask": memory_mask, "dropout_key": keys[2]}
-        attend = _attending(self.cross_attention, cross_asked, **options)
+        attend = attending(self.cross_attention, cross_asked, **options)
         x, cross = self._residual(self.cross_attention_norm, attend, x, keys[3])
         x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[4])
         return x, weights, cross
@@ -291,7 +291,7 @@ class DecoderLayer(EncoderLayer):
         return x, cache, cross
 
 
-def _attending(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
+def attending(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
     """x -> what the module makes of it, and its weights or None."""
 
     def compute(x: Array) -> tuple[Array, Array | None]:
@@ -306,5 +306,5 @@ def dropped(x: Array, rate: float, key: Array | None) -> Array:
     return x if key is None else dropout(x, rate, key)
 
 
-def _keys(dropout_key: Array | None, count: int) -> list[Array | None]:
+def split_keys(dropout_key: Array | None, count: int) -> list[Array | None]:
     return [None] * count if dropout_key is None else list(jax.random.split(dropout_key, count))

@@ -1,0 +1,163 @@
+"""The Conformer (Gulati et al. 2020, "Conformer: Convolution-augmented Transformer for Speech
+Recognition").
+
+B batch, T length, D model size, W width of the convolution, N heads, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import masks, shapes
+from attention.projection import Projection
+from tasks.common.backbones.transformer import Encoder
+from tasks.common.backbones.transformer_layers import (
+    EncoderConfig,
+    EncoderLayer,
+    FeedForward,
+    attending,
+    dropped,
+    split_keys,
+)
+
+Array = jax.Array
+
+
+def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
+    """y_t = Σ_j k_j ⊙ x_{t+j}, j from -W // 2 to W // 2, or, causal, from 1 - W to 0; zeros beyond.
+
+    Args:
+      x: [B, T, D].
+      kernel: k, [W, D], W odd.
+
+    Raises:
+      ValueError: shapes do not fit, or W is even.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("x", x, "B T D", sizes)
+    shapes.expect("kernel", kernel, "W D", sizes)
+    W, T = sizes["W"], sizes["T"]
+    if W % 2 == 0:
+        raise ValueError(f"kernel: got a width of {W}, expected an odd one")
+    before = W - 1 if causal else W // 2
+    x = jnp.pad(x, ((0, 0), (before, W - 1 - before), (0, 0)))
+    # A sum that fuses: several times quicker on a CPU than a grouped convolution.
+    return sum(kernel[j] * x[:, j : j + T] for j in range(W))
+
+
+class ConvolutionModule(nnx.Module):
+    """y = swish(norm(depthwise(GLU(x W_in)))) W_out, section 2.2, with layer norm for batch norm:
+    neither padding nor the other examples change anything.
+
+    Args:
+      config: of the encoder.
+      width: W.
+      causal: whether it looks back only.
+    """
+
+    def __init__(self, config: EncoderConfig, width: int, causal: bool, *, rngs: nnx.Rngs):
+        D, dtype = config.model_size, jnp.dtype(config.dtype)
+        self.causal = causal
+        self.expand = Projection((D,), (2 * D,), dtype=dtype, rngs=rngs)
+        limit = 1 / math.sqrt(width)
+        kernel = jax.random.uniform(rngs.params(), (width, D), minval=-limit, maxval=limit)
+        self.depthwise = nnx.Param(kernel)
+        self.norm = config.build_norm()
+        self.down = Projection((D,), (D,), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, valid: Array | None) -> Array:
+        """x [B, T, D], valid bool [B, T] -> [B, T, D]."""
+        hidden, gate = jnp.split(self.expand(x), 2, axis=-1)
+        hidden = hidden * jax.nn.sigmoid(gate)
+        if valid is not None:
+            hidden = jnp.where(valid[..., None], hidden, 0)
+        kernel = self.depthwise[...].astype(hidden.dtype)
+        hidden = depthwise(hidden, kernel, causal=self.causal)
+        return self.down(jax.nn.silu(self.norm(hidden)))
+
+
+class ConformerLayer(EncoderLayer):
+    """Two halves of a feed-forward around attention and convolution, section 2.4:
+
+    x = x + ½ FF(norm(x)),   x = x + attention(norm(x)),   x = x + convolution(norm(x))
+    y = norm(x + ½ FF(norm(x)))
+    """
+
+    def __init__(self, config: EncoderConfig, width: int, causal: bool, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.first_feedforward = FeedForward(config, rngs=rngs)
+        self.first_norm = config.build_norm()
+        self.convolution = ConvolutionModule(config, width, causal, rngs=rngs)
+        self.convolution_norm = config.build_norm()
+        self.final_norm = config.build_norm()
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | None,
+        dropout_key: Array | None,
+        return_weights: bool,
+        valid: Array | None = None,
+    ) -> tuple[Array, Array | None]:
+        """As `EncoderLayer`; valid bool [B, T]."""
+        rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
+        x = x + 0.5 * dropped(self.first_feedforward(self.first_norm(x)), rate, keys[0])
+        attend = attending(self.attention, return_weights, mask=mask, dropout_key=keys[1])
+        looked, weights = attend(self.attention_norm(x))
+        x = x + dropped(looked, rate, keys[2])
+        x = x + dropped(self.convolution(self.convolution_norm(x), valid), rate, keys[3])
+        x = x + 0.5 * dropped(self.feedforward(self.feedforward_norm(x)), rate, keys[4])
+        return self.final_norm(x), weights
+
+
+class Conformer(Encoder):
+    """A stack of `ConformerLayer`; called as `Encoder`, with valid alone for padding.
+
+    Args:
+      config: as for an encoder; norm "pre", since each layer ends in a norm of its own.
+      width: W of the convolutions, odd.
+      causal: whether the convolutions look back only.
+
+    Raises:
+      ValueError: another norm, or an even width.
+    """
+
+    def __init__(self, config: EncoderConfig, width: int, causal: bool, *, rngs: nnx.Rngs):
+        if config.norm != "pre":
+            raise ValueError(f"norm: got {config.norm!r}, expected 'pre' for a Conformer")
+        if width < 1 or width % 2 == 0:
+            raise ValueError(f"width: got {width}, expected an odd number")
+        self.width, self.causal = width, causal
+        super().__init__(config, rngs=rngs)
+        self.final_norm = None
+
+    def _layer(self, rngs: nnx.Rngs) -> ConformerLayer:
+        return ConformerLayer(self.config, self.width, self.causal, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        valid: Array | None = None,
+        mask: masks.Mask | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """[B, T, D] -> [B, T, D], or that and the weights [L, B, N, T, T]."""
+        if valid is not None:
+            shapes.expect("valid", valid, "B T", {"B": x.shape[0], "T": x.shape[1]})
+            real = masks.valid(key=valid)
+            mask = real if mask is None else mask & real
+        x, keys = self._input(x, None, dropout_key)
+        all_weights = []
+        for layer, key in zip(self.layers, keys, strict=True):
+            x, weights = layer(
+                x, mask=mask, dropout_key=key, return_weights=return_weights, valid=valid
+            )
+            all_weights.append(weights)
+        return (x, jnp.stack(all_weights)) if return_weights else x
