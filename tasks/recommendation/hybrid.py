@@ -66,7 +66,7 @@ class HybridConfig:
     together: int = 0
     decay: float = 0.9
     neighbours: int = 100
-    sequence: bool = True
+    sequence: bool = False
     half_life: float = 8.0
     lists: int = 64
     places: int = 24

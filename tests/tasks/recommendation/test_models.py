@@ -25,7 +25,7 @@ CONFIGS = {
     "acf": {"model_size": 4, "component_size": 3, "hidden_size": 3, "places": 2},
     "sasrec": {**SMALL, "objective": LossConfig("gbce", negatives=4)},
     "bert4rec": SMALL,
-    "hybrid": {**SMALL, "transitions": 0, "neighbours": 0, "places": 2},
+    "hybrid": {**SMALL, "sequence": True, "transitions": 0, "neighbours": 0, "places": 2},
 }
 
 
@@ -159,7 +159,7 @@ def test_sasrec_does_not_look_ahead():
 
 
 def test_lists_are_the_matrix_where_none_is_cut(monkeypatch):
-    counted = {"ridge": 0, "sequence": False, "neighbours": 3, "together": 3, "lists": ITEMS}
+    counted = {"ridge": 0, "neighbours": 3, "together": 3, "lists": ITEMS}
     config = MODEL_CONFIGS["hybrid"](**SMALL, **counted, places=2)
     batch = {name: jnp.asarray(value) for name, value in ASKED.items()}
 
