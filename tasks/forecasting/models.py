@@ -23,19 +23,27 @@ from tasks.forecasting.residual import (
     RidgeForecaster,
     RidgeResidual,
     RidgeResidualConfig,
+    RidgeSeasonal,
+    RidgeSeasonalConfig,
 )
+from tasks.forecasting.seasonal import SeasonalLagConfig, SeasonalLagForecaster
 from tasks.forecasting.transformer import Transformer, TransformerConfig
 from tasks.forecasting.windows import Forecaster, Sizes
 
 _MODELS = {
     LagConfig: LagForecaster,
     ResidualLagConfig: LagForecaster,
+    SeasonalLagConfig: SeasonalLagForecaster,
     TransformerConfig: Transformer,
     InformerConfig: Informer,
     PatchTSTConfig: PatchTST,
     ITransformerConfig: ITransformer,
 }
-_ON_RIDGE = {RidgeConfig: RidgeForecaster, RidgeResidualConfig: RidgeResidual}
+_ON_RIDGE = {
+    RidgeConfig: RidgeForecaster,
+    RidgeResidualConfig: RidgeResidual,
+    RidgeSeasonalConfig: RidgeSeasonal,
+}
 
 MODEL_CONFIGS = {config.name: config for config in (*_MODELS, *_ON_RIDGE)}
 

@@ -21,7 +21,8 @@ from tasks.forecasting.heads import HEADS, expect_head
 from tasks.forecasting.lag import Spread
 from tasks.forecasting.layers import encoded
 from tasks.forecasting.patchtst import PatchTSTConfig
-from tasks.forecasting.windows import Forecaster, InstanceNorm, Sizes, Weights
+from tasks.forecasting.seasonal import SeasonalLag, SeasonalLagConfig
+from tasks.forecasting.windows import Forecaster, InstanceNorm, Sizes, Weights, level_of
 
 Array = jax.Array
 
@@ -77,6 +78,30 @@ class RidgeResidualConfig(PatchTSTConfig):
             raise ValueError(f"calendar_features: got {got}, expected at least 0")
 
 
+@dataclasses.dataclass(frozen=True)
+class RidgeSeasonalConfig(SeasonalLagConfig):
+    """The mean of a linear forecast and of attention over whole seasons.
+
+    Attributes:
+      share: of the attention's forecast in the mean. Forecasts that err in different ways are
+        better together, and equal shares are hard to beat by fitted ones (Bates & Granger 1969;
+        Stock & Watson 2004).
+      ridge_level, ridge_individual: see `RidgeConfig`.
+      For the others see `SeasonalLagConfig`.
+    """
+
+    name: str = "ridge_seasonal"
+    share: float = 0.5
+    ridge_level: str = "mean"
+    ridge_individual: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_level(self.ridge_level)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: got {self.share}, expected a share in (0, 1]")
+
+
 class Fitted(nnx.Variable):
     """A variable that was fitted before training and stays as it is."""
 
@@ -97,7 +122,7 @@ class Ridge(nnx.Module):
 
     def __init__(
         self,
-        config: RidgeConfig | RidgeResidualConfig,
+        config: RidgeConfig | RidgeResidualConfig | RidgeSeasonalConfig,
         sizes: Sizes,
         weights: np.ndarray | None,
     ):
@@ -110,12 +135,7 @@ class Ridge(nnx.Module):
 
     def __call__(self, past: Array, valid: Array) -> Array:
         """[B, L, C], 0 where not valid, and bool [B, L, C] -> [B, F, C]."""
-        if self.level == "mean":
-            count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
-            level = jnp.sum(past, axis=1, keepdims=True) / count
-        else:
-            later = jnp.cumsum(valid[:, ::-1], axis=1)[:, ::-1]
-            level = jnp.sum(past * (valid & (later == 1)), axis=1, keepdims=True)
+        level = level_of(past, valid, self.level)
         over, weights = jnp.where(valid, past - level, 0), self.weights[...]
         if len(weights) == 1:
             return level + jnp.einsum("BLC,LF->BFC", over, weights[0])
@@ -218,3 +238,38 @@ class RidgeResidual(Forecaster):
         if weights is not None:
             found["patches"] = weights[..., M:, :].reshape(B, C, *weights.shape[1:3], G, M + G)
         return self.head.place(jnp.swapaxes(raw, 1, 2), ridge, scale), found
+
+
+class RidgeSeasonal(Forecaster):
+    """ŷ = r + λ (s - r), with r the ridge's forecast, s that of `SeasonalLag` and λ its share.
+
+    Both are linear maps of the past, and r is the best of all on train: what s is good for is that
+    it has some hundred numbers to learn, not ten thousands.
+
+    Weights of the attention: "lags" [B, C, F, L], first time first.
+    """
+
+    def __init__(
+        self, config: RidgeSeasonalConfig, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
+    ):
+        super().__init__(sizes, HEADS[config.head])
+        self.share = config.share
+        self.ridge = Ridge(config, sizes, ridge)
+        self.seasonal = SeasonalLag(config, sizes, rngs=rngs)
+        self.spread = Spread(sizes, config.head)
+
+    def forecast(
+        self,
+        past: Array,
+        past_valid: Array,
+        calendar: Array,
+        *,
+        training: bool,
+        dropout_key: Array | None,
+        return_weights: bool,
+    ) -> tuple[Array, Weights]:
+        """See `Forecaster`."""
+        ridge = self.ridge(past, past_valid)
+        seasonal, weights = self.seasonal(past, past_valid)
+        point = ridge + self.share * (seasonal - ridge)
+        return self.spread(point, past, past_valid), {"lags": weights}

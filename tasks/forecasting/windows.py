@@ -135,6 +135,21 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
     return level, jnp.sqrt(variance + epsilon)
 
 
+def level_of(past: Array, valid: Array, level: str) -> Array:
+    """The "mean" or the "last" value of what is there, [B, L, C] -> [B, 1, C]; 0 where nothing is.
+
+    Args:
+      past: 0 where not valid.
+      valid: bool [B, L, C].
+      level: which.
+    """
+    if level == "mean":
+        count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+        return jnp.sum(past, axis=1, keepdims=True) / count
+    later = jnp.cumsum(valid[:, ::-1], axis=1)[:, ::-1]
+    return jnp.sum(past * (valid & (later == 1)), axis=1, keepdims=True)
+
+
 class InstanceNorm(nnx.Module):
     """Reversible instance normalisation (Kim et al. 2022): the network sees each window at mean 0
     and deviation 1, and its answer gets the window's mean and deviation back.

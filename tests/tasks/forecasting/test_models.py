@@ -1,4 +1,4 @@
-"""Forecasters: shapes, what is missing, level and scale, trends, and what a mistaken config says."""
+"""Forecasters: shapes, what is missing, level and scale, trends, and mistaken configs."""
 
 import functools
 
@@ -25,7 +25,9 @@ OPTIONS = {
     "informer": {"label_length": 3, "instance_norm": True, **LAYERS, "num_layers": 2},
     "patchtst": {"head": "quantile", **PATCHES, **LAYERS},
     "itransformer": {"head": "student_t", **LAYERS},
+    "seasonal_lag": {"level": "last"},
     "ridge": {"ridge_level": "last"},
+    "ridge_seasonal": {"head": "quantile"},
     "ridge_residual": {"ridge_individual": True, "calendar_features": 1, **PATCHES, **LAYERS},
 }
 # Name, and shape behind the batch.
@@ -36,7 +38,9 @@ WEIGHTS = {
     "informer": {"decoder": (1, 2, F, L // 2)},
     "patchtst": {"patches": (C, 1, 2, 4, 4)},
     "itransformer": {"channels": (1, 2, C + K, C + K)},
+    "seasonal_lag": {"lags": (C, F, L)},
     "ridge": {},
+    "ridge_seasonal": {"lags": (C, F, L)},
     "ridge_residual": {"patches": (C, 1, 2, 2, 6)},
 }
 # Their forecast goes along with the level and the scale of the window.
@@ -126,6 +130,35 @@ def test_begins_at_the_ridge(name):
         assert not jax.tree.leaves(params)
 
 
+def test_seasonal_lag_is_a_mean_of_the_same_time_of_the_seasons_and_the_level():
+    model, params, _, run = forecaster("seasonal_lag")
+    past = WINDOW["past"]
+    parameters, weights, _ = run(params, **WINDOW, valid=np.ones_like(VALID))
+    # Uniform at the start: three seasons of 4 and the level, the last value; the first two times
+    # fill no season.
+    seasons = past[:, 2:].reshape(B, 3, 4, C).sum(axis=1)
+    expected = (seasons + past[:, -1:]) / 4
+    expected = np.concatenate([expected, expected[:, :1]], axis=1)
+    np.testing.assert_allclose(model.head.point(parameters), expected, rtol=1e-5, atol=1e-6)
+    shares = np.zeros((F, L))
+    for step in range(F):
+        shares[step, [2 + step % 4, 6 + step % 4, 10 + step % 4]] = 0.25
+    expected = np.broadcast_to(shares, (B, C, F, L))
+    np.testing.assert_allclose(weights["lags"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ridge_seasonal_is_the_mean_of_both():
+    model, params, ridge, run = forecaster("ridge_seasonal")
+    parameters, weights, _ = run(params, **WINDOW, valid=VALID)
+    past = np.where(VALID, WINDOW["past"], 0)
+    linear = Linear(ridge, np.zeros((1, F), np.float32), "mean", 0.0)(past, VALID)
+    level = past.sum(axis=1) / np.maximum(VALID.sum(axis=1), 1)
+    over = np.where(VALID, past - level[:, None], 0)
+    seasonal = level[:, None] + np.einsum("BCFL,BLC->BFC", weights["lags"], over)
+    expected = (linear + seasonal) / 2
+    np.testing.assert_allclose(model.head.point(parameters), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_instance_norm_there_and_back():
     past, norm = WINDOW["past"], InstanceNorm(C, learned=True)
     norm.scale[...], norm.bias[...] = jnp.array([2.0, -0.5]), jnp.array([0.3, -1.0])
@@ -182,6 +215,10 @@ def test_only_residual_lag_attention_follows_a_trend():
         ("informer", {"decoder_layers": 0}, "decoder_layers: got 0, expected at least 1"),
         ("itransformer", {"num_heads": 3}, "num_heads: got 3, expected a divisor of model_size"),
         ("itransformer", {"mixer": "informer"}, "mixer: .*'informer'"),
+        ("seasonal_lag", {"season": 15}, "season: got 15, expected at most lookback=14"),
+        ("seasonal_lag", {"season": -1}, "season: got -1, expected at least 0"),
+        ("ridge_seasonal", {"share": 0.0}, r"share: got 0.0, expected a share in \(0, 1\]"),
+        ("ridge_residual", {"calendar_features": -1}, "calendar_features: got -1, expected at"),
         ("lag", {"head": "gauss"}, "head: got 'gauss', expected one of"),
         ("residual_lag", {"level": "first"}, "level: got 'first', expected 'last' or 'mean'"),
         ("residual_lag", {"num_heads": 0}, "num_heads: got 0, expected at least 1"),
