@@ -71,8 +71,8 @@ def read_series(
 
     Args:
       name: of the file.
-      time_column: its header; "": the first that is called as TIME_COLUMNS; "none": there is none,
-        and rows are one step apart.
+      time_column: its header; "": the first that is called as TIME_COLUMNS, or a first one without
+        a name; "none": there is none, and rows are one step apart.
       targets: columns to be forecast; none named: all that hold numbers.
       step: of the grid; None: what most rows are apart.
       trained: whether a model knows this step alone, so that rows must be as far apart.
@@ -113,10 +113,9 @@ def _read_table(name: str) -> _Table:
     finally:
         csv.field_size_limit(limit)
     header, rows, lines = rows[0], rows[1:], lines[1:]
-    if any(_number(cell) is not None for cell in header):
+    if any(np.isfinite(_number(cell) or np.nan) for cell in header):
         raise UserError(f"{name}: line 1 has numbers; expected the names of the columns")
-    if len(set(header)) < len(header):
-        twice = next(column for column in header if header.count(column) > 1)
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
         raise UserError(f"{name}: column {twice!r} stands in the header twice")
     if not rows:
         raise UserError(f"{name}: the file has a header and no rows")
@@ -136,6 +135,8 @@ def _time_column(table: _Table, wanted: str) -> str | None:
             raise UserError(f"{table.name}: no column {wanted!r}{_near(wanted, table.header)}")
         return wanted
     found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
+    if found is None and not table.header[0] and _is_time(table.rows[0][0]):
+        return table.header[0]
     if found is None:
         raise UserError(
             f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
@@ -143,6 +144,14 @@ def _time_column(table: _Table, wanted: str) -> str | None:
             "where rows are one step apart"
         )
     return found
+
+
+def _is_time(cell: str) -> bool:
+    try:
+        clock.read_time(cell)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _near(wanted: str, known: Sequence[str]) -> str:
@@ -167,7 +176,7 @@ def _numbers(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Values [rows, C] of the columns to be forecast, and their names."""
     names, columns, texts = [], [], []
-    for column in targets or [column for column in table.header if column != stamped]:
+    for column in targets or [column for column in table.header if column and column != stamped]:
         if column not in table.header:
             known = [other for other in table.header if other != stamped]
             raise UserError(f"{table.name}: no column {column!r}{_near(column, known)}")
@@ -186,6 +195,8 @@ def _numbers(
         columns.append(found)
     if texts:
         _say(f"{table.name}: left out, as they hold no numbers: {', '.join(texts)}")
+    if not targets and "" in table.header and stamped != "":
+        _say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
     if not names:
         raise UserError(f"{table.name}: no column holds numbers")
     return np.array(columns, np.float64).T, tuple(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ class Forecasting(Task):
         """How far back and ahead; and the channels, where not all are forecast."""
         found: dict[str, Any] = {"horizon": self.data.horizon, "lookback": self.data.lookback}
         if self.data.targets:
-            found["targets"] = "+".join(self.data.targets)
+            names = re.sub(r"[^\w.+-]", "_", "+".join(self.data.targets))
+            found["targets"] = names[:60]
         return found
 
     @property

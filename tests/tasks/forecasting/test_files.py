@@ -48,13 +48,19 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     ]
 
 
-def test_columns_are_chosen_and_times_may_be_none(write):
+def test_columns_are_chosen_and_times_may_be_none(write, capsys):
     path = write("when\ta\tb\n2024-01-01\t1\t2\n2024-01-02\t3\t4\n")
     series = read_series(path, "when", ["b"])
     assert series.names == ("b",)
     np.testing.assert_array_equal(series.values, [[2], [4]])
     series = read_series(write("a,b\n1,2\n3,4\n"), "none")
     assert (series.names, series.start, series.step) == (("a", "b"), None, None)
+    # An index without a name: time stamps are taken for what they are, numbers are no channel.
+    series = read_series(write(",a\n2024-01-01,1\n2024-01-02,3\n"))
+    assert (series.names, series.step) == (("a",), Step(86400))
+    series = read_series(write(",date,a\n0,2024-01-01,1\n1,2024-01-02,3\n"))
+    assert series.names == ("a",)
+    assert "left out, as it has no name: column 1" in capsys.readouterr().err
     series = read_series(write("date,a\n2024-01-01,5\n"), step=Step(3600), trained=True)
     assert series.values.tolist() == [[5]]
 
