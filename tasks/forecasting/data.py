@@ -35,7 +35,7 @@ class DataConfig:
         own_<name of the file> unless something else is given.
       path: own file: a CSV with a header, a column of times and columns of numbers.
       time_column: of the own file; "": the first that is called date, time, timestamp, datetime or
-        ds; "none": there is none, and rows are one step apart.
+        ds, or a first one without a name; "none": there is none, and rows are one step apart.
       targets: columns that are forecast; none named: all that hold numbers.
       lookback: L.
       horizon: F.
