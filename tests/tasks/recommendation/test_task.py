@@ -10,6 +10,7 @@ from flax import nnx
 
 from launch.engine import config as configs
 from launch.engine import figures
+from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.evaluation import evaluate, gather
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
@@ -203,3 +204,10 @@ def test_configs(data, model):
 def test_unknown_configs_are_refused(argument):
     with pytest.raises(UserError, match=r"config: .*expected"):
         configs.load_file(f"configs/recommendation.py:{argument}")
+
+
+def test_the_ablation_changes_one_part_at_a_time():
+    found = resolve_ablation(load_ablation("configs/ablations/recommendation_parts.py"))
+    base = found.pop("hybrid")
+    for config in found.values():
+        assert len(configs.differences(base, config)) == 2  # the name, and the part

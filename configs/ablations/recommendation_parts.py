@@ -1,0 +1,25 @@
+"""What each part of the hybrid adds: the same without it, and with a Transformer over the history.
+
+python -m launch.ablate --config=configs/ablations/recommendation_parts.py --workdir=runs/parts
+"""
+
+from launch.engine.ablation import Ablation, Delta
+
+
+def get_ablation() -> Ablation:
+    """The hybrid on movielens_100k against itself with one part changed, one seed."""
+
+    def changed(part: str, value: float | bool) -> Delta:
+        return Delta(declares=[f"model.{part}"], overrides={f"model.{part}": value})
+
+    return Ablation(
+        base="configs/recommendation.py:movielens_100k,hybrid",
+        base_name="hybrid",
+        deltas={
+            "without_ridge": changed("ridge", 0.0),
+            "without_transitions": changed("transitions", 0),
+            "without_neighbours": changed("neighbours", 0),
+            "with_sequence": changed("sequence", True),
+        },
+        seeds=1,
+    )
