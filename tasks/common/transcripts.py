@@ -74,7 +74,8 @@ def word_errors(references: Sequence[str], written: Sequence[str]) -> np.ndarray
 def failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bool, bool]:
     """Whether a decoder repeated itself, skipped something, or stopped early.
 
-    By the alignment with fewest errors: something inserted that stands there twice; something left out that is not at the end; the end left out.
+    By the alignment with fewest errors: something inserted that stands there twice; something left
+    out that is not at the end; the end left out.
     """
     import jiwer
 

@@ -22,6 +22,7 @@ class Clips:
 
     Attributes:
       groups: int [n].
+      greedy: whether they are to be decoded greedily, which is quick.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Clips:
         groups: np.ndarray | None = None,
     ):
         self._read, self._targets, self.texts = read, targets, list(texts)
+        self.greedy = False
         samples = np.asarray(lengths, np.int32)
         self.groups = np.zeros(len(samples), np.int32) if groups is None else groups
         self.padded: Mapping[str, int] = {"samples": 0}
@@ -55,6 +57,8 @@ class Clips:
         if self._targets is not None:
             target = self._targets[index].astype(np.int32)
             example["target"] = target if len(target) else np.full(1, PAD, np.int32)
+        if self.greedy:
+            example["greedy"] = np.bool_(True)
         return example
 
 

@@ -1,0 +1,122 @@
+"""Speech recognition.
+
+python -m launch.train --config=configs/speech_recognition.py:DATA,ENCODER,WRITER
+    --workdir=runs/NAME
+
+DATA is spoken_digit_strings (if none is named; joined from recordings of single digits), of three
+to seven digits by a speaker who is not in train, spoken_digits, prompts_en, prompts_es or
+prompts_fr. ENCODER is conformer (if none is named), transformer or pyramid (of GRUs, as in Listen,
+attend and spell). WRITER is joint (if none is named), CTC and location-aware attention together;
+ctc; or an alignment of `attention.registry`, with options if any, which writes alone: "additive",
+"location_aware", "multi_head(num_heads=4)", and "none", the control that has one fixed vector.
+"transformer_decoder" writes alone too. See RESULTS.md for what to expect.
+
+The speaker of test is --config.data.held_out; "official", for spoken_digits, is the split of the
+data set's authors, whose test speakers are all in train.
+
+One's own recordings, with a manifest of the columns path and text:
+
+python -m launch.train --config=configs/speech_recognition.py:prompts_en --workdir=runs/mine
+    --config.data.path=mine/train.csv
+"""
+
+import re
+
+from launch.engine.config import TrainingConfig, experiment
+from launch.engine.optimizers import OptimizerConfig
+from tasks.common.audio import SoundAugmentation
+from tasks.common.errors import UserError
+from tasks.common.text import TextConfig
+from tasks.common.transcriber import TranscriberConfig
+from tasks.speech_recognition.data import DataConfig
+from tasks.speech_recognition.datasets import NAMES
+from tasks.speech_recognition.model import ENCODERS, SpeechConfig
+
+
+def get_config(argument: str = "spoken_digit_strings"):
+    """The config of 'DATA,ENCODER,WRITER', of which each may be left out."""
+    words = [word.strip() for word in argument.split(",", 2)]
+    data = words.pop(0) if words and words[0] in NAMES else NAMES[1]
+    encoder = words.pop(0) if words and words[0] in ENCODERS else "conformer"
+    # Options of an alignment may have commas of their own.
+    writer = ",".join(words) or "joint"
+    try:
+        fields = _strings() if data == NAMES[1] else _single() if data == NAMES[0] else _prompts()
+        model = SpeechConfig(
+            encoder=encoder, transcriber=_writer(writer, fields.pop("units")), **fields.pop("model")
+        )
+    except ValueError as error:
+        raise UserError(
+            f"config: {error}; DATA is one of {', '.join(NAMES)}, ENCODER one of "
+            f"{', '.join(ENCODERS)}, WRITER joint, ctc, transformer_decoder or an alignment"
+        ) from None
+    name = "_".join([encoder, *re.findall(r"\w+(?:\.\w+)?", writer)])
+    return experiment(
+        task="speech_recognition", name=name, data=DataConfig(name=data, **fields.pop("data")),
+        model=model, **fields,
+    )  # fmt: skip
+
+
+def _writer(name: str, units: int) -> TranscriberConfig:
+    common = {"max_length": units}
+    if name == "ctc":
+        return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)
+    if name == "joint":
+        return TranscriberConfig(alignment="location_aware", **common)
+    alone = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, **common}
+    if name == "transformer_decoder":
+        return TranscriberConfig(decoder="transformer", num_layers=2, state_size=96, **alone)
+    return TranscriberConfig(alignment=name, **alone)
+
+
+def _optimizer():
+    return OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=200, weight_decay=0.01, average_decay=0.995, clip_norm=5.0
+    )
+
+
+def _augmentation(**changed):
+    common = {"speed": 0.15, "gain": 6.0, "noise": (0.0, 30.0), "time_masks": 2, "time_width": 8}
+    return SoundAugmentation(**common | {"band_masks": 2, "band_width": 8} | changed)
+
+
+def _strings():
+    """Strings of digits by four speakers."""
+    return {
+        "data": {"augmentation": _augmentation()},
+        "units": 24,
+        "model": {},
+        "optimizer": _optimizer(),
+        "training": TrainingConfig(
+            steps=1500, batch_size=32, evaluation_batch_size=50, evaluate_every=250, log_every=25
+        ),
+    }
+
+
+def _single():
+    """Single digits: 3,000 clips of half a second."""
+    return {
+        "data": {"augmentation": _augmentation(time_masks=1)},
+        "units": 4,
+        "model": {},
+        "optimizer": _optimizer(),
+        "training": TrainingConfig(
+            steps=1200, batch_size=32, evaluation_batch_size=50, evaluate_every=200, log_every=25
+        ),
+    }
+
+
+def _prompts():
+    """A quarter of an hour of one speaker, in characters."""
+    return {
+        "data": {
+            "augmentation": _augmentation(speed=0.1, noise=(10.0, 40.0)),
+            "text": TextConfig(tokenizer="character", min_count=1),
+        },
+        "units": 500,
+        "model": {"dropout_rate": 0.2},
+        "optimizer": _optimizer(),
+        "training": TrainingConfig(
+            steps=2000, batch_size=16, evaluation_batch_size=20, evaluate_every=250, log_every=25
+        ),
+    }
