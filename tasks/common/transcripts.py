@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def transcript_metrics(references: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+def transcript_metrics(
+    references: Sequence[str], written: Sequence[str], words: bool = True
+) -> dict[str, float]:
     """Error rates over all texts together.
 
         wer = (substitutions + deletions + insertions) / words of the references,
@@ -18,6 +20,7 @@ def transcript_metrics(references: Sequence[str], written: Sequence[str]) -> dic
     Args:
       references: what was said. Texts that say nothing count for `invention_rate` alone.
       written: what was written, in the same order.
+      words: whether failures are of words, and there is a WER; else they are of characters.
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the shares of texts with
@@ -39,36 +42,40 @@ def transcript_metrics(references: Sequence[str], written: Sequence[str]) -> dic
         for reference, text, none in zip(references, written, silent, strict=True)
         if not none
     ]
-    names = ("wer", "cer", "exact_match", "repeats", "skips", "early_stops")
+    names = ("wer", "cer", "exact_match", "repeats", "skips", "early_stops")[not words :]
     if not said:
         return metrics | dict.fromkeys(names, float("nan"))
     import jiwer
 
     references, written = ([pair[side] for pair in said] for side in (0, 1))
-    words = jiwer.process_words(references, written)
-    metrics["wer"] = words.wer
+    if words:
+        metrics["wer"] = jiwer.process_words(references, written).wer
     metrics["cer"] = jiwer.process_characters(references, written).cer
     same = [a.split() == b.split() for a, b in said]
     metrics["exact_match"] = float(np.mean(same))
-    found = [failures(a.split(), b.split()) for a, b in said]
-    for place, name in enumerate(names[3:]):
+    found = [failures(*(x.split() if words else x for x in pair)) for pair in said]
+    for place, name in enumerate(names[-3:]):
         metrics[name] = float(np.mean([row[place] for row in found]))
     return metrics
 
 
-def word_errors(references: Sequence[str], written: Sequence[str]) -> np.ndarray:
-    """[n] figures whose mean is the WER: errors of each text over the mean number of words.
+def text_errors(
+    references: Sequence[str], written: Sequence[str], words: bool = True
+) -> np.ndarray:
+    """[n] figures whose mean is the WER, or the CER: errors of each text over their mean length.
 
     Texts that say nothing are left out of both.
     """
     import jiwer
 
-    words = np.array([len(text.split()) for text in references], np.float64)
-    errors = np.zeros(len(references))
-    for place, (reference, text) in enumerate(zip(references, written, strict=True)):
-        if words[place]:
-            errors[place] = jiwer.wer(reference, text) * words[place]
-    return (errors / words[words > 0].mean())[words > 0]
+    rate = jiwer.wer if words else jiwer.cer
+    lengths = np.array([len(text.split() if words else text) for text in references], np.float64)
+    errors = [
+        rate(reference, text) * length
+        for reference, text, length in zip(references, written, lengths, strict=True)
+        if length
+    ]
+    return np.array(errors) / lengths[lengths > 0].mean() if errors else np.zeros(0)
 
 
 def failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bool, bool]:
@@ -83,7 +90,7 @@ def failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bo
         return False, False, False
     if not written:
         return False, False, True
-    result = jiwer.process_words(" ".join(reference), " ".join(written))
+    result = jiwer.process_words(_spaced(reference), _spaced(written))
     repeats = skips = stops = False
     for chunk in result.alignments[0]:
         if chunk.type == "insert":
@@ -98,3 +105,8 @@ def failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bo
             stops |= last
             skips |= not last
     return repeats, skips, stops
+
+
+def _spaced(parts: Sequence[str]) -> str:
+    """As words for jiwer; a space among characters has a stand-in."""
+    return " ".join("␣" if part == " " else part for part in parts)

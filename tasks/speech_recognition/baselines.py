@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from tasks.common.audio import LogMelConfig, log_mel
+from tasks.common.transcription import TranscribedExamples
 from tasks.common.transcripts import transcript_metrics
-from tasks.speech_recognition.clips import Clips
 from tasks.speech_recognition.data import SpeechData
 
 _COEFFICIENTS, _PARTS = 20, 10
@@ -40,7 +40,7 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     return chosen | {"seconds": round(time.monotonic() - began, 2)}
 
 
-def _cepstra(clips: Clips, config: LogMelConfig) -> np.ndarray:
+def _cepstra(clips: TranscribedExamples, config: LogMelConfig) -> np.ndarray:
     """[n, parts · coefficients]."""
     import jax
     from scipy.fft import dct

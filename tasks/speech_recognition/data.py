@@ -24,16 +24,19 @@ from tasks.common.errors import UserError
 from tasks.common.own_files import HELD_OUT, filed_as, hold_out
 from tasks.common.paths import Paths
 from tasks.common.text import UNKNOWN, TextConfig, TextEncoder
+from tasks.common.transcription import TranscribedExamples, units_of
 from tasks.speech_recognition import files
-from tasks.speech_recognition.clips import Clips, JoinedDigits, Strings
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
+from tasks.speech_recognition.strings import JoinedDigits, Strings
 
 SPLITS = ("train", "validation", "test")
 OFFICIAL = "official"
 LONG, SILENCE = "long", "silence"
 # Signal-to-noise ratios of the noisy copies of test, in decibels.
 NOISES = (20, 10, 5, 0)
+clips = functools.partial(TranscribedExamples, "samples")
+"""read, lengths, targets, texts, groups -> examples of sound."""
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3, SILENCE: 4, "noise": 5}
 
 
@@ -113,7 +116,7 @@ class SpeechData:
         stand beside.
     """
 
-    splits: Mapping[str, Clips]
+    splits: Mapping[str, TranscribedExamples]
     encoder: TextEncoder
     conditions: tuple[str, ...] = ("",)
 
@@ -122,10 +125,10 @@ class SpeechData:
         """Hash of all sound and texts in their order."""
         digest = hashlib.sha256(self.encoder.to_json().encode())
         for split in SPLITS:
-            clips = self.splits[split]
-            digest.update(f"{split} {clips.texts!r}".encode())
-            for index in range(len(clips)):
-                digest.update(np.ascontiguousarray(clips[index]["samples"]))
+            part = self.splits[split]
+            digest.update(f"{split} {part.texts!r}".encode())
+            for index in range(len(part)):
+                digest.update(np.ascontiguousarray(part[index]["samples"]))
         return digest.hexdigest()[:32]
 
 
@@ -150,17 +153,11 @@ def encoded(
     encoder: TextEncoder,
     sounds: Sequence[np.ndarray],
     texts: Sequence[str],
-) -> Clips:
-    """Clips that are in memory, with their units."""
-    return Clips(
+) -> TranscribedExamples:
+    """Sounds that are in memory, with their units."""
+    return clips(
         sounds.__getitem__, [len(sound) for sound in sounds], units_of(encoder, texts), texts
     )
-
-
-def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
-    """Units of each text; none of one that says nothing."""
-    found = encoder.encode_batch(texts)
-    return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
@@ -232,7 +229,7 @@ def _strings(config: DataConfig, recordings: Mapping) -> SpeechData:
     longer = joined("test", quarter, config.long_strings, LONG)
     encoder = TextEncoder.fit(_said(train), config.text)
     splits = {
-        split: Clips(part.__getitem__, part.lengths, units_of(encoder, _said(part)), _said(part))
+        split: clips(part.__getitem__, part.lengths, units_of(encoder, _said(part)), _said(part))
         for split, part in {"train": train, "validation": validation}.items()
     }
     conditions = [("", test, range(len(test)), None), (LONG, longer, range(quarter), None)]
@@ -246,7 +243,9 @@ def _said(part: JoinedDigits) -> list[str]:
     return [" ".join(WORDS[digit] for digit in digits) for digits in part.digits]
 
 
-def _conditions(conditions: Sequence, encoder: TextEncoder, seed: tuple, rate: int) -> Clips:
+def _conditions(
+    conditions: Sequence, encoder: TextEncoder, seed: tuple, rate: int
+) -> TranscribedExamples:
     """One split of several conditions: as they are, with noise, or noise alone."""
     places, texts, lengths, groups = [], [], [], []
     for group, (_, part, chosen, noise) in enumerate(conditions):
@@ -269,7 +268,7 @@ def _conditions(conditions: Sequence, encoder: TextEncoder, seed: tuple, rate: i
             return samples
         return noisy(samples, noise, rng)
 
-    return Clips(read, lengths, units_of(encoder, texts), texts, np.array(groups, np.int32))
+    return clips(read, lengths, units_of(encoder, texts), texts, np.array(groups, np.int32))
 
 
 def noisy(samples: np.ndarray, decibels: float, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,6 @@ B batch, S frames, F bands, S' frames after the encoder, M memory size, D model 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.transcriber import Transcriber, TranscriberConfig
+from tasks.common.transcription import Encoded
 
 Array = jax.Array
 
@@ -109,22 +109,6 @@ class SpeechConfig:
         for _ in range(self.num_layers if self.encoder == "pyramid" else 2):
             frames = -(-frames // 2)
         return frames
-
-
-class Encoded(NamedTuple):
-    """What the encoder gives.
-
-    Attributes:
-      memory: [B, S', M].
-      valid: bool [B, S'].
-      last: for the recurrent decoder to start from, leaves [B, M].
-      weights: the encoder's own attention [L, B, N, S', S'], or None.
-    """
-
-    memory: Array
-    valid: Array
-    last: Any
-    weights: Array | None = None
 
 
 class Pyramid(nnx.Module):

@@ -4,7 +4,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from tasks.common.transcripts import failures, transcript_metrics, word_errors
+from tasks.common.transcripts import failures, text_errors, transcript_metrics
 
 SAID = ["one two three", "four five", "six", "seven eight nine", ""]
 WRITTEN = ["one two two three", "four", "six", "seven nine", "two"]
@@ -17,9 +17,14 @@ def test_rates_are_jiwers():
     assert metrics["exact_match"] == 0.25
     assert metrics["invention_rate"] == 1.0
     assert (metrics["repeats"], metrics["skips"], metrics["early_stops"]) == (0.25, 0.25, 0.25)
-    errors = word_errors(SAID, WRITTEN)
+    errors = text_errors(SAID, WRITTEN)
     assert errors.shape == (4,)
     np.testing.assert_allclose(errors.mean(), metrics["wer"])
+    errors = text_errors(SAID, WRITTEN, words=False)
+    np.testing.assert_allclose(errors.mean(), metrics["cer"])
+    letters = transcript_metrics(["a b", "1233"], ["ab", "123"], words=False)
+    assert "wer" not in letters
+    assert (letters["cer"], letters["skips"]) == (2 / 7, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,65 +1,11 @@
-"""Random access to sound with what is said in it."""
+"""Recordings of single digits joined into strings."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from tasks.common.text import PAD
-
-
-class Clips:
-    """Sound and, where they are known, its words as units.
-
-    Args:
-      read: index -> samples, int16 [P].
-      lengths: int [n], samples of each.
-      targets: units of each; None where nobody knows them.
-      texts: what is said, for the figures.
-      group: int [n], which condition each belongs to; all 0 if None.
-
-    Attributes:
-      groups: int [n].
-      greedy: whether they are to be decoded greedily, which is quick.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[int], np.ndarray],
-        lengths: Sequence[int],
-        targets: Sequence[np.ndarray] | None = None,
-        texts: Sequence[str] = (),
-        groups: np.ndarray | None = None,
-    ):
-        self._read, self._targets, self.texts = read, targets, list(texts)
-        self.greedy = False
-        samples = np.asarray(lengths, np.int32)
-        self.groups = np.zeros(len(samples), np.int32) if groups is None else groups
-        self.padded: Mapping[str, int] = {"samples": 0}
-        # An array of no length has no bucket.
-        self.lengths: Mapping[str, np.ndarray] = {"samples": np.maximum(samples, 1)}
-        if targets is not None:
-            self.padded = {"samples": 0, "target": PAD}
-            units = np.array([len(target) for target in targets], np.int32)
-            self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
-
-    def __len__(self) -> int:
-        return len(self.lengths["samples"])
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        samples = self._read(index)
-        example = {
-            "samples": samples if len(samples) else np.zeros(1, np.int16),
-            "length": np.int32(len(samples)),
-        }
-        if self._targets is not None:
-            target = self._targets[index].astype(np.int32)
-            example["target"] = target if len(target) else np.full(1, PAD, np.int32)
-        if self.greedy:
-            example["greedy"] = np.bool_(True)
-        return example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.speech_recognition.clips import Clips, JoinedDigits, Strings
+from tasks.speech_recognition.strings import JoinedDigits, Strings
 
 RATE = 8000
 
@@ -62,18 +62,6 @@ def test_neighbours_fade_into_each_other(recordings):
         # Two ramps that add up to one stay between the two levels.
         assert samples.min() >= min(digits) * 100 + 19
         assert samples.max() <= max(digits) * 100 + 51
-
-
-def test_clips_of_no_length_have_a_place_in_a_batch():
-    clips = Clips(
-        lambda index: np.zeros(0, np.int16), [0], [np.zeros(0, np.int32)], [""]
-    )  # fmt: skip
-    example = clips[0]
-    assert example["length"] == 0
-    assert example["samples"].tolist() == [0]
-    assert example["target"].tolist() == [0]
-    assert clips.lengths["samples"].tolist() == clips.lengths["target"].tolist() == [1]
-    assert "target" not in Clips(lambda index: np.zeros(3, np.int16), [3])[0]
 
 
 @pytest.mark.parametrize(

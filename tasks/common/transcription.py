@@ -1,0 +1,288 @@
+"""What tasks share that write down what they hear or see: examples with texts, and the part of the
+contract between an encoder and the error rates.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.decoding import Decoded, DecodingConfig
+from tasks.common.errors import UserError
+from tasks.common.text import PAD, TextEncoder
+from tasks.common.transcriber import TranscriberConfig
+from tasks.common.transcripts import text_errors, transcript_metrics
+from tasks.task import SPLITS, Task
+
+# Below them batches are padded to the examples' quantiles.
+_QUANTILES = (0.25, 0.5, 0.8)
+
+
+class TranscribedExamples:
+    """Something of any length - samples of sound, columns of a picture - with what it says.
+
+    Args:
+      field: name of it in an example.
+      read: index -> array [n, ...].
+      lengths: int [n], of each.
+      targets: units of each; None where nobody knows them.
+      texts: what they say, for the figures.
+      groups: int [n], which condition each belongs to; all 0 if None.
+
+    Attributes:
+      texts, groups: as given.
+      greedy: whether they are to be decoded greedily, which is quick.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        read: Callable[[int], np.ndarray],
+        lengths: Sequence[int],
+        targets: Sequence[np.ndarray] | None = None,
+        texts: Sequence[str] = (),
+        groups: np.ndarray | None = None,
+    ):
+        self._field, self._read, self._targets = field, read, targets
+        self.texts, self.greedy = list(texts), False
+        sizes = np.asarray(lengths, np.int32)
+        self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
+        self.padded: Mapping[str, int] = {field: 0}
+        # An array of no length has no bucket.
+        self.lengths: Mapping[str, np.ndarray] = {field: np.maximum(sizes, 1)}
+        if targets is not None:
+            self.padded = {field: 0, "target": PAD}
+            units = np.array([len(target) for target in targets], np.int32)
+            self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
+
+    def __len__(self) -> int:
+        return len(self.lengths[self._field])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        given = self._read(index)
+        nothing = np.zeros((1, *given.shape[1:]), given.dtype)
+        example = {
+            self._field: given if len(given) else nothing,
+            "length": np.int32(len(given)),
+        }
+        if self._targets is not None:
+            target = self._targets[index].astype(np.int32)
+            example["target"] = target if len(target) else np.full(1, PAD, np.int32)
+        if self.greedy:
+            example["greedy"] = np.bool_(True)
+        return example
+
+
+def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+    """Units of each text; none of one that says nothing."""
+    found = encoder.encode_batch(texts)
+    return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]
+
+
+class Encoded(NamedTuple):
+    """What an encoder gives.
+
+    Attributes:
+      memory: [B, S, M].
+      valid: bool [B, S].
+      last: for a recurrent decoder to start from, leaves [B, M].
+      weights: the encoder's own attention, or None.
+    """
+
+    memory: Any
+    valid: Any
+    last: Any
+    weights: Any = None
+
+
+class TranscriptionTask(Task):
+    """The contract from the encoder on. A subclass says how to encode a batch.
+
+    Class attributes:
+      field: of an example, what is read.
+      words: whether the primary metric is of words, "wer", or of characters, "cer".
+      multiple: of the lengths of what is read, to which batches are padded.
+
+    Attributes:
+      encoder: text to units and back.
+      conditions: names of the groups of test: the first is what the metrics are about, the others
+        stand beside as <metric>_<condition>.
+    """
+
+    field: str
+    words: bool = True
+    multiple: int = 8
+    higher_is_better = False
+
+    encoder: TextEncoder
+    conditions: Sequence[str] = ("",)
+    _splits: Mapping[str, TranscribedExamples] | None = None
+
+    @abc.abstractmethod
+    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> Encoded:
+        """What the model's transcriber reads; with a key as in training."""
+
+    @property
+    @abc.abstractmethod
+    def writer(self) -> TranscriberConfig:
+        """The config of the transcriber."""
+
+    def _adopt(self, splits: Mapping[str, TranscribedExamples]) -> None:
+        """Takes the splits, and holds their texts to what can be written.
+
+        Raises:
+          UserError: a text is longer.
+        """
+        for split in SPLITS:
+            longest = int(splits[split].lengths["target"].max())
+            if longest > self.writer.max_length:
+                raise UserError(
+                    f"config.model.transcriber.max_length: got {self.writer.max_length}, expected "
+                    f"at least {longest}, the units of the longest text of {split}"
+                )
+        splits["validation"].greedy = True
+        self._splits = splits
+
+    def examples(self, split: str) -> TranscribedExamples:
+        """See `Task.examples`."""
+        return self._splits[split]
+
+    @property
+    def buckets(self) -> Sequence[Mapping[str, int]] | None:
+        """A few pairs of lengths that waste little padding; the last holds any."""
+        if self._splits is None:
+            return None
+        lengths = {
+            field: np.concatenate([part.lengths[field] for part in self._splits.values()])
+            for field in (self.field, "target")
+        }
+        multiples = {self.field: self.multiple, "target": 4}
+        chosen = [
+            {
+                field: -(-int(np.quantile(values, quantile)) // multiples[field]) * multiples[field]
+                for field, values in lengths.items()
+            }
+            for quantile in (*_QUANTILES, 1.0)
+        ]
+        return [bucket for place, bucket in enumerate(chosen) if bucket not in chosen[:place]]
+
+    # ------------------------------------------------------------------ model
+
+    def loss(
+        self, model: Any, batch: Mapping[str, Any], dropout_key: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Of a unit, with smoothed labels."""
+        encoder_key, decoder_key = jax.random.split(dropout_key)
+        found = self._encode(model, batch, encoder_key)
+        losses = model.transcriber(
+            found.memory, found.valid, found.last, batch["target"], dropout_key=decoder_key
+        )
+        weight = batch["weight"]
+        units = jnp.maximum(jnp.sum(losses.units * weight), 1)
+        parts = {
+            "decoder_loss": jnp.sum(losses.decoder * weight) / units,
+            "ctc_loss": jnp.sum(losses.ctc * weight) / units,
+        }
+        return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
+
+    def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Summed losses without smoothing, the number of units, and how many texts have no path in
+        CTC.
+        """
+        found = self._encode(model, batch)
+        losses = model.transcriber(
+            found.memory, found.valid, found.last, batch["target"], smoothing=False
+        )
+        weight = batch["weight"]
+        return {
+            "loss": jnp.sum(model.transcriber.joint(losses) * weight),
+            "units": jnp.sum(losses.units * weight),
+            "without_path": jnp.sum(~losses.possible * weight),
+        }
+
+    def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Units of the best transcript, [B, T], padded with 0, and its score [B]."""
+        decoded = self._decode(model, batch)
+        tokens, width = decoded.tokens[:, 0], self.writer.max_length + 1
+        tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
+        return {"tokens": tokens, "score": decoded.scores[:, 0]}
+
+    def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What each step of the decoder looked at, [B, T, S]: the mean over heads and layers."""
+        if not self.writer.aligns:
+            return {}
+        weights = self._decode(model, batch, return_weights=True).extras["alignment"][:, 0]
+        if weights.ndim > 3:
+            weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
+        return {"alignment": weights}
+
+    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Decoded:
+        found = self._encode(model, batch)
+        if "greedy" in batch:
+            options["decoding"] = DecodingConfig()
+        return model.transcriber.transcribe(found.memory, found.valid, found.last, **options)
+
+    # ------------------------------------------------------------------ on the host
+
+    def finalize(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """See `transcript_metrics`; of test's other conditions `<metric>_<condition>`. `loss` is of
+        a unit, over all conditions.
+        """
+        metrics = {
+            "loss": float(statistics["loss"]) / float(statistics["units"]),
+            "without_path": float(statistics["without_path"]),
+        }
+        for number, name in enumerate(self.conditions if split == "test" else ("",)):
+            said, written = self._pairs(outputs, split, number)
+            found = transcript_metrics(said, written, words=self.words)
+            found = {key: value for key, value in found.items() if np.isfinite(value)}
+            # Where nobody says anything there is one figure, which needs no other name.
+            alone = set(found) == {"invention_rate"}
+            metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
+        return metrics
+
+    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Errors of each text of the first condition over their mean length; the mean is the
+        primary metric.
+        """
+        errors = text_errors(*self._pairs(outputs, split, 0), words=self.words)
+        return errors.astype(np.float32)
+
+    def _pairs(
+        self, outputs: Mapping[str, np.ndarray], split: str, group: int
+    ) -> tuple[list[str], list[str]]:
+        """What was said and what was written in one condition."""
+        part, written = self._splits[split], self._written(outputs)
+        chosen = np.flatnonzero(part.groups == group)
+        return [part.texts[i] for i in chosen], [written[i] for i in chosen]
+
+    def _written(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+        size = self.encoder.size
+        return [
+            self.encoder.decode([token for token in tokens if PAD < token < size])
+            for tokens in outputs["tokens"]
+        ]
+
+    def _pieces(self, tokens: np.ndarray) -> list[str]:
+        """What each step wrote."""
+        return [
+            "end" if token >= self.encoder.size else self.encoder.decode([token]).strip() or "·"
+            for token in map(int, tokens)
+            if token != PAD
+        ]
+
+    def describe(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """What was written of each, and its log-probability."""
+        return [
+            {"input": path, "output": text, "score": round(float(score), 4), "text": text}
+            for path, text, score in zip(raw, self._written(outputs), outputs["score"], strict=True)
+        ]
