@@ -20,6 +20,7 @@ from tasks.forecasting.drawing import attention_figures
 from tasks.forecasting.task import TASK, Forecasting
 
 L, F = 48, 24
+MEDIAN = 4
 
 
 def experiment(argument, **changes):
@@ -45,7 +46,7 @@ def trained(argument, count, **changes):
 def residual():
     """Residual lag attention with a distribution, on the composed trend, under noise."""
     noise = {"data.noise": (0.05, 0.5), "optimizer.learning_rate": 0.03}
-    return trained("trend,residual_lag,student_t", 150, **noise)
+    return trained("trend,residual_lag,quantile", 150, **noise)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_only_residual_lag_attention_follows_a_trend(residual, evaluated):
     # Channel 1 falls: a mean of the past is never below its least value.
     low = np.array([windows[i]["past"][:, 1].min() for i in range(len(windows))])
     assert np.all(plain.outputs["forecast"][:, :, 0] >= low[:, None] - 1e-5)
-    assert np.mean(evaluated.outputs["forecast"][:, -6:, 0] < low[:, None]) > 0.2
+    assert np.mean(evaluated.outputs["forecast"][:, -6:, MEDIAN] < low[:, None]) > 0.2
     assert evaluated.metrics["mse"] < 0.3 * plain.metrics["mse"]
     assert "crps" not in plain.metrics
 
@@ -70,11 +71,11 @@ def test_figures_of_a_split_are_exact(residual, evaluated):
     windows = task.examples("test")
     assert outputs["mse"].shape == (len(windows),)
     future = np.stack([windows[i]["future"][:, 1] for i in range(len(windows))])
-    assert outputs["forecast"].shape == (*future.shape, 3)
+    assert outputs["forecast"].shape == (*future.shape, 9)
     by_window = task.correctness(outputs, "test")
     np.testing.assert_allclose(by_window.mean(), metrics["mse"], rtol=1e-5)
     np.testing.assert_allclose(np.mean(outputs["mae"]), metrics["mae"], rtol=1e-5)
-    last = np.mean(np.square(outputs["forecast"][:, :, 0] - future), axis=0)
+    last = np.mean(np.square(outputs["forecast"][:, :, MEDIAN] - future), axis=0)
     steps = evaluated.statistics["step_squared"] / evaluated.statistics["step_cells"]
     assert steps.shape == (F,)
     np.testing.assert_allclose(steps.mean(), metrics["mse"], rtol=1e-5)
