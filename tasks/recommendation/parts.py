@@ -167,7 +167,7 @@ class Transitions(nnx.Module):
         self.attention = PlaceAttention(matrix.shape[1], half_life)
         self.mix = Mix()
         self.smoothing = nnx.Param(jnp.asarray(3.0 / PACE))
-        self.discount = nnx.Param(jnp.asarray(0.5 / PACE if both_ways else 0.0))
+        self.discount = nnx.Param(jnp.zeros(()))
 
     def __call__(self, history: History, weights: Array) -> Array:
         """Logits [B, T, I] with the attention's weights [B, T, S]."""

@@ -88,7 +88,6 @@ def test_transitions_without_the_user_are_those_of_the_others(both_ways):
     weights = RNG.random((1, 1, S)).astype(np.float32)
     part = Transitions(matrix_of(HISTORIES), WINDOW, DECAY, 4.0, 10, both_ways)
     part.mix = lambda x: x
-    part.discount[...] = 0.0
     found = np.asarray(jax.jit(lambda: part(history(user, True), weights))())[0, 0]
     C = counted(without(user), both_ways)[HISTORIES[user][:S]]
     shares = np.asarray(weights)[0, 0] / (C.sum(axis=1) + np.exp(3.0))
