@@ -41,6 +41,9 @@ from tasks.recommendation.sequential import SASRec, SASRecConfig
 
 Array = jax.Array
 
+# Items that the ridge takes: 400 MB. And logits of a step.
+RIDGE_ITEMS, LOGITS = 10_000, 2**23
+
 
 @dataclasses.dataclass(frozen=True)
 class HybridConfig:
@@ -144,8 +147,17 @@ class Hybrid(Recommender):
     """
 
     def __init__(self, config: HybridConfig, matrix: sp.csr_matrix, *, rngs: nnx.Rngs):
-        """Args: config; train matrix [U, I]."""
+        """Args: config; train matrix [U, I].
+
+        Raises:
+          ValueError: there are too many items for the ridge.
+        """
         self.config, self.num_items = config, matrix.shape[1]
+        if config.ridge and self.num_items > RIDGE_ITEMS:
+            raise ValueError(
+                f"ridge: got {config.ridge} with {self.num_items:,} items, expected 0, as its "
+                f"matrix has their square; transitions take more than {RIDGE_ITEMS:,}"
+            )
         half_life, lists = config.half_life, config.lists
         counted: list[nnx.Module] = []
         if config.ridge:
@@ -219,7 +231,8 @@ class Hybrid(Recommender):
         """
         place_key, dropout_key = jax.random.split(key)
         items, B = batch["items"], len(batch["items"])
-        places, targets, count = drawn_places(place_key, batch["next"], self.config.places)
+        T = min(self.config.places, max(1, LOGITS // (B * self.num_items)))
+        places, targets, count = drawn_places(place_key, batch["next"], T)
         rows, own = jnp.arange(B)[:, None], None
         if self.config.ridge:
             outside = jnp.where(is_event(batch["seen"]), batch["seen"], self.num_items)
