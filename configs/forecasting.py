@@ -2,7 +2,7 @@
 
 python -m launch.train --config=configs/forecasting.py:DATA,MODEL,HORIZON,HEAD --workdir=runs/NAME
 
-DATA is etth1 (if none is named), exchange_rate, appliance_energy or trend; MODEL is ridge_residual
+DATA is etth1 (if none is named), exchange_rate, appliance_energy or trend; MODEL is ridge_seasonal
 (if none is named) or another of `tasks.forecasting.models`; HORIZON is a number of steps ahead (96
 if none is named); HEAD is point (if none is named), median, quantile or student_t. Words may be
 left out: `configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
@@ -35,11 +35,13 @@ LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend
 SHORT_LOOKBACKS = {"transformer": 96, "informer": 96}
 
 # (learning rate, examples a step, steps); a step of lag attention is cheap.
-_SHORT, _LONG = (3e-2, 128, 400), (1e-3, 32, 1500)
+_SHORT, _SEASONS, _LONG = (3e-2, 128, 400), (1e-2, 64, 400), (1e-3, 32, 1500)
 STEPS = {
     "ridge": (1e-2, 128, 25),
     "lag": _SHORT,
     "residual_lag": _SHORT,
+    "seasonal_lag": _SEASONS,
+    "ridge_seasonal": _SEASONS,
     "ridge_residual": (5e-4, 64, 400),
     "transformer": (3e-4, 32, 800),
     "informer": (3e-4, 32, 800),
@@ -49,7 +51,7 @@ STEPS = {
 
 def get_config(argument: str = ""):
     """The config of 'DATA,MODEL,HORIZON,HEAD', words of which may be left out."""
-    chosen = {"data": "etth1", "model": "ridge_residual", "horizon": 96, "head": "point"}
+    chosen = {"data": "etth1", "model": "ridge_seasonal", "horizon": 96, "head": "point"}
     kinds = {"data": DATA_SETS, "model": MODEL_CONFIGS, "head": HEADS}
     for word in filter(None, (word.strip() for word in argument.split(","))):
         kind = next((kind for kind, known in kinds.items() if word in known), None)
