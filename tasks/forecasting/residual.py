@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention.lag import expect_level
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.forecasting.heads import HEADS, expect_head
@@ -25,6 +24,11 @@ from tasks.forecasting.seasonal import SeasonalLag, SeasonalLagConfig
 from tasks.forecasting.windows import Forecaster, InstanceNorm, Sizes, Weights, level_of
 
 Array = jax.Array
+
+
+def _expect_ridge_level(level: str) -> None:
+    if level not in ("last", "mean"):
+        raise ValueError(f"ridge_level: got {level!r}, expected 'last' or 'mean'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class RidgeConfig:
 
     def __post_init__(self):
         expect_head(self.head)
-        expect_level(self.ridge_level)
+        _expect_ridge_level(self.ridge_level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ class RidgeResidualConfig(PatchTSTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        expect_level(self.ridge_level)
+        _expect_ridge_level(self.ridge_level)
         if self.calendar_features < 0:
             got = self.calendar_features
             raise ValueError(f"calendar_features: got {got}, expected at least 0")
@@ -97,7 +101,7 @@ class RidgeSeasonalConfig(SeasonalLagConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        expect_level(self.ridge_level)
+        _expect_ridge_level(self.ridge_level)
         if not 0 < self.share <= 1:
             raise ValueError(f"share: got {self.share}, expected a share in (0, 1]")
 

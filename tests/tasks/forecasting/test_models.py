@@ -222,7 +222,7 @@ def test_only_residual_lag_attention_follows_a_trend():
         ("lag", {"head": "gauss"}, "head: got 'gauss', expected one of"),
         ("residual_lag", {"level": "first"}, "level: got 'first', expected 'last' or 'mean'"),
         ("residual_lag", {"num_heads": 0}, "num_heads: got 0, expected at least 1"),
-        ("ridge", {"ridge_level": "none"}, "level: got 'none', expected 'last' or 'mean'"),
+        ("ridge", {"ridge_level": "none"}, "ridge_level: got 'none', expected 'last' or 'mean'"),
         ("ridge", {"ridge_individual": True}, r"ridge: got shape \(1, 14, 5\), expected \(2, 14"),
     ],
 )
