@@ -60,7 +60,8 @@ class HybridConfig:
         model_size and what follows are read.
       half_life: places after which an event counts half as much, at the start.
       lists: of matrices with millions of entries, how many each row keeps.
-      places: T, places of each sequence that a step learns from, drawn at random.
+      places: T, places of each sequence that a step learns from, drawn at random; fewer where a
+        step would have more than 2²³ logits.
     """
 
     name: str = "hybrid"
