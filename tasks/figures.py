@@ -85,12 +85,21 @@ class DetectedImage:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Weights [outputs, inputs] of a decoder's steps over what it reads."""
+    """Weights [outputs, inputs] of a decoder's steps over what it reads.
+
+    Attributes:
+      caption: what is shown.
+      weights: [outputs, inputs].
+      outputs, inputs: names; an input may have "".
+      over: [rows, columns], what the inputs stand for from left to right, as a picture: drawn above
+        the weights, over the same width.
+    """
 
     caption: str
     weights: np.ndarray
     outputs: Sequence[str]
     inputs: Sequence[str]
+    over: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -239,16 +240,28 @@ def _box(axes, box: np.ndarray, colour, line: str) -> None:
 
 def _alignment(figure: Alignment):
     # Letters of the caption take 0.07 inches of width.
-    width = max(3.0, 1.4 + 0.26 * len(figure.inputs))
+    each = 0.26 if figure.over is None else 0.06
+    width = max(3.0, 1.4 + each * len(figure.inputs))
     rows = [
         row for line in figure.caption.split("\n") for row in textwrap.wrap(line, int(width / 0.07))
     ]
-    canvas, axes = _canvas(width, max(1.6, 1.0 + 0.15 * len(rows) + 0.26 * len(figure.outputs)))
+    height = max(1.6, 1.0 + 0.15 * len(rows) + 0.26 * len(figure.outputs))
+    if figure.over is None:
+        canvas, axes = _canvas(width, height)
+    else:
+        canvas, (above, axes) = _canvas(
+            width, height + 0.9, nrows=2, height_ratios=(0.9, height - 0.6), sharex=True
+        )
+        extent = (-0.5, len(figure.inputs) - 0.5, len(figure.over) - 0.5, -0.5)
+        above.imshow(figure.over, cmap="gray", aspect="auto", extent=extent)
+        above.set_yticks([])
+        above.tick_params(bottom=False)
     axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
     # A dollar sign is a dollar sign.
     plain = {"parse_math": False}
     turned = {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
-    axes.set_xticks(range(len(figure.inputs)), figure.inputs, **plain, **turned)
+    named = [place for place, name in enumerate(figure.inputs) if name]
+    axes.set_xticks(named, [figure.inputs[place] for place in named], **plain, **turned)
     axes.set_yticks(range(len(figure.outputs)), figure.outputs, **plain)
     axes.set_xlabel("input")
     axes.set_ylabel("output")
@@ -275,11 +288,11 @@ def _forecast(figure: Forecast):
     return canvas
 
 
-def _canvas(width: float, height: float):
+def _canvas(width: float, height: float, **grid: Any):
     import matplotlib.figure
 
     canvas = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-    return canvas, canvas.subplots()
+    return canvas, canvas.subplots(**grid)
 
 
 def _picture(canvas, alternative: str) -> str:

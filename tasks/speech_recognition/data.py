@@ -15,17 +15,18 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tasks.common import builders
 from tasks.common.audio import LogMelConfig, SoundAugmentation, read_audio, resampled
 from tasks.common.errors import UserError
-from tasks.common.own_files import HELD_OUT, filed_as, hold_out
+from tasks.common.manifests import own_examples
+from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
-from tasks.common.text import UNKNOWN, TextConfig, TextEncoder
+from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, units_of
-from tasks.speech_recognition import files
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
 from tasks.speech_recognition.strings import JoinedDigits, Strings
@@ -302,50 +303,18 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
 
 
 def _own(config: DataConfig) -> SpeechData:
-    lines = files.find(config.path)
-    if len(lines) < len(SPLITS):
-        texts = [line.text for line in lines["train"]]
-        rest = hold_out(
-            texts,
-            list(lines),
-            str(config.path),
-            "give validation and test manifests of their own",
-        )
-        lines |= {split: [lines["train"][i] for i in rest[split]] for split in (*rest, "train")}
-    sounds: dict[str, list[np.ndarray]] = {}
-    texts: dict[str, list[str]] = {}
-    kept: dict[str, list[files.Line]] = {}
-    for split in SPLITS:
-        read = [
-            (line, sound) for line in lines[split] if (sound := _read(line, config)) is not None
-        ]
-        if not read:
-            raise UserError(f"{config.path}: no recording of the {split} split can be used")
-        kept[split] = [line for line, _ in read]
-        sounds[split] = [sound for _, sound in read]
-        texts[split] = [line.text for line, _ in read]
-    encoder = TextEncoder.fit(texts["train"], config.text)
-    for split in HELD_OUT:
-        _expect_known(kept[split], encoder, texts["train"])
     return SpeechData(
-        {split: encoded(config, encoder, sounds[split], texts[split]) for split in SPLITS}, encoder
+        *own_examples(
+            config.path,
+            lambda path: read_clip(path, config),
+            config.text,
+            "samples",
+            config.skip_broken,
+        )
     )
 
 
-def _read(line: files.Line, config: DataConfig) -> np.ndarray | None:
-    try:
-        return read_clip(line.sound, config)
-    except UserError as error:
-        if not config.skip_broken:
-            raise UserError(
-                f"{line.where}: {error}; mend or remove it, or skip what is broken by "
-                "--config.data.skip_broken"
-            ) from None
-        print(f"skipped {line.where}: {error}")
-        return None
-
-
-def read_clip(source: str | bytes, config: DataConfig, name: str = "") -> np.ndarray:
+def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") -> np.ndarray:
     """Samples int16 [P] of a sound file, at the rate of the features.
 
     Raises:
@@ -359,16 +328,3 @@ def read_clip(source: str | bytes, config: DataConfig, name: str = "") -> np.nda
             f"config.data.max_seconds={config.max_seconds:g}"
         )
     return to_pcm(samples)
-
-
-def _expect_known(lines: Sequence[files.Line], encoder: TextEncoder, train: Sequence[str]) -> None:
-    """Names a text that could never be written, since train has no such unit."""
-    for line, units in zip(lines, units_of(encoder, [x.text for x in lines]), strict=True):
-        if UNKNOWN in units:
-            known = {letter for text in train for letter in text.lower()}
-            strange = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
-            what = f"characters {''.join(strange)!r}" if strange else "words"
-            raise UserError(
-                f"{line.where}: has {what} that no text of train has; add such recordings to "
-                "train, or take --config.data.text.tokenizer=bpe"
-            )

@@ -145,8 +145,17 @@ class SpeechRecognition(TranscriptionTask):
             steps = self._pieces(outputs["tokens"][index])
             times = self._times(int(part[index]["length"]))
             caption = f"{part.texts[index]}\n{written[index]}"
-            drawn.append(Alignment(caption, weights[: len(steps), : len(times)], steps, times))
+            shown = weights[: len(steps), : len(times)]
+            drawn.append(
+                Alignment(caption, shown, steps, times, over=self._spectrogram(part[index]))
+            )
         return drawn
+
+    def _spectrogram(self, example: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Log-mel features [F, S], high tones above."""
+        samples = example["samples"][None].astype(np.float32) / 32768
+        features, _ = self._features(jnp.asarray(samples), example["length"][None])
+        return np.asarray(features[0]).T[::-1]
 
     def _times(self, samples: int) -> list[str]:
         """Of each of the encoder's frames, every half second, when it is."""

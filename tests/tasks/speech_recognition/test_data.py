@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from tasks.common import manifests
 from tasks.common.errors import UserError
 from tasks.common.leaks import near_duplicates
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
-from tasks.speech_recognition import files, prompts
+from tasks.speech_recognition import prompts
 from tasks.speech_recognition.data import (
     DataConfig,
     load,
@@ -59,6 +60,16 @@ def test_own_recordings_are_split_and_read(manifest):
     assert DataConfig(path="a/train.csv").name == "own_train"
 
 
+def test_a_folder_of_files_with_their_texts(tmp_path):
+    (tmp_path / "b.wav").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"b.wav: has no text beside it; expected .*b.txt"):
+        manifests.find(str(tmp_path))
+    (tmp_path / "b.txt").write_text(" größer\n ja ", encoding="utf-8")
+    (tmp_path / "a.wav").write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("")
+    assert [line.text for line in manifests.find(str(tmp_path))["train"]] == ["", "größer ja"]
+
+
 def test_manifests_by_name_and_as_json(manifest, tmp_path):
     train = manifest()
     (tmp_path / "dev.tsv").write_text("path\ttext\né 3.wav\tja a\n", encoding="utf-8")
@@ -74,7 +85,7 @@ def test_manifests_by_name_and_as_json(manifest, tmp_path):
     ("changed", "said"),
     [
         ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
-        ({"row2": ",ja"}, "train.csv: line 4: names no sound file"),
+        ({"row2": ",ja"}, "train.csv: line 4: names no file"),
         ({"row2": "é 2.wav"}, "train.csv: line 4: has no text"),
     ],
 )
@@ -96,13 +107,13 @@ def test_files_that_are_wrong_are_named(manifest, tmp_path):
     with pytest.raises(UserError, match=r"empty.csv: the file is empty"):
         own(tmp_path / "empty.csv")
     (tmp_path / "header.csv").write_text("path,text\n")
-    with pytest.raises(UserError, match=r"header.csv: has no recordings"):
+    with pytest.raises(UserError, match=r"header.csv: names no files"):
         own(tmp_path / "header.csv")
     (tmp_path / "other.csv").write_text("file,words\n")
     with pytest.raises(UserError, match=r"other.csv: no column path and text"):
         own(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"x.csv: cannot tell its split"):
-        files.find(f"{path},x.csv")
+        manifests.find(f"{path},x.csv")
 
 
 def test_a_text_that_could_never_be_written_is_named(manifest, tmp_path):

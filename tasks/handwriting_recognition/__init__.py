@@ -1,0 +1,1 @@
+"""Handwriting recognition: from the picture of a line to its text."""

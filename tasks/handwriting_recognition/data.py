@@ -1,0 +1,199 @@
+"""Pictures of lines with their texts in three splits: composed ones, or a person's own.
+
+An example has the fields
+
+    columns  uint8 [X, Y], a line of Y = 32 rows, column by column, 255 where there is ink
+    length   int32, X
+    target   int32 [T], units of the text, PAD after them; left out where nobody knows it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common import builders
+from tasks.common.builders import Definition
+from tasks.common.errors import UserError
+from tasks.common.image_files import read_image, resized
+from tasks.common.manifests import own_examples
+from tasks.common.own_files import filed_as
+from tasks.common.paths import Paths
+from tasks.common.text import TextConfig, TextEncoder
+from tasks.common.transcription import TranscribedExamples, units_of
+from tasks.handwriting_recognition import digits
+from tasks.handwriting_recognition.lines import HEIGHT, Lines, WrittenLines
+
+SPLITS = ("train", "validation", "test")
+NAMES = ("digit_strings",)
+LONG = "long"
+_STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3}
+
+lines_of = functools.partial(TranscribedExamples, "columns")
+"""read, lengths, targets, texts, groups -> examples of lines."""
+
+
+def _features() -> Mapping[str, object]:
+    import tensorflow_datasets as tfds
+
+    return {
+        "picture": tfds.features.Tensor(shape=(digits.SIDE,) * 2, dtype=np.uint8),
+        "digit": tfds.features.Scalar(dtype=np.int32),
+    }
+
+
+HANDWRITTEN_DIGITS = Definition(
+    name="handwritten_digits",
+    version="1.0.0",
+    features=_features,
+    sources=(digits.SOURCE,),
+    generate=digits.generate,
+    counts={"train": 7992, "validation": 1003, "test": 1005},
+    description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. Of every ten "
+    "of a digit in the order of the file the first is test, the second validation.",
+    licence="MIT (the package)",
+)
+
+
+def _characters() -> TextConfig:
+    return TextConfig(tokenizer="character", lower_case=False, min_count=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which lines.
+
+    Attributes:
+      name: digit_strings, composed of MNIST's digits, whose splits share none. With path it only
+        names the results, and is own_<its name> unless something else is given.
+      path: own lines: a manifest with the columns path and text (CSV or TSV), or with such JSON
+        objects (.jsonl), or a folder of pictures with a text file of the same name beside each; or
+        three manifests with commas between, called train, validation and test. A split that is
+        missing is a tenth of train, by the hash of the text.
+      lines: of digit_strings: how they are written.
+      long_lines: of its second test, of lines that are longer than any in train.
+      train_size, validation_size, test_size: lines of each split; the second test has a quarter.
+      seed: of the lines.
+      text: units: tokenizer "character", "word" or "bpe".
+      dark_ink: own pictures have dark ink on light paper; False: light on dark.
+      max_columns: widest own picture, once it has 32 rows: wider ones are named.
+      skip_broken: leave out own pictures that cannot be used, and name them.
+    """
+
+    name: str = NAMES[0]
+    path: str | None = None
+    lines: Lines = dataclasses.field(default_factory=Lines)
+    long_lines: Lines = dataclasses.field(default_factory=lambda: Lines(9, 14))
+    train_size: int = 20_000
+    validation_size: int = 1_000
+    test_size: int = 2_000
+    seed: int = 0
+    text: TextConfig = dataclasses.field(default_factory=_characters)
+    dark_ink: bool = True
+    max_columns: int = 2_000
+    skip_broken: bool = False
+
+    def __post_init__(self):
+        name = filed_as(self.name, NAMES, self.path, "; path takes your own lines")
+        object.__setattr__(self, "name", name)
+        for field in ("train_size", "validation_size", "test_size"):
+            if getattr(self, field) < 4:
+                raise ValueError(f"{field} must be at least 4, got {getattr(self, field)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.max_columns < 1:
+            raise ValueError(f"max_columns must be at least 1, got {self.max_columns}")
+
+
+@dataclasses.dataclass(frozen=True)
+class HandwritingData:
+    """A data set: its splits by name, text to units and back, and the conditions of test."""
+
+    splits: Mapping[str, TranscribedExamples]
+    encoder: TextEncoder
+    conditions: tuple[str, ...] = ("",)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the texts and of some pictures of each split."""
+        digest = hashlib.sha256(self.encoder.to_json().encode())
+        for split in SPLITS:
+            part = self.splits[split]
+            digest.update(f"{split} {part.texts!r}".encode())
+            for index in range(0, len(part), max(len(part) // 500, 1)):
+                digest.update(np.ascontiguousarray(part[index]["columns"]))
+        return digest.hexdigest()[:32]
+
+
+def load(config: DataConfig, paths: Paths) -> HandwritingData:
+    """Reads a data set, preparing one of the project's own first when it is not.
+
+    Raises:
+      UserError: what is wrong with a file or a source.
+    """
+    return _own(config) if config.path is not None else _composed(config, paths)
+
+
+def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
+    builders.prepare(HANDWRITTEN_DIGITS, paths)
+    sizes = {split: getattr(config, f"{split}_size") for split in SPLITS}
+    written = {}
+    for split in SPLITS:
+        source = builders.load(HANDWRITTEN_DIGITS, split, paths)
+        rows = source.__getitems__(range(len(source)))
+        pictures = [
+            np.stack([row["picture"] for row in rows if row["digit"] == digit])
+            for digit in range(10)
+        ]
+        seed = (config.seed, _STREAMS[split])
+        written[split] = [WrittenLines(pictures, sizes[split], config.lines, seed)]
+        if split == "test":
+            seed = (config.seed, _STREAMS[LONG])
+            count = sizes[split] // 4
+            written[split].append(WrittenLines(pictures, count, config.long_lines, seed))
+    encoder = TextEncoder.fit(written["train"][0].texts, config.text)
+    splits = {split: _examples(written[split], encoder) for split in SPLITS}
+    return HandwritingData(splits, encoder, ("", LONG))
+
+
+def _examples(parts: Sequence[WrittenLines], encoder: TextEncoder) -> TranscribedExamples:
+    """Lines of one or more conditions, drawn once: a byte a pixel."""
+    columns = [part[index] for part in parts for index in range(len(part))]
+    texts = [text for part in parts for text in part.texts]
+    groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).astype(np.int32)
+    sizes = [len(line) for line in columns]
+    return lines_of(columns.__getitem__, sizes, units_of(encoder, texts), texts, groups)
+
+
+def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
+    """Columns uint8 [X, 32] of a picture, 255 where there is ink.
+
+    Raises:
+      UserError: it cannot be read, or is wider than max_columns.
+    """
+    picture = read_image(path, mode="L")
+    width = max(round(picture.shape[1] * HEIGHT / picture.shape[0]), 1)
+    if width > config.max_columns:
+        raise UserError(
+            f"{path}: is {width} columns wide at {HEIGHT} rows, more than "
+            f"config.data.max_columns={config.max_columns}"
+        )
+    picture = resized(picture, (HEIGHT, width))
+    return np.ascontiguousarray((255 - picture if config.dark_ink else picture).T)
+
+
+def _own(config: DataConfig) -> HandwritingData:
+    return HandwritingData(
+        *own_examples(
+            config.path,
+            lambda path: read_line(path, config),
+            config.text,
+            "columns",
+            config.skip_broken,
+        )
+    )

@@ -1,0 +1,133 @@
+"""A recogniser of lines: convolutions, a recurrent network both ways, and what writes.
+
+Shi, Bai & Yao 2017, "An End-to-End Trainable Neural Network for Image-based Sequence Recognition"
+(with CTC); with a decoder that has attention: Bluche, Louradour & Messina 2017, "Scan, Attend and
+Read".
+
+B batch, X columns, Y rows, C channels, S columns after the convolutions, D model size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+from attention.dropout import dropout
+from attention.projection import Projection
+from tasks.common.backbones.convolutional import Convolution
+from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.transcriber import Transcriber, TranscriberConfig
+from tasks.common.transcription import Encoded
+from tasks.handwriting_recognition.lines import HEIGHT
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LineConfig:
+    """Convolutions, GRUs, and what writes from them.
+
+    Attributes:
+      channels: of the convolutions. After each of the first two every second column is left, after
+        each every second row.
+      model_size: D, of the two ways of the GRUs together.
+      num_layers: of the GRUs.
+      dropout_rate: after convolutions and GRUs.
+      transcriber: what writes: see `TranscriberConfig`.
+    """
+
+    name: str = "line"
+    channels: tuple[int, ...] = (16, 32, 64)
+    model_size: int = 128
+    num_layers: int = 1
+    dropout_rate: float = 0.1
+    transcriber: TranscriberConfig = dataclasses.field(default_factory=TranscriberConfig)
+
+    def __post_init__(self):
+        if not 2 <= len(self.channels) <= 5 or min(self.channels) < 1:
+            raise ValueError(f"channels: got {list(self.channels)}, expected two to five, above 0")
+        if self.model_size < 2 or self.model_size % 2:
+            raise ValueError(f"model_size: got {self.model_size}, expected an even number")
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers: got {self.num_layers}, expected at least 1")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
+
+    def frames(self, columns: int) -> int:
+        """Columns after the convolutions."""
+        return -(-columns // 4)
+
+
+class LineRecognizer(nnx.Module):
+    """Columns of ink -> what the transcriber reads.
+
+    Args:
+      config: see `LineConfig`.
+      units: U, CTC's blank included.
+    """
+
+    def __init__(self, config: LineConfig, units: int, *, rngs: nnx.Rngs):
+        self.config, D = config, config.model_size
+        sizes = (1, *config.channels)
+        self.convolutions = nnx.List(
+            Convolution(inputs, outputs, rngs=rngs) for inputs, outputs in itertools.pairwise(sizes)
+        )
+        rows = HEIGHT >> len(config.channels)
+        self.project = Projection((rows * config.channels[-1],), (D,), rngs=rngs)
+        self.layers = nnx.List(
+            Bidirectional(D, D // 2, rngs=rngs) for _ in range(config.num_layers)
+        )
+        self.transcriber = Transcriber(config.transcriber, D, units, rngs=rngs)
+
+    def encode(
+        self,
+        columns: Array,
+        lengths: Array,
+        real: Array | None = None,
+        dropout_key: Array | None = None,
+    ) -> Encoded:
+        """columns float32 [B, X, Y] in [0, 1], lengths int [B] -> memory [B, S, D].
+
+        Args:
+          columns: ink; what stands at padding changes nothing in evaluation.
+          lengths: columns of each.
+          real: bool [B], rows that count in batch statistics; all if None.
+          dropout_key: None for evaluation, where batch norm has its running statistics.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        sizes = {"Y": HEIGHT}
+        shapes.expect("columns", columns, "B X Y", sizes)
+        shapes.expect("lengths", lengths, "B", sizes)
+        valid = jnp.arange(sizes["X"]) < lengths[:, None]
+        x = columns[..., None]
+        for number, convolution in enumerate(self.convolutions):
+            x = jnp.where(valid[:, :, None, None], x, 0.0)
+            x = convolution(x, valid=real, training=dropout_key is not None)
+            x = jnp.where(valid[:, :, None, None], x, 0.0)
+            across = 2 if number < 2 else 1
+            window = (1, across, 2, 1)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
+            valid = valid[:, ::across]
+        x = self._dropped(self.project(x.reshape(*x.shape[:2], -1)), dropout_key, 0)
+        last = None
+        for number, layer in enumerate(self.layers, 1):
+            x, last = layer(x, valid=valid)
+            x = self._dropped(x, dropout_key, number)
+        if self.config.transcriber.cell == "lstm":
+            last = LSTMState(last, jnp.zeros_like(last))
+        return Encoded(x, valid, last)
+
+    def _dropped(self, x: Array, key: Array | None, number: int) -> Array:
+        if key is None:
+            return x
+        return dropout(x, self.config.dropout_rate, jax.random.fold_in(key, number))
+
+
+MODEL_CONFIGS = {"line": LineConfig}

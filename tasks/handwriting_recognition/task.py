@@ -1,0 +1,132 @@
+"""Handwriting recognition: the task contract over `data.py` and `model.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tasks.common.backbones import convolutional, recurrent
+from tasks.common.errors import UserError
+from tasks.common.paths import Paths
+from tasks.common.text import TextEncoder
+from tasks.common.transcriber import TranscriberConfig
+from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
+from tasks.figures import Alignment, Figure
+from tasks.handwriting_recognition.baselines import cut_and_classify
+from tasks.handwriting_recognition.data import (
+    DataConfig,
+    HandwritingData,
+    lines_of,
+    load,
+    read_line,
+)
+from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineConfig, LineRecognizer
+
+
+class HandwritingRecognition(TranscriptionTask):
+    """The picture of a line -> its text."""
+
+    data_config = DataConfig
+    model_configs = MODEL_CONFIGS
+    primary_metric = "cer"
+    table_metrics = ("cer", "exact_match", "loss")
+    sharding_rules = (*recurrent.SHARDING_RULES, *convolutional.SHARDING_RULES)
+    field, words, multiple = "columns", False, 16
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: LineConfig,
+        encoder: TextEncoder,
+        lines: HandwritingData | None = None,
+    ):
+        """Args: configs; text to units; the splits, None where only predictions are wanted."""
+        self.data, self.model, self.encoder, self._lines = data, model, encoder, lines
+        if lines is not None:
+            self.conditions = lines.conditions
+            self._adopt(lines.splits)
+
+    @classmethod
+    def prepare(cls, data: DataConfig, model: LineConfig, paths: Paths) -> HandwritingRecognition:
+        """See `Task.prepare`."""
+        lines = load(data, paths)
+        return cls(data, model, lines.encoder, lines)
+
+    @classmethod
+    def restore(
+        cls, data: DataConfig, model: LineConfig, assets: Mapping[str, Any]
+    ) -> HandwritingRecognition:
+        """See `Task.restore`."""
+        return cls(data, model, TextEncoder.from_json(assets["encoder"]))
+
+    def assets(self) -> dict[str, Any]:
+        """The tokenizer."""
+        return {"encoder": self.encoder.to_json()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of lines, texts and splits."""
+        return self._lines.fingerprint
+
+    @property
+    def writer(self) -> TranscriberConfig:
+        """See `TranscriptionTask`."""
+        return self.model.transcriber
+
+    def build_model(self, rngs: nnx.Rngs) -> LineRecognizer:
+        """See `Task.build_model`."""
+        return LineRecognizer(self.model, self.encoder.size, rngs=rngs)
+
+    def _encode(self, model: LineRecognizer, batch: Mapping[str, Any], key: Any = None) -> Encoded:
+        columns = batch["columns"].astype(jnp.float32) / 255
+        return model.encode(columns, batch["length"], batch["weight"] > 0, key)
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """What the steps of the first transcripts looked at, over the lines."""
+        part, written = self._splits[split], self._written(outputs)
+        drawn: list[Figure] = []
+        for index, weights in enumerate(attention.get("alignment", ())):
+            columns = part[index]["columns"]
+            steps = self._pieces(outputs["tokens"][index])
+            seen = self.model.frames(len(columns))
+            drawn.append(
+                Alignment(
+                    f"{part.texts[index]}\n{written[index]}",
+                    weights[: len(steps), :seen],
+                    steps,
+                    [""] * seen,
+                    over=255 - columns.T,
+                )
+            )
+        return drawn
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Of composed lines: cut between the ink, each piece classified by itself."""
+        if self.data.path is not None:
+            return {}
+        return {"cut_and_classify": lambda: cut_and_classify(self._lines)}
+
+    def inputs(self, raw: Sequence[str]) -> TranscribedExamples:
+        """Paths of pictures of lines."""
+        lines = []
+        for path in raw:
+            try:
+                lines.append(read_line(path.strip(), self.data))
+            except UserError as error:
+                raise UserError(
+                    f"input {path!r}: {error}; give the path of the picture of a line"
+                ) from None
+        return lines_of(lines.__getitem__, [len(line) for line in lines])
+
+
+TASK = HandwritingRecognition
