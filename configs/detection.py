@@ -5,8 +5,11 @@ python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/N
 DATA is nuclei (if none is named), clothes_on_satellite (composed pictures), trees (boxes alone) or
 path:FILE; MODEL is mask_rcnn (if none is named), long (of mask_rcnn, for an accelerator), detr
 (boxes alone), or a map attention of `attention.registry` that stands after each stage of Mask
-R-CNN's backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)". See
-RESULTS.md for what to expect.
+R-CNN's backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
+
+Of seed 0 on 2 cores, on test: nuclei has mask AP50 0.860, AP 0.530 and the contest's score 0.573 in
+23 minutes (Otsu's threshold and discs: 0.736, 0.365, 0.483); clothes_on_satellite box AP50 0.798
+and mask AP50 0.797 in 20 minutes.
 
 One's own pictures with annotations in COCO's format, objects a tenth to a half of the picture wide:
 
