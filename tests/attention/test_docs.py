@@ -61,6 +61,7 @@ def run(root, *arguments):
     return done.stdout + done.stderr, done.returncode
 
 
+@pytest.mark.slow
 def test_the_walk_passes_the_contract(copy):
     out, status = run(copy, "pytest", "-k", "cosine", "tests/attention/test_contract.py")
     assert status == 0, out

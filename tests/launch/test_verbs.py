@@ -116,6 +116,7 @@ def test_the_same_command_again_does_nothing(run, verb, tiny):
     assert after == before
 
 
+@pytest.mark.slow
 def test_sweep_skips_finished_runs_and_pairs_with_the_first(verb, tiny, tmp_path):
     flags = [
         *tiny, f"--workdir={tmp_path}", "--config.training.steps=20", "--seeds=1",

@@ -117,6 +117,7 @@ def test_a_step_moves_the_statistics_by_the_moments_of_the_batch():
     np.testing.assert_allclose(found["variance"], 0.9 + 0.1 * variance, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_are_saved_with_the_checkpoint(tmp_path):
     config = experiment(TWO, steps=30, evaluate_every=30, log_every=30, batch_size=32)
     record = runs.run(config, tmp_path / "run", None, "", with_baselines=False)
