@@ -175,6 +175,21 @@ def test_lists_are_the_matrix_where_none_is_cut(monkeypatch):
     np.testing.assert_allclose(listed[1], whole[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("most", [0, priors.DENSE])
+def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
+    """It is made with a matrix without entries, and filled from the checkpoint."""
+    monkeypatch.setattr(priors, "DENSE", most)
+    config = MODEL_CONFIGS["hybrid"](neighbours=3, together=2)
+
+    def shapes(matrix):
+        model = jax.eval_shape(
+            lambda: split_model(build(config, ITEMS, None, matrix, nnx.Rngs(0)))[1:]
+        )
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model)
+
+    assert shapes(MATRIX) == shapes(sp.csr_matrix(MATRIX.shape, dtype=np.float32))
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
