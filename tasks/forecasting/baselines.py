@@ -16,7 +16,7 @@ from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 
 # Strengths of the penalty that are tried, as shares of the features' mean square.
-_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-14, 9))
+_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 9))
 # Width of the moving average that DLinear takes for the trend.
 _TREND = 25
 # Numbers of look-backs and horizons worked on at a time.
