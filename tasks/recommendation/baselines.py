@@ -27,7 +27,7 @@ from tasks.recommendation.data import HeldOut, RecommendationData
 from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_metrics
 
 Settings = Mapping[str, Any]
-Scores = Callable[[slice], np.ndarray]
+Scores = Callable[[np.ndarray], np.ndarray]
 """Places in a split -> scores [users, I]."""
 
 # Users scored at a time, and users of validation on which settings are chosen.
@@ -71,7 +71,7 @@ class Baselines:
         """Ranks [n] of the targets of a split and items [n, 10], in the order of its examples."""
         held, fitted = self._splits[split], self._fitted[split]
         scores = _SCORES.get(name, _item_scores)(fitted, held, self._chosen(name))
-        return _ranks(held, scores, len(held))
+        return _ranks(held, scores, np.arange(len(held)))
 
     @functools.cache  # noqa: B019 - lives as long as the object
     def _chosen(self, name: str) -> Settings:
@@ -87,18 +87,20 @@ class Baselines:
         if len(settings) == 1:
             return settings[0]
         held, fitted = self._splits["validation"], self._fitted["validation"]
+        # From all over the split: neighbours in it are alike.
+        choosers = np.linspace(0, len(held) - 1, min(len(held), _CHOOSERS)).astype(int)
         gains = []
         for each in settings:
             scores = _SCORES.get(name, _item_scores)(fitted, held, each)
-            gains.append(ndcg(_ranks(held, scores, min(len(held), _CHOOSERS))[0]).mean())
+            gains.append(ndcg(_ranks(held, scores, choosers)[0]).mean())
         return settings[int(np.argmax(gains))]
 
 
-def _ranks(held: HeldOut, scores: Scores, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and best items of the first `count` users of a split."""
+def _ranks(held: HeldOut, scores: Scores, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and best items of the users at some places of a split."""
     ranks, top = [], []
-    for begin in range(0, count, _BLOCK):
-        chosen = slice(begin, min(begin + _BLOCK, count))
+    for begin in range(0, len(places), _BLOCK):
+        chosen = places[begin : begin + _BLOCK]
         found = _ranked(scores(chosen), held.seen(chosen), held.target[chosen])
         ranks.append(np.asarray(found["rank"]))
         top.append(np.asarray(found["top"]))
@@ -210,7 +212,7 @@ def _ease(events: sp.csr_matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _popularity_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    return lambda chosen: np.tile(fitted.popularity, (chosen.stop - chosen.start, 1))
+    return lambda chosen: np.tile(fitted.popularity, (len(chosen), 1))
 
 
 def _user_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
@@ -225,8 +227,8 @@ def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
     if "ridge" in settings:
         known, weights = fitted.ease(settings["ridge"])
 
-        def ease(chosen: slice) -> np.ndarray:
-            scores = np.zeros((chosen.stop - chosen.start, history.shape[1]), np.float32)
+        def ease(chosen: np.ndarray) -> np.ndarray:
+            scores = np.zeros((len(chosen), history.shape[1]), np.float32)
             scores[:, known] = history[chosen][:, known] @ weights
             return scores
 

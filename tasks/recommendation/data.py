@@ -328,7 +328,7 @@ class HeldOut(_Sequences):
         """int32 [any], all items before the target, oldest first."""
         return self._data.items[self._data.starts[self.users[index]] : self.end[index]]
 
-    def seen(self, chosen: slice) -> np.ndarray:
+    def seen(self, chosen: np.ndarray) -> np.ndarray:
         """int32 [chosen, M], the field `seen` of some examples."""
         begins = self._data.starts[self.users[chosen]]
         pairs = zip(begins.tolist(), self.end[chosen].tolist(), strict=True)

@@ -33,7 +33,7 @@ def splits(data):
 
 
 def everyone(scores):
-    return scores(slice(0, USERS))
+    return scores(np.arange(USERS))
 
 
 def histories(data, split):

@@ -63,7 +63,7 @@ def test_last_event_is_test_and_the_one_before_validation(tmp_path):
     assert named(data, example["seen"]) == named(data, test.history(0)) == ["a", "b", "c"]
     np.testing.assert_allclose(example["ages"], [2, 0])
     assert example["user"] == 0
-    np.testing.assert_array_equal(test.seen(slice(0, 2))[0], example["seen"])
+    np.testing.assert_array_equal(test.seen(np.arange(2))[0], example["seen"])
     assert example["seen"].shape == (4,)
     for with_validation, counts in ((False, (2, 1, 1)), (True, (3, 1, 2))):
         matrix = data.train_matrix(with_validation)
