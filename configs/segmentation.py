@@ -9,6 +9,7 @@ weights as without, within 2 %. `,long` after that takes a larger network and mo
 accelerator. camvid's default has 1.09 million weights and takes 0.87 billion multiplications a
 picture: test mean IoU 0.426 and pixel accuracy 0.823 in eleven minutes on 2 cores (a random forest:
 0.253 and 0.692), and with gates 0.403 and 0.809: one seed each, and no gain at equal weights.
+land_water has mean IoU 0.949 in three minutes, and a random forest on its colours 0.952.
 
 One's own pictures: mine/images/a.jpg, mine/masks/a.png with the number of each pixel's class, and
 mine/classes.txt with a name a line, from class 0 on:
