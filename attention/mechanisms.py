@@ -86,6 +86,8 @@ CAPABILITIES = {
     "sparse": "a query sees part of what the mask allows",
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a longest length",
+    "one_length": "what it gives changes with the length, padding included: for inputs of one "
+    "length",
     "state": "carries something from step to step",
     "gate": "its weights are what the input is multiplied by",
     "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
@@ -231,7 +233,7 @@ TABLE: list[Mechanism] = [
         "softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others",
         "O(T·log T·D + T·D²)",
         "O(T·log T)",
-        "padding weights shares dropout",
+        "padding weights shares dropout one_length",
     ),
     _line(
         "mixer",

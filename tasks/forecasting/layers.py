@@ -15,6 +15,13 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
+class WindowEncoderConfig(EncoderConfig):
+    """Of windows of a series, which are all as long."""
+
+    one_length = True
+
+
+@dataclasses.dataclass(frozen=True)
 class LayersConfig:
     """Base of the configs with Transformer layers.
 
@@ -42,11 +49,11 @@ class LayersConfig:
         expect_head(self.head)
         self.encoder(1)
 
-    def encoder(self, length: int, **changes: Any) -> EncoderConfig:
+    def encoder(self, length: int, **changes: Any) -> WindowEncoderConfig:
         """What a stack for that many positions is made of."""
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return EncoderConfig(**values | {"max_length": length} | changes)
+        return WindowEncoderConfig(**values | {"max_length": length} | changes)
 
 
 def encoded(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,13 @@ class EncoderConfig:
         mixer are an option of its own: "dot_product(use_bias=False)".
       input_norm: whether embeddings with positions are normalised, before dropout (Devlin et al.
         2019).
+
+    Class attributes:
+      one_length: whether all inputs have one length. Where they are padded, to one length or
+        another, no mixer is taken whose result changes with it.
     """
+
+    one_length: ClassVar[bool] = False
 
     model_size: int = 128
     num_layers: int = 2
@@ -103,6 +109,10 @@ class EncoderConfig:
         if self.positions_are("sinusoidal") and self.model_size % 2:
             expected = "an even size for 'sinusoidal' positions"
             raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
+        if "one_length" in self.line.can and not self.one_length:
+            able = [m.name for m in registry.mechanisms("mixer") if "one_length" not in m.can]
+            got = f"{self.line.name!r}, whose result changes with the length of the padding"
+            raise ValueError(f"mixer: got {got}; expected one of {able}")
         registry.expect_usable(
             "mixer",
             self.mixer,

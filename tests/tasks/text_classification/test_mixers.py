@@ -13,7 +13,16 @@ from tests.tasks.text_classification.test_model import batch, build
 SMALL = {"model_size": 8, "num_layers": 1, "num_heads": 2, "feedforward_size": 8}
 
 
-@pytest.mark.parametrize("mixer", registry.names("mixer"))
+ONE_LENGTH = [line.name for line in registry.mechanisms("mixer") if "one_length" in line.can]
+
+
+@pytest.mark.parametrize("mixer", ONE_LENGTH)
+def test_mixers_for_inputs_of_one_length_are_refused(mixer):
+    with pytest.raises(ValueError, match=f"mixer: got '{mixer}', whose result changes with the"):
+        models.TransformerConfig(**SMALL, mixer=mixer)
+
+
+@pytest.mark.parametrize("mixer", [x for x in registry.names("mixer") if x not in ONE_LENGTH])
 def test_every_mixer_reads_text(mixer):
     graphdef, params, others = nnx.split(
         build(models.TransformerConfig(**SMALL, mixer=mixer, max_length=9)), nnx.Param, ...
