@@ -122,6 +122,7 @@ def test_folder_without_a_run_or_checkpoint(verb, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_damaged_run_folder(verb, tiny, tmp_path):
     flags = [*tiny, f"--workdir={tmp_path}", "--nobaselines", "--config.training.steps=20"]
     assert verb("train", *flags).returncode == 0

@@ -65,12 +65,13 @@ def kill_when(reached, flags, cache, folder):
 @pytest.mark.parametrize(
     ("name", "reached"),
     [
-        pytest.param("before the first checkpoint", lines_written(1), marks=pytest.mark.slow),
-        pytest.param("between two", lines_written(5), marks=pytest.mark.slow),
+        ("before the first checkpoint", lines_written(1)),
+        ("between two", lines_written(5)),
         ("during a save", saving),
     ],
     ids=["early", "late", "during a save"],
 )
+@pytest.mark.slow
 def test_killed_run_ends_as_an_uninterrupted_one(
     name, reached, flags, cache, uninterrupted, tmp_path
 ):

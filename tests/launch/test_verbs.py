@@ -94,6 +94,7 @@ def test_predict_lines_of_any_kind_keep_their_order(run, verb):
     assert [answers[0]["label"], answers[1]["label"]] == ["good", "bad"]
 
 
+@pytest.mark.slow
 def test_predict_ten_thousand_lines(run, verb):
     lines = [f"{'superb lovely' if n % 3 else 'awful dull'} film {n}" for n in range(10_000)]
     done = verb("predict", f"--workdir={run[0]}", "--input=-", stdin="\n".join(lines))

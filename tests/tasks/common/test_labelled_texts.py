@@ -69,6 +69,7 @@ def test_counts(name, counts, classes):
         pytest.param("spam_assassin", "tfidf_linear_svc", 0.985, marks=slow),
     ],
 )
+@pytest.mark.slow
 def test_baselines_reach_their_figures(name, fit, figure):
     """Within half a point below: a weak baseline would flatter the model beside it."""
     assert accuracy(public(name), getattr(baselines, fit)) >= figure - 0.005

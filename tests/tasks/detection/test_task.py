@@ -166,6 +166,7 @@ STATISTICS = {"class": {"total": 3.0, "count": 2.0}, "mask": {"total": 0.0, "cou
 # ---------------------------------------------------------------- Mask R-CNN
 
 
+@pytest.mark.slow
 def test_steps_lower_every_loss(learned):
     _, _, _, losses = learned
     names = ["objectness_loss", "proposal_box_loss", "class_loss", "box_loss", "mask_loss"]
@@ -193,6 +194,7 @@ def test_rows_without_weight_count_for_nothing(learned):
         np.testing.assert_allclose(left, right, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_trained_model_finds_what_is_there(task, learned):
     steps, _, state, _ = learned
     variables = {"params": state["params"], "statistics": state["statistics"]}

@@ -82,6 +82,7 @@ def merged(task, state):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_map_attention_trains_and_has_a_say(name):
     model = dataclasses.replace(ONE, attention=name)
     task, batch, before, state = trained(model)

@@ -185,6 +185,7 @@ def own_batch(side=9):
     }
 
 
+@pytest.mark.slow
 def test_the_residual_network_classifies_own_pictures():
     """A step with all that can be changed at random; figures and answers after it."""
     augmentation = AugmentationConfig(

@@ -95,6 +95,7 @@ def predicted(task, model, raw, size=2):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_batches(made, kind):
     task, model = made[kind]
     metrics, outputs, statistics = evaluated(task, model, "test", 7)
@@ -245,6 +246,7 @@ def test_blanks_are_filled(made, kind):
         assert len(str(caught.value)) < 200
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(made):
     for kind in KINDS:
         task, model = made[kind]

@@ -141,6 +141,7 @@ SPECS = (
 
 
 @pytest.mark.parametrize("alignment", SPECS)
+@pytest.mark.slow
 def test_every_alignment_fits_by_name(alignment):
     heads = (2,) if alignment == "multi_head" else ()
     alignment = "multi_head(num_heads=2)" if heads else alignment

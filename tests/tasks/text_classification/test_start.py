@@ -78,6 +78,7 @@ def equal(mine, theirs):
 
 
 @pytest.mark.parametrize(("pooling", "skipped"), [("mean", 1), ("cls", 0)])
+@pytest.mark.slow
 def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     config = classifier(place, pooling=pooling)
     task = engine.prepared_task(config, paths(place))
@@ -96,6 +97,7 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     equal(params["tokens"]["embedding"], table[:-2] + segment)
 
 
+@pytest.mark.slow
 def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
     config, folder = classifier(place), place / "tuned"
     record = engine.run(config, folder, paths(place), "test", with_baselines=False)
