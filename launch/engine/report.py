@@ -53,6 +53,10 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 """
 
 
+# Where a run that is refitted keeps the training that chose its step.
+SELECTION = "selection"
+
+
 def write_report(
     folder: Path,
     task: Task,
@@ -94,7 +98,7 @@ def write_report(
 
 def _curves(folder: Path, task: Task) -> str:
     # Of a refitted run those of the training that chose its step, which looked at validation.
-    selection = folder / "selection"
+    selection = folder / SELECTION
     lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
 
     def series(split: str, metric: str):

@@ -19,7 +19,7 @@ from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import Evaluation, evaluate, gather
 from launch.engine.loop import train
-from launch.engine.report import write_report
+from launch.engine.report import SELECTION, write_report
 from launch.engine.writers import best_step, read_lines, validation_curve, write_json
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
@@ -27,9 +27,6 @@ from tasks.common.pipeline import evaluation_batches
 from tasks.common.pretrained import Pretrained
 from tasks.figures import Figure
 from tasks.task import Task
-
-# Where a run that is refitted keeps the training that chose its step.
-SELECTION = "selection"
 
 
 def run(

@@ -91,13 +91,11 @@ class Encoded(NamedTuple):
       memory: [B, S, M].
       valid: bool [B, S].
       last: for a recurrent decoder to start from, leaves [B, M].
-      weights: the encoder's own attention, or None.
     """
 
     memory: Any
     valid: Any
     last: Any
-    weights: Any = None
 
 
 class TranscriptionTask(Task):

@@ -146,9 +146,7 @@ class Subsampled(nnx.Module):
         else:
             self.layers = Encoder(layers, rngs=rngs)
 
-    def __call__(
-        self, features: Array, valid: Array, key: Array | None, return_weights: bool = False
-    ) -> Encoded:
+    def __call__(self, features: Array, valid: Array, key: Array | None) -> Encoded:
         """features [B, S, F], valid bool [B, S]."""
         x = features[..., None]
         for convolution in self.convolutions:
@@ -156,14 +154,10 @@ class Subsampled(nnx.Module):
             valid = valid[:, ::2]
         x = self.project(x.reshape(*x.shape[:2], -1))
         options = {"valid": valid, "mask": self._mask(x.shape[1]), "dropout_key": key}
-        weights = None
-        if return_weights:
-            x, weights = self.layers(x, return_weights=True, **options)
-        else:
-            x = self.layers(x, **options)
+        x = self.layers(x, **options)
         x = jnp.where(valid[..., None], x, 0.0)
         mean = jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None]
-        return Encoded(x, valid, mean, weights)
+        return Encoded(x, valid, mean)
 
     def _mask(self, length: int) -> masks.Mask | None:
         """Which frames each may see, by chunks."""
@@ -192,20 +186,12 @@ class SpeechRecognizer(nnx.Module):
         self.encoder = kind(config, features.bands, rngs=rngs)
         self.transcriber = Transcriber(config.transcriber, config.model_size, units, rngs=rngs)
 
-    def encode(
-        self,
-        features: Array,
-        frames: Array,
-        dropout_key: Array | None = None,
-        *,
-        return_weights: bool = False,
-    ) -> Encoded:
+    def encode(self, features: Array, frames: Array, dropout_key: Array | None = None) -> Encoded:
         """features float32 [B, S, F], frames int [B] -> what the transcriber reads.
 
         Args:
           features, frames: of `log_mel`, standardised.
           dropout_key: None for evaluation.
-          return_weights: the encoder's own attention too, where it has any.
 
         Raises:
           ValueError: shapes do not fit.
@@ -214,16 +200,10 @@ class SpeechRecognizer(nnx.Module):
         shapes.expect("features", features, "B S F", sizes)
         shapes.expect("frames", frames, "B", sizes)
         valid = jnp.arange(sizes["S"]) < frames[:, None]
-        options = {"return_weights": True} if return_weights and self.looks else {}
-        found = self.encoder(features, valid, dropout_key, **options)
+        found = self.encoder(features, valid, dropout_key)
         if self.config.transcriber.cell == "lstm":
             found = found._replace(last=LSTMState(found.last, jnp.zeros_like(found.last)))
         return found
-
-    @property
-    def looks(self) -> bool:
-        """Whether the encoder has attention."""
-        return self.config.encoder != "pyramid"
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
