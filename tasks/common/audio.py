@@ -165,6 +165,11 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     return resampled(mono, rate, sample_rate)
 
 
+def to_pcm(samples: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1] -> int16."""
+    return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
+
+
 def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """float32 [P] at another rate (soxr)."""
     if rate == sample_rate or not len(samples):

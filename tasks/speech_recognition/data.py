@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common import builders
-from tasks.common.audio import LogMelConfig, SoundAugmentation, read_audio, resampled
+from tasks.common.audio import (
+    LogMelConfig,
+    SoundAugmentation,
+    read_audio,
+    resampled,
+    to_pcm,
+)
 from tasks.common.errors import UserError
 from tasks.common.manifests import own_examples
 from tasks.common.own_files import filed_as
@@ -159,11 +165,6 @@ def encoded(
     return clips(
         sounds.__getitem__, [len(sound) for sound in sounds], units_of(encoder, texts), texts
     )
-
-
-def to_pcm(samples: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] -> int16."""
-    return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
 
 
 def _at_rate(samples: np.ndarray, config: DataConfig) -> np.ndarray:

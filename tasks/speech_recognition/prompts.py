@@ -10,9 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from tasks.common.audio import read_audio
+from tasks.common.audio import read_audio, to_pcm
 from tasks.common.debian import members
 from tasks.common.leaks import group_hashes
 from tasks.common.places import AptPackage
@@ -110,6 +108,6 @@ def _clips(path: Path, texts: Mapping[str, str]) -> Iterator[dict[str, object]]:
         samples = read_audio(data, RATE, clip)
         yield {
             "id": clip,
-            "samples": np.round(samples * 32768).clip(-32768, 32767).astype(np.int16),
+            "samples": to_pcm(samples),
             "text": texts[clip],
         }

@@ -6,9 +6,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from tasks.common.audio import read_audio
+from tasks.common.audio import read_audio, to_pcm
 from tasks.common.places import Url
 from tasks.common.sources import Source
 
@@ -61,7 +59,7 @@ def _recordings(path: Path, speaker: str) -> Iterator[dict[str, object]]:
                 samples = read_audio(archive.read(_FOLDER + name), RATE, name)
                 yield {
                     "id": name.removesuffix(".wav"),
-                    "samples": np.round(samples * 32768).clip(-32768, 32767).astype(np.int16),
+                    "samples": to_pcm(samples),
                     "digit": digit,
                     "take": take,
                 }

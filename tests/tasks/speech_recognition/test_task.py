@@ -10,11 +10,11 @@ from flax import nnx
 
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
+from tasks.common.audio import to_pcm
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
 from tasks.common.text import TextEncoder
-from tasks.speech_recognition import data as speech_data
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
 from tasks.speech_recognition.task import SpeechRecognition
@@ -28,7 +28,7 @@ def spoken(words, rng):
     for word in words:
         t = np.arange(rng.integers(900, 1400)) / RATE
         parts += [0.3 * np.sin(2 * np.pi * HERTZ[word] * t), np.zeros(rng.integers(200, 500))]
-    return speech_data.to_pcm(np.concatenate(parts) + 0.01 * rng.normal(size=sum(map(len, parts))))
+    return to_pcm(np.concatenate(parts) + 0.01 * rng.normal(size=sum(map(len, parts))))
 
 
 def tones(count, config, encoder=None, seed=0):
