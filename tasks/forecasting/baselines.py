@@ -122,6 +122,7 @@ def fit_linear(
     level: str = "mean",
     individual: bool = False,
     decomposed: bool = False,
+    every: int = 1,
 ) -> Linear:
     """Ridge regression (Hoerl & Kennard 1970) of what is ahead on what was, in closed form.
 
@@ -136,10 +137,12 @@ def fit_linear(
       individual: whether each channel has its own W (and λ), or all share one.
       decomposed: whether x is a moving average beside what is left of it, and 1, as in DLinear
         (Zeng et al. 2023). It is another penalty on the same maps, and b.
+      every: of so many windows one is looked at.
     """
     features = _decomposition(data.lookback) if decomposed else None
     train, validation = (
-        _moments(data, split, level, individual, features) for split in ("train", "validation")
+        _moments(data, split, level, individual, features, every)
+        for split in ("train", "validation")
     )
     weights, strengths = [], []
     for group in range(len(train.gram)):
@@ -163,7 +166,12 @@ def _decomposition(L: int) -> np.ndarray:
 
 
 def _moments(
-    data: ForecastingData, split: str, level: str, individual: bool, features: np.ndarray | None
+    data: ForecastingData,
+    split: str,
+    level: str,
+    individual: bool,
+    features: np.ndarray | None,
+    every: int,
 ) -> _Moments:
     C, F = data.series.shape[1], data.horizon
     groups = C if individual else 1
@@ -171,7 +179,7 @@ def _moments(
     gram, cross = np.zeros((groups, P, P)), np.zeros((groups, P, F))
     square, there = np.zeros((groups, F)), np.zeros((groups, F))
     rows = 0
-    for _, past, past_valid, future, valid in portions(data, split):
+    for _, past, past_valid, future, valid in portions(data, split, every):
         base = level_of(past, past_valid, level)[:, None]
         over = np.where(past_valid, past - base, 0)
         ahead = np.where(valid, future - base, 0)
@@ -213,10 +221,10 @@ def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarra
 
 
 def portions(
-    data: ForecastingData, split: str
+    data: ForecastingData, split: str, every: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """All windows of a split, some at a time: numbers [n], past and past_valid [n, L, C], future
-    and future_valid [n, F, C].
+    """All windows of a split, or one of every so many, some at a time: numbers [n], past and
+    past_valid [n, L, C], future and future_valid [n, F, C].
     """
     L, F, C = data.lookback, data.horizon, data.series.shape[1]
     series, valid = (
@@ -225,10 +233,10 @@ def portions(
     )
     origins = data.origins(split)
     size = max(1, _PORTION // ((L + F) * C))
-    for first in range(0, len(origins), size):
-        chosen = origins[first : first + size] - L
+    for first in range(0, len(origins), size * every):
+        numbers = np.arange(first, min(first + size * every, len(origins)), every)
+        chosen = origins[numbers] - L
         values, there = (array[chosen].swapaxes(1, 2) for array in (series, valid))
-        numbers = np.arange(first, first + len(chosen))
         yield numbers, values[:, :L], there[:, :L], values[:, L:], there[:, L:]
 
 

@@ -84,26 +84,26 @@ class RidgeResidualConfig(PatchTSTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSeasonalConfig(SeasonalLagConfig):
-    """The mean of a linear forecast and of attention over whole seasons.
+    """A weighted mean of a linear forecast and of attention over whole seasons (Bates & Granger
+    1969): forecasts that err in different ways are better together.
 
     Attributes:
-      share: of the attention's forecast in the mean. Forecasts that err in different ways are
-        better together, and equal shares are hard to beat by fitted ones (Bates & Granger 1969;
-        Stock & Watson 2004).
+      share: of the attention's forecast in the mean; None: the one that is best within train, see
+        `tasks.forecasting.rolling`.
       ridge_level, ridge_individual: see `RidgeConfig`.
       For the others see `SeasonalLagConfig`.
     """
 
     name: str = "ridge_seasonal"
-    share: float = 0.5
+    share: float | None = None
     ridge_level: str = "mean"
     ridge_individual: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         _expect_ridge_level(self.ridge_level)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share: got {self.share}, expected a share in (0, 1]")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(f"share: got {self.share}, expected a share in [0, 1], or None")
 
 
 class Fitted(nnx.Variable):
@@ -250,6 +250,8 @@ class RidgeSeasonal(Forecaster):
     Both are linear maps of the past, and r is the best of all on train: what s is good for is that
     it has some hundred numbers to learn, not ten thousands.
 
+    Variables: share [] (λ), as given or as fitted.
+
     Weights of the attention: "lags" [B, C, F, L], first time first.
     """
 
@@ -257,7 +259,8 @@ class RidgeSeasonal(Forecaster):
         self, config: RidgeSeasonalConfig, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
     ):
         super().__init__(sizes, HEADS[config.head])
-        self.share = config.share
+        # Without one, weights are restored.
+        self.share = Fitted(jnp.float32(0 if config.share is None else config.share))
         self.ridge = Ridge(config, sizes, ridge)
         self.seasonal = SeasonalLag(config, sizes, rngs=rngs)
         self.spread = Spread(sizes, config.head)
@@ -275,5 +278,5 @@ class RidgeSeasonal(Forecaster):
         """See `Forecaster`."""
         ridge = self.ridge(past, past_valid)
         seasonal, weights = self.seasonal(past, past_valid)
-        point = ridge + self.share * (seasonal - ridge)
+        point = ridge + self.share[...] * (seasonal - ridge)
         return self.spread(point, past, past_valid), {"lags": weights}

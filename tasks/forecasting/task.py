@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from tasks.forecasting.heads import HEADS
 from tasks.forecasting.histories import Histories, History, Known, read_history, times_ahead
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
+from tasks.forecasting.rolling import fit_share
 from tasks.forecasting.windows import Forecaster, Sizes
 from tasks.task import Task
 
@@ -84,6 +86,8 @@ class Forecasting(Task):
             ridge = baselines.fit_linear(
                 series, level=model.ridge_level, individual=model.ridge_individual
             ).weights
+        if getattr(model, "share", 0) is None:
+            model = dataclasses.replace(model, share=fit_share(series, model))
         return cls(data, model, known, series.period, series, ridge)
 
     @classmethod

@@ -27,7 +27,7 @@ OPTIONS = {
     "itransformer": {"head": "student_t", **LAYERS},
     "seasonal_lag": {"level": "last"},
     "ridge": {"ridge_level": "last"},
-    "ridge_seasonal": {"head": "quantile"},
+    "ridge_seasonal": {"head": "quantile", "share": 0.3},
     "ridge_residual": {"ridge_individual": True, "calendar_features": 1, **PATCHES, **LAYERS},
 }
 # Name, and shape behind the batch.
@@ -147,7 +147,7 @@ def test_seasonal_lag_is_a_mean_of_the_same_time_of_the_seasons_and_the_level():
     np.testing.assert_allclose(weights["lags"], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_ridge_seasonal_is_the_mean_of_both():
+def test_ridge_seasonal_is_a_mean_of_both():
     model, params, ridge, run = forecaster("ridge_seasonal")
     parameters, weights, _ = run(params, **WINDOW, valid=VALID)
     past = np.where(VALID, WINDOW["past"], 0)
@@ -155,7 +155,7 @@ def test_ridge_seasonal_is_the_mean_of_both():
     level = past.sum(axis=1) / np.maximum(VALID.sum(axis=1), 1)
     over = np.where(VALID, past - level[:, None], 0)
     seasonal = level[:, None] + np.einsum("BCFL,BLC->BFC", weights["lags"], over)
-    expected = (linear + seasonal) / 2
+    expected = 0.7 * linear + 0.3 * seasonal
     np.testing.assert_allclose(model.head.point(parameters), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_only_residual_lag_attention_follows_a_trend():
         ("itransformer", {"mixer": "informer"}, "mixer: .*'informer'"),
         ("seasonal_lag", {"season": 15}, "season: got 15, expected at most lookback=14"),
         ("seasonal_lag", {"season": -1}, "season: got -1, expected at least 0"),
-        ("ridge_seasonal", {"share": 0.0}, r"share: got 0.0, expected a share in \(0, 1\]"),
+        ("ridge_seasonal", {"share": 1.5}, r"share: got 1.5, expected a share in \[0, 1\]"),
         ("ridge_residual", {"calendar_features": -1}, "calendar_features: got -1, expected at"),
         ("lag", {"head": "gauss"}, "head: got 'gauss', expected one of"),
         ("residual_lag", {"level": "first"}, "level: got 'first', expected 'last' or 'mean'"),
