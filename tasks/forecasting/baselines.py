@@ -122,7 +122,6 @@ def fit_linear(
     level: str = "mean",
     individual: bool = False,
     decomposed: bool = False,
-    every: int = 1,
 ) -> Linear:
     """Ridge regression (Hoerl & Kennard 1970) of what is ahead on what was, in closed form.
 
@@ -137,12 +136,10 @@ def fit_linear(
       individual: whether each channel has its own W (and λ), or all share one.
       decomposed: whether x is a moving average beside what is left of it, and 1, as in DLinear
         (Zeng et al. 2023). It is another penalty on the same maps, and b.
-      every: of so many windows one is looked at.
     """
     features = _decomposition(data.lookback) if decomposed else None
     train, validation = (
-        _moments(data, split, level, individual, features, every)
-        for split in ("train", "validation")
+        _moments(data, split, level, individual, features) for split in ("train", "validation")
     )
     weights, strengths = [], []
     for group in range(len(train.gram)):
@@ -166,12 +163,7 @@ def _decomposition(L: int) -> np.ndarray:
 
 
 def _moments(
-    data: ForecastingData,
-    split: str,
-    level: str,
-    individual: bool,
-    features: np.ndarray | None,
-    every: int,
+    data: ForecastingData, split: str, level: str, individual: bool, features: np.ndarray | None
 ) -> _Moments:
     C, F = data.series.shape[1], data.horizon
     groups = C if individual else 1
@@ -179,7 +171,7 @@ def _moments(
     gram, cross = np.zeros((groups, P, P)), np.zeros((groups, P, F))
     square, there = np.zeros((groups, F)), np.zeros((groups, F))
     rows = 0
-    for _, past, past_valid, future, valid in portions(data, split, every):
+    for _, past, past_valid, future, valid in portions(data, split):
         base = level_of(past, past_valid, level)[:, None]
         over = np.where(past_valid, past - base, 0)
         ahead = np.where(valid, future - base, 0)

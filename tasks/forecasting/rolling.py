@@ -20,7 +20,8 @@ from tasks.forecasting.residual import RidgeSeasonalConfig
 
 # Tenths of train: fitted up to the first, penalties chosen up to the second, tried up to the third.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
-# Of so many windows one is looked at: neighbours tell much the same.
+# Of so many windows one is looked at: neighbours tell much the same. The ridge, with more to fit,
+# sees all of them, as it does in the model.
 _EVERY = 3
 _UNKNOWN = 0.5
 
@@ -105,9 +106,7 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
     season = config.season or data.period
     product, square = 0.0, 0.0
     for part in rolling_origins(data):
-        ridge = fit_linear(
-            part, level=config.ridge_level, individual=config.ridge_individual, every=_EVERY
-        )
+        ridge = fit_linear(part, level=config.ridge_level, individual=config.ridge_individual)
         weights = fit_seasons(part, season, config.level)
         for _, past, valid, future, future_valid in portions(part, "test", _EVERY):
             base, x = _seasons(past, valid, season, config.level)

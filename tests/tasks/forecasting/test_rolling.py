@@ -66,7 +66,7 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
     def error(share):
         total = 0.0
         for part in rolling.rolling_origins(data):
-            ridge = baselines.fit_linear(part, every=3)
+            ridge = baselines.fit_linear(part)
             weights = rolling.fit_seasons(part, 6, "mean")
             for _, past, valid, future, there in baselines.portions(part, "test", 3):
                 base = baselines.level_of(past, valid, "mean")[:, None]
