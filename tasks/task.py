@@ -34,6 +34,8 @@ class Task(abc.ABC):
       sharding_rules: see `launch.engine.sharding`.
       baseline_version: to be raised when a baseline's code changes, so that no cached figure of
         the old one is shown.
+      overlap: how many examples in a row have a part of their truth in common, such as the windows
+        of a series; an instance may know better.
     """
 
     data_config: ClassVar[type]
@@ -43,6 +45,7 @@ class Task(abc.ABC):
     table_metrics: ClassVar[Sequence[str]]
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1
+    overlap: int = 1
 
     # ------------------------------------------------------------------ making
 
@@ -150,8 +153,12 @@ class Task(abc.ABC):
         """
         return []
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Cheap baselines by name; each call fits one and gives its metrics on test."""
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Cheap baselines by name; each call fits one and gives its metrics on test.
+
+        Among them may be "correctness", [n], as `correctness` tells it of the test split: then the
+        model's gain is told with a paired interval.
+        """
         return {}
 
     # ------------------------------------------------------------------ predict

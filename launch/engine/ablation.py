@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from launch.engine import config as configs
+from launch.engine import pairs
 from launch.engine.config import Experiment
 from launch.engine.results import mean_and_spread, spell_metric
 from tasks.common.errors import UserError
@@ -209,22 +209,22 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
     """Mean difference to the base on the primary metric, and half its 95 % interval.
 
     Paired by example: for each test example the mean correctness over the common seeds, the
-    base's taken away; the interval is the normal one over the examples.
+    base's taken away; see `launch.engine.pairs.interval`.
     """
     common = sorted(outcome.records.keys() & base.records.keys())
     if not common:
         return None
-    pairs = [
-        _correctness(outcome.folders[seed]) - _correctness(base.folders[seed]) for seed in common
-    ]
-    difference = np.mean(pairs, axis=0)
-    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()), 1.96 * float(error)
+    differences = []
+    for seed in common:
+        own, overlap = _correctness(outcome.folders[seed])
+        differences.append(own - _correctness(base.folders[seed])[0])
+    return pairs.interval(np.mean(differences, axis=0), overlap)
 
 
-def _correctness(folder: Path) -> np.ndarray:
+def _correctness(folder: Path) -> tuple[np.ndarray, int]:
     with np.load(folder / "outputs-test.npz") as saved:
-        return saved["correctness"].astype(np.float64)
+        overlap = int(saved["overlap"]) if "overlap" in saved else 1
+        return saved["correctness"].astype(np.float64), overlap
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
@@ -250,7 +250,7 @@ def _rows(
         yield [
             name,
             *(spell_metric(runs, metric) for metric in metrics),
-            f"{pair[0]:+.4f} ± {pair[1]:.4f}" if pair else "",
+            pairs.spell(*pair) if pair else "",
             str(len(runs)),
             f"{runs[0]['parameters']:,}",
             f"{mean_and_spread([run['seconds'] for run in runs])[0]:.0f}",

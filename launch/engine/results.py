@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.engine import pairs
 from launch.engine.config import Experiment, task_class
 from launch.engine.environment import commit, device, dirty_files, versions
 from launch.engine.writers import write_json
@@ -159,9 +160,10 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
     task_type = task_class(task)
     metrics = list(task_type.table_metrics)
     primary = task_type.primary_metric
+    gains = ["gain (95 %)"] if any(map(_paired, group)) else []
     header = [
-        "model", *metrics, f"validation {primary}", "seeds", "weights", "seconds a run", "device",
-        "commit",
+        "model", *metrics, *gains, f"validation {primary}", "seeds", "weights", "seconds a run",
+        "device", "commit",
     ]  # fmt: skip
     rows: list[list[str]] = []
     by_experiment: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
@@ -172,6 +174,7 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 f"{experiment} ({settings})" if settings else experiment,
                 *(spell_metric(runs, metric) for metric in metrics),
+                *([_spelled_gain(runs)] if gains else []),
                 spell([run["validation"][primary] for run in runs]),
                 ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"])),
                 f"{runs[0]['parameters']:,}",
@@ -197,7 +200,31 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
         how = first["selected_by"]
         refitted = f" (chosen by {how})" if "refitted" in how else ""
         lines.append(f"- {experiment}{refitted}: `{first['command']}`")
+    if gains:
+        lines.append(
+            f"- gain: on {primary}, over the baseline that is named, the best of them, example by "
+            "example; of several seeds the mean of both figures"
+        )
     return [*table, "", *lines]
+
+
+def _paired(run: Mapping[str, Any]) -> list[str]:
+    """The baselines of a run that tell of each example, the best on the primary metric first."""
+    metric = task_class(run["task"]).primary_metric
+    sign = -1 if task_class(run["task"]).higher_is_better else 1
+    named = [name for name, values in run["baselines"].items() if "gain" in values]
+    return sorted(named, key=lambda name: sign * run["baselines"][name][metric])
+
+
+def _spelled_gain(runs: Sequence[Mapping[str, Any]]) -> str:
+    if not all(map(_paired, runs)):
+        return ""
+    best = _paired(runs[0])[0]
+    figures = [
+        mean_and_spread([run["baselines"][best][key] for run in runs])[0]
+        for key in ("gain", "gain_95")
+    ]
+    return f"{pairs.spell(*figures)} ({best})"
 
 
 def _spelled_settings(record: Mapping[str, Any]) -> str:
@@ -213,16 +240,23 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     table.add_column("model")
     for metric in metrics:
         table.add_column(metric, justify="right", overflow="fold")
+    gains = bool(_paired(record))
+    if gains:
+        table.add_column("gain over it (95 %)", justify="right")
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(
         record["experiment"],
         *(spell_metric([record], metric) for metric in metrics),
+        *([""] if gains else []),
         str(record["seed"]),
         spell_seconds(record["seconds"]),
     )
     for name, values in record["baselines"].items():
         cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+        if gains:
+            paired = "gain" in values
+            cells.append(pairs.spell(values["gain"], values["gain_95"]) if paired else "")
         table.add_row(
             f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
             if "seconds" in values else "",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from launch.engine import config as configs
-from launch.engine import results, sharding
+from launch.engine import pairs, results, sharding
 from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
@@ -137,7 +137,7 @@ def _finish(
         task,
         metrics=test.metrics,
         validation=validation,
-        baselines=baselines(task, paths) if with_baselines else {},
+        baselines=baselines(task, paths, test) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
         parameters=states.parameter_count(variables),
@@ -337,7 +337,8 @@ class Predictor:
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
     """Outputs of every example, for paired comparisons and a closer look."""
     correct = task.correctness(evaluation.outputs, split)
-    np.savez_compressed(folder / f"outputs-{split}.npz", correctness=correct, **evaluation.outputs)
+    told = {"correctness": correct, "overlap": task.overlap}
+    np.savez_compressed(folder / f"outputs-{split}.npz", **told, **evaluation.outputs)
 
 
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:
@@ -376,9 +377,15 @@ class First:
         return self._examples[index]
 
 
-def baselines(task: Task, paths: Paths) -> dict[str, dict[str, float]]:
-    """Metrics of the task's cheap baselines on the same split; fitted once for the same data."""
-    found = {}
+def baselines(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
+    """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
+
+    Where a baseline tells of each example, "gain" is the model's over it on the primary metric,
+    positive where the model is better, and "gain_95" half its interval.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    correct = task.correctness(test.outputs, "test")
+    sign = 1 if task.higher_is_better else -1
     for name, fit in task.baselines().items():
         path = (
             paths.cache_dir
@@ -390,5 +397,10 @@ def baselines(task: Task, paths: Paths) -> dict[str, dict[str, float]]:
                 found[name] = json.loads(path.read_text(encoding="utf-8"))
         if name not in found:
             found[name] = fit()
+            if "correctness" in found[name]:
+                found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
             write_json(path, found[name])
+        if (theirs := found[name].pop("correctness", None)) is not None:
+            gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
+            found[name]["gain"], found[name]["gain_95"] = pairs.interval(gain, task.overlap)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -232,14 +233,21 @@ def portions(
         yield numbers, values[:, :L], there[:, :L], values[:, L:], there[:, L:]
 
 
-def tested(data: ForecastingData, forecast: Forecast) -> dict[str, float]:
-    """Metrics of a forecast on every window of the test split."""
+def tested(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
+    """Metrics of a forecast on every window of the test split, and of each window "correctness", as
+    `tasks.task.Task.correctness` has it.
+    """
+    squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
     examples = data.examples("test")
     for numbers, past, valid, future, future_valid in portions(data, "test"):
 
         def add(name: str, given: np.ndarray) -> None:
             ahead = forecast(given, valid).astype(np.float64)  # noqa: B023
+            if not name:
+                error = np.square(ahead - future) * future_valid  # noqa: B023
+                squared.append(error.sum(axis=(1, 2)))
+                cells.append(future_valid.sum(axis=(1, 2)))  # noqa: B023
             sums = error_sums(ahead, future, future_valid)  # noqa: B023
             before = totals.setdefault(name, dict.fromkeys(sums, 0.0))
             totals[name] = {key: before[key] + sums[key] for key in sums}
@@ -250,12 +258,14 @@ def tested(data: ForecastingData, forecast: Forecast) -> dict[str, float]:
             for level in data.noise:
                 add(noise_metric(level), np.where(valid, past + np.float32(level) * noise, 0))
     metrics = forecast_metrics(totals.pop(""), data.seasonal_error)
-    return metrics | {
+    noisy = {
         name: forecast_metrics(sums, data.seasonal_error)["mse"] for name, sums in totals.items()
     }
+    correctness = np.concatenate(squared) / np.concatenate(cells).mean()
+    return metrics | noisy | {"correctness": correctness}
 
 
-def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, float]]]:
+def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]]]:
     """The cheap forecasts by name; each call fits one and gives its metrics on test."""
     fits: dict[str, Callable[[], Forecast]] = {
         "repeat": lambda: repeated(data.horizon),
@@ -266,8 +276,8 @@ def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, floa
         "dlinear": lambda: fit_linear(data, level="none", decomposed=True),
     }
 
-    def timed(fit: Callable[[], Forecast]) -> Callable[[], dict[str, float]]:
-        def call() -> dict[str, float]:
+    def timed(fit: Callable[[], Forecast]) -> Callable[[], dict[str, Any]]:
+        def call() -> dict[str, Any]:
             began = time.monotonic()
             metrics = tested(data, fit())
             return metrics | {"seconds": round(time.monotonic() - began, 2)}

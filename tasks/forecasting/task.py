@@ -50,6 +50,7 @@ class Forecasting(Task):
     higher_is_better = False
     table_metrics = ("mse", "mae", "mase", "crps")
     sharding_rules = SHARDING_RULES
+    baseline_version = 2
 
     def __init__(
         self,
@@ -108,6 +109,11 @@ class Forecasting(Task):
             names = re.sub(r"[^\w.+-]", "_", "+".join(self.data.targets))
             found["targets"] = names[:60]
         return found
+
+    @property
+    def overlap(self) -> int:
+        """Windows in a row have times ahead in common."""
+        return self.data.horizon
 
     @property
     def fingerprint(self) -> str:
@@ -270,7 +276,7 @@ class Forecasting(Task):
         calendar = clock.calendar_size(series.step)
         return drawn + attention_figures(attention, series.names, calendar)
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """See `tasks.forecasting.baselines`."""
         return dict(baselines.baselines(self._series))
 

@@ -49,6 +49,7 @@ class Recommendation(Task):
     primary_metric = "ndcg_at_10"
     table_metrics = ("ndcg_at_10", "hr_at_10", "mrr", "coverage", "diversity")
     sharding_rules = SHARDING_RULES
+    baseline_version = 2
 
     def __init__(
         self,
@@ -229,7 +230,7 @@ class Recommendation(Task):
         order = np.argsort(-shares, kind="stable")[:_REASONS]
         return [(called[place], round(float(shares[place]), 3)) for place in order if shares[place]]
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """See `tasks.recommendation.baselines`; fitted on train and validation."""
         fitted = Baselines(self.events, self.examples("validation"), self.examples("test"))
         return {name: functools.partial(fitted.metrics, name) for name in fitted.names}

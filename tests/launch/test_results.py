@@ -55,6 +55,21 @@ def test_table_from_saved_files(tmp_path):
     assert "`python -m launch.train --config=x`" in text
 
 
+def test_gains_are_over_the_best_baseline_that_tells_of_each_example(tmp_path, capsys):
+    for seed, gain in enumerate([0.01, 0.03]):
+        record = seeded(seed, 0.8)
+        record["baselines"] |= {
+            "majority": {"accuracy": 0.5, "gain": 0.3, "gain_95": 0.1},
+            "naive_bayes": {"accuracy": 0.78, "gain": gain, "gain_95": 0.02},
+        }
+        save_record(record, tmp_path)
+    text = results_markdown(load_records(tmp_path))
+    assert "| mcc | gain (95 %) | validation accuracy |" in text
+    assert "| 0.6000 ± 0.0000 | +0.0200 ± 0.0200 (naive_bayes) | 0.8200 ± 0.0000 |" in text
+    results.show(record, ["accuracy"])
+    assert "+0.0300 ± 0.0200" in capsys.readouterr().out
+
+
 def test_a_metric_that_a_run_does_not_have_is_left_empty(tmp_path, capsys):
     for seed in (0, 1):
         record = seeded(seed, 0.8)

@@ -99,6 +99,7 @@ def test_linear_maps_are_scikit_learns_ridge(level, individual):
     found = baselines.tested(data, fitted)
     error = mean_squared_error(future.ravel(), expected.ravel())
     np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
+    np.testing.assert_allclose(found["correctness"].mean(), found["mse"], rtol=1e-6)
 
 
 def test_dlinear_is_fitted_on_trend_and_rest():

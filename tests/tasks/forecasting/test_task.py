@@ -9,10 +9,13 @@ import pytest
 
 from launch.engine import config as configs
 from launch.engine import figures as drawing
+from launch.engine import run
+from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.evaluation import evaluate, gather
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
 from tasks.common.errors import UserError
+from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches, train_iterator
 from tasks.figures import Alignment, Curves, Forecast
 from tasks.forecasting import baselines
@@ -235,7 +238,7 @@ def test_a_model_that_does_not_fit_the_window_is_refused():
         make_steps(task, config)
 
 
-def test_the_ridge_model_is_the_baseline():
+def test_the_ridge_model_is_the_baseline(tmp_path):
     config = experiment("trend,ridge")
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
@@ -243,3 +246,21 @@ def test_the_ridge_model_is_the_baseline():
     expected = baselines.baselines(task._series)["ridge"]()
     np.testing.assert_allclose(found.metrics["mse"], expected["mse"], rtol=1e-4)
     np.testing.assert_allclose(found.metrics["mase"], expected["mase"], rtol=1e-4)
+    # Now fitted, and then read from the cache.
+    for _ in range(2):
+        beside = run.baselines(task, Paths.default(cache_dir=tmp_path), found)
+        assert abs(beside["ridge"]["gain"]) + beside["ridge"]["gain_95"] < 1e-4
+        gain = beside["repeat"]["mse"] - found.metrics["mse"]
+        np.testing.assert_allclose(beside["repeat"]["gain"], gain, rtol=1e-4)
+        assert 0 < beside["repeat"]["gain_95"] < gain
+        assert "correctness" not in beside["repeat"]
+
+
+def test_the_ablation_changes_the_share_alone():
+    found = resolve_ablation(load_ablation("configs/ablations/forecasting_share.py"))
+    assert {name: each.model.share for name, each in found.items()} == {
+        "ridge_seasonal": None,
+        "ridge_alone": 0.0,
+        "equal_shares": 0.5,
+        "seasons_alone": 1.0,
+    }

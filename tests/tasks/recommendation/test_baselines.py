@@ -103,6 +103,7 @@ def test_all_of_them_have_figures_on_test(data, splits, monkeypatch):
     for metrics in found.values():
         assert 0 < metrics["ndcg_at_10"] <= metrics["hr_at_10"] <= 1
         assert 0 < metrics["coverage"] <= 1
+        assert metrics["correctness"].mean() == pytest.approx(metrics["ndcg_at_10"], rel=1e-5)
     # What comes next is told by what came last.
     assert found["markov"]["mrr"] > found["popularity"]["mrr"] + 0.1
     popularity = data.popularity(with_validation=True)
