@@ -237,12 +237,12 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{record['task']}: {record['data']}, test split")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for metric in metrics:
         table.add_column(metric, justify="right", overflow="fold")
     gains = bool(_paired(record))
     if gains:
-        table.add_column("gain over it (95 %)", justify="right")
+        table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(
@@ -261,4 +261,4 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
             f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
             if "seconds" in values else "",
         )  # fmt: skip
-    Console(width=None if Console().is_terminal else 110).print(table)
+    Console(width=None if Console().is_terminal else 140).print(table)
