@@ -20,6 +20,8 @@ The error under Gaussian noise on what is looked back at, of the model and of th
 --config.data.noise="(0.1, 0.2, 0.3, 0.4, 0.5)".
 """
 
+import dataclasses
+
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
@@ -33,6 +35,14 @@ from tasks.forecasting.models import MODEL_CONFIGS
 LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend": 96}
 # The papers' own: a time is a token, and longer look-backs made these models worse.
 SHORT_LOOKBACKS = {"transformer": 96, "informer": 96}
+
+# Rates and a house's temperatures wander: what comes is told from the last value. Each channel of
+# the house has a linear map of its own.
+_WANDERING = {"level": "last", "ridge_level": "last"}
+OPTIONS = {
+    "exchange_rate": _WANDERING,
+    "appliance_energy": _WANDERING | {"ridge_individual": True},
+}
 
 # (learning rate, examples a step, steps); a step of lag attention is cheap.
 _SHORT, _SEASONS, _LONG = (3e-2, 128, 400), (1e-2, 64, 400), (1e-3, 32, 1500)
@@ -65,7 +75,10 @@ def get_config(argument: str = ""):
             lookback=SHORT_LOOKBACKS.get(chosen["model"], LOOKBACKS[chosen["data"]]),
             horizon=chosen["horizon"],
         )
-        model = MODEL_CONFIGS[chosen["model"]](head=chosen["head"])
+        kind = MODEL_CONFIGS[chosen["model"]]
+        fields = {field.name for field in dataclasses.fields(kind)}
+        options = OPTIONS.get(chosen["data"], {}).items()
+        model = kind(head=chosen["head"], **{key: v for key, v in options if key in fields})
     except ValueError as error:
         raise UserError(f"config: {error}") from None
     name = "_".join([model.name, *[model.head] * (model.head != "point")])

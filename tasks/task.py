@@ -31,6 +31,8 @@ class Task(abc.ABC):
       primary_metric: metric on the validation split by which the best step is chosen.
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
+      condition_prefix: of the names of metrics under further conditions, which tables show apart
+        beside the primary one, those runs that have them; none where empty.
       sharding_rules: see `launch.engine.sharding`.
       baseline_version: to be raised when a baseline's code changes, so that no cached figure of
         the old one is shown.
@@ -43,6 +45,7 @@ class Task(abc.ABC):
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     table_metrics: ClassVar[Sequence[str]]
+    condition_prefix: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1
     overlap: int = 1

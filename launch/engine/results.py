@@ -183,17 +183,16 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
                 ", ".join(sorted({run["commit"][:9] for run in runs})),
             ]
         )
-    baselines = {
-        (name, _spelled_settings(record)): values
-        for record in group
-        for name, values in record["baselines"].items()
-    }
+    baselines: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for record in group:
+        for name, values in record["baselines"].items():
+            baselines[name, _spelled_settings(record)].update(values)
     for (name, settings), values in sorted(baselines.items(), key=lambda row: row[0]):
         row = [f"baseline {name} ({settings})" if settings else f"baseline {name}"]
         row += [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
         rows.append(row + [""] * (len(header) - len(row)))
-    table = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    table += [f"| {' | '.join(row)} |" for row in rows]
+    table = _markdown(header, rows)
+    table += _conditions(task_type, by_experiment, baselines)
     lines = []
     for (experiment, _), runs in sorted(by_experiment.items()):
         first = min(runs, key=lambda run: run["seed"])
@@ -206,6 +205,42 @@ def _table(task: str, group: Sequence[Mapping[str, Any]]) -> list[str]:
             "example; of several seeds the mean of both figures"
         )
     return [*table, "", *lines]
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
+
+
+def _conditions(
+    task_type: Any,
+    models: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    baselines: Mapping[tuple[str, str], Mapping[str, float]],
+) -> list[str]:
+    """A second table, of the metrics under further conditions; nothing where no run has them."""
+    prefix, primary = task_type.condition_prefix, task_type.primary_metric
+    groups = [(name, [run["metrics"] for run in runs]) for name, runs in sorted(models.items())]
+    groups += [
+        ((f"baseline {name}", settings), [values])
+        for (name, settings), values in sorted(baselines.items())
+    ]
+    groups = [
+        (name, figures)
+        for name, figures in groups
+        if prefix and any(key.startswith(prefix) for each in figures for key in each)
+    ]
+    if not groups:
+        return []
+    found = {key for _, figures in groups for each in figures for key in each}
+    columns = [primary, *sorted(key for key in found if key.startswith(prefix))]
+    rows = []
+    for (name, settings), figures in groups:
+        cells = [
+            spell([each[key] for each in figures]) if all(key in each for each in figures) else ""
+            for key in columns
+        ]
+        rows.append([f"{name} ({settings})" if settings else name, *cells])
+    return ["", *_markdown(["model", *columns], rows)]
 
 
 def _paired(run: Mapping[str, Any]) -> list[str]:

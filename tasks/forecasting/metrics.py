@@ -57,6 +57,6 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
     return metrics
 
 
-def noise_metric(level: float) -> str:
-    """Name of the squared error under input noise of a level."""
-    return f"mse_noise_{level:g}"
+def noise_metric(level: float | None) -> str:
+    """Name of the squared error under input noise of a level; of all levels, how it begins."""
+    return "mse_noise_" + ("" if level is None else f"{level:g}")

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from launch.engine import results
+from launch.engine.config import task_class
 from launch.engine.results import load_records, mean_and_spread, results_markdown, save_record
 from tasks.common.errors import UserError
 
@@ -68,6 +69,20 @@ def test_gains_are_over_the_best_baseline_that_tells_of_each_example(tmp_path, c
     assert "| 0.6000 ± 0.0000 | +0.0200 ± 0.0200 (naive_bayes) | 0.8200 ± 0.0000 |" in text
     results.show(record, ["accuracy"])
     assert "+0.0300 ± 0.0200" in capsys.readouterr().out
+
+
+def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_class("text_classification"), "condition_prefix", "accuracy_at_")
+    for seed in (0, 1):
+        record = seeded(seed, 0.8)
+        record["metrics"]["accuracy_at_2"] = 0.5 + 0.2 * seed
+        save_record(record, tmp_path)
+        save_record(record | {"metrics": RECORD["metrics"], "experiment": "without"}, tmp_path)
+    text = results_markdown(load_records(tmp_path))
+    assert "| model | accuracy | accuracy_at_2 |" in text
+    assert "| attention_pooling | 0.8000 ± 0.0000 | 0.6000 ± 0.1414 |" in text
+    assert text.count("| without |") == 1
+    assert "accuracy_at" not in results_markdown([RECORD])
 
 
 def test_a_metric_that_a_run_does_not_have_is_left_empty(tmp_path, capsys):
