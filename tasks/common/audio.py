@@ -20,6 +20,9 @@ from tasks.common.errors import UserError
 
 Array = jax.Array
 
+# Of the curve of an equalizer.
+_KNOTS = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class LogMelConfig:
@@ -205,6 +208,9 @@ class SoundAugmentation:
       speed: largest change of speed (and pitch), as a share: 0.1 is 0.9 to 1.1 (Ko et al. 2015).
       gain: largest change of loudness, in decibels.
       noise: least and most signal-to-noise ratio of white noise, in decibels; none if empty.
+      warp: largest stretch of the bands, as a share: throats of other lengths (Jaitly & Hinton
+        2013, "Vocal Tract Length Perturbation").
+      equalizer: deviation, in decibels, of a random curve over the bands: other microphones.
       time_masks, time_width: how many stretches of frames are blanked, and of at most how many
         (SpecAugment, Park et al. 2019).
       band_masks, band_width: the same of bands.
@@ -213,6 +219,8 @@ class SoundAugmentation:
     speed: float = 0.0
     gain: float = 0.0
     noise: tuple[float, ...] = ()
+    warp: float = 0.0
+    equalizer: float = 0.0
     time_masks: int = 0
     time_width: int = 10
     band_masks: int = 0
@@ -225,8 +233,10 @@ class SoundAugmentation:
             raise ValueError(f"gain must be in [0, 60), got {self.gain}")
         if len(self.noise) not in (0, 2) or list(self.noise) != sorted(self.noise):
             raise ValueError(f"noise must be the least and the most decibels, got {self.noise}")
-        for name in ("time_masks", "band_masks"):
-            if getattr(self, name) < 0:
+        if not 0 <= self.warp < 0.5:
+            raise ValueError(f"warp must be in [0, 0.5), got {self.warp}")
+        for name in ("equalizer", "time_masks", "band_masks"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("time_width", "band_width"):
             if getattr(self, name) < 1:
@@ -277,6 +287,33 @@ def with_noise(samples: Array, length: Array, decibels: Array | float, key: Arra
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
     level = jnp.sqrt(power) * 10 ** (-decibels / 20)
     return samples + jnp.where(real, level * jax.random.normal(key, samples.shape), 0.0)
+
+
+def augment_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
+    """Another throat and another microphone, for each example by its key.
+
+        y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e a line between random knots
+
+    Args:
+      features: x, logarithms of energies, [B, S, F]; the last band stands for those beyond.
+      keys: [B].
+      config: what to change.
+    """
+
+    def one(x: Array, key: Array) -> Array:
+        throat, microphone = jax.random.split(key)
+        F = x.shape[-1]
+        if config.warp:
+            stretch = jax.random.uniform(throat, minval=1 - config.warp, maxval=1 + config.warp)
+            places = jnp.minimum(jnp.arange(F) * stretch, F - 1)
+            low = jnp.minimum(places.astype(jnp.int32), F - 2)
+            x = x[:, low] + (places - low) * (x[:, low + 1] - x[:, low])
+        if config.equalizer:
+            knots = config.equalizer * math.log(10) / 10 * jax.random.normal(microphone, (_KNOTS,))
+            x = x + jnp.interp(jnp.linspace(0, _KNOTS - 1, F), jnp.arange(_KNOTS), knots)
+        return x
+
+    return jax.vmap(one)(features, keys) if config.warp or config.equalizer else features
 
 
 def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugmentation) -> Array:

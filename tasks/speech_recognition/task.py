@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common.audio import augment_samples, log_mel, spec_augment
+from tasks.common.audio import augment_bands, augment_samples, log_mel, spec_augment
 from tasks.common.augmentation import example_keys
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.errors import UserError
@@ -53,6 +53,11 @@ class SpeechRecognition(TranscriptionTask):
           scale: mean and deviation of the features of train, [F] each.
           speech: the splits; None where only predictions are wanted.
         """
+        if model.chunk and data.centred:
+            raise UserError(
+                "config.data.centred: with config.model.chunk the encoder runs while someone "
+                "speaks, when the mean of the clip is not known; set it to False"
+            )
         self.data, self.model, self.encoder, self._scale = data, model, encoder, scale
         self._speech = speech
         if speech is not None:
@@ -110,15 +115,26 @@ class SpeechRecognition(TranscriptionTask):
         lengths, config = batch["length"], self.data.augmentation
         if key is None:
             return model.encode(*self._features(samples, lengths))
-        sound, hidden, key = jax.random.split(key, 3)
-        keys = example_keys(sound, batch["id"])
-        samples, lengths = augment_samples(samples, lengths, keys, config)
-        features, frames = self._features(samples, lengths)
-        features = spec_augment(features, frames, example_keys(hidden, batch["id"]), config)
+        *keys, key = jax.random.split(key, 4)
+        sound, bands, hidden = (example_keys(each, batch["id"]) for each in keys)
+        samples, lengths = augment_samples(samples, lengths, sound, config)
+        features, frames = self._features(
+            samples, lengths, lambda features: augment_bands(features, bands, config)
+        )
+        features = spec_augment(features, frames, hidden, config)
         return model.encode(features, frames, key)
 
-    def _features(self, samples: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _features(
+        self,
+        samples: jax.Array,
+        lengths: jax.Array,
+        change: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Standardised features of samples, and the numbers of frames; changed before that."""
         features, frames = log_mel(samples, lengths, self.data.features)
+        if change is not None:
+            features = change(features)
+        features = _centred(features, frames) if self.data.centred else features
         mean, deviation = self._scale
         real = jnp.arange(features.shape[1]) < frames[:, None]
         return jnp.where(real[..., None], (features - mean) / deviation, 0.0), frames
@@ -184,12 +200,25 @@ class SpeechRecognition(TranscriptionTask):
         return clips(sounds.__getitem__, [len(sound) for sound in sounds])
 
 
+def _centred(features: jax.Array, frames: jax.Array) -> jax.Array:
+    """[B, S, F] without the mean of each band over the frames [B] of its clip."""
+    real = (jnp.arange(features.shape[1]) < frames[:, None])[..., None]
+    count = jnp.maximum(frames, 1)[:, None, None]
+    mean = jnp.sum(jnp.where(real, features, 0.0), axis=1, keepdims=True) / count
+    return jnp.where(real, features - mean, 0.0)
+
+
 def _scale(part: TranscribedExamples, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the features of some clips of train, [F] each."""
     step = max(len(part) // _MEASURED, 1)
     chosen = [part[index]["samples"] for index in range(0, len(part), step)]
     width = max(len(samples) for samples in chosen)
-    features = jax.jit(lambda x, lengths: log_mel(x, lengths, data.features))
+
+    @jax.jit
+    def features(x: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        found, frames = log_mel(x, lengths, data.features)
+        return _centred(found, frames) if data.centred else found, frames
+
     sums, count = np.zeros((2, data.features.bands)), 0
     for start in range(0, len(chosen), _TOGETHER):
         padded = np.zeros((_TOGETHER, width), np.float32)

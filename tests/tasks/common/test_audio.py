@@ -123,6 +123,31 @@ def test_noise_has_the_ratio_asked_for_and_silence_stays():
     assert not added[1].any()
 
 
+def test_another_throat_stretches_the_bands():
+    bands = np.arange(40)
+    hill = np.exp(-np.square((bands - 20) / 2)).astype(np.float32)
+    features = np.tile(hill, (30, 3, 1))
+    warped = np.asarray(audio.augment_bands(features, keys(30), SoundAugmentation(warp=0.2)))
+    # All frames of an example alike, the hill at most a fifth higher or lower.
+    assert (warped == warped[:, :1]).all()
+    peaks = warped[:, 0].argmax(axis=1)
+    assert peaks.min() >= 16
+    assert peaks.max() <= 25
+    assert len(set(peaks.tolist())) > 4
+
+
+def test_another_microphone_adds_a_smooth_curve_to_all_frames():
+    features = np.random.default_rng(0).normal(size=(200, 4, 41)).astype(np.float32)
+    changed = audio.augment_bands(features, keys(200), SoundAugmentation(equalizer=6.0))
+    added = np.asarray(changed) - features
+    np.testing.assert_allclose(added, np.tile(added[:, :1], (1, 4, 1)), atol=1e-5)
+    curves = added[:, 0]
+    # Lines between six knots of 6 dB.
+    np.testing.assert_allclose(np.diff(curves[:, :9], 2), 0, atol=1e-4)
+    assert 10 / np.log(10) * curves[:, ::8].std() == pytest.approx(6, rel=0.1)
+    assert audio.augment_bands(features, keys(200), SoundAugmentation()) is features
+
+
 def test_masks_hide_stretches_of_frames_and_bands():
     config = SoundAugmentation(time_masks=1, time_width=4, band_masks=1, band_width=3)
     features = np.random.default_rng(0).normal(size=(20, 12, 8)).astype(np.float32)

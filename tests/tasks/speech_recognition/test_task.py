@@ -119,6 +119,21 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     assert again.settings == {"held_out": "george"}
 
 
+def test_what_a_microphone_adds_changes_nothing(task):
+    clip = task.examples("test")[0]
+    samples = clip["samples"][None].astype(np.float32) / 32768
+    noise = 1e-2 * np.random.default_rng(0).normal(size=samples.shape).astype(np.float32)
+    lengths = clip["length"][None]
+    features, _ = task._features(samples + noise, lengths)
+    louder, _ = task._features(3 * (samples + noise), lengths)
+    np.testing.assert_allclose(louder, features, atol=1e-3)
+
+
+def test_a_chunked_encoder_cannot_be_centred(monkeypatch):
+    with pytest.raises(UserError, match=r"config.data.centred: with config.model.chunk"):
+        made(monkeypatch, SpeechConfig(**TINY, chunk=4))
+
+
 def test_texts_longer_than_what_is_written_are_named(monkeypatch):
     model = SpeechConfig(**TINY)
     short = {"transcriber": type(model.transcriber)(max_length=2)}
