@@ -14,6 +14,7 @@ from tasks.forecasting.models import build
 from tasks.forecasting.patchtst import PatchTSTConfig
 from tasks.forecasting.windows import Sizes
 from tests.oracles.problems import differentiate, torch_answers
+from tests.oracles.torch_weights import TorchWeights
 
 B, L, F, C, K, D, N, H, LAYERS = 2, 14, 4, 3, 2, 8, 2, 4, 2
 # The first two of 14 values fill no patch.
@@ -34,7 +35,6 @@ CONFIGS = {
     "patchtst": PatchTSTConfig(patch_length=PATCH, patch_stride=STRIDE, **LAYERS_OF),
     "informer": InformerConfig(mixer="prob_sparse(factor=1)", label_length=LABEL, **LAYERS_OF),
 }
-PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
@@ -94,28 +94,6 @@ def _ours(case, a):
     return {"out": out, **weights}
 
 
-class _Weights:
-    """Their weights as functions of our arrays."""
-
-    def __init__(self, arrays):
-        self.arrays, self.found = arrays, {}
-
-    def linear(self, own, other, rows=None, bias=True):
-        kernel = self.arrays[f"{own}/kernel"]
-        self.found[f"{other}.weight"] = kernel.reshape(rows or kernel.shape[0], -1).T
-        if bias:
-            self.found[f"{other}.bias"] = self.arrays[f"{own}/bias"].reshape(-1)
-
-    def norm(self, own, other):
-        self.found[f"{other}.weight"] = self.arrays[f"{own}/scale"]
-        self.found[f"{other}.bias"] = self.arrays[f"{own}/bias"]
-
-    def attention(self, own, other):
-        for name, short in PROJECTIONS.items():
-            rows = N * H if name == "out" else D
-            self.linear(f"{own}/{name}", f"{other}.{short}", rows)
-
-
 def _patchtst(a):
     import torch
     from transformers import PatchTSTConfig, PatchTSTForPrediction
@@ -137,7 +115,7 @@ def _patchtst(a):
         loss="mse",
         attn_implementation="eager",
     )
-    weights = _Weights(a)
+    weights = TorchWeights(a)
     weights.linear("patches/embedding", "model.encoder.embedder.input_embedding")
     weights.found["model.encoder.positional_encoder.position_enc"] = a[
         "patches/encoder/positions/embedding"
@@ -189,7 +167,7 @@ def _informer(a):
     mean, variance = map(torch.tensor, running())
     found = {}
     for stack, module in (("encoder", encoder), ("decoder", decoder)):
-        weights = _Weights(a)
+        weights = TorchWeights(a)
         weights.linear(f"{stack}_embedding", "value_embedding.value_projection", bias=False)
         weights.norm(f"{stack}/input_norm", "layernorm_embedding")
         # Theirs goes on where the encoder's ends, ours begins anew.
