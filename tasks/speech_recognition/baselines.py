@@ -1,4 +1,4 @@
-"""What a few lines get of spoken digits."""
+"""What a few lines get of spoken digits, and an older recogniser of English prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from tasks.common.audio import LogMelConfig, log_mel
+from tasks.common.audio import LogMelConfig, log_mel, resampled, to_pcm
 from tasks.common.transcription import TranscribedExamples
 from tasks.common.transcripts import transcript_metrics
 from tasks.speech_recognition.data import SpeechData
@@ -15,6 +15,8 @@ from tasks.speech_recognition.data import SpeechData
 _COEFFICIENTS, _PARTS = 20, 10
 # Decibels below the loudest frame at which silence begins.
 _SILENCE = 30.0
+# Samples a second of PocketSphinx' model.
+_SPHINX_RATE = 16000
 
 
 def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
@@ -35,6 +37,31 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     )
     search.fit(_cepstra(train, config), train.texts)
     written = search.predict(_cepstra(test, config)).tolist()
+    metrics = transcript_metrics(test.texts, written)
+    chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
+    return chosen | {"seconds": round(time.monotonic() - began, 2)}
+
+
+def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
+    """PocketSphinx (Huggins-Daines et al. 2006) with the English model that it brings: hidden
+    Markov models and trigrams, not fitted to the data.
+
+    Args:
+      speech: its test split is written down.
+      rate: samples a second.
+    """
+    from pocketsphinx import Decoder
+
+    began = time.monotonic()
+    decoder = Decoder(samprate=_SPHINX_RATE, loglevel="FATAL")
+    test, written = speech.splits["test"], []
+    for index in range(len(test)):
+        samples = test[index]["samples"].astype(np.float32) / 32768
+        decoder.start_utt()
+        decoder.process_raw(to_pcm(resampled(samples, rate, _SPHINX_RATE)).tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        written.append(found.hypstr if found else "")
     metrics = transcript_metrics(test.texts, written)
     chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
     return chosen | {"seconds": round(time.monotonic() - began, 2)}

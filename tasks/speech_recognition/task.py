@@ -181,11 +181,16 @@ class SpeechRecognition(TranscriptionTask):
         every = max(round(second / 2), 1)
         return ["" if frame % every else f"{frame / second:.1f} s" for frame in range(seen)]
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Of single digits, an SVM on MFCC."""
-        if self.data.name != "spoken_digits" or self.data.path is not None:
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Of single digits an SVM on MFCC, of English prompts PocketSphinx."""
+        speech, features = self._speech, self.data.features
+        if self.data.path is not None:
             return {}
-        return {"mfcc_svm": lambda: baselines.mfcc_svm(self._speech, self.data.features)}
+        if self.data.name == "spoken_digits":
+            return {"mfcc_svm": lambda: baselines.mfcc_svm(speech, features)}
+        if self.data.name == "prompts_en":
+            return {"pocketsphinx": lambda: baselines.pocketsphinx(speech, features.sample_rate)}
+        return {}
 
     # ------------------------------------------------------------------ predict
 
