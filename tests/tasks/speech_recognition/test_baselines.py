@@ -1,4 +1,4 @@
-"""Cheap recognisers, on words that are tones and on what nobody said."""
+"""Cheap recognisers, on words that are tones and on silence."""
 
 import numpy as np
 
