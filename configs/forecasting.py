@@ -45,7 +45,7 @@ OPTIONS = {
 }
 
 # (learning rate, examples a step, steps); a step of lag attention is cheap.
-_SHORT, _SEASONS, _LONG = (3e-2, 128, 400), (1e-2, 64, 400), (1e-3, 32, 1500)
+_SHORT, _SEASONS, _LONG = (3e-2, 128, 400), (5e-2, 64, 400), (1e-3, 32, 1500)
 STEPS = {
     "ridge": (1e-2, 128, 25),
     "lag": _SHORT,
