@@ -30,8 +30,9 @@ from tasks.recommendation.datasets import DATA_SETS
 from tasks.recommendation.losses import LossConfig
 from tasks.recommendation.models import MODEL_CONFIGS
 
-# Models of counts with few weights learn in few steps.
+# Models of counts with few weights learn in few steps, those of profiles are slow to begin.
 _COUNTED = ("hybrid", "user_neighbours")
+_QUICK = (*_COUNTED, "nais", "acf")
 
 
 def get_config(argument: str = "movielens_100k"):
@@ -60,7 +61,7 @@ def movielens_100k(model: str):
         "data": DataConfig(max_length=128),
         "model": MODEL_CONFIGS[model](**options),
         "optimizer": OptimizerConfig(
-            learning_rate=3e-3 if counted else 1e-3,
+            learning_rate=3e-3 if model in _QUICK else 1e-3,
             warmup_steps=30,
             final_fraction=0.05,
             weight_decay=0.01,
