@@ -35,6 +35,8 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.transformer_step
 	$(BIN)/python -m benchmarks.language_model_step
 	$(BIN)/python -m benchmarks.unet_step
+	$(BIN)/python -m benchmarks.patchtst_step
+	$(BIN)/python -m benchmarks.speech_step
 	$(BIN)/python -m benchmarks.cache_layout
 
 results: $(VENV)/.run
