@@ -17,11 +17,11 @@ flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints.")
 
 def report() -> None:
     """The verb."""
-    from launch.engine import results
+    from launch.engine import results, tables
     from launch.engine.writers import write_text
 
     records = results.load_records(Path(cli.FLAGS.results))
-    text = results.results_markdown(records)
+    text = tables.results_markdown(records)
     if cli.FLAGS.output == "-":
         print(text, end="")
     else:

@@ -19,14 +19,15 @@ flags.DEFINE_bool("baselines", True, "Fit the cheap baselines (once) and show th
 
 def train() -> None:
     """The verb."""
-    from launch.engine import results
+    from launch.engine import tables
+    from launch.engine.config import task_class
     from launch.engine.run import run
 
     config, folder = cli.experiment(), cli.workdir()
     cli.check_recordable()
     cli.set_up_jax(config)
     record = run(config, folder, cli.paths(), cli.command(), cli.FLAGS.baselines)
-    results.show(record, results.task_class(config.task).table_metrics)
+    tables.show(record, task_class(config.task).table_metrics)
     print(f"report: {folder / 'report.html'}")
     cli.record([record])
 

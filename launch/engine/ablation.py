@@ -20,7 +20,7 @@ import numpy as np
 from launch.engine import config as configs
 from launch.engine import pairs
 from launch.engine.config import Experiment
-from launch.engine.results import mean_and_spread, spell_metric
+from launch.engine.tables import mean_and_spread, spell_metric
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 

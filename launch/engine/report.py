@@ -11,7 +11,7 @@ import numpy as np
 
 from launch.engine import figures
 from launch.engine.evaluation import Evaluation
-from launch.engine.results import spell_seconds
+from launch.engine.tables import spell_seconds
 from launch.engine.writers import read_lines, write_text
 from tasks.figures import AttendedText
 from tasks.task import Task

@@ -1,0 +1,239 @@
+"""Tables of runs: of one on screen, and of all records as RESULTS.md holds them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from launch.engine import pairs
+from launch.engine.config import task_class
+
+Record = Mapping[str, Any]
+
+# Of a baseline's values: the model's gain over it and half the interval.
+_GAIN = ("gain", "gain_95")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
+def spell(values: Sequence[float]) -> str:
+    """'0.8012 ± 0.0031' or, for one value, '0.8012'."""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
+
+
+def spell_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """`spell` of a metric of some runs' records; empty where a run does not have it."""
+    found = [run["metrics"].get(metric) for run in runs]
+    return "" if None in found else spell(found)
+
+
+def spell_seconds(seconds: float) -> str:
+    """'12 s' or '3 min 05 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class _Row(NamedTuple):
+    """One row of a table: the runs of a model, or what a baseline gave, under the same settings."""
+
+    settings: tuple[tuple[str, Any], ...]
+    baseline: bool
+    name: str
+
+    @property
+    def label(self) -> str:
+        name = f"baseline {self.name}" if self.baseline else self.name
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings)
+        return f"{name} ({settings})" if settings else name
+
+    @property
+    def order(self) -> tuple:
+        """Settings that are numbers by size, others by the alphabet; baselines last."""
+        settings = [
+            (key, not isinstance(x, int | float), x if isinstance(x, int | float) else str(x))
+            for key, x in self.settings
+        ]
+        return settings, self.baseline, self.name
+
+
+def results_markdown(records: Iterable[Record]) -> str:
+    """Tables of all records, a section a task and data set, as RESULTS.md holds them."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["task"], record["data"]].append(record)
+    lines = [
+        "# Results",
+        "",
+        "Generated from the run files under `results/` by "
+        "`python -m launch.report --results=results --output=RESULTS.md`.",
+        "Figures are on the test split, read once, at the best validation step: mean ± standard "
+        "deviation over the seeds. Baselines are fitted on the same train split; where a model is "
+        "fitted again on train and validation, as its table says, they are too. A gain is a "
+        "model's over a baseline on the first metric, positive where the model is better, example "
+        "by example, with its 95 % interval; of several seeds it is the mean of each.",
+    ]
+    for (task, data), group in sorted(groups.items()):
+        lines += ["", f"## {task}: {data}", *_section(task_class(task), group)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(task: Any, group: Sequence[Record]) -> list[str]:
+    runs: dict[_Row, list[Record]] = defaultdict(list)
+    given: dict[_Row, dict[str, float]] = defaultdict(dict)
+    for record in sorted(group, key=lambda record: record["seed"]):
+        settings = tuple(sorted(record["settings"].items()))
+        runs[_Row(settings, False, record["experiment"])].append(record)
+        for name, values in record["baselines"].items():
+            given[_Row(settings, True, name)].update(values)
+    order = sorted([*runs, *given], key=lambda row: row.order)
+    tables = [_main_table(task, order, runs, given), _conditions(task, order, runs, given)]
+    tables.append(_gains([row for row in order if not row.baseline], runs))
+    lines = [line for table in tables if table for line in ["", *table]]
+    return [*lines, "", *_commands([row for row in order if not row.baseline], runs)]
+
+
+def _main_table(
+    task: Any,
+    order: Sequence[_Row],
+    runs: Mapping[_Row, Sequence[Record]],
+    given: Mapping[_Row, Mapping[str, float]],
+) -> list[str]:
+    metrics, primary = list(task.table_metrics), task.primary_metric
+    header = [
+        "model", *metrics, f"validation {primary}", "seeds", "weights", "seconds a run", "device",
+        "commit",
+    ]  # fmt: skip
+    rows = []
+    for row in order:
+        if row.baseline:
+            values = given[row]
+            cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+            rows.append([row.label, *cells, *[""] * (len(header) - 1 - len(metrics))])
+            continue
+        own = runs[row]
+        rows.append(
+            [
+                row.label,
+                *(spell_metric(own, metric) for metric in metrics),
+                spell([run["validation"][primary] for run in own]),
+                ", ".join(str(run["seed"]) for run in own),
+                f"{own[0]['parameters']:,}",
+                f"{mean_and_spread([run['seconds'] for run in own])[0]:.0f}",
+                own[0]["device"],
+                ", ".join(sorted({run["commit"][:9] for run in own})),
+            ]
+        )
+    return _markdown(header, rows)
+
+
+def _conditions(
+    task: Any,
+    order: Sequence[_Row],
+    runs: Mapping[_Row, Sequence[Record]],
+    given: Mapping[_Row, Mapping[str, float]],
+) -> list[str]:
+    """The metrics under further conditions; nothing where no run has them."""
+    prefix = task.condition_prefix
+    figures = {
+        row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]
+        for row in order
+    }
+    named = {
+        row: {key for values in some for key in values if prefix and key.startswith(prefix)}
+        for row, some in figures.items()
+    }
+    columns = [task.primary_metric, *sorted(set().union(*named.values()))]
+    rows = [
+        [
+            row.label,
+            *(
+                spell([values[key] for values in figures[row]])
+                if all(key in values for values in figures[row])
+                else ""
+                for key in columns
+            ),
+        ]
+        for row in order
+        if named[row]
+    ]
+    return _markdown(["model", *columns], rows) if rows else []
+
+
+def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
+    """Gains over each baseline that tells of each example; nothing where none does."""
+    found = {
+        row: {
+            name: [run["baselines"][name] for run in runs[row]]
+            for name in runs[row][0]["baselines"]
+            if all("gain" in run["baselines"].get(name, ()) for run in runs[row])
+        }
+        for row in models
+    }
+    names = sorted(set().union(*found.values()))
+    rows = []
+    for row in filter(found.get, models):
+        cells = [
+            pairs.spell(*(mean_and_spread([v[key] for v in values])[0] for key in _GAIN))
+            if (values := found[row].get(name))
+            else ""
+            for name in names
+        ]
+        rows.append([row.label, *cells])
+    return _markdown(["gain over", *names], rows) if rows else []
+
+
+def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
+    lines = []
+    for row in models:
+        first = runs[row][0]
+        how = first["selected_by"]
+        refitted = f" (chosen by {how})" if "refitted" in how else ""
+        lines.append(f"- {row.label}{refitted}: `{first['command']}`")
+    return lines
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
+
+
+def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    """Prints the test table of one run: the model, then the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{record['task']}: {record['data']}, test split")
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right", overflow="fold")
+    gains = any("gain" in values for values in record["baselines"].values())
+    if gains:
+        table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
+    table.add_column("seed", justify="right")
+    table.add_column("time", justify="right")
+    table.add_row(
+        record["experiment"],
+        *(spell_metric([record], metric) for metric in metrics),
+        *([""] if gains else []),
+        str(record["seed"]),
+        spell_seconds(record["seconds"]),
+    )
+    for name, values in record["baselines"].items():
+        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+        if gains:
+            paired = "gain" in values
+            cells.append(pairs.spell(values["gain"], values["gain_95"]) if paired else "")
+        table.add_row(
+            f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
+            if "seconds" in values else "",
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 140).print(table)
