@@ -11,7 +11,7 @@ import numpy as np
 
 from launch.engine import figures
 from launch.engine.evaluation import Evaluation
-from launch.engine.tables import spell_seconds
+from launch.engine.tables import spell_gains, spell_seconds
 from launch.engine.writers import read_lines, write_text
 from tasks.figures import AttendedText
 from tasks.task import Task
@@ -35,13 +35,14 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 {%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
 {%- endif %}.</p>
 <h2>Test split</h2>
-<table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}</tr>
+<table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
+{% if gains %}<th>gain over it (95 %)</th>{% endif %}</tr>
 <tr><td><b>{{ record.experiment }}</b></td>
 {% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
 </td>{% endfor %}</tr>
 {% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
 {% for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>{% endfor %}
-</tr>{% endfor %}</table>
+{% if gains %}<td>{{ gains[baseline] }}</td>{% endif %}</tr>{% endfor %}</table>
 {% if others %}<details><summary>All metrics</summary><table>
 {% for name, value in others.items() %}<tr><td>{{ name }}</td><td>{{ "%.4f" | format(value) }}</td>
 </tr>{% endfor %}</table></details>{% endif %}
@@ -88,6 +89,7 @@ def write_report(
             record=record,
             metrics=shown,
             others={name: value for name, value in record["metrics"].items() if name not in shown},
+            gains=spell_gains(record),
             seconds=spell_seconds(record["seconds"]),
             curves=Markup(_curves(folder, task)),
             pictures=Markup("".join(figures.draw(figure) for figure in pictures)),

@@ -42,6 +42,15 @@ def spell_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def spell_gains(record: Record) -> dict[str, str]:
+    """The model's gain over each baseline that tells of each example, spelled."""
+    return {
+        name: pairs.spell(*(values[key] for key in _GAIN))
+        for name, values in record["baselines"].items()
+        if _GAIN[0] in values
+    }
+
+
 class _Row(NamedTuple):
     """One row of a table: the runs of a model, or what a baseline gave, under the same settings."""
 
@@ -215,7 +224,7 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     table.add_column("model", no_wrap=True)
     for metric in metrics:
         table.add_column(metric, justify="right", overflow="fold")
-    gains = any("gain" in values for values in record["baselines"].values())
+    gains = spell_gains(record)
     if gains:
         table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
     table.add_column("seed", justify="right")
@@ -230,8 +239,7 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     for name, values in record["baselines"].items():
         cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
         if gains:
-            paired = "gain" in values
-            cells.append(pairs.spell(values["gain"], values["gain_95"]) if paired else "")
+            cells.append(gains.get(name, ""))
         table.add_row(
             f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
             if "seconds" in values else "",
