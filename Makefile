@@ -40,7 +40,7 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.cache_layout
 
 results: $(VENV)/.run
-	$(BIN)/python -m launch.report --results=results --output=RESULTS.md
+	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache

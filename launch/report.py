@@ -1,6 +1,9 @@
 """Writes the results tables from run files.
 
-python -m launch.report --results=results --output=RESULTS.md
+python -m launch.report --results=results --output=RESULTS.md --readme=README.md
+
+With --readme the first of them also goes into a file, between lines <!-- results --> and
+<!-- /results -->.
 """
 
 from __future__ import annotations
@@ -13,14 +16,25 @@ from launch.engine import cli
 
 flags.DEFINE_string("results", "results", "Folder of run files.")
 flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints.")
+flags.DEFINE_string("readme", None, "File with a place for the first table.")
 
 
 def report() -> None:
     """The verb."""
     from launch.engine import results, tables
     from launch.engine.writers import write_text
+    from tasks.common.errors import UserError
 
     records = results.load_records(Path(cli.FLAGS.results))
+    if cli.FLAGS.readme:
+        readme = Path(cli.FLAGS.readme)
+        if not readme.is_file():
+            raise UserError(f"--readme={readme}: no such file")
+        text = readme.read_text(encoding="utf-8")
+        try:
+            write_text(readme, tables.with_glance(text, records))
+        except ValueError as error:
+            raise UserError(f"--readme={readme}: {error}") from None
     text = tables.results_markdown(records)
     if cli.FLAGS.output == "-":
         print(text, end="")

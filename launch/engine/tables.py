@@ -76,9 +76,7 @@ class _Row(NamedTuple):
 
 def results_markdown(records: Iterable[Record]) -> str:
     """Tables of all records, a section a task and data set, as RESULTS.md holds them."""
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record["task"], record["data"]].append(record)
+    groups = _by_data(records)
     lines = [
         "# Results",
         "",
@@ -90,12 +88,43 @@ def results_markdown(records: Iterable[Record]) -> str:
         "model's over a baseline on the first metric, positive where the model is better, example "
         "by example, with its 95 % interval; of several seeds it is the mean of each.",
     ]
-    for (task, data), group in sorted(groups.items()):
+    lines += ["", *_at_a_glance(groups)]
+    for (task, data), group in groups.items():
         lines += ["", f"## {task}: {data}", *_section(task_class(task), group)]
     return "\n".join(lines) + "\n"
 
 
-def _section(task: Any, group: Sequence[Record]) -> list[str]:
+def at_a_glance(records: Iterable[Record]) -> str:
+    """The first table of `results_markdown`: for each data set the model that is best on
+    validation, beside the baseline that is best on test.
+    """
+    return "\n".join(_at_a_glance(_by_data(records)))
+
+
+def with_glance(text: str, records: Iterable[Record]) -> str:
+    """A text with `at_a_glance` between its lines <!-- results --> and <!-- /results -->.
+
+    Raises:
+      ValueError: the text has no such lines.
+    """
+    before, first, rest = text.partition("<!-- results -->\n")
+    _, last, after = rest.partition("<!-- /results -->\n")
+    if not first or not last:
+        raise ValueError("has no lines <!-- results --> and <!-- /results -->")
+    return f"{before}{first}\n{at_a_glance(records)}\n\n{last}{after}"
+
+
+def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["task"], record["data"]].append(record)
+    return dict(sorted(groups.items()))
+
+
+def _by_row(
+    group: Sequence[Record],
+) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
+    """Runs of each model by seed, and what each baseline gave."""
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
@@ -103,6 +132,31 @@ def _section(task: Any, group: Sequence[Record]) -> list[str]:
         runs[_Row(settings, False, record["experiment"])].append(record)
         for name, values in record["baselines"].items():
             given[_Row(settings, True, name)].update(values)
+    return runs, given
+
+
+def _at_a_glance(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str]:
+    rows = []
+    for (name, data), group in groups.items():
+        task, (runs, given) = task_class(name), _by_row(group)
+        primary, sign = task.primary_metric, 1 if task.higher_is_better else -1
+
+        def on_validation(row: _Row, runs=runs, primary=primary) -> float:
+            return mean_and_spread([run["validation"][primary] for run in runs[row]])[0]
+
+        best = max(runs, key=lambda row: sign * on_validation(row))
+        cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
+        strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
+        told = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
+        mean, spread = mean_and_spread([run["metrics"][primary] for run in runs[best]])
+        figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
+        better = "" if task.higher_is_better else " (less is better)"
+        rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", told])
+    return _markdown(["task", "data", "metric on test", "best on validation", "baseline"], rows)
+
+
+def _section(task: Any, group: Sequence[Record]) -> list[str]:
+    runs, given = _by_row(group)
     order = sorted([*runs, *given], key=lambda row: row.order)
     tables = [_main_table(task, order, runs, given), _conditions(task, order, runs, given)]
     tables.append(_gains([row for row in order if not row.baseline], runs))

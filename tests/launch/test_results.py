@@ -2,13 +2,20 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 from launch.engine import results
 from launch.engine.config import task_class
 from launch.engine.results import load_records, save_record
-from launch.engine.tables import mean_and_spread, results_markdown, show
+from launch.engine.tables import (
+    at_a_glance,
+    mean_and_spread,
+    results_markdown,
+    show,
+    with_glance,
+)
 from tasks.common.errors import UserError
 
 RECORD = {
@@ -70,6 +77,26 @@ def test_gains_over_baselines_that_tell_of_each_example(tmp_path, capsys):
     assert "| attention_pooling | +0.3000 ± 0.1000 | +0.0200 ± 0.0200 |" in text
     show(record, ["accuracy"])
     assert "+0.0300 ± 0.0200" in capsys.readouterr().out
+
+
+def test_the_files_here_are_those_of_the_run_files():
+    """`make results` has been run."""
+    records = load_records(Path("results"))
+    assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
+    readme = Path("README.md").read_text(encoding="utf-8")
+    assert readme == with_glance(readme, records)
+    with pytest.raises(ValueError, match="has no lines <!-- results -->"):
+        with_glance("# Title\n", records)
+
+
+def test_at_a_glance_is_the_best_on_validation_beside_the_best_baseline():
+    other = seeded(0, 0.99) | {"experiment": "other", "validation": {"accuracy": 0.5}}
+    cheaper = {"majority": {"accuracy": 0.5}} | RECORD["baselines"]
+    text = at_a_glance([seeded(0, 0.8), seeded(1, 0.82), other | {"baselines": cheaper}])
+    row = (
+        "| text_classification | sst2 | accuracy | attention_pooling 0.810 ± 0.014 | nb_svm 0.810 |"
+    )
+    assert text.splitlines()[2:] == [row]
 
 
 def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
