@@ -67,6 +67,8 @@ class DataConfig:
         and validation takes 5 to 9.
       strings: of spoken_digit_strings: how they are joined.
       long_strings: of its second test, of strings that are longer than any in train.
+      silence: further examples of train in which nobody speaks, as a share of its strings: what
+        has never heard nothing takes it for something.
       train_size, validation_size, test_size: strings of each split. The second test, and each of
         its noisy copies, have a quarter of test_size.
       seed: of the strings.
@@ -84,6 +86,7 @@ class DataConfig:
     held_out: str = SPEAKERS[0]
     strings: Strings = dataclasses.field(default_factory=Strings)
     long_strings: Strings = dataclasses.field(default_factory=lambda: Strings(8, 12))
+    silence: float = 0.02
     train_size: int = 8000
     validation_size: int = 300
     test_size: int = 600
@@ -105,6 +108,8 @@ class DataConfig:
         for field in ("train_size", "validation_size", "test_size"):
             if getattr(self, field) < 4:
                 raise ValueError(f"{field} must be at least 4, got {getattr(self, field)}")
+        if not 0 <= self.silence < 1:
+            raise ValueError(f"silence must be in [0, 1), got {self.silence}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not self.max_seconds > 0:
@@ -233,9 +238,14 @@ def _strings(config: DataConfig, recordings: Mapping) -> SpeechData:
     test = joined("test", config.test_size, config.strings, "test")
     longer = joined("test", quarter, config.long_strings, LONG)
     encoder = TextEncoder.fit(_said(train), config.text)
+    silent = range(round(config.silence * config.train_size))
+    spoken = {
+        "train": [("", train, range(len(train)), None), (SILENCE, None, silent, None)],
+        "validation": [("", validation, range(len(validation)), None)],
+    }
     splits = {
-        split: clips(part.__getitem__, part.lengths, units_of(encoder, _said(part)), _said(part))
-        for split, part in {"train": train, "validation": validation}.items()
+        split: _conditions(parts, encoder, (config.seed, _STREAMS[split], _STREAMS[SILENCE]), rate)
+        for split, parts in spoken.items()
     }
     conditions = [("", test, range(len(test)), None), (LONG, longer, range(quarter), None)]
     conditions += [(f"snr_{noise}", test, range(quarter), noise) for noise in NOISES]

@@ -164,7 +164,7 @@ def test_configs_that_make_no_sense_are_named(changed, said):
 
 
 def test_spoken_digits_and_strings_of_them():
-    small = {"train_size": 40, "validation_size": 10, "test_size": 20}
+    small = {"train_size": 40, "silence": 0.1, "validation_size": 10, "test_size": 20}
     with needed():
         single = load(DataConfig(name="spoken_digits"), Paths.default())
     assert [len(single.splits[split]) for split in single.splits] == [2250, 250, 500]
@@ -172,7 +172,11 @@ def test_spoken_digits_and_strings_of_them():
     official = load(DataConfig(name="spoken_digits", held_out="official"), Paths.default())
     assert [len(official.splits[split]) for split in official.splits] == [2400, 300, 300]
     strings = load(DataConfig(**small), Paths.default())
-    test = strings.splits["test"]
+    train, test = (strings.splits[split] for split in ("train", "test"))
+    assert train.texts[-4:] == [""] * 4
+    assert all(train.texts[:40])
+    assert np.abs(train[40]["samples"]).max() < 2000
+    assert len(strings.splits["validation"]) == 10
     assert strings.conditions == ("", "long", "snr_20", "snr_10", "snr_5", "snr_0", "silence")
     assert np.bincount(test.groups).tolist() == [20, 5, 5, 5, 5, 5, 5]
     words = [len(text.split()) for text in test.texts]
