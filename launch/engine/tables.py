@@ -12,6 +12,9 @@ from launch.engine.config import task_class
 
 Record = Mapping[str, Any]
 
+# In the place of a setting's value: what follows is the mean over all of its values, and the
+# deviation among them.
+_MEAN = "all (mean)"
 # Of a baseline's values: the model's gain over it and half the interval.
 _GAIN = ("gain", "gain_95")
 
@@ -124,7 +127,9 @@ def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def _by_row(
     group: Sequence[Record],
 ) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
-    """Runs of each model by seed, and what each baseline gave."""
+    """Runs of each model by seed, and what each baseline gave; those of the mean over a setting
+    too.
+    """
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
@@ -132,6 +137,21 @@ def _by_row(
         runs[_Row(settings, False, record["experiment"])].append(record)
         for name, values in record["baselines"].items():
             given[_Row(settings, True, name)].update(values)
+    over = task_class(group[0]["task"]).averaged_over
+    averaged: dict[_Row, list[_Row]] = defaultdict(list)
+    for row in [*runs, *given] if over else []:
+        settings = dict(row.settings)
+        if over in settings:
+            settings[over] = _MEAN
+            averaged[row._replace(settings=tuple(sorted(settings.items())))].append(row)
+    for mean, rows in averaged.items():
+        if len(rows) > 1 and mean.baseline:
+            shared = set.intersection(*(set(given[row]) for row in rows)) - {*_GAIN}
+            given[mean] = {
+                key: mean_and_spread([given[row][key] for row in rows])[0] for key in shared
+            }
+        elif len(rows) > 1:
+            runs[mean] = [run for row in rows for run in runs[row]]
     return runs, given
 
 
@@ -144,7 +164,8 @@ def _at_a_glance(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str
         def on_validation(row: _Row, runs=runs, primary=primary) -> float:
             return mean_and_spread([run["validation"][primary] for run in runs[row]])[0]
 
-        best = max(runs, key=lambda row: sign * on_validation(row))
+        means = [row for row in runs if _MEAN in dict(row.settings).values()]
+        best = max(means or runs, key=lambda row: sign * on_validation(row))
         cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
         strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
         told = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
@@ -159,9 +180,10 @@ def _section(task: Any, group: Sequence[Record]) -> list[str]:
     runs, given = _by_row(group)
     order = sorted([*runs, *given], key=lambda row: row.order)
     tables = [_main_table(task, order, runs, given), _conditions(task, order, runs, given)]
-    tables.append(_gains([row for row in order if not row.baseline], runs))
+    own = [row for row in order if not (row.baseline or _MEAN in dict(row.settings).values())]
+    tables.append(_gains(own, runs))
     lines = [line for table in tables if table for line in ["", *table]]
-    return [*lines, "", *_commands([row for row in order if not row.baseline], runs)]
+    return [*lines, "", *_commands(own, runs)]
 
 
 def _main_table(
@@ -188,7 +210,7 @@ def _main_table(
                 row.label,
                 *(spell_metric(own, metric) for metric in metrics),
                 spell([run["validation"][primary] for run in own]),
-                ", ".join(str(run["seed"]) for run in own),
+                ", ".join(map(str, sorted({run["seed"] for run in own}))),
                 f"{own[0]['parameters']:,}",
                 f"{mean_and_spread([run['seconds'] for run in own])[0]:.0f}",
                 own[0]["device"],

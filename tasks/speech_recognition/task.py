@@ -20,7 +20,15 @@ from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
 from tasks.figures import Alignment, Curves, Figure
 from tasks.speech_recognition import baselines
-from tasks.speech_recognition.data import NOISES, DataConfig, SpeechData, clips, load, read_clip
+from tasks.speech_recognition.data import (
+    NOISES,
+    OFFICIAL,
+    DataConfig,
+    SpeechData,
+    clips,
+    load,
+    read_clip,
+)
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
 
 # Clips of train by which features are standardised, and how many at once.
@@ -34,6 +42,7 @@ class SpeechRecognition(TranscriptionTask):
     model_configs = MODEL_CONFIGS
     primary_metric = "wer"
     table_metrics = ("wer", "cer", "exact_match", "loss")
+    averaged_over = "held_out"
     sharding_rules = (*transformer.SHARDING_RULES, *recurrent.SHARDING_RULES)
     field, multiple = "samples", 800
 
@@ -92,9 +101,10 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The speaker who is not in train."""
+        """The speaker who is not in train, or the data set's own split, which has them all in."""
         own = self.data.path is not None or self.data.name.startswith("prompts")
-        return {} if own else {"held_out": self.data.held_out}
+        held_out = self.data.held_out
+        return {} if own else {"split" if held_out == OFFICIAL else "held_out": held_out}
 
     # ------------------------------------------------------------------ model
 

@@ -99,6 +99,21 @@ def test_at_a_glance_is_the_best_on_validation_beside_the_best_baseline():
     assert text.splitlines()[2:] == [row]
 
 
+def test_the_mean_over_a_setting_has_a_row(monkeypatch):
+    monkeypatch.setattr(task_class("text_classification"), "averaged_over", "speaker")
+    records = [
+        seeded(0, accuracy) | {"settings": {"speaker": speaker, "size": 2}}
+        for speaker, accuracy in (("Ann", 0.7), ("Bob", 0.9))
+    ]
+    alone = seeded(0, 0.95) | {"settings": {"split": "official"}}
+    text = results_markdown([*records, alone])
+    assert "| attention_pooling (size=2, speaker=all (mean)) | 0.8000 ± 0.1414 |" in text
+    assert "| baseline nb_svm (size=2, speaker=all (mean)) | 0.8100 |" in text
+    assert "| attention_pooling (size=2, speaker=Bob) | 0.9000 |" in text
+    assert text.count("`python -m launch.train --config=x`") == 3
+    assert "attention_pooling 0.800 ± 0.141" in at_a_glance([*records, alone])
+
+
 def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(task_class("text_classification"), "condition_prefix", "accuracy_at_")
     for seed in (0, 1):
