@@ -33,8 +33,8 @@ class Task(abc.ABC):
       table_metrics: metrics that tables show, the primary one first.
       condition_prefix: of the names of metrics under further conditions, which tables show apart
         beside the primary one, those runs that have them; none where empty.
-      averaged_over: a setting, of `settings`, over whose values tables show the mean too; none where
-        empty.
+      averaged_over: a setting, of `settings`, over whose values tables show the mean too; none
+        where empty.
       sharding_rules: see `launch.engine.sharding`.
       baseline_version: to be raised when a baseline's code changes, so that no cached figure of
         the old one is shown.
