@@ -86,8 +86,7 @@ def beauty(model: str):
         "bert4rec": sampled,
         "acf": sampled,
         "user_neighbours": {"neighbours": 50},
-        # The matrix of EASE has the square of the items.
-        "hybrid": {"ridge": 0.0, "together": 20, "transitions": 20, "neighbours": 50},
+        "hybrid": {"together": 20, "transitions": 20, "neighbours": 50},
     }.get(model, {})
     steps = 300 if counted else 1500
     return {

@@ -41,8 +41,8 @@ from tasks.recommendation.sequential import SASRec, SASRecConfig
 
 Array = jax.Array
 
-# Items that the ridge takes: 400 MB. And logits of a step.
-RIDGE_ITEMS, LOGITS = 10_000, 2**23
+# Logits of a step.
+LOGITS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class HybridConfig:
     """Which parts there are and what they count.
 
     Attributes:
-      ridge: λ of EASE; 0 leaves it out. Its matrix has I² entries.
+      ridge: λ of EASE; 0 leaves it out.
+      ridge_items: how many items, the most popular, it knows; its matrix has their square.
       transitions: how far apart two events are that are counted as one after the other; 0 leaves
         them out.
       together: the same for pairs in either order; 0 leaves them out.
@@ -66,6 +67,7 @@ class HybridConfig:
 
     name: str = "hybrid"
     ridge: float = 300.0
+    ridge_items: int = 6000
     transitions: int = 20
     together: int = 0
     decay: float = 0.9
@@ -91,7 +93,7 @@ class HybridConfig:
             raise ValueError(f"decay: got {self.decay}, expected a number in (0, 1]")
         if not self.half_life > 0:
             raise ValueError(f"half_life: got {self.half_life}, expected a number above 0")
-        for name in ("lists", "places"):
+        for name in ("ridge_items", "lists", "places"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.sequence:
@@ -148,21 +150,12 @@ class Hybrid(Recommender):
     """
 
     def __init__(self, config: HybridConfig, matrix: sp.csr_matrix, *, rngs: nnx.Rngs):
-        """Args: config; train matrix [U, I].
-
-        Raises:
-          ValueError: there are too many items for the ridge.
-        """
+        """Args: config; train matrix [U, I]."""
         self.config, self.num_items = config, matrix.shape[1]
-        if config.ridge and self.num_items > RIDGE_ITEMS:
-            raise ValueError(
-                f"ridge: got {config.ridge} with {self.num_items:,} items, expected 0, as its "
-                f"matrix has their square; transitions take more than {RIDGE_ITEMS:,}"
-            )
         half_life, lists = config.half_life, config.lists
         counted: list[nnx.Module] = []
         if config.ridge:
-            counted.append(Ridge(matrix, config.ridge, half_life))
+            counted.append(Ridge(matrix, config.ridge, half_life, config.ridge_items))
         for window, both_ways in ((config.transitions, False), (config.together, True)):
             if window:
                 counts = (window, config.decay, half_life, lists, both_ways)

@@ -113,29 +113,49 @@ class Ridge(nnx.Module):
 
         P + (P u)(P u)ᵀ / (1 - uᵀ P u)
 
-    What x_i adds is left out: it is of items of the history alone.
+    What x_i adds is left out: it is of items of the history alone. Of many items the most popular
+    k take part; the score of the others is 0.
 
-    Kept: inverse/whole, P [I, I]. Weights: attention, mix.
+    Kept: chosen int32 [k], the items that take part; place int32 [I], of each in them or -1;
+    inverse/whole, P [k, k]. Weights: attention, mix.
+
+    Args:
+      matrix: [U, I] of train.
+      strength: λ.
+      half_life: see `PlaceAttention`.
+      items: k at most.
     """
 
-    def __init__(self, matrix: sp.csr_matrix, strength: float, half_life: float):
-        self.inverse = Rows(ridge_inverse(matrix, strength), 0)
+    def __init__(self, matrix: sp.csr_matrix, strength: float, half_life: float, items: int):
+        counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
+        chosen = np.sort(np.argsort(-counts, kind="stable")[:items])
+        place = np.full(matrix.shape[1], -1, np.int32)
+        place[chosen] = np.arange(len(chosen))
+        self.chosen, self.place = Kept(jnp.asarray(chosen, jnp.int32)), Kept(jnp.asarray(place))
+        self.inverse = Rows(ridge_inverse(matrix[:, chosen], strength), 0)
         self.attention = PlaceAttention(matrix.shape[1], half_life)
         self.mix = Mix()
 
     def __call__(self, history: History, weights: Array) -> Array:
         """Logits [B, T, I] with the attention's weights [B, T, S]."""
-        product = self.inverse.combine(weights, history.items)
-        P = self.inverse.whole[...]
+        P, chosen = self.inverse.whole[...], self.chosen[...]
+        items = jnp.where(is_event(history.items), self.place[...][known(history.items)], -1)
+        weights = weights * is_event(items)[:, None]
+        product = self.inverse.combine(weights, items)
         diagonal = jnp.diagonal(P)[None, None]
         if history.own is not None:
-            image = history.own @ P
-            left = jnp.maximum(1 - jnp.sum(history.own * image, axis=1), _LEAST)
-            rows = jnp.take_along_axis(image, known(history.items), axis=1)
+            own = history.own[:, chosen]
+            image = own @ P
+            left = jnp.maximum(1 - jnp.sum(own * image, axis=1), _LEAST)
+            rows = jnp.take_along_axis(image, known(items), axis=1)
             part = jnp.einsum("BTS,BS->BT", weights, rows) / left[:, None]
             product = product + part[..., None] * image[:, None]
             diagonal = diagonal + (image**2 / left[:, None])[:, None]
-        return self.mix(-product / diagonal)
+        scores = -product / diagonal
+        if len(chosen) < len(self.place[...]):
+            everything = jnp.zeros((*scores.shape[:2], len(self.place[...])))
+            scores = everything.at[..., chosen].set(scores)
+        return self.mix(scores)
 
 
 class Transitions(nnx.Module):
