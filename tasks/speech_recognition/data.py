@@ -73,8 +73,8 @@ class DataConfig:
         its noisy copies, have a quarter of test_size.
       seed: of the strings.
       features: see `LogMelConfig`.
-      centred: whether each clip's own mean is taken off each band (Atal 1974): what a microphone
-        and a room add to all of it.
+      normalised: whether each clip is brought to the same peak, and its own mean is taken off each
+        band (Atal 1974): what a microphone, a distance and a room do to all of it.
       augmentation: changes at random in training.
       text: units: tokenizer "word", "character" or "bpe".
       max_seconds: longest sound: longer own recordings are named, and refused in predictions.
@@ -92,7 +92,7 @@ class DataConfig:
     test_size: int = 600
     seed: int = 0
     features: LogMelConfig = dataclasses.field(default_factory=LogMelConfig)
-    centred: bool = True
+    normalised: bool = True
     augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
     text: TextConfig = dataclasses.field(default_factory=_words)
     max_seconds: float = 60.0

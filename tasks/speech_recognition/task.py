@@ -33,6 +33,8 @@ from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRe
 
 # Clips of train by which features are standardised, and how many at once.
 _MEASURED, _TOGETHER = 500, 32
+# Largest sample of a normalised clip, and the least that is made so large.
+_PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 
 class SpeechRecognition(TranscriptionTask):
@@ -62,10 +64,10 @@ class SpeechRecognition(TranscriptionTask):
           scale: mean and deviation of the features of train, [F] each.
           speech: the splits; None where only predictions are wanted.
         """
-        if model.chunk and data.centred:
+        if model.chunk and data.normalised:
             raise UserError(
-                "config.data.centred: with config.model.chunk the encoder runs while someone "
-                "speaks, when the mean of the clip is not known; set it to False"
+                "config.data.normalised: with config.model.chunk the encoder runs while someone "
+                "speaks, when peak and mean of the clip are not known; set it to False"
             )
         self.data, self.model, self.encoder, self._scale = data, model, encoder, scale
         self._speech = speech
@@ -141,10 +143,7 @@ class SpeechRecognition(TranscriptionTask):
         change: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Standardised features of samples, and the numbers of frames; changed before that."""
-        features, frames = log_mel(samples, lengths, self.data.features)
-        if change is not None:
-            features = change(features)
-        features = _centred(features, frames) if self.data.centred else features
+        features, frames = _log_mel(samples, lengths, self.data, change)
         mean, deviation = self._scale
         real = jnp.arange(features.shape[1]) < frames[:, None]
         return jnp.where(real[..., None], (features - mean) / deviation, 0.0), frames
@@ -215,12 +214,27 @@ class SpeechRecognition(TranscriptionTask):
         return clips(sounds.__getitem__, [len(sound) for sound in sounds])
 
 
-def _centred(features: jax.Array, frames: jax.Array) -> jax.Array:
-    """[B, S, F] without the mean of each band over the frames [B] of its clip."""
+def _log_mel(
+    samples: jax.Array,
+    lengths: jax.Array,
+    data: DataConfig,
+    change: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Features of samples [B, P], [B, S, F], and the numbers of frames [B]: changed, and where
+    clips are normalised, of the same peak and without their mean.
+    """
+    if data.normalised:
+        real = jnp.arange(samples.shape[1]) < lengths[:, None]
+        peak = jnp.max(jnp.where(real, jnp.abs(samples), 0.0), axis=1, keepdims=True)
+        samples = samples * _PEAK / jnp.maximum(peak, _LEAST_PEAK)
+    features, frames = log_mel(samples, lengths, data.features)
+    features = features if change is None else change(features)
+    if not data.normalised:
+        return features, frames
     real = (jnp.arange(features.shape[1]) < frames[:, None])[..., None]
     count = jnp.maximum(frames, 1)[:, None, None]
     mean = jnp.sum(jnp.where(real, features, 0.0), axis=1, keepdims=True) / count
-    return jnp.where(real, features - mean, 0.0)
+    return jnp.where(real, features - mean, 0.0), frames
 
 
 def _scale(part: TranscribedExamples, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -231,8 +245,7 @@ def _scale(part: TranscribedExamples, data: DataConfig) -> tuple[np.ndarray, np.
 
     @jax.jit
     def features(x: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        found, frames = log_mel(x, lengths, data.features)
-        return _centred(found, frames) if data.centred else found, frames
+        return _log_mel(x, lengths, data)
 
     sums, count = np.zeros((2, data.features.bands)), 0
     for start in range(0, len(chosen), _TOGETHER):

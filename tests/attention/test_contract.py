@@ -15,13 +15,20 @@ from tests.attention.references import base as references
 from tests.attention.subjects import LONGEST, B, D, S, normal
 
 
-def each(*capabilities, dtype="float32", variants=True):
+def each(*capabilities, dtype="float32", variants=True, quick=()):
     """Parameterises over the mechanisms that declare all of these, in all their variants, or in
-    the first alone."""
+    the first alone; where kinds are named as quick, those of other kinds are slow tests."""
     able = [s for s in subjects.subjects(dtype) if s.can.issuperset(capabilities)]
-    able = [s for s in able if variants or s.first]
-    ids = [f"{subject.line.kind}-{subject.label}" for subject in able]
-    return pytest.mark.parametrize("subject", able, ids=ids)
+    able = [
+        pytest.param(
+            subject,
+            id=f"{subject.line.kind}-{subject.label}",
+            marks=[pytest.mark.slow] * (bool(quick) and subject.line.kind not in quick),
+        )
+        for subject in able
+        if variants or subject.first
+    ]
+    return pytest.mark.parametrize("subject", able)
 
 
 def double(tree):
@@ -67,7 +74,7 @@ def test_gradient_equals_the_equations(subject):
     assert_trees_close(gradient, expected, atol=2e-5, rtol=2e-5)
 
 
-@each(variants=False)
+@each(variants=False, quick=("kernel",))
 def test_jit_equals_eager(subject):
     out, weights, _ = subject.run()
     eager, eager_weights = subject.apply(subject.inputs, subject.valid, False, None)
@@ -226,7 +233,12 @@ def lengths_of(subject):
 @pytest.mark.parametrize(
     ("subject", "queries", "keys"),
     [
-        pytest.param(s, *sizes, id=f"{s.line.kind}-{s.label}-{sizes[0]}x{sizes[1]}")
+        pytest.param(
+            s,
+            *sizes,
+            id=f"{s.line.kind}-{s.label}-{sizes[0]}x{sizes[1]}",
+            marks=[pytest.mark.slow] * (sizes[1] != LONGEST),
+        )
         for s in subjects.subjects()
         if s.first
         for sizes in lengths_of(s)

@@ -129,8 +129,8 @@ def test_what_a_microphone_adds_changes_nothing(task):
     np.testing.assert_allclose(louder, features, atol=1e-3)
 
 
-def test_a_chunked_encoder_cannot_be_centred(monkeypatch):
-    with pytest.raises(UserError, match=r"config.data.centred: with config.model.chunk"):
+def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
+    with pytest.raises(UserError, match=r"config.data.normalised: with config.model.chunk"):
         made(monkeypatch, SpeechConfig(**TINY, chunk=4))
 
 
