@@ -105,7 +105,8 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
     """
     season = config.season or data.period
     product, square = 0.0, 0.0
-    for part in rolling_origins(data):
+    for number, part in enumerate(rolling_origins(data), 1):
+        print(f"config.model.share: origin {number} of {len(_PARTS)} in train", file=sys.stderr)
         ridge = fit_linear(part, level=config.ridge_level, individual=config.ridge_individual)
         weights = fit_seasons(part, season, config.level)
         for _, past, valid, future, future_valid in portions(part, "test", _EVERY):
