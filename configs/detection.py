@@ -10,7 +10,7 @@ R-CNN's backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(r
 Of seed 0 on 2 cores, on test: nuclei has mask AP50 0.860, AP 0.530 and the contest's score 0.573 in
 23 minutes (Otsu's threshold and discs: 0.736, 0.365, 0.483); clothes_on_satellite box AP50 0.798
 and mask AP50 0.797 in 20 minutes; trees box AP50 0.245 in ten. detr needs far longer than its
-default: validation box AP50 is still near 0.005 after 480 steps of nuclei.
+default, which has no recorded run.
 
 One's own pictures with annotations in COCO's format, objects a tenth to a half of the picture wide:
 

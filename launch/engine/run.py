@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from launch.engine import baselines, results, sharding
 from launch.engine import config as configs
-from launch.engine import pairs, results, sharding
 from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
@@ -137,7 +137,7 @@ def _finish(
         task,
         metrics=test.metrics,
         validation=validation,
-        baselines=baselines(task, paths, test) if with_baselines else {},
+        baselines=baselines.beside(task, paths, test) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
         parameters=states.parameter_count(variables),
@@ -375,32 +375,3 @@ class First:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self._examples[index]
-
-
-def baselines(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
-    """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
-
-    Where a baseline tells of each example, "gain" is the model's over it on the primary metric,
-    positive where the model is better, and "gain_95" half its interval.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    correct = task.correctness(test.outputs, "test")
-    sign = 1 if task.higher_is_better else -1
-    for name, fit in task.baselines().items():
-        path = (
-            paths.cache_dir
-            / "baselines"
-            / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
-        )
-        if path.exists():
-            with contextlib.suppress(json.JSONDecodeError):
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-        if name not in found:
-            found[name] = fit()
-            if "correctness" in found[name]:
-                found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
-            write_json(path, found[name])
-        if (theirs := found[name].pop("correctness", None)) is not None:
-            gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
-            found[name]["gain"], found[name]["gain_95"] = pairs.interval(gain, task.overlap)
-    return found

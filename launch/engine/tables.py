@@ -62,6 +62,11 @@ class _Row(NamedTuple):
     name: str
 
     @property
+    def mean(self) -> bool:
+        """Whether it is the mean over a setting."""
+        return _MEAN in dict(self.settings).values()
+
+    @property
     def label(self) -> str:
         name = f"baseline {self.name}" if self.baseline else self.name
         settings = ", ".join(f"{key}={value}" for key, value in self.settings)
@@ -164,7 +169,7 @@ def _at_a_glance(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str
         def on_validation(row: _Row, runs=runs, primary=primary) -> float:
             return mean_and_spread([run["validation"][primary] for run in runs[row]])[0]
 
-        means = [row for row in runs if _MEAN in dict(row.settings).values()]
+        means = [row for row in runs if row.mean]
         best = max(means or runs, key=lambda row: sign * on_validation(row))
         cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
         strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
@@ -180,7 +185,7 @@ def _section(task: Any, group: Sequence[Record]) -> list[str]:
     runs, given = _by_row(group)
     order = sorted([*runs, *given], key=lambda row: row.order)
     tables = [_main_table(task, order, runs, given), _conditions(task, order, runs, given)]
-    own = [row for row in order if not (row.baseline or _MEAN in dict(row.settings).values())]
+    own = [row for row in order if not (row.baseline or row.mean)]
     tables.append(_gains(own, runs))
     lines = [line for table in tables if table for line in ["", *table]]
     return [*lines, "", *_commands(own, runs)]

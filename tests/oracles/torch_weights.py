@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+
+
+def params(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Our parameters by path, "encoder/layers/0/attention/query/kernel"."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {"/".join(map(str, path)): leaf for path, leaf in flat}
 
 
 class TorchWeights:

@@ -11,7 +11,7 @@ from flax import nnx
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.transformer import EncoderConfig
 from tests.oracles.problems import differentiate, torch_answers
-from tests.oracles.torch_weights import TorchWeights
+from tests.oracles.torch_weights import TorchWeights, params
 
 B, T, D, N, W, FF = 2, 9, 8, 2, 5, 12
 # Frames of each that are real.
@@ -41,7 +41,7 @@ def inputs(case: str) -> dict[str, np.ndarray]:
         return (scale * rng.normal(size=shape)).astype(np.float32)
 
     arrays = {"x": normal(B, T, D), "cotangent": normal(B, T, D)}
-    for name, leaf in _params(Conformer(CONFIG, W, True, rngs=nnx.Rngs(0))).items():
+    for name, leaf in params(Conformer(CONFIG, W, True, rngs=nnx.Rngs(0))).items():
         if name not in WITHOUT:
             arrays[name] = np.float32(name.endswith("scale")) + normal(*leaf.shape, scale=0.4)
     return arrays
@@ -57,11 +57,6 @@ def theirs(case: str) -> dict[str, np.ndarray]:
     return torch_answers(lambda arrays: _theirs(case, arrays), inputs(case))
 
 
-def _params(model: nnx.Module) -> dict[str, nnx.Variable]:
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {"/".join(map(str, path)): leaf for path, leaf in flat}
-
-
 def _valid(case: str) -> np.ndarray:
     lengths = LENGTHS if case.endswith("padded") else (T, T)
     return np.arange(T) < np.array(lengths)[:, None]
@@ -69,7 +64,7 @@ def _valid(case: str) -> np.ndarray:
 
 def _ours(case, a):
     model = Conformer(CONFIG, W, True, rngs=nnx.Rngs(0))
-    for name, leaf in _params(model).items():
+    for name, leaf in params(model).items():
         leaf[...] = a[name] if name in a else jnp.zeros_like(leaf[...])
     valid = _valid(case)
     return {"out": jnp.where(valid[..., None], model(a["x"], valid=jnp.asarray(valid)), 0)}

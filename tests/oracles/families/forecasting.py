@@ -14,7 +14,7 @@ from tasks.forecasting.models import build
 from tasks.forecasting.patchtst import PatchTSTConfig
 from tasks.forecasting.windows import Sizes
 from tests.oracles.problems import differentiate, torch_answers
-from tests.oracles.torch_weights import TorchWeights
+from tests.oracles.torch_weights import TorchWeights, params
 
 B, L, F, C, K, D, N, H, LAYERS = 2, 14, 4, 3, 2, 8, 2, 4, 2
 # The first two of 14 values fill no patch.
@@ -46,8 +46,7 @@ def inputs(case: str) -> dict[str, np.ndarray]:
 
     arrays = {"past": normal(B, L, C, scale=2.0), "cotangent": normal(B, F, C, 1)}
     arrays["calendar"] = normal(B, L + F, K)
-    for path, leaf in nnx.to_flat_state(nnx.state(_model(case), nnx.Param)):
-        name = "/".join(map(str, path))
+    for name, leaf in params(_model(case)).items():
         arrays[name] = np.float32(name.endswith("scale")) + normal(*leaf[...].shape, scale=0.4)
     return arrays
 
@@ -76,9 +75,9 @@ def running() -> tuple[np.ndarray, np.ndarray]:
 
 def _model(case, arrays=None):
     model = build(CONFIGS[case], SIZES, None, rngs=nnx.Rngs(0))
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for name, leaf in params(model).items():
         if arrays is not None:
-            leaf[...] = arrays["/".join(map(str, path))]
+            leaf[...] = arrays[name]
     return model
 
 
