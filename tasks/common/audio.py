@@ -22,6 +22,8 @@ Array = jax.Array
 
 # Of the curve of an equalizer.
 _KNOTS = 6
+# Samples of which the loudness is one number when silence is taken off.
+_TRIMMED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +182,20 @@ def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     import soxr
 
     return soxr.resample(samples, rate, sample_rate).astype(np.float32)
+
+
+def trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
+    """Samples [P] without what is quieter at their ends, by so many decibels, than the loudest
+    frame; all of them for 0 decibels, or where all are alike.
+    """
+    if not decibels or not len(samples):
+        return samples
+    from librosa.effects import trim
+
+    _, (start, end) = trim(
+        samples.astype(np.float32), top_db=decibels, frame_length=_TRIMMED, hop_length=_TRIMMED // 4
+    )
+    return samples[start:end]
 
 
 def _said(error: OSError) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tasks.common.audio import (
     read_audio,
     resampled,
     to_pcm,
+    trimmed,
 )
 from tasks.common.errors import UserError
 from tasks.common.manifests import own_examples
@@ -75,6 +77,10 @@ class DataConfig:
       features: see `LogMelConfig`.
       normalised: whether each clip is brought to the same peak, and its own mean is taken off each
         band (Atal 1974): what a microphone, a distance and a room do to all of it.
+      dynamic_range: of a normalised clip, energies this many decibels below the loudest, and all
+        quieter ones, are alike: a room's and a microphone's own noise say nothing. 0: all differ.
+      trim: silence at the ends of each recording, which is taken off: what is quieter than the
+        loudest part by more decibels than this. 0: nothing is.
       augmentation: changes at random in training.
       text: units: tokenizer "word", "character" or "bpe".
       max_seconds: longest sound: longer own recordings are named, and refused in predictions.
@@ -93,6 +99,8 @@ class DataConfig:
     seed: int = 0
     features: LogMelConfig = dataclasses.field(default_factory=LogMelConfig)
     normalised: bool = True
+    dynamic_range: float = 0.0
+    trim: float = 0.0
     augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
     text: TextConfig = dataclasses.field(default_factory=_words)
     max_seconds: float = 60.0
@@ -110,6 +118,11 @@ class DataConfig:
                 raise ValueError(f"{field} must be at least 4, got {getattr(self, field)}")
         if not 0 <= self.silence < 1:
             raise ValueError(f"silence must be in [0, 1), got {self.silence}")
+        for field in ("dynamic_range", "trim"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field} must be 0 or more decibels, got {getattr(self, field)}")
+        if self.dynamic_range and not self.normalised:
+            raise ValueError("dynamic_range is of normalised clips: set normalised, or it to 0")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not self.max_seconds > 0:
@@ -175,9 +188,12 @@ def encoded(
     )
 
 
-def _at_rate(samples: np.ndarray, config: DataConfig) -> np.ndarray:
+def _prepared(samples: np.ndarray, config: DataConfig) -> np.ndarray:
+    """A recording of the project's at the rate of the features, without its silent ends."""
     rate = config.features.sample_rate
-    return samples if rate == RATE else to_pcm(resampled(samples / 32768, RATE, rate))
+    if rate != RATE:
+        samples = to_pcm(resampled(samples / 32768, RATE, rate))
+    return trimmed(samples, config.trim)
 
 
 def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndarray]]]:
@@ -188,7 +204,7 @@ def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndar
         source = builders.load(SPOKEN_DIGITS, speaker, paths)
         found[speaker] = [[] for _ in WORDS]
         for row in source.__getitems__(range(len(source))):
-            found[speaker][int(row["digit"])].append(_at_rate(row["samples"], config))
+            found[speaker][int(row["digit"])].append(_prepared(row["samples"], config))
     return found
 
 
@@ -307,7 +323,7 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
             split: encoded(
                 config,
                 encoder,
-                [_at_rate(row["samples"], config) for row in rows[split]],
+                [_prepared(row["samples"], config) for row in rows[split]],
                 texts[split],
             )
             for split in SPLITS
@@ -341,4 +357,4 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
             f"{name or source}: lasts {len(samples) / rate:.1f} s, longer than "
             f"config.data.max_seconds={config.max_seconds:g}"
         )
-    return to_pcm(samples)
+    return trimmed(to_pcm(samples), config.trim)

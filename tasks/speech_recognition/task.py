@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -221,7 +222,7 @@ def _log_mel(
     change: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Features of samples [B, P], [B, S, F], and the numbers of frames [B]: changed, and where
-    clips are normalised, of the same peak and without their mean.
+    clips are normalised, of the same peak, of one dynamic range, and without their mean.
     """
     if data.normalised:
         real = jnp.arange(samples.shape[1]) < lengths[:, None]
@@ -232,6 +233,9 @@ def _log_mel(
     if not data.normalised:
         return features, frames
     real = (jnp.arange(features.shape[1]) < frames[:, None])[..., None]
+    if data.dynamic_range:
+        loudest = jnp.max(features, axis=(1, 2), keepdims=True, where=real, initial=-jnp.inf)
+        features = jnp.maximum(features, loudest - data.dynamic_range * math.log(10) / 10)
     count = jnp.maximum(frames, 1)[:, None, None]
     mean = jnp.sum(jnp.where(real, features, 0.0), axis=1, keepdims=True) / count
     return jnp.where(real, features - mean, 0.0), frames

@@ -95,6 +95,22 @@ def test_silence_is_the_floor():
     np.testing.assert_allclose(features, np.log(1e-6), rtol=1e-6)
 
 
+def test_silent_ends_are_taken_off():
+    rng = np.random.default_rng(0)
+    quiet = 10 ** (-40 / 20) * 0.5 * rng.normal(size=3000)
+    loud, between = tone(RATE), np.zeros(1000)
+    clip = audio.to_pcm(np.concatenate([quiet, loud, between, loud, quiet]))
+    short = audio.trimmed(clip, 25.0)
+    assert short.dtype == np.int16
+    assert 5000 <= len(short) < 5600
+    assert len(audio.trimmed(clip, 80.0)) == len(clip)
+    for same in (clip, np.zeros(500, np.int16), np.zeros(0, np.int16), np.ones(1, np.int16)):
+        assert len(audio.trimmed(same, 0.0)) == len(same)
+    assert len(audio.trimmed(np.zeros(500, np.int16), 25.0)) == 500
+    assert len(audio.trimmed(np.ones(1, np.int16), 25.0)) == 1
+    assert not len(audio.trimmed(np.zeros(0, np.int16), 25.0))
+
+
 def keys(count):
     return jax.vmap(jax.random.key)(np.arange(count))
 

@@ -155,6 +155,9 @@ def test_noise_has_the_ratio_asked_for():
         ({"held_out": "official"}, "held_out must be one of george"),
         ({"test_size": 3}, "test_size must be at least 4"),
         ({"max_seconds": 0}, "max_seconds must be above 0"),
+        ({"trim": -1.0}, "trim must be 0 or more decibels, got -1"),
+        ({"dynamic_range": np.inf}, "dynamic_range must be 0 or more decibels, got inf"),
+        ({"dynamic_range": 30.0, "normalised": False}, "dynamic_range is of normalised clips"),
         ({"text": TextConfig(stem="english")}, "text must give back what was said"),
     ],
 )
@@ -169,6 +172,10 @@ def test_spoken_digits_and_strings_of_them():
         single = load(DataConfig(name="spoken_digits"), Paths.default())
     assert [len(single.splits[split]) for split in single.splits] == [2250, 250, 500]
     assert single.encoder.size == 3 + 10
+    trimmed = load(DataConfig(name="spoken_digits", trim=25.0), Paths.default()).splits["test"]
+    before = single.splits["test"].lengths["samples"]
+    assert (trimmed.lengths["samples"] <= before).all()
+    assert 0.4 < trimmed.lengths["samples"].mean() / before.mean() < 0.95
     official = load(DataConfig(name="spoken_digits", held_out="official"), Paths.default())
     assert [len(official.splits[split]) for split in official.splits] == [2400, 300, 300]
     strings = load(DataConfig(**small), Paths.default())

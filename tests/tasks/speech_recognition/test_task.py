@@ -17,7 +17,7 @@ from tasks.common.pipeline import evaluation_batches
 from tasks.common.text import TextEncoder
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
-from tasks.speech_recognition.task import SpeechRecognition
+from tasks.speech_recognition.task import SpeechRecognition, _log_mel
 
 RATE, HERTZ = 8000, {"low": 300, "mid": 900, "high": 2500}
 TINY = {"model_size": 16, "num_layers": 1, "num_heads": 2, "feedforward_size": 16, "channels": 4}
@@ -40,8 +40,8 @@ def tones(count, config, encoder=None, seed=0):
     return encoded(config, encoder, sounds, texts), encoder
 
 
-def made(monkeypatch, model, count=40):
-    data = DataConfig()
+def made(monkeypatch, model, data=None, count=40):
+    data = data or DataConfig()
     train, encoder = tones(count, data)
     splits = {"train": train}
     for seed, split in enumerate(("validation", "test"), 1):
@@ -127,6 +127,18 @@ def test_what_a_microphone_adds_changes_nothing(task):
     features, _ = task._features(samples + noise, lengths)
     louder, _ = task._features(3 * (samples + noise), lengths)
     np.testing.assert_allclose(louder, features, atol=1e-3)
+
+
+def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
+    task = made(monkeypatch, SpeechConfig(**TINY), DataConfig(dynamic_range=30.0))
+    clip = task.examples("test")[0]
+    samples = clip["samples"][None].astype(np.float32) / 32768
+    lengths, noise = clip["length"][None], np.random.default_rng(0).normal(size=samples.shape)
+    features, _ = _log_mel(samples, lengths, task.data)
+    # Against the peak of the first: 30 decibels of energy are 3 of log10.
+    assert float(np.ptp(features, axis=(1, 2)).max()) < 2 * 3 * np.log(10)
+    noisy, _ = _log_mel(samples + 3e-5 * noise.astype(np.float32), lengths, task.data)
+    np.testing.assert_allclose(noisy, features, atol=0.1)
 
 
 def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
