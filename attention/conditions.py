@@ -1,13 +1,13 @@
 """The conditions that masks are made of; `attention.masks` joins them.
 
-T queries, S keys. Kernels ask a condition twice: for an array where they need one (`allowed`), and
-before running, block by block (`blocks`), to skip what nobody sees.
+T queries, S keys. Kernels ask a condition twice: for an array where they need one, of all or of a
+block (`allowed`), and before running, block by block (`blocks`), to skip what nobody sees.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,26 @@ Array = jax.Array
 Offset = int | Array
 
 
+class Span(NamedTuple):
+    """Positions start, start + 1, ... of a sequence.
+
+    Attributes:
+      start: the first; may be traced.
+      size: how many, at most the sequence's length; those beyond its end mean nothing.
+    """
+
+    start: int | Array
+    size: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One condition. Fields that are ints, tuples or None are static, arrays are pytree leaves."""
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        """bool [B or 1, N or 1, T or 1, S or 1]."""
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
+        """bool [B or 1, N or 1, T or 1, S or 1], or of a span of the queries and of the keys."""
         raise NotImplementedError
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
@@ -68,8 +82,10 @@ class Window(Part):
     right: int | None
     query_offset: Offset | None
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        distance = jnp.arange(S) - query_positions(self.query_offset, B, T, S)
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
+        distance = positions(S, columns) - query_positions(self.query_offset, B, T, S, rows)
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.left is not None:
             result = result & (distance >= -self.left)
@@ -96,10 +112,12 @@ class Prefix(Part):
     length: Offset
     query_offset: Offset | None
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        keys = jnp.arange(S)
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
+        keys = positions(S, columns)
         in_prefix = keys < _per_example(self.length, B, "length")
-        return in_prefix | (keys <= query_positions(self.query_offset, B, T, S))
+        return in_prefix | (keys <= query_positions(self.query_offset, B, T, S, rows))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not is_static(self.length) or not is_static(self.query_offset):
@@ -113,8 +131,11 @@ class Either(Part):
     left: Any  # a `masks.Mask`
     right: Any
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        return self.left.materialize(B, N, T, S) | self.right.materialize(B, N, T, S)
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
+        place = (B, N, T, S, rows, columns)
+        return self.left.materialize(*place) | self.right.materialize(*place)
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         sizes = (T, S, query_block, key_block)
@@ -129,14 +150,17 @@ class Lengths(Part):
     query: Array | None
     key: Array | None
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
             shapes.expect("mask lengths(query=)", self.query, "B", {"B": B})
-            result = result & (jnp.arange(T)[:, None] < self.query[:, None, None, None])
+            seen = positions(T, rows)[:, None] < self.query[:, None, None, None]
+            result = result & seen
         if self.key is not None:
             shapes.expect("mask lengths(key=)", self.key, "B", {"B": B})
-            result = result & (jnp.arange(S) < self.key[:, None, None, None])
+            result = result & (positions(S, columns) < self.key[:, None, None, None])
         return result
 
 
@@ -145,16 +169,18 @@ class Valid(Part):
     query: Array | None
     key: Array | None
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
             hint = shapes.layout_hint(self.query.shape[1:], (T,), N)
             shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T}, hint=hint)
-            result = result & self.query[:, None, :, None]
+            result = result & cut(self.query, 1, rows)[:, None, :, None]
         if self.key is not None:
             hint = shapes.layout_hint(self.key.shape[1:], (S,), N)
             shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S}, hint=hint)
-            result = result & self.key[:, None, None, :]
+            result = result & cut(self.key, 1, columns)[:, None, None, :]
         return result
 
 
@@ -163,7 +189,9 @@ class Segments(Part):
     query_ids: Array
     key_ids: Array
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         sizes = {"B": B, "T": T, "S": S}
         for name, ids, axes, size in (
             ("query_ids", self.query_ids, "B T", T),
@@ -171,25 +199,48 @@ class Segments(Part):
         ):
             hint = shapes.layout_hint(ids.shape[1:], (size,), N)
             shapes.expect(f"mask segments({name})", ids, axes, sizes, hint=hint)
-        return self.query_ids[:, None, :, None] == self.key_ids[:, None, None, :]
+        queries, keys = cut(self.query_ids, 1, rows), cut(self.key_ids, 1, columns)
+        return queries[:, None, :, None] == keys[:, None, None, :]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Part):
     array: Array
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         sizes = {"B": B, "N": N, "T": T, "S": S}
         hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
         shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)
-        return self.array
+        return cut(cut(self.array, 2, rows), 3, columns)
 
 
-def query_positions(offset: Offset | None, B: int, T: int, S: int) -> Array:
-    """[1 or B, 1, T, 1]: the place of each query among the keys."""
+def positions(length: int, span: Span | None) -> Array:
+    """[length], or [size] of a span."""
+    return jnp.arange(length) if span is None else span.start + jnp.arange(span.size)
+
+
+def cut(array: Array, axis: int, span: Span | None) -> Array:
+    """The span of an axis; beyond the end stands anything."""
+    if span is None:
+        return array
+    result = jax.lax.dynamic_slice_in_dim(array, span.start, span.size, axis)
+    length = array.shape[axis]
+    if length % span.size == 0:
+        return result
+    # A slice that would end beyond the array begins earlier instead.
+    return jnp.roll(result, jnp.minimum(length - span.size - span.start, 0), axis)
+
+
+def query_positions(
+    offset: Offset | None, B: int, T: int, S: int, rows: Span | None = None
+) -> Array:
+    """[1 or B, 1, T, 1]: the place of each query, or of a span of them, among the keys."""
+    queries = positions(T, rows)
     if offset is None or isinstance(offset, int):
-        return (jnp.arange(T) + static_offset(offset, T, S))[None, None, :, None]
-    return jnp.arange(T)[:, None] + _per_example(offset, B, "query_offset")
+        return (queries + static_offset(offset, T, S))[None, None, :, None]
+    return queries[:, None] + _per_example(offset, B, "query_offset")
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:

@@ -6,6 +6,7 @@ must allow) and `|` (either may):
 
     mask = masks.causal() & masks.lengths(key=lengths)
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
+    mask.materialize(B, N, T, S, Span(start, 256), Span(0, 512))   # of a block
     mask.visible_blocks(T, S, 256, 512)       # bool [query blocks, key blocks], known before
     running
 
@@ -30,6 +31,7 @@ from attention.conditions import (
     Part,
     Prefix,
     Segments,
+    Span,
     Valid,
     Window,
     is_static,
@@ -55,15 +57,22 @@ class Mask:
             return NotImplemented
         return Mask((Either(self, other),))
 
-    def materialize(self, B: int, N: int, T: int, S: int) -> Array:
+    def materialize(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         """The mask as an array: bool [B or 1, N or 1, T, S], 1 where all share it.
+
+        Args:
+          B, N, T, S: sizes of what it is for.
+          rows, columns: of a block only: which queries and which keys.
 
         Raises:
           ValueError: the mask was made for other sizes, or is causal with T != S and no offset.
         """
-        result = jnp.ones((1, 1, T, S), bool)
+        height, width = (n if span is None else span.size for n, span in ((T, rows), (S, columns)))
+        result = jnp.ones((1, 1, height, width), bool)
         for part in self.parts:
-            result = result & part.allowed(B, N, T, S)
+            result = result & part.allowed(B, N, T, S, rows, columns)
         return result
 
     def visible_blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import conditions, masks, shapes
-from attention.conditions import Offset, Part
+from attention.conditions import Offset, Part, Span
 from attention.masks import Mask
 
 Array = jax.Array
@@ -222,9 +222,11 @@ def checked_links(links: Any) -> tuple[tuple[int, ...], ...]:
 class _Pattern(Part):
     """A condition on the positions of a query and a key; `query_offset` is its last field."""
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
-        queries = conditions.query_positions(self.query_offset, B, T, S)
-        return self.sees(queries, jnp.arange(S))
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
+        queries = conditions.query_positions(self.query_offset, B, T, S, rows)
+        return self.sees(queries, conditions.positions(S, columns))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not conditions.is_static(self.query_offset):
@@ -336,10 +338,13 @@ class _Marked(Part):
     query: Array
     key: Array
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
-        return self.query[:, None, :, None] | self.key[:, None, None, :]
+        queries, keys = conditions.cut(self.query, 1, rows), conditions.cut(self.key, 1, columns)
+        return queries[:, None, :, None] | keys[:, None, None, :]
 
     def describe(self) -> str:
         return "global_marks()"
@@ -355,11 +360,14 @@ class _BigBird(Part):
     links: tuple[tuple[int, ...], ...] | None
     query_offset: Offset | None
 
-    def allowed(self, B: int, N: int, T: int, S: int) -> Array:
+    def allowed(
+        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
+    ) -> Array:
         table = self.table(S)
-        queries = conditions.query_positions(self.query_offset, B, T, S)[:, 0, :, 0]
-        rows = jnp.clip(queries // self.block, 0, len(table) - 1)
-        return jnp.asarray(table)[rows[:, None, :, None], np.arange(S) // self.block]
+        queries = conditions.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
+        seeing = jnp.clip(queries // self.block, 0, len(table) - 1)
+        seen = conditions.positions(S, columns) // self.block
+        return jnp.asarray(table)[seeing[:, None, :, None], seen]
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not conditions.is_static(self.query_offset):

@@ -1,13 +1,14 @@
 """Masks against small arrays written out by hand."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import masks
+from attention import masks, patterns
 
 
 def pattern(*rows):
@@ -215,3 +216,40 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
         masks.padding(masks.causal(), 2, 3, 3, of="x", causal=False)
     with pytest.raises(ValueError, match="lengths"):
         masks.padding(masks.lengths(key=jnp.array([1])), 2, 3, 3, of="x")
+
+
+KINDS = {
+    "causal": masks.causal(3),
+    "causal_each": masks.causal(jnp.array([0, 4])),
+    "window": masks.window(2, 1, 1),
+    "lengths": masks.lengths(jnp.array([3, 7]), jnp.array([10, 5])),
+    "valid": masks.valid(key=np.arange(20).reshape(2, 10) % 3 > 0),
+    "valid_queries": masks.valid(np.arange(14).reshape(2, 7) % 3 > 0),
+    "segments": masks.segments(np.arange(14).reshape(2, 7) // 3, np.arange(20).reshape(2, 10) // 4),
+    "prefix": masks.prefix(jnp.array([4, 2]), 0),
+    "dense": masks.dense(np.arange(280).reshape(2, 2, 7, 10) % 7 < 3),
+    "either": masks.causal(1) | masks.lengths(key=jnp.array([4, 9])),
+    "marks": patterns.global_marks(
+        np.arange(14).reshape(2, 7) % 5 < 1, np.arange(20).reshape(2, 10) % 4 < 1
+    ),
+    "strided": patterns.strided(3, 1) & masks.causal(1),
+    "big_bird": patterns.big_bird(2, window=0, query_offset=2),
+}
+
+
+@pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 5), (7, 10)])
+def test_a_block_is_what_the_whole_has_there(mask, blocks):
+    """Also where the last block ends beyond the sequence, and where the start is traced."""
+    T, S, (height, width) = 7, 10, blocks
+    whole = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
+
+    @jax.jit
+    def block(top, left):
+        place = masks.Span(top, height), masks.Span(left, width)
+        return jnp.broadcast_to(mask.materialize(2, 2, T, S, *place), (2, 2, height, width))
+
+    for top, left in itertools.product(range(0, T, height), range(0, S, width)):
+        expected = whole[:, :, top : top + height, left : left + width]
+        found = np.asarray(block(top, left))[:, :, : expected.shape[2], : expected.shape[3]]
+        np.testing.assert_array_equal(found, expected)
