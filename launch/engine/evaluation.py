@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,10 @@ import numpy as np
 from launch.engine.steps import Steps
 from tasks.common.pipeline import evaluation_batches
 from tasks.task import Task
+
+# Padded places of a batch of predictions: one long sound among many short ones does not take the
+# memory of as many long ones.
+_PLACES = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +89,50 @@ def _stack(parts: list[np.ndarray]) -> np.ndarray:
             for part in parts
         ]
     )
+
+
+class Chosen:
+    """Some of the examples, by index."""
+
+    def __init__(self, examples: Any, indices: Sequence[int] | np.ndarray):
+        self._examples, self._indices = examples, np.asarray(indices, np.int64)
+        self.padded = examples.padded
+        self.lengths = examples.lengths
+        if isinstance(self.lengths, Mapping):
+            self.lengths = {field: row[self._indices] for field, row in self.lengths.items()}
+        elif self.lengths is not None:
+            self.lengths = self.lengths[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._examples[int(self._indices[index])]
+
+
+def portions(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarray, int]]:
+    """Examples of like lengths, and how many rows of each a batch is to have: `batch_size`, or
+    fewer where so many of the longest would pass 2²¹ padded places.
+
+    Args:
+      examples: with lengths or without.
+      batch_size: rows of a batch, at most.
+      least: rows of a batch come in multiples of this.
+    """
+    everything = np.arange(len(examples))
+    if examples.lengths is None or not len(examples):
+        return [(everything, batch_size)]
+    by_field = isinstance(examples.lengths, Mapping)
+    rows = list(examples.lengths.values()) if by_field else [examples.lengths]
+    lengths = np.max([np.maximum(row, 1) for row in rows], axis=0)
+    if batch_size * lengths.max() <= _PLACES:
+        return [(everything, batch_size)]
+    # Within a portion none is over four times as long as another.
+    kinds = np.floor(np.log(lengths.max() / lengths) / np.log(4)).astype(int)
+    found = []
+    for kind in np.unique(kinds):
+        chosen = np.flatnonzero(kinds == kind)
+        fit = int(_PLACES // lengths[chosen].max()) // least * least
+        needed = -(-len(chosen) // least) * least
+        found.append((chosen, max(min(fit, needed, batch_size), least)))
+    return found

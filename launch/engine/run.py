@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from launch.engine import config as configs
 from launch.engine import state as states
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
-from launch.engine.evaluation import Evaluation, evaluate, gather
+from launch.engine.evaluation import Chosen, Evaluation, evaluate, gather, portions
 from launch.engine.loop import train
 from launch.engine.report import SELECTION, write_report
 from launch.engine.writers import best_step, read_lines, validation_curve, write_json
@@ -326,12 +326,20 @@ class Predictor:
         return self._task.describe(raw, outputs), self._task.pictures(raw, outputs, attention)
 
     def _gathered(self, raw: Sequence[str], step: Any) -> dict[str, np.ndarray]:
-        batches = evaluation_batches(
-            self._task.inputs(raw), batch_size=self._batch_size, buckets=self._task.buckets
-        )
         return gather(
-            (batch["id"], step(self._variables, self._steps.place(batch))) for batch in batches
+            (ids, step(self._variables, self._steps.place(batch)))
+            for ids, batch in self._batches(self._task.inputs(raw))
         )
+
+    def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Ids and batches; what is much longer than the rest goes in batches of its own, of fewer
+        rows.
+        """
+        least = int(np.prod([self._steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
+        for chosen, rows in portions(examples, self._batch_size, least):
+            part = Chosen(examples, chosen)
+            for batch in evaluation_batches(part, batch_size=rows, buckets=self._task.buckets):
+                yield np.where(batch["id"] < 0, -1, chosen[batch["id"]]), batch
 
 
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
@@ -346,7 +354,8 @@ def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[
     import jax
 
     size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
-    examples = First(task.examples(split), size)
+    examples = task.examples(split)
+    examples = Chosen(examples, range(min(size, len(examples))))
     for batch in evaluation_batches(examples, batch_size=size, buckets=_longest(task)):
         weights = jax.device_get(steps.attention(variables, steps.place(batch)))
         order = np.argsort(batch["id"][batch["id"] >= 0])
@@ -356,22 +365,3 @@ def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[
 
 def _longest(task: Task) -> list[Any] | None:
     return None if task.buckets is None else [task.buckets[-1]]
-
-
-class First:
-    """The first few examples of a split."""
-
-    def __init__(self, examples: Any, count: int):
-        self._examples, self._count = examples, min(count, len(examples))
-        self.padded = examples.padded
-        self.lengths = examples.lengths
-        if isinstance(self.lengths, Mapping):
-            self.lengths = {field: row[: self._count] for field, row in self.lengths.items()}
-        elif self.lengths is not None:
-            self.lengths = self.lengths[: self._count]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self._examples[index]

@@ -17,6 +17,7 @@ from tasks.common.errors import UserError
 from tasks.common.text import PAD, TextEncoder
 from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcripts import text_errors, transcript_metrics
+from tasks.figures import Alignment, Figure
 from tasks.task import SPLITS, Task
 
 # Below them batches are padded to the examples' quantiles.
@@ -275,6 +276,57 @@ class TranscriptionTask(Task):
             for token in map(int, tokens)
             if token != PAD
         ]
+
+    @abc.abstractmethod
+    def _read_from(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """An example as a picture from left to right, and names of what the encoder makes of it."""
+
+    def _alignments(
+        self,
+        examples: TranscribedExamples,
+        captions: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """What the steps of the first transcripts looked at, as many as there are weights of."""
+        drawn: list[Figure] = []
+        for index, weights in enumerate(attention.get("alignment", ())):
+            steps = self._pieces(outputs["tokens"][index])
+            picture, places = self._read_from(examples[index])
+            shown = weights[: len(steps), : len(places)]
+            drawn.append(Alignment(captions[index], shown, steps, places, over=picture))
+        return drawn
+
+    def figures(
+        self,
+        statistics: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        split: str,
+        attention: Mapping[str, np.ndarray],
+    ) -> list[Figure]:
+        """What the steps of the first transcripts looked at."""
+        part, written = self._splits[split], self._written(outputs)
+        captions = [f"{said}\n{wrote}" for said, wrote in zip(part.texts, written, strict=True)]
+        return self._alignments(part, captions, outputs, attention)
+
+    def pictures(
+        self,
+        raw: Sequence[str],
+        outputs: Mapping[str, np.ndarray],
+        attention: Mapping[str, np.ndarray],
+    ) -> list[list[Figure]]:
+        """Of each input what the steps of its transcript looked at.
+
+        Raises:
+          UserError: CTC writes alone.
+        """
+        if not self.writer.aligns:
+            raise UserError(
+                "--pictures: CTC writes alone in this run; an alignment is drawn of a decoder with "
+                "attention"
+            )
+        captions = self._written(outputs)
+        return [[each] for each in self._alignments(self.inputs(raw), captions, outputs, attention)]
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]

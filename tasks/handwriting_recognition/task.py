@@ -15,7 +15,6 @@ from tasks.common.paths import Paths
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
-from tasks.figures import Alignment, Figure
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import (
     DataConfig,
@@ -85,30 +84,10 @@ class HandwritingRecognition(TranscriptionTask):
         columns = batch["columns"].astype(jnp.float32) / 255
         return model.encode(columns, batch["length"], batch["weight"] > 0, key)
 
-    def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
-    ) -> list[Figure]:
-        """What the steps of the first transcripts looked at, over the lines."""
-        part, written = self._splits[split], self._written(outputs)
-        drawn: list[Figure] = []
-        for index, weights in enumerate(attention.get("alignment", ())):
-            columns = part[index]["columns"]
-            steps = self._pieces(outputs["tokens"][index])
-            seen = self.model.frames(len(columns))
-            drawn.append(
-                Alignment(
-                    f"{part.texts[index]}\n{written[index]}",
-                    weights[: len(steps), :seen],
-                    steps,
-                    [""] * seen,
-                    over=255 - columns.T,
-                )
-            )
-        return drawn
+    def _read_from(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """See `TranscriptionTask`: dark ink."""
+        columns = example["columns"]
+        return 255 - columns.T, [""] * self.model.frames(len(columns))
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
         """Of composed lines: cut between the ink, each piece classified by itself."""

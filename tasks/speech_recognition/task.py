@@ -19,7 +19,7 @@ from tasks.common.paths import Paths
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
-from tasks.figures import Alignment, Curves, Figure
+from tasks.figures import Curves, Figure
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import (
     NOISES,
@@ -166,22 +166,13 @@ class SpeechRecognition(TranscriptionTask):
             drawn.append(
                 Curves("WER against noise", "signal-to-noise ratio, dB", {"WER": (NOISES, rates)})
             )
-        part, written = self._splits[split], self._written(outputs)
-        for index, weights in enumerate(attention.get("alignment", ())):
-            steps = self._pieces(outputs["tokens"][index])
-            times = self._times(int(part[index]["length"]))
-            caption = f"{part.texts[index]}\n{written[index]}"
-            shown = weights[: len(steps), : len(times)]
-            drawn.append(
-                Alignment(caption, shown, steps, times, over=self._spectrogram(part[index]))
-            )
-        return drawn
+        return drawn + super().figures(statistics, outputs, split, attention)
 
-    def _spectrogram(self, example: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Log-mel features [F, S], high tones above."""
+    def _read_from(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """See `TranscriptionTask`: log-mel features, high tones above, and times."""
         samples = example["samples"][None].astype(np.float32) / 32768
         features, _ = self._features(jnp.asarray(samples), example["length"][None])
-        return np.asarray(features[0]).T[::-1]
+        return np.asarray(features[0]).T[::-1], self._times(int(example["length"]))
 
     def _times(self, samples: int) -> list[str]:
         """Of each of the encoder's frames, every half second, when it is."""

@@ -111,6 +111,15 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     soundfile.write(path, np.zeros((500, 2)), 44100)
     clips = again.inputs([str(path)])
     assert clips[0]["length"] == pytest.approx(500 * RATE / 44100, abs=2)
+    outputs, weights = {"tokens": np.array([[4, 6, 0, 0]])}, {"alignment": np.ones((1, 4, 9))}
+    if task.writer.aligns:
+        ((picture,),) = again.pictures([str(path)], outputs, weights)
+        assert picture.weights.shape == (2, len(picture.inputs))
+        assert picture.outputs[1] == "end"
+        assert picture.over.shape[0] == task.data.features.bands
+    else:
+        with pytest.raises(UserError, match="--pictures: CTC writes alone in this run"):
+            again.pictures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
         again.inputs([str(tmp_path / "none.wav")])
     soundfile.write(path, np.zeros(61 * RATE), RATE)
