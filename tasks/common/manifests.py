@@ -166,8 +166,8 @@ def _table_rows(name: str, text: str) -> Sequence[tuple[str, str, str]]:
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise UserError(
-            f"{name}: no column {' and '.join(missing)}; the header names path and text, got "
-            f"{', '.join(header)}"
+            f"{name}: no column {' and '.join(missing)}; its first line names the columns path and "
+            f"text, got {', '.join(header)}"
         )
     reader.fieldnames = header
     rows = []
