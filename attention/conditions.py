@@ -1,7 +1,8 @@
 """The conditions that masks are made of; `attention.masks` joins them.
 
 T queries, S keys. Kernels ask a condition twice: for an array where they need one, of all or of a
-block (`allowed`), and before running, block by block (`blocks`), to skip what nobody sees.
+block (`allowed`), and block by block (`blocks` before running, `reach` with the data), to skip what
+nobody sees and to ask for no array where all see all.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Part:
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         """bool [query blocks, key blocks], or None where only the data tell."""
         return None
+
+    def reach(
+        self, B: int, T: int, S: int, query_block: int, key_block: int
+    ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+        """Whether some query of a block may see some key of another, and whether all surely see
+        all: bool [1 or B, query blocks or 1, key blocks or 1] each, NumPy's unless the data tell.
+        """
+        seen = self.blocks(T, S, query_block, key_block)
+        some = np.ones((1, 1, 1), bool) if seen is None else seen[None]
+        return some, np.zeros((1, 1, 1), bool)
 
     def describe(self) -> str:
         """What a message calls it."""
@@ -96,15 +107,18 @@ class Window(Part):
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not is_static(self.query_offset):
             return None
-        offset = static_offset(self.query_offset, T, S)
-        query_first, query_last = block_ends(T, query_block)
-        key_first, key_last = block_ends(S, key_block)
-        result = np.ones((len(query_first), len(key_first)), bool)
+        return self.reach(1, T, S, query_block, key_block)[0][0]
+
+    def reach(self, B, T, S, query_block, key_block):
+        queries, keys = _block_pairs(self.query_offset, B, T, S, query_block, key_block)
+        some = whole = np.ones((1, *np.broadcast_shapes(queries[0].shape[1:], keys[0].shape)), bool)
         if self.left is not None:
-            result &= key_last >= (query_first + offset - self.left)[:, None]
+            some = some & (keys[1] >= queries[0] - self.left)
+            whole = whole & (keys[0] >= queries[1] - self.left)
         if self.right is not None:
-            result &= key_first <= (query_last + offset + self.right)[:, None]
-        return result
+            some = some & (keys[0] <= queries[1] + self.right)
+            whole = whole & (keys[1] <= queries[0] + self.right)
+        return some, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +136,15 @@ class Prefix(Part):
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not is_static(self.length) or not is_static(self.query_offset):
             return None
-        causal_part = Window(None, 0, self.query_offset).blocks(T, S, query_block, key_block)
-        return causal_part | (block_ends(S, key_block)[0] < self.length)
+        return self.reach(1, T, S, query_block, key_block)[0][0]
+
+    def reach(self, B, T, S, query_block, key_block):
+        queries, keys = _block_pairs(self.query_offset, B, T, S, query_block, key_block)
+        length = (
+            self.length if is_static(self.length) else _per_example(self.length, B, "length")[:, 0]
+        )
+        some = (keys[0] < length) | (keys[0] <= queries[1])
+        return some, (keys[1] < length) | (keys[1] <= queries[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +161,11 @@ class Either(Part):
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         sizes = (T, S, query_block, key_block)
         return self.left.visible_blocks(*sizes) | self.right.visible_blocks(*sizes)
+
+    def reach(self, B, T, S, query_block, key_block):
+        sizes = (B, T, S, query_block, key_block)
+        (some, whole), (more, others) = self.left.reach(*sizes), self.right.reach(*sizes)
+        return some | more, whole | others
 
     def describe(self) -> str:
         return "a mask joined with |"
@@ -163,6 +189,17 @@ class Lengths(Part):
             result = result & (positions(S, columns) < self.key[:, None, None, None])
         return result
 
+    def reach(self, B, T, S, query_block, key_block):
+        some = whole = np.ones((1, 1, 1), bool)
+        for axis, lengths, (first, last) in (
+            (2, self.query, block_ends(T, query_block)),
+            (1, self.key, block_ends(S, key_block)),
+        ):
+            if lengths is not None:
+                some = some & jnp.expand_dims(first < lengths[:, None], axis)
+                whole = whole & jnp.expand_dims(last < lengths[:, None], axis)
+        return some, whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Valid(Part):
@@ -183,6 +220,14 @@ class Valid(Part):
             result = result & cut(self.key, 1, columns)[:, None, None, :]
         return result
 
+    def reach(self, B, T, S, query_block, key_block):
+        some = whole = np.ones((1, 1, 1), bool)
+        for axis, marks, block in ((2, self.query, query_block), (1, self.key, key_block)):
+            if marks is not None:
+                some = some & jnp.expand_dims(by_block(marks, block, False).any(-1), axis)
+                whole = whole & jnp.expand_dims(by_block(marks, block, True).all(-1), axis)
+        return some, whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Segments(Part):
@@ -202,6 +247,13 @@ class Segments(Part):
         queries, keys = cut(self.query_ids, 1, rows), cut(self.key_ids, 1, columns)
         return queries[:, None, :, None] == keys[:, None, None, :]
 
+    def reach(self, B, T, S, query_block, key_block):
+        # Ids of a block lie between its least and its greatest.
+        queries, keys = by_block(self.query_ids, query_block), by_block(self.key_ids, key_block)
+        least, most = queries.min(-1)[:, :, None], queries.max(-1)[:, :, None]
+        first, last = keys.min(-1)[:, None], keys.max(-1)[:, None]
+        return (least <= last) & (first <= most), (least == last) & (first == most)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Part):
@@ -214,6 +266,14 @@ class Dense(Part):
         hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
         shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)
         return cut(cut(self.array, 2, rows), 3, columns)
+
+    def reach(self, B, T, S, query_block, key_block):
+        def blocks(beyond: bool) -> Array:
+            tall = by_block(jnp.swapaxes(self.array, 2, 3), query_block, beyond)
+            return by_block(jnp.moveaxis(tall, 2, 4), key_block, beyond)
+
+        axes = (1, 3, 5)
+        return blocks(False).any(axes), blocks(True).all(axes)
 
 
 def positions(length: int, span: Span | None) -> Array:
@@ -231,6 +291,17 @@ def cut(array: Array, axis: int, span: Span | None) -> Array:
         return result
     # A slice that would end beyond the array begins earlier instead.
     return jnp.roll(result, jnp.minimum(length - span.size - span.start, 0), axis)
+
+
+def by_block(array: Array, block: int, beyond: bool | None = None) -> Array:
+    """[..., length] -> [..., blocks, block]; in the last one stands `beyond`, or its last entry
+    again, for what the length does not fill.
+    """
+    missing = -array.shape[-1] % block
+    widths = [(0, 0)] * (array.ndim - 1) + [(0, missing)]
+    kind = {"mode": "edge"} if beyond is None else {"constant_values": beyond}
+    padded = jnp.pad(array, widths, **kind) if missing else array
+    return padded.reshape(*array.shape[:-1], -1, block)
 
 
 def query_positions(
@@ -259,6 +330,20 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
     if number.ndim:
         shapes.expect(f"mask {argument}", number, "B", {"B": B})
     return number.reshape(-1, 1, 1, 1)
+
+
+def _block_pairs(
+    offset: Offset | None, B: int, T: int, S: int, query_block: int, key_block: int
+) -> tuple[Any, Any]:
+    """First and last place of the query blocks [1 or B, blocks, 1] among the keys, and of the key
+    blocks [blocks].
+    """
+    if is_static(offset):
+        moved = static_offset(offset, T, S)
+    else:
+        moved = _per_example(offset, B, "query_offset")[:, 0]
+    ends = block_ends(T, query_block)
+    return tuple(end[None, :, None] + moved for end in ends), block_ends(S, key_block)
 
 
 def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,21 @@ class Mask:
                 result &= blocks
         return result
 
+    def reach(
+        self, B: int, T: int, S: int, query_block: int, key_block: int
+    ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+        """Which blocks may be seen, and of which each query surely sees each key, with the data.
+
+        Returns:
+          Twice bool [1 or B, ceil(T / query_block) or 1, ceil(S / key_block) or 1]: no False in the
+          first, no True in the second is ever wrong. NumPy arrays where no data are asked.
+        """
+        some = whole = np.ones((1, 1, 1), bool)
+        for part in self.parts:
+            seen, wholly = part.reach(B, T, S, query_block, key_block)
+            some, whole = some & seen, whole & wholly
+        return some, whole
+
 
 jax.tree_util.register_dataclass(Mask, data_fields=["parts"], meta_fields=[])
 

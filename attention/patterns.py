@@ -235,6 +235,14 @@ class _Pattern(Part):
         first, last = (ends[:, None] + offset for ends in conditions.block_ends(T, query_block))
         return self.meet(first, last, *conditions.block_ends(S, key_block))
 
+    def reach(self, B, T, S, query_block, key_block):
+        some, whole = super().reach(B, T, S, query_block, key_block)
+        if conditions.is_static(self.query_offset):
+            offset = conditions.static_offset(self.query_offset, T, S)
+            first, last = (ends[:, None] + offset for ends in conditions.block_ends(T, query_block))
+            whole = self.cover(first, last, *conditions.block_ends(S, key_block))[None]
+        return some, whole
+
     def sees(self, query: Array, key: Array) -> Array:
         """bool [..., T, S] for positions [..., T, 1] and [S]."""
         raise NotImplementedError
@@ -249,6 +257,10 @@ class _Pattern(Part):
         """Whether a query of a block sees a key of another, exactly: first and last positions of
         the query blocks [Q, 1] and the key blocks [K] -> bool [Q, K]."""
         raise NotImplementedError
+
+    def cover(self, query_first, query_last, key_first, key_last) -> np.ndarray:
+        """As `meet`: whether every query of a block surely sees every key of another."""
+        return np.zeros((len(query_first), len(key_first)), bool)
 
 
 def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
@@ -329,6 +341,9 @@ class _Global(_Pattern):
     def meet(self, query_first, query_last, key_first, key_last):
         return (query_first < self.count) | (key_first < self.count)
 
+    def cover(self, query_first, query_last, key_first, key_last):
+        return (query_last < self.count) | (key_last < self.count)
+
     def describe(self) -> str:
         return "global_tokens()"
 
@@ -345,6 +360,11 @@ class _Marked(Part):
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
         queries, keys = conditions.cut(self.query, 1, rows), conditions.cut(self.key, 1, columns)
         return queries[:, None, :, None] | keys[:, None, None, :]
+
+    def reach(self, B, T, S, query_block, key_block):
+        queries = conditions.by_block(self.query, query_block)[:, :, None]
+        keys = conditions.by_block(self.key, key_block)[:, None]
+        return queries.any(-1) | keys.any(-1), queries.all(-1) | keys.all(-1)
 
     def describe(self) -> str:
         return "global_marks()"
@@ -372,6 +392,11 @@ class _BigBird(Part):
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not conditions.is_static(self.query_offset):
             return None
+        return self.reach(1, T, S, query_block, key_block)[0][0]
+
+    def reach(self, B, T, S, query_block, key_block):
+        if not conditions.is_static(self.query_offset):
+            return super().reach(B, T, S, query_block, key_block)
         table, offset = self.table(S), conditions.static_offset(self.query_offset, T, S)
         # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
         # of the table are four of these.
@@ -382,7 +407,9 @@ class _BigBird(Part):
         )
         left, right = (ends // self.block for ends in conditions.block_ends(S, key_block))
         inside = sums[bottom + 1, right + 1] - sums[top, right + 1]
-        return inside > sums[bottom + 1, left] - sums[top, left]
+        inside = inside - sums[bottom + 1, left] + sums[top, left]
+        area = (bottom + 1 - top) * (right + 1 - left)
+        return (inside > 0)[None], (inside == area)[None]
 
     def table(self, S: int) -> np.ndarray:
         """bool [blocks, blocks]: which block sees which."""

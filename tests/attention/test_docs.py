@@ -105,6 +105,7 @@ SHARED = {
     "image.maps.kernel_init",
     "kernels.reference.accumulator",
     "conditions.block_ends",
+    "conditions.by_block",
     "conditions.cut",
     "conditions.is_static",
     "conditions.positions",

@@ -253,3 +253,23 @@ def test_a_block_is_what_the_whole_has_there(mask, blocks):
         expected = whole[:, :, top : top + height, left : left + width]
         found = np.asarray(block(top, left))[:, :, : expected.shape[2], : expected.shape[3]]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 5), (7, 10), (16, 16)])
+def test_what_reach_says_of_blocks_is_true(mask, blocks):
+    T, S, (height, width) = 7, 10, blocks
+    array = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
+    counts = (-(-T // height), -(-S // width))
+    some, whole = jax.jit(lambda mask: mask.reach(2, T, S, height, width))(mask)
+    assert all(
+        np.broadcast_shapes(told.shape, (2, *counts)) == (2, *counts) for told in (some, whole)
+    )
+    some, whole = (np.broadcast_to(told, (2, *counts)) for told in (some, whole))
+    for b, i, j in np.ndindex(2, *counts):
+        block = array[b, :, i * height : (i + 1) * height, j * width : (j + 1) * width]
+        assert some[b, i, j] or not block.any()
+        assert block.all() or not whole[b, i, j]
+    if len(mask.parts) == 1 and blocks == (1, 1):
+        assert (some == array.any(1)).all()
+        assert (whole == array.all(1)).all()
