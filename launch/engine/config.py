@@ -327,6 +327,8 @@ def _one_line(path: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
-        where = f"{path}, line {line}" if line else path
+        # Bad syntax may be that of a file that the config imports.
+        file = (isinstance(error, SyntaxError) and error.filename) or path
+        where = f"{file}, line {line}" if line else path
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {kind}{error}") from error

@@ -54,6 +54,21 @@ def test_mistakes_are_named(sst2, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_mistakes_in_files_are_named_with_their_line(tmp_path, monkeypatch):
+    config, other = tmp_path / "mine.py", tmp_path / "imported_by_mine.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    for written, broken, place in (
+        ("x = 1\ny = (\n", "", r"mine\.py, line 2: SyntaxError"),
+        ("x = 1\nprint(nobody)\n", "", r"mine\.py, line 2: NameError"),
+        ("import imported_by_mine\n", "a\nb c\n", r"imported_by_mine\.py, line 2: SyntaxError"),
+    ):
+        config.write_text(written, encoding="utf-8")
+        other.write_text(broken, encoding="utf-8")
+        with pytest.raises(UserError, match=place) as caught:
+            load_file(str(config))
+        assert "\n" not in str(caught.value)
+
+
 def test_identity_leaves_out_the_mesh_alone(sst2):
     meshed = override(sst2, {"mesh.cpu_devices": 8})
     reseeded = override(sst2, {"seed": 1})
