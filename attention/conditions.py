@@ -56,6 +56,11 @@ class Part:
         some = np.ones((1, 1, 1), bool) if seen is None else seen[None]
         return some, np.zeros((1, 1, 1), bool)
 
+    def of(self, example: int | Array, heads: Span) -> Part:
+        """The condition for one example of the batch and some heads."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**{name: _row(value, example) for name, value in given.items()})
+
     def describe(self) -> str:
         """What a message calls it."""
         return type(self).__name__.removeprefix("_").lower() + "()"
@@ -167,6 +172,9 @@ class Either(Part):
         (some, whole), (more, others) = self.left.reach(*sizes), self.right.reach(*sizes)
         return some | more, whole | others
 
+    def of(self, example, heads):
+        return Either(self.left.of(example, heads), self.right.of(example, heads))
+
     def describe(self) -> str:
         return "a mask joined with |"
 
@@ -274,6 +282,17 @@ class Dense(Part):
 
         axes = (1, 3, 5)
         return blocks(False).any(axes), blocks(True).all(axes)
+
+    def of(self, example, heads):
+        array = _row(self.array, example)
+        return Dense(array if array.shape[1] == 1 else cut(array, 1, heads))
+
+
+def _row(value: Any, example: int | Array) -> Any:
+    """One example's of an array that may have one for each: [B, ...] -> [1, ...]."""
+    if is_static(value) or value.ndim == 0 or value.shape[0] == 1:
+        return value
+    return jax.lax.dynamic_slice_in_dim(value, example, 1)
 
 
 def positions(length: int, span: Span | None) -> Array:

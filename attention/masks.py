@@ -75,6 +75,10 @@ class Mask:
             result = result & part.allowed(B, N, T, S, rows, columns)
         return result
 
+    def of(self, example: int | Array, heads: Span) -> Mask:
+        """The mask of one example, B = 1, and of some of the heads, N = heads.size."""
+        return Mask(tuple(part.of(example, heads) for part in self.parts))
+
     def visible_blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
         """Which key blocks a query block may see, known before running.
 

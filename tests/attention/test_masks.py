@@ -273,3 +273,16 @@ def test_what_reach_says_of_blocks_is_true(mask, blocks):
     if len(mask.parts) == 1 and blocks == (1, 1):
         assert (some == array.any(1)).all()
         assert (whole == array.all(1)).all()
+
+
+@pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
+def test_one_example_and_head_of_a_mask(mask):
+    whole = np.broadcast_to(mask.materialize(2, 2, 7, 10), (2, 2, 7, 10))
+
+    @jax.jit
+    def one(example, head):
+        mine = mask.of(example, masks.Span(head, 1))
+        return jnp.broadcast_to(mine.materialize(1, 1, 7, 10), (1, 1, 7, 10))
+
+    for example, head in np.ndindex(2, 2):
+        np.testing.assert_array_equal(one(example, head)[0, 0], whole[example, head])
