@@ -97,14 +97,14 @@ def _strings():
 
 def _single():
     """Single digits: 3,000 clips of half a second."""
-    augmentation = _augmentation(noise=(10.0, 40.0), time_masks=1)
+    augmentation = _augmentation(time_masks=1)
     return {
-        "data": {"trim": 25.0, "dynamic_range": 25.0, "augmentation": augmentation},
+        "data": {"trim": 25.0, "dynamic_range": 35.0, "augmentation": augmentation},
         "units": 4,
         "model": {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "width": 7},
         "optimizer": _optimizer(learning_rate=3e-3, average_decay=0.99),
         "training": TrainingConfig(
-            steps=4000, batch_size=32, evaluation_batch_size=50, evaluate_every=1000, log_every=50
+            steps=6000, batch_size=32, evaluation_batch_size=50, evaluate_every=1000, log_every=50
         ),
     }
 
