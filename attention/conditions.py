@@ -98,9 +98,7 @@ class Window(Part):
     right: int | None
     query_offset: Offset | None
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         distance = positions(S, columns) - query_positions(self.query_offset, B, T, S, rows)
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.left is not None:
@@ -131,9 +129,7 @@ class Prefix(Part):
     length: Offset
     query_offset: Offset | None
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         keys = positions(S, columns)
         in_prefix = keys < _per_example(self.length, B, "length")
         return in_prefix | (keys <= query_positions(self.query_offset, B, T, S, rows))
@@ -157,9 +153,7 @@ class Either(Part):
     left: Any  # a `masks.Mask`
     right: Any
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         place = (B, N, T, S, rows, columns)
         return self.left.materialize(*place) | self.right.materialize(*place)
 
@@ -184,14 +178,11 @@ class Lengths(Part):
     query: Array | None
     key: Array | None
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
             shapes.expect("mask lengths(query=)", self.query, "B", {"B": B})
-            seen = positions(T, rows)[:, None] < self.query[:, None, None, None]
-            result = result & seen
+            result = result & (positions(T, rows)[:, None] < self.query[:, None, None, None])
         if self.key is not None:
             shapes.expect("mask lengths(key=)", self.key, "B", {"B": B})
             result = result & (positions(S, columns) < self.key[:, None, None, None])
@@ -214,9 +205,7 @@ class Valid(Part):
     query: Array | None
     key: Array | None
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
             hint = shapes.layout_hint(self.query.shape[1:], (T,), N)
@@ -242,9 +231,7 @@ class Segments(Part):
     query_ids: Array
     key_ids: Array
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         sizes = {"B": B, "T": T, "S": S}
         for name, ids, axes, size in (
             ("query_ids", self.query_ids, "B T", T),
@@ -267,9 +254,7 @@ class Segments(Part):
 class Dense(Part):
     array: Array
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         sizes = {"B": B, "N": N, "T": T, "S": S}
         hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
         shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)

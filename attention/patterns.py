@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import conditions, masks, shapes
-from attention.conditions import Offset, Part, Span
+from attention.conditions import Offset, Part
 from attention.masks import Mask
 
 Array = jax.Array
@@ -222,9 +222,7 @@ def checked_links(links: Any) -> tuple[tuple[int, ...], ...]:
 class _Pattern(Part):
     """A condition on the positions of a query and a key; `query_offset` is its last field."""
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         queries = conditions.query_positions(self.query_offset, B, T, S, rows)
         return self.sees(queries, conditions.positions(S, columns))
 
@@ -353,9 +351,7 @@ class _Marked(Part):
     query: Array
     key: Array
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
         queries, keys = conditions.cut(self.query, 1, rows), conditions.cut(self.key, 1, columns)
@@ -380,9 +376,7 @@ class _BigBird(Part):
     links: tuple[tuple[int, ...], ...] | None
     query_offset: Offset | None
 
-    def allowed(
-        self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
-    ) -> Array:
+    def allowed(self, B, N, T, S, rows=None, columns=None):
         table = self.table(S)
         queries = conditions.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
         seeing = jnp.clip(queries // self.block, 0, len(table) - 1)

@@ -84,8 +84,8 @@ def _augmentation(**changed):
 def _strings():
     """Strings of digits by four speakers."""
     return {
-        # Of the six the one whose single digits are in the middle for the SVM.
-        "data": {"held_out": "lucas", "dynamic_range": 35.0, "augmentation": _augmentation()},
+        # Of the six one whose single digits are in the middle for the SVM.
+        "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
         "model": {},
         "optimizer": _optimizer(),
