@@ -1,0 +1,239 @@
+"""The conditions that sparse patterns are made of; `attention.patterns` says what they mean.
+
+T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import conditions, shapes
+from attention.conditions import Offset, Part
+
+Array = jax.Array
+
+
+class Pattern(Part):
+    """A condition on the positions of a query and a key; `query_offset` is its last field."""
+
+    def allowed(self, B, N, T, S, rows=None, columns=None):
+        queries = conditions.query_positions(self.query_offset, B, T, S, rows)
+        return self.sees(queries, conditions.positions(S, columns))
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not conditions.is_static(self.query_offset):
+            return None
+        return self.meet(*self._ends(T, S, query_block, key_block))
+
+    def reach(self, B, T, S, query_block, key_block):
+        some, whole = super().reach(B, T, S, query_block, key_block)
+        if conditions.is_static(self.query_offset):
+            whole = self.cover(*self._ends(T, S, query_block, key_block))[None]
+        return some, whole
+
+    def _ends(self, T: int, S: int, query_block: int, key_block: int) -> tuple[np.ndarray, ...]:
+        """Arguments of `meet`."""
+        offset = conditions.static_offset(self.query_offset, T, S)
+        first, last = (ends[:, None] + offset for ends in conditions.block_ends(T, query_block))
+        return first, last, *conditions.block_ends(S, key_block)
+
+    def sees(self, query: Array, key: Array) -> Array:
+        """bool [..., T, S] for positions [..., T, 1] and [S]."""
+        raise NotImplementedError
+
+    def meet(
+        self,
+        query_first: np.ndarray,
+        query_last: np.ndarray,
+        key_first: np.ndarray,
+        key_last: np.ndarray,
+    ) -> np.ndarray:
+        """Whether a query of a block sees a key of another, exactly: first and last positions of
+        the query blocks [Q, 1] and the key blocks [K] -> bool [Q, K]."""
+        raise NotImplementedError
+
+    def cover(self, query_first, query_last, key_first, key_last) -> np.ndarray:
+        """As `meet`: whether every query of a block surely sees every key of another."""
+        return np.zeros((len(query_first), len(key_first)), bool)
+
+
+def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
+    """Whether one of low, ..., high is a multiple."""
+    return high // number * number >= low
+
+
+@dataclasses.dataclass(frozen=True)
+class Dilated(Pattern):
+    left: int | None
+    right: int | None
+    dilation: int
+    query_offset: Offset | None
+
+    def sees(self, query, key):
+        distance = query - key
+        result = distance % self.dilation == 0
+        if self.left is not None:
+            result = result & (distance <= self.left * self.dilation)
+        if self.right is not None:
+            result = result & (distance >= -self.right * self.dilation)
+        return result
+
+    def meet(self, query_first, query_last, key_first, key_last):
+        # Every distance between these two occurs, as both blocks are without gaps.
+        low, high = query_first - key_last, query_last - key_first
+        if self.left is not None:
+            high = np.minimum(high, self.left * self.dilation)
+        if self.right is not None:
+            low = np.maximum(low, -self.right * self.dilation)
+        return (low <= high) & _holds_multiple(low, high, self.dilation)
+
+    def describe(self) -> str:
+        return "dilated_window()"
+
+
+@dataclasses.dataclass(frozen=True)
+class Strided(Pattern):
+    stride: int
+    query_offset: Offset | None
+
+    def sees(self, query, key):
+        distance = query - key
+        return (jnp.abs(distance) < self.stride) | (distance % self.stride == 0)
+
+    def meet(self, query_first, query_last, key_first, key_last):
+        low, high = query_first - key_last, query_last - key_first
+        near = (low < self.stride) & (high > -self.stride)
+        return near | _holds_multiple(low, high, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Pattern):
+    block: int
+    summary: int
+    query_offset: Offset | None
+
+    def sees(self, query, key):
+        same = query // self.block == key // self.block
+        return same | (key % self.block >= self.block - self.summary)
+
+    def meet(self, query_first, query_last, key_first, key_last):
+        same = query_first // self.block <= key_last // self.block
+        same = same & (key_first // self.block <= query_last // self.block)
+        # The first summary position that is not before the first key.
+        wait = np.maximum(self.block - self.summary - key_first % self.block, 0)
+        return same | (key_first + wait <= key_last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Global(Pattern):
+    count: int
+    query_offset: Offset | None
+
+    def sees(self, query, key):
+        return (query < self.count) | (key < self.count)
+
+    def meet(self, query_first, query_last, key_first, key_last):
+        return (query_first < self.count) | (key_first < self.count)
+
+    def cover(self, query_first, query_last, key_first, key_last):
+        return (query_last < self.count) | (key_last < self.count)
+
+    def describe(self) -> str:
+        return "global_tokens()"
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(Part):
+    query: Array
+    key: Array
+
+    def allowed(self, B, N, T, S, rows=None, columns=None):
+        shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
+        shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
+        queries, keys = conditions.cut(self.query, 1, rows), conditions.cut(self.key, 1, columns)
+        return queries[:, None, :, None] | keys[:, None, None, :]
+
+    def reach(self, B, T, S, query_block, key_block):
+        queries = conditions.by_block(self.query, query_block)[:, :, None]
+        keys = conditions.by_block(self.key, key_block)[:, None]
+        return queries.any(-1) | keys.any(-1), queries.all(-1) | keys.all(-1)
+
+    def describe(self) -> str:
+        return "global_marks()"
+
+
+@dataclasses.dataclass(frozen=True)
+class BigBird(Part):
+    block: int
+    window: int
+    global_blocks: int
+    random_blocks: int
+    seed: int
+    links: tuple[tuple[int, ...], ...] | None
+    query_offset: Offset | None
+
+    def allowed(self, B, N, T, S, rows=None, columns=None):
+        table = self.table(S)
+        queries = conditions.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
+        seeing = jnp.clip(queries // self.block, 0, len(table) - 1)
+        seen = conditions.positions(S, columns) // self.block
+        return jnp.asarray(table)[seeing[:, None, :, None], seen]
+
+    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+        if not conditions.is_static(self.query_offset):
+            return None
+        return self.reach(1, T, S, query_block, key_block)[0][0]
+
+    def reach(self, B, T, S, query_block, key_block):
+        if not conditions.is_static(self.query_offset):
+            return super().reach(B, T, S, query_block, key_block)
+        table, offset = self.table(S), conditions.static_offset(self.query_offset, T, S)
+        # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
+        # of the table are four of these.
+        sums = np.pad(table.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+        top, bottom = (
+            np.clip((ends[:, None] + offset) // self.block, 0, len(table) - 1)
+            for ends in conditions.block_ends(T, query_block)
+        )
+        left, right = (ends // self.block for ends in conditions.block_ends(S, key_block))
+        inside = sums[bottom + 1, right + 1] - sums[top, right + 1]
+        inside = inside - sums[bottom + 1, left] + sums[top, left]
+        area = (bottom + 1 - top) * (right + 1 - left)
+        return (inside > 0)[None], (inside == area)[None]
+
+    def table(self, S: int) -> np.ndarray:
+        """bool [blocks, blocks]: which block sees which."""
+        count = -(-S // self.block)
+        number = np.arange(count)
+        result = np.abs(number[:, None] - number) <= self.window
+        result |= np.minimum(number[:, None], number) < self.global_blocks
+        if self.links is None:
+            drawn = _draws(count, self.window, self.global_blocks, self.random_blocks, self.seed)
+            return result | drawn | drawn.T
+        if len(self.links) < count:
+            expected = f"one for each of the {count} blocks of {S} positions"
+            raise ValueError(f"links: got {len(self.links)} rows, expected {expected}")
+        for row, linked in zip(result, self.links, strict=False):
+            row[[number for number in linked if number < count]] = True
+        return result
+
+    def describe(self) -> str:
+        return "big_bird()"
+
+
+@functools.lru_cache(maxsize=64)
+def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
+    """bool [count, count]: which earlier blocks each block drew. A row depends on its number and
+    the seed alone, not on the count."""
+    drawn = np.zeros((count, count), bool)
+    for row in range(count):
+        others = np.arange(global_blocks, row - window)
+        # NumPy keeps the stream of this generator for good.
+        order = np.random.RandomState([seed, row]).permutation(len(others))
+        drawn[row, others[order[:random_blocks]]] = True
+    return drawn
