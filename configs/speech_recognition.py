@@ -81,16 +81,20 @@ def _augmentation(**changed):
     return SoundAugmentation(**common | masks | changed)
 
 
+# Digits are few, and so are their speakers.
+_SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "width": 7}
+
+
 def _strings():
     """Strings of digits by four speakers."""
     return {
         # Of the six one whose single digits are in the middle for the SVM.
         "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
-        "model": {},
+        "model": dict(_SMALL),
         "optimizer": _optimizer(),
         "training": TrainingConfig(
-            steps=1500, batch_size=32, evaluation_batch_size=50, evaluate_every=250, log_every=25
+            steps=3000, batch_size=32, evaluation_batch_size=50, evaluate_every=500, log_every=25
         ),
     }
 
@@ -101,7 +105,7 @@ def _single():
     return {
         "data": {"trim": 25.0, "dynamic_range": 35.0, "augmentation": augmentation},
         "units": 4,
-        "model": {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "width": 7},
+        "model": dict(_SMALL),
         "optimizer": _optimizer(learning_rate=3e-3, average_decay=0.99),
         "training": TrainingConfig(
             steps=6000, batch_size=32, evaluation_batch_size=50, evaluate_every=1000, log_every=50

@@ -183,12 +183,14 @@ class SpeechRecognition(TranscriptionTask):
         return ["" if frame % every else f"{frame / second:.1f} s" for frame in range(seen)]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Of single digits an SVM on MFCC, of English prompts PocketSphinx."""
+        """Of digits an SVM on MFCC, of English prompts PocketSphinx."""
         speech, features = self._speech, self.data.features
         if self.data.path is not None:
             return {}
         if self.data.name == "spoken_digits":
             return {"mfcc_svm": lambda: baselines.mfcc_svm(speech, features)}
+        if self.data.name == "spoken_digit_strings":
+            return {"cut_and_classify": lambda: baselines.cut_and_classify(speech, features)}
         if self.data.name == "prompts_en":
             return {"pocketsphinx": lambda: baselines.pocketsphinx(speech, features.sample_rate)}
         return {}

@@ -27,6 +27,24 @@ def test_svm_tells_tones_apart():
     assert found["exact_match"] == 1
 
 
+def test_strings_are_cut_where_nobody_speaks():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice([*HERTZ], 3)) for _ in range(20)]
+    pause = np.zeros(2000, np.int16)
+    sounds = [
+        np.concatenate([part for word in text.split() for part in (spoken([word], rng), pause)])
+        for text in texts
+    ]
+    # One that cannot be cut, as nothing stands between its words, and one that says nothing.
+    sounds += [np.concatenate([spoken([word], rng)[400:1300] for word in HERTZ]), pause]
+    found = baselines.cut_and_classify(
+        speech(sounds, [*texts, " ".join(HERTZ), ""]), LogMelConfig()
+    )
+    missed = len(HERTZ)
+    assert 0 < found["wer"] <= missed / (3 * len(texts) + missed)
+    assert found["exact_match"] == 20 / 21
+
+
 def test_pocketsphinx_hears_no_words_that_nobody_said():
     found = baselines.pocketsphinx(
         speech([np.zeros(8000, np.int16)] * 2, ["hello there"] * 2), 8000
