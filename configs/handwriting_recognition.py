@@ -38,7 +38,7 @@ def get_config(argument: str = "location_aware"):
     return experiment(
         task="handwriting_recognition",
         name="_".join(re.findall(r"\w+(?:\.\w+)?", argument)),
-        data=DataConfig(),
+        data=DataConfig(train_size=60_000),
         model=LineConfig(transcriber=writer),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,

@@ -94,7 +94,7 @@ def _strings():
         "model": dict(_SMALL),
         "optimizer": _optimizer(),
         "training": TrainingConfig(
-            steps=3000, batch_size=32, evaluation_batch_size=50, evaluate_every=500, log_every=25
+            steps=2400, batch_size=32, evaluation_batch_size=50, evaluate_every=400, log_every=25
         ),
     }
 
