@@ -23,6 +23,8 @@ class Lines:
       spacing: least and most columns between two digits' ink; below 0 they touch.
       shift: most rows up or down.
       noise: largest deviation of the noise, of 255.
+      wobble: largest change of a digit's own shape: of each entry of the 2 x 2 matrix that turns,
+        stretches and shears it.
     """
 
     least: int = 3
@@ -33,6 +35,7 @@ class Lines:
     spacing: tuple[int, ...] = (-2, 8)
     shift: int = 3
     noise: float = 30.0
+    wobble: float = 0.0
 
     def __post_init__(self):
         if not 1 <= self.least <= self.most:
@@ -43,6 +46,8 @@ class Lines:
             raise ValueError(f"spacing must be at least -6, got {self.spacing}")
         if not 0 <= self.scale < 0.5:
             raise ValueError(f"scale must be in [0, 0.5), got {self.scale}")
+        if not 0 <= self.wobble < 0.5:
+            raise ValueError(f"wobble must be in [0, 0.5), got {self.wobble}")
         for name in ("slant", "thickness", "shift", "noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -84,7 +89,10 @@ class WrittenLines:
         for digit in digits:
             chosen = self._pictures[digit][rng.integers(len(self._pictures[digit]))]
             size = 1 + rng.uniform(-config.scale, config.scale)
-            glyph = _inked(_bent(chosen.astype(np.float32), slant, size, pen))
+            shape = np.array([[1 / size, 0.0], [slant / size, 1 / size]])
+            if config.wobble:
+                shape = shape @ (np.eye(2) + rng.uniform(-config.wobble, config.wobble, (2, 2)))
+            glyph = _inked(_bent(chosen.astype(np.float32), shape, pen))
             top = (HEIGHT - len(glyph)) // 2 + int(rng.integers(-config.shift, config.shift + 1))
             top = min(max(top, 0), HEIGHT - len(glyph))
             place = max(place, 0)
@@ -97,10 +105,11 @@ class WrittenLines:
         return np.round(line).clip(0, 255).astype(np.uint8).T
 
 
-def _bent(picture: np.ndarray, slant: float, size: float, pen: float) -> np.ndarray:
-    """A digit sheared and scaled about its middle, on a larger canvas, with another pen."""
+def _bent(picture: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
+    """A digit on a larger canvas, whose places are sent to its own by the matrix about its middle,
+    with another pen.
+    """
     room = 44
-    matrix = np.array([[1 / size, 0.0], [slant / size, 1 / size]])
     middle = np.array([(room - 1) / 2] * 2)
     offset = np.array([(picture.shape[0] - 1) / 2] * 2) - matrix @ middle
     bent = ndimage.affine_transform(picture, matrix, offset, (room, room), order=1)
