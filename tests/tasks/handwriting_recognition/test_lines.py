@@ -54,6 +54,24 @@ def test_slant_and_pen_change_what_is_seen(pictures):
         assert other[0].shape != upright.shape or (other[0] != upright).any()
 
 
+def test_digits_that_wobble_differ_within_a_line(pictures):
+    lines = made(pictures, 40, wobble=0.3)
+    twice = next(i for i, text in enumerate(lines.texts) if len(set(text)) < len(text))
+    text = lines.texts[twice]
+    digit = next(digit for digit in text if text.count(digit) > 1)
+    for wobble, kinds in ((0.0, 1), (0.3, 2)):
+        columns = made(pictures, 40, wobble=wobble)[twice]
+        inked = np.concatenate([[False], (columns > 60).any(axis=1), [False]])
+        edges = np.flatnonzero(inked[1:] != inked[:-1])
+        shapes = [
+            columns[begin:end].sum()
+            for begin, end, said in zip(edges[::2], edges[1::2], text, strict=True)
+            if said == digit
+        ]
+        assert len(set(shapes)) >= kinds
+        assert wobble or len(set(shapes)) == 1
+
+
 def test_close_digits_touch(pictures):
     apart, close = made(pictures), made(pictures, spacing=(-4, -2))
     assert all(len(close[i]) < len(apart[i]) for i in range(20))
@@ -66,6 +84,7 @@ def test_close_digits_touch(pictures):
         ({"spacing": (3, 1)}, "spacing must be the least and the most"),
         ({"spacing": (-9, 1)}, "spacing must be at least -6"),
         ({"scale": 0.6}, r"scale must be in \[0, 0.5\)"),
+        ({"wobble": 0.5}, r"wobble must be in \[0, 0.5\)"),
         ({"noise": -1.0}, "noise must not be negative"),
     ],
 )

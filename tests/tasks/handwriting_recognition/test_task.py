@@ -1,5 +1,6 @@
 """Lines with their texts, and the task over them."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,6 +15,7 @@ from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
+from tasks.handwriting_recognition.lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
 from tasks.handwriting_recognition.task import HandwritingRecognition
 from tests.tasks.public import needed
@@ -100,6 +102,11 @@ def test_composed_lines():
     assert all(3 <= len(text) <= 8 for text in test.texts[:12])
     assert all(9 <= len(text) <= 14 for text in test.texts[12:])
     assert data.encoder.size == 3 + 10
+    bent = load(dataclasses.replace(small, train_lines=Lines(wobble=0.3)), Paths.default())
+    for split, alike in (("train", False), ("validation", True), ("test", True)):
+        first, second = data.splits[split], bent.splits[split]
+        same = [np.array_equal(first[i]["columns"], second[i]["columns"]) for i in range(8)]
+        assert all(same) == any(same) == alike
 
 
 @pytest.mark.parametrize("writer", ["ctc", "joint", "temporal", "multi_head(num_heads=2)", "none"])
