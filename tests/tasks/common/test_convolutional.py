@@ -115,6 +115,25 @@ def test_halved_by_hand():
     np.testing.assert_array_equal(halved(image)[0, ..., 0], [[-1, -3, -5], [-11, -13, -15]])
 
 
+@pytest.mark.parametrize("window", [(2, 2), (1, 2), (3, 2)])
+@pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 1)])
+def test_halved_and_its_gradient_equal_a_window_of_lax(window, size):
+    image = normal(0, 2, *size, 3)
+
+    def of_lax(image):
+        full = (1, *window, 1)
+        return jax.lax.reduce_window(image, -jnp.inf, jax.lax.max, full, full, "VALID")
+
+    missing = [-n % w for n, w in zip(size, window, strict=True)]
+    widths = [(0, 0), *((0, n) for n in missing), (0, 0)]
+    padded = lambda x: of_lax(jnp.pad(x, widths, constant_values=-jnp.inf))  # noqa: E731
+    expected, backward = jax.vjp(padded, image)
+    out, own = jax.vjp(lambda x: halved(x, window), image)
+    np.testing.assert_array_equal(out, expected)
+    cotangent = normal(1, *out.shape)
+    np.testing.assert_allclose(own(cotangent)[0], backward(cotangent)[0], atol=1e-6)
+
+
 def test_pooled_by_hand():
     image = jnp.arange(15.0).reshape(1, 3, 5, 1)
     np.testing.assert_array_equal(pooled(image)[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
