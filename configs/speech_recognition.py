@@ -8,7 +8,8 @@ to seven digits by a speaker who is not in train, spoken_digits, prompts_en, pro
 prompts_fr. ENCODER is conformer (if none is named), transformer or pyramid (of GRUs, as in Listen,
 attend and spell). WRITER is joint (if none is named), CTC and location-aware attention together;
 ctc; or an alignment of `attention.registry`, with options if any, which writes alone: "additive",
-"location_aware", "multi_head(num_heads=4)", and "none", the control that has one fixed vector.
+"location_aware" (with filters for words if no options are given), "multi_head(num_heads=4)", and
+"none", the control that has one fixed vector.
 "transformer_decoder" writes alone too. See RESULTS.md for what to expect.
 
 The speaker of test is --config.data.held_out; "official", for spoken_digits, is the split of the
@@ -57,16 +58,21 @@ def get_config(argument: str = "spoken_digit_strings"):
     )  # fmt: skip
 
 
+# A word is some ten of the encoder's frames: filters that see the one before and the one after.
+_LOCATION_AWARE = "location_aware(width=31, num_filters=16, cumulative=True)"
+
+
 def _writer(name: str, units: int) -> TranscriberConfig:
     common = {"max_length": units}
     if name == "ctc":
         return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)
     if name == "joint":
-        return TranscriberConfig(alignment="location_aware", **common)
+        return TranscriberConfig(alignment=_LOCATION_AWARE, **common)
     alone = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, **common}
     if name == "transformer_decoder":
         return TranscriberConfig(decoder="transformer", num_layers=2, state_size=96, **alone)
-    return TranscriberConfig(alignment=name, **alone)
+    alignment = _LOCATION_AWARE if name == "location_aware" else name
+    return TranscriberConfig(alignment=alignment, **alone)
 
 
 def _optimizer(**changed):
