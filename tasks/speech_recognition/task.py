@@ -104,10 +104,12 @@ class SpeechRecognition(TranscriptionTask):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The speaker who is not in train, or the data set's own split, which has them all in."""
+        """The speaker who is not in train, or, of the data set's own split, that all are."""
         own = self.data.path is not None or self.data.name.startswith("prompts")
+        if own:
+            return {}
         held_out = self.data.held_out
-        return {} if own else {"split" if held_out == OFFICIAL else "held_out": held_out}
+        return {"speakers": "in_train"} if held_out == OFFICIAL else {"held_out": held_out}
 
     # ------------------------------------------------------------------ model
 

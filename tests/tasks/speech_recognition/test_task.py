@@ -1,5 +1,6 @@
 """The task over words that are tones, which a small network can tell apart."""
 
+import dataclasses
 import json
 
 import jax
@@ -126,6 +127,9 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     with pytest.raises(UserError, match=r"lasts 61.0 s, longer than"):
         again.inputs([str(path)])
     assert again.settings == {"held_out": "george"}
+    single = dataclasses.replace(task.data, name="spoken_digits", held_out="official")
+    leaking = SpeechRecognition.restore(single, task.model, assets)
+    assert leaking.settings == {"speakers": "in_train"}
 
 
 def test_what_a_microphone_adds_changes_nothing(task):
