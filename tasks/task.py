@@ -31,8 +31,9 @@ class Task(abc.ABC):
       primary_metric: metric on the validation split by which the best step is chosen.
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
-      condition_prefix: of the names of metrics under further conditions, which tables show apart
-        beside the primary one, those runs that have them; none where empty.
+      condition_metrics: regular expression of the names of metrics under further conditions, or of
+        ways to fail, which tables show apart beside the primary one, of runs that have them; none
+        where empty.
       averaged_over: a setting, of `settings`, over whose values tables show the mean too; none
         where empty.
       sharding_rules: see `launch.engine.sharding`.
@@ -47,7 +48,7 @@ class Task(abc.ABC):
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     table_metrics: ClassVar[Sequence[str]]
-    condition_prefix: ClassVar[str] = ""
+    condition_metrics: ClassVar[str] = ""
     averaged_over: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1

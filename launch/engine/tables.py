@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -232,16 +233,18 @@ def _conditions(
     given: Mapping[_Row, Mapping[str, float]],
 ) -> list[str]:
     """The metrics under further conditions; nothing where no run has them."""
-    prefix = task.condition_prefix
+    pattern = task.condition_metrics
     figures = {
         row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]
         for row in order
     }
     named = {
-        row: {key for values in some for key in values if prefix and key.startswith(prefix)}
+        row: {key for values in some for key in values if pattern and re.fullmatch(pattern, key)}
         for row, some in figures.items()
     }
-    columns = [task.primary_metric, *sorted(set().union(*named.values()))]
+    # wer_snr_5 comes before wer_snr_10.
+    found = sorted(set().union(*named.values()), key=_natural)
+    columns = [task.primary_metric, *found]
     rows = [
         [
             row.label,
@@ -256,6 +259,11 @@ def _conditions(
         if named[row]
     ]
     return _markdown(["model", *columns], rows) if rows else []
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """By which names are in the order of the numbers in them."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:

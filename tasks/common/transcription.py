@@ -99,6 +99,10 @@ class Encoded(NamedTuple):
     last: Any
 
 
+FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
+"""Metrics of how decoders fail, for `Task.condition_metrics`."""
+
+
 class TranscriptionTask(Task):
     """The contract from the encoder on. A subclass says how to encode a batch.
 

@@ -49,7 +49,7 @@ class Forecasting(Task):
     primary_metric = "mse"
     higher_is_better = False
     table_metrics = ("mse", "mae", "mase", "crps")
-    condition_prefix = noise_metric(None)
+    condition_metrics = noise_metric(None) + ".*"
     sharding_rules = SHARDING_RULES
     baseline_version = 2
 

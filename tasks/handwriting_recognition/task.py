@@ -14,7 +14,12 @@ from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
-from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
+from tasks.common.transcription import (
+    FAILURES,
+    Encoded,
+    TranscribedExamples,
+    TranscriptionTask,
+)
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import (
     DataConfig,
@@ -33,6 +38,7 @@ class HandwritingRecognition(TranscriptionTask):
     model_configs = MODEL_CONFIGS
     primary_metric = "cer"
     table_metrics = ("cer", "exact_match", "loss")
+    condition_metrics = rf"(cer|exact_match)_long|{FAILURES}"
     sharding_rules = (*recurrent.SHARDING_RULES, *convolutional.SHARDING_RULES)
     field, words, multiple = "columns", False, 16
 

@@ -18,7 +18,12 @@ from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
-from tasks.common.transcription import Encoded, TranscribedExamples, TranscriptionTask
+from tasks.common.transcription import (
+    FAILURES,
+    Encoded,
+    TranscribedExamples,
+    TranscriptionTask,
+)
 from tasks.figures import Curves, Figure
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import (
@@ -45,6 +50,7 @@ class SpeechRecognition(TranscriptionTask):
     model_configs = MODEL_CONFIGS
     primary_metric = "wer"
     table_metrics = ("wer", "cer", "exact_match", "loss")
+    condition_metrics = rf"wer_(long|snr_\d+)|{FAILURES}"
     averaged_over = "held_out"
     sharding_rules = (*transformer.SHARDING_RULES, *recurrent.SHARDING_RULES)
     field, multiple = "samples", 800

@@ -115,15 +115,15 @@ def test_the_mean_over_a_setting_has_a_row(monkeypatch):
 
 
 def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(task_class("text_classification"), "condition_prefix", "accuracy_at_")
+    monkeypatch.setattr(task_class("text_classification"), "condition_metrics", r"accuracy_at_\d+")
     for seed in (0, 1):
         record = seeded(seed, 0.8)
-        record["metrics"]["accuracy_at_2"] = 0.5 + 0.2 * seed
+        record["metrics"] |= {"accuracy_at_2": 0.5 + 0.2 * seed, "accuracy_at_10": 0.25}
         save_record(record, tmp_path)
         save_record(record | {"metrics": RECORD["metrics"], "experiment": "without"}, tmp_path)
     text = results_markdown(load_records(tmp_path))
-    assert "| model | accuracy | accuracy_at_2 |" in text
-    assert "| attention_pooling | 0.8000 ± 0.0000 | 0.6000 ± 0.1414 |" in text
+    assert "| model | accuracy | accuracy_at_2 | accuracy_at_10 |" in text
+    assert "| attention_pooling | 0.8000 ± 0.0000 | 0.6000 ± 0.1414 | 0.2500 ± 0.0000 |" in text
     assert text.count("| without |") == 1
     assert "accuracy_at" not in results_markdown([RECORD])
 
