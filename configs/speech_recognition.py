@@ -8,9 +8,9 @@ to seven digits by a speaker who is not in train, spoken_digits, prompts_en, pro
 prompts_fr. ENCODER is conformer (if none is named), transformer or pyramid (of GRUs, as in Listen,
 attend and spell). WRITER is joint (if none is named), CTC and location-aware attention together;
 ctc; or an alignment of `attention.registry`, with options if any, which writes alone: "additive",
-"location_aware" (with filters for words if no options are given), "multi_head(num_heads=4)", and
-"none", the control that has one fixed vector.
-"transformer_decoder" writes alone too. See RESULTS.md for what to expect.
+"location_aware", "multi_head(num_heads=4)", and "none", the control that has one fixed vector.
+"transformer_decoder" writes alone too. Of strings location-aware attention has wider filters than
+it has by itself. See RESULTS.md for what to expect.
 
 The speaker of test is --config.data.held_out; "official", for spoken_digits, is the split of the
 data set's authors, whose test speakers are all in train.
@@ -43,9 +43,9 @@ def get_config(argument: str = "spoken_digit_strings"):
     writer = ",".join(words) or "joint"
     try:
         fields = _strings() if data == NAMES[1] else _single() if data == NAMES[0] else _prompts()
-        model = SpeechConfig(
-            encoder=encoder, transcriber=_writer(writer, fields.pop("units")), **fields.pop("model")
-        )
+        aligned = fields.pop("location_aware", "location_aware")
+        transcriber = _writer(writer, fields.pop("units"), aligned)
+        model = SpeechConfig(encoder=encoder, transcriber=transcriber, **fields.pop("model"))
     except ValueError as error:
         raise UserError(
             f"config: {error}; DATA is one of {', '.join(NAMES)}, ENCODER one of "
@@ -58,21 +58,17 @@ def get_config(argument: str = "spoken_digit_strings"):
     )  # fmt: skip
 
 
-# A word is some ten of the encoder's frames: filters that see the one before and the one after.
-_LOCATION_AWARE = "location_aware(width=31, num_filters=16, cumulative=True)"
-
-
-def _writer(name: str, units: int) -> TranscriberConfig:
+def _writer(name: str, units: int, aligned: str) -> TranscriberConfig:
+    """What writes at most so many units; `aligned` is what "location_aware" stands for."""
     common = {"max_length": units}
     if name == "ctc":
         return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)
     if name == "joint":
-        return TranscriberConfig(alignment=_LOCATION_AWARE, **common)
+        return TranscriberConfig(alignment=aligned, **common)
     alone = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, **common}
     if name == "transformer_decoder":
         return TranscriberConfig(decoder="transformer", num_layers=2, state_size=96, **alone)
-    alignment = _LOCATION_AWARE if name == "location_aware" else name
-    return TranscriberConfig(alignment=alignment, **alone)
+    return TranscriberConfig(alignment=aligned if name == "location_aware" else name, **alone)
 
 
 def _optimizer(**changed):
@@ -97,7 +93,9 @@ def _strings():
         # Of the six one whose single digits are in the middle for the SVM.
         "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
-        "model": dict(_SMALL),
+        # A word is some ten of the encoder's frames: filters see the one before and the one after.
+        "location_aware": "location_aware(width=31, num_filters=16, cumulative=True)",
+        "model": _SMALL,
         "optimizer": _optimizer(),
         "training": TrainingConfig(
             steps=2400, batch_size=32, evaluation_batch_size=50, evaluate_every=400, log_every=25
@@ -111,7 +109,7 @@ def _single():
     return {
         "data": {"trim": 25.0, "dynamic_range": 35.0, "augmentation": augmentation},
         "units": 4,
-        "model": dict(_SMALL),
+        "model": _SMALL,
         "optimizer": _optimizer(learning_rate=3e-3, average_decay=0.99),
         "training": TrainingConfig(
             steps=6000, batch_size=32, evaluation_batch_size=50, evaluate_every=1000, log_every=50

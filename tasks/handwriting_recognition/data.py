@@ -76,7 +76,7 @@ class DataConfig:
         three manifests with commas between, called train, validation and test. A split that is
         missing is a tenth of train, by the hash of the text.
       lines: of digit_strings: how they are written.
-      train_lines: of its train split alone, as `lines` if None.
+      train_lines: the same of its train split alone, lengths too; as `lines` if None.
       long_lines: of its second test, of lines that are longer than any in train.
       train_size, validation_size, test_size: lines of each split; the second test has a quarter.
       seed: of the lines.
@@ -153,8 +153,8 @@ def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
             for digit in range(10)
         ]
         seed = (config.seed, _STREAMS[split])
-        lines = config.train_lines if split == "train" else None
-        written[split] = [WrittenLines(pictures, sizes[split], lines or config.lines, seed)]
+        lines = (config.train_lines if split == "train" else None) or config.lines
+        written[split] = [WrittenLines(pictures, sizes[split], lines, seed)]
         if split == "test":
             seed = (config.seed, _STREAMS[LONG])
             count = sizes[split] // 4

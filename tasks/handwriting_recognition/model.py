@@ -19,7 +19,7 @@ from flax import nnx
 from attention import shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Convolution, halved
+from tasks.common.backbones.convolutional import Convolution, max_pool
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
 from tasks.common.transcriber import Transcriber, TranscriberConfig
 from tasks.common.transcription import Encoded
@@ -112,7 +112,7 @@ class LineRecognizer(nnx.Module):
             x = convolution(x, valid=real, training=dropout_key is not None)
             x = jnp.where(valid[:, :, None, None], x, 0.0)
             across = 2 if number < 2 else 1
-            x = halved(x, (across, 2))
+            x = max_pool(x, (across, 2))
             valid = valid[:, ::across]
         x = self._dropped(self.project(x.reshape(*x.shape[:2], -1)), dropout_key, 0)
         last = None

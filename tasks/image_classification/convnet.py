@@ -17,7 +17,7 @@ from attention import shapes
 from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, halved
+from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, max_pool
 
 Array = jax.Array
 
@@ -99,7 +99,7 @@ class ConvNet(nnx.Module):
         shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
         x, weights = images, {}
         for number, stage in enumerate(self.stages, 1):
-            x = x if number == 1 else halved(x)
+            x = x if number == 1 else max_pool(x)
             x, found = stage(x, valid=valid, training=training, return_weights=return_weights)
             if found is not None:
                 weights[f"stage_{number}"] = found

@@ -18,7 +18,7 @@ from flax import nnx
 from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, halved
+from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, max_pool
 from tasks.segmentation.losses import LossConfig
 
 Array = jax.Array
@@ -166,7 +166,7 @@ def from_patches(x: Array, Y: int, X: int) -> Array:
 class UNet(nnx.Module):
     """Logits of each pixel.
 
-        e_1 = stage(patches(image)),   e_i = stage(halved(e_(i-1)))
+        e_1 = stage(patches(image)),   e_i = stage(max_pool(e_(i-1)))
         d_n = e_n,   d_i = stage([α_i · e_i; up(d_(i+1))])
         logits = pixels(d_1 W + b)
 
@@ -235,7 +235,7 @@ class UNet(nnx.Module):
         flags = {"valid": valid, "training": training, "return_weights": return_weights}
         x, skips, found = to_patches(images, P), [], {}
         for number, stage in enumerate(self.encoder, 1):
-            x = x if number == 1 else halved(x)
+            x = x if number == 1 else max_pool(x)
             x, found[f"encoder_{number}"] = stage(x, **flags)
             skips.append(x)
         if dropout_key is not None:

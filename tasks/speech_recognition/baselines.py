@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,9 +47,7 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
     )
     search.fit(train_inputs, train.texts)
     written = search.predict(test_inputs).tolist()
-    metrics = transcript_metrics(test.texts, written)
-    chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
-    return chosen | {"seconds": round(time.monotonic() - began, 2)}
+    return _scored(test.texts, written, began)
 
 
 def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
@@ -71,8 +69,8 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
         pairs = zip(cut, said, strict=True)
         return [(pieces, words) for pieces, words in pairs if words and len(pieces) == len(words)]
 
-    silence = max(_SILENCES, key=lambda silence: len(fitting(silence)))
-    pairs = fitting(silence)
+    fits = {silence: fitting(silence) for silence in _SILENCES}
+    silence, pairs = max(fits.items(), key=lambda fit: len(fit[1]))
     model = make_pipeline(StandardScaler(), SVC(C=10.0)).fit(
         np.stack([_cepstra(piece) for pieces, _ in pairs for piece in pieces]),
         [word for _, words in pairs for word in words],
@@ -83,9 +81,7 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
         pieces = _cut(features, silence)
         inputs = [_cepstra(piece) for piece in pieces]
         written.append(" ".join(model.predict(np.stack(inputs))) if pieces else "")
-    metrics = transcript_metrics([test.texts[index] for index in chosen], written)
-    kept = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
-    return kept | {"seconds": round(time.monotonic() - began, 2)}
+    return _scored([test.texts[index] for index in chosen], written, began)
 
 
 def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
@@ -108,7 +104,12 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
         decoder.end_utt()
         found = decoder.hyp()
         written.append(found.hypstr if found else "")
-    metrics = transcript_metrics(test.texts, written)
+    return _scored(test.texts, written, began)
+
+
+def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[str, float]:
+    """Metrics of what was written, and how long it took since a time of `time.monotonic`."""
+    metrics = transcript_metrics(said, written)
     chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
     return chosen | {"seconds": round(time.monotonic() - began, 2)}
 

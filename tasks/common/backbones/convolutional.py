@@ -1,5 +1,5 @@
 """What convolutional networks are made of: convolutions with a norm, stages with a place for
-attention, halving, and where a map attention looks.
+attention, pooling, and where a map attention looks.
 
 B batch, Y X height and width, C channels.
 """
@@ -101,7 +101,7 @@ def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray
 # ---------------------------------------------------------------- layers
 
 
-def halved(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
+def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
     """The maximum of each block; of what is left over at a side that is no multiple as well.
 
     Args:
@@ -116,7 +116,7 @@ def halved(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
         if missing:
             # The last row or column again changes no maximum.
             x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
-        # On CPU the gradient is ten times as fast as that of `jax.lax.reduce_window`.
+        # Slices, as the gradient of `jax.lax.reduce_window` is slow on CPU.
         parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
         x = functools.reduce(jnp.maximum, parts)
     return x

@@ -16,7 +16,7 @@ from tasks.common.backbones.convolutional import (
     build_slot,
     check_slot,
     groups_of,
-    halved,
+    max_pool,
     places,
     slot_line,
 )
@@ -110,14 +110,14 @@ def test_places_by_hand():
 # ---------------------------------------------------------------- pooling
 
 
-def test_halved_by_hand():
+def test_max_pool_by_hand():
     image = -jnp.arange(1.0, 16.0).reshape(1, 3, 5, 1)
-    np.testing.assert_array_equal(halved(image)[0, ..., 0], [[-1, -3, -5], [-11, -13, -15]])
+    np.testing.assert_array_equal(max_pool(image)[0, ..., 0], [[-1, -3, -5], [-11, -13, -15]])
 
 
 @pytest.mark.parametrize("window", [(2, 2), (1, 2), (3, 2)])
 @pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 1)])
-def test_halved_and_its_gradient_equal_a_window_of_lax(window, size):
+def test_max_pool_and_its_gradient_equal_a_window_of_lax(window, size):
     image = normal(0, 2, *size, 3)
 
     def of_lax(image):
@@ -128,7 +128,7 @@ def test_halved_and_its_gradient_equal_a_window_of_lax(window, size):
     widths = [(0, 0), *((0, n) for n in missing), (0, 0)]
     padded = lambda x: of_lax(jnp.pad(x, widths, constant_values=-jnp.inf))  # noqa: E731
     expected, backward = jax.vjp(padded, image)
-    out, own = jax.vjp(lambda x: halved(x, window), image)
+    out, own = jax.vjp(lambda x: max_pool(x, window), image)
     np.testing.assert_array_equal(out, expected)
     cotangent = normal(1, *out.shape)
     np.testing.assert_allclose(own(cotangent)[0], backward(cotangent)[0], atol=1e-6)
