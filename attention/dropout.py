@@ -53,7 +53,25 @@ def keep_probability(rate: float) -> float:
     Raises:
       OverflowError, ValueError: rate is no finite number.
     """
-    return max(1, round((1.0 - rate) * _LEVELS)) / _LEVELS
+    return keep_levels(rate)[1]
+
+
+def keep_levels(rate: float) -> tuple[int, float]:
+    """`keep_probability` as it is drawn (Srivastava et al. 2014): kept is what is below k of 2¹⁶.
+
+        k = round((1 - rate) · 2¹⁶), at least 1;   p = k / 2¹⁶
+
+    Args:
+      rate: in [0, 1).
+
+    Returns:
+      k and p.
+
+    Raises:
+      OverflowError, ValueError: rate is no finite number.
+    """
+    levels = max(1, round((1.0 - rate) * _LEVELS))
+    return levels, levels / _LEVELS
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
@@ -72,7 +90,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     Raises:
       TypeError: key is no key.
     """
-    threshold = round(keep_probability(rate) * _LEVELS)
+    threshold, _ = keep_levels(rate)
     if threshold == _LEVELS:
         return jnp.ones(shape, bool)
     return _bits16(key, shape) < jnp.uint16(threshold)

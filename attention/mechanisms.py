@@ -140,6 +140,17 @@ def _line(
 TABLE: list[Mechanism] = [
     _line(
         "kernel",
+        "native",
+        "kernels.native:attend",
+        "Dao et al. 2022; Milakov & Gimelshein 2018",
+        "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
+        "O(T·S); of seen blocks only",
+        "O(T + S)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation",
+    ),
+    _line(
+        "kernel",
         "reference",
         "kernels.reference:attend",
         "Vaswani et al. 2017",

@@ -186,7 +186,11 @@ def module_of(line, *args, prepare=lambda module: None, **options):
 
     def params():
         leaves = nnx.to_pure_dict(parts()[1])
-        return jax.tree.map(lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), leaves)
+        # The first test that asks may ask under jit.
+        with jax.ensure_compile_time_eval():
+            return jax.tree.map(
+                lambda leaf: np.asarray(leaf + 0.3 * normal(7, *leaf.shape)), leaves
+            )
 
     def build(params):
         graphdef, *variables = parts()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from attention import registry
 from tests.attention.references.base import attend
 
 
@@ -97,7 +98,8 @@ def multi_head(inputs, allowed, positions="none", logit_cap=None, **_):
 
 
 REFERENCES = {
-    ("kernel", "reference"): kernel,
+    # All kernels compute the same.
+    **{("kernel", name): kernel for name in registry.names("kernel")},
     ("mixer", "dot_product"): multi_head,
 }
 

@@ -1,0 +1,105 @@
+"""C++ beside a Python file, compiled at first use for the machine it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-w"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+
+
+@functools.cache
+def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    """The shared library of the C++ in a folder; compiled once for each machine and kept.
+
+    Args:
+      folder: of the sources.
+      main: the file that includes the others.
+      macros: names and numbers that the sources are given.
+
+    Raises:
+      NotImplementedError: there is no compiler, or it failed: the first line it said is told.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if not compiler or not shutil.which(compiler):
+        raise NotImplementedError("needs a C++ compiler (g++, or the one that CXX names)")
+    native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    command = [compiler, *_FLAGS, native, f"-I{jax.ffi.include_dir()}"]
+    command += [f"-D{name}={number}" for name, number in macros]
+    path = _cache() / f"{folder.name}-{_fingerprint(folder, command)}.so"
+    if not path.exists():
+        _compile([*command, str(folder / main)], path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NotImplementedError(f"{path} cannot be loaded ({error}); delete it") from None
+
+
+def _compile(command: list[str], path: pathlib.Path) -> None:
+    logging.info("compiling %s", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may do this at once: each writes a file of its own.
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
+        os.close(handle)
+    except OSError as error:
+        raise NotImplementedError(f"{path.parent} cannot be written ({error})") from None
+    try:
+        done = subprocess.run([*command, "-o", name], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason")
+            raise NotImplementedError(f"{command[0]} failed: {said}")
+        os.replace(name, path)
+    except OSError as error:
+        raise NotImplementedError(f"{command[0]} cannot be run ({error})") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _cache() -> pathlib.Path:
+    """Where data sets are kept too: see tasks/common/paths.py."""
+    own = os.environ.get("ATTENTION_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"
+
+
+def _fingerprint(folder: pathlib.Path, command: list[str]) -> str:
+    """Of all that what comes out depends on: sources, compiler, flags, processor."""
+    digest = hashlib.sha256(" ".join(command).encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".h", ".cc"):
+            digest.update(file.read_bytes())
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=False)
+    digest.update(version.stdout)
+    digest.update(_processor().encode())
+    digest.update(jax.lib.__version__.encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        kept = ("model name", "flags", "Features", "CPU part")
+        return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
+    return platform.processor()
+
+
+def macros(numbers: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """What `library` takes."""
+    return tuple(sorted(numbers.items()))

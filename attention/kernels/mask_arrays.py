@@ -1,0 +1,142 @@
+"""A mask as the few arrays that a compiled kernel looks at, none of them of T x S entries unless
+the mask came as one.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import conditions
+from attention.conditions import Dense, Lengths, Part, Prefix, Segments, Span, Valid, Window
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+class MaskArrays(NamedTuple):
+    """All must allow; None where there is nothing to say.
+
+    Attributes:
+      low, high: int32 [B or 1, T]: a query sees the keys low <= s < high.
+      query_ids, key_ids: int32 [B or 1, T], [B or 1, S]: it sees keys of its id.
+      valid: bool [B or 1, S].
+      dense: bool [B or 1, N or 1, T, S].
+      codes: int32 [query blocks, key blocks]: 0 nothing is seen, 1 all, k + 2 what pattern k shows.
+      tiles: bool [patterns, query block, key block].
+    """
+
+    low: Array | None = None
+    high: Array | None = None
+    query_ids: Array | None = None
+    key_ids: Array | None = None
+    valid: Array | None = None
+    dense: Array | None = None
+    codes: np.ndarray | None = None
+    tiles: np.ndarray | None = None
+
+
+def mask_arrays(
+    mask: Mask | None, B: int, T: int, S: int, query_block: int, key_block: int
+) -> MaskArrays:
+    """The arrays of a mask.
+
+    Raises:
+      NotImplementedError: it holds a condition that depends on data and is none of intervals, ids
+        and arrays.
+    """
+    found: dict[str, Array] = {}
+    patterns: list[Part] = []
+
+    def meet(name: str, array: Array, join) -> None:
+        found[name] = join(found[name], array) if name in found else array
+
+    for part in () if mask is None else mask.parts:
+        if isinstance(part, Window):
+            place = _places(part.query_offset, B, T, S)
+            if part.left is not None:
+                meet("low", place - part.left, jnp.maximum)
+            if part.right is not None:
+                meet("high", place + part.right + 1, jnp.minimum)
+        elif isinstance(part, Prefix):
+            place = _places(part.query_offset, B, T, S)
+            meet("high", jnp.maximum(place + 1, _column(part.length)), jnp.minimum)
+        elif isinstance(part, Lengths):
+            if part.key is not None:
+                high = jnp.broadcast_to(_column(part.key), (part.key.shape[0], T))
+                meet("high", high, jnp.minimum)
+            if part.query is not None:
+                meet("high", _rows(jnp.arange(T) < _column(part.query), S), jnp.minimum)
+        elif isinstance(part, Valid):
+            if part.key is not None:
+                meet("valid", part.key, jnp.logical_and)
+            if part.query is not None:
+                meet("high", _rows(part.query, S), jnp.minimum)
+        elif isinstance(part, Segments) and "query_ids" not in found:
+            found |= {"query_ids": part.query_ids, "key_ids": part.key_ids}
+        elif isinstance(part, Dense):
+            meet("dense", part.array, jnp.logical_and)
+        elif not jax.tree.leaves(part):
+            patterns.append(part)
+        else:
+            raise NotImplementedError(f"mask: {part.describe()} that depends on data")
+    integers = ("low", "high", "query_ids", "key_ids")
+    found = {k: v.astype(jnp.int32) if k in integers else v for k, v in found.items()}
+    if patterns:
+        codes, tiles = _table(tuple(patterns), T, S, query_block, key_block)
+        return MaskArrays(**found, codes=codes, tiles=tiles)
+    return MaskArrays(**found)
+
+
+def _places(offset: conditions.Offset | None, B: int, T: int, S: int) -> Array:
+    """[1 or B, T]: the place of each query among the keys."""
+    return conditions.query_positions(offset, B, T, S)[:, 0, :, 0]
+
+
+def _column(number: conditions.Offset) -> Array:
+    return jnp.asarray(number).reshape(-1, 1)
+
+
+def _rows(real: Array, S: int) -> Array:
+    """The upper end of what a query sees: nothing, where it is padding."""
+    return jnp.where(real, S, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(
+    parts: tuple[Part, ...], T: int, S: int, query_block: int, key_block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and tiles of conditions that are known before running."""
+    mask = Mask(parts)
+    # Under jit too these are numbers, not operations of the program.
+    with jax.ensure_compile_time_eval():
+        some, whole = (np.asarray(x)[0] for x in mask.reach(1, T, S, query_block, key_block))
+        shape = (-(-T // query_block), -(-S // key_block))
+        some, whole = (np.broadcast_to(x, shape) for x in (some, whole))
+        codes = np.where(some, 1, 0).astype(np.int32)
+        known: dict[bytes, int] = {}
+        tiles = [np.zeros((0, query_block, key_block), bool)]
+        for row in np.flatnonzero((some & ~whole).any(1)):
+            rows = Span(int(row) * query_block, min(query_block, T))
+            strip = np.asarray(mask.materialize(1, 1, T, S, rows))
+            strip = np.broadcast_to(strip, (1, 1, rows.size, S))[0, 0]
+            # What lies beyond the last query and key means nothing.
+            strip = np.pad(
+                strip[: T - rows.start],
+                ((0, query_block - min(rows.size, T - rows.start)), (0, -S % key_block)),
+            )
+            for column in np.flatnonzero(some[row] & ~whole[row]):
+                tile = strip[:, column * key_block : (column + 1) * key_block]
+                if not tile.any():
+                    codes[row, column] = 0
+                    continue
+                content = tile.tobytes()
+                if content not in known:
+                    known[content] = len(known)
+                    tiles.append(tile[None])
+                codes[row, column] = known[content] + 2
+    return codes, np.concatenate(tiles)

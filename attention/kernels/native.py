@@ -1,0 +1,285 @@
+"""The kernel for CPUs: C++ that XLA calls on its own threads.
+
+Online softmax (Milakov & Gimelshein 2018) over blocks that the first caches hold, recomputed in the
+backward pass (Dao et al. 2022, "FlashAttention"): memory in proportion to T + S. Blocks that nobody
+sees are skipped, and elements are masked only in blocks that some see in part. A few queries
+against many keys read these once, as `attention.cache` lays them.
+
+The sources are in native/, compiled at first use (`kernels.compiled`). On a mesh it is partitioned
+by examples and heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from attention.dropout import keep_levels
+from attention.kernels import compiled, reference
+from attention.kernels.mask_arrays import MaskArrays, mask_arrays
+from attention.kernels.partitioned import Operand, call
+from attention.masks import Mask
+
+Array = jax.Array
+
+_SOURCES = pathlib.Path(__file__).with_name("native")
+_QUERY_BLOCK, _KEY_BLOCK = 64, 256
+# So many queries of a key/value head, or fewer, are not worth packing the keys for.
+_FEW = 16
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """Attention by blocks on a CPU (Dao et al. 2022); see `attention.attend`.
+
+        m ← max(m, l),  z ← z·exp(m_old - m) + Σ exp(l - m),  o ← o·exp(m_old - m) + Σ exp(l - m)·v
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; float32 or bfloat16.
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `reference.attend`;
+        the draw is the same.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      NotImplementedError: no CPU, no C++ compiler, another dtype, keys that are not threefry's, or
+        a mask that is none of intervals, ids, patterns known before running, and arrays.
+    """
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError(f"runs on a CPU, not on a {jax.default_backend()}")
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
+            raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")
+    key_data = None
+    if dropout_rate:
+        if jax.random.key_impl(dropout_key) not in ("fry", "threefry2x32"):
+            raise NotImplementedError("dropout_key: not of threefry")
+        if not jax.config.jax_threefry_partitionable:
+            raise NotImplementedError("dropout: jax_threefry_partitionable is off")
+        key_data = _key_data(dropout_key)
+    if query.size == 0 or key.size == 0 or value.size == 0:
+        raise NotImplementedError("an array without elements")
+    _registered()
+    B, T = query.shape[:2]
+    # What it refuses is found out now, not under the gradient.
+    jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
+    options = _Options(float(scale), float(logit_cap or 0.0), float(dropout_rate))
+    return _attend(options, query, key, value, bias, sinks, (mask, key_data))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    scale: float
+    logit_cap: float
+    dropout_rate: float
+
+
+@functools.cache
+def _registered() -> None:
+    """Compiles the sources, and tells XLA of them."""
+    numbers = {"ATTENTION_QUERY_BLOCK": _QUERY_BLOCK, "ATTENTION_KEY_BLOCK": _KEY_BLOCK}
+    library = compiled.library(_SOURCES, "attention.cc", compiled.macros(numbers))
+    for name in ("AttentionForward", "AttentionBackward"):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def _key_data(key: Array) -> Array:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if typed else jnp.asarray(key, jnp.uint32)
+
+
+def _arrays_of(mask: Mask | None, B: int, T: int, S: int) -> MaskArrays:
+    found = mask_arrays(mask, B, T, S, _QUERY_BLOCK, _KEY_BLOCK)
+    return found._replace(codes=None, tiles=None)
+
+
+# ------------------------------------------------------------------ gradients
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options, query, key, value, bias, sinks, others):
+    return _forward(options, query, key, value, bias, sinks, others)[0]
+
+
+def _attend_forward(options, *arguments):
+    given = jax.tree.map(lambda leaf: leaf.value, arguments)
+    query, key, value, bias, sinks, others = given
+    output, log_sum = _pair(options, query, key, value, bias, sinks, others)
+    # A bias that is no variable, such as the slopes of ALiBi, gets no gradient.
+    wanted = bias is not None and jax.tree.leaves(arguments[3])[0].perturbed
+    return output, (*given, output, log_sum, jnp.zeros(()) if wanted else None)
+
+
+def _attend_backward(options, saved, cotangent):
+    *given, output, log_sum, wanted = saved
+    if isinstance(cotangent, SymbolicZero):
+        cotangent = jnp.zeros(output.shape, output.dtype)
+    static = (options, wanted is not None)
+    gradients = _gradient(static, *given, output, log_sum, cotangent)
+    return (*gradients, None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pair(options, query, key, value, bias, sinks, others):
+    """Output and sum, for who derives the gradient itself."""
+    return _forward(options, query, key, value, bias, sinks, others)
+
+
+def _pair_forward(options, *arguments):
+    output, log_sum = _pair(options, *arguments)
+    return (output, log_sum), (*arguments, output, log_sum)
+
+
+def _pair_backward(options, saved, cotangents):
+    # Nothing comes for the sum: `_gradient` says of what is saved that it is no variable.
+    static = (options, saved[3] is not None)
+    return (*_gradient(static, *saved, cotangents[0]), None)
+
+
+_pair.defvjp(_pair_forward, _pair_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, cotangent):
+    """Gradients of query, key, value, bias (None if not wanted) and sinks."""
+    options, bias_wanted = static
+    problem = _Problem(options, query, key, value, bias, sinks, others)
+    found = problem.run(
+        "AttentionBackward",
+        [
+            Operand(output, "btnv"),
+            Operand(log_sum, "bnt"),
+            Operand(cotangent.astype(output.dtype), "btnv"),
+        ],
+        {
+            "btnh": (query.shape, query.dtype),
+            "bskh": (key.shape, key.dtype),
+            "bskv": (value.shape, value.dtype),
+            "BNts" if bias_wanted else "": (bias.shape if bias_wanted else (0,), jnp.float32),
+        },
+    )
+    *gradients, by_bias = found
+    by_bias = by_bias.astype(bias.dtype) if bias_wanted else None
+    by_sinks = None
+    if sinks is not None:
+        # d log Σ / d sink is the sink's weight, and the output does not hold it.
+        pull = jnp.einsum("btnv,btnv->bnt", output, cotangent, preferred_element_type=jnp.float32)
+        weight = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum)
+        by_sinks = -jnp.sum(weight * pull, (0, 2)).astype(sinks.dtype)
+    return (*gradients, by_bias, by_sinks)
+
+
+def _by_reference(static, query, key, value, bias, sinks, others, cotangent):
+    """The same by the kernel that defines it, which can be derived again."""
+    (options, bias_wanted), (mask, key_data) = static, others
+
+    def run(query, key, value, bias, sinks):
+        return reference.attend(
+            query, key, value, mask=mask, bias=bias, sinks=sinks, scale=options.scale,
+            logit_cap=options.logit_cap or None, dropout_rate=options.dropout_rate,
+            dropout_key=None if key_data is None else jax.random.wrap_key_data(key_data),
+        )  # fmt: skip
+
+    *gradients, by_bias, by_sinks = jax.vjp(run, query, key, value, bias, sinks)[1](cotangent)
+    return (*gradients, by_bias if bias_wanted else None, by_sinks)
+
+
+def _gradient_forward(static, *arguments):
+    return _gradient(static, *arguments), arguments
+
+
+def _gradient_backward(static, saved, cotangents):
+    *given, others, output, log_sum, cotangent = saved
+    _, pull = jax.vjp(lambda *a: _by_reference(static, *a[:-1], others, a[-1]), *given, cotangent)
+    # Output and sum follow from the others: their share is in these gradients already.
+    *gradients, by_cotangent = pull(cotangents)
+    return (*gradients, None, jnp.zeros_like(output), jnp.zeros_like(log_sum), by_cotangent)
+
+
+_gradient.defvjp(_gradient_forward, _gradient_backward)
+
+
+# ------------------------------------------------------------------ calls
+
+
+def _forward(options, query, key, value, bias, sinks, others) -> tuple[Array, Array]:
+    """The output and, [B, N, T], the logarithm of the sum of exponentials."""
+    B, T, N, _ = query.shape
+    problem = _Problem(options, query, key, value, bias, sinks, others)
+    few = T * (N // key.shape[2]) <= _FEW
+    results = {
+        "btnv": ((B, T, N, value.shape[-1]), query.dtype),
+        "bnt": ((B, N, T), jnp.float32),
+    }
+    return tuple(problem.run("AttentionForward", [], results, heads_first=few))
+
+
+class _Problem:
+    """The operands that forward and backward share."""
+
+    def __init__(self, options, query, key, value, bias, sinks, others):
+        (mask, key_data), self._options = others, options
+        B, T, self._heads, _ = query.shape
+        found = mask_arrays(mask, B, T, key.shape[1], _QUERY_BLOCK, _KEY_BLOCK)
+        drawn = key_data is not None
+        self._operands = [
+            Operand(query, "btnh"),
+            Operand(key, "bskh"),
+            Operand(value, "bskv"),
+            Operand(found.low, "Bt"),
+            Operand(found.high, "Bt"),
+            Operand(found.query_ids, "Bt"),
+            Operand(found.key_ids, "Bs"),
+            Operand(_bytes(found.valid), "Bs"),
+            Operand(_bytes(found.dense), "BNts"),
+            Operand(found.codes, "xy"),
+            Operand(_bytes(found.tiles), "zuw"),
+            Operand(None if bias is None else bias.astype(jnp.float32), "BNts"),
+            Operand(None if sinks is None else sinks.astype(jnp.float32)[None], "Bn"),
+            Operand(key_data[None] if drawn else None, "Bc"),
+            # Places in the whole batch: dropout is the same on any mesh.
+            Operand(jnp.arange(B, dtype=jnp.int32) if drawn else None, "b"),
+            Operand(jnp.arange(self._heads, dtype=jnp.int32) if drawn else None, "n"),
+        ]
+
+    def run(self, target: str, more: list[Operand], results: dict[str, Any], heads_first=False):
+        options = self._options
+        threshold, probability = 0, 1.0
+        if options.dropout_rate:
+            threshold, probability = keep_levels(options.dropout_rate)
+        attributes = {
+            "scale": np.float32(options.scale),
+            "cap": np.float32(options.logit_cap),
+            "kept_scale": np.float32(1.0 / probability),
+            "threshold": np.int32(threshold),
+            "total_heads": np.int32(self._heads),
+            "heads_first": bool(heads_first),
+        }
+        layouts = {1: (0, 2, 1, 3), 2: (0, 2, 1, 3)} if heads_first else {}
+        return call(target, [*self._operands, *more], results, attributes, layouts)
+
+
+def _bytes(marks: Array | np.ndarray | None) -> Array | None:
+    return None if marks is None else jnp.asarray(marks).astype(jnp.uint8)

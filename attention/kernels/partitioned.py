@@ -1,0 +1,225 @@
+"""Calls of compiled code that a mesh cuts by examples and heads, and `vmap` joins to the batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+Array = jax.Array
+
+
+class Operand(NamedTuple):
+    """An array, or None, and its dimensions.
+
+    Attributes:
+      array: what is given.
+      dims: a letter each: b examples, n query heads, k key/value heads; B and N are these or 1;
+        any other letter is never cut.
+    """
+
+    array: Any
+    dims: str
+
+
+class _Call(NamedTuple):
+    """What does not change with the arrays of a call."""
+
+    target: str
+    dims: tuple[str, ...]  # "" where there is no operand
+    results: tuple[tuple[str, tuple[int, ...], Any], ...]
+    attributes: tuple[tuple[str, Any], ...]
+    layouts: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def call(
+    target: str,
+    operands: Sequence[Operand],
+    results: Mapping[str, tuple[tuple[int, ...], Any]],
+    attributes: Mapping[str, Any],
+    layouts: Mapping[int, tuple[int, ...]],
+) -> tuple[Array, ...]:
+    """Calls a target of `jax.ffi`. An operand that is None is an array without elements.
+
+    Args:
+      target: its name.
+      operands: the first has examples and query heads, the second key/value heads, at 0 and 2.
+      results: dims -> shape and dtype.
+      attributes: of the target.
+      layouts: operand's number -> order of its dimensions in memory.
+    """
+    batch, heads = operands[0].array.shape[0], operands[0].array.shape[2]
+    full = {"B": batch, "N": heads}
+
+    def fit(dims: str, shape: Sequence[int]) -> str:
+        """B and N become b and n, or 1 where all share it."""
+        return "".join(
+            d if d not in full else d.lower() if size == full[d] else "1"
+            for d, size in zip(dims, shape, strict=True)
+        )
+
+    arrays, letters = [], []
+    for operand in operands:
+        given = operand.array is not None
+        arrays.append(jnp.asarray(operand.array) if given else jnp.zeros((0,), jnp.int32))
+        letters.append(fit(operand.dims, arrays[-1].shape) if given else "")
+    made = tuple(
+        (fit(dims, shape) if dims else "", tuple(shape), jnp.dtype(dtype))
+        for dims, (shape, dtype) in results.items()
+    )
+    return _mapped(
+        _Call(target, tuple(letters), made, tuple(attributes.items()), tuple(layouts.items()))
+    )(*arrays)
+
+
+def _sized(what: _Call, arrays: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """The results for these operands, which may be part of the whole."""
+    (batch, _, heads, _), kv_heads = arrays[0].shape, arrays[1].shape[2]
+    sizes = {"b": batch, "n": heads, "k": kv_heads}
+    found = []
+    for dims, shape, dtype in what.results:
+        own = [sizes.get(d, size) for d, size in zip(dims, shape, strict=True)] if dims else shape
+        found.append(jax.ShapeDtypeStruct(tuple(own), dtype))
+    return found
+
+
+def _direct(what: _Call, *arrays: Array) -> tuple[Array, ...]:
+    layouts = dict(what.layouts)
+    return jax.ffi.ffi_call(
+        what.target,
+        tuple(_sized(what, arrays)),
+        input_layouts=[layouts.get(i, tuple(range(a.ndim))) for i, a in enumerate(arrays)],
+        vmap_method="sequential",
+    )(*arrays, **dict(what.attributes))
+
+
+# ------------------------------------------------------------------ vmap
+
+
+def _mapped(what: _Call):
+    run = jax.custom_batching.custom_vmap(lambda *arrays: _partitioned(what, *arrays))
+
+    @run.def_vmap
+    def _(size, mapped, *arrays):
+        if any(
+            on and dims[:1] not in ("b", "1") for on, dims in zip(mapped, what.dims, strict=True)
+        ):
+            # A table of blocks, or heads: one by one.
+            return _one_by_one(what, size, mapped, arrays)
+        batch = arrays[0].shape[1 if mapped[0] else 0]
+        summed = [i for i, (dims, *_) in enumerate(what.results) if dims[:1] == "1"]
+        letters, joined = [], []
+        for on, dims, array in zip(mapped, what.dims, arrays, strict=True):
+            if on or dims[:1] == "b" or (summed and dims[:1] == "1"):
+                array = array if on else jnp.broadcast_to(array, (size, *array.shape))
+                array = jnp.broadcast_to(array, (size, batch, *array.shape[2:]))
+                array = array.reshape(size * batch, *array.shape[2:])
+                dims = "b" + dims[1:]
+            letters.append(dims)
+            joined.append(array)
+        made = tuple(
+            ("b" + dims[1:] if i in summed else dims, shape, dtype)
+            for i, (dims, shape, dtype) in enumerate(what.results)
+        )
+        found = _mapped(what._replace(dims=tuple(letters), results=made))(*joined)
+        found = [
+            x.reshape(size, batch, *x.shape[1:]) if dims else jnp.broadcast_to(x, (size, *x.shape))
+            for x, (dims, *_) in zip(found, what.results, strict=True)
+        ]
+        for i in summed:
+            found[i] = found[i].sum(1, keepdims=True)
+        return tuple(found), (True,) * len(found)
+
+    return run
+
+
+def _one_by_one(what: _Call, size: int, mapped: Sequence[bool], arrays: Sequence[Array]):
+    def one(index):
+        return _mapped(what)(*(a[index] if on else a for on, a in zip(mapped, arrays, strict=True)))
+
+    found = jax.lax.map(one, jnp.arange(size))
+    return found, (True,) * len(found)
+
+
+# ------------------------------------------------------------------ meshes
+
+
+def _partitioned(what: _Call, *arrays: Array) -> tuple[Array, ...]:
+    heads, kv_heads = arrays[0].shape[2], arrays[1].shape[2]
+    return _partitioner(what, kv_heads, heads // kv_heads)(*arrays)
+
+
+@functools.lru_cache(maxsize=256)
+def _partitioner(what: _Call, kv_heads: int, group: int):
+    run = custom_partitioning(lambda *arrays: _direct(what, *arrays))
+    results = [dims for dims, *_ in what.results]
+
+    def cuts(mesh, argument_shapes):
+        """Examples and heads as the queries have them: mesh axes by letter."""
+        spec = (*argument_shapes[0].sharding.spec, *[None] * 4)
+        axes = {"b": spec[0], "n": spec[2]}
+        names = axes["n"] if isinstance(axes["n"], tuple) else (axes["n"],)
+        count = 1
+        for name in names:
+            count *= mesh.shape[name] if name else 1
+        if kv_heads % count:
+            axes["n"] = None
+        return axes | {"k": axes["n"]}
+
+    def placed(mesh, axes, arrays):
+        return tuple(
+            NamedSharding(mesh, PartitionSpec(*(axes.get(d) for d in dims))) for dims in arrays
+        )
+
+    def partition(mesh, argument_shapes, result_shapes):
+        axes = cuts(mesh, argument_shapes)
+
+        def run_part(*arrays):
+            # What all examples or heads share gets something from each part.
+            return tuple(
+                _summed(x, [axes[full] for d, full in zip(dims, "bn", strict=False) if d == "1"])
+                for x, dims in zip(_direct(what, *arrays), results, strict=True)
+            )
+
+        return mesh, run_part, placed(mesh, axes, results), placed(mesh, axes, what.dims)
+
+    def infer(mesh, argument_shapes, result_shapes):
+        return placed(mesh, cuts(mesh, argument_shapes), results)
+
+    rule, factors = _rule(what.dims, results, group)
+    run.def_partition(
+        partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule, **factors
+    )
+    return run
+
+
+def _summed(x: Array, axes: Sequence[Any]) -> Array:
+    for axis in axes:
+        x = x if axis is None else jax.lax.psum(x, axis)
+    return x
+
+
+def _rule(operands: Sequence[str], results: Sequence[str], group: int):
+    """What Shardy is told: which dimensions are the same."""
+    alone = iter(range(10_000))
+
+    def side(arrays: Sequence[str]) -> str:
+        return ", ".join(" ".join(letter(d) for d in dims or "1") for dims in arrays)
+
+    def letter(dim: str) -> str:
+        if dim == "b":
+            return "b"
+        if dim == "k" or (dim == "n" and group == 1):
+            return "k"
+        if dim == "n":
+            return "(k g)"
+        # Everything else stays whole: each has a name of its own.
+        return f"z{next(alone)}"
+
+    text = f"{side(operands)} -> {side(results)}"
+    return text, {"g": group} if "(k g)" in text else {}
