@@ -140,6 +140,17 @@ def _line(
 TABLE: list[Mechanism] = [
     _line(
         "kernel",
+        "blockwise",
+        "kernels.blockwise:attend",
+        "Dao et al. 2022 (FlashAttention)",
+        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
+        "O(T·S), less what the mask hides",
+        "O(T + S)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation",
+    ),
+    _line(
+        "kernel",
         "reference",
         "kernels.reference:attend",
         "Vaswani et al. 2017",

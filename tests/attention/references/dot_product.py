@@ -97,6 +97,7 @@ def multi_head(inputs, allowed, positions="none", logit_cap=None, **_):
 
 
 REFERENCES = {
+    ("kernel", "blockwise"): kernel,
     ("kernel", "reference"): kernel,
     ("mixer", "dot_product"): multi_head,
 }
