@@ -101,9 +101,9 @@ def keep_block(
       m, a bool array [size_1, size_2, ...].
 
     Raises:
-      NotImplementedError: the words of this key cannot be drawn one by one (`block_words`).
+      NotImplementedError: the words of this key cannot be drawn one by one (`checked_threefry`).
     """
-    words = block_words(key)
+    words = checked_threefry(key)
     threshold = round(keep_probability(rate) * _LEVELS)
     *outer, columns = spans
     if threshold == _LEVELS:
@@ -126,7 +126,7 @@ def keep_block(
     return halves < jnp.uint16(threshold)
 
 
-def block_words(key: jax.Array) -> jax.Array:
+def checked_threefry(key: jax.Array) -> jax.Array:
     """The two words that a threefry key is made of, and `keep_block` draws with.
 
     Args:

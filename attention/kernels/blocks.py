@@ -38,6 +38,9 @@ class Origin(NamedTuple):
     column: int | Array = 0
 
 
+WHOLE = Origin()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """What all pieces share, known before running.
@@ -84,7 +87,7 @@ class Plan(NamedTuple):
     masked: bool
 
 
-def make_plan(mask: Mask | None, B: int, rules: Rules, rows: Span, columns: Span) -> Plan:
+def _make_plan(mask: Mask | None, B: int, rules: Rules, rows: Span, columns: Span) -> Plan:
     """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks.
 
     Args:
@@ -136,7 +139,7 @@ def forward(
     bias: Array | None,
     words: Array | None,
     rules: Rules,
-    origin: Origin = Origin(),
+    origin: Origin = WHOLE,
 ) -> tuple[Array, Array]:
     """Attention of a piece, and what is needed to join it with others (Rabe & Staats 2021).
 
@@ -208,7 +211,7 @@ def backward(
     bias: Array | None,
     words: Array | None,
     rules: Rules,
-    origin: Origin = Origin(),
+    origin: Origin = WHOLE,
 ) -> tuple[Array, Array, Array, Array | None]:
     """The gradients of a piece (Dao et al. 2022, algorithm 4).
 
@@ -304,7 +307,7 @@ class _Tiles:
     def plan(self) -> Plan:
         B, _, _, T, S = self.sizes
         rows, columns = Span(self.origin.row, T), Span(self.origin.column, S)
-        return make_plan(self.mask, B, self.rules, rows, columns)
+        return _make_plan(self.mask, B, self.rules, rows, columns)
 
     def rows(self, x: Array) -> Array:
         """[B, T, N, E] -> [B·K, blocks, rows, E]."""
@@ -341,8 +344,8 @@ class _Tiles:
     def logits(
         self, query: Array, key: Array, b: Array, heads: Span, i: Array, j: Array, across=False
     ) -> tuple[Array, Array | None]:
-        """[rows, keys] of a pair of blocks, -inf where masked, or across [keys, rows]; and what tanh
-        gave where there is a cap.
+        """[rows, keys] of a pair of blocks, -inf where masked, or across [keys, rows]; and what
+        tanh gave where there is a cap.
         """
         cap, bent = self.rules.logit_cap, None
         first, second = (key, query) if across else (query, key)
@@ -439,13 +442,19 @@ def _dot(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
 def with_sinks(out: Array, logs: Array, sinks: Array | None) -> tuple[Array, Array]:
     """Adds a sink to each row of what `forward` gave (Xiao et al. 2024).
 
+        o' = o · exp(z - z'),   z' = log(exp(z) + exp(sink))
+
     Args:
       out: [B, T, N, V], without sinks.
       logs: [B, T, N], -inf for a row that sees nothing.
       sinks: [N], or None.
 
     Returns:
-      Both with the sinks; logs = inf for a row that sees nothing, as `backward` takes them.
+      o' and z', shaped as out and logs are; z' = inf for a row that sees nothing, as `backward`
+      takes it.
+
+    Raises:
+      TypeError: sinks of another shape.
     """
     seen = logs > -jnp.inf
     if sinks is None:
@@ -456,13 +465,19 @@ def with_sinks(out: Array, logs: Array, sinks: Array | None) -> tuple[Array, Arr
 
 
 def sink_slopes(sinks: Array, logs: Array, delta: Array) -> Array:
-    """The gradient of the sinks [N], where a sink has the weight exp(sink - z).
+    """The gradient of the sinks, of which each has the weight exp(sink - z) (Xiao et al. 2024).
 
         dsink = -Σ_bt exp(sink - z_bt) δ_bt
 
     Args:
       sinks: [N].
       logs, delta: as for `backward`; a row that sees nothing has no part in it.
+
+    Returns:
+      dsink, [N].
+
+    Raises:
+      TypeError: sinks of another shape.
     """
     weights = jnp.exp(sinks.astype(logs.dtype) - logs)
     return -jnp.sum(weights * delta, axis=(0, 1))

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.dropout import block_words
+from attention.dropout import checked_threefry
 from attention.kernels import blocks
 from attention.masks import Mask
 
@@ -61,11 +61,11 @@ def attend(
     query_block = max(query_block * K // N, 1)
     rules = blocks.Rules(
         (B, N, T, S),
-        *static_numbers(scale, logit_cap, dropout_rate),
+        *checked_numbers(scale, logit_cap, dropout_rate),
         min(query_block, T),
         min(key_block, S),
     )
-    words = block_words(dropout_key) if dropout_rate else None
+    words = checked_threefry(dropout_key) if dropout_rate else None
     out = _attend(rules, query, key, value, bias, sinks, mask, words)
     chex.assert_shape(out, (B, T, N, V))
     return out
@@ -79,14 +79,14 @@ def unsuited(query: Array, key: Array) -> str | None:
     """
     (B, T, N, _), S = query.shape, key.shape[1]
     if jax.default_backend() == "cpu":
-        least, size, what = 2**16, T * S, "T x S"
+        least, size, what = 2**18, T * S, "T x S"
     else:
         # An accelerator is faster with one large product, as long as the weights fit.
         least, size, what = 2**28, B * N * T * S, "B x N x T x S"
     return None if size >= least else f"dense is faster for {what} = {size} below {least}"
 
 
-def static_numbers(*numbers: Any) -> list[float | None]:
+def checked_numbers(*numbers: Any) -> list[float | None]:
     """The numbers as they are; NotImplementedError where one is traced."""
     for number in numbers:
         if isinstance(number, jax.Array):
@@ -113,7 +113,8 @@ def _backward(rules, kept, cotangent):
     slopes = blocks.backward(query, key, value, cotangent, logs, delta, **options)
     slopes = *slopes, None if sinks is None else blocks.sink_slopes(sinks, logs, delta)
     inputs = query, key, value, bias, sinks
-    return *(None if x is None else s.astype(x.dtype) for s, x in zip(slopes, inputs)), None, None
+    pairs = zip(slopes, inputs, strict=True)
+    return *(None if x is None else slope.astype(x.dtype) for slope, x in pairs), None, None
 
 
 _differentiable.defvjp(_forward, _backward)

@@ -103,6 +103,7 @@ SHARED = {
     "cache.real_lengths",
     "image.channel.weights_of",
     "image.maps.kernel_init",
+    "kernels.blockwise.unsuited",
     "kernels.reference.accumulator",
     "conditions.block_ends",
     "conditions.by_block",
