@@ -90,6 +90,7 @@ CAPABILITIES = {
     "length",
     "state": "carries something from step to step",
     "gate": "its weights are what the input is multiplied by",
+    "mesh": "splits sequences over the mesh axis 'sequence', and works there alone",
     "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
 }
 
@@ -138,6 +139,28 @@ def _line(
 
 # Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
 TABLE: list[Mechanism] = [
+    _line(
+        "kernel",
+        "ring",
+        "kernels.ring:attend",
+        "Liu et al. 2023 (Ring Attention)",
+        "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
+        "O(T·S / R), R devices",
+        "O((T + S) / R)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation mesh",
+    ),
+    _line(
+        "kernel",
+        "ulysses",
+        "kernels.ulysses:attend",
+        "Jacobs et al. 2023 (DeepSpeed Ulysses)",
+        "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
+        "O(T·S / R), R devices",
+        "O((T + S) / R)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation mesh",
+    ),
     _line(
         "kernel",
         "blockwise",

@@ -27,15 +27,18 @@ Array = jax.Array
 
 
 class Origin(NamedTuple):
-    """Where a piece begins in the whole: ints, or traced where devices differ.
+    """Where a piece lies in the whole; traced where devices differ.
 
-    The mask has the examples and heads of the piece, and the positions of the whole.
+    Attributes:
+      example, head: the first of them; the mask has those of the piece alone.
+      rows, columns: the numbers, in the whole, of its query blocks and of its key blocks, int32
+        [blocks]; None for all of them in order.
     """
 
     example: int | Array = 0
     head: int | Array = 0
-    row: int | Array = 0
-    column: int | Array = 0
+    rows: Array | None = None
+    columns: Array | None = None
 
 
 WHOLE = Origin()
@@ -48,8 +51,7 @@ class Rules:
     Attributes:
       whole: B, N, T, S of all of the attention.
       scale, logit_cap, dropout_rate: as for `attend`.
-      query_block, key_block: sizes of a block; of a piece they may be cut short by its end alone
-        where that is the end of the whole.
+      query_block, key_block: sizes of a block; they have to divide what is not the whole.
     """
 
     whole: tuple[int, int, int, int]
@@ -87,36 +89,24 @@ class Plan(NamedTuple):
     masked: bool
 
 
-def _make_plan(mask: Mask | None, B: int, rules: Rules, rows: Span, columns: Span) -> Plan:
-    """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks.
-
-    Args:
-      mask: of the piece's examples.
-      B: how many there are.
-      rules: of the whole.
-      rows, columns: positions of the piece, whose starts are multiples of the blocks.
-    """
+def _make_plan(mask: Mask | None, B: int, rules: Rules, origin: Origin) -> Plan:
+    """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks."""
     _, _, T, S = rules.whole
     sides = rules.query_block, rules.key_block
-    counts = -(-rows.size // sides[0]), -(-columns.size // sides[1])
     some = whole = np.ones((1, 1, 1), bool)
     if mask is not None:
         some, whole = mask.reach(B, T, S, *sides)
-    static = all(isinstance(x, np.ndarray | int) for x in (some, whole, rows.start, columns.start))
+    counts = -(-T // sides[0]), -(-S // sides[1])
+    numbers = origin.rows, origin.columns
+    static = all(x is None or isinstance(x, np.ndarray) for x in (some, whole, *numbers))
     xp = np if static else jnp
-    shape = -(-T // sides[0]), -(-S // sides[1])
-
-    def of_piece(blocks: Any) -> Any:
-        blocks = xp.broadcast_to(blocks, (blocks.shape[0], *shape))
-        if shape == counts:
-            return blocks
-        starts = rows.start // sides[0], columns.start // sides[1]
-        return jax.lax.dynamic_slice(blocks, (0, *starts), (blocks.shape[0], *counts))
-
-    some, whole = of_piece(some), of_piece(whole)
-    if columns.size % sides[1]:
+    some, whole = (xp.broadcast_to(x, (x.shape[0], *counts)) for x in (some, whole))
+    if S % sides[1]:
         # What stands beyond the last key is not to be seen.
         whole = whole & (np.arange(counts[1]) < counts[1] - 1)
+    for axis, chosen in enumerate(numbers, start=1):
+        if chosen is not None:
+            some, whole = (xp.take(x, chosen, axis) for x in (some, whole))
     masked = not (isinstance(some, np.ndarray) and (whole | ~some).all())
     return Plan(_visible(some), _visible(some.swapaxes(1, 2)), whole, masked)
 
@@ -148,7 +138,7 @@ def forward(
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the piece.
       mask: of its examples and heads, and all positions.
-      bias: [B or 1, N or 1, T, S] of the piece.
+      bias: [B or 1, N or 1, T, S] of the piece, but with all keys of the whole.
       words: of the dropout key, uint32 [2]; needed where the rate is above 0.
       rules, origin: of the whole, and where the piece lies in it.
 
@@ -212,6 +202,7 @@ def backward(
     words: Array | None,
     rules: Rules,
     origin: Origin = WHOLE,
+    slopes: Array | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
     """The gradients of a piece (Dao et al. 2022, algorithm 4).
 
@@ -222,6 +213,7 @@ def backward(
       cotangent: do, [B, T, N, V].
       logs, delta: z of all keys, sinks included, and δ, [B, T, N]; z = inf for a row that sees
         nothing.
+      slopes: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
 
     Returns:
       Of query, key, value and bias (or None), shaped as they are, in at least float32.
@@ -275,15 +267,15 @@ def backward(
         (query_slope, slopes), (key_slope, value_slope) = jax.lax.scan(column, start, blocks)
         return slopes, (query_slope, key_slope, value_slope)
 
-    slopes = tiles.bias_slopes(dtype)
+    slopes = tiles.bias_slopes(dtype) if slopes is None else slopes
     given = (
         *(jnp.arange(B * K), tiles.rows(query), tiles.columns(key), tiles.columns(value)),
         *(tiles.rows(cotangent), tiles.rows(logs[..., None])[..., 0]),
         tiles.rows(delta[..., None])[..., 0],
     )
     slopes, (query_slope, *others) = jax.lax.scan(item, slopes, given)
-    if slopes is not None:
-        slopes = slopes[:, :, :T, :S]
+    if bias is not None:
+        slopes = slopes[:, :, :T, : bias.shape[3]]
     return tiles.from_rows(query_slope), *map(tiles.from_columns, others), slopes
 
 
@@ -305,9 +297,7 @@ class _Tiles:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        B, _, _, T, S = self.sizes
-        rows, columns = Span(self.origin.row, T), Span(self.origin.column, S)
-        return _make_plan(self.mask, B, self.rules, rows, columns)
+        return _make_plan(self.mask, self.sizes[0], self.rules, self.origin)
 
     def rows(self, x: Array) -> Array:
         """[B, T, N, E] -> [B·K, blocks, rows, E]."""
@@ -353,7 +343,7 @@ class _Tiles:
         if self.bias is not None:
             bias = _of_example(b, self.bias)
             bias = bias if bias.shape[0] == 1 else cut(bias, 0, heads)
-            bias = cut(cut(bias, 1, self._block(0, i)), 2, self._block(1, j))
+            bias = cut(cut(bias, 1, self._rows(i)), 2, self._span(1, j))
             logits = logits + self._flat(bias, across)
         if cap is not None:
             bent = jnp.tanh(logits / cap)
@@ -371,8 +361,8 @@ class _Tiles:
         if self.mask is not None:
             here = self.mask.of(b, heads)
             allowed = here.materialize(1, heads.size, T, S, rows, columns)
-        if self.sizes[4] % columns.size:
-            allowed = allowed & (j * columns.size + jnp.arange(columns.size) < self.sizes[4])
+        if S % columns.size:
+            allowed = allowed & (columns.start + jnp.arange(columns.size) < S)
         return jnp.where(self._flat(allowed[0], across), logits, -jnp.inf)
 
     def kept(self, b: Array, heads: Span, i: Array, j: Array, across=False) -> Array:
@@ -395,7 +385,7 @@ class _Tiles:
         self, slopes: Array, slope: Array, b: Array, heads: Span, i: Array, j: Array
     ) -> Array:
         """Adds a block, [keys, rows]; examples and heads that share a bias are summed."""
-        rows, columns = self._block(0, i), self._block(1, j)
+        rows, columns = self._rows(i), self._span(1, j)
         block = slope.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
         if slopes.shape[1] == 1:
             block = block.sum(1, keepdims=True)
@@ -408,15 +398,17 @@ class _Tiles:
         before = jax.lax.dynamic_slice(slopes, start, block.shape)
         return jax.lax.dynamic_update_slice(slopes, before + block, start)
 
-    def _block(self, side: int, number: Array) -> Span:
-        """Positions of a block in the piece."""
-        block = (self.rules.query_block, self.rules.key_block)[side]
-        return Span(number * block, block)
+    def _rows(self, number: Array) -> Span:
+        """Queries of a block in the piece."""
+        return Span(number * self.rules.query_block, self.rules.query_block)
 
     def _span(self, side: int, number: Array) -> Span:
-        """Positions of a block in the whole."""
-        start, block = self._block(side, number)
-        return Span((self.origin.row, self.origin.column)[side] + start, block)
+        """Positions of a block of queries (0) or keys (1) in the whole."""
+        numbers = (self.origin.rows, self.origin.columns)[side]
+        block = (self.rules.query_block, self.rules.key_block)[side]
+        if numbers is not None:
+            number = jnp.asarray(numbers)[number]
+        return Span(number * block, block)
 
     def _flat(self, x: Array, across: bool) -> Array:
         """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or across."""
@@ -437,47 +429,3 @@ def _of_example(b: Array, x: Any) -> Array:
 def _dot(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
     dimensions = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
-
-
-def with_sinks(out: Array, logs: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """Adds a sink to each row of what `forward` gave (Xiao et al. 2024).
-
-        o' = o · exp(z - z'),   z' = log(exp(z) + exp(sink))
-
-    Args:
-      out: [B, T, N, V], without sinks.
-      logs: [B, T, N], -inf for a row that sees nothing.
-      sinks: [N], or None.
-
-    Returns:
-      o' and z', shaped as out and logs are; z' = inf for a row that sees nothing, as `backward`
-      takes it.
-
-    Raises:
-      TypeError: sinks of another shape.
-    """
-    seen = logs > -jnp.inf
-    if sinks is None:
-        return out, jnp.where(seen, logs, jnp.inf)
-    total = jnp.logaddexp(logs, sinks.astype(logs.dtype))
-    share = jnp.where(seen, jnp.exp(logs - jnp.where(seen, total, 0.0)), 0.0)
-    return out * share[..., None], jnp.where(seen, total, jnp.inf)
-
-
-def sink_slopes(sinks: Array, logs: Array, delta: Array) -> Array:
-    """The gradient of the sinks, of which each has the weight exp(sink - z) (Xiao et al. 2024).
-
-        dsink = -Σ_bt exp(sink - z_bt) δ_bt
-
-    Args:
-      sinks: [N].
-      logs, delta: as for `backward`; a row that sees nothing has no part in it.
-
-    Returns:
-      dsink, [N].
-
-    Raises:
-      TypeError: sinks of another shape.
-    """
-    weights = jnp.exp(sinks.astype(logs.dtype) - logs)
-    return -jnp.sum(weights * delta, axis=(0, 1))

@@ -7,15 +7,14 @@ time is in proportion to the blocks that are seen. `blocks.py` has the computati
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from attention.dropout import checked_threefry
-from attention.kernels import blocks
+from attention.kernels import blocks, differentiable, split
 from attention.masks import Mask
 
 Array = jax.Array
@@ -57,18 +56,40 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    # Heads of a group share a block of keys: fewer queries make as many rows.
-    query_block = max(query_block * K // N, 1)
-    rules = blocks.Rules(
-        (B, N, T, S),
-        *checked_numbers(scale, logit_cap, dropout_rate),
-        min(query_block, T),
-        min(key_block, S),
-    )
+    numbers = scale, logit_cap, dropout_rate
+    rules = make_rules((B, N, T, S), N // K, numbers, query_block, key_block)
     words = checked_threefry(dropout_key) if dropout_rate else None
-    out = _attend(rules, query, key, value, bias, sinks, mask, words)
+    options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
+    # Left to itself, the compiler would gather what a mesh has split before it loops over it.
+    where = split.expect_split(B, N, K)
+    method = differentiable.Here()
+    if where is not None:
+        method = split.OverMesh(dataclasses.replace(where, sequence=None), method)
+    out = differentiable.attention(method, rules, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
     return out
+
+
+def make_rules(
+    whole: tuple[int, int, int, int],
+    group: int,
+    numbers: tuple[float, float | None, float],
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> blocks.Rules:
+    """The rules of a piece that has all positions.
+
+    Args:
+      whole: B, N, T, S.
+      group: heads that share keys: with them, fewer queries make as many rows.
+      numbers: scale, logit_cap, dropout_rate.
+      query_block, key_block: as for `attend`.
+
+    Raises:
+      NotImplementedError: a number is traced.
+    """
+    sizes = min(max(query_block // group, 1), whole[2]), min(key_block, whole[3])
+    return blocks.Rules(whole, *checked_numbers(*numbers), *sizes)
 
 
 def unsuited(query: Array, key: Array) -> str | None:
@@ -92,31 +113,3 @@ def checked_numbers(*numbers: Any) -> list[float | None]:
         if isinstance(number, jax.Array):
             raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
     return [None if number is None else float(number) for number in numbers]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(rules, query, key, value, bias, sinks, mask, words):
-    return _forward(rules, query, key, value, bias, sinks, mask, words)[0]
-
-
-def _forward(rules, query, key, value, bias, sinks, mask, words):
-    options = {"mask": mask, "bias": bias, "words": words, "rules": rules}
-    out, logs = blocks.with_sinks(*blocks.forward(query, key, value, **options), sinks)
-    out = out.astype(query.dtype)
-    return out, (query, key, value, bias, sinks, mask, words, out, logs)
-
-
-def _backward(rules, kept, cotangent):
-    query, key, value, bias, sinks, mask, words, out, logs = kept
-    delta = jnp.sum(cotangent.astype(logs.dtype) * out.astype(logs.dtype), axis=-1)
-    options = {"mask": mask, "bias": bias, "words": words, "rules": rules}
-    slopes = blocks.backward(query, key, value, cotangent, logs, delta, **options)
-    slopes = *slopes, None if sinks is None else blocks.sink_slopes(sinks, logs, delta)
-    inputs = query, key, value, bias, sinks
-    pairs = zip(slopes, inputs, strict=True)
-    return *(None if x is None else slope.astype(x.dtype) for slope, x in pairs), None, None
-
-
-_differentiable.defvjp(_forward, _backward)
-# Compiled, so that calls outside of jit are traced once.
-_attend = jax.jit(_differentiable, static_argnums=0)
