@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -67,7 +68,8 @@ def attend(
       sinks: [N], floating point: a logit a head that takes weight and gives nothing.
       dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
       dropout_key: needed where dropout_rate > 0.
-      implementation: a kernel's name, or "auto": the first that can (`explain_choice` says which).
+      implementation: a kernel's name, or "auto": the first that can and is worth it
+        (`explain_choice` says which). Second and forward-mode derivatives need "reference".
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -159,6 +161,11 @@ class _Request:
         query = jnp.take(query, rows, axis=1)
         return _Request((query, key), self.options | {"mask": mask, "bias": bias})
 
+    def unsuited(self, name: str) -> str | None:
+        """Why a kernel is not worth it here, or None: what `unsuited` of its module says."""
+        module = sys.modules[registry.load("kernel", name).__module__]
+        return module.unsuited(*self.arrays[:2]) if hasattr(module, "unsuited") else None
+
     def refusal(self, name: str) -> str | None:
         """Why a kernel cannot do this, or None if it can. Traces it without computing."""
         static = {
@@ -182,7 +189,7 @@ def _choose(request: _Request) -> Choice:
     refused: dict[str, str] = {}
     *faster, last = registry.names("kernel")
     for name in faster:
-        reason = request.refusal(name)
+        reason = request.unsuited(name) or request.refusal(name)
         if reason is None:
             return Choice(name, refused)
         refused[name] = reason

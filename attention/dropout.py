@@ -6,8 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend import random as extended
 
 from attention import shapes
+from attention.conditions import Span
 
 _LEVELS = 2**16
 
@@ -94,6 +96,96 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     if threshold == _LEVELS:
         return jnp.ones(shape, bool)
     return _bits16(key, shape) < jnp.uint16(threshold)
+
+
+def keep_block(
+    key: jax.Array, rate: float, shape: tuple[int, ...], spans: tuple[Span, ...]
+) -> jax.Array:
+    """A block of `keep_mask` without the rest of it (Srivastava et al. 2014).
+
+        m = keep_mask(key, rate, shape)[start_1 : start_1 + size_1, start_2 : ...]
+
+    A threefry word depends on the key and its own number alone (Salmon et al. 2011), and an entry
+    on the word of half its flat index, which is counted in 64 bits. Starts may be traced, and
+    sizes may reach beyond the shape: what stands there means nothing.
+
+    Args:
+      key: a threefry key of `jax.random`, [].
+      rate: in [0, 1).
+      shape: of the whole, each size below 2³².
+      spans: for each dimension, which part.
+
+    Returns:
+      m, a bool array [size_1, size_2, ...].
+
+    Raises:
+      NotImplementedError: the words of this key cannot be drawn one by one (`checked_threefry`).
+    """
+    words = checked_threefry(key)
+    threshold, _ = keep_levels(rate)
+    *outer, columns = spans
+    if threshold == _LEVELS:
+        return jnp.ones([span.size for span in spans], bool)
+    index = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
+    for axis, (size, span) in enumerate(zip(shape, outer, strict=False)):
+        places = jnp.asarray(span.start).astype(jnp.uint32) + jnp.arange(span.size, dtype="uint32")
+        places = places.reshape(-1, *[1] * (len(outer) - 1 - axis))
+        index = _multiply_add(*index, size, places)
+    high, low = _multiply_add(*index, shape[-1], jnp.asarray(columns.start).astype(jnp.uint32))
+    second = (low & 1).astype(bool)[..., None]
+    # The words from the one that has a row's first entry to the one that has its last.
+    first = ((low >> 1) | (high << 31))[..., None]
+    lows = first + jnp.arange(columns.size // 2 + 1, dtype="uint32")
+    highs = (high >> 1)[..., None] + (lows < first).astype("uint32")
+    drawn = extended.threefry_2x32((words[0], words[1]), jnp.stack([highs, lows]))
+    drawn = drawn[0] ^ drawn[1]
+    halves = jax.lax.bitcast_convert_type(drawn, jnp.uint16).reshape(*drawn.shape[:-1], -1)
+    halves = jnp.where(second, halves[..., 1 : columns.size + 1], halves[..., : columns.size])
+    return halves < jnp.uint16(threshold)
+
+
+def checked_threefry(key: jax.Array) -> jax.Array:
+    """The two words that a threefry key is made of, and `keep_block` draws with.
+
+    Args:
+      key: a key of `jax.random`, [].
+
+    Returns:
+      uint32 [2], itself a key that `keep_block` takes.
+
+    Raises:
+      NotImplementedError: the key is none of threefry, or the flag jax_threefry_partitionable is
+        off, so that a word depends on how many are drawn.
+    """
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        kind, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
+    else:
+        # Raw words, as `jax.random.PRNGKey` gives them: only those of threefry are two.
+        kind, words = "threefry2x32" if key.shape == (2,) else f"{key.shape} words", key
+    if kind != "threefry2x32":
+        raise NotImplementedError(f"dropout_key: draws block by block need threefry, got {kind}")
+    if not jax.config.jax_threefry_partitionable:
+        raise NotImplementedError(
+            "dropout_key: draws block by block need the flag jax_threefry_partitionable"
+        )
+    return words
+
+
+def _multiply_add(
+    high: jax.Array, low: jax.Array, factor: int, summand: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(high·2³² + low)·factor + summand in two words, mod 2⁶⁴, for numbers below 2³²."""
+    # By half words: a product of two fits one word.
+    factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)
+    low_high, low_low = low >> 16, low & 0xFFFF
+    least = low_low * factor_low
+    middle = low_high * factor_low + (least >> 16)
+    more = low_low * factor_high + (middle & 0xFFFF)
+    carried = low_high * factor_high + (middle >> 16) + (more >> 16)
+    product = (more << 16) | (least & 0xFFFF)
+    total = product + summand
+    high = high * jnp.uint32(factor) + carried + (total < product).astype("uint32")
+    return high, total
 
 
 def _bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

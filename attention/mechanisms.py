@@ -90,6 +90,7 @@ CAPABILITIES = {
     "length",
     "state": "carries something from step to step",
     "gate": "its weights are what the input is multiplied by",
+    "mesh": "splits sequences over the mesh axis 'sequence', and works there alone",
     "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
 }
 
@@ -140,11 +141,44 @@ def _line(
 TABLE: list[Mechanism] = [
     _line(
         "kernel",
+        "ring",
+        "kernels.ring:attend",
+        "Liu et al. 2023 (Ring Attention)",
+        "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
+        "O(T·S / R), R devices",
+        "O((T + S) / R)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation mesh",
+    ),
+    _line(
+        "kernel",
+        "ulysses",
+        "kernels.ulysses:attend",
+        "Jacobs et al. 2023 (DeepSpeed Ulysses)",
+        "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
+        "O(T·S / R), R devices",
+        "O((T + S) / R)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation mesh",
+    ),
+    _line(
+        "kernel",
         "native",
         "kernels.native:attend",
         "Dao et al. 2022; Milakov & Gimelshein 2018",
         "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
         "O(T·S); of seen blocks only",
+        "O(T + S)",
+        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
+        "dropout permutation",
+    ),
+    _line(
+        "kernel",
+        "blockwise",
+        "kernels.blockwise:attend",
+        "Dao et al. 2022 (FlashAttention)",
+        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
+        "O(T·S), less what the mask hides",
         "O(T + S)",
         "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
         "dropout permutation",

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from attention.dropout import keep_levels
+from attention.dropout import checked_threefry, keep_levels
 from attention.kernels import compiled, reference
+from attention.kernels.blockwise import checked_numbers
 from attention.kernels.mask_arrays import MaskArrays, mask_arrays
 from attention.kernels.partitioned import Operand, call
 from attention.masks import Mask
@@ -69,21 +70,16 @@ def attend(
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
             raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")
-    key_data = None
-    if dropout_rate:
-        if jax.random.key_impl(dropout_key) not in ("fry", "threefry2x32"):
-            raise NotImplementedError("dropout_key: not of threefry")
-        if not jax.config.jax_threefry_partitionable:
-            raise NotImplementedError("dropout: jax_threefry_partitionable is off")
-        key_data = _key_data(dropout_key)
+    words = checked_threefry(dropout_key) if dropout_rate else None
     if query.size == 0 or key.size == 0 or value.size == 0:
         raise NotImplementedError("an array without elements")
     _registered()
     B, T = query.shape[:2]
     # What it refuses is found out now, not under the gradient.
     jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
-    options = _Options(float(scale), float(logit_cap or 0.0), float(dropout_rate))
-    return _attend(options, query, key, value, bias, sinks, (mask, key_data))
+    scale, logit_cap, dropout_rate = checked_numbers(scale, logit_cap, dropout_rate)
+    options = _Options(scale, logit_cap or 0.0, dropout_rate)
+    return _attend(options, query, key, value, bias, sinks, (mask, words))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +96,6 @@ def _registered() -> None:
     library = compiled.library(_SOURCES, "attention.cc", compiled.macros(numbers))
     for name in ("AttentionForward", "AttentionBackward"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-
-
-def _key_data(key: Array) -> Array:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if typed else jnp.asarray(key, jnp.uint32)
 
 
 def _arrays_of(mask: Mask | None, B: int, T: int, S: int) -> MaskArrays:
@@ -193,13 +184,13 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
 
 def _by_reference(static, query, key, value, bias, sinks, others, cotangent):
     """The same by the kernel that defines it, which can be derived again."""
-    (options, bias_wanted), (mask, key_data) = static, others
+    (options, bias_wanted), (mask, words) = static, others
 
     def run(query, key, value, bias, sinks):
         return reference.attend(
             query, key, value, mask=mask, bias=bias, sinks=sinks, scale=options.scale,
             logit_cap=options.logit_cap or None, dropout_rate=options.dropout_rate,
-            dropout_key=None if key_data is None else jax.random.wrap_key_data(key_data),
+            dropout_key=words,
         )  # fmt: skip
 
     *gradients, by_bias, by_sinks = jax.vjp(run, query, key, value, bias, sinks)[1](cotangent)
@@ -240,10 +231,10 @@ class _Problem:
     """The operands that forward and backward share."""
 
     def __init__(self, options, query, key, value, bias, sinks, others):
-        (mask, key_data), self._options = others, options
+        (mask, words), self._options = others, options
         B, T, self._heads, _ = query.shape
         found = mask_arrays(mask, B, T, key.shape[1], _QUERY_BLOCK, _KEY_BLOCK)
-        drawn = key_data is not None
+        drawn = words is not None
         self._operands = [
             Operand(query, "btnh"),
             Operand(key, "bskh"),
@@ -258,7 +249,7 @@ class _Problem:
             Operand(_bytes(found.tiles), "zuw"),
             Operand(None if bias is None else bias.astype(jnp.float32), "BNts"),
             Operand(None if sinks is None else sinks.astype(jnp.float32)[None], "Bn"),
-            Operand(key_data[None] if drawn else None, "Bc"),
+            Operand(words[None] if drawn else None, "Bc"),
             # Places in the whole batch: dropout is the same on any mesh.
             Operand(jnp.arange(B, dtype=jnp.int32) if drawn else None, "b"),
             Operand(jnp.arange(self._heads, dtype=jnp.int32) if drawn else None, "n"),

@@ -9,9 +9,10 @@ left out there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.common.errors import UserError
@@ -28,7 +29,8 @@ class MeshConfig:
       data: copies of the model that each take a part of the batch; -1 = what the others leave.
       fsdp: parts into which weights and optimizer state are split; the batch is split as well.
       tensor: parts into which heads and hidden units are split.
-      sequence: parts into which long sequences are split; only 1 has a use so far.
+      sequence: parts into which attention splits sequences (the kernel "ring"); of what comes
+        between, the compiler decides.
       cpu_devices: virtual devices made of one CPU, 0 = as JAX has it; ignored where there is an
         accelerator.
     """
@@ -47,10 +49,6 @@ class MeshConfig:
             raise ValueError(f"cpu_devices must not be negative, got {self.cpu_devices}")
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data must be at least 1, or -1 for the rest, got {self.data}")
-        if self.sequence != 1:
-            raise ValueError(
-                f"sequence must be 1: no kernel splits sequences yet, got {self.sequence}"
-            )
 
 
 def request_devices(config: MeshConfig) -> None:
@@ -91,6 +89,18 @@ def make_mesh(config: MeshConfig):
             f"({devices[0].device_kind}); change the sizes, or set config.mesh.cpu_devices"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
+    """The function, called with the mesh in context, where attention's kernels look for it."""
+    import jax
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*arguments)
+
+    return call
 
 
 def check_batch(mesh: Any, name: str, size: int) -> None:

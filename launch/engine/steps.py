@@ -103,11 +103,19 @@ def make_steps(task: Task, config: Experiment) -> Steps:
         return call
 
     def evaluation(function, out):
-        return jax.jit(
+        compiled = jax.jit(
             with_model(function),
             in_shardings=(variables_shardings, over_batch),
             out_shardings=out,
         )
+        return sharding.on_mesh(compiled, mesh)
+
+    compiled = jax.jit(
+        train,
+        in_shardings=(state_shardings, over_batch),
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+    )
 
     return Steps(
         mesh=mesh,
@@ -117,12 +125,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
             state_shardings,
         ),
         initialise=jax.jit(initialise, out_shardings=state_shardings),
-        train=jax.jit(
-            train,
-            in_shardings=(state_shardings, over_batch),
-            out_shardings=(state_shardings, whole),
-            donate_argnums=0,
-        ),
+        train=sharding.on_mesh(compiled, mesh),
         statistics=evaluation(task.batch_statistics, whole),
         outputs=evaluation(task.outputs, whole),
         attention=evaluation(task.attention, whole),

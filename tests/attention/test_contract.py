@@ -316,5 +316,7 @@ def test_more_than_the_longest_is_refused(subject):
 
 
 def test_every_mechanism_has_a_subject():
-    assert {s.line for s in subjects.subjects()} == set(registry.mechanisms())
+    assert {s.line for s in subjects.subjects()} == {
+        line for line in registry.mechanisms() if "mesh" not in line.can
+    }
     assert S != subjects.T

@@ -14,6 +14,7 @@ import pytest
 import attention
 from attention import attend, attention_weights, explain_choice, masks, registry
 from attention.kernels import reference as reference_kernel
+from tests.attention import subjects
 from tests.attention.references import base as references
 from tests.attention.subjects import B, H, N, S, T, V, normal
 
@@ -43,7 +44,7 @@ OPTIONS = {
 }
 CASES = [
     pytest.param(line.name, option, id=f"{line.name}-{option}")
-    for line in registry.mechanisms("kernel")
+    for line in map(functools.partial(registry.find, "kernel"), subjects.KERNELS)
     for option, case in OPTIONS.items()
     if case[-1] in line.can
 ]
@@ -147,7 +148,7 @@ def second_kernel(monkeypatch):
     line = dataclasses.replace(
         registry.find("kernel", "reference"), name="quick", target=f"{__name__}:refusing"
     )
-    monkeypatch.setattr(registry, "TABLE", [line, *registry.mechanisms()])
+    monkeypatch.setattr(registry, "TABLE", [line, registry.find("kernel", "reference")])
 
 
 @pytest.mark.usefixtures("second_kernel")

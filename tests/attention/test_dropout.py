@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention.dropout import dropout, keep_mask, keep_probability
+from attention.conditions import Span
+from attention.dropout import dropout, keep_block, keep_mask, keep_probability
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -53,3 +54,51 @@ def test_dtype_rate_zero_and_mistakes():
             dropout(x, rate, jax.random.key(0))
     with pytest.raises(ValueError, match="without a key"):
         dropout(x, 0.5, None)
+
+
+def numpy_threefry(key, high, low):
+    """Threefry-2x32 with 20 rounds by the paper (Salmon et al. 2011), in NumPy."""
+    keys = [np.uint32(key[0]), np.uint32(key[1])]
+    keys.append(keys[0] ^ keys[1] ^ np.uint32(0x1BD11BDA))
+    x = [np.asarray(high, np.uint32) + keys[0], np.asarray(low, np.uint32) + keys[1]]
+    for group in range(5):
+        for bits in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x[0] = x[0] + x[1]
+            x[1] = (x[1] << np.uint32(bits)) | (x[1] >> np.uint32(32 - bits))
+            x[1] = x[1] ^ x[0]
+        x[0] = x[0] + keys[(group + 1) % 3]
+        x[1] = x[1] + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x[0] ^ x[1]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 3, 4, 8), (1, 1, 1, 1)])
+def test_a_block_is_that_of_the_whole(shape):
+    key, rng = jax.random.key(3), np.random.default_rng(0)
+    whole = np.asarray(keep_mask(key, 0.3, shape))
+    for _ in range(3):
+        starts = [int(rng.integers(size)) for size in shape]
+        sizes = [
+            int(rng.integers(1, size - start + 1))
+            for size, start in zip(shape, starts, strict=True)
+        ]
+
+        def block(starts, sizes=tuple(sizes)):
+            return keep_block(key, 0.3, shape, tuple(map(Span, starts, sizes)))
+
+        place = tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
+        np.testing.assert_array_equal(jax.jit(block)(starts), whole[place])
+        np.testing.assert_array_equal(block(starts), whole[place])
+
+
+def test_a_block_beyond_what_32_bits_count():
+    # 2³ · 2⁵ · 100,003 · 300,001 entries are about 2⁴³.
+    key, shape = jax.random.key(7), (8, 32, 100_003, 300_001)
+    starts, sizes = (6, 29, 99_990, 299_900), (2, 3, 5, 101)
+    block = keep_block(key, 0.25, shape, tuple(map(Span, starts, sizes)))
+    places = np.ix_(*(np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)))
+    flat = np.ravel_multi_index(places, shape).astype(np.uint64)
+    assert flat.min() > 2**32
+    word = flat >> np.uint64(1)
+    drawn = numpy_threefry(jax.random.key_data(key), word >> np.uint64(32), word & 0xFFFFFFFF)
+    half = (drawn >> (np.uint32(16) * (flat & np.uint64(1)).astype(np.uint32))) & 0xFFFF
+    np.testing.assert_array_equal(block, half < 0.75 * 2**16)

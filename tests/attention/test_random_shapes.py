@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attention import attend, attention_weights, masks, registry
+from attention import attend, attention_weights, masks
+from tests.attention import subjects
 from tests.attention.references import base as references
 
 SIZE = st.integers(1, 6)
@@ -38,7 +39,7 @@ def problems(draw):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", registry.names("kernel"))
+@pytest.mark.parametrize("kernel", subjects.KERNELS)
 @settings(
     max_examples=60,
     deadline=None,

@@ -1,4 +1,4 @@
-"""Eight virtual devices in three meshes give the losses of one device."""
+"""Eight virtual devices in four meshes give the losses of one device."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from tests.launch.conftest import ROOT
 
 SCRIPT = """
 import json, pathlib, sys
+from attention.kernels.ring import Ring
 from launch.engine import config as configs, steps as engine
 from launch.engine.cli import set_up_determinism
 from launch.engine.sharding import MeshConfig, request_devices
@@ -29,7 +30,11 @@ meshes = {
     "8": {"cpu_devices": 8},
     "2x4": {"cpu_devices": 8, "data": 2, "tensor": 4},
     "2x2x2": {"cpu_devices": 8, "data": 2, "fsdp": 2, "tensor": 2},
+    "sequence": {"cpu_devices": 8, "data": 2, "tensor": 2, "sequence": 2},
 }
+rings = []
+backward = Ring.backward
+Ring.backward = lambda *given: rings.append(1) or backward(*given)
 found = {}
 for name, sizes in meshes.items():
     config = configs.override(base, {f"mesh.{key}": value for key, value in sizes.items()})
@@ -43,7 +48,7 @@ for name, sizes in meshes.items():
         losses.append(float(metrics["loss"]))
     query = state["params"]["encoder"]["layers"]["0"]["attention"]["query"]["kernel"]
     shards = {str(shard.index) for shard in query.addressable_shards}
-    found[name] = {"losses": losses, "shards": len(shards)}
+    found[name] = {"losses": losses, "shards": len(shards), "rings": len(rings)}
 print(json.dumps(found))
 """
 
@@ -82,7 +87,7 @@ def found(csv_file, tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["8", "2x4", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["8", "2x4", "2x2x2", "sequence"])
 def test_losses_are_those_of_one_device(found, mesh):
     np.testing.assert_allclose(found[mesh]["losses"], found["single"]["losses"], rtol=0, atol=1e-4)
 
@@ -92,5 +97,7 @@ def test_the_model_learns_and_weights_are_really_split(found):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     # Pieces of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
     assert {mesh: found[mesh]["shards"] for mesh in found} == {
-        "single": 1, "8": 1, "2x4": 4, "2x2x2": 4,
+        "single": 1, "8": 1, "2x4": 4, "2x2x2": 4, "sequence": 2,
     }  # fmt: skip
+    assert found["2x2x2"]["rings"] == 0
+    assert found["sequence"]["rings"] > 0

@@ -36,7 +36,7 @@ def test_mesh_that_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tensor": 0}, {"data": 0}, {"data": -2}, {"sequence": 2}, {"cpu_devices": -1}]
+    "wrong", [{"tensor": 0}, {"data": 0}, {"data": -2}, {"sequence": 0}, {"cpu_devices": -1}]
 )
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

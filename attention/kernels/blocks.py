@@ -1,0 +1,431 @@
+"""Softmax attention block by block, forward and backward: what the kernels of this folder share.
+
+The running maximum and sum of Milakov & Gimelshein 2018 and Rabe & Staats 2021, and the backward
+pass of Dao et al. 2022 ("FlashAttention"), which computes the weights again. All memory is O(T + S)
+but for what is given, and for the gradient of a bias.
+
+A `Piece` may be all of the attention or, for kernels that split sequences over devices, some of the
+examples, heads, queries and keys of it; masks and dropout go by the place in the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention.conditions import Span, cut
+from attention.dropout import keep_block, keep_probability
+from attention.kernels.reference import accumulator
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+class Origin(NamedTuple):
+    """Where a piece lies in the whole; traced where devices differ.
+
+    Attributes:
+      example, head: the first of them; the mask has those of the piece alone.
+      rows, columns: the numbers, in the whole, of its query blocks and of its key blocks, int32
+        [blocks]; None for all of them in order.
+    """
+
+    example: int | Array = 0
+    head: int | Array = 0
+    rows: Array | None = None
+    columns: Array | None = None
+
+
+WHOLE = Origin()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What all pieces share, known before running.
+
+    Attributes:
+      whole: B, N, T, S of all of the attention.
+      scale, logit_cap, dropout_rate: as for `attend`.
+      query_block, key_block: sizes of a block; they have to divide what is not the whole.
+    """
+
+    whole: tuple[int, int, int, int]
+    scale: float
+    logit_cap: float | None
+    dropout_rate: float
+    query_block: int
+    key_block: int
+
+
+class Visible(NamedTuple):
+    """For each block of one side, which blocks of the other it meets; NumPy's where static.
+
+    Attributes:
+      order: int32 [1 or B, blocks, most], their numbers, the first `count` of which count.
+      count: int32 [1 or B, blocks].
+    """
+
+    order: Any
+    count: Any
+
+
+class Plan(NamedTuple):
+    """Which pairs of blocks are computed, and for which the elements of the mask are asked.
+
+    Attributes:
+      by_row, by_column: what each query block and each key block meets.
+      whole: bool [1 or B, query blocks, key blocks], True where all see all.
+      masked: whether any may be not whole; known before running.
+    """
+
+    by_row: Visible
+    by_column: Visible
+    whole: Any
+    masked: bool
+
+
+def _make_plan(mask: Mask | None, B: int, rules: Rules, origin: Origin) -> Plan:
+    """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks."""
+    _, _, T, S = rules.whole
+    sides = rules.query_block, rules.key_block
+    some = whole = np.ones((1, 1, 1), bool)
+    if mask is not None:
+        some, whole = mask.reach(B, T, S, *sides)
+    counts = -(-T // sides[0]), -(-S // sides[1])
+    numbers = origin.rows, origin.columns
+    static = all(x is None or isinstance(x, np.ndarray) for x in (some, whole, *numbers))
+    xp = np if static else jnp
+    some, whole = (xp.broadcast_to(x, (x.shape[0], *counts)) for x in (some, whole))
+    if S % sides[1]:
+        # What stands beyond the last key is not to be seen.
+        whole = whole & (np.arange(counts[1]) < counts[1] - 1)
+    for axis, chosen in enumerate(numbers, start=1):
+        if chosen is not None:
+            some, whole = (xp.take(x, chosen, axis) for x in (some, whole))
+    masked = not (isinstance(some, np.ndarray) and (whole | ~some).all())
+    return Plan(_visible(some), _visible(some.swapaxes(1, 2)), whole, masked)
+
+
+def _visible(some: Any) -> Visible:
+    xp = np if isinstance(some, np.ndarray) else jnp
+    order = xp.argsort(~some, axis=-1, stable=True).astype(np.int32)
+    count = some.sum(-1, dtype=np.int32)
+    if xp is np:
+        order = order[..., : max(int(count.max()), 1)]
+    return Visible(order, count)
+
+
+def forward(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    words: Array | None,
+    rules: Rules,
+    origin: Origin = WHOLE,
+) -> tuple[Array, Array]:
+    """Attention of a piece, and what is needed to join it with others (Rabe & Staats 2021).
+
+        o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the piece.
+      mask: of its examples and heads, and all positions.
+      bias: [B or 1, N or 1, T, S] of the piece, but with all keys of the whole.
+      words: of the dropout key, uint32 [2]; needed where the rate is above 0.
+      rules, origin: of the whole, and where the piece lies in it.
+
+    Returns:
+      o, [B, T, N, V] in at least float32, and z, [B, T, N]; 0 and -inf for a row that sees nothing.
+
+    Raises:
+      ValueError: the mask was made for other sizes.
+    """
+    B, T, N, _ = query.shape
+    S, K, V = value.shape[1:]
+    tiles = _Tiles(mask, bias, words, rules, origin, (B, N, K, T, S))
+    plan = tiles.plan
+    dtype = accumulator(query)
+    queries, keys, values = tiles.rows(query), tiles.columns(key), tiles.columns(value)
+    R = queries.shape[2]
+
+    def item(number: Array, query: Array, key: Array, value: Array):
+        b, heads = tiles.place(number)
+        pick = functools.partial(_of_example, b)
+
+        def row(i: Array):
+            def step(n: Array, carry):
+                highest, total, mean = carry
+                j = pick(plan.by_row.order)[i, n]
+                logits = tiles.logits(query[i], key[j], b, heads, i, j)[0]
+                higher = jnp.maximum(highest, logits.max(-1))
+                level = jnp.where(higher == -jnp.inf, 0.0, higher)
+                weights = jnp.exp(logits - level[:, None])
+                shrink = jnp.exp(highest - level)
+                total = total * shrink + weights.sum(-1)
+                if rules.dropout_rate:
+                    weights = jnp.where(tiles.kept(b, heads, i, j), weights, 0.0)
+                more = _dot(weights.astype(value.dtype), value[j], (1, 0), dtype)
+                return higher, total, mean * shrink[:, None] + more
+
+            start = jnp.full(R, -jnp.inf, dtype), jnp.zeros(R, dtype), jnp.zeros((R, V), dtype)
+            count = pick(plan.by_row.count)[i]
+            highest, total, mean = jax.lax.fori_loop(0, count, step, start)
+            share = keep_probability(rules.dropout_rate)
+            seen = total > 0
+            mean = mean / jnp.where(seen, total * share, 1.0)[:, None]
+            return mean, jnp.where(seen, highest + jnp.log(jnp.where(seen, total, 1.0)), -jnp.inf)
+
+        return jax.lax.map(row, jnp.arange(query.shape[0]))
+
+    out, logs = jax.lax.map(lambda x: item(*x), (jnp.arange(B * K), queries, keys, values))
+    return tiles.from_rows(out), tiles.from_rows(logs[..., None])[..., 0]
+
+
+def backward(
+    query: Array,
+    key: Array,
+    value: Array,
+    cotangent: Array,
+    logs: Array,
+    delta: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    words: Array | None,
+    rules: Rules,
+    origin: Origin = WHOLE,
+    slopes: Array | None = None,
+) -> tuple[Array, Array, Array, Array | None]:
+    """The gradients of a piece (Dao et al. 2022, algorithm 4).
+
+        dl_ts = w_ts (do_t·v_s - δ_t),   w_ts = exp(l_ts - z_t),   δ_t = do_t·o_t
+
+    Args:
+      query, key, value, mask, bias, words, rules, origin: as for `forward`.
+      cotangent: do, [B, T, N, V].
+      logs, delta: z of all keys, sinks included, and δ, [B, T, N]; z = inf for a row that sees
+        nothing.
+      slopes: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
+
+    Returns:
+      Of query, key, value and bias (or None), shaped as they are, in at least float32.
+
+    Raises:
+      ValueError: the mask was made for other sizes.
+    """
+    B, T, N, _ = query.shape
+    S, K, _ = value.shape[1:]
+    tiles = _Tiles(mask, bias, words, rules, origin, (B, N, K, T, S))
+    plan = tiles.plan
+    dtype = accumulator(query)
+    share = keep_probability(rules.dropout_rate)
+
+    def item(slopes: Array | None, given):
+        number, query, key, value, cotangent, logs, delta = given
+        b, heads = tiles.place(number)
+        pick = functools.partial(_of_example, b)
+
+        # Scores lie as [keys, queries] here: of four products three then need no transposition.
+        def column(carry, j: Array):
+            def step(n: Array, carry):
+                query_slope, slopes, key_slope, value_slope = carry
+                i = pick(plan.by_column.order)[j, n]
+                logits, bent = tiles.logits(query[i], key[j], b, heads, i, j, across=True)
+                weights = jnp.exp(logits - logs[i, None, :])
+                slope = _dot(value[j], cotangent[i], (1, 1), dtype)
+                dropped = weights
+                if rules.dropout_rate:
+                    kept = tiles.kept(b, heads, i, j, across=True)
+                    dropped = jnp.where(kept, weights / share, 0.0)
+                    slope = jnp.where(kept, slope / share, 0.0)
+                value_slope += _dot(dropped.astype(value.dtype), cotangent[i], (1, 0), dtype)
+                slope = weights * (slope - delta[i, None, :])
+                if bent is not None:
+                    slope = slope * (1 - bent**2)
+                if slopes is not None:
+                    slopes = tiles.add_to_bias(slopes, slope, b, heads, i, j)
+                slope = (slope * rules.scale).astype(query.dtype)
+                key_slope += _dot(slope, query[i], (1, 0), dtype)
+                query_slope = query_slope.at[i].add(_dot(slope, key[j], (0, 0), dtype))
+                return query_slope, slopes, key_slope, value_slope
+
+            zeros = [jnp.zeros(x.shape[1:], dtype) for x in (key, value)]
+            count = pick(plan.by_column.count)[j]
+            *carry, key_slope, value_slope = jax.lax.fori_loop(0, count, step, (*carry, *zeros))
+            return tuple(carry), (key_slope, value_slope)
+
+        start = jnp.zeros(query.shape, dtype), slopes
+        blocks = jnp.arange(key.shape[0])
+        (query_slope, slopes), (key_slope, value_slope) = jax.lax.scan(column, start, blocks)
+        return slopes, (query_slope, key_slope, value_slope)
+
+    slopes = tiles.bias_slopes(dtype) if slopes is None else slopes
+    given = (
+        *(jnp.arange(B * K), tiles.rows(query), tiles.columns(key), tiles.columns(value)),
+        *(tiles.rows(cotangent), tiles.rows(logs[..., None])[..., 0]),
+        tiles.rows(delta[..., None])[..., 0],
+    )
+    slopes, (query_slope, *others) = jax.lax.scan(item, slopes, given)
+    if bias is not None:
+        slopes = slopes[:, :, :T, : bias.shape[3]]
+    return tiles.from_rows(query_slope), *map(tiles.from_columns, others), slopes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """A piece cut into blocks: rows are those of a query block in all heads of a group.
+
+    Attributes:
+      mask, bias, words, rules, origin: as for `forward`.
+      sizes: B, N, K, T, S of the piece.
+    """
+
+    mask: Mask | None
+    bias: Array | None
+    words: Array | None
+    rules: Rules
+    origin: Origin
+    sizes: tuple[int, int, int, int, int]
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return _make_plan(self.mask, self.sizes[0], self.rules, self.origin)
+
+    def rows(self, x: Array) -> Array:
+        """[B, T, N, E] -> [B·K, blocks, rows, E]."""
+        return self._cut(x, self.rules.query_block)
+
+    def columns(self, x: Array) -> Array:
+        """[B, S, K, E] -> [B·K, blocks, key block, E]."""
+        return self._cut(x, self.rules.key_block)
+
+    def _cut(self, x: Array, block: int) -> Array:
+        B, length, heads, E = x.shape
+        K = self.sizes[2]
+        x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
+        x = x.reshape(B, -1, block, K, heads // K, E).transpose(0, 3, 1, 4, 2, 5)
+        return x.reshape(B * K, x.shape[2], -1, E)
+
+    def from_rows(self, x: Array) -> Array:
+        """Back to [B, T, N, E]."""
+        B, N, K, T, _ = self.sizes
+        x = x.reshape(B, K, x.shape[1], N // K, self.rules.query_block, -1)
+        return x.transpose(0, 2, 4, 1, 3, 5).reshape(B, -1, N, x.shape[-1])[:, :T]
+
+    def from_columns(self, x: Array) -> Array:
+        """Back to [B, S, K, E]."""
+        B, _, K, _, S = self.sizes
+        x = x.reshape(B, K, -1, x.shape[-1])
+        return x.transpose(0, 2, 1, 3)[:, :S]
+
+    def place(self, number: Array) -> tuple[Array, Span]:
+        """Example and query heads of the item."""
+        _, N, K, _, _ = self.sizes
+        return number // K, Span(number % K * (N // K), N // K)
+
+    def logits(
+        self, query: Array, key: Array, b: Array, heads: Span, i: Array, j: Array, across=False
+    ) -> tuple[Array, Array | None]:
+        """[rows, keys] of a pair of blocks, -inf where masked, or across [keys, rows]; and what
+        tanh gave where there is a cap.
+        """
+        cap, bent = self.rules.logit_cap, None
+        first, second = (key, query) if across else (query, key)
+        logits = _dot(first, second, (1, 1), accumulator(query)) * self.rules.scale
+        if self.bias is not None:
+            bias = _of_example(b, self.bias)
+            bias = bias if bias.shape[0] == 1 else cut(bias, 0, heads)
+            bias = cut(cut(bias, 1, self._rows(i)), 2, self._span(1, j))
+            logits = logits + self._flat(bias, across)
+        if cap is not None:
+            bent = jnp.tanh(logits / cap)
+            logits = cap * bent
+        if not self.plan.masked:
+            return logits, bent
+        whole = _of_example(b, self.plan.whole)[i, j]
+        masked = functools.partial(self._masked, b=b, heads=heads, i=i, j=j, across=across)
+        return jax.lax.cond(whole, lambda x: x, masked, logits), bent
+
+    def _masked(self, logits: Array, b: Array, heads: Span, i: Array, j: Array, across: bool):
+        _, _, T, S = self.rules.whole
+        rows, columns = self._span(0, i), self._span(1, j)
+        allowed = jnp.ones((1, 1, 1, 1), bool)
+        if self.mask is not None:
+            here = self.mask.of(b, heads)
+            allowed = here.materialize(1, heads.size, T, S, rows, columns)
+        if S % columns.size:
+            allowed = allowed & (columns.start + jnp.arange(columns.size) < S)
+        return jnp.where(self._flat(allowed[0], across), logits, -jnp.inf)
+
+    def kept(self, b: Array, heads: Span, i: Array, j: Array, across=False) -> Array:
+        """What dropout keeps, [rows, keys] or across."""
+        example = Span(self.origin.example + b, 1)
+        heads = Span(self.origin.head + heads.start, heads.size)
+        spans = example, heads, self._span(0, i), self._span(1, j)
+        kept = keep_block(self.words, self.rules.dropout_rate, self.rules.whole, spans)
+        return self._flat(kept[0], across)
+
+    def bias_slopes(self, dtype: Any) -> Array | None:
+        """Zeros for the gradient of the bias, with whole blocks."""
+        if self.bias is None:
+            return None
+        *outer, T, S = self.bias.shape
+        blocks = self.rules.query_block, self.rules.key_block
+        return jnp.zeros((*outer, T + -T % blocks[0], S + -S % blocks[1]), dtype)
+
+    def add_to_bias(
+        self, slopes: Array, slope: Array, b: Array, heads: Span, i: Array, j: Array
+    ) -> Array:
+        """Adds a block, [keys, rows]; examples and heads that share a bias are summed."""
+        rows, columns = self._rows(i), self._span(1, j)
+        block = slope.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
+        if slopes.shape[1] == 1:
+            block = block.sum(1, keepdims=True)
+        start = (
+            b if slopes.shape[0] > 1 else 0,
+            heads.start if slopes.shape[1] > 1 else 0,
+            rows.start,
+            columns.start,
+        )
+        before = jax.lax.dynamic_slice(slopes, start, block.shape)
+        return jax.lax.dynamic_update_slice(slopes, before + block, start)
+
+    def _rows(self, number: Array) -> Span:
+        """Queries of a block in the piece."""
+        return Span(number * self.rules.query_block, self.rules.query_block)
+
+    def _span(self, side: int, number: Array) -> Span:
+        """Positions of a block of queries (0) or keys (1) in the whole."""
+        numbers = (self.origin.rows, self.origin.columns)[side]
+        block = (self.rules.query_block, self.rules.key_block)[side]
+        if numbers is not None:
+            number = jnp.asarray(numbers)[number]
+        return Span(number * block, block)
+
+    def _flat(self, x: Array, across: bool) -> Array:
+        """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or across."""
+        _, N, K, _, _ = self.sizes
+        shape = N // K, self.rules.query_block, self.rules.key_block
+        x = jnp.broadcast_to(x, shape)
+        if across:
+            return x.transpose(2, 0, 1).reshape(shape[2], -1)
+        return x.reshape(-1, shape[2])
+
+
+def _of_example(b: Array, x: Any) -> Array:
+    """x[b], or what all examples share."""
+    x = jnp.asarray(x)
+    return x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, b, keepdims=False)
+
+
+def _dot(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
+    dimensions = (((axes[0],), (axes[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)

@@ -1,0 +1,115 @@
+"""Attention in O(T) memory: blocks of queries and keys, computed again for the gradient.
+
+Dao et al. 2022, "FlashAttention", in plain JAX, for every platform. Blocks that nobody sees are
+skipped, and the elements of a mask are asked for only where a block is seen in part, so that the
+time is in proportion to the blocks that are seen. `blocks.py` has the computation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+
+from attention.dropout import checked_threefry
+from attention.kernels import blocks, differentiable, split
+from attention.masks import Mask
+
+Array = jax.Array
+
+QUERY_BLOCK, KEY_BLOCK = 256, 512
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> Array:
+    """Attention with a running softmax (Dao et al. 2022); see `attention.attend`, which checks.
+
+        o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`; what is
+        dropped is what the reference drops.
+      query_block, key_block: rows and columns of scores at a time. Heads that share keys are rows.
+
+    Returns:
+      [B, T, N, V] in the query's dtype. It can be differentiated once, in reverse.
+
+    Raises:
+      NotImplementedError: the dropout key is none of threefry, or scale or logit_cap is traced.
+      ValueError: the mask was made for other sizes.
+    """
+    B, T, N, _ = query.shape
+    S, K, V = value.shape[1:]
+    numbers = scale, logit_cap, dropout_rate
+    rules = make_rules((B, N, T, S), N // K, numbers, query_block, key_block)
+    words = checked_threefry(dropout_key) if dropout_rate else None
+    options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
+    # Left to itself, the compiler would gather what a mesh has split before it loops over it.
+    where = split.expect_split(B, N, K)
+    method = differentiable.Here()
+    if where is not None:
+        method = split.OverMesh(dataclasses.replace(where, sequence=None), method)
+    out = differentiable.attention(method, rules, query, key, value, **options)
+    chex.assert_shape(out, (B, T, N, V))
+    return out
+
+
+def make_rules(
+    whole: tuple[int, int, int, int],
+    group: int,
+    numbers: tuple[float, float | None, float],
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> blocks.Rules:
+    """The rules of a piece that has all positions.
+
+    Args:
+      whole: B, N, T, S.
+      group: heads that share keys: with them, fewer queries make as many rows.
+      numbers: scale, logit_cap, dropout_rate.
+      query_block, key_block: as for `attend`.
+
+    Raises:
+      NotImplementedError: a number is traced.
+    """
+    sizes = min(max(query_block // group, 1), whole[2]), min(key_block, whole[3])
+    return blocks.Rules(whole, *checked_numbers(*numbers), *sizes)
+
+
+def unsuited(query: Array, key: Array) -> str | None:
+    """Why "auto" leaves short sequences to the reference, or None where they are long.
+
+    Args:
+      query, key: [B, T, N, H], [B, S, K, H].
+    """
+    (B, T, N, _), S = query.shape, key.shape[1]
+    if jax.default_backend() == "cpu":
+        least, size, what = 2**18, T * S, "T x S"
+    else:
+        # An accelerator is faster with one large product, as long as the weights fit.
+        least, size, what = 2**28, B * N * T * S, "B x N x T x S"
+    return None if size >= least else f"dense is faster for {what} = {size} below {least}"
+
+
+def checked_numbers(*numbers: Any) -> list[float | None]:
+    """The numbers as they are; NotImplementedError where one is traced."""
+    for number in numbers:
+        if isinstance(number, jax.Array):
+            raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
+    return [None if number is None else float(number) for number in numbers]

@@ -1,0 +1,219 @@
+"""Attention of sequences that are split over devices, whose keys and values go round in a ring.
+
+Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask each device has an early
+and a late part of the sequence, so that causal attention is as much work for all (Brandon et al.
+2023, "Striped Attention", for stripes; two parts keep the blocks of keys in one piece).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from attention.dropout import checked_threefry
+from attention.kernels import blocks, differentiable, split
+from attention.kernels.blockwise import KEY_BLOCK, QUERY_BLOCK, checked_numbers
+from attention.kernels.reference import accumulator
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
+) -> Array:
+    """Attention over the mesh axis "sequence" (Liu et al. 2023); see `attention.attend`.
+
+        o_t = Σ_r exp(z_tr - z_t) o_tr,   z_t = log Σ_r exp(z_tr),   r over devices
+
+    o_tr and z_tr are a query's mean over the keys that began on device r, and the logarithm of its
+    sum. The mesh is the one in context (`jax.set_mesh`); examples and heads are split as well.
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
+      query_block, key_block: as for the kernel "blockwise", at most.
+
+    Returns:
+      [B, T, N, V] in the query's dtype. It can be differentiated once, in reverse.
+
+    Raises:
+      NotImplementedError: no mesh with such an axis, or one that does not divide T and S; or as the
+        kernel "blockwise" does.
+      ValueError: the mask was made for other sizes.
+    """
+    B, T, N, _ = query.shape
+    S, K, V = value.shape[1:]
+    where = split.expect_sequence_split(B, N, K, T, S)
+    # Without a mask all devices have the same to do.
+    parts = 2 if mask is not None and T % (2 * where.parts) == S % (2 * where.parts) == 0 else 1
+    rules = blocks.Rules(
+        (B, N, T, S),
+        *checked_numbers(scale, logit_cap, dropout_rate),
+        _divisor(T // where.parts // parts, max(query_block * K // N, 1)),
+        _divisor(S // where.parts // parts, key_block),
+    )
+    words = checked_threefry(dropout_key) if dropout_rate else None
+    method = split.OverMesh(where, Ring(where.sequence, where.parts, parts))
+    options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
+    out = differentiable.attention(method, rules, query, key, value, **options)
+    chex.assert_shape(out, (B, T, N, V))
+    return out
+
+
+def _divisor(length: int, most: int) -> int:
+    """The largest number of at most `most` that divides the length."""
+    return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """A `differentiable.Method` of a device that has one part of a sequence, inside of shard_map.
+
+    Attributes:
+      axis: of the mesh, over which the sequence is split.
+      devices: how many the axis has.
+      parts: 2 where each is to work on an early and a late part, 1 where on its own.
+    """
+
+    axis: str
+    devices: int
+    parts: int
+
+    def forward(self, query, key, value, options):
+        device = jax.lax.axis_index(self.axis)
+        query, bias, options = self._rows(query, options, device)
+        moving = self._deal(key, 1), self._deal(value, 1)
+        B, T, N, _ = query.shape
+        dtype = accumulator(query)
+        out = jnp.zeros((B, T, N, value.shape[3]), dtype), jnp.full((B, T, N), -jnp.inf, dtype)
+
+        def step(carry, n):
+            (key, value), out, logs = carry
+            # Sent before it is used, so that sending and computing may go on together.
+            following = self._pass_on((key, value))
+            here = self._of_columns(options, device - n, key.shape[1])
+            more = blocks.forward(query, key, value, bias=bias, **here)
+            return (following, *_joined(out, logs, *more)), None
+
+        (_, out, logs), _ = jax.lax.scan(step, (moving, *out), jnp.arange(self.devices))
+        return self._collect(out, 1), self._collect(logs, 1)
+
+    def backward(self, arrays, options):
+        query, key, value, cotangent, logs, delta = arrays
+        device = jax.lax.axis_index(self.axis)
+        dtype = accumulator(query)
+        query, bias, options = self._rows(query, options, device)
+        cotangent, logs, delta = (self._deal(x, 1) for x in (cotangent, logs, delta))
+        moving = self._deal(key, 1), self._deal(value, 1)
+        start = (
+            *(moving, tuple(jnp.zeros(x.shape, dtype) for x in moving)),
+            *(
+                jnp.zeros(query.shape, dtype),
+                None if bias is None else jnp.zeros(bias.shape, dtype),
+            ),
+        )
+
+        def step(carry, n):
+            (key, value), slopes, query_slope, bias_slope = carry
+            following = self._pass_on((key, value))
+            here = self._of_columns(options, device - n, key.shape[1])
+            given = query, key, value, cotangent, logs, delta
+            more, *others, bias_slope = blocks.backward(
+                *given, bias=bias, slopes=bias_slope, **here
+            )
+            # Gradients go with what they belong to, and are at home after the last step.
+            slopes = self._pass_on(tuple(a + b for a, b in zip(slopes, others, strict=True)))
+            return (following, slopes, query_slope + more, bias_slope), None
+
+        carry, _ = jax.lax.scan(step, start, jnp.arange(self.devices))
+        _, slopes, query_slope, bias_slope = carry
+        if bias is not None:
+            bias_slope = self._collect(bias_slope, 2)
+        return *(self._collect(x, 1) for x in (query_slope, *slopes)), bias_slope
+
+    def _rows(self, query: Array, options: dict, device: Array) -> tuple[Array, Any, dict]:
+        """Queries and bias as dealt out, and the other options, which say so."""
+        options = dict(options)
+        bias, rules = options.pop("bias"), options["rules"]
+        rows = self._numbers(device, query.shape[1], rules.query_block)
+        options["origin"] = options["origin"]._replace(rows=rows)
+        return self._deal(query, 1), None if bias is None else self._deal(bias, 2), options
+
+    def _of_columns(self, options: dict, device: Array, length: int) -> dict:
+        """The options for keys that began on a device."""
+        columns = self._numbers(device % self.devices, length, options["rules"].key_block)
+        return options | {"origin": options["origin"]._replace(columns=columns)}
+
+    def _numbers(self, device: Array, length: int, block: int) -> Array:
+        """Of the blocks that a device works on, their numbers in the whole."""
+        count = length // self.parts // block
+        first = [device, 2 * self.devices - 1 - device][: self.parts]
+        return jnp.concatenate([part * count + jnp.arange(count, dtype="int32") for part in first])
+
+    def _pass_on(self, arrays: Any) -> Any:
+        pairs = [(r, (r + 1) % self.devices) for r in range(self.devices)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), arrays)
+
+    # Of 2·devices parts, device r is given the two that lie at 2r and 2r + 1, and is to work on
+    # part r and part 2·devices - 1 - r. Those with even numbers are sent at once, then the odd
+    # ones: either way each device sends one part and gets one.
+
+    def _routes(self, odd: int) -> list[tuple[int, int]]:
+        parts = [2 * r + odd for r in range(self.devices)]
+        last = 2 * self.devices - 1
+        return [(r, min(part, last - part)) for r, part in enumerate(parts)]
+
+    def _deal(self, x: Array, axis: int) -> Array:
+        """Own parts of an axis -> the early and the late one."""
+        if self.parts == 1:
+            return x
+        even, odd = (
+            jax.lax.ppermute(part, self.axis, self._routes(number))
+            for number, part in enumerate(jnp.split(x, 2, axis))
+        )
+        return self._ordered(even, odd, axis)
+
+    def _collect(self, x: Array, axis: int) -> Array:
+        """The way back."""
+        if self.parts == 1:
+            return x
+        early, late = jnp.split(x, 2, axis)
+        pair = jnp.split(self._ordered(early, late, axis), 2, axis)
+        return jnp.concatenate(
+            [
+                jax.lax.ppermute(part, self.axis, [(b, a) for a, b in self._routes(number)])
+                for number, part in enumerate(pair)
+            ],
+            axis,
+        )
+
+    def _ordered(self, first: Array, second: Array, axis: int) -> Array:
+        """Device r's early part has the number r: the even one where r is even."""
+        odd = jax.lax.axis_index(self.axis) % 2 == 1
+        pair = jnp.where(odd, second, first), jnp.where(odd, first, second)
+        return jnp.concatenate(pair, axis)
+
+
+def _joined(out: Array, logs: Array, more: Array, others: Array) -> tuple[Array, Array]:
+    """Means over two sets of keys as one over both, and so the logarithms of their sums."""
+    total = jnp.logaddexp(logs, others)
+    level = jnp.where(total == -jnp.inf, 0.0, total)
+    out = out * jnp.exp(logs - level)[..., None] + more * jnp.exp(others - level)[..., None]
+    return out, total

@@ -1,0 +1,182 @@
+"""Where the parts of attention lie on the mesh in context (`jax.set_mesh`), for kernels that split
+it over devices.
+
+Examples are split over the mesh axes "data" and "fsdp", heads over "tensor", and sequences over
+"sequence", each where it divides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from attention.kernels import blocks, differentiable
+
+Array = jax.Array
+
+BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which mesh axes split what.
+
+    Attributes:
+      mesh: the `jax.sharding.AbstractMesh` in context.
+      batch: axes that split the examples.
+      heads: axes that split query and key/value heads.
+      sequence: the axis that splits queries and keys, or None.
+    """
+
+    mesh: Any
+    batch: tuple[str, ...]
+    heads: tuple[str, ...]
+    sequence: str | None
+
+    @property
+    def parts(self) -> int:
+        """How many parts a sequence has."""
+        return self.mesh.shape[self.sequence] if self.sequence else 1
+
+    def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
+        """`PartitionSpec` of each array of a tree whose dimensions are these letters.
+
+        What a kernel was not given, None, has none; a dimension of size 1 that stands for all, and
+        letters other than B, T, S, N and K, are not split.
+        """
+        names = dict.fromkeys("TS", self.sequence) | dict.fromkeys("NK", self.heads)
+        names["B"] = self.batch
+        return jax.tree.map(
+            lambda x: PartitionSpec(
+                *(
+                    names.get(letter) or None if size == sizes.get(letter) else None
+                    for letter, size in zip(axes, x.shape, strict=False)
+                )
+            ),
+            tree,
+        )
+
+    def mask_specs(self, mask: Any, B: int, N: int) -> Any:
+        """Of a mask: each device has its examples and heads, and all positions."""
+        # Only a dense mask has four dimensions, and heads; all others begin with the examples.
+        return jax.tree.map(
+            lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask
+        )
+
+    def index(self, axes: tuple[str, ...]) -> Array:
+        """Which of the parts that these axes make this device has; inside of `jax.shard_map`."""
+        return jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32)
+
+    def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+
+def expect_split(B: int, N: int, K: int) -> Split | None:
+    """The split by the mesh in context, or None where there is none, or it splits nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh is None or not mesh.axis_names:
+        return None
+    sizes = {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        # Axes of a `shard_map` that is being traced are not there to be split over once more.
+        if kind != AxisType.Manual and mesh.shape[name] > 1
+    }
+    batch: tuple[str, ...] = ()
+    for name in BATCH:
+        if name in sizes and B % math.prod(sizes[axis] for axis in (*batch, name)) == 0:
+            batch = (*batch, name)
+    heads = (HEADS,) if HEADS in sizes and N % sizes[HEADS] == K % sizes[HEADS] == 0 else ()
+    sequence = SEQUENCE if SEQUENCE in sizes else None
+    return Split(mesh, batch, heads, sequence) if batch or heads or sequence else None
+
+
+def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> Split:
+    """The split by the mesh in context, one that splits sequences.
+
+    Raises:
+      NotImplementedError: there is none, or it does not divide T and S.
+    """
+    split = expect_split(B, N, K)
+    if split is None or split.sequence is None:
+        raise NotImplementedError(
+            "mesh: needs one with an axis 'sequence' of at least 2 in context (jax.set_mesh)"
+        )
+    for name, length in (("T", T), ("S", S)):
+        if length % split.parts:
+            raise NotImplementedError(
+                f"mesh: {name}={length} cannot be split into sequence={split.parts} equal parts"
+            )
+    return split
+
+
+@dataclasses.dataclass(frozen=True)
+class OverMesh:
+    """A `differentiable.Method`: each device does another, `local`, on its part.
+
+    Attributes:
+      split: which part that is.
+      local: `Here`, or one that talks to the other devices of the sequence axis.
+    """
+
+    split: Split
+    local: differentiable.Method
+
+    def _specs(self, query: Array, value: Array, options: dict) -> tuple[Any, ...]:
+        sizes = self._sizes(query, value)
+        rows = self.split.specs(query, "BTN", sizes)
+        columns = self.split.specs(value, "BSK", sizes)
+        given = {
+            "mask": self.split.mask_specs(options["mask"], sizes["B"], sizes["N"]),
+            "bias": self.split.specs(options["bias"], "BNT", sizes),
+            "words": self.split.specs(options["words"], "", {}),
+        }
+        return rows, columns, given
+
+    @staticmethod
+    def _sizes(query: Array, value: Array) -> dict[str, int]:
+        return dict(zip("BTNSK", (*query.shape[:3], *value.shape[1:3]), strict=True))
+
+    def _local_options(self, query: Array, given: dict, rules: blocks.Rules) -> dict:
+        split, (B, _, N, _) = self.split, query.shape
+        origin = blocks.Origin(split.index(split.batch) * B, split.index(split.heads) * N)
+        return given | {"rules": rules, "origin": origin}
+
+    def forward(self, query, key, value, options):
+        rows, columns, specs = self._specs(query, value, options)
+        rules, given = options["rules"], {name: options[name] for name in specs}
+
+        def local(query, key, value, given):
+            return self.local.forward(query, key, value, self._local_options(query, given, rules))
+
+        run = self.split.shard_map(local, (rows, columns, columns, specs), (rows, rows))
+        return run(query, key, value, given)
+
+    def backward(self, arrays, options):
+        query, value = arrays[0], arrays[2]
+        rows, columns, specs = self._specs(query, value, options)
+        rules, given = options["rules"], {name: options[name] for name in specs}
+        bias, split = options["bias"], self.split
+
+        def local(arrays, given):
+            inner = self._local_options(arrays[0], given, rules)
+            *slopes, bias_slopes = self.local.backward(arrays, inner)
+            if bias is not None:
+                # Devices that share a bias have their parts of its gradient.
+                shared = [
+                    *(split.batch if bias.shape[0] == 1 else ()),
+                    *(split.heads if bias.shape[1] == 1 else ()),
+                ]
+                bias_slopes = jax.lax.psum(bias_slopes, tuple(shared)) if shared else bias_slopes
+            return *slopes, bias_slopes
+
+        in_specs = (rows, columns, columns, rows, rows, rows), specs
+        run = split.shard_map(local, in_specs, (rows, columns, columns, specs["bias"]))
+        return run(arrays, given)

@@ -1,0 +1,115 @@
+"""Attention of sequences that are split over devices, which change them for heads and back.
+
+Jacobs et al. 2023, "DeepSpeed Ulysses": between two all-to-alls each device has all positions of
+some of the heads, and any kernel of one device will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+
+from attention import registry
+from attention.dropout import checked_threefry
+from attention.kernels import blocks, blockwise, differentiable, split
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+    kernel: str = "blockwise",
+) -> Array:
+    """Attention over the mesh axis "sequence" (Jacobs et al. 2023); see `attention.attend`.
+
+        o = heads_to_positions(attend(positions_to_heads(q), positions_to_heads(k), ...))
+
+    The mesh is the one in context (`jax.set_mesh`); examples and heads are split as well.
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
+      kernel: what each device computes its heads with; dropout is for "blockwise" alone.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      NotImplementedError: no mesh with such an axis, or one that does not divide T, S and heads; or
+        what the kernel refuses.
+      ValueError: the mask was made for other sizes.
+    """
+    B, T, N, _ = query.shape
+    S, K, V = value.shape[1:]
+    where = split.expect_sequence_split(B, N, K, T, S)
+    count = where.parts
+    shared = count
+    for axis in where.heads:
+        shared *= where.mesh.shape[axis]
+    for name, heads in (("N", N), ("K", K)):
+        if heads % shared:
+            raise NotImplementedError(
+                f"mesh: {name}={heads} heads cannot be split over tensor x sequence = {shared}; "
+                "the kernel 'ring' takes any number"
+            )
+    if dropout_rate and kernel != "blockwise":
+        raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
+    words = checked_threefry(dropout_key) if dropout_rate else None
+    sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
+    # What goes by heads is split by those that a device has in between.
+    inner = dataclasses.replace(where, heads=(*where.heads, where.sequence), sequence=None)
+    rules = blockwise.make_rules((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
+    options = {"scale": scale, "logit_cap": logit_cap}
+
+    def local(query, key, value, given):
+        def exchange(x: Array, taken: int, joined: int) -> Array:
+            return jax.lax.all_to_all(x, where.sequence, taken, joined, tiled=True)
+
+        arrays = [exchange(x, 2, 1) for x in (query, key, value)]
+        if kernel == "blockwise":
+            examples, heads = arrays[0].shape[0], arrays[0].shape[2]
+            starts = inner.index(inner.batch) * examples, inner.index(inner.heads) * heads
+            out = differentiable.attention(
+                differentiable.Here(), rules, *arrays, **given, origin=blocks.Origin(*starts)
+            )
+        else:
+            others = {name: x for name, x in given.items() if name != "words"}
+            none = {"dropout_rate": 0.0, "dropout_key": None}
+            out = registry.load("kernel", kernel)(*arrays, **others, **options, **none)
+        return exchange(out, 1, 2)
+
+    given = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
+    rows = where.specs(query, "BTN", sizes)
+    columns = where.specs(value, "BSK", sizes)
+    specs = {
+        "mask": inner.mask_specs(mask, B, N),
+        "bias": inner.specs(bias, "BN", sizes),
+        "sinks": inner.specs(sinks, "N", sizes),
+        "words": inner.specs(words, "", {}),
+    }
+    run = where.shard_map(local, (rows, columns, columns, specs), rows)
+    out = jax.jit(run)(query, key, value, given)
+    chex.assert_shape(out, (B, T, N, V))
+    return out
+
+
+def unsuited(query: Array, key: Array) -> str:
+    """Why "auto" does not come here: "ring" does as well for any number of heads.
+
+    Args:
+      query, key: [B, T, N, H], [B, S, K, H].
+    """
+    return "asked for by name alone, as 'ring' takes any number of heads"

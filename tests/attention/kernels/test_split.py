@@ -1,0 +1,257 @@
+"""Kernels that split attention over devices give the numbers of the reference on one.
+
+The 8 virtual devices are in a process of their own.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from attention import attend, explain_choice, masks, patterns
+from attention.kernels import blocks, ring
+from tests.attention.subjects import normal
+
+ROOT = pathlib.Path(__file__).parents[3]
+B, T, H, V = 4, 16, 6, 3
+WIDTHS = {"data": 2, "tensor": 1, "sequence": 4}
+LENGTHS = jnp.array([16, 5, 0, 11])
+
+# name -> (kernel, mesh, query heads, key/value heads, options)
+CASES = {
+    "ring-plain": ("ring", WIDTHS, 2, 2, {}),
+    "ring-causal": ("ring", WIDTHS, 2, 1, {"mask": masks.causal()}),
+    "ring-window": ("ring", {"sequence": 2}, 2, 2, {"mask": masks.window(3, 1)}),
+    "ring-bigbird": ("ring", {"sequence": 2}, 2, 2, {"mask": patterns.big_bird(2)}),
+    "ring-one_part": (
+        "ring",
+        {"sequence": 8},
+        3,
+        1,
+        {"mask": masks.causal(8), "keys": 24},
+    ),
+    "ring-all": (
+        "ring",
+        {"data": 2, "tensor": 2, "sequence": 2},
+        4,
+        2,
+        {
+            "mask": masks.causal() & masks.lengths(key=LENGTHS),
+            "bias": normal(10, 1, 4, T, T),
+            "sinks": normal(11, 4),
+            "logit_cap": 2.0,
+            "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(4),
+        },
+    ),
+    "ring-blocks": (
+        "ring",
+        {"sequence": 2},
+        2,
+        1,
+        {
+            "mask": masks.causal() & masks.lengths(key=LENGTHS),
+            "bias": normal(10, B, 1, T, T),
+            "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(4),
+            "blocks": {"query_block": 4, "key_block": 2},
+        },
+    ),
+    "ring-bias": (
+        "ring",
+        WIDTHS,
+        2,
+        2,
+        {
+            "mask": masks.dense(np.random.default_rng(2).random((B, 2, T, T)) < 0.4),
+            "bias": normal(10, B, 1, T, T),
+        },
+    ),
+    "ulysses-all": (
+        "ulysses",
+        {"data": 2, "tensor": 2, "sequence": 2},
+        8,
+        4,
+        {
+            "mask": masks.dense(np.random.default_rng(2).random((1, 8, T, T)) < 0.6)
+            & masks.lengths(key=LENGTHS),
+            "bias": normal(10, 1, 8, T, T),
+            "sinks": normal(11, 8),
+            "logit_cap": 2.0,
+            "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(4),
+        },
+    ),
+    "ulysses-causal": ("ulysses", {"data": 4, "sequence": 2}, 4, 2, {"mask": masks.causal()}),
+    "blockwise-all": (
+        "blockwise",
+        {"data": 4, "tensor": 2},
+        4,
+        2,
+        {
+            "mask": masks.causal() & masks.lengths(key=LENGTHS),
+            "bias": normal(10, 1, 4, T, T),
+            "sinks": normal(11, 4),
+            "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(4),
+        },
+    ),
+}
+
+
+def make_mesh(sizes):
+    count = int(np.prod(list(sizes.values())))
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=jax.devices()[:count],
+    )
+
+
+def compare(name):
+    kernel, sizes, N, K, options = CASES[name]
+    options = dict(options)
+    S, small = options.pop("keys", T), options.pop("blocks", {})
+    learned = {key: options.pop(key) for key in ("bias", "sinks") if key in options}
+    inputs = {"query": normal(0, B, T, N, H), "key": normal(1, B, S, K, H)} | learned
+    inputs["value"] = normal(2, B, S, K, V)
+
+    def run(implementation):
+        # Arrays of the mask are arguments, as they are in training.
+        def both(inputs, mask):
+            def output(inputs):
+                given = inputs | options | {"mask": mask}
+                if small and implementation == "ring":
+                    absent = dict.fromkeys(("logit_cap", "sinks"))
+                    return ring.attend(**absent | given | small, scale=H**-0.5)
+                return attend(**given, implementation=implementation)
+
+            out, backward = jax.vjp(output, inputs)
+            return {"out": out} | backward(normal(9, *out.shape))[0]
+
+        return jax.tree.map(np.asarray, jax.jit(both)(inputs, options.get("mask")))
+
+    expected = run("reference")
+    with jax.set_mesh(make_mesh(sizes)):
+        found = run(kernel)
+    assert found.keys() == expected.keys()
+    errors = {
+        key: float(np.abs(found[key] - array).max() / max(1.0, np.abs(array).max()))
+        for key, array in expected.items()
+    }
+    print(json.dumps({"name": name, "errors": errors}), flush=True)
+
+
+def refusals():
+    """What the kernels say on a mesh they cannot use, and what "auto" takes."""
+    structs = [jax.ShapeDtypeStruct((2, 16, 2, 4), "float32")] * 3
+    odd = [jax.ShapeDtypeStruct((2, 15, 2, 4), "float32")] * 3
+    arrays = [jnp.zeros(x.shape) for x in structs]
+    found = {"single": explain_choice(*structs).name}
+    with jax.set_mesh(make_mesh({"sequence": 4})):
+        found["auto"] = explain_choice(*structs, mask=masks.causal()).name
+        choice = explain_choice(*odd)
+        found["odd"], found["why"] = choice.name, choice.refused["ring"]
+        try:
+            attend(*arrays, implementation="ulysses")
+        except NotImplementedError as error:
+            found["heads"] = str(error)
+    with jax.set_mesh(make_mesh({"data": 2, "sequence": 1})):
+        found["one"] = explain_choice(*structs).name
+    print(json.dumps(found), flush=True)
+
+
+def balance():
+    """Pairs of blocks that each device of a ring computes for a causal mask."""
+    counts = []
+    original = blocks._dot
+
+    def counting(*given):
+        jax.debug.callback(lambda r: counts.append(int(r)), jax.lax.axis_index("sequence"))
+        return original(*given)
+
+    blocks._dot = counting
+    mesh = make_mesh({"sequence": 4})
+    inputs = [
+        jax.device_put(normal(seed, 1, 32, 1, 4), NamedSharding(mesh, PartitionSpec()))
+        for seed in range(3)
+    ]
+    options = dict.fromkeys(("bias", "logit_cap", "sinks", "dropout_key"))
+    with jax.set_mesh(mesh):
+        out = ring.attend(
+            *inputs, mask=masks.causal(), scale=1.0, dropout_rate=0.0, **options, key_block=4
+        )
+        jax.block_until_ready(out)
+        jax.effects_barrier()
+    print(json.dumps(np.bincount(counts, minlength=4).tolist()), flush=True)
+
+
+def on_eight_devices(*arguments):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.attention.kernels.test_split", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def answers():
+    *cases, refused, counts = on_eight_devices(*CASES, "refusals", "balance")
+    return {case["name"]: case["errors"] for case in cases}, refused, counts
+
+
+# One process for all: one worker has to run them.
+@pytest.mark.xdist_group("split")
+def test_on_a_mesh_equals_one_device_with_gradients(answers):
+    assert answers[0].keys() == CASES.keys()
+    for name, errors in answers[0].items():
+        assert {"out", "query", "key", "value"} <= errors.keys()
+        assert max(errors.values()) < 1e-5, name
+
+
+@pytest.mark.xdist_group("split")
+def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
+    refused = answers[1]
+    assert refused["single"] == refused["one"] == "reference"
+    assert refused["auto"] == "ring"
+    assert refused["odd"] == "reference"
+    assert refused["why"] == "mesh: T=15 cannot be split into sequence=4 equal parts"
+    assert "N=2 heads cannot be split over tensor x sequence = 4" in refused["heads"]
+    assert "these can: ring" in refused["heads"]
+
+
+@pytest.mark.xdist_group("split")
+def test_causal_is_as_much_work_for_each_device(answers):
+    assert len(set(answers[2])) == 1
+    # 8 parts of 4 positions: 36 of 64 pairs of blocks, two products each.
+    assert sum(answers[2]) == 72
+
+
+def test_without_a_mesh_they_are_refused():
+    arrays = [normal(seed, 2, 8, 2, 4) for seed in range(3)]
+    for kernel in ("ring", "ulysses"):
+        with pytest.raises(NotImplementedError, match=r"axis 'sequence' of at least 2 in context"):
+            attend(*arrays, implementation=kernel)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        if argument in CASES:
+            compare(argument)
+        else:
+            {"refusals": refusals, "balance": balance}[argument]()
