@@ -84,6 +84,9 @@ CAPABILITIES = {
     "positions": "takes positions='rope', 'alibi', 't5' or 'shaw'",
     "permutation": "without positions, the order of the keys does not matter",
     "sparse": "a query sees part of what the mask allows",
+    "cuda": "runs on an NVIDIA GPU alone",
+    "tpu": "runs on a TPU alone",
+    "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a longest length",
     "one_length": "what it gives changes with the length, padding included: for inputs of one "
@@ -138,6 +141,17 @@ def _line(
 
 # Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
 TABLE: list[Mechanism] = [
+    _line(
+        "kernel",
+        "triton",
+        "kernels.triton:attend",
+        "Dao 2024, through Pallas",
+        "softmax(cap(scale·qkᵀ + bias))·v, block by block",
+        "O(T·S) less the blocks that nobody sees",
+        "O(T + S); O(T·S) for a bias that learns",
+        "mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda "
+        "interpreted",
+    ),
     _line(
         "kernel",
         "reference",
