@@ -1,8 +1,8 @@
 """The kernel "cudnn": cuDNN's fused attention on NVIDIA GPUs, through `jax.nn`.
 
-What `jax.nn.dot_product_attention` means by its arguments differs from `attention.attend` in places:
-a query that sees nothing gives the mean of the values or NaN there, and padding may hold anything.
-`arguments` says a mask in its words, or refuses; `compute` sets right what differs.
+What `jax.nn.dot_product_attention` means by its arguments differs from `attention.attend` where a
+query sees nothing: there it gives the mean of the values or NaN, and gradients of padding may be
+anything. `arguments` says a mask in its words, or refuses; `compute` sets right what differs.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
     # Other generations have no backward pass for wider heads, or have one since lately.
     capability = devices.compute_capability()
     most = 256 if capability is not None and capability[0] == 9 else 128
-    if H % 8 or H > most:
+    if H % 8 != 0 or most < H:
         raise NotImplementedError(f"head size: {H} is no multiple of 8 up to {most}")
     if bias is None:
         return

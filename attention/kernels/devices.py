@@ -7,7 +7,7 @@ A kernel for a GPU or a TPU asks `needs` first of all, before it imports what it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import jax
 
@@ -20,7 +20,7 @@ _assumed: list[str] = []
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Runs kernels that are written in Pallas in its interpreter: on any machine, slowly, for tests.
+    """Runs what is written in Pallas in its interpreter: on any machine, slowly, for tests.
 
         with kernels.interpreted():
             attend(query, key, value, implementation="triton")
@@ -68,6 +68,17 @@ def needs(platform: str, can_be_interpreted: bool = True) -> bool:
     if (_assumed[-1] if _assumed else default_platform()) != platform:
         raise NotImplementedError(f"needs {PLATFORMS[platform]}, JAX runs on {where()} here")
     return False
+
+
+def expect_device(can: Container[str]) -> None:
+    """Asks `needs` for what a kernel's capabilities say, without loading or tracing it.
+
+    Raises:
+      NotImplementedError: names the device.
+    """
+    for platform in PLATFORMS:
+        if platform in can:
+            needs(platform, "interpreted" in can)
 
 
 def default_platform() -> str:

@@ -192,7 +192,7 @@ def _kernel(
 def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: int) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    if found.query_ids is None and (T, S) == (rows, columns):
+    if found.query_ids is None and rows == T and columns == S:
         return None
     ids = []
     for each, length, padded, nobody in (

@@ -1,6 +1,6 @@
 """The kernel "tokamax": what the library tokamax has for the GPU that is here.
 
-An extra that is asked for by name: `pip install tokamax`, from Python 3.12 on.
+An extra, tried where it is installed: `pip install tokamax`, from Python 3.12 on.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def attend(
         raise NotImplementedError("needs the package tokamax, which is not installed") from None
     B, T, N, _ = query.shape
     S = key.shape[1]
-    causal = T == S and mask is not None and mask.parts == (conditions.Window(None, 0, None),)
+    causal = mask is not None and _is_causal(mask, T, S)
     allowed = seen = None
     if mask is not None and not causal:
         allowed = mask.materialize(B, N, T, S)
@@ -88,11 +88,21 @@ def attend(
     return result
 
 
+def _is_causal(mask: Mask, T: int, S: int) -> bool:
+    """Whether it is `causal()` and nothing else, from the first position on."""
+    if T != S or len(mask.parts) != 1 or not isinstance(mask.parts[0], conditions.Window):
+        return False
+    left, right, offset = (getattr(mask.parts[0], n) for n in ("left", "right", "query_offset"))
+    return left is None and right == 0 and conditions.is_static(offset) and not offset
+
+
 def _first_that_can(function, names, *arrays, **options) -> Array:
     reasons = []
     for name in names:
         try:
             return function(*arrays, **options, implementation=name)
-        except NotImplementedError as error:
+        except (NotImplementedError, ValueError) as error:
+            if isinstance(error, ValueError) and "Unknown implementation" not in str(error):
+                raise
             reasons.append(f"{name}: {error}")
     raise NotImplementedError(f"tokamax: {'; '.join(reasons)}")

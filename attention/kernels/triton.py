@@ -72,9 +72,7 @@ def attend(
 
     T, S = query.shape[1], key.shape[1]
     query_block, key_block = block_sizes(T, S, _power(width) * query.dtype.itemsize)
-    settings = triton_blocks.Settings(
-        scale, logit_cap, T, S, query_block, key_block, interpret
-    )
+    settings = triton_blocks.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
     if mask is not None:
         jax.eval_shape(lambda mask: tiles.ready(mask, settings.sizes), mask)
     result = _attend(settings, query, key, value, bias, sinks, mask)
@@ -136,7 +134,7 @@ def _attend_backward(settings, kept, slope):
     (query, key, value, bias, sinks, mask), out, log_sum, wanted = kept
     if isinstance(slope, jax.custom_derivatives.SymbolicZero):
         slope = jnp.zeros(slope.shape, slope.dtype)
-    B, T, N, H = query.shape
+    B, T, _, H = query.shape
     V, with_bias = value.shape[-1], wanted is not None
     sizes = settings.sizes
     delta = jnp.sum(out.astype(jnp.float32) * slope.astype(jnp.float32), axis=-1)

@@ -237,9 +237,7 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
     )(*blocked, *shared)
 
 
-def _forward(
-    settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, out_ref, log_sum_ref
-):
+def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, out_ref, log_sum_ref):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     query = q_ref[...]
 
@@ -315,9 +313,7 @@ def _query_gradient(
         columns = pl.ds(j * settings.key_block, settings.key_block)
         dbias_ref[:, columns] = jnp.zeros((settings.query_block, settings.key_block), jnp.float32)
 
-    jax.lax.fori_loop(
-        _block(steps.bounds, example, i, 1), steps.order.shape[-1], clear, None
-    )
+    jax.lax.fori_loop(_block(steps.bounds, example, i, 1), steps.order.shape[-1], clear, None)
 
 
 def _key_gradient(

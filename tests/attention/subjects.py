@@ -3,6 +3,7 @@
 The shapes are few and shared: what a test needs is usually compiled already.
 """
 
+import contextlib
 import dataclasses
 import functools
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import attend, attention_weights, masks, registry
+from attention import attend, attention_weights, kernels, masks, registry
 from tests.attention.references import REFERENCES, VARIANTS
 
 B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8
@@ -151,13 +152,31 @@ def _mask(valid, causal, queries):
     return mask & masks.causal(valid.shape[1] - queries) if causal else mask
 
 
+DEVICES = {"cuda", "tpu"}
+
+
+def runs_here(line):
+    """Whether a kernel needs no device, or can do without."""
+    return not line.can & DEVICES or "interpreted" in line.can
+
+
+def running(line):
+    """A context to call a kernel in."""
+    return kernels.interpreted() if "interpreted" in line.can else contextlib.nullcontext()
+
+
 def _kernel(line, dtype):
+    # What needs a device is tested as far as it goes in kernels/, and that it says so.
+    if not runs_here(line):
+        return
+
     def apply(inputs, valid, causal, dropout_key):
         query, key, value = (jnp.asarray(inputs[n], dtype) for n in ("query", "key", "value"))
         mask = _mask(valid, causal, query.shape[1])
         rate = 0.0 if dropout_key is None else 0.5
         options = {"dropout_rate": rate, "dropout_key": dropout_key}
-        out = attend(query, key, value, mask=mask, implementation=line.name, **options)
+        with running(line):
+            out = attend(query, key, value, mask=mask, implementation=line.name, **options)
         return out, attention_weights(query, key, mask=mask)
 
     k = K if "grouped_query" in line.can else N

@@ -98,6 +98,8 @@ def multi_head(inputs, allowed, positions="none", logit_cap=None, **_):
 
 REFERENCES = {
     ("kernel", "reference"): kernel,
+    ("kernel", "splash"): kernel,
+    ("kernel", "triton"): kernel,
     ("mixer", "dot_product"): multi_head,
 }
 
