@@ -85,7 +85,7 @@ def attend(
     except RuntimeError as error:
         if "cuDNN" not in str(error):
             raise
-        raise NotImplementedError(f"cuDNN: {error}") from error
+        raise NotImplementedError(str(error).rstrip(".")) from error
 
 
 def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
