@@ -70,6 +70,25 @@ def needs(platform: str, can_be_interpreted: bool = True) -> bool:
     return False
 
 
+def expect_one_device() -> None:
+    """Refuses where a program may be spread over devices that the caller's kernel cannot be.
+
+    Within a `jax.shard_map` over all axes of a mesh each device runs its own.
+
+    Raises:
+      NotImplementedError: there are several devices.
+    """
+    count = jax.device_count()
+    if count == 1 or _assumed:
+        return
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names or set(mesh.manual_axes) != set(mesh.axis_names):
+        raise NotImplementedError(
+            f"is not spread over devices by itself, and there are {count}: call it within "
+            f"jax.shard_map"
+        )
+
+
 def expect_device(can: Container[str]) -> None:
     """Asks `needs` for what a kernel's capabilities say, without loading or tracing it.
 

@@ -59,7 +59,8 @@ def attend(
         o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
 
     Queries are scaled before, in their own dtype; products of float32 are as exact as the TPU's
-    default is. Blocks that windows hide are skipped. There are no derivatives of derivatives.
+    default is. Blocks that windows hide are skipped. There are no derivatives of derivatives. On
+    several devices it runs within `jax.shard_map` alone.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
@@ -77,6 +78,8 @@ def attend(
       NotImplementedError: no TPU (nor `kernels.interpreted()`), or anything else than the above.
     """
     interpret = devices.needs("tpu")
+    if not interpret:
+        devices.expect_one_device()
     if bias is not None:
         raise NotImplementedError("bias: none is added to the logits")
     if dropout_rate:

@@ -35,7 +35,8 @@ def attend(
 
         o = softmax(cap(scale·qkᵀ + bias))·v
 
-    A mask other than `causal()` travels as an array, O(T·S).
+    A mask other than `causal()` travels as an array, O(T·S). On several devices it runs within
+    `jax.shard_map` alone.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -52,6 +53,7 @@ def attend(
       ValueError: the mask was made for other sizes.
     """
     devices.needs("cuda", can_be_interpreted=False)
+    devices.expect_one_device()
     if sinks is not None:
         raise NotImplementedError("sinks: tokamax has none")
     if dropout_rate:
