@@ -231,7 +231,9 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
         out_shape=out_shape,
         interpret=settings.interpret,
         compiler_params=pallas_triton.CompilerParams(
-            num_warps=4, num_stages=2 if blocked[0].dtype.itemsize == 2 else 1
+            # Sums of wide heads take the registers of more threads.
+            num_warps=8 if settings.query_block * blocked[0].shape[-1] >= 8192 else 4,
+            num_stages=2 if blocked[0].dtype.itemsize == 2 else 1,
         ),
         name=name,
     )(*blocked, *shared)
@@ -273,22 +275,11 @@ def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, ou
 
 
 def _query_gradient(
-    settings,
-    q_ref,
-    k_ref,
-    v_ref,
-    slope_ref,
-    log_sum_ref,
-    delta_ref,
-    bias_ref,
-    mask,
-    steps,
-    dq_ref,
-    dbias_ref=None,
+    settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dq_ref, db_ref=None
 ):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    query, slope = q_ref[...], slope_ref[...]
-    log_sum, delta = log_sum_ref[...], delta_ref[...]
+    query, slope = q_ref[...], do_ref[...]
+    log_sum, delta = sum_ref[...], di_ref[...]
 
     def step(number, result, masked):
         j = _block(steps.order, example, i, number)
@@ -297,39 +288,27 @@ def _query_gradient(
         key = k_ref[columns, :]
         _, slopes = _slopes(
             settings, query, key, v_ref[columns, :], slope, log_sum, delta,
-            bias_ref, mask if masked else None, masked, place,
+            bias, mask, masked, place,
         )  # fmt: skip
-        if dbias_ref is not None:
-            dbias_ref[:, columns] = slopes
+        if db_ref is not None:
+            db_ref[:, columns] = slopes
         return result + _dot(slopes.astype(key.dtype), key)
 
     result = _through(steps, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
     dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
-    if dbias_ref is None:
+    if db_ref is None:
         return
 
     def clear(number, _):
         j = _block(steps.order, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
-        dbias_ref[:, columns] = jnp.zeros((settings.query_block, settings.key_block), jnp.float32)
+        db_ref[:, columns] = jnp.zeros((settings.query_block, settings.key_block), jnp.float32)
 
     jax.lax.fori_loop(_block(steps.bounds, example, i, 1), steps.order.shape[-1], clear, None)
 
 
 def _key_gradient(
-    G,
-    settings,
-    q_ref,
-    k_ref,
-    v_ref,
-    slope_ref,
-    log_sum_ref,
-    delta_ref,
-    bias_ref,
-    mask,
-    steps,
-    dk_ref,
-    dv_ref,
+    G, settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dk_ref, dv_ref
 ):
     j, shared, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     key, value = k_ref[...], v_ref[...]
@@ -340,10 +319,10 @@ def _key_gradient(
             i = _block(steps.order, example, j, number)
             rows = pl.ds(i * settings.query_block, settings.query_block)
             place = _place(settings, example, shared * G + g, i, j)
-            query, slope = q_ref[rows, g, :], slope_ref[rows, g, :]
+            query, slope = q_ref[rows, g, :], do_ref[rows, g, :]
             weights, slopes = _slopes(
-                settings, query, key, value, slope, log_sum_ref[g, rows], delta_ref[g, rows],
-                bias_ref, mask if masked else None, masked, place,
+                settings, query, key, value, slope, sum_ref[g, rows], di_ref[g, rows],
+                bias, mask, masked, place,
             )  # fmt: skip
             dv = dv + _dot(weights.astype(slope.dtype).T, slope)
             return dk + _dot(slopes.astype(query.dtype).T, query), dv
