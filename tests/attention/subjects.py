@@ -20,6 +20,23 @@ LONGEST = 11
 VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
 
 
+DEVICES = {"cuda", "tpu"}
+
+
+def runs_here(line):
+    """Whether a kernel needs no device, or can do without."""
+    return not line.can & DEVICES or "interpreted" in line.can
+
+
+def running(name):
+    """A context to call a kernel in."""
+    line = registry.find("kernel", name)
+    return kernels.interpreted() if "interpreted" in line.can else contextlib.nullcontext()
+
+
+KERNELS = [line.name for line in registry.mechanisms("kernel") if runs_here(line)]
+
+
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -59,7 +76,9 @@ class Subject:
 
     @functools.cached_property
     def inputs(self):
-        return drawn(self.given)
+        # At once, even where a program that asks for them is being traced.
+        with jax.ensure_compile_time_eval():
+            return drawn(self.given)
 
     @property
     def can(self):
@@ -152,19 +171,6 @@ def _mask(valid, causal, queries):
     return mask & masks.causal(valid.shape[1] - queries) if causal else mask
 
 
-DEVICES = {"cuda", "tpu"}
-
-
-def runs_here(line):
-    """Whether a kernel needs no device, or can do without."""
-    return not line.can & DEVICES or "interpreted" in line.can
-
-
-def running(line):
-    """A context to call a kernel in."""
-    return kernels.interpreted() if "interpreted" in line.can else contextlib.nullcontext()
-
-
 def _kernel(line, dtype):
     # What needs a device is tested as far as it goes in kernels/, and that it says so.
     if not runs_here(line):
@@ -175,7 +181,7 @@ def _kernel(line, dtype):
         mask = _mask(valid, causal, query.shape[1])
         rate = 0.0 if dropout_key is None else 0.5
         options = {"dropout_rate": rate, "dropout_key": dropout_key}
-        with running(line):
+        with running(line.name):
             out = attend(query, key, value, mask=mask, implementation=line.name, **options)
         return out, attention_weights(query, key, mask=mask)
 

@@ -104,6 +104,8 @@ SHARED = {
     "image.channel.weights_of",
     "image.maps.kernel_init",
     "kernels.reference.accumulator",
+    "kernels.tiles.of_shared",
+    "kernels.tiles.slice_of",
     "conditions.block_ends",
     "conditions.by_block",
     "conditions.cut",

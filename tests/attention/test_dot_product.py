@@ -67,7 +67,7 @@ def test_options_equal_the_equations(kernel, option):
     @jax.jit
     def run(inputs):
         def output(inputs):
-            with running(registry.find("kernel", kernel)):
+            with running(kernel):
                 return attend(**inputs, **fixed, mask=masks.dense(allowed), implementation=kernel)
 
         out, backward = jax.vjp(output, inputs)

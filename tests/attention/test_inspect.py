@@ -61,10 +61,11 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", registry.names("kernel"))
+@pytest.mark.parametrize("kernel", subjects.KERNELS)
 def test_a_transformer_with_each_kernel(kernel):
-    _, returned = classifier(kernel)(TOKENS, LENGTHS, return_weights=True)
-    assert list(seen(kernel)) == NAMES
+    with subjects.running(kernel):
+        _, returned = classifier(kernel)(TOKENS, LENGTHS, return_weights=True)
+        assert list(seen(kernel)) == NAMES
     assert_close(seen(kernel)[NAMES[0]], returned["encoder"][:, 0])
     assert_close(seen(kernel)[NAMES[1]], returned["encoder"][:, 1])
     assert_close(seen(kernel)["pool"], returned["pool"])

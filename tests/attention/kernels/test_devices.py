@@ -116,7 +116,6 @@ def test_auto_takes_them_where_the_device_is():
 def test_those_that_are_refused_import_nothing():
     code = (
         "import sys, jax.numpy as jnp; from attention import attend; x = jnp.ones((1, 2, 1, 4)); "
-        "attend(x, x, x); assert 'jax.experimental.pallas' not in sys.modules; "
-        "assert 'attention.kernels.triton' not in sys.modules"
+        "attend(x, x, x); assert 'jax.experimental.pallas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
