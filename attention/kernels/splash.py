@@ -92,7 +92,8 @@ def attend(
     rows, columns = (-(-length // LANES) * LANES for length in (T, S))
     kernel = _kernel(found, N, rows, columns, logit_cap, interpret)
     ids = _padded_ids(found, B, T, S, rows, columns)
-    sinks = jnp.full((N,), NOTHING) if sinks is None else sinks.astype(jnp.float32)
+    sinks = jnp.full((N,), NOTHING) if sinks is None else sinks
+    sinks = jnp.maximum(sinks.astype(jnp.float32), NOTHING)
     result = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0, None))(
         _by_head(query * jnp.asarray(scale, query.dtype), rows),
         _by_head(key, columns),

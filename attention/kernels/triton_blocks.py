@@ -80,7 +80,7 @@ def forward(
     """
     B, rows, N, H = query.shape
     S, K, V = value.shape[1:]
-    block = settings.query_block
+    G, block = N // K, settings.query_block
     shared = (bias, sinks, mask, steps)
     return _call(
         _forward,
@@ -89,8 +89,8 @@ def forward(
         (rows // block, N, B),
         [
             pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, jax.lax.div(n, N // K), 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, jax.lax.div(n, N // K), 0)),
+            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
         ],
         [
             pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
@@ -134,7 +134,7 @@ def query_gradient(
     """
     B, rows, N, H = query.shape
     S, K, V = value.shape[1:]
-    block = settings.query_block
+    G, block = N // K, settings.query_block
     row = pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i))
     outputs = [pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0))]
     shapes = [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
@@ -148,8 +148,8 @@ def query_gradient(
         (rows // block, N, B),
         [
             pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, jax.lax.div(n, N // K), 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, jax.lax.div(n, N // K), 0)),
+            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
             pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
             row,
             row,

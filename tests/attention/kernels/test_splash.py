@@ -106,6 +106,12 @@ def test_empty_rows_are_zero_even_of_huge_logits():
         assert np.abs(slopes[name][1]).max() > 0
 
 
+def test_a_sink_of_minus_infinity_takes_nothing():
+    inputs = cases.inputs(T, S, sinks=jnp.array([-jnp.inf, 0.0, -jnp.inf, 1.0]))
+    mask = masks.lengths(key=jnp.array([0, 30]))
+    cases.assert_equals_reference(splash.attend, inputs, kernels.interpreted, mask=mask)
+
+
 def test_bfloat16_is_close_and_stays():
     cases.assert_equals_reference(
         splash.attend,

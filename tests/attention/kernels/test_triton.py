@@ -91,6 +91,13 @@ def test_empty_rows_are_zero_even_of_huge_logits():
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_a_sink_of_minus_infinity_takes_nothing():
+    inputs = cases.inputs(T, S, sinks=jnp.array([-jnp.inf, 0.0, -jnp.inf, 1.0]))
+    mask = masks.lengths(key=jnp.array([0, 30]))
+    cases.assert_equals_reference(triton.attend, inputs, kernels.interpreted, mask=mask)
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_blocks_that_nobody_sees_are_never_read():
     mask = masks.causal(0) & masks.window(20, 0, 0) & masks.lengths(key=jnp.array([S, 16]))
     inputs = cases.inputs(T, S)
@@ -231,6 +238,12 @@ def test_the_programs_lower_for_cuda(dtype, name):
     assert text.count("@__gpu$xla.gpu.triton") == 3
     for program in ("attend_forward", "attend_dq", "attend_dkdv"):
         assert program in text
+
+
+def test_the_programs_lower_where_64_bits_are_enabled():
+    with jax.enable_x64(True):
+        text = lower(jnp.dtype("float32"), LOWERED["big_bird"])
+    assert text.count("@__gpu$xla.gpu.triton") == 3
 
 
 @cases.ON["cuda"]
