@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import reference
+from attention.kernels import devices, reference
 
 Array = jax.Array
 
@@ -172,8 +172,10 @@ class _Request:
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
         }
         traced = {k: v for k, v in self.options.items() if k not in static}
-        kernel = functools.partial(registry.load("kernel", name), **static)
         try:
+            # First of all, because it costs nothing.
+            devices.expect_device(registry.find("kernel", name).can)
+            kernel = functools.partial(registry.load("kernel", name), **static)
             jax.eval_shape(lambda arrays, traced: kernel(*arrays, **traced), self.arrays, traced)
         except NotImplementedError as error:
             return str(error)

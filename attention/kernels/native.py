@@ -22,7 +22,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from attention.dropout import checked_threefry, keep_levels
-from attention.kernels import compiled, reference
+from attention.kernels import compiled, devices, reference
 from attention.kernels.blockwise import checked_numbers
 from attention.kernels.mask_arrays import MaskArrays, mask_arrays
 from attention.kernels.partitioned import Operand, call
@@ -65,8 +65,7 @@ def attend(
       NotImplementedError: no CPU, no C++ compiler, another dtype, keys that are not threefry's, or
         a mask that is none of intervals, ids, patterns known before running, and arrays.
     """
-    if jax.default_backend() != "cpu":
-        raise NotImplementedError(f"runs on a CPU, not on a {jax.default_backend()}")
+    devices.needs("cpu", can_be_interpreted=False)
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
             raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")

@@ -3,6 +3,7 @@
 The shapes are few and shared: what a test needs is usually compiled already.
 """
 
+import contextlib
 import dataclasses
 import functools
 
@@ -11,14 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import attend, attention_weights, masks, registry
+from attention import attend, attention_weights, kernels, masks, registry
 from tests.attention.references import REFERENCES, VARIANTS
 
 B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8
 LONGEST = 11
-# kernels/test_split.py has those that work on a mesh alone.
-KERNELS = [line.name for line in registry.mechanisms("kernel") if "mesh" not in line.can]
 VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
+
+
+# kernels/test_split.py has those that work on a mesh alone.
+DEVICES = {"cuda", "tpu", "mesh"}
+
+
+def runs_here(line):
+    """Whether a kernel needs no device and no mesh, or can do without."""
+    return not line.can & DEVICES or "interpreted" in line.can
+
+
+def running(name):
+    """A context to call a kernel in."""
+    line = registry.find("kernel", name)
+    return kernels.interpreted() if "interpreted" in line.can else contextlib.nullcontext()
+
+
+KERNELS = [line.name for line in registry.mechanisms("kernel") if runs_here(line)]
 
 
 def normal(seed, *shape):
@@ -60,7 +77,9 @@ class Subject:
 
     @functools.cached_property
     def inputs(self):
-        return drawn(self.given)
+        # At once, even where a program that asks for them is being traced.
+        with jax.ensure_compile_time_eval():
+            return drawn(self.given)
 
     @property
     def can(self):
@@ -154,12 +173,17 @@ def _mask(valid, causal, queries):
 
 
 def _kernel(line, dtype):
+    # What needs a device is tested as far as it goes in kernels/, and that it says so.
+    if not runs_here(line):
+        return
+
     def apply(inputs, valid, causal, dropout_key):
         query, key, value = (jnp.asarray(inputs[n], dtype) for n in ("query", "key", "value"))
         mask = _mask(valid, causal, query.shape[1])
         rate = 0.0 if dropout_key is None else 0.5
         options = {"dropout_rate": rate, "dropout_key": dropout_key}
-        out = attend(query, key, value, mask=mask, implementation=line.name, **options)
+        with running(line.name):
+            out = attend(query, key, value, mask=mask, implementation=line.name, **options)
         return out, attention_weights(query, key, mask=mask)
 
     k = K if "grouped_query" in line.can else N
@@ -330,8 +354,6 @@ def subjects(dtype="float32"):
     """All of them, computing in that dtype: one or more for each registry line."""
     found = []
     for line in registry.mechanisms():
-        if "mesh" in line.can:
-            continue
         for index, subject in enumerate(_BUILDERS[line.kind](line, jnp.dtype(dtype))):
             first = not index or subject.label.endswith("-cross")
             found.append(dataclasses.replace(subject, first=first))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import masks, registry
+from attention import attend, kernels, masks, registry
 from tests.attention import subjects
 from tests.attention.references import base as references
-from tests.attention.subjects import LONGEST, B, D, S, normal
+from tests.attention.subjects import LONGEST, B, D, S, T, normal
 
 
 def each(*capabilities, dtype="float32", variants=True, quick=()):
@@ -316,7 +316,21 @@ def test_more_than_the_longest_is_refused(subject):
 
 
 def test_every_mechanism_has_a_subject():
-    assert {s.line for s in subjects.subjects()} == {
-        line for line in registry.mechanisms() if "mesh" not in line.can
-    }
+    lines = {line for line in registry.mechanisms() if subjects.runs_here(line)}
+    assert {s.line for s in subjects.subjects()} == lines
     assert S != subjects.T
+
+
+FOR_DEVICES = [line for line in registry.mechanisms() if line.can & subjects.DEVICES]
+
+
+@pytest.mark.parametrize("line", FOR_DEVICES, ids=[line.name for line in FOR_DEVICES])
+def test_what_needs_a_device_says_so_and_who_needs_none(line):
+    query, key, value = normal(0, B, T, 2, 8), normal(1, B, S, 2, 8), normal(2, B, S, 2, 8)
+    device = "an NVIDIA GPU" if "cuda" in line.can else "a TPU"
+    expected = f"^{line.name}: needs {device}, JAX runs on .* here; these can: .*reference$"
+    with pytest.raises(NotImplementedError, match=expected):
+        attend(query, key, value, implementation=line.name)
+    if "interpreted" not in line.can:
+        with kernels.interpreted(), pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
+            attend(query, key, value, implementation=line.name)

@@ -63,8 +63,9 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("kernel", subjects.KERNELS)
 def test_a_transformer_with_each_kernel(kernel):
-    _, returned = classifier(kernel)(TOKENS, LENGTHS, return_weights=True)
-    assert list(seen(kernel)) == NAMES
+    with subjects.running(kernel):
+        _, returned = classifier(kernel)(TOKENS, LENGTHS, return_weights=True)
+        assert list(seen(kernel)) == NAMES
     assert_close(seen(kernel)[NAMES[0]], returned["encoder"][:, 0])
     assert_close(seen(kernel)[NAMES[1]], returned["encoder"][:, 1])
     assert_close(seen(kernel)["pool"], returned["pool"])

@@ -1,0 +1,127 @@
+"""Which device a kernel needs, whether it is here, and how to do without.
+
+A kernel for a GPU or a TPU asks `needs` first of all, before it imports what it is made of, so that
+"auto" on another machine passes it by at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterator
+
+import jax
+
+PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
+
+# What the context managers below set, innermost last.
+_interpreted: list[bool] = []
+_assumed: list[str] = []
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Runs what is written in Pallas in its interpreter: on any machine, slowly, for tests.
+
+        with kernels.interpreted():
+            attend(query, key, value, implementation="triton")
+
+    What is traced within stays interpreted: a `jax.jit` that is called again later does not trace
+    again.
+    """
+    _interpreted.append(True)
+    try:
+        yield
+    finally:
+        _interpreted.pop()
+
+
+@contextlib.contextmanager
+def lowering_for(platform: str) -> Iterator[None]:
+    """Traces as if the device were here: to lower or export a program for a machine that has it.
+
+        with kernels.lowering_for("cuda"):
+            exported = jax.export.export(jax.jit(f), platforms=["cuda"])(x)
+
+    Args:
+      platform: "cuda" or "tpu".
+
+    Raises:
+      ValueError: another platform.
+    """
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform: got {platform!r}, expected one of {list(PLATFORMS)}")
+    _assumed.append(platform)
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
+def needs(platform: str, can_be_interpreted: bool = True) -> bool:
+    """Whether to interpret; refuses where that is not asked for and the device is not here.
+
+    Raises:
+      NotImplementedError: names the device.
+    """
+    if _interpreted and can_be_interpreted:
+        return True
+    if expected_platform() != platform:
+        raise NotImplementedError(f"needs {PLATFORMS[platform]}, JAX runs on {where()} here")
+    return False
+
+
+def expect_one_device() -> None:
+    """Refuses where a program may be spread over devices that the caller's kernel cannot be.
+
+    Within a `jax.shard_map` over all axes of a mesh each device runs its own.
+
+    Raises:
+      NotImplementedError: there are several devices.
+    """
+    count = jax.device_count()
+    if count == 1 or _assumed:
+        return
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.axis_names or set(mesh.manual_axes) != set(mesh.axis_names):
+        raise NotImplementedError(
+            f"is not spread over devices by itself, and there are {count}: call it within "
+            f"jax.shard_map"
+        )
+
+
+def expect_device(can: Container[str]) -> None:
+    """Asks `needs` for what a kernel's capabilities say, without loading or tracing it.
+
+    Raises:
+      NotImplementedError: names the device.
+    """
+    for platform in PLATFORMS:
+        if platform in can:
+            needs(platform, "interpreted" in can)
+
+
+def expected_platform() -> str:
+    """What is traced for: the platform of `lowering_for`, or that of `default_platform`."""
+    return _assumed[-1] if _assumed else default_platform()
+
+
+def default_platform() -> str:
+    """Where JAX runs what is not placed elsewhere: "cuda", "tpu", "cpu", "rocm", ..."""
+    platform = jax.default_backend()
+    if platform == "gpu":
+        version = jax.devices()[0].client.platform_version
+        return "rocm" if "rocm" in version.lower() else "cuda"
+    return platform
+
+
+def where() -> str:
+    """What a message calls the device that is here."""
+    return jax.devices()[0].device_kind
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Of the first NVIDIA GPU, (9, 0) for Hopper; None where there is none to ask."""
+    if _assumed or default_platform() != "cuda":
+        return None
+    major, _, minor = str(jax.devices()[0].compute_capability).partition(".")
+    return int(major), int(minor or 0)

@@ -1,0 +1,214 @@
+"""The kernel "splash": blockwise attention on TPUs, by the splash kernel that JAX brings along.
+
+It takes structure where `attend` has a mask: windows known before running, and ids, of which a
+query sees the keys that have its own. Lengths, marks and padding are ids as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from attention import conditions
+from attention.kernels import devices
+from attention.masks import Mask
+
+Array = jax.Array
+
+# A sink of this logit takes no weight from anything, and all of it where nothing is seen: such rows
+# are 0, with gradients of 0, where the kernel alone would give them a mean of values. What the
+# kernel masks has a logit far below.
+NOTHING = -1e30
+# Ids of queries and of keys that nobody has in common.
+NO_QUERY, NO_KEY = -(2**31), -(2**31) + 1
+LANES = 128
+
+
+class Structure(NamedTuple):
+    """A mask as the kernel takes it.
+
+    Attributes:
+      low, high: a query t sees t + low <= s <= t + high; None for all on that side.
+      query_ids, key_ids: int32 [B, T] and [B, S], what has to be equal; None where all see all.
+    """
+
+    low: int | None
+    high: int | None
+    query_ids: Array | None
+    key_ids: Array | None
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """Blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attention.attend`.
+
+        o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
+
+    Queries are scaled before, in their own dtype; products of float32 are as exact as the TPU's
+    default is. Blocks that windows hide are skipped. There are no derivatives of derivatives. On
+    several devices it runs within `jax.shard_map` alone.
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
+      mask: joined from `causal` and `window` with a query_offset known before running, `lengths`,
+        `valid` and `segments`, of the last one at most; or None.
+      bias: None.
+      scale, logit_cap: numbers; no cap if None.
+      sinks: [N], or None.
+      dropout_rate, dropout_key: 0 and None.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      NotImplementedError: no TPU (nor `kernels.interpreted()`), or anything else than the above.
+    """
+    interpret = devices.needs("tpu")
+    if not interpret:
+        devices.expect_one_device()
+    if bias is not None:
+        raise NotImplementedError("bias: none is added to the logits")
+    if dropout_rate:
+        raise NotImplementedError("dropout_rate: no dropout of weights")
+    if query.dtype not in (jnp.bfloat16, jnp.float32):
+        raise NotImplementedError(f"dtype: {query.dtype.name} is neither bfloat16 nor float32")
+    B, T, N, _ = query.shape
+    S = key.shape[1]
+    found = structure(mask, B, T, S)
+    rows, columns = (-(-length // LANES) * LANES for length in (T, S))
+    kernel = _kernel(found, N, rows, columns, logit_cap, interpret)
+    ids = _padded_ids(found, B, T, S, rows, columns)
+    sinks = jnp.full((N,), NOTHING) if sinks is None else sinks
+    sinks = jnp.maximum(sinks.astype(jnp.float32), NOTHING)
+    result = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0, None))(
+        _by_head(query * jnp.asarray(scale, query.dtype), rows),
+        _by_head(key, columns),
+        _by_head(value, columns),
+        ids,
+        sinks,
+    )
+    result = result[:, :, :T].transpose(0, 2, 1, 3)
+    chex.assert_shape(result, (B, T, N, value.shape[-1]))
+    return result
+
+
+def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
+    """The mask as bounds and ids (packed sequences: Krell et al. 2021).
+
+        allowed_bts = (t + low <= s <= t + high) and (query_ids_bt = key_ids_bs)
+
+    Args:
+      mask: as for `attend`.
+      B, T, S: examples, queries, keys.
+
+    Returns:
+      The `Structure`, ids of shapes [B, T] and [B, S].
+
+    Raises:
+      NotImplementedError: the mask cannot be said so.
+    """
+    low = high = None
+    ids: dict[str, Array | None] = {"query": None, "key": None}
+    real: dict[str, Array | None] = {"query": None, "key": None}
+    for part in () if mask is None else mask.parts:
+        if isinstance(part, conditions.Window):
+            if not conditions.is_static(part.query_offset):
+                raise NotImplementedError("mask: a query_offset has to be known before running")
+            offset = conditions.static_offset(part.query_offset, T, S)
+            if part.left is not None:
+                low = offset - part.left if low is None else max(low, offset - part.left)
+            if part.right is not None:
+                high = offset + part.right if high is None else min(high, offset + part.right)
+        elif isinstance(part, conditions.Lengths | conditions.Valid):
+            for side, length in (("query", T), ("key", S)):
+                marks = getattr(part, side)
+                if marks is None:
+                    continue
+                if isinstance(part, conditions.Lengths):
+                    marks = jnp.arange(length) < marks[:, None]
+                real[side] = marks if real[side] is None else real[side] & marks
+        elif isinstance(part, conditions.Segments):
+            if ids["query"] is not None:
+                raise NotImplementedError("mask: segments() twice")
+            ids = {"query": part.query_ids, "key": part.key_ids}
+        else:
+            raise NotImplementedError(f"mask: {part.describe()} is no window and no ids")
+    if low is not None and high is not None and low > high:
+        raise NotImplementedError("mask: windows that leave nothing to see")
+    if all(each is None for each in (*ids.values(), *real.values())):
+        return Structure(low, high, None, None)
+    marked = []
+    for side, length, nobody in (("query", T, NO_QUERY), ("key", S, NO_KEY)):
+        each = jnp.zeros((B, length), jnp.int32) if ids[side] is None else ids[side]
+        each = each.astype(jnp.int32)
+        marked.append(each if real[side] is None else jnp.where(real[side], each, nobody))
+    return Structure(low, high, *marked)
+
+
+def _kernel(
+    found: Structure, N: int, rows: int, columns: int, logit_cap: float | None, interpret: bool
+) -> Any:
+    # Imported here, because it takes time and those who are refused need none of it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    shape = (rows, columns)
+    if found.low is None and found.high is None:
+        mask = splash_attention.FullMask(shape)
+    elif found.low is None:
+        mask = splash_attention.CausalMask(shape, offset=found.high)
+    else:
+        right = None if found.high is None else found.high - found.low
+        mask = splash_attention.LocalMask(shape, window_size=(0, right), offset=found.low)
+    query_block, key_block = (
+        max(size for size in (LANES, 256, 512) if length % size == 0) for length in shape
+    )
+    return splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask] * N),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=query_block,
+            block_kv=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
+            block_q_dq=query_block,
+            block_kv_dq=key_block,
+        ),
+        attn_logits_soft_cap=logit_cap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+
+
+def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: int) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    if found.query_ids is None and rows == T and columns == S:
+        return None
+    ids = []
+    for each, length, padded, nobody in (
+        (found.query_ids, T, rows, NO_QUERY),
+        (found.key_ids, S, columns, NO_KEY),
+    ):
+        each = jnp.zeros((B, length), jnp.int32) if each is None else each
+        ids.append(jnp.pad(each, ((0, 0), (0, padded - length)), constant_values=nobody))
+    return splash_attention.SegmentIds(*ids)
+
+
+def _by_head(array: Array, length: int) -> Array:
+    """[B, T, N, H] -> [B, N, length, H], zeros at the end."""
+    missing = length - array.shape[1]
+    return jnp.pad(array.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, missing), (0, 0)))

@@ -1,0 +1,110 @@
+"""The kernel "tokamax": what the library tokamax has for the GPU that is here.
+
+An extra, tried where it is installed: `pip install tokamax`, from Python 3.12 on.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from attention import conditions
+from attention.kernels import devices
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """Attention by tokamax (DeepMind 2025); see `attention.attend`.
+
+        o = softmax(cap(scale·qkᵀ + bias))·v
+
+    A mask other than `causal()` travels as an array, O(T·S). On several devices it runs within
+    `jax.shard_map` alone.
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      mask: any, or None.
+      bias: [B or 1, N or 1, T, S], or None.
+      scale, logit_cap: numbers; no cap if None.
+      sinks, dropout_rate, dropout_key: None, and a rate of 0.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      NotImplementedError: no NVIDIA GPU or no tokamax, sinks or dropout, or what it refuses itself.
+      ValueError: the mask was made for other sizes.
+    """
+    devices.needs("cuda", can_be_interpreted=False)
+    devices.expect_one_device()
+    if sinks is not None:
+        raise NotImplementedError("sinks: tokamax has none")
+    if dropout_rate:
+        raise NotImplementedError("dropout_rate: no dropout of weights")
+    try:
+        tokamax = importlib.import_module("tokamax")
+    except ImportError:
+        raise NotImplementedError("needs the package tokamax, which is not installed") from None
+    B, T, N, _ = query.shape
+    S = key.shape[1]
+    causal = mask is not None and _is_causal(mask, T, S)
+    allowed = seen = None
+    if mask is not None and not causal:
+        allowed = mask.materialize(B, N, T, S)
+        seen = allowed.any(-1, keepdims=True)
+        # A row that sees nothing is computed as if it saw all, and set to 0 after.
+        allowed = allowed | ~seen
+    # One after the other, without its last resort, a dense one: that is our reference.
+    result = _first_that_can(
+        tokamax.dot_product_attention,
+        ("mosaic", "triton"),
+        query,
+        key,
+        value,
+        bias=bias,
+        mask=allowed,
+        scale=scale,
+        is_causal=causal,
+        logits_soft_cap=logit_cap,
+    )
+    if seen is not None:
+        result = jnp.where(seen.transpose(0, 2, 1, 3), result, 0)
+    chex.assert_shape(result, (B, T, N, value.shape[-1]))
+    return result
+
+
+def _is_causal(mask: Mask, T: int, S: int) -> bool:
+    """Whether it is `causal()` and nothing else, from the first position on."""
+    if T != S or len(mask.parts) != 1 or not isinstance(mask.parts[0], conditions.Window):
+        return False
+    left, right, offset = (getattr(mask.parts[0], n) for n in ("left", "right", "query_offset"))
+    return left is None and right == 0 and conditions.is_static(offset) and not offset
+
+
+def _first_that_can(function, names, *arrays, **options) -> Array:
+    reasons = []
+    for name in names:
+        try:
+            return function(*arrays, **options, implementation=name)
+        except (NotImplementedError, ValueError) as error:
+            if isinstance(error, ValueError) and "Unknown implementation" not in str(error):
+                raise
+            reasons.append(f"{name}: {error}")
+    raise NotImplementedError(f"tokamax: {'; '.join(reasons)}")

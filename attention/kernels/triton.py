@@ -1,0 +1,199 @@
+"""The kernel "triton": blockwise attention on NVIDIA GPUs, through Pallas.
+
+For what cuDNN cannot do: float32, any mask, caps, sinks and a bias with its gradient. The programs
+are in `triton_blocks.py`, masks by block in `tiles.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from attention.kernels import devices, tiles
+from attention.masks import Mask
+
+Array = jax.Array
+
+DTYPES = ("bfloat16", "float16", "float32")
+WIDEST = 256
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    logit_cap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    """Blockwise attention (Dao 2024, "FlashAttention-2"); see `attention.attend`.
+
+        o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
+
+    Memory is O(T + S), besides what mask and bias hold themselves; the gradient of a bias, where
+    it is asked for, takes O(B·N·T·S). Blocks that the mask hides are skipped, in both passes. There
+    are no derivatives of derivatives. On several devices it runs within `jax.shard_map` alone.
+
+    Args:
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
+        and V at most 256.
+      mask: any.
+      bias: [B or 1, N or 1, T, S], or None.
+      scale, logit_cap: numbers; no cap if None.
+      sinks: [N], or None.
+      dropout_rate, dropout_key: 0 and None.
+
+    Returns:
+      [B, T, N, V] in the query's dtype.
+
+    Raises:
+      NotImplementedError: no NVIDIA GPU (nor `kernels.interpreted()`), dropout, another dtype or
+        wider heads.
+      ValueError: the mask was made for other sizes.
+    """
+    interpret = devices.needs("cuda")
+    if not interpret:
+        devices.expect_one_device()
+    if dropout_rate:
+        raise NotImplementedError("dropout_rate: no dropout of weights")
+    if query.dtype.name not in DTYPES:
+        raise NotImplementedError(f"dtype: {query.dtype.name} is none of {', '.join(DTYPES)}")
+    width = max(query.shape[-1], value.shape[-1])
+    if width > WIDEST:
+        raise NotImplementedError(f"head size: {width} is above {WIDEST}")
+    from attention.kernels import triton_blocks
+
+    T, S = query.shape[1], key.shape[1]
+    query_block, key_block = block_sizes(T, S, _power(width) * query.dtype.itemsize)
+    settings = triton_blocks.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
+    if mask is not None:
+        jax.eval_shape(lambda mask: tiles.ready(mask, settings.sizes), mask)
+    result = _attend(settings, query, key, value, bias, sinks, mask)
+    chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
+    return result
+
+
+def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
+    """How many queries and keys a block has (Dao et al. 2022, "FlashAttention", theorem 2).
+
+        size ~ M / width,   M bytes of fast memory
+
+    Four such blocks and their sums have to fit a multiprocessor, in the backward pass as well.
+
+    Args:
+      T, S: queries, keys.
+      width: bytes of a head's vector.
+
+    Returns:
+      Two powers of 2, from 16 on.
+
+    Raises:
+      Nothing.
+    """
+    most = 64 if width <= 256 else 32 if width <= 512 else 16
+    return min(most, _power(T)), min(most, _power(S))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings: Any, query, key, value, bias, sinks, mask) -> Array:
+    return _forward(settings, query, key, value, bias, sinks, mask)[0]
+
+
+def _forward(settings: Any, query, key, value, bias, sinks, mask) -> tuple[Array, Array]:
+    from attention.kernels import triton_blocks
+
+    out, log_sum = triton_blocks.forward(
+        settings,
+        *_padded(settings, query, key, value, bias),
+        # Bounded, as a sink of -inf would be subtracted from itself in a row that sees nothing.
+        None if sinks is None else jnp.maximum(sinks.astype(jnp.float32), -1e30),
+        None if mask is None else tiles.ready(mask, settings.sizes),
+        _steps(settings, query.shape[0], mask),
+    )
+    return out[:, : settings.queries, :, : value.shape[-1]], log_sum
+
+
+def _attend_forward(settings, query, key, value, bias, sinks, mask):
+    given = (query, key, value, bias, sinks, mask)
+    arrays = jax.tree.map(lambda leaf: leaf.value, given, is_leaf=_is_primal)
+    out, log_sum = _forward(settings, *arrays)
+    # The gradient of a bias is a large array: only where somebody asks for it.
+    wanted = () if bias is not None and bias.perturbed else None
+    return out, (arrays, out, log_sum, wanted)
+
+
+def _attend_backward(settings, kept, slope):
+    from attention.kernels import triton_blocks
+
+    (query, key, value, bias, sinks, mask), out, log_sum, wanted = kept
+    if isinstance(slope, jax.custom_derivatives.SymbolicZero):
+        slope = jnp.zeros(slope.shape, slope.dtype)
+    B, T, _, H = query.shape
+    V, with_bias = value.shape[-1], wanted is not None
+    sizes = settings.sizes
+    delta = jnp.sum(out.astype(jnp.float32) * slope.astype(jnp.float32), axis=-1)
+    delta = _grown(delta.transpose(0, 2, 1), {2: sizes.rows})
+    given = (_grown(slope, {1: sizes.rows, 3: _power(V)}), log_sum, delta)
+    arrays = _padded(settings, query, key, value, bias)
+    ready = None if mask is None else tiles.ready(mask, sizes)
+    dq, slopes = triton_blocks.query_gradient(
+        settings, *arrays, ready, _steps(settings, B, mask, unseen=with_bias), given, with_bias
+    )
+    dk, dv = triton_blocks.key_gradient(
+        settings, *arrays, ready, _steps(settings, B, mask, by_key=True), given
+    )
+    dbias = dsinks = None
+    if with_bias:
+        shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
+        dbias = slopes[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
+    if sinks is not None:
+        # What the sink takes from each row: p_sink (0 - δ).
+        taken = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum) * delta
+        dsinks = -taken.sum((0, 2)).astype(sinks.dtype)
+    S = settings.keys
+    return dq[:, :T, :, :H], dk[:, :S, :, :H], dv[:, :S, :, :V], dbias, dsinks, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+
+
+def _is_primal(node: Any) -> bool:
+    return isinstance(node, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _steps(settings: Any, B: int, mask: Mask | None, **options: bool) -> tiles.Steps:
+    blocks = (settings.query_block, settings.key_block)
+    return tiles.steps(mask, B, settings.queries, settings.keys, *blocks, **options)
+
+
+def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:
+    """Lengths to whole blocks, head sizes to powers of 2."""
+    sizes, H, V = settings.sizes, _power(query.shape[-1]), _power(value.shape[-1])
+    return (
+        _grown(query, {1: sizes.rows, 3: H}),
+        _grown(key, {1: sizes.columns, 3: H}),
+        _grown(value, {1: sizes.columns, 3: V}),
+        None if bias is None else _grown(bias, {2: sizes.rows, 3: sizes.columns}),
+    )
+
+
+def _grown(array: Array, lengths: dict[int, int]) -> Array:
+    """Zeros at the end of some axes."""
+    missing = {axis: length - array.shape[axis] for axis, length in lengths.items()}
+    if not any(missing.values()):
+        return array
+    return jnp.pad(array, [(0, missing.get(axis, 0)) for axis in range(array.ndim)])
+
+
+def _power(number: int) -> int:
+    """The next power of 2, at least the 16 that a product on tensor cores takes."""
+    return max(16, 1 << (number - 1).bit_length())

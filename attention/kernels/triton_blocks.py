@@ -1,0 +1,394 @@
+"""The programs of the kernel "triton" in Pallas: forward, and backward in two.
+
+Dao 2024, "FlashAttention-2". A program of the forward pass and of dq owns a block of queries and
+goes through blocks of keys; one of dk and dv owns a block of keys and goes through the queries of
+all heads that share them. All arrays are padded to whole blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pallas_triton
+
+from attention.kernels import tiles
+from attention.masks import Mask
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is known before running.
+
+    Attributes:
+      scale, logit_cap: as for `attend`.
+      queries, keys: how many there are without padding.
+      query_block, key_block: positions in a block, powers of 2.
+      interpret: whether to run in the interpreter.
+    """
+
+    scale: float
+    logit_cap: float | None
+    queries: int
+    keys: int
+    query_block: int
+    key_block: int
+    interpret: bool
+
+    @property
+    def sizes(self) -> tiles.Sizes:
+        """For `tiles`."""
+        blocks = (self.query_block, self.key_block)
+        lengths = (self.queries, self.keys)
+        padded = (-(-n // block) * block for n, block in zip(lengths, blocks, strict=True))
+        return tiles.Sizes(*lengths, *padded)
+
+
+def forward(
+    settings: Settings,
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    mask: Mask | None,
+    steps: tiles.Steps,
+) -> tuple[Array, Array]:
+    """Blockwise attention with a running softmax (Dao 2024, "FlashAttention-2", algorithm 1).
+
+        o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink))
+
+    Args:
+      settings: what is known before running.
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
+      bias: [B or 1, N or 1, T, S], or None.
+      sinks: float32 [N], or None.
+      mask: `tiles.ready`, or None.
+      steps: of each query block.
+
+    Returns:
+      o [B, T, N, V] in the query's dtype and L, float32 [B, N, T]; 0 where nothing is seen.
+
+    Raises:
+      NotImplementedError: the mask is not ready.
+    """
+    B, rows, N, H = query.shape
+    S, K, V = value.shape[1:]
+    G, block = N // K, settings.query_block
+    shared = (bias, sinks, mask, steps)
+    return _call(
+        _forward,
+        settings,
+        "attend_forward",
+        (rows // block, N, B),
+        [
+            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
+            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
+        ],
+        [
+            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
+            pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i)),
+        ],
+        [
+            jax.ShapeDtypeStruct((B, rows, N, V), query.dtype),
+            jax.ShapeDtypeStruct((B, N, rows), jnp.float32),
+        ],
+        (query, key, value),
+        shared,
+    )
+
+
+def query_gradient(
+    settings: Settings,
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Mask | None,
+    steps: tiles.Steps,
+    given: tuple[Array, Array, Array],
+    with_bias: bool,
+) -> tuple[Array, Array | None]:
+    """The gradient of queries and bias (Dao 2024, "FlashAttention-2", algorithm 2).
+
+        dl_ts = p_ts (do_t·v_s - δ_t),   p_ts = exp(l_ts - L_t),   dq_t = scale Σ_s dl_ts k_s
+
+    Args:
+      settings, query, key, value, bias, mask, steps: as for `forward`; with_bias, the steps hold
+        the unseen blocks as well.
+      given: do [B, T, N, V]; L and δ = do·o, float32 [B, N, T].
+      with_bias: whether the bias' gradient is wanted.
+
+    Returns:
+      dq [B, T, N, H] and dl, float32 [B, N, T, S] or None.
+
+    Raises:
+      NotImplementedError: the mask is not ready.
+    """
+    B, rows, N, H = query.shape
+    S, K, V = value.shape[1:]
+    G, block = N // K, settings.query_block
+    row = pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i))
+    outputs = [pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0))]
+    shapes = [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
+    if with_bias:
+        outputs.append(pl.BlockSpec((None, None, block, S), lambda i, n, b: (b, n, i, 0)))
+        shapes.append(jax.ShapeDtypeStruct((B, N, rows, S), jnp.float32))
+    found = _call(
+        _query_gradient,
+        settings,
+        "attend_dq",
+        (rows // block, N, B),
+        [
+            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
+            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
+            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
+            row,
+            row,
+        ],
+        outputs,
+        shapes,
+        (query, key, value, *given),
+        (bias, mask, steps),
+    )
+    return found[0], found[1] if with_bias else None
+
+
+def key_gradient(
+    settings: Settings,
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Mask | None,
+    steps: tiles.Steps,
+    given: tuple[Array, Array, Array],
+) -> tuple[Array, Array]:
+    """The gradient of keys and values (Dao 2024, "FlashAttention-2", algorithm 2).
+
+        dv_s = Σ_t p_ts do_t,   dk_s = scale Σ_t dl_ts q_t,   over all heads that share s
+
+    Args:
+      settings, query, key, value, bias, mask: as for `forward`.
+      steps: of each key block.
+      given: as for `query_gradient`, [B, T, N, V] and float32 [B, N, T] twice.
+
+    Returns:
+      dk [B, S, K, H] and dv [B, S, K, V].
+
+    Raises:
+      NotImplementedError: the mask is not ready.
+    """
+    B, T, N, H = query.shape
+    columns, K, V = value.shape[1:]
+    G, block = N // K, settings.key_block
+    row = pl.BlockSpec((None, G, T), lambda j, k, b: (b, k, 0))
+    return _call(
+        functools.partial(_key_gradient, G),
+        settings,
+        "attend_dkdv",
+        (columns // block, K, B),
+        [
+            pl.BlockSpec((None, T, G, H), lambda j, k, b: (b, 0, k, 0)),
+            pl.BlockSpec((None, block, None, H), lambda j, k, b: (b, j, k, 0)),
+            pl.BlockSpec((None, block, None, V), lambda j, k, b: (b, j, k, 0)),
+            pl.BlockSpec((None, T, G, V), lambda j, k, b: (b, 0, k, 0)),
+            row,
+            row,
+        ],
+        [
+            pl.BlockSpec((None, block, None, H), lambda j, k, b: (b, j, k, 0)),
+            pl.BlockSpec((None, block, None, V), lambda j, k, b: (b, j, k, 0)),
+        ],
+        [
+            jax.ShapeDtypeStruct((B, columns, K, H), key.dtype),
+            jax.ShapeDtypeStruct((B, columns, K, V), value.dtype),
+        ],
+        (query, key, value, *given),
+        (bias, mask, steps),
+    )
+
+
+def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked, shared):
+    """Runs a kernel with blocks of some arrays and, of the others, the whole."""
+
+    def whole(array):
+        return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
+
+    return pl.pallas_call(
+        functools.partial(kernel, settings),
+        grid=grid,
+        in_specs=[*in_specs, *jax.tree.map(whole, shared)],
+        out_specs=out_specs,
+        out_shape=out_shape,
+        interpret=settings.interpret,
+        compiler_params=pallas_triton.CompilerParams(
+            # Sums of wide heads take the registers of more threads.
+            num_warps=8 if settings.query_block * blocked[0].shape[-1] >= 8192 else 4,
+            num_stages=2 if blocked[0].dtype.itemsize == 2 else 1,
+        ),
+        name=name,
+    )(*blocked, *shared)
+
+
+def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, out_ref, log_sum_ref):
+    i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    query = q_ref[...]
+
+    def step(number, carry, masked):
+        total, highest, result = carry
+        j = _block(steps.order, example, i, number)
+        columns = pl.ds(j * settings.key_block, settings.key_block)
+        place = _place(settings, example, head, i, j)
+        logits = _logits(settings, query, k_ref[columns, :], bias_ref, place)
+        if masked:
+            logits = jnp.where(_seen(settings, mask, place), logits, -jnp.inf)
+        higher = jnp.maximum(highest, logits.max(axis=-1))
+        # Of a row that has seen nothing yet, so that no infinities are subtracted.
+        base = jnp.where(higher == -jnp.inf, 0.0, higher)
+        shrink, weights = jnp.exp(highest - base), jnp.exp(logits - base[:, None])
+        value = v_ref[columns, :]
+        result = shrink[:, None] * result + _dot(weights.astype(value.dtype), value)
+        return shrink * total + weights.sum(axis=-1), higher, result
+
+    zeros = jnp.zeros((settings.query_block,), jnp.float32)
+    carry = (zeros, zeros - jnp.inf, jnp.zeros(out_ref.shape, jnp.float32))
+    total, highest, result = _through(steps, example, i, step, carry)
+    if sinks_ref is not None:
+        sink = sinks_ref[head]
+        higher = jnp.maximum(highest, sink)
+        shrink = jnp.exp(highest - higher)
+        total, result = shrink * total + jnp.exp(sink - higher), shrink[:, None] * result
+        highest = higher
+    empty = total == 0.0
+    total = jnp.where(empty, 1.0, total)
+    out_ref[...] = (result / total[:, None]).astype(out_ref.dtype)
+    log_sum_ref[...] = jnp.where(empty, 0.0, highest) + jnp.log(total)
+
+
+def _query_gradient(
+    settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dq_ref, db_ref=None
+):
+    i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    query, slope = q_ref[...], do_ref[...]
+    log_sum, delta = sum_ref[...], di_ref[...]
+
+    def step(number, result, masked):
+        j = _block(steps.order, example, i, number)
+        columns = pl.ds(j * settings.key_block, settings.key_block)
+        place = _place(settings, example, head, i, j)
+        key = k_ref[columns, :]
+        _, slopes = _slopes(
+            settings, query, key, v_ref[columns, :], slope, log_sum, delta,
+            bias, mask, masked, place,
+        )  # fmt: skip
+        if db_ref is not None:
+            db_ref[:, columns] = slopes
+        return result + _dot(slopes.astype(key.dtype), key)
+
+    result = _through(steps, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
+    dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
+    if db_ref is None:
+        return
+
+    def clear(number, _):
+        j = _block(steps.order, example, i, number)
+        columns = pl.ds(j * settings.key_block, settings.key_block)
+        db_ref[:, columns] = jnp.zeros((settings.query_block, settings.key_block), jnp.float32)
+
+    jax.lax.fori_loop(_block(steps.bounds, example, i, 1), steps.order.shape[-1], clear, None)
+
+
+def _key_gradient(
+    G, settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dk_ref, dv_ref
+):
+    j, shared, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    key, value = k_ref[...], v_ref[...]
+
+    def of_head(g, carry):
+        def step(number, carry, masked):
+            dk, dv = carry
+            i = _block(steps.order, example, j, number)
+            rows = pl.ds(i * settings.query_block, settings.query_block)
+            place = _place(settings, example, shared * G + g, i, j)
+            query, slope = q_ref[rows, g, :], do_ref[rows, g, :]
+            weights, slopes = _slopes(
+                settings, query, key, value, slope, sum_ref[g, rows], di_ref[g, rows],
+                bias, mask, masked, place,
+            )  # fmt: skip
+            dv = dv + _dot(weights.astype(slope.dtype).T, slope)
+            return dk + _dot(slopes.astype(query.dtype).T, query), dv
+
+        return _through(steps, example, j, step, carry)
+
+    zeros = (jnp.zeros(dk_ref.shape, jnp.float32), jnp.zeros(dv_ref.shape, jnp.float32))
+    dk, dv = jax.lax.fori_loop(0, G, of_head, zeros)
+    dk_ref[...] = (settings.scale * dk).astype(dk_ref.dtype)
+    dv_ref[...] = dv.astype(dv_ref.dtype)
+
+
+def _through(steps: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
+    """step(number, carry, masked) over the blocks wholly seen, then over those seen in part."""
+    wholly = _block(steps.bounds, example, block, 0)
+    partly = _block(steps.bounds, example, block, 1)
+    carry = jax.lax.fori_loop(0, wholly, lambda n, c: step(n, c, False), carry)
+    return jax.lax.fori_loop(wholly, partly, lambda n, c: step(n, c, True), carry)
+
+
+def _block(table: Any, example: Any, block: Any, number: Any) -> Array:
+    """An entry of `Steps`."""
+    return table[(*tiles.of_shared(table.shape[:2], example, block), number)]
+
+
+def _place(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> tiles.Place:
+    row, column = i * settings.query_block, j * settings.key_block
+    rows = row + jax.lax.broadcasted_iota(jnp.int32, (settings.query_block, 1), 0)
+    columns = column + jax.lax.broadcasted_iota(jnp.int32, (1, settings.key_block), 1)
+    return tiles.Place(example, head, row, column, rows, columns)
+
+
+def _seen(settings: Settings, mask: Mask | None, place: tiles.Place) -> Array:
+    seen = jnp.ones((1, 1), bool) if mask is None else tiles.tile(mask, place)
+    if settings.keys % settings.key_block:
+        seen = seen & (place.columns < settings.keys)
+    return jnp.broadcast_to(seen, (settings.query_block, settings.key_block))
+
+
+def _logits(settings: Settings, query: Array, key: Array, bias: Any, place: tiles.Place) -> Array:
+    logits = _dot(query, key.T) * settings.scale
+    if bias is not None:
+        shared = tiles.of_shared(bias.shape[:2], place.example, place.head)
+        rows = pl.ds(place.row, settings.query_block)
+        columns = pl.ds(place.column, settings.key_block)
+        logits = logits + bias[(*shared, rows, columns)].astype(jnp.float32)
+    if settings.logit_cap is not None:
+        logits = settings.logit_cap * jnp.tanh(logits / settings.logit_cap)
+    return logits
+
+
+def _slopes(
+    settings, query, key, value, slope, log_sum, delta, bias, mask, masked, place
+) -> tuple[Array, Array]:
+    """The weights of a block, and the gradient of its logits before the scale."""
+    logits = _logits(settings, query, key, bias, place)
+    weights = jnp.exp(logits - log_sum[:, None])
+    if masked:
+        weights = jnp.where(_seen(settings, mask, place), weights, 0.0)
+    slopes = weights * (_dot(slope, value.T) - delta[:, None])
+    if settings.logit_cap is not None:
+        slopes = slopes * (1.0 - jnp.square(logits / settings.logit_cap))
+    return weights, slopes
+
+
+def _dot(left: Array, right: Array) -> Array:
+    """Summed in float32; of float32 without rounding to fewer bits, which tensor cores would do."""
+    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jnp.dot(left, right, precision=exact, preferred_element_type=jnp.float32)

@@ -1,0 +1,267 @@
+"""The kernel "triton" in the interpreter: several blocks an axis, every kind of mask, every option.
+
+On a machine with an NVIDIA GPU the last test runs the programs themselves.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention import attend, conditions, kernels, masks, pattern_conditions, patterns
+from attention.kernels import tiles, triton
+from tests.attention.kernels import cases
+from tests.attention.kernels.cases import B, N
+from tests.attention.subjects import normal
+
+T, S = 37, 53
+MASKS = cases.every_mask(T, S)
+ALL = {"logit_cap": 2.0}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(triton, "block_sizes", lambda *_: (16, 16))
+
+
+def everything(**sizes):
+    return cases.inputs(T, S, **sizes, bias=normal(10, 1, N, T, S), sinks=normal(11, N))
+
+
+QUICK = {"causal_by_example", "lengths", "segments", "dense", "global_tokens", "big_bird"}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in MASKS]
+)
+def test_masks_and_all_options_equal_the_reference(name):
+    cases.assert_equals_reference(
+        triton.attend, everything(), kernels.interpreted, mask=MASKS[name], **ALL
+    )
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ({}, {}),
+        ({"K": 1, "V": 20}, {"logit_cap": 1.0}),
+        pytest.param({"K": 4, "H": 33}, {}, marks=pytest.mark.slow),
+        pytest.param({"bias": normal(10, B, 1, T, S)}, {}, marks=pytest.mark.slow),
+        pytest.param({"bias": normal(10, B, N, T, S)}, {"logit_cap": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"sinks": normal(11, N)}, {}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_options_equal_the_reference(sizes, options):
+    cases.assert_equals_reference(
+        triton.attend, cases.inputs(T, S, **sizes), kernels.interpreted, **options
+    )
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("dtype", "atol"),
+    [("bfloat16", 0.02), pytest.param("float16", 0.003, marks=pytest.mark.slow)],
+)
+def test_short_floats_are_close_and_stay(dtype, atol):
+    inputs = cases.inputs(T, S, dtype=jnp.dtype(dtype), sinks=normal(11, N))
+    tolerance = {"atol": atol, "slope_atol": 2 * atol}
+    cases.assert_equals_reference(
+        triton.attend, inputs, kernels.interpreted, mask=MASKS["causal"], **tolerance
+    )
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_empty_rows_are_zero_even_of_huge_logits():
+    inputs = {name: 100.0 * array for name, array in cases.inputs(T, S).items()}
+    mask = masks.lengths(jnp.array([T, 20]), jnp.array([0, 30])) & masks.causal(-5)
+    out, slopes = cases.run(triton.attend, inputs, kernels.interpreted, mask=mask)
+    assert (out[0] == 0).all()
+    assert (out[1, :5] == 0).all()
+    assert (out[1, 20:] == 0).all()
+    assert (np.abs(out[1, 5:20]) > 0).all()
+    assert all(np.isfinite(slope).all() for slope in slopes.values())
+    for name, first in (("query", 20), ("key", 30), ("value", 30)):
+        assert (slopes[name][0] == 0).all()
+        assert (slopes[name][1, first:] == 0).all()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_sink_of_minus_infinity_takes_nothing():
+    inputs = cases.inputs(T, S, sinks=jnp.array([-jnp.inf, 0.0, -jnp.inf, 1.0]))
+    mask = masks.lengths(key=jnp.array([0, 30]))
+    cases.assert_equals_reference(triton.attend, inputs, kernels.interpreted, mask=mask)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_that_nobody_sees_are_never_read():
+    mask = masks.causal(0) & masks.window(20, 0, 0) & masks.lengths(key=jnp.array([S, 16]))
+    inputs = cases.inputs(T, S)
+    out, slopes = cases.run(triton.attend, inputs, kernels.interpreted, mask=mask)
+    # Of 37 queries none sees the fourth block of keys; in the second example, only the first.
+    spoilt = dict(inputs)
+    for name in ("key", "value"):
+        spoilt[name] = inputs[name].at[:, 48:].set(jnp.nan).at[1, 16:].set(jnp.nan)
+    other, other_slopes = cases.run(triton.attend, spoilt, kernels.interpreted, mask=mask)
+    np.testing.assert_array_equal(other, out)
+    np.testing.assert_array_equal(other_slopes["query"], slopes["query"])
+    np.testing.assert_array_equal(other_slopes["key"], slopes["key"])
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("unseen", [False, True])
+@pytest.mark.parametrize("name", [*MASKS, "none"])
+def test_steps_hold_all_that_is_seen_and_sort_it(name, by_key, unseen):
+    mask = MASKS.get(name)
+    order, bounds = tiles.steps(mask, B, T, S, 16, 8, by_key=by_key, unseen=unseen)
+    allowed = np.ones((1, 1, T, S), bool) if mask is None else mask.materialize(B, N, T, S)
+    allowed = np.broadcast_to(allowed, (B, N, T, S)).transpose(0, 2, 3, 1)
+    seen = np.pad(allowed, ((0, 0), (0, 48 - T), (0, 56 - S), (0, 0))).reshape(B, 3, 16, 7, 8, N)
+    # Padding of queries counts as what it likes: its rows are thrown away.
+    some, whole = seen.any((2, 4, 5)), seen[:, :2].all((2, 4, 5))
+    whole = np.concatenate([whole, np.ones((B, 1, 7), bool)], axis=1)
+    whole[:, 2] = seen[:, 2, : T - 32].all((1, 3, 4))
+    if by_key:
+        some, whole = some.swapaxes(1, 2), whole.swapaxes(1, 2)
+    rows, columns = some.shape[1:]
+    order = np.broadcast_to(order, (B, rows, order.shape[-1]))
+    bounds = np.broadcast_to(bounds, (B, rows, 2))
+    for b, row in np.ndindex(B, rows):
+        wholly, partly = bounds[b, row]
+        gone = order[b, row, :partly]
+        assert set(np.flatnonzero(some[b, row])) <= set(gone.tolist())
+        assert whole[b, row, order[b, row, :wholly]].all()
+        assert len(set(gone.tolist())) == partly
+        if unseen or name in ("none", "causal_by_example"):
+            assert sorted(order[b, row]) == list(range(columns))
+
+
+def test_every_condition_has_its_tile():
+    found = [
+        part
+        for module in (conditions, pattern_conditions)
+        for _, part in inspect.getmembers(module, inspect.isclass)
+        if issubclass(part, conditions.Part) and part is not conditions.Part
+    ]
+    assert len(found) >= 12
+    for function in (tiles.ready, tiles.tile):
+        for part in found:
+            if part is not pattern_conditions.BigBird or function is tiles.ready:
+                assert function.dispatch(part) is not function.dispatch(object), part
+
+
+Q, K, V = (cases.inputs(T, S)[name] for name in ("query", "key", "value"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout_rate": 0.5, "dropout_key": jax.random.key(0)}, "dropout_rate: no dropout"),
+        ({"mask": cases.UNKNOWN}, r"mask: unknown\(\) cannot be computed by blocks"),
+        ({"mask": cases.UNKNOWN | MASKS["causal"]}, r"mask: unknown\(\) cannot be"),
+    ],
+)
+def test_what_it_cannot_is_refused(options, message):
+    with (
+        kernels.interpreted(),
+        pytest.raises(NotImplementedError, match=f"^triton: {message}.*; these can: .*reference$"),
+    ):
+        attend(Q, K, V, implementation="triton", **options)
+
+
+def test_wide_heads_and_float64_are_refused():
+    wide = jnp.zeros((1, 2, 1, 257))
+    with kernels.interpreted(), pytest.raises(NotImplementedError, match="head size: 257 is above"):
+        attend(wide, wide, wide, implementation="triton")
+    with jax.enable_x64(True), kernels.interpreted():
+        double = jnp.zeros((1, 2, 1, 4), jnp.float64)
+        with pytest.raises(NotImplementedError, match="dtype: float64 is none of bfloat16"):
+            attend(double, double, double, implementation="triton")
+
+
+def test_the_gradient_of_a_bias_is_no_work_where_nobody_asks():
+    def program(by):
+        def loss(query, bias):
+            return attend(query, K, V, bias=bias, implementation="triton").sum()
+
+        with kernels.lowering_for("cuda"):
+            return str(jax.make_jaxpr(jax.grad(loss, by))(Q, jnp.asarray(normal(10, 1, N, T, S))))
+
+    whole = f"f32[{B},{N},64,64]"
+    assert whole in program(1)
+    assert whole not in program(0)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.slow
+def test_vmap_equals_a_loop():
+    def one(query, key, value, length):
+        mask = masks.lengths(key=length[None])
+        with kernels.interpreted():
+            return attend(query[None], key[None], value[None], mask=mask, implementation="triton")
+
+    lengths = jnp.array([30, 0])
+    mapped = jax.jit(jax.vmap(one))(Q, K, V, lengths)[:, 0]
+    mask = masks.lengths(key=lengths)
+    np.testing.assert_allclose(mapped, attend(Q, K, V, mask=mask), atol=2e-6)
+
+
+def lower(dtype, mask):
+    inputs = cases.inputs(200, 300, H=64, V=64, dtype=dtype)
+    inputs |= {"bias": jnp.ones((1, N, 200, 300)), "sinks": jnp.ones(N)}
+
+    def loss(inputs):
+        out = attend(**inputs, mask=mask, logit_cap=3.0, implementation="triton")
+        return out.astype(jnp.float32).sum()
+
+    with kernels.lowering_for("cuda"):
+        return jax.jit(jax.grad(loss)).trace(inputs).lower(lowering_platforms=("cuda",)).as_text()
+
+
+LOWERED = cases.every_mask(200, 300)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("float32", "segments"), ("float16", "window")]
+    + [
+        pytest.param("bfloat16", n, marks=[pytest.mark.slow] * (n not in ("big_bird", "dense")))
+        for n in LOWERED
+    ],
+)
+def test_the_programs_lower_for_cuda(dtype, name):
+    text = lower(jnp.dtype(dtype), LOWERED[name])
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+    for program in ("attend_forward", "attend_dq", "attend_dkdv"):
+        assert program in text
+
+
+def test_the_programs_lower_where_64_bits_are_enabled():
+    with jax.enable_x64(True):
+        text = lower(jnp.dtype("float32"), LOWERED["big_bird"])
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+
+
+@cases.ON["cuda"]
+def test_on_the_device():
+    learned = {"bias": jnp.asarray(normal(10, 1, N, 200, 300)), "sinks": jnp.asarray(normal(11, N))}
+    for dtype, atol in (("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.003)):
+        inputs = cases.inputs(200, 300, H=64, V=64, dtype=jnp.dtype(dtype)) | learned
+        for mask in LOWERED.values():
+            with jax.default_matmul_precision("highest"):
+                cases.assert_equals_reference(
+                    triton.attend, inputs, atol=atol, slope_atol=2 * atol, mask=mask, **ALL
+                )
+
+
+def test_patterns_skip_most_blocks():
+    length = 1024
+    mask = patterns.big_bird(64, random_blocks=1) & masks.causal()
+    order, bounds = tiles.steps(mask, 1, length, length, 64, 64)
+    # Itself and the one before, the first block, and one at random.
+    assert order.shape == (1, 16, 4)
+    assert bounds[..., 1].max() == 4
