@@ -14,22 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import reference
+from attention.kernels import choice, reference
+from attention.kernels.choice import Choice
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What `implementation="auto"` takes, and why not another.
-
-    Attributes:
-      name: the kernel.
-      refused: kernel -> its reason, for those that were asked before.
-    """
-
-    name: str
-    refused: dict[str, str]
 
 
 def attend(
@@ -67,7 +55,8 @@ def attend(
       sinks: [N], floating point: a logit a head that takes weight and gives nothing.
       dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
       dropout_key: needed where dropout_rate > 0.
-      implementation: a kernel's name, or "auto": the first that can (`explain_choice` says which).
+      implementation: a kernel's name, or "auto": the fastest that can, by what was measured on such a
+        device (`explain_choice` says which and why).
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -125,7 +114,7 @@ def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Ch
       **options: as for `attend`, without the implementation.
 
     Returns:
-      The `Choice`: a kernel and why not those before it.
+      The `Choice`: a kernel, the times it was chosen by, and why not those asked before it.
 
     Raises:
       ValueError: as for `attend`, or an option that it does not have.
@@ -179,14 +168,7 @@ def _weights(request: _Request) -> Array:
 
 
 def _choose(request: _Request) -> Choice:
-    refused: dict[str, str] = {}
-    *faster, last = registry.names("kernel")
-    for name in faster:
-        reason = request.refusal(name)
-        if reason is None:
-            return Choice(name, refused)
-        refused[name] = reason
-    return Choice(last, refused)
+    return choice.choose(request.arrays, request.options, request.refusal)
 
 
 def _run_named(name: str, request: _Request) -> Array:
