@@ -55,8 +55,8 @@ def attend(
       sinks: [N], floating point: a logit a head that takes weight and gives nothing.
       dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
       dropout_key: needed where dropout_rate > 0.
-      implementation: a kernel's name, or "auto": the fastest that can, by what was measured on such a
-        device (`explain_choice` says which and why).
+      implementation: a kernel's name, or "auto": the fastest that can, by what was measured on
+        such a device (`explain_choice` says which and why).
 
     Returns:
       [B, T, N, V] in the query's dtype.

@@ -17,6 +17,7 @@ README.md and its figure (`benchmarks.report`).
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import pathlib
 import re
@@ -25,13 +26,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from benchmarks import report, store
-from benchmarks.attention_cases import PASSES, Case, arrays, cases, structured_mask
-from benchmarks.attention_ways import TORCH, Prepared, ways
+from benchmarks.attention_cases import Case, arrays, cases, structured_mask
+from benchmarks.attention_ways import TORCH, Prepared, installed, ways
 from benchmarks.side_by_side import grown_by
 from benchmarks.turns import in_turns, let_torch_wait, slope, summary
+from launch.engine import cli
+from tasks.common.errors import UserError
 
 # What a way may need besides arguments and results.
 LIMIT = 8e9
@@ -56,22 +59,20 @@ def define_flags() -> None:
     flags.DEFINE_string("only", None, "Print the peak memory of one way, in bytes.")
 
 
-def main(_: list[str]) -> int | None:
-    """Measures and prints case by case; 2 where the expression is none or fits nothing."""
+def run() -> None:
+    """Measures and prints case by case."""
     values = flags.FLAGS
     try:
         wanted = [case for case in map(_shrunk, cases()) if re.search(values.cases, case.label)]
     except re.error as error:
-        print(f"error: --cases: {error}", file=sys.stderr)
-        return 2
+        raise UserError(f"--cases: {error}") from None
     if not wanted:
         names = ", ".join(dict.fromkeys(case.name for case in cases()))
-        print(f"error: --cases={values.cases} fits none of {names}", file=sys.stderr)
-        return 2
+        raise UserError(f"--cases={values.cases} fits none of {names}")
     if values.only:
         _print_memory(values.only)
-        return None
-    waiting = let_torch_wait() if _has_torch() else None
+        return
+    waiting = let_torch_wait() if installed("torch") else None
     known = ways(values.suite)
     if TORCH not in known:
         print("torch is not installed: no ratios, the ways by torch are left out")
@@ -87,8 +88,7 @@ def main(_: list[str]) -> int | None:
     if values.memory:
         store.put(path, "memory", {"case": _shrunk(MEMORY).label, "rows": memory(known)})
     if values.readme:
-        report.write([path] if values.json else None)
-    return None
+        report.write(path.parent)
 
 
 def measure(
@@ -108,8 +108,6 @@ def measure(
     if suite == "gpu" and case.dtype == "float32":
         tolerance = GPU_FLOAT32
     for name, make in known.items():
-        if name == "auto":
-            continue
         try:
             prepared = make(case, passed, drawn, LIMIT)
             off = _difference(prepared.result(cotangent), expected, rows, passed)
@@ -191,8 +189,6 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
     case, found = _shrunk(MEMORY), {}
     drawn = arrays(case)
     for name, make in known.items():
-        if name == "auto":
-            continue
         try:
             temporaries = make(case, "both", drawn, LIMIT).temporaries
         except Exception as error:
@@ -214,11 +210,11 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_memory(name: str) -> None:
-    """Bytes by which the process grows in the second call, beyond what it is with all made."""
+    """Bytes by which the process grows in its first call; all is compiled before."""
     case = _shrunk(MEMORY)
-    run = ways(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT).run
-    run_once_small = None
-    print(grown_by(lambda: run_once_small, lambda _: run()))
+    prepared = ways(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
+    # Nothing is held from before: what is made already does not count.
+    print(grown_by(lambda: None, lambda _: prepared.run()))
 
 
 def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, Any, Any]:
@@ -271,19 +267,11 @@ def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
 
 def _shrunk(case: Case) -> Case:
     """The case with shorter sequences, as --shrink says."""
-    import dataclasses
-
     by = flags.FLAGS.shrink
     if by == 1:
         return case
     lengths = {name: max(1, int(getattr(case, name) / by)) for name in ("queries", "keys")}
     return dataclasses.replace(case, **lengths)
-
-
-def _has_torch() -> bool:
-    from benchmarks.attention_ways import installed
-
-    return installed("torch")
 
 
 def _line(error: Exception) -> str:
@@ -293,4 +281,4 @@ def _line(error: Exception) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    cli.main(run, __doc__)

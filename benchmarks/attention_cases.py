@@ -25,6 +25,7 @@ class Case:
       lengths: of each example, half to all of the keys are real.
       window: how many keys before itself a query sees; None for all.
       big_bird: a query sees blocks of 64 near by, at the front and at random.
+      scattered: nine of ten keys are seen, by a mask that comes as an array.
       bias: "constant", a number for each head, query and key; "learned", with its gradient; None.
       cached: keys and values lie as `attention.cache` keeps them, [B, K, S, H].
       passes: of `PASSES`.
@@ -44,6 +45,7 @@ class Case:
     lengths: bool = False
     window: int | None = None
     big_bird: bool = False
+    scattered: bool = False
     bias: str | None = None
     cached: bool = False
     passes: tuple[str, ...] = ("forward", "both")
@@ -101,9 +103,7 @@ def cases() -> Iterator[Case]:
             )
     for causal in (False, True):
         name = "grouped causal" if causal else "grouped"
-        yield Case(
-            name, 4, 8, 512, key_value_heads=2, causal=causal, targets={"both": 1.25}
-        )
+        yield Case(name, 4, 8, 512, key_value_heads=2, causal=causal, targets={"both": 1.25})
     yield Case("learned bias", 4, 8, 512, bias="learned", targets={"both": 1.3})
     yield Case("bias", 1, 8, 2048, bias="constant", targets={"both": 1.3})
     yield Case("window", 1, 8, 8192, window=256, causal=True, targets={"both": 0.1})
@@ -147,18 +147,20 @@ def arrays(case: Case) -> dict[str, Any]:
     }
     if case.lengths:
         drawn["lengths"] = np.linspace(S, S // 2, B + 1, dtype=np.int32)[1:]
-    mask = structured_mask(case, drawn["lengths"])
+    seen = rng.random((1, 1, T, S)) < 0.9 if case.scattered else None
+    mask = structured_mask(case, drawn["lengths"], seen)
     if mask is not None:
         drawn["mask"] = np.asarray(mask.materialize(B, N, T, S))
     return drawn
 
 
-def structured_mask(case: Case, lengths: Any) -> Any:
+def structured_mask(case: Case, lengths: Any, array: Any = None) -> Any:
     """The mask as this project writes it, or None.
 
     Args:
       case: see `Case`.
       lengths: int [B], of the keys, or None.
+      array: bool [B or 1, 1, T, S], looked at where nothing else says what is seen.
     """
     from attention import masks, patterns
 
@@ -169,6 +171,8 @@ def structured_mask(case: Case, lengths: Any) -> Any:
         parts.append(masks.causal())
     if case.big_bird:
         parts.append(patterns.big_bird(64, window=1, global_blocks=1, random_blocks=2))
+    if case.scattered:
+        parts.append(masks.dense(array))
     if lengths is not None:
         parts.append(masks.lengths(key=lengths))
     mask = None

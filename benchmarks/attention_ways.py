@@ -36,28 +36,23 @@ class Prepared:
         query, key and value (and of a learned bias).
       temporaries: bytes that the compiled program needs besides arguments and results; None where
         nobody says.
-      kernel: what "auto" took.
     """
 
     run: Callable[[], Any]
     result: Callable[[np.ndarray], list[np.ndarray]]
     temporaries: int | None = None
-    kernel: str | None = None
 
 
 def ways(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
-    """Name -> `make(case, passed, arrays, limit)`; auto first, then torch.
+    """Name -> `make(case, passed, arrays, limit)`, torch first where it is installed.
 
     `limit` is in bytes: a compiled program that needs more is refused before it runs.
     """
-    from attention import registry
-
-    found: dict[str, Any] = {"auto": functools.partial(_in_jax, _house("auto"))}
+    found: dict[str, Any] = {}
     if installed("torch"):
         found[TORCH] = functools.partial(_in_torch, suite, False)
         found["torch flex"] = functools.partial(_in_torch, suite, True)
-    for name in registry.names("kernel"):
-        found[name] = functools.partial(_in_jax, _house(name))
+    found |= house_ways()
     found["jax.nn"] = functools.partial(_in_jax, _jax_nn("xla"))
     if suite == "gpu":
         found["jax.nn cudnn"] = functools.partial(_in_jax, _jax_nn("cudnn"))
@@ -65,6 +60,13 @@ def ways(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], 
     if installed("tokamax"):
         found["tokamax's own"] = functools.partial(_in_jax, _tokamax)
     return found
+
+
+def house_ways() -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
+    """Those of `ways` that are kernels of this project."""
+    from attention import registry
+
+    return {name: functools.partial(_in_jax, _house(name)) for name in registry.names("kernel")}
 
 
 def installed(module: str) -> bool:
@@ -120,37 +122,21 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
         cotangent = jnp.asarray(cotangent, dtype)
         return [np.asarray(x, np.float32) for x in compiled(given | {"cotangent": cotangent})]
 
-    kernel = getattr(attention, "choice", lambda *_: None)(case, given)
-    return Prepared(lambda: jax.block_until_ready(compiled(given)), result, temporaries, kernel)
+    return Prepared(lambda: jax.block_until_ready(compiled(given)), result, temporaries)
 
 
 def _house(implementation: str) -> Callable:
     """`attend` of this project, told what every case is in its own words."""
-    from attention import attend, explain_choice
-
-    def options(case, given):
-        return {
-            "mask": structured_mask(case, given.get("lengths")),
-            "bias": given.get("bias"),
-        }
+    from attention import attend
 
     def attention(case, given):
-        query, key, value = (given[name] for name in ("query", "key", "value"))
-        return attend(query, key, value, **options(case, given), implementation=implementation)
+        return attend(
+            *(given[name] for name in ("query", "key", "value")),
+            mask=structured_mask(case, given.get("lengths"), given.get("mask")),
+            bias=given.get("bias"),
+            implementation=implementation,
+        )
 
-    def choice(case, given):
-        import jax
-
-        query, key, value = (given[name] for name in ("query", "key", "value"))
-        if case.cached:
-            key, value = (
-                jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype)
-                for x in (key, value)
-            )
-        return explain_choice(query, key, value, **options(case, given)).name
-
-    if implementation == "auto":
-        attention.choice = choice
     return attention
 
 
@@ -252,7 +238,7 @@ def _in_torch(
 
     def result(cotangent):
         cotangent = torch.from_numpy(cotangent).to(device, dtype).transpose(1, 2).contiguous()
-        *heads_first, = work(cotangent)
+        (*heads_first,) = work(cotangent)
         rows = [x.transpose(1, 2) for x in heads_first[:3]] + heads_first[3:]
         return [x.float().cpu().numpy() for x in rows]
 
@@ -294,9 +280,7 @@ def _flex(case: Case, passed: str, given: Mapping[str, Any], device: str) -> Cal
     rule = (lambda b, h, t, s: seen[0, 0, t, s]) if case.big_bird else sees
     blocks = None
     if case.causal or case.window is not None or case.big_bird:
-        blocks = flex.create_block_mask(
-            rule, None, None, case.queries, case.keys, device=device
-        )
+        blocks = flex.create_block_mask(rule, None, None, case.queries, case.keys, device=device)
     compiled = torch.compile(flex.flex_attention, dynamic=False)
     tensors = [given[name] for name in ("query", "key", "value")]
     grouped = case.heads != case.key_value_heads
