@@ -212,7 +212,10 @@ def _in_torch(
         value = arrays[name]
         if value is None:
             return None
-        found = torch.from_numpy(value).to(device)
+        if name == "mask" and case.name in ("lengths", "decode"):
+            # Padding is the same for all queries; torch broadcasts it.
+            value = value[:, :, :1]
+        found = torch.from_numpy(np.array(value)).to(device)
         if name in ("query", "key", "value", "cotangent"):
             found = found.transpose(1, 2).contiguous()
         return found.to(dtype) if found.is_floating_point() else found

@@ -66,10 +66,8 @@ def run() -> None:
             entries.append(entry)
             write(path, choice.device_kind(), entries)
             shown = entry["both"] or entry["forward"]
-            times = ", ".join(
-                f"{name} {number:g} ms"
-                for name, number in sorted(shown.items(), key=lambda x: x[1])
-            )
+            ranked = sorted(shown.items(), key=lambda one: one[1])
+            times = ", ".join(f"{name} {number:g} ms" for name, number in ranked)
             print(f"{options} {case.label}: {times}", flush=True)
 
 
@@ -150,10 +148,9 @@ def _text(whole: Mapping[str, Any]) -> str:
     devices = []
     for kind, device in sorted(whole.items()):
         entries = ",\n".join(f"   {json.dumps(entry)}" for entry in device["entries"])
-        measured = json.dumps(device["measured"])
-        devices.append(
-            f' {json.dumps(kind)}: {{\n  "measured": {measured},\n  "entries": [\n{entries}\n  ]\n }}'
-        )
+        measured = f'  "measured": {json.dumps(device["measured"])}'
+        inner = f'{measured},\n  "entries": [\n{entries}\n  ]'
+        devices.append(f" {json.dumps(kind)}: {{\n{inner}\n }}")
     return "{\n" + ",\n".join(devices) + "\n}\n"
 
 
