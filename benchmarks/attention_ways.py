@@ -212,7 +212,7 @@ def _in_torch(
         value = arrays[name]
         if value is None:
             return None
-        if name == "mask" and case.name in ("lengths", "decode"):
+        if name == "mask" and case.lengths and not (case.causal or case.window):
             # Padding is the same for all queries; torch broadcasts it.
             value = value[:, :, :1]
         found = torch.from_numpy(np.array(value)).to(device)

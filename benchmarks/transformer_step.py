@@ -71,7 +71,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
 def in_torch(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """The same with PyTorch's own encoder layer, optimizer and clipping; `torch.compile`d or not."""
+    """The same with PyTorch's own encoder layer, optimizer and clipping; or all of it compiled."""
     import torch
     from torch import nn
 

@@ -125,8 +125,13 @@ def dtype_class(dtype: Any) -> str:
 
 
 @functools.cache
-def timings(path: pathlib.Path = TIMINGS) -> dict[str, tuple[Entry, ...]]:
-    """Device kind -> what was measured there.
+def timings() -> dict[str, tuple[Entry, ...]]:
+    """What `TIMINGS` holds; read once."""
+    return read(TIMINGS)
+
+
+def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
+    """Device kind -> what was measured there; nothing where there is no file.
 
     Raises:
       ValueError: the file is not what `benchmarks.tune` writes.
@@ -157,7 +162,7 @@ def choose(
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     measured = timings().get(device, ())
     try:
-        known = _signature(arrays, options), kernels, device, measured
+        known = _signature(arrays, options), kernels, device
         if known in _found:
             return dataclasses.replace(_found[known], refused=dict(_found[known].refused))
     except TypeError:  # an option that cannot be hashed: nothing is kept
@@ -178,7 +183,8 @@ def choose(
         if reason is None:
             break
         refused[name] = reason
-    choice = Choice(name, refused, _reason(name, refused, names, entry, device))
+    reason = _reason(name, refused, names, entry, device, name in unknown)
+    choice = Choice(name, refused, reason)
     if known is not None:
         if len(_found) >= _KEPT:
             _found.clear()
@@ -238,16 +244,25 @@ def _abstract(leaf: Any) -> Any:
 
 
 def _reason(
-    name: str, refused: Mapping[str, str], names: Sequence[str], entry: Entry | None, device: str
+    name: str,
+    refused: Mapping[str, str],
+    names: Sequence[str],
+    entry: Entry | None,
+    device: str,
+    unknown: bool,
 ) -> str:
     if entry is None:
         return f"nothing like it was measured on {device}: the first of the registry that can"
+    if unknown:
+        return f"was never measured on {device}: taken by its place in the registry"
     times = entry.milliseconds
     if name not in times:
-        return f"was not measured on {device}: taken by its place in the registry"
+        return f"was not measured on {device} at such sizes: taken after those that were"
     at = (entry.batch, entry.heads, entry.queries, entry.keys, entry.size)
     others = sorted(
-        (times[other], other) for other in times if other in names and other not in (name, *refused)
+        (value, other)
+        for other, value in times.items()
+        if other in names and other not in (name, *refused)
     )
     beside = "".join(f", {other} {value:.3g} ms" for value, other in others)
     return (
