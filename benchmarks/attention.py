@@ -69,6 +69,7 @@ def run() -> None:
     if not wanted:
         names = ", ".join(dict.fromkeys(case.name for case in cases()))
         raise UserError(f"--cases={values.cases} fits none of {names}")
+    _take_devices(values.suite)
     if values.only:
         _print_memory(values.only)
         return
@@ -91,6 +92,16 @@ def run() -> None:
         report.write(path.parent)
 
 
+def _take_devices(suite: str) -> None:
+    """The same kind for JAX as PyTorch is given."""
+    import jax
+
+    if suite == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() != "gpu":
+        raise UserError(f"--suite=gpu: JAX finds no GPU here, only {jax.default_backend()}")
+
+
 def measure(
     case: Case, passed: str, known: Mapping[str, Any], rounds: int, suite: str
 ) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def measure(
 
     Returns:
       What the case is, `target`, and `ways`: name -> what `summary` gives, "temporaries" and what
-      "auto" took as "kernel"; or "skipped", the reason.
+      "auto" took and why, as "kernel" and "why"; or "skipped", the reason.
     """
     drawn = arrays(case)
     ready: dict[str, Prepared] = {}
@@ -129,8 +140,8 @@ def measure(
     for name, one in summary(times, TORCH).items():
         found[name] |= one
     # "auto" is one of the kernels: nothing is measured twice.
-    kernel = auto_kernel(case)
-    found = {"auto": {"kernel": kernel, **found[kernel]}, **found}
+    auto = chosen(case, drawn)
+    found = {"auto": {"kernel": auto.name, "why": auto.reason, **found[auto.name]}, **found}
     return {
         "case": case.name,
         "label": case.label,
@@ -143,23 +154,17 @@ def measure(
     }
 
 
-def auto_kernel(case: Case) -> str:
-    """What "auto" takes for a case."""
+def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
+    """The `Choice` of "auto" for a case and its arrays."""
     import jax
-    import jax.numpy as jnp
 
     from attention import explain_choice
 
-    B, N, K, T, S, H = (
-        *(case.batch, case.heads, case.key_value_heads),
-        *(case.queries, case.keys, case.size),
-    )
-    query = jax.ShapeDtypeStruct((B, T, N, H), case.dtype)
-    key = jax.ShapeDtypeStruct((B, S, K, H), case.dtype)
-    bias = jnp.zeros((1, N, T, S), case.dtype) if case.bias else None
-    lengths = jnp.full((B,), S) if case.lengths else None
-    mask = structured_mask(case, lengths)
-    return explain_choice(query, key, key, mask=mask, bias=bias).name
+    T, S = case.queries, case.keys
+    query = jax.ShapeDtypeStruct((case.batch, T, case.heads, case.size), case.dtype)
+    key = jax.ShapeDtypeStruct((case.batch, S, case.key_value_heads, case.size), case.dtype)
+    mask = structured_mask(case, drawn["lengths"], drawn["mask"])
+    return explain_choice(query, key, key, mask=mask, bias=drawn["bias"])
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -195,6 +200,10 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = {"skipped": _line(error)}
             continue
         values = flags.FLAGS
+        if values.suite == "gpu":
+            # The memory of a process tells nothing of a GPU's.
+            found[name] = {"grown": None, "temporaries": temporaries}
+            continue
         options = [f"--suite={values.suite}", f"--shrink={values.shrink}", f"--only={name}"]
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.attention", *options],
@@ -206,7 +215,8 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
             continue
         found[name] = {"grown": int(done.stdout.split()[-1]), "temporaries": temporaries}
         print(f"{name:>14}: {found[name]['grown'] / 1e6:,.0f} MB at the peak", flush=True)
-    return {"auto": {"kernel": (taken := auto_kernel(case)), **found[taken]}, **found}
+    auto = chosen(case, drawn).name
+    return {"auto": {"kernel": auto, **found[auto]}, **found}
 
 
 def _print_memory(name: str) -> None:

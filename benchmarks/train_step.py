@@ -20,6 +20,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 
 from benchmarks import report, store
@@ -52,6 +53,8 @@ def run() -> None:
     values = flags.FLAGS
     if values.batch_size is not None and values.batch_size < 1:
         raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
+    # The peers' files are of PyTorch on a CPU.
+    jax.config.update("jax_platforms", "cpu")
     if values.only:
         print(json.dumps(measure(values.only)))
         return

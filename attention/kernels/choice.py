@@ -147,7 +147,10 @@ def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
 
 
 def choose(
-    arrays: Sequence[Array], options: Mapping[str, Any], refusal: Callable[[str], str | None]
+    arrays: Sequence[Array],
+    options: Mapping[str, Any],
+    refusal: Callable[[str], str | None],
+    unsuited: Callable[[str], str | None] = lambda name: None,
 ) -> Choice:
     """The kernel for these arguments of `attend`.
 
@@ -155,6 +158,8 @@ def choose(
       arrays: query [B, T, N, H], key [B, S, K, H], value, or `jax.ShapeDtypeStruct`s.
       options: the others, by name, checked.
       refusal: kernel -> why it cannot do this, or None; traces it.
+      unsuited: kernel -> why it is not worth it at these sizes, or None: what its author says,
+        asked where there is no measurement.
 
     Returns:
       The `Choice`: always the same for the same shapes, dtypes, options, mesh and device kind.
@@ -177,9 +182,12 @@ def choose(
         entry = nearest(measured, sizes, *wanted)
     unknown = set(names) - {name for one in measured for name in one.milliseconds}
     refused: dict[str, str] = {}
-    for name in in_order(names, unknown, {} if entry is None else entry.milliseconds):
+    times = {} if entry is None else entry.milliseconds
+    for name in in_order(names, unknown, times):
         # The last of the registry can do all.
-        reason = None if name == names[-1] else refusal(name)
+        reason = None
+        if name != names[-1]:
+            reason = (None if name in times else unsuited(name)) or refusal(name)
         if reason is None:
             break
         refused[name] = reason

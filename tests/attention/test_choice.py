@@ -113,6 +113,21 @@ def test_nothing_like_it_was_measured():
         )
 
 
+def test_what_an_author_says_counts_where_nothing_was_measured():
+    x = jnp.ones((2, 400, 4, 8))
+    options = dict.fromkeys(["mask", "bias", "sinks"])
+
+    # Measured: the author is not asked.
+    def refusal(name):
+        return "no" if name in ("fresh", "quick") else None
+
+    slow = {"steady": "slow"}.get
+    assert choice.choose((x,) * 3, options, refusal, slow).name == "steady"
+    options["mask"] = masks.window(2, 2)
+    said = {"fresh": "no", "quick": "no", "steady": "slow"}
+    assert choice.choose((x,) * 3, options, refusal, slow) == choice.Choice("reference", said)
+
+
 def test_what_an_entry_lacks_comes_last(monkeypatch):
     table = (entry(4096, "causal", quick=(1.0, 2.0)), *TABLE[:2])
     monkeypatch.setattr(choice, "timings", lambda: {"cpu": table})
