@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/movie_reviews
 CONFIG ?= configs/text_classification.py:movie_reviews,attention_pooling
 WORKERS ?= 2
+SUITE ?= cpu
 
-.PHONY: train test test-slow test-oracles lint format bench results clean
+.PHONY: train test test-slow test-oracles lint format bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -31,13 +32,19 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Attention and train steps go to benchmarks/results/, README.md and attention.png; the others print.
 bench: $(VENV)/.oracles
-	$(BIN)/python -m benchmarks.transformer_step
+	$(BIN)/python -m benchmarks.attention --suite=$(SUITE)
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.language_model_step
-	$(BIN)/python -m benchmarks.unet_step
 	$(BIN)/python -m benchmarks.patchtst_step
 	$(BIN)/python -m benchmarks.speech_step
 	$(BIN)/python -m benchmarks.cache_layout
+
+# What "auto" chooses a kernel by, on this machine.
+tune: $(VENV)/.run
+	$(BIN)/python -m benchmarks.tune
 
 results: $(VENV)/.run
 	$(BIN)/python -m launch.report --results=results --output=RESULTS.md --readme=README.md

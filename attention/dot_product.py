@@ -15,22 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import devices, reference
+from attention.kernels import choice, devices, reference
+from attention.kernels.choice import Choice
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What `implementation="auto"` takes, and why not another.
-
-    Attributes:
-      name: the kernel.
-      refused: kernel -> its reason, for those that were asked before.
-    """
-
-    name: str
-    refused: dict[str, str]
 
 
 def attend(
@@ -68,8 +56,9 @@ def attend(
       sinks: [N], floating point: a logit a head that takes weight and gives nothing.
       dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
       dropout_key: needed where dropout_rate > 0.
-      implementation: a kernel's name, or "auto": the first that can and is worth it
-        (`explain_choice` says which). Second and forward-mode derivatives need "reference".
+      implementation: a kernel's name, or "auto": the fastest that can, by what was measured on
+        such a device (`explain_choice` says which and why). Forward-mode derivatives need
+        "reference".
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -127,7 +116,7 @@ def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Ch
       **options: as for `attend`, without the implementation.
 
     Returns:
-      The `Choice`: a kernel and why not those before it.
+      The `Choice`: a kernel, the times it was chosen by, and why not those asked before it.
 
     Raises:
       ValueError: as for `attend`, or an option that it does not have.
@@ -188,14 +177,7 @@ def _weights(request: _Request) -> Array:
 
 
 def _choose(request: _Request) -> Choice:
-    refused: dict[str, str] = {}
-    *faster, last = registry.names("kernel")
-    for name in faster:
-        reason = request.unsuited(name) or request.refusal(name)
-        if reason is None:
-            return Choice(name, refused)
-        refused[name] = reason
-    return Choice(last, refused)
+    return choice.choose(request.arrays, request.options, request.refusal, request.unsuited)
 
 
 def _run_named(name: str, request: _Request) -> Array:

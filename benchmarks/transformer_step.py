@@ -9,17 +9,27 @@ the same batches, drawn once. The two take turns in rounds, and the ratio is tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.side_by_side import compare, engine_steps, experiment, torch_steps
 
-flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
-flags.DEFINE_integer("length", 32, "Tokens of each text.", lower_bound=1)
+CONFIG, VOCABULARY, CLASSES = "configs/text_classification.py:sst2", 14_000, 2
 
-VOCABULARY, CLASSES = 14_000, 2
+
+def define_flags() -> None:
+    """Those of this command."""
+    flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
+    flags.DEFINE_integer("length", 32, "Tokens of each text.", lower_bound=1)
+
+
+def setup(batch_size: int | None = None, length: int = 32) -> tuple[Any, list]:
+    """The experiment and its batches."""
+    config = experiment(CONFIG)
+    return config, batches(batch_size or config.training.batch_size, length)
 
 
 def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.ndarray]]:
@@ -58,8 +68,10 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """The same with PyTorch's own encoder layer, optimizer and clipping."""
+def in_torch(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
+    """The same with PyTorch's own encoder layer, optimizer and clipping; or all of it compiled."""
     import torch
     from torch import nn
 
@@ -113,15 +125,15 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
         logits = model(batch["tokens"], batch["length"])
         return nn.functional.cross_entropy(logits, batch["label"])
 
+    model = torch.compile(model) if compiled else model
     return torch_steps(model, config, tensors, loss)
 
 
 def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
-    config = experiment("configs/text_classification.py:sst2")
-    data = batches(config.training.batch_size, flags.FLAGS.length)
-    runs = {"here": here(config, data), "torch": torch_eager(config, data)}
+    config, data = setup(length=flags.FLAGS.length)
+    runs = {"here": here(config, data), "torch": in_torch(config, data)}
     for run in runs.values():
         run(len(data))
     compare(
@@ -133,4 +145,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
@@ -25,10 +26,13 @@ from benchmarks.side_by_side import (
     unaugmented,
 )
 
-define_flags()
-flags.DEFINE_integer("batch_size", 8, "Pictures a step.", lower_bound=1)
-
 CONFIG, CLASSES = "configs/segmentation.py:camvid", 11
+
+
+def setup(batch_size: int | None = None) -> tuple[Any, list]:
+    """The experiment, with cross-entropy alone and without augmentation, and batches."""
+    config = unaugmented(CONFIG, training__batch_size=batch_size or 8, model__loss__dice=0.0)
+    return config, batches(config)
 
 
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
@@ -56,8 +60,12 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """The same with PyTorch's own layers, in its layout for convolutions (channels last)."""
+def in_torch(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
+    """The same with PyTorch's own layers, in its layout for convolutions (channels last);
+    `torch.compile`d or not.
+    """
     import torch
     from torch import nn
     from torch.nn import functional
@@ -113,25 +121,23 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
         logits = model(4 * batch["image"].float() / 255 - 2)
         return functional.cross_entropy(logits, batch["labels"])
 
+    model = torch.compile(model) if compiled else model
     return torch_steps(model, config, tensors, loss)
 
 
 def main(_: list[str]) -> None:
     """See `time_and_memory`."""
     logging.set_verbosity(logging.WARNING)
-    config = unaugmented(
-        CONFIG,
-        training__batch_size=flags.FLAGS.batch_size,
-        model__loss__dice=0.0,
-    )
-    data = batches(config)
+    config, data = setup(flags.FLAGS.batch_size)
     time_and_memory(
         "benchmarks.unet_step",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": lambda: here(config, data), "torch": lambda: in_torch(config, data)},
         {"here": "tasks.segmentation.task", "torch": "torch"},
         [f"--batch_size={flags.FLAGS.batch_size}"],
     )
 
 
 if __name__ == "__main__":
+    define_flags()
+    flags.DEFINE_integer("batch_size", 8, "Pictures a step.", lower_bound=1)
     app.run(main)

@@ -105,6 +105,11 @@ def expected_platform() -> str:
     return _assumed[-1] if _assumed else default_platform()
 
 
+def context() -> tuple[bool, str | None]:
+    """What the context managers say: whether to interpret, and the platform that is assumed."""
+    return bool(_interpreted), _assumed[-1] if _assumed else None
+
+
 def default_platform() -> str:
     """Where JAX runs what is not placed elsewhere: "cuda", "tpu", "cpu", "rocm", ..."""
     platform = jax.default_backend()

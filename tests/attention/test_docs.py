@@ -94,7 +94,8 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 # Arguments may be explained elsewhere: "mask, bias: as for `attend`".
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
-INFRASTRUCTURE = {"__init__", "__main__", "devices", "recording", "registry", "shapes"}
+INFRASTRUCTURE = {"__init__", "__main__", "choice", "compiled", "devices", "recording", "registry"}
+INFRASTRUCTURE |= {"partitioned", "shapes"}
 # Nor do these functions, which say the rest.
 TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.padding", "cache.extend"}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may

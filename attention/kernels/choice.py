@@ -1,0 +1,282 @@
+"""The kernel that "auto" takes: by what was measured on this kind of device, else by the registry.
+
+`timings.json` beside this file holds how long each kernel took at a few sizes on a few kinds of
+device (`python -m benchmarks.tune` adds the machine it runs on). Of a call the nearest entry is
+looked up, and kernels are asked, fastest first, whether they can do what is wanted. What was found
+is kept, so that a call outside of jit does not pay for it again.
+
+B batch, N query heads, K key/value heads, T queries, S keys, H head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention import registry
+from attention.conditions import Dense, Either, Lengths, Prefix, Segments, Valid, Window
+from attention.kernels import devices
+from attention.masks import Mask
+
+Array = jax.Array
+
+TIMINGS = pathlib.Path(__file__).with_name("timings.json")
+
+# A few queries against many keys: nobody takes the gradient of it, so the forward pass counts.
+DECODE_QUERIES = 8
+
+_KEPT = 4096
+_found: dict[Any, Choice] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `implementation="auto"` takes, and why.
+
+    Attributes:
+      name: the kernel.
+      refused: kernel -> its reason, for those that were asked before.
+      reason: why this one of those that can: the times measured nearest to these sizes, or that
+        there are none.
+    """
+
+    name: str
+    refused: dict[str, str]
+    reason: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What was measured at one size on one kind of device.
+
+    Attributes:
+      batch, heads, queries, keys, size: B, N, T, S, H.
+      dtype: "single" (32 bits and more) or "half" (16).
+      options: one of `OPTIONS`.
+      forward, both: kernel -> milliseconds of the forward pass, and with the backward pass.
+    """
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    size: int
+    dtype: str
+    options: str
+    forward: Mapping[str, float]
+    both: Mapping[str, float]
+
+    @property
+    def milliseconds(self) -> Mapping[str, float]:
+        """What counts here: with the backward pass, where anybody takes one."""
+        return self.forward if self.options == "decode" else self.both
+
+    def distance(self, batch: int, heads: int, queries: int, keys: int, size: int) -> float:
+        """How far from other sizes: 1 for each factor of e in a length, the head size, B·N."""
+        pairs = (
+            (self.queries, queries),
+            (self.keys, keys),
+            (self.size, size),
+            (self.batch * self.heads, batch * heads),
+        )
+        return sum(abs(math.log(max(mine, 1) / max(other, 1))) for mine, other in pairs)
+
+
+OPTIONS = {
+    "dense": "every query sees every key, or all but padding",
+    "causal": "no query sees a later key",
+    "sparse": "a window or another pattern that leaves blocks out",
+    "array": "a mask that came as an array, or packed segments",
+    "bias": "a bias for each query and key",
+    "decode": f"at most {DECODE_QUERIES} queries against more keys",
+}
+
+
+def options_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str:
+    """The one of `OPTIONS` that a call belongs to, by what matters most for its time."""
+    if queries <= DECODE_QUERIES and keys > queries:
+        return "decode"
+    if bias is not None:
+        return "bias"
+    found = "dense"
+    for part in () if mask is None else mask.parts:
+        if isinstance(part, Dense | Segments):
+            return "array"
+        if isinstance(part, Lengths | Valid):
+            continue
+        arrow = isinstance(part, Prefix)
+        arrow = arrow or (isinstance(part, Window) and None in (part.left, part.right))
+        # What "or" joins may hide anything.
+        one = "array" if isinstance(part, Either) else "causal" if arrow else "sparse"
+        found = max(found, one, key=["dense", "causal", "sparse", "array"].index)
+    return found
+
+
+def dtype_class(dtype: Any) -> str:
+    """ "half" for 16 bits, "single" for more."""
+    return "half" if jnp.dtype(dtype).itemsize <= 2 else "single"
+
+
+@functools.cache
+def timings() -> dict[str, tuple[Entry, ...]]:
+    """What `TIMINGS` holds; read once."""
+    return read(TIMINGS)
+
+
+def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
+    """Device kind -> what was measured there; nothing where there is no file.
+
+    Raises:
+      ValueError: the file is not what `benchmarks.tune` writes.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {
+            kind: tuple(Entry(**entry) for entry in device["entries"])
+            for kind, device in found.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: expected what benchmarks.tune writes: {error}") from error
+
+
+def choose(
+    arrays: Sequence[Array],
+    options: Mapping[str, Any],
+    refusal: Callable[[str], str | None],
+    unsuited: Callable[[str], str | None] = lambda name: None,
+) -> Choice:
+    """The kernel for these arguments of `attend`.
+
+    Args:
+      arrays: query [B, T, N, H], key [B, S, K, H], value, or `jax.ShapeDtypeStruct`s.
+      options: the others, by name, checked.
+      refusal: kernel -> why it cannot do this, or None; traces it.
+      unsuited: kernel -> why it is not worth it at these sizes, or None: what its author says,
+        asked where there is no measurement.
+
+    Returns:
+      The `Choice`: always the same for the same shapes, dtypes, options, mesh and device kind.
+    """
+    kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
+    context = devices.context()
+    # Nothing is known of a device that is only assumed.
+    measured = () if context[1] else timings().get(device, ())
+    try:
+        known = _signature(arrays, options), kernels, device, context
+        if known in _found:
+            return dataclasses.replace(_found[known], refused=dict(_found[known].refused))
+    except TypeError:  # an option that cannot be hashed: nothing is kept
+        known = None
+    names = [line.name for line in kernels]
+    sizes, entry = _sizes(arrays), None
+    if sizes is not None:
+        wanted = (
+            dtype_class(arrays[0].dtype),
+            options_class(sizes[2], sizes[3], options["mask"], options["bias"]),
+        )
+        entry = nearest(measured, sizes, *wanted)
+    unknown = set(names) - {name for one in measured for name in one.milliseconds}
+    refused: dict[str, str] = {}
+    times = {} if entry is None else entry.milliseconds
+    for name in in_order(names, unknown, times):
+        # The last of the registry can do all.
+        reason = None
+        if name != names[-1]:
+            reason = (None if name in times else unsuited(name)) or refusal(name)
+        if reason is None:
+            break
+        refused[name] = reason
+    reason = _reason(name, refused, names, entry, device, name in unknown)
+    choice = Choice(name, refused, reason)
+    if known is not None:
+        if len(_found) >= _KEPT:
+            _found.clear()
+        _found[known] = choice
+    return dataclasses.replace(choice, refused=dict(refused))
+
+
+def nearest(
+    entries: Sequence[Entry], sizes: tuple[int, ...], dtype: str, options: str
+) -> Entry | None:
+    """The entry of the same dtype and options that is nearest, the first of several; or None."""
+    same = [entry for entry in entries if (entry.dtype, entry.options) == (dtype, options)]
+    return min(same, key=lambda entry: entry.distance(*sizes), default=None)
+
+
+def in_order(
+    names: Sequence[str], unknown: set[str], milliseconds: Mapping[str, float]
+) -> list[str]:
+    """Kernels in the order in which they are asked.
+
+    Those that were never measured on this device keep their places in the registry's order, so that
+    a new kernel in front is taken; the others share the remaining places, fastest first, then those
+    that this entry lacks.
+    """
+    if not milliseconds:
+        return list(names)
+    known = [name for name in names if name not in unknown]
+    ranked = iter(sorted(known, key=lambda name: milliseconds.get(name, math.inf)))
+    return [name if name in unknown else next(ranked) for name in names]
+
+
+def device_kind() -> str:
+    """The kind of device that runs what is not placed elsewhere: "cpu", "NVIDIA H100 80GB HBM3"."""
+    device = jax.config.jax_default_device
+    return getattr(device, "device_kind", None) or jax.local_devices()[0].device_kind
+
+
+def _sizes(arrays: Sequence[Array]) -> tuple[int, int, int, int, int] | None:
+    """B, N, T, S, H; None where one is a symbol (`jax.export`)."""
+    (B, T, N, H), S = arrays[0].shape, arrays[1].shape[1]
+    sizes = B, N, T, S, H
+    return sizes if all(isinstance(size, int) for size in sizes) else None
+
+
+def _signature(arrays: Sequence[Array], options: Mapping[str, Any]) -> tuple:
+    """All that whether a kernel refuses may depend on, hashable."""
+    leaves, tree = jax.tree.flatten((tuple(arrays), dict(options)))
+    return tuple(map(_abstract, leaves)), tree, jax.sharding.get_abstract_mesh()
+
+
+def _abstract(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array):
+        return jax.typeof(leaf)
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return tuple(leaf.shape), leaf.dtype
+    return type(leaf), leaf
+
+
+def _reason(
+    name: str,
+    refused: Mapping[str, str],
+    names: Sequence[str],
+    entry: Entry | None,
+    device: str,
+    unknown: bool,
+) -> str:
+    if entry is None:
+        return f"nothing like it was measured on {device}: the first of the registry that can"
+    if unknown:
+        return f"was never measured on {device}: taken by its place in the registry"
+    times = entry.milliseconds
+    if name not in times:
+        return f"was not measured on {device} at such sizes: taken after those that were"
+    at = (entry.batch, entry.heads, entry.queries, entry.keys, entry.size)
+    others = sorted(
+        (value, other)
+        for other, value in times.items()
+        if other in names and other not in (name, *refused)
+    )
+    beside = "".join(f", {other} {value:.3g} ms" for value, other in others)
+    return (
+        f"measured {times[name]:.3g} ms at (B, N, T, S, H) = {at} on {device}, {entry.dtype} "
+        f"{entry.options}{beside}"
+    )

@@ -1,0 +1,294 @@
+"""Attention, here and elsewhere, side by side: time as ratios over PyTorch's, memory, growth.
+
+python -m benchmarks.attention                      (make bench brings torch)
+python -m benchmarks.attention --suite=gpu
+python -m benchmarks.attention --cases='decode|window' --rounds=9
+
+Ways are every kernel of the registry that can, "auto", jax.nn and flax.linen, PyTorch's
+scaled_dot_product_attention and flex_attention, and tokamax where it is installed. Cases, with the
+ratios that are wanted, are in `benchmarks.attention_cases`. First all ways are held to the
+reference on a few queries, output and gradients: a way that is wrong is not timed. Then they take
+turns in rounds (`benchmarks.turns`). All use all cores, in one process; memory at its peak is that
+of a process of each one's own.
+
+What is found goes to benchmarks/results/SUITE.json, or where --json says; with --readme also to
+README.md and its figure (`benchmarks.report`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from benchmarks import report, store
+from benchmarks.attention_cases import Case, arrays, cases, structured_mask
+from benchmarks.attention_ways import TORCH, Prepared, installed, ways
+from benchmarks.side_by_side import grown_by
+from benchmarks.turns import in_turns, let_torch_wait, slope, summary
+from launch.engine import cli
+from tasks.common.errors import UserError
+
+# What a way may need besides arguments and results.
+LIMIT = 8e9
+# Queries that are held to the reference.
+ROWS = 64
+# Largest difference, as a share of the largest number; GPUs multiply float32 in TF32.
+TOLERANCES = {"float32": 2e-4, "bfloat16": 3e-2}
+GPU_FLOAT32 = 5e-3
+
+MEMORY = Case("causal", 1, 8, 8192, causal=True)
+
+
+def define_flags() -> None:
+    """Those of this command."""
+    flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which devices.")
+    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/SUITE.json if none.")
+    flags.DEFINE_string("cases", "", "Only cases whose name, sizes and dtype fit this expression.")
+    flags.DEFINE_integer("rounds", 5, "Rounds of each case.", lower_bound=1)
+    flags.DEFINE_float("shrink", 1.0, "Divides lengths, for a quick look.", lower_bound=1.0)
+    flags.DEFINE_bool("memory", True, "Whether peak memory is measured too.")
+    flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
+    flags.DEFINE_string("only", None, "Print the peak memory of one way, in bytes.")
+
+
+def run() -> None:
+    """Measures and prints case by case."""
+    values = flags.FLAGS
+    try:
+        wanted = [case for case in map(_shrunk, cases()) if re.search(values.cases, case.label)]
+    except re.error as error:
+        raise UserError(f"--cases: {error}") from None
+    if not wanted:
+        names = ", ".join(dict.fromkeys(case.name for case in cases()))
+        raise UserError(f"--cases={values.cases} fits none of {names}")
+    _take_devices(values.suite)
+    if values.only:
+        _print_memory(values.only)
+        return
+    waiting = let_torch_wait() if installed("torch") else None
+    known = ways(values.suite)
+    if TORCH not in known:
+        print("torch is not installed: no ratios, the ways by torch are left out")
+    path = pathlib.Path(values.json or store.FOLDER / f"{values.suite}.json")
+    rows: list[dict[str, Any]] = []
+    for case in wanted:
+        for passed in case.passes:
+            rows.append(measure(case, passed, known, values.rounds, values.suite))
+            print(report.show(rows[-1]), flush=True)
+            gc.collect()
+            section = {"rows": rows, "growth": growth(rows), "torch_waits": waiting}
+            store.put(path, "attention", section)
+    if values.memory:
+        store.put(path, "memory", {"case": _shrunk(MEMORY).label, "rows": memory(known)})
+    if values.readme:
+        report.write(path.parent)
+
+
+def _take_devices(suite: str) -> None:
+    """The same kind for JAX as PyTorch is given."""
+    import jax
+
+    if suite == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    elif jax.default_backend() != "gpu":
+        raise UserError(f"--suite=gpu: JAX finds no GPU here, only {jax.default_backend()}")
+
+
+def measure(
+    case: Case, passed: str, known: Mapping[str, Any], rounds: int, suite: str
+) -> dict[str, Any]:
+    """One row: every way that can, checked, then timed.
+
+    Returns:
+      What the case is, `target`, and `ways`: name -> what `summary` gives, "temporaries" and what
+      "auto" took and why, as "kernel" and "why"; or "skipped", the reason.
+    """
+    drawn = arrays(case)
+    ready: dict[str, Prepared] = {}
+    found: dict[str, dict[str, Any]] = {}
+    expected, cotangent, rows = _expected(case, passed, drawn)
+    tolerance = TOLERANCES[case.dtype]
+    if suite == "gpu" and case.dtype == "float32":
+        tolerance = GPU_FLOAT32
+    for name, make in known.items():
+        try:
+            prepared = make(case, passed, drawn, LIMIT)
+            off = _difference(prepared.result(cotangent), expected, rows, passed)
+        except NotImplementedError as error:
+            found[name] = {"skipped": _line(error)}
+            continue
+        except Exception as error:
+            # A library that fails must not take the others' numbers with it.
+            found[name] = {"skipped": f"failed: {type(error).__name__}: {_line(error)}"}
+            continue
+        if not off <= tolerance:
+            found[name] = {"skipped": f"wrong by {off:.1e}, {tolerance:.0e} is allowed"}
+            continue
+        ready[name] = prepared
+        found[name] = {"difference": float(f"{off:.1e}")}
+        if prepared.temporaries is not None:
+            found[name]["temporaries"] = prepared.temporaries
+    times = in_turns({name: one.run for name, one in ready.items()}, rounds=rounds)
+    for name, one in summary(times, TORCH).items():
+        found[name] |= one
+    # "auto" is one of the kernels: nothing is measured twice.
+    auto = chosen(case, drawn)
+    found = {"auto": {"kernel": auto.name, "why": auto.reason, **found[auto.name]}, **found}
+    return {
+        "case": case.name,
+        "label": case.label,
+        "sizes": [case.batch, case.heads, case.key_value_heads, case.queries, case.keys, case.size],
+        "dtype": case.dtype,
+        "pass": passed,
+        "target": case.targets.get(passed),
+        "grows": case.growth,
+        "ways": found,
+    }
+
+
+def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
+    """The `Choice` of "auto" for a case and its arrays."""
+    import jax
+
+    from attention import explain_choice
+
+    T, S = case.queries, case.keys
+    query = jax.ShapeDtypeStruct((case.batch, T, case.heads, case.size), case.dtype)
+    key = jax.ShapeDtypeStruct((case.batch, S, case.key_value_heads, case.size), case.dtype)
+    mask = structured_mask(case, drawn["lengths"], drawn["mask"])
+    return explain_choice(query, key, key, mask=mask, bias=drawn["bias"])
+
+
+def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Way -> exponents of time and of temporaries over T, forward + backward, and from which T."""
+    points: dict[str, list[tuple[int, float, int | None]]] = {}
+    for row in rows:
+        if not row["grows"] or row["pass"] != "both":
+            continue
+        for name, one in row["ways"].items():
+            if "milliseconds" in one:
+                point = row["sizes"][3], one["milliseconds"], one.get("temporaries")
+                points.setdefault(name, []).append(point)
+    found = {}
+    for name, measured in points.items():
+        measured.sort()
+        if len(measured) < 3:
+            continue
+        sizes, times, bytes_ = zip(*measured, strict=True)
+        found[name] = {"lengths": list(sizes), "time": round(slope(sizes, times), 2)}
+        if all(bytes_):
+            found[name]["memory"] = round(slope(sizes, bytes_), 2)
+    return found
+
+
+def memory(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Way -> bytes by which a process of its own grows, forward + backward, and temporaries."""
+    case, found = _shrunk(MEMORY), {}
+    drawn = arrays(case)
+    for name, make in known.items():
+        try:
+            temporaries = make(case, "both", drawn, LIMIT).temporaries
+        except Exception as error:
+            found[name] = {"skipped": _line(error)}
+            continue
+        values = flags.FLAGS
+        if values.suite == "gpu":
+            # The memory of a process tells nothing of a GPU's.
+            found[name] = {"grown": None, "temporaries": temporaries}
+            continue
+        options = [f"--suite={values.suite}", f"--shrink={values.shrink}", f"--only={name}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.attention", *options],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            found[name] = {"skipped": done.stderr.strip().splitlines()[-1][:120]}
+            continue
+        found[name] = {"grown": int(done.stdout.split()[-1]), "temporaries": temporaries}
+        print(f"{name:>14}: {found[name]['grown'] / 1e6:,.0f} MB at the peak", flush=True)
+    auto = chosen(case, drawn).name
+    return {"auto": {"kernel": auto, **found[auto]}, **found}
+
+
+def _print_memory(name: str) -> None:
+    """Bytes by which the process grows in its first call; all is compiled before."""
+    case = _shrunk(MEMORY)
+    prepared = ways(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
+    # Nothing is held from before: what is made already does not count.
+    print(grown_by(lambda: None, lambda _: prepared.run()))
+
+
+def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, Any, Any]:
+    """What the reference gives for a few queries: arrays, the cotangent (0 elsewhere), the rows."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from attention import attend, masks
+
+    rows = np.unique(np.linspace(0, case.queries - 1, ROWS).astype(int))
+    mask, bias = drawn["mask"], drawn["bias"]
+    chosen = None if mask is None else masks.dense(jnp.asarray(mask[:, :, rows]))
+    cotangent = np.zeros_like(drawn["cotangent"])
+    cotangent[:, rows] = drawn["cotangent"][:, rows]
+    moving = [drawn["query"][:, rows], drawn["key"], drawn["value"]]
+    # Rounded as what is tested is given it, then in float32.
+    moving = [jnp.asarray(x, case.dtype).astype(jnp.float32) for x in moving]
+    if bias is not None:
+        bias = jnp.asarray(bias[:, :, rows], case.dtype).astype(jnp.float32)
+
+    def forward(query, key, value, bias):
+        return attend(query, key, value, mask=chosen, bias=bias, implementation="reference")
+
+    with jax.default_matmul_precision("highest"):
+        out, backward = jax.vjp(forward, *moving, bias)
+        if passed == "forward":
+            return [np.asarray(out)], cotangent, rows
+        rounded = jnp.asarray(cotangent[:, rows], case.dtype).astype(jnp.float32)
+        gradients = backward(rounded)[: 4 if case.bias == "learned" else 3]
+    return [np.asarray(x) for x in gradients], cotangent, rows
+
+
+def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
+    """The largest difference, each array's as a share of its largest number."""
+    import numpy as np
+
+    given = list(given)
+    if len(given) != len(expected):
+        return float("inf")
+    given[0] = given[0][:, rows]
+    if len(given) == 4:
+        given[3] = given[3][:, :, rows]
+    differences = [
+        float(np.max(np.abs(mine - right)) / np.max(np.abs(right)))
+        for mine, right in zip(given, expected, strict=True)
+    ]
+    return max(differences) if all(map(np.isfinite, differences)) else float("inf")
+
+
+def _shrunk(case: Case) -> Case:
+    """The case with shorter sequences, as --shrink says."""
+    by = flags.FLAGS.shrink
+    if by == 1:
+        return case
+    lengths = {name: max(1, int(getattr(case, name) / by)) for name in ("queries", "keys")}
+    return dataclasses.replace(case, **lengths)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)

@@ -1,0 +1,181 @@
+"""What `benchmarks.attention` measures: sizes, dtypes and options, and the ratios that are wanted.
+
+B batch, N query heads, K key/value heads, T queries, S keys, H head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+PASSES = {"forward": "forward", "both": "forward + backward"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of attention.
+
+    Attributes:
+      name: what the tables call it.
+      batch, heads, queries, size: B, N, T, H.
+      keys, key_value_heads: S and K; T and N if None.
+      dtype: "float32" or "bfloat16".
+      causal: no query sees a later key.
+      lengths: of each example, half to all of the keys are real.
+      window: how many keys before itself a query sees; None for all.
+      big_bird: a query sees blocks of 64 near by, at the front and at random.
+      scattered: nine of ten keys are seen, by a mask that comes as an array.
+      bias: "constant", a number for each head, query and key; "learned", with its gradient; None.
+      cached: keys and values lie as `attention.cache` keeps them, [B, K, S, H].
+      passes: of `PASSES`.
+      targets: pass -> the ratio over torch that is wanted at most.
+      growth: belongs to the line of sizes from which growth over T is read.
+    """
+
+    name: str
+    batch: int
+    heads: int
+    queries: int
+    size: int = 64
+    keys: int | None = None
+    key_value_heads: int | None = None
+    dtype: str = "float32"
+    causal: bool = False
+    lengths: bool = False
+    window: int | None = None
+    big_bird: bool = False
+    scattered: bool = False
+    bias: str | None = None
+    cached: bool = False
+    passes: tuple[str, ...] = ("forward", "both")
+    targets: dict[str, float] = dataclasses.field(default_factory=dict)
+    growth: bool = False
+
+    def __post_init__(self):
+        for name, default in (("keys", self.queries), ("key_value_heads", self.heads)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+
+    @property
+    def label(self) -> str:
+        """Name, sizes and dtype in one line, which `--cases` is matched with."""
+        heads = f"{self.heads}"
+        if self.key_value_heads != self.heads:
+            heads += f"/{self.key_value_heads}"
+        length = f"{self.queries}" if self.keys == self.queries else f"{self.queries}x{self.keys}"
+        return f"{self.name} ({self.batch}, {heads}, {length}, {self.size}) {self.dtype}"
+
+    @property
+    def entries(self) -> int:
+        """B·N·T·S: how many weights there are."""
+        return self.batch * self.heads * self.queries * self.keys
+
+
+def cases() -> Iterator[Case]:
+    """All of them, short ones first."""
+    for dtype in ("float32", "bfloat16"):
+        half = dtype == "bfloat16"
+        for batch, heads, length in ((8, 8, 128), (4, 8, 512), (1, 8, 2048), (1, 8, 8192)):
+            wanted = 1.3 if half else 1.25
+            wanted = 1.2 if length == 128 else wanted
+            for causal in (False, True):
+                yield Case(
+                    "causal" if causal else "all",
+                    *(batch, heads, length),
+                    dtype=dtype,
+                    causal=causal,
+                    targets={"both": wanted},
+                    growth=causal and not half and batch == 1,
+                )
+        wanted = {"both": 1.3 if half else 1.25}
+        yield Case("lengths", 4, 8, 512, dtype=dtype, lengths=True, targets=wanted)
+        yield Case("bias", 4, 8, 512, dtype=dtype, bias="constant", targets={"both": 1.3})
+        for batch in (1, 8):
+            yield Case(
+                *("decode", batch, 8, 1),
+                keys=4096,
+                dtype=dtype,
+                lengths=True,
+                cached=True,
+                passes=("forward",),
+                targets={"forward": 1.1},
+            )
+    for causal in (False, True):
+        name = "grouped causal" if causal else "grouped"
+        yield Case(name, 4, 8, 512, key_value_heads=2, causal=causal, targets={"both": 1.25})
+    yield Case("learned bias", 4, 8, 512, bias="learned", targets={"both": 1.3})
+    yield Case("bias", 1, 8, 2048, bias="constant", targets={"both": 1.3})
+    yield Case("window", 1, 8, 8192, window=256, causal=True, targets={"both": 0.1})
+    yield Case("BigBird", 1, 8, 8192, big_bird=True, targets={"both": 0.25})
+    for length in (512, 1024, 4096):
+        yield Case(
+            *("causal", 1, 8, length),
+            causal=True,
+            passes=("both",),
+            targets={"both": 1.25},
+            growth=True,
+        )
+
+
+def arrays(case: Case) -> dict[str, Any]:
+    """NumPy arrays of a case, float32, drawn from one seed.
+
+    Returns:
+      query, key, value and cotangent of the result, [B, T or S, N or K, H]; mask, bool [B or 1, 1,
+      T, S], or None; bias [1, N, T, S] or None; lengths, int32 [B], or None.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    B, N, K, T, S, H = (
+        *(case.batch, case.heads, case.key_value_heads),
+        *(case.queries, case.keys, case.size),
+    )
+
+    def normal(*shape: int):
+        return rng.standard_normal(shape, np.float32)
+
+    drawn = {
+        "query": normal(B, T, N, H),
+        "key": normal(B, S, K, H),
+        "value": normal(B, S, K, H),
+        "cotangent": normal(B, T, N, H),
+        "bias": normal(1, N, T, S) if case.bias else None,
+        "lengths": None,
+        "mask": None,
+    }
+    if case.lengths:
+        drawn["lengths"] = np.linspace(S, S // 2, B + 1, dtype=np.int32)[1:]
+    seen = rng.random((1, 1, T, S)) < 0.9 if case.scattered else None
+    mask = structured_mask(case, drawn["lengths"], seen)
+    if mask is not None:
+        drawn["mask"] = np.asarray(mask.materialize(B, N, T, S))
+    return drawn
+
+
+def structured_mask(case: Case, lengths: Any, array: Any = None) -> Any:
+    """The mask as this project writes it, or None.
+
+    Args:
+      case: see `Case`.
+      lengths: int [B], of the keys, or None.
+      array: bool [B or 1, 1, T, S], looked at where nothing else says what is seen.
+    """
+    from attention import masks, patterns
+
+    parts = []
+    if case.window is not None:
+        parts.append(masks.window(case.window, 0))
+    elif case.causal:
+        parts.append(masks.causal())
+    if case.big_bird:
+        parts.append(patterns.big_bird(64, window=1, global_blocks=1, random_blocks=2))
+    if case.scattered:
+        parts.append(masks.dense(array))
+    if lengths is not None:
+        parts.append(masks.lengths(key=lengths))
+    mask = None
+    for part in parts:
+        mask = part if mask is None else mask & part
+    return mask

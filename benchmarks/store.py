@@ -1,0 +1,83 @@
+"""What was measured, on disk: one JSON file a suite, from which README.md and its figure are made.
+
+A file holds sections ("attention", "memory", "train_step"), each with the machine, the command and
+its rows. A command replaces its own section and leaves the others. Nothing in it tells the time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent / "results"
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "tokamax")
+
+
+def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
+    """Writes a section, with the machine and the command."""
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    whole[name] = {"machine": machine(), "command": command(), **section}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(sorted(whole.items())), indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def command() -> str:
+    """The words that were typed, without where the result goes."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = module.name if module else pathlib.Path(sys.argv[0]).stem
+    flags = [word for word in sys.argv[1:] if not word.startswith("--json")]
+    return " ".join(["python -m", name, *flags])
+
+
+def machine() -> dict[str, Any]:
+    """Device, processor, versions and commit."""
+    import jax
+
+    device = jax.local_devices()[0]
+    return {
+        "device": device.device_kind,
+        "devices": jax.local_device_count(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the tree, "+" where it differs from it (what was measured aside)."""
+
+    def git(*words: str) -> str:
+        folder = pathlib.Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    return commit + ("+" if changed else "") if commit else None

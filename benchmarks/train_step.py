@@ -1,0 +1,139 @@
+"""Train steps of whole models, here and in PyTorch, eager and compiled, side by side.
+
+python -m benchmarks.train_step                    (make bench brings torch)
+python -m benchmarks.train_step --models=unet --rounds=9
+
+Each model is a file of its own: the Transformer text classifier (`transformer_step`), the U-Net
+(`unet_step`) and the recurrent translator (`recurrent_step`). Each runs in a process of its own,
+in which the ways take turns in rounds. Ratios are of this project's time over PyTorch's, of the
+medians. What is found goes to benchmarks/results/cpu.json, or where --json says.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+
+from benchmarks import report, store
+from benchmarks.attention_ways import installed
+from benchmarks.turns import in_turns, let_torch_wait, summary
+from launch.engine import cli
+from tasks.common.errors import UserError
+
+MODELS = {
+    "transformer": "text classifier: sst2, 32 tokens",
+    "unet": "segmentation: camvid",
+    "recurrent": "translation: rnn, 24 tokens, additive attention",
+}
+
+
+def define_flags() -> None:
+    """Those of this command."""
+    flags.DEFINE_multi_enum("models", [], list(MODELS), "Only these; all if none.")
+    flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "What a timing lasts at least.", lower_bound=0.0)
+    flags.DEFINE_integer("batch_size", None, "Examples a step; the config's if none.")
+    flags.DEFINE_bool("compiled", True, "Whether torch.compile takes part.")
+    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/cpu.json if none.")
+    flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
+    flags.DEFINE_enum("only", None, list(MODELS), "Print one model's row as JSON.")
+
+
+def run() -> None:
+    """Measures and prints, model by model."""
+    values = flags.FLAGS
+    if values.batch_size is not None and values.batch_size < 1:
+        raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
+    # The peers' files are of PyTorch on a CPU.
+    jax.config.update("jax_platforms", "cpu")
+    if values.only:
+        print(json.dumps(measure(values.only)))
+        return
+    waiting = let_torch_wait() if installed("torch") else None
+    if waiting is None:
+        print("torch is not installed: no ratios, the ways by torch are left out")
+    path = pathlib.Path(values.json or store.FOLDER / "cpu.json")
+    rows = []
+    for name in values.models or MODELS:
+        options = [word for word in sys.argv[1:] if not word.startswith(("--models", "--json"))]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.train_step", f"--only={name}", *options],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(done.returncode)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(show(rows[-1]), flush=True)
+        store.put(path, "train_step", {"rows": rows, "torch_waits": waiting})
+    if values.readme:
+        report.write(path.parent)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The row of a model: `ways`, name -> what `summary` gives, and "over", the ratio of here."""
+    values, module = flags.FLAGS, importlib.import_module(f"benchmarks.{name}_step")
+    config, data = module.setup(values.batch_size)
+    makers = {"here": functools.partial(module.here, config, data)}
+    if installed("torch"):
+        import os
+
+        import torch
+
+        torch.set_num_threads(os.cpu_count())
+        makers["torch"] = functools.partial(module.in_torch, config, data)
+        if values.compiled:
+            makers["torch compiled"] = functools.partial(module.in_torch, config, data, True)
+    steps, found = {}, {}
+    for way, make in makers.items():
+        try:
+            steps[way] = make()
+            loss = steps[way](len(data))
+        except Exception as error:
+            if way == "here":
+                raise
+            steps.pop(way, None)
+            found[way] = {"skipped": f"failed: {str(error).strip().splitlines()[0][:120]}"}
+            continue
+        if not math.isfinite(loss):
+            sys.exit(f"{name}, {way}: the loss is {loss}")
+    runs = {way: functools.partial(step, 1) for way, step in steps.items()}
+    seconds = in_turns(runs, rounds=values.rounds, least=values.seconds)
+    found |= summary(seconds, "here")
+    for one in found.values():
+        if "ratio" in one:
+            low, high = one.pop("ratio_range")
+            one["over"] = round(1 / one.pop("ratio"), 3)
+            one["over_range"] = [round(1 / high, 3), round(1 / low, 3)]
+    batch_size = len(data[0]["weight"])
+    what = f"{MODELS[name]}, batch {batch_size}"
+    return {"model": name, "what": what, "ways": {w: found[w] for w in makers}}
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row as a terminal sees it."""
+    lines = [f"{row['model']} ({row['what']})"]
+    for name, one in row["ways"].items():
+        if "skipped" in one:
+            lines.append(f"{name:>16}: {one['skipped']}")
+            continue
+        low, high = one["milliseconds_range"]
+        ratio = "" if name == "here" else f"; here over it {one['over']:.2f}"
+        lines.append(
+            f"{name:>16}: {one['milliseconds']:.3g} ms a step ({low:.3g} to {high:.3g}){ratio}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)

@@ -1,0 +1,140 @@
+"""Short work timed in turns, so that no way pays for what ran before it.
+
+PyTorch's OpenMP threads spin for some milliseconds after its last call and take the cores from
+whoever comes next; XLA's do not. So each turn begins with a nap and an untimed call of its own.
+Whether its threads spin at all (OMP_WAIT_POLICY) is left as it is best for PyTorch alone: see
+`let_torch_wait`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+NAP = 0.01
+# Of a call that takes this long, what came before it is no matter.
+LONG = 0.5
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], Any]], *, rounds: int, least: float = 0.05
+) -> dict[str, list[float]]:
+    """Seconds a call of each, one number a round.
+
+    Args:
+      runs: name -> the work, which waits for its end; compiled already.
+      rounds: at most; half as many, but at least two, of what takes seconds.
+      least: seconds that a timing lasts: short work is done again and again.
+
+    Returns:
+      Name -> seconds. The n-th numbers of all belong to one round.
+    """
+    counts: dict[str, int] = {}
+    for name, run in runs.items():
+        time.sleep(NAP)
+        once = _seconds(run)
+        if once < LONG:
+            once = min(once, _seconds(run))
+        counts[name] = max(1, math.ceil(least / once))
+        if once >= LONG:
+            counts[name] = 0
+        rounds = min(rounds, max(2, rounds // 2)) if once >= 2 * LONG else rounds
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            time.sleep(NAP)
+            if counts[name]:
+                run()
+            seconds[name].append(_seconds(run, max(1, counts[name])))
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
+    """Medians, and the ratios over one of them.
+
+    Returns:
+      Name -> milliseconds (median), milliseconds_range, ratio (of the medians), ratio_range (of the
+      rounds).
+    """
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    found = {}
+    for name, times in seconds.items():
+        found[name] = {
+            "milliseconds": _round(1e3 * medians[name]),
+            "milliseconds_range": [_round(1e3 * edge(times)) for edge in (min, max)],
+        }
+        if base in seconds:
+            ratios = [mine / other for mine, other in zip(times, seconds[base], strict=True)]
+            found[name]["ratio"] = _round(medians[name] / medians[base])
+            found[name]["ratio_range"] = [_round(edge(ratios)) for edge in (min, max)]
+    return found
+
+
+def slope(sizes: list[float], values: list[float]) -> float:
+    """The exponent: least squares on logarithms."""
+    x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
+    return statistics.linear_regression(x, y).slope
+
+
+def _seconds(run: Callable[[], Any], count: int = 1) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - began) / count
+
+
+def _round(number: float) -> float:
+    """Four digits that count."""
+    return float(f"{number:.4g}")
+
+
+_TORCH_ALONE = """
+import os, statistics, time, torch
+torch.set_num_threads(os.cpu_count())
+heads = [torch.randn(8, 8, 128, 64, requires_grad=True) for _ in range(3)]
+def step():
+    out = torch.nn.functional.scaled_dot_product_attention(*heads)
+    torch.autograd.grad(out, heads, out.detach())
+def seconds():
+    began = time.perf_counter()
+    for _ in range(10):
+        step()
+    return (time.perf_counter() - began) / 10
+seconds()
+print(statistics.median(seconds() for _ in range(9)))
+"""
+
+
+def let_torch_wait() -> dict[str, Any]:
+    """Sets OMP_WAIT_POLICY to what is faster for PyTorch: to spin (its default), or PASSIVE.
+
+    A short forward and backward pass is timed in processes of PyTorch alone. To be called before it
+    is imported here; does nothing where the variable is set.
+
+    Returns:
+      policy, and milliseconds of either.
+    """
+    if "OMP_WAIT_POLICY" in os.environ:
+        return {"policy": os.environ["OMP_WAIT_POLICY"]}
+    found: dict[str, list[float]] = {"default": [], "PASSIVE": []}
+    for _ in range(2):
+        for policy, times in found.items():
+            variables = {} if policy == "default" else {"OMP_WAIT_POLICY": policy}
+            done = subprocess.run(
+                [sys.executable, "-c", _TORCH_ALONE],
+                env=os.environ | variables,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            times.append(1e3 * float(done.stdout))
+    best = min(found, key=lambda policy: min(found[policy]))
+    if best != "default":
+        os.environ["OMP_WAIT_POLICY"] = best
+    return {"policy": best, **{f"{k}_ms": _round(min(v)) for k, v in found.items()}}
