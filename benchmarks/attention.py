@@ -36,8 +36,9 @@ from benchmarks.turns import in_turns, let_torch_wait, slope, summary
 from launch.engine import cli
 from tasks.common.errors import UserError
 
-# What a way may need besides arguments and results.
-LIMIT = 8e9
+# What a way may need besides arguments and results: at 8,192 positions the weights of 8 heads alone
+# are 2 GB, and ways that keep them take most of the time of a run.
+LIMIT = 4e9
 # Queries that are held to the reference.
 ROWS = 64
 # Largest difference, as a share of the largest number; GPUs multiply float32 in TF32.

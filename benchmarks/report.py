@@ -46,9 +46,13 @@ def write(folder: pathlib.Path = FOLDER) -> None:
     """Writes README.md and attention.png: beside the results where these are the project's own,
     else among them.
     """
-    suites = {
+    found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
+    }
+    # Other people's files may lie there too.
+    suites = {
+        name: one for name, one in found.items() if isinstance(one, dict) and one.keys() <= _KNOWN
     }
     place = folder.parent if folder == FOLDER else folder
     drawn = draw(suites, place / "attention.png")
@@ -195,6 +199,7 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
 
 _TITLES = {"attention": "Attention", "memory": "Memory", "train_step": "Train steps"}
 _SECTIONS = {"attention": _attention, "memory": _memory, "train_step": _train_step}
+_KNOWN = _SECTIONS.keys()
 
 
 def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:

@@ -68,7 +68,7 @@ def run() -> None:
             shown = entry["both"] or entry["forward"]
             ranked = sorted(shown.items(), key=lambda one: one[1])
             times = ", ".join(f"{name} {number:g} ms" for name, number in ranked)
-            print(f"{options} {case.label}: {times}", flush=True)
+            print(f"{case.label}: {times}", flush=True)
 
 
 def grid() -> Iterator[tuple[str, Case]]:

@@ -29,7 +29,7 @@ def in_turns(
 
     Args:
       runs: name -> the work, which waits for its end; compiled already.
-      rounds: at most; half as many, but at least two, of what takes seconds.
+      rounds: at most; half as many, but at least two, where a way is `LONG`.
       least: seconds that a timing lasts: short work is done again and again.
 
     Returns:
@@ -44,7 +44,7 @@ def in_turns(
         counts[name] = max(1, math.ceil(least / once))
         if once >= LONG:
             counts[name] = 0
-        rounds = min(rounds, max(2, rounds // 2)) if once >= 2 * LONG else rounds
+        rounds = min(rounds, max(2, rounds // 2)) if once >= LONG else rounds
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

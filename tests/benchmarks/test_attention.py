@@ -5,9 +5,7 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from absl import flags
 
 from attention.kernels import choice
 from benchmarks import attention as command
@@ -21,7 +19,7 @@ TINY = Case("causal", 1, 2, 16, 8, causal=True, targets={"both": 1.25}, growth=T
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """As where it is not installed: `test_benchmarks_with_torch` holds the rest."""
+    """As where it is not installed."""
     monkeypatch.setattr(attention_ways, "installed", lambda module: False)
 
 
@@ -150,7 +148,23 @@ def test_a_mistake_is_one_line(module, flag, words):
         assert word in lines[0]
 
 
-def test_the_command_from_end_to_end(tmp_path):
+def test_the_command_writes_rows_page_and_figure(tmp_path):
+    file = tmp_path / "cpu.json"
+    options = ["--shrink=64", "--rounds=1", r"--cases=causal \(1, .* 32, .*float32", "--nomemory"]
+    done = run("attention", *options, "--readme", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["attention"]["rows"]
+    assert [(row["label"], row["pass"]) for row in rows] == [
+        ("causal (1, 8, 32, 64) float32", "forward"),
+        ("causal (1, 8, 32, 64) float32", "both"),
+    ]
+    assert "| causal (1, 8, 32, 64) float32 |" in (tmp_path / "README.md").read_text()
+    if not attention_ways.installed("torch"):
+        assert "torch is not installed" in done.stdout
+
+
+@pytest.mark.slow
+def test_memory_growth_and_figure(tmp_path):
     file = tmp_path / "cpu.json"
     options = ["--shrink=64", "--rounds=1", r"--cases=causal \(1, .*float32", "--readme"]
     done = run("attention", *options, f"--json={file}")
@@ -160,13 +174,10 @@ def test_the_command_from_end_to_end(tmp_path):
     assert sorted(set(lengths)) == [8, 16, 32, 64, 128]
     assert {"time", "memory", "lengths"} == found["attention"]["growth"]["reference"].keys()
     assert found["memory"]["rows"]["reference"]["grown"] >= 0
-    assert "| causal (1, 8, 128, 64) float32 |" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "attention.png").stat().st_size > 1000
-    if not attention_ways.installed("torch"):
-        assert "torch is not installed" in done.stdout
 
 
-def test_tune_writes_what_auto_reads(tmp_path, monkeypatch):
+def test_tune_writes_what_auto_reads(tmp_path):
     file = tmp_path / "timings.json"
     old = {"options": "dense", "batch": 1, "heads": 1, "queries": 4, "keys": 4, "size": 8}
     old |= {"dtype": "single", "forward": {"x": 1.0}, "both": {"x": 2.0}}
@@ -185,8 +196,3 @@ def test_tune_writes_what_auto_reads(tmp_path, monkeypatch):
             mask = attention_ways.structured_mask(case, drawn["lengths"], drawn["mask"])
             taken = choice.options_class(case.queries, case.keys, mask, drawn["bias"])
             assert taken == options
-
-
-def test_flags_are_defined_by_the_commands_alone():
-    assert "shrink" not in flags.FLAGS
-    assert np.isfinite(report.TEMPORARIES)

@@ -116,6 +116,7 @@ def test_without_torch_there_are_milliseconds_and_no_verdicts():
 
 def test_files_are_the_same_each_time(tmp_path):
     (tmp_path / "cpu.json").write_text(json.dumps(SUITES["cpu"]))
+    (tmp_path / "other.json").write_text('{"what": 1}')
     report.write(tmp_path)
     files = [tmp_path / name for name in ("README.md", "attention.png")]
     first = [file.read_bytes() for file in files]
