@@ -51,6 +51,7 @@ class Rules:
     Attributes:
       whole: B, N, T, S of all of the attention.
       scale, logit_cap, dropout_rate: as for `attend`.
+      bias_slopes: whether the gradient of a bias, T x S, is asked for.
       query_block, key_block: sizes of a block; they have to divide what is not the whole.
     """
 
@@ -60,6 +61,7 @@ class Rules:
     dropout_rate: float
     query_block: int
     key_block: int
+    bias_slopes: bool = True
 
 
 class Visible(NamedTuple):
@@ -216,7 +218,8 @@ def backward(
       slopes: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
 
     Returns:
-      Of query, key, value and bias (or None), shaped as they are, in at least float32.
+      Of query, key, value and bias, shaped as they are, in at least float32; None for a bias that
+      there is not, or whose gradient is not asked for.
 
     Raises:
       ValueError: the mask was made for other sizes.
@@ -274,7 +277,7 @@ def backward(
         tiles.rows(delta[..., None])[..., 0],
     )
     slopes, (query_slope, *others) = jax.lax.scan(item, slopes, given)
-    if bias is not None:
+    if slopes is not None:
         slopes = slopes[:, :, :T, : bias.shape[3]]
     return tiles.from_rows(query_slope), *map(tiles.from_columns, others), slopes
 
@@ -375,7 +378,7 @@ class _Tiles:
 
     def bias_slopes(self, dtype: Any) -> Array | None:
         """Zeros for the gradient of the bias, with whole blocks."""
-        if self.bias is None:
+        if self.bias is None or not self.rules.bias_slopes:
             return None
         *outer, T, S = self.bias.shape
         blocks = self.rules.query_block, self.rules.key_block
