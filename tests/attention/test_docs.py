@@ -106,6 +106,7 @@ SHARED = {
     "kernels.blockwise.make_rules",
     "kernels.blockwise.unsuited",
     "kernels.ulysses.unsuited",
+    "kernels.plan.make_plan",
     "kernels.reference.accumulator",
     "conditions.block_ends",
     "conditions.by_block",

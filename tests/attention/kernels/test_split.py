@@ -65,6 +65,10 @@ CASES = {
             "blocks": {"query_block": 4, "key_block": 2},
         },
     ),
+    "ring-fixed_bias": (
+        *("ring", {"data": 2, "sequence": 2}, 2, 2),
+        {"mask": masks.causal(), "bias": normal(10, 1, 2, T, T), "learned": ()},
+    ),
     "ring-bias": (
         "ring",
         WIDTHS,
@@ -121,7 +125,8 @@ def compare(name):
     kernel, sizes, N, K, options = CASES[name]
     options = dict(options)
     S, small = options.pop("keys", T), options.pop("blocks", {})
-    learned = {key: options.pop(key) for key in ("bias", "sinks") if key in options}
+    names = options.pop("learned", ("bias", "sinks"))
+    learned = {key: options.pop(key) for key in names if key in options}
     inputs = {"query": normal(0, B, T, N, H), "key": normal(1, B, S, K, H)} | learned
     inputs["value"] = normal(2, B, S, K, V)
 
