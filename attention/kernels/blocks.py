@@ -4,7 +4,7 @@ The running maximum and sum of Milakov & Gimelshein 2018 and Rabe & Staats 2021,
 pass of Dao et al. 2022 ("FlashAttention"), which computes the weights again. All memory is O(T + S)
 but for what is given, and for the gradient of a bias.
 
-A `Piece` may be all of the attention or, for kernels that split sequences over devices, some of the
+A piece may be all of the attention or, for kernels that split sequences over devices, some of the
 examples, heads, queries and keys of it; masks and dropout go by the place in the whole.
 """
 
@@ -12,112 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from attention.conditions import Span, cut
 from attention.dropout import keep_block, keep_probability
+from attention.kernels.plan import WHOLE, Origin, Plan, Rules, make_plan
 from attention.kernels.reference import accumulator
 from attention.masks import Mask
 
 Array = jax.Array
-
-
-class Origin(NamedTuple):
-    """Where a piece lies in the whole; traced where devices differ.
-
-    Attributes:
-      example, head: the first of them; the mask has those of the piece alone.
-      rows, columns: the numbers, in the whole, of its query blocks and of its key blocks, int32
-        [blocks]; None for all of them in order.
-    """
-
-    example: int | Array = 0
-    head: int | Array = 0
-    rows: Array | None = None
-    columns: Array | None = None
-
-
-WHOLE = Origin()
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What all pieces share, known before running.
-
-    Attributes:
-      whole: B, N, T, S of all of the attention.
-      scale, logit_cap, dropout_rate: as for `attend`.
-      query_block, key_block: sizes of a block; they have to divide what is not the whole.
-    """
-
-    whole: tuple[int, int, int, int]
-    scale: float
-    logit_cap: float | None
-    dropout_rate: float
-    query_block: int
-    key_block: int
-
-
-class Visible(NamedTuple):
-    """For each block of one side, which blocks of the other it meets; NumPy's where static.
-
-    Attributes:
-      order: int32 [1 or B, blocks, most], their numbers, the first `count` of which count.
-      count: int32 [1 or B, blocks].
-    """
-
-    order: Any
-    count: Any
-
-
-class Plan(NamedTuple):
-    """Which pairs of blocks are computed, and for which the elements of the mask are asked.
-
-    Attributes:
-      by_row, by_column: what each query block and each key block meets.
-      whole: bool [1 or B, query blocks, key blocks], True where all see all.
-      masked: whether any may be not whole; known before running.
-    """
-
-    by_row: Visible
-    by_column: Visible
-    whole: Any
-    masked: bool
-
-
-def _make_plan(mask: Mask | None, B: int, rules: Rules, origin: Origin) -> Plan:
-    """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks."""
-    _, _, T, S = rules.whole
-    sides = rules.query_block, rules.key_block
-    some = whole = np.ones((1, 1, 1), bool)
-    if mask is not None:
-        some, whole = mask.reach(B, T, S, *sides)
-    counts = -(-T // sides[0]), -(-S // sides[1])
-    numbers = origin.rows, origin.columns
-    static = all(x is None or isinstance(x, np.ndarray) for x in (some, whole, *numbers))
-    xp = np if static else jnp
-    some, whole = (xp.broadcast_to(x, (x.shape[0], *counts)) for x in (some, whole))
-    if S % sides[1]:
-        # What stands beyond the last key is not to be seen.
-        whole = whole & (np.arange(counts[1]) < counts[1] - 1)
-    for axis, chosen in enumerate(numbers, start=1):
-        if chosen is not None:
-            some, whole = (xp.take(x, chosen, axis) for x in (some, whole))
-    masked = not (isinstance(some, np.ndarray) and (whole | ~some).all())
-    return Plan(_visible(some), _visible(some.swapaxes(1, 2)), whole, masked)
-
-
-def _visible(some: Any) -> Visible:
-    xp = np if isinstance(some, np.ndarray) else jnp
-    order = xp.argsort(~some, axis=-1, stable=True).astype(np.int32)
-    count = some.sum(-1, dtype=np.int32)
-    if xp is np:
-        order = order[..., : max(int(count.max()), 1)]
-    return Visible(order, count)
 
 
 def forward(
@@ -216,7 +122,8 @@ def backward(
       slopes: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
 
     Returns:
-      Of query, key, value and bias (or None), shaped as they are, in at least float32.
+      Of query, key, value and bias, shaped as they are, in at least float32; None for a bias that
+      there is not, or whose gradient is not asked for.
 
     Raises:
       ValueError: the mask was made for other sizes.
@@ -274,7 +181,7 @@ def backward(
         tiles.rows(delta[..., None])[..., 0],
     )
     slopes, (query_slope, *others) = jax.lax.scan(item, slopes, given)
-    if bias is not None:
+    if slopes is not None:
         slopes = slopes[:, :, :T, : bias.shape[3]]
     return tiles.from_rows(query_slope), *map(tiles.from_columns, others), slopes
 
@@ -297,7 +204,7 @@ class _Tiles:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        return _make_plan(self.mask, self.sizes[0], self.rules, self.origin)
+        return make_plan(self.mask, self.sizes[0], self.rules, self.origin)
 
     def rows(self, x: Array) -> Array:
         """[B, T, N, E] -> [B·K, blocks, rows, E]."""
@@ -375,7 +282,7 @@ class _Tiles:
 
     def bias_slopes(self, dtype: Any) -> Array | None:
         """Zeros for the gradient of the bias, with whole blocks."""
-        if self.bias is None:
+        if self.bias is None or not self.rules.bias_slopes:
             return None
         *outer, T, S = self.bias.shape
         blocks = self.rules.query_block, self.rules.key_block

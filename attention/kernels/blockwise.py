@@ -21,6 +21,10 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
+# From how many pairs of a query and a key on it is faster on a CPU. An accelerator is faster with
+# one large product, as long as memory has room for that many weights.
+_PAIRS, _WEIGHTS = 2**18, 2**28
+
 
 def attend(
     query: Array,
@@ -99,12 +103,12 @@ def unsuited(query: Array, key: Array) -> str | None:
       query, key: [B, T, N, H], [B, S, K, H].
     """
     (B, T, N, _), S = query.shape, key.shape[1]
-    if jax.default_backend() == "cpu":
-        least, size, what = 2**18, T * S, "T x S"
-    else:
-        # An accelerator is faster with one large product, as long as the weights fit.
-        least, size, what = 2**28, B * N * T * S, "B x N x T x S"
-    return None if size >= least else f"dense is faster for {what} = {size} below {least}"
+    if T * S < _PAIRS:
+        return f"dense is faster for T x S = {T * S} below {_PAIRS}"
+    # Asked last: it starts the devices, and configs are checked, by short sequences, before that.
+    if jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
+        return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
+    return None
 
 
 def checked_numbers(*numbers: Any) -> list[float | None]:

@@ -87,21 +87,38 @@ def _options(rules: blocks.Rules, bias: Array | None, place: tuple) -> dict[str,
 def _forward(method, rules, query, key, value, bias, sinks, place):
     out, logs = method.forward(query, key, value, _options(rules, bias, place))
     out, logs = _with_sinks(out, logs, sinks)
-    out = out.astype(query.dtype)
-    return out, (query, key, value, bias, sinks, place, out, logs)
+    return out.astype(query.dtype), logs
+
+
+def _forward_and_keep(method, rules, *given):
+    *_, bias, _, _ = given
+    fixed = bias is not None and not bias.perturbed
+    query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
+    out, logs = _forward(method, rules, query, *others)
+    # What a residual is made of is known before running, unlike a flag in it.
+    return out, ((query, *others), out, logs, () if fixed else None)
+
+
+def _is_primal(x: Any) -> bool:
+    return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
 
 
 def _backward(method, rules, kept, cotangent):
-    query, key, value, bias, sinks, place, out, logs = kept
+    (query, key, value, bias, sinks, place), out, logs, fixed = kept
+    if fixed is not None:
+        rules = dataclasses.replace(rules, bias_slopes=False)
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(out.shape, out.dtype)
     delta = jnp.sum(cotangent.astype(logs.dtype) * out.astype(logs.dtype), axis=-1)
     arrays = query, key, value, cotangent, logs, delta
     slopes = method.backward(arrays, _options(rules, bias, place))
     slopes = *slopes, None if sinks is None else _sink_slopes(sinks, logs, delta)
     pairs = zip(slopes, (query, key, value, bias, sinks), strict=True)
-    return *(None if x is None else slope.astype(x.dtype) for slope, x in pairs), None
+    return *(None if slope is None else slope.astype(x.dtype) for slope, x in pairs), None
 
 
-_differentiable.defvjp(_forward, _backward)
+# With symbolic zeros it is known whether a bias is learned: else its gradient is not formed.
+_differentiable.defvjp(_forward_and_keep, _backward, symbolic_zeros=True)
 # Compiled, so that calls outside of jit are traced once.
 _attention = jax.jit(_differentiable, static_argnums=(0, 1))
 

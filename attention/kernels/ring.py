@@ -122,13 +122,10 @@ class Ring:
         query, bias, options = self._rows(query, options, device)
         cotangent, logs, delta = (self._deal(x, 1) for x in (cotangent, logs, delta))
         moving = self._deal(key, 1), self._deal(value, 1)
-        start = (
-            *(moving, tuple(jnp.zeros(x.shape, dtype) for x in moving)),
-            *(
-                jnp.zeros(query.shape, dtype),
-                None if bias is None else jnp.zeros(bias.shape, dtype),
-            ),
-        )
+        wanted = bias is not None and options["rules"].bias_slopes
+        bias_slope = jnp.zeros(bias.shape, dtype) if wanted else None
+        zeros = tuple(jnp.zeros(x.shape, dtype) for x in moving)
+        start = moving, zeros, jnp.zeros(query.shape, dtype), bias_slope
 
         def step(carry, n):
             (key, value), slopes, query_slope, bias_slope = carry
@@ -144,7 +141,7 @@ class Ring:
 
         carry, _ = jax.lax.scan(step, start, jnp.arange(self.devices))
         _, slopes, query_slope, bias_slope = carry
-        if bias is not None:
+        if wanted:
             bias_slope = self._collect(bias_slope, 2)
         return *(self._collect(x, 1) for x in (query_slope, *slopes)), bias_slope
 

@@ -163,7 +163,8 @@ class OverMesh:
         query, value = arrays[0], arrays[2]
         rows, columns, specs = self._specs(query, value, options)
         rules, given = options["rules"], {name: options[name] for name in specs}
-        bias, split = options["bias"], self.split
+        bias, split = options["bias"] if rules.bias_slopes else None, self.split
+        bias_specs = None if bias is None else specs["bias"]
 
         def local(arrays, given):
             inner = self._local_options(arrays[0], given, rules)
@@ -178,5 +179,5 @@ class OverMesh:
             return *slopes, bias_slopes
 
         in_specs = (rows, columns, columns, rows, rows, rows), specs
-        run = split.shard_map(local, in_specs, (rows, columns, columns, specs["bias"]))
+        run = split.shard_map(local, in_specs, (rows, columns, columns, bias_specs))
         return run(arrays, given)

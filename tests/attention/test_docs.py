@@ -107,6 +107,7 @@ SHARED = {
     "kernels.blockwise.make_rules",
     "kernels.blockwise.unsuited",
     "kernels.ulysses.unsuited",
+    "kernels.plan.make_plan",
     "kernels.reference.accumulator",
     "kernels.tiles.of_shared",
     "kernels.tiles.slice_of",

@@ -229,12 +229,15 @@ def test_cost_is_that_of_the_pairs_of_blocks_that_are_seen(mask, pairs):
     assert operations(64, mask) == 7 * pairs
 
 
-def memory(size, mask):
+def memory(size, mask, bias=None):
     inputs = {
         n: jax.ShapeDtypeStruct((1, size, 2, 16), "float32") for n in ("query", "key", "value")
     }
-    loss = lambda i: jnp.sum(blockwise.attend(**i, **(PLAIN | {"mask": mask})) ** 2)  # noqa: E731
-    compiled = jax.jit(jax.grad(loss)).lower(inputs).compile()
+
+    def loss(inputs, bias):
+        return jnp.sum(blockwise.attend(**inputs, **(PLAIN | {"mask": mask, "bias": bias})) ** 2)
+
+    compiled = jax.jit(jax.grad(loss)).lower(inputs, bias).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -244,6 +247,11 @@ def test_memory_grows_with_the_length_alone():
     # 8 times as long; what a pair of blocks takes is shared.
     assert large < 9 * small
     assert large < 8192**2 * 4 / 8
+
+
+def test_the_gradient_of_a_fixed_bias_is_not_formed():
+    bias = jax.ShapeDtypeStruct((1, 2, 2048, 2048), "float32")
+    assert memory(2048, None, bias) < 2048**2 * 4
 
 
 def test_is_traced_once_and_refuses_what_it_cannot_do():

@@ -3,6 +3,7 @@
 The 8 virtual devices are in a process of their own.
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -64,6 +65,10 @@ CASES = {
             "blocks": {"query_block": 4, "key_block": 2},
         },
     ),
+    "ring-fixed_bias": (
+        *("ring", {"data": 2, "sequence": 2}, 2, 2),
+        {"mask": masks.causal(), "bias": normal(10, 1, 2, T, T), "learned": ()},
+    ),
     "ring-bias": (
         "ring",
         WIDTHS,
@@ -120,7 +125,8 @@ def compare(name):
     kernel, sizes, N, K, options = CASES[name]
     options = dict(options)
     S, small = options.pop("keys", T), options.pop("blocks", {})
-    learned = {key: options.pop(key) for key in ("bias", "sinks") if key in options}
+    names = options.pop("learned", ("bias", "sinks"))
+    learned = {key: options.pop(key) for key in names if key in options}
     inputs = {"query": normal(0, B, T, N, H), "key": normal(1, B, S, K, H)} | learned
     inputs["value"] = normal(2, B, S, K, V)
 
@@ -206,17 +212,23 @@ def on_eight_devices(*arguments):
         timeout=500,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return result.stdout
 
 
-@pytest.fixture(scope="module")
-def answers():
-    *cases, refused, counts = on_eight_devices(*CASES, "refusals", "balance")
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory, worker_id):
+    """name -> errors, what is refused, the balance; one process for several workers."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    with open(shared / "split.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        file = shared / "split.jsonl"
+        if not file.exists():
+            file.write_text(on_eight_devices(*CASES, "refusals", "balance"))
+    *cases, refused, counts = [json.loads(line) for line in file.read_text().splitlines()]
     return {case["name"]: case["errors"] for case in cases}, refused, counts
 
 
-# One process for all: one worker has to run them.
-@pytest.mark.xdist_group("split")
 def test_on_a_mesh_equals_one_device_with_gradients(answers):
     assert answers[0].keys() == CASES.keys()
     for name, errors in answers[0].items():
@@ -224,7 +236,6 @@ def test_on_a_mesh_equals_one_device_with_gradients(answers):
         assert max(errors.values()) < 1e-5, name
 
 
-@pytest.mark.xdist_group("split")
 def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
     refused = answers[1]
     assert refused["single"] == refused["one"] == "reference"
@@ -235,7 +246,6 @@ def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
     assert "these can: ring" in refused["heads"]
 
 
-@pytest.mark.xdist_group("split")
 def test_causal_is_as_much_work_for_each_device(answers):
     assert len(set(answers[2])) == 1
     # 8 parts of 4 positions: 36 of 64 pairs of blocks, two products each.
