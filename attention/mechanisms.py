@@ -84,6 +84,7 @@ CAPABILITIES = {
     "positions": "takes positions='rope', 'alibi', 't5' or 'shaw'",
     "permutation": "without positions, the order of the keys does not matter",
     "sparse": "a query sees part of what the mask allows",
+    "cpu": "runs on a CPU alone",
     "cuda": "runs on an NVIDIA GPU alone",
     "tpu": "runs on a TPU alone",
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
@@ -214,7 +215,7 @@ TABLE: list[Mechanism] = [
         "O(T·S); of seen blocks only",
         "O(T + S)",
         "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation",
+        "dropout permutation cpu",
     ),
     _line(
         "kernel",

@@ -43,7 +43,7 @@ def lowering_for(platform: str) -> Iterator[None]:
             exported = jax.export.export(jax.jit(f), platforms=["cuda"])(x)
 
     Args:
-      platform: "cuda" or "tpu".
+      platform: "cuda", "tpu" or "cpu".
 
     Raises:
       ValueError: another platform.

@@ -51,7 +51,9 @@ def attend(
 ) -> Array:
     """Attention by blocks on a CPU (Dao et al. 2022); see `attention.attend`.
 
-        m ← max(m, l),  z ← z·exp(m_old - m) + Σ exp(l - m),  o ← o·exp(m_old - m) + Σ exp(l - m)·v
+        o_t = Σ_s exp(l_ts - m_t)·v_s / Σ_s exp(l_ts - m_t),   m_t = max_s l_ts
+
+    with sums that are scaled by exp(m_old - m_new) from block to block.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; float32 or bfloat16.

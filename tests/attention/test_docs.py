@@ -106,6 +106,7 @@ SHARED = {
     "image.maps.kernel_init",
     "kernels.blockwise.make_rules",
     "kernels.blockwise.unsuited",
+    "kernels.mask_arrays.mask_arrays",
     "kernels.ulysses.unsuited",
     "kernels.plan.make_plan",
     "kernels.reference.accumulator",

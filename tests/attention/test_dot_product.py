@@ -172,6 +172,9 @@ def test_a_named_kernel_that_cannot_says_who_can():
 
 def test_explain_choice_computes_nothing_and_checks():
     structs = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (Q, KEY, VALUE)]
-    assert explain_choice(*structs, mask=masks.causal(2)).name == "reference"
+    choice = explain_choice(*structs, mask=masks.causal(2))
+    assert choice == explain_choice(Q, KEY, VALUE, mask=masks.causal(2))
+    assert choice.name not in choice.refused
+    assert {choice.name, *choice.refused} <= set(registry.names("kernel"))
     with pytest.raises(ValueError, match="expected options of attend"):
         explain_choice(*structs, sink=1)

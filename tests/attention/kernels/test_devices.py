@@ -68,7 +68,7 @@ def test_contexts_nest_and_end():
     with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
         devices.needs("cuda")
     with pytest.raises(
-        ValueError, match=r"platform: got 'rocm', expected one of \['cuda', 'tpu'\]"
+        ValueError, match=r"platform: got 'rocm', expected one of \['cuda', 'tpu', 'cpu'\]"
     ):
         kernels.lowering_for("rocm").__enter__()
 
