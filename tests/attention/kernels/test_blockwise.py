@@ -156,14 +156,15 @@ def test_vmap_equals_a_loop():
     def one(inputs, lengths, key):
         options = PLAIN | {"dropout_rate": 0.2, "dropout_key": key}
         options["mask"] = masks.lengths(key=lengths) & masks.causal(6)
-        loss = lambda inputs: jnp.sum(blockwise.attend(**inputs, **options, **BLOCKS) ** 2)  # noqa: E731
+        loss = lambda inputs: jnp.sum(jnp.sin(blockwise.attend(**inputs, **options, **BLOCKS)))  # noqa: E731
         return jax.grad(loss)(inputs)
 
     many = jax.vmap(one)(inputs, lengths, keys)
     for index in range(3):
         alone = one(jax.tree.map(lambda x: x[index], inputs), lengths[index], keys[index])  # noqa: B023
         for name in alone:
-            np.testing.assert_allclose(many[name][index], alone[name], atol=2e-6)
+            size = max(1.0, np.abs(alone[name]).max())
+            np.testing.assert_allclose(many[name][index] / size, alone[name] / size, atol=2e-6)
 
 
 def spoiled(inputs, start):
