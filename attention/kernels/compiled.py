@@ -35,8 +35,8 @@ def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
     Raises:
       NotImplementedError: there is no compiler, or it failed: the first line it said is told.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if not compiler or not shutil.which(compiler):
+    compiler = find_compiler()
+    if compiler is None:
         raise NotImplementedError("needs a C++ compiler (g++, or the one that CXX names)")
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     command = [compiler, *_FLAGS, native, f"-I{jax.ffi.include_dir()}"]
@@ -48,6 +48,12 @@ def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotImplementedError(f"{path} cannot be loaded ({error}); delete it") from None
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: the one that CXX names, or g++ or c++; None if it is not there."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
 
 
 def _compile(command: list[str], path: pathlib.Path) -> None:

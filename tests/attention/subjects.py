@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from attention import attend, attention_weights, kernels, masks, registry
+from attention.kernels import compiled
 from tests.attention.references import REFERENCES, VARIANTS
 
 B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8
@@ -25,7 +26,9 @@ DEVICES = {"cuda", "tpu", "mesh"}
 
 
 def runs_here(line):
-    """Whether a kernel needs no device and no mesh, or can do without."""
+    """Whether a kernel needs no device, mesh or compiler, or has one, or can do without."""
+    if "cpu" in line.can and compiled.find_compiler() is None:
+        return False
     return not line.can & DEVICES or "interpreted" in line.can
 
 

@@ -12,145 +12,102 @@ import numpy as np
 import pytest
 
 from attention import attend, explain_choice, masks, patterns
-from attention.kernels import compiled, native, reference
+from attention.kernels import compiled, native
+from tests.attention.kernels import cases
+from tests.attention.kernels.cases import B, N
 from tests.attention.subjects import normal
 
-B, T, S, N, K, H, V = 2, 150, 530, 4, 2, 6, 3
-PLAIN = {
-    "mask": None,
-    "bias": None,
-    "scale": 0.4,
-    "logit_cap": None,
-    "sinks": None,
-    "dropout_rate": 0.0,
-    "dropout_key": None,
-}
-RANDOM = np.random.default_rng(3)
-IDS = np.sort(RANDOM.integers(0, 5, (B, S)), axis=1)
-MASKS = {
+pytestmark = pytest.mark.skipif(
+    compiled.find_compiler() is None, reason="needs a C++ compiler: apt-get install g++"
+)
+
+T, S = 150, 530
+MASKS = {name: mask for name, mask in cases.every_mask(T, S).items() if name != "global_marks"}
+MASKS |= {
     "none": None,
-    "causal": masks.causal(S - T),
-    "causal_early": masks.causal(-70),
-    "causal_of_each": masks.causal(jnp.array([300, -2])),
-    "window": masks.window(90, 10, 200),
-    "lengths": masks.lengths(jnp.array([T, 60]), jnp.array([0, 300])),
-    "valid": masks.valid(np.arange(T) % 3 > np.zeros((B, 1)), RANDOM.random((B, S)) < 0.3),
-    "segments": masks.segments(IDS[:, 100 : 100 + T], IDS) & masks.causal(100),
-    "prefix": masks.prefix(jnp.array([5, 290]), 0),
-    "dense": masks.dense(RANDOM.random((B, N, T, S)) < 0.2),
-    "dense_of_all": masks.dense(RANDOM.random((1, 1, T, S)) < 0.2) & masks.window(40, 40, 100),
-    "strided": patterns.strided(5, 0) & masks.causal(0),
-    "either": (masks.window(60, 1, 0) | patterns.global_tokens(2, 0))
+    "far": masks.window(90, 10, 200),
+    "early": masks.causal(-70),
+    "lengths_or_global": (masks.window(60, 1, 0) | patterns.global_tokens(2, 0))
     & masks.lengths(key=jnp.array([S, 70])),
-    "big_bird": patterns.big_bird(16, query_offset=0),
-    "dilated": patterns.dilated_window(20, 20, 3, query_offset=100),
 }
+KEY = jax.random.key(5)
 OPTIONS = {
-    "bias": {"bias": normal(10, B, N, T, S)},
-    "bias_of_all": {"bias": normal(10, 1, 1, T, S), "logit_cap": 1.5},
-    "bias_of_heads": {"bias": normal(10, 1, N, T, S), "mask": MASKS["lengths"]},
-    "bias_of_examples": {"bias": normal(10, B, 1, T, S), "mask": MASKS["causal"]},
-    "sinks": {"sinks": normal(11, N), "mask": MASKS["lengths"]},
-    "dropout": {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)},
-    "raw_key": {"dropout_rate": 0.3, "dropout_key": jax.random.PRNGKey(5)},
-    "all": {
-        "bias": normal(10, 1, N, T, S),
-        "sinks": normal(11, N),
-        "logit_cap": 2.0,
-        "mask": MASKS["either"],
-        "dropout_rate": 0.5,
-        "dropout_key": jax.random.key(6),
-    },
+    "bias": ((B, N), {}),
+    "bias_of_all": ((1, 1), {"logit_cap": 1.5}),
+    "bias_of_heads": ((1, N), {"mask": MASKS["lengths"]}),
+    "bias_of_examples": ((B, 1), {"mask": MASKS["causal"]}),
+    "dropout": (None, {"dropout_rate": 0.3, "dropout_key": KEY}),
+    "raw_key": (None, {"dropout_rate": 0.3, "dropout_key": jax.random.PRNGKey(5)}),
+    "all": (
+        (1, N),
+        {
+            "mask": MASKS["lengths_or_global"] & masks.causal(S - T),
+            "logit_cap": 2.0,
+            "dropout_rate": 0.5,
+            "dropout_key": KEY,
+        },
+    ),
 }
-CASES = {name: {"mask": mask} for name, mask in MASKS.items()} | OPTIONS
+OPTIONS = {name: (None, {"mask": mask}) for name, mask in MASKS.items()} | OPTIONS
 # One of each way through the code; the others are slow tests.
 QUICK = ("causal", "lengths", "segments", "big_bird", "bias_of_examples", "all")
 
 
-def each_case():
-    marks = {name: [] if name in QUICK else [pytest.mark.slow] for name in CASES}
-    return pytest.mark.parametrize("case", [pytest.param(n, marks=m) for n, m in marks.items()])
-
-
-def arrays(t=T, s=S, n=N, k=K, h=H, v=V, dtype=np.float32, b=B):
-    shapes = (b, t, n, h), (b, s, k, h), (b, s, k, v)
-    return {
-        name: normal(seed, *shape).astype(dtype)
-        for seed, (name, shape) in enumerate(zip(("query", "key", "value"), shapes, strict=True))
-    }
-
-
-def run(kernel, inputs, options):
-    """Output and the gradients of all inputs, bias and sinks, by name."""
-    learned = {n: options[n] for n in ("bias", "sinks") if options.get(n) is not None}
-    static = {n: options[n] for n in ("scale", "logit_cap", "dropout_rate")}
-
-    @jax.jit
-    def both(inputs, mask, dropout_key):
-        def output(inputs):
-            given = {"mask": mask, "dropout_key": dropout_key, "bias": None, "sinks": None}
-            return kernel(**(given | inputs), **static)
-
-        out, backward = jax.vjp(output, inputs)
-        cotangent = normal(9, *out.shape).astype(out.dtype)
-        return {"out": out} | backward(cotangent)[0]
-
-    return jax.tree.map(np.asarray, both(inputs | learned, options["mask"], options["dropout_key"]))
-
-
-def compare(inputs, options, tolerance=3e-6):
-    options = PLAIN | options
-    found = run(native.attend, inputs, options)
-    expected = run(reference.attend, inputs, options)
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        size = max(1.0, np.abs(array).max())
-        np.testing.assert_allclose(
-            found[name] / size, array / size, atol=tolerance, rtol=tolerance, err_msg=name
-        )
-    return found
-
-
-@each_case()
-def test_equals_the_reference_with_all_gradients(case):
-    compare(arrays(), CASES[case])
+def arrays(t=T, s=S, **sizes):
+    return jax.tree.map(np.array, cases.inputs(t, s, **sizes))
 
 
 @pytest.mark.parametrize(
-    ("t", "s", "n", "k", "h", "v"),
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in OPTIONS],
+)
+def test_equals_the_reference_with_all_gradients(name):
+    shared, options = OPTIONS[name]
+    more = {"sinks": jnp.asarray(normal(11, N))} if name in ("all", "lengths") else {}
+    if shared:
+        more["bias"] = jnp.asarray(normal(10, *shared, T, S))
+    cases.assert_equals_reference(native.attend, cases.inputs(T, S, **more), **options)
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "k", "h", "v"),
     [
-        (1, 1, 1, 1, 1, 1),
-        (1, 1000, 8, 2, 64, 64),
-        (3, 531, 4, 1, 17, 33),
-        (64, 256, 2, 2, 16, 80),
-        (65, 257, 1, 1, 200, 5),
-        (700, 300, 1, 1, 8, 8),
+        (1, 1, 4, 1, 1),
+        (1, 1000, 2, 64, 64),
+        (3, 531, 1, 17, 33),
+        (64, 256, 4, 16, 80),
+        (65, 257, 2, 200, 5),
+        (700, 300, 1, 8, 8),
     ],
 )
-def test_lengths_heads_and_sizes(t, s, n, k, h, v):
-    options = {"mask": masks.causal(s - t), "sinks": normal(11, n)}
-    compare(arrays(t, s, n, k, h, v), options)
+def test_lengths_heads_and_sizes(t, s, k, h, v):
+    inputs = cases.inputs(t, s, K=k, H=h, V=v, sinks=jnp.asarray(normal(11, N)))
+    cases.assert_equals_reference(native.attend, inputs, mask=masks.causal(s - t), scale=h**-0.5)
 
 
 def test_rows_that_see_nothing_give_zero_and_no_gradient():
-    found = compare(arrays(), {"mask": MASKS["lengths"], "bias": normal(10, B, N, T, S)})
-    for name, array in found.items():
-        assert np.isfinite(array).all(), name
-        np.testing.assert_array_equal(array[0], 0, err_msg=name)
+    out, slopes = cases.run(
+        native.attend, cases.inputs(T, S), mask=masks.lengths(key=jnp.array([0, S]))
+    )
+    np.testing.assert_array_equal(out[0], 0)
+    for name, slope in slopes.items():
+        assert np.isfinite(slope).all(), name
+        np.testing.assert_array_equal(slope[0], 0, err_msg=name)
 
 
-def test_bfloat16():
-    found = compare(arrays(dtype=jnp.bfloat16), {"mask": masks.causal(6)}, tolerance=0.02)
-    assert found["out"].dtype == jnp.bfloat16
-    few = arrays(t=2, dtype=jnp.bfloat16)
-    compare(few, {"mask": masks.causal(6)}, tolerance=0.02)
+@pytest.mark.parametrize("t", [2, T])
+def test_bfloat16(t):
+    inputs = cases.inputs(t, S, dtype=jnp.bfloat16)
+    cases.assert_equals_reference(
+        native.attend, inputs, atol=0.01, slope_atol=0.02, mask=masks.causal(6)
+    )
 
 
 def test_large_logits_and_nan_are_kept():
     inputs = arrays()
+    large = jax.tree.map(jnp.asarray, inputs | {"query": 1e3 * inputs["query"]})
     # Logits of thousands are known to some 1e-4.
-    compare(inputs | {"query": 1e3 * inputs["query"]}, {}, tolerance=1e-3)
+    cases.assert_equals_reference(native.attend, large, atol=1e-3, slope_atol=1e-3)
     inputs["value"][0, 3, 1] = np.nan
     out = attend(**inputs, implementation="native")
     np.testing.assert_array_equal(np.isnan(out[0, :, 2:]).all(), True)
