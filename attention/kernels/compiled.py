@@ -23,7 +23,6 @@ _FLAGS = (
 )
 
 
-@functools.cache
 def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     """The shared library of the C++ in a folder; compiled once for each machine and kept.
 
@@ -35,6 +34,22 @@ def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
     Raises:
       NotImplementedError: there is no compiler, or it failed: the first line it said is told.
     """
+    found = _library(folder, main, macros)
+    if isinstance(found, str):
+        raise NotImplementedError(found)
+    return found
+
+
+@functools.cache
+def _library(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
+    """The library, or why there is none: what failed once is not tried again."""
+    try:
+        return _load(folder, main, macros)
+    except NotImplementedError as error:
+        return str(error)
+
+
+def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise NotImplementedError("needs a C++ compiler (g++, or the one that CXX names)")
