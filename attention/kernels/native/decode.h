@@ -29,7 +29,18 @@ void decode_keys(const Problem& p, const Sight& sight, long b, long k, long from
       for (long t = 0; t < p.T; ++t) {
         const float* query = queries + (g * p.T + t) * Hw;
         float* row = scores + (g * p.T + t) * kRow;
-        for (long s = 0; s < real; ++s) {
+        long s = 0;
+        for (; s + 4 <= real && whole_h == p.H; s += 4) {
+          const T* key = keys + (first + s) * p.H;
+          Vector totals[4]{};
+          for (long h = 0; h < p.H; h += kLanes) {
+            Vector given = load(query + h);
+#pragma GCC unroll 4
+            for (long i = 0; i < 4; ++i) totals[i] += given * load(key + i * p.H + h);
+          }
+          sums(totals[0], totals[1], totals[2], totals[3], row + s);
+        }
+        for (; s < real; ++s) {
           const T* key = keys + (first + s) * p.H;
           Vector total{};
           for (long h = 0; h < whole_h; h += kLanes) total += load(query + h) * load(key + h);

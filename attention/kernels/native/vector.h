@@ -68,6 +68,25 @@ inline float sum(Vector x) {
   if constexpr (Distance > 1) return sum<Distance / 2>(x);
   return x[0];
 }
+// The sums of four vectors, with half the exchanges that one by one they take.
+inline void sums(Vector a, Vector b, Vector c, Vector d, float* to) {
+  constexpr int half = kLanes / 2, quarter = kLanes / 4;
+  Integers lower{}, upper{}, first{}, second{};
+  for (int i = 0; i < kLanes; ++i) {
+    // [a's, b's] halves; then of [a's, b's] and [c's, d's] a quarter each.
+    lower[i] = i < half ? i : kLanes + i - half;
+    upper[i] = lower[i] + half;
+    int group = i / quarter, from = group / 2 * kLanes + group % 2 * half;
+    first[i] = from + i % quarter;
+    second[i] = first[i] + quarter;
+  }
+  Vector ab = __builtin_shuffle(a, b, lower) + __builtin_shuffle(a, b, upper);
+  Vector cd = __builtin_shuffle(c, d, lower) + __builtin_shuffle(c, d, upper);
+  Vector x = __builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, second);
+  if constexpr (quarter >= 4) x += exchanged<2>(x);
+  if constexpr (quarter >= 2) x += exchanged<1>(x);
+  for (int i = 0; i < 4; ++i) to[i] = x[i * quarter];
+}
 template <int Distance = kLanes / 2>
 inline float highest(Vector x) {
   x = larger(x, exchanged<Distance>(x));
