@@ -58,9 +58,10 @@ def mask_arrays(
     for part in () if mask is None else mask.parts:
         if isinstance(part, Window):
             place = _places(part.query_offset, B, T, S)
-            if part.left is not None:
+            # A wider one bounds nothing, and its ends would not fit an int32.
+            if part.left is not None and part.left < _WIDEST:
                 meet("low", place - part.left, jnp.maximum)
-            if part.right is not None:
+            if part.right is not None and part.right < _WIDEST:
                 meet("high", place + part.right + 1, jnp.minimum)
         elif isinstance(part, Prefix):
             place = _places(part.query_offset, B, T, S)
@@ -76,7 +77,7 @@ def mask_arrays(
                 meet("valid", part.key, jnp.logical_and)
             if part.query is not None:
                 meet("high", _rows(part.query, S), jnp.minimum)
-        elif isinstance(part, Segments) and "query_ids" not in found:
+        elif isinstance(part, Segments) and "query_ids" not in found and _narrow(part):
             found |= {"query_ids": part.query_ids, "key_ids": part.key_ids}
         elif isinstance(part, Dense):
             meet("dense", part.array, jnp.logical_and)
@@ -90,6 +91,14 @@ def mask_arrays(
         codes, tiles = _table(tuple(patterns), T, S, query_block, key_block)
         return MaskArrays(**found, codes=codes, tiles=tiles)
     return MaskArrays(**found)
+
+
+_WIDEST = 2**30
+
+
+def _narrow(part: Segments) -> bool:
+    """Whether ids stay different as int32."""
+    return part.query_ids.dtype.itemsize <= 4 and part.key_ids.dtype.itemsize <= 4
 
 
 def _places(offset: conditions.Offset | None, B: int, T: int, S: int) -> Array:

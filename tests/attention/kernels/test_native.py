@@ -27,6 +27,7 @@ MASKS |= {
     "none": None,
     "far": masks.window(90, 10, 200),
     "early": masks.causal(-70),
+    "widest": masks.window(2**31 - 1, 2**31 - 1, 0) & masks.lengths(key=jnp.array([-3, 2**30])),
     "lengths_or_global": (masks.window(60, 1, 0) | patterns.global_tokens(2, 0))
     & masks.lengths(key=jnp.array([S, 70])),
 }
@@ -50,7 +51,7 @@ OPTIONS = {
 }
 OPTIONS = {name: (None, {"mask": mask}) for name, mask in MASKS.items()} | OPTIONS
 # One of each way through the code; the others are slow tests.
-QUICK = ("causal", "lengths", "segments", "big_bird", "bias_of_examples", "all")
+QUICK = ("causal", "widest", "lengths", "segments", "big_bird", "bias_of_examples", "all")
 
 
 def arrays(t=T, s=S, **sizes):
