@@ -128,6 +128,6 @@ def _prompts():
         "model": {"dropout_rate": 0.2},
         "optimizer": _optimizer(),
         "training": TrainingConfig(
-            steps=2000, batch_size=16, evaluation_batch_size=20, evaluate_every=250, log_every=25
+            steps=1200, batch_size=16, evaluation_batch_size=20, evaluate_every=200, log_every=25
         ),
     }
