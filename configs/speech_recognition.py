@@ -122,6 +122,7 @@ def _prompts():
     return {
         "data": {
             "augmentation": _augmentation(speed=0.1, noise=(10.0, 40.0), warp=0.1),
+            "silence": 0.05,
             "text": TextConfig(tokenizer="character", min_count=1),
         },
         "units": 500,

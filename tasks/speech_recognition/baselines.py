@@ -97,14 +97,15 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
     began = time.monotonic()
     decoder = Decoder(samprate=_SPHINX_RATE, loglevel="FATAL")
     test, written = speech.splits["test"], []
-    for index in range(len(test)):
+    spoken = np.flatnonzero(test.groups == 0)
+    for index in spoken:
         samples = test[index]["samples"].astype(np.float32) / 32768
         decoder.start_utt()
         decoder.process_raw(to_pcm(resampled(samples, rate, _SPHINX_RATE)).tobytes(), full_utt=True)
         decoder.end_utt()
         found = decoder.hyp()
         written.append(found.hypstr if found else "")
-    return _scored(test.texts, written, began)
+    return _scored([test.texts[index] for index in spoken], written, began)
 
 
 def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[str, float]:

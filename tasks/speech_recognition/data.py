@@ -69,8 +69,9 @@ class DataConfig:
         and validation takes 5 to 9.
       strings: of spoken_digit_strings: how they are joined.
       long_strings: of its second test, of strings that are longer than any in train.
-      silence: further examples of train in which nobody speaks, as a share of its strings: what
-        has never heard nothing takes it for something.
+      silence: further examples of train, of strings and prompts, in which nobody speaks, as a
+        share: what has never heard nothing takes it for something. (Of own recordings those do
+        whose text is empty.)
       train_size, validation_size, test_size: strings of each split. The second test, and each of
         its noisy copies, have a quarter of test_size.
       seed: of the strings.
@@ -291,15 +292,19 @@ def _conditions(
         part, index, noise = places[number]
         rng = np.random.default_rng((*seed, number))
         if part is None:
-            # From nothing at all to what a bad line has.
-            loudness = (0, 3, 30, 300)[index % 4]
-            return np.round(loudness * rng.normal(size=lengths[number])).astype(np.int16)
+            return _nothing(index, lengths[number], rng)
         samples = part[index]
         if noise is None:
             return samples
         return noisy(samples, noise, rng)
 
     return clips(read, lengths, units_of(encoder, texts), texts, np.array(groups, np.int32))
+
+
+def _nothing(index: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Nobody speaks: from nothing at all to what a bad line has."""
+    loudness = (0, 3, 30, 300)[index % 4]
+    return np.round(loudness * rng.normal(size=length)).astype(np.int16)
 
 
 def noisy(samples: np.ndarray, decibels: float, rng: np.random.Generator) -> np.ndarray:
@@ -318,18 +323,22 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
         rows[split] = list(source.__getitems__(range(len(source))))
     texts = {split: [row["text"].decode() for row in rows[split]] for split in SPLITS}
     encoder = TextEncoder.fit(texts["train"], config.text)
-    return SpeechData(
-        {
-            split: encoded(
-                config,
-                encoder,
-                [_prepared(row["samples"], config) for row in rows[split]],
-                texts[split],
-            )
-            for split in SPLITS
-        },
-        encoder,
-    )
+    rate, splits = config.features.sample_rate, {}
+    for split in SPLITS:
+        sounds = [_prepared(row["samples"], config) for row in rows[split]]
+        silent = {"train": config.silence, "test": 0.25}.get(split, 0.0)
+        count = math.ceil(silent * len(sounds))
+        rng = np.random.default_rng((config.seed, _STREAMS[split], _STREAMS[SILENCE]))
+        groups = np.repeat([0, 1 if split == "test" else 0], [len(sounds), count])
+        sounds += [_nothing(index, rate * (1 + index % 4), rng) for index in range(count)]
+        splits[split] = clips(
+            sounds.__getitem__,
+            [len(sound) for sound in sounds],
+            units_of(encoder, said := texts[split] + [""] * count),
+            said,
+            groups.astype(np.int32),
+        )
+    return SpeechData(splits, encoder, ("", SILENCE))
 
 
 def _own(config: DataConfig) -> SpeechData:

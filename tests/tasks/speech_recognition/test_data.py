@@ -201,7 +201,12 @@ def test_spoken_digits_and_strings_of_them():
 def test_prompts_are_split_without_near_duplicates():
     with needed():
         data = load(DataConfig(name="prompts_en", text=CHARACTERS), Paths.default())
-    assert [len(data.splits[split]) for split in data.splits] == [433, 60, 54]
+    # With 9 clips, and 14 of a condition of their own, in which nobody speaks.
+    assert [len(data.splits[split]) for split in data.splits] == [433 + 9, 60, 54 + 14]
     train, test = (data.splits[split].texts for split in ("train", "test"))
+    assert train[433:] == [""] * 9
+    assert not data.splits["test"][54]["samples"].any()
+    np.testing.assert_array_equal(data.splits["test"].groups, np.repeat([0, 1], [54, 14]))
+    train, test = train[:433], test[:54]
     assert not near_duplicates(train, test).any()
     assert set("".join(test)) <= set("abcdefghijklmnopqrstuvwxyz' ")
