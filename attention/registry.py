@@ -86,8 +86,11 @@ def expect_usable(
     """
     from flax import nnx
 
+    from attention.kernels import devices
+
     try:
-        nnx.eval_shape(use, *inputs)
+        with devices.outlined():
+            nnx.eval_shape(use, *inputs)
     except ValueError as error:
         named = str(error).partition(":")[0] in (argument, *others)
         raise ValueError(str(error) if named else f"{argument}: {spec!r}: {error}") from None

@@ -142,7 +142,7 @@ def measure(
         found[name] |= one
     # "auto" is one of the kernels: nothing is measured twice.
     auto = chosen(case, drawn)
-    found = {"auto": {"kernel": auto.name, "why": auto.reason, **found[auto.name]}, **found}
+    found = {"auto": {"kernel": auto.name, "why": auto.reason, **found.get(auto.name, {})}, **found}
     return {
         "case": case.name,
         "label": case.label,

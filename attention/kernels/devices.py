@@ -16,6 +16,7 @@ PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 # What the context managers below set, innermost last.
 _interpreted: list[bool] = []
 _assumed: list[str] = []
+_outlined: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -55,6 +56,23 @@ def lowering_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _assumed.pop()
+
+
+@contextlib.contextmanager
+def outlined() -> Iterator[None]:
+    """What is traced within is never computed: "auto" takes the reference, and asks for no device,
+    so that there may be none yet.
+    """
+    _outlined.append(True)
+    try:
+        yield
+    finally:
+        _outlined.pop()
+
+
+def only_outlined() -> bool:
+    """Whether `outlined` is in force."""
+    return bool(_outlined)
 
 
 def needs(platform: str, can_be_interpreted: bool = True) -> bool:

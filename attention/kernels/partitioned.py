@@ -191,7 +191,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     def infer(mesh, argument_shapes, result_shapes):
         return placed(mesh, cuts(mesh, argument_shapes), results)
 
-    rule, factors = _rule(what.dims, results, group)
+    rule, factors = _rule(what.dims, results, kv_heads, group)
     run.def_partition(
         partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule, **factors
     )
@@ -204,9 +204,11 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
     return x
 
 
-def _rule(operands: Sequence[str], results: Sequence[str], group: int):
+def _rule(operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int):
     """What Shardy is told: which dimensions are the same."""
     alone = iter(range(10_000))
+    # A factor of size 1 is none.
+    alone_heads = kv_heads == 1 and group > 1
 
     def side(arrays: Sequence[str]) -> str:
         return ", ".join(" ".join(letter(d) for d in dims or "1") for dims in arrays)
@@ -214,7 +216,9 @@ def _rule(operands: Sequence[str], results: Sequence[str], group: int):
     def letter(dim: str) -> str:
         if dim == "b":
             return "b"
-        if dim == "k" or (dim == "n" and group == 1):
+        if dim == "n" and alone_heads:
+            return "g"
+        if (dim == "k" and not alone_heads) or (dim == "n" and group == 1):
             return "k"
         if dim == "n":
             return "(k g)"

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, explain_choice, masks, patterns
+from attention import attend, explain_choice, masks, patterns, registry
 from attention.dropout import keep_mask
-from attention.kernels import blockwise, reference
+from attention.kernels import blockwise, choice, reference
 from tests.attention.subjects import normal
 
 B, T, S, N, K, H, V = 2, 13, 19, 4, 2, 6, 3
@@ -277,7 +277,11 @@ def test_is_traced_once_and_refuses_what_it_cannot_do():
         blockwise.attend(**inputs, **options)
 
 
-def test_auto_takes_it_where_sequences_are_long():
+def test_auto_takes_it_where_sequences_are_long(monkeypatch):
+    lines = [registry.find("kernel", name) for name in ("blockwise", "reference")]
+    monkeypatch.setattr(registry, "TABLE", lines)
+    monkeypatch.setattr(choice, "timings", dict)
+
     def chosen(length, **options):
         structs = [jax.ShapeDtypeStruct((1, length, 2, 4), "float32") for _ in range(3)]
         return explain_choice(*structs, **options)
