@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tasks.common.backbones import transformer
+from tasks.common.cross_entropy import cross_entropy
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Examples
@@ -218,7 +218,7 @@ class LanguageModeling(Task):
             read = jnp.take_along_axis(hidden, masked.places[..., None], axis=1)
         logits = model.logits(read)
         weight = weight * batch["weight"][:, None]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        losses = cross_entropy(logits, targets)
         right = jnp.argmax(logits, axis=-1) == targets
         sums = {
             "loss": jnp.sum(losses * weight, axis=1),
@@ -227,7 +227,7 @@ class LanguageModeling(Task):
         }
         if self.model.next_sentence:
             logits, follows = model.next_sentence(hidden), batch["follows"]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, follows)
+            losses = cross_entropy(logits, follows)
             right = jnp.argmax(logits, axis=-1) == follows
             sums |= {
                 "follows_loss": losses * batch["weight"],

@@ -10,8 +10,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from tasks.common.cross_entropy import smoothed_cross_entropy
 from tasks.recommendation.recommender import is_event, known, weighted_mean
 
 Array = jax.Array
@@ -58,10 +58,7 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
     Returns:
       [...]; 0 where there is no target.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, known(targets))
-    if label_smoothing:
-        spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    losses, _ = smoothed_cross_entropy(logits, known(targets), label_smoothing)
     return jnp.where(is_event(targets), losses, 0)
 
 

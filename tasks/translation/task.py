@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tasks.common.backbones import recurrent, transformer
+from tasks.common.cross_entropy import cross_entropy, smoothed_cross_entropy
 from tasks.common.decoding import Decoded, DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.metrics import bleu_contributions, bleu_signature, translation_metrics
@@ -134,18 +134,19 @@ class Translation(Task):
 
         - (1 - ε) log p(y) - ε · mean over words of log p
         """
-        logits, losses, weight = _by_token(model, batch, dropout_key)
-        tokens, smoothing = jnp.maximum(jnp.sum(weight), 1), self.model.label_smoothing
-        true = jnp.take_along_axis(logits, batch["target"][..., None], axis=-1)[..., 0]
-        spread = true - jnp.mean(logits, axis=-1)
-        loss = jnp.sum((losses + smoothing * spread) * weight) / tokens
+        logits, weight = _by_token(model, batch, dropout_key)
+        smoothing = self.model.label_smoothing
+        smoothed, losses = smoothed_cross_entropy(logits, batch["target"], smoothing)
+        tokens = jnp.maximum(jnp.sum(weight), 1)
+        loss = jnp.sum(smoothed * weight) / tokens
         return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
 
     def batch_statistics(
         self, model: models.Translator, batch: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Summed cross-entropy, tokens that are right, and number of tokens; teacher forcing."""
-        logits, losses, weight = _by_token(model, batch, None)
+        logits, weight = _by_token(model, batch, None)
+        losses = cross_entropy(logits, batch["target"])
         right = jnp.argmax(logits, axis=-1) == batch["target"]
         return {
             "loss": jnp.sum(losses * weight),
@@ -292,12 +293,11 @@ class Translation(Task):
 
 def _by_token(
     model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits [B, T, V], cross-entropy and weight of every token, each [B, T]; teacher forcing."""
+) -> tuple[jax.Array, jax.Array]:
+    """Logits [B, T, V] and weight of every token, [B, T]; teacher forcing."""
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    return logits, losses, jnp.where(target == PAD, 0, batch["weight"][:, None])
+    return logits, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
