@@ -52,11 +52,6 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
             take(Weights(compute, of_rows))
 
 
-def active() -> bool:
-    """Whether there is a recorder."""
-    return _RECORDER.get() is not None
-
-
 @contextlib.contextmanager
 def recorder(take: Take | None) -> Iterator[None]:
     """While it lasts, `take` gets all that is recorded."""

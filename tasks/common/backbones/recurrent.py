@@ -15,7 +15,6 @@ from flax import nnx
 
 from attention import shapes
 from attention.projection import Projection
-from tasks.common.backbones.scans import applied, scan_maps
 
 Array = jax.Array
 
@@ -42,11 +41,8 @@ def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Arra
     Returns:
       h', [B, H].
     """
-    return _gru_gates(projected, applied({"": (kernel, bias)})("", state), state)
-
-
-def _gru_gates(projected: Array, recurrent: Array, state: Array) -> Array:
-    """`gru_step` from h U + b, [B, 3H]."""
+    sums = jnp.promote_types(state.dtype, jnp.float32)
+    recurrent = jnp.matmul(state, kernel, preferred_element_type=sums).astype(state.dtype) + bias
     x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(recurrent, 3, axis=-1)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
@@ -77,13 +73,10 @@ def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) ->
     Returns:
       h' and c'.
     """
-    recurrent = applied({"": (kernel, bias)})("", state.hidden)
-    return _lstm_gates(projected, recurrent, state)
-
-
-def _lstm_gates(projected: Array, recurrent: Array, state: LSTMState) -> LSTMState:
-    """`lstm_step` from h U + b, [B, 4H]."""
-    i, f, g, o = jnp.split(projected + recurrent, 4, axis=-1)
+    hidden = state.hidden
+    sums = jnp.promote_types(hidden.dtype, jnp.float32)
+    recurrent = jnp.matmul(hidden, kernel, preferred_element_type=sums).astype(hidden.dtype)
+    i, f, g, o = jnp.split(projected + recurrent + bias, 4, axis=-1)
     cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
 
@@ -136,16 +129,13 @@ class Recurrent(nnx.Module):
         """What others see of a state, [B, H]."""
         raise NotImplementedError
 
-    def advance(self, projected: Array, recurrent: Array, state: Any) -> Any:
-        """One step, from x W + b and h U + b, [B, GH], as the function of the network's name does
-        it.
-        """
+    def advance(self, projected: Array, state: Any, kernel: Array, bias: Array) -> Any:
+        """One step, from x W + b [B, GH], as the function of the network's name does it."""
         raise NotImplementedError
 
     def step(self, x: Array, state: Any) -> Any:
         """x [B, D], state with leaves [B, H] -> the next state; for decoders."""
-        recurrent = applied({"recurrent": self.recurrent_map()})("recurrent", self.hidden(state))
-        return self.advance(self.input(x), recurrent, state)
+        return self.advance(self.input(x), state, *self._recurrent_weights())
 
     def __call__(
         self,
@@ -178,20 +168,20 @@ class Recurrent(nnx.Module):
         if initial_state is None:
             initial_state = self.initial_state(sizes["B"])
         expect_state("initial_state", initial_state, self, sizes)
+        kernel, bias = self._recurrent_weights()
         # One large product outside of the loop in place of T small ones inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
         steps = None if valid is None else jnp.swapaxes(valid, 0, 1)[..., None]
 
-        def step(apply, state, inputs):
+        def step(state, inputs):
             projected_t, valid_t = inputs
-            new = self.advance(projected_t, apply("recurrent", self.hidden(state)), state)
+            new = self.advance(projected_t, state, kernel, bias)
             if valid_t is not None:
                 new = jax.tree.map(lambda new, old: jnp.where(valid_t, new, old), new, state)
             return new, self.hidden(new)
 
-        last, states = scan_maps(
+        last, states = jax.lax.scan(
             step,
-            {"recurrent": self.recurrent_map()},
             jax.tree.map(lambda leaf: leaf.astype(self.dtype), initial_state),
             (projected, steps),
             reverse=reverse,
@@ -199,8 +189,7 @@ class Recurrent(nnx.Module):
         )
         return jnp.swapaxes(states, 0, 1), last
 
-    def recurrent_map(self) -> tuple[Array, Array]:
-        """U and its bias, for `scan_maps`."""
+    def _recurrent_weights(self) -> tuple[Array, Array]:
         weights = self.recurrent
         return weights.kernel[...].astype(self.dtype), weights.bias[...].astype(self.dtype)
 
@@ -220,9 +209,9 @@ class GRU(Recurrent):
         """All of it, [B, H]."""
         return state
 
-    def advance(self, projected: Array, recurrent: Array, state: Array) -> Array:
+    def advance(self, projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
         """See `gru_step`."""
-        return _gru_gates(projected, recurrent, state)
+        return gru_step(projected, state, kernel, bias)
 
 
 class LSTM(Recurrent):
@@ -247,9 +236,9 @@ class LSTM(Recurrent):
         """h, [B, H]."""
         return state.hidden
 
-    def advance(self, projected: Array, recurrent: Array, state: LSTMState) -> LSTMState:
+    def advance(self, projected: Array, state: LSTMState, kernel: Array, bias: Array) -> LSTMState:
         """See `lstm_step`."""
-        return _lstm_gates(projected, recurrent, state)
+        return lstm_step(projected, state, kernel, bias)
 
 
 CELLS: dict[str, type[Recurrent]] = {"gru": GRU, "lstm": LSTM}

@@ -22,7 +22,6 @@ from attention.projection import Projection
 from attention.recurrent.temporal import TemporalAttention
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import expect_state, find_cell
-from tasks.common.backbones.scans import Apply, applied, scan_maps
 
 Array = jax.Array
 
@@ -153,9 +152,7 @@ class AttentionDecoder(nnx.Module):
           logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
           and, with temporal attention, "temporal", [R, N, max_length].
         """
-        apply = applied(self._maps())
-        word = apply("words", self.embedding(tokens))
-        cells, context, weights, aligned = self._advance(apply, word, state)
+        cells, context, weights, aligned = self._advance(self.embedding(tokens), state)
         top, past, looked = self._top(cells), state.past, {"alignment": weights}
         parts = [context, top]
         if self.temporal is not None:
@@ -194,16 +191,13 @@ class AttentionDecoder(nnx.Module):
         first = self._first(memory, valid, initial)
         words = self._dropped(self.embedding(target_inputs), keys[0])
 
-        maps = self._maps()
-        # What reads no earlier step, and what no later one reads, stays outside of the loop.
-        projected = applied({"words": maps.pop("words")})("words", jnp.swapaxes(words, 0, 1))
-
-        def step(apply, carry, inputs):
+        def step(carry, inputs):
             state = DecoderState(*carry, first.memory, ())
-            cells, context, weights, aligned = self._advance(apply, inputs[0], state, inputs[1])
+            cells, context, weights, aligned = self._advance(inputs[0], state, inputs[1])
             return (cells, context, aligned), (context, self._top(cells), weights)
 
-        _, found = scan_maps(step, maps, first[:3], (projected, between))
+        # What no later step reads stays outside of the loop.
+        _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
         contexts, tops, weights = (jnp.swapaxes(leaf, 0, 1) for leaf in found)
         parts = [contexts, tops]
         if self.temporal is not None:
@@ -211,32 +205,15 @@ class AttentionDecoder(nnx.Module):
         features = self._dropped(self._features(parts), keys[2])
         return self.classify(features), weights
 
-    def _maps(self) -> dict[str, tuple[Array, Array]]:
-        """The linear maps of a step, as `scan_maps` takes them: of the words read, of the context
-        (the rest of the first layer's input kernel), of deeper layers' inputs, of their states.
-        """
-        kernel, bias = self.cells[0].input.kernel[...], self.cells[0].input.bias[...]
-        E = self.embedding.model_size
-        maps = {"words": (kernel[:E], bias), "context": (kernel[E:], jnp.zeros_like(bias))}
-        for layer, cell in enumerate(self.cells):
-            maps[f"recurrent_{layer}"] = cell.recurrent_map()
-            if layer:
-                maps[f"input_{layer}"] = (cell.input.kernel[...], cell.input.bias[...])
-        return maps
-
     def _advance(
-        self, apply: Apply, word: Array, state: DecoderState, key: Array | None = None
+        self, word: Array, state: DecoderState, key: Array | None = None
     ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-        """What the words are mapped to, [R, GD] -> the layers' states, context [R, M], weights, the
-        alignment's state.
-        """
-        x, cells = state.context, []
+        """word [R, E] -> the layers' states, context [R, M], weights, the alignment's state."""
+        x, cells = jnp.concatenate([word, state.context], axis=-1), []
         for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
             if layer and key is not None:
                 x = self._dropped(x, jax.random.fold_in(key, layer))
-            projected = apply(f"input_{layer}", x) if layer else word + apply("context", x)
-            recurrent = apply(f"recurrent_{layer}", cell.hidden(old))
-            cells.append(cell.advance(projected, recurrent, old))
+            cells.append(cell.step(x, old))
             x = cell.hidden(cells[-1])
         context, weights, aligned = self.alignment.step(x, state.memory, state.aligned)
         return tuple(cells), context, weights, aligned
