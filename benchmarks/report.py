@@ -89,11 +89,11 @@ def _machine(section: Mapping[str, Any]) -> list[str]:
     device = machine["device"]
     processor = f"{machine['processor']}, {machine['cores']} cores"
     place = processor if device == "cpu" else f"{device} ({processor})"
-    load = machine.get("load")
+    load = machine.get("load_before")
     busy = load is not None and load > 0.5 * machine["cores"]
     words = f"`{section['command']}` on {place}; {versions}; commit {machine['commit']}."
     if busy:
-        words += f" The machine was doing other work too (load {load} when this was written)."
+        words += f" The machine was doing other work too (load {load} when this began)."
     return [words]
 
 
@@ -216,10 +216,14 @@ def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # A way has one colour everywhere.
+    names = [name for ways in lines.values() for name in ways]
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(names))}
     figure, axes = pyplot.subplots(len(lines), 2, figsize=(11, 4 * len(lines)), squeeze=False)
     for (suite, ways), (times, bytes_) in zip(lines.items(), axes, strict=True):
         for name, points in ways.items():
-            style = {"marker": "o", "linewidth": 2.5 if name in ("auto", "torch") else 1.2}
+            style = {"color": colours[name], "marker": "o"}
+            style |= {"linewidth": 2.5 if name in ("auto", "torch") else 1.2}
             style["linestyle"] = "--" if name == "torch" else "-"
             T, milliseconds, needed = zip(*sorted(points), strict=True)
             times.plot(T, milliseconds, label=name, **style)

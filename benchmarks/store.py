@@ -37,6 +37,10 @@ def command() -> str:
     return " ".join(["python -m", name, *flags])
 
 
+# Of others: when this is imported, nothing has been measured yet.
+_LOAD = round(os.getloadavg()[0], 1)
+
+
 def machine() -> dict[str, Any]:
     """Device, processor, versions and commit."""
     import jax
@@ -47,7 +51,7 @@ def machine() -> dict[str, Any]:
         "devices": jax.local_device_count(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
+        "load_before": _LOAD,
         "python": platform.python_version(),
         "versions": {name: found for name in VERSIONS if (found := _version(name))},
         "commit": _commit(),
