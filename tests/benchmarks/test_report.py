@@ -63,7 +63,7 @@ SUITES = {
             },
         },
         "train_step": {
-            "machine": MACHINE | {"load": 0.4},
+            "machine": MACHINE | {"load_before": 0.4},
             "command": "python -m benchmarks.train_step",
             "rows": [
                 {
