@@ -12,7 +12,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 
 import jax
 from absl import logging
@@ -119,8 +118,3 @@ def _processor() -> str:
         kept = ("model name", "flags", "Features", "CPU part")
         return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
     return platform.processor()
-
-
-def macros(numbers: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    """What `library` takes."""
-    return tuple(sorted(numbers.items()))

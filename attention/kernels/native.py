@@ -93,8 +93,8 @@ class _Options:
 @functools.cache
 def _registered() -> None:
     """Compiles the sources, and tells XLA of them."""
-    numbers = {"ATTENTION_QUERY_BLOCK": _QUERY_BLOCK, "ATTENTION_KEY_BLOCK": _KEY_BLOCK}
-    library = compiled.library(_SOURCES, "attention.cc", compiled.macros(numbers))
+    sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
+    library = compiled.library(_SOURCES, "attention.cc", sizes)
     for name in ("AttentionForward", "AttentionBackward"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
