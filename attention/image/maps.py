@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
+from attention.kernels import convolution
 from attention.kernels.reference import accumulator
 
 Array = jax.Array
@@ -77,13 +78,9 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     sizes = expect_map(x)
     shapes.expect("kernel", kernel, "height width C O", {"C": sizes["C"]})
     wide = jnp.promote_types(accumulator(x), kernel.dtype)
-    return jax.lax.conv_general_dilated(
-        x.astype(wide),
-        kernel.astype(wide),
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+    around = tuple(tuple(int(side) for side in pair) for pair in padding)
+    return convolution.convolve(x.astype(wide), kernel.astype(wide), stride=stride, padding=around)
 
 
 def reduced(channels: int, reduction: int, least: int = 1) -> int:

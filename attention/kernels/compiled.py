@@ -55,7 +55,7 @@ def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     command = [compiler, *_FLAGS, native, f"-I{jax.ffi.include_dir()}"]
     command += [f"-D{name}={number}" for name, number in macros]
-    path = _cache() / f"{folder.name}-{_fingerprint(folder, command)}.so"
+    path = _cache() / f"{pathlib.Path(main).stem}-{_fingerprint(folder, command)}.so"
     if not path.exists():
         _compile([*command, str(folder / main)], path)
     try:

@@ -5,10 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "threads.h"
 #include "vector.h"
 
 namespace attention {
@@ -18,24 +17,6 @@ namespace attention {
 constexpr long kQueries = ATTENTION_QUERY_BLOCK, kKeys = ATTENTION_KEY_BLOCK;
 // A row of scores: some floats more than a power of two, so that rows do not share cache sets.
 constexpr long kRow = kKeys + kLanes;
-
-// Floats on a cache line's border.
-class Buffer {
- public:
-  float* reserve(long count) {
-    if (count > size_) {
-      std::free(data_);
-      data_ = static_cast<float*>(std::aligned_alloc(64, round_up(count, 16) * sizeof(float)));
-      size_ = data_ ? count : 0;
-    }
-    return data_;
-  }
-  ~Buffer() { std::free(data_); }
-
- private:
-  float* data_ = nullptr;
-  long size_ = 0;
-};
 
 // An array whose first two dimensions are each full or 1.
 template <typename T>

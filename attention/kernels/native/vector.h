@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace attention {
 
@@ -28,7 +29,8 @@ typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 inline long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline Vector load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vector x) { *reinterpret_cast<Loose*>(p) = x; }
-inline Vector splat(float x) { return Vector{} + x; }
+// x - 0 is x; x + 0 is not, for -0, and would be computed.
+inline Vector splat(float x) { return x - Vector{}; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 // bfloat16 is the upper half of a float32.
@@ -143,39 +145,44 @@ template <int R, int V>
 inline void tile(long depth, const float* a, long a_row, long a_column, const float* b, long b_row,
                  float* c, long c_row, bool add) {
   Vector sums[R][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < V; ++j) sums[i][j] = add ? load(c + i * c_row + j * kLanes) : Vector{};
   for (long k = 0; k < depth; ++k) {
     Vector right[V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < V; ++j) right[j] = load(b + j * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       Vector left = splat(a[i * a_row]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < V; ++j) sums[i][j] += left * right[j];
     }
     a += a_column;
     b += b_row;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < V; ++j) store(c + i * c_row + j * kLanes, sums[i][j]);
 }
 
+// All rows of V vectors: as many at once as registers hold, and enough that sums do not wait for
+// each other.
 template <int V>
 void columns(long rows, long depth, const float* a, long a_row, long a_column, const float* b,
              long b_row, float* c, long c_row, bool add) {
   long i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows)
-    tile<kTileRows, V>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
-  for (; i + 2 <= rows; i += 2)
-    tile<2, V>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
-  for (; i < rows; ++i)
-    tile<1, V>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+  auto take = [&](auto number) {
+    constexpr int R = decltype(number)::value;
+    for (; i + R <= rows; i += R)
+      tile<R, V>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+  };
+  take(std::integral_constant<int, V == 1 ? 2 * kTileRows : kTileRows>());
+  take(std::integral_constant<int, 4>());
+  take(std::integral_constant<int, 2>());
+  take(std::integral_constant<int, 1>());
 }
 
 // c [rows, width] = a [rows, depth] · b [depth, width], or added to c. The width is a multiple of

@@ -17,6 +17,7 @@ from flax import nnx
 from attention import registry, shapes
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_positive, kernel_init
+from attention.kernels.convolution import convolve
 
 Array = jax.Array
 
@@ -178,12 +179,11 @@ class Convolution(nnx.Module):
         """
         size, _, inputs, _ = self.kernel.shape
         shapes.expect("x", x, "B Y X C", {"C": inputs})
-        x = jax.lax.conv_general_dilated(
+        x = convolve(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            [((size - 1) // 2, size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            stride=self.stride,
+            padding=(((size - 1) // 2, size // 2),) * 2,
         )
         if self.bias is not None:
             x = x + self.bias[...].astype(self.dtype)

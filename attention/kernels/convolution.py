@@ -1,0 +1,201 @@
+"""Convolution of maps: XLA's, and on a CPU C++ that XLA calls on its own threads.
+
+XLA's convolutions on a CPU, most of all the gradient of the kernel, take a multiple of the time of
+the same products by blocks that the caches hold. The sources are in native/ beside those of
+attention, compiled at first use (`kernels.compiled`); without a compiler, for other dtypes, on
+other devices and spread over several it is XLA's. Which one is settled when a program is lowered.
+
+A convolution and its two transposes are primitives, each bilinear, and their transposes are each
+other: derivatives of any order and both modes follow.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from attention import shapes
+from attention.kernels import compiled
+
+Array = jax.Array
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_SOURCES = pathlib.Path(__file__).with_name("native")
+
+
+def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    """Cross-correlation with zeros around (LeCun et al. 1989).
+
+        y_ijo = Σ_uvc k_uvco · x_(i·s + u - top)(j·s + v - left)c
+
+    Args:
+      x: [B, Y, X, C].
+      kernel: [height, width, C, O] in x's dtype.
+      stride: s.
+      padding: rows of zeros above and below, columns to the left and the right.
+
+    Returns:
+      y, [B, rows, columns, O] in x's dtype; of bfloat16 the sums are float32.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the kernel is larger than what it goes over.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("x", x, "B Y X C", sizes)
+    shapes.expect("kernel", kernel, "height width C O", sizes)
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"kernel: got {kernel.dtype}, expected x's {x.dtype}")
+    if stride < 1:
+        raise ValueError(f"stride: got {stride}, expected at least 1")
+    y = jax.eval_shape(functools.partial(_by_xla, stride=stride, padding=padding), x, kernel)
+    if 0 in (x.size, kernel.size, y.size) or jax.sharding.get_abstract_mesh().manual_axes:
+        return _by_xla(x, kernel, stride=stride, padding=padding)
+    return _forward.bind(x, kernel, stride=stride, padding=padding)
+
+
+def _by_xla(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _map_by_xla(y: Array, kernel: Array, *, stride: int, padding: Padding, size) -> Array:
+    x = jax.ShapeDtypeStruct((y.shape[0], *size, kernel.shape[2]), y.dtype)
+    run = functools.partial(_by_xla, stride=stride, padding=padding)
+    return jax.linear_transpose(lambda x: run(x, kernel), x)(y)[0]
+
+
+def _kernel_by_xla(x: Array, y: Array, *, stride: int, padding: Padding, size) -> Array:
+    kernel = jax.ShapeDtypeStruct((*size, x.shape[3], y.shape[3]), y.dtype)
+    run = functools.partial(_by_xla, stride=stride, padding=padding)
+    return jax.linear_transpose(lambda kernel: run(x, kernel), kernel)(y)[0]
+
+
+# ------------------------------------------------------------------ on a CPU
+
+
+@functools.cache
+def _registered() -> None:
+    """Compiles the sources, and tells XLA of them."""
+    library = compiled.library(_SOURCES, "convolution.cc", ())
+    for name in ("Convolution", "ConvolutionByMap", "ConvolutionByKernel"):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def _natively(target: str, by_xla, first: Array, second: Array, **parameters) -> Array:
+    like = jax.eval_shape(functools.partial(by_xla, **parameters), first, second)
+    (top, _), (left, _) = parameters["padding"]
+    attributes = {"stride": parameters["stride"], "top": top, "left": left}
+    found = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(like.shape, jnp.float32))(
+        first.astype(jnp.float32),
+        second.astype(jnp.float32),
+        **{name: np.int64(number) for name, number in attributes.items()},
+    )
+    return found.astype(like.dtype)
+
+
+def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
+    """Whether what is lowered can be the C++: for one CPU, in a dtype that it has."""
+    module = context.module_context
+    # What is spread over several devices XLA cuts up by itself, if it is XLA's.
+    if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
+        return False
+    # An exported program runs where these sources are not.
+    if module.lowering_parameters.for_export or dtype not in (jnp.float32, jnp.bfloat16):
+        return False
+    try:
+        _registered()
+    except NotImplementedError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ primitives
+
+
+def _primitive(name: str, target: str, by_xla) -> core.Primitive:
+    """Abstract values, eager calls, `vmap` and lowering; derivatives are below."""
+    primitive = core.Primitive(name)
+
+    def outline(first: Any, second: Any, **parameters) -> Any:
+        like = jax.eval_shape(functools.partial(by_xla, **parameters), first, second)
+        return jax.core.ShapedArray(like.shape, like.dtype)
+
+    def eager(*arrays, **parameters):
+        return primitive.bind(*arrays, **parameters)
+
+    def lower_on_a_cpu(context, *arrays, **parameters):
+        can = _can(context, context.avals_in[0].dtype)
+        run = functools.partial(_natively, target, by_xla) if can else by_xla
+        return mlir.lower_fun(run, multiple_results=False)(context, *arrays, **parameters)
+
+    primitive.def_impl(jax.jit(eager, static_argnames=("stride", "padding", "size")))
+    primitive.def_abstract_eval(outline)
+    batching.primitive_batchers[primitive] = functools.partial(_mapped, primitive)
+    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    mlir.register_lowering(primitive, lower_on_a_cpu, platform="cpu")
+    return primitive
+
+
+def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
+    """Maps join the batch; a kernel that is mapped, or its gradient, goes one by one."""
+    arrays = [
+        array if axis is None else jnp.moveaxis(array, axis, 0)
+        for array, axis in zip(arrays, axes, strict=True)
+    ]
+    first, second = arrays
+    if primitive is not _by_kernel and axes[1] is None:
+        joined = first.reshape(-1, *first.shape[2:])
+        found = primitive.bind(joined, second, **parameters)
+        return found.reshape(*first.shape[:2], *found.shape[1:]), 0
+    mapped = [array for array, axis in zip(arrays, axes, strict=True) if axis is not None]
+
+    def one(some):
+        some = iter(some)
+        both = [
+            array if axis is None else next(some) for array, axis in zip(arrays, axes, strict=True)
+        ]
+        return primitive.bind(*both, **parameters)
+
+    return jax.lax.map(one, mapped), 0
+
+
+_forward = _primitive("convolution", "Convolution", _by_xla)
+_by_map = _primitive("convolution_by_map", "ConvolutionByMap", _map_by_xla)
+_by_kernel = _primitive("convolution_by_kernel", "ConvolutionByKernel", _kernel_by_xla)
+
+
+def _like_map(g: Array, x: Any, kernel: Array, *, size=None, **parameters) -> Array:
+    return _by_map.bind(g, kernel, size=x.aval.shape[1:3], **parameters)
+
+
+def _like_kernel(x: Array, g: Array, kernel: Any, *, size=None, **parameters) -> Array:
+    return _by_kernel.bind(x, g, size=kernel.aval.shape[:2], **parameters)
+
+
+def _like_result(x: Array, kernel: Array, *, size=None, **parameters) -> Array:
+    return _forward.bind(x, kernel, **parameters)
+
+
+ad.defbilinear(
+    _forward,
+    lambda g, x, kernel, **given: _like_map(g, x, kernel, **given),
+    lambda g, x, kernel, **given: _like_kernel(x, g, kernel, **given),
+)
+ad.defbilinear(
+    _by_map,
+    lambda g, y, kernel, **given: _like_result(g, kernel, **given),
+    lambda g, y, kernel, **given: _like_kernel(g, y, kernel, **given),
+)
+ad.defbilinear(
+    _by_kernel,
+    lambda g, x, y, **given: _like_map(y, x, g, **given),
+    lambda g, x, y, **given: _like_result(x, g, **given),
+)
