@@ -197,8 +197,32 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
     return _table(header, table)
 
 
-_TITLES = {"attention": "Attention", "memory": "Memory", "train_step": "Train steps"}
-_SECTIONS = {"attention": _attention, "memory": _memory, "train_step": _train_step}
+def _train_choices(section: Mapping[str, Any]) -> list[str]:
+    plain = next(iter(section["rows"][0]["choices"]))
+    table = []
+    for row in section["rows"]:
+        for choice, one in row["choices"].items():
+            if "skipped" in one:
+                continue
+            low, high = one["ratio_range"]
+            ratio = f"{one['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            peak = f"{one['peak'] / 1e6:,.0f}"
+            table.append([row["model"], choice, _number(one["milliseconds"]), ratio, peak])
+    return _table(["train step", "choice", "ms", f"over {plain}", "peak of the process, MB"], table)
+
+
+_TITLES = {
+    "attention": "Attention",
+    "memory": "Memory",
+    "train_step": "Train steps",
+    "train_choices": "Choices in train steps",
+}
+_SECTIONS = {
+    "attention": _attention,
+    "memory": _memory,
+    "train_step": _train_step,
+    "train_choices": _train_choices,
+}
 _KNOWN = _SECTIONS.keys()
 
 

@@ -66,6 +66,11 @@ def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) 
     return _resident("VmHWM") - before
 
 
+def resident_peak() -> int:
+    """Bytes of this process's resident set at its peak."""
+    return _resident("VmHWM")
+
+
 def _resident(field: str) -> int:
     """Bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
     with open("/proc/self/status", encoding="ascii") as file:

@@ -275,9 +275,12 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
 
 
 def identity(config: Experiment) -> str:
-    """Hash of everything that a result depends on; the mesh is a matter of speed only."""
+    """Hash of everything that a result depends on; the mesh and what the backward pass computes
+    anew are matters of speed and memory only.
+    """
     values = to_dict(config)
     del values["mesh"]
+    values["model"].pop("rematerialize", None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

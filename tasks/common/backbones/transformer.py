@@ -91,6 +91,14 @@ class _Stack(nnx.Module):
     def _layer(self, rngs: nnx.Rngs) -> nnx.Module:
         raise NotImplementedError
 
+    def _run(self, layer: nnx.Module, *arrays: Array, **options: Any) -> Any:
+        """A layer's result; with `rematerialize` the backward pass computes the layer anew."""
+
+        def run(layer, arrays):
+            return layer(*arrays, **options)
+
+        return (nnx.remat(run) if self.config.rematerialize else run)(layer, arrays)
+
     def _input(
         self, x: Array, seen: Array | None, dropout_key: Array | None
     ) -> tuple[Array, list[Array | None]]:
@@ -172,7 +180,8 @@ class Encoder(_Stack):
         x, keys = self._input(x, None, dropout_key)
         all_weights = []
         for layer, key in zip(self.layers, keys, strict=True):
-            x, weights = layer(x, mask=mask, dropout_key=key, return_weights=return_weights)
+            options = {"mask": mask, "dropout_key": key, "return_weights": return_weights}
+            x, weights = self._run(layer, x, **options)
             all_weights.append(weights)
         x = self._output(x)
         return (x, jnp.stack(all_weights)) if return_weights else x
@@ -282,7 +291,8 @@ class Decoder(_Stack):
         }
         all_weights: dict[str, list[Array]] = {"self": [], "cross": []}
         for layer, key in zip(self.layers, keys, strict=True):
-            x, among, across = layer(
+            x, among, across = self._run(
+                layer,
                 x,
                 memory,
                 mask=mask,

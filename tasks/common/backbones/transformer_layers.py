@@ -65,6 +65,8 @@ class EncoderConfig:
         mixer are an option of its own: "dot_product(use_bias=False)".
       input_norm: whether embeddings with positions are normalised, before dropout (Devlin et al.
         2019).
+      rematerialize: whether each layer is computed once more in the backward pass rather than kept
+        (Chen et al. 2016): memory for time, the same numbers.
 
     Class attributes:
       one_length: whether all inputs have one length. Where they are padded, to one length or
@@ -89,6 +91,7 @@ class EncoderConfig:
     norm_epsilon: float = 1e-5
     use_bias: bool = True
     input_norm: bool = False
+    rematerialize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length"):

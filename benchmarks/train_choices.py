@@ -1,0 +1,169 @@
+"""What choices cost in a train step: devices a core, dtype, layers computed anew, no compiler.
+
+python -m benchmarks.train_choices
+python -m benchmarks.train_choices --models=unet --rounds=9
+
+The models are those of `benchmarks.train_step`. Each choice runs in a process of its own; the
+processes stay, and take turns in rounds. What is found goes to benchmarks/results/cpu.json, or
+where --json says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from benchmarks import report, store
+from benchmarks.side_by_side import resident_peak
+from benchmarks.train_step import MODELS
+from benchmarks.turns import in_turns, summary
+from launch.engine import cli
+from tasks.common.errors import UserError
+
+PLAIN = "as configured"
+# Choice -> what it changes in the config, and in the environment.
+CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    PLAIN: ({}, {}),
+    "a device a core": ({"mesh.cpu_devices": os.cpu_count(), "mesh.data": -1}, {}),
+    "bfloat16": ({"model.dtype": "bfloat16"}, {}),
+    "layers computed anew": ({"model.rematerialize": True}, {}),
+    "without a C++ compiler": ({}, {"CXX": "none"}),
+}
+
+
+def define_flags() -> None:
+    """Those of this command."""
+    flags.DEFINE_multi_enum("models", [], list(MODELS), "Only these; all if none.")
+    flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "What a timing lasts at least.", lower_bound=0.0)
+    flags.DEFINE_integer("batch_size", None, "Examples a step; the config's if none.")
+    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/cpu.json if none.")
+    flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
+    flags.DEFINE_enum("only", None, list(MODELS), "Take steps of this model, as asked on stdin.")
+    flags.DEFINE_enum("choice", PLAIN, list(CHOICES), "With --only: which choice.")
+
+
+def run() -> None:
+    """Measures and prints, model by model."""
+    values = flags.FLAGS
+    if values.batch_size is not None and values.batch_size < 1:
+        raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
+    if values.only:
+        _serve(values.only, values.choice)
+        return
+    path = pathlib.Path(values.json or store.FOLDER / "cpu.json")
+    rows = []
+    for name in values.models or MODELS:
+        rows.append({"model": name, "choices": measure(name)})
+        print(show(rows[-1]), flush=True)
+        store.put(path, "train_choices", {"rows": rows})
+    if values.readme:
+        report.write(path.parent)
+
+
+def measure(name: str) -> dict[str, dict[str, Any]]:
+    """Choice -> what `summary` gives, and "peak", the bytes of its process; or "skipped"."""
+    values, found = flags.FLAGS, {}
+    with contextlib.ExitStack() as stack:
+        steppers = {}
+        for choice in CHOICES:
+            stepper = stack.enter_context(_process(name, choice))
+            answer = stepper.answer()
+            if answer == "ready":
+                steppers[choice] = stepper
+            else:
+                found[choice] = {"skipped": answer}
+        asks: dict[str, Callable[[], Any]] = {c: s.step for c, s in steppers.items()}
+        seconds = in_turns(asks, rounds=values.rounds, least=values.seconds)
+        found |= summary(seconds, PLAIN)
+        for choice, stepper in steppers.items():
+            found[choice]["peak"] = int(stepper.ask("peak"))
+    return {choice: found[choice] for choice in CHOICES}
+
+
+class _Stepper:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+
+    def answer(self) -> str:
+        line = self._process.stdout.readline().strip()
+        return line or "it ended without a word"
+
+    def ask(self, word: str) -> str:
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def step(self) -> None:
+        answer = self.ask("step")
+        if answer != "done":
+            sys.exit(answer)
+
+
+@contextlib.contextmanager
+def _process(name: str, choice: str) -> Iterator[_Stepper]:
+    command = [sys.executable, "-m", "benchmarks.train_choices"]
+    command += [f"--only={name}", f"--choice={choice}"]
+    if flags.FLAGS.batch_size is not None:
+        command.append(f"--batch_size={flags.FLAGS.batch_size}")
+    environment = os.environ | CHOICES[choice][1] | {"JAX_PLATFORMS": "cpu"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        try:
+            yield _Stepper(process)
+        finally:
+            process.kill()
+
+
+def _serve(name: str, choice: str) -> None:
+    """The process of one choice: "ready" or why not, then an answer to each line."""
+    from launch.engine import config as configs
+    from launch.engine.sharding import request_devices
+
+    module = importlib.import_module(f"benchmarks.{name}_step")
+    config, data = module.setup(flags.FLAGS.batch_size)
+    try:
+        config = configs.override(config, CHOICES[choice][0])
+        request_devices(config.mesh)
+        step = module.here(config, data)
+    except UserError as error:
+        print(str(error).splitlines()[0], flush=True)
+        return
+    step(len(data))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "peak":
+            print(resident_peak(), flush=True)
+            continue
+        step(1)
+        print("done", flush=True)
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row as a terminal sees it."""
+    lines = [row["model"]]
+    for choice, one in row["choices"].items():
+        if "skipped" in one:
+            lines.append(f"{choice:>24}: {one['skipped']}")
+            continue
+        low, high = one["milliseconds_range"]
+        lines.append(
+            f"{choice:>24}: {one['milliseconds']:.3g} ms a step ({low:.3g} to {high:.3g}), "
+            f"{one['ratio']:.2f} of {PLAIN}; {one['peak'] / 1e6:,.0f} MB"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.main(run, __doc__)
