@@ -36,6 +36,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.attention --suite=$(SUITE)
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_choices
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.language_model_step
 	$(BIN)/python -m benchmarks.patchtst_step

@@ -34,9 +34,9 @@ def show(row: Row) -> str:
     return "\n".join(lines)
 
 
-def verdict(row: Row) -> str:
-    """'1.25: met' of "auto" against the target; empty without one or without torch."""
-    target, ratio = row["target"], row["ways"].get("auto", {}).get("ratio")
+def verdict(row: Row, way: str = "auto", field: str = "ratio") -> str:
+    """'1.25: met' of a way against the target; empty without one or without torch."""
+    target, ratio = row["target"], row["ways"].get(way, {}).get(field)
     if target is None or ratio is None:
         return ""
     return f"{target:g}: {'met' if ratio <= target else 'not met'}"
@@ -192,8 +192,9 @@ def _train_step(section: Mapping[str, Any]) -> list[str]:
                 cells.append(f"{one['over']:.2f} ({low:.2f} to {high:.2f})")
             else:
                 cells.append(one.get("skipped", "-"))
-        table.append([*cells, row.get("what", "")])
-    header = ["train step", "here, ms", *(f"here over {name}" for name in ways[1:]), "what"]
+        table.append([*cells, verdict(row, "torch compiled", "over"), row.get("what", "")])
+    over = [f"here over {name}" for name in ways[1:]]
+    header = ["train step", "here, ms", *over, "target over torch compiled", "what"]
     return _table(header, table)
 
 

@@ -137,6 +137,7 @@ def run(module, *arguments):
         ("attention", "--cases=nothing", ["nothing", "BigBird"]),
         ("tune", "--options=sparce", ["sparce"]),
         ("train_step", "--batch_size=0", ["--batch_size=0"]),
+        ("train_choices", "--batch_size=0", ["--batch_size=0"]),
     ],
 )
 def test_a_mistake_is_one_line(module, flag, words):

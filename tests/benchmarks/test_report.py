@@ -69,10 +69,49 @@ SUITES = {
                 {
                     "model": "unet",
                     "what": "batch 8",
+                    "target": 1.3,
                     "ways": {
                         "here": {"milliseconds": 310.0, "milliseconds_range": [300.0, 320.0]},
                         "torch": {"milliseconds": 400.0, "over": 0.78, "over_range": [0.7, 0.8]},
                         "torch compiled": {"skipped": "failed: no compiler"},
+                    },
+                },
+                {
+                    "model": "transformer",
+                    "what": "batch 64",
+                    "target": 1.2,
+                    "ways": {
+                        "here": {"milliseconds": 31.0, "milliseconds_range": [30.0, 32.0]},
+                        "torch": {"skipped": "failed: memory"},
+                        "torch compiled": {
+                            "milliseconds": 20.0,
+                            "over": 1.55,
+                            "over_range": [1.5, 1.6],
+                        },
+                    },
+                },
+            ],
+        },
+        "train_choices": {
+            "machine": MACHINE | {"load_before": 0.4},
+            "command": "python -m benchmarks.train_choices",
+            "rows": [
+                {
+                    "model": "unet",
+                    "choices": {
+                        "as configured": {
+                            "milliseconds": 310.0,
+                            "ratio": 1.0,
+                            "ratio_range": [1.0, 1.0],
+                            "peak": 1_800_000_000,
+                        },
+                        "bfloat16": {
+                            "milliseconds": 341.0,
+                            "ratio": 1.1,
+                            "ratio_range": [1.05, 1.2],
+                            "peak": 900_000_000,
+                        },
+                        "layers computed anew": {"skipped": "no such key"},
                     },
                 }
             ],
@@ -97,7 +136,9 @@ def test_the_page():
         "(1, 8, 8192, 64) float32 forward + backward)",
         "| auto (native) | 120 MB | 90 MB | at most 100 MB: met |",
         "| reference |  |  | would need 8.6 GB |",
-        "| unet | 310 | 0.78 (0.70 to 0.80) | failed: no compiler | batch 8 |",
+        "| unet | 310 | 0.78 (0.70 to 0.80) | failed: no compiler |  | batch 8 |",
+        "| transformer | 31 | failed: memory | 1.55 (1.50 to 1.60) | 1.2: not met | batch 64 |",
+        "| unet | bfloat16 | 341 | 1.10 (1.05 to 1.20) | 900 |",
     ):
         assert line in page
     assert page.count("other work") == 2

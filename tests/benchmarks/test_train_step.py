@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import recurrent_step
+from benchmarks import recurrent_step, train_choices
 from tests.attention.test_registry import ROOT
 
 
@@ -36,3 +36,38 @@ def test_a_row_for_the_page(tmp_path):
     assert row["model"] == "recurrent"
     assert row["ways"]["here"]["milliseconds"] > 0
     assert "## Train steps: cpu" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_choices_take_turns_in_processes_of_their_own(tmp_path):
+    file = tmp_path / "cpu.json"
+    options = ["--models=transformer", "--batch_size=4", "--rounds=1", "--seconds=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_choices", *options, f"--json={file}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["train_choices"]["rows"]
+    assert list(row["choices"]) == list(train_choices.CHOICES)
+    for choice, one in row["choices"].items():
+        assert one["milliseconds"] > 0, (choice, one)
+        assert one["peak"] > 100e6
+
+
+@pytest.mark.slow
+def test_a_choice_that_a_model_lacks_is_told():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.train_choices", "--only=recurrent"),
+            *("--batch_size=2", "--choice=layers computed anew"),
+        ],
+        cwd=ROOT,
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "config.model.rematerialize: no such key" in done.stdout

@@ -69,10 +69,10 @@ def test_mistakes_in_files_are_named_with_their_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_identity_leaves_out_the_mesh_alone(sst2):
-    meshed = override(sst2, {"mesh.cpu_devices": 8})
+def test_identity_leaves_out_what_is_speed_and_memory_alone(sst2):
     reseeded = override(sst2, {"seed": 1})
-    assert configs.identity(meshed) == configs.identity(sst2)
+    for change in ({"mesh.cpu_devices": 8}, {"model.rematerialize": True}):
+        assert configs.identity(override(sst2, change)) == configs.identity(sst2)
     assert configs.identity(reseeded) != configs.identity(sst2)
 
 

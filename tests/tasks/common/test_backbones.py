@@ -64,6 +64,30 @@ def test_config_refuses(change, message):
         dataclasses.replace(SMALL, **change)
 
 
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+def test_layers_computed_anew_change_no_number(kind):
+    key, x = jax.random.key(1), normal(0, 2, 5, 8)
+
+    def slopes(rematerialize):
+        config = dataclasses.replace(SMALL, rematerialize=rematerialize)
+        more = (8,) if kind is Decoder else ()
+        graphdef, state = nnx.split(kind(config, *more, rngs=nnx.Rngs(0)))
+
+        def loss(state, x):
+            model = nnx.merge(graphdef, state)
+            memory = (x[:, :3],) if kind is Decoder else ()
+            out, weights = model(x, *memory, valid=VALID, dropout_key=key, return_weights=True)
+            return jnp.sum(jnp.where(VALID[..., None], out, 0) ** 3), weights
+
+        run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        return jax.jit(run)(state, x), str(jax.make_jaxpr(run)(state, x)).count("remat")
+
+    (kept, none), (anew, some) = slopes(False), slopes(True)
+    assert not none
+    assert some >= SMALL.num_layers
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), kept, anew)
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rope", "none"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_encoder_padding_changes_nothing(positions, norm):
