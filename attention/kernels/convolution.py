@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 from attention import shapes
 from attention.kernels import compiled
@@ -54,10 +55,15 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
         raise ValueError(f"kernel: got {kernel.dtype}, expected x's {x.dtype}")
     if stride < 1:
         raise ValueError(f"stride: got {stride}, expected at least 1")
-    y = jax.eval_shape(functools.partial(_by_xla, stride=stride, padding=padding), x, kernel)
-    if 0 in (x.size, kernel.size, y.size) or jax.sharding.get_abstract_mesh().manual_axes:
-        return _by_xla(x, kernel, stride=stride, padding=padding)
-    return _forward.bind(x, kernel, stride=stride, padding=padding)
+    if min(min(pair) for pair in padding) < 0:
+        raise ValueError(f"padding: got {padding}, expected numbers of at least 0")
+    options = {"stride": stride, "padding": padding}
+    y = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel)
+    # On a mesh whose axes types tell of, XLA's operation knows how its result lies.
+    typed = any(kind != AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
+    if typed or 0 in (x.size, kernel.size, y.size):
+        return _by_xla(x, kernel, **options)
+    return _forward.bind(x, kernel, **options)
 
 
 def _by_xla(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:

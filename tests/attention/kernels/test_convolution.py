@@ -151,6 +151,8 @@ def test_wrong_calls_name_the_argument():
         ours(x, kernel.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match=r"^stride: got 0"):
         ours(x, kernel, stride=0)
+    with pytest.raises(ValueError, match=r"^padding: got .*-1.*at least 0"):
+        ours(x, kernel, padding=((1, 1), (-1, 1)))
 
 
 # ------------------------------------------------------------------ when it is XLA's
@@ -184,6 +186,11 @@ def test_on_a_mesh_it_is_cut_up_without_gathers():
         assert "all-gather" not in program and "custom-call" not in program, program
         found = test.values_and_slopes(test.ours, placed, same)
         test.assert_alike(found, test.values_and_slopes(test.by_xla, x, kernel))
+        explicit = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+        with jax.set_mesh(explicit):
+            typed = jax.jit(test.ours)(jax.device_put(x, P("data")), jax.device_put(kernel, P()))
+        assert jax.typeof(typed).sharding.spec[0] == "data"
+        test.assert_alike(typed, test.by_xla(x, kernel))
         mapped = jax.shard_map(test.ours, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
         test.assert_alike(jax.jit(mapped)(placed, same), test.by_xla(x, kernel))
     """
