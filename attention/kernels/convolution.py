@@ -46,7 +46,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
       y, [B, rows, columns, O] in x's dtype; of bfloat16 the sums are float32.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the kernel is larger than what it goes over.
+      ValueError: shapes or dtypes do not fit, or a number is out of range.
     """
     sizes: dict[str, int] = {}
     shapes.expect("x", x, "B Y X C", sizes)
