@@ -258,6 +258,9 @@ def draw(suites: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> bool:
         bytes_.set(title=f"{suite}: temporaries", ylabel="MB, forward + backward")
         for axis in (times, bytes_):
             axis.set(xscale="log", yscale="log", xlabel="length T (causal, batch 1, 8 heads of 64)")
+            lengths = sorted({T for points in ways.values() for T, *_ in points})
+            axis.set_xticks(lengths, [f"{T:,}" for T in lengths])
+            axis.set_xticks([], minor=True)
             axis.grid(True, which="both", alpha=0.3)
             if axis.lines:
                 axis.legend(fontsize=8)
