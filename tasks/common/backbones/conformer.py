@@ -156,8 +156,7 @@ class Conformer(Encoder):
         x, keys = self._input(x, None, dropout_key)
         all_weights = []
         for layer, key in zip(self.layers, keys, strict=True):
-            x, weights = layer(
-                x, mask=mask, dropout_key=key, return_weights=return_weights, valid=valid
-            )
+            options = {"mask": mask, "dropout_key": key, "return_weights": return_weights}
+            x, weights = self._run(layer, x, **options, valid=valid)
             all_weights.append(weights)
         return (x, jnp.stack(all_weights)) if return_weights else x
