@@ -1,14 +1,45 @@
-"""Shared by all tests: CPU unless told otherwise, quick compilation, compiled programs kept.
+"""Settings of all tests: CPU by default, quick compilation, and a persistent compilation cache.
 
 Most of the time of the tests goes into compiling programs that run once, so XLA is asked for few
-passes. FULL_COMPILATION=1 compiles as users have it: `make test-oracles` and, for the contract's
-comparisons with the equations, a slow test do.
+passes. With FULL_COMPILATION=1 programs are compiled with XLA's defaults, as for users: `make
+test-oracles` sets it, and a slow test sets it for the contract's comparisons with the equations.
 """
 
+import importlib.metadata
+import json
 import os
 import pathlib
+import subprocess
+import sys
 
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+
+
+def accepted(flags, cache):
+    """Returns those of `flags` that the installed XLA knows: it aborts the process at others.
+
+    Each flag is tried once in a process of its own, and the result kept in the folder `cache`.
+    """
+    kept = pathlib.Path(cache) / f"xla_flags-{importlib.metadata.version('jaxlib')}.json"
+    try:
+        known = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if missing := [flag for flag in flags if flag not in known]:
+        for flag in missing:
+            tried = subprocess.run(
+                [sys.executable, "-c", "import jax; jax.devices()"],
+                env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+                capture_output=True,
+                text=True,
+            )
+            known[flag] = "Unknown flag" not in tried.stderr
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known))
+        partial.replace(kept)
+    return [flag for flag in flags if known[flag]]
+
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # By environment, so that processes which tests start have them too.
@@ -18,6 +49,6 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if not os.environ.get("FULL_COMPILATION"):
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if QUICK not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
+    given = os.environ.get("XLA_FLAGS", "").split()
+    quick = accepted(QUICK, os.environ["JAX_COMPILATION_CACHE_DIR"])
+    os.environ["XLA_FLAGS"] = " ".join([*given, *(flag for flag in quick if flag not in given)])
