@@ -8,6 +8,9 @@ from pathlib import Path
 
 from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
+from tasks.common.tables import read_text
+
+__all__ = ["HELD_OUT", "SPLIT_NAMES", "filed_as", "hold_out", "read_text"]
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
@@ -16,31 +19,6 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-
-
-def read_text(name: str | Path) -> str:
-    """The text of a file in UTF-8, with or without a mark.
-
-    Raises:
-      UserError: it cannot be read, is not UTF-8, or is empty.
-    """
-    if Path(name).expanduser().is_dir():
-        raise UserError(f"{name}: is a folder, expected a file of text")
-    try:
-        data = Path(name).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{name}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as "
-            "UTF-8"
-        ) from None
-    if not text.strip():
-        raise UserError(f"{name}: the file is empty")
-    return text
 
 
 def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> str:

@@ -133,8 +133,8 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "", "the file is empty"),
         ("a.csv", " \n\n", "the file is empty"),
         ("a.csv", "text,label\n", "a header and no rows"),
-        ("a.csv", "review,stars\nx,1\n", "line 2: no column 'text'; there are: review, stars"),
-        ("a.csv", "text,stars\nx,1\n", "line 2: no column 'label'; there are: text, stars"),
+        ("a.csv", "review,stars\nx,1\n", "a.csv: no column 'text'; there are: review, stars"),
+        ("a.csv", "text,stars\nx,1\n", "a.csv: no column 'label'; there are: text, stars"),
         ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, the header has 2"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
@@ -147,7 +147,11 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.jsonl", '{"text": 3, "label": "a"}', "line 1: 'text' is 3, expected a text"),
         ("a.jsonl", '{"text": "x", "label": null}', "line 1: 'label' is empty"),
         ("a.jsonl", '{"label": "a"}', "line 1: no column 'text'; there are: label"),
-        ("a.xlsx", "PK", r"unknown kind of file '.xlsx'; it must end in .csv, .tsv, .jsonl"),
+        (
+            "a.xlsx",
+            "PK",
+            r"unknown kind of file '.xlsx'; it must end in .csv, .tsv, .tab, .jsonl, .ndjson",
+        ),
         ("a.csv", "text,label\nx,a\ny,b\n", "examples are too few to split"),
     ],
 )

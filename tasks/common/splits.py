@@ -1,0 +1,78 @@
+"""Counts of each split, and the check that there is something to learn from and to measure on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tasks.common.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+_SHOWN = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds.
+
+    Attributes:
+      examples: their number.
+      classes: count of each class by name, in the order of the classes; None for a task without
+        classes.
+      unit: what `classes` and `ignored` count: "examples", "objects", "pixels" or "recordings".
+      ignored: labels that are in the files but do not count, such as void pixels, crowd regions
+        or recordings without a text.
+      ignored_as: what those are called in messages.
+      least_classes: classes that the train split needs.
+    """
+
+    examples: int
+    classes: Mapping[str, int] | None = None
+    unit: str = "examples"
+    ignored: int = 0
+    ignored_as: str = "ignored"
+    least_classes: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.examples:,} examples"
+        if self.classes is not None:
+            counts = [f"{name} {count:,}" for name, count in self.classes.items()]
+            more = f", ... {len(counts) - _SHOWN} more" * (len(counts) > _SHOWN)
+            text += f"; {self.unit} by class: {', '.join(counts[:_SHOWN])}{more}"
+        if self.ignored:
+            total = self.ignored + sum((self.classes or {}).values())
+            fraction = f"{self.ignored / total:.1%} of " if total and self.classes else ""
+            text += f"; {self.ignored_as}: {self.ignored:,} ({fraction}{self.unit})"
+        return text
+
+
+def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
+    """Checks that each split can be used.
+
+    Args:
+      where: file or folder of the data, for messages.
+      splits: by name.
+
+    Raises:
+      UserError: a split has no examples or nothing but ignored labels, or the train split has too
+        few classes with at least one example, object or pixel.
+    """
+    for name, split in splits.items():
+        ignored = ""
+        if split.ignored:
+            ignored = f" ({split.ignored:,} {split.unit} are {split.ignored_as})"
+        if not split.examples:
+            raise UserError(f"{where}: the {name} split has no examples{ignored}")
+        if split.classes is None:
+            continue
+        present = [label for label, count in split.classes.items() if count]
+        if not present:
+            raise UserError(
+                f"{where}: none of {split.examples:,} examples of the {name} split has a label"
+                f"{ignored}; there is nothing to {'learn' if name == 'train' else 'measure'}"
+            )
+        if name == "train" and len(present) < split.least_classes:
+            raise UserError(
+                f"{where}: all labelled {split.unit} of the train split are of the class "
+                f"{present[0]!r}{ignored}, expected {split.least_classes} classes or more"
+            )
