@@ -12,14 +12,14 @@ cli.define_config()
 
 def prepare() -> None:
     """The verb."""
-    from launch.engine.run import prepared_task
-    from tasks.task import SPLITS
+    from launch.engine.run import described_splits, prepared_task
 
     config = cli.experiment()
     cli.set_up_jax(config)
     task = prepared_task(config, cli.paths())
-    sizes = ", ".join(f"{split} {len(task.examples(split)):,}" for split in SPLITS)
-    print(f"{config.task}: {config.data.name} is ready: {sizes} examples")
+    print(f"{config.task}: {config.data.name} is ready")
+    for line in described_splits(task):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import numpy as np
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Bucket, Examples
+from tasks.common.splits import SPLITS, SplitSummary
 from tasks.figures import Figure
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["SPLITS", "Task"]
 
 
 class Task(abc.ABC):
@@ -91,6 +92,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def examples(self, split: str) -> Examples:
         """Random access to the examples of 'train', 'validation' or 'test'."""
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split, printed before training; by default the examples alone."""
+        return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
 
     def with_validation(self) -> Task:
         """The same task, whose train split holds the validation split too: see

@@ -59,9 +59,18 @@ def run(
     task = prepared_task(config, paths)
     final = task.with_validation() if config.training.refit else task
     write_json(folder / "config.json", configs.to_dict(config))
+    for line in described_splits(task):
+        print(line, file=sys.stderr, flush=True)
     with alone(folder):
         chosen = _choose(config, task, folder / SELECTION) if config.training.refit else None
         return _finish(config, final, folder, paths, command, with_baselines, chosen)
+
+
+def described_splits(task: Task) -> list[str]:
+    """Returns one line per split with what it holds."""
+    summary = task.summary()
+    width = max(map(len, summary))
+    return [f"{split:{width}}  {counts}" for split, counts in summary.items()]
 
 
 def _selecting(config: Experiment) -> Experiment:

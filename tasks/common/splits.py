@@ -24,6 +24,7 @@ class SplitSummary:
         or recordings without a text.
       ignored_as: what those are called in messages.
       least_classes: classes that the train split needs.
+      note: what else is worth knowing, such as texts without a known word; empty if nothing.
     """
 
     examples: int
@@ -32,6 +33,7 @@ class SplitSummary:
     ignored: int = 0
     ignored_as: str = "ignored"
     least_classes: int = 1
+    note: str = ""
 
     def __str__(self) -> str:
         text = f"{self.examples:,} examples"
@@ -43,7 +45,7 @@ class SplitSummary:
             total = self.ignored + sum((self.classes or {}).values())
             fraction = f"{self.ignored / total:.1%} of " if total and self.classes else ""
             text += f"; {self.ignored_as}: {self.ignored:,} ({fraction}{self.unit})"
-        return text
+        return f"{text}; {self.note}" if self.note else text
 
 
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:

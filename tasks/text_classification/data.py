@@ -16,10 +16,9 @@ from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
 from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
+from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.text import TextConfig
 from tasks.text_classification.files import read_labelled
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,15 @@ class TextData:
     name: str
     splits: Mapping[str, Split]
     label_names: list[str]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Texts of each split by class."""
+        found = {}
+        for name in SPLITS:
+            counts = np.bincount(self.splits[name].labels, minlength=len(self.label_names))
+            classes = dict(zip(self.label_names, counts.tolist(), strict=True))
+            found[name] = SplitSummary(len(self.splits[name]), classes, least_classes=2)
+        return found
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -227,11 +235,6 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
     """Cuts off the splits that are not given and turns labels into numbers."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
-    if len(names) < 2:
-        raise UserError(
-            f"{where['train']}: all {len(read['train'])} train examples have the one class "
-            f"{names[0]!r}; a classifier needs two"
-        )
     number = {label: index for index, label in enumerate(names)}
     splits = {}
     for split in SPLITS:
@@ -244,7 +247,9 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
                 )
         labels = np.array([number[label] for label in rows.labels], np.int32)
         splits[split] = Split(rows.texts, labels, rows.ids)
-    return TextData(name, splits, names)
+    data = TextData(name, splits, names)
+    check_splits(str(where["train"]), data.summary())
+    return data
 
 
 def _with_all_splits(read: dict[str, _Rows], train_name: str) -> dict[str, _Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
 from tasks.common.pretrained import Pretrained
-from tasks.common.text import PAD, TextEncoder
+from tasks.common.splits import SplitSummary
+from tasks.common.text import CLS, PAD, UNKNOWN, TextEncoder
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import Task
 from tasks.text_classification import model as models
@@ -42,6 +44,12 @@ class TextExamples:
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """int [any], indices of the texts without a known token."""
+        known = [np.any((ids != UNKNOWN) & (ids != CLS)) for ids in self._tokens]
+        return np.flatnonzero(~np.array(known, bool))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = {"tokens": self._tokens[index], "length": self.lengths[index]}
@@ -106,7 +114,14 @@ class TextClassification(Task):
             train = texts.splits["train"].texts
             encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
         task = cls(data, model, encoder, texts.label_names, (), texts, start)
-        task._buckets = _buckets(task.examples("train").lengths, data.text.max_length)
+        train = task.examples("train")
+        if len(train.unknown) == len(train):
+            raise UserError(
+                f"config.data: the tokenizer knows no token of any of {len(train):,} texts of the "
+                "train split; lower config.data.text.min_count, or set "
+                "config.data.text.tokenizer to bpe"
+            )
+        task._buckets = _buckets(train.lengths, data.text.max_length)
         return task
 
     @classmethod
@@ -135,6 +150,15 @@ class TextClassification(Task):
         """See `Task.examples`; encoded once, in memory."""
         part = self._texts.splits[split]
         return TextExamples(self.encoder.encode_batch(part.texts), part.labels)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Texts by class, and those of which the tokenizer knows nothing."""
+        found = {}
+        for split, counts in self._texts.summary().items():
+            unknown = len(self.examples(split).unknown)
+            note = f"{unknown:,} texts without a known token" if unknown else ""
+            found[split] = dataclasses.replace(counts, note=note)
+        return found
 
     @property
     def buckets(self) -> Sequence[int]:

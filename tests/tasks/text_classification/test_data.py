@@ -139,7 +139,11 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
         ("a.csv", "text,text,label\nx,y,a\n", "column 'text' stands in the header twice"),
-        ("a.csv", "text,label\nx,a\ny,a\n", "all . train examples have the one class 'a'"),
+        (
+            "a.csv",
+            "text,label\nx,a\ny,a\n",
+            "all labelled examples of the train split are of the class 'a'",
+        ),
         ("a.csv", b"text,label\nfine,a\nna\xefve,b\n", r"line 3 is not UTF-8 \(byte 0xef\)"),
         ("a.tsv", b"text\tlabel\n\xff\ta\n", "line 2 is not UTF-8"),
         ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": \n', "line 2 is not JSON"),
@@ -157,7 +161,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
 )
 def test_a_broken_file_gives_one_line_that_names_it(paths, write, file, content, message):
     given = write(file, content)
-    part = {"validation_file": given, "test_file": given} if "one class" in message else {}
+    part = {"validation_file": given, "test_file": given} if "of the class" in message else {}
     with pytest.raises(UserError, match=message) as error:
         own(paths, given, **part)
     assert str(error.value).startswith(given)
