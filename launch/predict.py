@@ -3,6 +3,10 @@
 python -m launch.predict --workdir=runs/sst2 --input="a gripping, funny film"
 python -m launch.predict --workdir=runs/sst2 --input=- < lines.txt
 python -m launch.predict --workdir=runs/sst2 --input_file=lines.txt --format=json
+python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.csv
+
+Of a table the column that the run was trained on is read; its rows are printed as CSV with the
+predictions beside, or with --format=json under "row".
 
 A task that looks at pictures draws what it found and where it looked, on request:
 
@@ -16,9 +20,7 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +31,18 @@ from launch.engine import cli
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
+    from launch.engine.inputs import Input
     from launch.engine.run import Predictor
     from tasks.figures import Figure
 
 cli.define_workdir()
 flags.DEFINE_multi_string("input", [], "One input; - reads one a line from standard input.")
-flags.DEFINE_string("input_file", None, "A file of inputs, one a line, in UTF-8.")
+flags.DEFINE_string(
+    "input_file",
+    None,
+    "A file of inputs, one a line; or a table (.csv, .tsv, .jsonl) with the column that the run "
+    "was trained on, whose rows are written with the predictions beside.",
+)
 flags.DEFINE_multi_string("set", [], "key=value of config.model.decoding, for this once.")
 flags.DEFINE_string("pictures", None, "A folder to write pictures of what was found into, as PNG.")
 flags.DEFINE_enum("format", "text", ["text", "json"], "Lines for people, or JSON lines.")
@@ -49,7 +57,7 @@ DRAWN_PORTION = 16
 
 def predict() -> None:
     """The verb."""
-    from launch.engine import run
+    from launch.engine import inputs, run
     from tasks.common.errors import UserError
 
     folder = cli.workdir()
@@ -60,25 +68,27 @@ def predict() -> None:
     cli.set_up_jax(config)
     task = run.restored_task(config, folder)
     predictor = run.Predictor(task, config, folder)
-    for answers in _answered(predictor):
-        for answer in answers:
-            if cli.FLAGS.format == "json":
-                print(json.dumps(answer, ensure_ascii=False))
-            else:
-                print(answer["text"])
-        sys.stdout.flush()
+    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task)
+    written = inputs.Answers(cli.FLAGS.format)
+    for portion, answers in _answered(predictor, given):
+        written.write(portion, answers)
 
 
-def _answered(predictor: Predictor) -> Iterator[list[dict[str, Any]]]:
-    """Answers to portions of the inputs; with --pictures each names its files."""
+def _answered(
+    predictor: Predictor, given: Iterator[Input]
+) -> Iterator[tuple[Sequence[Input], list[dict[str, Any]]]]:
+    """Yields portions of the inputs and their answers; with --pictures each names its files."""
     if cli.FLAGS.pictures is None:
-        yield from map(predictor, _portions(_inputs(), PORTION))
+        for portion in _portions(given, PORTION):
+            yield portion, predictor([one.raw for one in portion])
         return
     first = 1
-    for portion in _portions(_inputs(), DRAWN_PORTION):
-        answers, drawn = predictor.with_pictures(portion)
-        files = write_pictures(Path(cli.FLAGS.pictures), portion, drawn, first)
-        yield [{**answer, "pictures": names} for answer, names in zip(answers, files, strict=True)]
+    for portion in _portions(given, DRAWN_PORTION):
+        raw = [one.raw for one in portion]
+        answers, drawn = predictor.with_pictures(raw)
+        files = write_pictures(Path(cli.FLAGS.pictures), raw, drawn, first)
+        named = zip(answers, files, strict=True)
+        yield portion, [{**answer, "pictures": names} for answer, names in named]
         first += len(portion)
 
 
@@ -147,41 +157,10 @@ def _changed(config: Experiment) -> Experiment:
     return configs.override(config, changes) if changes else config
 
 
-def _inputs() -> Iterator[str]:
-    from tasks.common.errors import UserError
-
-    for text in cli.FLAGS.input:
-        if text == "-":
-            yield from _lines(sys.stdin.buffer, "standard input")
-        else:
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise UserError(f"--input={text!r}: is not UTF-8") from None
-            yield text
-    if cli.FLAGS.input_file:
-        path = Path(cli.FLAGS.input_file)
-        try:
-            with path.open("rb") as file:
-                yield from _lines(file, str(path))
-        except OSError as error:
-            raise UserError(f"--input_file={path}: {error.strerror}") from None
-
-
-def _lines(file: Any, name: str) -> Iterator[str]:
-    from tasks.common.errors import UserError
-
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise UserError(f"{name}: line {number} is not UTF-8; convert it first") from None
-
-
-def _portions(inputs: Iterator[str], size: int) -> Iterator[Sequence[str]]:
-    portion: list[str] = []
-    for text in inputs:
-        portion.append(text)
+def _portions(inputs: Iterator[Input], size: int) -> Iterator[Sequence[Input]]:
+    portion: list[Input] = []
+    for one in inputs:
+        portion.append(one)
         if len(portion) == size:
             yield portion
             portion = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -174,6 +175,20 @@ class Task(abc.ABC):
         return {}
 
     # ------------------------------------------------------------------ predict
+
+    @property
+    def input_column(self) -> str | None:
+        """Column that `launch.predict` reads of a table of inputs; None: it reads no tables."""
+        return None
+
+    def table_input(self, value: str, folder: Path) -> str:
+        """Returns the input that a cell of that column stands for; by default the cell.
+
+        Args:
+          value: of the cell.
+          folder: of the table, to which paths are relative.
+        """
+        return value
 
     @abc.abstractmethod
     def inputs(self, raw: Sequence[str]) -> Examples:

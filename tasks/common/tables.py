@@ -81,7 +81,7 @@ def decoded(data: bytes, name: str) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        if b"\0" in data[:1000]:
+        if encoding == "utf-8" and b"\0" in data[:1000]:
             raise UserError(
                 f"{name}: has zero bytes, expected text in UTF-8; save the file as UTF-8"
             ) from None
@@ -168,6 +168,14 @@ class Table:
         yield from itertools.islice(
             _records(self.name, self.delimiter), 1 if self.header else 0, None
         )
+
+    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the line number and object of each line of JSON lines.
+
+        Raises:
+          UserError: a line is malformed.
+        """
+        yield from _objects(self.name)
 
     def expect(self, columns: Sequence[str]) -> None:
         """Raises UserError if the header lacks one of `columns`."""

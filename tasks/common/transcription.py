@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -331,6 +332,15 @@ class TranscriptionTask(Task):
             )
         captions = self._written(outputs)
         return [[each] for each in self._alignments(self.inputs(raw), captions, outputs, attention)]
+
+    @property
+    def input_column(self) -> str:
+        """The paths of a manifest."""
+        return "path"
+
+    def table_input(self, value: str, folder: Path) -> str:
+        """Paths are relative to the manifest's folder."""
+        return str(folder / Path(value).expanduser())
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]

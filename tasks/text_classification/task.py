@@ -291,6 +291,11 @@ class TextClassification(Task):
 
     # ------------------------------------------------------------------ predict
 
+    @property
+    def input_column(self) -> str:
+        """The column of the texts."""
+        return self.data.text_column
+
     def inputs(self, raw: Sequence[str]) -> TextExamples:
         """Any texts; one without a known word is a single unknown token."""
         return TextExamples(self.encoder.encode_batch(raw), None)

@@ -1,5 +1,7 @@
 """The verbs end to end on a person's own file: train, evaluate, predict, ablate, resume."""
 
+import csv
+import io
 import json
 import subprocess
 
@@ -144,3 +146,26 @@ def test_loss_that_is_not_finite_stops_with_one_line(verb, tiny, tmp_path):
     assert done.returncode == 2
     assert "learning_rate" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_predict_reads_the_column_of_a_table(run, verb, tmp_path):
+    texts = ["a lovely, superb film", "dull; awful", "gripping"]
+    table = tmp_path / "new.csv"
+    table.write_text(
+        "\ufeffid,review\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(texts)), "utf-8"
+    )
+    done = verb("predict", f"--workdir={run[0]}", f"--input_file={table}")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["review"] for row in rows] == texts
+    single = verb("predict", f"--workdir={run[0]}", "--format=json",
+                  *[f"--input={text}" for text in texts])  # fmt: skip
+    answers = [json.loads(line) for line in single.stdout.splitlines()]
+    assert [row["predicted_label"] for row in rows] == [answer["label"] for answer in answers]
+    assert [json.loads(row["predicted_probabilities"]) for row in rows] == [
+        answer["probabilities"] for answer in answers
+    ]
+    table.write_text("id,text\n1,x\n")
+    done = verb("predict", f"--workdir={run[0]}", f"--input_file={table}")
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {table}: no column 'review'; there are: id, text"

@@ -1,0 +1,178 @@
+"""Inputs of predictions: words of the command line, lines of a stream or file, rows of a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from tasks.common.errors import UserError
+from tasks.common.tables import EXTENSIONS, Table, encoding_of, no_column, open_table, text_value
+from tasks.task import Task
+
+STANDARD_INPUT = "-"
+PREFIX = "predicted_"
+
+
+class Input(NamedTuple):
+    """One input, and the row of the table that it is from, by column; None if it is from none."""
+
+    raw: str
+    row: Mapping[str, Any] | None = None
+
+
+def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[Input]:
+    """Yields the inputs of --input, then those of --input_file.
+
+    Args:
+      given: texts; "-" stands for the lines of standard input.
+      file: a table with the task's `input_column`, known by its extension, or a text file with one
+        input a line.
+      task: that predicts.
+
+    Raises:
+      UserError: an input is not text, or the file cannot be read, is malformed, or is a table
+        without that column.
+    """
+    for text in given:
+        if text == STANDARD_INPUT:
+            for line in read_lines(sys.stdin.buffer, "standard input"):
+                yield Input(line)
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"--input={text!r}: is not UTF-8") from None
+        yield Input(text)
+    if file is None:
+        return
+    if Path(file).suffix.lower() in EXTENSIONS:
+        yield from _table_inputs(file, task)
+        return
+    try:
+        with Path(file).expanduser().open("rb") as stream:
+            for line in read_lines(stream, f"--input_file={file}"):
+                yield Input(line)
+    except OSError as error:
+        raise UserError(f"--input_file={file}: cannot be read ({error.strerror})") from None
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """Yields the lines of a stream as they come, without line ends and byte order mark.
+
+    Args:
+      stream: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+      name: of the stream, for messages.
+
+    Raises:
+      UserError: a line is not in that encoding; it is named.
+    """
+    start = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
+    encoding = encoding_of(start)
+    if encoding not in ("utf-8", "utf-8-sig"):
+        try:
+            text = stream.read().decode(encoding)
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: is not {encoding.upper()}; save it as UTF-8") from None
+        # Without a final line end the last line is whole too.
+        yield from (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
+        return
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: line {number} is not UTF-8; convert it first") from None
+
+
+def _table_inputs(file: str, task: Task) -> Iterator[Input]:
+    column = task.input_column
+    if column is None:
+        raise UserError(
+            f"--input_file={file}: is a table by its extension, but this task reads one input a "
+            "line; give a text file, such as inputs.txt"
+        )
+    table = open_table(file, (column,))
+    for line, row in _rows(table):
+        where = f"{file}: line {line}"
+        if column not in row:
+            raise no_column(where if table.delimiter is None else file, column, list(row))
+        text = text_value(row[column], where, column)
+        yield Input(task.table_input(text, Path(file).expanduser().parent), row)
+
+
+def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
+    if table.delimiter is None:
+        yield from table.objects()
+        return
+    # Spreadsheets write columns without a name.
+    names = [name or f"column_{place}" for place, name in enumerate(table.header, 1)]
+    for line, row in table.rows():
+        yield line, dict(zip(names, row, strict=True))
+
+
+class Answers:
+    """Prints answers as they come: as text, as JSON lines, or beside the rows of a table.
+
+    Of the rows of a table the text format is CSV: the columns of the table, then a column
+    predicted_<key> for each key of an answer. JSON lines have the row under "row".
+    """
+
+    def __init__(self, form: str):
+        """Args: form: "text" or "json"."""
+        self._form = form
+        self._header: list[str] | None = None
+
+    def write(self, inputs: Iterable[Input], answers: Iterable[Mapping[str, Any]]) -> None:
+        """Prints one answer for each input.
+
+        Raises:
+          UserError: a row has a column predicted_<key> already.
+        """
+        for given, answer in zip(inputs, answers, strict=True):
+            if self._form == "json":
+                row = {} if given.row is None else {"row": given.row}
+                print(json.dumps({**row, **answer}, ensure_ascii=False))
+            elif given.row is None:
+                print(answer["text"])
+            else:
+                self._write_row(given.row, answer)
+        sys.stdout.flush()
+
+    def _write_row(self, row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        found = {
+            f"{PREFIX}{key}": _cell(value)
+            for key, value in answer.items()
+            if key not in ("input", "text") or len(answer) <= 2
+        }
+        if both := [key for key in found if key in row]:
+            raise UserError(
+                f"--input_file: the table has a column {both[0]!r} already; rename it, or take "
+                "--format=json"
+            )
+        header = [*row, *found]
+        if self._header is None:
+            self._header = header
+            print(_line(header))
+        cells = {**{key: _cell(value) for key, value in row.items()}, **found}
+        if strange := [key for key in cells if key not in self._header]:
+            raise UserError(
+                f"--input_file: a row has the key {strange[0]!r}, which the first one lacks; take "
+                "--format=json"
+            )
+        print(_line([cells.get(key, "") for key in self._header]))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _line(cells: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(cells)
+    return buffer.getvalue()
