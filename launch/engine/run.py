@@ -25,6 +25,7 @@ from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
 from tasks.common.pretrained import Pretrained
+from tasks.common.splits import check_splits
 from tasks.figures import Figure
 from tasks.task import Task
 
@@ -58,8 +59,9 @@ def run(
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     task = prepared_task(config, paths)
     final = task.with_validation() if config.training.refit else task
+    described = described_splits(task)
     write_json(folder / "config.json", configs.to_dict(config))
-    for line in described_splits(task):
+    for line in described:
         print(line, file=sys.stderr, flush=True)
     with alone(folder):
         chosen = _choose(config, task, folder / SELECTION) if config.training.refit else None
@@ -67,8 +69,13 @@ def run(
 
 
 def described_splits(task: Task) -> list[str]:
-    """Returns one line per split with what it holds."""
+    """Returns one line per split with what it holds.
+
+    Raises:
+      UserError: a split cannot be used; see `tasks.common.splits.check_splits`.
+    """
     summary = task.summary()
+    check_splits("config.data", summary)
     width = max(map(len, summary))
     return [f"{split:{width}}  {counts}" for split, counts in summary.items()]
 

@@ -11,12 +11,12 @@ from tasks.common import builders
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.leaks import near_duplicates
-from tasks.common.own_files import filed_as, hold_out, read_text
+from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
+from tasks.common.splits import SPLITS
+from tasks.common.tables import lines_of, read_text, say_once
 from tasks.common.text import TextConfig
 from tasks.language_modeling.corpora import CORPORA
-
-SPLITS = ("train", "validation", "test")
 
 
 def _characters() -> TextConfig:
@@ -134,7 +134,10 @@ def _own(config: DataConfig) -> Corpus:
             text = read_text(file).replace("\r\n", "\n")
             read[split] = [text]
             if config.lines:
-                read[split] = [line for line in text.splitlines() if line.strip()]
+                lines = lines_of(text)
+                read[split] = [line for line in lines if line.strip()]
+                if blank := len(lines) - len(read[split]):
+                    say_once(f"{file}: {blank} of {len(lines)} lines are blank; left out")
     remedy = "give validation_file and test_file"
     if config.lines:
         train = read["train"]

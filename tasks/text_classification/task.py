@@ -155,9 +155,11 @@ class TextClassification(Task):
         """Texts by class, and those of which the tokenizer knows nothing."""
         found = {}
         for split, counts in self._texts.summary().items():
-            unknown = len(self.examples(split).unknown)
-            note = f"{unknown:,} texts without a known token" if unknown else ""
-            found[split] = dataclasses.replace(counts, note=note)
+            examples, limit = self.examples(split), self.data.text.max_length
+            unknown, cut = len(examples.unknown), int((examples.lengths >= limit).sum())
+            notes = [f"{unknown:,} texts without a known token"] * bool(unknown)
+            notes += [f"{cut:,} texts fill max_length={limit}, the rest of them is cut"] * bool(cut)
+            found[split] = dataclasses.replace(counts, note="; ".join(notes))
         return found
 
     @property

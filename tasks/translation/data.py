@@ -14,11 +14,11 @@ import numpy as np
 from tasks.common import builders
 from tasks.common.own_files import filed_as, hold_out
 from tasks.common.paths import Paths
+from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.text import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.files import find, read_pairs
 
-SPLITS = ("train", "validation", "test")
 # What a tokenizer for classification may do, and one that writes text may not.
 _WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
 
@@ -125,7 +125,10 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
     if config.path is not None:
         files = find(config.path, config.source, config.target)
         read = {split: Pairs(*read_pairs(pair)) for split, pair in files.items()}
-        return TranslationData(config.name, _with_all_splits(read, str(files["train"][0])))
+        name = str(files["train"][0])
+        splits = _with_all_splits(read, name)
+        check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
+        return TranslationData(config.name, splits)
     definition = DATA_SETS[config.name].definition
     builders.prepare(definition, paths)
     splits = {}

@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import SPLIT_NAMES, read_text
+from tasks.common.own_files import SPLIT_NAMES
+from tasks.common.tables import lines_of, read_text, say_once
 
 Files = tuple[Path, Path]
 
@@ -52,7 +53,8 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
 def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     """Sources, targets and ids (file name and line) of two files.
 
-    Spaces around a line do not count; pairs of which a side is empty are left out.
+    Spaces around a line do not count. Pairs with an empty side are left out, and counted on
+    standard error.
 
     Raises:
       UserError: a file is missing or not UTF-8, the numbers of lines differ, or nothing is left.
@@ -66,10 +68,15 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
     kept = [i for i in range(len(source)) if source[i] and target[i]]
     if not kept:
         raise UserError(f"{files[0]}: holds no pair")
+    if dropped := len(source) - len(kept):
+        first = next(i for i in range(len(source)) if not (source[i] and target[i]))
+        say_once(
+            f"{files[0]}: {dropped} of {len(source)} pairs have an empty side, the first is line "
+            f"{first + 1}; left out"
+        )
     ids = [f"{files[0].name}:{i + 1}" for i in kept]
     return [source[i] for i in kept], [target[i] for i in kept], ids
 
 
 def _lines(file: Path) -> list[str]:
-    # Not splitlines: U+2028 and others stand within a line of other tools' files.
-    return [line.strip() for line in read_text(file).removesuffix("\n").split("\n")]
+    return [line.strip() for line in lines_of(read_text(file))]

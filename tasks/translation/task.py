@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from tasks.common.decoding import Decoded, DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.metrics import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.common.text import PAD, TextEncoder
 from tasks.figures import Alignment, Curves, Figure
 from tasks.task import Task
@@ -97,12 +99,10 @@ class Translation(Task):
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def examples(self, split: str) -> PairExamples:
         """See `Task.examples`; encoded once, in memory."""
-        part, limit = self._pairs.splits[split], self.data.text.max_length
-        sources = self.encoder.encode_batch(part.sources)
-        targets = self.encoder.encode_batch(part.targets)
+        limit = self.data.text.max_length
+        sources, targets = self._encoded(split)
         if split == "train":
-            both = zip(sources, targets, strict=True)
-            kept = [i for i, (s, t) in enumerate(both) if max(len(s), len(t)) <= limit]
+            kept = np.flatnonzero(~self._too_long(split)).tolist()
             if not kept:
                 raise UserError(
                     f"config.data.text.max_length: every pair of train is longer than {limit} "
@@ -115,6 +115,26 @@ class Translation(Task):
             self.encoder.size + 1,
             greedy=split == "validation",
         )
+
+    @functools.cache  # noqa: B019 - likewise
+    def _encoded(self, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        part = self._pairs.splits[split]
+        return self.encoder.encode_batch(part.sources), self.encoder.encode_batch(part.targets)
+
+    def _too_long(self, split: str) -> np.ndarray:
+        """bool [pairs], those with more than max_length tokens on a side."""
+        both = zip(*self._encoded(split), strict=True)
+        return np.array([max(len(s), len(t)) > self.data.text.max_length for s, t in both], bool)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Pairs, and those that are too long for the config."""
+        found = {}
+        for split, counts in super().summary().items():
+            count = int(self._too_long(split).sum())
+            done = "left out" if split == "train" else "cut"
+            note = f"{count:,} pairs over max_length={self.data.text.max_length} are {done}"
+            found[split] = dataclasses.replace(counts, note=note if count else "")
+        return found
 
     @property
     def buckets(self) -> Sequence[Mapping[str, int]]:

@@ -192,3 +192,13 @@ def test_fingerprint_follows_the_texts():
     prints = {fingerprint(train) for train in (["a"], ["a", "a"], ["aa"], ["a", "", "a"])}
     assert len(prints) == 4
     assert np.all([len(value) == 32 for value in prints])
+
+
+def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsys):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"line {n} one\u2028two\x0cthree\n" for n in range(200)) + "\n \nx\n")
+    corpus = load(DataConfig(train_file=str(path), lines=True), None)
+    texts = sorted(text for split in corpus.splits.values() for text in split)
+    assert len(texts) == 201
+    assert texts[0] == "line 0 one\u2028two\x0cthree"
+    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; left out\n"

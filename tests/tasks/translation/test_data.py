@@ -11,7 +11,7 @@ from tasks.common.paths import Paths
 from tasks.common.text import TextConfig
 from tasks.translation.data import DataConfig, PairExamples, load
 from tasks.translation.datasets import DATA_SETS
-from tasks.translation.files import find
+from tasks.translation.files import find, read_pairs
 from tests.tasks.public import needed
 
 
@@ -184,3 +184,16 @@ def test_multi30k_from_its_files(tmp_path):
         "en": "multi30k/test_2016_flickr.en.gz B",
         "de": "multi30k/test_2016_flickr.de.gz B",
     }
+
+
+def test_pairs_with_an_empty_side_are_counted_and_lines_end_at_line_ends(tmp_path, capsys):
+    source, target = tmp_path / "train.en", tmp_path / "train.de"
+    source.write_bytes("a\u2028b\x0cc\r\n\r\nd\r\ne\r\n".encode())
+    target.write_bytes(b"A\nB\n  \nE\n")
+    sources, targets, ids = read_pairs((source, target))
+    assert sources == ["a\u2028b\x0cc", "e"]
+    assert targets == ["A", "E"]
+    assert ids == ["train.en:1", "train.en:4"]
+    assert capsys.readouterr().err == (
+        f"{source}: 2 of 4 pairs have an empty side, the first is line 2; left out\n"
+    )
