@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
 from tasks.common.tables import read_text
 
-__all__ = ["HELD_OUT", "SPLIT_NAMES", "filed_as", "hold_out", "read_text"]
+__all__ = ["HELD_OUT", "SPLIT_NAMES", "filed_as", "hold_out", "read_text", "split_paths"]
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
@@ -46,6 +47,39 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
             f"name: no data set is called {name!r}{hint}; there are {', '.join(known)}{rest}"
         )
     return name
+
+
+def split_paths(path: str) -> list[str]:
+    """Splits a list of paths at its commas, except at those that are part of a path.
+
+    A path that exists as it is given is one path. Otherwise adjacent pieces are joined so that
+    every path exists, if there is exactly one way to do so. If there is none, or more than one, the
+    list is split at every comma.
+
+    Args:
+      path: one path or more, with commas between and spaces around them if any.
+    """
+    pieces = path.split(",")
+    if len(pieces) == 1 or _exists(path):
+        return [path.strip()]
+    # Ways to split the pieces from each one on: their number, up to 2, and the first of them.
+    ways: list[tuple[int, list[str]]] = [(1, [])]
+    for start in reversed(range(len(pieces))):
+        count, first = 0, []
+        for end in range(start + 1, len(pieces) + 1):
+            others, rest = ways[len(pieces) - end]
+            joined = ",".join(pieces[start:end]).strip()
+            if others and joined and _exists(joined):
+                first = first or [joined, *rest]
+                count = min(count + others, 2)
+        ways.append((count, first))
+    count, found = ways[-1]
+    return found if count == 1 else [piece.strip() for piece in pieces]
+
+
+def _exists(path: str) -> bool:
+    # Unlike `Path.exists` it returns False for a name that is too long.
+    return os.path.exists(os.path.expanduser(path.strip()))
 
 
 def hold_out(
