@@ -5,15 +5,17 @@ Y X height and width. What is wrong with a file is said in one line that names i
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from tasks.common.errors import UserError
+from tasks.common.orientation import UPRIGHT
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -57,11 +59,60 @@ def read_image(
         Pillow deems safe, or its values have no known range.
       ValueError: an unknown mode.
     """
-    from PIL import Image, ImageOps
+    image, _ = read_oriented(path, mode=mode, called=called)
+    return image if size is None else resized(image, size)
+
+
+def read_oriented(
+    path: str | Path, *, mode: str = "RGB", called: str | None = None
+) -> tuple[np.ndarray, int]:
+    """Reads an image as it is displayed, as `read_image` does, and its EXIF orientation.
+
+    Args:
+      path: of the file.
+      mode: "RGB" or "L".
+      called: name in messages; the path if None.
+
+    Returns:
+      The image uint8, and the orientation by which the stored image was turned, 1 to 8.
+
+    Raises:
+      UserError: see `read_image`.
+      ValueError: an unknown mode.
+    """
+    from PIL import ImageOps
 
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
     name = str(path) if called is None else called
+    with open_image(path, name) as picture:
+        orientation = orientation_of(picture)
+        turned = ImageOps.exif_transpose(picture)
+        return np.asarray(_flat(turned, name).convert(mode)), orientation
+
+
+def orientation_of(picture: Pictures.Image) -> int:
+    """Returns the EXIF orientation of an image that is opened and not yet loaded, 1 if unknown.
+
+    Pillow turns TIFF files when it loads them, and forgets their orientation.
+    """
+    value = picture.getexif().get(0x0112, UPRIGHT)
+    return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
+    """Opens an image file; errors within the context, of damaged content, are named.
+
+    Args:
+      path: of the file.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: see `read_image`.
+    """
+    from PIL import Image
+
     try:
         # Warnings are of metadata and of too many pixels, which are counted here.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
@@ -71,7 +122,7 @@ def read_image(
                     f"{name}: has {picture.width} x {picture.height} pixels, more than "
                     f"{most:,}; make it smaller first"
                 )
-            image = np.asarray(_flat(ImageOps.exif_transpose(picture), name).convert(mode))
+            yield picture
     except UserError:
         raise
     except FileNotFoundError:
@@ -84,8 +135,8 @@ def read_image(
         raise UserError(f"{name}: a folder, not a picture") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{name}: not a picture that can be read ({reason[:80]})") from None
-    return image if size is None else resized(image, size)
+        reason = " ".join(reason.split())[:80]
+        raise UserError(f"{name}: not a picture that can be read ({reason})") from None
 
 
 def _flat(picture: Pictures.Image, name: str) -> Pictures.Image:

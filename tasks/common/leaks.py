@@ -33,8 +33,13 @@ def norm(text: str, unicode: bool = False) -> str:
 
 
 def norm_hash(text: str, unicode: bool = False) -> int:
-    """MD5 of `norm(text)` as an integer: what splits go by."""
-    data = norm(text, unicode).encode("utf-8", "surrogatepass")
+    """MD5 of `norm(text)` as an integer: what splits go by.
+
+    With `unicode` a text without a word, of emoji or punctuation alone, is hashed as it is, without
+    the spaces around it; without it all such texts have one hash.
+    """
+    normal = norm(text, unicode) or (text.strip() if unicode else "")
+    data = normal.encode("utf-8", "surrogatepass")
     return int(hashlib.md5(data, usedforsecurity=False).hexdigest(), 16)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
 from tasks.common.tables import read_text
 
-__all__ = ["HELD_OUT", "SPLIT_NAMES", "filed_as", "hold_out", "read_text"]
+__all__ = [
+    "HELD_OUT",
+    "SPLIT_NAMES",
+    "filed_as",
+    "hold_out",
+    "hold_out_groups",
+    "read_text",
+    "split_paths",
+]
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
@@ -48,8 +57,45 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
     return name
 
 
+def split_paths(path: str) -> list[str]:
+    """Splits a list of paths at its commas, except at those that are part of a path.
+
+    A path that exists as it is given is one path. Otherwise adjacent pieces are joined so that
+    every path exists, if there is exactly one way to do so. If there is none, or more than one, the
+    list is split at every comma.
+
+    Args:
+      path: one path or more, with commas between and spaces around them if any.
+    """
+    pieces = path.split(",")
+    if len(pieces) == 1 or _exists(path):
+        return [path.strip()]
+    # Ways to split the pieces from each one on: their number, up to 2, and the first of them.
+    ways: list[tuple[int, list[str]]] = [(1, [])]
+    for start in reversed(range(len(pieces))):
+        count, first = 0, []
+        for end in range(start + 1, len(pieces) + 1):
+            others, rest = ways[len(pieces) - end]
+            joined = ",".join(pieces[start:end]).strip()
+            if others and joined and _exists(joined):
+                first = first or [joined, *rest]
+                count = min(count + others, 2)
+        ways.append((count, first))
+    count, found = ways[-1]
+    return found if count == 1 else [piece.strip() for piece in pieces]
+
+
+def _exists(path: str) -> bool:
+    # Unlike `Path.exists` it returns False for a name that is too long.
+    return os.path.exists(os.path.expanduser(path.strip()))
+
+
 def hold_out(
-    texts: Sequence[str], given: Sequence[str], where: str, remedy: str
+    texts: Sequence[str],
+    given: Sequence[str],
+    where: str,
+    remedy: str,
+    kind: str = "texts",
 ) -> Mapping[str, list[int]]:
     """Splits the rows of train: test has those whose text's hash ends in 0, validation in 1.
 
@@ -61,6 +107,7 @@ def hold_out(
       given: splits that have a file of their own, for which nothing is taken away.
       where: the train file, for messages.
       remedy: what to do where a split would be empty, for messages.
+      kind: of the texts, a plural for messages; "images" for their hashes.
 
     Returns:
       Indices of the rows of train and of each split that is not given.
@@ -70,13 +117,60 @@ def hold_out(
     """
     missing = {digit: split for digit, split in enumerate(HELD_OUT) if split not in given}
     found: dict[str, list[int]] = {split: [] for split in ("train", *missing.values())}
-    for index, text in enumerate(texts):
-        digit = norm_hash(text, unicode=True) % 10
-        found[missing.get(digit, "train")].append(index)
+    hashes = [norm_hash(text, unicode=True) for text in texts]
+    for index, value in enumerate(hashes):
+        found[missing.get(value % 10, "train")].append(index)
     for split, rows in found.items():
         if not rows:
-            raise UserError(
-                f"{where}: {len(texts)} examples are too few to split, {split} would be empty; "
-                f"{remedy}"
-            )
+            distinct = len(set(hashes))
+            cause = f"{len(texts)} examples are too few to split"
+            if distinct < len(texts):
+                cause = (
+                    f"{distinct} distinct {kind} in {len(texts)} examples are too few to split, "
+                    "because equal ones stay in one split"
+                )
+            raise UserError(f"{where}: {cause}: {split} would be empty; {remedy}")
     return found
+
+
+def hold_out_groups(
+    groups: Sequence[str], given: Sequence[str], where: str, kind: str, remedy: str
+) -> Mapping[str, list[int]]:
+    """Splits the rows of train so that each group, such as a speaker, is in one split.
+
+    The largest group is train. The others, in the order of the hash of their names, are test until
+    it has a tenth of the rows, then validation likewise, and then train.
+
+    Args:
+      groups: name of the group of each row of train.
+      given: splits that have a file of their own, for which nothing is taken away.
+      where: the train file, for messages.
+      kind: of the groups, such as the name of a column, for messages.
+      remedy: what to do where the groups are too few, for messages.
+
+    Returns:
+      Indices of the rows of train and of each split that is not given.
+
+    Raises:
+      UserError: there are fewer groups than splits.
+    """
+    missing = [split for split in HELD_OUT if split not in given]
+    rows: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        rows.setdefault(group, []).append(index)
+    if len(rows) <= len(missing):
+        raise UserError(
+            f"{where}: {kind} has {len(rows)} distinct values in {len(groups)} examples, expected "
+            f"at least {len(missing) + 1}, because each is in one split; {remedy}"
+        )
+    order = sorted(rows, key=lambda group: (norm_hash(group, unicode=True), group))
+    largest = max(order, key=lambda group: len(rows[group]))
+    order.remove(largest)
+    found = {"train": list(rows[largest])}
+    for number, split in enumerate(missing):
+        found[split] = []
+        # A group is left for each split that comes after.
+        while len(order) > len(missing) - number - 1 and 10 * len(found[split]) < len(groups):
+            found[split] += rows[order.pop(0)]
+    found["train"] += [index for group in order for index in rows[group]]
+    return {split: sorted(indices) for split, indices in found.items()}

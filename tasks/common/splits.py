@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from tasks.common.errors import UserError
+from tasks.common.tables import say_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
@@ -51,6 +52,8 @@ class SplitSummary:
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
     """Checks that each split can be used.
 
+    Classes of validation or test that the train split lacks are named on standard error.
+
     Args:
       where: file or folder of the data, for messages.
       splits: by name.
@@ -78,3 +81,20 @@ def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
                 f"{where}: all labelled {split.unit} of the train split are of the class "
                 f"{present[0]!r}{ignored}, expected {split.least_classes} classes or more"
             )
+    for name, split in splits.items():
+        _name_unlearnable(where, name, split, splits.get("train"))
+
+
+def _name_unlearnable(
+    where: str, name: str, split: SplitSummary, train: SplitSummary | None
+) -> None:
+    if train is None or train.classes is None or split.classes is None:
+        return
+    known = train.classes
+    lacking = [label for label, count in split.classes.items() if count and not known.get(label)]
+    if lacking:
+        more = ", ..." * (len(lacking) > _SHOWN)
+        say_once(
+            f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
+            f"but the {name} split has; a model cannot learn a class that train lacks"
+        )

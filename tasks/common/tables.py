@@ -481,8 +481,14 @@ class _Kept:
 _said: set[str] = set()
 
 
-def say_once(message: str) -> None:
-    """Prints a line on standard error, once in a process: files are read several times."""
-    if message not in _said:
-        _said.add(message)
+def say_once(message: str, key: str | None = None) -> None:
+    """Prints a line on standard error, once in a process: files are read several times.
+
+    Args:
+      message: the line.
+      key: a later message with this key is not printed; the message itself if None.
+    """
+    key = message if key is None else key
+    if key not in _said:
+        _said.add(key)
         print(message, file=sys.stderr, flush=True)

@@ -114,7 +114,8 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
         if not kept:
             raise UserError(f"{files[split]}: has no pictures")
     codes = [array.tobytes().hex() for array in hashes["train"]]
-    held_out = hold_out(codes, list(files), str(files["train"]), "give files for all splits")
+    remedy = "give files for all splits"
+    held_out = hold_out(codes, list(files), str(files["train"]), remedy, "images")
     train = pictures["train"]
     pictures |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}

@@ -60,7 +60,7 @@ def read_folder(
     train = splits["train"]
     hashes = [hashlib.sha256(image).hexdigest() for image in train.images]
     remedy = "give folders train, validation and test"
-    parts = hold_out(hashes, list(splits), path, remedy)
+    parts = hold_out(hashes, list(splits), path, remedy, "images")
     held_out = {
         split: Images(train.images[rows], train.labels[rows]) for split, rows in parts.items()
     }

@@ -141,7 +141,7 @@ def _own(config: DataConfig) -> Corpus:
     remedy = "give validation_file and test_file"
     if config.lines:
         train = read["train"]
-        parts = hold_out(train, list(read), config.train_file, remedy)
+        parts = hold_out(train, list(read), config.train_file, remedy, "lines")
         read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
         return Corpus(config.name, read, running=False)
     read |= _from_the_end(read["train"], [split for split in SPLITS if split not in read])

@@ -172,7 +172,7 @@ def _own(config: DataConfig) -> SegmentationData:
     train = read["train"]
     hashes = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image, _ in train]
     remedy = "give more pictures, or folders for validation and test"
-    parts = hold_out(hashes, list(read), config.path, remedy)
+    parts = hold_out(hashes, list(read), config.path, remedy, "images")
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
     return SegmentationData(splits, tuple(names))

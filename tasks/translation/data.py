@@ -145,7 +145,8 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
     """What has no files is held out by the hash of the source."""
     train = read["train"]
-    parts = hold_out(train.sources, list(read), name, "give files for validation and test")
+    remedy = "give files for validation and test"
+    parts = hold_out(train.sources, list(read), name, remedy, "sources")
     return read | {split: train.only(chosen) for split, chosen in parts.items()}
 
 
