@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.common import builders
-from tasks.common.own_files import filed_as, hold_out
+from tasks.common.own_files import filed_as, hold_out, split_paths
 from tasks.common.paths import Paths
 from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.text import PAD, TextConfig
@@ -62,7 +62,7 @@ class DataConfig:
                     f"text.{name} must be {value!r}, for texts are written too, got "
                     f"{getattr(self.text, name)!r}"
                 )
-        first = None if self.path is None else self.path.split(",")[0]
+        first = None if self.path is None else split_paths(self.path)[0]
         name = filed_as(self.name, DATA_SETS, first, "; path takes your own files")
         object.__setattr__(self, "name", name)
         if self.path is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import SPLIT_NAMES
+from tasks.common.own_files import SPLIT_NAMES, split_paths
 from tasks.common.tables import lines_of, read_text, say_once
 
 Files = tuple[Path, Path]
@@ -25,8 +25,8 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
     Raises:
       UserError: there is no train split, or one file of two.
     """
-    if "," in path:
-        names = [name.strip() for name in path.split(",")]
+    names = split_paths(path)
+    if len(names) > 1:
         if len(names) != 2 or not all(names):
             raise UserError(f"path: {path!r} names {len(names)} files; give two, or a folder")
         return {"train": (Path(names[0]).expanduser(), Path(names[1]).expanduser())}

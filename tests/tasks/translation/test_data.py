@@ -197,3 +197,14 @@ def test_pairs_with_an_empty_side_are_counted_and_lines_end_at_line_ends(tmp_pat
     assert capsys.readouterr().err == (
         f"{source}: 2 of 4 pairs have an empty side, the first is line 2; left out\n"
     )
+
+
+def test_a_comma_in_a_path_separates_nothing(tmp_path):
+    folder = tmp_path / "my, data"
+    folder.mkdir()
+    files = folder / "train.en", folder / "train.de"
+    for file in files:
+        file.write_text("a\n")
+    assert find(str(folder), "en", "de") == {"train": files}
+    assert find(f"{files[0]},{files[1]}", "en", "de") == {"train": files}
+    assert DataConfig(path=f"{files[0]}, {files[1]}").name == "own_train"

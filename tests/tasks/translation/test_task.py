@@ -93,6 +93,10 @@ def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
     lengths = task.examples("train").lengths
     fits = (lengths["source"] <= 5) & (lengths["target"] <= 5)
     assert 0 < len(cut.examples("train")) == fits.sum() < 60
+    summary = cut.summary()
+    assert summary["train"].note == f"{60 - fits.sum()} pairs over max_length=4 are left out"
+    assert summary["test"].note.endswith("pairs over max_length=4 are cut")
+    assert [task.summary()[split].note for split in summary] == [""] * 3
     for split, n in (("validation", 9), ("test", 20)):
         assert len(cut.examples(split)) == n
         for name, values in task.examples(split).lengths.items():
