@@ -9,13 +9,28 @@ CONFIG ?= configs/text_classification.py:movie_reviews,attention_pooling
 WORKERS ?= 2
 SUITE ?= cpu
 
+# An environment of another interpreter is not taken for the one that was asked for.
+ifneq ($(origin PYTHON),file)
+ifneq ($(MAKECMDGOALS),clean)
+ifneq ($(wildcard $(BIN)/python),)
+ASKED := $(shell $(PYTHON) --version 2>&1)
+PRESENT := $(shell $(BIN)/python --version 2>&1)
+ifneq ($(ASKED),$(PRESENT))
+$(error PYTHON=$(PYTHON) is $(ASKED), but $(VENV) has $(PRESENT); name another environment by \
+  VENV=..., or remove this one by "make clean")
+endif
+endif
+endif
+endif
+
 .PHONY: train test test-slow test-oracles lint format bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
 
+# TESTS names files or folders; all if empty.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(TESTS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "slow and not oracle"
