@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tasks.common.errors import UserError
-from tasks.common.tables import EXTENSIONS, Table, encoding_of, no_column, open_table, text_value
+from tasks.common.tables import (
+    EXTENSIONS,
+    Table,
+    encoding_of,
+    lines_of,
+    no_column,
+    open_table,
+    text_value,
+)
 from tasks.task import Task
 
 STANDARD_INPUT = "-"
@@ -78,12 +86,16 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
             text = stream.read().decode(encoding)
         except UnicodeDecodeError:
             raise UserError(f"{name}: is not {encoding.upper()}; save it as UTF-8") from None
-        # Without a final line end the last line is whole too.
-        yield from (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
+        yield from lines_of(text)
         return
     for number, line in enumerate(stream, 1):
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if number == 1 and not text.endswith("\n"):
+                # All of the file: one line, or lines that end in CR.
+                yield from lines_of(text)
+            else:
+                yield text.removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise UserError(f"{name}: line {number} is not UTF-8; convert it first") from None
 
