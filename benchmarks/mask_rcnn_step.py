@@ -79,8 +79,8 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     import torch
     from torch import nn
 
+    from benchmarks.torchvision_cpu import load_torchvision
     from tasks.common.backbones.convolutional import groups_of
-    from tests.oracles.families.torchvision_detection import load_torchvision
 
     torchvision = load_torchvision()
     from torchvision.models import detection

@@ -11,15 +11,12 @@ on Linux with gcc and nm:
     torchvision-oracle/bin/pip install pillow jax==0.10.2 flax==0.12.8
     torchvision-oracle/bin/python -m tests.oracles.make_golden torchvision_detection
 
-`load_torchvision` makes it load: what the wheel's library wants of CUDA is compiled as functions
-that do nothing, under the names of the libraries that are missing. The kernels for the CPU are in
-the same library and need none of them. Maps are [B, C, Y, X] there.
+`benchmarks.torchvision_cpu.load_torchvision` makes it load. Maps are [B, C, Y, X] there.
 """
-
-import functools
 
 import numpy as np
 
+from benchmarks.torchvision_cpu import load_torchvision
 from tests.oracles.problems import differentiate, torch_answers
 
 LIVE = False
@@ -244,40 +241,3 @@ def theirs(case):
         name: ops.roi_align(masks, rows, 5, 1.0, 2, aligned)[:, 0].numpy()
         for name, aligned in (("targets", False), ("aligned", True))
     }
-
-
-@functools.cache
-def load_torchvision():
-    """The package, its compiled operations loaded without CUDA."""
-    import ctypes
-    import importlib.util
-    import pathlib
-    import subprocess
-    import tempfile
-
-    import torch  # noqa: F401  its libraries first
-
-    package = pathlib.Path(importlib.util.find_spec("torchvision").origin).parent
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", package / "_C.so"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    wanted = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
-    functions = [
-        f"void *{name}(void) {{ return 0; }}\n" for name in wanted if "cuda" in name.lower()
-    ]
-    folder = pathlib.Path(tempfile.mkdtemp())
-    (folder / "nothing.c").write_text("".join(functions))
-    (folder / "versions").write_text("libcudart.so.13 { global: cuda*; __cuda*; };\n")
-    for name in ("libcudart.so.13", "libc10_cuda.so", "libtorch_cuda.so"):
-        command = ["gcc", "-shared", "-fPIC", folder / "nothing.c", "-o", folder / name]
-        command.append(f"-Wl,-soname,{name}")
-        if name.startswith("libcudart"):
-            command.append(f"-Wl,--version-script,{folder / 'versions'}")
-        subprocess.run(command, check=True)
-        ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    import torchvision
-
-    return torchvision
