@@ -14,6 +14,8 @@ on Linux with gcc and nm:
 `benchmarks.torchvision_cpu.load_torchvision` makes it load. Maps are [B, C, Y, X] there.
 """
 
+import functools
+
 import numpy as np
 
 from benchmarks.torchvision_cpu import load_torchvision
