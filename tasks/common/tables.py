@@ -324,7 +324,7 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not text.strip():
                     continue
                 try:
-                    row = json.loads(text, object_pairs_hook=_unique)
+                    row = json.loads(text, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
                     reason = str(error) or type(error).__name__
                     raise UserError(f"{name}: line {line} is not JSON ({reason})") from None
@@ -335,7 +335,12 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise _undecodable(name) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object of its pairs, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+      ValueError: a key stands there twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
