@@ -187,6 +187,7 @@ def open_table(
     *,
     extensions: Sequence[str] | None = EXTENSIONS,
     is_header: Callable[[list[str]], bool] | None = None,
+    may_be_empty: bool = False,
 ) -> Table:
     """Opens a table and reads its header.
 
@@ -196,6 +197,7 @@ def open_table(
       extensions: that the file may have, in any case; any if None. `JSON_LINES` are JSON lines,
         all others CSV or TSV.
       is_header: whether the first record is a header; always if None.
+      may_be_empty: whether there may be no record below the header.
 
     Raises:
       UserError: the file cannot be read, has another extension, has no header or no record below
@@ -225,7 +227,7 @@ def open_table(
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
         raise UserError(f"{name}: column {twice!r} stands in the header twice")
-    if next(records, None) is None:
+    if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
 
