@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.orientation import UPRIGHT
+from tasks.common.tables import say_once
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -114,8 +116,14 @@ def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
     from PIL import Image
 
     try:
-        # Warnings are of metadata and of too many pixels, which are counted here.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+        # Warnings are of metadata and of too many pixels, which are counted here. A file
+        # that is open already is not mapped into memory: that scrambles TIFF files that are turned
+        # by a quarter.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open(path, "rb") as file,
+            Image.open(file) as picture,
+        ):
             most = Image.MAX_IMAGE_PIXELS
             if most is not None and picture.width * picture.height > most:
                 raise UserError(
@@ -189,45 +197,82 @@ def central_square(image: np.ndarray) -> np.ndarray:
 
 def image_paths(folder: str | Path) -> list[Path]:
     """All files in a folder and the folders in it whose names end in one of SUFFIXES, in order of
-    their paths; but none whose name, or whose folder's, begins with a dot.
+    their paths; but none that is hidden, see `is_hidden`.
     """
     root = Path(folder)
     return sorted(
         path
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and not any(map(is_hidden, path.relative_to(root).parts))
         and not path.is_dir()
     )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name begins with a dot or is that of the folder that macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def say_left_out(folder: str | Path, used: Collection[Path]) -> None:
+    """Names the files below a folder that are not used.
+
+    Args:
+      folder: searched with the folders in it.
+      used: paths below it: files, and folders that are not searched.
+    """
+    root, kept = Path(folder), set(used)
+    others = sorted(
+        path
+        for path in root.rglob("*")
+        if path not in kept and not kept.intersection(path.parents) and not path.is_dir()
+    )
+    if others:
+        say_once(
+            f"{folder}: {len(others)} files are left out, the first is "
+            f"{others[0].relative_to(root)}; used are files in their places that end in one of "
+            f"{', '.join(SUFFIXES)} and are not hidden"
+        )
 
 
 def image_folder(folder: str | Path) -> dict[str, list[Path]]:
     """Pictures by class: each folder in `folder` is a class and has its pictures (`image_paths`).
 
+    Files that are left out, and pictures in folders of a class folder, are named on standard error.
+
     Returns:
-      class -> paths, both in order.
+      class -> paths, both in order. Names of classes are in Unicode's composed form (NFC).
 
     Raises:
-      UserError: there is no such folder, it has no folders, or one of them has no picture.
+      UserError: there is no such folder, it has no folders, one of them has no picture, or two have
+        the same name in different Unicode forms.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder")
-    classes = sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    found = {path.name: image_paths(path) for path in classes}
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
+    found: dict[str, list[Path]] = {}
+    for path in classes:
+        name = unicodedata.normalize("NFC", path.name)
+        if name in found:
+            raise UserError(f"{root}: two folders are called {name!r}, in two forms of Unicode")
+        found[name] = image_paths(path)
+        if not found[name]:
+            raise UserError(
+                f"{path}: has no picture; a class needs files that end in {', '.join(SUFFIXES)}"
+            )
+        deeper = [file for file in found[name] if file.parent != path]
+        if deeper:
+            say_once(
+                f"{path}: {len(deeper)} pictures are in folders within, such as "
+                f"{deeper[0].relative_to(path)}; they are of the class {name!r} too"
+            )
     if not found:
         raise UserError(
             f"{folder}: has no folders; put the pictures of each class into a folder that has the "
             "name of the class"
         )
-    for name, paths in found.items():
-        if not paths:
-            raise UserError(
-                f"{root / name}: has no picture; a class needs files that end in "
-                f"{', '.join(SUFFIXES)}"
-            )
+    say_left_out(root, [file for files in found.values() for file in files])
     return found
 
 

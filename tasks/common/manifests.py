@@ -1,32 +1,55 @@
-"""A person's own files with what they say: manifests of files and texts, or a folder of both."""
+"""Files of the user with their texts: manifests of files and texts, or a folder of both."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_each
-from tasks.common.own_files import HELD_OUT, SPLIT_NAMES, hold_out, read_text
+from tasks.common.image_files import is_hidden, read_each
+from tasks.common.own_files import (
+    HELD_OUT,
+    SPLIT_NAMES,
+    find_file,
+    hold_out,
+    hold_out_groups,
+    say_shared,
+    split_paths,
+)
+from tasks.common.splits import SplitSummary
+from tasks.common.tables import decoded, label_value, no_column, open_table, say_once, text_value
 from tasks.common.text import UNKNOWN, TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, units_of
 from tasks.task import SPLITS
 
 COLUMNS = ("path", "text")
+# Values of `split_by` that are no columns.
+BY_TEXT, BY_FILE = "text", "file"
 
 
 class Line(NamedTuple):
-    """One file: where it is named (manifest and line), its path, and what it says."""
+    """One file: where it is named (manifest and line), its path, what it says, and its group.
+
+    The group is the value of the column by which splits are made, empty if there is none.
+    """
 
     where: str
     file: Path
     text: str
+    group: str = ""
+
+
+def check_split_by(split_by: str, path: str | None) -> None:
+    """Raises ValueError for a `split_by` of a data config that cannot be honoured."""
+    if not split_by.strip():
+        raise ValueError("split_by: is empty, expected text, file or the name of a column")
+    if path is None and split_by != BY_TEXT:
+        raise ValueError(f"split_by: got {split_by!r}, expected {BY_TEXT!r} without path")
 
 
 def own_examples(
@@ -35,25 +58,32 @@ def own_examples(
     text: TextConfig,
     field: str,
     skip_broken: bool,
+    split_by: str = BY_TEXT,
 ) -> tuple[dict[str, TranscribedExamples], TextEncoder]:
-    """A person's own files in three splits, and their texts' encoder, fitted on train.
+    """Files of the user in three splits, and the encoder of their texts, fitted on train.
 
     Args:
-      path: see `find`. A split that is missing is a tenth of train, by the hash of the text.
+      path: see `find`. A split that is missing is a tenth of train.
       read: raises UserError for what cannot be used.
       text: how texts become units.
       field: of an example.
       skip_broken: leave out what cannot be used, and name it.
+      split_by: what is in one split alone: "text": equal texts; "file": equal files; else equal
+        values of this column of the manifest, such as speaker.
 
     Raises:
       UserError: what is wrong, with its file and line.
     """
-    lines = find(path)
+    column = None if split_by in (BY_TEXT, BY_FILE) else split_by
+    lines = find(path, column)
+    _name_repeated(path, lines)
     if len(lines) < len(SPLITS):
-        texts = [line.text for line in lines["train"]]
-        remedy = "give validation and test manifests of their own"
-        rest = hold_out(texts, list(lines), path, remedy)
+        rest = _held_out(path, lines, split_by)
         lines |= {split: [lines["train"][i] for i in rows] for split, rows in rest.items()}
+    elif split_by != BY_TEXT:
+        raise UserError(
+            f"config.data.split_by: got {split_by!r}, but {path} has all splits; leave it out"
+        )
 
     def named(line: Line) -> np.ndarray:
         try:
@@ -72,11 +102,91 @@ def own_examples(
         _expect_known(kept[split], encoder, [line.text for line in kept["train"]])
     splits = {}
     for split in SPLITS:
+        _expect_whole(kept[split], encoder)
         texts = [line.text for line in kept[split]]
         sizes = [len(array) for array in arrays[split]]
         units = units_of(encoder, texts)
         splits[split] = TranscribedExamples(field, arrays[split].__getitem__, sizes, units, texts)
     return splits, encoder
+
+
+def summarize(splits: Mapping[str, TranscribedExamples], unit: str) -> dict[str, SplitSummary]:
+    """Counts of each split with a text and, as ignored, without one.
+
+    Args:
+      splits: by name.
+      unit: of the examples, a plural such as "recordings".
+    """
+    found = {}
+    for split, examples in splits.items():
+        said = sum(map(bool, examples.texts))
+        found[split] = SplitSummary(
+            len(examples),
+            {"with a text": said},
+            unit=unit,
+            ignored=len(examples) - said,
+            ignored_as="without a text",
+        )
+    return found
+
+
+def _held_out(
+    path: str, lines: Mapping[str, Sequence[Line]], split_by: str
+) -> Mapping[str, list[int]]:
+    train, given = lines["train"], list(lines)
+    manifests = "give validation and test manifests of their own"
+    other = "set config.data.split_by to file, or to a column of the manifest such as speaker"
+    if split_by == BY_TEXT:
+        remedy = f"{manifests}, or {other}"
+        return hold_out([line.text for line in train], given, path, remedy)
+    if split_by == BY_FILE:
+        contents = [_content_hash(line) for line in train]
+        return hold_out(contents, given, path, manifests, "files")
+    groups = [line.group for line in train]
+    return hold_out_groups(groups, given, path, f"config.data.split_by={split_by}", manifests)
+
+
+def _content_hash(line: Line) -> str:
+    try:
+        return hashlib.sha256(line.file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{line.where}: {line.file}: cannot be read ({error.strerror})") from None
+
+
+def _name_repeated(path: str, lines: Mapping[str, Sequence[Line]]) -> None:
+    """Names files that are listed twice, in one manifest or in two."""
+    for given in lines.values():
+        first: dict[Path, Line] = {}
+        twice = [
+            (line, first[line.file])
+            for line in given
+            if first.setdefault(line.file, line) is not line
+        ]
+        if twice:
+            line, before = twice[0]
+            differ = sum(line.text != other.text for line, other in twice)
+            texts = f", {differ} with another text" * bool(differ)
+            say_once(
+                f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
+                f"named twice{texts}"
+            )
+    named = {
+        split: {str(line.file): f"{line.file.name} ({line.where})" for line in given}
+        for split, given in lines.items()
+    }
+    say_shared(path, named)
+
+
+def _expect_whole(lines: Sequence[Line], encoder: TextEncoder) -> None:
+    """Names a text that is longer than the encoder's limit, which would cut it off."""
+    limit = encoder.config.max_length
+    longer = encoder.with_max_length(limit + 1)
+    for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
+        if len(units) > limit:
+            raise UserError(
+                f"{line.where}: has a text of more than {limit} units, which "
+                "config.data.text.max_length cuts off; raise it"
+            )
 
 
 def _expect_known(lines: Sequence[Line], encoder: TextEncoder, train: Sequence[str]) -> None:
@@ -92,22 +202,30 @@ def _expect_known(lines: Sequence[Line], encoder: TextEncoder, train: Sequence[s
             )
 
 
-def find(path: str) -> dict[str, list[Line]]:
+def find(path: str, column: str | None = None) -> dict[str, list[Line]]:
     """Files by split.
 
     Args:
       path: a manifest, or a folder of files with a text of the same name beside each, as a.png and
         a.txt: the train split; or manifests with commas between, of train, validation and test,
         which are known by their names, as train.csv.
+      column: of the train manifest, to group its lines by; none if None.
 
     Raises:
-      UserError: a manifest is missing, empty, or not one; a file is missing; there is no train
-        split.
+      UserError: a manifest is missing, empty, or not one; a file or a column is missing; there is
+        no train split.
     """
-    names = [name.strip() for name in path.split(",")]
+    names = split_paths(path)
     if len(names) == 1:
-        folder = Path(path).expanduser()
-        return {"train": _folder(folder) if folder.is_dir() else read_manifest(path)}
+        folder = Path(names[0]).expanduser()
+        if not folder.is_dir():
+            return {"train": read_manifest(names[0], column)}
+        if column is not None:
+            raise UserError(
+                f"config.data.split_by: got {column!r}, but {path} is a folder, which has no "
+                f"columns; expected {BY_TEXT} or {BY_FILE}"
+            )
+        return {"train": _folder(folder)}
     found: dict[str, list[Line]] = {}
     for name in names:
         stem = Path(name).stem.lower()
@@ -118,78 +236,94 @@ def find(path: str) -> dict[str, list[Line]]:
             )
         if split in found:
             raise UserError(f"path: {name}: there is a {split} split already")
-        found[split] = read_manifest(name)
+        found[split] = read_manifest(name, column if split == "train" else None)
     if "train" not in found:
         raise UserError(f"path: {path}: has no train split")
     return found
 
 
-def read_manifest(name: str) -> list[Line]:
-    """Lines of a CSV or TSV file with a header that names path and text, or of JSON objects.
+def read_manifest(name: str, column: str | None = None) -> list[Line]:
+    """Lines of a manifest: a table, or JSON lines, with the columns path and text.
 
-    Paths are relative to the manifest's folder.
+    Paths are relative to the manifest's folder. Names of columns may differ in case.
+
+    Args:
+      name: of the manifest; one that ends in .jsonl or .ndjson holds JSON lines, others are CSV or
+        TSV.
+      column: whose values are the groups of the lines; none if None.
+
+    Raises:
+      UserError: the manifest is malformed, a column or a file is missing, or a value is not as
+        expected; the line is named.
     """
-    text = read_text(name)
-    rows = _json_rows(name, text) if name.endswith(".jsonl") else _table_rows(name, text)
+    wanted = [*COLUMNS, *([] if column is None else [column])]
+    table = open_table(name, wanted, extensions=None, may_be_empty=True)
+    named = [_spelled(each, table.header) for each in wanted]
+    missing = [each for each in COLUMNS if _spelled(each, table.header) not in table.header]
+    if missing and table.delimiter is not None:
+        raise UserError(
+            f"{name}: no column {' and '.join(missing)}; its first line names the columns path and "
+            f"text, got {table.column_names}"
+        )
+    if column is not None and table.delimiter is not None and named[-1] not in table.header:
+        raise no_column(f"config.data.split_by: {name}", column, table.header)
     folder, lines = Path(name).expanduser().parent, []
-    for where, file, said in rows:
-        if not file:
-            raise UserError(f"{where}: names no file")
-        place = folder / Path(file).expanduser()
-        if not place.is_file():
-            raise UserError(f"{where}: no such file: {place}")
-        lines.append(Line(where, place, " ".join(said.split())))
+    for number, (file, said, *group) in table.select(named):
+        lines.append(_line(f"{name}: line {number}", folder, file, said, column, *group))
     if not lines:
         raise UserError(f"{name}: names no files")
     return lines
 
 
+def _line(
+    where: str, folder: Path, file: Any, said: Any, column: str | None, group: Any = None
+) -> Line:
+    file = text_value(file, where, "path").strip()
+    if not file:
+        raise UserError(f"{where}: names no file")
+    place = find_file(folder, file)
+    if not os.path.isfile(place):  # a name that is too long is no error there
+        raise UserError(f"{where}: no such file: {place}")
+    text = " ".join(text_value(said, where, "text").split())
+    return Line(where, place, text, "" if column is None else label_value(group, where, column))
+
+
+def _spelled(column: str, header: Sequence[str]) -> str:
+    """The column as the header spells it, if one differs in case alone."""
+    alike = [name for name in header if name.lower() == column.lower()]
+    return alike[0] if column not in header and len(alike) == 1 else column
+
+
 def _folder(folder: Path) -> list[Line]:
-    lines = []
+    texts: dict[str, Path] = {}
+    files, others = [], []
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".txt" or file.name.startswith(".") or not file.is_file():
-            continue
-        text = file.with_suffix(".txt")
-        if not text.is_file():
-            raise UserError(f"{file}: has no text beside it; expected {text}")
-        said = text.read_bytes().strip()
-        lines.append(Line(str(file), file, " ".join(read_text(text).split()) if said else ""))
+        if is_hidden(file.name) or not file.is_file():
+            others.append(file)
+        elif file.suffix.lower() == ".txt":
+            texts[file.stem] = file
+        else:
+            files.append(file)
+    lines = []
+    for file in files:
+        text = texts.get(file.stem)
+        if text is None:
+            raise UserError(f"{file}: has no text beside it; expected {file.with_suffix('.txt')}")
+        lines.append(Line(str(file), file, " ".join(_text(text).split())))
     if not lines:
         raise UserError(f"path: {folder}: has no files")
+    used = {file.stem for file in files}
+    others += [text for stem, text in texts.items() if stem not in used]
+    if others:
+        say_once(
+            f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
+            "without a file of the same name, folders and hidden files"
+        )
     return lines
 
 
-def _table_rows(name: str, text: str) -> Sequence[tuple[str, str, str]]:
-    delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [column.strip() for column in reader.fieldnames or ()]
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise UserError(
-            f"{name}: no column {' and '.join(missing)}; its first line names the columns path and "
-            f"text, got {', '.join(header)}"
-        )
-    reader.fieldnames = header
-    rows = []
-    for row in reader:
-        where = f"{name}: line {reader.line_num}"
-        if row["text"] is None:
-            raise UserError(f"{where}: has no text")
-        rows.append((where, row["path"].strip(), row["text"]))
-    return rows
-
-
-def _json_rows(name: str, text: str) -> Sequence[tuple[str, str, str]]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{name}: line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON ({error.msg})") from None
-        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in COLUMNS):
-            raise UserError(f"{where}: expected an object with path and text, which are strings")
-        rows.append((where, row["path"], row["text"]))
-    return rows
+def _text(file: Path) -> str:
+    try:
+        return decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
+import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
-from tasks.common.tables import read_text
+from tasks.common.tables import read_text, say_once
 
 __all__ = [
     "HELD_OUT",
     "SPLIT_NAMES",
     "filed_as",
+    "find_file",
     "hold_out",
     "hold_out_groups",
     "read_text",
+    "say_shared",
+    "split_names",
     "split_paths",
 ]
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
 SPLIT_NAMES = {
-    "train": ("train",),
+    "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
+    "test": ("test", "testing"),
 }
 
 
@@ -88,6 +93,72 @@ def split_paths(path: str) -> list[str]:
 def _exists(path: str) -> bool:
     # Unlike `Path.exists` it returns False for a name that is too long.
     return os.path.exists(os.path.expanduser(path.strip()))
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Returns the file that a manifest or annotations name.
+
+    Exporting tools write backslashes, percent codes (a%20b.jpg) and other Unicode normal forms: the
+    first spelling that is a file counts. If none is, the path is that of the name as it stands.
+
+    Args:
+      folder: to which the name is relative.
+      name: path of the file.
+    """
+    slashes = name.replace("\\", "/")
+    decoded = urllib.parse.unquote(slashes)
+    spellings = [name, slashes, decoded]
+    spellings += [unicodedata.normalize(form, decoded) for form in ("NFC", "NFD")]
+    for spelling in spellings:
+        place = os.path.join(folder, os.path.expanduser(spelling))
+        if os.path.isfile(place):
+            return Path(place)
+    return folder / name
+
+
+def split_names(names: Sequence[str], where: str) -> dict[str, str]:
+    """Returns the names of files or folders that are those of splits, by split.
+
+    Args:
+      names: any, without endings; case does not count.
+      where: the folder that has them, for messages.
+
+    Raises:
+      UserError: two names are of one split.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        for split, words in SPLIT_NAMES.items():
+            if name.lower() not in words:
+                continue
+            if split in found:
+                raise UserError(
+                    f"{where}: {found[split]!r} and {name!r} are both of the {split} split; keep "
+                    "one"
+                )
+            found[split] = name
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def say_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "files") -> None:
+    """Names files of validation and test that are in a split before them too.
+
+    Args:
+      where: file or folder of the data, for messages.
+      files: for each split with files of its own, hash of the content -> name of the file.
+      kind: of the files, a plural for messages.
+    """
+    before: dict[str, tuple[str, str]] = {}
+    for split in SPLIT_NAMES:
+        mine = files.get(split, {})
+        shared = [key for key in mine if key in before]
+        if shared:
+            (other, of), name = before[shared[0]], mine[shared[0]]
+            say_once(
+                f"{where}: {len(shared)} {kind} of {split} are in another split too, such as "
+                f"{name}, which is {of} of {other}; metrics on them are too good"
+            )
+        before |= {key: (split, name) for key, name in mine.items()}
 
 
 def hold_out(

@@ -195,6 +195,7 @@ def open_table(
     *,
     extensions: Sequence[str] | None = EXTENSIONS,
     is_header: Callable[[list[str]], bool] | None = None,
+    may_be_empty: bool = False,
 ) -> Table:
     """Opens a table and reads its header.
 
@@ -204,6 +205,7 @@ def open_table(
       extensions: that the file may have, in any case; any if None. `JSON_LINES` are JSON lines,
         all others CSV or TSV.
       is_header: whether the first record is a header; always if None.
+      may_be_empty: whether there may be no record below the header.
 
     Raises:
       UserError: the file cannot be read, has another extension, has no header or no record below
@@ -233,7 +235,7 @@ def open_table(
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
         raise UserError(f"{name}: column {twice!r} stands in the header twice")
-    if next(records, None) is None:
+    if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
 
@@ -332,7 +334,7 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not text.strip():
                     continue
                 try:
-                    row = json.loads(text, object_pairs_hook=_unique)
+                    row = json.loads(text, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
                     reason = str(error) or type(error).__name__
                     raise UserError(f"{name}: line {line} is not JSON ({reason})") from None
@@ -343,7 +345,12 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise _undecodable(name) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object of its pairs, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+      ValueError: a key stands there twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]

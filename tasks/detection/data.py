@@ -27,6 +27,8 @@ from tasks.common import builders
 from tasks.common.image_files import resized
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.tables import say_once
 from tasks.detection import files
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
@@ -49,6 +51,9 @@ class DataConfig:
       path: own annotations in COCO's format: a file, of which a tenth each is held out for
         validation and test by the content of the pictures; or a folder with train.json and, where
         they are, validation.json (or valid, val, dev) and test.json.
+        Each split must have an object that is no crowd region (iscrowd 1). The boxes and masks of
+        an image with an EXIF orientation are in pixels of the image as stored, unless sizes tell
+        otherwise: see `tasks.common.orientation`.
       images: folder to which the file names in the annotations are relative; None: the annotations'
         own.
       image_size: side of the examples in pixels; None: that of the data set, 256 for own files.
@@ -100,6 +105,7 @@ class DetectionExamples:
 
     Attributes:
       ids: where each comes from: an id of the data set, or a file's name.
+      labels: classes of the objects of a number, and the number of its crowd regions.
     """
 
     lengths = None
@@ -112,9 +118,21 @@ class DetectionExamples:
         truth: Callable[[int], Truth],
         side: int,
         max_objects: int,
+        labels: Callable[[int], tuple[np.ndarray, int]] | None = None,
     ):
-        """Args: ids; the picture of a number, and what it shows; sizes of an example."""
+        """Makes the examples.
+
+        Args:
+          ids: of the pictures.
+          picture: the picture of a number.
+          truth: what it shows.
+          side: of an example.
+          max_objects: of an example.
+          labels: classes of the objects of a picture and the number of its crowd regions, where
+            they are known without reading it.
+        """
         self.ids, self.truth = list(ids), truth
+        self.labels = self._labels if labels is None else labels
         self._picture, self._side, self._max_objects = picture, side, max_objects
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
@@ -128,6 +146,10 @@ class DetectionExamples:
         if (len(self._kept) + 1) * sum(array.nbytes for array in example.values()) <= _KEPT_BYTES:
             self._kept[index] = example
         return dict(example)
+
+    def _labels(self, index: int) -> tuple[np.ndarray, int]:
+        labels = self[index]["labels"]
+        return labels[labels >= 0], 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +173,24 @@ class DetectionData:
     image_size: int
     max_objects: int
     fingerprint: str
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split: objects by class, and crowd regions as ignored."""
+        found = {}
+        for split, examples in self.splits.items():
+            counts, crowds = np.zeros(len(self.names), np.int64), 0
+            for index in range(len(examples)):
+                labels, crowd = examples.labels(index)
+                counts += np.bincount(labels, minlength=len(self.names))
+                crowds += crowd
+            found[split] = SplitSummary(
+                len(examples),
+                dict(zip(self.names, counts.tolist(), strict=True)),
+                unit="objects",
+                ignored=crowds,
+                ignored_as="crowd regions",
+            )
+        return found
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -263,10 +303,11 @@ def _load_own(config: DataConfig) -> DetectionData:
             lambda index: pictures[index].truth,
             side,
             most,
+            lambda index: pictures[index].labels(),
         )
 
     digest = hashlib.sha256(f"{own.digest} {side} {most}".encode())
-    return DetectionData(
+    data = DetectionData(
         config.name,
         {split: examples(split) for split in SPLITS},
         own.names,
@@ -275,3 +316,29 @@ def _load_own(config: DataConfig) -> DetectionData:
         most,
         digest.hexdigest()[:32],
     )
+    check_splits(config.path, data.summary())
+    _name_lost(config.path, own, side, most)
+    return data
+
+
+def _name_lost(path: str, own: files.OwnFiles, side: int, most: int) -> None:
+    """Names objects that an example cannot show."""
+    tiny, beyond = [], []
+    for pictures in own.splits.values():
+        for picture in pictures:
+            truth = picture.truth
+            boxes = truth.boxes[~truth.crowd]
+            height, width = fitted_size(truth.size, side)
+            sides = (boxes[:, 2:] - boxes[:, :2]) * [width / truth.size[1], height / truth.size[0]]
+            tiny += [picture.name] * int((sides < 1).any(axis=1).sum())
+            beyond += [picture.name] * max(len(boxes) - most, 0)
+    if tiny:
+        say_once(
+            f"{path}: {len(tiny)} objects are narrower than one pixel at config.data.image_size="
+            f"{side}, the first is in {tiny[0]}"
+        )
+    if beyond:
+        say_once(
+            f"{path}: {len(beyond)} objects are beyond config.data.max_objects={most} and are left "
+            f"out of training, the first is in {beyond[0]}"
+        )

@@ -84,7 +84,9 @@ def detection_metrics(
             f"{kind}_ap75": _mean(precision[5]),
         }
         if len(names) > 1:
-            present = {int(label) for truth in truths for label in truth.labels}
+            present = {
+                int(label) for truth in truths for label in np.asarray(truth.labels)[~_crowd(truth)]
+            }
             for number in sorted(present):
                 row = precision[..., number] if precision.shape[-1] > 1 else precision
                 result[f"{kind}_ap_{names[number]}"] = _mean(row)
@@ -133,8 +135,10 @@ def contest_scores(
 
     The mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), TP being the pairs of a true and a
     predicted mask of IoU greater than t. Classes do not count. A pixel can belong to one mask only:
-    that of the better score has it; what is left of no pixel is dropped. Where nothing is and
-    nothing is found, the score is 1.
+    that of the better score has it; what is left of no pixel is dropped. A crowd region is no
+    object, and a predicted mask without a partner of which more than a fraction t lies within one
+    counts for nothing, as in COCO's average precision. Where nothing is and nothing is found, the
+    score is 1.
 
     Args:
       truths: with masks.
@@ -163,18 +167,28 @@ def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
     for number, i in enumerate(order, 1):
         found[coco.decode(prediction.masks[i]).view(bool)] = number
     sizes = np.bincount(found.ravel("K"), minlength=len(order) + 1)[1:]
-    predicted, real = int((sizes > 0).sum()), len(truth.masks)
-    if not real or not predicted:
-        return float(real == predicted)
+    # In whole numbers, without a division. Above 0.5 a mask has one partner at most.
+    percents = np.round(100 * THRESHOLDS).astype(np.int64)[:, None]
+    matched = np.zeros((len(THRESHOLDS), len(order)), bool)
+    ignored = np.zeros_like(matched)
     hits = np.zeros(len(THRESHOLDS), np.int64)
-    for code in truth.masks:
+    crowd = _crowd(truth)
+    for code, is_crowd in zip(truth.masks, crowd, strict=True):
         within = found[coco.decode(code).view(bool)]
         intersection = np.bincount(within, minlength=len(order) + 1)[1:]
-        union = len(within) + sizes - intersection
-        # In whole numbers, without a division. Above 0.5 a mask has one partner at most.
-        percents = np.round(100 * THRESHOLDS).astype(np.int64)
-        hits += (100 * intersection > percents[:, None] * union).any(axis=1)
-    return float((hits / (real + predicted - hits)).mean())
+        if is_crowd:
+            ignored |= 100 * intersection > percents * sizes
+            continue
+        pairs = 100 * intersection > percents * (len(within) + sizes - intersection)
+        matched |= pairs
+        hits += pairs.any(axis=1)
+    wrong = np.sum((sizes > 0) & ~matched & ~ignored, axis=1)
+    counted = int((~crowd).sum()) + wrong
+    return float(np.where(counted > 0, hits / np.maximum(counted, 1), 1.0).mean())
+
+
+def _crowd(truth: Truth) -> np.ndarray:
+    return np.zeros(len(truth.labels), bool) if truth.crowd is None else np.asarray(truth.crowd)
 
 
 def _kinds(truths: Sequence[Truth], predictions: Sequence[Prediction]) -> tuple[str, ...]:
@@ -195,7 +209,7 @@ def _evaluation(
 
     objects, found = [], []
     for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True), 1):
-        crowd = np.zeros(len(truth.labels), bool) if truth.crowd is None else truth.crowd
+        crowd = _crowd(truth)
         for number, (box, label) in enumerate(_rows(truth)):
             objects.append(
                 _annotation(image, box, label, truth.masks, number, kind)

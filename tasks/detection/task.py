@@ -15,8 +15,10 @@ from tasks.common.augmentation import example_keys
 from tasks.common.backbones import convolutional
 from tasks.common.backbones.convolutional import places, slot_line
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_image
+from tasks.common.image_files import read_oriented
+from tasks.common.orientation import say_displayed
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.detection import baselines, losses
 from tasks.detection.augmentation import augment
 from tasks.detection.data import (
@@ -123,6 +125,10 @@ class Detection(Task):
     def examples(self, split: str) -> DetectionExamples:
         """See `Task.examples`."""
         return self._pictures.splits[split]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Objects by class, and crowd regions."""
+        return self._pictures.summary()
 
     # ------------------------------------------------------------------ model
 
@@ -366,7 +372,8 @@ class _Files:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        image = read_image(self._paths[index])
+        image, orientation = read_oriented(self._paths[index])
+        say_displayed(self._paths[index], orientation)
         example = fit(Picture(image), self._side, 1)
         return {
             "image": example["image"],

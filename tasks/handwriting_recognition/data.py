@@ -21,9 +21,10 @@ from tasks.common import builders
 from tasks.common.builders import Definition
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_image, resized
-from tasks.common.manifests import own_examples
+from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, units_of
 from tasks.handwriting_recognition import digits
@@ -74,7 +75,7 @@ class DataConfig:
       path: own lines: a manifest with the columns path and text (CSV or TSV), or with such JSON
         objects (.jsonl), or a folder of pictures with a text file of the same name beside each; or
         three manifests with commas between, called train, validation and test. A split that is
-        missing is a tenth of train, by the hash of the text.
+        missing is a tenth of train, see `split_by`.
       lines: of digit_strings: how they are written.
       train_lines: the same of its train split alone, lengths too; as `lines` if None.
       long_lines: of its second test, of lines that are longer than any in train.
@@ -83,6 +84,10 @@ class DataConfig:
       text: units: tokenizer "character", "word" or "bpe".
       dark_ink: own pictures have dark ink on light paper; False: light on dark.
       max_columns: widest own picture, once it has 32 rows: wider ones are named.
+      split_by: own lines that have it in common are in one split: "text": those of one text;
+        "file": equal files; or a column of the manifest, such as speaker, of which the largest
+        value is train and others fill a tenth of test and of validation. For splits that have no
+        manifest of their own. With few distinct texts, such as commands, "text" cannot split.
       skip_broken: leave out own pictures that cannot be used, and name them.
     """
 
@@ -98,11 +103,13 @@ class DataConfig:
     text: TextConfig = dataclasses.field(default_factory=_characters)
     dark_ink: bool = True
     max_columns: int = 2_000
+    split_by: str = BY_TEXT
     skip_broken: bool = False
 
     def __post_init__(self):
         name = filed_as(self.name, NAMES, self.path, "; path takes your own lines")
         object.__setattr__(self, "name", name)
+        check_split_by(self.split_by, self.path)
         for field in ("train_size", "validation_size", "test_size"):
             if getattr(self, field) < 4:
                 raise ValueError(f"{field} must be at least 4, got {getattr(self, field)}")
@@ -119,6 +126,10 @@ class HandwritingData:
     splits: Mapping[str, TranscribedExamples]
     encoder: TextEncoder
     conditions: tuple[str, ...] = ("",)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split."""
+        return summarize(self.splits, "lines")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -191,12 +202,15 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
 
 
 def _own(config: DataConfig) -> HandwritingData:
-    return HandwritingData(
+    data = HandwritingData(
         *own_examples(
             config.path,
             lambda path: read_line(path, config),
             config.text,
             "columns",
             config.skip_broken,
+            config.split_by,
         )
     )
+    check_splits(config.path, data.summary())
+    return data

@@ -12,6 +12,7 @@ from flax import nnx
 from tasks.common.backbones import convolutional, recurrent
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcription import (
@@ -76,6 +77,10 @@ class HandwritingRecognition(TranscriptionTask):
     def fingerprint(self) -> str:
         """Of lines, texts and splits."""
         return self._lines.fingerprint
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split, and those without a text."""
+        return self._lines.summary()
 
     @property
     def writer(self) -> TranscriberConfig:

@@ -8,9 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import numpy as np
+
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary, check_splits
 from tasks.image_classification import files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
 
@@ -26,7 +29,8 @@ class DataConfig:
         own_<folder> unless something else is given.
       path: a folder of one's own with a folder of pictures for each class; or with train/ and, if
         they are there, validation/ (or valid, val, dev) and test/, each with such folders. A split
-        that is missing is a tenth of train, by the hash of the picture. All are kept in memory.
+        that is missing is a tenth of train, by the hash of the file, so that splits do not depend
+        on image_size and equal files stay together. All are kept in memory.
       image_size: pixels a side to which one's own pictures are scaled, after the largest square in
         the middle is cut out; 64 if not given.
       skip_broken: leave out what cannot be read of one's own files, and name it, instead of
@@ -86,6 +90,24 @@ class ImageData:
     labels: tuple[str, ...]
     splits: Mapping[str, Images]
 
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split by class."""
+        return {
+            split: SplitSummary(
+                len(images),
+                dict(
+                    zip(
+                        self.labels,
+                        np.bincount(images.labels, minlength=len(self.labels)).tolist(),
+                        strict=True,
+                    )
+                ),
+                unit="images",
+                least_classes=2,
+            )
+            for split, images in self.splits.items()
+        }
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all pictures and labels and of where they stand."""
@@ -111,4 +133,6 @@ def load(config: DataConfig, paths: Paths | None) -> ImageData:
     if config.path is None:
         data_set = DATA_SETS[config.name]
         return ImageData(data_set.labels, data_set.load(paths))
-    return ImageData(*files.read_folder(config.path, config.side, config.skip_broken))
+    data = ImageData(*files.read_folder(config.path, config.side, config.skip_broken))
+    check_splits(config.path, data.summary())
+    return data

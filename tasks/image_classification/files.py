@@ -15,8 +15,10 @@ from tasks.common.image_files import (
     read_each,
     read_image,
     resized,
+    say_left_out,
 )
-from tasks.common.own_files import SPLIT_NAMES, hold_out
+from tasks.common.own_files import SPLIT_NAMES, hold_out, say_shared, split_names
+from tasks.common.tables import say_once
 from tasks.image_classification.datasets import SPLITS, DataSet, Images
 
 # ---------------------------------------------------------------------- folders
@@ -46,7 +48,7 @@ def read_folder(
         raise UserError(
             f"{folders['train']}: has the one class {labels[0]!r}; a classifier needs two folders"
         )
-    splits = {}
+    splits, hashes = {}, {}
     for split, classes in found.items():
         for name in classes:
             if name not in labels:
@@ -54,13 +56,15 @@ def read_folder(
                     f"{folders[split] / name}: train has no such class; it has "
                     f"{', '.join(labels[:20])}"
                 )
-        splits[split] = _read_classes(classes, labels, side, skip_broken)
+        splits[split], hashes[split] = _read_classes(classes, labels, side, skip_broken)
         if not len(splits[split]):
             raise UserError(f"{folders[split]}: has no picture that can be read")
+        _name_conflicts(folders[split], hashes[split], splits[split].labels)
+    say_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
     train = splits["train"]
-    hashes = [hashlib.sha256(image).hexdigest() for image in train.images]
     remedy = "give folders train, validation and test"
-    parts = hold_out(hashes, list(splits), path, remedy, "images")
+    digests = [digest for digest, _ in hashes["train"]]
+    parts = hold_out(digests, list(splits), path, remedy, "images")
     held_out = {
         split: Images(train.images[rows], train.labels[rows]) for split, rows in parts.items()
     }
@@ -69,24 +73,33 @@ def read_folder(
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """The folder of each split that is there; all is train where train/ has no folders."""
+    """The folder of each split that is there; all is train where train/ has no folders.
+
+    Raises:
+      UserError: there is no such folder, or two folders are of one split.
+    """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"{path}: no such folder; config.data.path names one with your pictures")
-    train = root / "train"
-    if not train.is_dir() or not any(each.is_dir() for each in train.iterdir()):
+    folders = [each for each in root.iterdir() if each.is_dir()]
+    divided = [
+        folder.name
+        for folder in folders
+        if folder.name.lower() in SPLIT_NAMES["train"]
+        and any(each.is_dir() for each in folder.iterdir())
+    ]
+    if not divided:
         return {"train": root}
-    return {
-        split: root / name
-        for split, names in SPLIT_NAMES.items()
-        for name in names[::-1]  # of several the first name counts
-        if (root / name).is_dir()
-    }
+    names = split_names([folder.name for folder in folders], path)
+    found = {split: root / name for split, name in names.items()}
+    say_left_out(root, found.values())
+    return found
 
 
 def _read_classes(
     classes: Mapping[str, Sequence[Path]], labels: Sequence[str], side: int, skip_broken: bool
-) -> Images:
+) -> tuple[Images, list[tuple[str, str]]]:
+    """The pictures, and of each the hash of its file and the path."""
     files = [path for paths in classes.values() for path in paths]
     numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
 
@@ -96,7 +109,28 @@ def _read_classes(
     images, kept = read_each(files, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
-    return Images(stacked, np.array(numbers, np.int32)[kept])
+    # Of the file, not of the picture, which depends on `side`.
+    hashes = [
+        (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
+        for number in kept
+    ]
+    return Images(stacked, np.array(numbers, np.int32)[kept]), hashes
+
+
+def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
+    """Names pictures that are in two classes."""
+    before: dict[str, tuple[str, int]] = {}
+    conflicts = []
+    for (digest, file), label in zip(files, labels, strict=True):
+        other, first = before.setdefault(digest, (file, label))
+        if first != label:
+            conflicts.append((file, other))
+    if conflicts:
+        file, other = conflicts[0]
+        say_once(
+            f"{folder}: {len(conflicts)} pictures are in two classes, such as {file}, which is the "
+            f"same as {other}"
+        )
 
 
 # ---------------------------------------------------------------------- predict

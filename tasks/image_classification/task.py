@@ -25,6 +25,7 @@ from tasks.common.backbones import convolutional, transformer
 from tasks.common.errors import UserError
 from tasks.common.metrics import classification_metrics
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
 from tasks.image_classification import baselines, files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
@@ -95,6 +96,10 @@ class ImageClassification(Task):
     def examples(self, split: str) -> Images:
         """See `Task.examples`."""
         return self._pictures.splits[split]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Images by class."""
+        return self._pictures.summary()
 
     # ------------------------------------------------------------------ model
 

@@ -17,9 +17,12 @@ import numpy as np
 from tasks.common import builders
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_each, read_image, resized
-from tasks.common.own_files import filed_as, hold_out
+from tasks.common.image_files import read_each, read_oriented, resized
+from tasks.common.orientation import AnnotationTurns, say_displayed, turned
+from tasks.common.own_files import filed_as, hold_out, say_shared
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.tables import say_once
 from tasks.segmentation import files, tiles
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
@@ -41,11 +44,16 @@ class DataConfig:
         folders in train/ and, where they are, in validation/ and test/. A split that is missing is
         a tenth of train, by the pixels' hash. A mask holds the number of each pixel's class, as a
         grey picture or as one with a palette; a file classes.txt in the folder names the classes,
-        one a line, from 0 on.
+        one a line, from 0 on. The train split must have pixels of two classes at least. The mask of
+        a picture with an EXIF orientation is of the picture as stored, unless it has an orientation
+        of its own or sizes tell otherwise: see `tasks.common.orientation`.
       image_size: height and width of what the model sees.
       fit: how a picture of another size comes to it, in training and when predicting: "resize", as
         a whole; or "tiles", cut into windows at its own scale, whose predictions are blended.
       void: number in own masks that means no class.
+      mask_values: numbers in own masks of class 0, class 1 and so on, where they are not 0, 1 and
+        so on: (0, 255) for masks that are black and white. A number that is listed is a class, even
+        if it is `void`. Empty: the numbers are those of the classes.
       skip_broken: leave out own pictures that cannot be read, and name them.
       augmentation: changes at random in training.
     """
@@ -55,6 +63,7 @@ class DataConfig:
     image_size: tuple[int, ...] = (180, 240)
     fit: str = "resize"
     void: int = VOID
+    mask_values: tuple[int, ...] = ()
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
@@ -66,6 +75,18 @@ class DataConfig:
             raise ValueError(f"fit: got {self.fit!r}, expected one of {', '.join(FITS)}")
         if not 0 <= self.void <= 65535:
             raise ValueError(f"void: got {self.void}, expected a number from 0 to 65535")
+        values = list(self.mask_values)
+        if values and (
+            not 2 <= len(values) <= files.MOST_CLASSES
+            or len(set(values)) < len(values)
+            or not 0 <= min(values) <= max(values) <= 65535
+        ):
+            raise ValueError(
+                f"mask_values: got {values}, expected 2 to {files.MOST_CLASSES} different numbers "
+                "from 0 to 65535"
+            )
+        if values and self.path is None:
+            raise ValueError(f"mask_values: got {values}, expected none without path")
         name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
 
@@ -77,6 +98,7 @@ class Pictures:
       images: uint8 [n, Y, X, 3].
       labels: uint8 [n, Y, X], VOID where there is no class.
       apart: name -> bool [n], the pictures whose figures are told apart too.
+      void: pixels of the masks that have no class.
     """
 
     lengths = None
@@ -87,8 +109,16 @@ class Pictures:
         images: np.ndarray,
         labels: np.ndarray,
         apart: Mapping[str, np.ndarray] | None = None,
+        void: int | None = None,
     ):
+        """Keeps the arrays.
+
+        Args:
+          images, labels, apart: see the attributes.
+          void: see the attributes; counted in the labels if None.
+        """
         self.images, self.labels, self.apart = images, labels, dict(apart or {})
+        self.void = int(np.sum(labels == VOID)) if void is None else void
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,6 +133,20 @@ class SegmentationData:
 
     splits: Mapping[str, Pictures]
     names: tuple[str, ...]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split: pixels by class, and void ones as ignored."""
+        return {
+            split: SplitSummary(
+                len(pictures),
+                dict(zip(self.names, _counts(pictures.labels).tolist(), strict=False)),
+                unit="pixels",
+                ignored=pictures.void,
+                ignored_as="void",
+                least_classes=2,
+            )
+            for split, pictures in self.splits.items()
+        }
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -122,11 +166,34 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
     Raises:
       UserError: what is wrong with a file or a source.
     """
-    data = _own(config) if config.path is not None else _named(config, paths)
+    if config.path is None:
+        return _named(config, paths)
+    data = _own(config)
     for split, pictures in data.splits.items():
         if np.all(pictures.labels == VOID):
             raise UserError(f"config.data: no pixel of the {split} split has a class")
+    summary = data.summary()
+    train = summary["train"]
+    present = [number for number, count in enumerate(train.classes.values()) if count]
+    if len(present) == 1 and train.ignored and config.void not in config.mask_values:
+        alone = config.mask_values[present[0]] if config.mask_values else present[0]
+        share = train.ignored / (train.ignored + sum(train.classes.values()))
+        raise UserError(
+            f"{config.path}: masks of the train split hold {alone} and {config.void}, and "
+            f"{config.void} is void (config.data.void; {share:.1%} of pixels), so that one class "
+            f"is left; if {config.void} is a class, set config.data.mask_values to "
+            f"({alone}, {config.void})"
+        )
+    check_splits(config.path, summary)
     return data
+
+
+def _counts(labels: Iterable[np.ndarray]) -> np.ndarray:
+    """Number of pixels of each label, int64 [256]."""
+    counts = np.zeros(VOID + 1, np.int64)
+    for picture in labels:
+        counts += np.bincount(picture.ravel(), minlength=VOID + 1)
+    return counts
 
 
 def _named(config: DataConfig, paths: Paths) -> SegmentationData:
@@ -147,35 +214,93 @@ def _named(config: DataConfig, paths: Paths) -> SegmentationData:
 
 def _own(config: DataConfig) -> SegmentationData:
     names = files.class_names(config.path)
+    values = config.mask_values
+    if names is not None and values and len(names) != len(values):
+        raise UserError(
+            f"config.data.mask_values: got {len(values)} numbers, expected one for each of the "
+            f"{len(names)} classes in {Path(config.path) / files.CLASSES}"
+        )
     read: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    found = files.find(config.path)
-    most = 0
-    for split, pairs in found.items():
+    kept: dict[str, list[files.Pair]] = {}
+    turns = AnnotationTurns()
+    for split, pairs in files.find(config.path).items():
         read[split], numbers = read_each(
             pairs,
-            lambda pair: files.read_pair(pair, config.void, names),
+            lambda pair: files.read_pair(pair, config.void, names, values, turns),
             skip_broken=config.skip_broken,
         )
+        kept[split] = [pairs[number] for number in numbers]
         if not read[split]:
             raise UserError(f"path: no picture of the {split} split of {config.path} can be read")
-        for number, (_, labels) in zip(numbers, read[split], strict=True):
-            largest = int(labels[labels != VOID].max(initial=0))
-            if split == "train":
-                most = max(most, largest)
-            elif names is None and largest > most:
-                raise UserError(
-                    f"{pairs[number][1]}: has class {largest}; the train split has 0 to {most} "
-                    f"alone; name the classes in {Path(config.path) / files.CLASSES}"
-                )
+    by_file = turns.decide(config.path)
+    for split, pairs in read.items():
+        read[split] = [
+            (image, turned(labels, by_file.get(pair[0], 1)))
+            for pair, (image, labels) in zip(kept[split], pairs, strict=True)
+        ]
     if names is None:
-        names = [f"class_{number}" for number in range(max(most, 1) + 1)]
+        names = [f"class_{n}" for n in range(len(values) or _classes(config, read, kept))]
+    hashes = {
+        split: [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image, _ in pairs]
+        for split, pairs in read.items()
+    }
+    shown = {
+        split: dict(zip(hashes[split], (str(pair[0]) for pair in kept[split]), strict=True))
+        for split in read
+    }
+    say_shared(config.path, shown, "images")
     train = read["train"]
-    hashes = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image, _ in train]
     remedy = "give more pictures, or folders for validation and test"
-    parts = hold_out(hashes, list(read), config.path, remedy, "images")
+    parts = hold_out(hashes["train"], list(read), config.path, remedy, "images")
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
+    before, after = (_counts(x) for x in ([y for _, y in read["train"]], splits["train"].labels))
+    lost = [names[k] for k in np.flatnonzero(before[:VOID]) if not after[k]]
+    if lost:
+        say_once(
+            f"{config.path}: {', '.join(lost[:20])} has no pixel in train at "
+            f"config.data.image_size={tuple(config.image_size)}; set a larger one, or "
+            "config.data.fit to tiles"
+        )
     return SegmentationData(splits, tuple(names))
+
+
+def _classes(
+    config: DataConfig,
+    read: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    kept: Mapping[str, Sequence[files.Pair]],
+) -> int:
+    """Number of classes by the masks of train.
+
+    Raises:
+      UserError: another split has more, or most of the numbers up to the largest are missing.
+    """
+    counts = _counts(labels for _, labels in read["train"])[:VOID]
+    present = np.flatnonzero(counts).tolist()
+    most = max(present, default=0)
+    for split, pairs in read.items():
+        for pair, (_, labels) in zip(kept[split], pairs, strict=True):
+            largest = int(labels[labels != VOID].max(initial=0))
+            if largest > most:
+                raise UserError(
+                    f"{pair[1]}: has class {largest}; the train split has 0 to {most} "
+                    f"alone; name the classes in {Path(config.path) / files.CLASSES}"
+                )
+    missing = most + 1 - len(present)
+    if missing > len(present) > 1:
+        listed = ", ".join(map(str, present[:20])) + ", ..." * (len(present) > 20)
+        raise UserError(
+            f"{config.path}: masks of the train split hold the numbers {listed} alone, expected "
+            f"numbers of classes from 0 on; set config.data.mask_values to ({listed}), or name "
+            f"{most + 1} classes in {files.CLASSES}"
+        )
+    if missing and present:
+        first = next(number for number in range(most) if not counts[number])
+        say_once(
+            f"{config.path}: masks of the train split have no pixel of {missing} of {most + 1} "
+            f"classes, the first is {first}"
+        )
+    return max(most, 1) + 1
 
 
 def _fitted(
@@ -186,12 +311,15 @@ def _fitted(
 ) -> Pictures:
     """Pictures of the size that the config asks for; `apart` goes by the beginning of the ids."""
     size = tuple(config.image_size)
-    images, labels, source = [], [], []
+    images, labels, source, void = [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
         if config.fit == "tiles":
             cut = tiles.once(image, mask, size, VOID)
+            # Pixels that another window has too are void, but not in the mask.
+            void += int(np.sum(mask == VOID))
         else:
             cut = [(resized(image, size), nearest(mask, size))]
+            void += int(np.sum(cut[0][1] == VOID))
         for window, window_labels in cut:
             images.append(window)
             labels.append(window_labels)
@@ -200,7 +328,7 @@ def _fitted(
         name: np.array([ids[number].startswith(start) for number in source])
         for name, start in (apart or {}).items()
     }
-    return Pictures(np.stack(images), np.stack(labels), told)
+    return Pictures(np.stack(images), np.stack(labels), told, void)
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -246,7 +374,10 @@ class Scenes:
         self.place = np.array(rows, np.int32).reshape(-1, 5)
 
     def _picture(self, number: int) -> np.ndarray:
-        return read_image(self._raw[number], called=f"input {self._raw[number]!r}")
+        name = self._raw[number]
+        image, orientation = read_oriented(name, called=f"input {name!r}")
+        say_displayed(name, orientation)
+        return image
 
     def __len__(self) -> int:
         return len(self.place)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.image_files import image_paths, read_image
-from tasks.common.own_files import read_text
+from tasks.common.image_files import (
+    image_paths,
+    open_image,
+    orientation_of,
+    read_oriented,
+    say_left_out,
+)
+from tasks.common.orientation import UPRIGHT, AnnotationTurns
+from tasks.common.own_files import read_text, split_names
+from tasks.common.tables import lines_of
 from tasks.segmentation.metrics import VOID
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
-# How the folders of the splits may be called.
-FOLDERS = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
 # Formats that keep a number as it is.
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 MOST_CLASSES = 255
@@ -41,16 +42,16 @@ def find(path: str) -> dict[str, list[Pair]]:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"path: {path} is not a folder; give one with {IMAGES}/ and {MASKS}/")
-    if (root / IMAGES).is_dir() or (root / MASKS).is_dir():
+    folders = [folder.name for folder in root.iterdir() if folder.is_dir()]
+    splits = split_names(folders, path)
+    if IMAGES in folders or MASKS in folders:
+        if splits:
+            both = f"{IMAGES if IMAGES in folders else MASKS}/ and {next(iter(splits.values()))}/"
+            raise UserError(f"path: {path} has {both}; keep one or the other")
         return {"train": _pairs(root)}
-    found = {}
-    for split, names in FOLDERS.items():
-        folder = next((root / name for name in names if (root / name).is_dir()), None)
-        if folder is not None:
-            found[split] = _pairs(folder)
-    if "train" not in found:
+    if "train" not in splits:
         raise UserError(f"path: {path} has no {IMAGES}/ and {MASKS}/, nor has it train/")
-    return found
+    return {split: _pairs(root / name) for split, name in splits.items()}
 
 
 def _pairs(folder: Path) -> list[Pair]:
@@ -76,6 +77,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if stem in found:
             raise UserError(f"{path}: {found[stem].name} has that name too; one is enough")
         found[stem] = path
+    say_left_out(folder, found.values())
     return found
 
 
@@ -88,7 +90,11 @@ def class_names(path: str) -> list[str] | None:
     file = Path(path).expanduser() / CLASSES
     if not file.is_file():
         return None
-    names = [line.strip() for line in read_text(file).strip().splitlines()]
+    names = [line.strip() for line in lines_of(read_text(file).rstrip())]
+    if "" in names:
+        raise UserError(
+            f"{file}: line {names.index('') + 1} is empty, expected the name of a class"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{file}: names {twice[0]!r} twice")
     if not 2 <= len(names) <= MOST_CLASSES:
@@ -96,55 +102,105 @@ def class_names(path: str) -> list[str] | None:
     return names
 
 
-def read_pair(pair: Pair, void: int, names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(
+    pair: Pair,
+    void: int,
+    names: Sequence[str] | None,
+    values: Sequence[int] = (),
+    turns: AnnotationTurns | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """A picture uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID where there is none.
 
     Args:
       pair: the two files.
       void: number in the mask that means no class.
       names: of the classes, if they are known.
+      values: see `DataConfig.mask_values`.
+      turns: decides later whether the labels of this picture are to be turned with it.
 
     Raises:
       UserError: a file cannot be read, the mask is of another size or holds no class numbers, or a
         number is out of range.
     """
-    image, mask = read_image(pair[0]), read_mask(pair[1])
-    if image.shape[:2] != mask.shape:
+    image, orientation = read_oriented(pair[0])
+    mask, own = read_oriented_mask(pair[1])
+    fits = image.shape[:2] == mask.shape
+    if turns is not None and own == UPRIGHT:
+        fits = turns.fits(pair[0], orientation, mask.shape, image.shape[:2])
+    if not fits:
         sizes = [f"{x} x {y}" for y, x in (mask.shape, image.shape[:2])]
         raise UserError(f"{pair[1]}: is {sizes[0]} pixels, but its picture is {sizes[1]}")
+    if values:
+        return image, _by_values(pair[1], mask, void, values)
     most = MOST_CLASSES if names is None else len(names)
     wrong = np.unique(mask[(mask != void) & ((mask < 0) | (mask >= most))])
     if len(wrong):
         raise UserError(
             f"{pair[1]}: has class {wrong[0]}; classes are 0 to {most - 1}, and {void} is void "
-            f"(config.data.void)"
+            f"(config.data.void); config.data.mask_values takes other numbers for classes"
         )
     return image, np.where(mask == void, VOID, mask).astype(np.uint8)
+
+
+def _by_values(file: Path, mask: np.ndarray, void: int, values: Sequence[int]) -> np.ndarray:
+    labels = np.full(mask.shape, VOID, np.uint8)
+    known = mask == void
+    for number, value in enumerate(values):
+        here = mask == value
+        labels[here] = number
+        known |= here
+    if not known.all():
+        raise UserError(
+            f"{file}: has the number {mask[~known][0]}, expected one of config.data.mask_values, "
+            f"{', '.join(map(str, values))}, or {void}, which is void (config.data.void)"
+        )
+    return labels
 
 
 def read_mask(path: Path) -> np.ndarray:
     """The numbers of a mask, int64 [Y, X]: grey values, or the indices of a palette.
 
+    Colours whose three channels are equal are grey. An EXIF orientation is honoured.
+
     Raises:
       UserError: it cannot be read, is coloured, or of a format that changes numbers.
     """
-    from PIL import Image
+    return read_oriented_mask(path)[0]
 
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            if picture.format not in _EXACT:
-                raise UserError(
-                    f"{path}: is {picture.format}, which does not keep class numbers; save masks "
-                    "as PNG"
-                )
-            if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
-                raise UserError(
-                    f"{path}: has colours ({picture.mode}); save class numbers as a grey PNG, or "
-                    "one with a palette"
-                )
-            return np.asarray(picture).astype(np.int64)
-    except UserError:
-        raise
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: not a picture that can be read ({reason[:80]})") from None
+
+def read_oriented_mask(path: Path) -> tuple[np.ndarray, int]:
+    """Reads a mask as `read_mask` does, and its EXIF orientation."""
+    from PIL import ImageOps
+
+    with open_image(path, str(path)) as picture:
+        if picture.format not in _EXACT:
+            raise UserError(
+                f"{path}: is {picture.format}, which does not keep class numbers; save masks as PNG"
+            )
+        orientation = orientation_of(picture)
+        turned = ImageOps.exif_transpose(picture)
+        numbers = np.asarray(turned)
+        if turned.mode in ("LA", "RGB", "RGBA"):
+            numbers = _grey(path, turned.mode, numbers)
+        elif turned.mode not in ("1", "L", "P") and not turned.mode.startswith("I"):
+            raise _coloured(path, turned.mode)
+        return numbers.astype(np.int64), orientation
+
+
+def _grey(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
+    """The grey values of channels [Y, X, C], the last of which may be alpha."""
+    if mode.endswith("A"):
+        if (channels[..., -1] != 255).any():
+            raise UserError(
+                f"{path}: is transparent in parts; save class numbers without transparency"
+            )
+        channels = channels[..., :-1]
+    if (channels != channels[..., :1]).any():
+        raise _coloured(path, mode)
+    return channels[..., 0]
+
+
+def _coloured(path: Path, mode: str) -> UserError:
+    return UserError(
+        f"{path}: has colours ({mode}); save class numbers as a grey PNG, or one with a palette"
+    )

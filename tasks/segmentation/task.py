@@ -17,6 +17,7 @@ from tasks.common.backbones.convolutional import SHARDING_RULES, places
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_image, resized
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
@@ -109,6 +110,10 @@ class Segmentation(Task):
     def examples(self, split: str) -> Pictures:
         """See `Task.examples`."""
         return self._pictures.splits[split]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Pixels by class, and void ones."""
+        return self._pictures.summary()
 
     # ------------------------------------------------------------------ model
 

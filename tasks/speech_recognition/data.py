@@ -30,9 +30,10 @@ from tasks.common.audio import (
     trimmed,
 )
 from tasks.common.errors import UserError
-from tasks.common.manifests import own_examples
+from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, units_of
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
@@ -62,7 +63,7 @@ class DataConfig:
         name> unless something else is given.
       path: own recordings: a manifest with the columns path and text (CSV or TSV), or with such
         JSON objects (.jsonl); or three with commas between, called train, validation and test. A
-        split that is missing is a tenth of train, by the hash of the text.
+        split that is missing is a tenth of train, see `split_by`.
       held_out: of spoken digits and strings, the speaker of test. Of strings the speaker after
         that one is validation; of single digits validation is takes 0 to 4 of the others.
         "official", for single digits: test is takes 0 to 4 of all speakers, who are in train too,
@@ -85,6 +86,10 @@ class DataConfig:
       augmentation: changes at random in training.
       text: units: tokenizer "word", "character" or "bpe".
       max_seconds: longest sound: longer own recordings are named, and refused in predictions.
+      split_by: own recordings that have it in common are in one split: "text": those of one text;
+        "file": equal files; or a column of the manifest, such as speaker, of which the largest
+        value is train and others fill a tenth of test and of validation. For splits that have no
+        manifest of their own. With few distinct texts, such as commands, "text" cannot split.
       skip_broken: leave out own recordings that cannot be used, and name them.
     """
 
@@ -105,11 +110,13 @@ class DataConfig:
     augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
     text: TextConfig = dataclasses.field(default_factory=_words)
     max_seconds: float = 60.0
+    split_by: str = BY_TEXT
     skip_broken: bool = False
 
     def __post_init__(self):
         name = filed_as(self.name, NAMES, self.path, "; path takes your own recordings")
         object.__setattr__(self, "name", name)
+        check_split_by(self.split_by, self.path)
         speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
         if self.held_out not in speakers:
             expected = ", ".join(speakers)
@@ -148,6 +155,10 @@ class SpeechData:
     splits: Mapping[str, TranscribedExamples]
     encoder: TextEncoder
     conditions: tuple[str, ...] = ("",)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split."""
+        return summarize(self.splits, "recordings")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -342,15 +353,18 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
 
 
 def _own(config: DataConfig) -> SpeechData:
-    return SpeechData(
+    data = SpeechData(
         *own_examples(
             config.path,
             lambda path: read_clip(path, config),
             config.text,
             "samples",
             config.skip_broken,
+            config.split_by,
         )
     )
+    check_splits(config.path, data.summary())
+    return data
 
 
 def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") -> np.ndarray:

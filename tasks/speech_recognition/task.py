@@ -16,6 +16,7 @@ from tasks.common.augmentation import example_keys
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.common.text import TextEncoder
 from tasks.common.transcriber import TranscriberConfig
 from tasks.common.transcription import (
@@ -107,6 +108,10 @@ class SpeechRecognition(TranscriptionTask):
     def fingerprint(self) -> str:
         """Of sound, texts and splits."""
         return self._speech.fingerprint
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Counts of each split, and those without a text."""
+        return self._speech.summary()
 
     @property
     def settings(self) -> dict[str, Any]:

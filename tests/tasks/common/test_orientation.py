@@ -38,6 +38,18 @@ def test_an_image_is_turned_as_pillow_turns_it(tmp_path, orientation, ending):
     np.testing.assert_array_equal(turned_boxes(box, (32, 48), orientation), where)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_grey_tiff_without_compression_is_turned(tmp_path, orientation):
+    """Pillow maps such a file into memory, and then takes its rows for columns."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    exif = Image.fromarray(pixels).getexif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif)
+    found, noted = read_oriented(tmp_path / "a.tif", mode="L")
+    assert noted == orientation
+    np.testing.assert_array_equal(found, turned(pixels, orientation))
+
+
 def decided(files):
     turns, fits = AnnotationTurns(), []
     for number, (orientation, annotated, displayed) in enumerate(files):

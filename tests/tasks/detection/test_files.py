@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tasks.common.errors import UserError
 from tasks.detection.data import DataConfig, load
@@ -73,6 +73,8 @@ def test_a_file_becomes_three_splits_with_masks(folder):
         # Tools round differently: half a pixel outside is cut.
         annotation(6, 4, bbox=[-0.5, 0, 13, 10], segmentation=square(0, 0, 12, 10)),
     ]
+    # Each split needs an object.
+    rows += [annotation(10 + n, n, segmentation=square(1, 2, 5, 5)) for n in range(10, 61)]
     where = folder(coco(60, rows))
     data = own(where / "train.json", images=str(where))
     assert data.name == "own_train"
@@ -115,7 +117,7 @@ def test_a_file_becomes_three_splits_with_masks(folder):
 def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
     folder(coco(30, [annotation(1)]))
     folder(coco(2, [annotation(1, 2)]), 0, "val")
-    where = folder(coco(3), 0, "test")
+    where = folder(coco(3, [annotation(1, 3)]), 0, "test")
     data = own(where, name="mine", image_size=8)
     assert data.name == "mine"
     assert {name: len(split) for name, split in data.splits.items()} == {
@@ -189,7 +191,7 @@ def test_mistakes_are_named(folder, content, message):
 
 
 def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, capsys):
-    where = folder(coco(60, [annotation(1, 4)]))
+    where = folder(coco(60, [annotation(n, n) for n in range(1, 61)]))
     path = where / "train.json"
     (where / "1.png").unlink()
     (where / "2.png").write_bytes((where / "2.png").read_bytes()[:48])
@@ -209,6 +211,193 @@ def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, ca
     assert sum(map(len, data.splits.values())) == 59
     with pytest.raises(UserError, match="3 examples are too few to split"):
         own(folder(coco(3)) / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("crowd", "expected"),
+    [(0, 0), ("0", 0), (0.0, 0), (False, 0), (None, 0), (1, 1), ("1", 1), (True, 1)],
+)
+def test_crowds_however_they_are_spelled(folder, crowd, expected):
+    """The fifth object of each picture is spelled so; each of the others is none."""
+    rows = [annotation(n, n) for n in range(1, 41)]
+    rows += [annotation(100 + n, n, iscrowd=crowd) for n in range(1, 41)]
+    data = own(folder(coco(40, rows)) / "train.json")
+    for split, summary in data.summary().items():
+        n = len(data.splits[split])
+        assert summary.examples == n
+        assert summary.classes == {"cat": n + n * (1 - expected), "dog": 0}
+        assert summary.ignored == n * expected
+        assert (data.splits[split][0]["labels"] >= 0).sum() == 2 - expected
+
+
+@pytest.mark.parametrize("crowd", ["yes", 2, -1, 0.5, [1], {}, ""])
+def test_other_crowds_are_refused(folder, crowd):
+    with pytest.raises(UserError, match=r"annotation 7 of '1\.png' has iscrowd .*expected 0 or 1"):
+        own(folder(coco(1, [annotation(7, iscrowd=crowd)])) / "train.json")
+
+
+def test_splits_without_an_object_are_refused(folder):
+    crowds = [annotation(n, n, iscrowd=1) for n in range(1, 41)]
+    message = r"train\.json: none of \d+ examples of the train split has a label"
+    with pytest.raises(
+        UserError, match=rf"{message} \(\d+ objects are crowd regions\); there is no"
+    ):
+        own(folder(coco(40, crowds)) / "train.json")
+    with pytest.raises(UserError, match=rf"{message}; there is nothing to learn"):
+        own(folder(coco(40)) / "train.json")
+    folder(coco(30, [annotation(1)]))
+    folder(coco(2), 0, "val")
+    where = folder(coco(2, [annotation(1)]), 0, "test")
+    with pytest.raises(UserError, match=r"none of 2 examples of the validation split has a label"):
+        own(where)
+
+
+def test_what_other_tools_write_is_read(folder):
+    """Sizes and ids as floats or texts, empty segmentations, and other spellings of paths."""
+    where = folder(coco(40))
+    (where / "a b").mkdir()
+    files = ["a b\\1.png", "a%20b/2.png", "u\u0308.png"]
+    for number, name in enumerate(("a b/1.png", "a b/2.png", "\u00fc.png"), 1):
+        (where / f"{number}.png").rename(where / name)
+    images = [image(f"i{n}", height=float(Y), width=float(X)) for n in range(1, 41)]
+    for number, name in enumerate(files):
+        images[number]["file_name"] = name
+    for number in range(3, 40):
+        images[number]["file_name"] = f"{number + 1}.png"
+    rows = [
+        annotation(str(n), f"i{n}", category_id=0.0, segmentation=[[]] if n % 2 else [])
+        for n in range(1, 41)
+    ]
+    data = own(folder(coco(images, rows, ((0, "cat"), (1, "dog"))), 0) / "train.json")
+    assert data.names == ("cat", "dog")
+    assert not data.has_masks
+    found = {
+        split.ids[i]: split[i]["image"][0, 0, 0]
+        for split in data.splits.values()
+        for i in range(len(split))
+    }
+    assert [found[name] for name in files] == [1, 2, 3]
+    assert sum(sum(s.classes.values()) for s in data.summary().values()) == 40
+    content = json.dumps(coco(40, [annotation(n, n) for n in range(4, 41)]))
+    (where / "train.json").write_bytes(content.encode("utf-16"))
+    with pytest.raises(UserError, match=r"1\.png: no such file"):
+        own(where / "train.json")
+    (where / "train.json").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert sum(map(len, own(where / "train.json", skip_broken=True).splits.values())) == 37
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"images": [], "images": []}',
+            r"train\.json: is not JSON \(key 'images' stands there tw",
+        ),
+        ("[" * 100_000, r"train\.json: is not JSON"),
+        (coco(images=[image(1, height=10.5)]), "image 0 has no height, or one of the wrong type"),
+        (coco(images=[image(1, width=float("nan"))]), "image 0 has no width, or one of the wrong"),
+        (coco(images=[image(1, width=10**9)]), "expected at most 178,956,970 pixels"),
+        (coco(images=[image(1), image(2, file_name="1.png")]), "two images have the file_name '1"),
+        (coco(images=[image(True)]), "image 0 has no id, or one of the wrong type"),
+        (coco(categories=((5, "a"), (6, "a"))), "two categories have the name 'a'"),
+        (coco(categories=((5, ["a"]),)), r"category 0 has the name \['a'\], expected a text"),
+        (coco(1, [annotation(7, "1")]), "annotation 7 is of image '1', which is not listed"),
+        (
+            coco(1, [annotation(7, category_id="5")]),
+            "has category_id '5'; there are 2, from 5 to 9",
+        ),
+        (coco(1, [annotation(7, bbox=[1, 2, float("nan"), 3])]), r"has the bbox \[1, 2, nan, 3\]"),
+        (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which reaches out of the picture"),
+        (coco(1, [annotation(7, segmentation=5)]), "has a segmentation that is neither polygons"),
+        (coco(1, [annotation(7, segmentation=[1, 2, 3, 4, 5, 6])]), "is neither polygons"),
+        (coco(1, [["x"]]), "annotation 0 has no image_id"),
+    ],
+)
+def test_more_mistakes_are_named(folder, content, message):
+    with pytest.raises(UserError, match=message) as raised:
+        own(folder(content, 1) / "train.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_files_of_splits_in_a_folder(folder, capsys):
+    row = annotation(1)
+    folder(coco(30, [row]), 30, "Train")
+    folder(coco(2, [row]), 0, "val")
+    where = folder(coco(3, [row]), 0, "old")
+    (where / "test.json").write_text((where / "old.json").read_text())
+    data = own(where)
+    assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [30, 2, 3]
+    said = capsys.readouterr().err
+    assert "1 files are of no split and are left out, such as old.json" in said
+    # The pictures 1 to 3 of test are in train, and in validation.
+    assert (
+        "2 images of validation are in another split too, such as 1.png, which is 1.png of" in said
+    )
+    assert "3 images of test are in another split too" in said
+    folder(coco(1, [row]), 0, "dev")
+    with pytest.raises(
+        UserError, match=r"'dev' and 'val' are both of the validation split; keep on"
+    ):
+        own(where)
+
+
+def test_objects_that_an_example_cannot_show_are_named(folder, capsys):
+    rows = [annotation(n, n) for n in range(1, 41)]
+    rows += [annotation(100, 3, bbox=[1, 1, 0.5, 4]), annotation(101, 4, bbox=[1, 1, 5, 5])]
+    where = folder(coco(40, rows))
+    own(where / "train.json")
+    said = capsys.readouterr().err
+    assert "1 objects are narrower than one pixel at config.data.image_size=256" in said
+    assert "in 3.png" in said
+    own(where / "train.json", max_objects=1, image_size=32)
+    said = capsys.readouterr().err
+    assert "2 objects are beyond config.data.max_objects=1 and are left out of training" in said
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("displayed", [False, True])
+def test_annotations_of_turned_pictures(tmp_path, capsys, orientation, displayed):
+    """A bright object; its box and its mask are given in pixels of the stored or displayed image.
+
+    Half turns and mirror images are taken for stored unless a quarter turn of the data tells.
+    """
+    rng = np.random.default_rng(0)
+    images, rows = [], []
+    for n, turn in enumerate([orientation] * 30 + [6] * 10):
+        pixels = np.zeros((Y, X, 3), np.uint8)
+        pixels[2:5, 1:8] = 255
+        pixels[-1, -1] = rng.integers(0, 255, 3)
+        stored = Image.fromarray(pixels)
+        exif = stored.getexif()
+        exif[0x0112] = turn
+        stored.save(tmp_path / f"{n}.png", exif=exif)
+        mask = pixels[..., 0] == 255
+        mask[-1, -1] = False
+        if displayed:
+            mask = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"{n}.png")))[..., 0]
+            mask = mask == 255
+        ys, xs = np.nonzero(mask)
+        box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+        height, width = mask.shape
+        images.append(image(n, file_name=f"{n}.png", height=height, width=width))
+        rows.append(annotation(n, n, bbox=box, segmentation=to_rle(mask[None])[0]))
+    (tmp_path / "a.json").write_text(json.dumps(coco(images, rows)))
+    data = own(tmp_path / "a.json")
+    for split in data.splits.values():
+        for index in range(len(split)):
+            example, truth = split[index], split.truth(index)
+            assert tuple(example["size"]) == truth.size
+            x1, y1, x2, y2 = example["boxes"][0].astype(int)
+            assert (x2 - x1) * (y2 - y1) == 21
+            assert example["image"][y1:y2, x1:x2].mean() == 255
+            assert example["image"][example["instances"] == 1].mean() == 255
+            np.testing.assert_array_equal(
+                from_rle(truth.masks, *truth.size)[0],
+                example["instances"][: truth.size[0], : truth.size[1]] == 1,
+            )
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "EXIF" in line]
+    assert ("as displayed;" if displayed else "as stored, and are turned with it") in said
+    assert f"(and in {9 if orientation == 1 else 39} more)" in said
 
 
 def test_run_lengths_of_the_compressed_code():

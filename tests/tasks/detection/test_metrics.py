@@ -195,6 +195,30 @@ def test_the_contest():
         contest_scores([truth([A], masks=False)], found[:1])
 
 
+def test_the_contest_leaves_crowd_regions_out():
+    crowded, alone = truth([A, B], crowd=[False, True]), truth([B], crowd=[True])
+    in_b, mostly_in_b = [11, 11, 15, 15], [8, 10, 18, 20]
+    cases = [
+        (crowded, prediction([A], [0.9]), 1.0),
+        (crowded, prediction([A, in_b], [0.9, 0.9]), 1.0),
+        (crowded, prediction([in_b], [0.9]), 0.0),
+        # 0.8 of it is in the crowd: it counts as false at 0.80 to 0.95, and 1 / 2 of 1 is left.
+        (crowded, prediction([A, mostly_in_b], [0.9, 0.9]), 0.6 + 0.4 * 0.5),
+        (alone, prediction([], []), 1.0),
+        (alone, prediction([in_b], [0.9]), 1.0),
+        (alone, prediction([A], [0.9]), 0.0),
+    ]
+    truths, found, expected = zip(*cases, strict=True)
+    np.testing.assert_allclose(contest_scores(truths, found), expected)
+
+
+def test_a_class_of_crowds_alone_has_no_figure():
+    crowded = truth([A, B], [0, 1], crowd=[False, True])
+    figures = detection_metrics([crowded], [prediction([A], [0.9])], ["a", "b"])
+    assert figures["box_ap"] == figures["box_ap_a"] == pytest.approx(1)
+    assert "box_ap_b" not in figures
+
+
 def test_wrong_calls():
     for truths, found, message in (
         ([truth([A])], [], "predictions: got 0, expected 1"),

@@ -138,10 +138,90 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
         channel = part.images.mean(axis=(1, 2)).argmax(axis=1)
         np.testing.assert_array_equal(channel, 1 - part.labels)
     # Equal pictures stand together, and one more changes nothing for the others.
-    hashes = [hashlib.sha256(image).hexdigest() for image in everything]
-    assert len(hold_out([*hashes, hashes[0]], [], "", "")["train"]) >= len(splits["train"])
+    files = [path for name in ("cat", "dog") for path in sorted((tmp_path / name).iterdir())]
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    rows = hold_out(hashes, [], "", "")
+    for split, part in splits.items():
+        expected = [np.asarray(Image.open(files[row]))[1:11] for row in rows[split]]
+        np.testing.assert_array_equal(part.images, expected)
+    for number, row in enumerate(rows["test"]):
+        (tmp_path / "cat" / f"copy {number}.png").write_bytes(files[row].read_bytes())
     again = read_folder(str(tmp_path), 10, False)[1]
-    np.testing.assert_array_equal(again["test"].images, splits["test"].images)
+    assert len(again["test"]) == 2 * len(splits["test"])
+    np.testing.assert_array_equal(again["train"].images, splits["train"].images)
+
+
+def test_splits_do_not_depend_on_the_size(tmp_path):
+    """Each picture of a class has a shade of its own, by which it is known at every size."""
+    for name, hue in (("cat", 0), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(60):
+            pixels = np.full((12, 10, 3), hue, np.uint8)
+            pixels[-1, -1] = number
+            pixels[:, :, 1] = number
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    found = {}
+    for side in (1, 3, 10):
+        splits = read_folder(str(tmp_path), side, False)[1]
+        found[side] = {
+            split: sorted(zip(part.labels.tolist(), part.images[:, 0, 0, 1].tolist(), strict=True))
+            for split, part in splits.items()
+        }
+    assert found[1] == found[3] == found[10]
+    assert sum(map(len, found[1].values())) == 120
+
+
+def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
+    folder(tmp_path / "Train", ["caf\u00e9", "b"], seed=1)
+    folder(tmp_path / "Val", ["cafe\u0301", "b"], count=2, seed=2)
+    for name in ("b/notes.txt", "b/c.heic", "b/Thumbs.db", "b/.DS_Store"):
+        (tmp_path / "Train" / name).write_text("x")
+    (tmp_path / "Train" / "__MACOSX" / "b").mkdir(parents=True)
+    (tmp_path / "Train" / "__MACOSX" / "b" / "a.png").write_text("x")
+    (tmp_path / "Train" / "loose.PNG").write_text("x")
+    (tmp_path / "extra" / "b").mkdir(parents=True)
+    (tmp_path / "extra" / "b" / "a.png").write_text("x")
+    first = tmp_path / "Train" / "b" / "000.png"
+    first.rename(first.with_suffix(".PNG"))
+    (tmp_path / "Train" / "b" / "more").mkdir()
+    (tmp_path / "Train" / "b" / "001.png").rename(tmp_path / "Train" / "b" / "more" / "001.png")
+    content = first.with_suffix(".PNG").read_bytes()
+    (tmp_path / "Train" / "caf\u00e9" / "same.png").write_bytes(content)
+    (tmp_path / "Val" / "b" / "same.png").write_bytes(content)
+    labels, splits = read_folder(str(tmp_path), 4, False)
+    assert labels == ("b", "caf\u00e9")
+    assert len(splits["train"]) + len(splits["test"]) == 61
+    assert splits["validation"].labels.tolist() == [0, 0, 0, 1, 1]
+    said = capsys.readouterr().err
+    # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the picture of another system's folder.
+    assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
+    assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
+    assert (
+        "1 pictures are in folders within, such as more/001.png; they are of the class 'b'" in said
+    )
+    assert "Train: 1 pictures are in two classes, such as" in said
+    assert "1 images of validation are in another split too, such as" in said
+    folder(tmp_path / "dev", ["b"], count=1)
+    with pytest.raises(UserError, match="'Val' and 'dev' are both of the validation split"):
+        read_folder(str(tmp_path), 4, False)
+    folder(tmp_path / "Train", ["cafe\u0301"], count=1)
+    (tmp_path / "dev").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="two folders are called 'caf\u00e9', in two forms of Unic"):
+        read_folder(str(tmp_path), 4, False)
+
+
+def test_counts_by_class_and_a_class_that_is_skipped(tmp_path):
+    folder(tmp_path / "train", ["a", "b"])
+    folder(tmp_path / "test", ["b"], count=2, seed=3)
+    summary = load(DataConfig(path=str(tmp_path)), None).summary()
+    assert summary["test"].classes == {"a": 0, "b": 2}
+    assert sum(sum(summary[split].classes.values()) for split in ("train", "validation")) == 60
+    for file in (tmp_path / "train" / "a").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(
+        UserError, match="all labelled images of the train split are of the class 'b'"
+    ):
+        load(DataConfig(path=str(tmp_path), skip_broken=True), None)
 
 
 def test_folders_of_splits(tmp_path):

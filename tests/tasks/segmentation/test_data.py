@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tasks.common import blue_marble
 from tasks.common.errors import UserError
@@ -158,9 +158,181 @@ def test_few_or_void_pictures_are_refused(tmp_path):
         prepared(root)
 
 
+def binary(root, value, mode=None, count=40):
+    """Pictures whose right half is the foreground; it has this value in the masks."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        save(root / "images" / f"{number}.png", picture(rng=rng))
+        mask = np.zeros((6, 8), np.uint8)
+        mask[:, 4:] = value
+        image = Image.fromarray(mask)
+        (root / "masks").mkdir(exist_ok=True)
+        (image if mode is None else image.convert(mode)).save(root / "masks" / f"{number}.png")
+    return root
+
+
+def test_black_and_white_masks(tmp_path):
+    """255 is void by default: one class is left, which is refused with a remedy that works."""
+    root = binary(tmp_path, 255)
+    message = (
+        r"masks of the train split hold 0 and 255, and 255 is void \(config\.data\.void; 50\.0% of "
+        r"pixels\), .* set config\.data\.mask_values to \(0, 255\)"
+    )
+    with pytest.raises(UserError, match=message):
+        prepared(root)
+    with pytest.raises(UserError, match=r"has class 255; .*config\.data\.mask_values"):
+        prepared(root, void=254)
+    data = prepared(root, mask_values=(0, 255))
+    assert data.names == ("class_0", "class_1")
+    for split, summary in data.summary().items():
+        pixels = 24 * len(data.splits[split])
+        assert summary.classes == {"class_0": pixels, "class_1": pixels}
+        assert summary.ignored == 0
+    assert data.splits["train"].labels[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    exchanged = prepared(root, mask_values=(255, 0)).splits["train"]
+    assert exchanged.labels[0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    with pytest.raises(
+        UserError, match=r"has the number 255, expected one of config\.data\.mask_va"
+    ):
+        prepared(root, mask_values=(0, 1), void=7)
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(UserError, match="got 2 numbers, expected one for each of the 3 classes"):
+        prepared(root, mask_values=(0, 255))
+    with pytest.raises(UserError, match="hold 0 and 255"):
+        prepared(root)
+
+
+@pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
+def test_foreground_however_masks_are_stored(tmp_path, mode):
+    """One bit a pixel says 0 and 1 by itself; grey may be stored as colours."""
+    root = binary(tmp_path, 255, mode)
+    values = () if mode == "1" else (0, 255)
+    labels = prepared(root, mask_values=values).splits["train"].labels
+    np.testing.assert_array_equal(labels[0], [[0] * 4 + [1] * 4] * 6)
+
+
+def test_void_is_counted_and_classes_that_are_left_are_enough(tmp_path):
+    root = binary(tmp_path, 1)
+    for number in range(40):
+        mask = np.zeros((6, 8), np.uint8)
+        mask[:, 4:], mask[0] = 1, 255
+        save(root / "masks" / f"{number}.png", mask)
+    for fields in ({}, {"fit": "tiles", "image_size": (4, 5)}):
+        summary = prepared(root, **fields).summary()
+        assert sum(s.ignored for s in summary.values()) == 40 * 8
+        for name in ("class_0", "class_1"):
+            assert sum(s.classes[name] for s in summary.values()) == 40 * 20
+    assert "void: " in str(summary["train"])
+    assert "(16.7% of pixels)" in str(summary["train"])
+    with pytest.raises(
+        UserError, match="all labelled pixels of the train split are of the class 'cl"
+    ):
+        prepared(binary(tmp_path / "zero", 0))
+
+
+def test_numbers_that_are_no_classes_are_refused(tmp_path, capsys):
+    root = binary(tmp_path, 128)
+    with pytest.raises(
+        UserError, match=r"hold the numbers 0, 128 alone, .*mask_values to \(0, 128\)"
+    ):
+        prepared(root)
+    assert prepared(root, mask_values=(0, 128)).names == ("class_0", "class_1")
+    assert len(prepared(binary(tmp_path / "two", 2)).names) == 3
+    assert "have no pixel of 1 of 3 classes, the first is 1" in capsys.readouterr().err
+
+
+def test_masks_that_cannot_be_told_are_refused(tmp_path):
+    labels = np.zeros((6, 8), np.uint8)
+    clear = np.dstack([labels, labels, labels, labels])
+    save(tmp_path / "clear.png", clear)
+    with pytest.raises(UserError, match=r"clear\.png: is transparent in parts"):
+        files.read_mask(tmp_path / "clear.png")
+
+
+def test_folders_that_are_not_as_they_should_be(tmp_path, capsys):
+    root = folder(tmp_path / "mine", count=40)
+    (root / "images" / "notes.txt").write_text("x")
+    (root / "images" / "later.HEIC").write_text("x")
+    prepared(root)
+    said = capsys.readouterr().err
+    assert "images: 2 files are left out, the first is later.HEIC" in said
+    (root / "classes.txt").write_text("sky\n\nroad\n")
+    with pytest.raises(
+        UserError, match=r"classes\.txt: line 2 is empty, expected the name of a cl"
+    ):
+        prepared(root)
+    (root / "classes.txt").unlink()
+    (root / "Train").mkdir()
+    with pytest.raises(UserError, match=r"mine has images/ and Train/; keep one or the other"):
+        prepared(root)
+    parts = tmp_path / "parts"
+    folder(parts / "TRAIN", count=12)
+    folder(parts / "Dev", count=2)
+    folder(parts / "testing", count=3)
+    data = prepared(parts)
+    assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [12, 2, 3]
+    assert "3 images of test are in another split too" in capsys.readouterr().err
+
+
+def test_a_class_that_resizing_removes_is_named(tmp_path, capsys):
+    root = binary(tmp_path, 1)
+    for number in range(40):
+        mask = np.zeros((6, 8), np.uint8)
+        mask[:, 4:] = 1
+        mask[0, 0] = 2
+        save(root / "masks" / f"{number}.png", mask)
+    prepared(root, image_size=(3, 4))
+    assert (
+        "class_2 has no pixel in train at config.data.image_size=(3, 4)" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["stored", "displayed", "own"])
+def test_masks_of_turned_pictures(tmp_path, capsys, orientation, kind):
+    """The mask of a picture with an EXIF orientation, in pixels of the stored or the displayed
+    picture, or with the orientation of the picture. It is where the picture is bright.
+    """
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for number, turn in enumerate([orientation] * 30 + [6] * 10):
+        pixels = rng.integers(0, 40, (6, 8, 3), np.uint8)
+        pixels[1:3, 1:7] = 255
+        stored = Image.fromarray(pixels)
+        exif = stored.getexif()
+        exif[0x0112] = turn
+        ending = ("png", "tif")[number % 2]
+        stored.save(tmp_path / "images" / f"{number}.{ending}", exif=exif)
+        mask = (pixels[..., 0] == 255).astype(np.uint8)
+        if kind == "displayed":
+            shown = np.asarray(ImageOps.exif_transpose(stored_again(stored, exif)))
+            mask = (shown[..., 0] == 255).astype(np.uint8)
+        options = {"exif": exif} if kind == "own" else {}
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.{ending}", **options)
+    data = prepared(tmp_path, fit="tiles", image_size=(8, 8))
+    for split in data.splits.values():
+        np.testing.assert_array_equal(split.images[split.labels == 1], 255)
+        assert (split.images[split.labels == 0] < 255).all()
+        assert (split.labels == 1).sum() == 12 * len(split)
+    said = capsys.readouterr().err
+    assert ("EXIF" in said) == (kind != "own")
+    assert ("as stored, and are turned" in said) == (kind == "stored")
+
+
+def stored_again(image, exif):
+    image = image.copy()
+    image.info["exif"] = exif.tobytes()
+    return image
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"path": "x", "mask_values": (0,)}, "mask_values: got .0., expected 2 to 255 different"),
+        ({"path": "x", "mask_values": (0, 0)}, "mask_values: got .0, 0."),
+        ({"path": "x", "mask_values": (0, -1)}, "mask_values: got .0, -1."),
+        ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected none without path"),
         ({"name": "camvit"}, r"name: no data set is called 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
         ({"fit": "crop"}, "fit: got 'crop', expected one of resize, tiles"),

@@ -73,12 +73,20 @@ def test_a_folder_of_files_with_their_texts(tmp_path):
 def test_manifests_by_name_and_as_json(manifest, tmp_path):
     train = manifest()
     (tmp_path / "dev.tsv").write_text("path\ttext\né 3.wav\tja a\n", encoding="utf-8")
-    (tmp_path / "test.jsonl").write_text(
-        json.dumps({"path": str(tmp_path / "é 4.wav"), "text": ""}) + "\n", encoding="utf-8"
-    )
+    rows = [{"path": str(tmp_path / "é 4.wav"), "text": text} for text in ("", "ja a")]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = own(f"{train},{tmp_path / 'dev.tsv'},{tmp_path / 'test.jsonl'}")
-    assert [len(data.splits[split]) for split in ("train", "validation", "test")] == [30, 1, 1]
+    assert [len(data.splits[split]) for split in ("train", "validation", "test")] == [30, 1, 2]
     assert data.splits["test"][0]["target"].tolist() == [0]
+    (test,) = [summary for split, summary in data.summary().items() if split == "test"]
+    assert str(test) == (
+        "2 examples; recordings by class: with a text 1; without a text: 1 (50.0% of recordings)"
+    )
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"none of 1 examples of the test split has a label .1 record"
+    ):
+        own(f"{train},{tmp_path / 'dev.tsv'},{tmp_path / 'test.jsonl'}")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,9 @@ def test_manifests_by_name_and_as_json(manifest, tmp_path):
     [
         ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
         ({"row2": ",ja"}, "train.csv: line 4: names no file"),
-        ({"row2": "é 2.wav"}, "train.csv: line 4: has no text"),
+        ({"row2": "é 2.wav"}, "train.csv: line 4 has 1 fields, the header has 2"),
+        ({"row2": "é 2.wav,ja, nein"}, "train.csv: line 4 has 3 fields, the header has 2; a field"),
+        ({"row2": 'é 2.wav,"ja'}, "train.csv: line 4 is malformed"),
     ],
 )
 def test_rows_that_are_wrong_are_named(manifest, changed, said):
@@ -114,6 +124,52 @@ def test_files_that_are_wrong_are_named(manifest, tmp_path):
         own(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"x.csv: cannot tell its split"):
         manifests.find(f"{path},x.csv")
+
+
+def test_commands_are_split_by_file_or_speaker(tmp_path):
+    """Ten words in 200 recordings of ten speakers."""
+    words = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
+    rng = np.random.default_rng(0)
+    rows = ["path,text,Speaker"]
+    for number in range(200):
+        soundfile.write(tmp_path / f"{number}.wav", 0.1 * rng.normal(size=80), 8000)
+        rows.append(f"{number}.wav,{words[number % 10]},{number // 20}")
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(rows) + "\n")
+    with pytest.raises(
+        UserError, match=r"10 distinct texts in 200 .*config\.data\.split_by to file"
+    ):
+        own(path)
+    by_file = own(path, split_by="file")
+    assert [len(by_file.splits[split]) >= 10 for split in by_file.splits] == [True] * 3
+    speakers = own(path, split_by="speaker")
+    assert {split: len(part) for split, part in speakers.splits.items()} == {
+        "train": 160,
+        "validation": 20,
+        "test": 20,
+    }
+    # The recordings of a speaker are one after the other, and each says each word twice.
+    for split in ("validation", "test"):
+        assert sorted(speakers.splits[split].texts) == sorted(words * 2)
+    with pytest.raises(
+        UserError, match=r"split_by: .*all\.csv: no column 'mic'; there are: path, te"
+    ):
+        own(path, split_by="mic")
+    path.write_text("\n".join([*rows[:40], "40.wav,yes,"]) + "\n")
+    with pytest.raises(UserError, match=r"all\.csv: line 41: 'speaker' is empty"):
+        own(path, split_by="speaker")
+    path.write_text("\n".join(rows[:40]) + "\n")
+    with pytest.raises(UserError, match=r"split_by=speaker has 2 distinct values in 39 examples"):
+        own(path, split_by="speaker")
+    with pytest.raises(UserError, match=r"split_by: got 'speaker', but .* is a folder"):
+        own(tmp_path, split_by="speaker")
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows[:30]) + "\n")
+    three = ",".join(str(tmp_path / f"{name}.csv") for name in ("train", "val", "test"))
+    with pytest.raises(
+        UserError, match=r"split_by: got 'file', but .* has all splits; leave it out"
+    ):
+        own(three, split_by="file")
 
 
 def test_a_text_that_could_never_be_written_is_named(manifest, tmp_path):
@@ -155,6 +211,8 @@ def test_noise_has_the_ratio_asked_for():
         ({"held_out": "official"}, "held_out must be one of george"),
         ({"test_size": 3}, "test_size must be at least 4"),
         ({"max_seconds": 0}, "max_seconds must be above 0"),
+        ({"split_by": "speaker"}, "split_by: got 'speaker', expected 'text' without path"),
+        ({"split_by": "", "path": "x"}, "split_by: is empty"),
         ({"trim": -1.0}, "trim must be 0 or more decibels, got -1"),
         ({"dynamic_range": np.inf}, "dynamic_range must be 0 or more decibels, got inf"),
         ({"dynamic_range": 30.0, "normalised": False}, "dynamic_range is of normalised clips"),

@@ -1,0 +1,307 @@
+"""Annotations in COCO's format (JSON): one file, read and checked.
+
+Of each annotation bbox, category_id, iscrowd and, where there are masks, segmentation count:
+polygons, or a run-length code, compressed or not. Numbers may be floats that are whole, as some
+tools write sizes and ids.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.own_files import find_file, read_text
+from tasks.common.tables import say_once, unique_keys
+from tasks.detection.metrics import Truth
+from tasks.detection.pasting import RunLength
+
+# Pixels by which a box may reach over the border: tools round differently.
+_SLACK = 1.0
+# Of an image; Pillow deems more unsafe.
+_MOST_PIXELS = 178_956_970
+_CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A picture's file and what is annotated in it.
+
+    Attributes:
+      name: as the annotations call it.
+      path: of the picture.
+      truth: everything, crowds included.
+    """
+
+    name: str
+    path: Path
+    truth: Truth
+
+    def labels(self) -> tuple[np.ndarray, int]:
+        """Returns the classes of the objects, and the number of crowd regions."""
+        return self.truth.labels[~self.truth.crowd], int(self.truth.crowd.sum())
+
+
+def read_annotations(
+    file: Path, images: str | None
+) -> tuple[tuple[str, ...], list[Annotated], bool | None]:
+    """Reads a file of annotations.
+
+    Args:
+      file: of the annotations.
+      images: folder of the images; that of the file if None.
+
+    Returns:
+      Names of the classes in the order of their ids, the images in the order of the file, and
+      whether objects have masks; None if there is no object.
+
+    Raises:
+      UserError: an entry is malformed; file and entry are named.
+    """
+    try:
+        content = json.loads(read_text(file), object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: line {error.lineno} is not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is not JSON ({str(error) or type(error).__name__})") from None
+    sections = ("images", "annotations", "categories")
+    for section in sections:
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            raise UserError(
+                f"{file}: has no list {section!r}; COCO's format has {', '.join(sections)}"
+            )
+    reader = _Reader(file, content["images"], content["categories"])
+    for number, annotation in enumerate(content["annotations"]):
+        reader.take(annotation, number)
+    folder = file.parent if images is None else Path(images).expanduser()
+    return reader.names, reader.pictures(folder), reader.has_masks
+
+
+class _Reader:
+    """Checks annotations one by one, and gathers them by picture."""
+
+    def __init__(self, file: Path, images: list[Any], categories: list[Any]):
+        self._file = file
+        self._images: dict[Any, tuple[str, tuple[int, int]]] = {}
+        self._rows: dict[Any, list[tuple]] = {}
+        self.has_masks: bool | None = None
+        self._without_pixels: list[str] = []
+        names = set()
+        for number, image in enumerate(images):
+            name, height, width = (
+                _field(file, f"image {number}", image, key, kind)
+                for key, kind in (("file_name", str), ("height", int), ("width", int))
+            )
+            if height < 1 or width < 1:
+                raise UserError(f"{file}: picture {name!r} has the size {width} x {height}")
+            if height * width > _MOST_PIXELS:
+                raise UserError(
+                    f"{file}: picture {name!r} has the size {width} x {height}, expected at most "
+                    f"{_MOST_PIXELS:,} pixels"
+                )
+            identity = _identity(file, f"image {number}", image, "id")
+            if identity in self._images:
+                raise UserError(f"{file}: two images have the id {identity!r}")
+            if name in names:
+                raise UserError(
+                    f"{file}: two images have the file_name {name!r}; put the annotations of both "
+                    "under one id"
+                )
+            names.add(name)
+            self._images[identity] = name, (height, width)
+            self._rows[identity] = []
+        if not categories:
+            raise UserError(f"{file}: has no categories")
+        ids: dict[int | str, str] = {}
+        for number, category in enumerate(categories):
+            identity = _identity(file, f"category {number}", category, "id")
+            if identity in ids:
+                raise UserError(f"{file}: two categories have the id {identity}")
+            name = category.get("name", identity)
+            if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip():
+                raise UserError(
+                    f"{file}: category {number} has the name {_shown(name)}, expected a text"
+                )
+            if str(name) in ids.values():
+                raise UserError(f"{file}: two categories have the name {name!r}")
+            ids[identity] = str(name)
+        # Numbers in their order, then texts in theirs.
+        order = sorted(ids, key=lambda identity: (isinstance(identity, str), identity))
+        self._label = {identity: label for label, identity in enumerate(order)}
+        self.names = tuple(ids[identity] for identity in order)
+
+    def take(self, annotation: Any, number: int) -> None:
+        identity = annotation.get("id", number) if isinstance(annotation, dict) else number
+        where = f"annotation {identity if isinstance(identity, int) else _shown(identity)}"
+        image = _identity(self._file, where, annotation, "image_id")
+        if image not in self._images:
+            raise UserError(f"{self._file}: {where} is of image {image!r}, which is not listed")
+        name, size = self._images[image]
+        where += f" of {name!r}"
+        category = _identity(self._file, where, annotation, "category_id")
+        if category not in self._label:
+            known = list(self._label)
+            raise UserError(
+                f"{self._file}: {where} has category_id {category!r}; there are {len(known)}, from "
+                f"{known[0]} to {known[-1]}"
+            )
+        box = self._box(where, _field(self._file, where, annotation, "bbox", list), size)
+        segmentation = annotation.get("segmentation")
+        # Tools write an empty list, or an empty polygon, for a box without a mask.
+        segmentation = None if segmentation in ([[]], [], {}, None) else segmentation
+        if self.has_masks is None:
+            self.has_masks = segmentation is not None
+        elif self.has_masks != (segmentation is not None):
+            has, others = ("no", "one") if segmentation is None else ("a", "none")
+            raise UserError(
+                f"{self._file}: {where} has {has} segmentation, others have {others}; give all or "
+                "none"
+            )
+        mask = None if segmentation is None else self._mask(where, segmentation, size)
+        crowd = annotation.get("iscrowd")
+        if isinstance(crowd, list | dict) or crowd not in _CROWD:
+            raise UserError(f"{self._file}: {where} has iscrowd {_shown(crowd)}, expected 0 or 1")
+        self._rows[image].append((box, self._label[category], mask, _CROWD[crowd]))
+
+    def pictures(self, folder: Path) -> list[Annotated]:
+        if self._without_pixels:
+            say_once(
+                f"{self._file}: masks of {len(self._without_pixels)} objects have no pixel, the "
+                f"first is {self._without_pixels[0]}; the objects are kept with their boxes"
+            )
+        result = []
+        for identity, (name, size) in self._images.items():
+            rows = self._rows[identity]
+            boxes, labels, masks, crowd = zip(*rows, strict=True) if rows else ((),) * 4
+            result.append(
+                Annotated(
+                    name,
+                    find_file(folder, name),
+                    Truth(
+                        size,
+                        np.array(boxes, np.float32).reshape(-1, 4),
+                        np.array(labels, np.int32),
+                        list(masks) if self.has_masks else None,
+                        np.array(crowd, bool),
+                    ),
+                )
+            )
+        return result
+
+    def _box(self, where: str, box: list, size: tuple[int, int]) -> list[float]:
+        if len(box) != 4 or not all(_is_number(value) for value in box):
+            raise UserError(
+                f"{self._file}: {where} has the bbox {_shown(box)}; give x, y, width and height"
+            )
+        x, y, width, height = map(float, box)
+        Y, X = size
+        corners = [max(x, 0.0), max(y, 0.0), min(x + width, float(X)), min(y + height, float(Y))]
+        if width <= 0 or height <= 0:
+            raise UserError(f"{self._file}: {where} has the bbox {box}, which has no area")
+        left, top, right, bottom = np.float32(corners)
+        inside = left < right and top < bottom
+        if not inside or min(x, y) < -_SLACK or x + width > X + _SLACK or y + height > Y + _SLACK:
+            raise UserError(
+                f"{self._file}: {where} has the bbox {box}, which reaches out of the picture of "
+                f"{X} x {Y}"
+            )
+        return corners
+
+    def _mask(self, where: str, segmentation: Any, size: tuple[int, int]) -> RunLength:
+        from pycocotools import mask as coco
+
+        Y, X = size
+        if isinstance(segmentation, dict):
+            given = segmentation.get("size")
+            if given != [Y, X]:
+                raise UserError(
+                    f"{self._file}: {where} has a mask of size {given}, expected {[Y, X]}, the "
+                    "picture's height and width"
+                )
+            counts = segmentation.get("counts")
+            counts = run_lengths(counts) if isinstance(counts, str) else counts
+            if (
+                not isinstance(counts, list)
+                or not all(isinstance(count, int) and count >= 0 for count in counts)
+                or sum(counts) != Y * X
+            ):
+                raise UserError(
+                    f"{self._file}: {where} has a mask whose run-length code does not cover "
+                    f"{Y} x {X} pixels"
+                )
+            segmentation = {"size": [Y, X], "counts": counts}
+        elif not isinstance(segmentation, list) or not all(
+            isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and all(_is_number(value) for value in polygon)
+            for polygon in segmentation
+        ):
+            raise UserError(
+                f"{self._file}: {where} has a segmentation that is neither polygons (lists x, y, "
+                "x, y ... of three points at least) nor a run-length code"
+            )
+        else:
+            corners = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in segmentation])
+            if corners.min() < -_SLACK or (corners.max(axis=0) > np.array([X, Y]) + _SLACK).any():
+                raise UserError(
+                    f"{self._file}: {where} has a polygon that reaches out of the picture of "
+                    f"{X} x {Y}"
+                )
+        encoded = coco.frPyObjects(segmentation, Y, X)
+        encoded = coco.merge(encoded) if isinstance(encoded, list) else encoded
+        if not coco.area(encoded):
+            self._without_pixels.append(where)
+        return encoded | {"counts": encoded["counts"].decode("ascii")}
+
+
+def run_lengths(code: str) -> list[int] | None:
+    """The lengths that COCO's compressed code stands for; None where it breaks off or is none.
+
+    Each is a number of bits by fives, the lowest first, a character each; from the fourth on it is
+    the difference to the last but one.
+    """
+    lengths: list[int] = []
+    value, shift = 0, 0
+    for character in code:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value, shift = 0, 0
+    return None if shift else lengths
+
+
+def _field(file: Path, where: str, row: Any, key: str, kind: type) -> Any:
+    value = row.get(key) if isinstance(row, dict) else None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or isinstance(value, bool) or not isinstance(value, kind):
+        raise UserError(f"{file}: {where} has no {key}, or one of the wrong type")
+    return value
+
+
+def _identity(file: Path, where: str, row: Any, key: str) -> int | str:
+    value = row.get(key) if isinstance(row, dict) else None
+    return _field(file, where, row, key, str if isinstance(value, str) else int)
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number may be too large for a float.
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_PIXELS
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
