@@ -372,7 +372,7 @@ def _of_blocks(number: Offset, B: int, argument: str) -> int | Array:
 
 
 def _block_pairs(T: int, S: int, query_block: int, key_block: int) -> tuple[Any, Any]:
-    """First and last position of the query blocks [1, blocks, 1], and of the key blocks [blocks]."""
+    """First and last position of query blocks [1, blocks, 1], and of key blocks [blocks]."""
     ends = block_ends(T, query_block)
     return tuple(end[None, :, None] for end in ends), block_ends(S, key_block)
 
