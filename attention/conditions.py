@@ -19,6 +19,10 @@ from attention import shapes
 Array = jax.Array
 Offset = int | Array
 
+# Positions are below it: a larger offset, length or width means the same, and sums of a position
+# and what is clipped to it fit an int32.
+FAR = 2**30 - 1
+
 
 class Span(NamedTuple):
     """Positions start, start + 1, ... of a sequence.
@@ -99,13 +103,21 @@ class Window(Part):
     query_offset: Offset | None
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
-        distance = positions(S, columns) - query_positions(self.query_offset, B, T, S, rows)
+        low, high = self.bounds(T, S)
+        distance = positions(S, columns) - positions(T, rows)[:, None]
         result = jnp.ones((1, 1, 1, 1), bool)
-        if self.left is not None:
-            result = result & (distance >= -self.left)
-        if self.right is not None:
-            result = result & (distance <= self.right)
+        if low is not None:
+            result = result & (distance >= _per_example(low, B, "query_offset"))
+        if high is not None:
+            result = result & (distance <= _per_example(high, B, "query_offset"))
         return result
+
+    def bounds(self, T: int, S: int) -> tuple[Offset | None, Offset | None]:
+        """low and high of t + low <= s <= t + high, clipped to `FAR`; None for all on that side."""
+        offset = self.query_offset
+        offset = static_offset(offset, T, S) if is_static(offset) else offset
+        low = None if self.left is None else clipped_sum(offset, -self.left)
+        return low, None if self.right is None else clipped_sum(offset, self.right)
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
         if not is_static(self.query_offset):
@@ -113,14 +125,17 @@ class Window(Part):
         return self.reach(1, T, S, query_block, key_block)[0][0]
 
     def reach(self, B, T, S, query_block, key_block):
-        queries, keys = _block_pairs(self.query_offset, B, T, S, query_block, key_block)
+        low, high = self.bounds(T, S)
+        queries, keys = _block_pairs(T, S, query_block, key_block)
         some = whole = np.ones((1, *np.broadcast_shapes(queries[0].shape[1:], keys[0].shape)), bool)
-        if self.left is not None:
-            some = some & (keys[1] >= queries[0] - self.left)
-            whole = whole & (keys[0] >= queries[1] - self.left)
-        if self.right is not None:
-            some = some & (keys[0] <= queries[1] + self.right)
-            whole = whole & (keys[1] <= queries[0] + self.right)
+        if low is not None:
+            low = _of_blocks(low, B, "query_offset")
+            some = some & (keys[1] >= queries[0] + low)
+            whole = whole & (keys[0] >= queries[1] + low)
+        if high is not None:
+            high = _of_blocks(high, B, "query_offset")
+            some = some & (keys[0] <= queries[1] + high)
+            whole = whole & (keys[1] <= queries[0] + high)
         return some, whole
 
 
@@ -131,7 +146,7 @@ class Prefix(Part):
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         keys = positions(S, columns)
-        in_prefix = keys < _per_example(self.length, B, "length")
+        in_prefix = keys < _per_example(clipped_sum(self.length, 0), B, "length")
         return in_prefix | (keys <= query_positions(self.query_offset, B, T, S, rows))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
@@ -140,12 +155,13 @@ class Prefix(Part):
         return self.reach(1, T, S, query_block, key_block)[0][0]
 
     def reach(self, B, T, S, query_block, key_block):
-        queries, keys = _block_pairs(self.query_offset, B, T, S, query_block, key_block)
-        length = (
-            self.length if is_static(self.length) else _per_example(self.length, B, "length")[:, 0]
-        )
-        some = (keys[0] < length) | (keys[0] <= queries[1])
-        return some, (keys[1] < length) | (keys[1] <= queries[0])
+        queries, keys = _block_pairs(T, S, query_block, key_block)
+        offset = self.query_offset
+        offset = static_offset(offset, T, S) if is_static(offset) else offset
+        offset = _of_blocks(clipped_sum(offset, 0), B, "query_offset")
+        length = _of_blocks(clipped_sum(self.length, 0), B, "length")
+        some = (keys[0] < length) | (keys[0] <= queries[1] + offset)
+        return some, (keys[1] < length) | (keys[1] <= queries[0] + offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,9 +329,10 @@ def query_positions(
 ) -> Array:
     """[1 or B, 1, T, 1]: the place of each query, or of a span of them, among the keys."""
     queries = positions(T, rows)
-    if offset is None or isinstance(offset, int):
-        return (queries + static_offset(offset, T, S))[None, None, :, None]
-    return queries[:, None] + _per_example(offset, B, "query_offset")
+    if is_static(offset):
+        offset = static_offset(offset, T, S)
+        return (queries + clipped_sum(offset, 0))[None, None, :, None]
+    return queries[:, None] + _per_example(clipped_sum(offset, 0), B, "query_offset")
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:
@@ -328,6 +345,19 @@ def static_offset(offset: int | None, T: int, S: int) -> int:
     return offset or 0
 
 
+def clipped_sum(offset: Offset, more: int) -> Offset:
+    """offset + more, as it is or clipped to `FAR` either way; exact whatever the two are."""
+    if is_static(offset):
+        return max(-FAR, min(offset + more, FAR))
+    offset = offset.astype(jnp.promote_types(offset.dtype, jnp.int32))
+    limits = jnp.iinfo(offset.dtype)
+    least, most = max(-FAR - more, limits.min), min(FAR - more, limits.max)
+    if least > most:
+        return jnp.full(offset.shape, -FAR if more < 0 else FAR, jnp.int32)
+    # The difference is at most twice FAR, and `least + more` a number within FAR.
+    return (jnp.clip(offset, least, most) - least).astype(jnp.int32) + (least + more)
+
+
 def _per_example(number: Offset, B: int, argument: str) -> Array:
     """[1 or B, 1, 1, 1] of an int, [] or [B]."""
     number = jnp.asarray(number)
@@ -336,18 +366,15 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
     return number.reshape(-1, 1, 1, 1)
 
 
-def _block_pairs(
-    offset: Offset | None, B: int, T: int, S: int, query_block: int, key_block: int
-) -> tuple[Any, Any]:
-    """First and last place of the query blocks [1 or B, blocks, 1] among the keys, and of the key
-    blocks [blocks].
-    """
-    if is_static(offset):
-        moved = static_offset(offset, T, S)
-    else:
-        moved = _per_example(offset, B, "query_offset")[:, 0]
+def _of_blocks(number: Offset, B: int, argument: str) -> int | Array:
+    """An int, or [1 or B, 1, 1]."""
+    return number if is_static(number) else _per_example(number, B, argument)[:, 0]
+
+
+def _block_pairs(T: int, S: int, query_block: int, key_block: int) -> tuple[Any, Any]:
+    """First and last position of query blocks [1, blocks, 1], and of key blocks [blocks]."""
     ends = block_ends(T, query_block)
-    return tuple(end[None, :, None] + moved for end in ends), block_ends(S, key_block)
+    return tuple(end[None, :, None] for end in ends), block_ends(S, key_block)
 
 
 def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:

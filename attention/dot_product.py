@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Container
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import choice, devices, reference
+from attention.kernels import choice, derivatives, devices, reference
 from attention.kernels.choice import Choice
 
 Array = jax.Array
@@ -57,8 +58,9 @@ def attend(
       dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
       dropout_key: needed where dropout_rate > 0.
       implementation: a kernel's name, or "auto": the fastest that can, by what was measured on
-        such a device (`explain_choice` says which and why). Forward-mode derivatives need
-        "reference".
+        such a device (`explain_choice` says which and why). Forward-mode derivatives and those of
+        derivatives need "reference"; "native" has the latter in reverse mode. Where an array has no
+        elements it is always the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -66,6 +68,7 @@ def attend(
     Raises:
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: the kernel asked for cannot do this; the message names those that can.
+        Or a derivative is taken that the kernel does not have.
     """
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
@@ -74,7 +77,7 @@ def attend(
     if implementation != "auto":
         return _run_named(implementation, request)
     name = _choose(request).name
-    return registry.load("kernel", name)(*request.arrays, **request.options)
+    return request.guarded(name).run(name)
 
 
 def attention_weights(
@@ -150,6 +153,49 @@ class _Request:
         query = jnp.take(query, rows, axis=1)
         return _Request((query, key), self.options | {"mask": mask, "bias": bias})
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether an array has no elements: there is nothing for a kernel to do."""
+        return any(_is_zero(size) for array in self.arrays for size in array.shape)
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether a size is a symbol (`jax.export`)."""
+        return not all(shapes.is_known(array) for array in self.arrays)
+
+    def run(self, name: str) -> Array:
+        """The kernel's result.
+
+        Raises:
+          NotImplementedError: the kernel cannot.
+        """
+        self._expect_sizes(registry.find("kernel", name).can)
+        return registry.load("kernel", name)(*self.arrays, **self.options)
+
+    def guarded(self, name: str) -> _Request:
+        """The same, with derivatives refused that the kernel does not have."""
+        can = registry.find("kernel", name).can
+        if "forward_mode" in can:
+            return self
+
+        def guarded(array: Array | None) -> Array | None:
+            if array is None:
+                return None
+            higher = "higher_derivatives" in can
+            return derivatives.guarded(jnp.asarray(array), kernel=name, higher=higher)
+
+        learned = {name: guarded(self.options[name]) for name in ("bias", "sinks")}
+        return _Request(tuple(map(guarded, self.arrays)), self.options | learned)
+
+    def _expect_sizes(self, can: Container[str]) -> None:
+        """Refuses symbols for a kernel that needs numbers."""
+        if "symbolic" in can:
+            return
+        for name, array in zip(("query", "key", "value"), self.arrays, strict=False):
+            if not shapes.is_known(array):
+                got = shapes.show(array.shape)
+                raise NotImplementedError(f"{name}: got shape {got}, expected no symbols in it")
+
     def unsuited(self, name: str) -> str | None:
         """Why a kernel is not worth it here, or None: what `unsuited` of its module says."""
         module = sys.modules[registry.load("kernel", name).__module__]
@@ -163,7 +209,9 @@ class _Request:
         traced = {k: v for k, v in self.options.items() if k not in static}
         try:
             # First of all, because it costs nothing.
-            devices.expect_device(registry.find("kernel", name).can)
+            can = registry.find("kernel", name).can
+            devices.expect_device(can)
+            self._expect_sizes(can)
             kernel = functools.partial(registry.load("kernel", name), **static)
             jax.eval_shape(lambda arrays, traced: kernel(*arrays, **traced), self.arrays, traced)
         except NotImplementedError as error:
@@ -176,18 +224,43 @@ def _weights(request: _Request) -> Array:
     return reference.weights(*request.arrays[:2], **options)
 
 
+def _is_zero(size: Any) -> bool:
+    return isinstance(size, int) and size == 0
+
+
 def _choose(request: _Request) -> Choice:
+    if request.is_empty:
+        return Choice(registry.names("kernel")[-1], {}, "an array has no elements")
     return choice.choose(request.arrays, request.options, request.refusal, request.unsuited)
 
 
 def _run_named(name: str, request: _Request) -> Array:
-    kernel = registry.load("kernel", name)
+    registry.find("kernel", name)
+    if request.is_empty:
+        name = registry.names("kernel")[-1]
+    guarded = request.guarded(name)
     try:
-        return kernel(*request.arrays, **request.options)
+        return guarded.run(name)
     except NotImplementedError as error:
         others = [other for other in registry.names("kernel") if other != name]
         able = [other for other in others if request.refusal(other) is None]
         raise NotImplementedError(f"{name}: {error}; these can: {', '.join(able)}") from error
+
+
+# A cap from here on changes no logit of a lesser size than 2^80; far above, it would be infinite
+# in float32, and 0 times infinity is NaN. One below the other would be 0 in float32.
+_NO_CAP, _LEAST_CAP = 2.0**100, 2.0**-100
+
+
+def _checked_cap(logit_cap: float | None) -> float | None:
+    """The cap, None for one that changes nothing."""
+    if logit_cap is None:
+        return None
+    if not logit_cap > 0:
+        raise ValueError(f"logit_cap: got {logit_cap}, expected a positive number or None")
+    if logit_cap < _LEAST_CAP:
+        raise ValueError(f"logit_cap: got {logit_cap}, expected at least {_LEAST_CAP:.0e}")
+    return None if logit_cap >= _NO_CAP else logit_cap
 
 
 def _checked(
@@ -204,10 +277,13 @@ def _checked(
         shapes.expect_floating("sinks", sinks)
         shapes.expect("sinks", sinks, "N", {"N": N})
     if scale is None:
-        scale = sizes["H"] ** -0.5
-    if logit_cap is not None and not logit_cap > 0:
-        raise ValueError(f"logit_cap: got {logit_cap}, expected a positive number or None")
+        # Of vectors without elements all logits are 0.
+        scale = sizes["H"] ** -0.5 if sizes["H"] else 1.0
+    logit_cap = _checked_cap(logit_cap)
     shapes.expect_rate("dropout_rate", dropout_rate, dropout_key)
+    if dropout_rate and not (shapes.is_known(query) and shapes.is_known(key)):
+        got = f"{dropout_rate} with a query of shape {shapes.show(jnp.shape(query))}"
+        raise ValueError(f"dropout_rate: got {got}, expected 0 where sizes are symbols")
     if mask is not None:
         mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
         # Kernels may never materialize it: whether it fits is found out here, at no cost.

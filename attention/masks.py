@@ -239,7 +239,7 @@ def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
     """
     if query is None and key is None:
         raise ValueError("lengths: got neither query nor key, expected at least one, int [B]")
-    return Mask((Lengths(_ints("query", query, 1), _ints("key", key, 1)),))
+    return Mask((Lengths(_lengths("query", query), _lengths("key", key)),))
 
 
 def valid(query: Array | None = None, key: Array | None = None) -> Mask:
@@ -277,7 +277,7 @@ def segments(query_ids: Array, key_ids: Array) -> Mask:
     Raises:
       ValueError: they are not integers of rank 2.
     """
-    return Mask((Segments(_ints("query_ids", query_ids, 2), _ints("key_ids", key_ids, 2)),))
+    return Mask((Segments(_ids("query_ids", query_ids), _ids("key_ids", key_ids)),))
 
 
 def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
@@ -330,14 +330,39 @@ def checked_offset(number: Any, argument: str = "query_offset") -> Offset | None
     if jnp.ndim(number) > 1:
         got = shapes.show(jnp.shape(number))
         raise ValueError(f"{argument}: got shape {got}, expected an int, [] or [B]")
-    return int(number) if isinstance(number, int | np.integer) else jnp.asarray(number)
+    if isinstance(number, int | np.integer):
+        return int(number)
+    return _int32(number)
 
 
-def _ints(argument: str, array: Any, rank: int) -> Array | None:
+def _lengths(argument: str, array: Any) -> Array | None:
     if array is None:
         return None
     shapes.expect_integer(argument, array)
-    return _ranked(argument, array, rank)
+    return _ranked(argument, _int32(array), 1)
+
+
+def _ids(argument: str, array: Any) -> Array:
+    shapes.expect_integer(argument, array)
+    if isinstance(array, np.ndarray) and array.size:
+        # JAX would drop the upper half, and other ids might become equal.
+        limits = jnp.iinfo(jnp.asarray(array[:0]).dtype)
+        for number in (array.min(), array.max()):
+            if not limits.min <= number <= limits.max:
+                expected = f"ids from {limits.min} to {limits.max}"
+                raise ValueError(f"{argument}: got an id of {number}, expected {expected}")
+    return _ranked(argument, array, 2)
+
+
+def _int32(numbers: Any) -> Array:
+    """Lengths and offsets of any integer type; what does not fit an int32 is clipped to it."""
+    numbers = numbers if hasattr(numbers, "dtype") else np.asarray(numbers)
+    limits = jnp.iinfo(jnp.int32)
+    if numbers.dtype.itemsize >= 4 and numbers.dtype != jnp.int32:
+        xp = np if isinstance(numbers, np.ndarray) else jnp
+        least = max(limits.min, jnp.iinfo(numbers.dtype).min)
+        numbers = xp.clip(numbers, least, limits.max).astype(np.int32)
+    return jnp.asarray(numbers)
 
 
 def _bools(argument: str, array: Any) -> Array | None:

@@ -94,6 +94,9 @@ CAPABILITIES = {
     "length",
     "state": "carries something from step to step",
     "gate": "its weights are what the input is multiplied by",
+    "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
+    "higher_derivatives": "has reverse-mode derivatives of derivatives",
+    "symbolic": "takes a batch, or more, whose size is a symbol of `jax.export`",
     "mesh": "splits sequences over the mesh axis 'sequence', and works there alone",
     "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
 }
@@ -215,7 +218,7 @@ TABLE: list[Mechanism] = [
         "O(T·S); of seen blocks only",
         "O(T + S)",
         "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation cpu",
+        "dropout permutation cpu higher_derivatives",
     ),
     _line(
         "kernel",
@@ -226,7 +229,7 @@ TABLE: list[Mechanism] = [
         "O(T·S), less what the mask hides",
         "O(T + S)",
         "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation",
+        "dropout permutation symbolic",
     ),
     _line(
         "kernel",
@@ -237,7 +240,7 @@ TABLE: list[Mechanism] = [
         "O(T·S)",
         "O(T·S)",
         "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation",
+        "dropout permutation forward_mode higher_derivatives symbolic",
     ),
     _line(
         "mixer",

@@ -208,7 +208,10 @@ class BigBird(Part):
 
     def table(self, S: int) -> np.ndarray:
         """bool [blocks, blocks]: which block sees which."""
-        count = -(-S // self.block)
+        if not isinstance(S, int):
+            raise NotImplementedError(f"mask: {self.describe()} got {S} keys, expected a number")
+        # Without keys one block, as something has to be looked up.
+        count = max(-(-S // self.block), 1)
         number = np.arange(count)
         result = np.abs(number[:, None] - number) <= self.window
         result |= np.minimum(number[:, None], number) < self.global_blocks

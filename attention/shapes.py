@@ -20,6 +20,11 @@ def show(shape: Sequence[int]) -> str:
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
+def is_known(array: Any) -> bool:
+    """Whether all sizes are numbers, none a symbol of `jax.export`."""
+    return all(isinstance(size, int) for size in jnp.shape(array))
+
+
 def expect(
     argument: str, array: Any, dimensions: str, sizes: dict[str, int], *, hint: str = ""
 ) -> None:

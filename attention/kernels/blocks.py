@@ -302,6 +302,8 @@ class _Tiles:
             rows.start,
             columns.start,
         )
+        # With 64 bits enabled some would be int64, and the indices of a slice are of one type.
+        start = [jnp.asarray(index, jnp.int32) for index in start]
         before = jax.lax.dynamic_slice(slopes, start, block.shape)
         return jax.lax.dynamic_update_slice(slopes, before + block, start)
 

@@ -13,6 +13,7 @@ from typing import Any
 import chex
 import jax
 
+from attention import shapes
 from attention.dropout import checked_threefry
 from attention.kernels import blocks, differentiable, split
 from attention.masks import Mask
@@ -60,6 +61,10 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if not all(isinstance(size, int) for size in array.shape[1:]):
+            got = shapes.show(array.shape)
+            raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B alone")
     numbers = scale, logit_cap, dropout_rate
     rules = make_rules((B, N, T, S), N // K, numbers, query_block, key_block)
     words = checked_threefry(dropout_key) if dropout_rate else None
@@ -103,10 +108,13 @@ def unsuited(query: Array, key: Array) -> str | None:
       query, key: [B, T, N, H], [B, S, K, H].
     """
     (B, T, N, _), S = query.shape, key.shape[1]
+    if not isinstance(T * S, int):
+        return None
     if T * S < _PAIRS:
         return f"dense is faster for T x S = {T * S} below {_PAIRS}"
     # Asked last: it starts the devices, and configs are checked, by short sequences, before that.
-    if jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
+    known = isinstance(B, int)
+    if known and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
         return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
     return None
 

@@ -171,14 +171,15 @@ def choose(
     context = devices.context()
     # Nothing is known of a device that is only assumed.
     measured = () if context[1] else timings().get(device, ())
+    sizes, entry = _sizes(arrays), None
     try:
-        known = _signature(arrays, options), kernels, device, context
+        # Symbols of another `jax.export` cannot be compared with: nothing is kept.
+        known = None if sizes is None else (_signature(arrays, options), kernels, device, context)
         if known in _found:
             return dataclasses.replace(_found[known], refused=dict(_found[known].refused))
     except TypeError:  # an option that cannot be hashed: nothing is kept
         known = None
     names = [line.name for line in kernels]
-    sizes, entry = _sizes(arrays), None
     if sizes is not None:
         wanted = (
             dtype_class(arrays[0].dtype),

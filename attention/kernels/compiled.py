@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -51,11 +52,13 @@ def _library(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | st
 def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
-        raise NotImplementedError("needs a C++ compiler (g++, or the one that CXX names)")
+        named = os.environ.get("CXX")
+        found = f"; CXX={named!r} is not found" if named else ""
+        raise NotImplementedError(f"needs a C++ compiler (g++, or the one that CXX names){found}")
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    command = [compiler, *_FLAGS, native, f"-I{jax.ffi.include_dir()}"]
+    command = [*compiler, *_FLAGS, native, f"-I{jax.ffi.include_dir()}"]
     command += [f"-D{name}={number}" for name, number in macros]
-    path = _cache() / f"{pathlib.Path(main).stem}-{_fingerprint(folder, command)}.so"
+    path = _cache() / f"{pathlib.Path(main).stem}-{_fingerprint(folder, compiler, command)}.so"
     if not path.exists():
         _compile([*command, str(folder / main)], path)
     try:
@@ -64,10 +67,20 @@ def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
         raise NotImplementedError(f"{path} cannot be loaded ({error}); delete it") from None
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler: the one that CXX names, or g++ or c++; None if it is not there."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named else shutil.which("g++") or shutil.which("c++")
+def find_compiler() -> list[str] | None:
+    """The C++ compiler with its arguments: what CXX says ("ccache g++"), or g++ or c++; None if it
+    is not there.
+    """
+    named = os.environ.get("CXX", "").strip()
+    try:
+        # A path may hold spaces.
+        words = [named] if shutil.which(named) else shlex.split(named)
+    except ValueError:  # a quote is not closed
+        return None
+    for first, *arguments in [words] if words else [["g++"], ["c++"]]:
+        if path := shutil.which(first):
+            return [path, *arguments]
+    return None
 
 
 def _compile(command: list[str], path: pathlib.Path) -> None:
@@ -99,13 +112,16 @@ def _cache() -> pathlib.Path:
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"
 
 
-def _fingerprint(folder: pathlib.Path, command: list[str]) -> str:
+def _fingerprint(folder: pathlib.Path, compiler: list[str], command: list[str]) -> str:
     """Of all that what comes out depends on: sources, compiler, flags, processor."""
     digest = hashlib.sha256(" ".join(command).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix in (".h", ".cc"):
             digest.update(file.read_bytes())
-    version = subprocess.run([command[0], "--version"], capture_output=True, check=False)
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=False)
+    except OSError as error:
+        raise NotImplementedError(f"{compiler[0]} cannot be run ({error})") from None
     digest.update(version.stdout)
     digest.update(_processor().encode())
     digest.update(jax.lib.__version__.encode())

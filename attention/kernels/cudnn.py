@@ -144,7 +144,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
                     "mask: cuDNN is causal for as many queries as keys with query_offset=0 alone"
                 )
             causal = True
-            if part.left is not None:
+            if part.left is not None and part.left < S:
                 left = part.left if left is None else min(left, part.left)
         elif isinstance(part, conditions.Lengths):
             for side in found:

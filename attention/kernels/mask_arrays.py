@@ -57,15 +57,15 @@ def mask_arrays(
 
     for part in () if mask is None else mask.parts:
         if isinstance(part, Window):
-            place = _places(part.query_offset, B, T, S)
-            # A wider one bounds nothing, and its ends would not fit an int32.
-            if part.left is not None and part.left < _WIDEST:
-                meet("low", place - part.left, jnp.maximum)
-            if part.right is not None and part.right < _WIDEST:
-                meet("high", place + part.right + 1, jnp.minimum)
+            low, high = part.bounds(T, S)
+            if low is not None and not (conditions.is_static(low) and low <= -T):
+                meet("low", jnp.arange(T) + _column(low), jnp.maximum)
+            if high is not None and not (conditions.is_static(high) and high >= S):
+                meet("high", jnp.arange(T) + _column(high) + 1, jnp.minimum)
         elif isinstance(part, Prefix):
-            place = _places(part.query_offset, B, T, S)
-            meet("high", jnp.maximum(place + 1, _column(part.length)), jnp.minimum)
+            place = conditions.query_positions(part.query_offset, B, T, S)[:, 0, :, 0]
+            length = _column(conditions.clipped_sum(part.length, 0))
+            meet("high", jnp.maximum(place + 1, length), jnp.minimum)
         elif isinstance(part, Lengths):
             if part.key is not None:
                 high = jnp.broadcast_to(_column(part.key), (part.key.shape[0], T))
@@ -93,17 +93,9 @@ def mask_arrays(
     return MaskArrays(**found)
 
 
-_WIDEST = 2**30
-
-
 def _narrow(part: Segments) -> bool:
     """Whether ids stay different as int32."""
     return part.query_ids.dtype.itemsize <= 4 and part.key_ids.dtype.itemsize <= 4
-
-
-def _places(offset: conditions.Offset | None, B: int, T: int, S: int) -> Array:
-    """[1 or B, T]: the place of each query among the keys."""
-    return conditions.query_positions(offset, B, T, S)[:, 0, :, 0]
 
 
 def _column(number: conditions.Offset) -> Array:

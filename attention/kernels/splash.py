@@ -93,7 +93,7 @@ def attend(
     kernel = _kernel(found, N, rows, columns, logit_cap, interpret)
     ids = _padded_ids(found, B, T, S, rows, columns)
     sinks = jnp.full((N,), NOTHING) if sinks is None else sinks
-    sinks = jnp.maximum(sinks.astype(jnp.float32), NOTHING)
+    sinks = _full_precision(jnp.maximum(sinks.astype(jnp.float32), NOTHING))
     result = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0, None))(
         _by_head(query * jnp.asarray(scale, query.dtype), rows),
         _by_head(key, columns),
@@ -128,11 +128,11 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         if isinstance(part, conditions.Window):
             if not conditions.is_static(part.query_offset):
                 raise NotImplementedError("mask: a query_offset has to be known before running")
-            offset = conditions.static_offset(part.query_offset, T, S)
-            if part.left is not None:
-                low = offset - part.left if low is None else max(low, offset - part.left)
-            if part.right is not None:
-                high = offset + part.right if high is None else min(high, offset + part.right)
+            lower, upper = part.bounds(T, S)
+            if lower is not None and lower > -T:
+                low = min(lower, S) if low is None else max(low, min(lower, S))
+            if upper is not None and upper < S:
+                high = max(upper, -T) if high is None else min(high, max(upper, -T))
         elif isinstance(part, conditions.Lengths | conditions.Valid):
             for side, length in (("query", T), ("key", S)):
                 marks = getattr(part, side)
@@ -144,6 +144,8 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         elif isinstance(part, conditions.Segments):
             if ids["query"] is not None:
                 raise NotImplementedError("mask: segments() twice")
+            if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:
+                raise NotImplementedError("mask: segments() with ids of 64 bits")
             ids = {"query": part.query_ids, "key": part.key_ids}
         else:
             raise NotImplementedError(f"mask: {part.describe()} is no window and no ids")
@@ -191,6 +193,16 @@ def _kernel(
         q_seq_shards=1,
         interpret=interpret,
     )
+
+
+@jax.custom_vjp
+def _full_precision(sinks: Array) -> Array:
+    """The sinks, float32 [N], and their gradient in the same dtype: JAX 0.10 gives it in the
+    query's, and what follows would be a TypeError for bfloat16."""
+    return sinks
+
+
+_full_precision.defvjp(lambda sinks: (sinks, None), lambda _, slope: (slope.astype(jnp.float32),))
 
 
 def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: int) -> Any:

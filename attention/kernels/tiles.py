@@ -106,6 +106,14 @@ def steps(
 
 
 @dataclasses.dataclass(frozen=True)
+class _Band(Part):
+    """A query t sees t + low <= s <= t + high; None for all on that side."""
+
+    low: Offset | None
+    high: Offset | None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Table(Part):
     """A block of positions sees another where the table says so."""
 
@@ -143,15 +151,21 @@ def _(part: conditions.Either, sizes):
     return conditions.Either(ready(part.left, sizes), ready(part.right, sizes))
 
 
-@ready.register(conditions.Window)
-@ready.register(pattern_conditions.Pattern)
-def _(part, sizes):
+@ready.register
+def _(part: conditions.Window, sizes):
+    bounds = part.bounds(sizes.T, sizes.S)
+    return _Band(*(each if conditions.is_static(each) else _numbers(each) for each in bounds))
+
+
+@ready.register
+def _(part: pattern_conditions.Pattern, sizes):
     return dataclasses.replace(part, query_offset=_offset(part.query_offset, sizes))
 
 
 @ready.register
 def _(part: conditions.Prefix, sizes):
-    length = part.length if isinstance(part.length, int) else _numbers(part.length)
+    length = conditions.clipped_sum(part.length, 0)
+    length = length if conditions.is_static(length) else _numbers(length)
     return conditions.Prefix(length, _offset(part.query_offset, sizes))
 
 
@@ -185,6 +199,8 @@ def _(part: pattern_conditions.Marked, sizes):
 
 @ready.register
 def _(part: conditions.Segments, sizes):
+    if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:
+        raise NotImplementedError("mask: segments() with ids of 64 bits")
     return conditions.Segments(
         _vector(part.query_ids, sizes.rows), _vector(part.key_ids, sizes.columns)
     )
@@ -199,8 +215,8 @@ def _(part: conditions.Dense, sizes):
 
 def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
     if conditions.is_static(offset):
-        return conditions.static_offset(offset, sizes.T, sizes.S)
-    return _numbers(offset)
+        return conditions.clipped_sum(conditions.static_offset(offset, sizes.T, sizes.S), 0)
+    return _numbers(conditions.clipped_sum(offset, 0))
 
 
 def _numbers(array: Array) -> Array:
@@ -246,13 +262,13 @@ def _(part: conditions.Either, place):
 
 
 @tile.register
-def _(part: conditions.Window, place):
-    distance = place.columns - _seeing(part.query_offset, place)
+def _(part: _Band, place):
+    distance = place.columns - place.rows
     result = jnp.ones((1, 1), bool)
-    if part.left is not None:
-        result = result & (distance >= -part.left)
-    if part.right is not None:
-        result = result & (distance <= part.right)
+    if part.low is not None:
+        result = result & (distance >= _number(part.low, place))
+    if part.high is not None:
+        result = result & (distance <= _number(part.high, place))
     return result
 
 

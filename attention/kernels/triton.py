@@ -114,8 +114,7 @@ def _forward(settings: Any, query, key, value, bias, sinks, mask) -> tuple[Array
     out, log_sum = triton_blocks.forward(
         settings,
         *_padded(settings, query, key, value, bias),
-        # Bounded, as a sink of -inf would be subtracted from itself in a row that sees nothing.
-        None if sinks is None else jnp.maximum(sinks.astype(jnp.float32), -1e30),
+        None if sinks is None else sinks.astype(jnp.float32),
         None if mask is None else tiles.ready(mask, settings.sizes),
         _steps(settings, query.shape[0], mask),
     )

@@ -265,8 +265,10 @@ def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, ou
     if sinks_ref is not None:
         sink = sinks_ref[head]
         higher = jnp.maximum(highest, sink)
-        shrink = jnp.exp(highest - higher)
-        total, result = shrink * total + jnp.exp(sink - higher), shrink[:, None] * result
+        # Of a row that sees nothing, under a sink of -inf.
+        base = jnp.where(higher == -jnp.inf, 0.0, higher)
+        shrink = jnp.exp(highest - base)
+        total, result = shrink * total + jnp.exp(sink - base), shrink[:, None] * result
         highest = higher
     empty = total == 0.0
     total = jnp.where(empty, 1.0, total)

@@ -98,10 +98,10 @@ inline void decode_part(const Problem& p, const Sight& sight, long b, long k, lo
     long n = k * G + g;
     query_rows(p, b, n).pack_rows(queries + g * p.T * Hw, Hw, 0, p.T, p.H, p.scale);
     // The sink counts once.
-    bool sink = p.sinks && split == 0;
-    std::fill_n(part.highest_so_far + g * p.T, p.T,
-                sink ? p.sinks.at(b, 0)[n] : -__builtin_inff());
-    std::fill_n(part.total + g * p.T, p.T, sink ? 1.0f : 0.0f);
+    float start = p.sinks && split == 0 ? p.sinks.at(b, 0)[n] : -__builtin_inff();
+    std::fill_n(part.highest_so_far + g * p.T, p.T, start);
+    // A sink of minus infinity takes nothing.
+    std::fill_n(part.total + g * p.T, p.T, start > -__builtin_inff() ? 1.0f : 0.0f);
   }
   long blocks = p.key_blocks(), from = blocks * split / splits, to = blocks * (split + 1) / splits;
   if (p.half)

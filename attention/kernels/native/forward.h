@@ -76,7 +76,8 @@ inline void forward_chunk(const Problem& p, const ForwardOutputs& out, const Sig
     query_rows(p, b, n).pack_rows(queries + g * rows * Hw, Hw, from, rows, p.H, p.scale);
     float start = p.sinks ? p.sinks.at(b, 0)[n] : -__builtin_inff();
     std::fill_n(highest_so_far + g * rows, rows, start);
-    std::fill_n(total + g * rows, rows, p.sinks ? 1.0f : 0.0f);
+    // A sink of minus infinity takes nothing.
+    std::fill_n(total + g * rows, rows, start > -__builtin_inff() ? 1.0f : 0.0f);
   }
   for (long key_block = 0; key_block < p.key_blocks(); ++key_block) {
     bool packed = false;
