@@ -87,6 +87,7 @@ def place(tmp_path_factory):
         prepare(small(name), paths, quiet=True)
     prepare(small_pairs(), paths, quiet=True)
     write_csv(folder / "my.csv", rows=120)
+    write_csv(folder / "new.csv", rows=9, seed=1)
     bert.write(folder / "bert-base-uncased", bert.BERT, bert.bert_shapes() | bert.HEAD)
     return folder
 
@@ -97,9 +98,11 @@ def test_commands_run_as_they_stand(place):
     ran = []
     for words in commands():
         verb = words[2].removeprefix("launch.")
+        if ">" in words:  # a shell's
+            words = words[: words.index(">")]
         assert words[:2] == ["python", "-m"]
         flags = [
-            re.sub(r"(=)(runs/|my\.csv|bert-base|RESULTS\.md)", rf"\1{place}/\2", word)
+            re.sub(r"(=)(runs/|my\.csv|new\.csv|bert-base|RESULTS\.md)", rf"\1{place}/\2", word)
             for word in words[3:]
         ]
         for config, smaller in SMALL.items():

@@ -54,7 +54,12 @@ def encoded(rng: random.Random, text: str) -> tuple[str, bytes]:
 
 
 def respelled(
-    rng: random.Random, rows: Sequence[Sequence[str]], *, header: bool = True, json: bool = True
+    rng: random.Random,
+    rows: Sequence[Sequence[str]],
+    *,
+    header: bool = True,
+    json: bool = True,
+    extra: bool = True,
 ) -> tuple[str, str, bytes]:
     """Another spelling of a table: rows or columns in another order, other delimiters and quotes.
 
@@ -69,7 +74,7 @@ def respelled(
     if header and rng.random() < 0.3:
         order = rng.sample(range(len(rows[0])), len(rows[0]))
         rows, done = [[row[i] for i in order] for row in rows], [*done, "columns shuffled"]
-    if header and rng.random() < 0.3:
+    if header and extra and rng.random() < 0.3:
         rows = [[*row, "more" if number == 0 else f"x; {number}, y"]
                 for number, row in enumerate(rows)]  # fmt: skip
         done.append("another column")

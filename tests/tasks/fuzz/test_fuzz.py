@@ -28,13 +28,15 @@ def check(name, folder, seed, capsys, monkeypatch, expected):
         assert len(message.splitlines()) == 1, f"{told}: {message!r}"
         assert len(message) < 2000, f"{told}: {message[:200]}"
         names = {case.path.name, *(path.name for path in folder.rglob("*"))}
-        assert any(each in message for each in names), f"{told}: names no file: {message}"
+        assert str(folder) in message or any(each in message for each in names), (
+            f"{told}: names no file: {message}"
+        )
         return True
     printed = capsys.readouterr().err
     if case.same:
         if found != expected:
             pytest.fail(f"{told}: {list(found - expected)[:2]} for {list(expected - found)[:2]}")
-        assert not re.search("left out|skipped", printed), f"{told}: {printed}"
+        assert not re.search("(lines|rows|pairs) .*left out|skipped", printed), f"{told}: {printed}"
     elif case.records is not None and sum(found.values()) < case.records:
         assert printed, f"{told}: {sum(found.values())} of {case.records} records, and no message"
     return False
