@@ -16,6 +16,9 @@ One's own pictures with annotations in COCO's format, objects a tenth to a half 
 
 python -m launch.train --config=configs/detection.py:path:mine.json --workdir=runs/mine
     --config.data.images=FOLDER
+
+Boxes and masks of an image with an EXIF orientation are in pixels of the image as stored, unless
+sizes tell otherwise.
 """
 
 import re

@@ -13,6 +13,9 @@ text file beside each:
 
 python -m launch.train --config=configs/handwriting_recognition.py --workdir=runs/mine
     --config.data.path=FOLDER
+
+Of few distinct texts validation and test are split off with --config.data.split_by=file, or by a
+column of the manifest: --config.data.split_by=writer.
 """
 
 import re

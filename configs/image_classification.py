@@ -20,6 +20,9 @@ One's own pictures, with a folder for each class in FOLDER:
 
 python -m launch.train --config=configs/image_classification.py:fashion_mnist,resnet
     --workdir=runs/mine --config.data.path=FOLDER --config.data.image_size=64
+
+FOLDER may have train/, validation/ and test/ with such folders; what is missing is a tenth of
+train, by the hash of the files.
 """
 
 import re

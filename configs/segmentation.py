@@ -17,6 +17,7 @@ mine/classes.txt with a name a line, from class 0 on:
 python -m launch.train --config=configs/segmentation.py:none --workdir=runs/mine
     --config.data.path=mine --config.data.image_size="(240, 320)"
 
+Masks that are black and white take --config.data.mask_values="(0, 255)"; without it 255 is void.
 Large pictures whose scale must stay, as from a microscope or the air, are cut into windows of
 image_size with --config.data.fit=tiles. Drawn over a picture of any size, with where it looked:
 

@@ -19,6 +19,9 @@ One's own recordings, with a manifest of the columns path and text:
 
 python -m launch.train --config=configs/speech_recognition.py:prompts_en --workdir=runs/mine
     --config.data.path=mine/train.csv
+
+Of few distinct texts, such as commands, validation and test are split off with
+--config.data.split_by=file, or by a column of the manifest: --config.data.split_by=speaker.
 """
 
 import re

@@ -75,6 +75,7 @@ def test_json_lines(folder):
             "key 'text' stands there twice",
         ),
         ("m.jsonl", "[]\n", "line 1 is not a JSON object"),
+        ("m.jsonl", '{"path": "a\\nb", "text": ""}\n', r"line 1: no such file: .*/a\\nb$"),
     ],
 )
 def test_mistakes_are_named_with_their_line(folder, name, content, message):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tasks.common import blue_marble
+from tasks.common import blue_marble, tables
 from tasks.common.errors import UserError
 from tasks.segmentation import datasets, files
 from tasks.segmentation.data import DataConfig, Scenes, assembled, load, nearest
@@ -318,6 +318,19 @@ def test_masks_of_turned_pictures(tmp_path, capsys, orientation, kind):
     said = capsys.readouterr().err
     assert ("EXIF" in said) == (kind != "own")
     assert ("as stored, and are turned" in said) == (kind == "stored")
+
+
+def test_predictions_of_a_turned_picture_are_as_displayed(tmp_path, capsys):
+    image = Image.fromarray(picture())
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    tables._said.discard("EXIF orientation")
+    scenes = Scenes([str(tmp_path / "a.png")] * 2, config(tmp_path))
+    assert scenes.place[:, 3:].tolist() == [[8, 6]] * 2
+    said = capsys.readouterr().err
+    assert said.count("EXIF orientation 6 in ") == 1
+    assert "predictions are in pixels of the image as displayed" in said
 
 
 def stored_again(image, exif):
