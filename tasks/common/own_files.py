@@ -10,7 +10,11 @@ from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
 from tasks.common.tables import read_text
 
-__all__ = ["HELD_OUT", "SPLIT_NAMES", "filed_as", "hold_out", "read_text"]
+__all__ = ["HELD_OUT", "LATER", "SPLIT_NAMES", "expect_one_of", "filed_as", "hold_out", "read_text"]
+
+# Metadata of a field of a data config that older runs lack: at its default an experiment is the
+# same with and without it, see `launch.engine.config.identity`.
+LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
@@ -46,6 +50,12 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
             f"name: no data set is called {name!r}{hint}; there are {', '.join(known)}{rest}"
         )
     return name
+
+
+def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError if a field of a data config is neither empty nor one of the known values."""
+    if value not in ("", *known):
+        raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
 
 def hold_out(

@@ -1,31 +1,56 @@
-"""A person's own series: a table with a time column, put on a regular grid.
+"""A user's series: a table with a time column, put on a regular grid.
 
-CSV with a header, separated by commas, semicolons or tabs; UTF-8, with or without a mark. What is
-missing stays missing, and is named on standard error.
+CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
+`tasks.common.tables`. Times are those of `tasks.common.timestamps`, numbers those of
+`tasks.forecasting.numbers`. What is missing stays missing; what was assumed or left out is named on
+standard error.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import difflib
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import read_text
+from tasks.common.tables import no_column, open_table, say_once, text_value
+from tasks.common.timestamps import TimeColumn, TimeError, Times, looks_like_times
 from tasks.forecasting import times as clock
+from tasks.forecasting.numbers import (
+    DECIMAL_KEY,
+    Column,
+    Convention,
+    NumberError,
+    grouped_by_points,
+    plain_number,
+    read_numbers,
+)
 from tasks.forecasting.times import Step
 
 TIME_COLUMNS = ("date", "time", "timestamp", "datetime", "ds")
 NO_TIMES = "none"
-_MISSING = ("", "nan", "na", "n/a", "null", "none", "nat", "-", "?")
 # Cells of a grid for each row, from which on the step is taken for a mistake.
 _SPARSE = 100
 _SHOWN = 3
+_CLOCKS = {clock.UTC: "UTC", clock.LOCAL: "local time"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the cells of a file were read, and how a later file is if it leaves that open.
+
+    Attributes:
+      decimals: the decimal mark by column, of columns that are not written as Python does.
+      date_order: "dmy" or "mdy" if day and month stand as numbers before the year.
+      clock: "utc" or "local" for times with a UTC offset.
+    """
+
+    decimals: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    date_order: str = ""
+    clock: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +62,14 @@ class Series:
       names: of the channels.
       start: stamp of the first time; None where there are no stamps.
       step: of the grid; likewise.
+      reading: of the file.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     start: np.datetime64 | None = None
     step: Step | None = None
+    reading: Reading = dataclasses.field(default_factory=Reading)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +93,9 @@ def read_series(
     step: Step | None = None,
     *,
     trained: bool = False,
+    decimal: str = "",
+    date_order: str = "",
+    likely: Reading | None = None,
 ) -> Series:
     """The series of a file.
 
@@ -76,55 +106,67 @@ def read_series(
       targets: columns to be forecast; none named: all that hold numbers.
       step: of the grid; None: what most rows are apart.
       trained: whether a model knows this step alone, so that rows must be as far apart.
+      decimal: the decimal mark, "." or ","; empty: found from each column.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: found from the column.
+      likely: how the file was read that the model was trained on, for what this one leaves open.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
-        missing, or rows contradict each other; the line is named where there is one.
+        missing, a column can be read in two ways, or rows contradict each other; the line is named
+        where there is one.
     """
-    table = _read_table(name)
+    table = _read_table(name, [*targets, *filter(None, [time_column])])
     stamped = _time_column(table, time_column)
-    values, names = _numbers(table, targets, stamped)
+    before = likely or Reading()
+    values, names, decimals = _numbers(table, targets, stamped, decimal, before)
     if stamped is None:
-        series = Series(values, names)
+        series = Series(values, names, reading=Reading(decimals))
     else:
-        times = _times(table, stamped)
+        found = _times(table, stamped, date_order, before.date_order)
+        times, on = _clock(table, stamped, found, likely, step)
         values, times = _in_order(table, values, times)
         if trained:
             _expect_step(name, times, step)
         series = _on_grid(name, values, names, times, step)
+        reading = Reading(decimals, found.date_order, on)
+        series = dataclasses.replace(series, reading=reading)
     _tell_missing(name, series, values, table)
     return series
 
 
-def _read_table(name: str) -> _Table:
-    text = read_text(name)
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
-    limit = csv.field_size_limit(len(text) + 1)
-    rows, lines = [], []
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise UserError(f"{name}: line {reader.line_num} is malformed ({error})") from None
-    finally:
-        csv.field_size_limit(limit)
-    header, rows, lines = rows[0], rows[1:], lines[1:]
-    if any(np.isfinite(_number(cell) or np.nan) for cell in header):
+def _read_table(name: str, wanted: Sequence[str]) -> _Table:
+    first: list[str] = []
+
+    def is_header(row: list[str]) -> bool:
+        first[:] = row
+        # A file with numbers above is refused below.
+        return not any(np.isfinite(plain_number(cell) or np.nan) for cell in row)
+
+    table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
+    if first and not table.header:
         raise UserError(f"{name}: line 1 has numbers; expected the names of the columns")
-    if twice := next((name for name in header if name and header.count(name) > 1), None):
-        raise UserError(f"{name}: column {twice!r} stands in the header twice")
-    if not rows:
-        raise UserError(f"{name}: the file has a header and no rows")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise UserError(
-                f"{name}: line {line} has {len(row)} fields, the header has {len(header)}"
-            )
-    return _Table(name, header, rows, lines)
+    rows, lines = [], []
+    if table.delimiter is None:
+        header = list(table.keys())
+        for line, row in table.select(header, optional=header):
+            rows.append([_cell(name, line, *pair) for pair in zip(header, row, strict=True)])
+            lines.append(line)
+        return _Table(name, header, rows, lines)
+    for line, row in table.rows():
+        rows.append([cell.strip() for cell in row])
+        lines.append(line)
+    return _Table(name, list(table.header), rows, lines)
+
+
+def _cell(name: str, line: int, column: str, value: Any) -> str:
+    """Returns a value of JSON as CSV would hold it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    return text_value(value, f"{name}: line {line}", column).strip()
 
 
 def _time_column(table: _Table, wanted: str) -> str | None:
@@ -132,10 +174,10 @@ def _time_column(table: _Table, wanted: str) -> str | None:
         return None
     if wanted:
         if wanted not in table.header:
-            raise UserError(f"{table.name}: no column {wanted!r}{_near(wanted, table.header)}")
+            raise no_column(table.name, wanted, table.header)
         return wanted
     found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
-    if found is None and not table.header[0] and _is_time(table.rows[0][0]):
+    if found is None and not table.header[0] and looks_like_times(table.column("")):
         return table.header[0]
     if found is None:
         raise UserError(
@@ -146,73 +188,110 @@ def _time_column(table: _Table, wanted: str) -> str | None:
     return found
 
 
-def _is_time(cell: str) -> bool:
-    try:
-        clock.read_time(cell)
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
-def _near(wanted: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{hint}; there are {', '.join(known)}"
-
-
-def _number(cell: str) -> float | None:
-    """The number of a cell, NaN where it is missing or not finite; None: it is a text."""
-    if cell.lower() in _MISSING:
-        return np.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else np.nan
-
-
 def _numbers(
-    table: _Table, targets: Sequence[str], stamped: str | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Values [rows, C] of the columns to be forecast, and their names."""
-    names, columns, texts = [], [], []
+    table: _Table, targets: Sequence[str], stamped: str | None, decimal: str, likely: Reading
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
+    """Values [rows, C] of the columns to be forecast, their names, and the decimal marks of those
+    that Python would not read.
+    """
+    found: dict[str, Column] = {}
+    texts = []
     for column in targets or [column for column in table.header if column and column != stamped]:
         if column not in table.header:
             known = [other for other in table.header if other != stamped]
-            raise UserError(f"{table.name}: no column {column!r}{_near(column, known)}")
-        found = [_number(cell) for cell in table.column(column)]
-        wrong = [place for place, value in enumerate(found) if value is None]
-        if wrong and not targets and 2 * len(wrong) > len(found):
-            texts.append(column)
-            continue
-        if wrong:
+            raise no_column(table.name, column, known)
+        cells = table.column(column)
+        try:
+            found[column] = read_numbers(cells, decimal, likely.decimals.get(column, ""))
+        except NumberError as error:
+            if error.is_text and not targets:
+                texts.append(column)
+                continue
+            where = f"{table.name}: line {table.lines[error.index]}: {column!r} is"
+            if error.two_readings:
+                raise UserError(
+                    f"{where} {cells[error.index]!r}, {error}; set {DECIMAL_KEY} to '.' or ','"
+                ) from None
+            note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{table.name}: line {table.lines[wrong[0]]}: {column!r} is "
-                f"{table.column(column)[wrong[0]]!r}, expected a number or nothing; mend it, or "
+                f"{where} {cells[error.index]!r}, expected a number or nothing{note}; mend it, or "
                 "name the columns to be forecast by config.data.targets"
-            )
-        names.append(column)
-        columns.append(found)
+            ) from None
+    decimals = _conventions(table, found, decimal, likely)
     if texts:
         _say(f"{table.name}: left out, as they hold no numbers: {', '.join(texts)}")
     if not targets and "" in table.header and stamped != "":
         _say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
-    if not names:
+    if not found:
         raise UserError(f"{table.name}: no column holds numbers")
-    return np.array(columns, np.float64).T, tuple(names)
+    return np.array([each.values for each in found.values()]).T, tuple(found), decimals
 
 
-def _times(table: _Table, column: str) -> np.ndarray:
-    found = []
-    for cell, line in zip(table.column(column), table.lines, strict=True):
-        try:
-            found.append(clock.read_time(cell))
-        except (ValueError, OverflowError):
+def _conventions(
+    table: _Table, found: Mapping[str, Column], decimal: str, likely: Reading
+) -> dict[str, str]:
+    """Names the conventions of numbers on standard error, and returns the decimal mark by column.
+
+    Raises:
+      UserError: one column has decimal commas, and in another a point can stand for either.
+    """
+    named: dict[Convention, list[str]] = {}
+    for name, column in found.items():
+        if column.convention:
+            named.setdefault(column.convention, []).append(name)
+    commas = [name for each, names in named.items() if each.decimal == "," for name in names]
+    for name, column in found.items():
+        if decimal or not commas or column.convention or likely.decimals.get(name):
+            continue
+        cells = table.column(name)
+        if (place := grouped_by_points(cells)) is not None:
             raise UserError(
-                f"{table.name}: line {line}: {column!r} is {cell!r}, expected a time such as "
-                "2024-05-31 or 2024-05-31 13:00:00, or seconds since 1970"
-            ) from None
-    return np.array(found, "datetime64[us]")
+                f"{table.name}: line {table.lines[place]}: {name!r} is {cells[place]!r}, and "
+                f"{commas[0]!r} has decimal commas, so that the point can stand between thousands; "
+                f"set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
+            )
+    for convention, names in named.items():
+        example = found[names[0]].example
+        say_once(f"{table.name}: numbers with {convention}: {', '.join(names)} (first: {example})")
+    return {name: each.decimal for each, names in named.items() for name in names}
+
+
+def _times(table: _Table, column: str, date_order: str, likely: str) -> Times:
+    cells = table.column(column)
+    found = TimeColumn(date_order, likely)
+    try:
+        for cell in cells:
+            found.add(cell)
+        times = found.read()
+    except TimeError as error:
+        place = len(found) if error.index is None else error.index
+        note = f"; it is {error.reason}" if error.reason else ""
+        note += f"; {error.remedy}" if error.remedy else ""
+        raise _no_time(table, column, place, note) from None
+    if times.is_order:
+        note = f"; set config.data.time_column to {NO_TIMES!r} where rows are one step apart"
+        raise _no_time(table, column, 0, note)
+    return times
+
+
+def _no_time(table: _Table, column: str, place: int, note: str) -> UserError:
+    return UserError(
+        f"{table.name}: line {table.lines[place]}: {column!r} is {table.column(column)[place]!r}, "
+        f"expected a time such as 2024-05-31 or 2024-05-31 13:00:00, or seconds since 1970{note}"
+    )
+
+
+def _clock(
+    table: _Table, column: str, found: Times, likely: Reading | None, step: Step | None
+) -> tuple[np.ndarray, str]:
+    """The stamps of the rows and their clock, which is named on standard error."""
+    times, on = clock.on_clock(found, likely.clock if likely else "", step)
+    if likely and likely.clock and not on:
+        say_once(f"{table.name}: {column} has no UTC offset; taken for {_CLOCKS[likely.clock]}")
+    if found.unit:
+        kept = f", in {_CLOCKS[on]}" if on else ""
+        say_once(f"{table.name}: {column}: {found.unit}{kept} (first: {clock.spell(times[0])[0]})")
+    return times, on
 
 
 def _in_order(
@@ -221,7 +300,7 @@ def _in_order(
     """Rows in the order of their times, and of equal rows one."""
     order = np.argsort(times, kind="stable")
     if np.any(order != np.arange(len(order))):
-        late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0)))]
+        late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0, "us")))]
         _say(f"{table.name}: not in the order of time (line {late} is the first); sorted")
     values, times = values[order], times[order]
     lines = np.array(table.lines)[order]
@@ -230,11 +309,21 @@ def _in_order(
         if not np.array_equal(values[row], values[row - 1], equal_nan=True):
             raise UserError(
                 f"{table.name}: lines {lines[row - 1]} and {lines[row]} have one time, "
-                f"{clock.spell(times[row])[0]}, and different values; remove one"
+                f"{clock.spell(times[row])[0]}, and different values; remove one{_set_back(times)}"
             )
     if len(again):
-        _say(f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}")
+        _say(
+            f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}"
+            f"{_set_back(times[again])}"
+        )
     return np.delete(values, again, axis=0), np.delete(times, again)
+
+
+def _set_back(times: np.ndarray) -> str:
+    """A hint for the hour that the end of daylight saving repeats."""
+    hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
+    night = np.any((hours > 0) & (hours < 4))
+    return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
 
 
 def _expect_step(name: str, times: np.ndarray, step: Step) -> None:

@@ -82,7 +82,16 @@ class Forecasting(Task):
     def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> Forecasting:
         """See `Task.prepare`; fits the ridge of a model that is built on one."""
         series = load(data, paths)
-        known = Known(series.names, series.mean, series.std, series.step, data.time_column)
+        known = Known(
+            series.names,
+            series.mean,
+            series.std,
+            series.step,
+            data.time_column,
+            data.decimal,
+            data.date_order,
+            series.reading,
+        )
         ridge = None
         if hasattr(model, "ridge_level"):
             ridge = baselines.fit_linear(
@@ -95,7 +104,7 @@ class Forecasting(Task):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Forecasting:
         """See `Task.restore`."""
-        known = Known.from_assets(assets, data.time_column)
+        known = Known.from_assets(assets, data)
         return cls(data, model, known, assets["period"])
 
     def assets(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     np.testing.assert_array_equal(series.values, expected)
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(f"{path}: ") for line in told] == [
+        "1 lines are empty, the first is line 5; left out",
         "left out, as they hold no numbers: note",
         "not in the order of time (line 3 is the first); sorted",
         "1 rows stand there twice, first line 6",
