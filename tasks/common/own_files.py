@@ -53,7 +53,7 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
 
 
 def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
-    """Raises ValueError if a field of a data config is neither empty nor one of the known values."""
+    """Raises ValueError if a field of a data config is neither empty nor a known value."""
     if value not in ("", *known):
         raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 

@@ -32,6 +32,8 @@ _TICKS = (6.2e17, 6.5e17)
 _TWO_READINGS = tuple(map(DAY_AND_MONTH.format, "-/."))
 # Days since 1900, of 1990 to 2049.
 _SPREADSHEET_DAYS = (32874, 54788)
+# Numbers that are taken apart at once, which bounds memory.
+_PIECE = 8192
 # Fewer significant digits than these in a number with an exponent lose hours.
 _LEAST_DIGITS = 9
 
@@ -364,13 +366,21 @@ def _in_years(numbers: np.ndarray) -> np.ndarray:
 
 def _dates(numbers: np.ndarray) -> np.ndarray:
     """Whether each number is a date as yyyymmdd, bool [n]."""
-    return ~np.isnat(_calendar(numbers, 8))
+    pieces = range(0, len(numbers), _PIECE)
+    return np.concatenate(
+        [~np.isnat(_calendar(numbers[first : first + _PIECE], 8)) for first in pieces]
+    )
 
 
 def _calendar_digits(numbers: np.ndarray, digits: int) -> np.ndarray | None:
     """datetime64[us] [n] of dates written as digits; None if a number is no date."""
-    found = _calendar(numbers, digits)
-    return None if np.isnat(found).any() else found
+    found = np.empty(len(numbers), "datetime64[us]")
+    for first in range(0, len(numbers), _PIECE):
+        piece = slice(first, first + _PIECE)
+        found[piece] = _calendar(numbers[piece], digits)
+        if np.isnat(found[piece]).any():
+            return None
+    return found
 
 
 def _calendar(numbers: np.ndarray, digits: int) -> np.ndarray:

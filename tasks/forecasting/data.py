@@ -18,14 +18,13 @@ from tasks.common.errors import UserError
 from tasks.common.own_files import LATER, expect_one_of, filed_as
 from tasks.common.paths import Paths
 from tasks.common.sources import fetch
+from tasks.common.splits import SPLITS, SplitSummary
 from tasks.common.timestamps import DATE_ORDERS
 from tasks.forecasting import times as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
 from tasks.forecasting.files import Reading, Series, read_series
 from tasks.forecasting.numbers import DECIMALS
 from tasks.forecasting.times import Step
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +182,21 @@ class ForecastingData:
         """The windows of a split, one at every time."""
         return Windows(self, self.origins(split), bool(self.noise) and split == "test")
 
+    def summary(self) -> dict[str, SplitSummary]:
+        """Windows of each split; those without any value are named."""
+        found = {}
+        for split in SPLITS:
+            first, end = self.bounds[split]
+            every = end - self.horizon + 1 - max(first, self.lookback)
+            used = len(self.origins(split))
+            found[split] = SplitSummary(
+                used,
+                unit="windows",
+                ignored=max(every, 0) - used,
+                ignored_as="without values to look back at or values ahead",
+            )
+        return found
+
     @functools.cached_property
     def seasonal_error(self) -> np.ndarray:
         """Mean absolute error of the seasonal naive forecast within train (Hyndman & Koehler 2006),
@@ -273,12 +287,16 @@ def _standardised(
     values = series.values[:end]
     valid = ~np.isnan(values)
     train = slice(*bounds["train"])
-    for channel, count in enumerate(valid[train].sum(axis=0)):
-        if not count:
+    for split, (first, last) in bounds.items():
+        empty = np.flatnonzero(~valid[first:last].any(axis=0)).tolist()
+        if empty and split == "train":
             raise UserError(
-                f"config.data: {series.names[channel]!r} has no value in the train split; leave it "
-                "out by config.data.targets"
+                f"config.data: {series.names[empty[0]]!r} has no value in the train split; leave "
+                "it out by config.data.targets"
             )
+        if empty:
+            names = ", ".join(series.names[channel] for channel in empty)
+            print(f"config.data: no value in the {split} split: {names}", file=sys.stderr)
     mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
     # Of what does not change, rounding leaves a deviation.
     still = std <= 1e-9 * np.abs(mean)

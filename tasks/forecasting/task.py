@@ -17,6 +17,7 @@ from flax import nnx
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import times as clock
@@ -135,6 +136,10 @@ class Forecasting(Task):
     def examples(self, split: str) -> Windows:
         """See `Task.examples`."""
         return self._series.examples(split)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Windows of each split."""
+        return self._series.summary()
 
     # ------------------------------------------------------------------ model
 
