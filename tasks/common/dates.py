@@ -80,10 +80,11 @@ def _patterns(date: str) -> tuple[re.Pattern[str], ...]:
 
 
 _FORMS = (
-    *_patterns(r"(?P<year>\d{4})(?P<mark>[-/.])(?P<month>\d\d?)(?P=mark)(?P<day>\d\d?)"),
+    *_patterns(r"(?P<year>\d{4})(?P<mark>-)(?P<month>\d\d)-(?P<day>\d\d)"),
+    *_patterns(r"(?P<year>\d{4})(?P<mark>[/.])(?P<month>\d\d?)(?P=mark)(?P<day>\d\d?)"),
     *_patterns(r"(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)"),
     *_patterns(r"(?P<first>\d\d?)(?P<mark>[-/.])\s?(?P<later>\d\d?)(?P=mark)\s?(?P<year>\d{4})"),
-    _pattern(r"(?P<year>\d{4})(?P<mark>[-/])(?P<month>\d\d?)"),
+    _pattern(r"(?P<year>\d{4})(?P<mark>[-/])(?P<month>\d\d)"),
     _pattern(r"(?P<month>\d\d?)(?P<mark>[-/])(?P<year>\d{4})"),
     _pattern(r"(?P<year>\d{4})-?W(?P<week>\d\d)(?:-?(?P<weekday>[1-7]))?"),
     _pattern(r"(?P<year>\d{4})[-_/ ]?Q(?P<quarter>[1-4])"),
@@ -218,7 +219,7 @@ def _offset(found: dict[str, str | None]) -> int:
     if not found.get("sign"):
         return NO_OFFSET
     hours, minutes = int(found["east"]), int(found["minutes"] or 0)
-    if hours > 15 or minutes > 59:
+    if hours > 23 or minutes > 59:
         raise ValueError("there is no such UTC offset")
     east = (hours * 60 + minutes) * 60 + int(found["odd"] or 0)
     return east if found["sign"] == "+" else -east

@@ -333,7 +333,8 @@ def _small(numbers: np.ndarray) -> Times:
         dates = _dates(numbers)
         if dates.all():
             return _of_local(_calendar_digits(numbers, 8), "dates as yyyymmdd")
-        if 2 * dates.sum() > len(dates):
+        in_range = _in_years(numbers // 10_000)
+        if 2 * dates.sum() > len(dates) or (dates.any() and in_range.all()):
             raise TimeError(
                 "no date as yyyymmdd, while others are", "correct it", int(np.argmin(dates))
             )

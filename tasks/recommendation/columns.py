@@ -19,6 +19,7 @@ from tasks.common.timestamps import looks_like_times
 
 USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
 EXPECTED = "expected user,item,timestamp[,title] in each line"
+_SHOWN = 8
 # The time column of files whose lines are in the order of time.
 NO_TIMES = "none"
 _KEYS = {
@@ -148,9 +149,11 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
             )
     _expect_apart(name, places, names)
     notes = []
-    if any(names[role].lower() != role for role in places):
+    others = [column or "(without a name)" for column in header if column not in names.values()]
+    if others or any(names[role].lower() != role for role in places):
         used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in places)
-        notes.append(f"columns: {used}")
+        more = f"{', '.join(others[:_SHOWN])}{', ...' * (len(others) > _SHOWN)}"
+        notes.append(f"columns: {used}" + (f"; not used: {more}" if others else ""))
     return Layout(places, names, tuple(notes))
 
 

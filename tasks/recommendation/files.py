@@ -232,10 +232,14 @@ class _Ids:
         if is_text and (known := self._known.get(cell)) is not None:
             return known
         where = f"{self._file}: line {line}"
-        label = label_value(cell, where, self._column)
-        if isinstance(cell, bool) or label in _MISSING or (is_text and _ROUNDED.fullmatch(label)):
-            shown = str(cell).lower() if isinstance(cell, bool) else label
-            raise UserError(f"{where}: {self._column} is {shown!r}, expected a name or a number")
+        try:
+            label = "" if isinstance(cell, bool) else label_value(cell, where, self._column)
+        except UserError:
+            label = ""
+        if not label or label in _MISSING or (is_text and _ROUNDED.fullmatch(label)):
+            raise UserError(
+                f"{where}: {self._column} is {_shown(cell)}, expected a name or a whole number"
+            )
         number = self._numbers.setdefault(label, len(self._numbers))
         if is_text:
             self._known[cell] = number
@@ -261,7 +265,7 @@ def _is_low(name: str, line: int, row: Sequence[Any], layout: Layout, wanted: Wa
         value = math.nan
     if not math.isfinite(value):
         column = layout.names[RATING]
-        raise UserError(f"{name}: line {line}: {column} is {cell!r}, expected a number")
+        raise UserError(f"{name}: line {line}: {column} is {_shown(cell)}, expected a number")
     return value < wanted.min_rating
 
 
@@ -270,5 +274,9 @@ def _no_time(name: str, line: int, column: str, cell: Any, error: TimeError) -> 
         "neither a number of seconds nor a date like 2024-05-31 or 2024-05-31T12:00:00"
     )
     remedy = f"; {error.remedy}" if error.remedy else ""
-    shown = repr(cell) if len(repr(cell)) < 60 else f"{repr(cell)[:57]}..."
-    return UserError(f"{name}: line {line}: {column} {shown} is {reason}{remedy}")
+    return UserError(f"{name}: line {line}: {column} {_shown(cell)} is {reason}{remedy}")
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else f"{text[:57]}..."
