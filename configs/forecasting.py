@@ -7,10 +7,16 @@ DATA is etth1 (if none is named), exchange_rate, appliance_energy or trend; MODE
 if none is named); HEAD is point (if none is named), median, quantile or student_t. Words may be
 left out: `configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
 
-One's own CSV with a column of times and columns of numbers:
+A user file has a header, a column of times and columns of numbers; it is CSV, TSV or JSON lines:
 
 python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
     --config.data.path=mine.csv --config.data.lookback=168
+
+Decimal commas and dates such as 31.12.2024 are recognized if the column leaves no doubt. Else they
+are set:
+
+python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
+    --config.data.path=mine.csv --config.data.decimal="," --config.data.date_order=dmy
 
 Forecasts from the end of a file, the horizon or more steps ahead, as CSV or JSON, and drawn:
 

@@ -6,10 +6,18 @@ DATA is movielens_100k (if none is named) or beauty; MODEL is hybrid (if none is
 user_neighbours, nais, acf, sasrec or bert4rec. The step that is best on validation is found first;
 then the model is trained anew up to it on train and validation together, and tested.
 
-One's own events: a file of user,item,timestamp and, if items have one, title:
+User files of events hold user,item,timestamp[,title] or user,item,rating,timestamp in each line, or
+have a header; they are CSV, TSV or JSON lines:
 
 python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
     --config.data.path=mine.csv
+
+Columns with other names are named, those without a header by their numbers; the time column is none
+if lines are in order. With ratings, only events from min_rating on count, if it is given:
+
+python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
+    --config.data.path=mine.csv --config.data.user_column=buyer --config.data.item_column=article
+    --config.data.time_column=bought --config.data.min_rating=4
 
 With many items, tens of thousands, take the settings of beauty:
 

@@ -276,11 +276,15 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
 
 def identity(config: Experiment) -> str:
     """Hash of everything that a result depends on; the mesh and what the backward pass computes
-    anew are matters of speed and memory only.
+    anew are matters of speed and memory only. Fields of the data config that were added later are
+    left out at their defaults, so that older experiments keep their hash.
     """
     values = to_dict(config)
     del values["mesh"]
     values["model"].pop("rematerialize", None)
+    for field in dataclasses.fields(config.data):
+        if field.metadata.get("later") and getattr(config.data, field.name) == field.default:
+            del values["data"][field.name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

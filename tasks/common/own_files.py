@@ -15,7 +15,9 @@ from tasks.common.tables import read_text, say_once
 
 __all__ = [
     "HELD_OUT",
+    "LATER",
     "SPLIT_NAMES",
+    "expect_one_of",
     "filed_as",
     "find_file",
     "hold_out",
@@ -25,6 +27,10 @@ __all__ = [
     "split_names",
     "split_paths",
 ]
+
+# Metadata of a field of a data config that older runs lack: at its default an experiment is the
+# same with and without it, see `launch.engine.config.identity`.
+LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
 # How a person may call the files or the folder of a split.
@@ -159,6 +165,12 @@ def say_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "
                 f"{name}, which is {of} of {other}; metrics on them are too good"
             )
         before |= {key: (split, name) for key, name in mine.items()}
+
+
+def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError if a field of a data config is neither empty nor a known value."""
+    if value not in ("", *known):
+        raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
 
 def hold_out(

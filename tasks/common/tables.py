@@ -177,6 +177,17 @@ class Table:
         """
         yield from _objects(self.name)
 
+    def keys(self) -> tuple[str, ...]:
+        """Returns the keys of all objects of JSON lines, in the order in which they first occur; of
+        CSV and TSV the header.
+
+        Raises:
+          UserError: a line is malformed.
+        """
+        if self.delimiter is not None:
+            return self.header
+        return tuple(dict.fromkeys(key for _, row in _objects(self.name) for key in row))
+
     def expect(self, columns: Sequence[str]) -> None:
         """Raises UserError if the header lacks one of `columns`."""
         for column in columns:

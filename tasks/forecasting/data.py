@@ -15,15 +15,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import filed_as
+from tasks.common.own_files import LATER, expect_one_of, filed_as
 from tasks.common.paths import Paths
 from tasks.common.sources import fetch
+from tasks.common.splits import SPLITS, SplitSummary
+from tasks.common.timestamps import DATE_ORDERS
 from tasks.forecasting import times as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
-from tasks.forecasting.files import Series, read_series
+from tasks.forecasting.files import Reading, Series, read_series
+from tasks.forecasting.numbers import DECIMALS
 from tasks.forecasting.times import Step
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,12 @@ class DataConfig:
     Attributes:
       name: one of the project's data sets. With path it only names the results, and is
         own_<name of the file> unless something else is given.
-      path: own file: a CSV with a header, a column of times and columns of numbers.
-      time_column: of the own file; "": the first that is called date, time, timestamp, datetime or
+      path: user file with a header, a column of times and columns of numbers: CSV separated by
+        commas, semicolons or tabs, or JSON lines (.jsonl). Times may be written as
+        2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
+        2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
+        or more are those of local time if times have a UTC offset.
+      time_column: of the user file; "": the first that is called date, time, timestamp, datetime or
         ds, or a first one without a name; "none": there is none, and rows are one step apart.
       targets: columns that are forecast; none named: all that hold numbers.
       lookback: L.
@@ -46,6 +51,9 @@ class DataConfig:
         the step a day, a week of days or a year of months.
       noise: levels of Gaussian noise, in deviations of train, that is added to the look-back of
         the test split, each giving a metric mse_noise_<level>.
+      decimal: decimal mark of the user file, "." or ","; "": found from each column.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": found from the
+        column, which is refused if no date of it tells.
     """
 
     name: str = "etth1"
@@ -58,6 +66,8 @@ class DataConfig:
     step: float = 0.0
     period: int = 0
     noise: tuple[float, ...] = ()
+    decimal: str = dataclasses.field(default="", metadata=LATER)
+    date_order: str = dataclasses.field(default="", metadata=LATER)
 
     def __post_init__(self):
         for field in ("lookback", "horizon"):
@@ -71,9 +81,11 @@ class DataConfig:
             raise ValueError(f"split: got {list(self.split)}, expected three shares above 0")
         if any(not 0 < level < math.inf for level in self.noise):
             raise ValueError(f"noise: got {list(self.noise)}, expected levels above 0")
+        expect_one_of("decimal", self.decimal, DECIMALS)
+        expect_one_of("date_order", self.date_order, DATE_ORDERS)
         name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own file")
         object.__setattr__(self, "name", name)
-        for field in ("time_column", "split", "step"):
+        for field in ("time_column", "split", "step", "decimal", "date_order"):
             if self.path is None and getattr(self, field):
                 raise ValueError(f"{field}: {name} has its own; it is for files of path alone")
 
@@ -137,6 +149,7 @@ class ForecastingData:
       lookback: L.
       horizon: F.
       noise: its levels; test windows have noise where there are some.
+      reading: how the file was read.
     """
 
     series: np.ndarray
@@ -152,6 +165,7 @@ class ForecastingData:
     lookback: int
     horizon: int
     noise: tuple[float, ...] = ()
+    reading: Reading = dataclasses.field(default_factory=Reading)
 
     def origins(self, split: str) -> np.ndarray:
         """The first time ahead of every window of a split, int64 [n]; those with nothing to look
@@ -167,6 +181,21 @@ class ForecastingData:
     def examples(self, split: str) -> Windows:
         """The windows of a split, one at every time."""
         return Windows(self, self.origins(split), bool(self.noise) and split == "test")
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Windows of each split; those without any value are named."""
+        found = {}
+        for split in SPLITS:
+            first, end = self.bounds[split]
+            every = end - self.horizon + 1 - max(first, self.lookback)
+            used = len(self.origins(split))
+            found[split] = SplitSummary(
+                used,
+                unit="windows",
+                ignored=max(every, 0) - used,
+                ignored_as="without values to look back at or values ahead",
+            )
+        return found
 
     @functools.cached_property
     def seasonal_error(self) -> np.ndarray:
@@ -199,7 +228,14 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
     """
     if config.path is not None:
         step = Step(seconds=config.step) if config.step else None
-        series = read_series(config.path, config.time_column, config.targets, step)
+        series = read_series(
+            config.path,
+            config.time_column,
+            config.targets,
+            step,
+            decimal=config.decimal,
+            date_order=config.date_order,
+        )
         counts, period = None, series.step.period if series.step else 1
     else:
         public = DATA_SETS[config.name]
@@ -251,12 +287,16 @@ def _standardised(
     values = series.values[:end]
     valid = ~np.isnan(values)
     train = slice(*bounds["train"])
-    for channel, count in enumerate(valid[train].sum(axis=0)):
-        if not count:
+    for split, (first, last) in bounds.items():
+        empty = np.flatnonzero(~valid[first:last].any(axis=0)).tolist()
+        if empty and split == "train":
             raise UserError(
-                f"config.data: {series.names[channel]!r} has no value in the train split; leave it "
-                "out by config.data.targets"
+                f"config.data: {series.names[empty[0]]!r} has no value in the train split; leave "
+                "it out by config.data.targets"
             )
+        if empty:
+            names = ", ".join(series.names[channel] for channel in empty)
+            print(f"config.data: no value in the {split} split: {names}", file=sys.stderr)
     mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
     # Of what does not change, rounding leaves a deviation.
     still = std <= 1e-9 * np.abs(mean)
@@ -279,6 +319,7 @@ def _standardised(
         lookback=config.lookback,
         horizon=config.horizon,
         noise=tuple(config.noise),
+        reading=series.reading,
     )
     for split in SPLITS:
         if not len(data.origins(split)):

@@ -1,28 +1,36 @@
-"""A person's own series: a table with a time column, put on a regular grid.
+"""A user's series: a table with a time column, put on a regular grid.
 
-CSV with a header, separated by commas, semicolons or tabs; UTF-8, with or without a mark. What is
-missing stays missing, and is named on standard error.
+CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
+`tasks.common.tables`. Times are those of `tasks.common.timestamps`, numbers those of
+`tasks.forecasting.numbers`. What is missing stays missing; what was assumed or left out is named on
+standard error.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import difflib
-import io
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import read_text
 from tasks.forecasting import times as clock
+from tasks.forecasting.cells import (
+    NO_TIMES,
+    TIME_COLUMNS,
+    Cells,
+    Reading,
+    clocked,
+    find_time_column,
+    read_cells,
+    read_columns,
+    read_times,
+    say,
+)
 from tasks.forecasting.times import Step
 
-TIME_COLUMNS = ("date", "time", "timestamp", "datetime", "ds")
-NO_TIMES = "none"
-_MISSING = ("", "nan", "na", "n/a", "null", "none", "nat", "-", "?")
+__all__ = ["NO_TIMES", "TIME_COLUMNS", "Reading", "Series", "read_series"]
+
 # Cells of a grid for each row, from which on the step is taken for a mistake.
 _SPARSE = 100
 _SHOWN = 3
@@ -37,26 +45,14 @@ class Series:
       names: of the channels.
       start: stamp of the first time; None where there are no stamps.
       step: of the grid; likewise.
+      reading: of the file.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     start: np.datetime64 | None = None
     step: Step | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Rows of text, each with the number of its line."""
-
-    name: str
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-
-    def column(self, name: str) -> list[str]:
-        place = self.header.index(name)
-        return [row[place] for row in self.rows]
+    reading: Reading = dataclasses.field(default_factory=Reading)
 
 
 def read_series(
@@ -66,6 +62,9 @@ def read_series(
     step: Step | None = None,
     *,
     trained: bool = False,
+    decimal: str = "",
+    date_order: str = "",
+    likely: Reading | None = None,
 ) -> Series:
     """The series of a file.
 
@@ -76,153 +75,40 @@ def read_series(
       targets: columns to be forecast; none named: all that hold numbers.
       step: of the grid; None: what most rows are apart.
       trained: whether a model knows this step alone, so that rows must be as far apart.
+      decimal: the decimal mark, "." or ","; empty: found from each column.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: found from the column.
+      likely: how the file was read that the model was trained on, for what this one leaves open.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
-        missing, or rows contradict each other; the line is named where there is one.
+        missing, a column can be read in two ways, or rows contradict each other; the line is named
+        where there is one.
     """
-    table = _read_table(name)
-    stamped = _time_column(table, time_column)
-    values, names = _numbers(table, targets, stamped)
+    table = read_cells(name, [*targets, *filter(None, [time_column])])
+    stamped = find_time_column(table, time_column)
+    before = likely or Reading()
+    values, names, decimals = read_columns(table, targets, stamped, decimal, before, trained)
     if stamped is None:
-        series = Series(values, names)
+        series = Series(values, names, reading=Reading(decimals))
     else:
-        times = _times(table, stamped)
+        found = read_times(table, stamped, date_order, before.date_order, trained)
+        times, on = clocked(table, stamped, found, likely, step)
         values, times = _in_order(table, values, times)
         if trained:
             _expect_step(name, times, step)
         series = _on_grid(name, values, names, times, step)
+        reading = Reading(decimals, found.date_order, on)
+        series = dataclasses.replace(series, reading=reading)
     _tell_missing(name, series, values, table)
     return series
 
 
-def _read_table(name: str) -> _Table:
-    text = read_text(name)
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
-    limit = csv.field_size_limit(len(text) + 1)
-    rows, lines = [], []
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise UserError(f"{name}: line {reader.line_num} is malformed ({error})") from None
-    finally:
-        csv.field_size_limit(limit)
-    header, rows, lines = rows[0], rows[1:], lines[1:]
-    if any(np.isfinite(_number(cell) or np.nan) for cell in header):
-        raise UserError(f"{name}: line 1 has numbers; expected the names of the columns")
-    if twice := next((name for name in header if name and header.count(name) > 1), None):
-        raise UserError(f"{name}: column {twice!r} stands in the header twice")
-    if not rows:
-        raise UserError(f"{name}: the file has a header and no rows")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise UserError(
-                f"{name}: line {line} has {len(row)} fields, the header has {len(header)}"
-            )
-    return _Table(name, header, rows, lines)
-
-
-def _time_column(table: _Table, wanted: str) -> str | None:
-    if wanted == NO_TIMES:
-        return None
-    if wanted:
-        if wanted not in table.header:
-            raise UserError(f"{table.name}: no column {wanted!r}{_near(wanted, table.header)}")
-        return wanted
-    found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
-    if found is None and not table.header[0] and _is_time(table.rows[0][0]):
-        return table.header[0]
-    if found is None:
-        raise UserError(
-            f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
-            f"times by config.data.time_column ({', '.join(table.header[:8])}), or {NO_TIMES!r} "
-            "where rows are one step apart"
-        )
-    return found
-
-
-def _is_time(cell: str) -> bool:
-    try:
-        clock.read_time(cell)
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
-def _near(wanted: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{hint}; there are {', '.join(known)}"
-
-
-def _number(cell: str) -> float | None:
-    """The number of a cell, NaN where it is missing or not finite; None: it is a text."""
-    if cell.lower() in _MISSING:
-        return np.nan
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else np.nan
-
-
-def _numbers(
-    table: _Table, targets: Sequence[str], stamped: str | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Values [rows, C] of the columns to be forecast, and their names."""
-    names, columns, texts = [], [], []
-    for column in targets or [column for column in table.header if column and column != stamped]:
-        if column not in table.header:
-            known = [other for other in table.header if other != stamped]
-            raise UserError(f"{table.name}: no column {column!r}{_near(column, known)}")
-        found = [_number(cell) for cell in table.column(column)]
-        wrong = [place for place, value in enumerate(found) if value is None]
-        if wrong and not targets and 2 * len(wrong) > len(found):
-            texts.append(column)
-            continue
-        if wrong:
-            raise UserError(
-                f"{table.name}: line {table.lines[wrong[0]]}: {column!r} is "
-                f"{table.column(column)[wrong[0]]!r}, expected a number or nothing; mend it, or "
-                "name the columns to be forecast by config.data.targets"
-            )
-        names.append(column)
-        columns.append(found)
-    if texts:
-        _say(f"{table.name}: left out, as they hold no numbers: {', '.join(texts)}")
-    if not targets and "" in table.header and stamped != "":
-        _say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
-    if not names:
-        raise UserError(f"{table.name}: no column holds numbers")
-    return np.array(columns, np.float64).T, tuple(names)
-
-
-def _times(table: _Table, column: str) -> np.ndarray:
-    found = []
-    for cell, line in zip(table.column(column), table.lines, strict=True):
-        try:
-            found.append(clock.read_time(cell))
-        except (ValueError, OverflowError):
-            raise UserError(
-                f"{table.name}: line {line}: {column!r} is {cell!r}, expected a time such as "
-                "2024-05-31 or 2024-05-31 13:00:00, or seconds since 1970"
-            ) from None
-    return np.array(found, "datetime64[us]")
-
-
-def _in_order(
-    table: _Table, values: np.ndarray, times: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows in the order of their times, and of equal rows one."""
     order = np.argsort(times, kind="stable")
     if np.any(order != np.arange(len(order))):
-        late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0)))]
-        _say(f"{table.name}: not in the order of time (line {late} is the first); sorted")
+        late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0, "us")))]
+        say(f"{table.name}: not in the order of time (line {late} is the first); sorted")
     values, times = values[order], times[order]
     lines = np.array(table.lines)[order]
     again = np.flatnonzero(times[1:] == times[:-1]) + 1
@@ -230,11 +116,21 @@ def _in_order(
         if not np.array_equal(values[row], values[row - 1], equal_nan=True):
             raise UserError(
                 f"{table.name}: lines {lines[row - 1]} and {lines[row]} have one time, "
-                f"{clock.spell(times[row])[0]}, and different values; remove one"
+                f"{clock.spell(times[row])[0]}, and different values; remove one{_set_back(times)}"
             )
     if len(again):
-        _say(f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}")
+        say(
+            f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}"
+            f"{_set_back(times[again])}"
+        )
     return np.delete(values, again, axis=0), np.delete(times, again)
+
+
+def _set_back(times: np.ndarray) -> str:
+    """A hint for the hour that the end of daylight saving repeats."""
+    hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
+    night = np.any((hours > 0) & (hours < 4))
+    return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
 
 
 def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
@@ -278,20 +174,20 @@ def _on_grid(
     where = clock.stamps(start, step, places)
     if uneven := np.flatnonzero(where != times).tolist():
         shown = ", ".join(spelled[row] for row in uneven[:_SHOWN])
-        _say(
+        say(
             f"{name}: {len(uneven)} of {len(times)} times are off the grid of one every {step} "
             f"({shown}{', ...' * (len(uneven) > _SHOWN)}); each taken for the nearest"
         )
     if gaps := np.flatnonzero(np.diff(places) > 1).tolist():
         after = ", ".join(spelled[row] for row in gaps[:_SHOWN])
-        _say(
+        say(
             f"{name}: {cells - len(times)} of {cells} times, one every {step}, have no row (after "
             f"{after}{', ...' * (len(gaps) > _SHOWN)}); masked"
         )
     return Series(grid, names, start, step)
 
 
-def _tell_missing(name: str, series: Series, rows: np.ndarray, table: _Table) -> None:
+def _tell_missing(name: str, series: Series, rows: np.ndarray, table: Cells) -> None:
     """Names the columns with missing cells in rows that are there."""
     missing = np.isnan(rows).sum(axis=0)
     if not missing.any():
@@ -299,11 +195,7 @@ def _tell_missing(name: str, series: Series, rows: np.ndarray, table: _Table) ->
     told = [
         f"{column} {count}" for column, count in zip(series.names, missing, strict=True) if count
     ]
-    _say(
+    say(
         f"{name}: {int(missing.sum())} of {rows.size} values are missing ({', '.join(told[:8])}"
         f"{', ...' * (len(told) > 8)}); masked"
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

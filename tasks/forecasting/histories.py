@@ -13,8 +13,8 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.forecasting import times as clock
-from tasks.forecasting.data import calendar_of
-from tasks.forecasting.files import NO_TIMES, read_series
+from tasks.forecasting.data import DataConfig, calendar_of
+from tasks.forecasting.files import NO_TIMES, Reading, read_series
 from tasks.forecasting.times import Step
 
 MOST_STEPS = 100_000
@@ -28,7 +28,8 @@ class Known:
       names: of the channels.
       mean, std: float64 [C], in the data's own units.
       step: None where there were no time stamps.
-      time_column: as in the data config.
+      time_column, decimal, date_order: as in the data config.
+      reading: how the file of the series was read.
     """
 
     names: tuple[str, ...]
@@ -36,25 +37,32 @@ class Known:
     std: np.ndarray
     step: Step | None
     time_column: str = ""
+    decimal: str = ""
+    date_order: str = ""
+    reading: Reading = dataclasses.field(default_factory=Reading)
 
     def assets(self) -> dict[str, object]:
-        """As JSON values; `time_column` stands in the config."""
+        """As JSON values, without those that stand in the data config."""
         return {
             "names": list(self.names),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "step": self.step and dataclasses.asdict(self.step),
+            "reading": dataclasses.asdict(self.reading),
         }
 
     @classmethod
-    def from_assets(cls, assets: Mapping[str, object], time_column: str) -> Known:
-        """The inverse of `assets`."""
+    def from_assets(cls, assets: Mapping[str, object], data: DataConfig) -> Known:
+        """The inverse of `assets`; those of older runs have no "reading"."""
         return cls(
             tuple(assets["names"]),
             np.array(assets["mean"], np.float64),
             np.array(assets["std"], np.float64),
             Step(**assets["step"]) if assets["step"] else None,
-            time_column,
+            data.time_column,
+            data.decimal,
+            data.date_order,
+            Reading(**assets.get("reading", {})),
         )
 
 
@@ -86,7 +94,16 @@ def read_history(raw: str, known: Known, lookback: int, horizon: int) -> History
     if steps is not None and not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS):
         raise UserError(f"input {raw!r}: steps is {steps!r}, expected a number to {MOST_STEPS}")
     column = known.time_column or ("" if known.step else NO_TIMES)
-    series = read_series(name, column, known.names, known.step, trained=True)
+    series = read_series(
+        name,
+        column,
+        known.names,
+        known.step,
+        trained=True,
+        decimal=known.decimal,
+        date_order=known.date_order,
+        likely=known.reading,
+    )
     past = np.full((lookback, len(known.names)), np.nan)
     kept = series.values[-lookback:]
     past[lookback - len(kept) :] = kept

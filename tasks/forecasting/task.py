@@ -17,6 +17,7 @@ from flax import nnx
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.splits import SplitSummary
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import times as clock
@@ -82,7 +83,16 @@ class Forecasting(Task):
     def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> Forecasting:
         """See `Task.prepare`; fits the ridge of a model that is built on one."""
         series = load(data, paths)
-        known = Known(series.names, series.mean, series.std, series.step, data.time_column)
+        known = Known(
+            series.names,
+            series.mean,
+            series.std,
+            series.step,
+            data.time_column,
+            data.decimal,
+            data.date_order,
+            series.reading,
+        )
         ridge = None
         if hasattr(model, "ridge_level"):
             ridge = baselines.fit_linear(
@@ -95,7 +105,7 @@ class Forecasting(Task):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Forecasting:
         """See `Task.restore`."""
-        known = Known.from_assets(assets, data.time_column)
+        known = Known.from_assets(assets, data)
         return cls(data, model, known, assets["period"])
 
     def assets(self) -> dict[str, Any]:
@@ -126,6 +136,10 @@ class Forecasting(Task):
     def examples(self, split: str) -> Windows:
         """See `Task.examples`."""
         return self._series.examples(split)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Windows of each split."""
+        return self._series.summary()
 
     # ------------------------------------------------------------------ model
 

@@ -1,18 +1,22 @@
-"""Time stamps: read, put on a regular grid, and described by the calendar.
+"""Time stamps: put on a regular grid, and described by the calendar.
 
-A stamp is a `datetime64[us]` without a zone; one that has a zone is taken to UTC.
+A stamp is a `datetime64[us]` without a zone. Stamps of a column with a zone are in UTC, or in local
+time if they are a day or more apart, or regular in local time alone; see `on_clock`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import re
 
 import numpy as np
 
+from tasks.common.timestamps import TimeColumn, Times
+
 DAY = 86_400.0
+UTC, LOCAL = "utc", "local"
 _SHORTEST_MONTH = np.timedelta64(28, "D")
+# By which midnight moves under daylight saving.
+_SAVING = np.timedelta64(1, "h")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,27 +57,64 @@ class Step:
 
 
 def read_time(text: str) -> np.datetime64:
-    """A stamp: ISO 8601 (a date may lack the day, or day and month), or seconds or milliseconds
-    since 1970 with 10 or 13 digits.
+    """Returns a single stamp in UTC; dates whose day and month can change places are refused, since
+    a column decides about them.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: it is no time.
     """
-    text = text.strip()
-    if re.fullmatch(r"\d{10}(\.\d*)?|\d{13}", text):
-        seconds = float(text) / (1000 if len(text) == 13 and "." not in text else 1)
-        return np.datetime64(round(seconds * 1e6), "us")
-    if re.fullmatch(r"\d{4}(-\d\d)?", text):
-        text = f"{text}-01-01"[:10]
-    found = datetime.datetime.fromisoformat(text)
-    if found.tzinfo is not None:
-        found = found.astimezone(datetime.UTC).replace(tzinfo=None)
-    return np.datetime64(found, "us")
+    column = TimeColumn()
+    column.add(text)
+    found = column.read()
+    if found.is_order or found.date_order:
+        raise ValueError(f"{text!r} is no time")
+    return found.utc[0]
+
+
+def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
+    """Returns the stamps of a column in UTC or in local time.
+
+    Local time is chosen if fewer stamps lie off its grid, as those of local midnight do under
+    daylight saving; and for steps of a day or more, so that the calendar is the local one.
+
+    Args:
+      found: the column.
+      known: "utc" or "local", the choice of an earlier file; empty: none.
+      step: of the grid; None: what most stamps are apart.
+
+    Returns:
+      datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
+    """
+    if found.offset is None or not found.offset.any():
+        return found.utc, ""
+    stamps_of = {UTC: found.utc, LOCAL: found.local}
+    if not known:
+        off = {clock: _off_grid(stamps, step) for clock, stamps in stamps_of.items()}
+        own = step or _step_of(found.local)
+        daily = own is not None and own.days > 0.99
+        known = LOCAL if off[LOCAL] < off[UTC] + daily else UTC
+    return stamps_of[known], known
+
+
+def _step_of(times: np.ndarray) -> Step | None:
+    times = np.unique(times)
+    return regular_step(times) if len(times) > 1 else None
+
+
+def _off_grid(times: np.ndarray, step: Step | None) -> int:
+    """Number of stamps that are off the regular grid, or that stand there twice."""
+    several = np.unique(times)
+    if len(several) < 2:
+        return 0
+    step = step or regular_step(several)
+    places = on_grid(several, several[0], step)
+    off = stamps(several[0], step, places) != several
+    return int(off.sum()) + len(times) - len(several)
 
 
 def regular_step(times: np.ndarray) -> Step:
     """The step of ascending stamps [n], n > 1: the median of the differences (of an even number the
-    lower one), in months where all stand at one place of their month.
+    lower one), in months where all stand at one place of their month, or within an hour of it.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
@@ -81,7 +122,7 @@ def regular_step(times: np.ndarray) -> Step:
         step = int(_median(np.diff(months)))
         for ends in (False, True):
             within = times - _month_starts(months + ends)
-            if np.all(within == within[0]) and within[0] >= -np.timedelta64(1, "D"):
+            if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
     return Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
 

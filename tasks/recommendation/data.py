@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 import sys
 import zlib
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import filed_as
+from tasks.common.own_files import LATER, expect_one_of, filed_as
 from tasks.common.paths import Paths
 from tasks.common.sources import fetch
+from tasks.common.timestamps import DATE_ORDERS
 from tasks.recommendation import files
+from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
 
 # Events that a user must have to be tested: one to learn from, one to validate, one to test.
@@ -44,20 +47,55 @@ class DataConfig:
     Attributes:
       name: one of the project's data sets. With path it only names the results, and is
         own_<its name> unless something else is given.
-      path: own file of events; see `tasks.recommendation.files.read_own`.
+      path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
+        user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
+        milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
+        31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
+        `tasks.recommendation.files.read_own`.
       max_length: S, events of a sequence; of a longer history an evaluation sees the latest, and
         training sees all of it, in several sequences.
+      user_column, item_column, time_column, rating_column: headers of the user file, or numbers
+        from 1 of columns without a header; "": found. `time_column` "none": there are no times,
+        and lines are in order.
+      min_rating: least rating of an event of the user file that counts; None: every event counts.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": found from the
+        column, which is refused if no date of it tells.
     """
 
     name: str = "movielens_100k"
     path: str | None = None
     max_length: int = 50
+    user_column: str = dataclasses.field(default="", metadata=LATER)
+    item_column: str = dataclasses.field(default="", metadata=LATER)
+    time_column: str = dataclasses.field(default="", metadata=LATER)
+    rating_column: str = dataclasses.field(default="", metadata=LATER)
+    min_rating: float | None = dataclasses.field(default=None, metadata=LATER)
+    date_order: str = dataclasses.field(default="", metadata=LATER)
 
     def __post_init__(self):
         if self.max_length < 1:
             raise ValueError(f"max_length: got {self.max_length}, expected at least 1")
         name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own events")
         object.__setattr__(self, "name", name)
+        expect_one_of("date_order", self.date_order, DATE_ORDERS)
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise ValueError(f"min_rating: got {self.min_rating}, expected a finite number")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata == LATER and self.path is None and value != field.default:
+                raise ValueError(f"{field.name}: {name} has its own; it is for files of path alone")
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which columns of the user file are read, and which events."""
+        return Wanted(
+            self.user_column,
+            self.item_column,
+            self.time_column,
+            self.rating_column,
+            self.min_rating,
+            self.date_order,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +200,17 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
         to be tested.
     """
     if config.path is not None:
-        events = files.read_own(config.path)
+        events = files.read_own(config.path, config.wanted)
     else:
         data_set = DATA_SETS[config.name]
         found = {source.name: fetch(source, paths) for source in data_set.sources}
         events = data_set.read(found)
     data, repeated = in_order(events)
+    if config.path is not None:
+        _say(
+            f"{config.name}: {len(data.items):,} events of {data.num_users:,} users with "
+            f"{data.num_items:,} items"
+        )
     if repeated:
         _say(f"{config.name}: {repeated:,} events repeat an item of their user; the first counts")
     short = data.num_users - len(data.tested)
@@ -191,8 +234,9 @@ def _say(line: str) -> None:
 def in_order(events: files.Events) -> tuple[RecommendationData, int]:
     """Events sorted by user and time, each item of a user once, and how many others there were."""
     user, item, seconds = events.user, events.item, events.seconds
+    sorted_by = events.order if seconds is None else seconds
     # Sorting is stable: among equals the earlier line stays the earlier.
-    order = np.lexsort((user,) if seconds is None else (seconds, user)).astype(np.int64)
+    order = np.lexsort((user,) if sorted_by is None else (sorted_by, user)).astype(np.int64)
     num_users, num_items = len(events.users), len(events.names)
     pairs = user[order].astype(np.int64) * num_items + item[order]
     first = np.unique(pairs, return_index=True)[1]

@@ -1,27 +1,33 @@
 """Files of events, a user having an item at a time, as flat arrays in the order of their lines.
 
-No Python object is kept of an event: 10 million of them, of 200,000 users and 50,000 items, are
-read and put in order in 40 seconds with 0.7 GB at most.
+No Python object is kept of an event: reading and sorting take 80 bytes an event at most, and for a
+million events with numbers as times 4 seconds of a CPU core.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import datetime
+import itertools
 import math
+import re
 from array import array
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.own_files import read_text
+from tasks.common.tables import Table, label_value, open_table, say_once, text_value
+from tasks.common.timestamps import TimeColumn, TimeError, Times
+from tasks.recommendation import columns
+from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
-COLUMNS = ("user", "item", "timestamp")
-TITLE = "title"
-_EMPTY = "expected user,item,timestamp[,title] in each line"
+# Records by which columns without a header are told apart.
+_SAMPLE = 1000
+# How other programs write an id that is missing.
+_MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
+# A spreadsheet's rounded number: several ids become one.
+_ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Events:
       names: of the items, by number, as the publisher has them.
       titles: of the items, for people; None where they have but names.
       features: float32 [I, G], what else is known of the items, None if nothing.
+      order: float64 [n], numbers by which events are sorted if `seconds` is None; None: lines are
+        in order.
     """
 
     user: np.ndarray
@@ -45,107 +53,230 @@ class Events:
     names: Sequence[str]
     titles: Sequence[str] | None = None
     features: np.ndarray | None = None
+    order: np.ndarray | None = None
 
 
-def read_own(name: str) -> Events:
-    """A person's file of events: CSV, or with the ending .tsv separated by tabs, in UTF-8.
+def read_own(name: str, wanted: Wanted | None = None) -> Events:
+    """Reads a user's file of events: CSV separated by commas, semicolons or tabs, or JSON lines.
 
-    A line is `user,item,timestamp` or `user,item,timestamp,title`; with a header, which has these
-    names, columns may stand in any order, and others beside them. A time stamp is a number of
-    seconds since 1970, or a date of ISO 8601, with a time or without. The first title of an item
-    counts; an item without one is called by its name.
+    A line is `user,item,timestamp`, `user,item,timestamp,title` or `user,item,rating,timestamp`.
+    With a header, columns may stand in any order, and others beside them. A time stamp is a number
+    or a date in one notation for the whole column, see `tasks.common.timestamps`; smaller numbers
+    are an order. The first title of an item counts; an item without one is called by its name. Of
+    names 1 and 1.0 are the same.
+
+    Args:
+      name: of the file.
+      wanted: names of columns, and which events count; None: found, and all.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8 or empty, or a line is malformed: the line is
-        named.
+      UserError: the file cannot be read, is not text or empty, a column is missing or cannot be
+        told from others, or a line is malformed: the line is named.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UserError(f"{name}: is a folder, expected a file of user,item,timestamp")
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            events = _read(name, _rows(name, file, separator))
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    for text in (*events.users, *events.names, *(events.titles or ())):
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            read_text(name)  # names the line that is not UTF-8
-    if not len(events.user):
-        raise UserError(f"{name}: no events are in the file; {_EMPTY}")
-    return events
+    wanted = wanted or Wanted()
+    table = open_table(
+        name,
+        [USER, ITEM, TIME, *wanted.named.values()],
+        extensions=None,
+        is_header=lambda row: False,
+    )
+    layout, skipped = _layout(table, wanted)
+    for note in layout.notes:
+        say_once(f"{name}: {note}")
+    if RATING in layout.places and wanted.min_rating is None:
+        say_once(
+            f"{name}: column {layout.names[RATING]!r} is ignored, every event counts; set "
+            "config.data.min_rating to leave out events with low ratings"
+        )
+    if RATING not in layout.places and wanted.min_rating is not None:
+        raise UserError(
+            f"{name}: config.data.min_rating is {wanted.min_rating:g}, but no column has ratings; "
+            "name it by config.data.rating_column"
+        )
+    return _read(table, layout, skipped, wanted)
 
 
-def _rows(name: str, file, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the line and its fields, of lines that are not blank."""
-    reader = csv.reader(file, delimiter=separator, strict=True)
-    start = 1
-    try:
-        for row in reader:
-            if row and (len(row) > 1 or row[0].strip()):
-                yield start, row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}: line {start} is malformed ({error})") from None
+def _layout(table: Table, wanted: Wanted) -> tuple[Layout, int]:
+    """The columns, and the number of records above the events."""
+    name = table.name
+    if table.delimiter is None:
+        return columns.by_header(name, table.keys(), wanted), 0
+    records = list(itertools.islice(table.rows(), _SAMPLE))
+    if not records:
+        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+    sample = [[cell.strip() for cell in row] for _, row in records]
+    if columns.find_header(sample[0], sample[1:], wanted):
+        layout = columns.by_header(name, sample[0], wanted)
+        if len(sample) == 1:
+            raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+        return layout, 1
+    return columns.by_number(name, len(sample[0]), sample, wanted, records[0][0]), 0
 
 
-def _read(name: str, rows: Iterator[tuple[int, list[str]]]) -> Events:
-    users: dict[str, int] = {}
-    items: dict[str, int] = {}
+def _records(table: Table, skipped: int) -> Iterator[tuple[int, list[Any]]]:
+    if table.delimiter is not None:
+        return itertools.islice(table.rows(), skipped, None)
+    keys = table.keys()
+    return table.select(keys, optional=keys)
+
+
+def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
+    name, places, names = table.name, layout.places, layout.names
+    users, items = _Ids(name, names[USER]), _Ids(name, names[ITEM])
+    times = TimeColumn(wanted.date_order, stray=True)
+    user_place, item_place, time_place = places[USER], places[ITEM], places.get(TIME)
+    title_place = places.get(TITLE)
+    required = [place for place in (user_place, item_place, time_place) if place is not None]
     titles: dict[int, str] = {}
-    user, item, seconds = array("i"), array("i"), array("d")
-    places = title_place = None
-    for line, row in rows:
-        if places is None:
-            header = [field.strip().lower() for field in row]
-            if set(COLUMNS[:2]) <= set(header):
-                places, title_place = _columns(name, header)
-                continue
-            places, title_place = (0, 1, 2), 3
-        fields = [row[place].strip() for place in places if place < len(row)]
-        if len(fields) < 3 or not all(fields):
-            what = "a field is empty" if len(fields) == 3 else f"{len(row)} fields"
-            raise UserError(f"{name}: line {line}: {what}; {_EMPTY}")
-        seconds.append(_seconds(name, line, fields[2]))
-        user.append(users.setdefault(fields[0], len(users)))
-        number = items.setdefault(fields[1], len(items))
+    user, item, count = array("i"), array("i"), 0
+    for line, row in _records(table, skipped):
+        for place in required:
+            if row[place] is None or (isinstance(row[place], str) and not row[place].strip()):
+                raise UserError(f"{name}: line {line}: a field is empty; {EXPECTED}")
+        count += 1
+        if _is_low(name, line, row, layout, wanted):
+            continue
+        if time_place is not None:
+            try:
+                times.add(row[time_place])
+            except TimeError as error:
+                raise _no_time(name, line, names[TIME], row[time_place], error) from None
+        user.append(users.number(row[user_place], line))
+        number = items.number(row[item_place], line)
         item.append(number)
-        title = "" if title_place is None else "".join(row[title_place : title_place + 1]).strip()
-        if title:
-            titles.setdefault(number, title)
-    return Events(
+        if title_place is not None and number not in titles:
+            title = _title(row[title_place], f"{name}: line {line}", names[TITLE])
+            if title:
+                titles[number] = title
+    if len(user) < count:
+        say_once(
+            f"{name}: {count - len(user):,} of {count:,} events have a rating below "
+            f"{wanted.min_rating:g}; left out"
+        )
+    if not len(user):
+        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+    events = Events(
         np.asarray(user, np.int32),
         np.asarray(item, np.int32),
-        np.asarray(seconds, np.float64),
-        tuple(users),
-        tuple(items),
-        tuple(titles.get(number, name) for name, number in items.items()) if titles else None,
+        None,
+        users.names,
+        items.names,
+        tuple(titles.get(number, name) for number, name in enumerate(items.names))
+        if titles
+        else None,
     )
+    if time_place is None:
+        say_once(f"{name}: no times; lines are taken for the order of events")
+        return events
+    return _timed(table, events, layout, skipped, wanted, times)
 
 
-def _columns(name: str, header: Sequence[str]) -> tuple[tuple[int, ...], int | None]:
-    for column in (*COLUMNS, TITLE):
-        if header.count(column) > 1:
-            raise UserError(f"{name}: column {column!r} stands in the header twice")
-    if COLUMNS[2] not in header:
-        raise UserError(f"{name}: no column 'timestamp'; there are: {', '.join(header)}")
-    places = tuple(header.index(column) for column in COLUMNS)
-    return places, header.index(TITLE) if TITLE in header else None
-
-
-def _seconds(name: str, line: int, text: str) -> float:
+def _timed(
+    table: Table, events: Events, layout: Layout, skipped: int, wanted: Wanted, column: TimeColumn
+) -> Events:
+    """The events with their times, or with the numbers that order them."""
+    name, header = table.name, layout.names[TIME]
     try:
-        value = float(text)
-    except ValueError:
+        found = column.read()
+    except TimeError as error:
+        line, cell = _cell(table, layout, skipped, wanted, error.index)
+        raise _no_time(name, line, header, cell, error) from None
+    unsure = layout.guessed and found.is_order
+    if unsure and columns.looks_like_ratings(found.seconds, events.user):
+        raise columns.ratings_for_times(name, str(layout.places[TIME] + 1))
+    _tell(name, header, found)
+    if found.is_order:
+        return dataclasses.replace(events, order=found.seconds)
+    return dataclasses.replace(events, seconds=found.seconds)
+
+
+def _tell(name: str, header: str, found: Times) -> None:
+    for text in (found.assumption, found.remark):
+        if text:
+            say_once(f"{name}: {header}: {text}")
+
+
+def _cell(
+    table: Table, layout: Layout, skipped: int, wanted: Wanted, index: int
+) -> tuple[int, Any]:
+    """The line and the time of the event of an index: they are not kept while reading."""
+    for line, row in _records(table, skipped):
+        if _is_low(table.name, line, row, layout, wanted):
+            continue
+        if not index:
+            return line, row[layout.places[TIME]]
+        index -= 1
+    raise UserError(f"{table.name}: changed while it was read")
+
+
+class _Ids:
+    """Numbers of names, in the order in which they first occur."""
+
+    def __init__(self, file: str, column: str):
+        self._file, self._column = file, column
+        self._numbers: dict[str, int] = {}
+        # As they stand in the file: most cells need no further look.
+        self._known: dict[str, int] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._numbers)
+
+    def number(self, cell: Any, line: int) -> int:
+        """Returns the number of a cell's name.
+
+        Raises:
+          UserError: it is no name.
+        """
+        is_text = isinstance(cell, str)
+        if is_text and (known := self._known.get(cell)) is not None:
+            return known
+        where = f"{self._file}: line {line}"
         try:
-            moment = datetime.datetime.fromisoformat(text)
-        except ValueError:
+            label = "" if isinstance(cell, bool) else label_value(cell, where, self._column)
+        except UserError:
+            label = ""
+        if not label or label in _MISSING or (is_text and _ROUNDED.fullmatch(label)):
             raise UserError(
-                f"{name}: line {line}: timestamp {text!r} is neither a number of seconds nor a "
-                "date like 2024-05-31 or 2024-05-31T12:00:00"
-            ) from None
-        # A time without a zone is taken for UTC, so that no answer depends on the machine.
-        value = moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
+                f"{where}: {self._column} is {_shown(cell)}, expected a name or a whole number"
+            )
+        number = self._numbers.setdefault(label, len(self._numbers))
+        if is_text:
+            self._known[cell] = number
+        return number
+
+
+def _title(cell: Any, where: str, column: str) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, int | float) and not isinstance(cell, bool):
+        return str(cell)
+    return text_value(cell, where, column).strip()
+
+
+def _is_low(name: str, line: int, row: Sequence[Any], layout: Layout, wanted: Wanted) -> bool:
+    """Whether the rating of an event is below the least one that counts."""
+    if wanted.min_rating is None:
+        return False
+    cell = row[layout.places[RATING]]
+    try:
+        value = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{name}: line {line}: timestamp {text!r} is no moment")
-    return value
+        column = layout.names[RATING]
+        raise UserError(f"{name}: line {line}: {column} is {_shown(cell)}, expected a number")
+    return value < wanted.min_rating
+
+
+def _no_time(name: str, line: int, column: str, cell: Any, error: TimeError) -> UserError:
+    reason = error.reason or (
+        "neither a number of seconds nor a date like 2024-05-31 or 2024-05-31T12:00:00"
+    )
+    remedy = f"; {error.remedy}" if error.remedy else ""
+    return UserError(f"{name}: line {line}: {column} {_shown(cell)} is {reason}{remedy}")
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else f"{text[:57]}..."

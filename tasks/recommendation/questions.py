@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tasks.common.tables import label_value
 from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
 
 _USER = "user:"
@@ -58,7 +59,7 @@ class Reader:
         found: dict[int, None] = {}
         unknown: dict[str, str | None] = {}
         for part in filter(None, parts):
-            item = self._items.get(part.casefold())
+            item = self._items.get(part.casefold(), self._items.get(_name(part).casefold()))
             if item is None:
                 unknown[part] = self._nearest(part)
             else:
@@ -67,7 +68,7 @@ class Reader:
         return Question(history, np.zeros(len(history), np.float32), unknown=unknown)
 
     def _of_user(self, name: str) -> Question:
-        number = self._users.get(name)
+        number = self._users.get(name, self._users.get(_name(name)))
         if number is None:
             return Question(np.zeros(0, np.int32), np.zeros(0, np.float32), name=name)
         chosen = slice(*self._data.starts[number : number + 2])
@@ -82,6 +83,11 @@ class Reader:
     @functools.cached_property
     def _titles(self) -> dict[str, str]:
         return {_words(title): title for title in self._data.titles}
+
+
+def _name(text: str) -> str:
+    """A name as files of events have it: 1.0 is 1."""
+    return label_value(text, "input", "name") if text.strip() else text
 
 
 def _words(title: str) -> str:

@@ -15,10 +15,12 @@ from scipy.sparse import csr_matrix
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
 from tasks.recommendation.data import (
+    LEAST,
     DataConfig,
     HeldOut,
     RecommendationData,
@@ -81,7 +83,9 @@ class Recommendation(Task):
                 f"config.model.max_length must be at least {data.max_length}, as "
                 f"config.data.max_length asks, got {longest}"
             )
-        return cls(data, model, load(data, paths))
+        task = cls(data, model, load(data, paths))
+        check_splits(f"config.data: {data.path or data.name}", task.summary())
+        return task
 
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Recommendation:
@@ -108,11 +112,28 @@ class Recommendation(Task):
         """See `Task.examples`."""
         return self._splits[split]
 
+    def summary(self) -> dict[str, SplitSummary]:
+        """Sequences of train, and users of the other splits; users with too few events to be tested
+        are named there.
+        """
+        short = self.events.num_users - len(self.events.tested)
+        return {
+            split: SplitSummary(len(self.examples(split)))
+            if split == "train"
+            else SplitSummary(
+                len(self.examples(split)),
+                unit="users",
+                ignored=short,
+                ignored_as=f"with fewer than {LEAST} events",
+            )
+            for split in SPLITS
+        }
+
     @functools.cached_property
     def _splits(self) -> dict[str, TrainSequences | HeldOut]:
         return {
             split: examples(self.events, self.data, split, self._with_validation)
-            for split in ("train", "validation", "test")
+            for split in SPLITS
         }
 
     @functools.cached_property

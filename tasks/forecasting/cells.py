@@ -1,0 +1,236 @@
+"""The cells of a user's series: the time column, the columns of numbers, and how they are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.tables import no_column, open_table, say_once, text_value
+from tasks.common.timestamps import (
+    DATE_ORDER_KEY,
+    TimeColumn,
+    TimeError,
+    Times,
+    looks_like_times,
+)
+from tasks.forecasting import times as clock
+from tasks.forecasting.numbers import (
+    DECIMAL_KEY,
+    Column,
+    Convention,
+    NumberError,
+    grouped_by_points,
+    plain_number,
+    read_numbers,
+)
+from tasks.forecasting.times import Step
+
+TIME_COLUMNS = ("date", "time", "timestamp", "datetime", "ds")
+NO_TIMES = "none"
+_CLOCKS = {clock.UTC: "UTC", clock.LOCAL: "local time"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the cells of a file were read, and how a later file is if it leaves that open.
+
+    Attributes:
+      decimals: the decimal mark by column, of columns that are not written as Python does.
+      date_order: "dmy" or "mdy" if day and month stand as numbers before the year.
+      clock: "utc" or "local" for times with a UTC offset.
+    """
+
+    decimals: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    date_order: str = ""
+    clock: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Rows of text, each with the number of its line."""
+
+    name: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    def column(self, name: str) -> list[str]:
+        place = self.header.index(name)
+        return [row[place] for row in self.rows]
+
+
+def read_cells(name: str, wanted: Sequence[str]) -> Cells:
+    first: list[str] = []
+
+    def is_header(row: list[str]) -> bool:
+        first[:] = row
+        # A file with numbers above is refused below.
+        return not any(np.isfinite(plain_number(cell) or np.nan) for cell in row)
+
+    table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
+    if first and not table.header:
+        raise UserError(f"{name}: line 1 has numbers; expected the names of the columns")
+    rows, lines = [], []
+    if table.delimiter is None:
+        header = list(table.keys())
+        for line, row in table.select(header, optional=header):
+            rows.append([_cell(name, line, *pair) for pair in zip(header, row, strict=True)])
+            lines.append(line)
+        return Cells(name, header, rows, lines)
+    for line, row in table.rows():
+        rows.append([cell.strip() for cell in row])
+        lines.append(line)
+    return Cells(name, list(table.header), rows, lines)
+
+
+def _cell(name: str, line: int, column: str, value: Any) -> str:
+    """Returns a value of JSON as CSV would hold it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    return text_value(value, f"{name}: line {line}", column).strip()
+
+
+def find_time_column(table: Cells, wanted: str) -> str | None:
+    if wanted == NO_TIMES:
+        return None
+    if wanted:
+        if wanted not in table.header:
+            raise no_column(table.name, wanted, table.header)
+        return wanted
+    found = next((column for column in table.header if column.lower() in TIME_COLUMNS), None)
+    if found is None and not table.header[0] and looks_like_times(table.column("")):
+        return table.header[0]
+    if found is None:
+        raise UserError(
+            f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
+            f"times by config.data.time_column ({', '.join(table.header[:8])}), or {NO_TIMES!r} "
+            "where rows are one step apart"
+        )
+    return found
+
+
+def read_columns(
+    table: Cells,
+    targets: Sequence[str],
+    stamped: str | None,
+    decimal: str,
+    likely: Reading,
+    trained: bool,
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
+    """Values [rows, C] of the columns to be forecast, their names, and the decimal marks of those
+    that Python would not read.
+    """
+    found: dict[str, Column] = {}
+    texts = []
+    for column in targets or [column for column in table.header if column and column != stamped]:
+        if column not in table.header:
+            known = [other for other in table.header if other != stamped]
+            raise no_column(table.name, column, known)
+        cells = table.column(column)
+        try:
+            found[column] = read_numbers(cells, decimal, likely.decimals.get(column, ""))
+        except NumberError as error:
+            if error.is_text and not targets:
+                texts.append(column)
+                continue
+            where = f"{table.name}: line {table.lines[error.index]}: {column!r} is"
+            if error.two_readings:
+                # A trained model has its config already.
+                remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
+                raise UserError(f"{where} {cells[error.index]!r}, {error}; {remedy}") from None
+            note = f" ({error})" if str(error) else ""
+            raise UserError(
+                f"{where} {cells[error.index]!r}, expected a number or nothing{note}; mend it, or "
+                "name the columns to be forecast by config.data.targets"
+            ) from None
+    decimals = _conventions(table, found, decimal, likely)
+    if texts:
+        say(f"{table.name}: left out, as they hold no numbers: {', '.join(texts)}")
+    if not targets and "" in table.header and stamped != "":
+        say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
+    if not found:
+        raise UserError(f"{table.name}: no column holds numbers")
+    return np.array([each.values for each in found.values()]).T, tuple(found), decimals
+
+
+def _conventions(
+    table: Cells, found: Mapping[str, Column], decimal: str, likely: Reading
+) -> dict[str, str]:
+    """Names the conventions of numbers on standard error, and returns the decimal mark by column.
+
+    Raises:
+      UserError: one column has decimal commas, and in another a point can stand for either.
+    """
+    named: dict[Convention, list[str]] = {}
+    for name, column in found.items():
+        if column.convention:
+            named.setdefault(column.convention, []).append(name)
+    commas = [name for each, names in named.items() if each.decimal == "," for name in names]
+    for name, column in found.items():
+        if decimal or not commas or column.convention or likely.decimals.get(name):
+            continue
+        cells = table.column(name)
+        if (place := grouped_by_points(cells)) is not None:
+            raise UserError(
+                f"{table.name}: line {table.lines[place]}: {name!r} is {cells[place]!r}, and "
+                f"{commas[0]!r} has decimal commas, so that the point can stand between thousands; "
+                f"set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
+            )
+    for convention, names in named.items():
+        example = found[names[0]].example
+        say_once(f"{table.name}: numbers with {convention}: {', '.join(names)} (first: {example})")
+    return {name: each.decimal for each, names in named.items() for name in names}
+
+
+def read_times(table: Cells, column: str, date_order: str, likely: str, trained: bool) -> Times:
+    cells = table.column(column)
+    found = TimeColumn(date_order, likely)
+    try:
+        for cell in cells:
+            found.add(cell)
+        times = found.read()
+    except TimeError as error:
+        place = len(found) if error.index is None else error.index
+        note = f"; it is {error.reason}" if error.reason else ""
+        asks = trained and DATE_ORDER_KEY in error.remedy
+        remedy = "write dates as 2024-12-31" if asks else error.remedy
+        note += f"; {remedy}" if remedy else ""
+        raise _no_time(table, column, place, note) from None
+    if times.is_order:
+        note = f"; set config.data.time_column to {NO_TIMES!r} where rows are one step apart"
+        raise _no_time(table, column, 0, note)
+    return times
+
+
+def _no_time(table: Cells, column: str, place: int, note: str) -> UserError:
+    return UserError(
+        f"{table.name}: line {table.lines[place]}: {column!r} is {table.column(column)[place]!r}, "
+        f"expected a time such as 2024-05-31 or 2024-05-31 13:00:00, or seconds since 1970{note}"
+    )
+
+
+def clocked(
+    table: Cells, column: str, found: Times, likely: Reading | None, step: Step | None
+) -> tuple[np.ndarray, str]:
+    """The stamps of the rows and their clock, which is named on standard error."""
+    times, on = clock.on_clock(found, likely.clock if likely else "", step)
+    if likely and likely.clock and not on:
+        say_once(f"{table.name}: {column} has no UTC offset; taken for {_CLOCKS[likely.clock]}")
+    if found.unit:
+        kept = f", in {_CLOCKS[on]}" if on else ""
+        say_once(f"{table.name}: {column}: {found.unit}{kept} (first: {clock.spell(times[0])[0]})")
+    return times, on
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,208 @@
+"""Numbers in a column of the user's files: one decimal mark and one thousands separator for all.
+
+Numbers as Python writes them are read as they are. Others, such as `1.234,5` or `1 234.5`, are read
+if one convention fits all cells of the column; a column that can be read in two ways is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+DECIMALS = (".", ",")
+DECIMAL_KEY = "config.data.decimal"
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nat", "-", "?")
+_SPACES = re.compile("(?<=\\d)[\u00a0\u202f\u2009\u2007 ](?=\\d)")
+_CURRENCIES = "eur|usd|gbp|chf|jpy|cny|inr|sek|nok|dkk|pln|aud|cad|us\\$|r\\$|rs\\.?|kr\\.?"
+_WITH_UNIT = re.compile(
+    rf"(?P<before>(?:{_CURRENCIES})?[^\w+\-.,]{{0,4}})(?P<number>[+\-]?\d[\d.,' ]*?)"
+    r"(?P<after>\s*[^\d\s]{0,6}(?:\s?[^\d\s]{1,3})?)",
+    re.IGNORECASE,
+)
+
+
+class NumberError(ValueError):
+    """A cell that cannot be read as a number.
+
+    Attributes:
+      index: of the cell in its column.
+      is_text: whether the column is one of texts, so that it can be left out.
+      two_readings: whether the column can be read in two ways.
+    """
+
+    def __init__(
+        self, index: int, reason: str = "", is_text: bool = False, two_readings: bool = False
+    ):
+        super().__init__(reason)
+        self.index, self.is_text, self.two_readings = index, is_text, two_readings
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How numbers are written.
+
+    Attributes:
+      decimal: the decimal mark.
+      separator: of groups of three digits; empty if there are none.
+    """
+
+    decimal: str
+    separator: str
+
+    def __str__(self) -> str:
+        decimal = {".": "decimal points", ",": "decimal commas"}[self.decimal]
+        names = {",": "commas", ".": "points", " ": "spaces", "'": "apostrophes"}
+        grouped = f" and {names[self.separator]} between thousands" if self.separator else ""
+        return f"{decimal}{grouped}"
+
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the numbers of the convention."""
+        decimal, mark = re.escape(self.decimal), re.escape(self.separator)
+        whole = r"\d+"
+        if self.separator:
+            # A group of zeros alone is no thousand: 0,123 has a decimal comma.
+            whole = rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+|\d+"
+        if self.separator == ",":
+            whole = rf"[1-9]\d?(?:,\d\d)+,\d{{3}}|{whole}"
+        return re.compile(
+            rf"[+\-]?(?:(?:{whole})(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][+\-]?\d+)?", re.ASCII
+        )
+
+    def value(self, cell: str) -> float:
+        """Returns the value of a cell that the pattern matches."""
+        return float(cell.replace(self.separator, "").replace(self.decimal, "."))
+
+
+CONVENTIONS = tuple(
+    Convention(decimal, separator)
+    for decimal in DECIMALS
+    for separator in ("", ",", ".", " ", "'")
+    if separator != decimal
+)
+_PATTERNS = {convention: convention.pattern() for convention in CONVENTIONS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The values of a column.
+
+    Attributes:
+      values: float64 [n], NaN for missing cells.
+      convention: None for numbers as Python writes them.
+      example: the first cell that the convention was needed for.
+    """
+
+    values: np.ndarray
+    convention: Convention | None = None
+    example: str = ""
+
+
+def plain_number(cell: str) -> float | None:
+    """Returns the number of a cell, NaN if it is missing or not finite, None for another text."""
+    if cell.lower() in _MISSING:
+        return np.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else np.nan
+
+
+def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> Column:
+    """Reads a column.
+
+    Args:
+      cells: without spaces around them.
+      decimal: the decimal mark; empty: found from the cells.
+      likely: the decimal mark for cells that can be read with either.
+
+    Raises:
+      NumberError: a cell is no number, or the column can be read in two ways.
+    """
+    plain = [plain_number(cell) for cell in cells]
+    is_plain = None not in plain
+    if is_plain and decimal != "," and (likely != "," or decimal):
+        return Column(np.array(plain, np.float64))
+    there = [i for i, value in enumerate(plain) if value is None or not np.isnan(value)]
+    texts = [_normal(cells[i]) for i in there]
+    usable = [each for each in CONVENTIONS if decimal in ("", each.decimal)]
+    fitting = [each for each in usable if all(map(_PATTERNS[each].fullmatch, texts))]
+    if not fitting:
+        if is_plain and not decimal:
+            return Column(np.array(plain, np.float64))
+        raise _unreadable(cells, plain, there, texts, usable)
+    values = {each: [each.value(text) for text in texts] for each in fitting}
+    if likely and not decimal:
+        fitting = [each for each in fitting if each.decimal == likely] or fitting
+    chosen = fitting[0]
+    for other in fitting[1:]:
+        for place, pair in enumerate(zip(values[chosen], values[other], strict=True)):
+            if pair[0] != pair[1]:
+                readings = " or ".join(f"{value:.15g}" for value in sorted(pair))
+                reason = f"which is {readings}, and no cell of the column tells which"
+                raise NumberError(there[place], reason, two_readings=True)
+    found = np.full(len(cells), np.nan)
+    found[there] = values[chosen]
+    found[~np.isfinite(found)] = np.nan
+    place = next((i for i, index in enumerate(there) if plain[index] != values[chosen][i]), None)
+    if place is None:
+        return Column(found)
+    return Column(found, chosen, cells[there[place]])
+
+
+def grouped_by_points(cells: Sequence[str]) -> int | None:
+    """Returns the index of the first cell, of a column that Python reads, in which the point can
+    stand between thousands; None if there is none, or if a cell has a decimal point for certain.
+    """
+    first = None
+    convention = Convention(",", ".")
+    for index, cell in enumerate(cells):
+        if "." not in cell or cell.lower() in _MISSING:
+            continue
+        if not _PATTERNS[convention].fullmatch(cell):
+            return None
+        first = index if first is None else first
+    return first
+
+
+def _unreadable(
+    cells: Sequence[str],
+    plain: Sequence[float | None],
+    there: Sequence[int],
+    texts: Sequence[str],
+    usable: Sequence[Convention],
+) -> NumberError:
+    """Returns the error for a column that no convention fits."""
+    fits = {each: [bool(_PATTERNS[each].fullmatch(text)) for text in texts] for each in usable}
+    best = max(usable, key=lambda each: sum(fits[each]))
+    wrong = there[fits[best].index(False)]
+    units = Counter()
+    like = 0
+    for text in texts:
+        kind = _unit(text)
+        like += kind == ""
+        units[kind] += bool(kind)
+    # A unit is the same in most cells; the letters of names are not.
+    like += max(units.values(), default=0)
+    others = sum(plain[index] is None for index in there)
+    is_text = 2 * others > len(cells) and 2 * like < len(texts)
+    reason = "a number with a unit" if _unit(_normal(cells[wrong])) else ""
+    return NumberError(wrong, reason if not is_text else "", is_text)
+
+
+def _unit(text: str) -> str | None:
+    """Returns what stands around a number, "" if nothing or signs; None if there is no number."""
+    found = _WITH_UNIT.fullmatch(text)
+    if not found or not any(p.fullmatch(found["number"]) for p in _PATTERNS.values()):
+        return None
+    around = f"{found['before']} {found['after']}".strip().lower()
+    return around if re.search(r"\w", around) else ""
+
+
+def _normal(cell: str) -> str:
+    """Spells signs, spaces within numbers and apostrophes in one way."""
+    return _SPACES.sub(" ", cell).replace("\u2212", "-").replace("\u2019", "'")

@@ -1,0 +1,281 @@
+"""Columns of a file of events: which holds the user, the item, the time, the rating and the title.
+
+A header is recognized by its names. Without one, columns stand in the order user, item, timestamp,
+title, or user, item, rating, timestamp, and are called by their numbers from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.tables import no_column
+from tasks.common.timestamps import looks_like_times
+
+USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
+EXPECTED = "expected user,item,timestamp[,title] in each line"
+_SHOWN = 8
+# The time column of files whose lines are in the order of time.
+NO_TIMES = "none"
+_KEYS = {
+    role: f"config.data.{field}_column"
+    for role, field in ((USER, "user"), (ITEM, "item"), (TIME, "time"), (RATING, "rating"))
+}
+# Names without case, spaces and signs; of several in one header the earliest here counts.
+_NAMES = {
+    USER: (
+        *("user", "userid", "uid", "usernumber", "username", "reviewerid", "reviewer"),
+        *("customerid", "customer", "clientid", "client", "memberid", "member", "visitorid"),
+        *("accountid", "account", "personid", "person"),
+    ),
+    ITEM: (
+        *("item", "itemid", "iid", "movieid", "movie", "filmid", "film", "productid", "product"),
+        *("asin", "parentasin", "articleid", "article", "bookid", "book", "isbn", "songid"),
+        *("song", "trackid", "track", "artistid", "artist", "businessid", "business"),
+        *("gameid", "game", "recipeid", "recipe", "newsid", "videoid", "video", "sku"),
+    ),
+    TIME: (
+        *("timestamp", "unixreviewtime", "unixtime", "datetime", "time", "date", "ts"),
+        *("eventtime", "eventdate", "createdat", "reviewtime", "purchasedate", "orderdate"),
+    ),
+    RATING: ("rating", "ratings", "overall", "stars", "score", "rate", "preference"),
+    TITLE: (TITLE,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What the user says of a file.
+
+    Attributes:
+      user, item, time, rating: headers, or numbers from 1 of columns without a header; empty:
+        found. `time` is "none" for lines in the order of time.
+      min_rating: least rating of an event that counts; None: all count.
+      date_order: see `tasks.common.timestamps.TimeColumn`.
+    """
+
+    user: str = ""
+    item: str = ""
+    time: str = ""
+    rating: str = ""
+    min_rating: float | None = None
+    date_order: str = ""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns that are named, by role."""
+        found = {USER: self.user, ITEM: self.item, TIME: self.time, RATING: self.rating}
+        return {role: name for role, name in found.items() if name and name != NO_TIMES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the columns stand.
+
+    Attributes:
+      places: index of the column of each role; a role that the file lacks is missing.
+      names: of the columns by role, for messages.
+      notes: what was assumed, for messages.
+      guessed: whether the file has no header and no column is named.
+    """
+
+    places: Mapping[str, int]
+    names: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    guessed: bool = False
+
+
+def find_header(first: Sequence[str], below: Sequence[Sequence[Any]], wanted: Wanted) -> bool:
+    """Returns whether the first record is a header.
+
+    Args:
+      first: its cells.
+      below: some records below it.
+      wanted: a named column in the first record makes it a header.
+
+    Raises:
+      UserError: it seems to be a header, but names no column of events.
+    """
+    if any(name in first for name in wanted.named.values() if not name.isdecimal()):
+        return True
+    roles = [role for role in _NAMES if _found(role, first)]
+    if len(roles) >= 2:
+        return True
+    kinds = [_kind([row[place] for row in below]) for place in range(len(first))] if below else []
+    above = [_kind([cell]) for cell in first]
+    return (
+        len(first) >= 2
+        and all(kind == "text" for kind in above)
+        and any(kind != "text" for kind in kinds)
+    )
+
+
+def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
+    """Returns the columns of a file with a header.
+
+    Raises:
+      UserError: a column is missing, stands there twice, or cannot be told from another.
+    """
+    if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
+        raise UserError(f"{name}: column {twice!r} stands in the header twice")
+    places, names = {}, {}
+    for role in _NAMES:
+        column = wanted.named.get(role)
+        if column is None and role == TIME and wanted.time == NO_TIMES:
+            continue
+        if column is not None and column not in header:
+            raise no_column(name, column, header)
+        if column is None:
+            found = _found(role, header)
+            if len(found) > 1:
+                raise UserError(
+                    f"{name}: {' and '.join(map(repr, found))} can both be the column of the "
+                    f"{role}; remove one or name it by {_KEYS.get(role, 'its header')}"
+                )
+            column = found[0] if found else None
+        if column is not None:
+            places[role], names[role] = header.index(column), column
+    for role in (USER, ITEM, TIME):
+        if role not in places and not (role == TIME and wanted.time == NO_TIMES):
+            order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
+            raise UserError(
+                f"{name}: no column {role!r}; there are: {', '.join(header)}; name it by "
+                f"{_KEYS[role]}{order}"
+            )
+    _expect_apart(name, places, names)
+    notes = []
+    others = [column or "(without a name)" for column in header if column not in names.values()]
+    if others or any(names[role].lower() != role for role in places):
+        used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in places)
+        more = f"{', '.join(others[:_SHOWN])}{', ...' * (len(others) > _SHOWN)}"
+        notes.append(f"columns: {used}" + (f"; not used: {more}" if others else ""))
+    return Layout(places, names, tuple(notes))
+
+
+def by_number(
+    name: str, width: int, sample: Sequence[Sequence[Any]], wanted: Wanted, line: int
+) -> Layout:
+    """Returns the columns of a file without a header.
+
+    Args:
+      name: of the file.
+      width: number of columns.
+      sample: some records.
+      wanted: numbers of columns.
+      line: of the first record.
+
+    Raises:
+      UserError: the columns are not those of events, or are not told by their content.
+    """
+    timeless = wanted.time == NO_TIMES
+    if wanted.named:
+        return _numbered(name, width, wanted)
+    if width < 3 - timeless:
+        text = str(sample[0][0])
+        remedy = ""
+        if other := re.search(r"::|\||(?<=\S) +(?=\S)", text):
+            mark = other[0] if other[0].strip() else " "
+            remedy = f"; separate fields by commas, semicolons or tabs instead of {mark!r}"
+        raise UserError(f"{name}: line {line}: {width} fields; {EXPECTED}{remedy}")
+    if timeless and width == 2:
+        return _guessed({USER: 0, ITEM: 1})
+    kinds = [_kind([row[place] for row in sample]) for place in range(min(width, 5))]
+    if timeless or width > 4:
+        raise _undecided(name, f"has {width} columns and no header")
+    if kinds[2] != "time":
+        rated = width == 4 and kinds[3] == "time" and kinds[2] == "number"
+        if rated and np.all(np.abs([float(row[2]) for row in sample]) <= 100):
+            note = f"no header; columns taken for {USER}, {ITEM}, {RATING}, {TIME}"
+            return _guessed({USER: 0, ITEM: 1, RATING: 2, TIME: 3}, note)
+        if "time" in kinds:
+            place = kinds.index("time") + 1
+            raise _undecided(name, f"has no header, and times seem to stand in column {place}")
+    places = {USER: 0, ITEM: 1, TIME: 2}
+    return _guessed(places if width == 3 else {**places, TITLE: 3})
+
+
+def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
+    """Returns whether small numbers are ratings and not an order: up to 10, with fractions, or the
+    same for several events of a user.
+
+    Args:
+      numbers: float64 [n].
+      user: int [n].
+    """
+    if np.abs(numbers).max() > 10:
+        return False
+    pairs = np.unique(np.stack([user.astype(np.float64), numbers]), axis=1)
+    return bool(np.any(numbers != np.floor(numbers))) or pairs.shape[1] < len(numbers)
+
+
+def ratings_for_times(name: str, column: str) -> UserError:
+    """Returns the error for a column of ratings in the place of the times."""
+    return _undecided(name, f"has no header, and column {column} seems to hold ratings, not times")
+
+
+def _numbered(name: str, width: int, wanted: Wanted) -> Layout:
+    places = {USER: 0, ITEM: 1, TIME: 2}
+    if wanted.time == NO_TIMES:
+        del places[TIME]
+    for role, column in wanted.named.items():
+        if not column.isdecimal() or not 1 <= int(column) <= width:
+            raise UserError(
+                f"{name}: no column {column!r}; the file has no header, so that columns are "
+                f"numbers from 1 to {width}"
+            )
+        places[role] = int(column) - 1
+    names = {role: str(place + 1) for role, place in places.items()}
+    _expect_apart(name, places, names)
+    if max(places.values()) >= width:
+        raise UserError(f"{name}: has {width} columns, expected {max(places.values()) + 1}")
+    return Layout(places, names)
+
+
+def _guessed(places: Mapping[str, int], *notes: str) -> Layout:
+    names = {role: role for role in places}
+    return Layout(places, names, notes, guessed=True)
+
+
+def _undecided(name: str, what: str) -> UserError:
+    keys = ", ".join(_KEYS[role] for role in (USER, ITEM, TIME))
+    return UserError(
+        f"{name}: {what}; give the numbers of the columns from 1, or their headers, by {keys} "
+        f"({NO_TIMES!r} for lines in the order of time)"
+    )
+
+
+def _expect_apart(name: str, places: Mapping[str, int], names: Mapping[str, str]) -> None:
+    for role, place in places.items():
+        for other, there in places.items():
+            if role < other and place == there:
+                raise UserError(f"{name}: column {names[role]!r} is named for {role} and {other}")
+
+
+def _found(role: str, header: Sequence[str]) -> list[str]:
+    """The columns of the most usual name that the header has for a role."""
+    plain = [_plain(cell) for cell in header]
+    for name in _NAMES[role]:
+        if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:
+            return [each for each in found if each.lower() == role] or found
+    return []
+
+
+def _plain(cell: str) -> str:
+    # RecBole's files name the type after a colon.
+    name = re.sub(r":(token|float)(_seq)?$", "", cell.strip().casefold())
+    return re.sub(r"[\W_]", "", name)
+
+
+def _kind(cells: Sequence[Any]) -> str:
+    """ "time", "number" or "text"."""
+    if looks_like_times(cells, stray=True):
+        return "time"
+    try:
+        return "number" if np.all(np.isfinite([float(cell) for cell in cells])) else "text"
+    except (TypeError, ValueError):
+        return "text"
