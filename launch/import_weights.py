@@ -45,6 +45,11 @@ def import_weights() -> None:
     drawn = _write_run(saved, config, folder)
     if drawn:
         print(f"not in {source}, at random: {', '.join(drawn)}")
+    for note in saved.notes:
+        print(note)
+    if saved.padding:
+        count = len(saved.padding["embedding"])
+        print(f"rows of the embeddings that pad the vocabulary, never predicted: {count}")
     if saved.left_out:
         print(f"left out: {', '.join(saved.left_out)}")
     print(f"run folder: {folder}")
