@@ -68,6 +68,11 @@ def read_folder(folder: Path) -> LanguageModelFolder:
             "the files of one model"
         )
     expect_vocabulary(folder / "config.json", config, vocabulary, rows)
+    if model["num_layers"] > len(tensors):
+        raise UserError(
+            f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
+            "config.json; it is not whole"
+        )
     _expect_shapes(path, tensors, expected_shapes(kind, model, rows))
     padding = {
         name: tensors[theirs][len(vocabulary) :]
@@ -92,10 +97,10 @@ def read_folder(folder: Path) -> LanguageModelFolder:
 
 
 def _fits(rows: int, pieces: int) -> bool:
-    """Whether a table of embeddings belongs to so many pieces: as many rows, or as many as a power
-    of two, 8 or more, makes of them when they are padded to its next multiple.
+    """Whether a table of embeddings belongs to so many pieces: it has as many rows, or is padded to
+    the next multiple of a power of two from 8 to 512.
     """
-    return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < (rows & -rows))
+    return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < min(rows & -rows, 512))
 
 
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
