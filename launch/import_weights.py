@@ -5,9 +5,9 @@ python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
 The folder holds config.json, model.safetensors, and vocab.txt or tokenizer.json. Options that would
 change what the model computes or how text is cut are honoured or refused, and files that contradict
-each other are refused. The run is one of
-language_modeling that no training has made: predict reads it, and a text classifier starts from it
-with configs/text_classification.py:DATA,from:runs/bert. launch.export_weights is the way back.
+each other are refused. The run is one of language_modeling that no training has made: predict reads
+it, and a text classifier starts from it with configs/text_classification.py:DATA,from:runs/bert.
+launch.export_weights is the way back.
 """
 
 from __future__ import annotations
