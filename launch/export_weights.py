@@ -76,9 +76,12 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
     imported = folder / IMPORTED
     if imported.exists():
         try:
-            return json.loads(imported.read_text(encoding="utf-8"))
+            values = json.loads(imported.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{imported}: not a JSON file ({error})") from None
+        if not isinstance(values, dict) or "vocabulary" not in values:
+            raise UserError(f"{imported}: has no vocabulary; it is not whole")
+        return values
     return own_tokenizer(run.restored_task(config, folder).encoder)
 
 

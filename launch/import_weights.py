@@ -3,9 +3,11 @@
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
-The folder holds config.json, model.safetensors, and vocab.txt or tokenizer.json. The run is one of
-language_modeling that no training has made: predict reads it, and a text classifier starts from it
-with configs/text_classification.py:DATA,from:runs/bert. launch.export_weights is the way back.
+The folder holds config.json, model.safetensors, and vocab.txt or tokenizer.json. Options that would
+change what the model computes or how text is cut are honoured or refused, and files that contradict
+each other are refused. The run is one of language_modeling that no training has made: predict reads
+it, and a text classifier starts from it with configs/text_classification.py:DATA,from:runs/bert.
+launch.export_weights is the way back.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ def import_weights() -> None:
     drawn = _write_run(saved, config, folder)
     if drawn:
         print(f"not in {source}, at random: {', '.join(drawn)}")
+    for note in saved.notes:
+        print(note)
+    if saved.padding:
+        count = len(saved.padding["embedding"])
+        print(f"rows of the embeddings that pad the vocabulary, never predicted: {count}")
     if saved.left_out:
         print(f"left out: {', '.join(saved.left_out)}")
     print(f"run folder: {folder}")

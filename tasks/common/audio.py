@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import io
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import shapes
+from tasks.common import sound_headers
 from tasks.common.errors import UserError
 
 Array = jax.Array
@@ -24,6 +26,11 @@ Array = jax.Array
 _KNOTS = 6
 # Samples of which the loudness is one number when silence is taken off.
 _TRIMMED = 256
+# Frames that are decoded at a time, and from how many on a header does not know how many there are.
+_BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
+_RATES = (1000, 1_000_000)
+_EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
+_CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +141,12 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
 
 
 def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
-    """Samples of a sound file: any that libsndfile reads (WAV, FLAC, Ogg, ...) of any width, rate
-    and number of channels, which are averaged.
+    """Samples of a sound file: any that libsndfile reads (WAV, FLAC, Ogg, MP3, ...) of any width,
+    rate and number of channels, which are averaged.
+
+    A recording that was written to a pipe, whose header does not say how long it is, is read to its
+    end. Samples beyond ±1, which files of floating-point numbers may hold, are not clipped: the
+    whole clip is divided by its peak, and a message says so once.
 
     Args:
       source: a path, or a file's bytes.
@@ -143,13 +154,12 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
       name: in messages, for bytes.
 
     Returns:
-      float32 [P].
+      float32 [P]; P is 0 for a file without samples.
 
     Raises:
-      UserError: no such file, not sound, cut off, or samples that are not finite.
+      UserError: no such file, not sound, cut off, a rate that no recording has, or samples that are
+        not finite.
     """
-    import soundfile
-
     name = name or str(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -157,21 +167,70 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
         raise UserError(f"{name}: {_said(error)}") from None
     if not data:
         raise UserError(f"{name}: the file is empty")
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{name}: not sound that can be read ({error.error_string})") from None
-    missing = _missing_bytes(data)
-    if missing:
-        raise UserError(f"{name}: cut off: {missing} bytes are missing that its header promises")
+    samples, rate = _decoded(sound_headers.with_true_sizes(data), name)
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise UserError(f"{name}: has a rate of {rate} samples a second, expected {_EXPECTED_RATE}")
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise UserError(f"{name}: has samples that are not finite")
-    return resampled(mono, rate, sample_rate)
+    peak = float(np.abs(mono).max(initial=0.0))
+    found = resampled(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
+    if peak > 1:
+        _warn(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
+        # A filter may go beyond what it is given.
+        found = found / max(np.abs(found).max(initial=0.0), 1)
+    return found
+
+
+def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Samples [P, channels] and their rate."""
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        """Never seeks, as reading does after each block: FLAC streams without a length cannot."""
+
+        def seekable(self) -> bool:
+            return False
+
+    kind = sound_headers.unsupported_kind(data)
+    if kind is not None:
+        raise UserError(f"{name}: is {kind}, which is not supported; {_CONVERT}")
+    if sound_headers.sample_rate(data) == 0:
+        raise UserError(f"{name}: has a rate of 0 samples a second, expected {_EXPECTED_RATE}")
+    missing = sound_headers.missing_bytes(data)
+    try:
+        with Forward(io.BytesIO(data)) as sound:
+            block = np.empty((_BLOCK, sound.channels), np.float32)
+            blocks = []
+            # Not all at once: a header may promise more than any memory holds.
+            while count := sound.buffer_read_into(block, "float32"):
+                blocks.append(block[:count].copy())
+            expected, rate = sound.frames, sound.samplerate
+    except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
+        if missing:
+            raise _cut_off(name, missing, "bytes") from None
+        said = getattr(error, "error_string", str(error)).strip(" .")
+        raise UserError(f"{name}: not sound that can be read ({said}); {_CONVERT}") from None
+    if missing:
+        raise _cut_off(name, missing, "bytes")
+    samples = np.concatenate([block[:0], *blocks])
+    if len(samples) < expected < _UNKNOWN_FRAMES:
+        raise _cut_off(name, expected - len(samples), "samples")
+    return samples, rate
+
+
+def _cut_off(name: str, count: int, unit: str) -> UserError:
+    return UserError(f"{name}: cut off: {count} {unit} are missing that its header promises")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Says something on standard error, once."""
+    print(message, file=sys.stderr)
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] -> int16."""
+    """float32 in [-1, 1] -> int16. What resampling puts beyond is clipped, never wrapped around."""
     return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
 
 
@@ -200,20 +259,6 @@ def trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
 
 def _said(error: OSError) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-
-
-def _missing_bytes(data: bytes) -> int:
-    """Bytes that a WAV file's data chunk is short of; libsndfile reads what there is."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return 0
-    place = 12
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        if data[place : place + 4] == b"data":
-            # Streams that never knew their length say so by all ones, or 0.
-            return 0 if size == 0xFFFFFFFF else max(place + 8 + size - len(data), 0)
-        place += 8 + size + size % 2
-    return 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ and end sign last, so the rows that belong to tokens change places.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,47 @@ FIXED = {
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """How BERT normalizes a text before it is cut into pieces.
+
+    Attributes:
+      lower_case: fold case.
+      strip_accents: remove accents; None: as `lower_case`.
+      chinese_characters: each Chinese character is a word.
+      clean_text: remove control characters, and make each white space a space.
+      longest_word: characters; a longer word is [UNK].
+    """
+
+    lower_case: bool = True
+    strip_accents: bool | None = None
+    chinese_characters: bool = True
+    clean_text: bool = True
+    longest_word: int = 100
+
+    def __post_init__(self):
+        if self.strip_accents is None:
+            object.__setattr__(self, "strip_accents", self.lower_case)
+
+    def pipeline(self, ids: Mapping[str, int]) -> Any:
+        """Returns the `tokenizers.Tokenizer` of these pieces, without special tokens."""
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+        tokenizer = Tokenizer(
+            models.WordPiece(
+                dict(ids), unk_token="[UNK]", max_input_chars_per_word=self.longest_word
+            )
+        )
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=self.clean_text,
+            handle_chinese_chars=self.chinese_characters,
+            strip_accents=self.strip_accents,
+            lowercase=self.lower_case,
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+
+@dataclass(frozen=True)
 class LanguageModelFolder:
     """What such a folder holds, in the terms of this project.
 
@@ -109,49 +151,57 @@ class LanguageModelFolder:
       params: parameters by path, "encoder/layers/0/attention/query/kernel", with rows in the order
         of our ids. Those of the head are missing where the folder had none.
       vocabulary: pieces in the order of their ids.
-      lower_case, strip_accents: how text is normalised.
+      normalization: how text is normalized.
       left_out: names of tensors that have no place here.
+      padding: rows after those of the vocabulary, which stand for no piece and are no part of the
+        model here: "embedding" [n, D] and, with a head, "bias" [n]; empty if there are none.
+      notes: for the user, on what has no effect here.
     """
 
     kind: str
     model: Mapping[str, Any]
     params: Mapping[str, Any]
     vocabulary: Sequence[str]
-    lower_case: bool = True
-    strip_accents: bool = True
+    normalization: Normalization = Normalization()
     left_out: Sequence[str] = ()
+    padding: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether case is folded."""
+        return self.normalization.lower_case
+
+    @property
+    def strip_accents(self) -> bool:
+        """Whether accents are removed."""
+        return self.normalization.strip_accents
 
     def tokenizer(self) -> dict[str, Any]:
         """What `of_model` has to be told beside the model, as JSON values."""
+        padding = {
+            name: {"shape": list(rows.shape), "float32": base64.b64encode(rows.tobytes()).decode()}
+            for name, rows in self.padding.items()
+        }
         return {
             "vocabulary": list(self.vocabulary),
-            "lower_case": self.lower_case,
-            "strip_accents": self.strip_accents,
+            **asdict(self.normalization),
+            **({"padding": padding} if padding else {}),
         }
 
     def text_encoder(self) -> TextEncoder:
         """The tokenizer with our ids; mask and end sign are the task's."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
         order = our_order(self.vocabulary)[: -len(LAST)]
         ids = {self.vocabulary[place]: number for number, place in enumerate(order)}
-        tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(
-            clean_text=True,
-            handle_chinese_chars=True,
-            strip_accents=self.strip_accents,
-            lowercase=self.lower_case,
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))
-        return TextEncoder(config, Subwords(tokenizer))
+        return TextEncoder(config, Subwords(self.normalization.pipeline(ids)))
 
 
 def our_order(vocabulary: Sequence[str]) -> np.ndarray:
     """Their id of each of our ids, int [V].
 
     Raises:
-      ValueError: a sign is missing, or a piece stands there twice.
+      ValueError: a sign is missing, a piece stands there twice, or there are only signs.
     """
     places = {piece: place for place, piece in enumerate(vocabulary)}
     missing = [sign for sign in (*SPECIAL, *LAST) if sign not in places]
@@ -159,6 +209,8 @@ def our_order(vocabulary: Sequence[str]) -> np.ndarray:
         raise ValueError(f"has no {', '.join(missing)}")
     if len(places) < len(vocabulary):
         raise ValueError("holds a piece twice")
+    if len(places) == len(SPECIAL) + len(LAST):
+        raise ValueError(f"has no piece beside {', '.join((*SPECIAL, *LAST))}")
     signs = {places[sign] for sign in (*SPECIAL, *LAST)}
     others = [place for place in range(len(vocabulary)) if place not in signs]
     first, last = ([places[sign] for sign in signs_] for signs_ in (SPECIAL, LAST))
@@ -256,7 +308,10 @@ def own_tokenizer(encoder: TextEncoder) -> dict[str, Any]:
 
 
 def of_model(
-    model: Mapping[str, Any], vocabulary: Sequence[str], lower_case: bool, strip_accents: bool
+    model: Mapping[str, Any],
+    vocabulary: Sequence[str],
+    padding: Mapping[str, Any] | None = None,
+    **normalization: Any,
 ) -> LanguageModelFolder:
     """What a masked language model is there, without its weights: with segments a BERT, without a
     DistilBERT.
@@ -264,7 +319,8 @@ def of_model(
     Args:
       model: fields of `LanguageModelConfig`.
       vocabulary: pieces in the order in which they are to be written.
-      lower_case, strip_accents: how text is normalised.
+      padding: as `LanguageModelFolder.tokenizer` gives it.
+      **normalization: fields of `Normalization`.
 
     Raises:
       ValueError: a field that neither has; all are named. Or as `our_order`.
@@ -290,7 +346,35 @@ def of_model(
         our_order(vocabulary)
     except ValueError as error:
         raise ValueError(f"its vocabulary {error}") from None
-    return LanguageModelFolder(kind, model, {}, vocabulary, lower_case, strip_accents)
+    rows = {
+        name: np.frombuffer(base64.b64decode(it["float32"]), np.float32).reshape(it["shape"])
+        for name, it in (padding or {}).items()
+    }
+    normal = Normalization(**normalization)
+    return LanguageModelFolder(kind, model, {}, vocabulary, normal, padding=rows)
+
+
+def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that `from_tensors` may read, by name.
+
+    Args:
+      kind: "bert" or "distilbert".
+      model: fields of `LanguageModelConfig`.
+      rows: of the table of embeddings.
+    """
+    D, F = model["model_size"], model["feedforward_size"]
+    tables = {"embedding": rows, "encoder/positions": model["max_length"], "segment_embedding": 2}
+    sizes = {"up": (F, D), "down": (D, F), "follows": (2, D)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for ours, theirs in _modules(kind, model["num_layers"]):
+        if ours == "head":
+            shapes[f"{theirs}.bias"] = (rows,)
+        elif ours in tables:
+            shapes[f"{theirs}.weight"] = (tables[ours], D)
+        else:
+            matrix = (D,) if ours.endswith("norm") else sizes.get(ours.split("/")[-1], (D, D))
+            shapes |= {f"{theirs}.weight": matrix, f"{theirs}.bias": matrix[:1]}
+    return shapes
 
 
 def _modules(kind: str, num_layers: int) -> Iterator[tuple[str, str]]:

@@ -6,58 +6,82 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.huggingface import (
-    EPSILON,
     FIELDS,
-    FIXED,
     NAMES,
     LanguageModelFolder,
+    Normalization,
+    expected_shapes,
     from_tensors,
     our_order,
     to_tensors,
 )
+from tasks.common.huggingface_configs import expect_vocabulary, model_fields, model_kind
+from tasks.common.huggingface_tokenizers import SIGNS, TOKENIZER, is_file, read_json, read_tokenizer
 from tasks.common.text import SPECIAL
 
 _ARCHITECTURES = {
     "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
 }
+_WORDS = "embeddings.word_embeddings.weight"
+# Other forms of the weights.
+_OTHER = (
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
+# What is exact in float32.
+_TYPES = ("float32", "float16", "bfloat16")
 
 
 def read_folder(folder: Path) -> LanguageModelFolder:
     """A folder of BERT or DistilBERT as transformers saves it.
 
     Raises:
-      UserError: a file is missing or damaged, or it is another kind of model.
+      UserError: a file is missing or damaged, an option is not supported, or it is another kind of
+        model.
     """
-    config = _json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind not in NAMES:
-        raise UserError(
-            f"{folder / 'config.json'}: model_type is {kind!r}, expected one of "
-            f"{', '.join(map(repr, NAMES))}"
-        )
-    model = _model_fields(folder / "config.json", kind, config)
-    vocabulary, lower_case, strip_accents = _tokenizer(folder)
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = model_kind(path, config)
+    model = model_fields(path, kind, config)
+    vocabulary, normalization, notes = read_tokenizer(folder)
     try:
         order = our_order(vocabulary)
     except ValueError as error:
         raise UserError(f"{folder}: its vocabulary {error}") from None
+    tensors = _tensors(folder, kind)
+    rows = tensors[_WORDS].shape[0] if _WORDS in tensors else len(vocabulary)
     path = folder / "model.safetensors"
-    tensors = _tensors(path, kind)
-    rows = tensors.get("embeddings.word_embeddings.weight", np.zeros((0, 0))).shape[0]
-    if rows and rows != len(vocabulary):
+    if not _fits(rows, len(vocabulary)):
         raise UserError(
             f"{path}: has embeddings of {rows} tokens, the vocabulary {len(vocabulary)}; bring "
             "the files of one model"
         )
+    expect_vocabulary(folder / "config.json", config, vocabulary, rows)
+    if model["num_layers"] > len(tensors):
+        raise UserError(
+            f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
+            "config.json; it is not whole"
+        )
+    _expect_shapes(path, tensors, expected_shapes(kind, model, rows))
+    padding = {
+        name: tensors[theirs][len(vocabulary) :]
+        for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias"))
+        if rows > len(vocabulary) and theirs in tensors
+    }
+    for theirs in (_WORDS, f"{NAMES[kind]['head']}.bias"):
+        if theirs in tensors:
+            tensors[theirs] = tensors[theirs][: len(vocabulary)]
     pair = ("pooler.dense.bias", "cls.seq_relationship.bias", "cls.predictions.bias")
     if all(name in tensors for name in pair):
         model["next_sentence"] = True
@@ -65,12 +89,18 @@ def read_folder(folder: Path) -> LanguageModelFolder:
         params, left = from_tensors(kind, model, tensors, order)
     except KeyError as error:
         raise UserError(f"{path}: has no tensor {error.args[0]!r}; it is not whole") from None
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path}: does not fit config.json ({error})") from None
     more = [name for name in left if re.search(r"\blayer\.\d", name)]
     if more:
         raise UserError(f"{path}: does not fit config.json, which has no place for {more[0]}")
-    return LanguageModelFolder(kind, model, params, vocabulary, lower_case, strip_accents, left)
+    _expect_whole_head(path, kind, left)
+    return LanguageModelFolder(kind, model, params, vocabulary, normalization, left, padding, notes)
+
+
+def _fits(rows: int, pieces: int) -> bool:
+    """Whether a table of embeddings belongs to so many pieces: it has as many rows, or is padded to
+    the next multiple of a power of two from 8 to 512.
+    """
+    return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < min(rows & -rows, 512))
 
 
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
@@ -79,6 +109,10 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
 
     kind, model = saved.kind, saved.model
     tensors = to_tensors(kind, model["num_layers"], saved.params, our_order(saved.vocabulary))
+    for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias")):
+        if name in saved.padding and theirs in tensors:
+            tensors[theirs] = np.concatenate([tensors[theirs], saved.padding[name]])
+    rows = len(tensors[_WORDS])
     has_head, pairs = "head/bias" in saved.params, bool(model.get("next_sentence"))
     if has_head:
         # The encoder is then a part of the whole.
@@ -91,7 +125,7 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     config = {
         "architectures": [_ARCHITECTURES[kind][has_head + pairs]],
         "model_type": kind,
-        "vocab_size": len(saved.vocabulary),
+        "vocab_size": rows,
         "pad_token_id": list(saved.vocabulary).index(SPECIAL[0]),
         **fields,
     }
@@ -99,6 +133,7 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
         "tokenizer_class": "BertTokenizer" if kind == "bert" else "DistilBertTokenizer",
         "do_lower_case": saved.lower_case,
         "strip_accents": saved.strip_accents,
+        "tokenize_chinese_chars": saved.normalization.chinese_characters,
         "model_max_length": model["max_length"],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,93 +141,103 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
     (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    _write_tokenizer(folder / TOKENIZER, saved)
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return values
+def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
+    """Writes tokenizer.json where tokenizer_config.json cannot say how text is normalized."""
+    from tokenizers import decoders, processors
+
+    normal = saved.normalization
+    if (normal.clean_text, normal.longest_word) == (
+        Normalization().clean_text,
+        Normalization().longest_word,
+    ):
+        return
+    ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
+    tokenizer = normal.pipeline(ids)
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(sign, ids[sign]) for sign in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(SIGNS))
+    tokenizer.save(str(path))
 
 
-def _model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    model = {**FIXED, "norm_epsilon": EPSILON}
-    model |= {ours: config.get(theirs, it) for ours, (theirs, it) in FIELDS[kind].items()}
-    # What this model could not honour.
-    expected = {
-        "hidden_act" if kind == "bert" else "activation": "gelu",
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-        "is_decoder": False,
-    } | ({"type_vocab_size": 2} if kind == "bert" else {})
-    for name, value in expected.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{path}: {name} is {config[name]!r}, expected {value!r}")
-    return model
+def _expect_shapes(
+    path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name, expected in shapes.items():
+        if name in tensors and tensors[name].shape != expected:
+            got = list(tensors[name].shape)
+            raise UserError(
+                f"{path}: {name} has the shape {got}, config.json says {list(expected)}"
+            )
 
 
-def _tensors(path: Path, kind: str) -> dict[str, np.ndarray]:
-    """float32 by name, without the prefix of the encoder, old names brought to the new ones."""
+def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
+    """Refuses a head for hidden tokens of which only parts are there."""
+    names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
+    parts = [name for name in left if name.rpartition(".")[0] in names]
+    if parts:
+        raise UserError(
+            f"{path}: has {parts[0]!r}, but not the whole head for hidden tokens; it is not whole"
+        )
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, as they are stored."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not path.is_file():
+    if not is_file(path):
+        others = [name for name in _OTHER if is_file(path.with_name(name))]
+        other = f"; {others[0]} is not read" if others else ""
         raise UserError(
-            f"{path}: is not there; save the model with transformers' save_pretrained, which "
-            "writes it"
+            f"{path}: is not there{other}; save the model with transformers' save_pretrained, "
+            "which writes it"
         )
     try:
-        loaded = load_file(path)
-    except (SafetensorError, OSError) as error:
+        return load_file(path)
+    # A header may name a type that NumPy does not have.
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    tensors = {}
-    for name, tensor in loaded.items():
-        name = name.removeprefix(f"{kind}.")
+
+
+def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
+    """float32 by name, without the prefix of the encoder, old names brought to the new ones."""
+    path = folder / "model.safetensors"
+    tensors: dict[str, np.ndarray] = {}
+    for stored, tensor in _load(path).items():
+        name = stored.removeprefix(f"{kind}.")
         name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))
-        if not name.endswith("position_ids"):
-            tensors[name] = tensor.astype(np.float32)
+        if name.endswith("position_ids"):
+            continue
+        if name in tensors:
+            raise UserError(f"{path}: has {name} twice, once as {stored}")
+        if str(tensor.dtype) not in _TYPES:
+            expected = ", ".join(_TYPES)
+            raise UserError(f"{path}: {stored} is {tensor.dtype}, expected one of {expected}")
+        tensors[name] = tensor.astype(np.float32)
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(f"{path}: {stored} has values that are not finite")
     # The output layer is the table of the embeddings; its bias has two names.
     for name in ("cls.predictions.decoder", "vocab_projector"):
         table = tensors.pop(f"{name}.weight", None)
-        words = tensors.get("embeddings.word_embeddings.weight")
-        if table is not None and not np.array_equal(table, words):
+        if table is not None and not np.array_equal(table, tensors.get(_WORDS)):
             raise UserError(
                 f"{path}: {name}.weight is not the table of the embeddings; tied ones are needed"
             )
     bias = tensors.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
-        tensors.setdefault("cls.predictions.bias", bias)
+        own = tensors.setdefault("cls.predictions.bias", bias)
+        if not np.array_equal(own, bias):
+            raise UserError(
+                f"{path}: cls.predictions.decoder.bias is not cls.predictions.bias; tied ones are "
+                "needed"
+            )
     return tensors
-
-
-def _tokenizer(folder: Path) -> tuple[list[str], bool, bool]:
-    """Pieces by id, whether case is folded, and whether accents are stripped."""
-    lower, strip = True, None
-    if (folder / "tokenizer_config.json").is_file():
-        options = _json(folder / "tokenizer_config.json")
-        lower, strip = options.get("do_lower_case", True), options.get("strip_accents")
-    path = folder / "vocab.txt"
-    if path.is_file():
-        pieces = path.read_text(encoding="utf-8").split("\n")
-        pieces = [piece.rstrip("\r") for piece in pieces]
-        return pieces[:-1] if pieces[-1] == "" else pieces, lower, lower if strip is None else strip
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: has neither vocab.txt nor tokenizer.json")
-    values = _json(path)
-    words, normalizer = values.get("model", {}), values.get("normalizer") or {}
-    if words.get("type", "WordPiece") != "WordPiece" or normalizer.get("type") != "BertNormalizer":
-        raise UserError(f"{path}: is no WordPiece tokenizer of BERT")
-    ids = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-    ids = {**words["vocab"], **ids}
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"{path}: its ids have gaps")
-    lower, strip = normalizer.get("lowercase", True), normalizer.get("strip_accents")
-    return sorted(ids, key=ids.__getitem__), lower, lower if strip is None else strip

@@ -14,6 +14,8 @@ from tasks.forecasting.heads import Head
 
 INTERVALS = {0.8: (0.1, 0.9), 0.4: (0.3, 0.7)}
 """Share of the truth that an interval is to hold -> its levels."""
+LEVELS = tuple(sorted(level for levels in INTERVALS.values() for level in levels))
+"""Of all intervals."""
 
 
 def forecast_figure(
@@ -25,6 +27,7 @@ def forecast_figure(
     std: float,
     caption: str,
     x_label: str,
+    quantiles: np.ndarray | None = None,
 ) -> Forecast:
     """One channel's forecast in the data's own units.
 
@@ -35,12 +38,15 @@ def forecast_figure(
       truth: [F], likewise.
       mean, std: of the channel.
       caption, x_label: of the figure.
+      quantiles: [F, Q] at `LEVELS`, standardised; those of the parameters if None.
     """
     intervals = {}
     if head.probabilistic:
+        if quantiles is None:
+            quantiles = head.quantiles(parameters, LEVELS)
         for share, levels in INTERVALS.items():
-            bounds = head.quantiles(parameters, levels) * std + mean
-            intervals[share] = (bounds[..., 0], bounds[..., 1])
+            low, high = (quantiles[..., LEVELS.index(level)] * std + mean for level in levels)
+            intervals[share] = (low, high)
     point = np.asarray(head.point(parameters)) * std + mean
     return Forecast(caption, x_label, past, point, intervals, truth)
 

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,12 @@ from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import times as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, Windows, load
-from tasks.forecasting.drawing import INTERVALS, attention_figures, forecast_figure
+from tasks.forecasting.drawing import INTERVALS, LEVELS, attention_figures, forecast_figure
 from tasks.forecasting.heads import HEADS
 from tasks.forecasting.histories import Histories, History, Known, read_history, times_ahead
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
+from tasks.forecasting.paths import quantiles_beyond, rolled
 from tasks.forecasting.rolling import fit_share
 from tasks.forecasting.windows import Forecaster, Sizes
 from tasks.task import Task
@@ -208,10 +209,14 @@ class Forecasting(Task):
     def outputs(self, model: Forecaster, batch: Batch) -> dict[str, Array]:
         """Of windows: "mse" and "mae" [B] of their cells, the number of these, "cells", and the
         forecast of the last channel, "forecast" [B, F, P]. Of histories: "parameters" [B, S, C, P],
-        rolled on past the horizon: see `rolled`.
+        rolled on past the horizon: see `rolled`; and of a distribution that goes beyond it "beyond"
+        [B, S - F, C, Q], the quantiles there at `drawing.LEVELS`: see `quantiles_beyond`.
         """
         if "future" not in batch:
-            return {"parameters": rolled(model, batch)}
+            found = {"parameters": rolled(model, batch)}
+            if self.head.probabilistic and found["parameters"].shape[1] > self.data.horizon:
+                found["beyond"] = quantiles_beyond(model, batch, LEVELS)
+            return found
         parameters = model(batch["past"], batch["past_valid"], batch["calendar"])
         valid = batch["future_valid"]
         error = (self.head.point(parameters) - batch["future"]) * valid
@@ -311,13 +316,13 @@ class Forecasting(Task):
     ) -> list[dict[str, Any]]:
         """For each file the times ahead, a forecast for each channel in the data's own units, and,
         where the model tells one, an interval that is to hold 80 % of what comes. Past the horizon
-        it says how sure the model is when what it has forecast so far is right: too sure.
+        that is over sample paths, which carry on how unsure the model was so far.
         """
         answers = []
-        for text, parameters in zip(raw, outputs.get("parameters", ()), strict=True):
+        for text, parameters, quantiles in self._forecasts(raw, outputs):
             history = self._histories[text]
             times = times_ahead(history, self.known.step)
-            lines = self._lines(parameters[: history.steps])
+            lines = self._lines(parameters, quantiles)
             columns = [f"{name}{mark}" for mark in lines for name in self.known.names]
             rows = np.concatenate(list(lines.values()), axis=-1)
             answer = {"input": text, "times": times}
@@ -333,15 +338,32 @@ class Forecasting(Task):
             answers.append(answer | {"text": buffer.getvalue().rstrip("\n")})
         return answers
 
-    def _lines(self, parameters: np.ndarray) -> dict[str, np.ndarray]:
-        """[S, C, P] -> "" and, of a distribution, each level of the wide interval -> [S, C]."""
+    def _forecasts(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+        """For each file its name, the parameters [S, C, P] of the steps that are wanted, and, of a
+        distribution, the quantiles [S, C, Q] at `drawing.LEVELS`.
+        """
+        for index, (text, parameters) in enumerate(
+            zip(raw, outputs.get("parameters", ()), strict=True)
+        ):
+            quantiles = None
+            if self.head.probabilistic:
+                quantiles = self.head.quantiles(parameters[: self.data.horizon], LEVELS)
+                if "beyond" in outputs:
+                    quantiles = np.concatenate([quantiles, outputs["beyond"][index]])
+                quantiles = quantiles[: self._histories[text].steps]
+            yield text, parameters[: self._histories[text].steps], quantiles
+
+    def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
+        """[S, C, P] and [S, C, Q] -> "" and, of a distribution, each level of the wide interval
+        -> [S, C].
+        """
         mean, std = self.known.mean, self.known.std
         found = {"": np.asarray(self.head.point(parameters)) * std + mean}
-        if self.head.probabilistic:
-            levels = INTERVALS[max(INTERVALS)]
-            bounds = self.head.quantiles(parameters, levels)
-            for place, level in enumerate(levels):
-                found[f" {level:g}"] = bounds[..., place] * std + mean
+        if quantiles is not None:
+            for level in INTERVALS[max(INTERVALS)]:
+                found[f" {level:g}"] = quantiles[..., LEVELS.index(level)] * std + mean
         return found
 
     def pictures(
@@ -352,7 +374,7 @@ class Forecasting(Task):
     ) -> list[list[Figure]]:
         """The forecast of the last channels of each file."""
         drawn = []
-        for text, parameters in zip(raw, outputs.get("parameters", ()), strict=True):
+        for text, parameters, quantiles in self._forecasts(raw, outputs):
             history, figures = self._histories[text], []
             first = times_ahead(history, self.known.step)[0]
             channels = range(len(self.known.names))[-_DRAWN:]
@@ -360,45 +382,18 @@ class Forecasting(Task):
                 figures.append(
                     forecast_figure(
                         self.head,
-                        parameters[: history.steps, channel],
+                        parameters[:, channel],
                         history.past[-_DRAWN_PAST * history.steps :, channel],
                         None,
                         self.known.mean[channel],
                         self.known.std[channel],
                         f"{text}: {self.known.names[channel]}",
                         f"steps, 1 is {first}" if self.known.step else "steps",
+                        None if quantiles is None else quantiles[:, channel],
                     )
                 )
             drawn.append(figures)
         return drawn
-
-
-def rolled(model: Forecaster, batch: Batch) -> Array:
-    """Forecasts as far as the calendar goes: where it is longer than the horizon, the point
-    forecasts so far are looked back at as if they had come.
-
-    Args:
-      model: its horizon is F.
-      batch: "past" and "past_valid" [B, L, C], "calendar" [B, L + a multiple of F, K].
-
-    Returns:
-      [B, a multiple of F, C, P].
-    """
-    L, F = model.sizes.lookback, model.sizes.horizon
-    calendar = batch["calendar"]
-    blocks = (calendar.shape[1] - L) // F
-
-    def block(past: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Array]:
-        now = jax.lax.dynamic_slice_in_dim(calendar, first, L + F, axis=1)
-        parameters = model(*past, now)
-        point = model.head.point(parameters)
-        came = (point, jnp.ones(point.shape, bool))
-        later = tuple(jnp.concatenate(pair, axis=1)[:, F:] for pair in zip(past, came, strict=True))
-        return later, parameters
-
-    past = (batch["past"], batch["past_valid"])
-    parameters = jax.lax.scan(block, past, F * jnp.arange(blocks))[1]
-    return jnp.moveaxis(parameters, 0, 1).reshape(len(calendar), blocks * F, *parameters.shape[3:])
 
 
 def _counted(batch: Batch) -> Array:

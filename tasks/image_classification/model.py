@@ -137,8 +137,9 @@ class VisionTransformer(nnx.Module):
 
         Returns:
           logits float32 [B, classes], or those and the weights: "encoder" [B, L, N, T, T], and
-          "head" [B, heads, P], what the head takes of each patch (for "cls" what its token looks
-          at in the last layer, which may sum to less than 1: the rest is the token itself).
+          "head" [B, heads, P], what the head takes of each patch. For "cls" that is what its token
+          looks at in the last layer, which may sum to less than 1: the rest is the token itself.
+          For "mean", which takes all alike, it is the mean of what the patches look at there.
         """
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         x = self.embed(patches(images, self.config.patch_size))
@@ -152,6 +153,8 @@ class VisionTransformer(nnx.Module):
             weights["encoder"] = jnp.swapaxes(layers, 0, 1)
         if self.pool is not None:
             pooled, weights["head"] = self.pool(encoded)
+            if return_weights and self.config.head == "mean":
+                weights["head"] = weights["encoder"][:, -1].mean(axis=2)
         else:
             pooled = encoded[:, 0]
             if return_weights:

@@ -122,7 +122,11 @@ class SequenceCopy(Task):
     def attention(
         self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Weights of each step of greedy decoding over the source, [B, T, S] or [B, T, N, S]."""
+        """Weights of each step of greedy decoding over the source, [B, T, S] or [B, T, N, S]; none
+        for a decoder that reads one fixed vector.
+        """
+        if not self._model.aligns:
+            return {}
         source = batch["source"]
         return {"alignment": model.generate(source, batch["length"], source.shape[1])[1]}
 
@@ -159,7 +163,7 @@ class SequenceCopy(Task):
         """Exact match by length, and what the first strings' decoding looked at, head by head."""
         examples = self._splits[split]
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
-        for index, weights in enumerate(attention["alignment"]):
+        for index, weights in enumerate(attention.get("alignment", ())):
             source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)

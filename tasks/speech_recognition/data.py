@@ -371,10 +371,12 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
     """Samples int16 [P] of a sound file, at the rate of the features.
 
     Raises:
-      UserError: it cannot be read, or is longer than max_seconds.
+      UserError: it cannot be read, has no samples, or is longer than max_seconds.
     """
     rate = config.features.sample_rate
     samples = read_audio(source, rate, name)
+    if not len(samples):
+        raise UserError(f"{name or source}: has no samples; record it again, or leave it out")
     if len(samples) > rate * config.max_seconds:
         raise UserError(
             f"{name or source}: lasts {len(samples) / rate:.1f} s, longer than "

@@ -200,6 +200,11 @@ def _without(valid: Array, rate: float, key: Array | None) -> Array:
     return valid & keep_mask(key, rate, valid.shape)
 
 
+def _chosen_by_pool(config: Any, weights: Array) -> dict[str, Array]:
+    """Returns the weights of a pool as "pool"; nothing for the mean, which weights all alike."""
+    return {} if config.pooling == "mean" else {"pool": weights}
+
+
 class AttentionPoolingClassifier(nnx.Module):
     """logits = dropout(sqrt(T) · pool(E[tokens])) W + b."""
 
@@ -233,7 +238,9 @@ class AttentionPoolingClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T]."""
+        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T], none
+        for the mean.
+        """
         config = self.config
         token_key, pooled_key = _keys(dropout_key, 2)
         valid = _without(positions_valid(tokens, lengths), config.token_dropout_rate, token_key)
@@ -242,7 +249,7 @@ class AttentionPoolingClassifier(nnx.Module):
             count = jnp.sum(valid, axis=1, keepdims=True)
             pooled = pooled * jnp.sqrt(jnp.maximum(count, 1).astype(pooled.dtype))
         logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, {"pool": weights}) if return_weights else logits
+        return (logits, _chosen_by_pool(config, weights)) if return_weights else logits
 
 
 def _prior_readout(columns: int, classes: int) -> np.ndarray:
@@ -286,8 +293,8 @@ class TransformerClassifier(nnx.Module):
     ) -> Array | tuple[Array, dict[str, Array]]:
         """tokens int [B, T], lengths int [B] -> logits [B, C].
 
-        Weights: "encoder" [B, L, N, T, T] where the mixer has any and, with a pool, "pool" [B,
-        heads, T].
+        Weights: "encoder" [B, L, N, T, T] where the mixer has any and, with a pool other than the
+        mean, "pool" [B, heads, T].
         """
         config = self.config
         token_key, encoder_key, pooled_key = _keys(dropout_key, 3)
@@ -314,7 +321,8 @@ class TransformerClassifier(nnx.Module):
         if self.pool is None:
             pooled = encoded[:, 0]
         else:
-            pooled, weights["pool"] = self.pool(encoded, valid=seen)
+            pooled, taken = self.pool(encoded, valid=seen)
+            weights |= _chosen_by_pool(config, taken)
         logits = self.classify(_dropped(pooled, config.head_dropout_rate, pooled_key))
         return (logits, weights) if return_weights else logits
 
@@ -347,7 +355,9 @@ class BiGRUClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T]."""
+        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T], none
+        for the mean.
+        """
         config = self.config
         token_key, input_key, pooled_key = _keys(dropout_key, 3)
         valid = _without(positions_valid(tokens, lengths), config.token_dropout_rate, token_key)
@@ -355,7 +365,7 @@ class BiGRUClassifier(nnx.Module):
         states, _ = self.encoder(embedded, valid=valid)
         pooled, weights = self.pool(states, valid=valid)
         logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, {"pool": weights}) if return_weights else logits
+        return (logits, _chosen_by_pool(config, weights)) if return_weights else logits
 
 
 def build(

@@ -231,7 +231,9 @@ class TextClassification(Task):
         return {"probabilities": jax.nn.softmax(logits, axis=-1)}
 
     def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights of the pool [B, heads, T] and of the encoder's layers [B, L, N, T, T]."""
+        """Weights of the pool [B, heads, T], none for the mean, and of the encoder's layers
+        [B, L, N, T, T].
+        """
         return model(batch["tokens"], batch["length"], return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
@@ -261,9 +263,11 @@ class TextClassification(Task):
         drawn: list[Figure] = [
             ConfusionMatrix("confusion matrix", statistics["confusion"], self.labels)
         ]
-        weights = attended(attention, has_cls=getattr(self.model, "pooling", "") == "cls")
+        lengths = self.examples(split).lengths
+        has_cls = getattr(self.model, "pooling", "") == "cls"
+        weights = attended(attention, has_cls=has_cls, lengths=lengths)
         for index in range(len(weights)):
-            length = self.examples(split).lengths[index]
+            length = lengths[index]
             words, shares = self.encoder.word_weights(part.texts[index], weights[index][:length])
             probabilities = outputs["probabilities"][index]
             best = int(np.argmax(probabilities))
@@ -309,20 +313,33 @@ class TextClassification(Task):
         return ranked_classes(raw, outputs["probabilities"], self.labels)
 
 
-def attended(attention: Mapping[str, np.ndarray], has_cls: bool) -> np.ndarray:
-    """[examples, T] one weight a token: the pool's, else what the last layer looks at. No examples
-    where nothing has weights.
+def attended(
+    attention: Mapping[str, np.ndarray], has_cls: bool, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns one weight for each token: that of the pool, or of the last layer if the pool chooses
+    nothing.
 
     Args:
-      attention: as `TextClassification.attention` gives it.
-      has_cls: a classification token stands first, and is left out.
+      attention: as `TextClassification.attention` returns it.
+      has_cls: a classification token comes first. The weights are those of its row, without itself.
+      lengths: int [at least examples], tokens of each text. Without a classification token, the
+        weights are the mean over the rows of these tokens; over all rows if None.
+
+    Returns:
+      [examples, T], not negative; no examples if nothing has weights.
     """
     if "pool" in attention:
         return attention["pool"].mean(axis=1)
     if "encoder" not in attention:
         return np.zeros((0, 0), np.float32)
-    last = attention["encoder"][:, -1].mean(axis=1)
-    return last[:, 0, 1:] if has_cls else last.mean(axis=1)
+    # Some mixers subtract: what counts of a weight is its size.
+    last = np.abs(attention["encoder"][:, -1]).mean(axis=1)
+    if has_cls:
+        return last[:, 0, 1:]
+    if lengths is None:
+        return last.mean(axis=1)
+    real = np.arange(last.shape[1]) < lengths[: len(last), None]
+    return np.einsum("bts,bt->bs", last, real / real.sum(axis=1, keepdims=True))
 
 
 def naive_bayes_prior(

@@ -39,6 +39,36 @@ def test_numbers_beside_scikit_learn(name, metric):
         head.quantiles(parameters, [0.5])
 
 
+def test_normal_scores_give_the_quantiles_of_their_levels():
+    levels = np.array([0.1, 0.25, 0.5, 0.83, 0.9])
+    for name in ("quantile", "student_t"):
+        head, parameters = placed(name)
+        scores = np.broadcast_to(stats.norm.ppf(levels)[:, None, None, None], (5, B, F, C))
+        repeated = jnp.broadcast_to(parameters, (5, *parameters.shape))
+        found = head.at_scores(repeated, jnp.asarray(scores, jnp.float32))
+        expected = np.moveaxis(head.quantiles(parameters, levels), -1, 0)
+        exact = np.array([0, 2, 4] if name == "quantile" else range(5))
+        np.testing.assert_allclose(found[exact], expected[exact], rtol=1e-3, atol=1e-4)
+        assert np.all(np.diff(found, axis=0) > 0)
+
+
+def test_normal_scores_reach_the_tails():
+    # A normal distribution's nine levels tell its tails: mean 3, deviation 2.
+    nine = 3 + 2 * stats.norm.ppf(np.array(LEVELS))
+    scores = np.array([-4.0, -1.0, 0.3, 4.0], np.float32)
+    parameters = jnp.broadcast_to(jnp.asarray(nine, jnp.float32), (4, 9))
+    np.testing.assert_allclose(
+        HEADS["quantile"].at_scores(parameters, scores), 3 + 2 * scores, 1e-5
+    )
+    np.testing.assert_allclose(HEADS["quantile"].width(parameters), 2, rtol=1e-5)
+    for freedom in (2.1, 4.0, 50.0, 1e7):
+        parameters = jnp.broadcast_to(jnp.array([3.0, 2.0, freedom]), (4, 3))
+        expected = stats.t.ppf(stats.norm.cdf(scores.astype(float)), freedom, 3, 2)
+        found = HEADS["student_t"].at_scores(parameters, scores)
+        np.testing.assert_allclose(found, expected, rtol=2e-3)
+        np.testing.assert_allclose(HEADS["student_t"].width(parameters), 2, rtol=1e-6)
+
+
 def test_quantiles_beside_scikit_learn():
     head, parameters = placed("quantile")
     assert (np.diff(parameters, axis=-1) > 0).all()

@@ -183,6 +183,18 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
     assert first.startswith("2024-05-05 04:00:00,102")
     assert [len(figures) for figures in pictures] == [2, 2]
     assert len(pictures[1][0].forecast) == 60
+    # Within the horizon the intervals are the same; past it they are those of sample paths, not of
+    # a past that is certain: the first step past it is less sure than the first of all.
+    for level in ("level_0.1", "level_0.9"):
+        np.testing.assert_allclose(long[level]["rising"][:F], whole[level]["rising"], rtol=1e-6)
+    low, high = (np.array(long[level]["rising"]) for level in ("level_0.1", "level_0.9"))
+    assert len(high) == 60
+    assert (high - low)[F] > 1.2 * (high - low)[0]
+    for share, (below, above) in pictures[1][0].intervals.items():
+        assert len(below) == len(above) == 60
+        if share == 0.8:
+            (drawn,) = [name for name in ("rising", "falling") if name in pictures[1][0].caption]
+            np.testing.assert_allclose(above, long["level_0.9"][drawn], rtol=1e-5)
 
     # Past the horizon it is what the forecast so far leads to.
     joined = np.stack([season + line, season - line], axis=-1).tolist()

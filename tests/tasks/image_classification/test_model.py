@@ -50,6 +50,11 @@ def test_each_head_classifies_and_shows_what_it_takes(head):
         np.testing.assert_allclose(taken, 1 - weights["encoder"][:, -1, :, 0, 0], atol=1e-5)
     else:
         np.testing.assert_allclose(taken, 1, atol=1e-5)
+    if head == "mean":
+        # A mean takes all patches alike: what they look at is shown.
+        looked = weights["encoder"][:, -1].mean(axis=2)
+        np.testing.assert_allclose(weights["head"], looked, rtol=1e-5)
+        assert np.ptp(weights["head"], axis=-1).min() > 1e-4
 
 
 def test_weights_of_the_default_config():

@@ -103,6 +103,9 @@ def test_looked_is_where_the_most_weight_is(task, alignment):
         assert outputs.keys() == {"tokens"}
         metrics = task.finalize({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
         assert "alignment_accuracy" not in metrics
+        assert jax.device_get(nnx.jit(task.attention)(model, batch)) == {}
+        (by_length,) = task.figures({}, outputs, "test", {})
+        assert isinstance(by_length, Curves)
         return
     weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
     weights = weights.mean(axis=2) if weights.ndim == 4 else weights

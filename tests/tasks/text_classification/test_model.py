@@ -70,6 +70,44 @@ def test_weights_are_shares_of_the_real_tokens(config):
         assert row.sum() == pytest.approx(1, abs=1e-5) or (cls and 0 < row.sum() < 1)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("kind", [models.AttentionPoolingConfig, models.BiGRUConfig])
+def test_a_mean_has_no_weights_to_show(kind, pooling):
+    tokens, lengths = batch(6)
+    _, weights = build(kind(pooling=pooling))(tokens, lengths, return_weights=True)
+    expected = (0, 0) if pooling == "mean" else (3, 6)
+    assert attended(jax.device_get(weights), has_cls=False, lengths=lengths).shape == expected
+
+
+@pytest.mark.parametrize(("mixer", "shape"), [("dot_product", (3, 6)), ("fourier", (0, 0))])
+def test_of_a_mean_over_layers_the_last_layer_is_shown(mixer, shape):
+    sizes = {"model_size": 8, "num_layers": 2, "num_heads": 2, "feedforward_size": 16}
+    model = build(models.TransformerConfig(**sizes, pooling="mean", mixer=mixer))
+    tokens, lengths = batch(6)
+    weights = jax.device_get(model(tokens, lengths, return_weights=True)[1])
+    assert "pool" not in weights
+    shares = attended(weights, has_cls=False, lengths=lengths)
+    assert shares.shape == shape
+    if len(shares):
+        # Of five tokens, none of which all look at alike.
+        assert np.ptp(shares[0, :5]) > 1e-4
+        assert shares[1].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_attended_by_hand():
+    # Two heads of one layer over two tokens and padding, whose row counts for nothing.
+    first = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]
+    second = [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    attention = {"encoder": np.array([[[first, second]]])}
+    found = attended(attention, has_cls=False, lengths=np.array([2, 9]))
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.0]])
+    found = attended(attention, has_cls=True, lengths=np.array([2, 9]))
+    np.testing.assert_allclose(found, [[0.25, 0.0]])
+    # A mixer that subtracts.
+    negative = {"encoder": np.array([[[[[1.0, -0.5], [0.5, 0.0]]]]])}
+    np.testing.assert_allclose(attended(negative, False, np.array([2])), [[0.75, 0.25]])
+
+
 def test_length_scaling_is_the_square_root_of_the_length():
     config = models.AttentionPoolingConfig(embedding_size=8, pooling="mean")
     model = build(config)
