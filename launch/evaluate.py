@@ -7,11 +7,9 @@ Writes evaluation-<split>.json into the folder and prints it.
 
 from __future__ import annotations
 
-import json
-
 from absl import flags, logging
 
-from launch.engine import cli
+from launch.engine import cli, output
 
 cli.define_workdir()
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
@@ -38,7 +36,7 @@ def evaluate() -> None:
     run.save_outputs(folder, task, result, split)
     record = {"split": split, "step": best, "metrics": result.metrics}
     write_json(folder / f"evaluation-{split}.json", record)
-    print(json.dumps(record, indent=1, ensure_ascii=False))
+    print(output.as_json(record, indent=1))
 
 
 if __name__ == "__main__":

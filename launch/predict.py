@@ -16,7 +16,6 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch.engine import cli
+from launch.engine import cli, output
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
@@ -63,7 +62,7 @@ def predict() -> None:
     for answers in _answered(predictor):
         for answer in answers:
             if cli.FLAGS.format == "json":
-                print(json.dumps(answer, ensure_ascii=False))
+                print(output.as_json(answer))
             else:
                 print(answer["text"])
         sys.stdout.flush()
@@ -129,10 +128,11 @@ def _changed(config: Experiment) -> Experiment:
       UserError: not key=value, or a key that is no matter of decoding, or that has no such value.
     """
     from launch.engine import config as configs
-    from launch.engine.ablation import literal
+    from launch.engine import values as typed
     from tasks.common.errors import UserError
 
-    known = [key for key in configs.flatten(configs.to_dict(config)) if _FREE.fullmatch(key)]
+    values = configs.to_dict(config)
+    known = [key for key in configs.flatten(values) if _FREE.fullmatch(key)]
     changes = {}
     for setting in cli.FLAGS.set:
         key, equals, value = setting.partition("=")
@@ -143,7 +143,7 @@ def _changed(config: Experiment) -> Experiment:
                 f"--set={setting}: write key=value{configs.nearest(key, known)}; keys that a "
                 f"prediction may change: {there_are}"
             )
-        changes[key] = literal(config, key, value)
+        changes[key] = typed.parse(values, key, value)
     return configs.override(config, changes) if changes else config
 
 

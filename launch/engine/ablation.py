@@ -8,8 +8,8 @@ must be what the delta declares, no more and no less.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +19,14 @@ import numpy as np
 
 from launch.engine import config as configs
 from launch.engine import pairs
+from launch.engine import values as typed
 from launch.engine.config import Experiment
 from launch.engine.tables import mean_and_spread, spell_metric
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+
+# Of an experiment's name: file systems take 255 bytes, and seed and hash stand behind it.
+_LONGEST_NAME = 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +82,10 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     Raises:
       UserError: a setting is not key=value, or does not fit its key.
     """
-    base = configs.override(configs.load_file(ablation.base), ablation.overrides)
+    base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
-    for key, values in map(_key_values, settings):
-        overrides[key] = literal(base, key, ",".join(values))
+    for key, text in map(_key_value, settings):
+        overrides[key] = typed.parse(base, key, text)
     return dataclasses.replace(ablation, overrides=overrides)
 
 
@@ -124,35 +128,34 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     Raises:
       UserError: a setting is not key=values, or a value does not fit its key.
     """
-    pairs = map(_key_values, settings)
-    axes = [[(key, value) for value in values] for key, values in pairs]
-    found = {}
+    values = configs.to_dict(base)
+    given = [(key, typed.split(text)) for key, text in map(_key_value, settings)]
+    axes = [[(key, text, typed.parse(values, key, text)) for text in texts] for key, texts in given]
+    found: dict[str, Experiment] = {}
     for combination in itertools.product(*axes):
-        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
-        changes = {key: literal(base, key, value) for key, value in combination}
+        name = ",".join(f"{key.split('.')[-1]}={text}" for key, text, _ in combination)
+        changes = {key: value for key, _, value in combination}
         if combination:
-            changes["name"] = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
+            changes["name"] = _short(re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-"))
+        if name in found:
+            raise UserError(f"--set: {name} is given twice; give each value once")
         found[name or base.name] = configs.override(base, changes)
     return found
 
 
-def _key_values(setting: str) -> tuple[str, list[str]]:
-    key, equals, values = setting.partition("=")
-    if not equals or not values:
+def _short(name: str) -> str:
+    """A name that fits into a file's, with a hash in place of what is cut off."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    code = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{code}"
+
+
+def _key_value(setting: str) -> tuple[str, str]:
+    key, equals, text = setting.partition("=")
+    if not equals or not text or not key:
         raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
-    # Commas inside brackets belong to a value: mixer=performer(features=64,kernel=relu),linear.
-    return key.removeprefix("config."), re.split(r",(?![^()]*\))", values)
-
-
-def literal(base: Experiment, key: str, value: str) -> Any:
-    """A value as typed: a string where the key holds one, else JSON where it is that."""
-    current = configs.flatten(configs.to_dict(base)).get(key)
-    if isinstance(current, str):
-        return value
-    try:
-        return json.loads(value.lower() if value in ("True", "False") else value)
-    except json.JSONDecodeError:
-        return value
+    return key.removeprefix("config."), text
 
 
 @dataclasses.dataclass(frozen=True)
