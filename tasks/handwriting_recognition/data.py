@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.builders import Definition
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_image, resized
@@ -25,7 +24,7 @@ from tasks.common.manifests import own_examples
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
 from tasks.common.text import TextConfig, TextEncoder
-from tasks.common.transcription import TranscribedExamples, units_of
+from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
 from tasks.handwriting_recognition import digits
 from tasks.handwriting_recognition.lines import HEIGHT, Lines, WrittenLines
 
@@ -121,15 +120,14 @@ class HandwritingData:
     conditions: tuple[str, ...] = ("",)
 
     @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        return transcribed_parts(self.splits, self.encoder, "images")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the texts and of some pictures of each split."""
-        digest = hashlib.sha256(self.encoder.to_json().encode())
-        for split in SPLITS:
-            part = self.splits[split]
-            digest.update(f"{split} {part.texts!r}".encode())
-            for index in range(0, len(part), max(len(part) // 500, 1)):
-                digest.update(np.ascontiguousarray(part[index]["columns"]))
-        return digest.hexdigest()[:32]
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> HandwritingData:

@@ -62,7 +62,8 @@ def read_folder(
     remedy = "give folders train, validation and test"
     parts = hold_out(hashes, list(splits), path, remedy)
     held_out = {
-        split: Images(train.images[rows], train.labels[rows]) for split, rows in parts.items()
+        split: Images(train.images[rows], train.labels[rows], [train.ids[row] for row in rows])
+        for split, rows in parts.items()
     }
     splits |= held_out
     return labels, {split: splits[split] for split in SPLITS}
@@ -96,7 +97,8 @@ def _read_classes(
     images, kept = read_each(files, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
-    return Images(stacked, np.array(numbers, np.int32)[kept])
+    ids = [hashlib.sha256(files[number].read_bytes()).hexdigest() for number in kept]
+    return Images(stacked, np.array(numbers, np.int32)[kept], ids)
 
 
 # ---------------------------------------------------------------------- predict

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_each, read_image, resized
@@ -87,8 +87,10 @@ class Pictures:
         images: np.ndarray,
         labels: np.ndarray,
         apart: Mapping[str, np.ndarray] | None = None,
+        ids: np.ndarray | None = None,
     ):
         self.images, self.labels, self.apart = images, labels, dict(apart or {})
+        self.ids = digests.ids(images, labels) if ids is None else ids
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,15 +107,20 @@ class SegmentationData:
     names: tuple[str, ...]
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all pictures and labels in their order."""
-        digest = hashlib.sha256(repr(self.names).encode())
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {"class names": digests.of_rows(self.names)}
         for split in SPLITS:
             pictures = self.splits[split]
-            digest.update(f"{split} {pictures.images.shape}".encode())
-            digest.update(np.ascontiguousarray(pictures.images))
-            digest.update(np.ascontiguousarray(pictures.labels))
-        return digest.hexdigest()[:32]
+            found[f"{split} images"] = digests.of_rows(pictures.images)
+            found[f"{split} masks"] = digests.of_rows(pictures.labels)
+            found[f"{split} conditions"] = digests.of_rows([pictures.apart])
+        return found
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
@@ -185,22 +192,24 @@ def _fitted(
     apart: Mapping[str, str] | None = None,
 ) -> Pictures:
     """Pictures of the size that the config asks for; `apart` goes by the beginning of the ids."""
-    size = tuple(config.image_size)
-    images, labels, source = [], [], []
+    size, tiled = tuple(config.image_size), config.fit == "tiles"
+    images, labels, source, codes = [], [], [], []
     for number, (image, mask) in enumerate(pairs):
-        if config.fit == "tiles":
+        whole = digests.code((image, mask))
+        if tiled:
             cut = tiles.once(image, mask, size, VOID)
         else:
             cut = [(resized(image, size), nearest(mask, size))]
-        for window, window_labels in cut:
+        for place, (window, window_labels) in enumerate(cut):
             images.append(window)
             labels.append(window_labels)
             source.append(number)
+            codes.append((whole, place, size if tiled else None))
     told = {
         name: np.array([ids[number].startswith(start) for number in source])
         for name, start in (apart or {}).items()
     }
-    return Pictures(np.stack(images), np.stack(labels), told)
+    return Pictures(np.stack(images), np.stack(labels), told, digests.ids(codes))
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
