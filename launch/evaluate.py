@@ -7,7 +7,9 @@ Writes evaluation-<split>.json into the folder and prints it.
 
 from __future__ import annotations
 
-from absl import flags, logging
+import sys
+
+from absl import flags
 
 from launch.engine import cli, output
 
@@ -27,7 +29,11 @@ def evaluate() -> None:
     if config.training.refit:
         task = task.with_validation()
         if split == "validation":
-            logging.warning("the run was refitted on validation: what it is worth is told by test")
+            print(
+                "this run was refitted on train and validation; use --split=test for an unbiased "
+                "estimate",
+                file=sys.stderr,
+            )
     run.check_assets(task, folder)
     steps, variables, best = run.load_variables(task, config, folder)
     result = evaluation.evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from launch.engine import pairs
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import write_json
+from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.task import Task
 
@@ -30,15 +32,26 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
             / "baselines"
             / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
         )
-        if path.exists():
-            with contextlib.suppress(json.JSONDecodeError):
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-        if name not in found:
-            found[name] = fit()
+        cached = _cached(path)
+        if "correctness" in cached and len(cached["correctness"]) != len(correct):
+            cached = {}
+        found[name] = cached or fit()
+        if not cached:
             if "correctness" in found[name]:
                 found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
-            write_json(path, found[name])
+            # Without the cache the next run fits it again.
+            with contextlib.suppress(UserError):
+                write_json(path, found[name])
         if (theirs := found[name].pop("correctness", None)) is not None:
             gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
             found[name]["gain"], found[name]["gain_95"] = pairs.interval(gain, task.overlap)
     return found
+
+
+def _cached(path: Path) -> dict[str, Any]:
+    """What was written; empty if nothing was, or the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
