@@ -12,6 +12,7 @@ import numpy as np
 from launch.engine import pairs
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import write_json
+from tasks.common import digests
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.task import Task
@@ -25,6 +26,7 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
     """
     found: dict[str, dict[str, Any]] = {}
     correct = task.correctness(test.outputs, "test")
+    examples = digests.of_rows(task.example_ids("test"))
     sign = 1 if task.higher_is_better else -1
     for name, fit in task.baselines().items():
         path = (
@@ -33,15 +35,18 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
             / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
         )
         cached = _cached(path)
-        if "correctness" in cached and len(cached["correctness"]) != len(correct):
+        if "correctness" in cached and cached.get("examples") != examples:
+            # Made by an earlier version, or of other examples.
             cached = {}
         found[name] = cached or fit()
         if not cached:
             if "correctness" in found[name]:
                 found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
+                found[name]["examples"] = examples
             # Without the cache the next run fits it again.
             with contextlib.suppress(UserError):
                 write_json(path, found[name])
+        found[name].pop("examples", None)
         if (theirs := found[name].pop("correctness", None)) is not None:
             gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
             found[name]["gain"], found[name]["gain_95"] = pairs.interval(gain, task.overlap)

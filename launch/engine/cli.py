@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from launch.engine import output
-from launch.engine.errors import Interrupted, Terminated, system_error
+from launch.engine.errors import Interrupted, signal_of, system_error
 from tasks.common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -204,8 +203,7 @@ def _guarded(verb: Callable[[], Any]) -> Any:
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt as stopped:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
-        sys.exit(128 + number)
+        sys.exit(128 + signal_of(stopped))
     except BrokenPipeError:
         output.discard_closed()
         fail("the reader of the output has closed the pipe")

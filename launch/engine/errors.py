@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -19,6 +23,30 @@ class Interrupted(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came outside of training, where nothing has to be saved."""
+
+
+def signal_of(stopped: KeyboardInterrupt) -> int:
+    """Returns the number of the signal that raised an exception."""
+    return int(signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raises `Terminated` at SIGTERM, so that the caller can finish; a second one kills."""
+
+    def terminate(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are handled in the main thread only.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # Reasons of the operating system that are no fault of the program.
