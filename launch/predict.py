@@ -55,6 +55,8 @@ def predict() -> None:
     config = run.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
+    if cli.FLAGS.pictures == "":
+        raise UserError("--pictures is empty, expected a folder")
     config = _changed(config)
     cli.set_up_jax(config)
     task = run.restored_task(config, folder)

@@ -342,6 +342,7 @@ class Predictor:
         """Args: task restored from the folder's assets; its experiment; the run folder."""
         self._task = task
         self._batch_size = config.training.evaluation_batch_size
+        self._model_name = config.model.name
         self._steps, self._variables, self.step = load_variables(task, config, folder)
 
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
@@ -352,13 +353,21 @@ class Predictor:
         """Answers, and figures for each input; see `Task.pictures`.
 
         Raises:
-          UserError: the task draws nothing.
+          UserError: the task or its model draws nothing.
         """
         if type(self._task).pictures is Task.pictures:
-            raise UserError("--pictures: this task draws none of its predictions")
+            raise UserError(
+                "--pictures: this task draws none of its predictions; leave the flag out"
+            )
         outputs = self._gathered(raw, self._steps.outputs)
         attention = self._gathered(raw, self._steps.attention)
-        return self._task.describe(raw, outputs), self._task.pictures(raw, outputs, attention)
+        drawn = self._task.pictures(raw, outputs, attention)
+        if len(raw) and not any(drawn):
+            raise UserError(
+                f"--pictures: config.model.name={self._model_name} has nothing to draw of its "
+                "predictions; leave the flag out"
+            )
+        return self._task.describe(raw, outputs), drawn
 
     def _gathered(self, raw: Sequence[str], step: Any) -> dict[str, np.ndarray]:
         return gather(
