@@ -60,6 +60,10 @@ class Checkpoints:
         import grain.checkpoint
 
         self.wait()
+        known = self._written_down()
+        if known.pop(str(step), None) is not None:
+            # Of a checkpoint of this step that was removed.
+            write_json(self._sums, known)
         args = self._ocp.args
         items = {"state": args.StandardSave(state)}
         if iterator is not None:

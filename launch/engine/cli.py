@@ -76,7 +76,9 @@ def define_config() -> None:
 
 def define_workdir() -> None:
     """Defines --workdir."""
-    flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+    # Two commands in one process share it.
+    if "workdir" not in FLAGS:
+        flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
 
 
 def define_record() -> None:
