@@ -30,7 +30,7 @@ def ablate() -> None:
     experiments = ablations.resolve_ablation(ablation)
     cli.check_recordable()
     cli.set_up_jax(next(iter(experiments.values())))
-    outcomes = ablations.run_all(
+    outcomes, stopped = ablations.run_all(
         experiments,
         cli.FLAGS.seeds or ablation.seeds,
         folder,
@@ -38,9 +38,9 @@ def ablate() -> None:
         cli.command(),
         lambda line: print(line, file=sys.stderr, flush=True),
     )
-    cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
-    if ablations.finish(folder, Path(path).stem, outcomes):
-        sys.exit(1)
+    if not stopped:
+        cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
+    sys.exit(ablations.finish(folder, Path(path).stem, outcomes, stopped))
 
 
 if __name__ == "__main__":

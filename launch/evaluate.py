@@ -7,11 +7,17 @@ Writes evaluation-<split>.json into the folder and prints it.
 
 from __future__ import annotations
 
-import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from absl import flags, logging
+from absl import flags
 
-from launch.engine import cli
+from launch.engine import cli, output
+
+if TYPE_CHECKING:
+    from launch.engine.config import Experiment
+    from tasks.common.paths import Paths
 
 cli.define_workdir()
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
@@ -19,17 +25,41 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split
 
 def evaluate() -> None:
     """The verb."""
+    from launch.engine import run
+
+    folder = cli.workdir()
+    config = run.saved_config(folder)
+    cli.set_up_jax(config)
+    print(output.as_json(evaluate_run(config, folder, cli.FLAGS.split, cli.paths()), indent=1))
+
+
+def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run directory, and writes what it found there.
+
+    Args:
+      config: of the run.
+      folder: run directory.
+      split: which split.
+      paths: where data is kept.
+
+    Returns:
+      Split, step and metrics.
+
+    Raises:
+      UserError: the data cannot be read or differ from those of the run, or there is no checkpoint.
+    """
     from launch.engine import evaluation, run
     from launch.engine.writers import write_json
 
-    folder, split = cli.workdir(), cli.FLAGS.split
-    config = run.saved_config(folder)
-    cli.set_up_jax(config)
-    task = run.prepared_task(config, cli.paths(), folder)
+    task = run.prepared_task(config, paths, folder)
     if config.training.refit:
         task = task.with_validation()
         if split == "validation":
-            logging.warning("the run was refitted on validation: what it is worth is told by test")
+            print(
+                "this run was refitted on train and validation; use --split=test for an unbiased "
+                "estimate",
+                file=sys.stderr,
+            )
     run.check_assets(task, folder)
     steps, variables, best = run.load_variables(task, config, folder)
     result = evaluation.evaluate(
@@ -38,7 +68,7 @@ def evaluate() -> None:
     run.save_outputs(folder, task, result, split)
     record = {"split": split, "step": best, "metrics": result.metrics}
     write_json(folder / f"evaluation-{split}.json", record)
-    print(json.dumps(record, indent=1, ensure_ascii=False))
+    return record
 
 
 if __name__ == "__main__":

@@ -29,21 +29,37 @@ flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors
 def export_weights() -> None:
     """The verb."""
     from launch.engine import run
-    from tasks.common.errors import UserError
 
     folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
     config = run.saved_config(folder)
+    check_exportable(config, folder, target)
+    cli.set_up_jax(config)
+    export(config, folder, target)
+    print(f"folder: {target}")
+
+
+def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
+    """Refuses a run that is no masked language model, and a folder that is there already.
+
+    Raises:
+      UserError: either.
+    """
+    from tasks.common.errors import UserError
+
     if config.task != "language_modeling" or config.model.objective != "masked":
         raise UserError(
             f"--workdir={folder}: a run of {config.task}, expected a masked language_modeling"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to={target}: is there already; name a new folder")
+
+
+def export(config: Experiment, folder: Path, target: Path) -> None:
+    """Writes the folder; needs the run directory, and no data."""
     from tasks.common.huggingface_folders import write_folder
 
-    cli.set_up_jax(config)
+    check_exportable(config, folder, target)
     write_folder(target, _saved(config, folder))
-    print(f"folder: {target}")
 
 
 def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:

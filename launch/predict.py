@@ -64,6 +64,8 @@ def predict() -> None:
     config = run.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
+    if cli.FLAGS.pictures == "":
+        raise UserError("--pictures is empty, expected a folder")
     config = _changed(config)
     cli.set_up_jax(config)
     task = run.restored_task(config, folder)
@@ -139,10 +141,11 @@ def _changed(config: Experiment) -> Experiment:
       UserError: not key=value, or a key that is no matter of decoding, or that has no such value.
     """
     from launch.engine import config as configs
-    from launch.engine.ablation import literal
+    from launch.engine import values as typed
     from tasks.common.errors import UserError
 
-    known = [key for key in configs.flatten(configs.to_dict(config)) if _FREE.fullmatch(key)]
+    values = configs.to_dict(config)
+    known = [key for key in configs.flatten(values) if _FREE.fullmatch(key)]
     changes = {}
     for setting in cli.FLAGS.set:
         key, equals, value = setting.partition("=")
@@ -153,7 +156,7 @@ def _changed(config: Experiment) -> Experiment:
                 f"--set={setting}: write key=value{configs.nearest(key, known)}; keys that a "
                 f"prediction may change: {there_are}"
             )
-        changes[key] = literal(config, key, value)
+        changes[key] = typed.parse(values, key, value)
     return configs.override(config, changes) if changes else config
 
 

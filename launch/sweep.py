@@ -29,7 +29,7 @@ def sweep() -> None:
     experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
     cli.check_recordable()
     cli.set_up_jax(config)
-    outcomes = ablations.run_all(
+    outcomes, stopped = ablations.run_all(
         experiments,
         cli.FLAGS.seeds,
         folder,
@@ -37,9 +37,9 @@ def sweep() -> None:
         cli.command(),
         lambda line: print(line, file=sys.stderr, flush=True),
     )
-    cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
-    if ablations.finish(folder, f"{config.task}: {config.data.name}", outcomes):
-        sys.exit(1)
+    if not stopped:
+        cli.record(record for outcome in outcomes.values() for record in outcome.records.values())
+    sys.exit(ablations.finish(folder, f"{config.task}: {config.data.name}", outcomes, stopped))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tasks.common import digests
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import Bucket, Examples
@@ -84,6 +85,14 @@ class Task(abc.ABC):
         """Hash of the data and of what was fitted on it; keys the cache of the baselines."""
 
     @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Hash of each part of the data, by a name for messages ('train labels'), so that a run can
+        tell which part has changed; see `tasks.common.digests.of_rows`. Together they cover all
+        that `fingerprint` does.
+        """
+        return {"data": self.fingerprint}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What sets runs of one experiment apart in results (a horizon, a held-out speaker)."""
         return {}
@@ -148,6 +157,16 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """[n] a figure for each example whose mean is the primary metric: for paired tests."""
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Returns an id of each example, uint64 [n], in the order of `correctness`.
+
+        Two runs are compared example by example where these are equal. The default hashes the
+        arrays of each example; a task whose config changes these (a tokenizer, a size) hashes what
+        they were made of.
+        """
+        examples = self.examples(split)
+        return digests.ids([examples[index] for index in range(len(examples))])
 
     def figures(
         self,

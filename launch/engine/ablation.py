@@ -8,9 +8,10 @@ must be what the delta declares, no more and no less.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,15 @@ import numpy as np
 
 from launch.engine import config as configs
 from launch.engine import pairs
+from launch.engine import values as typed
 from launch.engine.config import Experiment
+from launch.engine.errors import Interrupted, signal_of, system_error, terminable
 from launch.engine.tables import mean_and_spread, spell_metric
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
+
+# Of an experiment's name: file systems take 255 bytes, and seed and hash stand behind it.
+_LONGEST_NAME = 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +84,10 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     Raises:
       UserError: a setting is not key=value, or does not fit its key.
     """
-    base = configs.override(configs.load_file(ablation.base), ablation.overrides)
+    base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
-    for key, values in map(_key_values, settings):
-        overrides[key] = literal(base, key, ",".join(values))
+    for key, text in map(_key_value, settings):
+        overrides[key] = typed.parse(base, key, text)
     return dataclasses.replace(ablation, overrides=overrides)
 
 
@@ -124,35 +130,34 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     Raises:
       UserError: a setting is not key=values, or a value does not fit its key.
     """
-    pairs = map(_key_values, settings)
-    axes = [[(key, value) for value in values] for key, values in pairs]
-    found = {}
+    values = configs.to_dict(base)
+    given = [(key, typed.split(text)) for key, text in map(_key_value, settings)]
+    axes = [[(key, text, typed.parse(values, key, text)) for text in texts] for key, texts in given]
+    found: dict[str, Experiment] = {}
     for combination in itertools.product(*axes):
-        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in combination)
-        changes = {key: literal(base, key, value) for key, value in combination}
+        name = ",".join(f"{key.split('.')[-1]}={text}" for key, text, _ in combination)
+        changes = {key: value for key, _, value in combination}
         if combination:
-            changes["name"] = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
+            changes["name"] = _short(re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-"))
+        if name in found:
+            raise UserError(f"--set: {name} is given twice; give each value once")
         found[name or base.name] = configs.override(base, changes)
     return found
 
 
-def _key_values(setting: str) -> tuple[str, list[str]]:
-    key, equals, values = setting.partition("=")
-    if not equals or not values:
+def _short(name: str) -> str:
+    """A name that fits into a file's, with a hash in place of what is cut off."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    code = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{code}"
+
+
+def _key_value(setting: str) -> tuple[str, str]:
+    key, equals, text = setting.partition("=")
+    if not equals or not text or not key:
         raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
-    # Commas inside brackets belong to a value: mixer=performer(features=64,kernel=relu),linear.
-    return key.removeprefix("config."), re.split(r",(?![^()]*\))", values)
-
-
-def literal(base: Experiment, key: str, value: str) -> Any:
-    """A value as typed: a string where the key holds one, else JSON where it is that."""
-    current = configs.flatten(configs.to_dict(base)).get(key)
-    if isinstance(current, str):
-        return value
-    try:
-        return json.loads(value.lower() if value in ("True", "False") else value)
-    except json.JSONDecodeError:
-        return value
+    return key.removeprefix("config."), text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +177,7 @@ def run_all(
     paths: Paths,
     command: str,
     say: Any,
-) -> dict[str, Outcome]:
+) -> tuple[dict[str, Outcome], int]:
     """Runs every experiment at every seed; finished ones are found by their config's hash.
 
     Args:
@@ -182,27 +187,46 @@ def run_all(
       paths: where data is kept.
       command: as typed, for the records.
       say: called with a line about each run.
+
+    Returns:
+      Outcomes by name, and the number of the signal that stopped the runs; 0 if none did.
+
+    Raises:
+      BrokenPipeError: the reader of the output has gone.
     """
     from launch.engine.run import run
 
+    known: dict[str, Any] = {}
     outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
     # Seed by seed, so that a stopped ablation has compared all it could.
-    for offset, (name, outcome) in itertools.product(range(seeds), outcomes.items()):
-        seed = outcome.experiment.seed + offset
-        config = configs.override(outcome.experiment, {"seed": seed})
-        run_folder = folder / f"{config.name}-seed{seed}-{configs.identity(config)}"
-        finished = (run_folder / "result.json").exists()
-        say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
-        outcome.folders[seed] = run_folder
-        try:
-            outcome.records[seed] = run(config, run_folder, paths, command)
-        except UserError as error:
-            outcome.failures[seed] = str(error)
-        except Exception as error:
-            outcome.failures[seed] = f"{type(error).__name__}: {error}"
-        if seed in outcome.failures:
-            say(f"{name}, seed {seed}: failed: {outcome.failures[seed]}")
-    return outcomes
+    runs = itertools.product(range(seeds), outcomes.items())
+    try:
+        with terminable():
+            for offset, (name, outcome) in runs:
+                seed = outcome.experiment.seed + offset
+                config = configs.override(outcome.experiment, {"seed": seed})
+                run_folder = folder / f"{config.name}-seed{seed}-{configs.identity(config)}"
+                finished = (run_folder / "result.json").exists()
+                say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
+                outcome.folders[seed] = run_folder
+                try:
+                    outcome.records[seed] = run(config, run_folder, paths, command, known=known)
+                except (BrokenPipeError, Interrupted):
+                    raise
+                except UserError as error:
+                    outcome.failures[seed] = str(error)
+                except Exception as error:
+                    reason = system_error(error) or f"{type(error).__name__}: {error}"
+                    outcome.failures[seed] = reason
+                if seed in outcome.failures:
+                    say(f"{name}, seed {seed}: failed: {outcome.failures[seed]}")
+    except Interrupted as stopped:
+        say(str(stopped))
+        return outcomes, stopped.signal_number
+    except KeyboardInterrupt as stopped:
+        say("stopped; the same command goes on from the last checkpoint")
+        return outcomes, signal_of(stopped)
+    return outcomes, 0
 
 
 def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
@@ -210,21 +234,23 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
 
     Paired by example: for each test example the mean correctness over the common seeds, the
     base's taken away; see `launch.engine.pairs.interval`.
+
+    Returns:
+      Mean and half the interval; None if no seed has both.
+
+    Raises:
+      UserError: the runs were tested on different examples, or their outputs cannot be read.
     """
     common = sorted(outcome.records.keys() & base.records.keys())
     if not common:
         return None
-    differences = []
+    # Files of earlier versions have no ids: there equal configs of the data are required.
+    same_data = getattr(outcome.experiment, "data", None) == getattr(base.experiment, "data", None)
+    differences, first = [], pairs.read(base.folders[common[0]])
     for seed in common:
-        own, overlap = _correctness(outcome.folders[seed])
-        differences.append(own - _correctness(base.folders[seed])[0])
-    return pairs.interval(np.mean(differences, axis=0), overlap)
-
-
-def _correctness(folder: Path) -> tuple[np.ndarray, int]:
-    with np.load(folder / "outputs-test.npz") as saved:
-        overlap = int(saved["overlap"]) if "overlap" in saved else 1
-        return saved["correctness"].astype(np.float64), overlap
+        own, other = pairs.read(outcome.folders[seed]), pairs.read(base.folders[seed])
+        differences.append(own.beside(first, same_data) - other.beside(first, same_data))
+    return pairs.interval(np.mean(differences, axis=0), first.overlap)
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
@@ -244,9 +270,15 @@ def _rows(
     for name, outcome in outcomes.items():
         runs = list(outcome.records.values())
         if not runs:
-            yield [name, *("failed" for _ in metrics), "", "0", "", ""]
+            word = "failed" if outcome.failures else "not run"
+            yield [name, *(word for _ in metrics), "", "0", "", ""]
             continue
-        pair = paired_difference(outcome, base) if outcome is not base else None
+        pair = None
+        if outcome is not base:
+            try:
+                pair = paired_difference(outcome, base)
+            except UserError as error:
+                print(f"{name}: not paired with the base: {error}", file=sys.stderr)
         yield [
             name,
             *(spell_metric(runs, metric) for metric in metrics),
@@ -262,13 +294,26 @@ def _rows(
         yield [f"baseline {name}", *figures, "", "", "", ""]
 
 
-def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome]) -> int:
-    """Prints the table, writes it as table.md and its figures as table.json; counts failures."""
+def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome], stopped: int = 0) -> int:
+    """Prints the table, writes it as table.md and its figures as table.json.
+
+    Args:
+      folder: for the files.
+      title: of the table.
+      outcomes: of `run_all`.
+      stopped: number of the signal that stopped the runs; the title then says that the table is
+        partial. 0: none did.
+
+    Returns:
+      The exit status: 128 and the signal's number, or 1 if a run failed, or 0.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from launch.engine.writers import write_json, write_text
 
+    if stopped:
+        title = f"{title} (partial)"
     header, rows = table(outcomes)
     shown = Table(title=title)
     for number, column in enumerate(header):
@@ -294,4 +339,6 @@ def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome]) -> int:
     )
     for run, message in failures.items():
         print(f"failed: {run}: {message}")
-    return len(failures)
+    if stopped:
+        return 128 + stopped
+    return 1 if failures else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from launch.engine import pairs
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import write_json
+from tasks.common import digests
+from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.task import Task
 
@@ -23,6 +26,7 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
     """
     found: dict[str, dict[str, Any]] = {}
     correct = task.correctness(test.outputs, "test")
+    examples = digests.of_rows(task.example_ids("test"))
     sign = 1 if task.higher_is_better else -1
     for name, fit in task.baselines().items():
         path = (
@@ -30,15 +34,29 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
             / "baselines"
             / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
         )
-        if path.exists():
-            with contextlib.suppress(json.JSONDecodeError):
-                found[name] = json.loads(path.read_text(encoding="utf-8"))
-        if name not in found:
-            found[name] = fit()
+        cached = _cached(path)
+        if "correctness" in cached and cached.get("examples") != examples:
+            # Made by an earlier version, or of other examples.
+            cached = {}
+        found[name] = cached or fit()
+        if not cached:
             if "correctness" in found[name]:
                 found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
-            write_json(path, found[name])
+                found[name]["examples"] = examples
+            # Without the cache the next run fits it again.
+            with contextlib.suppress(UserError):
+                write_json(path, found[name])
+        found[name].pop("examples", None)
         if (theirs := found[name].pop("correctness", None)) is not None:
             gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
             found[name]["gain"], found[name]["gain_95"] = pairs.interval(gain, task.overlap)
     return found
+
+
+def _cached(path: Path) -> dict[str, Any]:
+    """What was written; empty if nothing was, or the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

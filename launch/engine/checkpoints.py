@@ -60,6 +60,10 @@ class Checkpoints:
         import grain.checkpoint
 
         self.wait()
+        known = self._written_down()
+        if known.pop(str(step), None) is not None:
+            # Of a checkpoint of this step that was removed.
+            write_json(self._sums, known)
         args = self._ocp.args
         items = {"state": args.StandardSave(state)}
         if iterator is not None:
@@ -125,8 +129,8 @@ class Checkpoints:
                     iterator.set_state(fresh)
         if steps:
             raise UserError(
-                f"{self._folder}: none of the checkpoints can be read; remove the folder to start "
-                "anew"
+                f"{self._folder}: none of the checkpoints can be read; restore them, or name "
+                "another --workdir"
             )
         return 0, None
 
@@ -164,11 +168,25 @@ class Checkpoints:
         self._manager.close()
 
 
+def finished_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints were written to their end, ascending; none if there is no folder.
+
+    Args:
+      folder: checkpoints/ of a run. It is only looked at.
+    """
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if (path / COMMITTED).exists()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def _file_sums(file: Path) -> list[int]:
     data = file.read_bytes()
     return [len(data), zlib.crc32(data)]
 
 
 def _quiet() -> None:
-    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+    for name in ("orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Threads that write log their traceback, which the caller gets as an exception anyway.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

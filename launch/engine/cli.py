@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +16,27 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from launch.engine import output
+from launch.engine.errors import Interrupted, signal_of, system_error
 from tasks.common.errors import UserError
 
 FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass
+class _Overrides:
+    """Keys of the config as given on the command line.
+
+    Attributes:
+      allowed: whether the command takes --config.key=value.
+      values: nested dict of the config file with the overrides; None before the flags are parsed.
+    """
+
+    allowed: bool = False
+    values: dict[str, Any] | None = None
+
+
+_overrides = _Overrides()
 
 flags.DEFINE_string(
     "data_dir", None, "Folder of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir)."
@@ -44,19 +65,20 @@ def paths():
 
 def define_config() -> None:
     """Defines --config, a file whose keys `--config.key=value` overrides."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file(
+    flags.DEFINE_string(
         "config",
         None,
         "Config file, for example configs/text_classification.py:sst2; "
         "--config.model.num_layers=2 overrides a key.",
     )
+    _overrides.allowed = True
 
 
 def define_workdir() -> None:
     """Defines --workdir."""
-    flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+    # Two commands in one process share it.
+    if "workdir" not in FLAGS:
+        flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
 
 
 def define_record() -> None:
@@ -106,12 +128,9 @@ def experiment():
     """The experiment that --config and its overrides describe."""
     from launch.engine.config import resolve
 
-    if not FLAGS["config"].present:
+    if _overrides.values is None:
         raise UserError("--config is missing, for example --config=configs/text_classification.py")
-    config = FLAGS["config"].value
-    if not hasattr(config, "to_dict"):
-        raise UserError(f"--config: get_config must return experiment(...), got {config!r}")
-    return resolve(config)
+    return resolve(_overrides.values)
 
 
 def command() -> str:
@@ -144,91 +163,176 @@ def set_up_jax(config=None) -> None:
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     if config is not None:
         request_devices(config.mesh)
+    _check_platform()
+
+
+def _check_platform() -> None:
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where a platform is known to it but nothing supports it.
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        if named := os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms:
+            reason = f"JAX_PLATFORMS={named}: not available ({reason}); unset it, or set it to cpu"
+        raise UserError(reason) from None
 
 
 def main(verb: Callable[[], None], usage: str) -> None:
-    """Runs a verb: a person's mistake is one line on standard error and exit status 2."""
+    """Runs a command: a user's mistake is one line on standard error and exit status 2."""
     logging.set_verbosity(logging.WARNING)
+    output.tolerate_narrow_encodings()
+    threading.excepthook = _failed_thread
     sys.modules["__main__"].__doc__ = usage
     for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
         if name in FLAGS:
             # So that --help shows it, though it is defined here.
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
-    app.run(lambda _: _guarded(verb), flags_parser=_parse)
+    app.run(lambda _: _guarded(verb), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 
 
-def _guarded(verb: Callable[[], None]) -> None:
-    from launch.engine.errors import Interrupted
-
+def _guarded(verb: Callable[[], Any]) -> Any:
     try:
-        verb()
+        result = verb()
+        # Here a pipe that is closed, or a disk that is full, can still be reported.
+        sys.stdout.flush()
+        return result
     except UserError as error:
         fail(str(error))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal_of(stopped))
     except BrokenPipeError:
-        # The reader of a pipe has gone (`| head`): nothing more to say, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard_closed()
+        fail("the reader of the output has closed the pipe")
+    except Exception as error:
+        # flags reports its own errors; what remains is a fault of the program.
+        reason = system_error(error)
+        if reason is None:
+            raise
+        fail(reason)
+
+
+def _failed_thread(failure: Any) -> None:
+    """Threads that write (events, checkpoints) fail for the reasons of their caller, who reports
+    them; anything else is a fault of the program.
+    """
+    if failure.exc_value is None or system_error(failure.exc_value) is None:
+        threading.__excepthook__(failure)
 
 
 def fail(message: str) -> None:
     """One line on standard error, exit status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        from launch.engine.config import load_module
-
-        if "config" in FLAGS and (given := _given_config(argv)):
-            load_module(given.partition(":")[0])
-        rest = FLAGS(list(argv))
-    except UserError as error:
-        fail(str(error))
-    except Exception as error:
-        with contextlib.suppress(UserError):
-            _explain(argv)
-            fail(f"{error}")
-        raise AssertionError from error
+        words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+        if _overrides.allowed:
+            words = _without_overrides(words)
+        rest = FLAGS(words)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from None
+    except flags.Error as error:
+        raise UserError(str(error)) from None
     if rest[1:]:
-        fail(f"{rest[1]!r} is not a flag; flags begin with --, see --help")
+        raise UserError(f"{rest[1]!r} is not a flag; flags begin with --, see --help")
     return rest
 
 
-def _given_config(argv: Sequence[str]) -> str | None:
-    for place, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else next(iter(argv[place + 1 : place + 2]), None)
-    return None
-
-
-def _explain(argv: Sequence[str]) -> None:
-    """Says better than the flags library what is wrong with --config or its overrides."""
+def _without_overrides(words: Sequence[str]) -> list[str]:
+    """Reads --config and its overrides, and returns the other words with --config."""
     from launch.engine import config as configs
+    from launch.engine import values as typed
 
-    given = _given_config(argv)
-    overrides = [
-        word.lstrip("-").partition("=")[0].removeprefix("config.")
-        for word in argv
-        if word.startswith(("--config.", "-config."))
-    ]
-    if "config" in FLAGS and overrides and not given:
-        fail("--config is missing: --config.key=value overrides a key of --config=FILE")
-    if "config" not in FLAGS or not given:
-        return
-    try:
-        known = configs.flatten(configs.to_dict(configs.load_file(given)))
-    except UserError as error:
-        fail(str(error))
-    for key in overrides:
-        if key not in known:
-            inner = [name for name in known if name.startswith(f"{key}.")]
-            if inner:
-                fail(f"config.{key}: is a group of keys; set one of them, such as {inner[0]}")
-            fail(f"config.{key}: no such key{configs.nearest(key, known)}")
+    given = _given_config(words)
+    found = _override_words(words)
+    if given is None:
+        if found:
+            raise UserError(
+                "--config is missing: --config.key=value overrides a key of --config=FILE"
+            )
+        return list(words)
+    values = configs.load_values(given)
+    changes: dict[str, Any] = {}
+    taken: set[int] = set()
+    for place, negated, key, value in found:
+        hint = typed.field_type(values, key)
+        taken.add(place)
+        if hint is bool and value is None:
+            changes[key] = not negated
+            continue
+        if negated:
+            raise UserError(f"--noconfig.{key}: is not a truth value; write --config.{key}=VALUE")
+        if value is None:
+            if place + 1 >= len(words):
+                raise UserError(f"--config.{key}: has no value; write --config.{key}=VALUE")
+            taken.add(place + 1)
+            value = words[place + 1]
+        parsed = typed.parse(values, key, value)
+        # A tuple may be given by several flags, an item each.
+        together = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
+        changes[key] = changes[key] + parsed if together else parsed
+    _overrides.values = configs.replaced(values, changes)
+    return [word for place, word in enumerate(words) if place not in taken]
+
+
+def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | None]]:
+    """(place, whether it says no, key, value or None) of each override."""
+    found = []
+    for place, word in enumerate(words[1:], 1):
+        if word == "--":
+            break
+        if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL):
+            found.append((place, bool(match[1]), match[2], match[3]))
+    return found
+
+
+def _given_config(words: Sequence[str]) -> str | None:
+    """The last --config, as flags have it; None: there is none."""
+    given = None
+    for place, word in enumerate(words[1:], 1):
+        name, equals, value = word.partition("=")
+        if word == "--":
+            break
+        if name in ("--config", "-config"):
+            given = value if equals else next(iter(words[place + 1 : place + 2]), "")
+    return given
+
+
+def _unknown_flag(name: str) -> str:
+    """Says whose flag it is, or which is the nearest."""
+    from launch.engine.config import nearest
+
+    command = Path(sys.argv[0]).stem
+    if name.startswith(("config.", "noconfig.")) and not _overrides.allowed:
+        key = name.partition(".")[2]
+        remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else ""
+        return f"--{name}: launch.{command} takes no overrides of a config{remedy}"
+    others = [other for other, known in _flags_of_commands().items() if name in known]
+    if others and command not in others:
+        return (
+            f"--{name}: no such flag of launch.{command}; it is one of "
+            f"{', '.join(f'launch.{other}' for other in others)}, see --help"
+        )
+    return f"--{name}: no such flag of launch.{command}{nearest(name, list(FLAGS))}; see --help"
+
+
+def _flags_of_commands() -> dict[str, set[str]]:
+    """Names of the flags of each command, from the text of its file, which is not imported."""
+    shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
+    found = {}
+    for file in sorted(Path(__file__).parents[1].glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
+        for kind in re.findall(r"cli\.define_(\w+)\(", text):
+            names |= set(shared.get(kind, ()))
+        found[file.stem] = names
+    return found

@@ -8,6 +8,7 @@ Beyond this module nothing sees a ConfigDict.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -133,7 +134,7 @@ def _config_dict(instance: Any):
         if dataclasses.is_dataclass(value):
             value = _config_dict(value)
         elif value is None:
-            kinds = [kind for kind in _alternatives(hints[field.name]) if kind is not type(None)]
+            kinds = [kind for kind in alternatives(hints[field.name]) if kind is not type(None)]
             value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
         result[field.name] = value
     return result
@@ -149,10 +150,22 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
       UserError: an unknown key (the nearest is named), a wrong type or an impossible value.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return _build(Experiment, values, "config", part_types(values))
+
+
+def part_types(values: Mapping[str, Any]) -> dict[str, type]:
+    """Returns the classes of `data` and `model`, which depend on the task and the model's name.
+
+    Raises:
+      UserError: a part is missing, or there is no such task or model.
+    """
     for required in ("task", "data", "model"):
         if required not in values:
             raise UserError(f"config: {required!r} is missing")
     task = task_class(values["task"])
+    for group in ("data", "model"):
+        if not isinstance(values[group], Mapping):
+            raise UserError(f"config.{group}: got {values[group]!r}, expected a group of keys")
     model_name = values["model"].get("name")
     if model_name not in task.model_configs:
         raise UserError(
@@ -160,8 +173,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
             f"{nearest(str(model_name), task.model_configs)}; "
             f"there are {', '.join(task.model_configs)}"
         )
-    parts = {"data": task.data_config, "model": task.model_configs[model_name]}
-    return _build(Experiment, values, "config", parts)
+    return {"data": task.data_config, "model": task.model_configs[model_name]}
 
 
 def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]) -> Any:
@@ -182,14 +194,15 @@ def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str,
         raise UserError(f"{path}.{error}") from None
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of a union, or the type alone."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    for kind in _alternatives(hint):
+    for kind in alternatives(hint):
         origin = typing.get_origin(kind) or kind
         if kind is type(None):
             if value is None:
@@ -211,13 +224,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return value
         elif origin is Any or isinstance(value, origin):
             return value
-    raise UserError(f"{path}: expected {_spell(hint)}, got {value!r}")
+    raise UserError(f"{path}: expected {spell_type(hint)}, got {value!r}")
 
 
-def _spell(hint: Any) -> str:
+def spell_type(hint: Any) -> str:
+    """Returns a type as messages name it: 'int or None'."""
     return " or ".join(
         "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
-        for kind in _alternatives(hint)
+        for kind in alternatives(hint)
     )
 
 
@@ -262,7 +276,16 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: an unknown key, a wrong type or an impossible value.
     """
-    values = to_dict(config)
+    return resolve(replaced(to_dict(config), changes))
+
+
+def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a nested mapping with dotted keys replaced.
+
+    Raises:
+      UserError: an unknown key; the nearest is named.
+    """
+    values = copy.deepcopy(dict(values))
     for key, value in changes.items():
         *parents, last = key.split(".")
         place = values
@@ -271,7 +294,7 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
         if not isinstance(place, dict) or last not in place:
             raise UserError(f"config.{key}: no such key{nearest(key, flatten(values))}")
         place[last] = value
-    return resolve(values)
+    return values
 
 
 def identity(config: Experiment) -> str:
@@ -294,13 +317,24 @@ def load_file(specification: str) -> Experiment:
     Raises:
       UserError: no such file, no get_config in it, or a bad argument or value.
     """
+    return resolve(load_values(specification))
+
+
+def load_values(specification: str) -> dict[str, Any]:
+    """Returns what get_config of 'path/to/config.py:argument' gives, as a nested dict.
+
+    Raises:
+      UserError: no such file, no get_config in it, or one that returns something else.
+    """
     path, _, argument = specification.partition(":")
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config function")
     with _one_line(path):
         config = module.get_config(argument) if argument else module.get_config()
-    return resolve(config)
+    if not hasattr(config, "to_dict"):
+        raise UserError(f"{path}: get_config returned {config!r}, expected experiment(...)")
+    return config.to_dict()
 
 
 def load_module(path: str) -> types.ModuleType:
@@ -311,6 +345,8 @@ def load_module(path: str) -> types.ModuleType:
     """
     import importlib.util
 
+    if not path:
+        raise UserError("--config is empty, expected a file such as configs/text_classification.py")
     if not Path(path).is_file() or not path.endswith(".py"):
         folder = Path(path).parent
         others = [str(other) for other in sorted(folder.glob("*.py"))] if folder.is_dir() else []

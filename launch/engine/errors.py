@@ -1,4 +1,15 @@
-"""What ends a run early without being a mistake."""
+"""Exceptions that end a command without being a fault of the program."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -8,3 +19,92 @@ class Interrupted(Exception):
         """Args: finished steps; number of the signal that asked."""
         super().__init__(f"stopped after step {step}; the same command goes on from there")
         self.signal_number = signal_number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came outside of training, where nothing has to be saved."""
+
+
+def signal_of(stopped: KeyboardInterrupt) -> int:
+    """Returns the number of the signal that raised an exception."""
+    return int(signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raises `Terminated` at SIGTERM, so that the caller can finish; a second one kills."""
+
+    def terminate(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are handled in the main thread only.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Reasons of the operating system that are no fault of the program.
+_REASONS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR",
+        "EISDIR", "EIO", "EMFILE", "ENFILE", "ELOOP", "ESTALE", "ENODEV", "EXDEV", "ENOENT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+# A handled ENOENT is often the context of another error, and then not its reason.
+_REASONS_OF_CONTEXT = _REASONS - {errno.ENOENT}
+# TensorStore, which writes the arrays of checkpoints, reports errors as text.
+_IN_TEXT = re.compile(r"os_error_code='?(\d+)|\[OS error (\d+)")
+_FILE_IN_TEXT = re.compile(r'Failed writing: "([^"]+)"|local file "([^"]+)"')
+
+
+def system_error(error: BaseException) -> str | None:
+    """Returns 'PATH: reason' if the operating system's refusal is the reason of an exception.
+
+    Args:
+      error: any exception. Its causes, contexts and groups are searched too, for libraries that
+        write in threads raise another exception from the operating system's.
+
+    Returns:
+      One line that names the path, if known, and the reason; None for any other exception.
+    """
+    for found, reasons in _chain(error, _REASONS):
+        if isinstance(found, OSError) and found.errno in reasons:
+            names = [os.fsdecode(name) for name in (found.filename, found.filename2)
+                     if isinstance(name, str | bytes | os.PathLike)]  # fmt: skip
+            # A long name is shortened: the line stays readable.
+            where = " to ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names)
+            reason = found.strerror or os.strerror(found.errno)
+            return f"{where}: {reason}" if where else reason
+        if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
+            number = int(code[1] or code[2])
+            if number in reasons:
+                file = _FILE_IN_TEXT.search(str(found))
+                where = f"{file[1] or file[2]}: " if file else ""
+                return f"{where}{os.strerror(number)}"
+    return None
+
+
+def _chain(
+    error: BaseException | None, reasons: frozenset[int]
+) -> Iterator[tuple[BaseException, frozenset[int]]]:
+    seen: set[int] = set()
+    waiting = [(error, reasons)]
+    while waiting:
+        found, reasons = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found, reasons
+        waiting += [(part, reasons) for part in getattr(found, "exceptions", ())]
+        if found.__cause__ is not None:
+            waiting.append((found.__cause__, reasons))
+        elif not found.__suppress_context__:
+            waiting.append((found.__context__, _REASONS_OF_CONTEXT))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from launch.engine.output import as_json
 from tasks.common.errors import UserError
 from tasks.common.tables import (
     EXTENSIONS,
@@ -147,7 +148,7 @@ class Answers:
         for given, answer in zip(inputs, answers, strict=True):
             if self._form == "json":
                 row = {} if given.row is None else {"row": given.row}
-                print(json.dumps({**row, **answer}, ensure_ascii=False))
+                print(as_json({**row, **answer}))
             elif given.row is None:
                 print(answer["text"])
             else:

@@ -2,9 +2,88 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
+
+from tasks.common.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of the test examples of one run.
+
+    Attributes:
+      path: file they were read from.
+      correctness: float64 [n], whose mean is the primary metric.
+      ids: uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier versions.
+      overlap: see `interval`.
+    """
+
+    path: Path
+    correctness: np.ndarray
+    ids: np.ndarray | None
+    overlap: int
+
+    def beside(self, base: Scores, same_data: bool) -> np.ndarray:
+        """Returns `correctness` in the order of the examples of `base`, joined by their ids.
+
+        Args:
+          base: of another run.
+          same_data: whether both runs have the same config of the data; without ids nothing else
+            tells that the examples are the same.
+
+        Raises:
+          UserError: the examples are not the same, or nothing tells that they are.
+        """
+        if len(self.correctness) != len(base.correctness):
+            raise UserError(
+                f"{self.path}: has {len(self.correctness)} test examples, expected those of "
+                f"{base.path}, which has {len(base.correctness)}"
+            )
+        if self.ids is None or base.ids is None:
+            if not same_data:
+                raise UserError(
+                    f"{(self if self.ids is None else base).path}: has no example ids (made by an "
+                    "earlier version), and the configs of the data differ; run it again in another "
+                    "--workdir"
+                )
+            return self.correctness
+        own, others = (np.argsort(ids, kind="stable") for ids in (self.ids, base.ids))
+        if not np.array_equal(self.ids[own], base.ids[others]):
+            raise UserError(
+                f"{self.path}: its test examples are not those of {base.path}; compare runs on the "
+                "same data"
+            )
+        found = np.empty_like(self.correctness)
+        found[others] = self.correctness[own]
+        return found
+
+
+def read(folder: Path) -> Scores:
+    """Scores of the test examples of a run directory.
+
+    Raises:
+      UserError: outputs-test.npz is missing or damaged.
+    """
+    path = folder / "outputs-test.npz"
+    try:
+        with np.load(path) as saved:
+            return Scores(
+                path,
+                saved["correctness"].astype(np.float64),
+                saved.get("example_ids"),
+                int(saved.get("overlap", 1)),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}); run python -m launch.evaluate "
+            f"--workdir={folder} to write it again"
+        ) from None
 
 
 def interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:

@@ -85,6 +85,25 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
     return path
 
 
+def load_result(path: Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
+    if missing:
+        raise UserError(
+            f"{path}: is damaged ({', '.join(missing[:3])} missing); remove this file, and the "
+            "same command writes it again from the checkpoints"
+        )
+    return record
+
+
 def load_records(root: Path) -> list[dict[str, Any]]:
     """All run files under a folder, in the order of their paths.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +17,12 @@ import numpy as np
 from launch.engine import baselines, results, sharding
 from launch.engine import config as configs
 from launch.engine import state as states
+from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
 from launch.engine.evaluation import Chosen, Evaluation, evaluate, gather, portions
 from launch.engine.loop import train
+from launch.engine.provenance import Description, saved_assets
 from launch.engine.report import SELECTION, write_report
 from launch.engine.writers import best_step, read_lines, validation_curve, write_json
 from tasks.common.errors import UserError
@@ -31,35 +35,49 @@ from tasks.task import Task
 
 
 def run(
-    config: Experiment, folder: Path, paths: Paths, command: str, with_baselines: bool = True
+    config: Experiment,
+    folder: Path,
+    paths: Paths,
+    command: str,
+    with_baselines: bool = True,
+    known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains, tests and reports one experiment; returns at once where that is done already.
+    """Trains, tests and reports one experiment; a finished one is only verified.
 
     Args:
       config: the experiment.
-      folder: run folder; new, or holding a run of the same config, which is then resumed.
+      folder: run directory; new, or holding a run of the same config, which is then resumed.
       paths: where data is kept.
       command: as typed, for the record.
       with_baselines: fit the task's cheap baselines (cached) and put them beside.
+      known: descriptions of data that this process has read, so that several finished runs on the
+        same data read them once.
 
     Returns:
       The result record, as in result.json.
 
     Raises:
-      UserError: the folder holds another config's run, the mesh does not fit, the data cannot be
-        had, or training diverges. Nothing has been written in the first three cases.
+      UserError: the directory holds another config's run, the data cannot be read or differ from
+        those of the run, the mesh does not fit, or training diverges. Nothing has been written in
+        the first three cases.
     """
     _check_folder(config, folder)
     if config.training.refit:
         _check_folder(_selecting(config), folder / SELECTION)
     if (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        record = results.load_result(folder / "result.json")
+        _verify_finished(config, folder, paths, {} if known is None else known)
+        return record
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
     task = prepared_task(config, paths)
     final = task.with_validation() if config.training.refit else task
     described = described_splits(task)
+    for place, given in ((folder, final), (folder / SELECTION, task)):
+        # Without a checkpoint nothing was learned, and the run begins with the data as they are.
+        if finished_steps(place / "checkpoints"):
+            Description.of(given).check(place, "restore the data, or name another --workdir")
     write_json(folder / "config.json", configs.to_dict(config))
     for line in described:
         print(line, file=sys.stderr, flush=True)
@@ -84,6 +102,27 @@ def _selecting(config: Experiment) -> Experiment:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, refit=False))
 
 
+def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict[str, Any]) -> None:
+    """Refuses to repeat the results of a finished run whose data are not as they were."""
+    kept = f"{folder / 'result.json'} and report.html hold what was recorded"
+    values = configs.to_dict(config)
+    key = json.dumps([values["task"], values["data"], values["model"], config.training.refit])
+    if getattr(config.model, "init_from", ""):
+        # Its tokenizer is then read from the run directory.
+        key += str(folder)
+    if key not in known:
+        try:
+            task = prepared_task(config, paths, folder)
+        except UserError as error:
+            raise UserError(
+                f"--workdir={folder}: the run is finished, but its data cannot be verified "
+                f"({error}); restore the data; {kept}"
+            ) from None
+        final = task.with_validation() if config.training.refit else task
+        known[key] = Description.of(final)
+    known[key].check(folder, f"restore the data, or name another --workdir; {kept}")
+
+
 def _choose(config: Experiment, task: Task, folder: Path) -> int:
     """Best step on validation of a training on train alone, in a run folder of its own."""
     config = _selecting(config)
@@ -97,7 +136,8 @@ def _choose(config: Experiment, task: Task, folder: Path) -> int:
 
 def _write_surroundings(task: Task, folder: Path) -> None:
     write_json(folder / "environment.json", environment())
-    write_json(folder / "assets.json", task.assets())
+    if not finished_steps(folder / "checkpoints"):
+        Description.of(task).write(folder)
 
 
 @contextlib.contextmanager
@@ -171,7 +211,7 @@ def _check_folder(config: Experiment, folder: Path) -> None:
     if saved is None:
         if (folder / "checkpoints").exists():
             raise UserError(
-                f"--workdir={folder}: has checkpoints but no config.json; name another folder"
+                f"--workdir={folder}: has checkpoints but no config.json; name another --workdir"
             )
         return
     if configs.identity(saved) != configs.identity(config):
@@ -180,7 +220,7 @@ def _check_folder(config: Experiment, folder: Path) -> None:
         ]
         raise UserError(
             f"--workdir={folder}: holds a run of another config, which differs in "
-            f"{', '.join(differing)}; name another folder, or remove this one"
+            f"{', '.join(differing)}; name another --workdir"
         )
 
 
@@ -217,36 +257,36 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
     from launch.engine.checkpoints import Checkpoints
     from launch.engine.steps import make_steps
 
-    missing = UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
-    if not (folder / "checkpoints").is_dir():
-        raise missing
-    refit, metric = config.training.refit, task.primary_metric
-    if not refit and not list(validation_curve(folder, metric)):
-        raise missing
+    best = _step_to_load(task, config, folder)
     steps = make_steps(task, config)
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        if refit and not checkpoints.steps():
-            raise missing
-        best = (
-            max(checkpoints.steps()) if refit else best_step(folder, metric, task.higher_is_better)
-        )
         state = checkpoints.restore(best, steps.abstract_state)
     return steps, states.evaluation_variables(state), best
 
 
-def saved_assets(folder: Path) -> dict[str, Any]:
-    """What prediction needs beside the weights, from a run folder's assets.json.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    path = folder / "assets.json"
-    if not path.exists():
-        raise UserError(f"{path}: is missing; train again, or bring the file back")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
+def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
+    """The best step on validation; of a refitted run the last one."""
+    whole = finished_steps(folder / "checkpoints")
+    if not whole:
+        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    if config.training.refit:
+        return max(whole)
+    curve = dict(validation_curve(folder, task.primary_metric))
+    if not curve:
+        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    best = best_step(folder, task.primary_metric, task.higher_is_better)
+    if best in whole or (folder / "checkpoints" / str(best)).exists():
+        return best
+    # The run was stopped while it wrote that checkpoint.
+    sign = 1 if task.higher_is_better else -1
+    found = max(whole, key=lambda step: (sign * curve.get(step, -sign * math.inf), -step))
+    print(
+        f"--workdir={folder}: the checkpoint of the best step {best} was never written; step "
+        f"{found} is used",
+        file=sys.stderr,
+        flush=True,
+    )
+    return found
 
 
 def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
@@ -302,18 +342,13 @@ def restored_task(config: Experiment, folder: Path) -> Task:
 
 
 def check_assets(task: Task, folder: Path) -> None:
-    """Refuses data that is no longer what the run was trained on.
+    """Refuses data that differ from those that the run of a directory was trained on.
 
     Raises:
-      UserError: labels or tokenizer differ from those in the run folder.
+      UserError: data, labels or tokenizer differ.
     """
-    saved, now = saved_assets(folder), json.loads(json.dumps(task.assets()))
-    differing = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if differing:
-        raise UserError(
-            f"--workdir={folder}: the data gives other {', '.join(differing)} now than the run was "
-            "trained with; bring back the data, or train anew"
-        )
+    remedy = "restore the data, or train a run on these in another --workdir"
+    Description.of(task).check(folder, remedy)
 
 
 class Predictor:
@@ -323,6 +358,7 @@ class Predictor:
         """Args: task restored from the folder's assets; its experiment; the run folder."""
         self._task = task
         self._batch_size = config.training.evaluation_batch_size
+        self._model_name = config.model.name
         self._steps, self._variables, self.step = load_variables(task, config, folder)
 
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
@@ -333,13 +369,21 @@ class Predictor:
         """Answers, and figures for each input; see `Task.pictures`.
 
         Raises:
-          UserError: the task draws nothing.
+          UserError: the task or its model draws nothing.
         """
         if type(self._task).pictures is Task.pictures:
-            raise UserError("--pictures: this task draws none of its predictions")
+            raise UserError(
+                "--pictures: this task draws none of its predictions; leave the flag out"
+            )
         outputs = self._gathered(raw, self._steps.outputs)
         attention = self._gathered(raw, self._steps.attention)
-        return self._task.describe(raw, outputs), self._task.pictures(raw, outputs, attention)
+        drawn = self._task.pictures(raw, outputs, attention)
+        if len(raw) and not any(drawn):
+            raise UserError(
+                f"--pictures: config.model.name={self._model_name} has nothing to draw of its "
+                "predictions; leave the flag out"
+            )
+        return self._task.describe(raw, outputs), drawn
 
     def _gathered(self, raw: Sequence[str], step: Any) -> dict[str, np.ndarray]:
         return gather(
@@ -361,8 +405,18 @@ class Predictor:
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
     """Outputs of every example, for paired comparisons and a closer look."""
     correct = task.correctness(evaluation.outputs, split)
-    told = {"correctness": correct, "overlap": task.overlap}
-    np.savez_compressed(folder / f"outputs-{split}.npz", **told, **evaluation.outputs)
+    told = {
+        "correctness": correct,
+        "overlap": task.overlap,
+        "example_ids": task.example_ids(split),
+    }
+    path = folder / f"outputs-{split}.npz"
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez_compressed(temporary, **told, **evaluation.outputs)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ after a kill and a resume, because the lines past the restored step are cut off 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -36,18 +37,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+      UserError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}); restore the file") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all.
 
     Raises:
       UserError: the folder cannot be made or written.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 

@@ -7,6 +7,7 @@ Ids: 0 padding, 1 unknown, 2 the classification token (never produced here: a mo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -126,7 +127,9 @@ class TextEncoder:
         model = _model_class(config).fit([whole_characters(text) for text in texts], config)
         encoder = cls(config, model)
         if file is not None:
-            _write(file, encoder.to_json())
+            # Without the cache the next run trains it again.
+            with contextlib.suppress(OSError):
+                _write(file, encoder.to_json())
         return encoder
 
     @property
@@ -278,6 +281,11 @@ def _write(file: Path, text: str) -> None:
     """Writes a file under its name only once it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".part-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(temporary, file)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

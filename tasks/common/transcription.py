@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.common import digests
 from tasks.common.decoding import Decoded, DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.text import PAD, TextEncoder
@@ -37,7 +38,7 @@ class TranscribedExamples:
       groups: int [n], which condition each belongs to; all 0 if None.
 
     Attributes:
-      texts, groups: as given.
+      field, texts, groups: as given.
       greedy: whether they are to be decoded greedily, which is quick.
     """
 
@@ -50,7 +51,7 @@ class TranscribedExamples:
         texts: Sequence[str] = (),
         groups: np.ndarray | None = None,
     ):
-        self._field, self._read, self._targets = field, read, targets
+        self.field, self._read, self._targets = field, read, targets
         self.texts, self.greedy = list(texts), False
         sizes = np.asarray(lengths, np.int32)
         self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
@@ -63,13 +64,13 @@ class TranscribedExamples:
             self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
 
     def __len__(self) -> int:
-        return len(self.lengths[self._field])
+        return len(self.lengths[self.field])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)
         nothing = np.zeros((1, *given.shape[1:]), given.dtype)
         example = {
-            self._field: given if len(given) else nothing,
+            self.field: given if len(given) else nothing,
             "length": np.int32(len(given)),
         }
         if self._targets is not None:
@@ -78,6 +79,27 @@ class TranscribedExamples:
         if self.greedy:
             example["greedy"] = np.bool_(True)
         return example
+
+
+def transcribed_parts(
+    splits: Mapping[str, TranscribedExamples], encoder: TextEncoder, what: str
+) -> dict[str, str]:
+    """Returns the hash of each part of transcribed data; see `tasks.task.Task.fingerprints`.
+
+    Args:
+      splits: by name.
+      encoder: fitted on train.
+      what: plural of what is read, for the names.
+    """
+    found = {"tokenizer": digests.of_rows([encoder.to_json()])}
+    for split in SPLITS:
+        part = splits[split]
+        found[f"{split} texts"] = digests.of_rows(part.texts)
+        examples = (part[index] for index in range(len(part)))
+        rows = ((example[part.field], example["length"]) for example in examples)
+        found[f"{split} {what}"] = digests.of_rows(rows)
+        found[f"{split} conditions"] = digests.of_rows(part.groups)
+    return found
 
 
 def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
@@ -251,6 +273,15 @@ class TranscriptionTask(Task):
             alone = set(found) == {"invention_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the first condition: an example is known by its settings, its place and its text, for
+        how it is read (sample rate, size) depends on the config.
+        """
+        part = self._splits[split]
+        chosen = np.flatnonzero(part.groups == 0)
+        settings = sorted(self.settings.items())
+        return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """Errors of each text of the first condition over their mean length; the mean is the

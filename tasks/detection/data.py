@@ -15,7 +15,6 @@ smaller stays as it is, and the rest, to the right and below, is 0. Its fields:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.image_files import resized
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
@@ -163,7 +162,7 @@ class DetectionData:
       has_masks: whether objects have masks.
       image_size: side of the examples.
       max_objects: objects of an example, M.
-      fingerprint: hash of what the data are.
+      parts: hash of each part of the data; see `tasks.task.Task.fingerprints`.
     """
 
     name: str
@@ -172,7 +171,12 @@ class DetectionData:
     has_masks: bool
     image_size: int
     max_objects: int
-    fingerprint: str
+    parts: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
     def summary(self) -> dict[str, SplitSummary]:
         """Counts of each split: objects by class, and crowd regions as ignored."""
@@ -264,7 +268,6 @@ def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
             most,
         )
 
-    content = f"{definition.name} {definition.version} {side} {most}"
     return DetectionData(
         config.name,
         {split: examples(split) for split in SPLITS},
@@ -272,7 +275,7 @@ def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
         chosen.has_masks,
         side,
         most,
-        hashlib.sha256(content.encode()).hexdigest()[:32],
+        {"data set": digests.of_rows([definition.name, definition.version, side, most])},
     )
 
 
@@ -306,7 +309,12 @@ def _load_own(config: DataConfig) -> DetectionData:
             lambda index: pictures[index].labels(),
         )
 
-    digest = hashlib.sha256(f"{own.digest} {side} {most}".encode())
+    parts = {"class names": digests.of_rows(own.names)}
+    for split, pictures in own.splits.items():
+        rows = ((annotated.name, annotated.truth) for annotated in pictures)
+        parts[f"{split} objects"] = digests.of_rows(rows)
+    parts["annotation files and images"] = own.digest
+    parts["size of an example"] = digests.of_rows([side, most])
     data = DetectionData(
         config.name,
         {split: examples(split) for split in SPLITS},
@@ -314,7 +322,7 @@ def _load_own(config: DataConfig) -> DetectionData:
         own.has_masks,
         side,
         most,
-        digest.hexdigest()[:32],
+        parts,
     )
     check_splits(config.path, data.summary())
     _name_lost(config.path, own, side, most)

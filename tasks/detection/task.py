@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tasks.common import digests
 from tasks.common.augmentation import example_keys
 from tasks.common.backbones import convolutional
 from tasks.common.backbones.convolutional import places, slot_line
@@ -120,6 +121,11 @@ class Detection(Task):
         """Of the data."""
         return self._pictures.fingerprint
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._pictures.parts
+
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> DetectionExamples:
@@ -217,6 +223,12 @@ class Detection(Task):
             for name, part in statistics.items()
         }
         return {**metrics, **parts, "loss": sum(parts.values())}
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of names, sizes and true objects."""
+        names, truths = self.examples(split).ids, self._truths(split)
+        shown = [(truth.size, truth.boxes, truth.labels) for truth in truths]
+        return digests.ids(names, shown)
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """See `ap50_contributions`, of boxes; the mean is the primary metric."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tasks.common import digests
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
@@ -132,6 +133,11 @@ class Forecasting(Task):
         """Of the series, its splits and its windows."""
         return self._series.fingerprint
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._series.parts
+
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> Windows:
@@ -249,6 +255,12 @@ class Forecasting(Task):
             for level, squared in zip(self.data.noise, statistics["noisy"], strict=True):
                 metrics[noise_metric(level)] = float(squared / cells)
         return metrics
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the first time ahead and the values ahead, whatever the look-back is."""
+        series, origins = self._series, self._series.origins(split)
+        ahead = [slice(origin, origin + series.horizon) for origin in origins]
+        return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """Squared error of each window's mean cell, by its share of the cells: the mean is the

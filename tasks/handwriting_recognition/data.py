@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.builders import Definition
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_image, resized
 from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
-from tasks.common.own_files import filed_as
+from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
 from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.text import TextConfig, TextEncoder
-from tasks.common.transcription import TranscribedExamples, units_of
+from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
 from tasks.handwriting_recognition import digits
 from tasks.handwriting_recognition.lines import HEIGHT, Lines, WrittenLines
 
@@ -103,7 +102,7 @@ class DataConfig:
     text: TextConfig = dataclasses.field(default_factory=_characters)
     dark_ink: bool = True
     max_columns: int = 2_000
-    split_by: str = BY_TEXT
+    split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
     skip_broken: bool = False
 
     def __post_init__(self):
@@ -132,15 +131,14 @@ class HandwritingData:
         return summarize(self.splits, "lines")
 
     @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        return transcribed_parts(self.splits, self.encoder, "images")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the texts and of some pictures of each split."""
-        digest = hashlib.sha256(self.encoder.to_json().encode())
-        for split in SPLITS:
-            part = self.splits[split]
-            digest.update(f"{split} {part.texts!r}".encode())
-            for index in range(0, len(part), max(len(part) // 500, 1)):
-                digest.update(np.ascontiguousarray(part[index]["columns"]))
-        return digest.hexdigest()[:32]
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> HandwritingData:

@@ -83,6 +83,11 @@ class HandwritingRecognition(TranscriptionTask):
         return self._lines.summary()
 
     @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._lines.parts
+
+    @property
     def writer(self) -> TranscriberConfig:
         """See `TranscriptionTask`."""
         return self.model.transcriber

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
 
 import numpy as np
 
+from tasks.common import digests
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
@@ -109,15 +108,19 @@ class ImageData:
         }
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all pictures and labels and of where they stand."""
-        digest = hashlib.sha256(json.dumps(self.labels).encode())
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {"class names": digests.of_rows(self.labels)}
         for split in SPLITS:
             examples = self.splits[split]
-            digest.update(f"{split} {examples.images.shape}".encode())
-            digest.update(examples.images.tobytes())
-            digest.update(examples.labels.tobytes())
-        return digest.hexdigest()[:16]
+            found[f"{split} images"] = digests.of_rows(examples.images)
+            found[f"{split} labels"] = digests.of_rows(examples.labels)
+        return found
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths | None) -> ImageData:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,19 @@ class Images:
     Attributes:
       images: [n, Y, X, C], float32 from 0 to 1 or uint8 from 0 to 255.
       labels: int32 [n] or None.
+      ids: of own files: a hash of the file of each; None for images of one size.
     """
 
     lengths = None
     padded: Mapping[str, int] = {}
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        self.images, self.labels = images, labels
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        ids: Sequence[str] | None = None,
+    ):
+        self.images, self.labels, self.ids = images, labels, ids
 
     def __len__(self) -> int:
         return len(self.images)

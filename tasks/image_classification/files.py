@@ -66,7 +66,8 @@ def read_folder(
     digests = [digest for digest, _ in hashes["train"]]
     parts = hold_out(digests, list(splits), path, remedy, "images")
     held_out = {
-        split: Images(train.images[rows], train.labels[rows]) for split, rows in parts.items()
+        split: Images(train.images[rows], train.labels[rows], [train.ids[row] for row in rows])
+        for split, rows in parts.items()
     }
     splits |= held_out
     return labels, {split: splits[split] for split in SPLITS}
@@ -114,7 +115,8 @@ def _read_classes(
         (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
         for number in kept
     ]
-    return Images(stacked, np.array(numbers, np.int32)[kept]), hashes
+    ids = [digest for digest, _ in hashes]
+    return Images(stacked, np.array(numbers, np.int32)[kept], ids), hashes
 
 
 def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from attention import registry
+from tasks.common import digests
 from tasks.common.answers import ranked_classes
 from tasks.common.augmentation import (
     AugmentationConfig,
@@ -90,6 +91,11 @@ class ImageClassification(Task):
     def fingerprint(self) -> str:
         """Of the pictures, their labels and splits."""
         return self._pictures.fingerprint
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._pictures.parts
 
     # ------------------------------------------------------------------ data
 
@@ -187,6 +193,12 @@ class ImageClassification(Task):
         labels = self._pictures.splits[split].labels
         metrics = classification_metrics(labels, _predicted(outputs), self._labels)
         return {**metrics, "loss": float(statistics["loss"] / statistics["weight"])}
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the files, or of images of one size, and the names of their classes."""
+        part = self._pictures.splits[split]
+        images = part.images if part.ids is None else part.ids
+        return digests.ids(images, [self._labels[label] for label in part.labels])
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """1 where the class is right."""

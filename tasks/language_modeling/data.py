@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.leaks import near_duplicates
@@ -84,16 +83,15 @@ class Corpus:
     running: bool
 
     @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {f"{name} texts": digests.of_rows(self.splits[name]) for name in SPLITS}
+        return {**found, "kind of text": digests.of_rows([self.running])}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all texts in their order."""
-        digest = hashlib.sha256()
-        for name in SPLITS:
-            digest.update(f"{name}:{len(self.splits[name])}".encode())
-            for text in self.splits[name]:
-                data = text.encode("utf-8", "surrogatepass")
-                digest.update(len(data).to_bytes(8, "little"))
-                digest.update(data)
-        return digest.hexdigest()[:32]
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> Corpus:

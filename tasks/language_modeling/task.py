@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.common import digests
 from tasks.common.backbones import transformer
 from tasks.common.cross_entropy import cross_entropy
 from tasks.common.errors import UserError
@@ -127,6 +128,12 @@ class LanguageModeling(Task):
             "buckets": self._buckets,
             "begin": self._begin,
         }
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the texts, and of what makes sequences of them."""
+        made = [self.model.objective, self.data.length, self.model.next_sentence]
+        return {**self._corpus.parts, "sequences": digests.of_rows(made)}
 
     @property
     def fingerprint(self) -> str:
@@ -301,6 +308,13 @@ class LanguageModeling(Task):
                 characters -= len(self.encoder.decode(self._ids(split)[0][:1]))
             metrics["bits_per_character"] = nats / math.log(2) / max(characters, 1)
         return metrics
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the ids of each example and their tokenizer, which says what is predicted."""
+        examples = self.examples(split)
+        tokenizer = digests.code(self.encoder.to_json())
+        rows = [examples[index] for index in range(len(examples))]
+        return digests.ids(rows, [tokenizer] * len(rows))
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """Share of each example in the loss: their mean is the loss."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import hashlib
 import io
 import math
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from tasks.common import digests
 from tasks.common.errors import UserError
 from tasks.common.own_files import LATER, expect_one_of, filed_as
 from tasks.common.paths import Paths
@@ -168,12 +168,21 @@ class RecommendationData:
         return counts - np.bincount(self.items[held_out].ravel(), minlength=self.num_items)
 
     @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        return {
+            "users": digests.of_rows(self.users),
+            "items": digests.of_rows(self.names),
+            "titles": digests.of_rows(self.titles),
+            "events": digests.of_rows([self.starts, self.items]),
+            "times of events": digests.of_rows([self.ages]),
+            "features of items": digests.of_rows([self.features]),
+        }
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all events, titles and features."""
-        digest = hashlib.sha256(repr((self.users, self.names, self.titles)).encode())
-        for array in (self.starts, self.items, self.ages, self.features):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:32]
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
     def assets(self) -> dict[str, Any]:
         """Everything, as JSON values; about 4 bytes an event."""

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from scipy.sparse import csr_matrix
 
+from tasks.common import digests
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
@@ -106,6 +107,11 @@ class Recommendation(Task):
         """Of the events and titles."""
         return self.events.fingerprint
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self.events.parts
+
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> TrainSequences | HeldOut:
@@ -198,6 +204,12 @@ class Recommendation(Task):
             **list_metrics(outputs["top"], self._train_matrix),
             "known_targets": float(known.mean()),
         }
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of users and the item that is held out."""
+        part, events = self.examples(split), self.events
+        users = [events.users[user] for user in part.users]
+        return digests.ids(users, [events.names[item] for item in part.target])
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """NDCG@10 of each user."""

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
 from tasks.common.image_files import read_each, read_oriented, resized
 from tasks.common.orientation import AnnotationTurns, say_displayed, turned
-from tasks.common.own_files import filed_as, hold_out, say_shared
+from tasks.common.own_files import LATER, filed_as, hold_out, say_shared
 from tasks.common.paths import Paths
 from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.tables import say_once
@@ -63,7 +63,7 @@ class DataConfig:
     image_size: tuple[int, ...] = (180, 240)
     fit: str = "resize"
     void: int = VOID
-    mask_values: tuple[int, ...] = ()
+    mask_values: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
@@ -110,15 +110,18 @@ class Pictures:
         labels: np.ndarray,
         apart: Mapping[str, np.ndarray] | None = None,
         void: int | None = None,
+        ids: np.ndarray | None = None,
     ):
         """Keeps the arrays.
 
         Args:
           images, labels, apart: see the attributes.
           void: see the attributes; counted in the labels if None.
+          ids: uint64 [n], of the examples; hashes of images and labels if None.
         """
         self.images, self.labels, self.apart = images, labels, dict(apart or {})
         self.void = int(np.sum(labels == VOID)) if void is None else void
+        self.ids = digests.ids(images, labels) if ids is None else ids
 
     def __len__(self) -> int:
         return len(self.images)
@@ -149,15 +152,20 @@ class SegmentationData:
         }
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all pictures and labels in their order."""
-        digest = hashlib.sha256(repr(self.names).encode())
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {"class names": digests.of_rows(self.names)}
         for split in SPLITS:
             pictures = self.splits[split]
-            digest.update(f"{split} {pictures.images.shape}".encode())
-            digest.update(np.ascontiguousarray(pictures.images))
-            digest.update(np.ascontiguousarray(pictures.labels))
-        return digest.hexdigest()[:32]
+            found[f"{split} images"] = digests.of_rows(pictures.images)
+            found[f"{split} masks"] = digests.of_rows(pictures.labels)
+            found[f"{split} conditions"] = digests.of_rows([pictures.apart])
+        return found
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
@@ -310,25 +318,27 @@ def _fitted(
     apart: Mapping[str, str] | None = None,
 ) -> Pictures:
     """Pictures of the size that the config asks for; `apart` goes by the beginning of the ids."""
-    size = tuple(config.image_size)
-    images, labels, source, void = [], [], [], 0
+    size, tiled = tuple(config.image_size), config.fit == "tiles"
+    images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
-        if config.fit == "tiles":
+        whole = digests.code((image, mask))
+        if tiled:
             cut = tiles.once(image, mask, size, VOID)
             # Pixels that another window has too are void, but not in the mask.
             void += int(np.sum(mask == VOID))
         else:
             cut = [(resized(image, size), nearest(mask, size))]
             void += int(np.sum(cut[0][1] == VOID))
-        for window, window_labels in cut:
+        for place, (window, window_labels) in enumerate(cut):
             images.append(window)
             labels.append(window_labels)
             source.append(number)
+            codes.append((whole, place, size if tiled else None))
     told = {
         name: np.array([ids[number].startswith(start) for number in source])
         for name, start in (apart or {}).items()
     }
-    return Pictures(np.stack(images), np.stack(labels), told, void)
+    return Pictures(np.stack(images), np.stack(labels), told, void, digests.ids(codes))
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

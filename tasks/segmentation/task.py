@@ -105,6 +105,11 @@ class Segmentation(Task):
         """Of the pictures, their labels and splits."""
         return self._pictures.fingerprint
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._pictures.parts
+
     # ------------------------------------------------------------------ data
 
     def examples(self, split: str) -> Pictures:
@@ -199,6 +204,10 @@ class Segmentation(Task):
             metrics |= {metric: told[metric] for metric in shown}
         metrics["boundary_f1"] = boundary_f1(pictures.labels, outputs["labels"], classes)
         return metrics | {"loss": float(statistics["loss"] / max(statistics["pixels"], 1))}
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the images and masks in their own sizes."""
+        return self._pictures.splits[split].ids
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """See `iou_contributions`; the mean is the primary metric."""

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tasks.common import digests
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.paths import Paths
 from tasks.figures import Alignment, Curves, Figure
@@ -66,6 +67,12 @@ class SequenceCopy(Task):
     def assets(self) -> dict[str, Any]:
         """Nothing: the words are the ten digits."""
         return {}
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the strings of each split."""
+        return {f"{split} strings": digests.of_rows(part.strings)
+                for split, part in self._splits.items()}  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -148,6 +155,11 @@ class SequenceCopy(Task):
             "forced_accuracy": float(statistics["right"]) / tokens,
             "loss": float(statistics["loss"]) / tokens,
         }
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of the strings and what is to be written."""
+        part = self._splits[split]
+        return digests.ids(part.strings, part.answers)
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """1 where every token is right, the end sign included."""

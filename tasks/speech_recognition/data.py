@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.audio import (
     LogMelConfig,
     SoundAugmentation,
@@ -31,11 +30,11 @@ from tasks.common.audio import (
 )
 from tasks.common.errors import UserError
 from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
-from tasks.common.own_files import filed_as
+from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
 from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.text import TextConfig, TextEncoder
-from tasks.common.transcription import TranscribedExamples, units_of
+from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
 from tasks.speech_recognition.strings import JoinedDigits, Strings
@@ -110,7 +109,7 @@ class DataConfig:
     augmentation: SoundAugmentation = dataclasses.field(default_factory=SoundAugmentation)
     text: TextConfig = dataclasses.field(default_factory=_words)
     max_seconds: float = 60.0
-    split_by: str = BY_TEXT
+    split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
     skip_broken: bool = False
 
     def __post_init__(self):
@@ -161,15 +160,14 @@ class SpeechData:
         return summarize(self.splits, "recordings")
 
     @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        return transcribed_parts(self.splits, self.encoder, "recordings")
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all sound and texts in their order."""
-        digest = hashlib.sha256(self.encoder.to_json().encode())
-        for split in SPLITS:
-            part = self.splits[split]
-            digest.update(f"{split} {part.texts!r}".encode())
-            for index in range(len(part)):
-                digest.update(np.ascontiguousarray(part[index]["samples"]))
-        return digest.hexdigest()[:32]
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> SpeechData:

@@ -114,6 +114,11 @@ class SpeechRecognition(TranscriptionTask):
         return self._speech.summary()
 
     @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._speech.parts
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The speaker who is not in train, or, of the data set's own split, that all are."""
         own = self.data.path is not None or self.data.name.startswith("prompts")

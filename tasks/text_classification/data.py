@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common import builders, catalogue
+from tasks.common import builders, catalogue, digests
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
 from tasks.common.own_files import filed_as, hold_out
@@ -100,18 +98,19 @@ class TextData:
         return found
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all texts and labels in their order."""
-        digest = hashlib.sha256(json.dumps(self.label_names).encode())
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {"class names": digests.of_rows(self.label_names)}
         for name in SPLITS:
             split = self.splits[name]
-            digest.update(f"{name}:{len(split)}".encode())
-            digest.update(np.ascontiguousarray(split.labels, "<i4").tobytes())
-            for text in split.texts:
-                data = text.encode("utf-8", "surrogatepass")
-                digest.update(len(data).to_bytes(8, "little"))
-                digest.update(data)
-        return digest.hexdigest()[:32]
+            found[f"{name} texts"] = digests.of_rows(split.texts)
+            found[f"{name} labels"] = digests.of_rows(split.labels)
+        return found
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:

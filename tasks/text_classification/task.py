@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from tasks.common import baselines as linear
+from tasks.common import digests
 from tasks.common.answers import ranked_classes
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.errors import UserError
@@ -143,6 +144,11 @@ class TextClassification(Task):
         """Of the texts and labels."""
         return self._texts.fingerprint
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._texts.parts
+
     # ------------------------------------------------------------------ data
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
@@ -245,6 +251,11 @@ class TextClassification(Task):
         predictions = np.argmax(outputs["probabilities"], axis=-1)
         metrics = classification_metrics(self._texts.splits[split].labels, predictions, self.labels)
         return {"loss": float(statistics["loss"] / statistics["weight"]), **metrics}
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of texts and the names of their classes."""
+        part = self._texts.splits[split]
+        return digests.ids(part.texts, [self.labels[label] for label in part.labels])
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """1 where the class is right."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common import builders
+from tasks.common import builders, digests
 from tasks.common.own_files import filed_as, hold_out, split_paths
 from tasks.common.paths import Paths
 from tasks.common.splits import SPLITS, SplitSummary, check_splits
@@ -107,13 +105,18 @@ class TranslationData:
     splits: Mapping[str, Pairs]
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all sentences in their order."""
-        digest = hashlib.sha256()
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        found = {}
         for name in SPLITS:
-            split = self.splits[name]
-            digest.update(json.dumps([name, split.sources, split.targets]).encode())
-        return digest.hexdigest()[:32]
+            found[f"{name} sources"] = digests.of_rows(self.splits[name].sources)
+            found[f"{name} targets"] = digests.of_rows(self.splits[name].targets)
+        return found
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> TranslationData:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.common import digests
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.cross_entropy import cross_entropy, smoothed_cross_entropy
 from tasks.common.decoding import Decoded, DecodingConfig
@@ -93,6 +94,11 @@ class Translation(Task):
     def fingerprint(self) -> str:
         """Of the sentences."""
         return self._pairs.fingerprint
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the parts of the data."""
+        return self._pairs.parts
 
     # ------------------------------------------------------------------ data
 
@@ -213,6 +219,11 @@ class Translation(Task):
             "forced_accuracy": float(statistics["right"]) / tokens,
             "loss": float(statistics["loss"]) / tokens,
         }
+
+    def example_ids(self, split: str) -> np.ndarray:
+        """Of sources and targets."""
+        part = self._pairs.splits[split]
+        return digests.ids(part.sources, part.targets)
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
         """See `bleu_contributions`; the mean is the primary metric."""

@@ -1,0 +1,126 @@
+"""Values of config keys as typed: after --config.key= of train and in --set of other commands.
+
+Every key has the type of its field. `None` and `null` mean None where the field may be None; a file
+of that name is written ./None. A tuple is written (3, 4) or [3, 4]; a single item stands for a
+tuple of one. Numbers and truth values are written as for any other flag.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from launch.engine import config as configs
+from tasks.common.errors import UserError
+
+NONE = ("None", "null")
+_PARSERS = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+}
+
+
+def field_type(values: Mapping[str, Any], key: str) -> Any:
+    """Returns the type of a config's field.
+
+    Args:
+      values: nested mapping of an experiment: what `Experiment` holds.
+      key: dotted, without "config.".
+
+    Raises:
+      UserError: there is no such key; the nearest is named.
+    """
+    *parents, last = key.split(".")
+    kind, place = configs.Experiment, values
+    parts = configs.part_types(values)
+    for name in (*parents, last):
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints or not isinstance(place, Mapping) or name not in place:
+            known = configs.flatten(values)
+            raise UserError(f"config.{key}: no such key{configs.nearest(key, known)}")
+        kind, place, parts = parts.get(name, hints[name]), place[name], {}
+        found = [kind for kind in configs.alternatives(kind) if dataclasses.is_dataclass(kind)]
+        # A group that may be None is one where it is not.
+        if found and isinstance(place, Mapping):
+            kind = found[0]
+    if isinstance(place, Mapping):
+        inner = next((f"{key}.{name}" for name in configs.flatten(place)), "")
+        raise UserError(f"config.{key}: is a group of keys; set one of them, such as {inner}")
+    return kind
+
+
+def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
+    """Returns the value of a key as typed.
+
+    Args:
+      values: nested mapping of the experiment.
+      key: dotted, without "config.".
+      text: as typed.
+
+    Raises:
+      UserError: there is no such key, or the text is no value of its type.
+    """
+    hint = field_type(values, key)
+    kinds = configs.alternatives(hint)
+    if type(None) in kinds and text in NONE:
+        return None
+    for kind in kinds:
+        origin = typing.get_origin(kind) or kind
+        if origin is str:
+            return text
+        if origin is tuple:
+            return _tuple(text, typing.get_args(kind)[0], f"config.{key}")
+        if origin in _PARSERS:
+            try:
+                return _PARSERS[origin].parse(text)
+            except ValueError:
+                continue
+    raise UserError(f"config.{key}: got {text!r}, expected {configs.spell_type(hint)}")
+
+
+def _tuple(text: str, item: Any, path: str) -> tuple[Any, ...]:
+    expected = f"tuple of {configs.spell_type(item)}, such as {_EXAMPLES.get(item, '(3, 4)')}"
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        # A word without quotes is an item.
+        if item is not str or text.strip()[:1] in "([":
+            raise UserError(f"{path}: got {text!r}, expected {expected}") from None
+        return (text,)
+    if isinstance(found, str | bytes | dict) or not isinstance(found, tuple | list | set):
+        found = (text if item is str and not isinstance(found, str) else found,)
+    return tuple(found)
+
+
+_EXAMPLES = {str: "('one', 'two')", int: "(3, 4)", float: "(0.5, 1)"}
+
+
+def split(text: str) -> list[str]:
+    """Splits values at commas that stand outside brackets and quotes.
+
+    Args:
+      text: 'mean,max', '(3,4),(2,3)' or 'performer(features=64,kernel=relu),linear'.
+    """
+    found, depth, quote = [""], 0, ""
+    for sign in text:
+        # A quote begins where a value or an item does; elsewhere it is an apostrophe.
+        begins = found[-1].strip()[-1:] in ("", "(", "[", ",")
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"" and begins:
+            quote = sign
+        elif sign in "([":
+            depth += 1
+        elif sign in ")]":
+            depth = max(depth - 1, 0)
+        elif sign == "," and not depth:
+            found.append("")
+            continue
+        found[-1] += sign
+    return found

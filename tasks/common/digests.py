@@ -1,0 +1,91 @@
+"""Hashes of data: of a part, to tell whether it has changed, and of an example, to pair results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_HALF = 16
+
+
+def code(value: Any) -> bytes:
+    """Returns 16 bytes that depend on all of a value, and are the same in every process.
+
+    Args:
+      value: an array, a string, bytes, a number, None, a dataclass, or a sequence or mapping of
+        such.
+    """
+    return _update(hashlib.sha256(), value).digest()[:16]
+
+
+def _update(digest: Any, value: Any) -> Any:
+    # Each value is preceded by its kind and length, so that no two differ only in where they are
+    # cut.
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"a{value.dtype.str}{value.shape}".encode())
+        # Bytes, for a hash takes no array of time stamps.
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, str | bytes):
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        digest.update(f"{type(value).__name__[0]}{len(data)}:".encode())
+        digest.update(data)
+    elif dataclasses.is_dataclass(value):
+        _update(digest, {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    elif isinstance(value, Mapping):
+        _update(digest, [part for item in value.items() for part in item])
+    elif isinstance(value, Iterable):
+        parts = list(value)
+        digest.update(f"l{len(parts)}:".encode())
+        for part in parts:
+            _update(digest, part)
+    elif isinstance(value, float | np.floating):
+        digest.update(f"f{float(value)!r};".encode())
+    elif value is None or isinstance(value, bool | int | np.generic):
+        # str, for repr of NumPy's scalars differs between versions.
+        digest.update(f"n{value!s};".encode())
+    else:
+        raise TypeError(f"value: got {type(value).__name__}, expected data")
+    return digest
+
+
+def of_rows(rows: Iterable[Any]) -> str:
+    """Returns a hash of rows in their order, followed by one that is blind to the order.
+
+    Args:
+      rows: what `code` takes, each.
+    """
+    codes = [code(row) for row in rows]
+    ordered, unordered = (
+        hashlib.sha256(b"".join(each)).hexdigest()[:_HALF] for each in (codes, sorted(codes))
+    )
+    return ordered + unordered
+
+
+def joined(parts: Mapping[str, str]) -> str:
+    """Returns one hash of named parts."""
+    return code(dict(parts)).hex()
+
+
+def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Returns the names of parts that differ, with '(order)' if only the order of their rows does.
+
+    Args:
+      saved, now: hashes of `of_rows` by name.
+    """
+    found = []
+    for name in {**saved, **now}:
+        old, new = saved.get(name, ""), now.get(name, "")
+        if old != new:
+            same_rows = old[_HALF:] == new[_HALF:] != ""
+            found.append(f"{name} (order)" if same_rows else name)
+    return found
+
+
+def ids(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Returns an id of each row, uint64 [n]: a hash of what stands in the columns, n in each."""
+    rows = [code(row)[:8] for row in zip(*columns, strict=True)]
+    return np.frombuffer(b"".join(rows), "<u8").astype(np.uint64)
