@@ -184,6 +184,7 @@ def main(verb: Callable[[], None], usage: str) -> None:
     logging.set_verbosity(logging.WARNING)
     output.tolerate_narrow_encodings()
     threading.excepthook = _failed_thread
+    sys.unraisablehook = _failed_callback
     sys.modules["__main__"].__doc__ = usage
     for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
         if name in FLAGS:
@@ -223,6 +224,14 @@ def _failed_thread(failure: Any) -> None:
     """
     if failure.exc_value is None or system_error(failure.exc_value) is None:
         threading.__excepthook__(failure)
+
+
+def _failed_callback(failure: Any) -> None:
+    """TensorStore's callbacks report to an event loop that the first error has closed; the error
+    itself is raised by the save.
+    """
+    if "Event loop is closed" not in str(failure.exc_value):
+        sys.__unraisablehook__(failure)
 
 
 def fail(message: str) -> None:

@@ -62,7 +62,8 @@ _REASONS = frozenset(
 _REASONS_OF_CONTEXT = _REASONS - {errno.ENOENT}
 # TensorStore, which writes the arrays of checkpoints, reports errors as text.
 _IN_TEXT = re.compile(r"os_error_code='?(\d+)|\[OS error (\d+)")
-_FILE_IN_TEXT = re.compile(r'Failed writing: "([^"]+)"|local file "([^"]+)"')
+# The file, or else the folder.
+_PATH_IN_TEXT = (re.compile(r'Failed writing: "([^"]+)"'), re.compile(r'local file "([^"]+)"'))
 
 
 def system_error(error: BaseException) -> str | None:
@@ -86,8 +87,8 @@ def system_error(error: BaseException) -> str | None:
         if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
             number = int(code[1] or code[2])
             if number in reasons:
-                file = _FILE_IN_TEXT.search(str(found))
-                where = f"{file[1] or file[2]}: " if file else ""
+                paths = (pattern.search(str(found)) for pattern in _PATH_IN_TEXT)
+                where = next((f"{path[1]}: " for path in paths if path), "")
                 return f"{where}{os.strerror(number)}"
     return None
 

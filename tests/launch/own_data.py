@@ -144,7 +144,7 @@ def _write_masks(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    for number in range(40):
+    for number in range(70):
         mask = np.zeros((16, 16), np.uint8)
         mask[: rng.integers(4, 12)] = 1
         image = (mask * 120 + rng.integers(0, 80, mask.shape)).astype(np.uint8)
@@ -159,7 +159,7 @@ def _swap_masks(folder: Path) -> None:
 
 def _rename_masks(folder: Path) -> None:
     for name in ("images", "masks"):
-        for number in range(40):
+        for number in range(70):
             (folder / name / f"{number:02d}.png").rename(folder / name / f"x{99 - number}.png")
 
 

@@ -114,3 +114,26 @@ def test_paired_difference_by_hand(tmp_path):
     # Differences by example: 0, 1, 0.5, 0.
     assert mean == pytest.approx(0.375)
     assert half == pytest.approx(1.96 * np.std([0, 1, 0.5, 0], ddof=1) / 2)
+
+
+def outcome(folder, ids, correctness):
+    folder.mkdir()
+    np.savez(folder / "outputs-test.npz", correctness=np.array(correctness, np.float32),
+             example_ids=np.array(ids, np.uint64))  # fmt: skip
+    return Outcome(None, {0: {}}, {}, {0: folder})
+
+
+def test_paired_difference_joins_examples_by_their_ids(tmp_path):
+    base = outcome(tmp_path / "base", [5, 6, 7], [0, 1, 1])
+    other = outcome(tmp_path / "other", [7, 5, 6], [0, 1, 1])
+    mean, half = paired_difference(other, base)
+    # Differences by example: 1, 0, -1; not 0, 0, 0.
+    assert mean == pytest.approx(0.0)
+    assert half == pytest.approx(1.96 / np.sqrt(3))
+
+
+def test_paired_difference_of_other_examples_is_refused(tmp_path):
+    base = outcome(tmp_path / "base", [5, 6, 7], [0, 1, 1])
+    other = outcome(tmp_path / "other", [5, 6, 8], [0, 1, 1])
+    with pytest.raises(UserError, match="its test examples are not those of"):
+        paired_difference(other, base)

@@ -4,10 +4,11 @@ import contextlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from launch.engine import config as configs
-from launch.engine import results, tables
+from launch.engine import pairs, results, tables
 from launch.engine.provenance import Description
 from launch.engine.run import Predictor, restored_task, run, saved_config
 from launch.evaluate import evaluate_run
@@ -104,6 +105,12 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
             assert content(trained.folder) == before
             assert trained.train(stopped)["metrics"] == trained.record["metrics"]
             assert trained.evaluate()["metrics"] == trained.record["metrics"]
+            scores = pairs.read(trained.folder)
+            assert scores.ids.shape == scores.correctness.shape
+            metric = configs.task_class(trained.config.task).primary_metric
+            assert scores.correctness.mean() == pytest.approx(
+                trained.record["metrics"][metric], abs=1e-4
+            )
         elif how == "missing":
             line = refusal(trained.folder, lambda: trained.train(trained.folder))
             assert "cannot be verified" in line
@@ -136,6 +143,15 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
             with pytest.raises(UserError, match="expected a masked language_modeling"):
                 export(saved, trained.folder, tmp_path / "exported")
             assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["image_classification"], indirect=True)
+def test_figures_of_a_model_that_has_none_are_refused(trained):
+    saved = saved_config(trained.folder)
+    predictor = Predictor(restored_task(saved, trained.folder), saved, trained.folder)
+    with pytest.raises(UserError, match=r"--pictures: config\.model\.name=convnet has nothing"):
+        predictor.with_pictures(trained.inputs)
 
 
 @pytest.mark.slow
@@ -246,3 +262,56 @@ def test_generated_data_are_compared_too(tmp_path, monkeypatch):
     other = configs.task_class("sequence_copy").prepare(config.data, config.model, None)
     with pytest.raises(UserError, match=r": test strings \(order\) differ from those"):
         Description.of(other).check(tmp_path, "remedy")
+
+
+def prepared(name, folder, **changes):
+    case = CASES[name]
+    config = configs.override(configs.load_file(case.config), {**case.overrides(folder), **changes})
+    paths = Paths(folder.parent / "prepared", folder.parent / "cache", None)
+    return configs.task_class(config.task).prepare(config.data, config.model, paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("text_classification", {"data.text.stem": "english", "data.text.max_length": 8}),
+        ("translation", {"data.text.vocabulary_size": 280}),
+        ("segmentation", {"data.image_size": (8, 12)}),
+        ("detection", {"data.image_size": 16}),
+        ("forecasting", {"data.lookback": 12}),
+        ("recommendation", {"data.max_length": 4}),
+        ("speech_recognition", {"data.features.sample_rate": 4000}),
+        ("handwriting_recognition", {"data.dark_ink": False}),
+    ],
+)
+def test_ids_of_examples_are_of_what_they_were_made_of(name, changes, tmp_path):
+    (tmp_path / "data").mkdir()
+    CASES[name].write(tmp_path / "data")
+    task = prepared(name, tmp_path / "data")
+    ids, fingerprint = task.example_ids("test"), task.fingerprint
+    assert ids.dtype == np.uint64
+    assert len(np.unique(ids)) == len(ids) > 1
+    again = prepared(name, tmp_path / "data")
+    assert again.fingerprint == fingerprint
+    assert dict(again.fingerprints) == dict(task.fingerprints)
+    assert np.array_equal(prepared(name, tmp_path / "data", **changes).example_ids("test"), ids)
+    CASES[name].change(tmp_path / "data")
+    changed = prepared(name, tmp_path / "data")
+    assert changed.fingerprint != fingerprint
+    assert dict(changed.fingerprints) != dict(task.fingerprints)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("language_modeling", {"data.text.vocabulary_size": 60}),
+        ("language_modeling", {"data.length": 6}),
+        ("forecasting", {"data.horizon": 5}),
+    ],
+)
+def test_ids_differ_where_something_else_is_predicted(name, changes, tmp_path):
+    (tmp_path / "data").mkdir()
+    CASES[name].write(tmp_path / "data")
+    ids = prepared(name, tmp_path / "data").example_ids("test")
+    others = prepared(name, tmp_path / "data", **changes).example_ids("test")
+    assert not set(ids.tolist()) & set(others.tolist())

@@ -1,0 +1,293 @@
+"""What the machine refuses: one line, exit status 2; caches are done without."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from launch.engine import cli
+from launch.engine.checkpoints import finished_steps
+from launch.engine.errors import system_error
+from tests.launch.conftest import ROOT, command
+
+
+@pytest.fixture(scope="module")
+def flags(csv_file):
+    return [
+        "--config=configs/text_classification.py:movie_reviews,attention_pooling",
+        f"--config.data.train_file={csv_file}",
+        "--config.data.text_column=review",
+        "--config.data.label_column=stars",
+        "--config.training.steps=10",
+        "--config.training.evaluate_every=5",
+        "--config.training.log_every=5",
+        "--nobaselines",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(flags, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = subprocess.run(
+        command("train", cache, *flags, f"--workdir={folder}"),
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def one_line(done) -> str:
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# ---------------------------------------------------------------------- reasons
+
+
+def chained(error: BaseException, cause=None, context=None) -> BaseException:
+    error.__context__ = context
+    if cause is not None:
+        error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FULL, "/data/x: No space left on device"),
+        (chained(RuntimeError("saving failed"), cause=FULL), "/data/x: No space left on device"),
+        (chained(ValueError("x"), context=chained(KeyError("y"), cause=FULL)),
+         "/data/x: No space left on device"),
+        (ExceptionGroup("two", [ValueError("x"), FULL]), "/data/x: No space left on device"),
+        (OSError(errno.EXDEV, "Invalid cross-device link", "/a", None, "/b"),
+         "/a to /b: Invalid cross-device link"),
+        (ValueError('RESOURCE_EXHAUSTED: Error writing "a" in database at local file "/r/d/": '
+                    'Failed writing: "/r/d/b9": Failed to write 9 bytes to file 11: No space left '
+                    "on device [os_error_code='28']"), "/r/d/b9: No space left on device"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"),
+         "/x: No such file or directory"),
+        # A fault of the program stays one.
+        (ValueError("x"), None),
+        (OSError("no number"), None),
+        (chained(ValueError("x"), context=FileNotFoundError(errno.ENOENT, "No such", "/x")), None),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found(error, line):
+    assert system_error(error) == line
+
+
+def test_long_paths_are_shortened():
+    line = system_error(OSError(errno.ENAMETOOLONG, "File name too long", "/" + "d" * 300))
+    assert line == "/" + "d" * 196 + "...: File name too long"
+
+
+@pytest.mark.parametrize("error", [FULL, chained(RuntimeError("in a thread"), cause=FULL)])
+def test_a_command_ends_with_one_line(error, capsys):
+    def fails():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli._guarded(fails)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
+
+
+def test_a_fault_of_the_program_is_no_line():
+    def fails():
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        cli._guarded(fails)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written(flags, cache, tmp_path):
+    """No file may grow over 40 kB, as on a disk that is full: only checkpoints would."""
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        command("train", cache, *flags, f"--workdir={folder}", "--config.model.embedding_size=512"),
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    )  # fmt: skip
+    line = one_line(done)
+    assert os.strerror(errno.EFBIG) in line
+    assert str(folder / "checkpoints") in line
+    assert finished_steps(folder / "checkpoints") == []
+    for name, more in (("predict", ["--input=fine"]), ("evaluate", [])):
+        done = subprocess.run(
+            command(name, cache, f"--workdir={folder}", *more),
+            cwd=ROOT, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert "no checkpoint is there yet; train first" in one_line(done)
+    # With room the same command trains.
+    done = subprocess.run(
+        command("train", cache, *flags, f"--workdir={folder}", "--config.model.embedding_size=512"),
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_was_never_written(run, verb, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    best = json.dumps({"step": 15, "split": "validation", "loss": 0.0, "accuracy": 2.0})
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, best]) + "\n")
+    done = verb("predict", f"--workdir={folder}", "--input=fine")
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of the best step 15 was never written; step" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_done_without(flags, verb, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    nowhere = tmp_path / "file" / "cache"
+    rest = [flag for flag in flags if flag != "--nobaselines"]
+    done = verb(
+        "train", *rest, f"--cache_dir={nowhere}", f"--workdir={tmp_path / 'run'}",
+        JAX_COMPILATION_CACHE_DIR=str(nowhere / "jax"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "baseline nb_svm" in done.stdout
+    assert "Traceback" not in done.stderr
+    done = verb("train", "--config=configs/text_classification.py:sst2",
+                f"--cache_dir={nowhere}", f"--workdir={tmp_path / 'other'}")  # fmt: skip
+    line = one_line(done)
+    assert str(nowhere) in line
+    assert "cannot write" in line
+
+
+@pytest.mark.slow
+def test_names_platforms_and_configs_that_are_not_there(flags, run, verb, tmp_path):
+    line = one_line(verb("train", *flags, f"--workdir={tmp_path / ('d' * 300)}"))
+    assert "File name too long" in line
+    line = one_line(verb("predict", f"--workdir={run}", "--input=x", JAX_PLATFORMS="cuda"))
+    assert "JAX_PLATFORMS=cuda: not available" in line
+    assert "--config is empty" in one_line(verb("train", "--config=", f"--workdir={run}"))
+
+
+@pytest.mark.slow
+def test_output_in_ascii(run, verb):
+    text = "schön 好看"
+    given = {"stdin": f"{text}\n", "PYTHONIOENCODING": "ascii"}
+    flags = [f"--workdir={run}", "--input=-", "--format=json"]
+    done = verb("predict", f"--workdir={run}", f"--input={text}", "--format=json",
+                PYTHONIOENCODING="ascii")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.isascii()
+    assert json.loads(done.stdout)["input"] == text
+    assert verb("predict", *flags, PYTHONIOENCODING="utf-8", stdin=given["stdin"]).returncode == 0
+
+
+@pytest.mark.slow
+def test_letters_that_the_output_lacks_are_escapes(csv_file, cache, tmp_path, verb, flags):
+    lines = csv_file.read_text(encoding="utf-8").replace(",good", ",schön").splitlines()
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = verb("train", *flags, f"--config.data.train_file={tmp_path / 'x.csv'}",
+                f"--workdir={tmp_path / 'run'}", PYTHONIOENCODING="ascii")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = verb("predict", f"--workdir={tmp_path / 'run'}", "--input=fine", "--input=superb",
+                PYTHONIOENCODING="ascii")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sch\\xf6n") >= 2
+    assert done.stderr.count("written as escapes; set PYTHONIOENCODING=utf-8") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_has_gone(run, flags, cache, tmp_path, stream):
+    """As `| head` does: the other end of the pipe is closed at once."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = (
+        command("predict", cache, f"--workdir={run}", "--input=fine")
+        if stream == "stdout"
+        else command("train", cache, *flags, f"--workdir={tmp_path / 'run'}")
+    )
+    other = "stderr" if stream == "stdout" else "stdout"
+    done = subprocess.run(
+        words, cwd=ROOT, text=True, timeout=240, check=False,
+        **{stream: writer, other: subprocess.PIPE},
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 2
+    if stream == "stdout":
+        assert done.stderr == "error: the reader of the output has closed the pipe\n"
+    else:
+        assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_the_output(run, cache):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("predict", cache, f"--workdir={run}", "--input=fine"),
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    assert one_line(done) == f"error: {os.strerror(errno.ENOSPC)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_signal_stops_a_sweep(flags, cache, tmp_path, number, status):
+    process = subprocess.Popen(
+        command("sweep", cache, *[flag for flag in flags if flag != "--nobaselines"],
+                "--config.training.steps=100000", "--set=model.pooling=mean,max",
+                f"--workdir={tmp_path}"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    limit = time.monotonic() + 120
+    while not any(file.stat().st_size for file in tmp_path.glob("*/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "(partial)" in out
+    assert "pooling=max" in out
+    assert "Traceback" not in err
+    assert "the same command goes on from there" in err
+    # The second run was not begun.
+    assert len(list(tmp_path.glob("pooling-*"))) == 1
+
+
+@pytest.mark.slow
+def test_unknown_flags_are_named(verb):
+    config = "--config=configs/ablations/text_pooling.py"
+    line = one_line(verb("ablate", config, "--wrkdir=x"))
+    assert "--wrkdir: no such flag of launch.ablate (did you mean 'workdir'?)" in line
+    line = one_line(verb("ablate", config, "--config.model.pooling=max"))
+    assert "write --set=model.pooling=VALUE" in line
+    line = one_line(verb("sweep", "--input=fine"))
+    assert "--input: no such flag of launch.sweep; it is one of launch.predict" in line
+
+
+@pytest.mark.slow
+def test_pictures_of_a_task_that_draws_none(run, verb, tmp_path):
+    folder = tmp_path / "drawn"
+    done = verb("predict", f"--workdir={run}", "--input=fine", f"--pictures={folder}")
+    assert "--pictures: this task draws none of its predictions" in one_line(done)
+    assert done.stdout == ""
+    assert not folder.exists()
+    assert "--pictures is empty" in one_line(
+        verb("predict", f"--workdir={run}", "--input=fine", "--pictures=")
+    )
