@@ -16,12 +16,6 @@ ALLOWED = {
     "benchmarks": {"attention", "tasks", "launch", "benchmarks"},
     "configs": {"attention", "tasks", "launch", "configs"},
 }
-# Cycles of today, to be removed; none may be added.
-CYCLES = (
-    {"tasks.common.characters", "tasks.common.subwords", "tasks.common.text",
-     "tasks.common.word_tokens"},
-    {"tasks.detection.detr", "tasks.detection.set_losses"},
-)  # fmt: skip
 
 
 @functools.cache
@@ -114,5 +108,4 @@ def test_no_cycles():
     # re-exports may import it back, but `from attention import masks` names the module.
     graph = {name: targets - {"attention"} for name, targets in graph.items()}
     found = components(graph)
-    new = [group for group in found if not any(group <= known for known in CYCLES)]
-    assert not new, "\n".join(" <-> ".join(sorted(group)) for group in new)
+    assert not found, "\n".join(" <-> ".join(sorted(group)) for group in found)

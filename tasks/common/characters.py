@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.common.text_config import TextConfig
 from tasks.common.words import SPECIAL, UNKNOWN
-
-if TYPE_CHECKING:
-    from tasks.common.text import TextConfig
 
 
 class Characters:

@@ -6,14 +6,11 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.common.text_config import TextConfig
 from tasks.common.words import SPECIAL, UNKNOWN
-
-if TYPE_CHECKING:
-    from tasks.common.text import TextConfig
 
 
 class Subwords:

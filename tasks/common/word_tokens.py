@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.common import words as word_parts
+from tasks.common.text_config import TextConfig
 from tasks.common.words import SPECIAL, UNKNOWN, Grams
-
-if TYPE_CHECKING:
-    from tasks.common.text import TextConfig
 
 
 class Words:

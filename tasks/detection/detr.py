@@ -38,6 +38,9 @@ Array = jax.Array
 # Sides of boxes at the start, as a share of the picture's.
 _FIRST_SIDE = 0.2
 
+# Fields of the config that `set_losses` takes.
+LOSS_WEIGHTS = ("class_weight", "box_weight", "overlap_weight", "no_object_weight")
+
 
 @dataclasses.dataclass(frozen=True)
 class DETRConfig:
@@ -320,8 +323,10 @@ class DETR(nnx.Module):
         Y, X = batch["image"].shape[1:3]
         shares = as_shares(batch["boxes"], Y, X)
 
+        weights = {name: getattr(self.config, name) for name in LOSS_WEIGHTS}
+
         def of_picture(logits, boxes, true_boxes, labels):
-            return set_losses(logits, boxes, true_boxes, labels, self.config)
+            return set_losses(logits, boxes, true_boxes, labels, **weights)
 
         by_batch = jax.vmap(of_picture)
         by_layer = jax.vmap(by_batch, in_axes=(0, 0, None, None))(

@@ -6,17 +6,12 @@ by the picture's own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from tasks.detection import losses
 from tasks.detection.boxes import generalized_iou
-
-if TYPE_CHECKING:
-    from tasks.detection.detr import DETRConfig
 
 Array = jax.Array
 
@@ -56,7 +51,15 @@ def assign(costs: Array, there: Array) -> tuple[Array, Array]:
 
 
 def set_losses(
-    logits: Array, boxes: Array, true_boxes: Array, labels: Array, config: DETRConfig
+    logits: Array,
+    boxes: Array,
+    true_boxes: Array,
+    labels: Array,
+    *,
+    class_weight: float,
+    box_weight: float,
+    overlap_weight: float,
+    no_object_weight: float,
 ) -> dict[str, losses.Part]:
     """Losses of one picture after one layer (Carion et al. 2020, equations 1 and 2).
 
@@ -65,7 +68,8 @@ def set_losses(
       boxes: [Q, 4], shares.
       true_boxes: [M, 4], shares.
       labels: int [M], -1 where there is no object.
-      config: the weights.
+      class_weight, box_weight, overlap_weight: weights of the three losses, in the matching too.
+      no_object_weight: weight of the class "no object" in the classification loss.
     """
     there = labels >= 0
     # Any real box in the empty places, so that nothing is divided by nothing.
@@ -73,14 +77,10 @@ def set_losses(
     distances = jnp.sum(jnp.abs(boxes[:, None] - true_boxes), axis=-1)
     overlaps = generalized_iou(as_corners(boxes, 1, 1), as_corners(true_boxes, 1, 1))
     probabilities = jax.nn.softmax(logits)[:, jnp.maximum(labels, 0) + 1]
-    costs = (
-        config.box_weight * distances
-        - config.overlap_weight * overlaps
-        - config.class_weight * probabilities
-    )
+    costs = box_weight * distances - overlap_weight * overlaps - class_weight * probabilities
     objects, taken = assign(jax.lax.stop_gradient(costs), there)
     wanted = jnp.where(taken, labels[objects] + 1, 0)
-    weights = jnp.where(taken, 1.0, config.no_object_weight)
+    weights = jnp.where(taken, 1.0, no_object_weight)
     entropies = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
     count = jnp.sum(taken, dtype=logits.dtype)
 
@@ -89,7 +89,7 @@ def set_losses(
         return jnp.sum(jnp.where(taken, own, 0))
 
     return {
-        "class": losses.Part(config.class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
-        "box": losses.Part(config.box_weight * of_taken(distances), count),
-        "overlap": losses.Part(config.overlap_weight * of_taken(1 - overlaps), count),
+        "class": losses.Part(class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
+        "box": losses.Part(box_weight * of_taken(distances), count),
+        "overlap": losses.Part(overlap_weight * of_taken(1 - overlaps), count),
     }

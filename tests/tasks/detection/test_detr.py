@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from tasks.detection.detr import DETRConfig, point_encoding
+from tasks.detection.detr import LOSS_WEIGHTS, DETRConfig, point_encoding
 from tasks.detection.set_losses import as_corners, as_shares, assign, set_losses
 from tests.attention.subjects import normal
 
@@ -65,7 +65,8 @@ def test_set_loss():
 
 
 def _total(logits, boxes, true, labels, config):
-    parts = set_losses(logits, boxes, true, labels, config)
+    weights = {name: getattr(config, name) for name in LOSS_WEIGHTS}
+    parts = set_losses(logits, boxes, true, labels, **weights)
     return sum(part.total for part in parts.values()), parts
 
 
