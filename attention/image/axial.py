@@ -33,7 +33,7 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     Raises:
       ValueError: x is no map, or there is no such axis.
     """
-    sizes = expect_map(x)
+    expect_map(x)
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
     lines = x if axis == "row" else jnp.swapaxes(x, 1, 2)
