@@ -295,4 +295,5 @@ def _by_time(weights: Array, x: Array) -> Array:
     forward = weights[..., ::-1]
     if T > L:
         forward = jnp.pad(forward, ((0, 0), (0, 0), (0, 0), (T - L, 0)))
-    return jnp.broadcast_to(forward[..., -T:], (B, *weights.shape[1:3], T))
+    forward = forward[..., forward.shape[-1] - T :]
+    return jnp.broadcast_to(forward, (B, *weights.shape[1:3], T))

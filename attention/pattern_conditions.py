@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import conditions, shapes
-from attention.conditions import Offset, Part
+from attention.conditions import FAR, Offset, Part
 
 Array = jax.Array
 
@@ -78,9 +78,9 @@ class Dilated(Pattern):
         distance = query - key
         result = distance % self.dilation == 0
         if self.left is not None:
-            result = result & (distance <= self.left * self.dilation)
+            result = result & (distance <= min(self.left * self.dilation, 2 * FAR))
         if self.right is not None:
-            result = result & (distance >= -self.right * self.dilation)
+            result = result & (distance >= -min(self.right * self.dilation, 2 * FAR))
         return result
 
     def meet(self, query_first, query_last, key_first, key_last):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import masks, pattern_conditions, shapes
-from attention.conditions import Offset, Part
+from attention.conditions import FAR, Offset, Part
 from attention.masks import Mask
 
 Array = jax.Array
@@ -48,9 +48,7 @@ def dilated_window(
         for name, number in (("left", left), ("right", right))
     )
     dilation = expect_int("dilation", dilation, 1)
-    return _mask(
-        pattern_conditions.Dilated(left, right, dilation, masks.checked_offset(query_offset))
-    )
+    return _mask(pattern_conditions.Dilated(left, right, dilation, _expect_offset(query_offset)))
 
 
 def strided(stride: int, query_offset: Offset | None = None) -> Mask:
@@ -71,9 +69,7 @@ def strided(stride: int, query_offset: Offset | None = None) -> Mask:
       ValueError: the stride is out of range.
     """
     return _mask(
-        pattern_conditions.Strided(
-            expect_int("stride", stride, 1), masks.checked_offset(query_offset)
-        )
+        pattern_conditions.Strided(expect_int("stride", stride, 1), _expect_offset(query_offset))
     )
 
 
@@ -98,7 +94,7 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
     block, summary = expect_int("block", block, 1), expect_int("summary", summary, 1)
     if summary > block:
         raise ValueError(f"summary: got {summary}, expected at most block={block}")
-    return _mask(pattern_conditions.Fixed(block, summary, masks.checked_offset(query_offset)))
+    return _mask(pattern_conditions.Fixed(block, summary, _expect_offset(query_offset)))
 
 
 def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
@@ -117,7 +113,7 @@ def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
       ValueError: the count is out of range.
     """
     return _mask(
-        pattern_conditions.Global(expect_int("count", count, 0), masks.checked_offset(query_offset))
+        pattern_conditions.Global(expect_int("count", count, 0), _expect_offset(query_offset))
     )
 
 
@@ -179,8 +175,6 @@ def big_bird(
       ValueError: a number is out of range; or, when the mask is used, a block has no links.
     """
     seed = expect_int("seed", seed, 0)
-    if seed >= 2**32:
-        raise ValueError(f"seed: got {seed}, expected at most {2**32 - 1}")
     return _mask(
         pattern_conditions.BigBird(
             expect_int("block", block, 1),
@@ -189,7 +183,7 @@ def big_bird(
             expect_int("random_blocks", random_blocks, 0),
             seed,
             links if links is None else checked_links(links),
-            masks.checked_offset(query_offset),
+            _expect_offset(query_offset),
         )
     )
 
@@ -198,12 +192,27 @@ def expect_int(argument: str, number: Any, least: int) -> int:
     """The number as an int.
 
     Raises:
-      ValueError: it is none, or below `least`.
+      ValueError: it is none, below `least`, or so large that positions would overflow.
     """
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or number < least:
         raise ValueError(f"{argument}: got {number!r}, expected an int of at least {least}")
+    if number > _MOST.get(argument, FAR):
+        most = _MOST.get(argument, FAR)
+        raise ValueError(f"{argument}: got {number!r}, expected at most {most}")
     return int(number)
+
+
+# Seeds are no positions.
+_MOST = {"seed": 2**32 - 1}
+
+
+def _expect_offset(offset: Offset | None) -> Offset | None:
+    """`masks.checked_offset`, and no further off than positions of an int32 allow."""
+    offset = masks.checked_offset(offset)
+    if isinstance(offset, int) and abs(offset) > FAR:
+        raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")
+    return offset
 
 
 def _mask(part: Part) -> Mask:

@@ -58,7 +58,11 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
       ValueError: shapes or dtypes do not fit.
     """
     valid = checked_valid(states, valid)
-    _, T, D = states.shape
+    B, T, D = states.shape
+    if not T:
+        weights = jnp.zeros((B, 1, 0))
+        recording.record(lambda: weights)
+        return jnp.zeros((B, D), states.dtype), weights
     masked = jnp.where(valid[..., None], states, -jnp.inf)
     # The gradient goes to one position, the first maximum, as the weights say.
     winner = jnp.argmax(masked, axis=1)

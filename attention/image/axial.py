@@ -33,12 +33,12 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     Raises:
       ValueError: x is no map, or there is no such axis.
     """
-    sizes = expect_map(x)
+    expect_map(x)
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
     lines = x if axis == "row" else jnp.swapaxes(x, 1, 2)
     mixed = mix(lines.reshape(-1, *lines.shape[2:]))
-    mixed = mixed.reshape(sizes["B"], *lines.shape[1:3], -1)
+    mixed = mixed.reshape(*lines.shape[:3], mixed.shape[-1])
     return mixed if axis == "row" else jnp.swapaxes(mixed, 1, 2)
 
 

@@ -46,7 +46,8 @@ def channel_gate(
       ValueError: shapes do not fit.
     """
     mlp = reduce_kernel, expand_kernel, reduce_bias, expand_bias
-    highest = maximum(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1)
+    B, Y, X, C = x.shape
+    highest = maximum(x.reshape(B, Y * X, C), axis=1)
     logits = excite(global_average(x), *mlp) + excite(highest, *mlp)
     return jax.nn.sigmoid(logits)[:, None, None]
 

@@ -150,7 +150,7 @@ class NonLocal(nnx.Module):
         sizes = expect_map(x, self.channels)
         expect_valid(valid, sizes)
         x = x.astype(self.dtype)
-        flat = x.reshape(sizes["B"], -1, self.channels)
+        flat = x.reshape(sizes["B"], sizes["Y"] * sizes["X"], self.channels)
         query, key = self.query(flat), self.key(flat)
         options = {"similarity": self.similarity}
         added = self.out(non_local(query, key, self.value(flat), **options))

@@ -119,7 +119,7 @@ def window_attention(
     recording.record(lambda: window_weights(query, key, **options))
     # Each position stands in one window: the place there, by position.
     order = np.argsort(places.ravel(), kind="stable")[: Y * X]
-    flat = attended.reshape(B, -1, *attended.shape[2:])
+    flat = attended.reshape(B, places.size, *attended.shape[2:])
     return flat[:, order].reshape(B, Y, X, *attended.shape[2:])
 
 

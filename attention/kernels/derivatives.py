@@ -71,7 +71,8 @@ mlir.register_lowering(_guard, lambda context, x, **_: [x])
 
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda x, **_: x)
-ad.deflinear2(_tangent, lambda slope, _, kernel: [slope])
-# Reverse mode transposes tangents before `vmap` comes to them.
+ad.primitive_transposes[_tangent] = lambda slope, _, kernel: [slope]
+# Reverse mode transposes tangents before another derivative or `vmap` comes to them.
+ad.primitive_jvps[_tangent] = lambda *_, kernel: _refuse(kernel=kernel)
 batching.primitive_batchers[_tangent] = lambda *_, kernel: _refuse(kernel=kernel)
 mlir.register_lowering(_tangent, lambda context, *arrays, kernel: _refuse(kernel=kernel))

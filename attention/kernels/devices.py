@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterator
+from typing import Any
 
 import jax
 
@@ -53,9 +54,24 @@ def lowering_for(platform: str) -> Iterator[None]:
         raise ValueError(f"platform: got {platform!r}, expected one of {list(PLATFORMS)}")
     _assumed.append(platform)
     try:
-        yield
+        with _described(platform):
+            yield
     finally:
         _assumed.pop()
+
+
+# The least device of each platform that a program is lowered for: JAX asks for one from 0.12 on.
+_LEAST = {"cuda": ("gpu", "NVIDIA A100")}
+
+
+def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which JAX lowers for the platform's least device, on the mesh that is set."""
+    if platform not in _LEAST or default_platform() == platform:
+        return contextlib.nullcontext()
+    name, kind = _LEAST[platform]
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=name)
+    mesh = jax.sharding.get_abstract_mesh().update(abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 @contextlib.contextmanager

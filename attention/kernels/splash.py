@@ -75,7 +75,8 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no TPU (nor `kernels.interpreted()`), or anything else than the above.
+      NotImplementedError: no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or anything
+        else than the above.
     """
     interpret = devices.needs("tpu")
     if not interpret:
@@ -86,6 +87,8 @@ def attend(
         raise NotImplementedError("dropout_rate: no dropout of weights")
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"dtype: {query.dtype.name} is neither bfloat16 nor float32")
+    if jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64:
+        raise NotImplementedError("jax_enable_x64: the kernel of JAX mixes types of integers then")
     B, T, N, _ = query.shape
     S = key.shape[1]
     found = structure(mask, B, T, S)

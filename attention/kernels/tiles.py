@@ -106,14 +106,6 @@ def steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Band(Part):
-    """A query t sees t + low <= s <= t + high; None for all on that side."""
-
-    low: Offset | None
-    high: Offset | None
-
-
-@dataclasses.dataclass(frozen=True)
 class _Table(Part):
     """A block of positions sees another where the table says so."""
 
@@ -123,7 +115,7 @@ class _Table(Part):
 
 
 @functools.singledispatch
-def ready(part: Part, sizes: Sizes) -> Part:
+def ready(part: Part | Mask, sizes: Sizes) -> Part | Mask:
     """The condition with arrays as kernels read them (masks in the kernel: Dao et al. 2022).
 
         ready(m)_ts = m_ts,   and nothing is seen by or of padding that an array tells about
@@ -153,8 +145,13 @@ def _(part: conditions.Either, sizes):
 
 @ready.register
 def _(part: conditions.Window, sizes):
-    bounds = part.bounds(sizes.T, sizes.S)
-    return _Band(*(each if conditions.is_static(each) else _numbers(each) for each in bounds))
+    low, high = (
+        each if conditions.is_static(each) else _numbers(each)
+        for each in part.bounds(sizes.T, sizes.S)
+    )
+    # Of each side an offset alone is left, which no sum of positions overflows.
+    sides = () if low is None else (conditions.Window(0, None, low),)
+    return Mask(sides if high is None else (*sides, conditions.Window(None, 0, high)))
 
 
 @ready.register
@@ -262,13 +259,13 @@ def _(part: conditions.Either, place):
 
 
 @tile.register
-def _(part: _Band, place):
-    distance = place.columns - place.rows
+def _(part: conditions.Window, place):
+    distance = place.columns - _seeing(part.query_offset, place)
     result = jnp.ones((1, 1), bool)
-    if part.low is not None:
-        result = result & (distance >= _number(part.low, place))
-    if part.high is not None:
-        result = result & (distance <= _number(part.high, place))
+    if part.left is not None:
+        result = result & (distance >= -part.left)
+    if part.right is not None:
+        result = result & (distance <= part.right)
     return result
 
 

@@ -170,8 +170,7 @@ class NoAlignment(Stateless, nnx.Module):
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] (not looked at) -> context [B, D], weights [B, S], state."""
         checked_query(query, memory, self.query_size, self.dtype)
-        S = memory.valid.shape[1]
-        last = S - 1 - jnp.argmax(memory.valid[:, ::-1], axis=1)
-        weights = jax.nn.one_hot(last, S) * memory.valid
+        following = jnp.cumsum(memory.valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
+        weights = (memory.valid & (following == 1)).astype(jnp.float32)
         recording.record(lambda: weights)
         return context(weights, memory.values), weights, state

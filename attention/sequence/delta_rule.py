@@ -100,7 +100,7 @@ def gated_delta_rule_chunked(
     dtype, T = value.dtype, value.shape[1]
     arrays, state = _checked(query, key, value, log_decay, beta, state)
     # Positions that fill the last chunk up have β = 0 and g = 0.
-    chunks = [_chunks_first(x, min(chunk_size, T)) for x in arrays]
+    chunks = [_chunks_first(x, min(chunk_size, max(T, 1))) for x in arrays]
 
     def step(state, chunk):
         read, write, values, keys, inside, decay = chunk

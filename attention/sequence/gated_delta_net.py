@@ -94,7 +94,7 @@ def short_convolution(
         return filters[0] * x + past, history[:, T:]
     count = jnp.cumsum(valid, axis=1)
     past = jnp.take_along_axis(past, (count - valid)[..., None], axis=1)
-    last = count[:, -1:] + jnp.arange(before)
+    last = jnp.sum(valid, axis=1, keepdims=True) + jnp.arange(before)
     return filters[0] * x + past, jnp.take_along_axis(history, last[..., None], axis=1)
 
 
@@ -296,7 +296,7 @@ class GatedDeltaNet(nnx.Module):
         projected = (self.query(x), self.key(x), self.value(x))
         filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])
         mixed, tail = short_convolution(
-            jnp.concatenate([y.reshape(B, T, -1) for y in projected], axis=-1),
+            jnp.concatenate([y.reshape(B, T, math.prod(y.shape[2:])) for y in projected], axis=-1),
             jnp.concatenate([f.reshape(self.conv_size, -1) for f in filters], axis=-1),
             valid=valid,
             tail=tail,

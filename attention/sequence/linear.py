@@ -116,7 +116,7 @@ def linear_attention(
     if state is not None:
         before = _joined(state, sizes).astype(wide)
     if causal:
-        sums, after = _causal_sums(query, key, values, before, min(chunk_size, sizes["T"]))
+        sums, after = _causal_sums(query, key, values, before, min(chunk_size, max(sizes["T"], 1)))
     else:
         after = before + jnp.einsum("BSNF,BSNV->BNFV", key, values)
         sums = jnp.einsum("BTNF,BNFV->BTNV", query, after)
@@ -135,7 +135,7 @@ def _causal_sums(
     inside = jnp.where(jnp.tri(C, dtype=bool), inside, 0)
     result = jnp.einsum("BcNTS,BcSNV->BcTNV", inside, value_chunks)
     result = result + jnp.einsum("BcTNF,BcNFV->BcTNV", query_chunks, sums[:, :-1])
-    return result.reshape(len(result), -1, *result.shape[3:])[:, : query.shape[1]], sums[:, -1]
+    return joined_chunks(result, query.shape[1]), sums[:, -1]
 
 
 def expect_features(
@@ -186,6 +186,12 @@ def in_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
     B, T = x.shape[:2]
     widths = [(0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, widths, constant_values=fill).reshape(B, -(-T // C), C, *x.shape[2:])
+
+
+def joined_chunks(x: Array, T: int) -> Array:
+    """[B, ceil(T / C), C, ...] -> [B, T, ...]."""
+    B, count, C = x.shape[:3]
+    return x.reshape(B, count * C, *x.shape[3:])[:, :T]
 
 
 def with_ones(value: Array) -> Array:

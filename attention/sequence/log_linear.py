@@ -15,7 +15,13 @@ import jax.numpy as jnp
 
 from attention import shapes
 from attention.kernels.reference import accumulator
-from attention.sequence.linear import expect_features, in_chunks, quotient, with_ones
+from attention.sequence.linear import (
+    expect_features,
+    in_chunks,
+    joined_chunks,
+    quotient,
+    with_ones,
+)
 
 Array = jax.Array
 
@@ -121,7 +127,7 @@ def _fixed(highest: Array) -> Array:
 
 def _summed(key: Array, values: Array) -> tuple[Array, Array]:
     """The pair of keys [..., S, N, F] and values [..., S, N, V]."""
-    highest = jax.lax.stop_gradient(jnp.max(key, axis=-3))
+    highest = jax.lax.stop_gradient(jnp.max(key, axis=-3, initial=-jnp.inf))
     factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
     return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
 
@@ -181,14 +187,15 @@ def _causal(
         later = jax.checkpoint(functools.partial(_later_half, half=half))
         result = result + later(query, key, values, scale)
         half //= 2
-    return result.reshape(len(result), -1, *result.shape[3:])[:, :T], tuple(after)
+    return joined_chunks(result, T), tuple(after)
 
 
 def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:
     """In each 2·half positions: what the later half reads of the earlier; 0 for the earlier."""
 
     def parts(x):
-        return x.reshape(x.shape[0], -1, 2, half, *x.shape[3:])
+        B, count, C = x.shape[:3]
+        return x.reshape(B, count * C // (2 * half), 2, half, *x.shape[3:])
 
     query, scale = parts(query)[:, :, 1], parts(scale)[:, :, 1]
     key, earlier_values = parts(key)[:, :, 0], parts(values)[:, :, 0]

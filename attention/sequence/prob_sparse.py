@@ -189,6 +189,8 @@ def _checked(query, key, value, samples, num_active, mask) -> Array | None:
     shapes.expect("key", key, "B T N H", sizes)
     shapes.expect_integer("samples", samples)
     shapes.expect("samples", samples, "T U", sizes)
+    if not sizes["T"]:
+        raise ValueError(f"query: got shape {shapes.show(query.shape)}, expected T of at least 1")
     if not 1 <= num_active <= sizes["T"]:
         raise ValueError(f"num_active: got {num_active}, expected from 1 to T={sizes['T']}")
     T = sizes["T"]

@@ -53,7 +53,7 @@ class NeighbourSubject(Subject):
 
 def _neighbours(module, inputs, valid):
     arrays = [jnp.asarray(inputs[name]) for name in ("user", "neighbours", "ratings")]
-    ids = IDS[:, : valid.shape[1]] if module.num_users else None
+    ids = IDS[: len(valid), : valid.shape[1]] if module.num_users else None
     return module(*arrays, ids=ids, valid=jnp.asarray(valid), return_weights=True)
 
 

@@ -4,6 +4,9 @@ One test for each mechanism and property; `pytest -k mean` or `-k test_mask` pic
 needs its NumPy reference in a file of references/ and nothing here.
 """
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +254,59 @@ def test_short_and_odd_lengths(subject, queries, keys):
     expected, expected_weights = subject.reference(double(inputs), valid)
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
     assert_weights_close(weights, expected_weights, atol=1e-6)
+
+
+def emptied(subject):
+    """What has no elements -> inputs and valid: no examples, no positions, no queries."""
+    inputs = {name: x for name, x in subject.inputs.items() if name != "params"}
+    kept = {name: x for name, x in subject.inputs.items() if name == "params"}
+    found = {"examples": ({name: x[:0] for name, x in inputs.items()}, subject.valid[:0])}
+    if subject.line.kind in ("map_attention", "gate"):
+        for axis, name in ((1, "rows"), (2, "columns")):
+            found[name] = {n: np.take(x, [], axis) for n, x in inputs.items()}, subject.valid
+    else:
+        none = {name: inputs[name][:, :0] for name in subject.keys}
+        found["positions"] = inputs | none, subject.valid[:, :0]
+    query = inputs.get(subject.inputs_of_queries)
+    if query is not None and query.ndim == 3 and subject.inputs_of_queries not in subject.keys:
+        found["queries"] = inputs | {subject.inputs_of_queries: query[:, :0]}, subject.valid
+    return {name: (kept | given, valid) for name, (given, valid) in found.items()}
+
+
+def result_or_refusal(call):
+    """The result and "", or None and what a refusal says."""
+    try:
+        return call(), ""
+    except (ValueError, NotImplementedError) as error:
+        return None, str(error)
+
+
+@each(variants=False)
+def test_what_has_no_elements_is_empty_or_refused(subject):
+    """With gradients; traced alone where nothing is left to compute."""
+    for name, (inputs, valid) in emptied(subject).items():
+        for causal in {False, "causal" in subject.can}:
+
+            def output(inputs, valid=valid, causal=causal):
+                return subject.apply(inputs, valid, causal, None)
+
+            def both(inputs, output=output):
+                out, backward, weights = jax.vjp(output, inputs, has_aux=True)
+                return out, weights, backward(jnp.ones_like(out))[0]
+
+            found, refused = result_or_refusal(functools.partial(jax.eval_shape, both, inputs))
+            if refused:
+                # Maps need a position, and one mixer chooses among queries.
+                assert re.match(r"\w+: got shape \[.*\b0\b.*\], expected", refused), refused
+                assert name not in ("examples", "queries")
+                continue
+            out, _, gradient = found
+            like = jax.eval_shape(output, subject.inputs, subject.valid)[0].shape
+            assert len(out.shape) == len(like)
+            assert out.shape[0] == (0 if name == "examples" else like[0])
+            assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, inputs)
+            if name == "positions" and subject.line.kind in ("kernel", "pool", "alignment"):
+                np.testing.assert_array_equal(output(inputs)[0], 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -230,6 +231,47 @@ def test_without_a_compiler_auto_goes_on():
     assert chosen.split()[0] != "native"
     assert float(chosen.split()[1]) == 1200
     assert refused.startswith("native: needs a C++ compiler")
+
+
+def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
+    """Such as CXX="ccache g++": the words are a command, but for a path that has spaces."""
+    (tmp_path / "right.cc").write_text('extern "C" int three() { return NUMBER; }')
+    monkeypatch.setenv("ATTENTION_CACHE_DIR", str(tmp_path / "cache"))
+    plain, env = compiled.find_compiler(), shutil.which("env")
+    monkeypatch.setenv("CXX", f" env -u LANG  {plain[0]} ")
+    assert compiled.find_compiler() == [env, "-u", "LANG", plain[0]]
+    assert compiled.library(tmp_path, "right.cc", (("NUMBER", 3),)).three() == 3
+    spaced = tmp_path / "a compiler"
+    spaced.symlink_to(plain[0])
+    for cxx in (str(spaced), f"'{spaced}' -O1"):
+        monkeypatch.setenv("CXX", cxx)
+        assert compiled.find_compiler() == [str(spaced), *(["-O1"] if "-O1" in cxx else [])]
+    for cxx in ("no-such-compiler -O1", "g++ 'open"):
+        monkeypatch.setenv("CXX", cxx)
+        assert compiled.find_compiler() is None
+    monkeypatch.setenv("CXX", "")
+    assert compiled.find_compiler() == plain
+
+
+@pytest.mark.parametrize(
+    ("cxx", "reason"),
+    [
+        ("false", "false failed: no reason"),
+        ("no-such-compiler -O1", "CXX='no-such-compiler -O1' is not found"),
+    ],
+)
+def test_why_there_is_no_compiler_can_be_read(cxx, reason):
+    code = """
+        import numpy as np
+        from attention import explain_choice
+        x = np.ones((1, 600, 1, 2), np.float32)
+        print(explain_choice(x, x, x).refused["native"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"CXX": cxx}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert reason in done.stdout
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):

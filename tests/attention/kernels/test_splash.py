@@ -112,10 +112,13 @@ def test_a_sink_of_minus_infinity_takes_nothing():
     cases.assert_equals_reference(splash.attend, inputs, kernels.interpreted, mask=mask)
 
 
-def test_bfloat16_is_close_and_stays():
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float32"])
+def test_bfloat16_is_close_and_stays(dtype):
+    """With sinks of either dtype too."""
+    sinks = {} if dtype is None else {"sinks": jnp.asarray(normal(11, N), dtype)}
     cases.assert_equals_reference(
         splash.attend,
-        cases.inputs(T, S, dtype=jnp.bfloat16),
+        cases.inputs(T, S, dtype=jnp.bfloat16, **sinks),
         kernels.interpreted,
         atol=0.02,
         slope_atol=0.04,
@@ -164,7 +167,8 @@ def test_float16_is_refused():
 )
 def test_the_program_lowers_for_tpu(sizes, dtype, name):
     rows, columns, size = sizes
-    inputs = cases.inputs(rows, columns, H=size, V=size, dtype=jnp.dtype(dtype))
+    sinks = jnp.asarray(normal(11, N), dtype)
+    inputs = cases.inputs(rows, columns, H=size, V=size, dtype=jnp.dtype(dtype), sinks=sinks)
     mask = each_mask(rows, columns)[name]
 
     def loss(inputs):

@@ -94,6 +94,24 @@ CASES = {
             "dropout_key": jax.random.key(4),
         },
     ),
+    **{
+        # No weight for a sink, and none for the keys of an example.
+        f"{kernel}-{what}": (
+            kernel,
+            {"sequence": 2},
+            2,
+            2,
+            {
+                "mask": masks.causal() & masks.lengths(key=LENGTHS),
+                "bias": normal(10, 1, 2, T, T),
+                "sinks": np.full(2, -np.inf, np.float32),
+                "logit_cap": 1e300,
+                "double": what == "x64",
+            },
+        )
+        for kernel in ("ring", "ulysses")
+        for what in ("no_sink", "x64")
+    },
     "ulysses-causal": ("ulysses", {"data": 4, "sequence": 2}, 4, 2, {"mask": masks.causal()}),
     "blockwise-all": (
         "blockwise",
@@ -124,6 +142,11 @@ def make_mesh(sizes):
 def compare(name):
     kernel, sizes, N, K, options = CASES[name]
     options = dict(options)
+    with jax.enable_x64(options.pop("double", False)):
+        compare_with(name, kernel, sizes, N, K, options)
+
+
+def compare_with(name, kernel, sizes, N, K, options):
     S, small = options.pop("keys", T), options.pop("blocks", {})
     names = options.pop("learned", ("bias", "sinks"))
     learned = {key: options.pop(key) for key in names if key in options}
