@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     # What editors and type checkers see; a test compares it with _EXPORTS.
     from attention import inspect as inspect
     from attention import masks as masks
-    from attention import patterns as patterns
     from attention import registry as registry
     from attention.cache import KeyValueCache as KeyValueCache
     from attention.collaborative.acf import ComponentAttention as ComponentAttention
     from attention.collaborative.acf import ItemAttention as ItemAttention
     from attention.collaborative.acf import profile_scores as profile_scores
-    from attention.collaborative.marks import without_target as without_target
     from attention.collaborative.nais import FISM as FISM
     from attention.collaborative.nais import NAIS as NAIS
     from attention.collaborative.neighbours import UserNeighbours as UserNeighbours
     from attention.collaborative.neighbours import dense_neighbour_scores as dense_neighbour_scores
     from attention.collaborative.neighbours import neighbour_scores as neighbour_scores
     from attention.collaborative.neighbours import top_neighbours as top_neighbours
+    from attention.collaborative.valid import without_target as without_target
     from attention.dot_product import attend as attend
     from attention.dot_product import attention_weights as attention_weights
     from attention.dot_product import explain_choice as explain_choice
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from attention.lag import ResidualLagAttention as ResidualLagAttention
     from attention.lag import lag_attention as lag_attention
     from attention.lag import residual_lag_attention as residual_lag_attention
+    from attention.masks import patterns as patterns
     from attention.multi_head import MultiHeadAttention as MultiHeadAttention
     from attention.pooling import AttentionPool as AttentionPool
     from attention.pooling import MaxPool as MaxPool
@@ -145,7 +145,7 @@ _EXPORTS = {
     "neighbour_scores": "collaborative.neighbours",
     "top_neighbours": "collaborative.neighbours",
     "UserNeighbours": "collaborative.neighbours",
-    "without_target": "collaborative.marks",
+    "without_target": "collaborative.valid",
     "FISM": "collaborative.nais",
     "NAIS": "collaborative.nais",
     "profile_scores": "collaborative.acf",
@@ -156,7 +156,12 @@ _EXPORTS = {
     "LagAttention": "lag",
     "ResidualLagAttention": "lag",
 }
-_MODULES = ("inspect", "masks", "patterns", "registry")
+_MODULES = {
+    "inspect": "inspect",
+    "masks": "masks",
+    "patterns": "masks.patterns",
+    "registry": "registry",
+}
 
 __all__ = [*_EXPORTS, *_MODULES]
 
@@ -165,7 +170,7 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         value = getattr(importlib.import_module(f"attention.{_EXPORTS[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"attention.{name}")
+        value = importlib.import_module(f"attention.{_MODULES[name]}")
     else:
         raise AttributeError(f"module 'attention' has no attribute {name!r}")
     globals()[name] = value

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
-from attention.kernels import choice, derivatives, devices, reference
-from attention.kernels.choice import Choice
+from attention.kernels import derivatives, devices, dispatch, reference
+from attention.kernels.dispatch import Choice
 
 Array = jax.Array
 
@@ -231,7 +231,7 @@ def _is_zero(size: Any) -> bool:
 def _choose(request: _Request) -> Choice:
     if request.is_empty:
         return Choice(registry.names("kernel")[-1], {}, "an array has no elements")
-    return choice.choose(request.arrays, request.options, request.refusal, request.unsuited)
+    return dispatch.choose(request.arrays, request.options, request.refusal, request.unsuited)
 
 
 def _run_named(name: str, request: _Request) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import random as extended
 
 from attention import shapes
-from attention.conditions import Span
+from attention.masks.terms import Span
 
 _LEVELS = 2**16
 

@@ -26,7 +26,7 @@ from flax import nnx
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from attention import recording, shapes
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray

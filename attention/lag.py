@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.kernels.reference import accumulator, softmax
+from attention.numerics import accumulator, softmax
 
 Array = jax.Array
 

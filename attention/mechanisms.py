@@ -149,7 +149,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "ring",
-        "kernels.ring:attend",
+        "kernels.blockwise.ring:attend",
         "Liu et al. 2023 (Ring Attention)",
         "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
         "O(T·S / R), R devices",
@@ -160,7 +160,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "ulysses",
-        "kernels.ulysses:attend",
+        "kernels.blockwise.ulysses:attend",
         "Jacobs et al. 2023 (DeepSpeed Ulysses)",
         "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
         "O(T·S / R), R devices",
@@ -171,7 +171,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "cudnn",
-        "kernels.cudnn:attend",
+        "kernels.gpu.cudnn:attend",
         "Dao 2024, by cuDNN",
         "softmax(scale·qkᵀ + bias)·v, block by block",
         "O(T·S), about half if causal; O(T·W)",
@@ -181,7 +181,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "triton",
-        "kernels.triton:attend",
+        "kernels.gpu.triton:attend",
         "Dao 2024, through Pallas",
         "softmax(cap(scale·qkᵀ + bias))·v, block by block",
         "O(T·S); O(T·W) where blocks are skipped",
@@ -192,7 +192,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "splash",
-        "kernels.splash:attend",
+        "kernels.tpu.splash:attend",
         "Dao 2024, by JAX's splash attention",
         "softmax(cap(scale·qkᵀ))·v, block by block",
         "O(T·S); O(T·W) where blocks are skipped",
@@ -202,7 +202,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "tokamax",
-        "kernels.tokamax:attend",
+        "kernels.gpu.tokamax:attend",
         "Dao 2024, by tokamax",
         "softmax(cap(scale·qkᵀ + bias))·v, block by block",
         "O(T·S), about half if causal",
@@ -212,7 +212,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "native",
-        "kernels.native:attend",
+        "kernels.cpu.attention:attend",
         "Dao et al. 2022; Milakov & Gimelshein 2018",
         "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
         "O(T·S); of seen blocks only",
@@ -223,7 +223,7 @@ TABLE: list[Mechanism] = [
     _line(
         "kernel",
         "blockwise",
-        "kernels.blockwise:attend",
+        "kernels.blockwise.attention:attend",
         "Dao et al. 2022 (FlashAttention)",
         "softmax(cap(scale·qkᵀ + bias))·v, block by block",
         "O(T·S), less what the mask hides",

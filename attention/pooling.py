@@ -14,7 +14,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
-from attention.kernels.reference import softmax
+from attention.numerics import softmax
 from attention.projection import Projection
 
 Array = jax.Array

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from attention import registry, shapes
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from attention import recording, shapes
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator, softmax
+from attention.numerics import accumulator, softmax
 from attention.pooling import checked_valid, expect_size
 from attention.projection import Projection
 

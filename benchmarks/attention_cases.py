@@ -162,7 +162,8 @@ def structured_mask(case: Case, lengths: Any, array: Any = None) -> Any:
       lengths: int [B], of the keys, or None.
       array: bool [B or 1, 1, T, S], looked at where nothing else says what is seen.
     """
-    from attention import masks, patterns
+    from attention import masks
+    from attention.masks import patterns
 
     parts = []
     if case.window is not None:

@@ -48,10 +48,10 @@ def define_flags() -> None:
 
 def run() -> None:
     """Measures, prints and writes."""
-    from attention.kernels import choice
+    from attention.kernels import dispatch
 
     values = flags.FLAGS
-    path = pathlib.Path(values.timings or choice.TIMINGS)
+    path = pathlib.Path(values.timings or dispatch.TIMINGS)
     wanted = [
         (options, case)
         for options, case in grid()
@@ -64,7 +64,7 @@ def run() -> None:
         entry = measure(options, case, values.rounds, values.seconds)
         if entry["forward"]:
             entries.append(entry)
-            write(path, choice.device_kind(), entries)
+            write(path, dispatch.device_kind(), entries)
             shown = entry["both"] or entry["forward"]
             ranked = sorted(shown.items(), key=lambda one: one[1])
             times = ", ".join(f"{name} {number:g} ms" for name, number in ranked)

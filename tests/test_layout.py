@@ -68,6 +68,35 @@ def test_no_import_runs_up(package):
         assert not wrong, f"{name} imports {', '.join(sorted(wrong))}"
 
 
+# Ground floor of attention: nothing above it is imported there.
+GROUND = ("mechanisms", "normalization", "numerics", "projection", "recording",
+          "registry", "shapes", "tracing")  # fmt: skip
+
+
+def test_rooms_of_attention():
+    for name, targets in arrows().items():
+        if not name.startswith("attention."):
+            continue
+        inner = name.removeprefix("attention.")
+        targets = {target.removeprefix("attention.") for target in targets}
+        if inner in GROUND:
+            allowed = GROUND
+        elif inner.split(".")[0] in ("dropout", "masks"):
+            allowed = (*GROUND, "masks")
+        elif inner.split(".")[0] == "kernels":
+            allowed = (*GROUND, "dropout", "masks", "kernels")
+        elif inner == "dot_product":
+            continue
+        else:
+            # Mechanisms reach kernels through `attend` alone, and maps the convolution.
+            found = {target for target in targets if target.split(".")[0] == "kernels"}
+            assert found <= {"kernels.convolution"}, f"{name} imports {found}"
+            continue
+        wrong = {target for target in targets if target.split(".")[0] not in allowed}
+        wrong -= {"attention"}
+        assert not wrong, f"{name} imports {wrong}"
+
+
 def components(graph: dict[str, set[str]]) -> list[set[str]]:
     """Strongly connected components of more than one module (Tarjan)."""
     index: dict[str, int] = {}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.kernels.reference import accumulator, softmax
+from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 
 Array = jax.Array

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.marks import checked_valid
-from attention.kernels.reference import accumulator, softmax
+from attention.collaborative.valid import checked_valid
+from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 
 Array = jax.Array
@@ -199,7 +199,7 @@ class NAIS(_ItemSimilarity):
         y_i = b_i + n^(-α) Σ_(j ≠ i) a_ij q_jᵀ p_i,   a_ij = exp(f_ij) / (Σ_j' exp(f_ij'))^β
 
     with f_ij = hᵀ relu(W (p_i ∘ q_j) + b) ("prod") or hᵀ relu(W [p_i; q_j] + b) ("concat"). That
-    j ≠ i is the caller's to say, by `attention.collaborative.marks.without_target`.
+    j ≠ i is the caller's to say, by `attention.collaborative.valid.without_target`.
 
     Weights: hidden/kernel [D, A] or [2D, A], p's rows first, and hidden/bias [A]; score [A] (h),
     which begins with ones, as the authors' does.

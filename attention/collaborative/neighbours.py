@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.marks import checked_valid
-from attention.kernels.reference import accumulator
+from attention.collaborative.valid import checked_valid
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

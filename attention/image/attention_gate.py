@@ -15,7 +15,7 @@ from attention.image.maps import (
     kernel_init,
     reduced,
 )
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

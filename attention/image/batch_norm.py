@@ -8,7 +8,7 @@ from flax import nnx
 
 from attention import shapes
 from attention.image.maps import expect_valid
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 

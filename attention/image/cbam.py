@@ -17,7 +17,7 @@ from attention.image.maps import (
     maximum,
     reduced,
 )
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

@@ -8,7 +8,7 @@ from flax import nnx
 
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import MapGate, expect_map, expect_positive, reduced
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

@@ -12,7 +12,7 @@ from flax import nnx
 
 from attention import recording, shapes
 from attention.kernels import convolution
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 

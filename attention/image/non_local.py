@@ -10,7 +10,7 @@ from attention import recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_map, expect_positive, expect_valid
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

@@ -8,7 +8,7 @@ from flax import nnx
 
 from attention.image.channel import squeeze_excite, weights_of
 from attention.image.maps import MapGate, expect_map, reduced
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.projection import Projection
 
 Array = jax.Array

@@ -23,12 +23,12 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
 from attention import shapes
-from attention.kernels import compiled
+from attention.kernels.cpu import build
 
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_SOURCES = pathlib.Path(__file__).with_name("native")
+_SOURCES = pathlib.Path(__file__).parent / "cpu" / "source"
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
@@ -90,7 +90,7 @@ def _kernel_by_xla(x: Array, y: Array, *, stride: int, padding: Padding, size) -
 @functools.cache
 def _registered() -> None:
     """Compiles the sources, and tells XLA of them."""
-    library = compiled.library(_SOURCES, "convolution.cc", ())
+    library = build.library(_SOURCES, "convolution.cc", ())
     for name in ("Convolution", "ConvolutionByMap", "ConvolutionByKernel"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 

@@ -17,7 +17,6 @@ PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 # What the context managers below set, innermost last.
 _interpreted: list[bool] = []
 _assumed: list[str] = []
-_outlined: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -72,23 +71,6 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=name)
     mesh = jax.sharding.get_abstract_mesh().update(abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
-
-
-@contextlib.contextmanager
-def outlined() -> Iterator[None]:
-    """What is traced within is never computed: "auto" takes the reference, and asks for no device,
-    so that there may be none yet.
-    """
-    _outlined.append(True)
-    try:
-        yield
-    finally:
-        _outlined.pop()
-
-
-def only_outlined() -> bool:
-    """Whether `outlined` is in force."""
-    return bool(_outlined)
 
 
 def needs(platform: str, can_be_interpreted: bool = True) -> bool:

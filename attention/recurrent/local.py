@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.kernels.reference import softmax
+from attention.numerics import softmax
 from attention.projection import Projection
 from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
 from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.kernels.reference import accumulator, softmax
+from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 from attention.recurrent.additive import additive_scores, checked_hidden_size
 from attention.recurrent.memory import checked_query, checked_states, context

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from attention import shapes
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from attention import shapes
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.sequence.linear import expect_chunk_size, in_chunks
 
 Array = jax.Array

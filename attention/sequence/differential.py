@@ -15,8 +15,8 @@ from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator
 from attention.normalization import RMSNorm
+from attention.numerics import accumulator
 from attention.positions import build_positions
 from attention.projection import Projection
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from attention import masks, shapes
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 
 Array = jax.Array
 

@@ -20,8 +20,8 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.cache import real_lengths
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator
 from attention.normalization import RMSNorm
+from attention.numerics import accumulator
 from attention.projection import Projection
 from attention.sequence.delta_rule import gated_delta_rule_chunked, gated_delta_rule_weights
 from attention.sequence.linear import expect_chunk_size

@@ -13,8 +13,8 @@ from flax import nnx
 from attention import masks, shapes
 from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
-from attention.kernels.reference import accumulator
 from attention.normalization import RMSNorm
+from attention.numerics import accumulator
 from attention.positions import RotaryPositions, build_positions
 from attention.projection import Projection
 

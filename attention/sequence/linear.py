@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from attention import masks, recording, shapes
 from attention.cache import real_lengths
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator
-from attention.sequence.heads import SelfHeads
+from attention.numerics import accumulator
+from attention.sequence.base import SelfHeads
 
 Array = jax.Array
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, patterns, recording, shapes
+from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, extend, real_lengths
 from attention.dot_product import attention_weights
+from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
 from attention.projection import Projection
 

@@ -15,8 +15,8 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator, softmax
-from attention.sequence.heads import SelfHeads
+from attention.numerics import accumulator, softmax
+from attention.sequence.base import SelfHeads
 
 Array = jax.Array
 

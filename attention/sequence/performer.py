@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
-from attention.kernels.reference import accumulator
+from attention.numerics import accumulator
 from attention.sequence.linear import FeatureAttention, LinearState, linear_attention
 from attention.sequence.log_linear import (
     LogLinearState,

@@ -16,8 +16,8 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
-from attention.kernels.reference import accumulator
-from attention.sequence.heads import SelfHeads
+from attention.numerics import accumulator
+from attention.sequence.base import SelfHeads
 
 Array = jax.Array
 

@@ -2,7 +2,7 @@
 
 Sliding windows and dilated ones (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
 pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and Big Bird's
-(Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.patterns`.
+(Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.masks.patterns`.
 
 Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.visible_blocks`).
 """
@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from attention import masks, patterns
+from attention import masks
+from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array

@@ -12,7 +12,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, extend
 from attention.dropout import dropout
-from attention.kernels.reference import accumulator, softmax
+from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 
 Array = jax.Array

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from attention import attend, attention_weights, kernels, masks, registry
-from attention.kernels import compiled
+from attention.kernels.cpu import build as compiled
 from tests.attention.references import REFERENCES, VARIANTS
 
 B, T, S, N, K, H, V, D = 2, 5, 7, 4, 2, 6, 3, 8

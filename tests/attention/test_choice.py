@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from attention import attend, explain_choice, masks, patterns, registry
-from attention.kernels import choice, reference
+from attention import attend, explain_choice, masks, registry
+from attention.kernels import dispatch, reference
+from attention.masks import patterns
 
 KERNELS = ("fresh", "quick", "steady", "reference")
 ASKED: list[str] = []
@@ -33,7 +34,7 @@ def steady(query, key, value, **options):
 
 
 def entry(queries, options="dense", dtype="single", keys=None, **milliseconds):
-    return choice.Entry(
+    return dispatch.Entry(
         *(2, 4, queries, keys or queries, 8, dtype, options),
         forward={name: numbers[0] for name, numbers in milliseconds.items()},
         both={name: numbers[1] for name, numbers in milliseconds.items()},
@@ -60,8 +61,8 @@ def kernels(monkeypatch):
     ]
     others = [one for one in registry.TABLE if one.kind != "kernel"]
     monkeypatch.setattr(registry, "TABLE", [*lines, line, *others])
-    monkeypatch.setattr(choice, "timings", lambda: {"cpu": TABLE})
-    monkeypatch.setattr(choice, "_found", {})
+    monkeypatch.setattr(dispatch, "timings", lambda: {"cpu": TABLE})
+    monkeypatch.setattr(dispatch, "_found", {})
     ASKED.clear()
 
 
@@ -122,15 +123,15 @@ def test_what_an_author_says_counts_where_nothing_was_measured():
         return "no" if name in ("fresh", "quick") else None
 
     slow = {"steady": "slow"}.get
-    assert choice.choose((x,) * 3, options, refusal, slow).name == "steady"
+    assert dispatch.choose((x,) * 3, options, refusal, slow).name == "steady"
     options["mask"] = masks.window(2, 2)
     said = {"fresh": "no", "quick": "no", "steady": "slow"}
-    assert choice.choose((x,) * 3, options, refusal, slow) == choice.Choice("reference", said)
+    assert dispatch.choose((x,) * 3, options, refusal, slow) == dispatch.Choice("reference", said)
 
 
 def test_what_an_entry_lacks_comes_last(monkeypatch):
     table = (entry(4096, "causal", quick=(1.0, 2.0)), *TABLE[:2])
-    monkeypatch.setattr(choice, "timings", lambda: {"cpu": table})
+    monkeypatch.setattr(dispatch, "timings", lambda: {"cpu": table})
     found = chosen(4096, mask=masks.causal(), sinks=jnp.zeros(4))
     assert found.name == "steady"
     assert found.reason == "was not measured on cpu at such sizes: taken after those that were"
@@ -145,7 +146,7 @@ def test_it_says_why():
 
 
 def test_another_device_goes_by_the_registry(monkeypatch):
-    monkeypatch.setattr(choice, "device_kind", lambda: "abacus")
+    monkeypatch.setattr(dispatch, "device_kind", lambda: "abacus")
     found = chosen(16)
     assert found.name == "quick"
     assert "abacus" in found.reason
@@ -174,11 +175,11 @@ def test_it_costs_less_than_a_millisecond():
     options = dict.fromkeys(["bias", "sinks", "logit_cap", "dropout_key"])
     options |= {"mask": masks.causal() & masks.lengths(key=jnp.array([3, 4])), "scale": 0.3}
     options["dropout_rate"] = 0.0
-    choice.choose((x, x, x), options, lambda name: None)
+    dispatch.choose((x, x, x), options, lambda name: None)
     times = []
     for _ in range(50):
         began = time.perf_counter()
-        choice.choose((x, x, x), options, lambda name: None)
+        dispatch.choose((x, x, x), options, lambda name: None)
         times.append(time.perf_counter() - began)
     assert min(times) < 1e-3
 
@@ -187,7 +188,7 @@ def test_a_length_that_is_a_symbol_goes_by_the_registry():
     batch, length = jax.export.symbolic_shape("b, t")
     query = jax.ShapeDtypeStruct((batch, length, 4, 8), jnp.float32)
     options = dict.fromkeys(["mask", "bias", "sinks"])
-    found = choice.choose((query,) * 3, options, lambda name: None)
+    found = dispatch.choose((query,) * 3, options, lambda name: None)
     assert found.name == "fresh"
 
 
@@ -210,16 +211,16 @@ ARRAY = masks.dense(jnp.ones((1, 1, 16, 16), bool))
     ],
 )
 def test_options_class(mask, name):
-    assert choice.options_class(16, 16, mask, None) == name
-    assert choice.options_class(16, 16, mask, 1.0) == "bias"
-    assert choice.options_class(1, 16, mask, 1.0) == "decode"
-    assert choice.options_class(1, 1, None, None) == "dense"
+    assert dispatch.options_class(16, 16, mask, None) == name
+    assert dispatch.options_class(16, 16, mask, 1.0) == "bias"
+    assert dispatch.options_class(1, 16, mask, 1.0) == "decode"
+    assert dispatch.options_class(1, 1, None, None) == "dense"
 
 
 def test_the_table_in_the_project_is_well_formed():
-    for entries in choice.read(choice.TIMINGS).values():
+    for entries in dispatch.read(dispatch.TIMINGS).values():
         for one in entries:
-            assert one.options in choice.OPTIONS
+            assert one.options in dispatch.OPTIONS
             assert one.dtype in ("single", "half")
             assert one.milliseconds
 
@@ -228,5 +229,5 @@ def test_a_broken_table_is_named(tmp_path):
     file = tmp_path / "timings.json"
     file.write_text(json.dumps({"cpu": {"entries": [{"batch": 1}]}}))
     with pytest.raises(ValueError, match=r"timings\.json: expected what benchmarks\.tune writes"):
-        choice.read(file)
-    assert choice.read(tmp_path / "none.json") == {}
+        dispatch.read(file)
+    assert dispatch.read(tmp_path / "none.json") == {}

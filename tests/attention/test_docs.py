@@ -94,32 +94,35 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 # Arguments may be explained elsewhere: "mask, bias: as for `attend`".
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
-INFRASTRUCTURE = {"__init__", "__main__", "choice", "compiled", "devices", "recording", "registry"}
-INFRASTRUCTURE |= {"partitioned", "shapes"}
+INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
+INFRASTRUCTURE |= {"ffi", "shapes"}
 # Nor do these functions, which say the rest.
-TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.padding", "cache.extend"}
+TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.mask.padding", "cache.extend"}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may
 # checks (expect_..., checked_...).
 SHARED = {
     "cache.real_lengths",
     "image.channel.weights_of",
     "image.maps.kernel_init",
-    "kernels.blockwise.make_rules",
-    "kernels.blockwise.unsuited",
-    "kernels.mask_arrays.mask_arrays",
-    "kernels.ulysses.unsuited",
-    "kernels.plan.make_plan",
-    "kernels.reference.accumulator",
-    "kernels.tiles.of_shared",
-    "kernels.tiles.slice_of",
-    "conditions.block_ends",
-    "conditions.by_block",
-    "conditions.cut",
-    "conditions.is_static",
-    "conditions.positions",
-    "conditions.query_positions",
-    "conditions.static_offset",
+    "kernels.blockwise.attention.make_rules",
+    "kernels.blockwise.attention.unsuited",
+    "kernels.blockwise.ulysses.unsuited",
+    "kernels.derivatives.guarded",
+    "numerics.accumulator",
+    "masks.arrays.mask_arrays",
+    "masks.block_mask.make_plan",
+    "masks.pallas.of_shared",
+    "masks.pallas.slice_of",
+    "masks.terms.block_ends",
+    "masks.terms.by_block",
+    "masks.terms.clipped_sum",
+    "masks.terms.cut",
+    "masks.terms.is_static",
+    "masks.terms.positions",
+    "masks.terms.query_positions",
+    "masks.terms.static_offset",
     "sequence.linear.in_chunks",
+    "sequence.linear.joined_chunks",
     "sequence.linear.quotient",
     "sequence.linear.with_ones",
 }

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention.conditions import Span
 from attention.dropout import dropout, keep_block, keep_mask, keep_probability
+from attention.masks.terms import Span
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import masks, patterns
+from attention import masks
+from attention.masks import patterns
 
 
 def pattern(*rows):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import masks, patterns
+from attention import masks
+from attention.masks import patterns
 from tests.attention.test_masks import dense, pattern
 
 PATTERNS = {

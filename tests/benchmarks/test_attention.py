@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from attention.kernels import choice
+from attention.kernels import dispatch
 from benchmarks import attention as command
 from benchmarks import attention_ways, report, tune
 from benchmarks.attention_cases import Case, arrays, cases
@@ -187,13 +187,13 @@ def test_tune_writes_what_auto_reads(tmp_path):
     assert entry["forward"].keys() == entry["both"].keys() >= {"reference"}
     tune.write(file, "cpu", [entry])
     tune.write(file, "cpu", [entry | {"both": {"reference": 7.0}}])
-    read = choice.read(file)
-    assert read["abacus"] == (choice.Entry(**old),)
+    read = dispatch.read(file)
+    assert read["abacus"] == (dispatch.Entry(**old),)
     assert [one.both for one in read["cpu"]] == [{"reference": 7.0}]
-    assert {options for options, _ in tune.grid()} == set(choice.OPTIONS) == set(tune.CLASSES)
+    assert {options for options, _ in tune.grid()} == set(dispatch.OPTIONS) == set(tune.CLASSES)
     for options, case in tune.grid():
         if case.keys <= 128:
             drawn = arrays(case)
             mask = attention_ways.structured_mask(case, drawn["lengths"], drawn["mask"])
-            taken = choice.options_class(case.queries, case.keys, mask, drawn["bias"])
+            taken = dispatch.options_class(case.queries, case.keys, mask, drawn["bias"])
             assert taken == options

@@ -12,7 +12,7 @@ from tests.launch.conftest import ROOT
 
 SCRIPT = """
 import json, pathlib, sys
-from attention.kernels.ring import Ring
+from attention.kernels.blockwise.ring import Ring
 from launch.engine import config as configs, steps as engine
 from launch.engine.cli import set_up_determinism
 from launch.engine.sharding import MeshConfig, request_devices

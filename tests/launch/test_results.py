@@ -161,7 +161,7 @@ def test_damaged_or_foreign_files_are_named(tmp_path):
 
 def test_recording_from_a_dirty_tree_is_refused(monkeypatch):
     monkeypatch.setattr(results, "commit", lambda: "abc")
-    monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks.py"])
+    monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks/mask.py"])
     with pytest.raises(UserError, match=r"attention/masks\.py differ from the commit"):
         results.check_recordable()
     monkeypatch.setattr(results, "dirty_files", list)

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from attention import registry
-from attention.collaborative.marks import without_target
 from attention.collaborative.nais import (
     FISM,
     NAIS,
@@ -15,6 +14,7 @@ from attention.collaborative.nais import (
     length_factor,
     smoothed_softmax,
 )
+from attention.collaborative.valid import without_target
 from tests.attention.references import collaborative as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told

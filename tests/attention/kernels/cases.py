@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import masks, patterns
-from attention.conditions import Part
+from attention import masks
 from attention.kernels import devices, reference
+from attention.masks import patterns
+from attention.masks.terms import Part
 from tests.attention.subjects import normal
 
 B, N = 2, 4

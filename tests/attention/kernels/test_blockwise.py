@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, explain_choice, masks, patterns, registry
+from attention import attend, explain_choice, masks, registry
 from attention.dropout import keep_mask
-from attention.kernels import blockwise, choice, reference
+from attention.kernels import dispatch, reference
+from attention.kernels.blockwise import attention
+from attention.masks import patterns
 from tests.attention.subjects import normal
 
 B, T, S, N, K, H, V = 2, 13, 19, 4, 2, 6, 3
@@ -89,7 +91,7 @@ def run(kernel, inputs, options, **sizes):
 
 def compare(inputs, options, tolerance=3e-6, **sizes):
     options = PLAIN | options
-    found = run(blockwise.attend, inputs, options, **(sizes or BLOCKS))
+    found = run(attention.attend, inputs, options, **(sizes or BLOCKS))
     expected = run(reference.attend, inputs, options)
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -143,7 +145,7 @@ def test_what_is_dropped_is_what_the_reference_drops():
     inputs, key = arrays(), jax.random.key(8)
     inputs["value"] = np.broadcast_to(np.eye(S, dtype=np.float32)[None, :, None], (B, S, K, S))
     options = PLAIN | {"dropout_rate": 0.4, "dropout_key": key}
-    weights = blockwise.attend(**inputs, **options, **BLOCKS)
+    weights = attention.attend(**inputs, **options, **BLOCKS)
     kept = np.asarray(weights).transpose(0, 2, 1, 3) != 0
     np.testing.assert_array_equal(kept, keep_mask(key, 0.4, (B, N, T, S)))
 
@@ -156,7 +158,7 @@ def test_vmap_equals_a_loop():
     def one(inputs, lengths, key):
         options = PLAIN | {"dropout_rate": 0.2, "dropout_key": key}
         options["mask"] = masks.lengths(key=lengths) & masks.causal(6)
-        loss = lambda inputs: jnp.sum(jnp.sin(blockwise.attend(**inputs, **options, **BLOCKS)))  # noqa: E731
+        loss = lambda inputs: jnp.sum(jnp.sin(attention.attend(**inputs, **options, **BLOCKS)))  # noqa: E731
         return jax.grad(loss)(inputs)
 
     many = jax.vmap(one)(inputs, lengths, keys)
@@ -185,7 +187,7 @@ def spoiled(inputs, start):
     ids=["static", "lengths", "valid"],
 )
 def test_blocks_that_nobody_sees_are_not_looked_at(mask):
-    found = run(blockwise.attend, spoiled(arrays(), 12), PLAIN | {"mask": mask}, **BLOCKS)
+    found = run(attention.attend, spoiled(arrays(), 12), PLAIN | {"mask": mask}, **BLOCKS)
     for name, array in found.items():
         assert np.isfinite(array).all(), name
 
@@ -194,7 +196,7 @@ def operations(size, mask):
     """Products of blocks that are computed, forward and backward, counted while running."""
     inputs = {name: jnp.ones((1, size, 1, 2)) for name in ("query", "key", "value")}
     count = []
-    original = blockwise.blocks._dot
+    original = attention.blocks._dot
 
     def counting(*given):
         jax.debug.callback(lambda: count.append(1))
@@ -202,13 +204,13 @@ def operations(size, mask):
 
     options = PLAIN | {"mask": mask}
     try:
-        blockwise.blocks._dot = counting
+        attention.blocks._dot = counting
         jax.clear_caches()
-        loss = lambda i: jnp.sum(blockwise.attend(**i, **options, query_block=8, key_block=8))  # noqa: E731
+        loss = lambda i: jnp.sum(attention.attend(**i, **options, query_block=8, key_block=8))  # noqa: E731
         jax.block_until_ready(jax.grad(loss)(inputs))
         jax.effects_barrier()
     finally:
-        blockwise.blocks._dot = original
+        attention.blocks._dot = original
         jax.clear_caches()
     return len(count)
 
@@ -236,7 +238,7 @@ def memory(size, mask, bias=None):
     }
 
     def loss(inputs, bias):
-        return jnp.sum(blockwise.attend(**inputs, **(PLAIN | {"mask": mask, "bias": bias})) ** 2)
+        return jnp.sum(attention.attend(**inputs, **(PLAIN | {"mask": mask, "bias": bias})) ** 2)
 
     compiled = jax.jit(jax.grad(loss)).lower(inputs, bias).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -262,25 +264,25 @@ def test_is_traced_once_and_refuses_what_it_cannot_do():
     @jax.jit
     def output(inputs):
         calls.append(1)
-        return blockwise.attend(**inputs, **PLAIN, **BLOCKS)
+        return attention.attend(**inputs, **PLAIN, **BLOCKS)
 
     for _ in range(3):
         output(inputs)
     assert len(calls) == 1
     rbg = PLAIN | {"dropout_rate": 0.1, "dropout_key": jax.random.key(0, impl="rbg")}
     with pytest.raises(NotImplementedError, match=r"dropout_key: .* threefry, got rbg"):
-        blockwise.attend(**inputs, **rbg)
+        attention.attend(**inputs, **rbg)
     with pytest.raises(NotImplementedError, match="scale"):
-        jax.jit(lambda scale: blockwise.attend(**inputs, **(PLAIN | {"scale": scale})))(0.3)
+        jax.jit(lambda scale: attention.attend(**inputs, **(PLAIN | {"scale": scale})))(0.3)
     options = PLAIN | {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}
     with jax.threefry_partitionable(False), pytest.raises(NotImplementedError, match="flag"):
-        blockwise.attend(**inputs, **options)
+        attention.attend(**inputs, **options)
 
 
 def test_auto_takes_it_where_sequences_are_long(monkeypatch):
     lines = [registry.find("kernel", name) for name in ("blockwise", "reference")]
     monkeypatch.setattr(registry, "TABLE", lines)
-    monkeypatch.setattr(choice, "timings", dict)
+    monkeypatch.setattr(dispatch, "timings", dict)
 
     def chosen(length, **options):
         structs = [jax.ShapeDtypeStruct((1, length, 2, 4), "float32") for _ in range(3)]

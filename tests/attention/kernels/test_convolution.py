@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention.kernels import compiled, convolution
+from attention.kernels import convolution
 from attention.kernels.convolution import convolve
+from attention.kernels.cpu import build
 from tests.attention.subjects import normal
 
 AROUND = ((1, 1), (1, 1))
 needs_a_compiler = pytest.mark.skipif(
-    compiled.find_compiler() is None, reason="needs a C++ compiler: apt-get install g++"
+    build.find_compiler() is None, reason="needs a C++ compiler: apt-get install g++"
 )
 
 

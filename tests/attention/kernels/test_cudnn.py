@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, kernels, masks, patterns
-from attention.kernels import cudnn
+from attention import attend, kernels, masks
+from attention.kernels.gpu import cudnn
+from attention.masks import patterns
 from tests.attention.kernels import cases
 from tests.attention.kernels.cases import B, N
 from tests.attention.subjects import normal

@@ -18,9 +18,9 @@ from attention import (
     explain_choice,
     kernels,
     masks,
-    patterns,
     registry,
 )
+from attention.masks import patterns
 from tests.attention.kernels.cases import UNKNOWN
 from tests.attention.subjects import KERNELS, normal, running
 

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, explain_choice, masks, patterns
-from attention.kernels import compiled, native
+from attention import attend, explain_choice, masks
+from attention.kernels.cpu import attention
+from attention.kernels.cpu import build as compiled
+from attention.masks import patterns
 from tests.attention.kernels import cases
 from tests.attention.kernels.cases import B, N
 from tests.attention.subjects import normal
@@ -68,7 +70,7 @@ def test_equals_the_reference_with_all_gradients(name):
     more = {"sinks": jnp.asarray(normal(11, N))} if name in ("all", "lengths") else {}
     if shared:
         more["bias"] = jnp.asarray(normal(10, *shared, T, S))
-    cases.assert_equals_reference(native.attend, cases.inputs(T, S, **more), **options)
+    cases.assert_equals_reference(attention.attend, cases.inputs(T, S, **more), **options)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +86,12 @@ def test_equals_the_reference_with_all_gradients(name):
 )
 def test_lengths_heads_and_sizes(t, s, k, h, v):
     inputs = cases.inputs(t, s, K=k, H=h, V=v, sinks=jnp.asarray(normal(11, N)))
-    cases.assert_equals_reference(native.attend, inputs, mask=masks.causal(s - t), scale=h**-0.5)
+    cases.assert_equals_reference(attention.attend, inputs, mask=masks.causal(s - t), scale=h**-0.5)
 
 
 def test_rows_that_see_nothing_give_zero_and_no_gradient():
     out, slopes = cases.run(
-        native.attend, cases.inputs(T, S), mask=masks.lengths(key=jnp.array([0, S]))
+        attention.attend, cases.inputs(T, S), mask=masks.lengths(key=jnp.array([0, S]))
     )
     np.testing.assert_array_equal(out[0], 0)
     for name, slope in slopes.items():
@@ -101,7 +103,7 @@ def test_rows_that_see_nothing_give_zero_and_no_gradient():
 def test_bfloat16(t):
     inputs = cases.inputs(t, S, dtype=jnp.bfloat16)
     cases.assert_equals_reference(
-        native.attend, inputs, atol=0.01, slope_atol=0.02, mask=masks.causal(6)
+        attention.attend, inputs, atol=0.01, slope_atol=0.02, mask=masks.causal(6)
     )
 
 
@@ -109,7 +111,7 @@ def test_large_logits_and_nan_are_kept():
     inputs = arrays()
     large = jax.tree.map(jnp.asarray, inputs | {"query": 1e3 * inputs["query"]})
     # Logits of thousands are known to some 1e-4.
-    cases.assert_equals_reference(native.attend, large, atol=1e-3, slope_atol=1e-3)
+    cases.assert_equals_reference(attention.attend, large, atol=1e-3, slope_atol=1e-3)
     inputs["value"][0, 3, 1] = np.nan
     out = attend(**inputs, implementation="native")
     np.testing.assert_array_equal(np.isnan(out[0, :, 2:]).all(), True)

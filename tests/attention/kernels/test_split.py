@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from attention import attend, explain_choice, masks, patterns
-from attention.kernels import blocks, compiled, ring
+from attention import attend, explain_choice, masks
+from attention.kernels.blockwise import online_softmax, ring
+from attention.kernels.cpu import build
+from attention.masks import patterns
 from tests.attention.subjects import normal
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -201,13 +203,13 @@ def refusals():
 def balance():
     """Pairs of blocks that each device of a ring computes for a causal mask."""
     counts = []
-    original = blocks._dot
+    original = online_softmax._dot
 
     def counting(*given):
         jax.debug.callback(lambda r: counts.append(int(r)), jax.lax.axis_index("sequence"))
         return original(*given)
 
-    blocks._dot = counting
+    online_softmax._dot = counting
     mesh = make_mesh({"sequence": 4})
     inputs = [
         jax.device_put(normal(seed, 1, 32, 1, 4), NamedSharding(mesh, PartitionSpec()))
@@ -261,7 +263,7 @@ def test_on_a_mesh_equals_one_device_with_gradients(answers):
 
 def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):
     refused = answers[1]
-    alone = "reference" if compiled.find_compiler() is None else "native"
+    alone = "reference" if build.find_compiler() is None else "native"
     assert refused["single"] == refused["one"] == alone
     assert refused["auto"] == "ring"
     assert refused["odd"] == alone

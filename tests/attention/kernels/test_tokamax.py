@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention import attend, kernels, masks
-from attention.kernels import tokamax
+from attention.kernels.gpu import tokamax
 from tests.attention.kernels import cases
 from tests.attention.kernels.cases import B, N
 from tests.attention.subjects import normal

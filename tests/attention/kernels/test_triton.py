@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import attend, conditions, kernels, masks, pattern_conditions, patterns
-from attention.kernels import tiles, triton
+from attention import attend, kernels, masks
+from attention.kernels.gpu import triton
+from attention.masks import pallas, pattern_terms, patterns, terms
 from tests.attention.kernels import cases
 from tests.attention.kernels.cases import B, N
 from tests.attention.subjects import normal
@@ -117,7 +118,7 @@ def test_blocks_that_nobody_sees_are_never_read():
 @pytest.mark.parametrize("name", [*MASKS, "none"])
 def test_steps_hold_all_that_is_seen_and_sort_it(name, by_key, unseen):
     mask = MASKS.get(name)
-    order, bounds = tiles.steps(mask, B, T, S, 16, 8, by_key=by_key, unseen=unseen)
+    order, bounds = pallas.steps(mask, B, T, S, 16, 8, by_key=by_key, unseen=unseen)
     allowed = np.ones((1, 1, T, S), bool) if mask is None else mask.materialize(B, N, T, S)
     allowed = np.broadcast_to(allowed, (B, N, T, S)).transpose(0, 2, 3, 1)
     seen = np.pad(allowed, ((0, 0), (0, 48 - T), (0, 56 - S), (0, 0))).reshape(B, 3, 16, 7, 8, N)
@@ -143,14 +144,14 @@ def test_steps_hold_all_that_is_seen_and_sort_it(name, by_key, unseen):
 def test_every_condition_has_its_tile():
     found = [
         part
-        for module in (conditions, pattern_conditions)
+        for module in (terms, pattern_terms)
         for _, part in inspect.getmembers(module, inspect.isclass)
-        if issubclass(part, conditions.Part) and part is not conditions.Part
+        if issubclass(part, terms.Part) and part is not terms.Part
     ]
     assert len(found) >= 12
-    for function in (tiles.ready, tiles.tile):
+    for function in (pallas.ready, pallas.tile):
         for part in found:
-            if part is not pattern_conditions.BigBird or function is tiles.ready:
+            if part is not pattern_terms.BigBird or function is pallas.ready:
                 assert function.dispatch(part) is not function.dispatch(object), part
 
 
@@ -261,7 +262,7 @@ def test_on_the_device():
 def test_patterns_skip_most_blocks():
     length = 1024
     mask = patterns.big_bird(64, random_blocks=1) & masks.causal()
-    order, bounds = tiles.steps(mask, 1, length, length, 64, 64)
+    order, bounds = pallas.steps(mask, 1, length, length, 64, 64)
     # Itself and the one before, the first block, and one at random.
     assert order.shape == (1, 16, 4)
     assert bounds[..., 1].max() == 4

@@ -13,9 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention import conditions
 from attention.kernels import devices
-from attention.masks import Mask
+from attention.masks import Mask, terms
 
 Array = jax.Array
 
@@ -136,17 +135,17 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
     causal = False
     found: dict[str, Array | None] = {"query": None, "key": None}
     for part in () if mask is None else mask.parts:
-        if isinstance(part, conditions.Window):
+        if isinstance(part, terms.Window):
             if part.right != 0:
                 raise NotImplementedError("mask: cuDNN knows no window to the right")
-            if T != S or not conditions.is_static(part.query_offset) or part.query_offset:
+            if T != S or not terms.is_static(part.query_offset) or part.query_offset:
                 raise NotImplementedError(
                     "mask: cuDNN is causal for as many queries as keys with query_offset=0 alone"
                 )
             causal = True
             if part.left is not None and part.left < S:
                 left = part.left if left is None else min(left, part.left)
-        elif isinstance(part, conditions.Lengths):
+        elif isinstance(part, terms.Lengths):
             for side in found:
                 lengths, before = getattr(part, side), found[side]
                 if lengths is not None:

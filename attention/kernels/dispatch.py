@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention import registry
-from attention.conditions import Dense, Either, Lengths, Prefix, Segments, Valid, Window
+from attention import registry, tracing
 from attention.kernels import devices
 from attention.masks import Mask
+from attention.masks.terms import Dense, Either, Lengths, Prefix, Segments, Valid, Window
 
 Array = jax.Array
 
@@ -165,7 +165,7 @@ def choose(
     Returns:
       The `Choice`: always the same for the same shapes, dtypes, options, mesh and device kind.
     """
-    if devices.only_outlined():
+    if tracing.only_shapes():
         return Choice(registry.names("kernel")[-1], {}, "nothing is computed")
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     context = devices.context()

@@ -13,7 +13,7 @@ import jax
 
 from attention import registry
 from attention.dropout import checked_threefry
-from attention.kernels import blocks, blockwise, differentiable, split
+from attention.kernels.blockwise import attention, gradient, mesh, online_softmax
 from attention.masks import Mask
 
 Array = jax.Array
@@ -54,7 +54,7 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    where = split.expect_sequence_split(B, N, K, T, S)
+    where = mesh.expect_sequence_split(B, N, K, T, S)
     count = where.parts
     shared = count
     for axis in where.heads:
@@ -71,7 +71,7 @@ def attend(
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # What goes by heads is split by those that a device has in between.
     inner = dataclasses.replace(where, heads=(*where.heads, where.sequence), sequence=None)
-    rules = blockwise.make_rules((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
+    rules = attention.make_rules((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
     options = {"scale": scale, "logit_cap": logit_cap}
 
     def local(query, key, value, given):
@@ -82,8 +82,8 @@ def attend(
         if kernel == "blockwise":
             examples, heads = arrays[0].shape[0], arrays[0].shape[2]
             starts = inner.index(inner.batch) * examples, inner.index(inner.heads) * heads
-            out = differentiable.attention(
-                differentiable.Here(), rules, *arrays, **given, origin=blocks.Origin(*starts)
+            out = gradient.attention(
+                gradient.Here(), rules, *arrays, **given, origin=online_softmax.Origin(*starts)
             )
         else:
             others = {name: x for name, x in given.items() if name != "words"}

@@ -12,9 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention import conditions
 from attention.kernels import devices
-from attention.masks import Mask
+from attention.masks import Mask, terms
 
 Array = jax.Array
 
@@ -128,23 +127,23 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
     ids: dict[str, Array | None] = {"query": None, "key": None}
     real: dict[str, Array | None] = {"query": None, "key": None}
     for part in () if mask is None else mask.parts:
-        if isinstance(part, conditions.Window):
-            if not conditions.is_static(part.query_offset):
+        if isinstance(part, terms.Window):
+            if not terms.is_static(part.query_offset):
                 raise NotImplementedError("mask: a query_offset has to be known before running")
             lower, upper = part.bounds(T, S)
             if lower is not None and lower > -T:
                 low = min(lower, S) if low is None else max(low, min(lower, S))
             if upper is not None and upper < S:
                 high = max(upper, -T) if high is None else min(high, max(upper, -T))
-        elif isinstance(part, conditions.Lengths | conditions.Valid):
+        elif isinstance(part, terms.Lengths | terms.Valid):
             for side, length in (("query", T), ("key", S)):
                 marks = getattr(part, side)
                 if marks is None:
                     continue
-                if isinstance(part, conditions.Lengths):
+                if isinstance(part, terms.Lengths):
                     marks = jnp.arange(length) < marks[:, None]
                 real[side] = marks if real[side] is None else real[side] & marks
-        elif isinstance(part, conditions.Segments):
+        elif isinstance(part, terms.Segments):
             if ids["query"] is not None:
                 raise NotImplementedError("mask: segments() twice")
             if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:

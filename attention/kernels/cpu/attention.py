@@ -22,15 +22,16 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from attention.dropout import checked_threefry, keep_levels
-from attention.kernels import compiled, devices, reference
-from attention.kernels.blockwise import checked_numbers
-from attention.kernels.mask_arrays import MaskArrays, mask_arrays
-from attention.kernels.partitioned import Operand, call
+from attention.kernels import devices, reference
+from attention.kernels.blockwise.attention import checked_numbers
+from attention.kernels.cpu import build
+from attention.kernels.cpu.ffi import Operand, call
 from attention.masks import Mask
+from attention.masks.arrays import MaskArrays, mask_arrays
 
 Array = jax.Array
 
-_SOURCES = pathlib.Path(__file__).with_name("native")
+_SOURCES = pathlib.Path(__file__).with_name("source")
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
 # So many queries of a key/value head, or fewer, are not worth packing the keys for.
 _FEW = 16
@@ -94,7 +95,7 @@ class _Options:
 def _registered() -> None:
     """Compiles the sources, and tells XLA of them."""
     sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
-    library = compiled.library(_SOURCES, "attention.cc", sizes)
+    library = build.library(_SOURCES, "attention.cc", sizes)
     for name in ("AttentionForward", "AttentionBackward"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 

@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention.conditions import Span, cut
 from attention.dropout import keep_block, keep_probability
-from attention.kernels.plan import WHOLE, Origin, Plan, Rules, make_plan
-from attention.kernels.reference import accumulator
 from attention.masks import Mask
+from attention.masks.block_mask import WHOLE, Origin, Plan, Rules, make_plan
+from attention.masks.terms import Span, cut
+from attention.numerics import accumulator
 
 Array = jax.Array
 

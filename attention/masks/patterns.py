@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import masks, pattern_conditions, shapes
-from attention.conditions import FAR, Offset, Part
-from attention.masks import Mask
+from attention import masks, shapes
+from attention.masks import Mask, pattern_terms
+from attention.masks.terms import FAR, Offset, Part
 
 Array = jax.Array
 
@@ -48,7 +48,7 @@ def dilated_window(
         for name, number in (("left", left), ("right", right))
     )
     dilation = expect_int("dilation", dilation, 1)
-    return _mask(pattern_conditions.Dilated(left, right, dilation, _expect_offset(query_offset)))
+    return _mask(pattern_terms.Dilated(left, right, dilation, _expect_offset(query_offset)))
 
 
 def strided(stride: int, query_offset: Offset | None = None) -> Mask:
@@ -69,7 +69,7 @@ def strided(stride: int, query_offset: Offset | None = None) -> Mask:
       ValueError: the stride is out of range.
     """
     return _mask(
-        pattern_conditions.Strided(expect_int("stride", stride, 1), _expect_offset(query_offset))
+        pattern_terms.Strided(expect_int("stride", stride, 1), _expect_offset(query_offset))
     )
 
 
@@ -94,7 +94,7 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
     block, summary = expect_int("block", block, 1), expect_int("summary", summary, 1)
     if summary > block:
         raise ValueError(f"summary: got {summary}, expected at most block={block}")
-    return _mask(pattern_conditions.Fixed(block, summary, _expect_offset(query_offset)))
+    return _mask(pattern_terms.Fixed(block, summary, _expect_offset(query_offset)))
 
 
 def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
@@ -112,9 +112,7 @@ def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
     Raises:
       ValueError: the count is out of range.
     """
-    return _mask(
-        pattern_conditions.Global(expect_int("count", count, 0), _expect_offset(query_offset))
-    )
+    return _mask(pattern_terms.Global(expect_int("count", count, 0), _expect_offset(query_offset)))
 
 
 def global_marks(query: Array, key: Array) -> Mask:
@@ -134,7 +132,7 @@ def global_marks(query: Array, key: Array) -> Mask:
     for name, marks in (("query", query), ("key", key)):
         shapes.expect_boolean(name, marks, true_means="a global position")
         shapes.expect(name, marks, "B T" if name == "query" else "B S", {})
-    return _mask(pattern_conditions.Marked(jnp.asarray(query), jnp.asarray(key)))
+    return _mask(pattern_terms.Marked(jnp.asarray(query), jnp.asarray(key)))
 
 
 def big_bird(
@@ -176,7 +174,7 @@ def big_bird(
     """
     seed = expect_int("seed", seed, 0)
     return _mask(
-        pattern_conditions.BigBird(
+        pattern_terms.BigBird(
             expect_int("block", block, 1),
             expect_int("window", window, 0),
             expect_int("global_blocks", global_blocks, 0),

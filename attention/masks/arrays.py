@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import conditions
-from attention.conditions import Dense, Lengths, Part, Prefix, Segments, Span, Valid, Window
-from attention.masks import Mask
+from attention.masks import Mask, terms
+from attention.masks.terms import Dense, Lengths, Part, Prefix, Segments, Span, Valid, Window
 
 Array = jax.Array
 
@@ -58,13 +57,13 @@ def mask_arrays(
     for part in () if mask is None else mask.parts:
         if isinstance(part, Window):
             low, high = part.bounds(T, S)
-            if low is not None and not (conditions.is_static(low) and low <= -T):
+            if low is not None and not (terms.is_static(low) and low <= -T):
                 meet("low", jnp.arange(T) + _column(low), jnp.maximum)
-            if high is not None and not (conditions.is_static(high) and high >= S):
+            if high is not None and not (terms.is_static(high) and high >= S):
                 meet("high", jnp.arange(T) + _column(high) + 1, jnp.minimum)
         elif isinstance(part, Prefix):
-            place = conditions.query_positions(part.query_offset, B, T, S)[:, 0, :, 0]
-            length = _column(conditions.clipped_sum(part.length, 0))
+            place = terms.query_positions(part.query_offset, B, T, S)[:, 0, :, 0]
+            length = _column(terms.clipped_sum(part.length, 0))
             meet("high", jnp.maximum(place + 1, length), jnp.minimum)
         elif isinstance(part, Lengths):
             if part.key is not None:
@@ -98,7 +97,7 @@ def _narrow(part: Segments) -> bool:
     return part.query_ids.dtype.itemsize <= 4 and part.key_ids.dtype.itemsize <= 4
 
 
-def _column(number: conditions.Offset) -> Array:
+def _column(number: terms.Offset) -> Array:
     return jnp.asarray(number).reshape(-1, 1)
 
 

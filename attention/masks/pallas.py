@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import conditions, pattern_conditions
-from attention.conditions import Offset, Part
-from attention.masks import Mask
+from attention.masks import Mask, pattern_terms, terms
+from attention.masks.terms import Offset, Part
 
 Array = jax.Array
 
@@ -139,81 +138,76 @@ def _(part: Mask, sizes):
 
 
 @ready.register
-def _(part: conditions.Either, sizes):
-    return conditions.Either(ready(part.left, sizes), ready(part.right, sizes))
+def _(part: terms.Either, sizes):
+    return terms.Either(ready(part.left, sizes), ready(part.right, sizes))
 
 
 @ready.register
-def _(part: conditions.Window, sizes):
+def _(part: terms.Window, sizes):
     low, high = (
-        each if conditions.is_static(each) else _numbers(each)
-        for each in part.bounds(sizes.T, sizes.S)
+        each if terms.is_static(each) else _numbers(each) for each in part.bounds(sizes.T, sizes.S)
     )
     # Of each side an offset alone is left, which no sum of positions overflows.
-    sides = () if low is None else (conditions.Window(0, None, low),)
-    return Mask(sides if high is None else (*sides, conditions.Window(None, 0, high)))
+    sides = () if low is None else (terms.Window(0, None, low),)
+    return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 
 
 @ready.register
-def _(part: pattern_conditions.Pattern, sizes):
+def _(part: pattern_terms.Pattern, sizes):
     return dataclasses.replace(part, query_offset=_offset(part.query_offset, sizes))
 
 
 @ready.register
-def _(part: conditions.Prefix, sizes):
-    length = conditions.clipped_sum(part.length, 0)
-    length = length if conditions.is_static(length) else _numbers(length)
-    return conditions.Prefix(length, _offset(part.query_offset, sizes))
+def _(part: terms.Prefix, sizes):
+    length = terms.clipped_sum(part.length, 0)
+    length = length if terms.is_static(length) else _numbers(length)
+    return terms.Prefix(length, _offset(part.query_offset, sizes))
 
 
 @ready.register
-def _(part: pattern_conditions.BigBird, sizes):
+def _(part: pattern_terms.BigBird, sizes):
     table = jnp.asarray(part.table(sizes.S), jnp.int8)
     return _Table(part.block, table, _offset(part.query_offset, sizes))
 
 
 @ready.register
-def _(part: conditions.Lengths, sizes):
-    return conditions.Lengths(
+def _(part: terms.Lengths, sizes):
+    return terms.Lengths(
         *(None if lengths is None else _numbers(lengths) for lengths in (part.query, part.key))
     )
 
 
 @ready.register
-def _(part: conditions.Valid, sizes):
-    return conditions.Valid(
+def _(part: terms.Valid, sizes):
+    return terms.Valid(
         None if part.query is None else _vector(part.query, sizes.rows),
         None if part.key is None else _vector(part.key, sizes.columns),
     )
 
 
 @ready.register
-def _(part: pattern_conditions.Marked, sizes):
-    return pattern_conditions.Marked(
-        _vector(part.query, sizes.rows), _vector(part.key, sizes.columns)
-    )
+def _(part: pattern_terms.Marked, sizes):
+    return pattern_terms.Marked(_vector(part.query, sizes.rows), _vector(part.key, sizes.columns))
 
 
 @ready.register
-def _(part: conditions.Segments, sizes):
+def _(part: terms.Segments, sizes):
     if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:
         raise NotImplementedError("mask: segments() with ids of 64 bits")
-    return conditions.Segments(
-        _vector(part.query_ids, sizes.rows), _vector(part.key_ids, sizes.columns)
-    )
+    return terms.Segments(_vector(part.query_ids, sizes.rows), _vector(part.key_ids, sizes.columns))
 
 
 @ready.register
-def _(part: conditions.Dense, sizes):
+def _(part: terms.Dense, sizes):
     missing = (sizes.rows - part.array.shape[2], sizes.columns - part.array.shape[3])
     widths = [(0, 0), (0, 0), *((0, number) for number in missing)]
-    return conditions.Dense(jnp.pad(part.array, widths).astype(jnp.int8))
+    return terms.Dense(jnp.pad(part.array, widths).astype(jnp.int8))
 
 
 def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
-    if conditions.is_static(offset):
-        return conditions.clipped_sum(conditions.static_offset(offset, sizes.T, sizes.S), 0)
-    return _numbers(conditions.clipped_sum(offset, 0))
+    if terms.is_static(offset):
+        return terms.clipped_sum(terms.static_offset(offset, sizes.T, sizes.S), 0)
+    return _numbers(terms.clipped_sum(offset, 0))
 
 
 def _numbers(array: Array) -> Array:
@@ -254,12 +248,12 @@ def _(part: Mask, place):
 
 
 @tile.register
-def _(part: conditions.Either, place):
+def _(part: terms.Either, place):
     return tile(part.left, place) | tile(part.right, place)
 
 
 @tile.register
-def _(part: conditions.Window, place):
+def _(part: terms.Window, place):
     distance = place.columns - _seeing(part.query_offset, place)
     result = jnp.ones((1, 1), bool)
     if part.left is not None:
@@ -270,13 +264,13 @@ def _(part: conditions.Window, place):
 
 
 @tile.register
-def _(part: conditions.Prefix, place):
+def _(part: terms.Prefix, place):
     in_prefix = place.columns < _number(part.length, place)
     return in_prefix | (place.columns <= _seeing(part.query_offset, place))
 
 
 @tile.register
-def _(part: pattern_conditions.Pattern, place):
+def _(part: pattern_terms.Pattern, place):
     return part.sees(_seeing(part.query_offset, place), place.columns)
 
 
@@ -290,7 +284,7 @@ def _(part: _Table, place):
 
 
 @tile.register
-def _(part: conditions.Lengths, place):
+def _(part: terms.Lengths, place):
     result = jnp.ones((1, 1), bool)
     if part.query is not None:
         result = result & (place.rows < _number(part.query, place))
@@ -300,7 +294,7 @@ def _(part: conditions.Lengths, place):
 
 
 @tile.register
-def _(part: conditions.Valid, place):
+def _(part: terms.Valid, place):
     result = jnp.ones((1, 1), bool)
     if part.query is not None:
         result = result & (_of_rows(part.query, place) != 0)
@@ -310,17 +304,17 @@ def _(part: conditions.Valid, place):
 
 
 @tile.register
-def _(part: pattern_conditions.Marked, place):
+def _(part: pattern_terms.Marked, place):
     return (_of_rows(part.query, place) != 0) | (_of_columns(part.key, place) != 0)
 
 
 @tile.register
-def _(part: conditions.Segments, place):
+def _(part: terms.Segments, place):
     return _of_rows(part.query_ids, place) == _of_columns(part.key_ids, place)
 
 
 @tile.register
-def _(part: conditions.Dense, place):
+def _(part: terms.Dense, place):
     example, head = of_shared(part.array.shape, place.example, place.head)
     rows = slice_of(place.row, place.rows.shape[0])
     return part.array[example, head, rows, slice_of(place.column, place.columns.shape[1])] != 0

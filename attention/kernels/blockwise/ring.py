@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from attention.dropout import checked_threefry
-from attention.kernels import blocks, differentiable, split
-from attention.kernels.blockwise import KEY_BLOCK, QUERY_BLOCK, checked_numbers
-from attention.kernels.reference import accumulator
+from attention.kernels.blockwise import gradient, mesh, online_softmax
+from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK, checked_numbers
 from attention.masks import Mask
+from attention.numerics import accumulator
 
 Array = jax.Array
 
@@ -60,19 +60,19 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    where = split.expect_sequence_split(B, N, K, T, S)
+    where = mesh.expect_sequence_split(B, N, K, T, S)
     # Without a mask all devices have the same to do.
     parts = 2 if mask is not None and T % (2 * where.parts) == S % (2 * where.parts) == 0 else 1
-    rules = blocks.Rules(
+    rules = online_softmax.Rules(
         (B, N, T, S),
         *checked_numbers(scale, logit_cap, dropout_rate),
         _divisor(T // where.parts // parts, max(query_block * K // N, 1)),
         _divisor(S // where.parts // parts, key_block),
     )
     words = checked_threefry(dropout_key) if dropout_rate else None
-    method = split.OverMesh(where, Ring(where.sequence, where.parts, parts))
+    method = mesh.OverMesh(where, Ring(where.sequence, where.parts, parts))
     options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
-    out = differentiable.attention(method, rules, query, key, value, **options)
+    out = gradient.attention(method, rules, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
     return out
 
@@ -109,7 +109,7 @@ class Ring:
             # Sent before it is used, so that sending and computing may go on together.
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
-            more = blocks.forward(query, key, value, bias=bias, **here)
+            more = online_softmax.forward(query, key, value, bias=bias, **here)
             return (following, *_joined(out, logs, *more)), None
 
         (_, out, logs), _ = jax.lax.scan(step, (moving, *out), jnp.arange(self.devices))
@@ -132,7 +132,7 @@ class Ring:
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
             given = query, key, value, cotangent, logs, delta
-            more, *others, bias_slope = blocks.backward(
+            more, *others, bias_slope = online_softmax.backward(
                 *given, bias=bias, slopes=bias_slope, **here
             )
             # Gradients go with what they belong to, and are at home after the last step.

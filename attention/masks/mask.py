@@ -10,7 +10,7 @@ must allow) and `|` (either may):
     mask.visible_blocks(T, S, 256, 512)       # bool [query blocks, key blocks], known before
     running
 
-Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.patterns`.
+Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.masks.patterns`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import shapes
-from attention.conditions import (
+from attention.masks.terms import (
     Dense,
     Either,
     Lengths,

@@ -1,4 +1,4 @@
-"""The conditions that sparse patterns are made of; `attention.patterns` says what they mean.
+"""The conditions that sparse patterns are made of; `attention.masks.patterns` says what they mean.
 
 T queries, S keys.
 """
@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import conditions, shapes
-from attention.conditions import FAR, Offset, Part
+from attention import shapes
+from attention.masks import terms
+from attention.masks.terms import FAR, Offset, Part
 
 Array = jax.Array
 
@@ -22,25 +23,25 @@ class Pattern(Part):
     """A condition on the positions of a query and a key; `query_offset` is its last field."""
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
-        queries = conditions.query_positions(self.query_offset, B, T, S, rows)
-        return self.sees(queries, conditions.positions(S, columns))
+        queries = terms.query_positions(self.query_offset, B, T, S, rows)
+        return self.sees(queries, terms.positions(S, columns))
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not conditions.is_static(self.query_offset):
+        if not terms.is_static(self.query_offset):
             return None
         return self.meet(*self._ends(T, S, query_block, key_block))
 
     def reach(self, B, T, S, query_block, key_block):
         some, whole = super().reach(B, T, S, query_block, key_block)
-        if conditions.is_static(self.query_offset):
+        if terms.is_static(self.query_offset):
             whole = self.cover(*self._ends(T, S, query_block, key_block))[None]
         return some, whole
 
     def _ends(self, T: int, S: int, query_block: int, key_block: int) -> tuple[np.ndarray, ...]:
         """Arguments of `meet`."""
-        offset = conditions.static_offset(self.query_offset, T, S)
-        first, last = (ends[:, None] + offset for ends in conditions.block_ends(T, query_block))
-        return first, last, *conditions.block_ends(S, key_block)
+        offset = terms.static_offset(self.query_offset, T, S)
+        first, last = (ends[:, None] + offset for ends in terms.block_ends(T, query_block))
+        return first, last, *terms.block_ends(S, key_block)
 
     def sees(self, query: Array, key: Array) -> Array:
         """bool [..., T, S] for positions [..., T, 1] and [S]."""
@@ -155,12 +156,12 @@ class Marked(Part):
     def allowed(self, B, N, T, S, rows=None, columns=None):
         shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
-        queries, keys = conditions.cut(self.query, 1, rows), conditions.cut(self.key, 1, columns)
+        queries, keys = terms.cut(self.query, 1, rows), terms.cut(self.key, 1, columns)
         return queries[:, None, :, None] | keys[:, None, None, :]
 
     def reach(self, B, T, S, query_block, key_block):
-        queries = conditions.by_block(self.query, query_block)[:, :, None]
-        keys = conditions.by_block(self.key, key_block)[:, None]
+        queries = terms.by_block(self.query, query_block)[:, :, None]
+        keys = terms.by_block(self.key, key_block)[:, None]
         return queries.any(-1) | keys.any(-1), queries.all(-1) | keys.all(-1)
 
     def describe(self) -> str:
@@ -179,28 +180,28 @@ class BigBird(Part):
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         table = self.table(S)
-        queries = conditions.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
+        queries = terms.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
         seeing = jnp.clip(queries // self.block, 0, len(table) - 1)
-        seen = conditions.positions(S, columns) // self.block
+        seen = terms.positions(S, columns) // self.block
         return jnp.asarray(table)[seeing[:, None, :, None], seen]
 
     def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
-        if not conditions.is_static(self.query_offset):
+        if not terms.is_static(self.query_offset):
             return None
         return self.reach(1, T, S, query_block, key_block)[0][0]
 
     def reach(self, B, T, S, query_block, key_block):
-        if not conditions.is_static(self.query_offset):
+        if not terms.is_static(self.query_offset):
             return super().reach(B, T, S, query_block, key_block)
-        table, offset = self.table(S), conditions.static_offset(self.query_offset, T, S)
+        table, offset = self.table(S), terms.static_offset(self.query_offset, T, S)
         # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
         # of the table are four of these.
         sums = np.pad(table.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         top, bottom = (
             np.clip((ends[:, None] + offset) // self.block, 0, len(table) - 1)
-            for ends in conditions.block_ends(T, query_block)
+            for ends in terms.block_ends(T, query_block)
         )
-        left, right = (ends // self.block for ends in conditions.block_ends(S, key_block))
+        left, right = (ends // self.block for ends in terms.block_ends(S, key_block))
         inside = sums[bottom + 1, right + 1] - sums[top, right + 1]
         inside = inside - sums[bottom + 1, left] + sums[top, left]
         area = (bottom + 1 - top) * (right + 1 - left)

@@ -15,7 +15,7 @@ import jax
 
 from attention import shapes
 from attention.dropout import checked_threefry
-from attention.kernels import blocks, differentiable, split
+from attention.kernels.blockwise import gradient, mesh, online_softmax
 from attention.masks import Mask
 
 Array = jax.Array
@@ -70,11 +70,11 @@ def attend(
     words = checked_threefry(dropout_key) if dropout_rate else None
     options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
     # Left to itself, the compiler would gather what a mesh has split before it loops over it.
-    where = split.expect_split(B, N, K)
-    method = differentiable.Here()
+    where = mesh.expect_split(B, N, K)
+    method = gradient.Here()
     if where is not None:
-        method = split.OverMesh(dataclasses.replace(where, sequence=None), method)
-    out = differentiable.attention(method, rules, query, key, value, **options)
+        method = mesh.OverMesh(dataclasses.replace(where, sequence=None), method)
+    out = gradient.attention(method, rules, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
     return out
 
@@ -85,7 +85,7 @@ def make_rules(
     numbers: tuple[float, float | None, float],
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
-) -> blocks.Rules:
+) -> online_softmax.Rules:
     """The rules of a piece that has all positions.
 
     Args:
@@ -98,7 +98,7 @@ def make_rules(
       NotImplementedError: a number is traced.
     """
     sizes = min(max(query_block // group, 1), whole[2]), min(key_block, whole[3])
-    return blocks.Rules(whole, *checked_numbers(*numbers), *sizes)
+    return online_softmax.Rules(whole, *checked_numbers(*numbers), *sizes)
 
 
 def unsuited(query: Array, key: Array) -> str | None:

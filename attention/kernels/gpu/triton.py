@@ -13,8 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import devices, tiles
-from attention.masks import Mask
+from attention.kernels import devices
+from attention.masks import Mask, pallas
 
 Array = jax.Array
 
@@ -70,13 +70,13 @@ def attend(
     width = max(query.shape[-1], value.shape[-1])
     if width > WIDEST:
         raise NotImplementedError(f"head size: {width} is above {WIDEST}")
-    from attention.kernels import triton_blocks
+    from attention.kernels.gpu import triton_kernels
 
     T, S = query.shape[1], key.shape[1]
     query_block, key_block = block_sizes(T, S, _power(width) * query.dtype.itemsize)
-    settings = triton_blocks.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
+    settings = triton_kernels.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
     if mask is not None:
-        jax.eval_shape(lambda mask: tiles.ready(mask, settings.sizes), mask)
+        jax.eval_shape(lambda mask: pallas.ready(mask, settings.sizes), mask)
     result = _attend(settings, query, key, value, bias, sinks, mask)
     chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
     return result
@@ -109,13 +109,13 @@ def _attend(settings: Any, query, key, value, bias, sinks, mask) -> Array:
 
 
 def _forward(settings: Any, query, key, value, bias, sinks, mask) -> tuple[Array, Array]:
-    from attention.kernels import triton_blocks
+    from attention.kernels.gpu import triton_kernels
 
-    out, log_sum = triton_blocks.forward(
+    out, log_sum = triton_kernels.forward(
         settings,
         *_padded(settings, query, key, value, bias),
         None if sinks is None else sinks.astype(jnp.float32),
-        None if mask is None else tiles.ready(mask, settings.sizes),
+        None if mask is None else pallas.ready(mask, settings.sizes),
         _steps(settings, query.shape[0], mask),
     )
     return out[:, : settings.queries, :, : value.shape[-1]], log_sum
@@ -131,7 +131,7 @@ def _attend_forward(settings, query, key, value, bias, sinks, mask):
 
 
 def _attend_backward(settings, kept, slope):
-    from attention.kernels import triton_blocks
+    from attention.kernels.gpu import triton_kernels
 
     (query, key, value, bias, sinks, mask), out, log_sum, wanted = kept
     if isinstance(slope, jax.custom_derivatives.SymbolicZero):
@@ -143,11 +143,11 @@ def _attend_backward(settings, kept, slope):
     delta = _grown(delta.transpose(0, 2, 1), {2: sizes.rows})
     given = (_grown(slope, {1: sizes.rows, 3: _power(V)}), log_sum, delta)
     arrays = _padded(settings, query, key, value, bias)
-    ready = None if mask is None else tiles.ready(mask, sizes)
-    dq, slopes = triton_blocks.query_gradient(
+    ready = None if mask is None else pallas.ready(mask, sizes)
+    dq, slopes = triton_kernels.query_gradient(
         settings, *arrays, ready, _steps(settings, B, mask, unseen=with_bias), given, with_bias
     )
-    dk, dv = triton_blocks.key_gradient(
+    dk, dv = triton_kernels.key_gradient(
         settings, *arrays, ready, _steps(settings, B, mask, by_key=True), given
     )
     dbias = dsinks = None
@@ -169,9 +169,9 @@ def _is_primal(node: Any) -> bool:
     return isinstance(node, jax.custom_derivatives.CustomVJPPrimal)
 
 
-def _steps(settings: Any, B: int, mask: Mask | None, **options: bool) -> tiles.Steps:
+def _steps(settings: Any, B: int, mask: Mask | None, **options: bool) -> pallas.Steps:
     blocks = (settings.query_block, settings.key_block)
-    return tiles.steps(mask, B, settings.queries, settings.keys, *blocks, **options)
+    return pallas.steps(mask, B, settings.queries, settings.keys, *blocks, **options)
 
 
 def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:

@@ -11,9 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention import conditions
 from attention.kernels import devices
-from attention.masks import Mask
+from attention.masks import Mask, terms
 
 Array = jax.Array
 
@@ -92,10 +91,10 @@ def attend(
 
 def _is_causal(mask: Mask, T: int, S: int) -> bool:
     """Whether it is `causal()` and nothing else, from the first position on."""
-    if T != S or len(mask.parts) != 1 or not isinstance(mask.parts[0], conditions.Window):
+    if T != S or len(mask.parts) != 1 or not isinstance(mask.parts[0], terms.Window):
         return False
     left, right, offset = (getattr(mask.parts[0], n) for n in ("left", "right", "query_offset"))
-    return left is None and right == 0 and conditions.is_static(offset) and not offset
+    return left is None and right == 0 and terms.is_static(offset) and not offset
 
 
 def _first_that_can(function, names, *arrays, **options) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from attention.kernels import blocks
+from attention.kernels.blockwise import online_softmax
 from attention.masks import Mask
 
 Array = jax.Array
@@ -37,15 +37,15 @@ class Here:
     """On the device, or the part of a device, where it is called."""
 
     def forward(self, query, key, value, options):
-        return blocks.forward(query, key, value, **options)
+        return online_softmax.forward(query, key, value, **options)
 
     def backward(self, arrays, options):
-        return blocks.backward(*arrays, **options)
+        return online_softmax.backward(*arrays, **options)
 
 
 def attention(
     method: Method,
-    rules: blocks.Rules,
+    rules: online_softmax.Rules,
     query: Array,
     key: Array,
     value: Array,
@@ -54,7 +54,7 @@ def attention(
     bias: Array | None,
     sinks: Array | None,
     words: Array | None,
-    origin: blocks.Origin = blocks.WHOLE,
+    origin: online_softmax.Origin = online_softmax.WHOLE,
 ) -> Array:
     """Attention with its gradient by hand, by a method (Dao et al. 2022).
 
@@ -79,7 +79,7 @@ def _differentiable(method, rules, query, key, value, bias, sinks, place):
     return _forward(method, rules, query, key, value, bias, sinks, place)[0]
 
 
-def _options(rules: blocks.Rules, bias: Array | None, place: tuple) -> dict[str, Any]:
+def _options(rules: online_softmax.Rules, bias: Array | None, place: tuple) -> dict[str, Any]:
     mask, words, origin = place
     return {"mask": mask, "bias": bias, "words": words, "rules": rules, "origin": origin}
 

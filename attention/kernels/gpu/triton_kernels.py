@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pallas_triton
 
-from attention.kernels import tiles
-from attention.masks import Mask
+from attention.masks import Mask, pallas
 
 Array = jax.Array
 
@@ -42,12 +41,12 @@ class Settings:
     interpret: bool
 
     @property
-    def sizes(self) -> tiles.Sizes:
+    def sizes(self) -> pallas.Sizes:
         """For `tiles`."""
         blocks = (self.query_block, self.key_block)
         lengths = (self.queries, self.keys)
         padded = (-(-n // block) * block for n, block in zip(lengths, blocks, strict=True))
-        return tiles.Sizes(*lengths, *padded)
+        return pallas.Sizes(*lengths, *padded)
 
 
 def forward(
@@ -58,7 +57,7 @@ def forward(
     bias: Array | None,
     sinks: Array | None,
     mask: Mask | None,
-    steps: tiles.Steps,
+    steps: pallas.Steps,
 ) -> tuple[Array, Array]:
     """Blockwise attention with a running softmax (Dao 2024, "FlashAttention-2", algorithm 1).
 
@@ -112,7 +111,7 @@ def query_gradient(
     value: Array,
     bias: Array | None,
     mask: Mask | None,
-    steps: tiles.Steps,
+    steps: pallas.Steps,
     given: tuple[Array, Array, Array],
     with_bias: bool,
 ) -> tuple[Array, Array | None]:
@@ -169,7 +168,7 @@ def key_gradient(
     value: Array,
     bias: Array | None,
     mask: Mask | None,
-    steps: tiles.Steps,
+    steps: pallas.Steps,
     given: tuple[Array, Array, Array],
 ) -> tuple[Array, Array]:
     """The gradient of keys and values (Dao 2024, "FlashAttention-2", algorithm 2).
@@ -347,27 +346,27 @@ def _through(steps: Any, example: Any, block: Any, step: Any, carry: Any) -> Any
 
 def _block(table: Any, example: Any, block: Any, number: Any) -> Array:
     """An entry of `Steps`."""
-    return table[(*tiles.of_shared(table.shape[:2], example, block), number)]
+    return table[(*pallas.of_shared(table.shape[:2], example, block), number)]
 
 
-def _place(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> tiles.Place:
+def _place(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> pallas.Place:
     row, column = i * settings.query_block, j * settings.key_block
     rows = row + jax.lax.broadcasted_iota(jnp.int32, (settings.query_block, 1), 0)
     columns = column + jax.lax.broadcasted_iota(jnp.int32, (1, settings.key_block), 1)
-    return tiles.Place(example, head, row, column, rows, columns)
+    return pallas.Place(example, head, row, column, rows, columns)
 
 
-def _seen(settings: Settings, mask: Mask | None, place: tiles.Place) -> Array:
-    seen = jnp.ones((1, 1), bool) if mask is None else tiles.tile(mask, place)
+def _seen(settings: Settings, mask: Mask | None, place: pallas.Place) -> Array:
+    seen = jnp.ones((1, 1), bool) if mask is None else pallas.tile(mask, place)
     if settings.keys % settings.key_block:
         seen = seen & (place.columns < settings.keys)
     return jnp.broadcast_to(seen, (settings.query_block, settings.key_block))
 
 
-def _logits(settings: Settings, query: Array, key: Array, bias: Any, place: tiles.Place) -> Array:
+def _logits(settings: Settings, query: Array, key: Array, bias: Any, place: pallas.Place) -> Array:
     logits = _dot(query, key.T) * settings.scale
     if bias is not None:
-        shared = tiles.of_shared(bias.shape[:2], place.example, place.head)
+        shared = pallas.of_shared(bias.shape[:2], place.example, place.head)
         rows = pl.ds(place.row, settings.query_block)
         columns = pl.ds(place.column, settings.key_block)
         logits = logits + bias[(*shared, rows, columns)].astype(jnp.float32)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from attention.kernels import blocks, differentiable
+from attention.kernels.blockwise import gradient, online_softmax
 
 Array = jax.Array
 
@@ -127,7 +127,7 @@ class OverMesh:
     """
 
     split: Split
-    local: differentiable.Method
+    local: gradient.Method
 
     def _specs(self, query: Array, value: Array, options: dict) -> tuple[Any, ...]:
         sizes = self._sizes(query, value)
@@ -144,9 +144,9 @@ class OverMesh:
     def _sizes(query: Array, value: Array) -> dict[str, int]:
         return dict(zip("BTNSK", (*query.shape[:3], *value.shape[1:3]), strict=True))
 
-    def _local_options(self, query: Array, given: dict, rules: blocks.Rules) -> dict:
+    def _local_options(self, query: Array, given: dict, rules: online_softmax.Rules) -> dict:
         split, (B, _, N, _) = self.split, query.shape
-        origin = blocks.Origin(split.index(split.batch) * B, split.index(split.heads) * N)
+        origin = online_softmax.Origin(split.index(split.batch) * B, split.index(split.heads) * N)
         return given | {"rules": rules, "origin": origin}
 
     def forward(self, query, key, value, options):

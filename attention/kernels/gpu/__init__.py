@@ -1,0 +1,1 @@
+"""Kernels for GPUs: Triton (through Pallas), cuDNN and tokamax."""

@@ -1,0 +1,40 @@
+"""Masks: which query may attend to which key. True always means "may attend".
+
+    from attention import masks
+
+    mask = masks.causal() & masks.lengths(key=lengths)
+
+The constructors are in `mask.py`, sparse patterns in `patterns.py`. To add a mask term, see
+`terms.py` and `pattern_terms.py`; `block_mask.py`, `arrays.py` and `pallas.py` turn terms into what
+kernels compute with.
+"""
+
+from attention.masks.mask import (
+    Mask,
+    Padding,
+    causal,
+    checked_offset,
+    dense,
+    lengths,
+    padding,
+    prefix,
+    segments,
+    valid,
+    window,
+)
+from attention.masks.terms import Span
+
+__all__ = [
+    "Mask",
+    "Padding",
+    "Span",
+    "causal",
+    "checked_offset",
+    "dense",
+    "lengths",
+    "padding",
+    "prefix",
+    "segments",
+    "valid",
+    "window",
+]

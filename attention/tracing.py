@@ -1,0 +1,26 @@
+"""Flags of traces that only need shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+_shapes_only: list[bool] = []
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Traces for shapes alone, as under `jax.eval_shape`: nothing is computed.
+
+    Within it "auto" takes the reference kernel and looks for no device, so there may be none yet.
+    """
+    _shapes_only.append(True)
+    try:
+        yield
+    finally:
+        _shapes_only.pop()
+
+
+def only_shapes() -> bool:
+    """Returns whether `shapes_only` is in force."""
+    return bool(_shapes_only)
