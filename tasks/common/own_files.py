@@ -41,7 +41,9 @@ SPLIT_NAMES = {
 }
 
 
-def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> str:
+def filed_as(
+    name: str, known: Collection[str], path: str | None, rest: str, field: str = "path"
+) -> str:
     """The name under which results stand: results of own files never under a public data set's.
 
     Args:
@@ -49,13 +51,17 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
       known: names of the project's data sets.
       path: own file or folder; None: there is none.
       rest: how to have others than the known, the end of the message.
+      field: of the config that holds `path`.
 
     Returns:
       The name; own_<name of file or folder> for own files that have that of a known data set.
 
     Raises:
-      ValueError: no own files, and no data set is called so; the nearest known name is told.
+      ValueError: no own files, and no data set is called so; the nearest known name is told; or the
+        path is empty.
     """
+    if path is not None and not path.strip():
+        raise ValueError(f"{field}: is empty, expected the name of a file or folder")
     if path is not None:
         place = Path(path).expanduser().resolve()
         return f"own_{place.name if place.is_dir() else place.stem}" if name in known else name

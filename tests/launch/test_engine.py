@@ -201,3 +201,12 @@ def test_curves_say_what_they_are_over():
 def test_unknown_figure_is_refused():
     with pytest.raises(TypeError, match="int"):
         figures.draw(3)
+
+
+def test_names_that_are_not_utf_8_survive_a_json_file(tmp_path):
+    """Linux has file names of any bytes, and JSON escapes of half a surrogate pair."""
+    value = {"class names": ["c\udce4t", "\ud83d", "größer"]}
+    writers.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
+    writers.write_text(tmp_path / "a.html", "c\udce4t größer")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "c\\udce4t größer"

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
-from tasks.common.own_files import hold_out, hold_out_groups, split_paths
+from tasks.common.own_files import filed_as, hold_out, hold_out_groups, split_paths
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,10 @@ def test_groups_stay_in_one_split():
         UserError, match=r"^m: speaker has 2 distinct values in 3 examples, expected"
     ):
         hold_out_groups(["a", "a", "b"], [], "m", "speaker", "do this")
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_an_empty_path_is_no_folder(path):
+    """A shell variable that is not set would be the folder of the command."""
+    with pytest.raises(ValueError, match=r"^train_file: is empty, expected the name of a file"):
+        filed_as("a", ["a"], path, "", "train_file")
