@@ -17,6 +17,7 @@ __all__ = [
     "HELD_OUT",
     "LATER",
     "SPLIT_NAMES",
+    "cut_path",
     "expect_one_of",
     "filed_as",
     "find_file",
@@ -100,6 +101,27 @@ def split_paths(path: str) -> list[str]:
         ways.append((count, first))
     count, found = ways[-1]
     return found if count == 1 else [piece.strip() for piece in pieces]
+
+
+def cut_path(argument: str, prefix: str) -> tuple[str, str]:
+    """Cuts 'DATA,REST' of a config at its first comma; where DATA is a path, at the first one whose
+    left side exists, so that a name may have commas.
+
+    Args:
+      argument: DATA, or DATA, a comma and what follows.
+      prefix: with which DATA begins if it is a path.
+
+    Returns:
+      DATA with its prefix, and REST, empty if there is none.
+    """
+    if argument.startswith(prefix):
+        pieces = argument.removeprefix(prefix).split(",")
+        for count in range(1, len(pieces) + 1):
+            path = ",".join(pieces[:count])
+            if path.strip() and _exists(path):
+                return prefix + path, ",".join(pieces[count:])
+    data, _, rest = argument.partition(",")
+    return data, rest
 
 
 def _exists(path: str) -> bool:

@@ -57,7 +57,7 @@ def read_text(name: str | Path) -> str:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        raise UserError(f"{name}: is a folder, expected a file of text")
+        raise UserError(f"{str(name) or path}: is a folder, expected a file of text")
     expect_regular(path, str(name))
     try:
         text = decoded(path.read_bytes(), str(name))
@@ -227,7 +227,7 @@ def open_table(
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise UserError(f"{name}: is a folder, expected a file with a table")
+        raise UserError(f"{str(name) or path}: is a folder, expected a file with a table")
     if extensions is not None and suffix not in extensions:
         raise UserError(
             f"{name}: unknown kind of file {path.suffix!r}; it must end in {', '.join(extensions)}"
