@@ -27,6 +27,7 @@ from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.backbones.resnet import ResNetConfig
 from tasks.common.errors import UserError
+from tasks.common.own_files import cut_path
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.data import DataConfig
 from tasks.detection.detr import DETRConfig
@@ -40,7 +41,7 @@ PATH = "path:"
 
 def get_config(argument: str = "nuclei"):
     """The config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
-    data, _, model = argument.partition(",")
+    data, model = cut_path(argument, PATH)
     if data not in DATA and not data.startswith(PATH):
         data, model = "nuclei", argument
     try:

@@ -28,6 +28,7 @@ from launch.engine.optimizers import OptimizerConfig
 from tasks.common.decoding import DecodingConfig
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
+from tasks.common.own_files import cut_path
 from tasks.common.text import TextConfig
 from tasks.language_modeling.data import DataConfig
 from tasks.language_modeling.model import LanguageModelConfig
@@ -56,7 +57,7 @@ BERT = {
 
 def get_config(argument: str = "tiny_shakespeare"):
     """The config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
-    data, _, model = argument.rpartition(",") if "," in argument else (argument, "", "")
+    data, model = cut_path(argument, PATH)
     model = model or ("masked" if data in DEFINITIONS else "causal")
     recipes = {"causal": causal, "modern": modern, "masked": masked, "bert": bert}
     if model not in recipes:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
 import html
 import io
+import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,10 @@ from tasks.figures import (
     SegmentedImage,
 )
 
+# What neither a font nor XML knows: control characters, and halves of surrogate pairs, which names
+# that are not UTF-8 have.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
 
 def draw(figure: Figure) -> str:
     """HTML of one figure.
@@ -33,6 +40,7 @@ def draw(figure: Figure) -> str:
     Raises:
       TypeError: an unknown kind of figure.
     """
+    figure = _printable(figure)
     if isinstance(figure, AttendedText):
         return _attended_text(figure)
     if isinstance(figure, Recommendations):
@@ -50,10 +58,8 @@ def png(figure: Figure) -> bytes:
       TypeError: another kind of figure.
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A file's name may have letters that the font has not; boxes stand for them.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        _drawn(figure).savefig(buffer, format="png", dpi=150)
+    with _plain_text():
+        _drawn(_printable(figure)).savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
@@ -69,7 +75,35 @@ def _drawn(figure: Figure):
     }
     if type(figure) not in kinds:
         raise TypeError(f"no drawing for {type(figure).__name__}")
-    return kinds[type(figure)](figure)
+    with _plain_text():
+        return kinds[type(figure)](figure)
+
+
+def _printable(value: Any) -> Any:
+    """A figure, or a part of one, in whose texts escapes stand for what nobody can draw."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        parts = {field.name: _printable(getattr(value, field.name)) for field in fields}
+        return dataclasses.replace(value, **parts)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_printable, value))
+    return value
+
+
+@contextlib.contextmanager
+def _plain_text() -> Iterator[None]:
+    """Texts are drawn as they are: a dollar sign is a dollar sign, and text stays text in SVG, so
+    that the reader's browser has glyphs for any script. In PNG a box stands for a letter that the
+    font lacks.
+    """
+    import matplotlib
+
+    changed = {"text.parse_math": False, "svg.fonttype": "none"}
+    with matplotlib.rc_context(changed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def curves(
@@ -78,13 +112,16 @@ def curves(
     x_label: str = "step",
 ) -> str:
     """Lines over steps, or over what else is named: name -> (steps, values)."""
-    canvas, axes = _canvas(4.3, 2.8)
-    for name, (steps, values) in series.items():
-        axes.plot(steps, values, label=name, marker="." if len(values) < 30 else None)
-    axes.set_xlabel(x_label)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    title, x_label = _printable(title), _printable(x_label)
+    with _plain_text():
+        canvas, axes = _canvas(4.3, 2.8)
+        for name, (steps, values) in series.items():
+            marker = "." if len(values) < 30 else None
+            axes.plot(steps, values, label=_printable(name), marker=marker)
+        axes.set_xlabel(x_label)
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend()
     return _picture(canvas, title)
 
 
@@ -185,7 +222,7 @@ def _segmented_image(figure: SegmentedImage):
     if patches:
         columns = int(min(len(patches), 2 * len(shown)))
         canvas.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=7)
-    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
+    canvas.suptitle(figure.caption, fontsize=9)
     return canvas
 
 
@@ -215,7 +252,7 @@ def _detected_image(figure: DetectedImage):
         name = figure.labels[number] if len(names) > 1 else ""
         score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
         if text := f"{name} {score}".strip():
-            spare = {"fontsize": 5, "color": "white", "va": "bottom", "parse_math": False}
+            spare = {"fontsize": 5, "color": "white", "va": "bottom"}
             under = {"facecolor": colour / 255, "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
             right.text(box[0] - 0.5, box[1] - 0.5, text, bbox=under, clip_on=True, **spare)
     if figure.truth_boxes is not None:
@@ -225,7 +262,7 @@ def _detected_image(figure: DetectedImage):
         dashed = axes is left and figure.truth_boxes is not None
         axes.set_title("image, true boxes" if dashed else title, fontsize=9)
         axes.set_axis_off()
-    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
+    canvas.suptitle(figure.caption, fontsize=9)
     return canvas
 
 
@@ -257,15 +294,13 @@ def _alignment(figure: Alignment):
         above.set_yticks([])
         above.tick_params(bottom=False)
     axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    # A dollar sign is a dollar sign.
-    plain = {"parse_math": False}
     turned = {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
     named = [place for place, name in enumerate(figure.inputs) if name]
-    axes.set_xticks(named, [figure.inputs[place] for place in named], **plain, **turned)
-    axes.set_yticks(range(len(figure.outputs)), figure.outputs, **plain)
+    axes.set_xticks(named, [figure.inputs[place] for place in named], **turned)
+    axes.set_yticks(range(len(figure.outputs)), figure.outputs)
     axes.set_xlabel("input")
     axes.set_ylabel("output")
-    canvas.suptitle("\n".join(rows), fontsize=9, **plain)
+    canvas.suptitle("\n".join(rows), fontsize=9)
     return canvas
 
 
@@ -284,7 +319,7 @@ def _forecast(figure: Forecast):
     axes.set_xlabel(figure.x_label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="best")
-    canvas.suptitle(figure.caption, fontsize=9, parse_math=False)
+    canvas.suptitle(figure.caption, fontsize=9)
     return canvas
 
 
@@ -296,12 +331,8 @@ def _canvas(width: float, height: float, **grid: Any):
 
 
 def _picture(canvas, alternative: str) -> str:
-    import matplotlib
-
     buffer = io.BytesIO()
-    # Text stays text, so that the reader's browser has glyphs for any script.
-    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _plain_text():
         canvas.savefig(buffer, format="svg")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{data}">'

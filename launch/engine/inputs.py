@@ -59,7 +59,8 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
         yield Input(text)
     if file is None:
         return
-    if Path(file).suffix.lower() in EXTENSIONS:
+    # Of JSON `open_table` says how it is to be written.
+    if Path(file).suffix.lower() in (*EXTENSIONS, ".json"):
         yield from _table_inputs(file, task)
         return
     try:
@@ -90,6 +91,10 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         yield from lines_of(text)
         return
     for number, line in enumerate(stream, 1):
+        if b"\0" in line:
+            raise UserError(
+                f"{name}: line {number} has a zero byte, expected text in UTF-8; convert it first"
+            )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if number == 1 and not text.endswith("\n"):
@@ -108,7 +113,7 @@ def _table_inputs(file: str, task: Task) -> Iterator[Input]:
             f"--input_file={file}: is a table by its extension, but this task reads one input a "
             "line; give a text file, such as inputs.txt"
         )
-    table = open_table(file, (column,))
+    table = open_table(file, (column,), extensions=None)
     for line, row in _rows(table):
         where = f"{file}: line {line}"
         if column not in row:
@@ -122,9 +127,16 @@ def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from table.objects()
         return
     # Spreadsheets write columns without a name.
-    names = [name or f"column_{place}" for place, name in enumerate(table.header, 1)]
+    names = [name or _unnamed(place, table) for place, name in enumerate(table.header, 1)]
     for line, row in table.rows():
         yield line, dict(zip(names, row, strict=True))
+
+
+def _unnamed(place: int, table: Table) -> str:
+    name = f"column_{place}"
+    while name in table.header:
+        name += "_"
+    return name
 
 
 class Answers:

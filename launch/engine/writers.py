@@ -54,13 +54,16 @@ def read_json(path: Path) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all.
 
+    Half of a surrogate pair, as in names that are not UTF-8, is written as its JSON escape, from
+    which JSON reads the same half again.
+
     Raises:
       UserError: the folder cannot be made or written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

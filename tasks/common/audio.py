@@ -19,6 +19,7 @@ import numpy as np
 from attention import shapes
 from tasks.common import sound_headers
 from tasks.common.errors import UserError
+from tasks.common.regular_files import expect_regular
 
 Array = jax.Array
 
@@ -28,6 +29,8 @@ _KNOTS = 6
 _TRIMMED = 256
 # Frames that are decoded at a time, and from how many on a header does not know how many there are.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
+# Peak of the average, as a share of that of the channels, below which it is nothing but rounding.
+_CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
@@ -161,6 +164,8 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
         not finite.
     """
     name = name or str(source)
+    if not isinstance(source, bytes):
+        expect_regular(source, name)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
@@ -173,6 +178,8 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise UserError(f"{name}: has samples that are not finite")
+    if np.abs(mono).max(initial=0.0) < _CANCELLED * np.abs(samples).max(initial=0.0):
+        _warn(f"{name}: its channels cancel each other, so that nothing is heard; keep one of them")
     peak = float(np.abs(mono).max(initial=0.0))
     found = resampled(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
     if peak > 1:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.orientation import UPRIGHT
+from tasks.common.regular_files import expect_regular
 from tasks.common.tables import say_once
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
     """
     from PIL import Image
 
+    expect_regular(path, name)
     try:
         # Warnings are of metadata and of too many pixels, which are counted here. A file
         # that is open already is not mapped into memory: that scrambles TIFF files that are turned
@@ -215,7 +217,7 @@ def is_hidden(name: str) -> bool:
 
 
 def say_left_out(folder: str | Path, used: Collection[Path]) -> None:
-    """Names the files below a folder that are not used.
+    """Names the files below a folder that are not used, and links to folders, which nobody follows.
 
     Args:
       folder: searched with the folders in it.
@@ -225,7 +227,9 @@ def say_left_out(folder: str | Path, used: Collection[Path]) -> None:
     others = sorted(
         path
         for path in root.rglob("*")
-        if path not in kept and not kept.intersection(path.parents) and not path.is_dir()
+        if path not in kept
+        and not kept.intersection(path.parents)
+        and (path.is_symlink() or not path.is_dir())
     )
     if others:
         say_once(

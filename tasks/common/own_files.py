@@ -17,6 +17,7 @@ __all__ = [
     "HELD_OUT",
     "LATER",
     "SPLIT_NAMES",
+    "cut_path",
     "expect_one_of",
     "filed_as",
     "find_file",
@@ -41,7 +42,9 @@ SPLIT_NAMES = {
 }
 
 
-def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> str:
+def filed_as(
+    name: str, known: Collection[str], path: str | None, rest: str, field: str = "path"
+) -> str:
     """The name under which results stand: results of own files never under a public data set's.
 
     Args:
@@ -49,13 +52,17 @@ def filed_as(name: str, known: Collection[str], path: str | None, rest: str) -> 
       known: names of the project's data sets.
       path: own file or folder; None: there is none.
       rest: how to have others than the known, the end of the message.
+      field: of the config that holds `path`.
 
     Returns:
       The name; own_<name of file or folder> for own files that have that of a known data set.
 
     Raises:
-      ValueError: no own files, and no data set is called so; the nearest known name is told.
+      ValueError: no own files, and no data set is called so; the nearest known name is told; or the
+        path is empty.
     """
+    if path is not None and not path.strip():
+        raise ValueError(f"{field}: is empty, expected the name of a file or folder")
     if path is not None:
         place = Path(path).expanduser().resolve()
         return f"own_{place.name if place.is_dir() else place.stem}" if name in known else name
@@ -94,6 +101,27 @@ def split_paths(path: str) -> list[str]:
         ways.append((count, first))
     count, found = ways[-1]
     return found if count == 1 else [piece.strip() for piece in pieces]
+
+
+def cut_path(argument: str, prefix: str) -> tuple[str, str]:
+    """Cuts 'DATA,REST' of a config at its first comma; where DATA is a path, at the first one whose
+    left side exists, so that a name may have commas.
+
+    Args:
+      argument: DATA, or DATA, a comma and what follows.
+      prefix: with which DATA begins if it is a path.
+
+    Returns:
+      DATA with its prefix, and REST, empty if there is none.
+    """
+    if argument.startswith(prefix):
+        pieces = argument.removeprefix(prefix).split(",")
+        for count in range(1, len(pieces) + 1):
+            path = ",".join(pieces[:count])
+            if path.strip() and _exists(path):
+                return prefix + path, ",".join(pieces[count:])
+    data, _, rest = argument.partition(",")
+    return data, rest
 
 
 def _exists(path: str) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 
 from tasks.common.errors import UserError
 from tasks.common.tables import say_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
+# What databases, spreadsheets and pandas write where there is no value.
+_MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,8 @@ class SplitSummary:
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
     """Checks that each split can be used.
 
-    Classes of validation or test that the train split lacks are named on standard error.
+    Named on standard error are classes of validation or test that the train split lacks, classes
+    whose names look alike, and those whose name is a sign for a missing value.
 
     Args:
       where: file or folder of the data, for messages.
@@ -83,6 +87,7 @@ def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
             )
     for name, split in splits.items():
         _name_unlearnable(where, name, split, splits.get("train"))
+    _name_doubtful(where, splits)
 
 
 def _name_unlearnable(
@@ -98,3 +103,42 @@ def _name_unlearnable(
             f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
             f"but the {name} split has; a model cannot learn a class that train lacks"
         )
+
+
+def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
+    counts: dict[str, int] = {}
+    alike: dict[str, list[str]] = {}
+    for split in splits.values():
+        for label, count in (split.classes or {}).items():
+            counts[label] = counts.get(label, 0) + count
+    for label in counts:
+        alike.setdefault(_looks(label), []).append(label)
+    for names in alike.values():
+        if len(names) > 1:
+            listed = " and ".join(map(ascii, names))
+            message = (
+                f"classes {listed} differ in case, spaces or invisible characters alone; they are "
+                "classes of their own"
+            )
+            say_once(f"{where}: {message}", key=message)
+    for label in _MISSING:
+        if counts.get(label):
+            message = (
+                f"{counts[label]:,} labels are {label}, which is taken for a class; leave these "
+                "examples out if they have no label"
+            )
+            say_once(f"{where}: {message}", key=message)
+
+
+def alike(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message that names those of `known` that look like `name`, if any."""
+    same = [ascii(other) for other in known if _looks(other) == _looks(name)]
+    return f"; {name!a} is not {' or '.join(same)}" if same else ""
+
+
+def _looks(name: str) -> str:
+    """A name without what nobody sees: case, forms of Unicode, spaces, and marks of direction."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(
+        x for x in text if not x.isspace() and unicodedata.category(x) not in ("Cf", "Cc")
+    )

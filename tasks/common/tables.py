@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks.common.errors import UserError
+from tasks.common.regular_files import expect_regular
 
 DELIMITERS = ",;\t"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -56,7 +57,8 @@ def read_text(name: str | Path) -> str:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        raise UserError(f"{name}: is a folder, expected a file of text")
+        raise UserError(f"{str(name) or path}: is a folder, expected a file of text")
+    expect_regular(path, str(name))
     try:
         text = decoded(path.read_bytes(), str(name))
     except OSError as error:
@@ -225,12 +227,17 @@ def open_table(
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise UserError(f"{name}: is a folder, expected a file with a table")
+        raise UserError(f"{str(name) or path}: is a folder, expected a file with a table")
     if extensions is not None and suffix not in extensions:
         raise UserError(
             f"{name}: unknown kind of file {path.suffix!r}; it must end in {', '.join(extensions)}"
         )
     name = str(name)
+    if suffix == ".json":
+        raise UserError(
+            f"{name}: is JSON by its extension, expected a table; write an object a line and call "
+            f"the file {path.stem}{JSON_LINES[0]}"
+        )
     if suffix in JSON_LINES:
         first = next(_objects(name), None)
         if first is None:
@@ -245,7 +252,7 @@ def open_table(
     if is_header is not None and not is_header(list(header)):
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {twice!r} stands in the header twice")
+        raise UserError(f"{name}: column {twice!r} stands in the header twice; rename one")
     if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
@@ -318,6 +325,7 @@ def _shown(value: Any) -> str:
 def _opened(name: str) -> TextIO:
     """Opens a text file by its byte order mark; line ends stay as they are."""
     path = Path(name).expanduser()
+    expect_regular(path, name)
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -462,7 +470,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                     merged.append((start, line - 1))
                 yield start, row
         except csv.Error as error:
-            raise UserError(f"{name}: line {line} is malformed ({error})") from None
+            raise UserError(f"{name}: line {line} is malformed ({error}){_remedy(error)}") from None
         except UnicodeDecodeError:
             raise _undecodable(name) from None
     if empty:
@@ -473,6 +481,12 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             f"{name}: {len(merged)} rows span several lines, the first is lines {first} to {last}; "
             "if these are rows of their own, a quote is missing or too many there"
         )
+
+
+def _remedy(error: csv.Error) -> str:
+    if "expected after" in str(error) or "unexpected end" in str(error):
+        return '; quotes open and close a whole field, and a quote within it is written twice: ""'
+    return ""
 
 
 class _Kept:

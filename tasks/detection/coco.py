@@ -22,6 +22,8 @@ from tasks.detection.pasting import RunLength
 
 # Pixels by which a box may reach over the border: tools round differently.
 _SLACK = 1.0
+# Share of an object's size by which a side of its box may be off its mask's, beside some pixels.
+_FAR = 0.25
 # Of an image; Pillow deems more unsafe.
 _MOST_PIXELS = 178_956_970
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
@@ -90,6 +92,7 @@ class _Reader:
         self._rows: dict[Any, list[tuple]] = {}
         self.has_masks: bool | None = None
         self._without_pixels: list[str] = []
+        self._elsewhere: list[str] = []
         names = set()
         for number, image in enumerate(images):
             name, height, width = (
@@ -162,6 +165,8 @@ class _Reader:
                 "none"
             )
         mask = None if segmentation is None else self._mask(where, segmentation, size)
+        if mask is not None and not _is_around(box, mask):
+            self._elsewhere.append(where)
         crowd = annotation.get("iscrowd")
         if isinstance(crowd, list | dict) or crowd not in _CROWD:
             raise UserError(f"{self._file}: {where} has iscrowd {_shown(crowd)}, expected 0 or 1")
@@ -172,6 +177,11 @@ class _Reader:
             say_once(
                 f"{self._file}: masks of {len(self._without_pixels)} objects have no pixel, the "
                 f"first is {self._without_pixels[0]}; the objects are kept with their boxes"
+            )
+        if self._elsewhere:
+            say_once(
+                f"{self._file}: boxes of {len(self._elsewhere)} objects are not where their masks "
+                f"are, the first is {self._elsewhere[0]}; bbox is x, y, width and height"
             )
         result = []
         for identity, (name, size) in self._images.items():
@@ -257,6 +267,17 @@ class _Reader:
         if not coco.area(encoded):
             self._without_pixels.append(where)
         return encoded | {"counts": encoded["counts"].decode("ascii")}
+
+
+def _is_around(box: list[float], mask: RunLength) -> bool:
+    """Whether the sides of a box x1, y1, x2, y2 are near those of a mask's, if that has pixels."""
+    from pycocotools import mask as coco
+
+    x, y, width, height = coco.toBbox(mask).tolist()
+    if not width * height:
+        return True
+    sides = zip(box, (x, y, x + width, y + height), (width, height) * 2, strict=True)
+    return all(abs(side - own) <= 2 * _SLACK + _FAR * size for side, own, size in sides)
 
 
 def run_lengths(code: str) -> list[int] | None:

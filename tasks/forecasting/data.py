@@ -281,9 +281,9 @@ def _bounds(counts: tuple[int, int, int], config: DataConfig) -> dict[str, tuple
     for split, (first, end) in bounds.items():
         needed = config.horizon + config.lookback * (split == "train")
         if end - first < needed:
-            of_what = "look-back and horizon" if split == "train" else "the horizon"
+            of_what = "look-back and horizon take" if split == "train" else "the horizon takes"
             raise UserError(
-                f"config.data: the {split} split has {end - first} times, but {of_what} take "
+                f"config.data: the {split} split has {end - first} times, but {of_what} "
                 f"{needed}; lower config.data.lookback or config.data.horizon, or give a longer "
                 "series"
             )
@@ -307,7 +307,14 @@ def _standardised(
         if empty:
             names = ", ".join(series.names[channel] for channel in empty)
             print(f"config.data: no value in the {split} split: {names}", file=sys.stderr)
-    mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
+    if (large := np.flatnonzero(~np.isfinite(mean + std))).size:
+        channel = large[0]
+        raise UserError(
+            f"config.data: {series.names[channel]!r} has values up to "
+            f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; scale them"
+        )
     # Of what does not change, rounding leaves a deviation.
     still = std <= 1e-9 * np.abs(mean)
     if still.any():

@@ -116,7 +116,9 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
         if not np.array_equal(values[row], values[row - 1], equal_nan=True):
             raise UserError(
                 f"{table.name}: lines {lines[row - 1]} and {lines[row]} have one time, "
-                f"{clock.spell(times[row])[0]}, and different values; remove one{_set_back(times)}"
+                f"{clock.spell(times[row])[0]}, and different values; remove one, give "
+                "each of several series a column of its own, or join date and time in one column"
+                f"{_set_back(times)}"
             )
     if len(again):
         say(

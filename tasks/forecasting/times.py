@@ -17,6 +17,9 @@ UTC, LOCAL = "utc", "local"
 _SHORTEST_MONTH = np.timedelta64(28, "D")
 # By which midnight moves under daylight saving.
 _SAVING = np.timedelta64(1, "h")
+# Units in seconds of which clocks are set to tick, and by how much of a step readings may be late.
+_ROUND = (DAY, 3600, 900, 300, 60, 30, 10, 5, 1)
+_JITTER = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,9 @@ def _off_grid(times: np.ndarray, step: Step | None) -> int:
 def regular_step(times: np.ndarray) -> Step:
     """The step of ascending stamps [n], n > 1: the median of the differences (of an even number the
     lower one), in months where all stand at one place of their month, or within an hour of it.
+
+    Clocks that are read a little late have a median such as 3601 s, whose grid runs away from them.
+    A round step near the median is taken where the stamps are nearer to its grid.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
@@ -124,7 +130,21 @@ def regular_step(times: np.ndarray) -> Step:
             within = times - _month_starts(months + ends)
             if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
-    return Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
+    median = Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
+    # The first of equals: the median where it is exact.
+    return min([median, *_round_steps(median)], key=lambda step: _distance(times, step))
+
+
+def _round_steps(step: Step) -> list[Step]:
+    near = {round(step.seconds / unit) * unit for unit in _ROUND}
+    kept = sorted(each for each in near if abs(each - step.seconds) <= _JITTER * step.seconds)
+    return [Step(seconds=float(each)) for each in kept if each]
+
+
+def _distance(times: np.ndarray, step: Step) -> float:
+    """Sum of the seconds by which stamps are off the grid of a step that begins with the first."""
+    grid = stamps(times[0], step, on_grid(times, times[0], step))
+    return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
 
 
 def on_grid(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:

@@ -10,7 +10,7 @@ from tasks.common import builders, digests
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.leaks import near_duplicates
-from tasks.common.own_files import filed_as, hold_out
+from tasks.common.own_files import filed_as, hold_out, say_shared
 from tasks.common.paths import Paths
 from tasks.common.splits import SPLITS
 from tasks.common.tables import lines_of, read_text, say_once
@@ -53,7 +53,9 @@ class DataConfig:
             if getattr(self, other) is not None and self.train_file is None:
                 raise ValueError(f"train_file must be given with {other}")
         known = (*CORPORA, *DEFINITIONS)
-        name = filed_as(self.name, known, self.train_file, "; train_file takes your own")
+        name = filed_as(
+            self.name, known, self.train_file, "; train_file takes your own", "train_file"
+        )
         object.__setattr__(self, "name", name)
         if self.lines and self.train_file is None:
             raise ValueError("lines needs train_file")
@@ -126,7 +128,7 @@ def _texts(definition: builders.Definition, paths: Paths) -> dict[str, list[str]
 
 
 def _own(config: DataConfig) -> Corpus:
-    read = {}
+    read, named = {}, {}
     for split in SPLITS:
         if (file := getattr(config, f"{split}_file")) is not None:
             text = read_text(file).replace("\r\n", "\n")
@@ -134,10 +136,14 @@ def _own(config: DataConfig) -> Corpus:
             if config.lines:
                 lines = lines_of(text)
                 read[split] = [line for line in lines if line.strip()]
+                named[split] = {
+                    line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
+                }
                 if blank := len(lines) - len(read[split]):
                     say_once(f"{file}: {blank} of {len(lines)} lines are blank; left out")
     remedy = "give validation_file and test_file"
     if config.lines:
+        say_shared(config.train_file, named, "lines")
         train = read["train"]
         parts = hold_out(train, list(read), config.train_file, remedy, "lines")
         read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}

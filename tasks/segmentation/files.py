@@ -10,6 +10,7 @@ import numpy as np
 from tasks.common.errors import UserError
 from tasks.common.image_files import (
     image_paths,
+    is_hidden,
     open_image,
     orientation_of,
     read_oriented,
@@ -17,7 +18,7 @@ from tasks.common.image_files import (
 )
 from tasks.common.orientation import UPRIGHT, AnnotationTurns
 from tasks.common.own_files import read_text, split_names
-from tasks.common.tables import lines_of
+from tasks.common.tables import lines_of, say_once
 from tasks.segmentation.metrics import VOID
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
@@ -44,6 +45,8 @@ def find(path: str) -> dict[str, list[Pair]]:
         raise UserError(f"path: {path} is not a folder; give one with {IMAGES}/ and {MASKS}/")
     folders = [folder.name for folder in root.iterdir() if folder.is_dir()]
     splits = split_names(folders, path)
+    used = {IMAGES, MASKS, CLASSES} if {IMAGES, MASKS} & set(folders) else {CLASSES}
+    _say_unused(root, used | set(splits.values()))
     if IMAGES in folders or MASKS in folders:
         if splits:
             both = f"{IMAGES if IMAGES in folders else MASKS}/ and {next(iter(splits.values()))}/"
@@ -51,7 +54,19 @@ def find(path: str) -> dict[str, list[Pair]]:
         return {"train": _pairs(root)}
     if "train" not in splits:
         raise UserError(f"path: {path} has no {IMAGES}/ and {MASKS}/, nor has it train/")
+    for name in splits.values():
+        _say_unused(root / name, {IMAGES, MASKS})
     return {split: _pairs(root / name) for split, name in splits.items()}
+
+
+def _say_unused(folder: Path, used: set[str]) -> None:
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in used)
+    others = [name for name in others if not is_hidden(name)]
+    if others:
+        say_once(
+            f"{folder}: {len(others)} entries are left out, such as {others[0]}; used are "
+            f"{', '.join(sorted(used))}"
+        )
 
 
 def _pairs(folder: Path) -> list[Pair]:
@@ -88,6 +103,8 @@ def class_names(path: str) -> list[str] | None:
       UserError: it cannot be read, names a class twice, or too few or too many.
     """
     file = Path(path).expanduser() / CLASSES
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder, expected a file with the name of a class a line")
     if not file.is_file():
         return None
     names = [line.strip() for line in lines_of(read_text(file).rstrip())]

@@ -33,6 +33,7 @@ from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summar
 from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
 from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.tables import say_once
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
@@ -351,10 +352,18 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
 
 
 def _own(config: DataConfig) -> SpeechData:
+    silent: list[str] = []
+
+    def read(path: Path) -> np.ndarray:
+        samples = read_clip(path, config)
+        if not samples.any():
+            silent.append(str(path))
+        return samples
+
     data = SpeechData(
         *own_examples(
             config.path,
-            lambda path: read_clip(path, config),
+            read,
             config.text,
             "samples",
             config.skip_broken,
@@ -362,7 +371,18 @@ def _own(config: DataConfig) -> SpeechData:
         )
     )
     check_splits(config.path, data.summary())
+    _name_silent(config.path, silent, sum(map(len, data.splits.values())))
     return data
+
+
+def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
+    """Names recordings in which every sample is 0; refuses data in which all are."""
+    if silent and len(silent) == count:
+        raise UserError(f"{path}: all {count} recordings are silent: every sample is 0")
+    if silent:
+        say_once(
+            f"{path}: {len(silent)} recordings are silent, such as {silent[0]}: every sample is 0"
+        )
 
 
 def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") -> np.ndarray:

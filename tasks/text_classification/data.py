@@ -12,9 +12,9 @@ import numpy as np
 from tasks.common import builders, catalogue, digests
 from tasks.common.errors import UserError
 from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.own_files import filed_as, hold_out
+from tasks.common.own_files import filed_as, hold_out, say_shared
 from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.splits import SPLITS, SplitSummary, alike, check_splits
 from tasks.common.text import TextConfig
 from tasks.text_classification.files import read_labelled
 
@@ -48,7 +48,8 @@ class DataConfig:
                 raise ValueError(f"train_file must be given with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalogue.PREFIX)]
         rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
-        object.__setattr__(self, "name", filed_as(self.name, known, self.train_file, rest))
+        name = filed_as(self.name, known, self.train_file, rest, "train_file")
+        object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
             if not getattr(self, column):
                 raise ValueError(f"{column} must not be empty")
@@ -163,6 +164,8 @@ def _own(config: DataConfig) -> TextData:
         for split, file in files.items()
         if file is not None
     }
+    named = {split: dict(zip(rows.texts, rows.ids, strict=True)) for split, rows in read.items()}
+    say_shared(config.train_file, named, "texts")
     return _assemble(config.name, read, where=files)
 
 
@@ -242,7 +245,8 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
             if label not in number:
                 raise UserError(
                     f"{where[split] or where['train']}: {split} has the class {label!r} "
-                    f"({identity}) that train lacks; train has {', '.join(names[:20])}"
+                    f"({identity}) that train lacks; train has "
+                    f"{', '.join(names[:20])}{alike(label, names)}"
                 )
         labels = np.array([number[label] for label in rows.labels], np.int32)
         splits[split] = Split(rows.texts, labels, rows.ids)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.common import builders, digests
-from tasks.common.own_files import filed_as, hold_out, split_paths
+from tasks.common.own_files import filed_as, hold_out, say_shared, split_paths
 from tasks.common.paths import Paths
 from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.text import PAD, TextConfig
@@ -91,6 +91,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def joined(self) -> list[str]:
+        """Returns source and target of each pair as one text."""
+        return [f"{x}\n{y}" for x, y in zip(self.sources, self.targets, strict=True)]
+
     def only(self, chosen: Sequence[int]) -> Pairs:
         """Some of them."""
         columns = (getattr(self, column.name) for column in dataclasses.fields(self))
@@ -128,6 +132,11 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
     if config.path is not None:
         files = find(config.path, config.source, config.target)
         read = {split: Pairs(*read_pairs(pair)) for split, pair in files.items()}
+        named = {
+            split: dict(zip(pairs.joined(), pairs.ids, strict=True))
+            for split, pairs in read.items()
+        }
+        say_shared(config.path, named, "pairs")
         name = str(files["train"][0])
         splits = _with_all_splits(read, name)
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.common.errors import UserError
+from tasks.common.image_files import is_hidden
 from tasks.common.own_files import SPLIT_NAMES, split_paths
 from tasks.common.tables import lines_of, read_text, say_once
 
@@ -23,7 +24,7 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
       target: of those in the language that is written.
 
     Raises:
-      UserError: there is no train split, or one file of two.
+      UserError: there is no train split, one file of two, or two pairs of one split.
     """
     names = split_paths(path)
     if len(names) > 1:
@@ -41,13 +42,29 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
         for stem in stems:
             pair = folder / f"{stem}.{source}", folder / f"{stem}.{target}"
             there = [file.is_file() for file in pair]
-            if all(there) and split not in found:
-                found[split] = pair
-            elif any(there) and not all(there):
+            if any(there) and not all(there):
                 raise UserError(f"{pair[there[0]]}: is missing beside {pair[not there[0]].name}")
+            if all(there) and split in found:
+                raise UserError(
+                    f"{path}: {found[split][0].name!r} and {pair[0].name!r} are both of the "
+                    f"{split} split; keep one"
+                )
+            if all(there):
+                found[split] = pair
     if "train" not in found:
         raise UserError(f"{path}: has no train.{source} and train.{target}")
+    _say_left_out(folder, {file for pair in found.values() for file in pair})
     return found
+
+
+def _say_left_out(folder: Path, used: set[Path]) -> None:
+    others = sorted(file.name for file in set(folder.iterdir()) - used)
+    others = [name for name in others if not is_hidden(name)]
+    if others:
+        say_once(
+            f"{folder}: {len(others)} entries are left out, such as {others[0]}; files of a split "
+            "are called train, validation or test, with the language after the point"
+        )
 
 
 def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import xml.etree.ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -201,3 +202,35 @@ def test_curves_say_what_they_are_over():
 def test_unknown_figure_is_refused():
     with pytest.raises(TypeError, match="int"):
         figures.draw(3)
+
+
+def test_names_that_are_not_utf_8_survive_a_json_file(tmp_path):
+    """Linux has file names of any bytes, and JSON escapes of half a surrogate pair."""
+    value = {"class names": ["c\udce4t", "\ud83d", "größer"]}
+    writers.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
+    writers.write_text(tmp_path / "a.html", "c\udce4t größer")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "c\\udce4t größer"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("$10-$20", "$10-$20"),
+        (r"$\frac{$", r"$\frac{$"),
+        ("c\udce4t", r"c\udce4t"),
+        ("a\x0bb\x00", r"a\x0bb\x00"),
+    ],
+)
+def test_names_are_drawn_as_they_are(name, shown):
+    """A dollar sign begins no formula, and what is no character is an escape."""
+    for figure in (
+        ConfusionMatrix(name, np.eye(2, dtype=int), [name, "x"]),
+        Alignment(name, np.eye(2), [name, "x"], ["y", name]),
+        Curves(name, name, {name: ([4, 5], [1.0, 0.5])}),
+    ):
+        drawn = base64.b64decode(figures.draw(figure).split("base64,")[1].split('"')[0])
+        texts = [each.text for each in xml.etree.ElementTree.fromstring(drawn).iter() if each.text]
+        assert texts.count(shown) == 3
+        if not isinstance(figure, Curves):
+            assert figures.png(figure).startswith(b"\x89PNG")

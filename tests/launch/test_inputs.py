@@ -48,6 +48,10 @@ def test_the_column_of_a_table_is_read(write):
     found = list(read_inputs((), path, TASK))
     assert [one.raw for one in found] == ["a; b", 'c "d"']
     assert found[0].row == {"id": "1", "review": "a; b", "column_3": "x", "stars": "5"}
+    path = write("review,,column_2\na,b,c\n", "b.csv")
+    assert [one.row for one in read_inputs((), path, TASK)] == [
+        {"review": "a", "column_2_": "b", "column_2": "c"}
+    ]
     path = write('{"review": "a", "n": 1}\n{"n": 2, "review": "b"}\n', "a.jsonl")
     assert [one.row for one in read_inputs((), path, TASK)] == [
         {"review": "a", "n": 1},
@@ -64,6 +68,8 @@ def test_the_column_of_a_table_is_read(write):
         ('{"review": 3}\n', "a.jsonl", "line 1: 'review' is 3, expected a text"),
         (b"a\n\xff\n", "a.txt", "line 2 is not UTF-8"),
         (codecs.BOM_UTF16_LE + b"a\0b", "a.txt", "is not UTF-16"),
+        ("a\nb\n".encode("utf-16-le"), "a.txt", "a.txt: line 1 has a zero byte, expected text in"),
+        ('[{"review": "x"}]', "a.json", "write an object a line and call the file a.jsonl"),
     ],
 )
 def test_what_cannot_be_read_is_refused(write, content, name, message):

@@ -190,3 +190,13 @@ def test_sizes_that_make_no_sense_are_named(changed, said):
         LogMelConfig(**changed)
     with pytest.raises(ValueError, match="noise must be the least and the most"):
         SoundAugmentation(noise=(20.0, 5.0))
+
+
+def test_channels_that_cancel_each_other_are_named(tmp_path, capsys):
+    both = np.stack([tone(RATE), -0.9995 * tone(RATE)], axis=1)
+    (tmp_path / "a.wav").write_bytes(written(both, RATE, "FLOAT"))
+    assert 0 < np.abs(audio.read_audio(tmp_path / "a.wav", RATE)).max() < 3e-4
+    assert "a.wav: its channels cancel each other" in capsys.readouterr().err
+    (tmp_path / "b.wav").write_bytes(written(np.stack([tone(RATE), 0 * tone(RATE)], axis=1), RATE))
+    audio.read_audio(tmp_path / "b.wav", RATE)
+    assert capsys.readouterr().err == ""

@@ -4,7 +4,13 @@ import pytest
 
 from tasks.common.errors import UserError
 from tasks.common.leaks import norm_hash
-from tasks.common.own_files import hold_out, hold_out_groups, split_paths
+from tasks.common.own_files import (
+    cut_path,
+    filed_as,
+    hold_out,
+    hold_out_groups,
+    split_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +88,30 @@ def test_groups_stay_in_one_split():
         UserError, match=r"^m: speaker has 2 distinct values in 3 examples, expected"
     ):
         hold_out_groups(["a", "a", "b"], [], "m", "speaker", "do this")
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_an_empty_path_is_no_folder(path):
+    """A shell variable that is not set would be the folder of the command."""
+    with pytest.raises(ValueError, match=r"^train_file: is empty, expected the name of a file"):
+        filed_as("a", ["a"], path, "", "train_file")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("sst2", ("sst2", "")),
+        ("sst2,bert", ("sst2", "bert")),
+        ("nuclei,se(reduction=4, x=1)", ("nuclei", "se(reduction=4, x=1)")),
+        ("path:a.txt,bert", ("path:a.txt", "bert")),
+        ("path:a, b.txt", ("path:a, b.txt", "")),
+        ("path:a, b.txt,se(reduction=4, x=1)", ("path:a, b.txt", "se(reduction=4, x=1)")),
+        ("path:none.txt,brt", ("path:none.txt", "brt")),
+        ("path:,bert", ("path:", "bert")),
+    ],
+)
+def test_a_path_of_a_config_may_have_commas(tmp_path, monkeypatch, argument, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "a, b.txt"):
+        (tmp_path / name).write_text("x")
+    assert cut_path(argument, "path:") == expected

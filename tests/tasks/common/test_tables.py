@@ -176,3 +176,10 @@ def test_lines_end_at_line_ends_alone():
 def test_text_is_read_by_its_mark(write):
     assert read_text(write(codecs.BOM_UTF16_LE + "häß".encode("utf-16-le"), "a.txt")) == "häß"
     assert read_text(write(codecs.BOM_UTF8 + b"x", "a.txt")) == "x"
+
+
+def test_json_is_not_read_as_a_table_of_commas(tmp_path):
+    path = tmp_path / "reviews.json"
+    path.write_text('{"user": "a", "item": "b"}\n')
+    with pytest.raises(UserError, match=r"write an object a line and call the file reviews.jsonl$"):
+        open_table(str(path), extensions=None)

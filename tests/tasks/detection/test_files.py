@@ -411,3 +411,18 @@ def test_run_lengths_of_the_compressed_code():
     assert run_lengths("") == []
     assert run_lengths("P") is None  # more was to come
     assert run_lengths("\n") is None
+
+
+def test_boxes_that_are_not_where_the_masks_are_are_named(folder, capsys):
+    """Such as x1, y1, x2, y2 in the place of x, y, width and height."""
+    content = coco(40, [annotation(n, n, bbox=[1, 1, 3, 3], segmentation=square(1, 1, 4, 4))
+                        for n in range(1, 41)])  # fmt: skip
+    for number, box in ((3, [4, 4, 6, 5]), (7, [4, 4, 8, 6]), (9, [3.5, 4, 2, 2.6])):
+        # The mask is from 4 to 6 of both; 7 is x1, y1, x2, y2 of a box of 4 x 2.
+        mask = square(4, 4, 8, 6) if number == 7 else square(4, 4, 6, 6)
+        content["annotations"][number - 1] |= {"bbox": box, "segmentation": mask}
+    own(folder(content) / "train.json")
+    assert capsys.readouterr().err == (
+        f"{folder(content) / 'train.json'}: boxes of 2 objects are not where their masks are, the "
+        "first is annotation 3 of '3.png'; bbox is x, y, width and height\n"
+    )

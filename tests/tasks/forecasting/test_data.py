@@ -128,3 +128,15 @@ def test_etth1_has_every_test_window():
     np.testing.assert_allclose(data.series[:8640].std(axis=0), 1, atol=1e-4)
     assert data.calendar.shape == (14400, 4)
     assert data.names[-1] == "OT"
+
+
+def test_values_too_large_to_be_squared_are_refused(tmp_path):
+    # Train has 70 % of 192 rows, from 24e300 to 157e300.
+    rows = [f"2024-01-{day:02d} {hour:02d}:00,{day * 24 + hour}e300,1" for day in range(1, 9)
+            for hour in range(24)]  # fmt: skip
+    (tmp_path / "a.csv").write_text("\n".join(["date,a,b", *rows]))
+    config = DataConfig(path=str(tmp_path / "a.csv"), lookback=8, horizon=2)
+    with pytest.raises(
+        UserError, match=r"^config.data: 'a' has values up to 1\.57e\+302, too larg"
+    ):
+        load(config, None)

@@ -63,3 +63,26 @@ def test_the_calendar_is_that_of_informer():
     np.testing.assert_allclose(found[0], [0.5, 0.5, 0.5, 0.5, 364 / 365 - 0.5], rtol=1e-6)
     np.testing.assert_allclose(found[1], [-0.5] * 5, rtol=1e-6)
     assert clock.calendar_size(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("late", "every", "expected"),
+    [
+        # Read 0, 1, 2, 0, 1, 2 ... s late: differences are 3601, 3601, 3598 s, the median 3601.
+        (lambda place: place % 3, 3600, 3600),
+        (lambda place: 2 - place % 2, 600, 600),
+        # A month later the grid of 3601 s would be 12 minutes off.
+        (lambda place: place * 7 % 5, 86_400, 86_400),
+        # A clock that truly ticks so.
+        (lambda place: 0, 3601, 3601),
+        (lambda place: 0, 37, 37),
+        (lambda place: 0, 0.3, 0.3),
+    ],
+)
+def test_stamps_that_are_late_have_the_step_that_was_set(late, every, expected):
+    start = np.datetime64("2024-01-01", "us")
+    seconds = [place * every + late(place) for place in range(2000)]
+    times = start + np.round(np.array(seconds) * 1e6).astype("timedelta64[us]")
+    step = clock.regular_step(times)
+    assert step == Step(seconds=expected)
+    assert clock.on_grid(times, times[0], step).tolist() == list(range(2000))

@@ -383,3 +383,15 @@ def test_results_of_own_pictures_have_a_name_of_their_own(tmp_path):
     assert DataConfig(name="fashion_mnist").image_shape == (28, 28, 1)
     with pytest.raises(ValueError, match="image_size: got 0"):
         DataConfig(path="leaves", image_size=0)
+
+
+def test_links_to_folders_are_named(tmp_path, capsys):
+    folder(tmp_path / "x", ["a", "b"])
+    folder(tmp_path / "other", ["more"], count=3)
+    (tmp_path / "x" / "a" / "link").symlink_to(tmp_path / "other" / "more")
+    (tmp_path / "x" / "b" / "loop").symlink_to(tmp_path / "x")
+    _, splits = read_folder(str(tmp_path / "x"), 4, False)
+    assert sum(map(len, splits.values())) == sum(1 for _ in (tmp_path / "x").glob("?/*.png"))
+    assert (
+        f"{tmp_path / 'x'}: 2 files are left out, the first is a/link;" in capsys.readouterr().err
+    )

@@ -202,3 +202,15 @@ def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsy
     assert len(texts) == 201
     assert texts[0] == "line 0 one\u2028two\x0cthree"
     assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; left out\n"
+
+
+def test_lines_in_two_files_are_named(tmp_path, capsys):
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    files[0].write_text("".join(f"line {number}\n" for number in range(200)))
+    files[1].write_text("\nline 7\nnew\n")
+    config = DataConfig(train_file=str(files[0]), test_file=str(files[1]), lines=True)
+    assert len(load(config, Paths.default()).splits["test"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{files[0]}: 1 lines of test are in another split too, such as line 2, which is line 8 of "
+        "train; metrics on them are too good"
+    )

@@ -446,3 +446,26 @@ def test_land_and_water_of_one_band_are_in_one_split(monkeypatch):
     assert all(found[row, column] == bands[column // 5] for row, column in found)
     expected = ["train", "validation", "train", "test", "train"] * 2
     assert [bands[band] for band in range(10)] == expected
+
+
+def test_what_a_folder_has_besides_is_named(tmp_path, capsys):
+    root = folder(tmp_path / "mine", count=40)
+    (root / "Classes.txt").write_text("sky\nroad\ntree\n")
+    (root / "labels").mkdir()
+    (root / ".DS_Store").write_text("x")
+    prepared(root)
+    assert capsys.readouterr().err == (
+        f"{root}: 2 entries are left out, such as Classes.txt; used are classes.txt, "
+        "images, masks\n"
+    )
+    (root / "classes.txt").mkdir()
+    with pytest.raises(UserError, match=r"classes.txt: is a folder, expected a file with the name"):
+        prepared(root)
+    divided = tmp_path / "divided"
+    folder(divided / "train", count=30)
+    (divided / "train" / "classes.txt").write_text("sky\nroad\ntree\n")
+    assert prepared(divided).names == ("class_0", "class_1", "class_2")
+    assert capsys.readouterr().err == (
+        f"{divided / 'train'}: 1 entries are left out, such as classes.txt; used are "
+        "images, masks\n"
+    )

@@ -268,3 +268,17 @@ def test_prompts_are_split_without_near_duplicates():
     train, test = train[:433], test[:54]
     assert not near_duplicates(train, test).any()
     assert set("".join(test)) <= set("abcdefghijklmnopqrstuvwxyz' ")
+
+
+def test_silent_recordings_are_named(manifest, tmp_path, capsys):
+    path = manifest()
+    for number in (3, 5):
+        soundfile.write(tmp_path / f"é {number}.wav", np.zeros(800), 8000)
+    own(path)
+    assert capsys.readouterr().err == (
+        f"{path}: 2 recordings are silent, such as {tmp_path / 'é 3.wav'}: every sample is 0\n"
+    )
+    for file in tmp_path.glob("*.wav"):
+        soundfile.write(file, np.zeros(800), 8000)
+    with pytest.raises(UserError, match=r"all 30 recordings are silent: every sample is 0$"):
+        own(path)

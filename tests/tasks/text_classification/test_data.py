@@ -284,3 +284,13 @@ def test_catalogue_test_without_labels(paths):
     builders.prepare(builders.Definition("toy", "1.0.0", features, (), generate), paths, quiet=True)
     with pytest.raises(UserError, match=r"tfds:toy: split 'test' has no labels \(class -1\)"):
         load(DataConfig(name="tfds:toy"), paths)
+
+
+def test_texts_in_two_files_are_named(paths, write, capsys):
+    train = write("a.csv", rows(40))
+    test = write("b.csv", "text,label\nnew,a\n" + "\n".join(rows(40).splitlines()[1:4]) + "\n")
+    own(paths, train, test_file=test)
+    assert capsys.readouterr().err == (
+        f"{train}: 3 texts of test are in another split too, such as b.csv:3, which is a.csv:2 of "
+        "train; metrics on them are too good\n"
+    )

@@ -208,3 +208,25 @@ def test_a_comma_in_a_path_separates_nothing(tmp_path):
     assert find(str(folder), "en", "de") == {"train": files}
     assert find(f"{files[0]},{files[1]}", "en", "de") == {"train": files}
     assert DataConfig(path=f"{files[0]}, {files[1]}").name == "own_train"
+
+
+def test_what_a_folder_has_besides_is_named(folder, capsys):
+    path = folder(
+        train__en=lines(60),
+        train__de=lines(60, "zeile"),
+        valid__en="line number 3\nnew\n",
+        valid__de="zeile number 3\nneu\n",
+        test2016__en="x\n",
+        test2016__de="x\n",
+    )
+    data = own(path, source="en", target="de")
+    assert len(data.splits["validation"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}: 2 entries are left out, such as test2016.de; files of a split are called train, "
+        "validation or test, with the language after the point",
+        f"{path}: 1 pairs of validation are in another split too, such as valid.en:1, which is "
+        "train.en:4 of train; metrics on them are too good",
+    ]
+    folder(dev__en="y\n", dev__de="y\n")
+    with pytest.raises(UserError, match=r"'valid.en' and 'dev.en' are both of the validation spl"):
+        own(path, source="en", target="de")
