@@ -427,8 +427,11 @@ def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -
     try:
         np.savez_compressed(temporary, **told, **evaluation.outputs)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:

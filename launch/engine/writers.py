@@ -103,20 +103,30 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all; into a device or pipe it is only written.
 
     Raises:
       UserError: the folder cannot be made or written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("w", encoding="utf-8") as file:
+                file.write(text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        name = text[max(error.start - 20, 0) : error.end + 20]
+        raise UserError(
+            f"{path}: cannot be written, for the name of a file or folder in {name!r} is not in "
+            "UTF-8; rename it"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -155,13 +165,28 @@ class Writers:
 
     @staticmethod
     def _write(file: Any, record: Mapping[str, Any]) -> None:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise UserError(f"{file.name}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Closes the three."""
-        for log in (self._metrics, self._timing, self._events):
-            log.close()
+        """Closes the three.
+
+        Raises:
+          UserError: the events cannot be written.
+        """
+        for log in (self._metrics, self._timing):
+            # Every line is written already, or its failure told.
+            with contextlib.suppress(OSError):
+                log.close()
+        try:
+            self._events.close()
+        except OSError as error:
+            raise UserError(
+                f"{self._events.logdir}: cannot be written ({error.strerror})"
+            ) from None
 
 
 def _cut_back(path: Path, step: int) -> Any:
