@@ -79,8 +79,20 @@ class Checkpoints:
         """Finished steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, step: int, abstract_state: Any, iterator: Any = None) -> Any:
+    def restore(
+        self,
+        step: int,
+        abstract_state: Any,
+        iterator: Any = None,
+        remedy: str = "restore it, or train in another --workdir",
+    ) -> Any:
         """The state at a step; the iterator, where given, is set to it too.
+
+        Args:
+          step: of a finished checkpoint.
+          abstract_state: see `launch.engine.steps`.
+          iterator: data iterator; None where no training goes on.
+          remedy: end of the message.
 
         Raises:
           UserError: the step is missing or damaged.
@@ -93,19 +105,21 @@ class Checkpoints:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         folder = self._folder / str(step)
         for part in (COMMITTED, "state/_METADATA"):
-            if not (folder / part).exists():
-                raise UserError(f"{folder}: the checkpoint is damaged, {part} is missing")
+            if not (folder / part).is_file():
+                raise UserError(f"{folder}: the checkpoint is damaged, {part} is missing; {remedy}")
         for name, sums in self._written_down().get(str(step), {}).items():
             file = folder / name
-            if not file.exists() or _file_sums(file) != sums:
+            if not file.is_file() or _file_sums(file) != sums:
                 raise UserError(
-                    f"{folder}: the checkpoint is damaged, {name} is not what was saved"
+                    f"{folder}: the checkpoint is damaged, {name} is not what was saved; {remedy}"
                 )
         try:
             return self._manager.restore(step, args=args.Composite(**items))["state"]
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{folder}: the checkpoint cannot be read ({reason})") from None
+            raise UserError(
+                f"{folder}: the checkpoint cannot be read ({reason}); {remedy}"
+            ) from None
 
     def restore_newest(self, abstract_state: Any, iterator: Any, warn: Any) -> tuple[int, Any]:
         """The newest whole step and its state; (0, None) where there is none at all.
@@ -120,11 +134,12 @@ class Checkpoints:
         """
         fresh = iterator.get_state() if iterator is not None else None
         steps = self.steps()
+        back = "going back to the one before"
         for step in reversed(steps):
             try:
-                return step, self.restore(step, abstract_state, iterator)
+                return step, self.restore(step, abstract_state, iterator, back)
             except UserError as error:
-                warn(f"{error}; going back to the one before")
+                warn(str(error))
                 if iterator is not None:
                     iterator.set_state(fresh)
         if steps:
@@ -158,10 +173,12 @@ class Checkpoints:
 
     def _written_down(self) -> dict[str, dict[str, list[int]]]:
         try:
-            return json.loads(self._sums.read_text(encoding="utf-8"))
+            found = json.loads(self._sums.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             # None yet, or not ours to read: then the reader itself has to find what is wrong.
             return {}
+        whole = isinstance(found, dict) and all(isinstance(sums, dict) for sums in found.values())
+        return found if whole else {}
 
     def close(self) -> None:
         """Waits and lets go of the folder."""

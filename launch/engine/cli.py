@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -154,6 +155,7 @@ def set_up_jax(config=None) -> None:
     from launch.engine.memory import keep_large_buffers
     from launch.engine.sharding import request_devices
 
+    _check_xla_flags()
     keep_large_buffers()
     set_up_determinism()
     if jax.config.jax_compilation_cache_dir is None:
@@ -164,6 +166,38 @@ def set_up_jax(config=None) -> None:
     if config is not None:
         request_devices(config.mesh)
     _check_platform()
+
+
+def _check_xla_flags() -> None:
+    """Refuses XLA_FLAGS that XLA does not know, at which it aborts the process: a copy of the
+    process tries them.
+    """
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if not given or not hasattr(os, "fork"):
+        return
+    import jax
+
+    with tempfile.TemporaryFile() as told:
+        with warnings.catch_warnings():
+            # The copy starts no thread, and ends at once.
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if not child:
+            try:
+                for stream in (1, 2):
+                    os.dup2(told.fileno(), stream)
+                jax.config.update("jax_platforms", "cpu")
+                jax.devices()
+            finally:
+                os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            return
+        told.seek(0)
+        lines = told.read().decode(errors="replace").splitlines()
+    # What is fatal is told with F before the date, or at first where there is a list of all flags.
+    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
+    reason = (fatal or lines or ["the process was aborted"])[0]
+    raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
 
 
 def _check_platform() -> None:
@@ -182,6 +216,8 @@ def _check_platform() -> None:
 def main(verb: Callable[[], None], usage: str) -> None:
     """Runs a command: a user's mistake is one line on standard error and exit status 2."""
     logging.set_verbosity(logging.WARNING)
+    if output.reopen_closed():
+        fail("standard output is closed; send it to a file, a pipe or /dev/null")
     output.tolerate_narrow_encodings()
     threading.excepthook = _failed_thread
     sys.unraisablehook = _failed_callback
@@ -215,6 +251,10 @@ def _guarded(verb: Callable[[], Any]) -> Any:
         reason = system_error(error)
         if reason is None:
             raise
+        if ": " not in reason:
+            # Of streams the system tells no name.
+            folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
+            reason = f"{folder}standard output: {reason}"
         fail(reason)
 
 
@@ -236,12 +276,20 @@ def _failed_callback(failure: Any) -> None:
 
 def fail(message: str) -> None:
     """One line on standard error, exit status 2."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    for word in argv:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{word!r}: is not in {sys.getfilesystemencoding()}; rename the file, or set "
+                "PYTHONUTF8=1 if the text is in UTF-8"
+            ) from None
     try:
         words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
         if _overrides.allowed:

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import re
 import traceback
 import types
@@ -218,13 +219,23 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return tuple(_convert(inner[0], item, path) for item in value)
         elif origin is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
+                return _finite(value, path)
         elif origin is int:
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
         elif origin is Any or isinstance(value, origin):
             return value
     raise UserError(f"{path}: expected {spell_type(hint)}, got {value!r}")
+
+
+def _finite(value: float, path: str) -> float:
+    try:
+        if math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        # An integer beyond the floats.
+        pass
+    raise UserError(f"{path}: got {str(value)[:20]}, expected a finite number")
 
 
 def spell_type(hint: Any) -> str:
@@ -350,6 +361,10 @@ def load_module(path: str) -> types.ModuleType:
     if not Path(path).is_file() or not path.endswith(".py"):
         folder = Path(path).parent
         others = [str(other) for other in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        if Path(path).is_dir():
+            raise UserError(f"--config={path}: is a folder, expected a file of Python in it")
+        if Path(path).exists():
+            raise UserError(f"--config={path}: expected a file of Python, whose name ends in .py")
         raise UserError(f"{path}: no such config file{nearest(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -366,7 +381,7 @@ def _one_line(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)

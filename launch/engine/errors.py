@@ -84,6 +84,8 @@ def system_error(error: BaseException) -> str | None:
             where = " to ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names)
             reason = found.strerror or os.strerror(found.errno)
             return f"{where}: {reason}" if where else reason
+        if isinstance(found, RuntimeError) and "determine home directory" in str(found):
+            return "a path begins with ~: no home directory is known; write the path out"
         if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
             number = int(code[1] or code[2])
             if number in reasons:

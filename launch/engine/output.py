@@ -11,6 +11,30 @@ from typing import Any
 _HANDLER = "attention.backslashreplace"
 
 
+def reopen_closed() -> bool:
+    """Opens what was closed of standard input, output and error on the null device: otherwise the
+    next file gets its number, and what libraries write to it.
+
+    Returns:
+      Whether standard output was closed.
+    """
+    closed = sys.stdout is None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        # Another file may have the number by now; then the null device stands beside it.
+        stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, stream)
+    return closed
+
+
 def tolerate_narrow_encodings() -> None:
     """Lets both streams write a character that their encoding lacks as its escape, such as \\xf6.
 

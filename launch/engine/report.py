@@ -107,7 +107,7 @@ def _curves(folder: Path, task: Task) -> str:
         points = [
             (line["step"], line[metric])
             for line in lines
-            if line["split"] == split and metric in line
+            if line.get("split") == split and metric in line
         ]
         return [point[0] for point in points], [point[1] for point in points]
 

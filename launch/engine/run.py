@@ -24,7 +24,13 @@ from launch.engine.evaluation import Chosen, Evaluation, evaluate, gather, porti
 from launch.engine.loop import train
 from launch.engine.provenance import Description, saved_assets
 from launch.engine.report import SELECTION, write_report
-from launch.engine.writers import best_step, read_lines, validation_curve, write_json
+from launch.engine.writers import (
+    best_step,
+    check_logs,
+    read_lines,
+    validation_curve,
+    write_json,
+)
 from tasks.common.errors import UserError
 from tasks.common.paths import Paths
 from tasks.common.pipeline import evaluation_batches
@@ -76,7 +82,11 @@ def run(
     described = described_splits(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
         # Without a checkpoint nothing was learned, and the run begins with the data as they are.
-        if finished_steps(place / "checkpoints"):
+        if whole := finished_steps(place / "checkpoints"):
+            # A training up to a chosen step looks at no validation.
+            plan = config.training
+            every = 0 if plan.refit and place == folder else plan.evaluate_every
+            check_logs(place, whole, every, plan.steps)
             Description.of(given).check(place, "restore the data, or name another --workdir")
     write_json(folder / "config.json", configs.to_dict(config))
     for line in described:
@@ -199,8 +209,9 @@ def _finish(
         parameters=states.parameter_count(variables),
         command=command,
     )
-    write_json(folder / "result.json", record)
     write_report(folder, task, record, test, attention)
+    # Last, for it says that the run is finished.
+    write_json(folder / "result.json", record)
     return record
 
 
@@ -271,6 +282,7 @@ def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
         raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
     if config.training.refit:
         return max(whole)
+    check_logs(folder, whole, config.training.evaluate_every, config.training.steps)
     curve = dict(validation_curve(folder, task.primary_metric))
     if not curve:
         raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
@@ -415,8 +427,11 @@ def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -
     try:
         np.savez_compressed(temporary, **told, **evaluation.outputs)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:

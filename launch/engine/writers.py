@@ -11,7 +11,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,71 @@ from tasks.common.errors import UserError
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a .jsonl file, none where there is no file; a last line cut short is left out.
 
+    Args:
+      path: metrics.jsonl or timing.jsonl of a run.
+
     Raises:
-      UserError: a line before the last is not JSON.
+      UserError: the file is not text, or a line is not the record of a step.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    remedy = _REMEDIES.get(path.name, _RESTORE)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8; {remedy}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path}: line {number} is not JSON; remove the file") from None
+            if number == len(lines):
+                break
+            raise UserError(f"{path}: line {number} is not JSON; {remedy}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"{path}: line {number} is not the record of a step; {remedy}")
+        records.append(record)
     return records
+
+
+_RESTORE = "restore the file, or train in another --workdir"
+_REMEDIES = {"timing.jsonl": "remove it, and the seconds of the run count from here"}
+
+
+def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: int) -> None:
+    """Refuses logs that do not belong to the checkpoints: where the metrics of a validation are
+    missing, the best step would be chosen among those that are left.
+
+    Args:
+      folder: of the run.
+      steps: of its checkpoints.
+      evaluate_every: steps between validations; 0: there are none.
+      last: step of the last validation, whether or not `evaluate_every` divides it.
+
+    Raises:
+      UserError: metrics.jsonl is missing, damaged or lacks a step, or timing.jsonl is damaged.
+    """
+    if not steps:
+        return
+    path, newest = folder / "metrics.jsonl", max(steps)
+    found = {(record["step"], record.get("split")) for record in read_lines(path)}
+    expected = [(newest, None)]
+    if evaluate_every:
+        validated = [
+            *range(evaluate_every, newest + 1, evaluate_every),
+            *([last] * (newest == last)),
+        ]
+        expected += [(step, "validation") for step in validated]
+    if not path.exists():
+        raise UserError(f"{path}: is missing; {_RESTORE}")
+    for step, split in expected:
+        if not any(step == at and split in (None, name) for at, name in found):
+            what = f"{split} metrics" if split else "metrics"
+            raise UserError(
+                f"{path}: has no {what} of step {step}, but checkpoints/ has step {newest}; "
+                f"{_RESTORE}"
+            )
+    read_lines(folder / "timing.jsonl")
 
 
 def read_json(path: Path) -> Any:
@@ -52,7 +103,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all; into a device or pipe it is only written.
 
     Half of a surrogate pair, as in names that are not UTF-8, is written as its JSON escape, from
     which JSON reads the same half again.
@@ -62,13 +113,23 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("w", encoding="utf-8") as file:
+                file.write(text)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        name = text[max(error.start - 20, 0) : error.end + 20]
+        raise UserError(
+            f"{path}: cannot be written, for the name of a file or folder in {name!r} is not in "
+            "UTF-8; rename it"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,8 +142,12 @@ class Writers:
 
     def __init__(self, folder: Path, step: int):
         """Opens them, metrics and timing cut back to what was written up to `step`."""
+        import logging
+
         from tensorboardX import SummaryWriter
 
+        # A loss that is not finite ends the training with a message of its own.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._metrics = _cut_back(folder / "metrics.jsonl", step)
         self._timing = _cut_back(folder / "timing.jsonl", step)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -103,25 +168,49 @@ class Writers:
 
     @staticmethod
     def _write(file: Any, record: Mapping[str, Any]) -> None:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise UserError(f"{file.name}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Closes the three."""
-        for log in (self._metrics, self._timing, self._events):
-            log.close()
+        """Closes the three.
+
+        Raises:
+          UserError: the events cannot be written.
+        """
+        for log in (self._metrics, self._timing):
+            # Every line is written already, or its failure told.
+            with contextlib.suppress(OSError):
+                log.close()
+        try:
+            self._events.close()
+        except OSError as error:
+            raise UserError(
+                f"{self._events.logdir}: cannot be written ({error.strerror})"
+            ) from None
 
 
 def _cut_back(path: Path, step: int) -> Any:
-    kept = [json.dumps(record) for record in read_lines(path) if record["step"] <= step]
+    # Before the first checkpoint nothing is kept, and what is there need not be read.
+    records = read_lines(path) if step else []
+    kept = [json.dumps(record) for record in records if record["step"] <= step]
     write_text(path, "".join(f"{line}\n" for line in kept))
     return path.open("a", encoding="utf-8")
 
 
 def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
-    """(step, value) of a validation metric, from metrics.jsonl."""
-    for record in read_lines(folder / "metrics.jsonl"):
-        if record["split"] == "validation":
+    """(step, value) of a validation metric, from metrics.jsonl.
+
+    Raises:
+      UserError: the file is damaged, or lacks the metric.
+    """
+    path = folder / "metrics.jsonl"
+    for record in read_lines(path):
+        if record.get("split") == "validation":
+            if metric not in record:
+                raise UserError(f"{path}: step {record['step']} has no {metric}; {_RESTORE}")
             yield record["step"], record[metric]
 
 

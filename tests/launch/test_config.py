@@ -1,6 +1,7 @@
 """From config files and flags to dataclasses, and what is refused on the way."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_override_changes_one_field_only(sst2):
         ({"model.name": "transformr"}, r"config\.model\.name.*did you mean 'transformer'"),
         ({"optimizer.name": "adamm"}, r"config\.optimizer\.name must be one of adamw"),
         ({"optimizer.learning_rate": 0.0}, r"config\.optimizer\.learning_rate must be positive"),
+        (
+            {"optimizer.learning_rate": math.inf},
+            r"learning_rate: got inf, expected a finite",
+        ),
+        ({"optimizer.clip_norm": math.nan}, r"clip_norm: got nan, expected a finite number"),
+        ({"model.prior_scale": -math.inf}, r"model\.prior_scale: got -inf, expected a finite"),
+        (
+            {"model.dropout_rate": 10**400},
+            r"dropout_rate: got 1000000000",
+        ),
         ({"optimizer.weight_decay_on": "("}, r"config\.optimizer\.weight_decay_on"),
         ({"training.log_every": 7}, r"config\.training\.log_every must divide"),
         ({"training.steps": 0}, r"config\.training\.steps must be at least 1"),
@@ -60,6 +71,8 @@ def test_mistakes_in_files_are_named_with_their_line(tmp_path, monkeypatch):
     for written, broken, place in (
         ("x = 1\ny = (\n", "", r"mine\.py, line 2: SyntaxError"),
         ("x = 1\nprint(nobody)\n", "", r"mine\.py, line 2: NameError"),
+        ("x = 1\nraise SystemExit(0)\n", "", r"mine\.py, line 2: SystemExit: 0"),
+        ("import sys\ndef get_config():\n    sys.exit()\n", "", r"mine\.py, line 3: SystemExit"),
         ("import imported_by_mine\n", "a\nb c\n", r"imported_by_mine\.py, line 2: SyntaxError"),
     ):
         config.write_text(written, encoding="utf-8")
@@ -85,6 +98,15 @@ def test_every_field_of_the_engine_configs_has_a_default():
 def test_missing_file_names_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'configs/text_classification\.py'"):
         load_file("configs/text_clasification.py")
+
+
+def test_what_is_no_file_of_python_is_named(tmp_path):
+    other = tmp_path / "config.txt"
+    other.write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.txt: expected a file of Python"):
+        load_file(str(other))
+    with pytest.raises(UserError, match=r"--config=.*: is a folder, expected a file"):
+        load_file(str(tmp_path))
 
 
 def test_config_of_every_model_resolves():

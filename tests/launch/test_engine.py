@@ -50,6 +50,59 @@ def test_damaged_metrics_are_named(tmp_path):
         writers.Writers(tmp_path, 5)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not text in UTF-8; restore the file, or train in another --workdir"),
+        (b"[]\n", "line 1 is not the record of a step"),
+        (b"null\n", "line 1 is not the record of a step"),
+        (b'{"step": 4}\n{"a": 1}\n', "line 2 is not the record of a step"),
+        (b"", "has no metrics of step 8, but checkpoints/ has step 8"),
+        (b'{"step": 4, "split": "train"}\n{"step": 8, "spl', "has no metrics of step 8"),
+        (b'{"step": 4, "split": "validation"}\n{"step": 8, "split": "train"}\n',
+         "has no validation metrics of step 8"),
+        (b'{"step": 8, "split": "validation"}\n', "has no validation metrics of step 4"),
+        (None, "is missing; restore the file, or train in another --workdir"),
+    ],
+)  # fmt: skip
+def test_metrics_that_lack_a_step_are_refused(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: {message}"):
+        writers.check_logs(tmp_path, [4, 8], 4, 10)
+
+
+def test_logs_of_every_kind_of_training_are_accepted(tmp_path):
+    def record(*steps):
+        lines = [json.dumps({"step": step, "split": split}) for step, split in steps]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    writers.check_logs(tmp_path, [], 4, 10)
+    # Stopped between two validations; trained to an end that they do not divide; refitted.
+    record((4, "validation"), (6, "train"))
+    writers.check_logs(tmp_path, [4, 6], 4, 10)
+    record((4, "validation"), (8, "validation"), (10, "validation"))
+    writers.check_logs(tmp_path, [8, 10], 4, 10)
+    record((10, "train"))
+    writers.check_logs(tmp_path, [10], 0, 10)
+    # Imported weights are those of step 0.
+    record((0, "validation"))
+    writers.check_logs(tmp_path, [0], 4, 10)
+
+
+def test_damaged_timing_may_be_removed(tmp_path):
+    (tmp_path / "timing.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match=r"timing\.jsonl: line 1 .*; remove it, and the seconds"):
+        writers.Writers(tmp_path, 5)
+    writers.Writers(tmp_path, 0).close()
+
+
+def test_validation_metrics_without_the_primary_one_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "split": "validation", "loss": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: step 3 has no accuracy"):
+        writers.best_step(tmp_path, "accuracy", higher_is_better=True)
+
+
 def test_best_step_is_the_earliest_of_equals(tmp_path):
     rows = [(10, 0.5), (20, 0.8), (30, 0.8), (40, 0.7)]
     lines = [json.dumps({"step": s, "split": "validation", "accuracy": v}) for s, v in rows]
