@@ -25,6 +25,17 @@ def is_known(array: Any) -> bool:
     return all(isinstance(size, int) for size in jnp.shape(array))
 
 
+def expect_known_length(argument: str, array: Any) -> None:
+    """Refuses a length, axis 1, that is a symbol of `jax.export`.
+
+    Raises:
+      NotImplementedError: it is one.
+    """
+    if not isinstance(jnp.shape(array)[1], int):
+        expected = "a number for T, as a symbol can be that of the batch alone"
+        raise NotImplementedError(_line(argument, f"shape {show(jnp.shape(array))}", expected))
+
+
 def expect(
     argument: str, array: Any, dimensions: str, sizes: dict[str, int], *, hint: str = ""
 ) -> None:

@@ -210,7 +210,9 @@ class BigBird(Part):
     def table(self, S: int) -> np.ndarray:
         """bool [blocks, blocks]: which block sees which."""
         if not isinstance(S, int):
-            raise NotImplementedError(f"mask: {self.describe()} got {S} keys, expected a number")
+            raise NotImplementedError(
+                f"mask: {self.describe()} got {S} keys, expected a number of them"
+            )
         # Without keys one block, as something has to be looked up.
         count = max(-(-S // self.block), 1)
         number = np.arange(count)

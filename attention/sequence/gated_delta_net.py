@@ -233,6 +233,7 @@ class GatedDeltaNet(nnx.Module):
           NotImplementedError: the mask holds anything else.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
+        shapes.expect_known_length("x", x)
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of="gated_delta_net")
         inputs, _ = self._inputs(x, valid=padding.key)

@@ -159,6 +159,8 @@ def expect_features(
     shapes.expect("query_features", query_features, "B T N F", sizes)
     shapes.expect("key_features", key_features, "B S N F", sizes)
     shapes.expect("value", value, "B S N V", sizes)
+    if causal:
+        shapes.expect_known_length("query_features", query_features)
     if causal and sizes["S"] != sizes["T"]:
         raise ValueError(
             f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} of them where causal; "

@@ -116,6 +116,7 @@ class Longformer(MultiHeadAttention):
         """
         sizes = {"D": self.model_size}
         shapes.expect("x", x, "B T D", sizes)
+        shapes.expect_known_length("x", x)
         T = sizes["T"]
         rows = min(self.global_tokens, T) if global_marks is None else T
         split = self.query_global is not None and rows > 0

@@ -183,6 +183,7 @@ class Linformer(SelfHeads):
         """
         sizes = {"D": self.model_size}
         shapes.expect("x", x, "B T D", sizes)
+        shapes.expect_known_length("x", x)
         length = sizes["T"]
         if length > self.max_length:
             expected = f"at most max_length={self.max_length}"

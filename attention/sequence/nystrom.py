@@ -236,6 +236,7 @@ class Nystromformer(SelfHeads):
           NotImplementedError: any other mask.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
+        shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         options = {
             "num_landmarks": self.num_landmarks,

@@ -168,6 +168,7 @@ class ProbSparse(SelfHeads):
         """
         sizes = {"D": self.model_size}
         shapes.expect("x", x, "B T D", sizes)
+        shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         samples = self.samples(sizes["T"])
         options = {"num_active": self.num_active(sizes["T"]), "mask": mask}

@@ -15,7 +15,7 @@ import pytest
 from attention import attend, kernels, masks, registry
 from tests.attention import subjects
 from tests.attention.references import base as references
-from tests.attention.subjects import LONGEST, B, D, S, T, normal
+from tests.attention.subjects import LONGEST, B, D, H, S, T, normal
 
 
 def each(*capabilities, dtype="float32", variants=True, quick=()):
@@ -271,6 +271,30 @@ def emptied(subject):
     if query is not None and query.ndim == 3 and subject.inputs_of_queries not in subject.keys:
         found["queries"] = inputs | {subject.inputs_of_queries: query[:, :0]}, subject.valid
     return {name: (kept | given, valid) for name, (given, valid) in found.items()}
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [s for s in subjects.subjects() if s.line.kind == "mixer" and s.first],
+    ids=lambda subject: subject.label,
+)
+def test_symbols_of_an_export_are_taken_or_refused(subject):
+    """A batch is always taken; a length by those that need no number for it."""
+    for dimensions in ("b, 5", "b, t"):
+        b, t = jax.export.symbolic_shape(dimensions)
+        widths = {"x": D} | ({"memory": H} if "memory" in subject.inputs else {})
+        inputs = [jax.ShapeDtypeStruct((b, t, width), jnp.float32) for width in widths.values()]
+
+        def output(*inputs):
+            mask = masks.lengths(key=jnp.full((inputs[0].shape[0],), 3))
+            mask = mask & masks.causal() if "causal" in subject.can else mask
+            return subject.build(subject.inputs["params"])(*inputs, mask=mask)
+
+        _, refused = result_or_refusal(
+            functools.partial(jax.export.export(jax.jit(output)), *inputs)
+        )
+        assert dimensions == "b, t" or not refused, refused
+        assert re.match(r"(\w+: .*, expected a number.*)?$", refused), refused
 
 
 def result_or_refusal(call):

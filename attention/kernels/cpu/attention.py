@@ -69,6 +69,8 @@ def attend(
         a mask that is none of intervals, ids, patterns known before running, and arrays.
     """
     devices.needs("cpu", can_be_interpreted=False)
+    if devices.context()[1] is not None:
+        raise NotImplementedError("is compiled for the CPU of this machine alone")
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
             raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")

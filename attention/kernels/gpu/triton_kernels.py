@@ -255,7 +255,7 @@ def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, ou
         base = jnp.where(higher == -jnp.inf, 0.0, higher)
         shrink, weights = jnp.exp(highest - base), jnp.exp(logits - base[:, None])
         value = v_ref[columns, :]
-        result = shrink[:, None] * result + _dot(weights.astype(value.dtype), value)
+        result = shrink[:, None] * result + _dot(settings, weights.astype(value.dtype), value)
         return shrink * total + weights.sum(axis=-1), higher, result
 
     zeros = jnp.zeros((settings.query_block,), jnp.float32)
@@ -293,7 +293,7 @@ def _query_gradient(
         )  # fmt: skip
         if db_ref is not None:
             db_ref[:, columns] = slopes
-        return result + _dot(slopes.astype(key.dtype), key)
+        return result + _dot(settings, slopes.astype(key.dtype), key)
 
     result = _through(steps, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
     dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
@@ -325,8 +325,8 @@ def _key_gradient(
                 settings, query, key, value, slope, sum_ref[g, rows], di_ref[g, rows],
                 bias, mask, masked, place,
             )  # fmt: skip
-            dv = dv + _dot(weights.astype(slope.dtype).T, slope)
-            return dk + _dot(slopes.astype(query.dtype).T, query), dv
+            dv = dv + _dot(settings, weights.astype(slope.dtype).T, slope)
+            return dk + _dot(settings, slopes.astype(query.dtype).T, query), dv
 
         return _through(steps, example, j, step, carry)
 
@@ -364,7 +364,7 @@ def _seen(settings: Settings, mask: Mask | None, place: pallas.Place) -> Array:
 
 
 def _logits(settings: Settings, query: Array, key: Array, bias: Any, place: pallas.Place) -> Array:
-    logits = _dot(query, key.T) * settings.scale
+    logits = _dot(settings, query, key.T) * settings.scale
     if bias is not None:
         shared = pallas.of_shared(bias.shape[:2], place.example, place.head)
         rows = pl.ds(place.row, settings.query_block)
@@ -383,13 +383,21 @@ def _slopes(
     weights = jnp.exp(logits - log_sum[:, None])
     if masked:
         weights = jnp.where(_seen(settings, mask, place), weights, 0.0)
-    slopes = weights * (_dot(slope, value.T) - delta[:, None])
+    slopes = weights * (_dot(settings, slope, value.T) - delta[:, None])
     if settings.logit_cap is not None:
         slopes = slopes * (1.0 - jnp.square(logits / settings.logit_cap))
     return weights, slopes
 
 
-def _dot(left: Array, right: Array) -> Array:
-    """Summed in float32; of float32 without rounding to fewer bits, which tensor cores would do."""
-    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+def _dot(settings: Settings, left: Array, right: Array) -> Array:
+    """Summed in float32; of float32 by three products of TF32, which keep all but its last bits.
+
+    Without tensor cores, each thread would hold whole rows and columns of the blocks: more than it
+    has registers for, at a head size of 64 by far.
+    """
+    exact = None
+    if left.dtype == jnp.float32:
+        exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        # The interpreter runs where there may be none.
+        exact = jax.lax.Precision.HIGHEST if settings.interpret else exact
     return jnp.dot(left, right, precision=exact, preferred_element_type=jnp.float32)

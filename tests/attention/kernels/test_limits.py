@@ -224,6 +224,15 @@ def test_auto_exports_symbols(dimensions):
     np.testing.assert_allclose(exported.call(*inputs), expected, atol=2e-6)
 
 
+def test_auto_exports_numbers_for_a_cpu_elsewhere():
+    """No machine code of this one."""
+    inputs = arrays(S=T, V=H).values()
+    with kernels.lowering_for("cpu"):
+        exported = jax.export.export(masked("auto", padded), platforms=["cpu"])(*inputs)
+    expected = masked("reference", padded)(*inputs)
+    np.testing.assert_allclose(exported.call(*inputs), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_kernel_takes_symbols_or_refuses_them(name):
     for dimensions in ("b, t", "b, 7", "3, t"):
