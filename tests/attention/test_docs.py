@@ -95,7 +95,7 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
 INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
-INFRASTRUCTURE |= {"ffi", "shapes"}
+INFRASTRUCTURE |= {"ffi", "shapes", "tracing"}
 # Nor do these functions, which say the rest.
 TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.mask.padding", "cache.extend"}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may
