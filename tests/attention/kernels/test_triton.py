@@ -266,3 +266,33 @@ def test_patterns_skip_most_blocks():
     # Itself and the one before, the first block, and one at random.
     assert order.shape == (1, 16, 4)
     assert bounds[..., 1].max() == 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "block"),
+    [
+        ("float32", 32, 64),
+        # Of 64 x 64 in float32 a thread would hold more than it has registers for.
+        ("float32", 64, 32),
+        ("float32", 128, 16),
+        ("bfloat16", 64, 64),
+        ("bfloat16", 128, 64),
+        ("bfloat16", 256, 32),
+    ],
+)
+def test_blocks_get_smaller_as_heads_get_wider(dtype, size, block, monkeypatch):
+    found = []
+    sizes = triton.block_sizes
+    monkeypatch.setattr(triton, "block_sizes", lambda *a: found.append(sizes(*a)) or found[0])
+    x = jax.ShapeDtypeStruct((1, 512, 1, size), jnp.dtype(dtype))
+    with kernels.lowering_for("cuda"):
+        jax.eval_shape(lambda x: attend(x, x, x, implementation="triton"), x)
+    assert found == [(block, block)]
+
+
+def test_float32_goes_through_tensor_cores_in_three_products():
+    x = jnp.zeros((1, 64, 1, 64))
+    with kernels.lowering_for("cuda"):
+        text = str(jax.make_jaxpr(lambda x: attend(x, x, x, implementation="triton"))(x))
+    assert text.count("TF32_TF32_F32_X3") == 4
+    assert "HIGHEST" not in text
