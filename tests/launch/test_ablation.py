@@ -114,3 +114,17 @@ def test_paired_difference_by_hand(tmp_path):
     # Differences by example: 0, 1, 0.5, 0.
     assert mean == pytest.approx(0.375)
     assert half == pytest.approx(1.96 * np.std([0, 1, 0.5, 0], ddof=1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.pooling=max,mean,max"], r"--set: model\.pooling=max is given twice"),
+        (["optimizer.learning_rate=1e-3,0.001"], r"learning_rate=0\.001 is given twice"),
+        (["data.text.character_ngrams=(2,3),[2, 3]"], r"ngrams=\[2, 3\] is given twice"),
+        (["model.pooling=max", "config.model.pooling=mean"], r"--set: model\.pooling is given"),
+    ],
+)
+def test_values_and_keys_given_twice_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        resolve_sweep(load_file(BASE), settings)
