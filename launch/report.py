@@ -25,22 +25,23 @@ def report() -> None:
     from launch.engine.writers import write_text
     from tasks.common.errors import UserError
 
-    records = results.load_records(Path(cli.FLAGS.results))
-    if cli.FLAGS.readme:
+    records = results.load_records(Path(cli.required("results")))
+    output = cli.required("output")
+    if cli.FLAGS.readme is not None:
         readme = Path(cli.FLAGS.readme)
         if not readme.is_file():
             raise UserError(f"--readme={readme}: no such file")
-        text = readme.read_text(encoding="utf-8")
         try:
+            text = readme.read_text(encoding="utf-8")
             write_text(readme, tables.with_glance(text, records))
         except ValueError as error:
             raise UserError(f"--readme={readme}: {error}") from None
     text = tables.results_markdown(records)
-    if cli.FLAGS.output == "-":
+    if output == "-":
         print(text, end="")
     else:
-        write_text(Path(cli.FLAGS.output), text)
-        print(f"{len(records)} runs: {cli.FLAGS.output}")
+        write_text(Path(output), text)
+        print(f"{len(records)} runs: {output}")
 
 
 if __name__ == "__main__":

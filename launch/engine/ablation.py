@@ -86,7 +86,7 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     """
     base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
-    for key, text in map(_key_value, settings):
+    for key, text in _keys_and_values(settings):
         overrides[key] = typed.parse(base, key, text)
     return dataclasses.replace(ablation, overrides=overrides)
 
@@ -131,16 +131,19 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
       UserError: a setting is not key=values, or a value does not fit its key.
     """
     values = configs.to_dict(base)
-    given = [(key, typed.split(text)) for key, text in map(_key_value, settings)]
-    axes = [[(key, text, typed.parse(values, key, text)) for text in texts] for key, texts in given]
+    axes = []
+    for key, text in _keys_and_values(settings):
+        parsed = [(key, one, typed.parse(values, key, one)) for one in typed.split(text)]
+        for number, (_, one, value) in enumerate(parsed):
+            if value in (earlier for *_, earlier in parsed[:number]):
+                raise UserError(f"--set: {key}={one} is given twice; give each value once")
+        axes.append(parsed)
     found: dict[str, Experiment] = {}
     for combination in itertools.product(*axes):
         name = ",".join(f"{key.split('.')[-1]}={text}" for key, text, _ in combination)
         changes = {key: value for key, _, value in combination}
         if combination:
             changes["name"] = _short(re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-"))
-        if name in found:
-            raise UserError(f"--set: {name} is given twice; give each value once")
         found[name or base.name] = configs.override(base, changes)
     return found
 
@@ -153,11 +156,22 @@ def _short(name: str) -> str:
     return f"{name[: _LONGEST_NAME - 9]}-{code}"
 
 
+def _keys_and_values(settings: Sequence[str]) -> list[tuple[str, str]]:
+    found = [_key_value(setting) for setting in settings]
+    for number, (key, _) in enumerate(found):
+        if key in (earlier for earlier, _ in found[:number]):
+            raise UserError(f"--set: {key} is given twice; write all of its values in one --set")
+    return found
+
+
 def _key_value(setting: str) -> tuple[str, str]:
     key, equals, text = setting.partition("=")
     if not equals or not text or not key:
         raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
-    return key.removeprefix("config."), text
+    key = key.removeprefix("config.")
+    if key == "name":
+        raise UserError(f"--set={setting}: names are made of what is compared; leave it out")
+    return key, text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -373,7 +373,8 @@ def _unknown_flag(name: str) -> str:
         key = name.partition(".")[2]
         remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else ""
         return f"--{name}: launch.{command} takes no overrides of a config{remedy}"
-    others = [other for other, known in _flags_of_commands().items() if name in known]
+    names = {name, name.removeprefix("no")}
+    others = [other for other, known in _flags_of_commands().items() if names & known]
     if others and command not in others:
         return (
             f"--{name}: no such flag of launch.{command}; it is one of "

@@ -7,7 +7,7 @@ A run file is results/<task>/<data>/<experiment>/<seed>.json. Where runs of one 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from launch.engine.environment import commit, device, dirty_files, versions
 from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
-FIELDS = (
-    "task", "data", "experiment", "seed", "split", "metrics", "validation", "baselines",
-    "settings", "parameters", "selected_by", "steps", "seconds", "device", "command", "commit",
-    "versions",
-)  # fmt: skip
+# Fields of a record and their types.
+FIELDS = {
+    "task": str, "data": str, "experiment": str, "seed": int, "split": str, "metrics": dict,
+    "validation": dict, "baselines": dict, "settings": dict, "parameters": int,
+    "selected_by": str, "steps": int, "seconds": float, "device": str, "command": str,
+    "commit": str, "versions": dict,
+}  # fmt: skip
 
 
 def make_record(
@@ -85,6 +87,34 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
     return path
 
 
+def _faults(record: Any) -> str:
+    """What keeps a JSON value from being a record, in a few words; '' if nothing does."""
+    if not isinstance(record, dict):
+        return "it is not an object"
+    missing = [field for field in FIELDS if field not in record]
+    if missing:
+        return f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''} missing"
+    wrong = [field for field, kind in FIELDS.items() if not _is(record[field], kind)]
+    for name, numbers in [
+        *((field, record[field]) for field in ("metrics", "validation")),
+        *((f"baselines.{name}", values) for name, values in _items(record["baselines"])),
+    ]:
+        if not isinstance(numbers, dict):
+            wrong += [name]
+        wrong += [f"{name}.{key}" for key, value in _items(numbers) if not _is(value, float)]
+    return f"{', '.join(dict.fromkeys(wrong))} of another type" if wrong else ""
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, dict) else ()
+
+
 def load_result(path: Path) -> dict[str, Any]:
     """The record of a finished run.
 
@@ -95,11 +125,10 @@ def load_result(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         record = None
-    missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
-    if missing:
+    if faults := _faults(record):
         raise UserError(
-            f"{path}: is damaged ({', '.join(missing[:3])} missing); remove this file, and the "
-            "same command writes it again from the checkpoints"
+            f"{path}: is damaged ({faults}); remove this file, and the same command writes it "
+            "again from the checkpoints"
         )
     return record
 
@@ -118,9 +147,8 @@ def load_records(root: Path) -> list[dict[str, Any]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
-        missing = [field for field in FIELDS if not isinstance(record, dict) or field not in record]
-        if missing:
-            raise UserError(f"{path}: not a run file, {', '.join(missing)} missing")
+        if faults := _faults(record):
+            raise UserError(f"{path}: not a run file, {faults}; take it out of the folder")
         records.append(record)
     if not records:
         raise UserError(f"--results={root}: no run files are there")

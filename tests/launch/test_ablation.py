@@ -137,3 +137,17 @@ def test_paired_difference_of_other_examples_is_refused(tmp_path):
     other = outcome(tmp_path / "other", [5, 6, 8], [0, 1, 1])
     with pytest.raises(UserError, match="its test examples are not those of"):
         paired_difference(other, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.pooling=max,mean,max"], r"--set: model\.pooling=max is given twice"),
+        (["optimizer.learning_rate=1e-3,0.001"], r"learning_rate=0\.001 is given twice"),
+        (["data.text.character_ngrams=(2,3),[2, 3]"], r"ngrams=\[2, 3\] is given twice"),
+        (["model.pooling=max", "config.model.pooling=mean"], r"--set: model\.pooling is given"),
+    ],
+)
+def test_values_and_keys_given_twice_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        resolve_sweep(load_file(BASE), settings)

@@ -87,6 +87,31 @@ def test_files_of_ones_own(refused, tmp_path, content, words):
         assert word in line
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "words"),
+    [
+        ("ablate", ["--config=configs/ablations/text_pooling.py", "--nobaselines"],
+         ["--nobaselines: no such flag of launch.ablate", "one of launch.train"]),
+        ("ablate", ["--config=configs/ablations/text_pooling.py", "--set=name=x"],
+         ["--set=name=x: names are made of what is compared"]),
+        ("sweep", [SST2, "--set=name=a,b"], ["--set=name=a,b: names are made"]),
+    ],
+)  # fmt: skip
+def test_flags_of_other_commands(refused, name, flags, words):
+    line = refused(name, *flags)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("flag", ["--output=", "--results=", "--readme="])
+def test_report_with_an_empty_flag(verb, flag):
+    done = verb("report", "--output=-", flag)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert flag in done.stderr or f"{flag[:-1]} is missing" in done.stderr
+
+
 def test_missing_file(refused, tmp_path):
     assert "none.csv" in refused("train", *own(tmp_path / "none.csv"))
 

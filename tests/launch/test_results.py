@@ -159,6 +159,34 @@ def test_damaged_or_foreign_files_are_named(tmp_path):
         load_records(tmp_path)
 
 
+@pytest.mark.parametrize("field", results.FIELDS)
+@pytest.mark.parametrize("value", [None, [], {}, "x", 3, 0.5, True])
+def test_fields_of_another_type_are_named(field, value, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({**RECORD, field: value}))
+    fits = type(value) is results.FIELDS[field] or (field, value) == ("seconds", 3)
+    if fits:
+        assert load_records(tmp_path)[0][field] == value
+        return
+    for load, place in ((load_records, tmp_path), (results.load_result, tmp_path / "result.json")):
+        with pytest.raises(UserError, match=rf"result\.json: .*\b{field} of another type"):
+            load(place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metrics": {"accuracy": "high"}}, r"metrics\.accuracy"),
+        ({"validation": {"accuracy": None}}, r"validation\.accuracy"),
+        ({"baselines": {"nb_svm": 0.5}}, r"baselines\.nb_svm"),
+        ({"baselines": {"nb_svm": {"mcc": []}}}, r"baselines\.nb_svm\.mcc"),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_named(changes, named, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({**RECORD, **changes}))
+    with pytest.raises(UserError, match=rf"result\.json: is damaged \({named} of another type\)"):
+        results.load_result(tmp_path / "result.json")
+
+
 def test_recording_from_a_dirty_tree_is_refused(monkeypatch):
     monkeypatch.setattr(results, "commit", lambda: "abc")
     monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks/mask.py"])

@@ -1,7 +1,7 @@
 """The kernel "triton": blockwise attention on NVIDIA GPUs, through Pallas.
 
 For what cuDNN cannot do: float32, any mask, caps, sinks and a bias with its gradient. The programs
-are in `triton_blocks.py`, masks by block in `tiles.py`.
+are in `triton_kernels.py`, masks by block in `attention/masks/pallas.py`.
 """
 
 from __future__ import annotations

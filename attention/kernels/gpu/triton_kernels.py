@@ -42,7 +42,7 @@ class Settings:
 
     @property
     def sizes(self) -> pallas.Sizes:
-        """For `tiles`."""
+        """For `pallas`."""
         blocks = (self.query_block, self.key_block)
         lengths = (self.queries, self.keys)
         padded = (-(-n // block) * block for n, block in zip(lengths, blocks, strict=True))
@@ -68,7 +68,7 @@ def forward(
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       bias: [B or 1, N or 1, T, S], or None.
       sinks: float32 [N], or None.
-      mask: `tiles.ready`, or None.
+      mask: `pallas.ready`, or None.
       steps: of each query block.
 
     Returns:
