@@ -6,6 +6,7 @@ Y X height and width. What is wrong with a file is said in one line that names i
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import unicodedata
 import warnings
@@ -200,15 +201,20 @@ def central_square(image: np.ndarray) -> np.ndarray:
 def image_paths(folder: str | Path) -> list[Path]:
     """All files in a folder and the folders in it whose names end in one of SUFFIXES, in order of
     their paths; but none that is hidden, see `is_hidden`.
+
+    Raises:
+      UserError: one of the folders cannot be read.
     """
-    root = Path(folder)
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(map(is_hidden, path.relative_to(root).parts))
-        and not path.is_dir()
-    )
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        paths = [Path(place, name) for name in files if not is_hidden(name)]
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return sorted(found)
 
 
 def is_hidden(name: str) -> bool:

@@ -1,5 +1,8 @@
 """Pictures of every kind that a person may have, and files that are none."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -216,3 +219,23 @@ def test_what_is_broken_is_named_and_skipped_if_asked_for(tmp_path, capsys):
     assert [image[0, 0, 0] for image in images] == [0, 20]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"skipped {paths[1]}: not a picture")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Its pictures would be lost without a word."""
+    for name in ("a.png", "closed/b.png", "open/c.PNG", "open/.hidden/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    found = [str(path.relative_to(tmp_path)) for path in image_paths(tmp_path)]
+    assert found == ["a.png", "closed/b.png", "open/c.PNG"]
+    scan = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) in ("closed", ".hidden"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"/closed: cannot be read \(Permission denied\)$"):
+        image_paths(tmp_path)
