@@ -45,6 +45,11 @@ class Delta:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config: str | None = None
 
+    def __post_init__(self):
+        _check(self, declares=Sequence, overrides=Mapping, config=str | None)
+        if isinstance(self.declares, str):
+            raise ValueError(f"declares: got {self.declares!r}, expected a list of keys")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
@@ -64,15 +69,34 @@ class Ablation:
     base_name: str = "base"
     seeds: int = 3
 
+    def __post_init__(self):
+        _check(self, base=str, deltas=Mapping, overrides=Mapping, base_name=str, seeds=int)
+        for name, delta in self.deltas.items():
+            if not isinstance(name, str) or not isinstance(delta, Delta):
+                raise ValueError(f"deltas: got {name!r}: {delta!r}, expected a name and a Delta")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: got {self.seeds}, expected at least 1")
+
+
+def _check(part: Ablation | Delta, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        value = getattr(part, name)
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", str(kind)).lower()
+            raise ValueError(f"{name}: got {value!r}, expected {expected}")
+
 
 def load_ablation(path: str) -> Ablation:
     """The ablation of a file.
 
     Raises:
-      UserError: no such file, or no get_ablation in it that returns an Ablation.
+      UserError: no such file, no get_ablation in it that returns an Ablation, or a mistake in it.
     """
     module = configs.load_module(path)
-    ablation = module.get_ablation() if hasattr(module, "get_ablation") else None
+    ablation = None
+    if hasattr(module, "get_ablation"):
+        with configs.one_line(path):
+            ablation = module.get_ablation()
     if not isinstance(ablation, Ablation):
         raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
     return ablation

@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from launch.engine import output
-from launch.engine.errors import Interrupted, signal_of, system_error
+from launch.engine.errors import Interrupted, keep_interrupts, signal_of, system_error
 from tasks.common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -226,6 +226,7 @@ def main(verb: Callable[[], None], usage: str) -> None:
         if name in FLAGS:
             # So that --help shows it, though it is defined here.
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    keep_interrupts()
     app.run(lambda _: _guarded(verb), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 
 

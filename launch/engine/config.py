@@ -94,6 +94,9 @@ class Experiment:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise ValueError(f"name must be letters, digits, '_', '.' or '-', got {self.name!r}")
+        # It stands in the names of folders, before seed and hash; file systems take 255 bytes.
+        if len(self.name) > 230:
+            raise ValueError(f"name must have at most 230 letters, got {len(self.name)}")
 
 
 def task_names() -> list[str]:
@@ -341,7 +344,7 @@ def load_values(specification: str) -> dict[str, Any]:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config function")
-    with _one_line(path):
+    with one_line(path):
         config = module.get_config(argument) if argument else module.get_config()
     if not hasattr(config, "to_dict"):
         raise UserError(f"{path}: get_config returned {config!r}, expected experiment(...)")
@@ -369,14 +372,18 @@ def load_module(path: str) -> types.ModuleType:
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
-    with _one_line(path):
+    with one_line(path):
         specification.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def _one_line(path: str) -> Iterator[None]:
-    """A mistake inside a config file, told with its line."""
+def one_line(path: str) -> Iterator[None]:
+    """Tells a mistake inside a config file in one line, with its number.
+
+    Raises:
+      UserError: the file has a mistake.
+    """
     try:
         yield
     except UserError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +49,28 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def keep_interrupts() -> None:
+    """Raises an interrupt once more where Python drops it: exceptions of destructors and of
+    callbacks of weak references go to `sys.unraisablehook`, and the program goes on.
+    """
+    earlier = sys.unraisablehook
+
+    def again(failure: Any) -> None:
+        if not isinstance(failure.exc_value, KeyboardInterrupt):
+            earlier(failure)
+            return
+        thread = threading.main_thread().ident
+        kind = ctypes.py_object(type(failure.exc_value))
+        # A moment later, when the callback has returned.
+        timer = threading.Timer(
+            0.01, ctypes.pythonapi.PyThreadState_SetAsyncExc, [ctypes.c_ulong(thread), kind]
+        )
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
 
 
 # Reasons of the operating system that are no fault of the program.

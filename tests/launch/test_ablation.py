@@ -1,5 +1,9 @@
 """An ablation proves that two runs differ only in what was meant to differ."""
 
+import signal
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -13,6 +17,7 @@ from launch.engine.ablation import (
     resolve_sweep,
 )
 from launch.engine.config import load_file
+from launch.engine.errors import keep_interrupts
 from tasks.common.errors import UserError
 
 BASE = "configs/text_classification.py:movie_reviews,attention_pooling"
@@ -151,3 +156,51 @@ def test_paired_difference_of_other_examples_is_refused(tmp_path):
 def test_values_and_keys_given_twice_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         resolve_sweep(load_file(BASE), settings)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("Ablation(base=None, deltas={})", "base: got None, expected str"),
+        ("Ablation(base='x', deltas=[])", r"deltas: got \[\], expected mapping"),
+        ("Ablation(base='x', deltas={'a': {'model.pooling': 'max'}})", "deltas: got 'a': {'model"),
+        ("Ablation(base='x', deltas={3: Delta([])})", "deltas: got 3: Delta"),
+        ("Ablation(base='x', deltas={'a': Delta('model.pooling')})", "declares: got 'model.poo"),
+        ("Ablation(base='x', deltas={'a': Delta(['y'], None)})", "overrides: got None, expected m"),
+        ("Ablation(base='x', deltas={'a': Delta(['y'], config=3)})", "config: got 3, expected str"),
+        ("Ablation(base='x', deltas={}, seeds='3')", "seeds: got '3', expected int"),
+        ("Ablation(base='x', deltas={}, seeds=0)", "seeds: got 0, expected at least 1"),
+        ("Ablation()", "TypeError: .* missing 2 required positional arguments"),
+        ("nobody", "NameError: name 'nobody' is not defined"),
+    ],
+)
+def test_mistakes_in_files_are_named_with_their_line(returned, message, tmp_path):
+    path = tmp_path / "mine.py"
+    head = "from launch.engine.ablation import Ablation, Delta\ndef get_ablation():\n"
+    path.write_text(f"{head}    return {returned}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"mine\.py, line 3: {message}"):
+        load_ablation(str(path))
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch):
+    class Destroyed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    keep_interrupts()
+    one = Destroyed()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        del one
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert told == []
+
+    class Broken:
+        def __del__(self):
+            raise ValueError("another error")
+
+    one = Broken()
+    del one
+    assert [str(failure.exc_value) for failure in told] == ["another error"]
