@@ -95,7 +95,7 @@ ARRAY = re.compile(r"Array|ndarray|Offset")
 SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 # These modules hold no mathematics.
 INFRASTRUCTURE = {"__init__", "__main__", "choice", "compiled", "devices", "recording", "registry"}
-INFRASTRUCTURE |= {"partitioned", "shapes"}
+INFRASTRUCTURE |= {"derivatives", "partitioned", "shapes"}
 # Nor do these functions, which say the rest.
 TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.padding", "cache.extend"}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may
@@ -114,12 +114,14 @@ SHARED = {
     "kernels.tiles.slice_of",
     "conditions.block_ends",
     "conditions.by_block",
+    "conditions.clipped_sum",
     "conditions.cut",
     "conditions.is_static",
     "conditions.positions",
     "conditions.query_positions",
     "conditions.static_offset",
     "sequence.linear.in_chunks",
+    "sequence.linear.joined_chunks",
     "sequence.linear.quotient",
     "sequence.linear.with_ones",
 }
