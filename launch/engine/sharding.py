@@ -47,6 +47,9 @@ class MeshConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.cpu_devices < 0:
             raise ValueError(f"cpu_devices must not be negative, got {self.cpu_devices}")
+        # Each has threads of its own: with many thousands JAX does not start in minutes.
+        if self.cpu_devices > 1024:
+            raise ValueError(f"cpu_devices must be at most 1024, got {self.cpu_devices}")
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data must be at least 1, or -1 for the rest, got {self.data}")
 

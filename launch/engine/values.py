@@ -73,6 +73,8 @@ def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
     for kind in kinds:
         origin = typing.get_origin(kind) or kind
         if origin is str:
+            if not text and type(None) in kinds:
+                raise UserError(f"config.{key}: is empty, expected a value, or None")
             return text
         if origin is tuple:
             return _tuple(text, typing.get_args(kind)[0], f"config.{key}")

@@ -52,6 +52,7 @@ def test_override_changes_one_field_only(sst2):
         ({"optimizer.weight_decay_on": "("}, r"config\.optimizer\.weight_decay_on"),
         ({"training.log_every": 7}, r"config\.training\.log_every must divide"),
         ({"training.steps": 0}, r"config\.training\.steps must be at least 1"),
+        ({"mesh.cpu_devices": 1025}, r"config\.mesh\.cpu_devices must be at most 1024"),
         ({"mesh.tensor": 0}, r"config\.mesh\.tensor must be at least 1"),
         ({"task": "text_clasification"}, r"did you mean 'text_classification'"),
         ({"seed": -1}, r"config\.seed must be in"),

@@ -55,6 +55,7 @@ def refused(verb, tmp_path):
         ([SST2, "--config.data.name=tfds:ag_news_subset"], ["ag_news_subset", "prepare"]),
         (["--config=configs/text_clasification.py"], ["'configs/text_classification.py'"]),
         (["--config=configs/text_classification.py:sst2,bert"], ["'bert'", "transformer"]),
+        ([SST2, "--config.data.train_file="], ["config.data.train_file: is empty", "or None"]),
         ([SST2, "--steps=3"], ["steps"]),
         ([SST2, "more"], ["'more'"]),
         ([], ["--config"]),
