@@ -182,8 +182,8 @@ def _conventions(
         if (place := grouped_by_points(cells)) is not None:
             raise UserError(
                 f"{table.name}: line {table.lines[place]}: {shown(name)} is {shown(cells[place])}, "
-                f"and {shown(commas[0])} has decimal commas, so that the point can stand between thousands; "
-                f"set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
+                f"and {shown(commas[0])} has decimal commas, so that the point can stand between "
+                f"thousands; set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
             )
     for convention, names in named.items():
         example = found[names[0]].example
