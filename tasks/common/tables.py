@@ -199,7 +199,7 @@ class Table:
     @property
     def column_names(self) -> str:
         """The header for messages."""
-        return _listed(self.header)
+        return listed(self.header)
 
 
 def open_table(
@@ -252,7 +252,7 @@ def open_table(
     if is_header is not None and not is_header(list(header)):
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {twice!r} stands in the header twice; rename one")
+        raise UserError(f"{name}: column {shown(twice)} stands in the header twice; rename one")
     if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
@@ -263,12 +263,18 @@ def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
     hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
-    return UserError(f"{where}: no column {column!r}{hint}; there are: {_listed(known)}")
+    return UserError(f"{where}: no column {column!r}{hint}; there are: {listed(known)}")
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:most]]
-    return ", ".join(shown) + ", ..." * (len(names) > most)
+def shown(cell: str) -> str:
+    """Returns a cell in quotes for messages, without the end of a long one."""
+    return repr(cell if len(cell) <= 60 else f"{cell[:57]}...")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Returns names for messages, without the ends of long ones and the rest of many."""
+    short = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:most]]
+    return ", ".join(short) + ", ..." * (len(names) > most)
 
 
 # ---------------------------------------------------------------------- values

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.tables import no_column, open_table, say_once, text_value
+from tasks.common.tables import listed, no_column, open_table, say_once, shown, text_value
 from tasks.common.timestamps import (
     DATE_ORDER_KEY,
     TimeColumn,
@@ -112,7 +112,7 @@ def find_time_column(table: Cells, wanted: str) -> str | None:
     if found is None:
         raise UserError(
             f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
-            f"times by config.data.time_column ({', '.join(table.header[:8])}), or {NO_TIMES!r} "
+            f"times by config.data.time_column ({listed(table.header, 8)}), or {NO_TIMES!r} "
             "where rows are one step apart"
         )
     return found
@@ -142,19 +142,19 @@ def read_columns(
             if error.is_text and not targets:
                 texts.append(column)
                 continue
-            where = f"{table.name}: line {table.lines[error.index]}: {column!r} is"
+            where = f"{table.name}: line {table.lines[error.index]}: {shown(column)} is"
             if error.two_readings:
                 # A trained model has its config already.
                 remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
-                raise UserError(f"{where} {cells[error.index]!r}, {error}; {remedy}") from None
+                raise UserError(f"{where} {shown(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{where} {cells[error.index]!r}, expected a number or nothing{note}; mend it, or "
-                "name the columns to be forecast by config.data.targets"
+                f"{where} {shown(cells[error.index])}, expected a number or nothing{note}; mend "
+                "it, or name the columns to be forecast by config.data.targets"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:
-        say(f"{table.name}: left out, as they hold no numbers: {', '.join(texts)}")
+        say(f"{table.name}: left out, as they hold no numbers: {listed(texts)}")
     if not targets and "" in table.header and stamped != "":
         say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
     if not found:
@@ -181,13 +181,13 @@ def _conventions(
         cells = table.column(name)
         if (place := grouped_by_points(cells)) is not None:
             raise UserError(
-                f"{table.name}: line {table.lines[place]}: {name!r} is {cells[place]!r}, and "
-                f"{commas[0]!r} has decimal commas, so that the point can stand between thousands; "
-                f"set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
+                f"{table.name}: line {table.lines[place]}: {shown(name)} is {shown(cells[place])}, "
+                f"and {shown(commas[0])} has decimal commas, so that the point can stand between "
+                f"thousands; set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
             )
     for convention, names in named.items():
         example = found[names[0]].example
-        say_once(f"{table.name}: numbers with {convention}: {', '.join(names)} (first: {example})")
+        say_once(f"{table.name}: numbers with {convention}: {listed(names)} (first: {example})")
     return {name: each.decimal for each, names in named.items() for name in names}
 
 
@@ -213,8 +213,9 @@ def read_times(table: Cells, column: str, date_order: str, likely: str, trained:
 
 def _no_time(table: Cells, column: str, place: int, note: str) -> UserError:
     return UserError(
-        f"{table.name}: line {table.lines[place]}: {column!r} is {table.column(column)[place]!r}, "
-        f"expected a time such as 2024-05-31 or 2024-05-31 13:00:00, or seconds since 1970{note}"
+        f"{table.name}: line {table.lines[place]}: {shown(column)} is "
+        f"{shown(table.column(column)[place])}, expected a time such as 2024-05-31 or 2024-05-31 "
+        f"13:00:00, or seconds since 1970{note}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.tables import no_column
+from tasks.common.tables import listed, no_column, shown
 from tasks.common.timestamps import looks_like_times
 
 USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
@@ -122,7 +122,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
       UserError: a column is missing, stands there twice, or cannot be told from another.
     """
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {twice!r} stands in the header twice")
+        raise UserError(f"{name}: column {shown(twice)} stands in the header twice; rename one")
     places, names = {}, {}
     for role in _NAMES:
         column = wanted.named.get(role)
@@ -134,7 +134,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
             found = _found(role, header)
             if len(found) > 1:
                 raise UserError(
-                    f"{name}: {' and '.join(map(repr, found))} can both be the column of the "
+                    f"{name}: {' and '.join(map(shown, found))} can both be the column of the "
                     f"{role}; remove one or name it by {_KEYS.get(role, 'its header')}"
                 )
             column = found[0] if found else None
@@ -144,7 +144,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if role not in places and not (role == TIME and wanted.time == NO_TIMES):
             order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
             raise UserError(
-                f"{name}: no column {role!r}; there are: {', '.join(header)}; name it by "
+                f"{name}: no column {role!r}; there are: {listed(header)}; name it by "
                 f"{_KEYS[role]}{order}"
             )
     _expect_apart(name, places, names)
@@ -152,7 +152,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
     others = [column or "(without a name)" for column in header if column not in names.values()]
     if others or any(names[role].lower() != role for role in places):
         used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in places)
-        more = f"{', '.join(others[:_SHOWN])}{', ...' * (len(others) > _SHOWN)}"
+        more = listed(others, _SHOWN)
         notes.append(f"columns: {used}" + (f"; not used: {more}" if others else ""))
     return Layout(places, names, tuple(notes))
 

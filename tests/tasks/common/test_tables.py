@@ -7,7 +7,7 @@ import pytest
 
 from tasks.common import tables
 from tasks.common.errors import UserError
-from tasks.common.tables import label_value, lines_of, open_table, read_text
+from tasks.common.tables import label_value, listed, lines_of, open_table, read_text, shown
 
 COLUMNS = ("text", "label")
 
@@ -183,3 +183,9 @@ def test_json_is_not_read_as_a_table_of_commas(tmp_path):
     path.write_text('{"user": "a", "item": "b"}\n')
     with pytest.raises(UserError, match=r"write an object a line and call the file reviews.jsonl$"):
         open_table(str(path), extensions=None)
+
+
+def test_long_cells_and_names_are_shortened_in_messages():
+    assert shown("a'b") == '"a\'b"'
+    assert shown("x" * 61) == f"'{'x' * 57}...'"
+    assert listed(["x" * 41, "y", "z"], 2) == f"{'x' * 37}..., y, ..."
