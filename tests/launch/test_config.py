@@ -84,6 +84,21 @@ def test_mistakes_in_files_are_named_with_their_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_fields_that_were_added_later_leave_older_experiments_the_same():
+    config = load_file("configs/recommendation.py:movielens_100k,hybrid")
+    values = to_dict(config)
+    later = {"user_column", "item_column", "time_column", "rating_column", "min_rating"}
+    for field in (*later, "date_order"):
+        del values["data"][field]
+    assert resolve(values) == config
+    # As computed before these fields were there.
+    assert configs.identity(config) == "8589843e3c8abb43"
+    forecasting = load_file("configs/forecasting.py")
+    assert configs.identity(forecasting) == "45883166053e31b7"
+    own = override(config, {"data.path": "mine.csv", "data.min_rating": 4.0})
+    assert configs.identity(own) != configs.identity(override(own, {"data.min_rating": None}))
+
+
 def test_identity_leaves_out_what_is_speed_and_memory_alone(sst2):
     reseeded = override(sst2, {"seed": 1})
     for change in ({"mesh.cpu_devices": 8}, {"model.rematerialize": True}):

@@ -22,7 +22,7 @@ def own(tmp_path):
             writer = csv.writer(file)
             writer.writerow(["time", *(f"c{c}" for c in range(values.shape[1]))])
             for hour, row in enumerate(values):
-                writer.writerow([start + hour, *row])
+                writer.writerow([start + np.timedelta64(hour, "h"), *row])
         return load(DataConfig(**{"path": str(path), "lookback": 8, "horizon": 3} | fields), None)
 
     return loaded
