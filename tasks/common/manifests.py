@@ -21,7 +21,7 @@ from tasks.common.own_files import (
     say_shared,
     split_paths,
 )
-from tasks.common.splits import SplitSummary
+from tasks.common.splits import SplitSummary, check_splits
 from tasks.common.tables import decoded, label_value, no_column, open_table, say_once, text_value
 from tasks.common.text import UNKNOWN, TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, units_of
@@ -59,6 +59,7 @@ def own_examples(
     field: str,
     skip_broken: bool,
     split_by: str = BY_TEXT,
+    unit: str = "files",
 ) -> tuple[dict[str, TranscribedExamples], TextEncoder]:
     """Files of the user in three splits, and the encoder of their texts, fitted on train.
 
@@ -70,6 +71,7 @@ def own_examples(
       skip_broken: leave out what cannot be used, and name it.
       split_by: what is in one split alone: "text": equal texts; "file": equal files; else equal
         values of this column of the manifest, such as speaker.
+      unit: of the examples, a plural for messages.
 
     Raises:
       UserError: what is wrong, with its file and line.
@@ -97,34 +99,37 @@ def own_examples(
         kept[split] = [lines[split][number] for number in numbers]
         if not numbers:
             raise UserError(f"{path}: no file of the {split} split can be used")
-    encoder = TextEncoder.fit([line.text for line in kept["train"]], text)
+    texts = {split: [line.text for line in given] for split, given in kept.items()}
+    check_splits(path, summarize(texts, unit))
+    encoder = TextEncoder.fit(texts["train"], text)
     for split in HELD_OUT:
-        _expect_known(kept[split], encoder, [line.text for line in kept["train"]])
+        _expect_known(kept[split], encoder, texts["train"])
     splits = {}
     for split in SPLITS:
         _expect_whole(kept[split], encoder)
-        texts = [line.text for line in kept[split]]
         sizes = [len(array) for array in arrays[split]]
-        units = units_of(encoder, texts)
-        splits[split] = TranscribedExamples(field, arrays[split].__getitem__, sizes, units, texts)
+        units = units_of(encoder, texts[split])
+        splits[split] = TranscribedExamples(
+            field, arrays[split].__getitem__, sizes, units, texts[split]
+        )
     return splits, encoder
 
 
-def summarize(splits: Mapping[str, TranscribedExamples], unit: str) -> dict[str, SplitSummary]:
-    """Counts of each split with a text and, as ignored, without one.
+def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
+    """Counts of each split: examples with a text and, as ignored, without one.
 
     Args:
-      splits: by name.
+      texts: of each split.
       unit: of the examples, a plural such as "recordings".
     """
     found = {}
-    for split, examples in splits.items():
-        said = sum(map(bool, examples.texts))
+    for split, given in texts.items():
+        said = sum(map(bool, given))
         found[split] = SplitSummary(
-            len(examples),
+            len(given),
             {"with a text": said},
             unit=unit,
-            ignored=len(examples) - said,
+            ignored=len(given) - said,
             ignored_as="without a text",
         )
     return found

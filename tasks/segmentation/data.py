@@ -142,7 +142,7 @@ class SegmentationData:
         return {
             split: SplitSummary(
                 len(pictures),
-                dict(zip(self.names, _counts(pictures.labels).tolist(), strict=False)),
+                dict(zip(self.names, files.label_counts(pictures.labels).tolist(), strict=False)),
                 unit="pixels",
                 ignored=pictures.void,
                 ignored_as="void",
@@ -196,14 +196,6 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
     return data
 
 
-def _counts(labels: Iterable[np.ndarray]) -> np.ndarray:
-    """Number of pixels of each label, int64 [256]."""
-    counts = np.zeros(VOID + 1, np.int64)
-    for picture in labels:
-        counts += np.bincount(picture.ravel(), minlength=VOID + 1)
-    return counts
-
-
 def _named(config: DataConfig, paths: Paths) -> SegmentationData:
     labelled = DATA_SETS[config.name]
     builders.prepare(labelled.definition, paths)
@@ -247,7 +239,9 @@ def _own(config: DataConfig) -> SegmentationData:
             for pair, (image, labels) in zip(kept[split], pairs, strict=True)
         ]
     if names is None:
-        names = [f"class_{n}" for n in range(len(values) or _classes(config, read, kept))]
+        names = [
+            f"class_{n}" for n in range(len(values) or files.count_classes(config.path, read, kept))
+        ]
     hashes = {
         split: [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image, _ in pairs]
         for split, pairs in read.items()
@@ -262,7 +256,9 @@ def _own(config: DataConfig) -> SegmentationData:
     parts = hold_out(hashes["train"], list(read), config.path, remedy, "images")
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
-    before, after = (_counts(x) for x in ([y for _, y in read["train"]], splits["train"].labels))
+    before, after = (
+        files.label_counts(x) for x in ([y for _, y in read["train"]], splits["train"].labels)
+    )
     lost = [names[k] for k in np.flatnonzero(before[:VOID]) if not after[k]]
     if lost:
         say_once(
@@ -271,44 +267,6 @@ def _own(config: DataConfig) -> SegmentationData:
             "config.data.fit to tiles"
         )
     return SegmentationData(splits, tuple(names))
-
-
-def _classes(
-    config: DataConfig,
-    read: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
-    kept: Mapping[str, Sequence[files.Pair]],
-) -> int:
-    """Number of classes by the masks of train.
-
-    Raises:
-      UserError: another split has more, or most of the numbers up to the largest are missing.
-    """
-    counts = _counts(labels for _, labels in read["train"])[:VOID]
-    present = np.flatnonzero(counts).tolist()
-    most = max(present, default=0)
-    for split, pairs in read.items():
-        for pair, (_, labels) in zip(kept[split], pairs, strict=True):
-            largest = int(labels[labels != VOID].max(initial=0))
-            if largest > most:
-                raise UserError(
-                    f"{pair[1]}: has class {largest}; the train split has 0 to {most} "
-                    f"alone; name the classes in {Path(config.path) / files.CLASSES}"
-                )
-    missing = most + 1 - len(present)
-    if missing > len(present) > 1:
-        listed = ", ".join(map(str, present[:20])) + ", ..." * (len(present) > 20)
-        raise UserError(
-            f"{config.path}: masks of the train split hold the numbers {listed} alone, expected "
-            f"numbers of classes from 0 on; set config.data.mask_values to ({listed}), or name "
-            f"{most + 1} classes in {files.CLASSES}"
-        )
-    if missing and present:
-        first = next(number for number in range(most) if not counts[number])
-        say_once(
-            f"{config.path}: masks of the train split have no pixel of {missing} of {most + 1} "
-            f"classes, the first is {first}"
-        )
-    return max(most, 1) + 1
 
 
 def _fitted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +221,54 @@ def _coloured(path: Path, mode: str) -> UserError:
     return UserError(
         f"{path}: has colours ({mode}); save class numbers as a grey PNG, or one with a palette"
     )
+
+
+def label_counts(labels: Iterable[np.ndarray]) -> np.ndarray:
+    """Number of pixels of each label, int64 [256]."""
+    counts = np.zeros(VOID + 1, np.int64)
+    for picture in labels:
+        counts += np.bincount(picture.ravel(), minlength=VOID + 1)
+    return counts
+
+
+def count_classes(
+    path: str,
+    read: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    kept: Mapping[str, Sequence[Pair]],
+) -> int:
+    """Returns the number of classes by the masks of train, for data without names of classes.
+
+    Args:
+      path: of the data, for messages.
+      read: image and labels of each pair of files, by split.
+      kept: these pairs.
+
+    Raises:
+      UserError: another split has more, or most of the numbers up to the largest are missing.
+    """
+    counts = label_counts(labels for _, labels in read["train"])[:VOID]
+    present = np.flatnonzero(counts).tolist()
+    most = max(present, default=0)
+    for split, pairs in read.items():
+        for pair, (_, labels) in zip(kept[split], pairs, strict=True):
+            largest = int(labels[labels != VOID].max(initial=0))
+            if largest > most:
+                raise UserError(
+                    f"{pair[1]}: has class {largest}; the train split has 0 to {most} "
+                    f"alone; name the classes in {Path(path) / CLASSES}"
+                )
+    missing = most + 1 - len(present)
+    if missing > len(present) > 1:
+        listed = ", ".join(map(str, present[:20])) + ", ..." * (len(present) > 20)
+        raise UserError(
+            f"{path}: masks of the train split hold the numbers {listed} alone, expected "
+            f"numbers of classes from 0 on; set config.data.mask_values to ({listed}), or name "
+            f"{most + 1} classes in {CLASSES}"
+        )
+    if missing and present:
+        first = next(number for number in range(most) if not counts[number])
+        say_once(
+            f"{path}: masks of the train split have no pixel of {missing} of {most + 1} "
+            f"classes, the first is {first}"
+        )
+    return max(most, 1) + 1

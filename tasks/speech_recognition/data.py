@@ -32,7 +32,7 @@ from tasks.common.errors import UserError
 from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
 from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.splits import SplitSummary
 from tasks.common.tables import say_once
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
@@ -158,7 +158,8 @@ class SpeechData:
 
     def summary(self) -> dict[str, SplitSummary]:
         """Counts of each split."""
-        return summarize(self.splits, "recordings")
+        texts = {split: part.texts for split, part in self.splits.items()}
+        return summarize(texts, "recordings")
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
@@ -368,9 +369,9 @@ def _own(config: DataConfig) -> SpeechData:
             "samples",
             config.skip_broken,
             config.split_by,
+            "recordings",
         )
     )
-    check_splits(config.path, data.summary())
     _name_silent(config.path, silent, sum(map(len, data.splits.values())))
     return data
 

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.common import tables
 from tasks.common.errors import UserError
-from tasks.common.tables import label_value, listed, lines_of, open_table, read_text, shown
+from tasks.common.tables import label_value, lines_of, listed, open_table, read_text, shown
 
 COLUMNS = ("text", "label")
 

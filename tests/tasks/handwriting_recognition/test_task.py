@@ -69,6 +69,26 @@ def test_the_contract(task):
     assert json.dumps(task.describe(["a"] * len(examples), gathered))
 
 
+def test_splits_without_a_text_are_refused(folder, tmp_path):
+    rows = {
+        name: [f"{folder / f'ж {number}.png'},{text}" for number, text in enumerate(texts)]
+        for name, texts in (("train", ["", ""]), ("val", ["a"]), ("test", ["a"]))
+    }
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,text", *lines]), encoding="utf-8")
+    three = ",".join(str(tmp_path / f"{name}.csv") for name in rows)
+    with pytest.raises(
+        UserError, match=r"none of 2 examples of the train split has a label \(2 lines "
+    ):
+        load(DataConfig(path=three), None)
+    with pytest.raises(UserError, match="1 distinct texts in 2 examples are too few to split"):
+        load(DataConfig(path=str(tmp_path / "train.csv")), None)
+    data = load(DataConfig(path=str(folder)), None)
+    summary = data.summary()
+    assert sum(split.examples for split in summary.values()) == 30
+    assert summary["test"].classes == {"with a text": len(data.splits["test"])}
+
+
 def test_restored_it_reads_pictures(task, tmp_path):
     again = HandwritingRecognition.restore(
         task.data, task.model, json.loads(json.dumps(task.assets()))
