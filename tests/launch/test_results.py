@@ -190,7 +190,7 @@ def test_metrics_that_are_no_numbers_are_named(changes, named, tmp_path):
 def test_recording_from_a_dirty_tree_is_refused(monkeypatch):
     monkeypatch.setattr(results, "commit", lambda: "abc")
     monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks/mask.py"])
-    with pytest.raises(UserError, match=r"attention/masks\.py differ from the commit"):
+    with pytest.raises(UserError, match=r"attention/masks/mask\.py differ from the commit"):
         results.check_recordable()
     monkeypatch.setattr(results, "dirty_files", list)
     results.check_recordable()
