@@ -114,22 +114,16 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            with path.open("w", encoding="utf-8") as file:
+            with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
-    except (OSError, UnicodeEncodeError) as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-        name = text[max(error.start - 20, 0) : error.end + 20]
-        raise UserError(
-            f"{path}: cannot be written, for the name of a file or folder in {name!r} is not in "
-            "UTF-8; rename it"
-        ) from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
