@@ -124,7 +124,11 @@ def test_a_checkpoint_that_cannot_be_written(flags, cache, tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=240,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
     )  # fmt: skip
-    line = one_line(done)
+    # The counts of the splits and the progress stand before it.
+    *before, line = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert line.startswith("error: ")
+    assert not any("error" in other or "Traceback" in other for other in before), done.stderr
     assert os.strerror(errno.EFBIG) in line
     assert str(folder / "checkpoints") in line
     assert finished_steps(folder / "checkpoints") == []
@@ -242,7 +246,8 @@ def test_a_full_disk_behind_the_output(run, cache):
             command("predict", cache, f"--workdir={run}", "--input=fine"),
             cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, check=False,
         )  # fmt: skip
-    assert one_line(done) == f"error: {os.strerror(errno.ENOSPC)}"
+    reason = os.strerror(errno.ENOSPC)
+    assert one_line(done) == f"error: --workdir={run} or standard output: {reason}"
 
 
 @pytest.mark.slow
