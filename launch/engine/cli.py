@@ -177,7 +177,7 @@ def _check_xla_flags() -> None:
         return
     import jax
 
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as printed:
         with warnings.catch_warnings():
             # The copy starts no thread, and ends at once.
             warnings.simplefilter("ignore")
@@ -185,16 +185,16 @@ def _check_xla_flags() -> None:
         if not child:
             try:
                 for stream in (1, 2):
-                    os.dup2(told.fileno(), stream)
+                    os.dup2(printed.fileno(), stream)
                 jax.config.update("jax_platforms", "cpu")
                 jax.devices()
             finally:
                 os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
             return
-        told.seek(0)
-        lines = told.read().decode(errors="replace").splitlines()
-    # What is fatal is told with F before the date, or at first where there is a list of all flags.
+        printed.seek(0)
+        lines = printed.read().decode(errors="replace").splitlines()
+    # Fatal lines begin with F and the date; without one, the first line says what is wrong.
     fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
     reason = (fatal or lines or ["the process was aborted"])[0]
     raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")

@@ -26,7 +26,7 @@ from tasks.common import builders, digests
 from tasks.common.image_files import resized
 from tasks.common.own_files import filed_as
 from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.tables import say_once
 from tasks.detection import files
 from tasks.detection.augmentation import AugmentationConfig
@@ -34,7 +34,6 @@ from tasks.detection.datasets import DATA_SETS
 from tasks.detection.metrics import Truth
 from tasks.detection.pasting import to_rle
 
-SPLITS = ("train", "validation", "test")
 _OWN_SIDE = 256
 # Examples of a split that stay in memory once they are made; what is beyond is made each time.
 _KEPT_BYTES = 1 << 30

@@ -23,13 +23,12 @@ from tasks.common.image_files import read_image, resized
 from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
 from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
+from tasks.common.splits import SPLITS, SplitSummary
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
 from tasks.handwriting_recognition import digits
 from tasks.handwriting_recognition.lines import HEIGHT, Lines, WrittenLines
 
-SPLITS = ("train", "validation", "test")
 NAMES = ("digit_strings",)
 LONG = "long"
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3}

@@ -20,8 +20,7 @@ import numpy as np
 
 from tasks.common import builders, fashion_mnist
 from tasks.common.paths import Paths
-
-SPLITS = ("train", "validation", "test")
+from tasks.common.splits import SPLITS
 
 
 class Images:

@@ -21,13 +21,12 @@ from tasks.common.image_files import read_each, read_oriented, resized
 from tasks.common.orientation import AnnotationTurns, say_displayed, turned
 from tasks.common.own_files import LATER, filed_as, hold_out, say_shared
 from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary, check_splits
+from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.tables import say_once
 from tasks.segmentation import files, tiles
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
-SPLITS = ("train", "validation", "test")
 FITS = ("resize", "tiles")
 # Share of a window that its neighbour has too, when a picture is predicted.
 OVERLAP = 0.25

@@ -32,7 +32,7 @@ from tasks.common.errors import UserError
 from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
 from tasks.common.own_files import LATER, filed_as
 from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
+from tasks.common.splits import SPLITS, SplitSummary
 from tasks.common.tables import say_once
 from tasks.common.text import TextConfig, TextEncoder
 from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
@@ -40,7 +40,6 @@ from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
 from tasks.speech_recognition.strings import JoinedDigits, Strings
 
-SPLITS = ("train", "validation", "test")
 OFFICIAL = "official"
 LONG, SILENCE = "long", "silence"
 # Signal-to-noise ratios of the noisy copies of test, in decibels.
