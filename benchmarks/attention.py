@@ -8,8 +8,8 @@ Ways are every kernel of the registry that can, "auto", jax.nn and flax.linen, P
 scaled_dot_product_attention and flex_attention, and tokamax where it is installed. Cases, with the
 ratios that are wanted, are in `benchmarks.attention_cases`. First all ways are held to the
 reference on a few queries, output and gradients: a way that is wrong is not timed. Then they take
-turns in rounds (`benchmarks.turns`). All use all cores, in one process; memory at its peak is that
-of a process of each one's own.
+turns in rounds (`benchmarks.interleaved`). All use all cores, in one process; peak memory is that
+of a separate process for each.
 
 What is found goes to benchmarks/results/SUITE.json, or where --json says; with --readme also to
 README.md and its figure (`benchmarks.report`).
@@ -28,12 +28,12 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import report, store
+from benchmarks import records, report
+from benchmarks.attention_backends import TORCH, Prepared, installed, ways
 from benchmarks.attention_cases import Case, arrays, cases, structured_mask
-from benchmarks.attention_ways import TORCH, Prepared, installed, ways
-from benchmarks.side_by_side import grown_by
-from benchmarks.turns import in_turns, let_torch_wait, slope, summary
-from launch.engine import cli
+from benchmarks.comparison import grown_by
+from benchmarks.interleaved import in_turns, let_torch_wait, slope, summary
+from launch import cli
 from tasks.common.errors import UserError
 
 # What a way may need besides arguments and results: at 8,192 positions the weights of 8 heads alone
@@ -78,7 +78,7 @@ def run() -> None:
     known = ways(values.suite)
     if TORCH not in known:
         print("torch is not installed: no ratios, the ways by torch are left out")
-    path = pathlib.Path(values.json or store.FOLDER / f"{values.suite}.json")
+    path = pathlib.Path(values.json or records.FOLDER / f"{values.suite}.json")
     rows: list[dict[str, Any]] = []
     for case in wanted:
         for passed in case.passes:
@@ -86,9 +86,9 @@ def run() -> None:
             print(report.show(rows[-1]), flush=True)
             gc.collect()
             section = {"rows": rows, "growth": growth(rows), "torch_waits": waiting}
-            store.put(path, "attention", section)
+            records.put(path, "attention", section)
     if values.memory:
-        store.put(path, "memory", {"case": _shrunk(MEMORY).label, "rows": memory(known)})
+        records.put(path, "memory", {"case": _shrunk(MEMORY).label, "rows": memory(known)})
     if values.readme:
         report.write(path.parent)
 

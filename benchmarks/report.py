@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.attention_cases import PASSES
-from benchmarks.store import FOLDER
+from benchmarks.records import FOLDER
 
 TEMPORARIES = 100e6
 """Bytes that forward + backward may need at 8,192 positions besides arguments and results."""
@@ -63,7 +63,7 @@ def markdown(suites: Mapping[str, Mapping[str, Any]], drawn: bool = True) -> str
     """The page.
 
     Args:
-      suites: name -> sections as `benchmarks.store` keeps them.
+      suites: name -> sections as `benchmarks.records` keeps them.
       drawn: whether there is a figure.
     """
     lines = [

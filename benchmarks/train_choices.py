@@ -21,11 +21,11 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import report, store
-from benchmarks.side_by_side import resident_peak
+from benchmarks import records, report
+from benchmarks.comparison import resident_peak
+from benchmarks.interleaved import in_turns, summary
 from benchmarks.train_step import MODELS
-from benchmarks.turns import in_turns, summary
-from launch.engine import cli
+from launch import cli
 from tasks.common.errors import UserError
 
 PLAIN = "as configured"
@@ -59,12 +59,12 @@ def run() -> None:
     if values.only:
         _serve(values.only, values.choice)
         return
-    path = pathlib.Path(values.json or store.FOLDER / "cpu.json")
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     rows = []
     for name in values.models or MODELS:
         rows.append({"model": name, "choices": measure(name)})
         print(show(rows[-1]), flush=True)
-        store.put(path, "train_choices", {"rows": rows})
+        records.put(path, "train_choices", {"rows": rows})
     if values.readme:
         report.write(path.parent)
 

@@ -23,10 +23,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks import report, store
-from benchmarks.attention_ways import installed
-from benchmarks.turns import in_turns, let_torch_wait, summary
-from launch.engine import cli
+from benchmarks import records, report
+from benchmarks.attention_backends import installed
+from benchmarks.interleaved import in_turns, let_torch_wait, summary
+from launch import cli
 from tasks.common.errors import UserError
 
 MODELS = {
@@ -64,7 +64,7 @@ def run() -> None:
     waiting = let_torch_wait() if installed("torch") else None
     if waiting is None:
         print("torch is not installed: no ratios, the ways by torch are left out")
-    path = pathlib.Path(values.json or store.FOLDER / "cpu.json")
+    path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     rows = []
     for name in values.models or MODELS:
         options = [word for word in sys.argv[1:] if not word.startswith(("--models", "--json"))]
@@ -77,7 +77,7 @@ def run() -> None:
             sys.exit(done.returncode)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(show(rows[-1]), flush=True)
-        store.put(path, "train_step", {"rows": rows, "torch_waits": waiting})
+        records.put(path, "train_step", {"rows": rows, "torch_waits": waiting})
     if values.readme:
         report.write(path.parent)
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import store
+from benchmarks import records
+from benchmarks.attention_backends import house_ways
 from benchmarks.attention_cases import Case, arrays
-from benchmarks.attention_ways import house_ways
-from benchmarks.turns import in_turns
-from launch.engine import cli
+from benchmarks.interleaved import in_turns
+from launch import cli
 from tasks.common.errors import UserError
 
 CLASSES = ("dense", "causal", "sparse", "array", "bias", "decode")
@@ -129,7 +129,7 @@ def write(path: pathlib.Path, kind: str, entries: list[dict[str, Any]]) -> None:
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = {_key(entry): entry for entry in entries}
     kept = {_key(entry): entry for entry in whole.get(kind, {}).get("entries", ())}
-    machine = store.machine()
+    machine = records.machine()
     whole[kind] = {
         "measured": {name: machine[name] for name in ("processor", "cores", "versions")},
         "entries": sorted((kept | new).values(), key=_key),

@@ -26,14 +26,14 @@ import re
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from tasks.common.backbones.resnet import ResNetConfig
+from tasks.common.data.user_files import cut_path
 from tasks.common.errors import UserError
-from tasks.common.own_files import cut_path
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.data import DataConfig
-from tasks.detection.detr import DETRConfig
-from tasks.detection.heads import HeadsConfig
-from tasks.detection.mask_rcnn import MaskRCNNConfig
-from tasks.detection.rpn import RPNConfig
+from tasks.detection.models.detr import DETRConfig
+from tasks.detection.models.heads import HeadsConfig
+from tasks.detection.models.mask_rcnn import MaskRCNNConfig
+from tasks.detection.models.rpn import RPNConfig
 
 DATA = ("nuclei", "clothes_on_satellite", "trees")
 PATH = "path:"

@@ -33,8 +33,8 @@ from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
 from tasks.forecasting.data import DataConfig
 from tasks.forecasting.datasets import DATA_SETS
-from tasks.forecasting.heads import HEADS
 from tasks.forecasting.models import MODEL_CONFIGS
+from tasks.forecasting.models.heads import HEADS
 
 # About three weeks of hours (the ridge's best on validation), a year of working days, five days of
 # ten minutes, four days of hours.

@@ -22,10 +22,10 @@ import re
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
+from tasks.common.backbones.transcriber import TranscriberConfig
 from tasks.common.errors import UserError
-from tasks.common.transcriber import TranscriberConfig
 from tasks.handwriting_recognition.data import DataConfig
-from tasks.handwriting_recognition.lines import Lines
+from tasks.handwriting_recognition.datasets.digit_lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
 
 _UNITS = 20

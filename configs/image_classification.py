@@ -29,8 +29,8 @@ import re
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
+from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.data import DataConfig
 from tasks.image_classification.model import ViTConfig

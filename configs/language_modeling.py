@@ -25,11 +25,11 @@ python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked 
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.decoding import DecodingConfig
+from tasks.common.data.user_files import cut_path
+from tasks.common.datasets.labelled_texts import DEFINITIONS
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
-from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.own_files import cut_path
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling.data import DataConfig
 from tasks.language_modeling.model import LanguageModelConfig
 

@@ -35,8 +35,8 @@ from launch.engine.optimizers import OptimizerConfig
 from tasks.common.errors import UserError
 from tasks.recommendation.data import DataConfig
 from tasks.recommendation.datasets import DATA_SETS
-from tasks.recommendation.losses import LossConfig
 from tasks.recommendation.models import MODEL_CONFIGS
+from tasks.recommendation.models.losses import LossConfig
 
 # Models of counts with few weights learn in few steps, those of profiles are slow to begin.
 _COUNTED = ("hybrid", "user_neighbours")

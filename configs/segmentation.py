@@ -28,8 +28,8 @@ import re
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.augmentation import AugmentationConfig
 from tasks.common.errors import UserError
+from tasks.common.images.augmentation import AugmentationConfig
 from tasks.segmentation.data import DataConfig
 from tasks.segmentation.datasets import DATA_SETS, LAND_SIDE
 from tasks.segmentation.losses import LossConfig

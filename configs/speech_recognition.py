@@ -28,10 +28,10 @@ import re
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.audio import SoundAugmentation
+from tasks.common.audio.augmentation import SoundAugmentation
+from tasks.common.backbones.transcriber import TranscriberConfig
 from tasks.common.errors import UserError
-from tasks.common.text import TextConfig
-from tasks.common.transcriber import TranscriberConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.speech_recognition.data import DataConfig
 from tasks.speech_recognition.datasets import NAMES
 from tasks.speech_recognition.model import ENCODERS, SpeechConfig

@@ -29,10 +29,10 @@ from pathlib import Path
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from launch.engine.run import saved_config
+from launch.runs.run import saved_config
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.text_classification.data import DataConfig
 from tasks.text_classification.model import (
     AttentionPoolingConfig,

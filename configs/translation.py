@@ -23,9 +23,9 @@ import re
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from tasks.common.decoding import DecodingConfig
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.translation.data import DataConfig
 from tasks.translation.model import RecurrentConfig, TransformerConfig
 

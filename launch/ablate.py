@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 cli.define_workdir()
 cli.define_record()
@@ -23,7 +23,7 @@ flags.DEFINE_multi_string("set", [], "key=value, on the base and so on every del
 
 def ablate() -> None:
     """The verb."""
-    from launch.engine import ablation as ablations
+    from launch.runs import ablation as ablations
 
     path, folder = cli.required("config"), cli.workdir()
     ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch.engine import cli, output
+from launch import cli
+from launch.engine import output
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
-    from tasks.common.paths import Paths
+    from tasks.common.data.paths import Paths
 
 cli.define_workdir()
 flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
@@ -25,7 +26,7 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split
 
 def evaluate() -> None:
     """The verb."""
-    from launch.engine import run
+    from launch.runs import run
 
     folder = cli.workdir()
     config = run.saved_config(folder)
@@ -48,8 +49,9 @@ def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> 
     Raises:
       UserError: the data cannot be read or differ from those of the run, or there is no checkpoint.
     """
-    from launch.engine import evaluation, run
+    from launch.engine import evaluation
     from launch.engine.writers import write_json
+    from launch.runs import run
 
     task = run.prepared_task(config, paths, folder)
     if config.training.refit:

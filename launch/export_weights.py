@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
-    from tasks.common.huggingface import LanguageModelFolder
+    from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
 flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors, vocab.txt.")
@@ -28,7 +28,7 @@ flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors
 
 def export_weights() -> None:
     """The verb."""
-    from launch.engine import run
+    from launch.runs import run
 
     folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
     config = run.saved_config(folder)
@@ -56,7 +56,7 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
     """Writes the folder; needs the run directory, and no data."""
-    from tasks.common.huggingface_folders import write_folder
+    from tasks.common.huggingface.files import write_folder
 
     check_exportable(config, folder, target)
     write_folder(target, _saved(config, folder))
@@ -67,10 +67,10 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
     import jax
 
-    from launch.engine import run
     from launch.engine import state as states
+    from launch.runs import run
     from tasks.common.errors import UserError
-    from tasks.common.huggingface import of_model
+    from tasks.common.huggingface.weights import of_model
 
     try:
         found = of_model(dataclasses.asdict(config.model), **_tokenizer(config, folder))
@@ -85,9 +85,9 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
     """Pieces in the order in which they are written, and how text is normalised."""
-    from launch.engine import run
+    from launch.runs import run
     from tasks.common.errors import UserError
-    from tasks.common.huggingface import IMPORTED, own_tokenizer
+    from tasks.common.huggingface.weights import IMPORTED, own_tokenizer
 
     imported = folder / IMPORTED
     if imported.exists():

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
-    from tasks.common.huggingface import LanguageModelFolder
+    from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
 flags.DEFINE_string("from", None, "Folder with config.json, model.safetensors and vocab.txt.")
@@ -39,7 +39,7 @@ def import_weights() -> None:
     source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir={folder}: is there already; name a new folder")
-    from tasks.common.huggingface_folders import read_folder
+    from tasks.common.huggingface.files import read_folder
 
     saved = read_folder(source)
     config = _experiment(saved, source)
@@ -89,7 +89,7 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     from launch.engine.steps import make_steps
     from launch.engine.writers import write_json, write_text
     from tasks.common.errors import UserError
-    from tasks.common.huggingface import IMPORTED
+    from tasks.common.huggingface.weights import IMPORTED
 
     assets = {
         "encoder": saved.text_encoder().to_json(),

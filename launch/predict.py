@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
     from launch.engine.inputs import Input
-    from launch.engine.run import Predictor
+    from launch.runs.run import Predictor
     from tasks.figures import Figure
 
 cli.define_workdir()
@@ -57,7 +57,8 @@ DRAWN_PORTION = 16
 
 def predict() -> None:
     """The verb."""
-    from launch.engine import inputs, run
+    from launch.engine import inputs
+    from launch.runs import run
     from tasks.common.errors import UserError
 
     folder = cli.workdir()
@@ -114,7 +115,7 @@ def write_pictures(
     Raises:
       UserError: the folder cannot be written.
     """
-    from launch.engine import figures
+    from launch.reporting import figures
     from tasks.common.errors import UserError
 
     found = []

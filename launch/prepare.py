@@ -5,14 +5,14 @@ python -m launch.prepare --config=configs/text_classification.py:sst2
 
 from __future__ import annotations
 
-from launch.engine import cli
+from launch import cli
 
 cli.define_config()
 
 
 def prepare() -> None:
     """The verb."""
-    from launch.engine.run import described_splits, prepared_task
+    from launch.runs.run import described_splits, prepared_task
 
     config = cli.experiment()
     cli.set_up_jax(config)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 flags.DEFINE_string("results", "results", "Folder of run files.")
 flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints.")
@@ -21,8 +21,8 @@ flags.DEFINE_string("readme", None, "File with a place for the first table.")
 
 def report() -> None:
     """The verb."""
-    from launch.engine import results, tables
     from launch.engine.writers import write_text
+    from launch.reporting import results, tables
     from tasks.common.errors import UserError
 
     records = results.load_records(Path(cli.required("results")))

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 cli.define_config()
 cli.define_workdir()
@@ -23,7 +23,7 @@ cli.define_record()
 
 def sweep() -> None:
     """The verb."""
-    from launch.engine import ablation as ablations
+    from launch.runs import ablation as ablations
 
     config, folder = cli.experiment(), cli.workdir()
     experiments = ablations.resolve_sweep(config, cli.FLAGS.set)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch.engine import cli
+from launch import cli
 
 cli.define_config()
 cli.define_workdir()
@@ -19,9 +19,9 @@ flags.DEFINE_bool("baselines", True, "Fit the cheap baselines (once) and show th
 
 def train() -> None:
     """The verb."""
-    from launch.engine import tables
     from launch.engine.config import task_class
-    from launch.engine.run import run
+    from launch.reporting import tables
+    from launch.runs.run import run
 
     config, folder = cli.experiment(), cli.workdir()
     cli.check_recordable()

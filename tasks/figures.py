@@ -1,4 +1,4 @@
-"""What a task shows a person, as plain data; `launch.engine.figures` draws it."""
+"""What a task shows a person, as plain data; `launch.reporting.figures` draws it."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tasks.common import digests
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import Bucket, Examples
+from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import Bucket, Examples
-from tasks.common.splits import SPLITS, SplitSummary
 from tasks.figures import Figure
 
 __all__ = ["SPLITS", "Task"]
@@ -87,8 +87,8 @@ class Task(abc.ABC):
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Hash of each part of the data, by a name for messages ('train labels'), so that a run can
-        tell which part has changed; see `tasks.common.digests.of_rows`. Together they cover all
-        that `fingerprint` does.
+        tell which part has changed; see `tasks.common.data.digests.of_rows`. Together they cover
+        all that `fingerprint` does.
         """
         return {"data": self.fingerprint}
 

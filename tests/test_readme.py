@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from launch.engine.config import load_file
-from tasks.common.builders import prepare
-from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.labelled_texts.common import example
-from tasks.common.paths import Paths
+from tasks.common.data.builders import prepare
+from tasks.common.data.paths import Paths
+from tasks.common.datasets.labelled_texts import DEFINITIONS
+from tasks.common.datasets.labelled_texts.base import example
 from tasks.translation.datasets import DATA_SETS
 from tests.launch import test_import_weights as bert
 from tests.launch.conftest import BAD, GOOD, PLAIN, ROOT, write_csv

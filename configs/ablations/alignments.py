@@ -7,7 +7,7 @@ hold the whole string, and the columns by length show up to where it can.
 """
 
 from attention import registry
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

@@ -4,7 +4,7 @@ python -m launch.ablate --config=configs/ablations/forecasting_share.py --workdi
     --set data.horizon=192
 """
 
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

@@ -7,7 +7,7 @@ attention. Parameters differ by what each mechanism adds; the table counts them.
 """
 
 from attention import registry
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

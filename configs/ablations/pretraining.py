@@ -5,7 +5,7 @@ python -m launch.train --config=configs/language_modeling.py:movie_reviews
 python -m launch.ablate --config=configs/ablations/pretraining.py --workdir=runs/pretraining
 """
 
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

@@ -5,7 +5,7 @@ python -m launch.ablate --config=configs/ablations/pretraining_sst2.py
     --workdir=runs/pretraining_sst2
 """
 
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

@@ -7,7 +7,7 @@ features are chosen small beside the 64 positions of a text, so that each mixer 
 nothing was tuned for any of them. `fourier` is the control without attention.
 """
 
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 MIXERS = {
     "sliding_window": "sliding_window(left=8, right=8)",

@@ -3,7 +3,7 @@
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 """
 
-from launch.engine.ablation import Ablation, Delta
+from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from launch.engine.steps import Steps
-from tasks.common.pipeline import evaluation_batches
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.task import Task
 
 # Padded places of a batch of predictions: one long sound among many short ones does not take the

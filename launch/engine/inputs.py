@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from launch.engine.output import as_json
-from tasks.common.errors import UserError
-from tasks.common.tables import (
+from tasks.common.data.tables import (
     EXTENSIONS,
     Table,
     encoding_of,
@@ -21,6 +20,7 @@ from tasks.common.tables import (
     open_table,
     text_value,
 )
+from tasks.common.errors import UserError
 from tasks.task import Task
 
 STANDARD_INPUT = "-"

@@ -19,8 +19,8 @@ from launch.engine.evaluation import Evaluation, evaluate
 from launch.engine.progress import Progress
 from launch.engine.steps import Steps, make_steps
 from launch.engine.writers import Writers, best_step, validation_curve
+from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
-from tasks.common.pipeline import train_iterator
 from tasks.task import Task
 
 # Score of a checkpoint made between two evaluations: kept while it is the newest.

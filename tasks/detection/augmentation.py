@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from tasks.common import augmentation as common
-from tasks.detection.boxes import area, clip
+from tasks.common.images import augmentation as common
+from tasks.detection.ops.boxes import area, clip
 
 Array = jax.Array
 
@@ -32,7 +32,7 @@ class AugmentationConfig:
       flip: left and right are exchanged in every second picture.
       flip_vertical: top and bottom are.
       turn: rows and columns are; with both flips this gives all eight ways to lay a square.
-      brightness, contrast, saturation, hue: see `tasks.common.augmentation`.
+      brightness, contrast, saturation, hue: see `tasks.common.images.augmentation`.
     """
 
     scale_min: float = 1.0

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from tasks.detection.masks import boxes_of
 from tasks.detection.metrics import Prediction, Truth, contest_scores, detection_metrics
-from tasks.detection.pasting import to_rle
+from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.pasting import to_rle
 
 # What is tried on validation: factors of Otsu's threshold, pixels between two seeds at least, and
 # pixels of an object at least.

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.data.tables import say_once, unique_keys
+from tasks.common.data.user_files import find_file, read_text
 from tasks.common.errors import UserError
-from tasks.common.own_files import find_file, read_text
-from tasks.common.tables import say_once, unique_keys
 from tasks.detection.metrics import Truth
-from tasks.detection.pasting import RunLength
+from tasks.detection.ops.pasting import RunLength
 
 # Pixels by which a box may reach over the border: tools round differently.
 _SLACK = 1.0

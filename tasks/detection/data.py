@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common import builders, digests
-from tasks.common.image_files import resized
-from tasks.common.own_files import filed_as
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.tables import say_once
-from tasks.detection import files
+from tasks.common.data import builders, digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.data.tables import say_once
+from tasks.common.data.user_files import filed_as
+from tasks.common.images.files import resized
+from tasks.detection import user_files
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
 from tasks.detection.metrics import Truth
-from tasks.detection.pasting import to_rle
+from tasks.detection.ops.pasting import to_rle
 
 _OWN_SIDE = 256
 # Examples of a split that stay in memory once they are made; what is beyond is made each time.
@@ -51,7 +51,7 @@ class DataConfig:
         they are, validation.json (or valid, val, dev) and test.json.
         Each split must have an object that is no crowd region (iscrowd 1). The boxes and masks of
         an image with an EXIF orientation are in pixels of the image as stored, unless sizes tell
-        otherwise: see `tasks.common.orientation`.
+        otherwise: see `tasks.common.images.orientation`.
       images: folder to which the file names in the annotations are relative; None: the annotations'
         own.
       image_size: side of the examples in pixels; None: that of the data set, 256 for own files.
@@ -294,7 +294,7 @@ def _truth(picture: Picture) -> Truth:
 
 def _load_own(config: DataConfig) -> DetectionData:
     side = config.image_size or _OWN_SIDE
-    own = files.load(config.path, config.images, skip_broken=config.skip_broken)
+    own = user_files.load(config.path, config.images, skip_broken=config.skip_broken)
     most = config.max_objects or max(1, own.max_objects)
 
     def examples(split: str) -> DetectionExamples:
@@ -328,7 +328,7 @@ def _load_own(config: DataConfig) -> DetectionData:
     return data
 
 
-def _name_lost(path: str, own: files.OwnFiles, side: int, most: int) -> None:
+def _name_lost(path: str, own: user_files.OwnFiles, side: int, most: int) -> None:
     """Names objects that an example cannot show."""
     tiny, beyond = [], []
     for pictures in own.splits.values():

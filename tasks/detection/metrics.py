@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.detection.pasting import RunLength
+from tasks.detection.ops.pasting import RunLength
 
 # Of IoU, for either figure.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

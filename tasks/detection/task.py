@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common import digests
-from tasks.common.augmentation import example_keys
 from tasks.common.backbones import convolutional
 from tasks.common.backbones.convolutional import places, slot_line
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_oriented
-from tasks.common.orientation import say_displayed
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
-from tasks.detection import baselines, losses
+from tasks.common.images.files import read_oriented
+from tasks.common.images.orientation import say_displayed
+from tasks.common.keys import example_keys
+from tasks.detection import baselines
 from tasks.detection.augmentation import augment
 from tasks.detection.data import (
     DataConfig,
@@ -31,15 +31,16 @@ from tasks.detection.data import (
     in_own_pixels,
     load,
 )
-from tasks.detection.detr import DETR, DETRConfig
-from tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.metrics import (
     Prediction,
     ap50_contributions,
     contest_scores,
     detection_metrics,
 )
-from tasks.detection.pasting import THRESHOLD, paste, pasted_codes
+from tasks.detection.models import losses
+from tasks.detection.models.detr import DETR, DETRConfig
+from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from tasks.detection.ops.pasting import THRESHOLD, paste, pasted_codes
 from tasks.figures import AttendedImage, DetectedImage, Figure
 from tasks.task import Task
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.errors import UserError
-from tasks.common.tables import listed, no_column, open_table, say_once, shown, text_value
-from tasks.common.timestamps import (
+from tasks.common.data.tables import listed, no_column, open_table, say_once, shown, text_value
+from tasks.common.data.timestamps import (
     DATE_ORDER_KEY,
     TimeColumn,
     TimeError,
     Times,
     looks_like_times,
 )
-from tasks.forecasting import times as clock
+from tasks.common.errors import UserError
+from tasks.forecasting import timestamps as clock
 from tasks.forecasting.numbers import (
     DECIMAL_KEY,
     Column,
@@ -28,7 +28,7 @@ from tasks.forecasting.numbers import (
     plain_number,
     read_numbers,
 )
-from tasks.forecasting.times import Step
+from tasks.forecasting.timestamps import Step
 
 TIME_COLUMNS = ("date", "time", "timestamp", "datetime", "ds")
 NO_TIMES = "none"

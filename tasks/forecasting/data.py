@@ -13,18 +13,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.common import digests
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.sources import fetch
+from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.timestamps import DATE_ORDERS
+from tasks.common.data.user_files import LATER, expect_one_of, filed_as
 from tasks.common.errors import UserError
-from tasks.common.own_files import LATER, expect_one_of, filed_as
-from tasks.common.paths import Paths
-from tasks.common.sources import fetch
-from tasks.common.splits import SPLITS, SplitSummary
-from tasks.common.timestamps import DATE_ORDERS
-from tasks.forecasting import times as clock
+from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
-from tasks.forecasting.files import Reading, Series, read_series
 from tasks.forecasting.numbers import DECIMALS
-from tasks.forecasting.times import Step
+from tasks.forecasting.timestamps import Step
+from tasks.forecasting.user_files import Reading, Series, read_series
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.places import PipPackage, Url, zip_member
-from tasks.common.sources import Source
-from tasks.forecasting.files import Series
-from tasks.forecasting.times import Step, read_time
+from tasks.common.data.fetchers import PipPackage, Url, zip_member
+from tasks.common.data.sources import Source
+from tasks.forecasting.timestamps import Step, read_time
+from tasks.forecasting.user_files import Series
 
 SHARES = (7.0, 1.0, 2.0)
 

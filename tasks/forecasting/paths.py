@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from tasks.forecasting.heads import Head
-from tasks.forecasting.windows import Forecaster
+from tasks.forecasting.models.base import Forecaster
+from tasks.forecasting.models.heads import Head
 
 Array = jax.Array
 Batch = Mapping[str, Array]

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 from tasks.forecasting.baselines import fit_linear, level_of, portions
 from tasks.forecasting.data import ForecastingData
-from tasks.forecasting.residual import RidgeSeasonalConfig
+from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 
 # Tenths of train: fitted up to the first, penalties chosen up to the second, tried up to the third.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
@@ -40,17 +40,18 @@ def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
 
 
 def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
-    """The weights of `tasks.forecasting.seasonal.SeasonalLag` with the least squared error on
-    train, by least squares where none is negative and none has a sum above 1 (Lawson & Hanson
-    1974); what is missing in the past is taken for the level.
+    """Fits the weights of `models.seasonal.SeasonalLag` on the training split.
+
+    Non-negative least squares with a sum of at most 1 (Lawson & Hanson 1974); missing values of the
+    past are replaced by the level.
 
     Args:
-      data: its windows of train are fitted to.
+      data: its training windows are fitted.
       season: P.
       level: "mean" or "last".
 
     Returns:
-      float64 [J, M], the latest season first; what a row lacks of 1 is the level's.
+      float64 [J, M], the latest season first; one minus the sum of a row is the level's weight.
     """
     M, J = data.lookback // season, -(-data.horizon // season)
     gram, cross = np.zeros((J, M, M)), np.zeros((J, M))
@@ -91,7 +92,7 @@ def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
-    """λ of `tasks.forecasting.residual.RidgeSeasonal`, with the least squared error over all
+    """λ of `tasks.forecasting.models.ridge.RidgeSeasonal`, with the least squared error over all
     origins within train.
 
         λ = Σ (y - r) (s - r) / Σ (s - r)²

@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common import digests
 from tasks.common.backbones.transformer import SHARDING_RULES
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
-from tasks.forecasting import times as clock
+from tasks.forecasting import timestamps as clock
 from tasks.forecasting.data import DataConfig, ForecastingData, Windows, load
-from tasks.forecasting.drawing import INTERVALS, LEVELS, attention_figures, forecast_figure
-from tasks.forecasting.heads import HEADS
-from tasks.forecasting.histories import Histories, History, Known, read_history, times_ahead
+from tasks.forecasting.figures import INTERVALS, LEVELS, attention_figures, forecast_figure
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
+from tasks.forecasting.models.base import Forecaster, Sizes
+from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.paths import quantiles_beyond, rolled
+from tasks.forecasting.processor import Histories, History, Known, read_history, times_ahead
 from tasks.forecasting.rolling import fit_share
-from tasks.forecasting.windows import Forecaster, Sizes
 from tasks.task import Task
 
 Array = jax.Array

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from tasks.common.transcription import TranscribedExamples
-from tasks.common.transcripts import transcript_metrics
+from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.handwriting_recognition.data import HandwritingData
 
 _SIDE, _INK = 16, 110
@@ -46,7 +46,7 @@ def _read(test: TranscribedExamples, index: int, model) -> str:
 
 def _pieces(columns: np.ndarray) -> list[np.ndarray]:
     """Stretches of columns with ink, each 16 x 16, flat."""
-    from tasks.common.image_files import resized
+    from tasks.common.images.files import resized
 
     inked = np.concatenate([[False], (columns > _INK).any(axis=1), [False]])
     edges = np.flatnonzero(inked[1:] != inked[:-1])

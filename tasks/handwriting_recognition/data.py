@@ -16,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders, digests
-from tasks.common.builders import Definition
+from tasks.common.data import builders, digests
+from tasks.common.data.builders import Definition
+from tasks.common.data.manifests import BY_TEXT, check_split_by, own_examples, summarize
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.transcribed import TranscribedExamples, transcribed_parts, units_of
+from tasks.common.data.user_files import LATER, filed_as
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_image, resized
-from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
-from tasks.common.own_files import LATER, filed_as
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary
-from tasks.common.text import TextConfig, TextEncoder
-from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
-from tasks.handwriting_recognition import digits
-from tasks.handwriting_recognition.lines import HEIGHT, Lines, WrittenLines
+from tasks.common.images.files import read_image, resized
+from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.handwriting_recognition.datasets import mnist_digits
+from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT, Lines, WrittenLines
 
 NAMES = ("digit_strings",)
 LONG = "long"
@@ -41,7 +41,7 @@ def _features() -> Mapping[str, object]:
     import tensorflow_datasets as tfds
 
     return {
-        "picture": tfds.features.Tensor(shape=(digits.SIDE,) * 2, dtype=np.uint8),
+        "picture": tfds.features.Tensor(shape=(mnist_digits.SIDE,) * 2, dtype=np.uint8),
         "digit": tfds.features.Scalar(dtype=np.int32),
     }
 
@@ -50,8 +50,8 @@ HANDWRITTEN_DIGITS = Definition(
     name="handwritten_digits",
     version="1.0.0",
     features=_features,
-    sources=(digits.SOURCE,),
-    generate=digits.generate,
+    sources=(mnist_digits.SOURCE,),
+    generate=mnist_digits.generate,
     counts={"train": 7992, "validation": 1003, "test": 1005},
     description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. Of every ten "
     "of a digit in the order of the file the first is test, the second validation.",

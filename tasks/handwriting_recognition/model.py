@@ -21,9 +21,8 @@ from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution, max_pool
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
-from tasks.common.transcriber import Transcriber, TranscriberConfig
-from tasks.common.transcription import Encoded
-from tasks.handwriting_recognition.lines import HEIGHT
+from tasks.common.backbones.transcriber import Encoded, Transcriber, TranscriberConfig
+from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 
 Array = jax.Array
 

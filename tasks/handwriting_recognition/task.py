@@ -10,17 +10,12 @@ import numpy as np
 from flax import nnx
 
 from tasks.common.backbones import convolutional, recurrent
+from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
+from tasks.common.data.transcribed import TranscribedExamples
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
-from tasks.common.text import TextEncoder
-from tasks.common.transcriber import TranscriberConfig
-from tasks.common.transcription import (
-    FAILURES,
-    Encoded,
-    TranscribedExamples,
-    TranscriptionTask,
-)
+from tasks.common.text.tokenizer import TextEncoder
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import (
     DataConfig,
@@ -30,6 +25,7 @@ from tasks.handwriting_recognition.data import (
     read_line,
 )
 from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineConfig, LineRecognizer
+from tasks.transcription import FAILURES, TranscriptionTask
 
 
 class HandwritingRecognition(TranscriptionTask):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.metrics import classification_metrics
+from tasks.common.metrics.classification import classification_metrics
 from tasks.image_classification.datasets import Images
 
 # Inverse strengths of regularization to choose from; the sum over pictures that they are weighed

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.common import digests
-from tasks.common.augmentation import AugmentationConfig
-from tasks.common.own_files import filed_as
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary, check_splits
-from tasks.image_classification import files
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary, check_splits
+from tasks.common.data.user_files import filed_as
+from tasks.common.images.augmentation import AugmentationConfig
+from tasks.image_classification import user_files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
 
 OWN_SIDE = 64
@@ -136,6 +136,6 @@ def load(config: DataConfig, paths: Paths | None) -> ImageData:
     if config.path is None:
         data_set = DATA_SETS[config.name]
         return ImageData(data_set.labels, data_set.load(paths))
-    data = ImageData(*files.read_folder(config.path, config.side, config.skip_broken))
+    data = ImageData(*user_files.read_folder(config.path, config.side, config.skip_broken))
     check_splits(config.path, data.summary())
     return data

@@ -5,7 +5,7 @@ UCI), as scikit-learn has them: 1,797 pictures of 8 x 8, each pixel the count 0.
 in a 4 x 4 block of the scanned digit. Their writers are not recorded, so the same hands are in all
 splits: the figures are for known hands.
 
-Fashion-MNIST: see `tasks.common.fashion_mnist`.
+Fashion-MNIST: see `tasks.common.datasets.fashion_mnist`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common import builders, fashion_mnist
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS
+from tasks.common.data import builders
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS
+from tasks.common.datasets import fashion_mnist
 
 
 class Images:

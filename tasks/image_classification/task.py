@@ -13,22 +13,22 @@ import optax
 from flax import nnx
 
 from attention import registry
-from tasks.common import digests
 from tasks.common.answers import ranked_classes
-from tasks.common.augmentation import (
+from tasks.common.backbones import convolutional, transformer
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
+from tasks.common.errors import UserError
+from tasks.common.images.augmentation import (
     AugmentationConfig,
     augment,
-    example_keys,
     mixup,
     random_shift,
 )
-from tasks.common.backbones import convolutional, transformer
-from tasks.common.errors import UserError
-from tasks.common.metrics import classification_metrics
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
+from tasks.common.keys import example_keys
+from tasks.common.metrics.classification import classification_metrics
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
-from tasks.image_classification import baselines, files
+from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
@@ -189,7 +189,7 @@ class ImageClassification(Task):
     def finalize(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Loss, and the metrics of `tasks.common.metrics`."""
+        """Loss, and the metrics of `tasks.common.metrics.classification`."""
         labels = self._pictures.splits[split].labels
         metrics = classification_metrics(labels, _predicted(outputs), self._labels)
         return {**metrics, "loss": float(statistics["loss"] / statistics["weight"])}
@@ -258,7 +258,7 @@ class ImageClassification(Task):
 
     def inputs(self, raw: Sequence[str]) -> Images:
         """Paths of pictures, or numbers; see `files.read_inputs`."""
-        return files.read_inputs(raw, DATA_SETS.get(self._data.name), self._data.side)
+        return user_files.read_inputs(raw, DATA_SETS.get(self._data.name), self._data.side)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]

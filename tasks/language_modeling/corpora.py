@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.builders import Definition
-from tasks.common.debian import member_of
-from tasks.common.places import AptPackage, Url
-from tasks.common.sources import Source
+from tasks.common.data.builders import Definition
+from tasks.common.data.debian import member_of
+from tasks.common.data.fetchers import AptPackage, Url
+from tasks.common.data.sources import Source
 from tasks.language_modeling.rpackage import vectors
 
 _FILE = "tinyshakespeare/input.txt"

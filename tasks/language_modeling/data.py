@@ -6,15 +6,15 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from tasks.common import builders, digests
+from tasks.common.data import builders, digests
+from tasks.common.data.deduplication import near_duplicates
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS
+from tasks.common.data.tables import lines_of, read_text, say_once
+from tasks.common.data.user_files import filed_as, hold_out, say_shared
+from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.errors import UserError
-from tasks.common.labelled_texts import DEFINITIONS, shared_with
-from tasks.common.leaks import near_duplicates
-from tasks.common.own_files import filed_as, hold_out, say_shared
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS
-from tasks.common.tables import lines_of, read_text, say_once
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling.corpora import CORPORA
 
 

@@ -1,4 +1,4 @@
-"""Sequences of ids from texts, as `tasks.common.pipeline` reads them.
+"""Sequences of ids from texts, as `tasks.common.data.pipeline` reads them.
 
 The task has two ids of its own after the tokenizer's: `mask_id` stands where a word is hidden, and
 `end_id` ends a text, or one of two segments (BERT's [SEP]). The tokenizer's CLS begins a text.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.common.text import CLS, PAD, UNKNOWN, TextEncoder
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, TextEncoder
 
 MASK = "[MASK]"
 RESERVED = 2

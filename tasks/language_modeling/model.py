@@ -19,8 +19,9 @@ from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.transformer import Encoder, EncoderCache, EncoderConfig
-from tasks.common.decoding import DecodingConfig, example_keys, generate
-from tasks.common.text import CLS, PAD, UNKNOWN
+from tasks.common.decoding.generate import DecodingConfig, generate
+from tasks.common.keys import example_keys
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
 Array = jax.Array
 OBJECTIVES = ("causal", "masked")
@@ -194,7 +195,7 @@ class LanguageModel(nnx.Module):
         return self.follows(jnp.tanh(self.pooler(hidden[:, 0].astype(jnp.float32))))
 
     def step(self, tokens: Array, cache: EncoderCache) -> tuple[Array, EncoderCache, tuple]:
-        """One token of each row, for `tasks.common.decoding.generate`."""
+        """One token of each row, for `tasks.common.decoding.generate.generate`."""
         hidden, cache = self.encoder.decode(self._embedded(tokens[:, None], None), cache)
         return self.logits(hidden[:, 0]), cache, ()
 

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.common import digests
 from tasks.common.backbones import transformer
-from tasks.common.cross_entropy import cross_entropy
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import Examples
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import Examples
-from tasks.common.text import CLS, SPECIAL, TextEncoder, whole_characters
+from tasks.common.losses import cross_entropy
+from tasks.common.text.tokenizer import CLS, SPECIAL, TextEncoder, whole_characters
 from tasks.figures import Alignment, Figure
-from tasks.language_modeling import answers
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
+from tasks.language_modeling import processor
 from tasks.language_modeling.data import Corpus, DataConfig, load
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
@@ -332,7 +332,7 @@ class LanguageModeling(Task):
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
             example = self.examples(split)[index]
-            shown = [answers.spelled(self.encoder, number) for number in example["tokens"]]
+            shown = [processor.spelled(self.encoder, number) for number in example["tokens"]]
             size = len(shown)
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
             caption = f"last layer, mean of the heads; {loss:.2f} nats a token"
@@ -388,7 +388,7 @@ class LanguageModeling(Task):
         """
         raw = [whole_characters(text) for text in raw]
         if self.model.objective == "masked":
-            return answers.blanks(self.encoder, raw, self.data.length)
+            return processor.blanks(self.encoder, raw, self.data.length)
         return sequences.prompts(
             sequences.encode(self.encoder, raw),
             CLS if self._begin is None else None,
@@ -404,9 +404,9 @@ class LanguageModeling(Task):
         """
         raw = [whole_characters(text) for text in raw]
         if self.model.objective == "masked":
-            return answers.filled(self.encoder, raw, outputs["tokens"], outputs["probabilities"])
+            return processor.filled(self.encoder, raw, outputs["tokens"], outputs["probabilities"])
         return [
-            answers.completed(self.encoder, text, tokens)
+            processor.completed(self.encoder, text, tokens)
             for text, tokens in zip(raw, outputs["tokens"], strict=True)
         ]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.data.tables import listed, no_column, shown
+from tasks.common.data.timestamps import looks_like_times
 from tasks.common.errors import UserError
-from tasks.common.tables import listed, no_column, shown
-from tasks.common.timestamps import looks_like_times
 
 USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
 EXPECTED = "expected user,item,timestamp[,title] in each line"
@@ -56,7 +56,7 @@ class Wanted:
       user, item, time, rating: headers, or numbers from 1 of columns without a header; empty:
         found. `time` is "none" for lines in the order of time.
       min_rating: least rating of an event that counts; None: all count.
-      date_order: see `tasks.common.timestamps.TimeColumn`.
+      date_order: see `tasks.common.data.timestamps.TimeColumn`.
     """
 
     user: str = ""

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from tasks.common import digests
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.sources import fetch
+from tasks.common.data.timestamps import DATE_ORDERS
+from tasks.common.data.user_files import LATER, expect_one_of, filed_as
 from tasks.common.errors import UserError
-from tasks.common.own_files import LATER, expect_one_of, filed_as
-from tasks.common.paths import Paths
-from tasks.common.sources import fetch
-from tasks.common.timestamps import DATE_ORDERS
-from tasks.recommendation import files
+from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
 
@@ -51,7 +51,7 @@ class DataConfig:
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
         31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
-        `tasks.recommendation.files.read_own`.
+        `tasks.recommendation.user_files.read_own`.
       max_length: S, events of a sequence; of a longer history an evaluation sees the latest, and
         training sees all of it, in several sequences.
       user_column, item_column, time_column, rating_column: headers of the user file, or numbers
@@ -209,7 +209,7 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
         to be tested.
     """
     if config.path is not None:
-        events = files.read_own(config.path, config.wanted)
+        events = user_files.read_own(config.path, config.wanted)
     else:
         data_set = DATA_SETS[config.name]
         found = {source.name: fetch(source, paths) for source in data_set.sources}
@@ -240,7 +240,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def in_order(events: files.Events) -> tuple[RecommendationData, int]:
+def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
     """Events sorted by user and time, each item of a user once, and how many others there were."""
     user, item, seconds = events.user, events.item, events.seconds
     sorted_by = events.order if seconds is None else seconds

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.places import PipPackage, Url, zip_member
-from tasks.common.sources import Source
-from tasks.recommendation.files import Events
+from tasks.common.data.fetchers import PipPackage, Url, zip_member
+from tasks.common.data.sources import Source
+from tasks.recommendation.user_files import Events
 
 
 @dataclasses.dataclass(frozen=True)

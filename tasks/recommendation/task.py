@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 from scipy.sparse import csr_matrix
 
-from tasks.common import digests
 from tasks.common.backbones.transformer import SHARDING_RULES
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, check_splits
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
@@ -30,8 +30,8 @@ from tasks.recommendation.data import (
     load,
 )
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
-from tasks.recommendation.questions import Question, Questions, Reader
-from tasks.recommendation.recommender import Recommender
+from tasks.recommendation.models.base import Recommender
+from tasks.recommendation.processor import Question, Questions, Reader
 from tasks.task import Task
 
 # Users on the page of recommendations, what is told of their past, and reasons of each item.
@@ -276,7 +276,7 @@ class Recommendation(Task):
         return functools.lru_cache(maxsize=4096)(Reader(self.events))
 
     def inputs(self, raw: Sequence[str]) -> Questions:
-        """Users of the data or titles; see `tasks.recommendation.questions.Reader`."""
+        """Users of the data or titles; see `tasks.recommendation.processor.Reader`."""
         return Questions([self._read(text) for text in raw], self.events, self.data)
 
     def describe(

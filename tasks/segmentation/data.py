@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders, digests
-from tasks.common.augmentation import AugmentationConfig
+from tasks.common.data import builders, digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.data.tables import say_once
+from tasks.common.data.user_files import LATER, filed_as, hold_out, say_shared
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_each, read_oriented, resized
-from tasks.common.orientation import AnnotationTurns, say_displayed, turned
-from tasks.common.own_files import LATER, filed_as, hold_out, say_shared
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.tables import say_once
-from tasks.segmentation import files, tiles
+from tasks.common.images.augmentation import AugmentationConfig
+from tasks.common.images.files import read_each, read_oriented, resized
+from tasks.common.images.orientation import AnnotationTurns, say_displayed, turned
+from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
@@ -45,7 +45,7 @@ class DataConfig:
         grey picture or as one with a palette; a file classes.txt in the folder names the classes,
         one a line, from 0 on. The train split must have pixels of two classes at least. The mask of
         a picture with an EXIF orientation is of the picture as stored, unless it has an orientation
-        of its own or sizes tell otherwise: see `tasks.common.orientation`.
+        of its own or sizes tell otherwise: see `tasks.common.images.orientation`.
       image_size: height and width of what the model sees.
       fit: how a picture of another size comes to it, in training and when predicting: "resize", as
         a whole; or "tiles", cut into windows at its own scale, whose predictions are blended.
@@ -76,13 +76,13 @@ class DataConfig:
             raise ValueError(f"void: got {self.void}, expected a number from 0 to 65535")
         values = list(self.mask_values)
         if values and (
-            not 2 <= len(values) <= files.MOST_CLASSES
+            not 2 <= len(values) <= user_files.MOST_CLASSES
             or len(set(values)) < len(values)
             or not 0 <= min(values) <= max(values) <= 65535
         ):
             raise ValueError(
-                f"mask_values: got {values}, expected 2 to {files.MOST_CLASSES} different numbers "
-                "from 0 to 65535"
+                f"mask_values: got {values}, expected 2 to {user_files.MOST_CLASSES} different "
+                "numbers from 0 to 65535"
             )
         if values and self.path is None:
             raise ValueError(f"mask_values: got {values}, expected none without path")
@@ -141,7 +141,9 @@ class SegmentationData:
         return {
             split: SplitSummary(
                 len(pictures),
-                dict(zip(self.names, files.label_counts(pictures.labels).tolist(), strict=False)),
+                dict(
+                    zip(self.names, user_files.label_counts(pictures.labels).tolist(), strict=False)
+                ),
                 unit="pixels",
                 ignored=pictures.void,
                 ignored_as="void",
@@ -212,20 +214,20 @@ def _named(config: DataConfig, paths: Paths) -> SegmentationData:
 
 
 def _own(config: DataConfig) -> SegmentationData:
-    names = files.class_names(config.path)
+    names = user_files.class_names(config.path)
     values = config.mask_values
     if names is not None and values and len(names) != len(values):
         raise UserError(
             f"config.data.mask_values: got {len(values)} numbers, expected one for each of the "
-            f"{len(names)} classes in {Path(config.path) / files.CLASSES}"
+            f"{len(names)} classes in {Path(config.path) / user_files.CLASSES}"
         )
     read: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    kept: dict[str, list[files.Pair]] = {}
+    kept: dict[str, list[user_files.Pair]] = {}
     turns = AnnotationTurns()
-    for split, pairs in files.find(config.path).items():
+    for split, pairs in user_files.find(config.path).items():
         read[split], numbers = read_each(
             pairs,
-            lambda pair: files.read_pair(pair, config.void, names, values, turns),
+            lambda pair: user_files.read_pair(pair, config.void, names, values, turns),
             skip_broken=config.skip_broken,
         )
         kept[split] = [pairs[number] for number in numbers]
@@ -239,7 +241,8 @@ def _own(config: DataConfig) -> SegmentationData:
         ]
     if names is None:
         names = [
-            f"class_{n}" for n in range(len(values) or files.count_classes(config.path, read, kept))
+            f"class_{n}"
+            for n in range(len(values) or user_files.count_classes(config.path, read, kept))
         ]
     hashes = {
         split: [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image, _ in pairs]
@@ -256,7 +259,7 @@ def _own(config: DataConfig) -> SegmentationData:
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
     before, after = (
-        files.label_counts(x) for x in ([y for _, y in read["train"]], splits["train"].labels)
+        user_files.label_counts(x) for x in ([y for _, y in read["train"]], splits["train"].labels)
     )
     lost = [names[k] for k in np.flatnonzero(before[:VOID]) if not after[k]]
     if lost:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common import blue_marble
-from tasks.common.builders import Definition
-from tasks.common.places import Url
-from tasks.common.sources import Source
+from tasks.common.data.builders import Definition
+from tasks.common.data.fetchers import Url
+from tasks.common.data.sources import Source
+from tasks.common.datasets import blue_marble
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tasks.common.augmentation import augment, example_keys
 from tasks.common.backbones.convolutional import SHARDING_RULES, places
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
-from tasks.common.image_files import read_image, resized
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
+from tasks.common.images.augmentation import augment
+from tasks.common.images.files import read_image, resized
+from tasks.common.keys import example_keys
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
@@ -266,7 +267,7 @@ class Segmentation(Task):
     # ------------------------------------------------------------------ predict
 
     def inputs(self, raw: Sequence[str]) -> Scenes:
-        """Paths of pictures of any size; see `tasks.common.image_files`."""
+        """Paths of pictures of any size; see `tasks.common.images.files`."""
         return Scenes(raw, self.data)
 
     def describe(

@@ -17,9 +17,9 @@ from flax import nnx
 
 from attention import registry, shapes
 from attention.dropout import dropout
-from tasks.common import decoding
 from tasks.common.backbones.recurrent import GRU
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
+from tasks.common.decoding import generate
 from tasks.sequence_copy.data import END, PAD, START, VOCABULARY
 
 Array = jax.Array
@@ -139,10 +139,10 @@ class EncoderDecoder(nnx.Module):
           Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
           [B, T, N, S], 0 where PAD is written.
         """
-        decoded = decoding.generate(
+        decoded = generate.generate(
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),
-            config=decoding.DecodingConfig(),
+            config=generate.DecodingConfig(),
             batch_size=len(source),
             max_length=steps,
             start=START,

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tasks.common import digests
 from tasks.common.backbones.recurrent import SHARDING_RULES
-from tasks.common.paths import Paths
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
 from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitStrings

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from tasks.common.audio import LogMelConfig, log_mel, resampled, to_pcm
-from tasks.common.transcription import TranscribedExamples
-from tasks.common.transcripts import transcript_metrics
+from tasks.common.audio.features import LogMelConfig, log_mel
+from tasks.common.audio.files import resampled, to_pcm
+from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.speech_recognition.data import SpeechData
 
 _COEFFICIENTS, _PARTS = 20, 10

@@ -19,26 +19,21 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import builders, digests
-from tasks.common.audio import (
-    LogMelConfig,
-    SoundAugmentation,
-    read_audio,
-    resampled,
-    to_pcm,
-    trimmed,
-)
+from tasks.common.audio.augmentation import SoundAugmentation
+from tasks.common.audio.features import LogMelConfig
+from tasks.common.audio.files import read_audio, resampled, to_pcm, trimmed
+from tasks.common.data import builders, digests
+from tasks.common.data.manifests import BY_TEXT, check_split_by, own_examples, summarize
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.tables import say_once
+from tasks.common.data.transcribed import TranscribedExamples, transcribed_parts, units_of
+from tasks.common.data.user_files import LATER, filed_as
 from tasks.common.errors import UserError
-from tasks.common.manifests import BY_TEXT, check_split_by, own_examples, summarize
-from tasks.common.own_files import LATER, filed_as
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary
-from tasks.common.tables import say_once
-from tasks.common.text import TextConfig, TextEncoder
-from tasks.common.transcription import TranscribedExamples, transcribed_parts, units_of
+from tasks.common.text.tokenizer import TextConfig, TextEncoder
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
-from tasks.speech_recognition.spoken_digits import RATE, SPEAKERS, WORDS
-from tasks.speech_recognition.strings import JoinedDigits, Strings
+from tasks.speech_recognition.datasets.digit_strings import JoinedDigits, Strings
+from tasks.speech_recognition.datasets.spoken_digits import RATE, SPEAKERS, WORDS
 
 OFFICIAL = "official"
 LONG, SILENCE = "long", "silence"

@@ -17,13 +17,12 @@ from flax import nnx
 from attention import masks, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.audio import LogMelConfig
+from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.transcriber import Encoded, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
-from tasks.common.transcriber import Transcriber, TranscriberConfig
-from tasks.common.transcription import Encoded
 
 Array = jax.Array
 

@@ -11,20 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common.audio import augment_bands, augment_samples, log_mel, spec_augment
-from tasks.common.augmentation import example_keys
+from tasks.common.audio.augmentation import augment_bands, augment_samples, spec_augment
+from tasks.common.audio.features import log_mel
 from tasks.common.backbones import recurrent, transformer
+from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
+from tasks.common.data.transcribed import TranscribedExamples
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
-from tasks.common.text import TextEncoder
-from tasks.common.transcriber import TranscriberConfig
-from tasks.common.transcription import (
-    FAILURES,
-    Encoded,
-    TranscribedExamples,
-    TranscriptionTask,
-)
+from tasks.common.keys import example_keys
+from tasks.common.text.tokenizer import TextEncoder
 from tasks.figures import Curves, Figure
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import (
@@ -37,6 +33,7 @@ from tasks.speech_recognition.data import (
     read_clip,
 )
 from tasks.speech_recognition.model import MODEL_CONFIGS, SpeechConfig, SpeechRecognizer
+from tasks.transcription import FAILURES, TranscriptionTask
 
 # Clips of train by which features are standardised, and how many at once.
 _MEASURED, _TOGETHER = 500, 32

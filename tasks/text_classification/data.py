@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common import builders, catalogue, digests
+from tasks.common.data import builders, catalogue, digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
+from tasks.common.data.user_files import filed_as, hold_out, say_shared
+from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
-from tasks.common.labelled_texts import DEFINITIONS
-from tasks.common.own_files import filed_as, hold_out, say_shared
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, alike, check_splits
-from tasks.common.text import TextConfig
-from tasks.text_classification.files import read_labelled
+from tasks.common.text.tokenizer import TextConfig
+from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from attention.dropout import dropout, keep_mask
 from attention.projection import Projection
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
-from tasks.common.text import CLS
-from tasks.text_classification.start import Start
+from tasks.common.text.tokenizer import CLS
+from tasks.text_classification.finetuning import Start
 
 Array = jax.Array
 

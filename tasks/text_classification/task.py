@@ -13,28 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tasks.common import baselines as linear
-from tasks.common import digests
 from tasks.common.answers import ranked_classes
 from tasks.common.backbones import recurrent, transformer
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
-from tasks.common.metrics import classification_metrics
-from tasks.common.paths import Paths
+from tasks.common.metrics.classification import classification_metrics
 from tasks.common.pretrained import Pretrained
-from tasks.common.splits import SplitSummary
-from tasks.common.text import CLS, PAD, UNKNOWN, TextEncoder
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, TextEncoder
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import Task
+from tasks.text_classification import baselines as linear
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
-from tasks.text_classification.start import Start, start_from
+from tasks.text_classification.finetuning import Start, start_from
 
 # Quantiles of the train lengths at which texts are padded; compiled once each.
 _BUCKET_QUANTILES = (0.5, 0.8, 0.95, 1.0)
 
 
 class TextExamples:
-    """Encoded texts with or without labels, as `tasks.common.pipeline` reads them."""
+    """Encoded texts with or without labels, as `tasks.common.data.pipeline` reads them."""
 
     padded = {"tokens": PAD}  # noqa: RUF012 - part of a protocol
 
@@ -247,7 +247,7 @@ class TextClassification(Task):
     def finalize(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Loss, and the metrics of `tasks.common.metrics`."""
+        """Loss, and the metrics of `tasks.common.metrics.classification`."""
         predictions = np.argmax(outputs["probabilities"], axis=-1)
         metrics = classification_metrics(self._texts.splits[split].labels, predictions, self.labels)
         return {"loss": float(statistics["loss"] / statistics["weight"]), **metrics}

@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tasks.common.debian import members
-from tasks.common.places import AptPackage
-from tasks.common.sources import Source
+from tasks.common.data.debian import members
+from tasks.common.data.fetchers import AptPackage
+from tasks.common.data.sources import Source
 
 # Read by people and set apart from the verse; and what may stand within a word.
 _ASIDE = r"note|title|speaker|catchWord|rdg"

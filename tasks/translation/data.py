@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common import builders, digests
-from tasks.common.own_files import filed_as, hold_out, say_shared, split_paths
-from tasks.common.paths import Paths
-from tasks.common.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.text import PAD, TextConfig
+from tasks.common.data import builders, digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.data.user_files import filed_as, hold_out, say_shared, split_paths
+from tasks.common.text.tokenizer import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
-from tasks.translation.files import find, read_pairs
+from tasks.translation.user_files import find, read_pairs
 
 # What a tokenizer for classification may do, and one that writes text may not.
 _WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
@@ -163,7 +163,7 @@ def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
 
 
 class PairExamples:
-    """Pairs of ids as `tasks.common.pipeline` reads them, each side with an end sign after it.
+    """Pairs of ids as `tasks.common.data.pipeline` reads them, each side with an end sign after it.
 
     Attributes:
       lengths: of each field, the end sign included.

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.builders import Definition
-from tasks.common.places import Url
-from tasks.common.sources import Source
+from tasks.common.data.builders import Definition
+from tasks.common.data.fetchers import Url
+from tasks.common.data.sources import Source
 from tasks.translation import bible
 
 

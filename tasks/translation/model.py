@@ -25,8 +25,9 @@ from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
-from tasks.common.decoding import Decoded, DecodingConfig, example_keys, generate
-from tasks.common.text import CLS, PAD, UNKNOWN
+from tasks.common.decoding.generate import Decoded, DecodingConfig, generate
+from tasks.common.keys import example_keys
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
 Array = jax.Array
 

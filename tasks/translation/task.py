@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.common import digests
 from tasks.common.backbones import recurrent, transformer
-from tasks.common.cross_entropy import cross_entropy, smoothed_cross_entropy
-from tasks.common.decoding import Decoded, DecodingConfig
+from tasks.common.data import digests
+from tasks.common.data.paths import Paths
+from tasks.common.data.splits import SplitSummary
+from tasks.common.decoding.generate import Decoded, DecodingConfig
 from tasks.common.errors import UserError
-from tasks.common.metrics import bleu_contributions, bleu_signature, translation_metrics
-from tasks.common.paths import Paths
-from tasks.common.splits import SplitSummary
-from tasks.common.text import PAD, TextEncoder
+from tasks.common.losses import cross_entropy, smoothed_cross_entropy
+from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
+from tasks.common.text.tokenizer import PAD, TextEncoder
 from tasks.figures import Alignment, Curves, Figure
 from tasks.task import Task
 from tasks.translation import baselines

@@ -9,9 +9,9 @@ import pytest
 
 from attention.kernels import dispatch
 from benchmarks import attention as command
-from benchmarks import attention_ways, report, tune
+from benchmarks import attention_backends, report, tune
 from benchmarks.attention_cases import Case, arrays, cases
-from benchmarks.turns import in_turns, slope, summary
+from benchmarks.interleaved import in_turns, slope, summary
 from tests.attention.test_registry import ROOT
 
 TINY = Case("causal", 1, 2, 16, 8, causal=True, targets={"both": 1.25}, growth=True)
@@ -20,7 +20,7 @@ TINY = Case("causal", 1, 2, 16, 8, causal=True, targets={"both": 1.25}, growth=T
 @pytest.fixture
 def without_torch(monkeypatch):
     """As where it is not installed."""
-    monkeypatch.setattr(attention_ways, "installed", lambda module: False)
+    monkeypatch.setattr(attention_backends, "installed", lambda module: False)
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -41,7 +41,7 @@ def without_torch(monkeypatch):
 )
 def test_every_way_is_held_to_the_reference_and_timed(changes):
     case = dataclasses.replace(TINY, **({"keys": None} | changes))
-    known = attention_ways.ways("cpu")
+    known = attention_backends.ways("cpu")
     assert {"reference", "jax.nn", "flax.linen"} <= known.keys()
     for passed in case.passes:
         row = command.measure(case, passed, known, 1, "cpu")
@@ -54,7 +54,7 @@ def test_every_way_is_held_to_the_reference_and_timed(changes):
 
 @pytest.mark.usefixtures("without_torch")
 def test_what_is_wrong_or_fails_is_not_timed():
-    known = attention_ways.ways("cpu")
+    known = attention_backends.ways("cpu")
 
     def wrong(case, passed, drawn, limit):
         right = known["reference"](case, passed, drawn, limit)
@@ -74,7 +74,7 @@ def test_what_is_wrong_or_fails_is_not_timed():
         "both",
         {
             "reference": known["reference"],
-            "needy": lambda case, passed, drawn, limit: attention_ways.ways("cpu")["jax.nn"](
+            "needy": lambda case, passed, drawn, limit: attention_backends.ways("cpu")["jax.nn"](
                 case, passed, drawn, 1
             ),
         },
@@ -160,7 +160,7 @@ def test_the_command_writes_rows_page_and_figure(tmp_path):
         ("causal (1, 8, 32, 64) float32", "both"),
     ]
     assert "| causal (1, 8, 32, 64) float32 |" in (tmp_path / "README.md").read_text()
-    if not attention_ways.installed("torch"):
+    if not attention_backends.installed("torch"):
         assert "torch is not installed" in done.stdout
 
 
@@ -194,6 +194,6 @@ def test_tune_writes_what_auto_reads(tmp_path):
     for options, case in tune.grid():
         if case.keys <= 128:
             drawn = arrays(case)
-            mask = attention_ways.structured_mask(case, drawn["lengths"], drawn["mask"])
+            mask = attention_backends.structured_mask(case, drawn["lengths"], drawn["mask"])
             taken = dispatch.options_class(case.queries, case.keys, mask, drawn["bias"])
             assert taken == options

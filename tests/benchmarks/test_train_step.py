@@ -6,16 +6,17 @@ import sys
 
 import pytest
 
-from benchmarks import recurrent_step, train_choices
+from benchmarks import train_choices
+from benchmarks.steps import recurrent
 from tests.attention.test_registry import ROOT
 
 
 def test_batches_end_where_they_say():
-    for batch in recurrent_step.batches(4, 6, 2):
+    for batch in recurrent.batches(4, 6, 2):
         for side in ("source", "target"):
             rows = batch[side]
             last = (rows != 0).sum(1) - 1
-            assert (rows[range(4), last] == recurrent_step.VOCABULARY + 1).all()
+            assert (rows[range(4), last] == recurrent.VOCABULARY + 1).all()
             assert ((rows != 0).sum(1) >= 3).all()
 
 

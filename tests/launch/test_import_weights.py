@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from launch.engine import run as runs
-from tasks.common import huggingface_folders
+from launch.runs import run as runs
 from tasks.common.errors import UserError
+from tasks.common.huggingface import files
 
 D, N, F, LENGTH = 8, 2, 12, 16
 PIECES = ["the", "film", "was", "good", "bad", "cafe", "##ly", ".", "a"]
@@ -122,9 +122,9 @@ def write(folder, config, shapes):
 )
 def test_written_back_is_what_was_read(config, shapes, tmp_path):
     tensors = write(tmp_path / "from", config, shapes)
-    read = huggingface_folders.read_folder(tmp_path / "from")
+    read = files.read_folder(tmp_path / "from")
     assert read.left_out == []
-    huggingface_folders.write_folder(tmp_path / "to", read)
+    files.write_folder(tmp_path / "to", read)
     written = load_file(tmp_path / "to" / "model.safetensors")
     assert written.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -135,7 +135,7 @@ def test_written_back_is_what_was_read(config, shapes, tmp_path):
 
 def test_rows_follow_the_tokens(tmp_path):
     tensors = write(tmp_path / "bert", BERT, bert_shapes() | HEAD | PAIRS)
-    read = huggingface_folders.read_folder(tmp_path / "bert")
+    read = files.read_folder(tmp_path / "bert")
     encoder = read.text_encoder()
     words = tensors["bert.embeddings.word_embeddings.weight"]
     table = read.params["embedding/embedding"]
@@ -170,7 +170,7 @@ def test_old_names_bare_encoders_and_tokenizer_json(tmp_path):
         "model": {"type": "WordPiece", "vocab": {p: i for i, p in enumerate(VOCABULARY)}},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    read = huggingface_folders.read_folder(folder)
+    read = files.read_folder(folder)
     scale = tensors["embeddings.LayerNorm.weight"]
     np.testing.assert_array_equal(read.params["encoder/input_norm/scale"], scale)
     assert read.left_out == ["pooler.dense.bias", "pooler.dense.weight"]
@@ -219,7 +219,7 @@ def test_what_is_not_such_a_folder_is_one_line(damage, message, tmp_path):
     write(tmp_path / "bert", BERT, bert_shapes() | HEAD)
     damage(tmp_path / "bert")
     with pytest.raises(UserError, match=message):
-        huggingface_folders.read_folder(tmp_path / "bert")
+        files.read_folder(tmp_path / "bert")
 
 
 def test_a_run_that_predicts(tmp_path, verb):

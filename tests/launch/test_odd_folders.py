@@ -8,10 +8,10 @@ import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from launch.engine import run as runs
 from launch.import_weights import _experiment
+from launch.runs import run as runs
 from tasks.common.errors import UserError
-from tasks.common.huggingface_folders import read_folder, write_folder
+from tasks.common.huggingface.files import read_folder, write_folder
 from tests.launch.test_import_weights import (
     BERT,
     DISTILBERT,
@@ -125,7 +125,7 @@ def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, verb):
 
 
 def test_what_the_config_cannot_say_is_written_as_tokenizer_json(tmp_path):
-    from tests.tasks.common.test_huggingface_tokenizers import whole
+    from tests.tasks.common.huggingface.test_tokenizers import whole
 
     folder = tmp_path / "from"
     write(folder, BERT, bert_shapes() | HEAD | PAIRS)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from launch.engine import cli
+from launch import cli
 from launch.engine.checkpoints import finished_steps
 from launch.engine.errors import system_error
 from tests.launch.conftest import ROOT, command

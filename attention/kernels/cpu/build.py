@@ -106,7 +106,7 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 
 
 def _cache() -> pathlib.Path:
-    """Where data sets are kept too: see tasks/common/paths.py."""
+    """Where data sets are kept too: see tasks/common/data/paths.py."""
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"

@@ -1,11 +1,11 @@
 """LanguageModel beside BertModel, BertForMaskedLM, BertForPreTraining and DistilBERT's of
-transformers, with the weights that `tasks.common.huggingface` makes of ours.
+transformers, with the weights that `tasks.common.huggingface.weights` makes of ours.
 """
 
 import numpy as np
 from flax import nnx
 
-from tasks.common import huggingface
+from tasks.common.huggingface.weights import our_order, to_tensors
 from tasks.language_modeling.model import LanguageModel, LanguageModelConfig
 from tests.oracles.problems import differentiate, torch_answers
 
@@ -18,7 +18,7 @@ CASES = (
     "distilbert_masked",
 )
 VOCABULARY = ["[PAD]", "a", "[UNK]", "b", "[CLS]", "[SEP]", "[MASK]", *map(str, range(V - 7))]
-ORDER = huggingface.our_order(VOCABULARY)
+ORDER = our_order(VOCABULARY)
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
@@ -102,7 +102,7 @@ def _theirs(case, a):
     suffix = {"model": "Model", "masked": "ForMaskedLM", "pretraining": "ForPreTraining"}[what]
     options = {"add_pooling_layer": False} if case == "bert_model" else {}
     model = getattr(transformers, f"{name}{suffix}")(config, **options).eval()
-    weights = huggingface.to_tensors(kind, L, a, ORDER)
+    weights = to_tensors(kind, L, a, ORDER)
     if what == "model":
         known = model.state_dict()
         weights = {name: tensor for name, tensor in weights.items() if name in known}

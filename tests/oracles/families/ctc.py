@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.common.ctc import ctc_loss
+from tasks.common.decoding.ctc import ctc_loss
 from tests.oracles.problems import differentiate, torch_answers
 
 PACKAGES = ("torch",)

@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from attention.positions import sinusoidal
-from tasks.forecasting.informer import InformerConfig
 from tasks.forecasting.models import build
-from tasks.forecasting.patchtst import PatchTSTConfig
-from tasks.forecasting.windows import Sizes
+from tasks.forecasting.models.base import Sizes
+from tasks.forecasting.models.informer import InformerConfig
+from tasks.forecasting.models.patchtst import PatchTSTConfig
 from tests.oracles.problems import differentiate, torch_answers
 from tests.oracles.torch_weights import TorchWeights, params
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.common.audio import LogMelConfig, log_mel
+from tasks.common.audio.features import LogMelConfig, log_mel
 
 PACKAGES = ("torch", "librosa")
 P = 1200

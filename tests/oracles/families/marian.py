@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common import decoding
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.decoding import generate
 from tests.oracles.problems import differentiate, torch_answers
 
 B, S, T, D, N, H, F, V = 3, 6, 5, 16, 2, 8, 20, 23
@@ -74,7 +74,7 @@ def ours(case: str) -> dict[str, np.ndarray]:
         return differentiate(_teach, inputs(case))
     options = {"method": "beam" if "beam" in case else "greedy", **GENERATION[case]}
     options.pop("end", None)
-    config = decoding.DecodingConfig(**options)
+    config = generate.DecodingConfig(**options)
     tokens, scores = jax.jit(lambda a: _generate(config, a))(inputs(case))
     # A greedy search has no scores there.
     return {"tokens": np.asarray(tokens)} | ({"scores": scores} if "beam" in case else {})
@@ -125,7 +125,7 @@ def _generate(config, a):
         return model.embedding.logits(states[:, 0]) + a["logits_bias"], state, cross[:, :, :, 0]
 
     state = model.decoder.init_cache(memory, valid, LONGEST)
-    decoded = decoding.generate(
+    decoded = generate.generate(
         step,
         state,
         config=config,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.recommendation.sequential import SASRec, SASRecConfig
+from tasks.recommendation.models.sequential import SASRec, SASRecConfig
 from tests.oracles.problems import differentiate, torch_answers
 
 LIVE = False

@@ -100,7 +100,7 @@ def ours(case):
     """Outputs, and gradients named `d_<input>`, of what this repository computes."""
     import jax
 
-    from tasks.detection import anchors, boxes, matching, pasting, roi_align, suppression
+    from tasks.detection.ops import anchors, boxes, matching, nms, pasting, roi_align
 
     arrays = inputs(case)
     if case in ROI:
@@ -150,7 +150,7 @@ def ours(case):
         a = {name: np.concatenate([array, array[:9]]) for name, array in arrays.items()}
         a["scores"][60:] = 99
         labels = a["labels"] if case == "batched_nms" else a["labels"] * 0
-        indices, valid = jax.jit(suppression.batched_nms, static_argnums=5)(
+        indices, valid = jax.jit(nms.batched_nms, static_argnums=5)(
             a["boxes"], a["scores"], labels, np.arange(69) < 60, 0.3, 64
         )
         return {"kept": np.asarray(indices)[np.asarray(valid)]}

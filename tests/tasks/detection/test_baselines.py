@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tasks.detection.baselines import otsu, otsu_discs, parted, prediction
-from tasks.detection.masks import boxes_of
 from tasks.detection.metrics import Truth
-from tasks.detection.pasting import to_rle
+from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.pasting import to_rle
 
 SIDE = 64
 Y, X = np.mgrid[:SIDE, :SIDE]

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.common import blue_marble
-from tasks.common.paths import Paths
-from tasks.detection import clothes, nuclei, trees
+from tasks.common.data.paths import Paths
+from tasks.common.datasets import blue_marble
 from tasks.detection import data as detection_data
 from tasks.detection.data import (
     DataConfig,
@@ -20,10 +19,10 @@ from tasks.detection.data import (
     in_own_pixels,
     load,
 )
-from tasks.detection.datasets import DATA_SETS
-from tasks.detection.masks import boxes_of, stacked, stacked_codes
+from tasks.detection.datasets import DATA_SETS, clothes, nuclei, trees
 from tasks.detection.metrics import Truth
-from tasks.detection.pasting import to_rle
+from tasks.detection.ops.masks import boxes_of, stacked, stacked_codes
+from tasks.detection.ops.pasting import to_rle
 from tests.tasks.public import needed
 
 

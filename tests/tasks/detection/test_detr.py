@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from tasks.detection.detr import LOSS_WEIGHTS, DETRConfig, point_encoding
-from tasks.detection.set_losses import as_corners, as_shares, assign, set_losses
+from tasks.detection.models.detr import LOSS_WEIGHTS, DETRConfig, point_encoding
+from tasks.detection.models.set_loss import as_corners, as_shares, assign, set_losses
 from tests.attention.subjects import normal
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tasks.detection import anchors, boxes, matching, pasting, roi_align, suppression
-from tasks.detection.masks import boxes_of
+from tasks.detection.ops import anchors, boxes, matching, nms, pasting, roi_align
+from tasks.detection.ops.masks import boxes_of
 from tests.tasks.detection.rle import from_rle
 
-nms = jax.jit(suppression.batched_nms, static_argnums=5)
+nms = jax.jit(nms.batched_nms, static_argnums=5)
 
 
 def random_boxes(rng, *shape, side=40):
@@ -129,7 +129,7 @@ def test_suppression_is_greedy_under_vmap_with_ties_and_padding():
     scores = (rng.randint(0, 12, (3, 50)) / 12).astype(np.float32)
     labels, valid = rng.randint(0, 2, (3, 50)), rng.rand(3, 50) < 0.8
     valid[2] = False
-    batch = jax.jit(jax.vmap(lambda *row: suppression.batched_nms(*row, 0.3, 40)))
+    batch = jax.jit(jax.vmap(lambda *row: nms.batched_nms(*row, 0.3, 40)))
     indices, there = (np.asarray(array) for array in batch(found, scores, labels, valid))
     for row in range(3):
         expected = greedy(found[row], scores[row], labels[row], valid[row], 0.3)
@@ -148,7 +148,7 @@ def test_suppression_follows_a_chain_to_its_end():
     assert indices.tolist() == [0, 2, 4, 6]  # as many as are asked for
     assert there.all()
     with pytest.raises(ValueError, match="scores"):
-        suppression.nms(chain, scores[:3], np.ones(12, bool), 0.2, 4)
+        nms.nms(chain, scores[:3], np.ones(12, bool), 0.2, 4)
 
 
 def test_a_pixel_aligned_box_gives_its_pixels():

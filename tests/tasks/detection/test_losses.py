@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from tasks.detection import losses
+from tasks.detection.models import losses
 from tests.attention.subjects import normal
 
 

@@ -9,10 +9,7 @@ import pytest
 from flax import nnx
 
 from tasks.common.backbones.resnet import ResNetConfig
-from tasks.detection.anchors import anchors as make_anchors
-from tasks.detection.backbone import FeaturePyramid, doubled, inside, standardised
-from tasks.detection.boxes import encode
-from tasks.detection.heads import (
+from tasks.detection.models.heads import (
     BOX_WEIGHTS,
     HeadsConfig,
     MaskHead,
@@ -21,8 +18,11 @@ from tasks.detection.heads import (
     of_class,
     sample_regions,
 )
-from tasks.detection.mask_rcnn import MaskRCNNConfig
-from tasks.detection.rpn import Proposals, RPNConfig, proposal_losses, propose
+from tasks.detection.models.mask_rcnn import MaskRCNNConfig
+from tasks.detection.models.pyramid import FeaturePyramid, doubled, inside, standardised
+from tasks.detection.models.rpn import Proposals, RPNConfig, proposal_losses, propose
+from tasks.detection.ops.anchors import anchors as make_anchors
+from tasks.detection.ops.boxes import encode
 from tests.attention.subjects import normal
 
 SIZE = jnp.array([40, 36])

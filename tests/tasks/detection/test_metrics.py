@@ -12,7 +12,7 @@ from tasks.detection.metrics import (
     contest_scores,
     detection_metrics,
 )
-from tasks.detection.pasting import to_rle
+from tasks.detection.ops.pasting import to_rle
 
 SIZE = (20, 20)
 

@@ -12,19 +12,19 @@ from PIL import Image
 from launch.engine import config as configs
 from launch.engine.config import TrainingConfig, experiment, load_file, resolve
 from launch.engine.evaluation import evaluate
-from launch.engine.figures import draw
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.steps import make_steps
+from launch.reporting.figures import draw
 from tasks.common.backbones.resnet import ResNetConfig
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.data import DataConfig
-from tasks.detection.detr import DETRConfig
-from tasks.detection.heads import HeadsConfig
-from tasks.detection.mask_rcnn import MaskRCNNConfig
-from tasks.detection.pasting import paste
-from tasks.detection.rpn import RPNConfig
+from tasks.detection.models.detr import DETRConfig
+from tasks.detection.models.heads import HeadsConfig
+from tasks.detection.models.mask_rcnn import MaskRCNNConfig
+from tasks.detection.models.rpn import RPNConfig
+from tasks.detection.ops.pasting import paste
 from tasks.detection.task import TASK
 from tasks.figures import AttendedImage, DetectedImage
 from tests.tasks.detection.rle import from_rle

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from tasks.common.paths import Paths
+from tasks.common.data.paths import Paths
 from tasks.forecasting import baselines
 from tasks.forecasting.data import DataConfig, ForecastingData, load
 from tasks.forecasting.metrics import error_sums, forecast_metrics

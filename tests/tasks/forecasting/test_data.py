@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
 from tasks.forecasting.data import SPLITS, DataConfig, load
 from tests.tasks.public import needed
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import integrate, stats
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
-from tasks.forecasting.heads import HEADS, LEVELS, expect_head
+from tasks.forecasting.models.heads import HEADS, LEVELS, expect_head
 
 RNG = np.random.default_rng(0)
 B, F, C = 2, 3, 2

@@ -11,7 +11,7 @@ from flax import nnx
 
 from tasks.forecasting.baselines import Linear
 from tasks.forecasting.models import MODEL_CONFIGS, build
-from tasks.forecasting.windows import InstanceNorm, Sizes, level_and_scale
+from tasks.forecasting.models.base import InstanceNorm, Sizes, level_and_scale
 
 B, L, F, C, K = 3, 14, 5, 2, 2
 SIZES = Sizes(channels=C, lookback=L, horizon=F, calendar=K, period=4)

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from tasks.forecasting import paths
-from tasks.forecasting.heads import HEADS
+from tasks.forecasting.models.base import Forecaster, Sizes
+from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.paths import draw_paths, quantiles_beyond, rolled
-from tasks.forecasting.windows import Forecaster, Sizes
 
 L, F, S = 16, 14, 84
 LEVELS = (0.1, 0.3, 0.7, 0.9)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from tasks.forecasting import baselines, rolling
-from tasks.forecasting.residual import RidgeSeasonalConfig
+from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 from tests.tasks.forecasting.test_baselines import composed
 
 

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from launch.engine import baselines as engine_baselines
 from launch.engine import config as configs
-from launch.engine import figures as drawing
-from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.evaluation import evaluate, gather
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
+from launch.reporting import baselines as engine_baselines
+from launch.reporting import figures as drawing
+from launch.runs.ablation import load_ablation, resolve_ablation
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches, train_iterator
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import evaluation_batches, train_iterator
 from tasks.figures import Alignment, Curves, Forecast
 from tasks.forecasting import baselines
-from tasks.forecasting.drawing import attention_figures
+from tasks.forecasting.figures import attention_figures
 from tasks.forecasting.task import TASK, Forecasting
 
 L, F = 48, 24

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tests.tasks.fuzz import mutations
 
 WORDS = ("fine", "dull", "film", "plot", "stra\u00dfe", "\u4e2d\u6587", "na\u00efve", "caf\u00e9")
@@ -218,7 +218,7 @@ def _events(rng: random.Random | None, folder: Path, header: bool = True) -> Cas
 
 
 def _read_events(path: Path) -> Counter:
-    from tasks.recommendation.files import read_own
+    from tasks.recommendation.user_files import read_own
 
     events = read_own(str(path))
     times = [0] * len(events.user) if events.seconds is None else events.seconds.tolist()
@@ -238,7 +238,7 @@ def _series(rng: random.Random | None, folder: Path) -> Case:
 
 
 def _read_series(path: Path) -> Counter:
-    from tasks.forecasting.files import read_series
+    from tasks.forecasting.user_files import read_series
 
     series = read_series(str(path))
     order = sorted(range(len(series.names)), key=series.names.__getitem__)
@@ -389,7 +389,7 @@ def _classes(rng: random.Random | None, folder: Path) -> Case:
 
 
 def _read_classes(path: Path) -> Counter:
-    from tasks.image_classification.files import read_folder
+    from tasks.image_classification.user_files import read_folder
 
     labels, splits = read_folder(str(path), 8, False)
     return Counter(
@@ -428,7 +428,7 @@ def _boxes(rng: random.Random | None, folder: Path) -> Case:
 
 
 def _read_boxes(path: Path) -> Counter:
-    from tasks.detection.files import load
+    from tasks.detection.user_files import load
 
     data = load(str(path), None, skip_broken=False)
     found: Counter = Counter()

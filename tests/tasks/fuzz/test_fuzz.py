@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tasks.common import tables
+from tasks.common.data import tables
 from tasks.common.errors import UserError
 from tests.tasks.fuzz.subjects import SUBJECTS
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from configs.handwriting_recognition import get_config
 from launch.engine import config as configs
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import evaluation_batches
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
-from tasks.handwriting_recognition.lines import Lines
+from tasks.handwriting_recognition.datasets.digit_lines import Lines
 from tasks.handwriting_recognition.model import LineConfig
 from tasks.handwriting_recognition.task import HandwritingRecognition
 from tests.tasks.public import needed

@@ -12,13 +12,13 @@ from flax import nnx
 
 from attention import inspect, registry
 from launch.engine import config as configs
-from launch.engine import run as runs
 from launch.engine import state as states
 from launch.engine.evaluation import evaluate
 from launch.engine.sharding import MeshConfig, leaf_spec
 from launch.engine.steps import make_steps
+from launch.runs import run as runs
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
 from tasks.figures import AttendedImage
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
 from tasks.image_classification.data import DataConfig

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tasks.common import builders
-from tasks.common.augmentation import AugmentationConfig
+from tasks.common.data import builders
+from tasks.common.data.paths import Paths
+from tasks.common.data.user_files import hold_out
 from tasks.common.errors import UserError
-from tasks.common.own_files import hold_out
-from tasks.common.paths import Paths
+from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, FASHION_MNIST, Images
-from tasks.image_classification.files import read_folder, read_grey, read_inputs
+from tasks.image_classification.user_files import read_folder, read_grey, read_inputs
 
 DIGITS, FASHION = DATA_SETS["digits"], DATA_SETS["fashion_mnist"]
 

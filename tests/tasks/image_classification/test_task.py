@@ -12,9 +12,9 @@ from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
 from launch.engine.config import load_file
-from tasks.common.augmentation import AugmentationConfig
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
+from tasks.common.images.augmentation import AugmentationConfig
 from tasks.figures import AttendedImage, ConfusionMatrix
 from tasks.image_classification import baselines
 from tasks.image_classification.data import DataConfig, ImageData

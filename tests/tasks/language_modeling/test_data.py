@@ -8,11 +8,11 @@ import zlib
 import numpy as np
 import pytest
 
-from tasks.common.debian import member_of
+from tasks.common.data.debian import member_of
+from tasks.common.data.deduplication import near_duplicates, norm_hash
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.leaks import near_duplicates, norm_hash
-from tasks.common.paths import Paths
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling import data as corpora
 from tasks.language_modeling.data import DataConfig, load
 from tasks.language_modeling.rpackage import vectors

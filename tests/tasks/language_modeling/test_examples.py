@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.common.text import TextConfig, TextEncoder
+from tasks.common.text.tokenizer import TextConfig, TextEncoder
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import CausalTexts, MaskedTexts, RunningText
 

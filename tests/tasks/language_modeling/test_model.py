@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tasks.common.decoding import DecodingConfig
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.language_modeling.model import LanguageModel, LanguageModelConfig, complete
 
 V = 23  # the last two are the task's

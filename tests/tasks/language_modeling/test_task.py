@@ -12,12 +12,12 @@ from flax import nnx
 
 from launch.engine.config import load_file, resolve, to_dict
 from launch.engine.evaluation import gather
-from launch.engine.figures import draw
-from tasks.common.decoding import DecodingConfig
+from launch.reporting.figures import draw
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches, train_iterator
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import evaluation_batches, train_iterator
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling.data import DataConfig
 from tasks.language_modeling.model import LanguageModelConfig
 from tasks.language_modeling.task import TASK

@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tasks.recommendation import baselines
 from tasks.recommendation.baselines import Baselines, _Fitted, _item_scores, _mixed_scores
 from tasks.recommendation.data import DataConfig, examples, in_order
-from tasks.recommendation.files import Events
+from tasks.recommendation.user_files import Events
 
 USERS, ITEMS = 30, 12
 

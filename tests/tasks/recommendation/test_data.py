@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
 from tasks.recommendation.data import DataConfig, RecommendationData, examples, load
 from tests.tasks.public import needed
 

@@ -10,11 +10,10 @@ import scipy.sparse as sp
 from flax import nnx
 
 from launch.engine.state import merge_model, split_model
-from tasks.recommendation import priors
-from tasks.recommendation.losses import LossConfig
-from tasks.recommendation.models import MODEL_CONFIGS, build
-from tasks.recommendation.profiles import ACFConfig, NAISConfig
-from tasks.recommendation.sequential import BERT4RecConfig, SASRecConfig
+from tasks.recommendation.models import MODEL_CONFIGS, build, cooccurrence
+from tasks.recommendation.models.item_attention import ACFConfig, NAISConfig
+from tasks.recommendation.models.losses import LossConfig
+from tasks.recommendation.models.sequential import BERT4RecConfig, SASRecConfig
 
 USERS, ITEMS, S, R = 7, 12, 5, 3
 RNG = np.random.default_rng(0)
@@ -169,16 +168,16 @@ def test_lists_are_the_matrix_where_none_is_cut(monkeypatch):
         return jax.jit(lambda: (model.scores(batch), model.loss(train, jax.random.key(0))[0]))()
 
     whole = scores()
-    monkeypatch.setattr(priors, "DENSE", 0)
+    monkeypatch.setattr(cooccurrence, "DENSE", 0)
     listed = scores()
     np.testing.assert_allclose(listed[0], whole[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(listed[1], whole[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("most", [0, priors.DENSE])
+@pytest.mark.parametrize("most", [0, cooccurrence.DENSE])
 def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
     """It is made with a matrix without entries, and filled from the checkpoint."""
-    monkeypatch.setattr(priors, "DENSE", most)
+    monkeypatch.setattr(cooccurrence, "DENSE", most)
     config = MODEL_CONFIGS["hybrid"](neighbours=3, together=2)
 
     def shapes(matrix):

@@ -9,17 +9,17 @@ import pytest
 from flax import nnx
 
 from launch.engine import config as configs
-from launch.engine import figures
-from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.evaluation import evaluate, gather
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
+from launch.reporting import figures
+from launch.runs.ablation import load_ablation, resolve_ablation
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
 from tasks.figures import Curves, Recommendations
 from tasks.recommendation.data import DataConfig, in_order
-from tasks.recommendation.files import Events
 from tasks.recommendation.task import TASK
+from tasks.recommendation.user_files import Events
 
 USERS, ITEMS, BATCH = 24, 14, 8
 TITLES = ["Øl", "Crème brûlée", "Les 400 coups; 2", "東京物語", *"efghijklm", "Øl"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tasks.common import blue_marble, tables
+from tasks.common.data import tables
+from tasks.common.datasets import blue_marble
 from tasks.common.errors import UserError
-from tasks.segmentation import datasets, files
+from tasks.segmentation import datasets, user_files
 from tasks.segmentation.data import DataConfig, Scenes, assembled, load, nearest
 from tasks.segmentation.metrics import VOID
 
@@ -90,15 +91,15 @@ def test_masks_of_all_kinds(tmp_path):
     palette.putpalette([255, 0, 0, 0, 255, 0, 7, 7, 7] + [9] * 759)
     palette.save(tmp_path / "palette.png")
     for name in ("grey", "wide", "palette"):
-        np.testing.assert_array_equal(files.read_mask(tmp_path / f"{name}.png"), labels)
+        np.testing.assert_array_equal(user_files.read_mask(tmp_path / f"{name}.png"), labels)
     Image.fromarray(labels > 1).save(tmp_path / "two.png")
-    np.testing.assert_array_equal(files.read_mask(tmp_path / "two.png"), labels > 1)
+    np.testing.assert_array_equal(user_files.read_mask(tmp_path / "two.png"), labels > 1)
     save(tmp_path / "colours.png", picture())
     with pytest.raises(UserError, match=r"colours.png: has colours \(RGB\)"):
-        files.read_mask(tmp_path / "colours.png")
+        user_files.read_mask(tmp_path / "colours.png")
     save(tmp_path / "lossy.jpg", labels)
     with pytest.raises(UserError, match=r"lossy.jpg: is JPEG, which does not keep class numbers"):
-        files.read_mask(tmp_path / "lossy.jpg")
+        user_files.read_mask(tmp_path / "lossy.jpg")
 
 
 def test_what_is_wrong_with_a_folder_is_named(tmp_path):
@@ -246,7 +247,7 @@ def test_masks_that_cannot_be_told_are_refused(tmp_path):
     clear = np.dstack([labels, labels, labels, labels])
     save(tmp_path / "clear.png", clear)
     with pytest.raises(UserError, match=r"clear\.png: is transparent in parts"):
-        files.read_mask(tmp_path / "clear.png")
+        user_files.read_mask(tmp_path / "clear.png")
 
 
 def test_folders_that_are_not_as_they_should_be(tmp_path, capsys):

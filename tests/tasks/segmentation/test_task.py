@@ -13,8 +13,8 @@ from launch.engine import config as configs
 from launch.engine.evaluation import evaluate, gather
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
 from tasks.figures import AttendedImage, ConfusionMatrix, SegmentedImage
 from tasks.segmentation.data import DataConfig, Pictures, SegmentationData
 from tasks.segmentation.losses import LossConfig

@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from attention import registry
-from launch.engine.ablation import load_ablation, resolve_ablation
 from launch.engine.config import load_file
 from launch.engine.evaluation import gather
-from launch.engine.figures import draw
+from launch.reporting.figures import draw
+from launch.runs.ablation import load_ablation, resolve_ablation
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.pipeline import evaluation_batches
 from tasks.figures import Alignment, Curves
 from tasks.sequence_copy.data import DataConfig, DigitStrings, decode, tokens_of
 from tasks.sequence_copy.model import EncoderDecoder, EncoderDecoderConfig

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tasks.common.audio import LogMelConfig
-from tasks.common.text import TextEncoder
+from tasks.common.audio.features import LogMelConfig
+from tasks.common.text.tokenizer import TextEncoder
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tests.tasks.speech_recognition.test_task import HERTZ, spoken

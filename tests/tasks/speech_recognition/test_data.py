@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from tasks.common import manifests
+from tasks.common.data import manifests
+from tasks.common.data.deduplication import near_duplicates
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.leaks import near_duplicates
-from tasks.common.paths import Paths
-from tasks.common.text import TextConfig
-from tasks.speech_recognition import prompts
+from tasks.common.text.tokenizer import TextConfig
 from tasks.speech_recognition.data import (
     DataConfig,
     load,
@@ -19,7 +18,8 @@ from tasks.speech_recognition.data import (
     read_clip,
     speakers_of,
 )
-from tasks.speech_recognition.spoken_digits import SPEAKERS
+from tasks.speech_recognition.datasets import prompts
+from tasks.speech_recognition.datasets.spoken_digits import SPEAKERS
 from tests.tasks.public import needed
 
 CHARACTERS = TextConfig(tokenizer="character", min_count=1)

@@ -11,11 +11,11 @@ from flax import nnx
 
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
-from tasks.common.audio import to_pcm
+from tasks.common.audio.files import to_pcm
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.paths import Paths
-from tasks.common.pipeline import evaluation_batches
-from tasks.common.text import TextEncoder
+from tasks.common.text.tokenizer import TextEncoder
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
 from tasks.speech_recognition.task import SpeechRecognition, _log_mel

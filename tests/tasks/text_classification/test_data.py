@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from tasks.common import builders
+from tasks.common.data import builders
+from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.leaks import norm_hash
-from tasks.common.paths import Paths
 from tasks.text_classification.data import DataConfig, load
 
 

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from tasks.common.paths import Paths
+from tasks.common.data.paths import Paths
 from tasks.translation import bible
 from tasks.translation.data import DataConfig, load
 from tests.tasks.public import needed

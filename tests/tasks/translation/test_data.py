@@ -5,13 +5,13 @@ import gzip
 import numpy as np
 import pytest
 
+from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.leaks import norm_hash
-from tasks.common.paths import Paths
-from tasks.common.text import TextConfig
+from tasks.common.text.tokenizer import TextConfig
 from tasks.translation.data import DataConfig, PairExamples, load
 from tasks.translation.datasets import DATA_SETS
-from tasks.translation.files import find, read_pairs
+from tasks.translation.user_files import find, read_pairs
 from tests.tasks.public import needed
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from attention import registry
-from tasks.common.decoding import DecodingConfig
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.translation.model import RecurrentConfig, TransformerConfig, build, most_tokens
 
 VOCABULARY = 11

@@ -12,13 +12,13 @@ from flax import nnx
 from attention import registry
 from launch.engine.config import experiment, load_file, resolve
 from launch.engine.evaluation import gather
-from launch.engine.figures import draw
-from tasks.common.decoding import DecodingConfig
+from launch.reporting.figures import draw
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches
+from tasks.common.decoding.generate import DecodingConfig
 from tasks.common.errors import UserError
-from tasks.common.metrics import bleu_signature
-from tasks.common.paths import Paths
-from tasks.common.pipeline import evaluation_batches
-from tasks.common.text import TextConfig
+from tasks.common.metrics.translation import bleu_signature
+from tasks.common.text.tokenizer import TextConfig
 from tasks.figures import Alignment, Curves
 from tasks.translation.baselines import lexicon
 from tasks.translation.data import DataConfig

@@ -1,0 +1,1 @@
+"""Train steps compared with other libraries, one file per model."""

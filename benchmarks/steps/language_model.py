@@ -1,0 +1,121 @@
+"""nanoGPT's CPU budget, here and in PyTorch eager, side by side.
+
+python -m benchmarks.steps.language_model        (make bench brings torch)
+
+The same model: configs/language_modeling.py:tiny_shakespeare (4 layers, 4 heads, 128 wide, context
+64, batch 12), AdamW and clipping; the same batches, drawn once. The two take turns in rounds, and
+the ratio is that of the medians. With the default of 2,000 steps a round is a whole training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.comparison import compare, engine_steps, experiment, torch_steps
+
+flags.DEFINE_integer("steps", 2000, "Train steps a round.", lower_bound=1)
+flags.DEFINE_integer("rounds", 2, "Rounds of each.", lower_bound=1)
+
+CHARACTERS = 65
+
+
+class _Vocabulary:
+    """Stands for a fitted tokenizer: the step needs its size alone."""
+
+    size = CHARACTERS
+
+
+def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.ndarray]]:
+    """Random characters, and those that follow."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(count):
+        text = rng.integers(3, CHARACTERS, (batch_size, length + 1)).astype(np.int32)
+        drawn.append(
+            {
+                "tokens": text[:, :-1],
+                "targets": text[:, 1:],
+                "length": np.full(batch_size, length, np.int32),
+                "weight": np.ones(batch_size, np.float32),
+                "id": np.arange(batch_size, dtype=np.int32),
+            }
+        )
+    return drawn
+
+
+def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """A function that takes steps with this project's engine and returns the last loss."""
+    from tasks.language_modeling.task import LanguageModeling
+
+    task = LanguageModeling(config.data, config.model, _Vocabulary(), None, 3)
+    return engine_steps(task, config, data)
+
+
+def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """nanoGPT's model in PyTorch: scaled_dot_product_attention, tied embeddings."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    sizes = config.model
+    D, N, T = sizes.model_size, sizes.num_heads, config.data.length
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention_norm, self.norm = nn.LayerNorm(D), nn.LayerNorm(D)
+            self.heads, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+            self.up = nn.Linear(D, sizes.feedforward_size)
+            self.down = nn.Linear(sizes.feedforward_size, D)
+
+        def forward(self, x):
+            B = len(x)
+            heads = self.heads(self.attention_norm(x)).view(B, T, 3, N, D // N)
+            query, key, value = heads.permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            x = x + self.out(attended.transpose(1, 2).reshape(B, T, D))
+            return x + self.down(F.gelu(self.up(self.norm(x))))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(CHARACTERS + 2, D), nn.Embedding(T, D)
+            self.blocks = nn.ModuleList(Block() for _ in range(sizes.num_layers))
+            self.norm = nn.LayerNorm(D)
+
+        def forward(self, tokens):
+            x = self.tokens(tokens) + self.places(torch.arange(T))
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x) @ self.tokens.weight.T
+
+    torch.manual_seed(0)
+    model = Model().train()
+    tensors = [
+        tuple(torch.from_numpy(batch[name]).long() for name in ("tokens", "targets"))
+        for batch in data
+    ]
+
+    def loss(model, batch):
+        tokens, targets = batch
+        return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+    return torch_steps(model, config, tensors, loss)
+
+
+def main(_: list[str]) -> None:
+    """Prints seconds a round of each, and the ratio; see `compare`."""
+    logging.set_verbosity(logging.WARNING)
+    config = experiment("configs/language_modeling.py:tiny_shakespeare")
+    data = batches(config.training.batch_size, config.data.length)
+    runs = {"here": here(config, data), "torch": torch_eager(config, data)}
+    for run in runs.values():
+        run(len(data))
+    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
+
+
+if __name__ == "__main__":
+    app.run(main)

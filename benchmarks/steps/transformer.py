@@ -1,0 +1,149 @@
+"""100 train steps of the Transformer text classifier, here and in PyTorch eager, side by side.
+
+python -m benchmarks.steps.transformer        (make bench brings torch)
+
+The same model: sizes and options of configs/text_classification.py:sst2, dropout, AdamW, clipping;
+the same batches, drawn once. The two take turns in rounds, and the ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.comparison import compare, engine_steps, experiment, torch_steps
+
+CONFIG, VOCABULARY, CLASSES = "configs/text_classification.py:sst2", 14_000, 2
+
+
+def define_flags() -> None:
+    """Those of this command."""
+    flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
+    flags.DEFINE_integer("length", 32, "Tokens of each text.", lower_bound=1)
+
+
+def setup(batch_size: int | None = None, length: int = 32) -> tuple[Any, list]:
+    """The experiment and its batches."""
+    config = experiment(CONFIG)
+    return config, batches(batch_size or config.training.batch_size, length)
+
+
+def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.ndarray]]:
+    """Random batches with texts of half to full length."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(count):
+        lengths = rng.integers(length // 2 + 1, length + 1, batch_size).astype(np.int32)
+        tokens = rng.integers(3, VOCABULARY, (batch_size, length)).astype(np.int32)
+        tokens[np.arange(length)[None, :] >= lengths[:, None]] = 0
+        drawn.append(
+            {
+                "tokens": tokens,
+                "length": lengths,
+                "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
+                "weight": np.ones(batch_size, np.float32),
+                "id": np.arange(batch_size, dtype=np.int32),
+            }
+        )
+    return drawn
+
+
+class _Vocabulary:
+    """Stands for a fitted tokenizer: the step needs its size alone."""
+
+    size = VOCABULARY
+
+
+def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """A function that takes steps with this project's engine and returns the last loss."""
+    from tasks.text_classification.task import TextClassification
+
+    task = TextClassification(
+        config.data, config.model, _Vocabulary(), ["no", "yes"], [data[0]["tokens"].shape[1]]
+    )
+    return engine_steps(task, config, data)
+
+
+def in_torch(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
+    """The same with PyTorch's own encoder layer, optimizer and clipping; or all of it compiled."""
+    import torch
+    from torch import nn
+
+    model_config = config.model
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            size = model_config.model_size
+            self.tokens = nn.Embedding(VOCABULARY, size)
+            layer = nn.TransformerEncoderLayer(
+                size,
+                model_config.num_heads,
+                model_config.feedforward_size,
+                model_config.dropout_rate,
+                activation=model_config.activation,
+                batch_first=True,
+                norm_first=model_config.norm == "pre",
+            )
+            self.encoder = nn.TransformerEncoder(
+                layer,
+                model_config.num_layers,
+                norm=nn.LayerNorm(size),
+                enable_nested_tensor=False,
+            )
+            self.dropout = nn.Dropout(model_config.dropout_rate)
+            self.head_dropout = nn.Dropout(model_config.head_dropout_rate)
+            self.classify = nn.Linear(size, CLASSES)
+            place = torch.arange(512)[:, None]
+            rate = torch.exp(torch.arange(0, size, 2) * (-np.log(10000.0) / size))
+            table = torch.stack([torch.sin(place * rate), torch.cos(place * rate)], -1)
+            self.register_buffer("positions", table.reshape(512, size))
+
+        def forward(self, tokens, lengths):
+            length = tokens.shape[1]
+            valid = torch.arange(length)[None, :] < lengths[:, None]
+            seen = valid & (torch.rand(valid.shape) >= model_config.token_dropout_rate)
+            x = self.dropout(self.tokens(tokens) + self.positions[:length])
+            x = self.encoder(x, src_key_padding_mask=~seen)
+            weight = seen.float()[..., None]
+            pooled = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+            return self.classify(self.head_dropout(pooled))
+
+    torch.manual_seed(0)
+    model = Classifier().train()
+    tensors = [
+        {name: torch.from_numpy(value).long() for name, value in batch.items()} for batch in data
+    ]
+
+    def loss(model, batch):
+        logits = model(batch["tokens"], batch["length"])
+        return nn.functional.cross_entropy(logits, batch["label"])
+
+    model = torch.compile(model) if compiled else model
+    return torch_steps(model, config, tensors, loss)
+
+
+def main(_: list[str]) -> None:
+    """Prints seconds a round of each, and the ratio; see `compare`."""
+    logging.set_verbosity(logging.WARNING)
+    config, data = setup(length=flags.FLAGS.length)
+    runs = {"here": here(config, data), "torch": in_torch(config, data)}
+    for run in runs.values():
+        run(len(data))
+    compare(
+        runs,
+        steps=flags.FLAGS.steps,
+        rounds=flags.FLAGS.rounds,
+        wanted=", at most 1.5 wanted",
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,143 @@
+"""Train steps of the U-Net, here and in PyTorch eager, side by side: time, and memory at its peak.
+
+python -m benchmarks.steps.unet        (make bench brings torch)
+
+The same model: sizes and options of configs/segmentation.py:camvid, dropout, AdamW, clipping, and
+cross-entropy alone; the same batches of noise, drawn once, with no augmentation on either side. The
+two take turns in rounds, and the ratio is that of the medians. Memory is measured in a process of
+each one's own: how much larger its resident set is at most, in steps after the first, than before
+the model is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.comparison import (
+    define_flags,
+    engine_steps,
+    time_and_memory,
+    torch_steps,
+    unaugmented,
+)
+
+CONFIG, CLASSES = "configs/segmentation.py:camvid", 11
+
+
+def setup(batch_size: int | None = None) -> tuple[Any, list]:
+    """The experiment, with cross-entropy alone and without augmentation, and batches."""
+    config = unaugmented(CONFIG, training__batch_size=batch_size or 8, model__loss__dice=0.0)
+    return config, batches(config)
+
+
+def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
+    """Batches of noise."""
+    rng, B = np.random.default_rng(0), config.training.batch_size
+    size = (B, *config.data.image_size)
+    return [
+        {
+            "image": rng.integers(0, 256, (*size, 3)).astype(np.uint8),
+            "labels": rng.integers(0, CLASSES, size).astype(np.uint8),
+            "weight": np.ones(B, np.float32),
+            "id": np.arange(B, dtype=np.int32),
+        }
+        for _ in range(count)
+    ]
+
+
+def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """A function that takes steps with this project's engine and returns the last loss."""
+    from tasks.segmentation.task import Segmentation
+
+    names = [str(number) for number in range(CLASSES)]
+    weights = np.ones(CLASSES, np.float32)
+    task = Segmentation(config.data, config.model, names, class_weights=weights)
+    return engine_steps(task, config, data)
+
+
+def in_torch(
+    config, data: list[dict[str, np.ndarray]], compiled: bool = False
+) -> Callable[[int], float]:
+    """The same with PyTorch's own layers, in its layout for convolutions (channels last);
+    `torch.compile`d or not.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    P, channels = config.model.patch_size, config.model.channels
+
+    def stage(inputs: int, outputs: int) -> nn.Sequential:
+        layers = []
+        for size in (inputs, outputs):
+            layers += [
+                nn.Conv2d(size, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs, momentum=config.model.momentum),
+                nn.ReLU(),
+            ]
+        return nn.Sequential(*layers)
+
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            pairs = list(itertools.pairwise(channels))
+            sizes = itertools.pairwise((3 * P * P, *channels))
+            self.encoder = nn.ModuleList([stage(*pair) for pair in sizes])
+            self.up = nn.ModuleList([nn.ConvTranspose2d(c, f, 2, stride=2) for f, c in pairs])
+            self.decoder = nn.ModuleList([stage(2 * fine, fine) for fine, _ in pairs])
+            self.classify = nn.Conv2d(channels[0], CLASSES * P * P, 1)
+            self.dropout = nn.Dropout(config.model.dropout_rate)
+
+        def forward(self, images):
+            x, skips = functional.pixel_unshuffle(images, P), []
+            for number, stage in enumerate(self.encoder):
+                if number:
+                    x = functional.max_pool2d(x, 2, ceil_mode=True)
+                x = stage(x)
+                skips.append(x)
+            x = self.dropout(x)
+            for number in range(len(self.decoder) - 1, -1, -1):
+                skip = skips[number]
+                x = self.up[number](x)[..., : skip.shape[2], : skip.shape[3]]
+                x = self.decoder[number](torch.cat([skip, x], 1))
+            return functional.pixel_shuffle(self.classify(x), P)
+
+    torch.manual_seed(0)
+    model = UNet().train().to(memory_format=torch.channels_last)
+    tensors = [
+        {
+            "image": torch.from_numpy(batch["image"]).permute(0, 3, 1, 2),
+            "labels": torch.from_numpy(batch["labels"]).long(),
+        }
+        for batch in data
+    ]
+
+    def loss(model, batch):
+        logits = model(4 * batch["image"].float() / 255 - 2)
+        return functional.cross_entropy(logits, batch["labels"])
+
+    model = torch.compile(model) if compiled else model
+    return torch_steps(model, config, tensors, loss)
+
+
+def main(_: list[str]) -> None:
+    """See `time_and_memory`."""
+    logging.set_verbosity(logging.WARNING)
+    config, data = setup(flags.FLAGS.batch_size)
+    time_and_memory(
+        "benchmarks.steps.unet",
+        {"here": lambda: here(config, data), "torch": lambda: in_torch(config, data)},
+        {"here": "tasks.segmentation.task", "torch": "torch"},
+        [f"--batch_size={flags.FLAGS.batch_size}"],
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.DEFINE_integer("batch_size", 8, "Pictures a step.", lower_bound=1)
+    app.run(main)

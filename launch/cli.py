@@ -1,0 +1,397 @@
+"""What every verb does around its work: flags, paths, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from launch.engine import output
+from launch.engine.errors import Interrupted, keep_interrupts, signal_of, system_error
+from tasks.common.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass
+class _Overrides:
+    """Keys of the config as given on the command line.
+
+    Attributes:
+      allowed: whether the command takes --config.key=value.
+      values: nested dict of the config file with the overrides; None before the flags are parsed.
+    """
+
+    allowed: bool = False
+    values: dict[str, Any] | None = None
+
+
+_overrides = _Overrides()
+
+flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir)."
+)
+flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Folder for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, or "
+    "~/.cache/attention).",
+)
+flags.DEFINE_string(
+    "data_mirror",
+    None,
+    "Folder where sources are looked for first (default: ATTENTION_DATA_MIRROR).",
+)
+
+
+def paths():
+    """Where data is kept, from flags and environment."""
+    from tasks.common.data.paths import Paths
+
+    return Paths.default(
+        data_dir=FLAGS.data_dir, cache_dir=FLAGS.cache_dir, mirror=FLAGS.data_mirror
+    )
+
+
+def define_config() -> None:
+    """Defines --config, a file whose keys `--config.key=value` overrides."""
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Config file, for example configs/text_classification.py:sst2; "
+        "--config.model.num_layers=2 overrides a key.",
+    )
+    _overrides.allowed = True
+
+
+def define_workdir() -> None:
+    """Defines --workdir."""
+    # Two commands in one process share it.
+    if "workdir" not in FLAGS:
+        flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+
+
+def define_record() -> None:
+    """Defines --record and --results."""
+    flags.DEFINE_bool(
+        "record",
+        False,
+        "Also write a run file under --results; refuses a tree that is not committed.",
+    )
+    flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+
+
+def check_recordable() -> None:
+    """With --record: refuses a tree whose commit would not tell what ran."""
+    if FLAGS.record:
+        from launch.reporting import results
+
+        results.check_recordable()
+
+
+def record(records: Iterable[Mapping[str, Any]]) -> None:
+    """With --record: writes the run files."""
+    if FLAGS.record:
+        from launch.reporting import results
+
+        for one in records:
+            print(f"recorded: {results.save_record(one, Path(FLAGS.results))}")
+
+
+def required(name: str) -> str:
+    """Value of a flag that has to be given.
+
+    Raises:
+      UserError: it was not.
+    """
+    if not FLAGS[name].value:
+        raise UserError(f"--{name} is missing; see --help")
+    return FLAGS[name].value
+
+
+def workdir() -> Path:
+    """The run folder that --workdir names."""
+    return Path(required("workdir")).expanduser()
+
+
+def experiment():
+    """The experiment that --config and its overrides describe."""
+    from launch.engine.config import resolve
+
+    if _overrides.values is None:
+        raise UserError("--config is missing, for example --config=configs/text_classification.py")
+    return resolve(_overrides.values)
+
+
+def command() -> str:
+    """The command as typed, for records."""
+    verb = Path(sys.argv[0]).stem
+    return shlex.join(["python", "-m", f"launch.{verb}", *sys.argv[1:]])
+
+
+def set_up_determinism() -> None:
+    """Random numbers that do not depend on the mesh."""
+    import jax
+
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    jax.config.update("jax_threefry_partitionable", True)
+
+
+def set_up_jax(config=None) -> None:
+    """Devices and compilation cache; before anything is compiled."""
+    import jax
+
+    from launch.engine.memory import keep_large_buffers
+    from launch.engine.sharding import request_devices
+
+    _check_xla_flags()
+    keep_large_buffers()
+    set_up_determinism()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(paths().cache_dir / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A cache that cannot be written is slower, no more.
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    if config is not None:
+        request_devices(config.mesh)
+    _check_platform()
+
+
+def _check_xla_flags() -> None:
+    """Refuses XLA_FLAGS that XLA does not know, at which it aborts the process: a copy of the
+    process tries them.
+    """
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if not given or not hasattr(os, "fork"):
+        return
+    import jax
+
+    with tempfile.TemporaryFile() as printed:
+        with warnings.catch_warnings():
+            # The copy starts no thread, and ends at once.
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if not child:
+            try:
+                for stream in (1, 2):
+                    os.dup2(printed.fileno(), stream)
+                jax.config.update("jax_platforms", "cpu")
+                jax.devices()
+            finally:
+                os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            return
+        printed.seek(0)
+        lines = printed.read().decode(errors="replace").splitlines()
+    # Fatal lines begin with F and the date; without one, the first line says what is wrong.
+    fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
+    reason = (fatal or lines or ["the process was aborted"])[0]
+    raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
+
+
+def _check_platform() -> None:
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts where a platform is known to it but nothing supports it.
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        if named := os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms:
+            reason = f"JAX_PLATFORMS={named}: not available ({reason}); unset it, or set it to cpu"
+        raise UserError(reason) from None
+
+
+def main(verb: Callable[[], None], usage: str) -> None:
+    """Runs a command: a user's mistake is one line on standard error and exit status 2."""
+    logging.set_verbosity(logging.WARNING)
+    if output.reopen_closed():
+        fail("standard output is closed; send it to a file, a pipe or /dev/null")
+    output.tolerate_narrow_encodings()
+    threading.excepthook = _failed_thread
+    sys.unraisablehook = _failed_callback
+    sys.modules["__main__"].__doc__ = usage
+    for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
+        if name in FLAGS:
+            # So that --help shows it, though it is defined here.
+            FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    keep_interrupts()
+    app.run(lambda _: _guarded(verb), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+
+
+def _guarded(verb: Callable[[], Any]) -> Any:
+    try:
+        result = verb()
+        # Here a pipe that is closed, or a disk that is full, can still be reported.
+        sys.stdout.flush()
+        return result
+    except UserError as error:
+        fail(str(error))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt as stopped:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal_of(stopped))
+    except BrokenPipeError:
+        output.discard_closed()
+        fail("the reader of the output has closed the pipe")
+    except Exception as error:
+        # flags reports its own errors; what remains is a fault of the program.
+        reason = system_error(error)
+        if reason is None:
+            raise
+        if ": " not in reason:
+            # Of streams the system tells no name.
+            folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
+            reason = f"{folder}standard output: {reason}"
+        fail(reason)
+
+
+def _failed_thread(failure: Any) -> None:
+    """Threads that write (events, checkpoints) fail for the reasons of their caller, who reports
+    them; anything else is a fault of the program.
+    """
+    if failure.exc_value is None or system_error(failure.exc_value) is None:
+        threading.__excepthook__(failure)
+
+
+def _failed_callback(failure: Any) -> None:
+    """TensorStore's callbacks report to an event loop that the first error has closed; the error
+    itself is raised by the save.
+    """
+    if "Event loop is closed" not in str(failure.exc_value):
+        sys.__unraisablehook__(failure)
+
+
+def fail(message: str) -> None:
+    """One line on standard error, exit status 2."""
+    with contextlib.suppress(OSError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    for word in argv:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{word!r}: is not in {sys.getfilesystemencoding()}; rename the file, or set "
+                "PYTHONUTF8=1 if the text is in UTF-8"
+            ) from None
+    try:
+        words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+        if _overrides.allowed:
+            words = _without_overrides(words)
+        rest = FLAGS(words)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from None
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if rest[1:]:
+        raise UserError(f"{rest[1]!r} is not a flag; flags begin with --, see --help")
+    return rest
+
+
+def _without_overrides(words: Sequence[str]) -> list[str]:
+    """Reads --config and its overrides, and returns the other words with --config."""
+    from launch.engine import config as configs
+    from launch.engine import values as typed
+
+    given = _given_config(words)
+    found = _override_words(words)
+    if given is None:
+        if found:
+            raise UserError(
+                "--config is missing: --config.key=value overrides a key of --config=FILE"
+            )
+        return list(words)
+    values = configs.load_values(given)
+    changes: dict[str, Any] = {}
+    taken: set[int] = set()
+    for place, negated, key, value in found:
+        hint = typed.field_type(values, key)
+        taken.add(place)
+        if hint is bool and value is None:
+            changes[key] = not negated
+            continue
+        if negated:
+            raise UserError(f"--noconfig.{key}: is not a truth value; write --config.{key}=VALUE")
+        if value is None:
+            if place + 1 >= len(words):
+                raise UserError(f"--config.{key}: has no value; write --config.{key}=VALUE")
+            taken.add(place + 1)
+            value = words[place + 1]
+        parsed = typed.parse(values, key, value)
+        # A tuple may be given by several flags, an item each.
+        together = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
+        changes[key] = changes[key] + parsed if together else parsed
+    _overrides.values = configs.replaced(values, changes)
+    return [word for place, word in enumerate(words) if place not in taken]
+
+
+def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | None]]:
+    """(place, whether it says no, key, value or None) of each override."""
+    found = []
+    for place, word in enumerate(words[1:], 1):
+        if word == "--":
+            break
+        if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL):
+            found.append((place, bool(match[1]), match[2], match[3]))
+    return found
+
+
+def _given_config(words: Sequence[str]) -> str | None:
+    """The last --config, as flags have it; None: there is none."""
+    given = None
+    for place, word in enumerate(words[1:], 1):
+        name, equals, value = word.partition("=")
+        if word == "--":
+            break
+        if name in ("--config", "-config"):
+            given = value if equals else next(iter(words[place + 1 : place + 2]), "")
+    return given
+
+
+def _unknown_flag(name: str) -> str:
+    """Says whose flag it is, or which is the nearest."""
+    from launch.engine.config import nearest
+
+    command = Path(sys.argv[0]).stem
+    if name.startswith(("config.", "noconfig.")) and not _overrides.allowed:
+        key = name.partition(".")[2]
+        remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else ""
+        return f"--{name}: launch.{command} takes no overrides of a config{remedy}"
+    names = {name, name.removeprefix("no")}
+    others = [other for other, known in _flags_of_commands().items() if names & known]
+    if others and command not in others:
+        return (
+            f"--{name}: no such flag of launch.{command}; it is one of "
+            f"{', '.join(f'launch.{other}' for other in others)}, see --help"
+        )
+    return f"--{name}: no such flag of launch.{command}{nearest(name, list(FLAGS))}; see --help"
+
+
+def _flags_of_commands() -> dict[str, set[str]]:
+    """Names of the flags of each command, from the text of its file, which is not imported."""
+    shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
+        for kind in re.findall(r"cli\.define_(\w+)\(", text):
+            names |= set(shared.get(kind, ()))
+        found[file.stem] = names
+    return found

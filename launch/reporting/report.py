@@ -1,0 +1,123 @@
+"""report.html of a run: curves, test table, the task's figures; one file that needs no other."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine.evaluation import Evaluation
+from launch.engine.writers import read_lines, write_text
+from launch.reporting import figures
+from launch.reporting.tables import spell_gains, spell_seconds
+from tasks.figures import AttendedText
+from tasks.task import Task
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; margin: .3rem; }
+.text { line-height: 2; } .text span { padding: .15rem .2rem; border-radius: .2rem; }
+code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p><code>{{ record.command }}</code></p>
+<p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
+{{ "{:,}".format(record.parameters) }} weights, {{ record.device }}, seed {{ record.seed }}
+{%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
+{%- endif %}.</p>
+<h2>Test split</h2>
+<table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
+{% if gains %}<th>gain over it (95 %)</th>{% endif %}</tr>
+<tr><td><b>{{ record.experiment }}</b></td>
+{% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
+</td>{% endfor %}</tr>
+{% for baseline, values in record.baselines.items() %}<tr><td>baseline {{ baseline }}</td>
+{% for name in metrics %}<td>{{ "%.4f" | format(values[name]) if name in values }}</td>{% endfor %}
+{% if gains %}<td>{{ gains[baseline] }}</td>{% endif %}</tr>{% endfor %}</table>
+{% if others %}<details><summary>All metrics</summary><table>
+{% for name, value in others.items() %}<tr><td>{{ name }}</td><td>{{ "%.4f" | format(value) }}</td>
+</tr>{% endfor %}</table></details>{% endif %}
+<h2>Training</h2>{{ curves }}
+{% if pictures %}<h2>Pictures</h2>{{ pictures }}{% endif %}
+{% if texts %}<h2>Attention over examples</h2>
+<p>The darker, the more attended; point at a word to read its weight.</p>{{ texts }}{% endif %}
+</body></html>
+"""
+
+
+# Where a run that is refitted keeps the training that chose its step.
+SELECTION = "selection"
+
+
+def write_report(
+    folder: Path,
+    task: Task,
+    record: Mapping[str, Any],
+    evaluation: Evaluation,
+    attention: Mapping[str, np.ndarray],
+) -> None:
+    """Writes the run's report.html.
+
+    Args:
+      folder: of the run.
+      task: that was trained.
+      record: its result.
+      evaluation: of the test split.
+      attention: weights of the first test examples, by name.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    drawn = task.figures(evaluation.statistics, evaluation.outputs, "test", attention)
+    texts = [figure for figure in drawn if isinstance(figure, AttendedText)]
+    pictures = [figure for figure in drawn if not isinstance(figure, AttendedText)]
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
+    shown = list(task.table_metrics)
+    write_text(
+        folder / "report.html",
+        page.render(
+            title=f"{record['task']}: {record['data']}, {record['experiment']}",
+            record=record,
+            metrics=shown,
+            others={name: value for name, value in record["metrics"].items() if name not in shown},
+            gains=spell_gains(record),
+            seconds=spell_seconds(record["seconds"]),
+            curves=Markup(_curves(folder, task)),
+            pictures=Markup("".join(figures.draw(figure) for figure in pictures)),
+            texts=Markup("".join(figures.draw(figure) for figure in texts)),
+        ),
+    )
+
+
+def _curves(folder: Path, task: Task) -> str:
+    # Of a refitted run those of the training that chose its step, which looked at validation.
+    selection = folder / SELECTION
+    lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
+
+    def series(split: str, metric: str):
+        points = [
+            (line["step"], line[metric])
+            for line in lines
+            if line.get("split") == split and metric in line
+        ]
+        return [point[0] for point in points], [point[1] for point in points]
+
+    losses = {split: series(split, "loss") for split in ("train", "validation")}
+    drawn = figures.curves("loss", {name: line for name, line in losses.items() if line[0]})
+    primary = {
+        f"{split} {task.primary_metric}": series(split, task.primary_metric)
+        for split in ("train", "validation")
+    }
+    drawn += figures.curves(
+        html.escape(task.primary_metric), {name: line for name, line in primary.items() if line[0]}
+    )
+    return drawn

@@ -1,0 +1,336 @@
+"""Tables of runs: of one on screen, and of all records as RESULTS.md holds them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from launch.engine.config import task_class
+from launch.reporting import paired
+
+Record = Mapping[str, Any]
+
+# In the place of a setting's value: what follows is the mean over all of its values, and the
+# deviation among them.
+_MEAN = "all (mean)"
+# Of a baseline's values: the model's gain over it and half the interval.
+_GAIN = ("gain", "gain_95")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
+def spell(values: Sequence[float]) -> str:
+    """'0.8012 ± 0.0031' or, for one value, '0.8012'."""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
+
+
+def spell_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """`spell` of a metric of some runs' records; empty where a run does not have it."""
+    found = [run["metrics"].get(metric) for run in runs]
+    return "" if None in found else spell(found)
+
+
+def spell_seconds(seconds: float) -> str:
+    """'12 s' or '3 min 05 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def spell_gains(record: Record) -> dict[str, str]:
+    """The model's gain over each baseline that tells of each example, spelled."""
+    return {
+        name: paired.spell(*(values[key] for key in _GAIN))
+        for name, values in record["baselines"].items()
+        if _GAIN[0] in values
+    }
+
+
+class _Row(NamedTuple):
+    """One row of a table: the runs of a model, or what a baseline gave, under the same settings."""
+
+    settings: tuple[tuple[str, Any], ...]
+    baseline: bool
+    name: str
+
+    @property
+    def mean(self) -> bool:
+        """Whether it is the mean over a setting."""
+        return _MEAN in dict(self.settings).values()
+
+    @property
+    def label(self) -> str:
+        name = f"baseline {self.name}" if self.baseline else self.name
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings)
+        return f"{name} ({settings})" if settings else name
+
+    @property
+    def order(self) -> tuple:
+        """Settings that are numbers by size, others by the alphabet; baselines last."""
+        settings = [
+            (key, not isinstance(x, int | float), x if isinstance(x, int | float) else str(x))
+            for key, x in self.settings
+        ]
+        return settings, self.baseline, self.name
+
+
+def results_markdown(records: Iterable[Record]) -> str:
+    """Tables of all records, a section a task and data set, as RESULTS.md holds them."""
+    groups = _by_data(records)
+    lines = [
+        "# Results",
+        "",
+        "Generated from the run files under `results/` by "
+        "`python -m launch.report --results=results --output=RESULTS.md`.",
+        "Figures are on the test split, read once, at the best validation step: mean ± standard "
+        "deviation over the seeds. Baselines are fitted on the same train split; where a model is "
+        "fitted again on train and validation, as its table says, they are too. A gain is a "
+        "model's over a baseline on the first metric, positive where the model is better, example "
+        "by example, with its 95 % interval; of several seeds it is the mean of each.",
+    ]
+    lines += ["", *_at_a_glance(groups)]
+    for (task, data), group in groups.items():
+        lines += ["", f"## {task}: {data}", *_section(task_class(task), group)]
+    return "\n".join(lines) + "\n"
+
+
+def at_a_glance(records: Iterable[Record]) -> str:
+    """The first table of `results_markdown`: for each data set the model that is best on
+    validation, beside the baseline that is best on test.
+    """
+    return "\n".join(_at_a_glance(_by_data(records)))
+
+
+def with_glance(text: str, records: Iterable[Record]) -> str:
+    """A text with `at_a_glance` between its lines <!-- results --> and <!-- /results -->.
+
+    Raises:
+      ValueError: the text has no such lines.
+    """
+    before, first, rest = text.partition("<!-- results -->\n")
+    _, last, after = rest.partition("<!-- /results -->\n")
+    if not first or not last:
+        raise ValueError("has no lines <!-- results --> and <!-- /results -->")
+    return f"{before}{first}\n{at_a_glance(records)}\n\n{last}{after}"
+
+
+def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["task"], record["data"]].append(record)
+    return dict(sorted(groups.items()))
+
+
+def _by_row(
+    group: Sequence[Record],
+) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
+    """Runs of each model by seed, and what each baseline gave; those of the mean over a setting
+    too.
+    """
+    runs: dict[_Row, list[Record]] = defaultdict(list)
+    given: dict[_Row, dict[str, float]] = defaultdict(dict)
+    for record in sorted(group, key=lambda record: record["seed"]):
+        settings = tuple(sorted(record["settings"].items()))
+        runs[_Row(settings, False, record["experiment"])].append(record)
+        for name, values in record["baselines"].items():
+            given[_Row(settings, True, name)].update(values)
+    over = task_class(group[0]["task"]).averaged_over
+    averaged: dict[_Row, list[_Row]] = defaultdict(list)
+    for row in [*runs, *given] if over else []:
+        settings = dict(row.settings)
+        if over in settings:
+            settings[over] = _MEAN
+            averaged[row._replace(settings=tuple(sorted(settings.items())))].append(row)
+    for mean, rows in averaged.items():
+        if len(rows) > 1 and mean.baseline:
+            shared = set.intersection(*(set(given[row]) for row in rows)) - {*_GAIN}
+            given[mean] = {
+                key: mean_and_spread([given[row][key] for row in rows])[0] for key in shared
+            }
+        elif len(rows) > 1:
+            runs[mean] = [run for row in rows for run in runs[row]]
+    return runs, given
+
+
+def _at_a_glance(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str]:
+    rows = []
+    for (name, data), group in groups.items():
+        task, (runs, given) = task_class(name), _by_row(group)
+        primary, sign = task.primary_metric, 1 if task.higher_is_better else -1
+
+        def on_validation(row: _Row, runs=runs, primary=primary) -> float:
+            return mean_and_spread([run["validation"][primary] for run in runs[row]])[0]
+
+        means = [row for row in runs if row.mean]
+        best = max(means or runs, key=lambda row: sign * on_validation(row))
+        cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
+        strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
+        told = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
+        mean, spread = mean_and_spread([run["metrics"][primary] for run in runs[best]])
+        figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
+        better = "" if task.higher_is_better else " (less is better)"
+        rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", told])
+    return _markdown(["task", "data", "metric on test", "best on validation", "baseline"], rows)
+
+
+def _section(task: Any, group: Sequence[Record]) -> list[str]:
+    runs, given = _by_row(group)
+    order = sorted([*runs, *given], key=lambda row: row.order)
+    tables = [_main_table(task, order, runs, given), _conditions(task, order, runs, given)]
+    own = [row for row in order if not (row.baseline or row.mean)]
+    tables.append(_gains(own, runs))
+    lines = [line for table in tables if table for line in ["", *table]]
+    return [*lines, "", *_commands(own, runs)]
+
+
+def _main_table(
+    task: Any,
+    order: Sequence[_Row],
+    runs: Mapping[_Row, Sequence[Record]],
+    given: Mapping[_Row, Mapping[str, float]],
+) -> list[str]:
+    metrics, primary = list(task.table_metrics), task.primary_metric
+    header = [
+        "model", *metrics, f"validation {primary}", "seeds", "weights", "seconds a run", "device",
+        "commit",
+    ]  # fmt: skip
+    rows = []
+    for row in order:
+        if row.baseline:
+            values = given[row]
+            cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+            rows.append([row.label, *cells, *[""] * (len(header) - 1 - len(metrics))])
+            continue
+        own = runs[row]
+        rows.append(
+            [
+                row.label,
+                *(spell_metric(own, metric) for metric in metrics),
+                spell([run["validation"][primary] for run in own]),
+                ", ".join(map(str, sorted({run["seed"] for run in own}))),
+                f"{own[0]['parameters']:,}",
+                f"{mean_and_spread([run['seconds'] for run in own])[0]:.0f}",
+                own[0]["device"],
+                ", ".join(sorted({run["commit"][:9] for run in own})),
+            ]
+        )
+    return _markdown(header, rows)
+
+
+def _conditions(
+    task: Any,
+    order: Sequence[_Row],
+    runs: Mapping[_Row, Sequence[Record]],
+    given: Mapping[_Row, Mapping[str, float]],
+) -> list[str]:
+    """The metrics under further conditions; nothing where no run has them."""
+    pattern = task.condition_metrics
+    figures = {
+        row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]
+        for row in order
+    }
+    named = {
+        row: {key for values in some for key in values if pattern and re.fullmatch(pattern, key)}
+        for row, some in figures.items()
+    }
+    # wer_snr_5 comes before wer_snr_10.
+    found = sorted(set().union(*named.values()), key=_natural)
+    columns = [task.primary_metric, *found]
+    rows = [
+        [
+            row.label,
+            *(
+                spell([values[key] for values in figures[row]])
+                if all(key in values for values in figures[row])
+                else ""
+                for key in columns
+            ),
+        ]
+        for row in order
+        if named[row]
+    ]
+    return _markdown(["model", *columns], rows) if rows else []
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """By which names are in the order of the numbers in them."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
+    """Gains over each baseline that tells of each example; nothing where none does."""
+    found = {
+        row: {
+            name: [run["baselines"][name] for run in runs[row]]
+            for name in runs[row][0]["baselines"]
+            if all("gain" in run["baselines"].get(name, ()) for run in runs[row])
+        }
+        for row in models
+    }
+    names = sorted(set().union(*found.values()))
+    rows = []
+    for row in filter(found.get, models):
+        cells = [
+            paired.spell(*(mean_and_spread([v[key] for v in values])[0] for key in _GAIN))
+            if (values := found[row].get(name))
+            else ""
+            for name in names
+        ]
+        rows.append([row.label, *cells])
+    return _markdown(["gain over", *names], rows) if rows else []
+
+
+def _commands(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
+    lines = []
+    for row in models:
+        first = runs[row][0]
+        how = first["selected_by"]
+        refitted = f" (chosen by {how})" if "refitted" in how else ""
+        lines.append(f"- {row.label}{refitted}: `{first['command']}`")
+    return lines
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return [lines[0], f"|{'---|' * len(header)}", *lines[1:]]
+
+
+def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    """Prints the test table of one run: the model, then the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{record['task']}: {record['data']}, test split")
+    table.add_column("model", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right", overflow="fold")
+    gains = spell_gains(record)
+    if gains:
+        table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
+    table.add_column("seed", justify="right")
+    table.add_column("time", justify="right")
+    table.add_row(
+        record["experiment"],
+        *(spell_metric([record], metric) for metric in metrics),
+        *([""] if gains else []),
+        str(record["seed"]),
+        spell_seconds(record["seconds"]),
+    )
+    for name, values in record["baselines"].items():
+        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+        if gains:
+            cells.append(gains.get(name, ""))
+        table.add_row(
+            f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
+            if "seconds" in values else "",
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 140).print(table)

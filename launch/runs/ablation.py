@@ -1,0 +1,382 @@
+"""Ablations: a base, named one-change deltas, seeds; and the proof that nothing else changed.
+
+`configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything
+runs, the resolved config of every delta is compared with the base's, field by field: what differs
+must be what the delta declares, no more and no less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine import config as configs
+from launch.engine import values as typed
+from launch.engine.config import Experiment
+from launch.engine.errors import Interrupted, signal_of, system_error, terminable
+from launch.reporting import paired
+from launch.reporting.tables import mean_and_spread, spell_metric
+from tasks.common.data.paths import Paths
+from tasks.common.errors import UserError
+
+# Of an experiment's name: file systems take 255 bytes, and seed and hash stand behind it.
+_LONGEST_NAME = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """One named change to the base.
+
+    Attributes:
+      declares: the fields that it means to change, as dotted keys ('model.pooling').
+      overrides: dotted key -> value, set on the base.
+      config: a config file (with ':argument') in place of the base, before the overrides.
+    """
+
+    declares: Sequence[str]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: str | None = None
+
+    def __post_init__(self):
+        _check(self, declares=Sequence, overrides=Mapping, config=str | None)
+        if isinstance(self.declares, str):
+            raise ValueError(f"declares: got {self.declares!r}, expected a list of keys")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A base and what is compared with it.
+
+    Attributes:
+      base: config file with ':argument'.
+      deltas: by name.
+      overrides: dotted key -> value, for the base and so for every delta on it.
+      base_name: what the base is called in the table.
+      seeds: how many seeds, from 0.
+    """
+
+    base: str
+    deltas: Mapping[str, Delta]
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base_name: str = "base"
+    seeds: int = 3
+
+    def __post_init__(self):
+        _check(self, base=str, deltas=Mapping, overrides=Mapping, base_name=str, seeds=int)
+        for name, delta in self.deltas.items():
+            if not isinstance(name, str) or not isinstance(delta, Delta):
+                raise ValueError(f"deltas: got {name!r}: {delta!r}, expected a name and a Delta")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: got {self.seeds}, expected at least 1")
+
+
+def _check(part: Ablation | Delta, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        value = getattr(part, name)
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", str(kind)).lower()
+            raise ValueError(f"{name}: got {value!r}, expected {expected}")
+
+
+def load_ablation(path: str) -> Ablation:
+    """The ablation of a file.
+
+    Raises:
+      UserError: no such file, no get_ablation in it that returns an Ablation, or a mistake in it.
+    """
+    module = configs.load_module(path)
+    ablation = None
+    if hasattr(module, "get_ablation"):
+        with configs.one_line(path):
+            ablation = module.get_ablation()
+    if not isinstance(ablation, Ablation):
+        raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
+    return ablation
+
+
+def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
+    """The ablation with `key=value` settings added to its base.
+
+    Raises:
+      UserError: a setting is not key=value, or does not fit its key.
+    """
+    base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
+    overrides = dict(ablation.overrides)
+    for key, text in _keys_and_values(settings):
+        overrides[key] = typed.parse(base, key, text)
+    return dataclasses.replace(ablation, overrides=overrides)
+
+
+def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
+    """Name -> experiment, the base first.
+
+    Raises:
+      UserError: a delta changes a field that it does not declare, declares one that it does not
+        change, or a config does not resolve.
+    """
+    base = configs.override(
+        configs.load_file(ablation.base), {**ablation.overrides, "name": ablation.base_name}
+    )
+    found = {ablation.base_name: base}
+    for name, delta in ablation.deltas.items():
+        if name in found:
+            raise UserError(f"delta {name!r} has the name of the base; rename it")
+        start = configs.load_file(delta.config) if delta.config else base
+        start = configs.override(start, {**delta.overrides, "name": ablation.base_name})
+        changed = configs.differences(base, start)
+        for key in changed:
+            if key not in delta.declares:
+                raise UserError(
+                    f"delta {name!r} also changes {key}, which it does not declare; declare it, "
+                    "or take it out"
+                )
+        for key in delta.declares:
+            if key not in changed:
+                raise UserError(
+                    f"delta {name!r} declares {key} but does not change it "
+                    f"{configs.nearest(key, changed).strip()}".rstrip()
+                )
+        found[name] = configs.override(start, {"name": name})
+    return found
+
+
+def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
+    """Every combination of `key=a,b,c` settings, by name; the base alone where there are none.
+
+    Raises:
+      UserError: a setting is not key=values, or a value does not fit its key.
+    """
+    values = configs.to_dict(base)
+    axes = []
+    for key, text in _keys_and_values(settings):
+        parsed = [(key, one, typed.parse(values, key, one)) for one in typed.split(text)]
+        for number, (_, one, value) in enumerate(parsed):
+            if value in (earlier for *_, earlier in parsed[:number]):
+                raise UserError(f"--set: {key}={one} is given twice; give each value once")
+        axes.append(parsed)
+    found: dict[str, Experiment] = {}
+    for combination in itertools.product(*axes):
+        name = ",".join(f"{key.split('.')[-1]}={text}" for key, text, _ in combination)
+        changes = {key: value for key, _, value in combination}
+        if combination:
+            changes["name"] = _short(re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-"))
+        found[name or base.name] = configs.override(base, changes)
+    return found
+
+
+def _short(name: str) -> str:
+    """A name that fits into a file's, with a hash in place of what is cut off."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    code = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{code}"
+
+
+def _keys_and_values(settings: Sequence[str]) -> list[tuple[str, str]]:
+    found = [_key_value(setting) for setting in settings]
+    for number, (key, _) in enumerate(found):
+        if key in (earlier for earlier, _ in found[:number]):
+            raise UserError(f"--set: {key} is given twice; write all of its values in one --set")
+    return found
+
+
+def _key_value(setting: str) -> tuple[str, str]:
+    key, equals, text = setting.partition("=")
+    if not equals or not text or not key:
+        raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
+    key = key.removeprefix("config.")
+    if key == "name":
+        raise UserError(f"--set={setting}: names are made of what is compared; leave it out")
+    return key, text
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one experiment gave over the seeds: records, and the message of what failed."""
+
+    experiment: Experiment
+    records: Mapping[int, Mapping[str, Any]]
+    failures: Mapping[int, str]
+    folders: Mapping[int, Path]
+
+
+def run_all(
+    experiments: Mapping[str, Experiment],
+    seeds: int,
+    folder: Path,
+    paths: Paths,
+    command: str,
+    say: Any,
+) -> tuple[dict[str, Outcome], int]:
+    """Runs every experiment at every seed; finished ones are found by their config's hash.
+
+    Args:
+      experiments: by name, the base first.
+      seeds: how many, from the experiment's own seed on.
+      folder: gets one run folder a config hash.
+      paths: where data is kept.
+      command: as typed, for the records.
+      say: called with a line about each run.
+
+    Returns:
+      Outcomes by name, and the number of the signal that stopped the runs; 0 if none did.
+
+    Raises:
+      BrokenPipeError: the reader of the output has gone.
+    """
+    from launch.runs.run import run
+
+    known: dict[str, Any] = {}
+    outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
+    # Seed by seed, so that a stopped ablation has compared all it could.
+    runs = itertools.product(range(seeds), outcomes.items())
+    try:
+        with terminable():
+            for offset, (name, outcome) in runs:
+                seed = outcome.experiment.seed + offset
+                config = configs.override(outcome.experiment, {"seed": seed})
+                run_folder = folder / f"{config.name}-seed{seed}-{configs.identity(config)}"
+                finished = (run_folder / "result.json").exists()
+                say(f"{name}, seed {seed}: {'finished already' if finished else run_folder}")
+                outcome.folders[seed] = run_folder
+                try:
+                    outcome.records[seed] = run(config, run_folder, paths, command, known=known)
+                except (BrokenPipeError, Interrupted):
+                    raise
+                except UserError as error:
+                    outcome.failures[seed] = str(error)
+                except Exception as error:
+                    reason = system_error(error) or f"{type(error).__name__}: {error}"
+                    outcome.failures[seed] = reason
+                if seed in outcome.failures:
+                    say(f"{name}, seed {seed}: failed: {outcome.failures[seed]}")
+    except Interrupted as stopped:
+        say(str(stopped))
+        return outcomes, stopped.signal_number
+    except KeyboardInterrupt as stopped:
+        say("stopped; the same command goes on from the last checkpoint")
+        return outcomes, signal_of(stopped)
+    return outcomes, 0
+
+
+def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
+    """Mean difference to the base on the primary metric, and half its 95 % interval.
+
+    Paired by example: for each test example the mean correctness over the common seeds, the
+    base's taken away; see `launch.reporting.paired.interval`.
+
+    Returns:
+      Mean and half the interval; None if no seed has both.
+
+    Raises:
+      UserError: the runs were tested on different examples, or their outputs cannot be read.
+    """
+    common = sorted(outcome.records.keys() & base.records.keys())
+    if not common:
+        return None
+    # Files of earlier versions have no ids: there equal configs of the data are required.
+    same_data = getattr(outcome.experiment, "data", None) == getattr(base.experiment, "data", None)
+    differences, first = [], paired.read(base.folders[common[0]])
+    for seed in common:
+        own, other = paired.read(outcome.folders[seed]), paired.read(base.folders[seed])
+        differences.append(own.beside(first, same_data) - other.beside(first, same_data))
+    return paired.interval(np.mean(differences, axis=0), first.overlap)
+
+
+def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: mean ± spread over the seeds, and the paired difference to the base."""
+    first = next(iter(outcomes.values()))
+    task = configs.task_class(first.experiment.task)
+    metrics = list(task.table_metrics)
+    header = [
+        "experiment", *metrics, f"{metrics[0]} - base (95 %)", "seeds", "weights", "seconds a run",
+    ]  # fmt: skip
+    return header, list(_rows(outcomes, metrics, first))
+
+
+def _rows(
+    outcomes: Mapping[str, Outcome], metrics: Sequence[str], base: Outcome
+) -> Iterator[list[str]]:
+    for name, outcome in outcomes.items():
+        runs = list(outcome.records.values())
+        if not runs:
+            word = "failed" if outcome.failures else "not run"
+            yield [name, *(word for _ in metrics), "", "0", "", ""]
+            continue
+        pair = None
+        if outcome is not base:
+            try:
+                pair = paired_difference(outcome, base)
+            except UserError as error:
+                print(f"{name}: not paired with the base: {error}", file=sys.stderr)
+        yield [
+            name,
+            *(spell_metric(runs, metric) for metric in metrics),
+            paired.spell(*pair) if pair else "",
+            str(len(runs)),
+            f"{runs[0]['parameters']:,}",
+            f"{mean_and_spread([run['seconds'] for run in runs])[0]:.0f}",
+        ]
+    baselines = {name: values for run in base.records.values() for name, values in
+                 run["baselines"].items()}  # fmt: skip
+    for name, values in baselines.items():
+        figures = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+        yield [f"baseline {name}", *figures, "", "", "", ""]
+
+
+def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome], stopped: int = 0) -> int:
+    """Prints the table, writes it as table.md and its figures as table.json.
+
+    Args:
+      folder: for the files.
+      title: of the table.
+      outcomes: of `run_all`.
+      stopped: number of the signal that stopped the runs; the title then says that the table is
+        partial. 0: none did.
+
+    Returns:
+      The exit status: 128 and the signal's number, or 1 if a run failed, or 0.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.engine.writers import write_json, write_text
+
+    if stopped:
+        title = f"{title} (partial)"
+    header, rows = table(outcomes)
+    shown = Table(title=title)
+    for number, column in enumerate(header):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(shown)
+    lines = [f"# {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    write_text(
+        folder / "table.md", "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+    )
+    failures = {
+        f"{name}, seed {seed}": message
+        for name, outcome in outcomes.items()
+        for seed, message in outcome.failures.items()
+    }
+    write_json(
+        folder / "table.json",
+        {
+            "runs": {name: list(outcome.records.values()) for name, outcome in outcomes.items()},
+            "failures": failures,
+        },
+    )
+    for run, message in failures.items():
+        print(f"failed: {run}: {message}")
+    if stopped:
+        return 128 + stopped
+    return 1 if failures else 0

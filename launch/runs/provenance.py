@@ -1,0 +1,127 @@
+"""Record of the data that a run was trained on, and its comparison with the data as they are now.
+
+`data.json` of a run directory is written before training: the task's fingerprint, the hash of each
+part of the data and the number of examples of each split. `assets.json` holds labels and tokenizer.
+A run that goes on, or is asked for again, is refused where either differs. Run directories of
+earlier versions have no data.json: only their assets are compared, and no data.json is added, for
+it would vouch for data that nobody compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.engine.writers import read_json, write_json
+from tasks.common.data import digests
+from tasks.common.errors import UserError
+from tasks.task import SPLITS, Task
+
+DATA = "data.json"
+ASSETS = "assets.json"
+# Sums of floats differ in their last digits between processors; assets are rounded to 5 places.
+_RELATIVE, _ABSOLUTE = 1e-5, 2e-5
+# Assets as messages call them. The others follow from the data: they are named only if nothing
+# else differs.
+_NAMES = {"labels": "labels", "names": "names", "encoder": "tokenizer"}
+# Parts of the data that assets hold too.
+_IN_ASSETS = {"class names", "tokenizer", "channels"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What tells whether two tasks have the same data.
+
+    Attributes:
+      assets: labels and tokenizer, as JSON values.
+      data: content of data.json.
+    """
+
+    assets: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: Task) -> Description:
+        """Describes a task that has its data."""
+        data = {
+            "fingerprint": task.fingerprint,
+            "parts": dict(task.fingerprints),
+            "examples": {split: len(task.examples(split)) for split in SPLITS},
+        }
+        return cls(json.loads(json.dumps(task.assets())), data)
+
+    def write(self, folder: Path) -> None:
+        """Writes both files."""
+        write_json(folder / ASSETS, self.assets)
+        write_json(folder / DATA, self.data)
+
+    def check(self, folder: Path, remedy: str) -> None:
+        """Refuses data that differ from those that the run of a directory was trained on.
+
+        Args:
+          folder: run directory.
+          remedy: end of the message.
+
+        Raises:
+          UserError: labels, tokenizer or data differ, or a file of the run is missing or damaged.
+        """
+        found = _differing(saved_assets(folder), self.assets)
+        if not (folder / DATA).exists():
+            print(
+                f"{folder}: has no {DATA} (made by an earlier version), so only labels and "
+                "tokenizer are compared",
+                file=sys.stderr,
+            )
+        else:
+            saved = read_json(folder / DATA)
+            parts = saved.get("parts") if isinstance(saved, dict) else None
+            if not isinstance(parts, dict) or "fingerprint" not in saved:
+                raise UserError(f"{folder / DATA}: not the record of a run's data; restore it")
+            changed = digests.differing(parts, self.data["parts"])
+            if not changed and saved["fingerprint"] != self.data["fingerprint"]:
+                changed = ["data"]
+            if changed:
+                found = [name for name in found if name in _NAMES.values()] + [
+                    name for name in changed if not found or name not in _IN_ASSETS
+                ]
+        if found:
+            raise UserError(
+                f"--workdir={folder}: {', '.join(found)} differ from those that this run was "
+                f"trained on; {remedy}"
+            )
+
+
+def _differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in {**saved, **now} if not _equal(saved.get(key), now.get(key))]
+    return [_NAMES.get(key, key) for key in keys]
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, float) or isinstance(right, float):
+        numbers = all(isinstance(side, int | float) for side in (left, right))
+        return numbers and math.isclose(left, right, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return left == right
+
+
+def saved_assets(folder: Path) -> dict[str, Any]:
+    """What prediction needs beside the parameters, from a run directory's assets.json.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = folder / ASSETS
+    if not path.exists():
+        raise UserError(f"{path}: is missing; restore the file, or train in another --workdir")
+    assets = read_json(path)
+    if not isinstance(assets, dict):
+        raise UserError(f"{path}: not the assets of a run; restore the file")
+    return assets

@@ -1,0 +1,1 @@
+"""Sound files, log-mel features, audio augmentation."""

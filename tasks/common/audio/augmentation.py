@@ -1,0 +1,168 @@
+"""Augmentation of sound and of log-mel features under jit, with one random key per example.
+
+B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Of the curve of an equalizer.
+_KNOTS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundAugmentation:
+    """How training examples are changed, under jit, by a key for each.
+
+    Attributes:
+      speed: largest change of speed (and pitch), as a share: 0.1 is 0.9 to 1.1 (Ko et al. 2015).
+      gain: largest change of loudness, in decibels.
+      noise: least and most signal-to-noise ratio of white noise, in decibels; none if empty.
+      warp: largest stretch of the bands, as a share: throats of other lengths (Jaitly & Hinton
+        2013, "Vocal Tract Length Perturbation").
+      equalizer: deviation, in decibels, of a random curve over the bands: other microphones.
+      time_masks, time_width: how many stretches of frames are blanked, and of at most how many
+        (SpecAugment, Park et al. 2019).
+      band_masks, band_width: the same of bands.
+    """
+
+    speed: float = 0.0
+    gain: float = 0.0
+    noise: tuple[float, ...] = ()
+    warp: float = 0.0
+    equalizer: float = 0.0
+    time_masks: int = 0
+    time_width: int = 10
+    band_masks: int = 0
+    band_width: int = 8
+
+    def __post_init__(self):
+        if not 0 <= self.speed < 0.5:
+            raise ValueError(f"speed must be in [0, 0.5), got {self.speed}")
+        if not 0 <= self.gain < 60:
+            raise ValueError(f"gain must be in [0, 60), got {self.gain}")
+        if len(self.noise) not in (0, 2) or list(self.noise) != sorted(self.noise):
+            raise ValueError(f"noise must be the least and the most decibels, got {self.noise}")
+        if not 0 <= self.warp < 0.5:
+            raise ValueError(f"warp must be in [0, 0.5), got {self.warp}")
+        for name in ("equalizer", "time_masks", "band_masks"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("time_width", "band_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def augment_samples(
+    samples: Array, lengths: Array, keys: Array, config: SoundAugmentation
+) -> tuple[Array, Array]:
+    """Speed, loudness and noise, of each example by its key.
+
+    Args:
+      samples: [B, P].
+      lengths: int [B].
+      keys: [B].
+      config: what to change.
+
+    Returns:
+      Samples [B, P'] with P' = P / (1 - speed), and the new lengths.
+    """
+
+    def one(x: Array, length: Array, key: Array) -> tuple[Array, Array]:
+        fast, loud, signal, white = jax.random.split(key, 4)
+        most = math.ceil(len(x) / (1 - config.speed))
+        rate = jax.random.uniform(fast, minval=1 - config.speed, maxval=1 + config.speed)
+        if config.speed:
+            # Between neighbours; a search for them, as in jnp.interp, costs more than the network.
+            places = jnp.arange(most) * rate
+            whole = jnp.floor(places).astype(jnp.int32)
+            padded = jnp.pad(x, (0, 1))
+            left, right = (padded.at[whole + i].get(mode="fill", fill_value=0) for i in (0, 1))
+            x = left + (places - whole) * (right - left)
+            length = jnp.minimum(jnp.ceil(length / rate).astype(length.dtype), most)
+        if config.gain:
+            x = x * 10 ** (jax.random.uniform(loud, minval=-config.gain, maxval=config.gain) / 20)
+        if config.noise:
+            least, largest = config.noise
+            decibels = jax.random.uniform(signal, minval=least, maxval=largest)
+            x = with_noise(x, length, decibels, white)
+        return x, length
+
+    return jax.vmap(one)(samples, lengths, keys)
+
+
+def with_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
+    """Samples [P] with white noise at a signal-to-noise ratio in decibels; silence stays so."""
+    real = jnp.arange(len(samples)) < length
+    power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
+    level = jnp.sqrt(power) * 10 ** (-decibels / 20)
+    return samples + jnp.where(real, level * jax.random.normal(key, samples.shape), 0.0)
+
+
+def augment_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
+    """Another throat and another microphone, for each example by its key.
+
+        y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e a line between random knots
+
+    Args:
+      features: x, logarithms of energies, [B, S, F]; the last band stands for those beyond.
+      keys: [B].
+      config: what to change.
+    """
+
+    def one(x: Array, key: Array) -> Array:
+        throat, microphone = jax.random.split(key)
+        F = x.shape[-1]
+        if config.warp:
+            stretch = jax.random.uniform(throat, minval=1 - config.warp, maxval=1 + config.warp)
+            places = jnp.minimum(jnp.arange(F) * stretch, F - 1)
+            low = jnp.minimum(places.astype(jnp.int32), F - 2)
+            x = x[:, low] + (places - low) * (x[:, low + 1] - x[:, low])
+        if config.equalizer:
+            knots = config.equalizer * math.log(10) / 10 * jax.random.normal(microphone, (_KNOTS,))
+            x = x + jnp.interp(jnp.linspace(0, _KNOTS - 1, F), jnp.arange(_KNOTS), knots)
+        return x
+
+    return jax.vmap(one)(features, keys) if config.warp or config.equalizer else features
+
+
+def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugmentation) -> Array:
+    """Blanks stretches of frames and of bands with the example's mean (Park et al. 2019).
+
+    Args:
+      features: [B, S, F].
+      frames: int [B], real ones.
+      keys: [B].
+      config: how many and how wide.
+    """
+    if not (config.time_masks or config.band_masks):
+        return features
+
+    def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
+        """bool [length]: a random stretch of up to `width` within the first `size`."""
+        begin, wide = jax.random.split(key)
+        wide = jax.random.randint(wide, (), 0, width + 1)
+        start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)
+        places = jnp.arange(length)
+        return (places >= start) & (places < start + wide)
+
+    def one(x: Array, size: Array, key: Array) -> Array:
+        S, F = x.shape
+        real = jnp.arange(S) < size
+        mean = jnp.sum(x * real[:, None]) / jnp.maximum(size * F, 1)
+        for number in range(config.time_masks + config.band_masks):
+            mine = jax.random.fold_in(key, number)
+            if number < config.time_masks:
+                hidden = stretch(mine, size, S, config.time_width)[:, None]
+            else:
+                hidden = stretch(mine, F, F, config.band_width)[None]
+            x = jnp.where(hidden & real[:, None], mean, x)
+        return x
+
+    return jax.vmap(one)(features, frames, keys)

@@ -1,0 +1,125 @@
+"""Sound: files read to samples of one rate, and log-mel features of them under jit.
+
+B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention import shapes
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMelConfig:
+    """Log energies in bands of the mel scale (Davis & Mermelstein 1980; Slaney's scale).
+
+    Attributes:
+      sample_rate: samples a second.
+      window, hop: length of a frame and from one to the next, in milliseconds.
+      bands: F.
+      lowest: Hz at which the first band begins; the last ends at half the sample rate.
+      floor: energies below count as this much: what a microphone's own noise has.
+    """
+
+    sample_rate: int = 8000
+    window: float = 32.0
+    hop: float = 10.0
+    bands: int = 40
+    lowest: float = 60.0
+    floor: float = 1e-6
+
+    def __post_init__(self):
+        for name in ("sample_rate", "window", "hop", "bands", "floor"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.lowest < self.sample_rate / 2:
+            raise ValueError(
+                f"lowest must be in [0, {self.sample_rate / 2:g}), half the sample rate, got "
+                f"{self.lowest}"
+            )
+        if self.samples_of(self.window) < 2 or self.samples_of(self.hop) < 1:
+            raise ValueError(f"window and hop must hold samples, got {self.window} and {self.hop}")
+        if not self.filters().any(axis=1).all():
+            raise ValueError(
+                f"bands must be fewer: of {self.bands} some hold none of the "
+                f"{self.fft_size // 2 + 1} frequencies of a window of {self.window:g} ms"
+            )
+
+    def samples_of(self, milliseconds: float) -> int:
+        """Samples in so many milliseconds."""
+        return round(self.sample_rate * milliseconds / 1000)
+
+    @property
+    def fft_size(self) -> int:
+        """A power of two that holds a window."""
+        return 1 << (self.samples_of(self.window) - 1).bit_length()
+
+    def filters(self) -> np.ndarray:
+        """float32 [F, fft_size / 2 + 1], triangles of area 1 (librosa.filters.mel)."""
+        return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
+
+    def frames(self, samples: Array | int) -> Array | int:
+        """Frames of so many samples: as many windows as begin before the last is full, and one at
+        least where there is any sample.
+        """
+        window, hop = self.samples_of(self.window), self.samples_of(self.hop)
+        most = np.maximum if isinstance(samples, int | np.ndarray) else jnp.maximum
+        return (samples > 0) * (1 + most(samples - window, 0) // hop)
+
+
+@functools.cache
+def _filters(sample_rate: int, fft_size: int, bands: int, lowest: float) -> np.ndarray:
+    import warnings
+
+    from librosa.filters import mel
+
+    with warnings.catch_warnings():
+        # Empty filters are an error of ours.
+        warnings.simplefilter("ignore")
+        return mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=lowest)
+
+
+def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array, Array]:
+    """Features of a padded batch.
+
+        X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window}),   features_s = log max(M |X_s|², floor)
+
+    Args:
+      samples: [B, P]; what stands at padding changes nothing.
+      lengths: int [B], samples of each.
+      config: see `LogMelConfig`.
+
+    Returns:
+      float32 [B, S, F], 0 beyond the last frame of each, and the numbers of frames int [B].
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    sizes: dict[str, int] = {}
+    shapes.expect("samples", samples, "B P", sizes)
+    shapes.expect("lengths", lengths, "B", sizes)
+    window, hop = config.samples_of(config.window), config.samples_of(config.hop)
+    most = int(config.frames(max(samples.shape[1], 1)))
+    samples = jnp.where(jnp.arange(samples.shape[1]) < lengths[:, None], samples, 0.0)
+    needed = (most - 1) * hop + window
+    samples = jnp.pad(samples, ((0, 0), (0, max(needed - samples.shape[1], 0))))
+    places = hop * np.arange(most)[:, None] + np.arange(window)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    spectrum = jnp.fft.rfft(samples[:, places] * hann.astype(np.float32), n=config.fft_size)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    energies = jnp.einsum(
+        "BSK,FK->BSF", power, config.filters(), precision=jax.lax.Precision.HIGHEST
+    )
+    frames = config.frames(lengths)
+    real = jnp.arange(most) < frames[:, None]
+    return jnp.where(real[..., None], jnp.log(jnp.maximum(energies, config.floor)), 0.0), frames

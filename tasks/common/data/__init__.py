@@ -1,0 +1,1 @@
+"""Fetching, reading, splitting and batching of data on the host."""

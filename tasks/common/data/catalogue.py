@@ -1,0 +1,143 @@
+"""Data sets of the TFDS catalogue, by `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
+
+Only what lies prepared in data_dir is read, as array_record: TFDS without TensorFlow reads nothing
+else, and preparing reaches out to the network for minutes before it fails.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.common.data import builders
+from tasks.common.data.paths import Paths
+from tasks.common.errors import UserError
+
+PREFIX = "tfds:"
+
+_NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.\-+]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Catalogue:
+    """A prepared data set of the catalogue: its splits, features and random access.
+
+    Args:
+      name: `tfds:NAME`, with or without /CONFIG and :VERSION.
+      paths: its data_dir is searched.
+
+    Raises:
+      UserError: unknown name, not prepared (with the command that prepares it), prepared in a
+        format without random access, or damaged.
+    """
+
+    def __init__(self, name: str, paths: Paths):
+        import tensorflow_datasets as tfds
+
+        self.name = name
+        self.folder = find(name, paths)
+        if (damage := builders.damage(self.folder)) is not None:
+            raise UserError(
+                f"{name}: {self.folder} is damaged: {damage}; remove that folder and prepare it "
+                f"again: {command(name, paths)}"
+            )
+        self._builder = tfds.builder_from_directory(str(self.folder))
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The TFDS features of an example, by name."""
+        return self._builder.info.features
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of examples by split."""
+        return {name: split.num_examples for name, split in self._builder.info.splits.items()}
+
+    def load(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """A split with random access.
+
+        Raises:
+          UserError: there is no such split; those that exist are listed.
+        """
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        return self._builder.as_data_source(split=split)
+
+
+def is_prepared(name: str, paths: Paths) -> bool:
+    """Whether a catalogue data set lies in data_dir, whole and with random access."""
+    try:
+        return builders.damage(find(name, paths)) is None
+    except UserError:
+        return False
+
+
+def command(name: str, paths: Paths) -> str:
+    """The one-line command that prepares a catalogue data set."""
+    bare = name.removeprefix(PREFIX)
+    return (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{bare}', data_dir='{paths.data_dir}', "
+        f"file_format='{builders.FILE_FORMAT}').download_and_prepare()\""
+    )
+
+
+def find(name: str, paths: Paths) -> Path:
+    """The folder of a prepared catalogue data set, of its newest version where none is named.
+
+    Raises:
+      UserError: the name is malformed or unknown, several configs could be meant, or nothing is
+        prepared.
+    """
+    match = _NAME.fullmatch(name.removeprefix(PREFIX))
+    if not match:
+        raise UserError(f"{name!r} is not tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
+    root = paths.data_dir / match["name"]
+    if not root.is_dir():
+        _known(name, match["name"])
+        raise _not_prepared(name, paths)
+    if match["config"] is None and not _versions(root):
+        configs = sorted(folder.name for folder in root.iterdir() if _versions(folder))
+        if len(configs) > 1:
+            raise UserError(
+                f"{name} has several configs in {root}: name one, as {PREFIX}{match['name']}/"
+                f"{configs[0]} (of {', '.join(configs)})"
+            )
+        if configs:
+            root = root / configs[0]
+    elif match["config"] is not None:
+        root = root / match["config"]
+    versions = _versions(root)
+    if match["version"] is not None:
+        versions = [version for version in versions if version == match["version"]]
+    if not versions:
+        raise _not_prepared(name, paths)
+    return root / versions[-1]
+
+
+def _versions(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    names = [f.name for f in folder.iterdir() if f.is_dir() and _VERSION.fullmatch(f.name)]
+    return sorted(names, key=lambda version: [int(part) for part in version.split(".")])
+
+
+def _known(given: str, name: str) -> None:
+    """Raises unless the catalogue that TFDS carries with it has the name."""
+    import tensorflow_datasets as tfds
+
+    names = tfds.list_builders(with_community_datasets=False)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UserError(f"unknown catalogue data set {given!r}{hint}")
+
+
+def _not_prepared(name: str, paths: Paths) -> UserError:
+    return UserError(
+        f"{name} is not prepared as {builders.FILE_FORMAT} in {paths.data_dir}; prepare it once: "
+        f"{command(name, paths)}"
+    )

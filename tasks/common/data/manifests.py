@@ -1,0 +1,341 @@
+"""Files of the user with their texts: manifests of files and texts, or a folder of both."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tasks.common.data.splits import SplitSummary, check_splits
+from tasks.common.data.tables import (
+    decoded,
+    label_value,
+    no_column,
+    open_table,
+    say_once,
+    text_value,
+)
+from tasks.common.data.transcribed import TranscribedExamples, units_of
+from tasks.common.data.user_files import (
+    HELD_OUT,
+    SPLIT_NAMES,
+    find_file,
+    hold_out,
+    hold_out_groups,
+    say_shared,
+    split_paths,
+)
+from tasks.common.errors import UserError
+from tasks.common.images.files import is_hidden, read_each
+from tasks.common.text.tokenizer import UNKNOWN, TextConfig, TextEncoder
+from tasks.task import SPLITS
+
+COLUMNS = ("path", "text")
+# Values of `split_by` that are no columns.
+BY_TEXT, BY_FILE = "text", "file"
+
+
+class Line(NamedTuple):
+    """One file: where it is named (manifest and line), its path, what it says, and its group.
+
+    The group is the value of the column by which splits are made, empty if there is none.
+    """
+
+    where: str
+    file: Path
+    text: str
+    group: str = ""
+
+
+def check_split_by(split_by: str, path: str | None) -> None:
+    """Raises ValueError for a `split_by` of a data config that cannot be honoured."""
+    if not split_by.strip():
+        raise ValueError("split_by: is empty, expected text, file or the name of a column")
+    if path is None and split_by != BY_TEXT:
+        raise ValueError(f"split_by: got {split_by!r}, expected {BY_TEXT!r} without path")
+
+
+def own_examples(
+    path: str,
+    read: Callable[[Path], np.ndarray],
+    text: TextConfig,
+    field: str,
+    skip_broken: bool,
+    split_by: str = BY_TEXT,
+    unit: str = "files",
+) -> tuple[dict[str, TranscribedExamples], TextEncoder]:
+    """Files of the user in three splits, and the encoder of their texts, fitted on train.
+
+    Args:
+      path: see `find`. A split that is missing is a tenth of train.
+      read: raises UserError for what cannot be used.
+      text: how texts become units.
+      field: of an example.
+      skip_broken: leave out what cannot be used, and name it.
+      split_by: what is in one split alone: "text": equal texts; "file": equal files; else equal
+        values of this column of the manifest, such as speaker.
+      unit: of the examples, a plural for messages.
+
+    Raises:
+      UserError: what is wrong, with its file and line.
+    """
+    column = None if split_by in (BY_TEXT, BY_FILE) else split_by
+    lines = find(path, column)
+    _name_repeated(path, lines)
+    if len(lines) < len(SPLITS):
+        rest = _held_out(path, lines, split_by)
+        lines |= {split: [lines["train"][i] for i in rows] for split, rows in rest.items()}
+    elif split_by != BY_TEXT:
+        raise UserError(
+            f"config.data.split_by: got {split_by!r}, but {path} has all splits; leave it out"
+        )
+
+    def named(line: Line) -> np.ndarray:
+        try:
+            return read(line.file)
+        except UserError as error:
+            raise UserError(f"{line.where}: {error}") from None
+
+    kept, arrays = {}, {}
+    for split in SPLITS:
+        arrays[split], numbers = read_each(lines[split], named, skip_broken=skip_broken)
+        kept[split] = [lines[split][number] for number in numbers]
+        if not numbers:
+            raise UserError(f"{path}: no file of the {split} split can be used")
+    texts = {split: [line.text for line in given] for split, given in kept.items()}
+    check_splits(path, summarize(texts, unit))
+    encoder = TextEncoder.fit(texts["train"], text)
+    for split in HELD_OUT:
+        _expect_known(kept[split], encoder, texts["train"])
+    splits = {}
+    for split in SPLITS:
+        _expect_whole(kept[split], encoder)
+        sizes = [len(array) for array in arrays[split]]
+        units = units_of(encoder, texts[split])
+        splits[split] = TranscribedExamples(
+            field, arrays[split].__getitem__, sizes, units, texts[split]
+        )
+    return splits, encoder
+
+
+def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
+    """Counts of each split: examples with a text and, as ignored, without one.
+
+    Args:
+      texts: of each split.
+      unit: of the examples, a plural such as "recordings".
+    """
+    found = {}
+    for split, given in texts.items():
+        said = sum(map(bool, given))
+        found[split] = SplitSummary(
+            len(given),
+            {"with a text": said},
+            unit=unit,
+            ignored=len(given) - said,
+            ignored_as="without a text",
+        )
+    return found
+
+
+def _held_out(
+    path: str, lines: Mapping[str, Sequence[Line]], split_by: str
+) -> Mapping[str, list[int]]:
+    train, given = lines["train"], list(lines)
+    manifests = "give validation and test manifests of their own"
+    other = "set config.data.split_by to file, or to a column of the manifest such as speaker"
+    if split_by == BY_TEXT:
+        remedy = f"{manifests}, or {other}"
+        return hold_out([line.text for line in train], given, path, remedy)
+    if split_by == BY_FILE:
+        contents = [_content_hash(line) for line in train]
+        return hold_out(contents, given, path, manifests, "files")
+    groups = [line.group for line in train]
+    return hold_out_groups(groups, given, path, f"config.data.split_by={split_by}", manifests)
+
+
+def _content_hash(line: Line) -> str:
+    try:
+        return hashlib.sha256(line.file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{line.where}: {line.file}: cannot be read ({error.strerror})") from None
+
+
+def _name_repeated(path: str, lines: Mapping[str, Sequence[Line]]) -> None:
+    """Names files that are listed twice, in one manifest or in two."""
+    for given in lines.values():
+        first: dict[Path, Line] = {}
+        twice = [
+            (line, first[line.file])
+            for line in given
+            if first.setdefault(line.file, line) is not line
+        ]
+        if twice:
+            line, before = twice[0]
+            differ = sum(line.text != other.text for line, other in twice)
+            texts = f", {differ} with another text" * bool(differ)
+            say_once(
+                f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
+                f"named twice{texts}"
+            )
+    named = {
+        split: {str(line.file): f"{line.file.name} ({line.where})" for line in given}
+        for split, given in lines.items()
+    }
+    say_shared(path, named)
+
+
+def _expect_whole(lines: Sequence[Line], encoder: TextEncoder) -> None:
+    """Names a text that is longer than the encoder's limit, which would cut it off."""
+    limit = encoder.config.max_length
+    longer = encoder.with_max_length(limit + 1)
+    for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
+        if len(units) > limit:
+            raise UserError(
+                f"{line.where}: has a text of more than {limit} units, which "
+                "config.data.text.max_length cuts off; raise it"
+            )
+
+
+def _expect_known(lines: Sequence[Line], encoder: TextEncoder, train: Sequence[str]) -> None:
+    """Names a text that could never be written, since train has no such unit."""
+    for line, units in zip(lines, units_of(encoder, [x.text for x in lines]), strict=True):
+        if UNKNOWN in units:
+            known = {letter for text in train for letter in text.lower()}
+            strange = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
+            what = f"characters {''.join(strange)!r}" if strange else "words"
+            raise UserError(
+                f"{line.where}: has {what} that no text of train has; add such files to train, or "
+                "take --config.data.text.tokenizer=bpe"
+            )
+
+
+def find(path: str, column: str | None = None) -> dict[str, list[Line]]:
+    """Files by split.
+
+    Args:
+      path: a manifest, or a folder of files with a text of the same name beside each, as a.png and
+        a.txt: the train split; or manifests with commas between, of train, validation and test,
+        which are known by their names, as train.csv.
+      column: of the train manifest, to group its lines by; none if None.
+
+    Raises:
+      UserError: a manifest is missing, empty, or not one; a file or a column is missing; there is
+        no train split.
+    """
+    names = split_paths(path)
+    if len(names) == 1:
+        folder = Path(names[0]).expanduser()
+        if not folder.is_dir():
+            return {"train": read_manifest(names[0], column)}
+        if column is not None:
+            raise UserError(
+                f"config.data.split_by: got {column!r}, but {path} is a folder, which has no "
+                f"columns; expected {BY_TEXT} or {BY_FILE}"
+            )
+        return {"train": _folder(folder)}
+    found: dict[str, list[Line]] = {}
+    for name in names:
+        stem = Path(name).stem.lower()
+        split = next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
+        if split is None:
+            raise UserError(
+                f"path: {name}: cannot tell its split; call it train, validation or test"
+            )
+        if split in found:
+            raise UserError(f"path: {name}: there is a {split} split already")
+        found[split] = read_manifest(name, column if split == "train" else None)
+    if "train" not in found:
+        raise UserError(f"path: {path}: has no train split")
+    return found
+
+
+def read_manifest(name: str, column: str | None = None) -> list[Line]:
+    """Lines of a manifest: a table, or JSON lines, with the columns path and text.
+
+    Paths are relative to the manifest's folder. Names of columns may differ in case.
+
+    Args:
+      name: of the manifest; one that ends in .jsonl or .ndjson holds JSON lines, others are CSV or
+        TSV.
+      column: whose values are the groups of the lines; none if None.
+
+    Raises:
+      UserError: the manifest is malformed, a column or a file is missing, or a value is not as
+        expected; the line is named.
+    """
+    wanted = [*COLUMNS, *([] if column is None else [column])]
+    table = open_table(name, wanted, extensions=None, may_be_empty=True)
+    named = [_spelled(each, table.header) for each in wanted]
+    missing = [each for each in COLUMNS if _spelled(each, table.header) not in table.header]
+    if missing and table.delimiter is not None:
+        raise UserError(
+            f"{name}: no column {' and '.join(missing)}; its first line names the columns path and "
+            f"text, got {table.column_names}"
+        )
+    if column is not None and table.delimiter is not None and named[-1] not in table.header:
+        raise no_column(f"config.data.split_by: {name}", column, table.header)
+    folder, lines = Path(name).expanduser().parent, []
+    for number, (file, said, *group) in table.select(named):
+        lines.append(_line(f"{name}: line {number}", folder, file, said, column, *group))
+    if not lines:
+        raise UserError(f"{name}: names no files")
+    return lines
+
+
+def _line(
+    where: str, folder: Path, file: Any, said: Any, column: str | None, group: Any = None
+) -> Line:
+    file = text_value(file, where, "path").strip()
+    if not file:
+        raise UserError(f"{where}: names no file")
+    place = find_file(folder, file)
+    if not os.path.isfile(place):  # a name that is too long is no error there
+        raise UserError(f"{where}: no such file: {place}")
+    text = " ".join(text_value(said, where, "text").split())
+    return Line(where, place, text, "" if column is None else label_value(group, where, column))
+
+
+def _spelled(column: str, header: Sequence[str]) -> str:
+    """The column as the header spells it, if one differs in case alone."""
+    alike = [name for name in header if name.lower() == column.lower()]
+    return alike[0] if column not in header and len(alike) == 1 else column
+
+
+def _folder(folder: Path) -> list[Line]:
+    texts: dict[str, Path] = {}
+    files, others = [], []
+    for file in sorted(folder.iterdir()):
+        if is_hidden(file.name) or not file.is_file():
+            others.append(file)
+        elif file.suffix.lower() == ".txt":
+            texts[file.stem] = file
+        else:
+            files.append(file)
+    lines = []
+    for file in files:
+        text = texts.get(file.stem)
+        if text is None:
+            raise UserError(f"{file}: has no text beside it; expected {file.with_suffix('.txt')}")
+        lines.append(Line(str(file), file, " ".join(_text(text).split())))
+    if not lines:
+        raise UserError(f"path: {folder}: has no files")
+    used = {file.stem for file in files}
+    others += [text for stem, text in texts.items() if stem not in used]
+    if others:
+        say_once(
+            f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
+            "without a file of the same name, folders and hidden files"
+        )
+    return lines
+
+
+def _text(file: Path) -> str:
+    try:
+        return decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None

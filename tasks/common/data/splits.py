@@ -1,0 +1,144 @@
+"""Counts of each split, and the check that there is something to learn from and to measure on."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from tasks.common.data.tables import say_once
+from tasks.common.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+_SHOWN = 12
+# What databases, spreadsheets and pandas write where there is no value.
+_MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds.
+
+    Attributes:
+      examples: their number.
+      classes: count of each class by name, in the order of the classes; None for a task without
+        classes.
+      unit: what `classes` and `ignored` count: "examples", "objects", "pixels" or "recordings".
+      ignored: labels that are in the files but do not count, such as void pixels, crowd regions
+        or recordings without a text.
+      ignored_as: what those are called in messages.
+      least_classes: classes that the train split needs.
+      note: what else is worth knowing, such as texts without a known word; empty if nothing.
+    """
+
+    examples: int
+    classes: Mapping[str, int] | None = None
+    unit: str = "examples"
+    ignored: int = 0
+    ignored_as: str = "ignored"
+    least_classes: int = 1
+    note: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.examples:,} examples"
+        if self.classes is not None:
+            counts = [f"{name} {count:,}" for name, count in self.classes.items()]
+            more = f", ... {len(counts) - _SHOWN} more" * (len(counts) > _SHOWN)
+            text += f"; {self.unit} by class: {', '.join(counts[:_SHOWN])}{more}"
+        if self.ignored:
+            total = self.ignored + sum((self.classes or {}).values())
+            fraction = f"{self.ignored / total:.1%} of " if total and self.classes else ""
+            text += f"; {self.ignored_as}: {self.ignored:,} ({fraction}{self.unit})"
+        return f"{text}; {self.note}" if self.note else text
+
+
+def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
+    """Checks that each split can be used.
+
+    Named on standard error are classes of validation or test that the train split lacks, classes
+    whose names look alike, and those whose name is a sign for a missing value.
+
+    Args:
+      where: file or folder of the data, for messages.
+      splits: by name.
+
+    Raises:
+      UserError: a split has no examples or nothing but ignored labels, or the train split has too
+        few classes with at least one example, object or pixel.
+    """
+    for name, split in splits.items():
+        ignored = ""
+        if split.ignored:
+            ignored = f" ({split.ignored:,} {split.unit} are {split.ignored_as})"
+        if not split.examples:
+            raise UserError(f"{where}: the {name} split has no examples{ignored}")
+        if split.classes is None:
+            continue
+        present = [label for label, count in split.classes.items() if count]
+        if not present:
+            raise UserError(
+                f"{where}: none of {split.examples:,} examples of the {name} split has a label"
+                f"{ignored}; there is nothing to {'learn' if name == 'train' else 'measure'}"
+            )
+        if name == "train" and len(present) < split.least_classes:
+            raise UserError(
+                f"{where}: all labelled {split.unit} of the train split are of the class "
+                f"{present[0]!r}{ignored}, expected {split.least_classes} classes or more"
+            )
+    for name, split in splits.items():
+        _name_unlearnable(where, name, split, splits.get("train"))
+    _name_doubtful(where, splits)
+
+
+def _name_unlearnable(
+    where: str, name: str, split: SplitSummary, train: SplitSummary | None
+) -> None:
+    if train is None or train.classes is None or split.classes is None:
+        return
+    known = train.classes
+    lacking = [label for label, count in split.classes.items() if count and not known.get(label)]
+    if lacking:
+        more = ", ..." * (len(lacking) > _SHOWN)
+        say_once(
+            f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
+            f"but the {name} split has; a model cannot learn a class that train lacks"
+        )
+
+
+def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
+    counts: dict[str, int] = {}
+    alike: dict[str, list[str]] = {}
+    for split in splits.values():
+        for label, count in (split.classes or {}).items():
+            counts[label] = counts.get(label, 0) + count
+    for label in counts:
+        alike.setdefault(_looks(label), []).append(label)
+    for names in alike.values():
+        if len(names) > 1:
+            listed = " and ".join(map(ascii, names))
+            message = (
+                f"classes {listed} differ in case, spaces or invisible characters alone; they are "
+                "classes of their own"
+            )
+            say_once(f"{where}: {message}", key=message)
+    for label in _MISSING:
+        if counts.get(label):
+            message = (
+                f"{counts[label]:,} labels are {label}, which is taken for a class; leave these "
+                "examples out if they have no label"
+            )
+            say_once(f"{where}: {message}", key=message)
+
+
+def alike(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message that names those of `known` that look like `name`, if any."""
+    same = [ascii(other) for other in known if _looks(other) == _looks(name)]
+    return f"; {name!a} is not {' or '.join(same)}" if same else ""
+
+
+def _looks(name: str) -> str:
+    """A name without what nobody sees: case, forms of Unicode, spaces, and marks of direction."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(
+        x for x in text if not x.isspace() and unicodedata.category(x) not in ("Cf", "Cc")
+    )

@@ -1,0 +1,532 @@
+"""Tables in the user's files: CSV, TSV and JSON lines, read strictly, with line numbers.
+
+CSV and TSV follow RFC 4180: a quoted field may hold delimiters, line ends and doubled quotes. The
+delimiter (comma, semicolon or tab) is detected from the first lines. JSON lines hold one object per
+line. Files are UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. A file is
+read from the disk once for each pass, so large tables need no memory.
+
+Every record of a file is returned or named: a record with more or fewer fields than the first one
+is an error, and records without any content are counted on standard error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tasks.common.data.regular_files import expect_regular
+from tasks.common.errors import UserError
+
+DELIMITERS = ",;\t"
+JSON_LINES = (".jsonl", ".ndjson")
+EXTENSIONS = (".csv", ".tsv", ".tab", *JSON_LINES)
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+# The longer mark comes first: that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Lines by which a delimiter is detected.
+_SAMPLE = 50
+_LONGEST_FIELD = 2**31 - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+
+
+# ---------------------------------------------------------------------- text
+
+
+def read_text(name: str | Path) -> str:
+    """Returns the text of a file; see the module for its encodings.
+
+    Raises:
+      UserError: the file cannot be read, is empty, or is not text in one of these encodings.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{str(name) or path}: is a folder, expected a file of text")
+    expect_regular(path, str(name))
+    try:
+        text = decoded(path.read_bytes(), str(name))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise UserError(f"{name}: the file is empty")
+    return text
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Decodes the content of a text file.
+
+    Args:
+      data: the content.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: it is not text in a supported encoding; the line is named.
+    """
+    encoding = encoding_of(data[:4])
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        if encoding == "utf-8" and b"\0" in data[:1000]:
+            raise UserError(
+                f"{name}: has zero bytes, expected text in UTF-8; save the file as UTF-8"
+            ) from None
+        raise UserError(
+            f"{name}: line {line} is not {encoding.removesuffix('-sig').upper()} "
+            f"(byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(
+            f"{name}: line {line} has a zero byte, expected text in UTF-8; save the file as UTF-8"
+        )
+    return text
+
+
+def encoding_of(start: bytes) -> str:
+    """Returns the encoding that the first four bytes of a file announce; UTF-8 without a mark."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def lines_of(text: str) -> list[str]:
+    """Splits a text at line ends alone: LF, CR LF, or CR in a file that has no LF.
+
+    Unlike `str.splitlines`, the text is not split at U+2028, form feeds and other separators, which
+    occur within lines. A line end at the very end of the text starts no line.
+    """
+    end = "\n" if "\n" in text else "\r"
+    return [line.removesuffix("\r") for line in text.removesuffix(end).split(end)]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table in a file, read anew by every pass over it.
+
+    Attributes:
+      name: of the file, for messages.
+      header: names of the columns, without spaces around them; of JSON lines the keys of the first
+        object; empty for a table that is read without a header.
+      delimiter: None for JSON lines.
+    """
+
+    name: str
+    header: tuple[str, ...]
+    delimiter: str | None
+
+    def select(
+        self, columns: Sequence[str], optional: Collection[str] = ()
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """Yields the line number of each record and its values of some columns.
+
+        Args:
+          columns: names.
+          optional: those of them that an object of JSON lines may lack; the value is then None.
+
+        Yields:
+          Strings for CSV and TSV, JSON values for JSON lines.
+
+        Raises:
+          UserError: a record is malformed or lacks a column.
+        """
+        if self.delimiter is None:
+            for line, row in _objects(self.name):
+                for column in columns:
+                    if column not in row and column not in optional:
+                        raise no_column(f"{self.name}: line {line}", column, list(row))
+                yield line, [row.get(column) for column in columns]
+            return
+        self.expect(columns)
+        places = [self.header.index(column) for column in columns]
+        for line, row in itertools.islice(_records(self.name, self.delimiter), 1, None):
+            yield line, [row[place] for place in places]
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields the line number and all fields of each record below the header, if there is one.
+
+        Raises:
+          UserError: a record is malformed, or the file holds JSON lines.
+        """
+        if self.delimiter is None:
+            raise UserError(f"{self.name}: holds JSON lines, expected CSV or TSV")
+        yield from itertools.islice(
+            _records(self.name, self.delimiter), 1 if self.header else 0, None
+        )
+
+    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the line number and object of each line of JSON lines.
+
+        Raises:
+          UserError: a line is malformed.
+        """
+        yield from _objects(self.name)
+
+    def keys(self) -> tuple[str, ...]:
+        """Returns the keys of all objects of JSON lines, in the order in which they first occur; of
+        CSV and TSV the header.
+
+        Raises:
+          UserError: a line is malformed.
+        """
+        if self.delimiter is not None:
+            return self.header
+        return tuple(dict.fromkeys(key for _, row in _objects(self.name) for key in row))
+
+    def expect(self, columns: Sequence[str]) -> None:
+        """Raises UserError if the header lacks one of `columns`."""
+        for column in columns:
+            if column not in self.header:
+                raise no_column(self.name, column, self.header)
+
+    @property
+    def column_names(self) -> str:
+        """The header for messages."""
+        return listed(self.header)
+
+
+def open_table(
+    name: str | Path,
+    wanted: Sequence[str] = (),
+    *,
+    extensions: Sequence[str] | None = EXTENSIONS,
+    is_header: Callable[[list[str]], bool] | None = None,
+    may_be_empty: bool = False,
+) -> Table:
+    """Opens a table and reads its header.
+
+    Args:
+      name: of the file.
+      wanted: columns by which delimiters are told apart where several fit; they need not be there.
+      extensions: that the file may have, in any case; any if None. `JSON_LINES` are JSON lines,
+        all others CSV or TSV.
+      is_header: whether the first record is a header; always if None.
+      may_be_empty: whether there may be no record below the header.
+
+    Raises:
+      UserError: the file cannot be read, has another extension, has no header or no record below
+        it, or names a column twice.
+    """
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise UserError(f"{str(name) or path}: is a folder, expected a file with a table")
+    if extensions is not None and suffix not in extensions:
+        raise UserError(
+            f"{name}: unknown kind of file {path.suffix!r}; it must end in {', '.join(extensions)}"
+        )
+    name = str(name)
+    if suffix == ".json":
+        raise UserError(
+            f"{name}: is JSON by its extension, expected a table; write an object a line and call "
+            f"the file {path.stem}{JSON_LINES[0]}"
+        )
+    if suffix in JSON_LINES:
+        first = next(_objects(name), None)
+        if first is None:
+            raise UserError(f"{name}: the file is empty")
+        return Table(name, tuple(first[1]), None)
+    delimiter = _delimiter(name, wanted, "\t" if suffix in (".tsv", ".tab") else ",")
+    records = _records(name, delimiter)
+    first = next(records, None)
+    if first is None:
+        raise UserError(f"{name}: the file is empty")
+    header = tuple(cell.strip() for cell in first[1])
+    if is_header is not None and not is_header(list(header)):
+        return Table(name, (), delimiter)
+    if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
+        raise UserError(f"{name}: column {shown(twice)} stands in the header twice; rename one")
+    if not may_be_empty and next(records, None) is None:
+        raise UserError(f"{name}: the file has a header and no rows")
+    return Table(name, header, delimiter)
+
+
+def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
+    """Returns the error for a column that is missing; the nearest of the known ones is named."""
+    near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+    lower = [other for other in known if other.lower() == column.lower()]
+    hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
+    return UserError(f"{where}: no column {column!r}{hint}; there are: {listed(known)}")
+
+
+def shown(cell: str) -> str:
+    """Returns a cell in quotes for messages, without the end of a long one."""
+    return repr(cell if len(cell) <= 60 else f"{cell[:57]}...")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Returns names for messages, without the ends of long ones and the rest of many."""
+    short = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:most]]
+    return ", ".join(short) + ", ..." * (len(names) > most)
+
+
+# ---------------------------------------------------------------------- values
+
+
+def text_value(value: Any, where: str, column: str) -> str:
+    """Returns a text cell.
+
+    Raises:
+      UserError: a JSON value that is no string.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {column!r} is {_shown(value)}, expected a text")
+    # JSON can spell half of a pair of UTF-16, which no encoding can write.
+    if not value.isascii() and (half := _SURROGATE.search(value)):
+        raise UserError(f"{where}: {column!r} has {half[0]!a}, which is no character")
+    return value
+
+
+def label_value(value: Any, where: str, column: str) -> str:
+    """Returns a class name. Numbers and truth values are names too; 1 and 1.0 are the same one.
+
+    Raises:
+      UserError: it is empty, not a number (NaN), or a list or an object.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {column!r} is {_shown(value)}, expected a class name")
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, int | float):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise UserError(
+            f"{where}: {column!r} is {_shown(value)}, expected one class name, a text or a number"
+        )
+    label = text_value(value or "", where, column).strip()
+    if not label:
+        raise UserError(f"{where}: {column!r} is empty")
+    if whole := _WHOLE.fullmatch(label):
+        return whole[1]
+    return label
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _opened(name: str) -> TextIO:
+    """Opens a text file by its byte order mark; line ends stay as they are."""
+    path = Path(name).expanduser()
+    expect_regular(path, name)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        return path.open(encoding=encoding_of(start), newline="")
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def _undecodable(name: str) -> UserError:
+    """Returns the error that names the line; the file is known not to be text."""
+    try:
+        read_text(name)
+    except UserError as error:
+        return error
+    return UserError(f"{name}: changed while it was read")
+
+
+def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields line number and object of each line that is not blank."""
+    with _opened(name) as file:
+        # Lines end in LF alone; the separators that TextIO knows may occur within strings.
+        file.reconfigure(newline="\n")
+        try:
+            for line, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text, object_pairs_hook=unique_keys)
+                except (ValueError, RecursionError) as error:
+                    reason = str(error) or type(error).__name__
+                    raise UserError(f"{name}: line {line} is not JSON ({reason})") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{name}: line {line} is not a JSON object")
+                yield line, row
+        except UnicodeDecodeError:
+            raise _undecodable(name) from None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object of its pairs, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+      ValueError: a key stands there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"key {twice!r} stands there twice")
+    return found
+
+
+def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
+    """Detects the delimiter: one that the wanted columns ask for, else one that makes records of
+    equal width, else the most frequent of the header.
+
+    Raises:
+      UserError: two fit equally well.
+    """
+    with _opened(name) as file:
+        try:
+            lines = list(itertools.islice(file, _SAMPLE))
+        except UnicodeDecodeError:
+            raise _undecodable(name) from None
+    lines = [line for line in lines if line.strip()] or [""]
+    if announced := re.fullmatch(r"sep=(.)\s*", lines[0].lstrip("\ufeff"), re.IGNORECASE):
+        if announced[1] not in DELIMITERS:
+            raise UserError(
+                f"{name}: line 1 announces the delimiter {announced[1]!r}, expected one of "
+                f"{', '.join(_NAMES.values())}"
+            )
+        return announced[1]
+    widths: dict[str, int] = {}
+    found = []
+    for delimiter in DELIMITERS:
+        rows = _parsed(lines, delimiter)
+        if not rows or len(rows[0]) < 2:
+            continue
+        widths[delimiter] = len(rows[0])
+        known = len(set(wanted) & {cell.strip() for cell in rows[0]})
+        # The last record of the sample may be cut off.
+        even = all(len(row) == len(rows[0]) for row in rows[1:-1])
+        found.append(((known, even, len(rows[0])), delimiter))
+    if not found:
+        return usual
+    found.sort(reverse=True)
+    best = [delimiter for score, delimiter in found if score == found[0][0]]
+    if len(best) > 1 and usual in best:
+        return usual
+    if len(best) > 1:
+        raise UserError(
+            f"{name}: line 1 can be separated by {' or '.join(_NAMES[each] for each in best)}; "
+            "quote the names that hold one of them"
+        )
+    return best[0]
+
+
+def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
+    """Parses a sample as far as it goes."""
+    rows = []
+    try:
+        for row in csv.reader(lines, delimiter=delimiter, strict=True):
+            if row:
+                rows.append(row)
+    except csv.Error:
+        pass
+    return rows
+
+
+def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields first line and fields of each record, the header among them."""
+    empty: list[int] = []
+    merged: list[tuple[int, int]] = []
+    width = 0
+    with _opened(name) as file:
+        kept = _Kept(file)
+        reader = csv.reader(kept, delimiter=delimiter, strict=True)
+        # The limit is 128 KB by default, short of long texts. It is the module's, so it stays: a
+        # second pass that runs at the same time needs it too.
+        csv.field_size_limit(_LONGEST_FIELD)
+        line, blank = 1, []
+        try:
+            for row in reader:
+                start, line = line, reader.line_num + 1
+                lines = kept.taken()
+                if start == 1 and re.fullmatch(r"sep=.\s*", lines[0], re.IGNORECASE):
+                    continue
+                # One empty field in quotes is a record; a row of delimiters alone is none.
+                if not "".join(lines).strip() or (len(row) > 1 and not any(map(str.strip, row))):
+                    blank.append(start)
+                    continue
+                # Blank lines at the end of a file are no records.
+                empty += blank
+                blank = []
+                width = width or len(row)
+                if len(row) != width:
+                    raise UserError(
+                        f"{name}: line {start} has {len(row)} fields, the header has {width}; "
+                        f"a field that holds a {_NAMES[delimiter]} or a line end must be quoted"
+                    )
+                if len(lines) > 1 and all(each.count(delimiter) == width - 1 for each in lines):
+                    merged.append((start, line - 1))
+                yield start, row
+        except csv.Error as error:
+            raise UserError(f"{name}: line {line} is malformed ({error}){_remedy(error)}") from None
+        except UnicodeDecodeError:
+            raise _undecodable(name) from None
+    if empty:
+        say_once(f"{name}: {len(empty)} lines are empty, the first is line {empty[0]}; left out")
+    if merged:
+        first, last = merged[0]
+        say_once(
+            f"{name}: {len(merged)} rows span several lines, the first is lines {first} to {last}; "
+            "if these are rows of their own, a quote is missing or too many there"
+        )
+
+
+def _remedy(error: csv.Error) -> str:
+    if "expected after" in str(error) or "unexpected end" in str(error):
+        return '; quotes open and close a whole field, and a quote within it is written twice: ""'
+    return ""
+
+
+class _Kept:
+    """Lines of a file, keeping those since the last call of `taken`."""
+
+    def __init__(self, file: TextIO):
+        self._file, self._lines = file, []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        if "\0" in line:
+            raise csv.Error("zero byte")
+        self._lines.append(line)
+        return line
+
+    def taken(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+_said: set[str] = set()
+
+
+def say_once(message: str, key: str | None = None) -> None:
+    """Prints a line on standard error, once in a process: files are read several times.
+
+    Args:
+      message: the line.
+      key: a later message with this key is not printed; the message itself if None.
+    """
+    key = message if key is None else key
+    if key not in _said:
+        _said.add(key)
+        print(message, file=sys.stderr, flush=True)

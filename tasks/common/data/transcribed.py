@@ -1,0 +1,93 @@
+"""Examples of sound or handwriting with their transcripts, and hashes of their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tasks.common.data import digests
+from tasks.common.text.tokenizer import PAD, TextEncoder
+from tasks.task import SPLITS
+
+
+class TranscribedExamples:
+    """Something of any length - samples of sound, columns of a picture - with what it says.
+
+    Args:
+      field: name of it in an example.
+      read: index -> array [n, ...].
+      lengths: int [n], of each.
+      targets: units of each; None where nobody knows them.
+      texts: what they say, for the figures.
+      groups: int [n], which condition each belongs to; all 0 if None.
+
+    Attributes:
+      field, texts, groups: as given.
+      greedy: whether they are to be decoded greedily, which is quick.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        read: Callable[[int], np.ndarray],
+        lengths: Sequence[int],
+        targets: Sequence[np.ndarray] | None = None,
+        texts: Sequence[str] = (),
+        groups: np.ndarray | None = None,
+    ):
+        self.field, self._read, self._targets = field, read, targets
+        self.texts, self.greedy = list(texts), False
+        sizes = np.asarray(lengths, np.int32)
+        self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
+        self.padded: Mapping[str, int] = {field: 0}
+        # An array of no length has no bucket.
+        self.lengths: Mapping[str, np.ndarray] = {field: np.maximum(sizes, 1)}
+        if targets is not None:
+            self.padded = {field: 0, "target": PAD}
+            units = np.array([len(target) for target in targets], np.int32)
+            self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
+
+    def __len__(self) -> int:
+        return len(self.lengths[self.field])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        given = self._read(index)
+        nothing = np.zeros((1, *given.shape[1:]), given.dtype)
+        example = {
+            self.field: given if len(given) else nothing,
+            "length": np.int32(len(given)),
+        }
+        if self._targets is not None:
+            target = self._targets[index].astype(np.int32)
+            example["target"] = target if len(target) else np.full(1, PAD, np.int32)
+        if self.greedy:
+            example["greedy"] = np.bool_(True)
+        return example
+
+
+def transcribed_parts(
+    splits: Mapping[str, TranscribedExamples], encoder: TextEncoder, what: str
+) -> dict[str, str]:
+    """Returns the hash of each part of transcribed data; see `tasks.task.Task.fingerprints`.
+
+    Args:
+      splits: by name.
+      encoder: fitted on train.
+      what: plural of what is read, for the names.
+    """
+    found = {"tokenizer": digests.of_rows([encoder.to_json()])}
+    for split in SPLITS:
+        part = splits[split]
+        found[f"{split} texts"] = digests.of_rows(part.texts)
+        examples = (part[index] for index in range(len(part)))
+        rows = ((example[part.field], example["length"]) for example in examples)
+        found[f"{split} {what}"] = digests.of_rows(rows)
+        found[f"{split} conditions"] = digests.of_rows(part.groups)
+    return found
+
+
+def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+    """Units of each text; none of one that says nothing."""
+    found = encoder.encode_batch(texts)
+    return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

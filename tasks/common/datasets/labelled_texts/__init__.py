@@ -1,0 +1,28 @@
+"""The labelled texts of this project, by name.
+
+Movie reviews and SST-2 are snippets of one corpus (Pang & Lee 2005): never train or pre-train on
+one and test on the other without removing what they share (`shared_with`).
+"""
+
+from __future__ import annotations
+
+from tasks.common.data.builders import Definition
+from tasks.common.datasets.labelled_texts.movie_reviews import MOVIE_REVIEWS
+from tasks.common.datasets.labelled_texts.spam_assassin import SPAM_ASSASSIN
+from tasks.common.datasets.labelled_texts.sst2 import SST2
+from tasks.common.datasets.labelled_texts.topics import NEWSGROUPS20, REUTERS_R8
+
+DEFINITIONS: dict[str, Definition] = {
+    definition.name: definition
+    for definition in (MOVIE_REVIEWS, SST2, NEWSGROUPS20, REUTERS_R8, SPAM_ASSASSIN)
+}
+
+_ONE_CORPUS = (frozenset({"movie_reviews", "sst2"}),)
+
+
+def shared_with(name: str) -> frozenset[str]:
+    """Data sets with the same texts in part: trained on one, a model has seen the other's test."""
+    for corpus in _ONE_CORPUS:
+        if name in corpus:
+            return corpus - {name}
+    return frozenset()

@@ -1,0 +1,64 @@
+"""Movie review snippets rated by people (Hutto & Gilbert 2014, VADER), as positive or negative."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasks.common.data.builders import Definition
+from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.fetchers import PipPackage
+from tasks.common.data.sources import Source
+from tasks.common.datasets.labelled_texts.base import example, text_features
+
+_FILE = "movieReviewSnippets_GroundTruth.txt"
+_INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+
+
+def _unpack(fetched: Path, output: Path) -> None:
+    """The file lies in an archive within the source distribution."""
+    with (
+        tarfile.open(fetched) as outer,
+        tarfile.open(fileobj=io.BytesIO(outer.extractfile(_INNER).read())) as inner,
+    ):
+        output.write_bytes(inner.extractfile(f"hutto_ICWSM_2014/{_FILE}").read())
+
+
+_SOURCE = Source(
+    name=f"movie_reviews/{_FILE}",
+    sha256="c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
+    places=(
+        PipPackage(
+            "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz", derive=_unpack, sdist=True
+        ),
+    ),
+)
+
+
+def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
+    lines = files[_SOURCE.name].read_text(encoding="utf-8").splitlines()
+    for index, line in enumerate(lines):
+        _, rating, text = line.split("\t")
+        if -0.5 <= float(rating) <= 0.5:
+            continue
+        label = "positive" if float(rating) > 0 else "negative"
+        split = {0: "test", 1: "validation"}.get(norm_hash(text) % 10, "train")
+        splits[split].append(example(f"line-{index}", text, label))
+    return splits
+
+
+MOVIE_REVIEWS = Definition(
+    name="movie_reviews",
+    version="1.0.0",
+    features=text_features(["negative", "positive"]),
+    sources=(_SOURCE,),
+    generate=_generate,
+    counts={"train": 7970, "validation": 1023, "test": 1050},
+    description="Snippets of movie reviews, mean of twenty human ratings from -4 to 4: above 0.5 "
+    "positive, below -0.5 negative, the 562 between dropped. Split by the hash of the normalised "
+    "text modulo 10: 0 test, 1 validation, so that equal snippets stay together.",
+    licence="MIT",
+)

@@ -1,0 +1,138 @@
+"""config.json of BERT and DistilBERT folders: fields that a model here has, and refusal of those
+that it would ignore.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import UserError
+from tasks.common.huggingface.tokenizers import CLASSES
+from tasks.common.huggingface.weights import EPSILON, FIELDS, FIXED, NAMES
+
+_WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")
+_RATES = ("dropout_rate", "attention_dropout_rate")
+# What this model has no other of; checked with its type, for 1 equals True.
+_EXPECTED: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "tie_word_embeddings": (True,),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "cross_attention_hidden_size": (None,),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "directionality": (None, "bidi"),
+    "sinusoidal_pos_embds": (False,),
+    "tokenizer_class": (None, *CLASSES),
+}
+# They change nothing of what is computed from a text up to the predictions of hidden tokens: names,
+# storage, heads for other tasks, and parameters of the generation of text.
+_WITHOUT_EFFECT = """
+architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
+transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing
+classifier_dropout seq_classif_dropout qa_dropout id2label label2id num_labels problem_type
+finetuning_task task_specific_params language return_dict output_attentions output_hidden_states
+output_past torchscript tf_legacy_loss chunk_size_feed_forward bos_token_id eos_token_id
+sep_token_id decoder_start_token_id prefix pooler_fc_size pooler_num_attention_heads
+pooler_num_fc_layers pooler_size_per_head pooler_type _attn_implementation attn_implementation
+_attn_implementation_autoset tie_weights_ max_length min_length do_sample early_stopping
+num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+begin_suppress_tokens
+"""
+
+
+def model_kind(path: Path, config: Mapping[str, Any]) -> str:
+    """Returns "bert" or "distilbert".
+
+    Raises:
+      UserError: another model_type.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in NAMES:
+        expected = ", ".join(map(repr, NAMES))
+        raise UserError(f"{path}: model_type is {kind!r}, expected one of {expected}")
+    return kind
+
+
+def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `LanguageModelConfig`.
+
+    Raises:
+      UserError: a value is impossible, or an option would be ignored; the message names it.
+    """
+    model = {**FIXED, "norm_epsilon": EPSILON}
+    model |= {ours: config.get(theirs, it) for ours, (theirs, it) in FIELDS[kind].items()}
+    activation = FIELDS[kind]["activation"][0]
+    expected = {**_EXPECTED, activation: ("gelu",)}
+    if kind == "bert":
+        expected["type_vocab_size"] = (2,)
+    for name, values in expected.items():
+        value = config.get(name, values[0])
+        if not any(value == it and type(value) is type(it) for it in values):
+            raise UserError(f"{path}: {name} is {value!r}, expected {values[-1]!r}")
+    for ours, (theirs, _) in FIELDS[kind].items():
+        wanted = _wanted(ours, model[ours])
+        if wanted:
+            raise UserError(f"{path}: {theirs} is {_shown(model[ours])}, expected {wanted}")
+    size, heads = model["model_size"], model["num_heads"]
+    if size % heads:
+        theirs = FIELDS[kind]["num_heads"][0]
+        raise UserError(f"{path}: {theirs} is {heads}, expected a divisor of {size}")
+    known = (
+        {theirs for theirs, _ in FIELDS[kind].values()} | {*expected} | {*_WITHOUT_EFFECT.split()}
+    )
+    for name, value in config.items():
+        if name not in known:
+            raise UserError(
+                f"{path}: {name} is {_shown(value)}, an option that a {kind} here does not have; "
+                "remove it if the model computes the same without it"
+            )
+    return model
+
+
+def expect_vocabulary(
+    path: Path, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
+) -> None:
+    """Refuses a vocabulary size or a padding id that contradicts the other files.
+
+    Raises:
+      UserError: the size is neither that of the vocabulary nor that of the table of embeddings, or
+        the padding id is not [PAD]'s.
+    """
+    size = config.get("vocab_size", rows)
+    if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
+        expected = f"{rows}, as model.safetensors has"
+        raise UserError(f"{path}: vocab_size is {_shown(size)}, expected {expected}")
+    pad = config.get("pad_token_id")
+    if pad is not None and (isinstance(pad, bool) or pad != list(vocabulary).index("[PAD]")):
+        expected = f"{list(vocabulary).index('[PAD]')}, the id of [PAD] in the vocabulary"
+        raise UserError(f"{path}: pad_token_id is {_shown(pad)}, expected {expected}")
+
+
+def _wanted(field: str, value: Any) -> str:
+    """What a field has to be, where the value is not that; else ""."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if field in _WHOLE:
+        fits, wanted = number and isinstance(value, int) and value >= 1, "a whole number above 0"
+    elif field in _RATES:
+        fits, wanted = number and 0 <= value < 1, "a rate in [0, 1)"
+    elif field in ("norm_epsilon", "embedding_scale"):
+        fits, wanted = number and 0 < value < math.inf, "a number above 0"
+    else:
+        return ""
+    return "" if fits else wanted
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,243 @@
+"""Folders of BERT and DistilBERT as the library transformers saves them: config.json,
+model.safetensors, and vocab.txt or tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.huggingface.configs import expect_vocabulary, model_fields, model_kind
+from tasks.common.huggingface.tokenizers import SIGNS, TOKENIZER, is_file, read_json, read_tokenizer
+from tasks.common.huggingface.weights import (
+    FIELDS,
+    NAMES,
+    LanguageModelFolder,
+    Normalization,
+    expected_shapes,
+    from_tensors,
+    our_order,
+    to_tensors,
+)
+from tasks.common.text.tokenizer import SPECIAL
+
+_ARCHITECTURES = {
+    "bert": ("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+    "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
+}
+_WORDS = "embeddings.word_embeddings.weight"
+# Other forms of the weights.
+_OTHER = (
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
+# What is exact in float32.
+_TYPES = ("float32", "float16", "bfloat16")
+
+
+def read_folder(folder: Path) -> LanguageModelFolder:
+    """A folder of BERT or DistilBERT as transformers saves it.
+
+    Raises:
+      UserError: a file is missing or damaged, an option is not supported, or it is another kind of
+        model.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = model_kind(path, config)
+    model = model_fields(path, kind, config)
+    vocabulary, normalization, notes = read_tokenizer(folder)
+    try:
+        order = our_order(vocabulary)
+    except ValueError as error:
+        raise UserError(f"{folder}: its vocabulary {error}") from None
+    tensors = _tensors(folder, kind)
+    rows = tensors[_WORDS].shape[0] if _WORDS in tensors else len(vocabulary)
+    path = folder / "model.safetensors"
+    if not _fits(rows, len(vocabulary)):
+        raise UserError(
+            f"{path}: has embeddings of {rows} tokens, the vocabulary {len(vocabulary)}; bring "
+            "the files of one model"
+        )
+    expect_vocabulary(folder / "config.json", config, vocabulary, rows)
+    if model["num_layers"] > len(tensors):
+        raise UserError(
+            f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
+            "config.json; it is not whole"
+        )
+    _expect_shapes(path, tensors, expected_shapes(kind, model, rows))
+    padding = {
+        name: tensors[theirs][len(vocabulary) :]
+        for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias"))
+        if rows > len(vocabulary) and theirs in tensors
+    }
+    for theirs in (_WORDS, f"{NAMES[kind]['head']}.bias"):
+        if theirs in tensors:
+            tensors[theirs] = tensors[theirs][: len(vocabulary)]
+    pair = ("pooler.dense.bias", "cls.seq_relationship.bias", "cls.predictions.bias")
+    if all(name in tensors for name in pair):
+        model["next_sentence"] = True
+    try:
+        params, left = from_tensors(kind, model, tensors, order)
+    except KeyError as error:
+        raise UserError(f"{path}: has no tensor {error.args[0]!r}; it is not whole") from None
+    more = [name for name in left if re.search(r"\blayer\.\d", name)]
+    if more:
+        raise UserError(f"{path}: does not fit config.json, which has no place for {more[0]}")
+    _expect_whole_head(path, kind, left)
+    return LanguageModelFolder(kind, model, params, vocabulary, normalization, left, padding, notes)
+
+
+def _fits(rows: int, pieces: int) -> bool:
+    """Whether a table of embeddings belongs to so many pieces: it has as many rows, or is padded to
+    the next multiple of a power of two from 8 to 512.
+    """
+    return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < min(rows & -rows, 512))
+
+
+def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
+    """Writes what `read_folder` reads, for transformers' `from_pretrained` too."""
+    from safetensors.numpy import save_file
+
+    kind, model = saved.kind, saved.model
+    tensors = to_tensors(kind, model["num_layers"], saved.params, our_order(saved.vocabulary))
+    for name, theirs in (("embedding", _WORDS), ("bias", f"{NAMES[kind]['head']}.bias")):
+        if name in saved.padding and theirs in tensors:
+            tensors[theirs] = np.concatenate([tensors[theirs], saved.padding[name]])
+    rows = len(tensors[_WORDS])
+    has_head, pairs = "head/bias" in saved.params, bool(model.get("next_sentence"))
+    if has_head:
+        # The encoder is then a part of the whole.
+        own = ("cls.", "vocab_")
+        tensors = {
+            name if name.startswith(own) else f"{kind}.{name}": tensor
+            for name, tensor in tensors.items()
+        }
+    fields = {theirs: model[ours] for ours, (theirs, _) in FIELDS[kind].items()}
+    config = {
+        "architectures": [_ARCHITECTURES[kind][has_head + pairs]],
+        "model_type": kind,
+        "vocab_size": rows,
+        "pad_token_id": list(saved.vocabulary).index(SPECIAL[0]),
+        **fields,
+    }
+    tokenizer = {
+        "tokenizer_class": "BertTokenizer" if kind == "bert" else "DistilBertTokenizer",
+        "do_lower_case": saved.lower_case,
+        "strip_accents": saved.strip_accents,
+        "tokenize_chinese_chars": saved.normalization.chinese_characters,
+        "model_max_length": model["max_length"],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    lines = "".join(f"{piece}\n" for piece in saved.vocabulary)
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    _write_tokenizer(folder / TOKENIZER, saved)
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
+    """Writes tokenizer.json where tokenizer_config.json cannot say how text is normalized."""
+    from tokenizers import decoders, processors
+
+    normal = saved.normalization
+    if (normal.clean_text, normal.longest_word) == (
+        Normalization().clean_text,
+        Normalization().longest_word,
+    ):
+        return
+    ids = {piece: number for number, piece in enumerate(saved.vocabulary)}
+    tokenizer = normal.pipeline(ids)
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(sign, ids[sign]) for sign in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(SIGNS))
+    tokenizer.save(str(path))
+
+
+def _expect_shapes(
+    path: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name, expected in shapes.items():
+        if name in tensors and tensors[name].shape != expected:
+            got = list(tensors[name].shape)
+            raise UserError(
+                f"{path}: {name} has the shape {got}, config.json says {list(expected)}"
+            )
+
+
+def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
+    """Refuses a head for hidden tokens of which only parts are there."""
+    names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
+    parts = [name for name in left if name.rpartition(".")[0] in names]
+    if parts:
+        raise UserError(
+            f"{path}: has {parts[0]!r}, but not the whole head for hidden tokens; it is not whole"
+        )
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, as they are stored."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not is_file(path):
+        others = [name for name in _OTHER if is_file(path.with_name(name))]
+        other = f"; {others[0]} is not read" if others else ""
+        raise UserError(
+            f"{path}: is not there{other}; save the model with transformers' save_pretrained, "
+            "which writes it"
+        )
+    try:
+        return load_file(path)
+    # A header may name a type that NumPy does not have.
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
+    """float32 by name, without the prefix of the encoder, old names brought to the new ones."""
+    path = folder / "model.safetensors"
+    tensors: dict[str, np.ndarray] = {}
+    for stored, tensor in _load(path).items():
+        name = stored.removeprefix(f"{kind}.")
+        name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))
+        if name.endswith("position_ids"):
+            continue
+        if name in tensors:
+            raise UserError(f"{path}: has {name} twice, once as {stored}")
+        if str(tensor.dtype) not in _TYPES:
+            expected = ", ".join(_TYPES)
+            raise UserError(f"{path}: {stored} is {tensor.dtype}, expected one of {expected}")
+        tensors[name] = tensor.astype(np.float32)
+        if not np.isfinite(tensors[name]).all():
+            raise UserError(f"{path}: {stored} has values that are not finite")
+    # The output layer is the table of the embeddings; its bias has two names.
+    for name in ("cls.predictions.decoder", "vocab_projector"):
+        table = tensors.pop(f"{name}.weight", None)
+        if table is not None and not np.array_equal(table, tensors.get(_WORDS)):
+            raise UserError(
+                f"{path}: {name}.weight is not the table of the embeddings; tied ones are needed"
+            )
+    bias = tensors.pop("cls.predictions.decoder.bias", None)
+    if bias is not None:
+        own = tensors.setdefault("cls.predictions.bias", bias)
+        if not np.array_equal(own, bias):
+            raise UserError(
+                f"{path}: cls.predictions.decoder.bias is not cls.predictions.bias; tied ones are "
+                "needed"
+            )
+    return tensors

@@ -1,0 +1,409 @@
+"""Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
+special_tokens_map.json and added_tokens.json.
+
+They are read as WordPiece after BERT's normalizer. An option that would cut text in another way is
+refused, and so are files that contradict each other. Special tokens in a text, as "[SEP]", are
+plain text here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import UserError
+from tasks.common.huggingface.weights import LAST, Normalization
+from tasks.common.text.tokenizer import SPECIAL
+
+SIGNS = (*SPECIAL, *LAST)
+PREFIX = "##"
+
+# Files of a vocabulary, in the order in which they are looked for.
+VOCABULARY, TOKENIZER = "vocab.txt", "tokenizer.json"
+CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
+_ROLES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
+# Names of a field of `Normalization` in tokenizer_config.json; the last is that of tokenizer.json.
+_NAMES = {
+    "lower_case": ("do_lower_case", "lowercase"),
+    "strip_accents": ("strip_accents",),
+    "chinese_characters": ("tokenize_chinese_chars", "handle_chinese_chars"),
+    "clean_text": ("clean_text",),
+}
+# Options of tokenizer_config.json that would change how text is cut, and what they have to be.
+_EXPECTED: dict[str, tuple[Any, ...]] = {
+    "tokenizer_class": (None, "PreTrainedTokenizerFast", *CLASSES),
+    "do_basic_tokenize": (True,),
+    "never_split": (None, []),
+    "wordpieces_prefix": (PREFIX,),
+    "continuing_subword_prefix": (PREFIX,),
+    "max_input_chars_per_word": (100,),
+    "truncation_side": ("right",),
+    "split_special_tokens": (False,),
+    "auto_map": (None,),
+}
+# Options that say nothing of how a text is cut: lengths, names of files, forms of the result.
+_WITHOUT_EFFECT = """
+model_max_length max_len max_length min_length padding padding_side pad_to_multiple_of
+pad_token_type_id stride truncation truncation_strategy model_input_names name_or_path
+special_tokens_map_file tokenizer_file vocab_file init_inputs clean_up_tokenization_spaces
+return_tensors processor_class backend is_local local_files_only model_specific_special_tokens
+chat_template
+"""
+
+
+def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
+    """Reads the pieces by id, how text is normalized, and notes on what has no effect here.
+
+    vocab.txt with tokenizer_config.json, or tokenizer.json: if both are there they have to agree.
+
+    Raises:
+      UserError: a file is damaged, missing, contradicts another, or has an option that is not
+        supported; the message names the file and the option.
+    """
+    options = read_json(folder / "tokenizer_config.json", optional=True)
+    said = _checked_options(folder / "tokenizer_config.json", options)
+    signs = folder / "special_tokens_map.json"
+    _checked_options(signs, read_json(signs, optional=True))
+    added = folder / "added_tokens.json"
+    _expect_only_signs(added, read_json(added, optional=True))
+    if options.get("tokenizer_class") == "PreTrainedTokenizerFast" and not is_file(
+        folder / TOKENIZER
+    ):
+        raise UserError(
+            f'{folder / "tokenizer_config.json"}: tokenizer_class is "PreTrainedTokenizerFast", '
+            f"which needs {TOKENIZER}"
+        )
+    text, values = folder / VOCABULARY, read_json(folder / TOKENIZER, optional=True)
+    if not is_file(text) and not is_file(folder / TOKENIZER):
+        raise UserError(f"{folder}: has neither {VOCABULARY} nor {TOKENIZER}")
+    pieces = _pieces(text) if is_file(text) else None
+    if not is_file(folder / TOKENIZER):
+        vocabulary, found = pieces, {}
+    else:
+        vocabulary, found = _whole_tokenizer(folder / TOKENIZER, values)
+        if pieces is not None and vocabulary != pieces:
+            raise UserError(
+                f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; bring "
+                "the files of one model"
+            )
+    _expect_signs(folder, vocabulary, options)
+    both = Normalization(**{**said, **found})
+    for name, value in said.items():
+        if found and Normalization(**{**found, name: value}) != both:
+            theirs, ours = _NAMES[name][0], _NAMES[name][-1]
+            raise UserError(
+                f"{folder / 'tokenizer_config.json'}: {theirs} is {json.dumps(value)}, but "
+                f"{ours} is {json.dumps(found.get(name))} in {TOKENIZER}; make the two agree"
+            )
+    cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
+    notes = [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length takes their place"]
+    return vocabulary, both, notes if cut else []
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Reads a JSON object; an empty one for an optional file that is not there.
+
+    Raises:
+      UserError: it cannot be read, or is no JSON object.
+    """
+    try:
+        if optional and not is_file(path):
+            return {}
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a JSON file ({_not_utf8(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+      UserError: the folder may not be looked into.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _pieces(path: Path) -> list[str]:
+    """The lines of vocab.txt: each is a piece, and its number the id."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {_not_utf8(error)}; save it as UTF-8") from None
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = lines[:-1] if lines[-1] == "" else lines
+    if not lines:
+        raise UserError(f"{path}: the file is empty")
+    first: dict[str, int] = {}
+    for number, piece in enumerate(lines, 1):
+        if not piece:
+            raise UserError(f"{path}: line {number} is empty, expected a piece")
+        if piece in first:
+            raise UserError(
+                f"{path}: line {number} holds {piece!r}, and so does line {first[piece]}; an id "
+                "for each piece is needed"
+            )
+        first[piece] = number
+    return lines
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x})"
+
+
+def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Normalization` that tokenizer_config.json or special_tokens_map.json names."""
+    said: dict[str, Any] = {}
+    known = {name: field for field, names in _NAMES.items() for name in names}
+    for name, value in options.items():
+        if name in known:
+            field, may_be_null = known[name], name == "strip_accents"
+            if not (isinstance(value, bool) or (value is None and may_be_null)):
+                raise UserError(f"{path}: {name} is {json.dumps(value)}, expected true or false")
+            if said.setdefault(field, value) != value:
+                names = " and ".join(_NAMES[field])
+                raise UserError(f"{path}: {names} contradict each other")
+        elif name.removesuffix("_token") in _ROLES and name.endswith("_token"):
+            _expect_sign(path, name, value)
+        elif name in (
+            "bos_token",
+            "eos_token",
+            "additional_special_tokens",
+            "extra_special_tokens",
+        ):
+            _expect_only_signs(path, dict.fromkeys(_spellings(value)))
+        elif name == "added_tokens_decoder":
+            _expect_only_signs(path, dict(_decoded(path, value)))
+        elif name in _EXPECTED:
+            if not any(value == it and type(value) is type(it) for it in _EXPECTED[name]):
+                raise _unsupported(path, name, value, _EXPECTED[name][-1])
+        elif name not in _WITHOUT_EFFECT.split():
+            raise UserError(
+                f"{path}: {name} is {_shown(value)}, an option that is not known here; remove it "
+                "if text is cut in the same way without it"
+            )
+    return said
+
+
+def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
+    return UserError(
+        f"{path}: {name} is {_shown(value)}, expected {json.dumps(expected)}; other values are not "
+        "supported"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _expect_sign(path: Path, name: str, value: Any) -> None:
+    """A special token by its role: a string, or an object with its spelling."""
+    content = value.get("content") if isinstance(value, Mapping) else value
+    expected = _ROLES[name.removesuffix("_token")]
+    if content not in (None, expected):
+        raise _unsupported(path, name, content, expected)
+
+
+def _spellings(value: Any) -> Iterator[str]:
+    """Of one token, or of a list or an object of them; each a string or an object."""
+    if isinstance(value, Mapping) and not isinstance(value.get("content"), str):
+        value = list(value.values())
+    for token in value if isinstance(value, list) else [] if value is None else [value]:
+        content = token.get("content") if isinstance(token, Mapping) else token
+        yield content if isinstance(content, str) else _shown(content)
+
+
+def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
+    """Tokens and ids of added_tokens_decoder."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path}: added_tokens_decoder is {_shown(value)}, expected an object")
+    for number, token in value.items():
+        content = token.get("content") if isinstance(token, Mapping) else token
+        if not (isinstance(content, str) and number.isdecimal()):
+            raise UserError(f"{path}: added_tokens_decoder has no token at {_shown(number)}")
+        yield content, int(number)
+
+
+def _expect_only_signs(path: Path, ids: Mapping[str, Any]) -> None:
+    """Refuses added tokens beside the five signs: they are cut out of a text before all else."""
+    for content in ids:
+        if content not in SIGNS:
+            raise UserError(
+                f"{path}: has {content!r} as an added token, which is not supported beside "
+                f"{', '.join(SIGNS)}; put it into {VOCABULARY} and remove it here"
+            )
+
+
+def _expect_signs(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
+    """Refuses signs that are listed with other ids than the vocabulary has for them."""
+    path = folder / "tokenizer_config.json"
+    listed = {
+        path: dict(_decoded(path, options.get("added_tokens_decoder", {}))),
+        folder / "added_tokens.json": read_json(folder / "added_tokens.json", optional=True),
+    }
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    for file, tokens in listed.items():
+        for content, number in tokens.items():
+            if content in ids and ids[content] != number:
+                raise UserError(
+                    f"{file}: has {content} as {_shown(number)}, the vocabulary as {ids[content]}; "
+                    "bring the files of one model"
+                )
+
+
+def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Pieces by id and fields of `Normalization`, of tokenizer.json."""
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        part = "model.vocab" if isinstance(model, dict) else "model"
+        found = model.get("vocab") if isinstance(model, dict) else model
+        raise UserError(
+            f"{path}: {part} is {_shown(found)}, expected an object; bring a whole file, or "
+            f"{VOCABULARY} in its place"
+        )
+    expected = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": PREFIX,
+    }
+    for name, value in expected.items():
+        if model.get(name, value) != value:
+            raise _unsupported(path, f"model.{name}", model[name], value)
+    longest = model.get("max_input_chars_per_word", 100)
+    if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
+        raise UserError(
+            f"{path}: model.max_input_chars_per_word is {_shown(longest)}, expected a whole number "
+            "of at least 1"
+        )
+    others = sorted({*model} - {*expected, "vocab", "max_input_chars_per_word"})
+    if others:
+        raise UserError(f"{path}: model.{others[0]} is an option that is not known here; remove it")
+    known = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"}
+    others = sorted({*values} - known - {"post_processor", "decoder", "model"})
+    if others:
+        raise UserError(f"{path}: {others[0]} is a part that is not known here; remove it")
+    fields = _normalizer(path, values)
+    _expect_parts(path, values)
+    return _ids(path, model["vocab"], values.get("added_tokens")), fields | {
+        "longest_word": longest
+    }
+
+
+def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Normalization`; what a partial normalizer leaves out is as in BERT."""
+    normalizer = values.get("normalizer")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
+        found = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+        raise _unsupported(path, "normalizer", found, "BertNormalizer")
+    found = {}
+    for field, names in _NAMES.items():
+        name = names[-1]
+        value = normalizer.get(name, None if field == "strip_accents" else True)
+        if not (isinstance(value, bool) or (value is None and field == "strip_accents")):
+            raise UserError(f"{path}: normalizer.{name} is {_shown(value)}, expected true or false")
+        found[field] = value
+    others = sorted({*normalizer} - {"type"} - {names[-1] for names in _NAMES.values()})
+    if others:
+        raise UserError(f"{path}: normalizer.{others[0]} is an option that is not known here")
+    return found
+
+
+def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuses other parts than BERT's: what cuts words, and what is put around a text."""
+    cutter = values.get("pre_tokenizer")
+    # The library reads a whole file without this part as one word for each text. A file that it
+    # cannot load at all leaves out what is as in BERT.
+    if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
+        found = cutter.get("type") if isinstance(cutter, dict) else cutter
+        raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
+    after = values.get("post_processor")
+    if after is not None:
+        _expect_between_signs(path, after)
+    truncation = values.get("truncation")
+    if isinstance(truncation, dict) and truncation.get("direction", "Right") != "Right":
+        raise _unsupported(path, "truncation.direction", truncation["direction"], "Right")
+    decoder = values.get("decoder")
+    if decoder is not None and (
+        not isinstance(decoder, dict)
+        or decoder.get("type") != "WordPiece"
+        or decoder.get("prefix", PREFIX) != PREFIX
+    ):
+        raise _unsupported(path, "decoder", decoder, "WordPiece")
+
+
+def _loads(values: Mapping[str, Any]) -> bool:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_str(json.dumps(values))
+    except Exception:  # the library raises no narrower one
+        return False
+    return True
+
+
+def _expect_between_signs(path: Path, after: Any) -> None:
+    """A text stands between [CLS] and [SEP], and nothing else is added."""
+    kind = after.get("type") if isinstance(after, dict) else None
+    if kind == "BertProcessing":
+        first, last = ((after.get(name) or [None])[0] for name in ("cls", "sep"))
+        names = [first, "A", last]
+    elif kind == "TemplateProcessing":
+        try:
+            names = [
+                part["SpecialToken"]["id"] if "SpecialToken" in part else part["Sequence"]["id"]
+                for part in after["single"]
+            ]
+        except (KeyError, TypeError):
+            names = None
+    else:
+        raise _unsupported(path, "post_processor", kind, "TemplateProcessing")
+    if names != ["[CLS]", "A", "[SEP]"]:
+        raise _unsupported(path, "post_processor", names, ["[CLS]", "A", "[SEP]"])
+
+
+def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
+    """Pieces in the order of their ids: those of the model, and signs that it lacks."""
+    ids = dict(vocabulary)
+    if not isinstance(added, list | None) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
+    ):
+        raise UserError(f"{path}: added_tokens is {_shown(added)}, expected a list of objects")
+    _expect_only_signs(path, {token["content"]: token.get("id") for token in added or []})
+    for token in added or []:
+        content, number = token["content"], token.get("id")
+        if ids.setdefault(content, number) != number:
+            raise UserError(
+                f"{path}: added_tokens has {content} as {_shown(number)}, model.vocab as "
+                f"{_shown(ids[content])}"
+            )
+    for piece, number in ids.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UserError(f"{path}: model.vocab has {_shown(number)} as the id of {piece!r}")
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(f"{path}: its ids have gaps")
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _difference(mine: list[str], theirs: list[str]) -> str:
+    if len(mine) != len(theirs):
+        return f"has {len(mine)} pieces, there are {len(theirs)}"
+    place = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    return f"has {mine[place]!r} as piece {place}, it is {theirs[place]!r}"

@@ -1,0 +1,387 @@
+"""Weights of BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019), to and from the terms of
+the library transformers; `huggingface_folders` reads and writes its files.
+
+Here they are a masked language model: names of its config and of its parameters are those of
+tasks/language_modeling. Ids differ: padding, unknown and classification token come first here, mask
+and end sign last, so the rows that belong to tokens change places.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tasks.common.text.subword_tokenizer import Subwords
+from tasks.common.text.tokenizer import SPECIAL, TextConfig, TextEncoder
+
+LAST = ("[MASK]", "[SEP]")
+# In the folder of a run that was made of such weights: `LanguageModelFolder.tokenizer`.
+IMPORTED = "imported.json"
+
+# Our name -> theirs; "{}" is the number of a layer. A module has a matrix (theirs transposed) or a
+# scale, and a bias.
+NAMES = {
+    "bert": {
+        "embedding": "embeddings.word_embeddings",
+        "encoder/positions": "embeddings.position_embeddings",
+        "segment_embedding": "embeddings.token_type_embeddings",
+        "encoder/input_norm": "embeddings.LayerNorm",
+        "encoder/layers/{}/attention/query": "encoder.layer.{}.attention.self.query",
+        "encoder/layers/{}/attention/key": "encoder.layer.{}.attention.self.key",
+        "encoder/layers/{}/attention/value": "encoder.layer.{}.attention.self.value",
+        "encoder/layers/{}/attention/out": "encoder.layer.{}.attention.output.dense",
+        "encoder/layers/{}/attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+        "encoder/layers/{}/feedforward/up": "encoder.layer.{}.intermediate.dense",
+        "encoder/layers/{}/feedforward/down": "encoder.layer.{}.output.dense",
+        "encoder/layers/{}/feedforward_norm": "encoder.layer.{}.output.LayerNorm",
+        "head/transform": "cls.predictions.transform.dense",
+        "head/norm": "cls.predictions.transform.LayerNorm",
+        "head": "cls.predictions",
+        "pooler": "pooler.dense",
+        "follows": "cls.seq_relationship",
+    },
+    "distilbert": {
+        "embedding": "embeddings.word_embeddings",
+        "encoder/positions": "embeddings.position_embeddings",
+        "encoder/input_norm": "embeddings.LayerNorm",
+        "encoder/layers/{}/attention/query": "transformer.layer.{}.attention.q_lin",
+        "encoder/layers/{}/attention/key": "transformer.layer.{}.attention.k_lin",
+        "encoder/layers/{}/attention/value": "transformer.layer.{}.attention.v_lin",
+        "encoder/layers/{}/attention/out": "transformer.layer.{}.attention.out_lin",
+        "encoder/layers/{}/attention_norm": "transformer.layer.{}.sa_layer_norm",
+        "encoder/layers/{}/feedforward/up": "transformer.layer.{}.ffn.lin1",
+        "encoder/layers/{}/feedforward/down": "transformer.layer.{}.ffn.lin2",
+        "encoder/layers/{}/feedforward_norm": "transformer.layer.{}.output_layer_norm",
+        "head/transform": "vocab_transform",
+        "head/norm": "vocab_layer_norm",
+        "head": "vocab_projector",
+    },
+}
+# Our field -> theirs, and theirs where it stands in no config.json.
+FIELDS = {
+    "bert": {
+        "model_size": ("hidden_size", 768),
+        "num_layers": ("num_hidden_layers", 12),
+        "num_heads": ("num_attention_heads", 12),
+        "feedforward_size": ("intermediate_size", 3072),
+        "dropout_rate": ("hidden_dropout_prob", 0.1),
+        "attention_dropout_rate": ("attention_probs_dropout_prob", 0.1),
+        "activation": ("hidden_act", "gelu"),
+        "max_length": ("max_position_embeddings", 512),
+        "segments": ("type_vocab_size", 2),
+        "norm_epsilon": ("layer_norm_eps", 1e-12),
+        "embedding_scale": ("initializer_range", 0.02),
+    },
+    "distilbert": {
+        "model_size": ("dim", 768),
+        "num_layers": ("n_layers", 6),
+        "num_heads": ("n_heads", 12),
+        "feedforward_size": ("hidden_dim", 3072),
+        "dropout_rate": ("dropout", 0.1),
+        "attention_dropout_rate": ("attention_dropout", 0.1),
+        "activation": ("activation", "gelu"),
+        "max_length": ("max_position_embeddings", 512),
+        "embedding_scale": ("initializer_range", 0.02),
+    },
+}
+# Of the norms; what a DistilBERT has is not in its config.json.
+EPSILON = 1e-12
+# What all of them are.
+FIXED = {
+    "name": "transformer",
+    "objective": "masked",
+    "norm": "post",
+    "input_norm": True,
+    "positions": "learned",
+}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How BERT normalizes a text before it is cut into pieces.
+
+    Attributes:
+      lower_case: fold case.
+      strip_accents: remove accents; None: as `lower_case`.
+      chinese_characters: each Chinese character is a word.
+      clean_text: remove control characters, and make each white space a space.
+      longest_word: characters; a longer word is [UNK].
+    """
+
+    lower_case: bool = True
+    strip_accents: bool | None = None
+    chinese_characters: bool = True
+    clean_text: bool = True
+    longest_word: int = 100
+
+    def __post_init__(self):
+        if self.strip_accents is None:
+            object.__setattr__(self, "strip_accents", self.lower_case)
+
+    def pipeline(self, ids: Mapping[str, int]) -> Any:
+        """Returns the `tokenizers.Tokenizer` of these pieces, without special tokens."""
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+        tokenizer = Tokenizer(
+            models.WordPiece(
+                dict(ids), unk_token="[UNK]", max_input_chars_per_word=self.longest_word
+            )
+        )
+        tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=self.clean_text,
+            handle_chinese_chars=self.chinese_characters,
+            strip_accents=self.strip_accents,
+            lowercase=self.lower_case,
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModelFolder:
+    """What such a folder holds, in the terms of this project.
+
+    Attributes:
+      kind: "bert" or "distilbert".
+      model: fields of `LanguageModelConfig`.
+      params: parameters by path, "encoder/layers/0/attention/query/kernel", with rows in the order
+        of our ids. Those of the head are missing where the folder had none.
+      vocabulary: pieces in the order of their ids.
+      normalization: how text is normalized.
+      left_out: names of tensors that have no place here.
+      padding: rows after those of the vocabulary, which stand for no piece and are no part of the
+        model here: "embedding" [n, D] and, with a head, "bias" [n]; empty if there are none.
+      notes: for the user, on what has no effect here.
+    """
+
+    kind: str
+    model: Mapping[str, Any]
+    params: Mapping[str, Any]
+    vocabulary: Sequence[str]
+    normalization: Normalization = Normalization()
+    left_out: Sequence[str] = ()
+    padding: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether case is folded."""
+        return self.normalization.lower_case
+
+    @property
+    def strip_accents(self) -> bool:
+        """Whether accents are removed."""
+        return self.normalization.strip_accents
+
+    def tokenizer(self) -> dict[str, Any]:
+        """What `of_model` has to be told beside the model, as JSON values."""
+        padding = {
+            name: {"shape": list(rows.shape), "float32": base64.b64encode(rows.tobytes()).decode()}
+            for name, rows in self.padding.items()
+        }
+        return {
+            "vocabulary": list(self.vocabulary),
+            **asdict(self.normalization),
+            **({"padding": padding} if padding else {}),
+        }
+
+    def text_encoder(self) -> TextEncoder:
+        """The tokenizer with our ids; mask and end sign are the task's."""
+        order = our_order(self.vocabulary)[: -len(LAST)]
+        ids = {self.vocabulary[place]: number for number, place in enumerate(order)}
+        config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))
+        return TextEncoder(config, Subwords(self.normalization.pipeline(ids)))
+
+
+def our_order(vocabulary: Sequence[str]) -> np.ndarray:
+    """Their id of each of our ids, int [V].
+
+    Raises:
+      ValueError: a sign is missing, a piece stands there twice, or there are only signs.
+    """
+    places = {piece: place for place, piece in enumerate(vocabulary)}
+    missing = [sign for sign in (*SPECIAL, *LAST) if sign not in places]
+    if missing:
+        raise ValueError(f"has no {', '.join(missing)}")
+    if len(places) < len(vocabulary):
+        raise ValueError("holds a piece twice")
+    if len(places) == len(SPECIAL) + len(LAST):
+        raise ValueError(f"has no piece beside {', '.join((*SPECIAL, *LAST))}")
+    signs = {places[sign] for sign in (*SPECIAL, *LAST)}
+    others = [place for place in range(len(vocabulary)) if place not in signs]
+    first, last = ([places[sign] for sign in signs_] for signs_ in (SPECIAL, LAST))
+    return np.array([*first, *others, *last])
+
+
+def to_tensors(
+    kind: str, num_layers: int, params: Mapping[str, Any], order: np.ndarray
+) -> dict[str, Any]:
+    """Their tensors, by name without a prefix, from our parameters.
+
+    Args:
+      kind: "bert" or "distilbert".
+      num_layers: L.
+      params: by path; arrays of NumPy or PyTorch, for they are only turned and reordered.
+      order: see `our_order`.
+    """
+    theirs = np.argsort(order)
+    tensors = {}
+    for ours, name in _modules(kind, num_layers):
+        bias = params.get(f"{ours}/bias")
+        if ours == "head" and bias is not None:
+            tensors[f"{name}.bias"] = bias[theirs]
+            continue
+        if f"{ours}/embedding" in params:
+            table = params[f"{ours}/embedding"]
+            tensors[f"{name}.weight"] = table[theirs] if ours == "embedding" else table
+        elif f"{ours}/scale" in params:
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = params[f"{ours}/scale"], bias
+        elif bias is not None:
+            bias = bias.reshape(-1)
+            matrix = params[f"{ours}/kernel"].reshape(-1, bias.shape[0]).T
+            if ours == "follows":
+                matrix, bias = matrix[[1, 0]], bias[[1, 0]]
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = matrix, bias
+    return tensors
+
+
+def from_tensors(
+    kind: str, model: Mapping[str, Any], tensors: Mapping[str, Any], order: np.ndarray
+) -> tuple[dict[str, Any], list[str]]:
+    """Our parameters from their tensors, the inverse of `to_tensors`, and names of what is left.
+
+    A head that is not there whole is left out, and so are the parts for pairs of sentences unless
+    the model has next_sentence.
+
+    Raises:
+      KeyError: a tensor of the encoder is missing.
+    """
+    N = model["num_heads"]
+    params, rest = {}, dict(tensors)
+    modules = list(_modules(kind, model["num_layers"]))
+    headless = any(f"{name}.bias" not in rest for ours, name in modules if _part(ours) == "head")
+    absent = {"head"} if headless else set()
+    if not model.get("next_sentence"):
+        absent |= {"pooler", "follows"}
+    for ours, name in modules:
+        if _part(ours) in absent:
+            continue
+        if ours == "head":
+            params["head/bias"] = rest.pop(f"{name}.bias")[order]
+            continue
+        weight = rest.pop(f"{name}.weight")
+        if ours.endswith(("embedding", "positions")):
+            params[f"{ours}/embedding"] = weight[order] if ours == "embedding" else weight
+            continue
+        bias = rest.pop(f"{name}.bias")
+        if ours.endswith("norm"):
+            params[f"{ours}/scale"], params[f"{ours}/bias"] = weight, bias
+            continue
+        if ours == "follows":
+            # There the first of the two says that the sentence follows.
+            weight, bias = weight[[1, 0]], bias[[1, 0]]
+        kernel = weight.T
+        if ours.endswith(("attention/query", "attention/key", "attention/value")):
+            kernel, bias = kernel.reshape(kernel.shape[0], N, -1), bias.reshape(N, -1)
+        elif ours.endswith("attention/out"):
+            kernel = kernel.reshape(N, -1, kernel.shape[1])
+        params[f"{ours}/kernel"], params[f"{ours}/bias"] = kernel, bias
+    return params, sorted(rest)
+
+
+def own_tokenizer(encoder: TextEncoder) -> dict[str, Any]:
+    """`LanguageModelFolder.tokenizer` of one that was fitted here.
+
+    Raises:
+      ValueError: it is no WordPiece tokenizer.
+    """
+    if encoder.config.tokenizer != "wordpiece":
+        got = encoder.config.tokenizer
+        raise ValueError(f"config.data.text.tokenizer is {got!r}, there 'wordpiece'")
+    lower = encoder.config.lower_case
+    pieces = [*encoder.pieces(), *LAST]
+    return {"vocabulary": pieces, "lower_case": lower, "strip_accents": False}
+
+
+def of_model(
+    model: Mapping[str, Any],
+    vocabulary: Sequence[str],
+    padding: Mapping[str, Any] | None = None,
+    **normalization: Any,
+) -> LanguageModelFolder:
+    """What a masked language model is there, without its weights: with segments a BERT, without a
+    DistilBERT.
+
+    Args:
+      model: fields of `LanguageModelConfig`.
+      vocabulary: pieces in the order in which they are to be written.
+      padding: as `LanguageModelFolder.tokenizer` gives it.
+      **normalization: fields of `Normalization`.
+
+    Raises:
+      ValueError: a field that neither has; all are named. Or as `our_order`.
+    """
+    kind = "bert" if model["segments"] else "distilbert"
+    fixed = {
+        **FIXED,
+        "normalization": "layer",
+        "activation": "gelu",
+        "use_bias": True,
+        "mixer": "dot_product",
+    }
+    if kind == "distilbert":
+        fixed["norm_epsilon"] = EPSILON
+    differing = [
+        f"config.model.{name} is {model[name]!r}, there {value!r}"
+        for name, value in fixed.items()
+        if model[name] != value
+    ]
+    if differing:
+        raise ValueError(f"is no {kind}: {'; '.join(differing)}")
+    try:
+        our_order(vocabulary)
+    except ValueError as error:
+        raise ValueError(f"its vocabulary {error}") from None
+    rows = {
+        name: np.frombuffer(base64.b64decode(it["float32"]), np.float32).reshape(it["shape"])
+        for name, it in (padding or {}).items()
+    }
+    normal = Normalization(**normalization)
+    return LanguageModelFolder(kind, model, {}, vocabulary, normal, padding=rows)
+
+
+def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that `from_tensors` may read, by name.
+
+    Args:
+      kind: "bert" or "distilbert".
+      model: fields of `LanguageModelConfig`.
+      rows: of the table of embeddings.
+    """
+    D, F = model["model_size"], model["feedforward_size"]
+    tables = {"embedding": rows, "encoder/positions": model["max_length"], "segment_embedding": 2}
+    sizes = {"up": (F, D), "down": (D, F), "follows": (2, D)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for ours, theirs in _modules(kind, model["num_layers"]):
+        if ours == "head":
+            shapes[f"{theirs}.bias"] = (rows,)
+        elif ours in tables:
+            shapes[f"{theirs}.weight"] = (tables[ours], D)
+        else:
+            matrix = (D,) if ours.endswith("norm") else sizes.get(ours.split("/")[-1], (D, D))
+            shapes |= {f"{theirs}.weight": matrix, f"{theirs}.bias": matrix[:1]}
+    return shapes
+
+
+def _modules(kind: str, num_layers: int) -> Iterator[tuple[str, str]]:
+    for ours, theirs in NAMES[kind].items():
+        for i in range(num_layers if "{}" in ours else 1):
+            yield ours.format(i), theirs.format(i)
+
+
+def _part(name: str) -> str:
+    return name.partition("/")[0]

@@ -1,0 +1,139 @@
+"""EXIF orientation: images as stored and as displayed, and the annotations in them.
+
+Images are read as they are displayed: turned and mirrored by the orientation that the camera noted
+(EXIF tag 0x0112, TIFF 6.0 section 8). Annotations, boxes and masks, may be in pixels of the stored
+or of the displayed image. The rule for each data set:
+
+* If the image is turned by a quarter, the size of the annotations tells: they are in pixels of the
+  image, stored or displayed, that has this size.
+* If the size does not tell (half turns, mirror images, squares), they are in pixels of the image as
+  stored, which is COCO's convention; unless all sizes that tell are those of displayed images.
+
+Annotations of stored images are turned with the image. A message says once which of the two
+applies.
+A mask with an EXIF orientation of its own is turned by that, and is then as displayed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.data.tables import say_once
+
+UPRIGHT = 1
+# Of each orientation whether rows and columns are exchanged, then whether rows and columns are
+# reversed.
+_STEPS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns an array [Y, X, ...] of a stored image as it is displayed.
+
+    Args:
+      array: image or mask.
+      orientation: EXIF orientation, 1 to 8.
+    """
+    exchanged, rows, columns = _STEPS[orientation]
+    array = array.swapaxes(0, 1) if exchanged else array
+    array = array[::-1] if rows else array
+    return array[:, ::-1] if columns else array
+
+
+def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Returns height and width as displayed of an image that is stored with `size`."""
+    return (size[1], size[0]) if _STEPS[orientation][0] else (size[0], size[1])
+
+
+def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Returns boxes (x1, y1, x2, y2) of a stored image in pixels of the displayed one.
+
+    Args:
+      boxes: [n, 4].
+      size: height and width of the image as stored.
+      orientation: EXIF orientation, 1 to 8.
+    """
+    exchanged, rows, columns = _STEPS[orientation]
+    x1, y1, x2, y2 = (boxes[:, side] for side in range(4))
+    height, width = turned_size(size, orientation)
+    if exchanged:
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    if rows:
+        y1, y2 = height - y2, height - y1
+    if columns:
+        x1, x2 = width - x2, width - x1
+    return np.stack([x1, y1, x2, y2], axis=1).astype(boxes.dtype)
+
+
+class AnnotationTurns:
+    """Decides for a data set which annotations are turned with their images; see the module."""
+
+    def __init__(self):
+        self._files: list[tuple[Path, int, bool | None]] = []
+
+    def fits(
+        self, file: Path, orientation: int, annotated: tuple[int, int], displayed: tuple[int, int]
+    ) -> bool:
+        """Adds an image, unless its annotations are of another size.
+
+        Args:
+          file: of the image.
+          orientation: its EXIF orientation.
+          annotated: height and width by the annotations.
+          displayed: height and width of the image as displayed.
+
+        Returns:
+          Whether the annotations are of the size of the image, as displayed or as stored.
+        """
+        # A quarter turn is its own inverse as far as sizes are concerned.
+        stored = turned_size(displayed, orientation)
+        if annotated not in (displayed, stored):
+            return False
+        if orientation != UPRIGHT:
+            tells = displayed != stored
+            self._files.append((file, orientation, annotated == stored if tells else None))
+        return True
+
+    def decide(self, where: str) -> dict[Path, int]:
+        """Returns the orientations by which annotations are turned, by image, and says so.
+
+        Args:
+          where: file or folder of the data, for messages.
+        """
+        told = {stored for _, _, stored in self._files if stored is not None}
+        usual = told != {False}
+        groups: dict[bool, list[tuple[Path, int]]] = {True: [], False: []}
+        for file, orientation, stored in self._files:
+            groups[usual if stored is None else stored].append((file, orientation))
+        for stored, files in groups.items():
+            if not files:
+                continue
+            file, orientation = files[0]
+            more = f" (and in {len(files) - 1} more)" * (len(files) > 1)
+            how = "stored, and are turned with it" if stored else "displayed"
+            say_once(
+                f"{where}: EXIF orientation {orientation} in {file.name}{more}: annotations are "
+                f"taken to be in pixels of the image as {how}; if they are not, save the images as "
+                "they are displayed, without an EXIF orientation"
+            )
+        return dict(groups[True])
+
+
+def say_displayed(name: str, orientation: int) -> None:
+    """Says once that what is predicted for a turned image is in pixels of the displayed one."""
+    if orientation != UPRIGHT:
+        say_once(
+            f"EXIF orientation {orientation} in {name}: predictions are in pixels of the image as "
+            "displayed; other images are not named",
+            key="EXIF orientation",
+        )

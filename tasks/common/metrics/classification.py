@@ -1,0 +1,71 @@
+"""Classification metrics by scikit-learn, named as in results files and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def classification_metrics(
+    labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy, macro precision, recall and F1, MCC, and the three for each class.
+
+        precision = TP / (TP + FP),   recall = TP / (TP + FN),   F1 = 2·TP / (2·TP + FP + FN)
+
+    with 0 / 0 = 0. The macro figures are plain means over the classes that occur among labels or
+    predictions, as `sklearn.metrics.f1_score(average="macro")` has them. MCC is Gorodkin's (2004)
+    for many classes, and 0 where labels or predictions are of one class only.
+
+    Args:
+      labels: int [n], true classes.
+      predictions: int [n], predicted classes.
+      names: of the classes, in the order of their numbers.
+
+    Returns:
+      `accuracy`, `macro_f1`, `macro_precision`, `macro_recall`, `mcc`, and for each name
+      `precision_<name>`, `recall_<name>`, `f1_<name>`.
+
+    Raises:
+      ValueError: no examples, shapes that differ, or a class number without a name.
+    """
+    from sklearn import metrics
+
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    _check(labels, predictions, names)
+    classes = np.arange(len(names))
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=classes, zero_division=0
+    )
+    occurring = np.union1d(labels, predictions)
+    result = {
+        "accuracy": metrics.accuracy_score(labels, predictions),
+        "macro_f1": f1[occurring].mean(),
+        "macro_precision": precision[occurring].mean(),
+        "macro_recall": recall[occurring].mean(),
+        "mcc": metrics.matthews_corrcoef(labels, predictions),
+    }
+    for number, name in enumerate(names):
+        result[f"precision_{name}"] = precision[number]
+        result[f"recall_{name}"] = recall[number]
+        result[f"f1_{name}"] = f1[number]
+    return {name: float(value) for name, value in result.items()}
+
+
+def _check(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> None:
+    if labels.ndim != 1 or labels.shape != predictions.shape:
+        raise ValueError(
+            f"predictions: got shape {predictions.shape}, expected that of labels, "
+            f"{labels.shape}, with one dimension"
+        )
+    if labels.size == 0:
+        raise ValueError("labels: got no examples, expected at least one")
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
+        if values.min() < 0 or values.max() >= len(names):
+            raise ValueError(
+                f"{name}: got classes {values.min()} to {values.max()}, "
+                f"expected 0 to {len(names) - 1}"
+            )

@@ -1,0 +1,147 @@
+"""Byte-pair encoding (Sennrich 2016) and WordPiece (Wu 2016), by the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tasks.common.text.config import TextConfig
+from tasks.common.text.words import SPECIAL, UNKNOWN
+
+
+class Subwords:
+    """Byte-pair encoding or WordPiece, by the tokenizers library."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], config: TextConfig) -> Subwords:
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+        options = {
+            "vocab_size": config.vocabulary_size,
+            "min_frequency": config.min_count,
+            "show_progress": False,
+        }
+        tokenizer = cls._dress(Tokenizer(cls._empty(config, models)), config)
+        if config.tokenizer == "bpe":
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+            trainer = trainers.BpeTrainer(
+                initial_alphabet=alphabet, special_tokens=list(SPECIAL), **options
+            )
+        else:
+            # The trainer numbers characters in the order of a hash table that is seeded anew in
+            # each process, and merges equally frequent pairs by their numbers: the same texts give
+            # another vocabulary each time. Tokens that are listed as special have fixed numbers.
+            known, rare = _alphabet(texts, tokenizer.normalizer, config)
+            texts = [text.translate(rare) for text in texts] if rare else texts
+            trainer = trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *known], **options)
+        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+        return cls(cls._plain(tokenizer.to_str()))
+
+    @staticmethod
+    def _empty(config: TextConfig, models):
+        if config.tokenizer == "bpe":
+            return models.BPE(unk_token=SPECIAL[UNKNOWN])
+        return models.WordPiece(unk_token=SPECIAL[UNKNOWN])
+
+    @staticmethod
+    def _dress(tokenizer, config: TextConfig):
+        from tokenizers import normalizers, pre_tokenizers
+
+        steps = [normalizers.NFKC()]
+        if config.lower_case:
+            steps.append(normalizers.Lowercase())
+        if config.tokenizer == "bpe":
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        else:
+            steps.append(
+                normalizers.BertNormalizer(
+                    clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
+                )
+            )
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        return tokenizer
+
+    @classmethod
+    def _plain(cls, text: str):
+        """The tokenizer without added tokens, so that a text with "[CLS]" in it is just a text."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
+
+    @property
+    def size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        for encoding in self._tokenizer.encode_batch_fast(list(texts)):
+            yield np.array(encoding.ids, np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of pieces: bytes that are no UTF-8 become U+FFFD, as a cut character's do."""
+        from tokenizers import decoders
+
+        pieces = [self._tokenizer.id_to_token(number) for number in ids]
+        if self._byte_pairs:
+            return decoders.ByteLevel().decode(pieces).removeprefix(" ")
+        return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
+
+    def word_starts(self) -> np.ndarray:
+        """Byte pairs: what follows a space; WordPiece: what does not begin with ##."""
+        if self._byte_pairs:
+            return np.array([piece.startswith("\u0120") for piece in self.pieces()])
+        return np.array([not piece.startswith("##") for piece in self.pieces()])
+
+    def pieces(self) -> list[str]:
+        """In the order of the ids."""
+        return [self._tokenizer.id_to_token(number) for number in range(self.size)]
+
+    @property
+    def _byte_pairs(self) -> bool:
+        from tokenizers import models
+
+        return isinstance(self._tokenizer.model, models.BPE)
+
+    def spell(self, text: str) -> list[tuple[str, int, int]]:
+        """Piece, its place and the next, in the order of the ids of `encode`."""
+        offsets = self._tokenizer.encode(text).offsets
+        pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
+        return [(piece, place, place + 1) for place, piece in enumerate(pieces)]
+
+    def to_dict(self) -> dict:
+        return {"tokenizer": json.loads(self._tokenizer.to_str())}
+
+    @classmethod
+    def from_dict(cls, values: dict, config: TextConfig) -> Subwords:
+        return cls(cls._plain(json.dumps(values["tokenizer"])))
+
+
+def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
+    """Pieces of one character for WordPiece, and a table that blanks the characters left out.
+
+    The most frequent characters take at most half of the vocabulary (Chinese has thousands).
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    ranked = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    pieces: list[str] = []
+    limit = max(1, (config.vocabulary_size - len(SPECIAL)) // 2)
+    rare = {}
+    for character in ranked:
+        alone = unicodedata.category(character).startswith("P") or (
+            character.isascii() and not character.isalnum()
+        )
+        new = [character] if alone else [character, f"##{character}"]
+        if rare or len(pieces) + len(new) > limit:
+            rare[ord(character)] = " "
+        else:
+            pieces += new
+    return pieces, rare

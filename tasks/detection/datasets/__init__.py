@@ -1,0 +1,123 @@
+"""The pictures with objects of this project, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tasks.common.data.builders import Definition
+from tasks.common.datasets import blue_marble, fashion_mnist
+from tasks.detection.datasets import clothes, nuclei, trees
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures with objects.
+
+    Attributes:
+      definition: its examples have the features of `picture_features`.
+      names: of the classes.
+      side: of the square that holds each picture.
+      max_objects: greatest number of objects in a picture.
+      has_masks: whether objects have masks.
+    """
+
+    definition: Definition
+    names: tuple[str, ...]
+    side: int
+    max_objects: int
+    has_masks: bool
+
+
+def picture_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
+    """Features of an example: image, size, boxes, labels and, where there are masks, instances.
+
+    The picture is the upper left part, of height and width `size`, of a square; boxes and
+    instances are as `tasks.detection.data` has them, but without rows of padding.
+    """
+
+    def features() -> Mapping[str, Any]:
+        import numpy as np
+        from tensorflow_datasets import features as kinds
+
+        result = {
+            "image": kinds.Tensor(shape=(side, side, 3), dtype=np.uint8),
+            "size": kinds.Tensor(shape=(2,), dtype=np.int32),
+            "boxes": kinds.Tensor(shape=(None, 4), dtype=np.float32),
+            "labels": kinds.Tensor(shape=(None,), dtype=np.int32),
+        }
+        if has_masks:
+            result["instances"] = kinds.Tensor(shape=(side, side), dtype=np.uint16)
+        return result
+
+    return features
+
+
+NUCLEI = Pictures(
+    Definition(
+        name="nuclei",
+        version="1.0.0",
+        features=picture_features(nuclei.SIDE, True),
+        sources=(nuclei.SOURCE,),
+        generate=nuclei.generate,
+        counts={"train": 200, "validation": 67, "test": 67},
+        description="Nuclei of cells under the fluorescence microscope, with the mask of each: the "
+        "334 pictures of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
+        "al. 2019), annotations mended by K. Lopuhin and others. In the order of their ids, every "
+        "fifth from the first is test, every fifth from the second validation. Where two masks "
+        "overlap (5 pixels in all) the smaller is on top. No two pictures are alike: at an eighth "
+        "of their size none correlate above 0.46.",
+        licence="CC0",
+    ),
+    ("nucleus",),
+    nuclei.SIDE,
+    101,
+    True,
+)
+
+TREES = Pictures(
+    Definition(
+        name="trees",
+        version="1.0.0",
+        features=picture_features(trees.SIDE, False),
+        sources=trees.SOURCES,
+        generate=trees.generate,
+        counts={"train": 265, "validation": 20, "test": 25},
+        description="Crowns of trees, as boxes, in four pictures from the air that the package "
+        "deepforest brings (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
+        "Test is the second picture of Yellowstone; validation is the east of the first, train its "
+        "west, and two pictures of other forests. Tiles of train overlap by half. A tree that a "
+        "border cuts belongs to the tile if half of its box is there.",
+        licence="MIT (the package)",
+    ),
+    ("tree",),
+    trees.SIDE,
+    28,
+    False,
+)
+
+CLOTHES_ON_SATELLITE = Pictures(
+    Definition(
+        name="clothes_on_satellite",
+        version="1.0.0",
+        features=picture_features(clothes.SIDE, True),
+        sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE, *fashion_mnist.SOURCES),
+        generate=clothes.generate,
+        counts=clothes.COUNTS,
+        description="Composed pictures of 128 x 128: one to six items of Fashion-MNIST, tinted and "
+        "0.8 to 2 times as large, on crops of the Blue Marble that are at least half land. "
+        "No item covers another, so masks and boxes are exact. Splits share neither items (each "
+        "has those of its own split) nor ground: bands of 20 degrees of longitude, of every six "
+        "the first is test, the second validation.",
+        licence=f"clothes: {fashion_mnist.LICENCE}; {blue_marble.LICENCE}",
+    ),
+    fashion_mnist.NAMES,
+    clothes.SIDE,
+    clothes.MOST,
+    True,
+)
+
+DATA_SETS: dict[str, Pictures] = {
+    pictures.definition.name: pictures for pictures in (NUCLEI, TREES, CLOTHES_ON_SATELLITE)
+}

@@ -1,0 +1,124 @@
+"""Composed pictures: items of Fashion-MNIST laid on crops of the Blue Marble, with exact masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.datasets import blue_marble, fashion_mnist
+from tasks.detection.ops.masks import boxes_of, stacked
+from tasks.detection.ops.pasting import stretch
+
+SIDE = 128
+MOST = 6
+COUNTS = {"train": 3000, "validation": 300, "test": 600}
+# Columns of the map in a band, and the bands of six that are not train.
+_BAND = blue_marble.IMAGE_SIZE[1] // 18
+_BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
+# Rows of the map between 70 degrees north and 56 degrees south.
+_ROWS = (300, 2190)
+_LEAST_LAND = 0.5
+_SCALES = (0.8, 2.0)
+# Pixels of 28 x 28 that an item covers at least; fewer are no shape.
+_LEAST_PIXELS = 60
+_TRIES = 20
+
+
+def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
+    """The splits, each with items and bands of longitude of its own."""
+    image = blue_marble.read_image(files[blue_marble.IMAGE_SOURCE.name])
+    kinds = blue_marble.read_land(files[blue_marble.LAND_SOURCE.name], image.shape[:2])
+    land = kinds == blue_marble.LAND
+    items = fashion_mnist.read(files)
+    return {
+        split: (
+            compose(image, land, *items[split], _BANDS[split], seed)
+            for seed in range(1_000_000 * number, 1_000_000 * number + count)
+        )
+        for number, (split, count) in enumerate(COUNTS.items())
+    }
+
+
+def compose(
+    ground: np.ndarray,
+    land: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray,
+    bands: tuple[int, ...],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """One picture; of equal arguments always the same.
+
+    Args:
+      ground: the map, uint8 [Y, X, 3].
+      land: bool [Y, X].
+      images, labels: of the items to draw from, uint8 [n, 28, 28] and [n].
+      bands: of every six bands of longitude those that may be ground.
+      seed: of what is random.
+    """
+    random = np.random.RandomState(seed)  # whose stream numpy holds fixed for ever
+    image = _ground(ground, land, bands, random).astype(np.float32)
+    taken = np.zeros((SIDE, SIDE), bool)
+    masks, kinds = [], []
+    for _ in range(random.randint(1, MOST + 1)):
+        index = random.randint(len(images))
+        tint = random.uniform(0.6, 1.0, 3).astype(np.float32)
+        item, mask = _scaled(images[index], random.uniform(*_SCALES))
+        height, width = mask.shape
+        for _ in range(_TRIES):
+            y, x = random.randint(SIDE - height + 1), random.randint(SIDE - width + 1)
+            place = slice(y, y + height), slice(x, x + width)
+            if mask.any() and not (taken[place] & mask).any():
+                whole = np.zeros((SIDE, SIDE), bool)
+                whole[place] = mask
+                taken |= whole
+                image[place][mask] = item[mask][:, None] * tint
+                masks.append(whole)
+                kinds.append(labels[index])
+                break
+    masks = np.array(masks, bool).reshape(-1, SIDE, SIDE)
+    return {
+        "image": np.round(image).astype(np.uint8),
+        "size": np.array([SIDE, SIDE], np.int32),
+        "boxes": boxes_of(masks),
+        "labels": np.array(kinds, np.int32),
+        "instances": stacked(masks),
+    }
+
+
+def _ground(
+    ground: np.ndarray, land: np.ndarray, bands: tuple[int, ...], random: np.random.RandomState
+) -> np.ndarray:
+    """A crop that lies within one band and is land enough."""
+    while True:
+        band = 6 * random.randint(3) + bands[random.randint(len(bands))]
+        x = band * _BAND + random.randint(_BAND - SIDE + 1)
+        y = random.randint(_ROWS[0], _ROWS[1] - SIDE)
+        place = slice(y, y + SIDE), slice(x, x + SIDE)
+        if land[place].mean() >= _LEAST_LAND:
+            return ground[place]
+
+
+def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """An item and its mask at another size: float32 and bool [Y, X].
+
+    The mask is the largest connected part of what is not background, with its holes filled; it is
+    empty where that is too little.
+    """
+    from scipy import ndimage
+
+    parts, count = ndimage.label(item > 0)
+    if not count:
+        return np.zeros((1, 1), np.float32), np.zeros((1, 1), bool)
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    mask = ndimage.binary_fill_holes(parts == largest)
+    if mask.sum() < _LEAST_PIXELS:
+        return np.zeros((1, 1), np.float32), np.zeros((1, 1), bool)
+    side = round(len(item) * scale)
+    _, weights = stretch(0, side - 1, len(item), side)
+    grown = weights @ mask.astype(np.float32) @ weights.T >= 0.5
+    rows, columns = np.flatnonzero(grown.any(axis=1)), np.flatnonzero(grown.any(axis=0))
+    place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return (weights @ item.astype(np.float32) @ weights.T)[place], grown[place]

@@ -1,0 +1,121 @@
+"""Crowns of trees from the air: the annotated pictures that the package deepforest brings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from tasks.common.data.fetchers import PipPackage, zip_member
+from tasks.common.data.sources import Source
+
+SIDE = 256
+# Column of the first picture from which on it is validation.
+_EAST = 1792
+_WEST = "2019_YELL_2_528000_4978000_image_crop2"
+_TEST = "2019_YELL_2_541000_4977000_image_crop"
+_FILES = {
+    f"{_WEST}.png": "a9bdb0f4447fdd899d22f567e0e20ba8320c5413b2ad0cd0ac8d9f3b6e0f9767",
+    f"{_WEST}.xml": "bd431af6a5086d721eb731b22f5ea28cd8a8eab06883efc1c665391acbc68e11",
+    f"{_TEST}.png": "178e58a23cc2642226a364a30f71bd9258ddc1b012c826f12250914a90c7a131",
+    f"{_TEST}.xml": "cefe4b96888bacbf8af1674f000082e549aa707aa6590d545effb23e43f26631",
+    "OSBS_029.png": "d9477c6a00e4902c7bee487d4c5582c3b8b9a2f77f3908a29628b816b291e6ee",
+    "OSBS_029.xml": "1f68c4011d7b351c29ca755072e77f3d16e6fd1f995bd05a9dd4eb952b55373c",
+    "SOAP_061.png": "256508f1a62149bec4a80879077a865caf50e8cace095e6564c76befa480d424",
+    "SOAP_061.xml": "4833280af75fd9c47965a93e38945282835e9e725cac412bdb9469d63480947c",
+}
+SOURCES = tuple(
+    Source(
+        f"trees/{file}",
+        digest,
+        (
+            PipPackage(
+                "deepforest",
+                "2.1.0",
+                "deepforest-2.1.0-py3-none-any.whl",
+                derive=zip_member(f"deepforest/data/{file}"),
+            ),
+        ),
+    )
+    for file, digest in _FILES.items()
+)
+
+Picture = tuple[np.ndarray, np.ndarray]
+"""An image uint8 [Y, X, 3] and the boxes float32 [n, 4] in it."""
+
+
+def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
+    """Tiles of the pictures, those of train in steps of half their side."""
+
+    def read(stem: str) -> Picture:
+        from PIL import Image
+
+        with Image.open(files[f"trees/{stem}.png"]) as picture:
+            image = np.asarray(picture.convert("RGB"))
+        return image, read_boxes(files[f"trees/{stem}.xml"].read_text(encoding="utf-8"))
+
+    first = read(_WEST)
+    height, width = first[0].shape[:2]
+    west, east = cut(first, 0, 0, height, _EAST), cut(first, 0, _EAST, height, width)
+    train = [west, read("OSBS_029"), read("SOAP_061")]
+    return {
+        "train": (tile for picture in train for tile in tiles(picture, SIDE // 2)),
+        "validation": tiles(east, SIDE),
+        "test": tiles(read(_TEST), SIDE),
+    }
+
+
+def read_boxes(text: str) -> np.ndarray:
+    """Boxes float32 [n, 4] of an annotation in Pascal VOC's XML, whatever their class."""
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    boxes = [
+        [float(box.findtext(side)) for side in sides]
+        for box in ElementTree.fromstring(text).iter("bndbox")
+    ]
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def cut(picture: Picture, top: int, left: int, bottom: int, right: int) -> Picture:
+    """A part of a picture, with the boxes of which at least half lies in it, cut at its border."""
+    image, boxes = picture
+    corner = np.array([left, top, left, top], np.float32)
+    limit = np.array([right - left, bottom - top] * 2, np.float32)
+    inside = np.clip(boxes - corner, 0, limit)
+    kept = _areas(inside) >= 0.5 * _areas(boxes)
+    return image[top:bottom, left:right], inside[kept & (_areas(boxes) > 0)]
+
+
+def tiles(picture: Picture, step: int) -> Iterator[dict[str, np.ndarray]]:
+    """A picture in tiles of one size, at most SIDE, about `step` apart, in reading order."""
+    image, _ = picture
+    rows, columns = (_spans(length, step) for length in image.shape[:2])
+    for top, bottom in rows:
+        for left, right in columns:
+            part, boxes = cut(picture, top, left, bottom, right)
+            square = np.zeros((SIDE, SIDE, 3), np.uint8)
+            square[: bottom - top, : right - left] = part
+            yield {
+                "image": square,
+                "size": np.array(part.shape[:2], np.int32),
+                "boxes": boxes,
+                "labels": np.zeros(len(boxes), np.int32),
+            }
+
+
+def _spans(length: int, step: int) -> list[tuple[int, int]]:
+    """Beginnings and ends of tiles along an axis: as few as cover it, spread evenly."""
+    if step == SIDE:  # side by side
+        count = -(-length // SIDE)
+        borders = [length * i // count for i in range(count + 1)]
+        return list(itertools.pairwise(borders))
+    side = min(SIDE, length)
+    count = -(-(length - side) // step) + 1
+    starts = [(length - side) * i // max(count - 1, 1) for i in range(count)]
+    return [(start, start + side) for start in starts]
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,1 @@
+"""Boxes, anchors, instance masks, matching and RoIAlign as pure functions."""

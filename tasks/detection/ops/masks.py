@@ -1,0 +1,58 @@
+"""Masks of objects as one map, and the boxes around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tasks.detection.ops.pasting import RunLength
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """The smallest boxes around masks.
+
+    Args:
+      masks: bool [n, Y, X].
+
+    Returns:
+      float32 [n, 4], (x1, y1, x2, y2): the corners of the outermost pixels, so that a mask of one
+      pixel has a box of one; 0 for a mask of none.
+    """
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def stacked(masks: np.ndarray) -> np.ndarray:
+    """Masks as one map, the smaller on top: bool [n, Y, X] to uint16 [Y, X], k + 1 where mask k is,
+    0 where none is.
+
+    Raises:
+      ValueError: more masks than the numbers of the map.
+    """
+    return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
+
+
+def stacked_codes(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
+    """`stacked` of run-length codes, of which one is unpacked at a time, for a large picture's
+    masks may not fit into memory together.
+    """
+    from pycocotools import mask as coco
+
+    def unpacked(number: int) -> np.ndarray:
+        return coco.decode(codes[number]).view(bool)
+
+    return _laid((height, width), np.array([coco.area(code) for code in codes]), unpacked)
+
+
+def _laid(size: Sequence[int], areas: np.ndarray, mask: Callable[[int], np.ndarray]) -> np.ndarray:
+    if len(areas) >= 1 << 16:
+        raise ValueError(f"masks: got {len(areas)}, expected at most {(1 << 16) - 1}")
+    instances = np.zeros(size, np.uint16)
+    for number in np.argsort(-areas.astype(np.int64), kind="stable"):
+        instances[mask(number)] = number + 1
+    return instances

@@ -1,0 +1,182 @@
+"""What every forecaster has in common: sizes, the call, and its window's own level and scale.
+
+B windows, L look-back, F horizon, C channels, K features of the calendar, P parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention import shapes
+from tasks.forecasting.models.heads import Head
+
+Array = jax.Array
+Weights = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a model is built for.
+
+    Attributes:
+      channels: C.
+      lookback: L.
+      horizon: F.
+      calendar: K; 0 where there are no time stamps.
+      period: times in a season.
+    """
+
+    channels: int
+    lookback: int
+    horizon: int
+    calendar: int = 0
+    period: int = 1
+
+    def __post_init__(self):
+        for name, least in (("channels", 1), ("lookback", 1), ("horizon", 1), ("calendar", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+
+
+class Forecaster(nnx.Module):
+    """Base of the models.
+
+        parameters = model(past, past_valid, calendar)          # [B, F, C, P] of `model.head`
+
+    A subclass gives `forecast`; it sees 0 where the past is missing, whatever stood there.
+
+    Attributes:
+      sizes: what it is built for.
+      head: what the parameters mean.
+    """
+
+    def __init__(self, sizes: Sizes, head: Head):
+        self.sizes, self.head = sizes, head
+
+    def __call__(
+        self,
+        past: Array,
+        past_valid: Array,
+        calendar: Array,
+        *,
+        training: bool = False,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Weights]:
+        """The distribution of each channel at each step ahead.
+
+        Args:
+          past: [B, L, C], standardised. What is missing may be anything, NaN included.
+          past_valid: bool [B, L, C], True = there.
+          calendar: [B, L + F, K].
+          training: whether batch statistics are those of this batch.
+          dropout_key: None for evaluation.
+          return_weights: also return the attention weights by name, first dimension B.
+
+        Returns:
+          float32 [B, F, C, P], or that and the weights: empty for a model without attention.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        sizes = {"L": self.sizes.lookback, "C": self.sizes.channels, "K": self.sizes.calendar}
+        shapes.expect("past", past, "B L C", sizes)
+        shapes.expect_boolean("past_valid", past_valid, true_means="a value that is there")
+        shapes.expect("past_valid", past_valid, "B L C", sizes)
+        times = {"T": self.sizes.lookback + self.sizes.horizon}
+        shapes.expect("calendar", calendar, "B T K", sizes | times)
+        past = jnp.where(past_valid, past, 0).astype(jnp.float32)
+        parameters, weights = self.forecast(
+            past,
+            past_valid,
+            calendar,
+            training=training,
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+        )
+        return (parameters, weights) if return_weights else parameters
+
+    def forecast(
+        self,
+        past: Array,
+        past_valid: Array,
+        calendar: Array,
+        *,
+        training: bool,
+        dropout_key: Array | None,
+        return_weights: bool,
+    ) -> tuple[Array, Weights]:
+        """As `__call__`; weights that were not asked for are dropped."""
+        raise NotImplementedError
+
+
+def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tuple[Array, Array]:
+    """Mean and deviation of each window and channel (Kim et al. 2022, "Reversible Instance
+    Normalization").
+
+        μ = mean_t x_t,   σ = sqrt(mean_t (x_t - μ)² + ε)       over the t that are there
+
+    Args:
+      past: x, [B, L, C].
+      valid: bool [B, L, C].
+      epsilon: ε.
+
+    Returns:
+      μ and σ, [B, 1, C]; 0 and sqrt(ε) where nothing is there.
+    """
+    count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+    level = jnp.sum(jnp.where(valid, past, 0), axis=1, keepdims=True) / count
+    over = jnp.where(valid, past - level, 0)
+    variance = jnp.sum(jnp.square(over), axis=1, keepdims=True) / count
+    return level, jnp.sqrt(variance + epsilon)
+
+
+def level_of(past: Array, valid: Array, level: str) -> Array:
+    """The "mean" or the "last" value of what is there, [B, L, C] -> [B, 1, C]; 0 where nothing is.
+
+    Args:
+      past: 0 where not valid.
+      valid: bool [B, L, C].
+      level: which.
+    """
+    if level == "mean":
+        count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+        return jnp.sum(past, axis=1, keepdims=True) / count
+    later = jnp.cumsum(valid[:, ::-1], axis=1)[:, ::-1]
+    return jnp.sum(past * (valid & (later == 1)), axis=1, keepdims=True)
+
+
+class InstanceNorm(nnx.Module):
+    """Reversible instance normalisation (Kim et al. 2022): the network sees each window at mean 0
+    and deviation 1, and its answer gets the window's mean and deviation back.
+
+        z = (x - μ) / σ · γ + β,      ŷ = σ (ẑ - β) / γ + μ
+
+    Weights: where learned, scale [C] (γ) and bias [C] (β).
+
+    Args:
+      channels: C.
+      learned: whether there are γ and β.
+    """
+
+    def __init__(self, channels: int, *, learned: bool = False):
+        self.scale = nnx.Param(jnp.ones((channels,))) if learned else None
+        self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
+
+    def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
+        """[B, L, C] -> z [B, L, C], 0 where nothing is there, and what takes a normal ẑ back:
+        ŷ = level + scale ẑ, [B, 1, C] each.
+        """
+        level, scale = level_and_scale(past, valid)
+        normal = (past - level) / scale
+        if self.scale is not None:
+            # A factor near 0 would blow up what it is divided by.
+            factor = self.scale[...] + jnp.where(self.scale[...] < 0, -1e-5, 1e-5)
+            normal = normal * factor + self.bias[...]
+            scale = scale / factor
+            level = level - scale * self.bias[...]
+        return jnp.where(valid, normal, 0), level, scale

@@ -1,0 +1,79 @@
+"""iTransformer: attention between channels (Liu et al. 2024, "iTransformer: Inverted Transformers
+Are Effective for Time Series Forecasting").
+
+B windows, L look-back, F horizon, C channels, K features of the calendar, D model size, P
+parameters of a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attention.projection import Projection
+from tasks.common.backbones.transformer import Encoder
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Sizes, Weights
+from tasks.forecasting.models.heads import HEADS
+from tasks.forecasting.models.layers import LayersConfig, encoded
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ITransformerConfig(LayersConfig):
+    """iTransformer; see `LayersConfig`."""
+
+    name: str = "itransformer"
+    model_size: int = 128
+    num_layers: int = 2
+    num_heads: int = 8
+    positions: str = "none"
+
+
+class ITransformer(Forecaster):
+    """A channel's whole look-back is one vector, and so is each feature of the calendar.
+
+        z = encoder([x_1 ... x_C, k_1 ... k_K]ᵀ W + b),     ŷ_c = σ_c (z_c W' + b') + μ_c
+
+    A channel of which nothing is there takes no part.
+
+    Weights of the attention: "channels" [B, layers, N, C + K, C + K].
+    """
+
+    def __init__(self, config: ITransformerConfig, sizes: Sizes, *, rngs: nnx.Rngs):
+        super().__init__(sizes, HEADS[config.head])
+        D = config.model_size
+        self.norm = InstanceNorm(sizes.channels)
+        self.embedding = Projection((sizes.lookback,), (D,), rngs=rngs)
+        self.encoder = Encoder(config.encoder(sizes.channels + sizes.calendar), rngs=rngs)
+        self.out = Projection((D,), (sizes.horizon, self.head.size), rngs=rngs)
+
+    def forecast(
+        self,
+        past: Array,
+        past_valid: Array,
+        calendar: Array,
+        *,
+        training: bool,
+        dropout_key: Array | None,
+        return_weights: bool,
+    ) -> tuple[Array, Weights]:
+        """See `Forecaster`."""
+        C, L = self.sizes.channels, self.sizes.lookback
+        x, level, scale = self.norm(past, past_valid)
+        x = jnp.concatenate([x, calendar[:, :L]], axis=-1)
+        there = jnp.any(past_valid, axis=1)
+        there = jnp.pad(there, ((0, 0), (0, self.sizes.calendar)), constant_values=True)
+        z, weights = encoded(
+            self.encoder,
+            self.embedding(jnp.swapaxes(x, 1, 2)),
+            there,
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+        )
+        raw = jnp.swapaxes(self.out(z[:, :C]), 1, 2)
+        found = {} if weights is None else {"channels": weights}
+        return self.head.place(raw, level, scale), found

@@ -1,0 +1,217 @@
+"""Time stamps: put on a regular grid, and described by the calendar.
+
+A stamp is a `datetime64[us]` without a zone. Stamps of a column with a zone are in UTC, or in local
+time if they are a day or more apart, or regular in local time alone; see `on_clock`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tasks.common.data.timestamps import TimeColumn, Times
+
+DAY = 86_400.0
+UTC, LOCAL = "utc", "local"
+_SHORTEST_MONTH = np.timedelta64(28, "D")
+# By which midnight moves under daylight saving.
+_SAVING = np.timedelta64(1, "h")
+# Units in seconds of which clocks are set to tick, and by how much of a step readings may be late.
+_ROUND = (DAY, 3600, 900, 300, 60, 30, 10, 5, 1)
+_JITTER = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What lies between two times of a regular grid: seconds, or whole months.
+
+    Attributes:
+      seconds: 0 where it is months.
+      months: 0 where it is seconds.
+      ends: whether the stamps are the last days of months.
+    """
+
+    seconds: float = 0.0
+    months: int = 0
+    ends: bool = False
+
+    def __str__(self) -> str:
+        if self.months:
+            return "month" if self.months == 1 else f"{self.months} months"
+        for name, size in (("d", DAY), ("h", 3600.0), ("min", 60.0)):
+            if self.seconds >= size and self.seconds % size == 0:
+                return f"{self.seconds / size:g} {name}"
+        return f"{self.seconds:g} s"
+
+    @property
+    def days(self) -> float:
+        """Its length, about."""
+        return self.months * 30.4 if self.months else self.seconds / DAY
+
+    @property
+    def period(self) -> int:
+        """Steps of a season: a day below a day, a week of days, a year of weeks or months; or 1."""
+        if self.months:
+            return max(12 // self.months, 1)
+        if self.days < 1:
+            return max(round(1 / self.days), 1)
+        return {1: 7, 7: 52}.get(round(self.days), 1)
+
+
+def read_time(text: str) -> np.datetime64:
+    """Returns a single stamp in UTC; dates whose day and month can change places are refused, since
+    a column decides about them.
+
+    Raises:
+      ValueError: it is no time.
+    """
+    column = TimeColumn()
+    column.add(text)
+    found = column.read()
+    if found.is_order or found.date_order:
+        raise ValueError(f"{text!r} is no time")
+    return found.utc[0]
+
+
+def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
+    """Returns the stamps of a column in UTC or in local time.
+
+    Local time is chosen if fewer stamps lie off its grid, as those of local midnight do under
+    daylight saving; and for steps of a day or more, so that the calendar is the local one.
+
+    Args:
+      found: the column.
+      known: "utc" or "local", the choice of an earlier file; empty: none.
+      step: of the grid; None: what most stamps are apart.
+
+    Returns:
+      datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
+    """
+    if found.offset is None or not found.offset.any():
+        return found.utc, ""
+    stamps_of = {UTC: found.utc, LOCAL: found.local}
+    if not known:
+        off = {clock: _off_grid(stamps, step) for clock, stamps in stamps_of.items()}
+        own = step or _step_of(found.local)
+        daily = own is not None and own.days > 0.99
+        known = LOCAL if off[LOCAL] < off[UTC] + daily else UTC
+    return stamps_of[known], known
+
+
+def _step_of(times: np.ndarray) -> Step | None:
+    times = np.unique(times)
+    return regular_step(times) if len(times) > 1 else None
+
+
+def _off_grid(times: np.ndarray, step: Step | None) -> int:
+    """Number of stamps that are off the regular grid, or that stand there twice."""
+    several = np.unique(times)
+    if len(several) < 2:
+        return 0
+    step = step or regular_step(several)
+    places = on_grid(several, several[0], step)
+    off = stamps(several[0], step, places) != several
+    return int(off.sum()) + len(times) - len(several)
+
+
+def regular_step(times: np.ndarray) -> Step:
+    """The step of ascending stamps [n], n > 1: the median of the differences (of an even number the
+    lower one), in months where all stand at one place of their month, or within an hour of it.
+
+    Clocks that are read a little late have a median such as 3601 s, whose grid runs away from them.
+    A round step near the median is taken where the stamps are nearer to its grid.
+    """
+    gaps = np.diff(times)
+    if gaps.min() >= _SHORTEST_MONTH:
+        months = _months(times)
+        step = int(_median(np.diff(months)))
+        for ends in (False, True):
+            within = times - _month_starts(months + ends)
+            if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
+                return Step(months=step, ends=ends)
+    median = Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
+    # The first of equals: the median where it is exact.
+    return min([median, *_round_steps(median)], key=lambda step: _distance(times, step))
+
+
+def _round_steps(step: Step) -> list[Step]:
+    near = {round(step.seconds / unit) * unit for unit in _ROUND}
+    kept = sorted(each for each in near if abs(each - step.seconds) <= _JITTER * step.seconds)
+    return [Step(seconds=float(each)) for each in kept if each]
+
+
+def _distance(times: np.ndarray, step: Step) -> float:
+    """Sum of the seconds by which stamps are off the grid of a step that begins with the first."""
+    grid = stamps(times[0], step, on_grid(times, times[0], step))
+    return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
+
+
+def on_grid(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
+    """The nearest place of each stamp on the grid, int64 [n]: 0 is `start`."""
+    if step.months:
+        return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
+    return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
+
+
+def stamps(start: np.datetime64, step: Step, places: np.ndarray) -> np.ndarray:
+    """The stamps at places of the grid, datetime64[us] [n]."""
+    places = np.asarray(places, np.int64)
+    if not step.months:
+        return start + np.rint(places * (step.seconds * 1e6)).astype("timedelta64[us]")
+    months = _months(start) + places * step.months + step.ends
+    return _month_starts(months) + (start - _month_starts(_months(start) + step.ends))
+
+
+def spell(times: np.ndarray) -> list[str]:
+    """Stamps for people: a date, a date with the time to the second, or finer."""
+    times = np.atleast_1d(times)
+    unit = next(
+        (unit for unit in "Ds" if np.all(times.astype(f"datetime64[{unit}]") == times)), "us"
+    )
+    return [str(text).replace("T", " ") for text in np.datetime_as_string(times, unit)]
+
+
+def calendar_size(step: Step | None) -> int:
+    """K of `calendar`."""
+    if step is None:
+        return 0
+    return next(size for size, days in ((5, 1 / 24), (4, 1), (3, 7), (1, 1e9)) if step.days < days)
+
+
+def calendar(times: np.ndarray, step: Step) -> np.ndarray:
+    """Where in the hour, day, week, month and year a time is (Zhou et al. 2021, Informer).
+
+    Args:
+      times: stamps [n].
+      step: of their grid; what is finer than it is left out.
+
+    Returns:
+      float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day
+      of the week, day of the month, day of the year.
+    """
+    day = times.astype("datetime64[D]")
+    second = (times - day).astype(np.int64) / 1e6
+    month, year = times.astype("datetime64[M]"), times.astype("datetime64[Y]")
+    columns = [
+        second // 60 % 60 / 59,
+        second // 3600 / 23,
+        # Day 0, 1 January 1970, was a Thursday; the week begins with Monday.
+        (day.astype(np.int64) + 3) % 7 / 6,
+        (day - month.astype("datetime64[D]")).astype(np.int64) / 30,
+        (day - year.astype("datetime64[D]")).astype(np.int64) / 365,
+    ]
+    return np.stack(columns[-calendar_size(step) :], axis=-1).astype(np.float32) - np.float32(0.5)
+
+
+def _median(numbers: np.ndarray) -> np.ndarray:
+    return np.sort(numbers)[(len(numbers) - 1) // 2]
+
+
+def _months(times: np.ndarray) -> np.ndarray:
+    """Months since January 1970."""
+    return np.asarray(times).astype("datetime64[M]").astype(np.int64)
+
+
+def _month_starts(months: np.ndarray) -> np.ndarray:
+    return np.asarray(months, np.int64).astype("datetime64[M]").astype("datetime64[us]")

@@ -1,0 +1,234 @@
+"""Pictures that a person gives: folders of them to train on, and single ones to predict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.data.tables import say_once
+from tasks.common.data.user_files import SPLIT_NAMES, hold_out, say_shared, split_names
+from tasks.common.errors import UserError
+from tasks.common.images.files import (
+    central_square,
+    image_folder,
+    read_each,
+    read_image,
+    resized,
+    say_left_out,
+)
+from tasks.image_classification.datasets import SPLITS, DataSet, Images
+
+# ---------------------------------------------------------------------- folders
+
+
+def read_folder(
+    path: str, side: int, skip_broken: bool
+) -> tuple[tuple[str, ...], dict[str, Images]]:
+    """All pictures of a folder.
+
+    Args:
+      path: see `DataConfig.path`.
+      side: pixels a side to which they are scaled.
+      skip_broken: leave out what cannot be read, and name it.
+
+    Returns:
+      Names of the classes, in order, and the three splits, uint8 [n, side, side, 3].
+
+    Raises:
+      UserError: a folder is missing or empty, a picture cannot be read, there is one class only, a
+        class that train lacks, or too little to hold out validation and test.
+    """
+    folders = split_folders(path)
+    found = {split: image_folder(folder) for split, folder in folders.items()}
+    labels = tuple(found["train"])
+    if len(labels) < 2:
+        raise UserError(
+            f"{folders['train']}: has the one class {labels[0]!r}; a classifier needs two folders"
+        )
+    splits, hashes = {}, {}
+    for split, classes in found.items():
+        for name in classes:
+            if name not in labels:
+                raise UserError(
+                    f"{folders[split] / name}: train has no such class; it has "
+                    f"{', '.join(labels[:20])}"
+                )
+        splits[split], hashes[split] = _read_classes(classes, labels, side, skip_broken)
+        if not len(splits[split]):
+            raise UserError(f"{folders[split]}: has no picture that can be read")
+        _name_conflicts(folders[split], hashes[split], splits[split].labels)
+    say_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
+    train = splits["train"]
+    remedy = "give folders train, validation and test"
+    digests = [digest for digest, _ in hashes["train"]]
+    parts = hold_out(digests, list(splits), path, remedy, "images")
+    held_out = {
+        split: Images(train.images[rows], train.labels[rows], [train.ids[row] for row in rows])
+        for split, rows in parts.items()
+    }
+    splits |= held_out
+    return labels, {split: splits[split] for split in SPLITS}
+
+
+def split_folders(path: str) -> dict[str, Path]:
+    """The folder of each split that is there; all is train where train/ has no folders.
+
+    Raises:
+      UserError: there is no such folder, or two folders are of one split.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{path}: no such folder; config.data.path names one with your pictures")
+    folders = [each for each in root.iterdir() if each.is_dir()]
+    divided = [
+        folder.name
+        for folder in folders
+        if folder.name.lower() in SPLIT_NAMES["train"]
+        and any(each.is_dir() for each in folder.iterdir())
+    ]
+    if not divided:
+        return {"train": root}
+    names = split_names([folder.name for folder in folders], path)
+    found = {split: root / name for split, name in names.items()}
+    say_left_out(root, found.values())
+    return found
+
+
+def _read_classes(
+    classes: Mapping[str, Sequence[Path]], labels: Sequence[str], side: int, skip_broken: bool
+) -> tuple[Images, list[tuple[str, str]]]:
+    """The pictures, and of each the hash of its file and the path."""
+    files = [path for paths in classes.values() for path in paths]
+    numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
+
+    def read(path: Path) -> np.ndarray:
+        return resized(central_square(read_image(path)), (side, side))
+
+    images, kept = read_each(files, read, skip_broken=skip_broken)
+    shape = (-1, side, side, 3)
+    stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
+    # Of the file, not of the picture, which depends on `side`.
+    hashes = [
+        (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
+        for number in kept
+    ]
+    ids = [digest for digest, _ in hashes]
+    return Images(stacked, np.array(numbers, np.int32)[kept], ids), hashes
+
+
+def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
+    """Names pictures that are in two classes."""
+    before: dict[str, tuple[str, int]] = {}
+    conflicts = []
+    for (digest, file), label in zip(files, labels, strict=True):
+        other, first = before.setdefault(digest, (file, label))
+        if first != label:
+            conflicts.append((file, other))
+    if conflicts:
+        file, other = conflicts[0]
+        say_once(
+            f"{folder}: {len(conflicts)} pictures are in two classes, such as {file}, which is the "
+            f"same as {other}"
+        )
+
+
+# ---------------------------------------------------------------------- predict
+
+
+def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Images:
+    """Pictures from what a person typed.
+
+    Args:
+      raw: paths of pictures; for one of the project's data sets see `read_grey`.
+      data_set: which of these; None for one's own folders, where colours stay.
+      side: pixels a side.
+
+    Raises:
+      UserError: one cannot be read.
+    """
+
+    def read(text: str) -> np.ndarray:
+        if data_set is not None:
+            return read_grey(text, data_set)
+        image = _read(text, "RGB", "give the path of a picture")
+        return resized(central_square(image), (side, side))
+
+    channels, kind = (3, np.uint8) if data_set is None else (1, np.float32)
+    images = [read(text) for text in raw]
+    return Images(np.stack(images) if images else np.empty((0, side, side, channels), kind))
+
+
+def read_grey(text: str, data_set: DataSet) -> np.ndarray:
+    """One grey picture, light on a dark ground, from numbers or a file.
+
+    Args:
+      text: numbers from 0 (paper) to `data_set.ink` with commas between, row by row; or the path of
+        a picture in any format that Pillow reads. That is turned to grey, put in the middle of a
+        square of the colour of its border, and shrunk by the mean of blocks, which is how digits
+        were made; where its border is light, it is taken for dark on light and inverted.
+      data_set: what the picture is to be like.
+
+    Returns:
+      float32 [side, side, 1], from 0 to 1.
+
+    Raises:
+      UserError: neither, or numbers that do not fit.
+    """
+    side, ink = data_set.side, data_set.ink
+    numbers = _numbers(text)
+    if numbers is None:
+        remedy = f"give the path of a picture, or {side**2} numbers 0..{ink} with commas between"
+        return _light_on_dark(_read(text, "L", remedy), side)
+    shown = f"input {_shortened(text)}"
+    if len(numbers) != side**2:
+        raise UserError(f"{shown}: has {len(numbers)} numbers; give {side**2}, row by row")
+    if not all(0 <= number <= ink for number in numbers):
+        raise UserError(f"{shown}: each number must be from 0 (paper) to {ink} (ink)")
+    return (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)
+
+
+def _light_on_dark(grey: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [Y, X] -> float32 [side, side, 1]."""
+    from PIL import Image
+
+    square = Image.fromarray(_squared(grey))
+    light = np.asarray(square.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+    return (1 - light if _border(light) > 0.5 else light)[..., None]
+
+
+def _squared(grey: np.ndarray) -> np.ndarray:
+    """The picture in the middle of a square of the mean of its border."""
+    Y, X = grey.shape
+    full = max(Y, X)
+    square = np.full((full, full), round(_border(grey)), np.uint8)
+    top, left = (full - Y) // 2, (full - X) // 2
+    square[top : top + Y, left : left + X] = grey
+    return square
+
+
+def _border(grey: np.ndarray) -> float:
+    """The mean of the outermost pixels."""
+    ring = np.ones(grey.shape, bool)
+    ring[1:-1, 1:-1] = False
+    return float(grey[ring].mean())
+
+
+def _read(text: str, mode: str, remedy: str) -> np.ndarray:
+    try:
+        return read_image(text, mode=mode, called=f"input {_shortened(text)}")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

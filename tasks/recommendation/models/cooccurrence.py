@@ -1,0 +1,162 @@
+"""What is counted of the train split before anything is learned, and how a model keeps it.
+
+B rows of a batch, T places that are scored, S places of a history, I items, U users.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from flax import nnx
+
+from tasks.recommendation.models.base import Kept, known
+
+Array = jax.Array
+
+# Entries of a matrix that is kept whole; of a larger one each row keeps its largest entries.
+DENSE = 2**23
+
+
+def had(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """1 for each item that a user had: float32 [U, I]."""
+    return sp.csr_matrix(
+        (np.ones(matrix.nnz, np.float32), matrix.indices, matrix.indptr), matrix.shape
+    )
+
+
+def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The user of each event and its item, by user and then by place: int32 [n] each."""
+    users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.data, users))
+    return users[order], matrix.indices[order].astype(np.int32)
+
+
+def transitions(
+    matrix: sp.csr_matrix, window: int, decay: float, both_ways: bool = False
+) -> sp.csr_matrix:
+    """How often an item came after another.
+
+        C_ji = Σ_(i is d places after j) γ^(d - 1),   1 ≤ d ≤ window
+
+    Args:
+      matrix: [U, I], an entry the place of the event in its user's history.
+      window: how far apart two events may be.
+      decay: γ, in (0, 1].
+      both_ways: count what came before alike: C + Cᵀ.
+
+    Returns:
+      C, float32 [I, I].
+    """
+    users, items = in_time_order(matrix)
+    shape = (matrix.shape[1], matrix.shape[1])
+    total = sp.csr_matrix(shape, dtype=np.float32)
+    for distance in range(1, min(window, max(len(items) - 1, 0)) + 1):
+        same = users[:-distance] == users[distance:]
+        if not same.any():
+            break
+        pairs = items[:-distance][same], items[distance:][same]
+        weights = np.full(len(pairs[0]), decay ** (distance - 1), np.float32)
+        total = total + sp.coo_matrix((weights, pairs), shape).tocsr()
+    return (total + total.T).tocsr() if both_ways else total
+
+
+def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
+    """P = (XᵀX + λI)⁻¹, of which EASE is made (Steck 2019): B_ij = -P_ij / P_jj.
+
+    Args:
+      matrix: X, [U, I].
+      strength: λ.
+
+    Returns:
+      P, float32 [I, I].
+    """
+    X = had(matrix).astype(np.float64)
+    gram = (X.T @ X).toarray()
+    gram[np.diag_indices_from(gram)] += strength
+    return scipy.linalg.inv(gram, overwrite_a=True, check_finite=False).astype(np.float32)
+
+
+def largest(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest entries of each row: columns int32 [R, k], -1 where there are fewer, and entries
+    float32 [R, k], 0 there. Of equal ones those that a fixed draw puts first.
+    """
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    drawn = np.random.default_rng(0).permutation(matrix.nnz)
+    order = np.lexsort((drawn, -matrix.data, rows))
+    place = np.arange(matrix.nnz) - matrix.indptr[rows]
+    kept = place < count
+    columns = np.full((matrix.shape[0], count), -1, np.int32)
+    entries = np.zeros((matrix.shape[0], count), np.float32)
+    columns[rows[kept], place[kept]] = matrix.indices[order][kept]
+    entries[rows[kept], place[kept]] = matrix.data[order][kept]
+    return columns, entries
+
+
+class Rows(nnx.Module):
+    """A matrix [R, C] of which sums of rows are asked: whole, or the largest entries of each row.
+
+    Kept: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
+
+    Args:
+      matrix: sparse or dense.
+      count: k; only a matrix of more than `DENSE` entries is cut to it.
+    """
+
+    def __init__(self, matrix: sp.csr_matrix | np.ndarray, count: int):
+        self.shape = matrix.shape
+        self.dense = not sp.issparse(matrix) or np.prod(self.shape, dtype=float) <= DENSE
+        if self.dense:
+            whole = matrix.toarray() if sp.issparse(matrix) else matrix
+            self.whole = Kept(jnp.asarray(whole, jnp.float32))
+        else:
+            columns, entries = largest(matrix, count)
+            self.columns, self.entries = Kept(jnp.asarray(columns)), Kept(jnp.asarray(entries))
+
+    def combine(self, weights: Array, rows: Array) -> Array:
+        """Σ_s w_ts M[row_s].
+
+        Args:
+          weights: [B, T, S], 0 where there is no row.
+          rows: int [B, S].
+
+        Returns:
+          [B, T, C].
+        """
+        if self.dense:
+            return jnp.einsum("BTS,BSC->BTC", weights, self.whole[...][known(rows)])
+        columns, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+
+        def one(weights: Array, columns: Array, entries: Array) -> Array:
+            return (
+                jnp.zeros((self.shape[1],))
+                .at[_or_outside(columns, self.shape[1])]
+                .add(weights[:, None] * entries, mode="drop")
+            )
+
+        return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
+
+    def combine_each(self, weights: Array, rows: Array) -> Array:
+        """The same where each place has rows of its own: [B, T, k], int [B, T, k] -> [B, T, C]."""
+        B, T, k = rows.shape
+        if self.dense:
+            spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))
+            flat = spread(weights.reshape(B * T, k), known(rows).reshape(B * T, k))
+            return (flat @ self.whole[...]).reshape(B, T, -1)
+        flat = self.combine(weights.reshape(B * T, 1, k), rows.reshape(B * T, k))
+        return flat.reshape(B, T, -1)
+
+    def entry(self, rows: Array, columns: Array) -> Array:
+        """M[row, column] of rows int [B, k] and columns int [B, R]: [B, R, k]."""
+        if self.dense:
+            return self.whole[...][known(rows)[:, None, :], known(columns)[:, :, None]]
+        kept, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+        same = kept[:, None] == columns[:, :, None, None]
+        return jnp.sum(jnp.where(same, entries[:, None], 0), axis=-1)
+
+
+def _or_outside(columns: Array, size: int) -> Array:
+    """Columns, and for -1 one past the last, which a scatter drops."""
+    return jnp.where(columns < 0, size, columns)

@@ -1,0 +1,282 @@
+"""Files of events, a user having an item at a time, as flat arrays in the order of their lines.
+
+No Python object is kept of an event: reading and sorting take 80 bytes an event at most, and for a
+million events with numbers as times 4 seconds of a CPU core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.common.data.tables import Table, label_value, open_table, say_once, text_value
+from tasks.common.data.timestamps import TimeColumn, TimeError, Times
+from tasks.common.errors import UserError
+from tasks.recommendation import columns
+from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
+
+# Records by which columns without a header are told apart.
+_SAMPLE = 1000
+# How other programs write an id that is missing.
+_MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
+# A spreadsheet's rounded number: several ids become one.
+_ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """Events in the order of their lines: n of them.
+
+    Attributes:
+      user: int32 [n], numbers of users.
+      item: int32 [n], numbers of items.
+      seconds: float64 [n], since 1970; None where only the order is known.
+      users: names of the users, by number.
+      names: of the items, by number, as the publisher has them.
+      titles: of the items, for people; None where they have but names.
+      features: float32 [I, G], what else is known of the items, None if nothing.
+      order: float64 [n], numbers by which events are sorted if `seconds` is None; None: lines are
+        in order.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    seconds: np.ndarray | None
+    users: Sequence[str]
+    names: Sequence[str]
+    titles: Sequence[str] | None = None
+    features: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+
+def read_own(name: str, wanted: Wanted | None = None) -> Events:
+    """Reads a user's file of events: CSV separated by commas, semicolons or tabs, or JSON lines.
+
+    A line is `user,item,timestamp`, `user,item,timestamp,title` or `user,item,rating,timestamp`.
+    With a header, columns may stand in any order, and others beside them. A time stamp is a number
+    or a date in one notation for the whole column, see `tasks.common.data.timestamps`; smaller
+    numbers are an order. The first title of an item counts; an item without one is called by its
+    name. Of names 1 and 1.0 are the same.
+
+    Args:
+      name: of the file.
+      wanted: names of columns, and which events count; None: found, and all.
+
+    Raises:
+      UserError: the file cannot be read, is not text or empty, a column is missing or cannot be
+        told from others, or a line is malformed: the line is named.
+    """
+    wanted = wanted or Wanted()
+    table = open_table(
+        name,
+        [USER, ITEM, TIME, *wanted.named.values()],
+        extensions=None,
+        is_header=lambda row: False,
+    )
+    layout, skipped = _layout(table, wanted)
+    for note in layout.notes:
+        say_once(f"{name}: {note}")
+    if RATING in layout.places and wanted.min_rating is None:
+        say_once(
+            f"{name}: column {layout.names[RATING]!r} is ignored, every event counts; set "
+            "config.data.min_rating to leave out events with low ratings"
+        )
+    if RATING not in layout.places and wanted.min_rating is not None:
+        raise UserError(
+            f"{name}: config.data.min_rating is {wanted.min_rating:g}, but no column has ratings; "
+            "name it by config.data.rating_column"
+        )
+    return _read(table, layout, skipped, wanted)
+
+
+def _layout(table: Table, wanted: Wanted) -> tuple[Layout, int]:
+    """The columns, and the number of records above the events."""
+    name = table.name
+    if table.delimiter is None:
+        return columns.by_header(name, table.keys(), wanted), 0
+    records = list(itertools.islice(table.rows(), _SAMPLE))
+    if not records:
+        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+    sample = [[cell.strip() for cell in row] for _, row in records]
+    if columns.find_header(sample[0], sample[1:], wanted):
+        layout = columns.by_header(name, sample[0], wanted)
+        if len(sample) == 1:
+            raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+        return layout, 1
+    return columns.by_number(name, len(sample[0]), sample, wanted, records[0][0]), 0
+
+
+def _records(table: Table, skipped: int) -> Iterator[tuple[int, list[Any]]]:
+    if table.delimiter is not None:
+        return itertools.islice(table.rows(), skipped, None)
+    keys = table.keys()
+    return table.select(keys, optional=keys)
+
+
+def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
+    name, places, names = table.name, layout.places, layout.names
+    users, items = _Ids(name, names[USER]), _Ids(name, names[ITEM])
+    times = TimeColumn(wanted.date_order, stray=True)
+    user_place, item_place, time_place = places[USER], places[ITEM], places.get(TIME)
+    title_place = places.get(TITLE)
+    required = [place for place in (user_place, item_place, time_place) if place is not None]
+    titles: dict[int, str] = {}
+    user, item, count = array("i"), array("i"), 0
+    for line, row in _records(table, skipped):
+        for place in required:
+            if row[place] is None or (isinstance(row[place], str) and not row[place].strip()):
+                raise UserError(f"{name}: line {line}: a field is empty; {EXPECTED}")
+        count += 1
+        if _is_low(name, line, row, layout, wanted):
+            continue
+        if time_place is not None:
+            try:
+                times.add(row[time_place])
+            except TimeError as error:
+                raise _no_time(name, line, names[TIME], row[time_place], error) from None
+        user.append(users.number(row[user_place], line))
+        number = items.number(row[item_place], line)
+        item.append(number)
+        if title_place is not None and number not in titles:
+            title = _title(row[title_place], f"{name}: line {line}", names[TITLE])
+            if title:
+                titles[number] = title
+    if len(user) < count:
+        say_once(
+            f"{name}: {count - len(user):,} of {count:,} events have a rating below "
+            f"{wanted.min_rating:g}; left out"
+        )
+    if not len(user):
+        raise UserError(f"{name}: no events are in the file; {EXPECTED}")
+    events = Events(
+        np.asarray(user, np.int32),
+        np.asarray(item, np.int32),
+        None,
+        users.names,
+        items.names,
+        tuple(titles.get(number, name) for number, name in enumerate(items.names))
+        if titles
+        else None,
+    )
+    if time_place is None:
+        say_once(f"{name}: no times; lines are taken for the order of events")
+        return events
+    return _timed(table, events, layout, skipped, wanted, times)
+
+
+def _timed(
+    table: Table, events: Events, layout: Layout, skipped: int, wanted: Wanted, column: TimeColumn
+) -> Events:
+    """The events with their times, or with the numbers that order them."""
+    name, header = table.name, layout.names[TIME]
+    try:
+        found = column.read()
+    except TimeError as error:
+        line, cell = _cell(table, layout, skipped, wanted, error.index)
+        raise _no_time(name, line, header, cell, error) from None
+    unsure = layout.guessed and found.is_order
+    if unsure and columns.looks_like_ratings(found.seconds, events.user):
+        raise columns.ratings_for_times(name, str(layout.places[TIME] + 1))
+    _tell(name, header, found)
+    if found.is_order:
+        return dataclasses.replace(events, order=found.seconds)
+    return dataclasses.replace(events, seconds=found.seconds)
+
+
+def _tell(name: str, header: str, found: Times) -> None:
+    for text in (found.assumption, found.remark):
+        if text:
+            say_once(f"{name}: {header}: {text}")
+
+
+def _cell(
+    table: Table, layout: Layout, skipped: int, wanted: Wanted, index: int
+) -> tuple[int, Any]:
+    """The line and the time of the event of an index: they are not kept while reading."""
+    for line, row in _records(table, skipped):
+        if _is_low(table.name, line, row, layout, wanted):
+            continue
+        if not index:
+            return line, row[layout.places[TIME]]
+        index -= 1
+    raise UserError(f"{table.name}: changed while it was read")
+
+
+class _Ids:
+    """Numbers of names, in the order in which they first occur."""
+
+    def __init__(self, file: str, column: str):
+        self._file, self._column = file, column
+        self._numbers: dict[str, int] = {}
+        # As they stand in the file: most cells need no further look.
+        self._known: dict[str, int] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._numbers)
+
+    def number(self, cell: Any, line: int) -> int:
+        """Returns the number of a cell's name.
+
+        Raises:
+          UserError: it is no name.
+        """
+        is_text = isinstance(cell, str)
+        if is_text and (known := self._known.get(cell)) is not None:
+            return known
+        where = f"{self._file}: line {line}"
+        try:
+            label = "" if isinstance(cell, bool) else label_value(cell, where, self._column)
+        except UserError:
+            label = ""
+        if not label or label in _MISSING or (is_text and _ROUNDED.fullmatch(label)):
+            raise UserError(
+                f"{where}: {self._column} is {_shown(cell)}, expected a name or a whole number"
+            )
+        number = self._numbers.setdefault(label, len(self._numbers))
+        if is_text:
+            self._known[cell] = number
+        return number
+
+
+def _title(cell: Any, where: str, column: str) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, int | float) and not isinstance(cell, bool):
+        return str(cell)
+    return text_value(cell, where, column).strip()
+
+
+def _is_low(name: str, line: int, row: Sequence[Any], layout: Layout, wanted: Wanted) -> bool:
+    """Whether the rating of an event is below the least one that counts."""
+    if wanted.min_rating is None:
+        return False
+    cell = row[layout.places[RATING]]
+    try:
+        value = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        column = layout.names[RATING]
+        raise UserError(f"{name}: line {line}: {column} is {_shown(cell)}, expected a number")
+    return value < wanted.min_rating
+
+
+def _no_time(name: str, line: int, column: str, cell: Any, error: TimeError) -> UserError:
+    reason = error.reason or (
+        "neither a number of seconds nor a date like 2024-05-31 or 2024-05-31T12:00:00"
+    )
+    remedy = f"; {error.remedy}" if error.remedy else ""
+    return UserError(f"{name}: line {line}: {column} {_shown(cell)} is {reason}{remedy}")
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else f"{text[:57]}..."

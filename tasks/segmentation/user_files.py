@@ -1,0 +1,274 @@
+"""A person's own pictures with masks: images/NAME and masks/NAME.png, a class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tasks.common.data.tables import lines_of, say_once
+from tasks.common.data.user_files import read_text, split_names
+from tasks.common.errors import UserError
+from tasks.common.images.files import (
+    image_paths,
+    is_hidden,
+    open_image,
+    orientation_of,
+    read_oriented,
+    say_left_out,
+)
+from tasks.common.images.orientation import UPRIGHT, AnnotationTurns
+from tasks.segmentation.metrics import VOID
+
+IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
+# Formats that keep a number as it is.
+_EXACT = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+MOST_CLASSES = 255
+
+Pair = tuple[Path, Path]
+
+
+def find(path: str) -> dict[str, list[Pair]]:
+    """Pictures and their masks by split.
+
+    Args:
+      path: a folder with images/ and masks/, which are the train split; or one with such folders
+        in train/ and, where they are, in validation/ (or valid, val) and test/.
+
+    Raises:
+      UserError: there is no train split, a picture has no mask or a mask no picture, or two have
+        one name.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"path: {path} is not a folder; give one with {IMAGES}/ and {MASKS}/")
+    folders = [folder.name for folder in root.iterdir() if folder.is_dir()]
+    splits = split_names(folders, path)
+    used = {IMAGES, MASKS, CLASSES} if {IMAGES, MASKS} & set(folders) else {CLASSES}
+    _say_unused(root, used | set(splits.values()))
+    if IMAGES in folders or MASKS in folders:
+        if splits:
+            both = f"{IMAGES if IMAGES in folders else MASKS}/ and {next(iter(splits.values()))}/"
+            raise UserError(f"path: {path} has {both}; keep one or the other")
+        return {"train": _pairs(root)}
+    if "train" not in splits:
+        raise UserError(f"path: {path} has no {IMAGES}/ and {MASKS}/, nor has it train/")
+    for name in splits.values():
+        _say_unused(root / name, {IMAGES, MASKS})
+    return {split: _pairs(root / name) for split, name in splits.items()}
+
+
+def _say_unused(folder: Path, used: set[str]) -> None:
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in used)
+    others = [name for name in others if not is_hidden(name)]
+    if others:
+        say_once(
+            f"{folder}: {len(others)} entries are left out, such as {others[0]}; used are "
+            f"{', '.join(sorted(used))}"
+        )
+
+
+def _pairs(folder: Path) -> list[Pair]:
+    for name in (IMAGES, MASKS):
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder}: has no folder {name}/")
+    images, masks = (_by_stem(folder / name) for name in (IMAGES, MASKS))
+    for stem, image in images.items():
+        if stem not in masks:
+            raise UserError(f"{image}: has no mask; expected {folder / MASKS / stem}.png")
+    for stem, mask in masks.items():
+        if stem not in images:
+            raise UserError(f"{mask}: has no picture of that name in {folder / IMAGES}")
+    if not images:
+        raise UserError(f"{folder / IMAGES}: has no picture")
+    return [(images[stem], masks[stem]) for stem in images]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in image_paths(folder):
+        stem = str(path.relative_to(folder).with_suffix(""))
+        if stem in found:
+            raise UserError(f"{path}: {found[stem].name} has that name too; one is enough")
+        found[stem] = path
+    say_left_out(folder, found.values())
+    return found
+
+
+def class_names(path: str) -> list[str] | None:
+    """The lines of classes.txt in the folder, the name of class 0 first; None where it is missing.
+
+    Raises:
+      UserError: it cannot be read, names a class twice, or too few or too many.
+    """
+    file = Path(path).expanduser() / CLASSES
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder, expected a file with the name of a class a line")
+    if not file.is_file():
+        return None
+    names = [line.strip() for line in lines_of(read_text(file).rstrip())]
+    if "" in names:
+        raise UserError(
+            f"{file}: line {names.index('') + 1} is empty, expected the name of a class"
+        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{file}: names {twice[0]!r} twice")
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise UserError(f"{file}: names {len(names)} classes, expected 2 to {MOST_CLASSES}")
+    return names
+
+
+def read_pair(
+    pair: Pair,
+    void: int,
+    names: Sequence[str] | None,
+    values: Sequence[int] = (),
+    turns: AnnotationTurns | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID where there is none.
+
+    Args:
+      pair: the two files.
+      void: number in the mask that means no class.
+      names: of the classes, if they are known.
+      values: see `DataConfig.mask_values`.
+      turns: decides later whether the labels of this picture are to be turned with it.
+
+    Raises:
+      UserError: a file cannot be read, the mask is of another size or holds no class numbers, or a
+        number is out of range.
+    """
+    image, orientation = read_oriented(pair[0])
+    mask, own = read_oriented_mask(pair[1])
+    fits = image.shape[:2] == mask.shape
+    if turns is not None and own == UPRIGHT:
+        fits = turns.fits(pair[0], orientation, mask.shape, image.shape[:2])
+    if not fits:
+        sizes = [f"{x} x {y}" for y, x in (mask.shape, image.shape[:2])]
+        raise UserError(f"{pair[1]}: is {sizes[0]} pixels, but its picture is {sizes[1]}")
+    if values:
+        return image, _by_values(pair[1], mask, void, values)
+    most = MOST_CLASSES if names is None else len(names)
+    wrong = np.unique(mask[(mask != void) & ((mask < 0) | (mask >= most))])
+    if len(wrong):
+        raise UserError(
+            f"{pair[1]}: has class {wrong[0]}; classes are 0 to {most - 1}, and {void} is void "
+            f"(config.data.void); config.data.mask_values takes other numbers for classes"
+        )
+    return image, np.where(mask == void, VOID, mask).astype(np.uint8)
+
+
+def _by_values(file: Path, mask: np.ndarray, void: int, values: Sequence[int]) -> np.ndarray:
+    labels = np.full(mask.shape, VOID, np.uint8)
+    known = mask == void
+    for number, value in enumerate(values):
+        here = mask == value
+        labels[here] = number
+        known |= here
+    if not known.all():
+        raise UserError(
+            f"{file}: has the number {mask[~known][0]}, expected one of config.data.mask_values, "
+            f"{', '.join(map(str, values))}, or {void}, which is void (config.data.void)"
+        )
+    return labels
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The numbers of a mask, int64 [Y, X]: grey values, or the indices of a palette.
+
+    Colours whose three channels are equal are grey. An EXIF orientation is honoured.
+
+    Raises:
+      UserError: it cannot be read, is coloured, or of a format that changes numbers.
+    """
+    return read_oriented_mask(path)[0]
+
+
+def read_oriented_mask(path: Path) -> tuple[np.ndarray, int]:
+    """Reads a mask as `read_mask` does, and its EXIF orientation."""
+    from PIL import ImageOps
+
+    with open_image(path, str(path)) as picture:
+        if picture.format not in _EXACT:
+            raise UserError(
+                f"{path}: is {picture.format}, which does not keep class numbers; save masks as PNG"
+            )
+        orientation = orientation_of(picture)
+        turned = ImageOps.exif_transpose(picture)
+        numbers = np.asarray(turned)
+        if turned.mode in ("LA", "RGB", "RGBA"):
+            numbers = _grey(path, turned.mode, numbers)
+        elif turned.mode not in ("1", "L", "P") and not turned.mode.startswith("I"):
+            raise _coloured(path, turned.mode)
+        return numbers.astype(np.int64), orientation
+
+
+def _grey(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
+    """The grey values of channels [Y, X, C], the last of which may be alpha."""
+    if mode.endswith("A"):
+        if (channels[..., -1] != 255).any():
+            raise UserError(
+                f"{path}: is transparent in parts; save class numbers without transparency"
+            )
+        channels = channels[..., :-1]
+    if (channels != channels[..., :1]).any():
+        raise _coloured(path, mode)
+    return channels[..., 0]
+
+
+def _coloured(path: Path, mode: str) -> UserError:
+    return UserError(
+        f"{path}: has colours ({mode}); save class numbers as a grey PNG, or one with a palette"
+    )
+
+
+def label_counts(labels: Iterable[np.ndarray]) -> np.ndarray:
+    """Number of pixels of each label, int64 [256]."""
+    counts = np.zeros(VOID + 1, np.int64)
+    for picture in labels:
+        counts += np.bincount(picture.ravel(), minlength=VOID + 1)
+    return counts
+
+
+def count_classes(
+    path: str,
+    read: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    kept: Mapping[str, Sequence[Pair]],
+) -> int:
+    """Returns the number of classes by the masks of train, for data without names of classes.
+
+    Args:
+      path: of the data, for messages.
+      read: image and labels of each pair of files, by split.
+      kept: these pairs.
+
+    Raises:
+      UserError: another split has more, or most of the numbers up to the largest are missing.
+    """
+    counts = label_counts(labels for _, labels in read["train"])[:VOID]
+    present = np.flatnonzero(counts).tolist()
+    most = max(present, default=0)
+    for split, pairs in read.items():
+        for pair, (_, labels) in zip(kept[split], pairs, strict=True):
+            largest = int(labels[labels != VOID].max(initial=0))
+            if largest > most:
+                raise UserError(
+                    f"{pair[1]}: has class {largest}; the train split has 0 to {most} "
+                    f"alone; name the classes in {Path(path) / CLASSES}"
+                )
+    missing = most + 1 - len(present)
+    if missing > len(present) > 1:
+        listed = ", ".join(map(str, present[:20])) + ", ..." * (len(present) > 20)
+        raise UserError(
+            f"{path}: masks of the train split hold the numbers {listed} alone, expected "
+            f"numbers of classes from 0 on; set config.data.mask_values to ({listed}), or name "
+            f"{most + 1} classes in {CLASSES}"
+        )
+    if missing and present:
+        first = next(number for number in range(most) if not counts[number])
+        say_once(
+            f"{path}: masks of the train split have no pixel of {missing} of {most + 1} "
+            f"classes, the first is {first}"
+        )
+    return max(most, 1) + 1

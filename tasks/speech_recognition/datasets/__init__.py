@@ -1,0 +1,65 @@
+"""The recordings of this project, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tasks.common.data.builders import Definition
+from tasks.speech_recognition.datasets import prompts, spoken_digits
+
+
+def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
+    """Features of a recording: id, samples, and others."""
+
+    def features() -> Mapping[str, Any]:
+        import numpy as np
+        import tensorflow_datasets as tfds
+
+        kinds = {
+            int: lambda: tfds.features.Scalar(dtype=np.int32),
+            str: tfds.features.Text,
+        }
+        return {
+            "id": tfds.features.Text(),
+            "samples": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+            **{name: kinds[kind]() for name, kind in others.items()},
+        }
+
+    return features
+
+
+SPOKEN_DIGITS = Definition(
+    name="spoken_digits",
+    version="1.0.0",
+    features=_features(digit=int, take=int),
+    sources=(spoken_digits.SOURCE,),
+    generate=spoken_digits.generate,
+    counts=dict.fromkeys(spoken_digits.SPEAKERS, 500),
+    description="The Free Spoken Digit Dataset (Jackson et al. 2018): the digits 0 to 9, spoken 50 "
+    "times each by six speakers, 8 kHz, a split for each speaker. Which of them are train, "
+    "validation and test is a matter of the task's config.",
+    licence="CC BY-SA 4.0",
+)
+
+_COUNTS = {"en": (433, 60, 54), "es": (382, 44, 49), "fr": (397, 61, 47)}
+
+
+def _prompts(language: str) -> Definition:
+    return Definition(
+        name=f"prompts_{language}",
+        version="1.0.0",
+        features=_features(text=str),
+        sources=prompts.SOURCES[language],
+        generate=prompts.generate(language),
+        counts=dict(zip(("train", "validation", "test"), _COUNTS[language], strict=True)),
+        description=f"{prompts.LANGUAGES[language]} prompts of a telephone exchange (Asterisk's "
+        "core sounds), by one speaker, 8 kHz, with what she says in lower case, without "
+        "punctuation. Split by the hash of what is said, near-duplicates together: 0 of 10 is "
+        "test, 1 validation.",
+        licence="CC BY-SA 3.0",
+    )
+
+
+PROMPTS = {f"prompts_{language}": _prompts(language) for language in prompts.LANGUAGES}
+NAMES = ("spoken_digits", "spoken_digit_strings", *PROMPTS)

@@ -1,0 +1,65 @@
+"""The Free Spoken Digit Dataset (Jackson et al. 2018): 3,000 recordings of single digits."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tasks.common.audio.files import read_audio, to_pcm
+from tasks.common.data.fetchers import Url
+from tasks.common.data.sources import Source
+
+RATE = 8000
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TAKES = 50
+"""Recordings of each digit by each speaker."""
+
+_COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
+_ADDRESS = f"https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/zip/{_COMMIT}"
+_FOLDER = "recordings/"
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    """Names and bytes of the recordings, in the order of the names."""
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(name for name in archive.namelist() if name.endswith(".wav")):
+            yield name.encode() + b"\0"
+            yield archive.read(name)
+
+
+def _select(fetched: Path, output: Path) -> None:
+    """The recordings alone, out of the repository's archive."""
+    with zipfile.ZipFile(fetched) as given, zipfile.ZipFile(output, "w") as chosen:
+        for name in sorted(given.namelist()):
+            _, found, rest = name.partition(f"/{_FOLDER}")
+            if found and rest.endswith(".wav"):
+                chosen.writestr(_FOLDER + rest, given.read(name))
+
+
+SOURCE = Source(
+    "fsdd/recordings.zip",
+    "b1a8d39ed1fb7556a9e693c2ad20871943179e119cd5a1d70df19431512a8635",
+    (Url(_ADDRESS, derive=_select, seconds=120.0),),
+    content=_content,
+)
+
+
+def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
+    """A split for each speaker, in the order of digit and take."""
+    return {speaker: _recordings(files[SOURCE.name], speaker) for speaker in SPEAKERS}
+
+
+def _recordings(path: Path, speaker: str) -> Iterator[dict[str, object]]:
+    with zipfile.ZipFile(path) as archive:
+        for digit in range(len(WORDS)):
+            for take in range(TAKES):
+                name = f"{digit}_{speaker}_{take}.wav"
+                samples = read_audio(archive.read(_FOLDER + name), RATE, name)
+                yield {
+                    "id": name.removesuffix(".wav"),
+                    "samples": to_pcm(samples),
+                    "digit": digit,
+                    "take": take,
+                }

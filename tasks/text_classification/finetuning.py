@@ -1,0 +1,110 @@
+"""A classifier's weights from a language model: embeddings, encoder and tokenizer.
+
+Devlin et al. 2019, "BERT"; from the task's own texts alone, Amos et al. 2023, "Never Train from
+Scratch".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from tasks.common.backbones.transformer import EncoderConfig
+from tasks.common.errors import UserError
+from tasks.common.pretrained import Pretrained
+from tasks.common.text.tokenizer import TextConfig, TextEncoder
+
+# These may differ: they are no part of the weights.
+_FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from.
+
+    Attributes:
+      table: [vocabulary, D], rows of the tokens.
+      encoder: parameters of the encoder, nested dicts.
+    """
+
+    table: np.ndarray
+    encoder: Mapping[str, Any]
+
+    def put_into(self, tokens: nnx.Module, encoder: nnx.Module) -> None:
+        """Replaces the table of the embedding and the weights of the encoder."""
+        _put(tokens, {"embedding": self.table}, "tokens")
+        _put(encoder, self.encoder, "encoder")
+
+
+def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[Start, TextEncoder]:
+    """What a classifier takes from a language model; what it does not know is left out.
+
+    Args:
+      pretrained: a run of language_modeling.
+      text: tokenizer config of the classifier, max_length aside that of the run.
+      model: config of the classifier, with `init_from`.
+
+    Returns:
+      The weights, and the run's tokenizer with the classifier's max_length.
+
+    Raises:
+      UserError: another task's run, or one whose tokenizer or sizes are others; all are named.
+    """
+    where = f"config.model.init_from={pretrained.folder}"
+    if pretrained.task != "language_modeling":
+        raise UserError(
+            f"{where}: is a run of {pretrained.task}, expected one of language_modeling"
+        )
+    encoder = TextEncoder.from_json(pretrained.assets["encoder"])
+    differing = _differing("config.data.text", text, encoder.config, TextConfig, ("max_length",))
+    differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
+    learned, wanted = pretrained.model.max_length, model.max_length
+    by_length = model.positions_are("learned")
+    # There a text begins with the classification token; here too, where that is what is pooled.
+    began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
+    skipped = int(began and model.pooling != "cls")
+    if by_length and wanted + skipped > learned:
+        differing.append(f"config.model.max_length is {wanted}, at most {learned - skipped} fit")
+    elif "max_length" in model.line.can and learned != wanted:
+        differing.append(f"config.model.max_length is {wanted}, there {learned}")
+    if differing:
+        raise UserError(f"{where}: does not fit: {'; '.join(differing)}")
+    params = pretrained.params
+    # The signs of its task come last, and every token is of the first segment.
+    table = np.asarray(params["embedding"]["embedding"])[: encoder.size]
+    if "segment_embedding" in params:
+        table = table + np.asarray(params["segment_embedding"]["embedding"])[0]
+    layers = dict(params["encoder"])
+    if by_length:
+        layers["positions"] = {
+            name: np.asarray(rows)[skipped : skipped + wanted]
+            for name, rows in layers["positions"].items()
+        }
+    return Start(table, layers), encoder.with_max_length(text.max_length)
+
+
+def _differing(path: str, mine: Any, theirs: Any, kind: type, free: tuple[str, ...]) -> list[str]:
+    names = [field.name for field in fields(kind) if field.name not in free]
+    return [
+        f"{path}.{name} is {getattr(mine, name)!r}, there {getattr(theirs, name)!r}"
+        for name in names
+        if getattr(mine, name) != getattr(theirs, name)
+    ]
+
+
+def _put(module: Any, values: Mapping[str, Any], path: str) -> None:
+    """Assigns nested arrays to the parameters of the same names."""
+    for name, value in values.items():
+        child = module[int(name)] if name.isdigit() else getattr(module, name)
+        if isinstance(value, Mapping):
+            _put(child, value, f"{path}/{name}")
+        else:
+            if child.shape != value.shape:
+                raise ValueError(
+                    f"{path}/{name}: got shape {value.shape}, expected {tuple(child.shape)}"
+                )
+            child[...] = value

@@ -1,0 +1,30 @@
+"""Labelled texts of the user: CSV, TSV or JSON lines, see `tasks.common.data.tables`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.common.data.tables import label_value, open_table, text_value
+
+
+def read_labelled(
+    name: str, text_column: str, label_column: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Reads texts, labels and ids (file name and line) of a file.
+
+    Args:
+      name: of the file.
+      text_column, label_column: names of two columns, or keys of JSON objects.
+
+    Raises:
+      UserError: the file cannot be read, is malformed or lacks a column, or a row has no text or
+        no label; the line is named where there is one.
+    """
+    columns = (text_column, label_column)
+    texts, labels, ids = [], [], []
+    for line, (text, label) in open_table(name, columns).select(columns):
+        where = f"{name}: line {line}"
+        texts.append(text_value(text, where, text_column))
+        labels.append(label_value(label, where, label_column))
+        ids.append(f"{Path(name).name}:{line}")
+    return texts, labels, ids

@@ -1,0 +1,103 @@
+"""Eight virtual devices in four meshes give the losses of one device."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.launch.conftest import ROOT
+
+SCRIPT = """
+import json, pathlib, sys
+from attention.kernels.blockwise.ring import Ring
+from launch.engine import config as configs, steps as engine
+from launch.cli import set_up_determinism
+from launch.engine.sharding import MeshConfig, request_devices
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import train_iterator
+
+base = configs.resolve(json.loads(sys.stdin.read()))
+set_up_determinism()
+request_devices(MeshConfig(cpu_devices=8))
+folder = pathlib.Path(sys.argv[1])
+paths = Paths.default(data_dir=folder, cache_dir=folder)
+task = configs.task_class(base.task).prepare(base.data, base.model, paths)
+meshes = {
+    "single": {"cpu_devices": 1},
+    "8": {"cpu_devices": 8},
+    "2x4": {"cpu_devices": 8, "data": 2, "tensor": 4},
+    "2x2x2": {"cpu_devices": 8, "data": 2, "fsdp": 2, "tensor": 2},
+    "sequence": {"cpu_devices": 8, "data": 2, "tensor": 2, "sequence": 2},
+}
+rings = []
+backward = Ring.backward
+Ring.backward = lambda *given: rings.append(1) or backward(*given)
+found = {}
+for name, sizes in meshes.items():
+    config = configs.override(base, {f"mesh.{key}": value for key, value in sizes.items()})
+    compiled = engine.make_steps(task, config)
+    state = compiled.initialise()
+    batches = train_iterator(task.examples("train"), batch_size=config.training.batch_size,
+                             seed=config.seed, buckets=task.buckets)
+    losses = []
+    for _ in range(20):
+        state, metrics = compiled.train(state, compiled.place(next(batches)))
+        losses.append(float(metrics["loss"]))
+    query = state["params"]["encoder"]["layers"]["0"]["attention"]["query"]["kernel"]
+    shards = {str(shard.index) for shard in query.addressable_shards}
+    found[name] = {"losses": losses, "shards": len(shards), "rings": len(rings)}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(csv_file, tmp_path_factory):
+    from launch.engine import config as configs
+
+    base = configs.override(
+        configs.load_file("configs/text_classification.py:movie_reviews,transformer"),
+        {
+            "data.train_file": str(csv_file),
+            "data.text_column": "review",
+            "data.label_column": "stars",
+            "data.text.max_length": 16,
+            "model.model_size": 32,
+            "model.num_heads": 4,
+            "model.feedforward_size": 64,
+            "model.prior": "none",
+            "optimizer.learning_rate": 3e-3,
+            "optimizer.warmup_steps": 0,
+            "training.batch_size": 16,
+            "training.steps": 20,
+        },
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("mesh"))],
+        cwd=ROOT,
+        input=json.dumps(configs.to_dict(base)),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", ["8", "2x4", "2x2x2", "sequence"])
+def test_losses_are_those_of_one_device(found, mesh):
+    np.testing.assert_allclose(found[mesh]["losses"], found["single"]["losses"], rtol=0, atol=1e-4)
+
+
+def test_the_model_learns_and_weights_are_really_split(found):
+    losses = found["single"]["losses"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    # Pieces of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
+    assert {mesh: found[mesh]["shards"] for mesh in found} == {
+        "single": 1, "8": 1, "2x4": 4, "2x2x2": 4, "sequence": 2,
+    }  # fmt: skip
+    assert found["2x2x2"]["rings"] == 0
+    assert found["sequence"]["rings"] > 0

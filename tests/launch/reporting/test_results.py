@@ -1,0 +1,199 @@
+"""Run files, and the tables generated from them."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.engine.config import task_class
+from launch.reporting import results
+from launch.reporting.results import load_records, save_record
+from launch.reporting.tables import (
+    at_a_glance,
+    mean_and_spread,
+    results_markdown,
+    show,
+    with_glance,
+)
+from tasks.common.errors import UserError
+
+RECORD = {
+    "task": "text_classification",
+    "data": "sst2",
+    "experiment": "attention_pooling",
+    "seed": 0,
+    "split": "test",
+    "metrics": {"accuracy": 0.8, "macro_f1": 0.79, "mcc": 0.6},
+    "validation": {"accuracy": 0.82},
+    "baselines": {"nb_svm": {"accuracy": 0.81, "macro_f1": 0.8, "mcc": 0.61}},
+    "settings": {},
+    "parameters": 1234,
+    "selected_by": "validation accuracy",
+    "steps": 100,
+    "seconds": 10.0,
+    "device": "cpu x1",
+    "command": "python -m launch.train --config=x",
+    "commit": "0123456789abcdef",
+    "versions": {},
+}
+
+
+def seeded(seed: int, accuracy: float) -> dict:
+    record = copy.deepcopy(RECORD)
+    record["seed"], record["metrics"]["accuracy"] = seed, accuracy
+    return record
+
+
+def test_mean_and_spread_by_hand():
+    mean, spread = mean_and_spread([0.8, 0.82, 0.84])
+    assert mean == pytest.approx(0.82)
+    assert spread == pytest.approx(0.02)
+    assert mean_and_spread([0.5]) == (0.5, 0.0)
+
+
+def test_table_from_saved_files(tmp_path):
+    for seed, accuracy in enumerate([0.8, 0.82, 0.84]):
+        path = save_record(seeded(seed, accuracy), tmp_path)
+        assert path == tmp_path / f"text_classification/sst2/attention_pooling/{seed}.json"
+    text = results_markdown(load_records(tmp_path))
+    assert "## text_classification: sst2" in text
+    assert "| attention_pooling | 0.8200 ± 0.0200 |" in text
+    assert "| baseline nb_svm | 0.8100 |" in text
+    assert "0, 1, 2" in text
+    assert "`python -m launch.train --config=x`" in text
+
+
+def test_gains_over_baselines_that_tell_of_each_example(tmp_path, capsys):
+    for seed, gain in enumerate([0.01, 0.03]):
+        record = seeded(seed, 0.8)
+        record["baselines"] |= {
+            "majority": {"accuracy": 0.5, "gain": 0.3, "gain_95": 0.1},
+            "naive_bayes": {"accuracy": 0.78, "gain": gain, "gain_95": 0.02},
+        }
+        save_record(record, tmp_path)
+    text = results_markdown(load_records(tmp_path))
+    assert "| gain over | majority | naive_bayes |" in text
+    assert "| attention_pooling | +0.3000 ± 0.1000 | +0.0200 ± 0.0200 |" in text
+    show(record, ["accuracy"])
+    assert "+0.0300 ± 0.0200" in capsys.readouterr().out
+
+
+def test_the_files_here_are_those_of_the_run_files():
+    """`make results` has been run."""
+    records = load_records(Path("results"))
+    assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
+    readme = Path("README.md").read_text(encoding="utf-8")
+    assert readme == with_glance(readme, records)
+    with pytest.raises(ValueError, match="has no lines <!-- results -->"):
+        with_glance("# Title\n", records)
+
+
+def test_at_a_glance_is_the_best_on_validation_beside_the_best_baseline():
+    other = seeded(0, 0.99) | {"experiment": "other", "validation": {"accuracy": 0.5}}
+    cheaper = {"majority": {"accuracy": 0.5}} | RECORD["baselines"]
+    text = at_a_glance([seeded(0, 0.8), seeded(1, 0.82), other | {"baselines": cheaper}])
+    row = (
+        "| text_classification | sst2 | accuracy | attention_pooling 0.810 ± 0.014 | nb_svm 0.810 |"
+    )
+    assert text.splitlines()[2:] == [row]
+
+
+def test_the_mean_over_a_setting_has_a_row(monkeypatch):
+    monkeypatch.setattr(task_class("text_classification"), "averaged_over", "speaker")
+    records = [
+        seeded(0, accuracy) | {"settings": {"speaker": speaker, "size": 2}}
+        for speaker, accuracy in (("Ann", 0.7), ("Bob", 0.9))
+    ]
+    alone = seeded(0, 0.95) | {"settings": {"split": "official"}}
+    text = results_markdown([*records, alone])
+    assert "| attention_pooling (size=2, speaker=all (mean)) | 0.8000 ± 0.1414 |" in text
+    assert "| baseline nb_svm (size=2, speaker=all (mean)) | 0.8100 |" in text
+    assert "| attention_pooling (size=2, speaker=Bob) | 0.9000 |" in text
+    assert text.count("`python -m launch.train --config=x`") == 3
+    assert "attention_pooling 0.800 ± 0.141" in at_a_glance([*records, alone])
+
+
+def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_class("text_classification"), "condition_metrics", r"accuracy_at_\d+")
+    for seed in (0, 1):
+        record = seeded(seed, 0.8)
+        record["metrics"] |= {"accuracy_at_2": 0.5 + 0.2 * seed, "accuracy_at_10": 0.25}
+        save_record(record, tmp_path)
+        save_record(record | {"metrics": RECORD["metrics"], "experiment": "without"}, tmp_path)
+    text = results_markdown(load_records(tmp_path))
+    assert "| model | accuracy | accuracy_at_2 | accuracy_at_10 |" in text
+    assert "| attention_pooling | 0.8000 ± 0.0000 | 0.6000 ± 0.1414 | 0.2500 ± 0.0000 |" in text
+    assert text.count("| without |") == 1
+    assert "accuracy_at" not in results_markdown([RECORD])
+
+
+def test_a_metric_that_a_run_does_not_have_is_left_empty(tmp_path, capsys):
+    for seed in (0, 1):
+        record = seeded(seed, 0.8)
+        if seed:
+            del record["metrics"]["mcc"]
+        save_record(record, tmp_path)
+    row = next(line for line in results_markdown(load_records(tmp_path)).splitlines()
+               if line.startswith("| attention_pooling"))  # fmt: skip
+    assert row.startswith("| attention_pooling | 0.8000 ± 0.0000 | 0.7900 ± 0.0000 |  |")
+    show(record, ["accuracy", "mcc"])
+    assert "0.8000" in capsys.readouterr().out
+
+
+def test_settings_stand_in_the_file_name(tmp_path):
+    record = {**seeded(0, 0.5), "settings": {"horizon": 96}}
+    assert save_record(record, tmp_path).name == "0-horizon=96.json"
+
+
+def test_damaged_or_foreign_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_records(tmp_path / "missing")
+    with pytest.raises(UserError, match="no run files"):
+        load_records(tmp_path)
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json: not a JSON file"):
+        load_records(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({"task": "x"}))
+    with pytest.raises(UserError, match=r"a\.json: not a run file, data"):
+        load_records(tmp_path)
+
+
+@pytest.mark.parametrize("field", results.FIELDS)
+@pytest.mark.parametrize("value", [None, [], {}, "x", 3, 0.5, True])
+def test_fields_of_another_type_are_named(field, value, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({**RECORD, field: value}))
+    fits = type(value) is results.FIELDS[field] or (field, value) == ("seconds", 3)
+    if fits:
+        assert load_records(tmp_path)[0][field] == value
+        return
+    for load, place in ((load_records, tmp_path), (results.load_result, tmp_path / "result.json")):
+        with pytest.raises(UserError, match=rf"result\.json: .*\b{field} of another type"):
+            load(place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metrics": {"accuracy": "high"}}, r"metrics\.accuracy"),
+        ({"validation": {"accuracy": None}}, r"validation\.accuracy"),
+        ({"baselines": {"nb_svm": 0.5}}, r"baselines\.nb_svm"),
+        ({"baselines": {"nb_svm": {"mcc": []}}}, r"baselines\.nb_svm\.mcc"),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_named(changes, named, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({**RECORD, **changes}))
+    with pytest.raises(UserError, match=rf"result\.json: is damaged \({named} of another type\)"):
+        results.load_result(tmp_path / "result.json")
+
+
+def test_recording_from_a_dirty_tree_is_refused(monkeypatch):
+    monkeypatch.setattr(results, "commit", lambda: "abc")
+    monkeypatch.setattr(results, "dirty_files", lambda: ["attention/masks/mask.py"])
+    with pytest.raises(UserError, match=r"attention/masks/mask\.py differ from the commit"):
+        results.check_recordable()
+    monkeypatch.setattr(results, "dirty_files", list)
+    results.check_recordable()
+    monkeypatch.setattr(results, "commit", lambda: "")
+    with pytest.raises(UserError, match="not a git checkout"):
+        results.check_recordable()

@@ -1,0 +1,123 @@
+"""What writes units from frames: the two losses, and a beam that hears both."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tasks.common.backbones.transcriber import PAD, Transcriber, TranscriberConfig
+from tasks.common.decoding.generate import DecodingConfig
+
+B, S, M, U = 3, 5, 8, 3
+LENGTHS = np.array([5, 3, 0])
+WIDE = DecodingConfig(method="beam", beam_size=40, length_penalty=0.0, stopping="exact")
+KINDS = {
+    "recurrent": {"alignment": "location_aware(width=3)"},
+    "transformer": {"num_heads": 2, "feedforward_size": 8},
+    "none": {"ctc_weight": 1.0},
+}
+
+
+def made(decoder, **changed):
+    options = KINDS[decoder] | {"state_size": 8, "embedding_size": 4, "max_length": 4} | changed
+    config = TranscriberConfig(decoder=decoder, decoding=WIDE, **options)
+    model = Transcriber(config, M, U, rngs=nnx.Rngs(0))
+    # Sharp enough that what is best is clearly so.
+    if model.frames is not None:
+        model.frames.kernel[...] = 3 * model.frames.kernel[...]
+    return model
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(B, S, M)), jnp.float32)
+
+
+VALID = jnp.asarray(np.arange(S) < LENGTHS[:, None])
+
+
+def everything(frames):
+    """All that can be written for so many frames."""
+    most = min(frames, 4)
+    return [units for n in range(most + 1) for units in itertools.product((1, 2), repeat=n)]
+
+
+@pytest.mark.parametrize("decoder", KINDS)
+def test_a_wide_beam_finds_what_is_likeliest_by_both(memory, decoder):
+    model = made(decoder)
+    decoded = jax.jit(lambda: model.transcribe(memory, VALID, None))()
+    weight = 1.0 if decoder == "none" else model.config.decoding_ctc_weight
+    losses = jax.jit(lambda *args: model(*args, smoothing=False))
+    for row, frames in enumerate(LENGTHS):
+        texts = everything(frames)
+        targets = np.zeros((len(texts), 4), np.int32)
+        for place, units in enumerate(texts):
+            targets[place, : len(units)] = units
+        pad = [(0, 31 - len(texts)), (0, 0)]
+        targets = np.pad(targets, pad)
+        same = [jnp.broadcast_to(leaf[row], (31, *leaf.shape[1:])) for leaf in (memory, VALID)]
+        found = losses(*same, None, targets)
+        scores = -(weight * found.ctc + (1 - weight) * found.decoder)
+        scores = np.where(found.possible, scores, -np.inf)[: len(texts)]
+        best = int(np.argmax(scores))
+        tokens = [int(token) for token in decoded.tokens[row, 0] if token != PAD]
+        assert tokens == [*texts[best], model.end]
+        np.testing.assert_allclose(decoded.scores[row, 0], scores[best], rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_is_the_weighed_sum_and_padding_changes_nothing(memory):
+    model = made("recurrent", label_smoothing=0.0)
+    targets = np.array([[1, 2, 2], [2, 0, 0], [0, 0, 0]])
+    compute = jax.jit(lambda memory, targets: model(memory, VALID, None, targets))
+    losses = compute(memory, targets)
+    assert losses.units.tolist() == [4, 2, 1]
+    weight = model.config.ctc_weight
+    expected = (1 - weight) * losses.decoder + weight * losses.ctc
+    np.testing.assert_allclose(model.joint(losses), expected)
+    noise = jnp.where(VALID[..., None], memory, 7.0)
+    for one, other in zip(losses, compute(noise, targets), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_what_was_written(memory):
+    model = made("recurrent")
+    decoding = DecodingConfig()
+    decoded = model.transcribe(memory, VALID, None, decoding=decoding, return_weights=True)
+    weights = decoded.extras["alignment"]
+    assert weights.shape == (B, 1, 5, S)
+    written = np.asarray(decoded.tokens[:, 0] != PAD)
+    np.testing.assert_allclose(weights[0, 0].sum(-1), written[0], atol=1e-5)
+    assert not weights[1, 0, :, 3:].any()
+    # Without a frame there is nothing to say.
+    assert decoded.tokens[2, 0].tolist() == [model.end, 0, 0, 0, 0]
+
+
+def test_the_best_path_ends_as_a_decoder_would():
+    model = made("none")
+    decoded = model.transcribe(
+        jnp.ones((1, S, M)), jnp.ones((1, S), bool), None, decoding=DecodingConfig()
+    )
+    tokens = decoded.tokens[0, 0].tolist()
+    assert model.end in tokens[:2]
+    assert np.isfinite(decoded.scores).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"decoder": "ctc"}, "decoder: got 'ctc'"),
+        ({"decoder": "none"}, "ctc_weight: got 0.3, expected 1 without a decoder"),
+        ({"ctc_weight": 1.0}, "ctc_weight: got 1.0, expected a share below 1"),
+        ({"ctc_weight": 0.0}, "decoding_ctc_weight: got 0.3, expected 0 where ctc_weight is 0"),
+        ({"decoding_ctc_weight": 1.0}, "decoding_ctc_weight: got 1, expected a share below 1"),
+        ({"alignment": "nearby"}, "alignment"),
+        ({"max_length": 0}, "max_length: got 0"),
+        ({"decoding": DecodingConfig(method="sample")}, "decoding.method: got 'sample'"),
+    ],
+)
+def test_what_makes_no_sense_is_named(changed, said):
+    with pytest.raises(ValueError, match=said):
+        TranscriberConfig(**changed)
