@@ -1,0 +1,109 @@
+"""Checks the words of docstrings, comments and messages in the folders that are listed here.
+
+The rules are those of docs/STYLE.md: summary lines that begin with an imperative verb or a noun
+phrase, American spelling, and the field's own terms.
+"""
+
+import ast
+import io
+import pathlib
+import re
+import subprocess
+import sys
+import tokenize
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Folders and files that follow the rules.
+CHECKED: tuple[str, ...] = ("tasks/common/keys.py",)
+
+RETIRED = re.compile(
+    r"\b(pictures?|anew|wholly|told|nobody|somebody|whoever|a person|persons?|verbs?|whatever"
+    r"|of which|looked at|looks at)\b",
+    re.IGNORECASE,
+)
+BRITISH = re.compile(
+    r"\b\w*(colour|normalis|initialis|neighbour|centre|behaviour|labell|favour|licence|recognis"
+    r"|optimis|summaris|organis|standardis|analys(?!is|es\b|t)|serialis|tokenis|vectoris|factoris"
+    r"|minimis|maximis(?!e\b)|parametris|modell|cancell(?!ation)|artefact|\bgrey\b)\w*",
+    re.IGNORECASE,
+)
+# Names that users have typed or files have stored: registry names, config keys, data of others.
+ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
+SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
+
+
+def files():
+    for entry in CHECKED:
+        path = ROOT / entry
+        assert path.exists(), f"{entry}: no such file or folder"
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def prose(path):
+    """Yields (line number, text, whether it is a docstring) of comments and strings."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        yield from ((n, line, False) for n, line in enumerate(source.splitlines(), 1))
+        return
+    tree = ast.parse(source)
+    docstrings = set()
+    for node in ast.walk(tree):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            docstrings.add(node.body[0].value.lineno)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value, node.lineno in docstrings
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string, False
+
+
+def mistakes(path):
+    for line, text, is_docstring in prose(path):
+        summary = text.strip().partition("\n")[0]
+        if is_docstring and SUMMARY.search(summary):
+            yield f"{path}:{line}: summary begins with {summary.split()[0]!r}"
+        plain = ALLOWED.sub("", text)
+        for pattern in (RETIRED, BRITISH):
+            yield from (f"{path}:{line}: {found[0]!r}" for found in pattern.finditer(plain))
+
+
+def test_words():
+    found = [mistake for path in files() for mistake in mistakes(path)]
+    assert not found, "\n".join(found)
+
+
+def test_summaries_are_imperative():
+    names = [str(path) for path in files() if path.suffix == ".py"]
+    # D401: the first line of a function's docstring is in the imperative mood. Properties and
+    # test functions are exempt.
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=D401,D404",
+               "--output-format=concise", "--config=lint.pydocstyle.convention='google'",
+               "--config=lint.pydocstyle.property-decorators=['functools.cached_property']",
+               "--extend-select=D401", *names]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"""What a mask hides."""',
+        "x = 'the picture is drawn anew'",
+        "# colour of a neighbour",
+        'def f():\n    """Where it lies."""',
+    ],
+)
+def test_mistakes_are_found(tmp_path, line):
+    path = tmp_path / "module.py"
+    path.write_text(line + "\n", encoding="utf-8")
+    assert list(mistakes(path))
+
+
+def test_quoted_names_are_allowed(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text('"""Returns `neighbour_ids` of "colour"."""\n', encoding="utf-8")
+    assert not list(mistakes(path))
