@@ -1,15 +1,13 @@
 """Checks the words of docstrings, comments and messages in the folders that are listed here.
 
-The rules are those of docs/STYLE.md: summary lines that begin with an imperative verb or a noun
-phrase, American spelling, and the field's own terms.
+The rules are those of docs/STYLE.md: summaries of functions that begin with a verb ("Computes"),
+those of classes and properties with a noun phrase, American spelling, and the field's own terms.
 """
 
 import ast
 import io
 import pathlib
 import re
-import subprocess
-import sys
 import tokenize
 
 import pytest
@@ -76,16 +74,26 @@ def test_words():
     assert not found, "\n".join(found)
 
 
-def test_summaries_are_imperative():
-    names = [str(path) for path in files() if path.suffix == ".py"]
-    # D401: the first line of a function's docstring is in the imperative mood. Properties and
-    # test functions are exempt.
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=D401,D404",
-               "--output-format=concise", "--config=lint.pydocstyle.convention='google'",
-               "--config=lint.pydocstyle.property-decorators=['functools.cached_property']",
-               "--extend-select=D401", *names]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def functions(tree):
+    """Yields public functions and methods with docstrings; no properties."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        if ast.get_docstring(node) and "property" not in decorators:
+            yield node
+
+
+def test_summaries_of_functions_begin_with_a_verb():
+    found = []
+    for path in files():
+        if path.suffix != ".py":
+            continue
+        for node in functions(ast.parse(path.read_text(encoding="utf-8"))):
+            first = ast.get_docstring(node).split()[0]
+            if not re.fullmatch(r"[A-Z][a-z-]*s", first):
+                found.append(f"{path}:{node.lineno}: {node.name} begins with {first!r}")
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
