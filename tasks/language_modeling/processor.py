@@ -32,7 +32,7 @@ def completed(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str
     Args:
       tokenizer: tokenizer.
       prompt: as typed.
-      tokens: int [t], read up to an end sign.
+      tokens: int [t], read up to an end token.
     """
     end = sequences.end_id(tokenizer)
     ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens
