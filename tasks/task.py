@@ -223,6 +223,7 @@ class Task(abc.ABC):
         Raises:
           UserError: they do not.
         """
+        return
 
     @classmethod
     @abc.abstractmethod

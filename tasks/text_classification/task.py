@@ -20,7 +20,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.metrics.classification import classification_metrics
-from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, TextEncoder
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import OldTask, Pretrained
 from tasks.text_classification import baselines as linear
@@ -72,7 +72,7 @@ class TextClassification(OldTask):
         self,
         data: DataConfig,
         model: Any,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         labels: Sequence[str],
         buckets: Sequence[int],
         texts: TextData | None = None,
@@ -83,13 +83,13 @@ class TextClassification(OldTask):
         Args:
           data: data config.
           model: one of MODEL_CONFIGS.
-          encoder: fitted on the train split.
+          tokenizer: fitted on the train split.
           labels: names of the classes.
           buckets: lengths to which batches are padded.
           texts: the splits; None where only predictions are wanted.
           start: weights to start from; None: at random, or other weights take their place.
         """
-        self.data, self.model, self.encoder = data, model, encoder
+        self.data, self.model, self.tokenizer = data, model, tokenizer
         self.labels, self._buckets, self._texts = list(labels), list(buckets), texts
         self._start = start
 
@@ -104,16 +104,16 @@ class TextClassification(OldTask):
     ) -> TextClassification:
         """See `Task.prepare`."""
         _check_lengths(data, model)
-        start, encoder = None, None
+        start, tokenizer = None, None
         if assets is not None:
-            encoder = TextEncoder.from_json(assets["tokenizer"])
+            tokenizer = Tokenizer.from_json(assets["tokenizer"])
         elif pretrained is not None:
-            start, encoder = start_from(pretrained, data.text, model)
+            start, tokenizer = start_from(pretrained, data.text, model)
         texts = load(data, paths)
-        if encoder is None:
+        if tokenizer is None:
             train = texts.splits["train"].texts
-            encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
-        task = cls(data, model, encoder, texts.label_names, (), texts, start)
+            tokenizer = Tokenizer.fit(train, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, tokenizer, texts.label_names, (), texts, start)
         train = task.examples("train")
         if len(train.unknown) == len(train):
             raise UserError(
@@ -127,15 +127,15 @@ class TextClassification(OldTask):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> TextClassification:
         """See `Task.restore`."""
-        encoder = TextEncoder.from_json(assets["tokenizer"])
-        return cls(data, model, encoder, assets["labels"], assets["buckets"])
+        tokenizer = Tokenizer.from_json(assets["tokenizer"])
+        return cls(data, model, tokenizer, assets["labels"], assets["buckets"])
 
     def assets(self) -> dict[str, Any]:
         """Labels, buckets and tokenizer."""
         return {
             "labels": self.labels,
             "buckets": self._buckets,
-            "tokenizer": self.encoder.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
         }
 
     @property
@@ -154,7 +154,7 @@ class TextClassification(OldTask):
     def examples(self, split: str) -> TextExamples:
         """See `Task.examples`; encoded once, in memory."""
         part = self._texts.splits[split]
-        return TextExamples(self.encoder.encode_batch(part.texts), part.labels)
+        return TextExamples(self.tokenizer.encode_batch(part.texts), part.labels)
 
     def summary(self) -> dict[str, SplitSummary]:
         """Texts by class, and those of which the tokenizer knows nothing."""
@@ -179,7 +179,7 @@ class TextClassification(OldTask):
         prior = self._prior() if self.model.prior == "naive_bayes" else None
         return models.build(
             self.model,
-            self.encoder.size,
+            self.tokenizer.size,
             len(self.labels),
             prior=prior,
             start=self._start,
@@ -196,7 +196,7 @@ class TextClassification(OldTask):
             )
         if self._texts is None:
             # Restored weights take its place.
-            return np.zeros((self.encoder.size, columns), np.float32)
+            return np.zeros((self.tokenizer.size, columns), np.float32)
         return self._log_count_ratio
 
     @functools.cached_property
@@ -204,7 +204,7 @@ class TextClassification(OldTask):
         return naive_bayes_prior(
             [row["tokens"] for row in self.examples("train")],
             self._texts.splits["train"].labels,
-            self.encoder.size,
+            self.tokenizer.size,
             len(self.labels),
         )
 
@@ -278,7 +278,9 @@ class TextClassification(OldTask):
         weights = attended(attention, has_cls=has_cls, lengths=lengths)
         for index in range(len(weights)):
             length = lengths[index]
-            words, shares = self.encoder.word_weights(part.texts[index], weights[index][:length])
+            words, shares = self.tokenizer.weights_per_word(
+                part.texts[index], weights[index][:length]
+            )
             probabilities = outputs["probabilities"][index]
             best = int(np.argmax(probabilities))
             drawn.append(
@@ -314,7 +316,7 @@ class TextClassification(OldTask):
 
     def inputs(self, raw: Sequence[str]) -> TextExamples:
         """Any texts; one without a known word is a single unknown token."""
-        return TextExamples(self.encoder.encode_batch(raw), None)
+        return TextExamples(self.tokenizer.encode_batch(raw), None)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
