@@ -20,9 +20,9 @@ Array = jax.Array
 
 
 class BlockwiseMethod(Protocol):
-    """How `online_softmax.forward` and `online_softmax.backward` are called; hashable, known before running.
+    """Protocol of forward and backward passes over blocks; hashable, since it is static under jit.
 
-    Both are given `options`: mask, bias, key_data, spec and offset, as for `online_softmax.forward`.
+    Both take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
