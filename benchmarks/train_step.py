@@ -25,7 +25,7 @@ from absl import flags
 
 from benchmarks import records, report
 from benchmarks.attention_backends import installed
-from benchmarks.interleaved import in_turns, let_torch_wait, summary
+from benchmarks.interleaved import let_torch_wait, summary, time_interleaved
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -84,18 +84,18 @@ def run() -> None:
 
 def measure(name: str) -> dict[str, Any]:
     """The row of a model: `ways`, name -> what `summary` gives, and "over", the ratio of here."""
-    values, module = flags.FLAGS, importlib.import_module(f"benchmarks.{name}_step")
+    values, module = flags.FLAGS, importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(values.batch_size)
-    makers = {"here": functools.partial(module.here, config, data)}
+    makers = {"here": functools.partial(module.jax_step, config, data)}
     if installed("torch"):
         import os
 
         import torch
 
         torch.set_num_threads(os.cpu_count())
-        makers["torch"] = functools.partial(module.in_torch, config, data)
+        makers["torch"] = functools.partial(module.torch_step, config, data)
         if values.compiled:
-            makers["torch compiled"] = functools.partial(module.in_torch, config, data, True)
+            makers["torch compiled"] = functools.partial(module.torch_step, config, data, True)
     steps, found = {}, {}
     for way, make in makers.items():
         try:
@@ -110,7 +110,7 @@ def measure(name: str) -> dict[str, Any]:
         if not math.isfinite(loss):
             sys.exit(f"{name}, {way}: the loss is {loss}")
     runs = {way: functools.partial(step, 1) for way, step in steps.items()}
-    seconds = in_turns(runs, rounds=values.rounds, least=values.seconds)
+    seconds = time_interleaved(runs, rounds=values.rounds, least=values.seconds)
     found |= summary(seconds, "here")
     for one in found.values():
         if "ratio" in one:

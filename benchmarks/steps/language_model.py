@@ -46,7 +46,7 @@ def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.
     return drawn
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.language_modeling.task import LanguageModeling
 
@@ -54,7 +54,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """nanoGPT's model in PyTorch: scaled_dot_product_attention, tied embeddings."""
     import torch
     from torch import nn
@@ -111,7 +111,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = experiment("configs/language_modeling.py:tiny_shakespeare")
     data = batches(config.training.batch_size, config.data.length)
-    runs = {"here": here(config, data), "torch": torch_eager(config, data)}
+    runs = {"here": jax_step(config, data), "torch": torch_step(config, data)}
     for run in runs.values():
         run(len(data))
     compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)

@@ -66,7 +66,7 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     return drawn
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.detection.task import Detection
 
@@ -74,7 +74,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """The same with torchvision's Mask R-CNN on a residual network of the same sizes."""
     import torch
     from torch import nn
@@ -187,7 +187,7 @@ def main(_: list[str]) -> None:
     data = batches(config)
     time_and_memory(
         "benchmarks.steps.mask_rcnn",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": lambda: jax_step(config, data), "torch": lambda: torch_step(config, data)},
         {"here": "tasks.detection.task", "torch": "torch"},
         [f"--objects={flags.FLAGS.objects}"],
     )

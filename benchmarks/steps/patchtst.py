@@ -51,7 +51,7 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.forecasting.processor import Known
     from tasks.forecasting.task import Forecasting
@@ -62,7 +62,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """The same by transformers."""
     import torch
     from transformers import PatchTSTConfig, PatchTSTForPrediction
@@ -112,7 +112,7 @@ def main(_: list[str]) -> None:
     data = batches(config)
     time_and_memory(
         "benchmarks.steps.patchtst",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": lambda: jax_step(config, data), "torch": lambda: torch_step(config, data)},
         {"here": "tasks.forecasting.task", "torch": "transformers"},
         [f"--batch_size={B}"],
     )

@@ -61,7 +61,7 @@ class _Vocabulary:
     size = VOCABULARY
 
 
-def here(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.translation.task import Translation
 
@@ -70,7 +70,7 @@ def here(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], floa
     return engine_steps(task, config, data)
 
 
-def in_torch(
+def torch_step(
     config: Any, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
     """The same with PyTorch's own GRUs: packed for the encoder, a cell for the decoder, of which
@@ -145,7 +145,7 @@ def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
     config, data = setup(length=flags.FLAGS.length)
-    runs = {"here": here(config, data), "torch": in_torch(config, data)}
+    runs = {"here": jax_step(config, data), "torch": torch_step(config, data)}
     for run in runs.values():
         run(len(data))
     compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)

@@ -60,7 +60,7 @@ def settings():
     return configs.override(experiment(CONFIG), changes)
 
 
-def here() -> Callable[[int], float]:
+def jax_step() -> Callable[[int], float]:
     """A function that takes rounds with this project's engine and returns the last loss."""
     from tasks.common.data.pipeline import train_iterator
     from tasks.recommendation.data import RecommendationData
@@ -84,7 +84,7 @@ def here() -> Callable[[int], float]:
     return lambda rounds: run(rounds * count)
 
 
-def torch_eager() -> Callable[[int], float]:
+def torch_step() -> Callable[[int], float]:
     """The same by RecBole."""
     import torch
     from recbole.model.sequential_recommender.sasrec import SASRec
@@ -140,7 +140,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     time_and_memory(
         "benchmarks.steps.sasrec",
-        {"here": here, "torch": torch_eager},
+        {"here": jax_step, "torch": torch_step},
         {"here": "launch.engine.steps", "torch": "torch"},
         [f"--length={flags.FLAGS.length}", f"--part={flags.FLAGS.part}"],
     )

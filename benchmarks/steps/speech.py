@@ -50,7 +50,7 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.common.text.tokenizer import TextEncoder
     from tasks.speech_recognition.datasets.spoken_digits import WORDS as DIGITS
@@ -62,7 +62,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(SpeechRecognition(config.data, config.model, encoder, scale), config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """The same in PyTorch."""
     import torch
     from transformers import SeamlessM4Tv2Config
@@ -128,7 +128,7 @@ def main(_: list[str]) -> None:
     data = batches(config)
     time_and_memory(
         "benchmarks.steps.speech",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
+        {"here": lambda: jax_step(config, data), "torch": lambda: torch_step(config, data)},
         {"here": "tasks.speech_recognition.task", "torch": "transformers"},
         [f"--batch_size={B}", f"--seconds={flags.FLAGS.seconds}"],
     )

@@ -58,7 +58,7 @@ class _Vocabulary:
     size = VOCABULARY
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.text_classification.task import TextClassification
 
@@ -68,7 +68,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def in_torch(
+def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
     """The same with PyTorch's own encoder layer, optimizer and clipping; or all of it compiled."""
@@ -133,7 +133,7 @@ def main(_: list[str]) -> None:
     """Prints seconds a round of each, and the ratio; see `compare`."""
     logging.set_verbosity(logging.WARNING)
     config, data = setup(length=flags.FLAGS.length)
-    runs = {"here": here(config, data), "torch": in_torch(config, data)}
+    runs = {"here": jax_step(config, data), "torch": torch_step(config, data)}
     for run in runs.values():
         run(len(data))
     compare(

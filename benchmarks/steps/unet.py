@@ -50,7 +50,7 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.segmentation.task import Segmentation
 
@@ -60,7 +60,7 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def in_torch(
+def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
     """The same with PyTorch's own layers, in its layout for convolutions (channels last);
@@ -131,7 +131,7 @@ def main(_: list[str]) -> None:
     config, data = setup(flags.FLAGS.batch_size)
     time_and_memory(
         "benchmarks.steps.unet",
-        {"here": lambda: here(config, data), "torch": lambda: in_torch(config, data)},
+        {"here": lambda: jax_step(config, data), "torch": lambda: torch_step(config, data)},
         {"here": "tasks.segmentation.task", "torch": "torch"},
         [f"--batch_size={flags.FLAGS.batch_size}"],
     )

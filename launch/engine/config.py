@@ -113,7 +113,7 @@ def task_class(name: str) -> type:
     """
     if name not in task_names():
         raise UserError(
-            f"config.task: no task is called {name!r}{nearest(name, task_names())}; "
+            f"config.task: no task is called {name!r}{did_you_mean(name, task_names())}; "
             f"there are {', '.join(task_names())}"
         )
     return importlib.import_module(f"tasks.{name}.task").TASK
@@ -174,7 +174,7 @@ def part_types(values: Mapping[str, Any]) -> dict[str, type]:
     if model_name not in task.model_configs:
         raise UserError(
             f"config.model.name: {values['task']} has no model {model_name!r}"
-            f"{nearest(str(model_name), task.model_configs)}; "
+            f"{did_you_mean(str(model_name), task.model_configs)}; "
             f"there are {', '.join(task.model_configs)}"
         )
     return {"data": task.data_config, "model": task.model_configs[model_name]}
@@ -185,7 +185,7 @@ def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str,
     names = [field.name for field in dataclasses.fields(kind)]
     for key in values:
         if key not in names:
-            raise UserError(f"{path}.{key}: no such key{nearest(key, names)}")
+            raise UserError(f"{path}.{key}: no such key{did_you_mean(key, names)}")
     built = {}
     for key, value in values.items():
         hint = parts.get(key, hints[key])
@@ -228,7 +228,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return value
         elif origin is Any or isinstance(value, origin):
             return value
-    raise UserError(f"{path}: expected {spell_type(hint)}, got {value!r}")
+    raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")
 
 
 def _finite(value: float, path: str) -> float:
@@ -241,7 +241,7 @@ def _finite(value: float, path: str) -> float:
     raise UserError(f"{path}: got {str(value)[:20]}, expected a finite number")
 
 
-def spell_type(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """Returns a type as messages name it: 'int or None'."""
     return " or ".join(
         "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
@@ -249,7 +249,7 @@ def spell_type(hint: Any) -> str:
     )
 
 
-def nearest(name: str, known) -> str:
+def did_you_mean(name: str, known) -> str:
     """', did you mean ...?' for the closest of `known`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -306,7 +306,7 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"config.{key}: no such key{nearest(key, flatten(values))}")
+            raise UserError(f"config.{key}: no such key{did_you_mean(key, flatten(values))}")
         place[last] = value
     return values
 
@@ -344,7 +344,7 @@ def load_values(specification: str) -> dict[str, Any]:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config function")
-    with one_line(path):
+    with located_error(path):
         config = module.get_config(argument) if argument else module.get_config()
     if not hasattr(config, "to_dict"):
         raise UserError(f"{path}: get_config returned {config!r}, expected experiment(...)")
@@ -368,17 +368,17 @@ def load_module(path: str) -> types.ModuleType:
             raise UserError(f"--config={path}: is a folder, expected a file of Python in it")
         if Path(path).exists():
             raise UserError(f"--config={path}: expected a file of Python, whose name ends in .py")
-        raise UserError(f"{path}: no such config file{nearest(path, others)}")
+        raise UserError(f"{path}: no such config file{did_you_mean(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
-    with one_line(path):
+    with located_error(path):
         specification.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def one_line(path: str) -> Iterator[None]:
+def located_error(path: str) -> Iterator[None]:
     """Tells a mistake inside a config file in one line, with its number.
 
     Raises:

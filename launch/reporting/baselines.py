@@ -18,7 +18,7 @@ from tasks.common.errors import UserError
 from tasks.task import Task
 
 
-def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
+def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
     """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
 
     Where a baseline tells of each example, "gain" is the model's over it on the primary metric,
@@ -49,7 +49,9 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
         found[name].pop("examples", None)
         if (theirs := found[name].pop("correctness", None)) is not None:
             gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
-            found[name]["gain"], found[name]["gain_95"] = paired.interval(gain, task.overlap)
+            found[name]["gain"], found[name]["gain_95"] = paired.mean_and_interval(
+                gain, task.overlap
+            )
     return found
 
 

@@ -19,18 +19,18 @@ class Scores:
 
     Attributes:
       path: file they were read from.
-      correctness: float64 [n], whose mean is the primary metric.
+      example_scores: float64 [n], whose mean is the primary metric.
       ids: uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier versions.
-      overlap: see `interval`.
+      overlap: see `mean_and_interval`.
     """
 
     path: Path
-    correctness: np.ndarray
+    example_scores: np.ndarray
     ids: np.ndarray | None
     overlap: int
 
-    def beside(self, base: Scores, same_data: bool) -> np.ndarray:
-        """Returns `correctness` in the order of the examples of `base`, joined by their ids.
+    def aligned_to(self, base: Scores, same_data: bool) -> np.ndarray:
+        """Returns `example_scores` in the order of the examples of `base`, joined by their ids.
 
         Args:
           base: of another run.
@@ -40,10 +40,10 @@ class Scores:
         Raises:
           UserError: the examples are not the same, or nothing tells that they are.
         """
-        if len(self.correctness) != len(base.correctness):
+        if len(self.example_scores) != len(base.example_scores):
             raise UserError(
-                f"{self.path}: has {len(self.correctness)} test examples, expected those of "
-                f"{base.path}, which has {len(base.correctness)}"
+                f"{self.path}: has {len(self.example_scores)} test examples, expected those of "
+                f"{base.path}, which has {len(base.example_scores)}"
             )
         if self.ids is None or base.ids is None:
             if not same_data:
@@ -52,15 +52,15 @@ class Scores:
                     "earlier version), and the configs of the data differ; run it again in another "
                     "--workdir"
                 )
-            return self.correctness
+            return self.example_scores
         own, others = (np.argsort(ids, kind="stable") for ids in (self.ids, base.ids))
         if not np.array_equal(self.ids[own], base.ids[others]):
             raise UserError(
                 f"{self.path}: its test examples are not those of {base.path}; compare runs on the "
                 "same data"
             )
-        found = np.empty_like(self.correctness)
-        found[others] = self.correctness[own]
+        found = np.empty_like(self.example_scores)
+        found[others] = self.example_scores[own]
         return found
 
 
@@ -73,9 +73,11 @@ def read(folder: Path) -> Scores:
     path = folder / "outputs-test.npz"
     try:
         with np.load(path) as saved:
+            # Files of earlier versions call the scores "correctness".
+            name = "example_scores" if "example_scores" in saved else "correctness"
             return Scores(
                 path,
-                saved["correctness"].astype(np.float64),
+                saved[name].astype(np.float64),
                 saved.get("example_ids"),
                 int(saved.get("overlap", 1)),
             )
@@ -86,7 +88,7 @@ def read(folder: Path) -> Scores:
         ) from None
 
 
-def interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
+def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
     """Mean of differences, and half its 95 % interval, the normal one.
 
     Examples that overlap, as the windows of a series do, err together: with an overlap of h the
@@ -114,6 +116,6 @@ def interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
     return mean, 1.96 * math.sqrt(max(variance, 0.0) / n)
 
 
-def spell(mean: float, half: float) -> str:
+def format_difference(mean: float, half: float) -> str:
     """'+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

@@ -204,7 +204,7 @@ def _finish(
         task,
         metrics=test.metrics,
         validation=validation,
-        baselines=baselines.beside(task, paths, test) if with_baselines else {},
+        baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
         parameters=states.parameter_count(variables),
@@ -386,14 +386,14 @@ class Predictor:
         """
         if type(self._task).pictures is Task.pictures:
             raise UserError(
-                "--pictures: this task draws none of its predictions; leave the flag out"
+                "--figures: this task draws none of its predictions; leave the flag out"
             )
         outputs = self._gathered(raw, self._steps.outputs)
         attention = self._gathered(raw, self._steps.attention)
         drawn = self._task.pictures(raw, outputs, attention)
         if len(raw) and not any(drawn):
             raise UserError(
-                f"--pictures: config.model.name={self._model_name} has nothing to draw of its "
+                f"--figures: config.model.name={self._model_name} has nothing to draw of its "
                 "predictions; leave the flag out"
             )
         return self._task.describe(raw, outputs), drawn

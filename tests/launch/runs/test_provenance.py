@@ -150,7 +150,7 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
 def test_figures_of_a_model_that_has_none_are_refused(trained):
     saved = saved_config(trained.folder)
     predictor = Predictor(restored_task(saved, trained.folder), saved, trained.folder)
-    with pytest.raises(UserError, match=r"--pictures: config\.model\.name=convnet has nothing"):
+    with pytest.raises(UserError, match=r"--figures: config\.model\.name=convnet has nothing"):
         predictor.with_pictures(trained.inputs)
 
 
