@@ -87,7 +87,7 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
     """Pieces in the order in which they are written, and how text is normalised."""
     from launch.runs import run
     from tasks.common.errors import UserError
-    from tasks.common.huggingface.weights import IMPORTED, own_tokenizer
+    from tasks.common.huggingface.weights import IMPORTED, fitted_tokenizer
 
     imported = folder / IMPORTED
     if imported.exists():
@@ -98,7 +98,7 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
         if not isinstance(values, dict) or "vocabulary" not in values:
             raise UserError(f"{imported}: has no vocabulary; it is not whole")
         return values
-    return own_tokenizer(run.restored_task(config, folder).encoder)
+    return fitted_tokenizer(run.restored_task(config, folder).tokenizer)
 
 
 if __name__ == "__main__":

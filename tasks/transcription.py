@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
-from tasks.common.data.transcribed import TranscribedExamples
-from tasks.common.decoding.generate import Decoded, DecodingConfig
+from tasks.common.data.transcribed import TranscriptionExamples
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
-from tasks.common.text.tokenizer import PAD, TextEncoder
+from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.task import SPLITS, Task
 
@@ -40,7 +40,7 @@ class TranscriptionTask(Task):
       multiple: of the lengths of what is read, to which batches are padded.
 
     Attributes:
-      encoder: text to units and back.
+      tokenizer: text to units and back.
       conditions: names of the groups of test: the first is what the metrics are about, the others
         stand beside as <metric>_<condition>.
     """
@@ -50,12 +50,12 @@ class TranscriptionTask(Task):
     multiple: int = 8
     higher_is_better = False
 
-    encoder: TextEncoder
+    tokenizer: Tokenizer
     conditions: Sequence[str] = ("",)
-    _splits: Mapping[str, TranscribedExamples] | None = None
+    _splits: Mapping[str, TranscriptionExamples] | None = None
 
     @abc.abstractmethod
-    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> Encoded:
+    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
         """What the model's transcriber reads; with a key as in training."""
 
     @property
@@ -63,7 +63,7 @@ class TranscriptionTask(Task):
     def writer(self) -> TranscriberConfig:
         """The config of the transcriber."""
 
-    def _adopt(self, splits: Mapping[str, TranscribedExamples]) -> None:
+    def _adopt(self, splits: Mapping[str, TranscriptionExamples]) -> None:
         """Takes the splits, and holds their texts to what can be written.
 
         Raises:
@@ -79,7 +79,7 @@ class TranscriptionTask(Task):
         splits["validation"].greedy = True
         self._splits = splits
 
-    def examples(self, split: str) -> TranscribedExamples:
+    def examples(self, split: str) -> TranscriptionExamples:
         """See `Task.examples`."""
         return self._splits[split]
 
@@ -111,10 +111,10 @@ class TranscriptionTask(Task):
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
         losses = model.transcriber(
-            found.memory, found.valid, found.last, batch["target"], dropout_key=decoder_key
+            found.memory, found.valid, found.final_state, batch["target"], dropout_key=decoder_key
         )
         weight = batch["weight"]
-        units = jnp.maximum(jnp.sum(losses.units * weight), 1)
+        units = jnp.maximum(jnp.sum(losses.num_units * weight), 1)
         parts = {
             "decoder_loss": jnp.sum(losses.decoder * weight) / units,
             "ctc_loss": jnp.sum(losses.ctc * weight) / units,
@@ -127,13 +127,13 @@ class TranscriptionTask(Task):
         """
         found = self._encode(model, batch)
         losses = model.transcriber(
-            found.memory, found.valid, found.last, batch["target"], smoothing=False
+            found.memory, found.valid, found.final_state, batch["target"], smoothing=False
         )
         weight = batch["weight"]
         return {
             "loss": jnp.sum(model.transcriber.joint(losses) * weight),
-            "units": jnp.sum(losses.units * weight),
-            "without_path": jnp.sum(~losses.possible * weight),
+            "units": jnp.sum(losses.num_units * weight),
+            "without_path": jnp.sum(~losses.has_path * weight),
         }
 
     def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,11 +152,11 @@ class TranscriptionTask(Task):
             weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
         return {"alignment": weights}
 
-    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Decoded:
+    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> DecodingResult:
         found = self._encode(model, batch)
         if "greedy" in batch:
             options["decoding"] = DecodingConfig()
-        return model.transcriber.transcribe(found.memory, found.valid, found.last, **options)
+        return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
 
@@ -204,16 +204,16 @@ class TranscriptionTask(Task):
         return [part.texts[i] for i in chosen], [written[i] for i in chosen]
 
     def _written(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
-        size = self.encoder.size
+        size = self.tokenizer.size
         return [
-            self.encoder.decode([token for token in tokens if PAD < token < size])
+            self.tokenizer.decode([token for token in tokens if PAD < token < size])
             for tokens in outputs["tokens"]
         ]
 
     def _pieces(self, tokens: np.ndarray) -> list[str]:
         """What each step wrote."""
         return [
-            "end" if token >= self.encoder.size else self.encoder.decode([token]).strip() or "·"
+            "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
             for token in map(int, tokens)
             if token != PAD
         ]
@@ -224,7 +224,7 @@ class TranscriptionTask(Task):
 
     def _alignments(
         self,
-        examples: TranscribedExamples,
+        examples: TranscriptionExamples,
         captions: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-def ranked_classes(
+def classes_by_probability(
     raw: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], shown: int | None = None
 ) -> list[dict[str, Any]]:
     """For each input its label and probabilities, the most probable first.

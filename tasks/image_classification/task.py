@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from attention import registry
-from tasks.common.answers import ranked_classes
+from tasks.common.answers import classes_by_probability
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -23,7 +23,7 @@ from tasks.common.images.augmentation import (
     AugmentationConfig,
     augment,
     mixup,
-    random_shift,
+    random_translation,
 )
 from tasks.common.keys import example_keys
 from tasks.common.metrics.classification import classification_metrics
@@ -145,7 +145,7 @@ class ImageClassification(Task):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """The pictures as training sees them, and partners and shares of mixup if it is there."""
         data = self._data
-        images = random_shift(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
+        images = random_translation(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
         # Of other numbers than those of split.
@@ -233,10 +233,10 @@ class ImageClassification(Task):
                 yield index, "", weights.mean(axis=0).reshape(grid)
             return
         grids = self._model.sides(*self._data.image_shape[:2])
-        line = convolutional.slot_line(self._model.attention)
+        line = convolutional.map_attention_entry(self._model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convolutional.places(weights[index], grid, "gate" in line.can)
+                found = convolutional.spatial_importance(weights[index], grid, "gate" in line.can)
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 
@@ -265,7 +265,7 @@ class ImageClassification(Task):
     ) -> list[dict[str, Any]]:
         """Label and probabilities, the most probable first."""
         # Ten classes are too many for a line.
-        return ranked_classes(raw, outputs["probabilities"], self._labels, shown=3)
+        return classes_by_probability(raw, outputs["probabilities"], self._labels, shown=3)
 
     def pictures(
         self,

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tasks.common.backbones.convolutional import SHARDING_RULES, places
+from tasks.common.backbones.convolutional import SHARDING_RULES, spatial_importance
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import augment
-from tasks.common.images.files import read_image, resized
+from tasks.common.images.files import read_image, resize
 from tasks.common.keys import example_keys
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
@@ -249,7 +249,7 @@ class Segmentation(Task):
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
                 grid = sides[int(name.rpartition("_")[2]) - 1]
-                found = places(weights[index], grid, self.model.is_gate)
+                found = spatial_importance(weights[index], grid, self.model.is_gate)
                 if found is not None:
                     yield index, name, found
 
@@ -307,7 +307,7 @@ class Segmentation(Task):
         maps = assembled(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
             size = _shown_size(*labels.shape)
-            image = resized(read_image(source), size)
+            image = resize(read_image(source), size)
             drawn.append([SegmentedImage(source, image, nearest(labels, size), self.names)])
         if self.data.fit == "resize":
             for index, name, weights in self._attended(attention, len(raw)):

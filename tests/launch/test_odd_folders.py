@@ -75,7 +75,7 @@ def test_padding_rows_stay_beside_the_model(config, shapes, rows, tmp_path):
     assert read.params.keys() == plain.params.keys()
     for name, array in plain.params.items():
         np.testing.assert_array_equal(read.params[name], array, err_msg=name)
-    assert read.text_encoder().size == V - 2
+    assert read.text_tokenizer().size == V - 2
     write_folder(tmp_path / "to", read)
     written = load_file(tmp_path / "to" / "model.safetensors")
     assert written.keys() == tensors.keys()

@@ -91,13 +91,13 @@ def augment_samples(
         if config.noise:
             least, largest = config.noise
             decibels = jax.random.uniform(signal, minval=least, maxval=largest)
-            x = with_noise(x, length, decibels, white)
+            x = add_noise(x, length, decibels, white)
         return x, length
 
     return jax.vmap(one)(samples, lengths, keys)
 
 
-def with_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
+def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
     """Samples [P] with white noise at a signal-to-noise ratio in decibels; silence stays so."""
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
@@ -105,7 +105,7 @@ def with_noise(samples: Array, length: Array, decibels: Array | float, key: Arra
     return samples + jnp.where(real, level * jax.random.normal(key, samples.shape), 0.0)
 
 
-def augment_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
+def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
     """Another throat and another microphone, for each example by its key.
 
         y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e a line between random knots

@@ -6,8 +6,9 @@ B batch, Y X height and width, C channels.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from attention import registry, shapes
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_positive, kernel_init
 from attention.kernels.convolution import convolve
+from tasks.common.configs import Config, Dtype, PositiveInts, within
 
 Array = jax.Array
 
@@ -35,7 +37,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 # ---------------------------------------------------------------- the place for attention
 
 
-def slot_line(spec: str) -> registry.Mechanism | None:
+def map_attention_entry(spec: str) -> registry.Mechanism | None:
     """The registry's line of a map attention; None for "none".
 
     Args:
@@ -52,41 +54,82 @@ def slot_line(spec: str) -> registry.Mechanism | None:
     return None if name == "none" else registry.find("map_attention", name)
 
 
-def build_slot(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """The module of `slot_line(spec)` for maps of so many channels; None for "none".
+def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
+    """The module of `map_attention_entry(spec)` for maps of so many channels; None for "none".
 
     Raises:
       ValueError: an unknown name or option, or one that does not fit.
     """
-    if slot_line(spec) is None:
+    if map_attention_entry(spec) is None:
         return None
     return registry.build("map_attention", spec, channels, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
-def check_slot(spec: str, channels: Sequence[int], dtype: str) -> None:
+def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
     """Holds a spec to maps of each of those numbers of channels; no weight is drawn.
 
     Raises:
-      ValueError: as `build_slot`; the message begins with "attention".
+      ValueError: as `build_map_attention`; the message begins with "attention".
     """
-    if slot_line(spec) is None:
+    if map_attention_entry(spec) is None:
         return
     for size in channels:
         registry.expect_usable(
             "attention",
             spec,
-            lambda x: build_slot(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
+            lambda x: build_map_attention(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
             jax.ShapeDtypeStruct((1, 1, 1, size), dtype),
         )
 
 
-def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
+@dataclasses.dataclass(frozen=True)
+class StagesConfig(Config):
+    """A convolutional network whose stages each halve the height and width of the map.
+
+    Attributes:
+      channels: number of channels of each stage.
+      attention: after each stage, "none" or a map attention of `attention.registry`, with options
+        if any: "cbam", "se(reduction=4)".
+      momentum: of batch norm: weight of the newest batch in the running statistics.
+      dtype: of the computation; parameters are float32.
+    """
+
+    channels: PositiveInts = (16, 32, 64, 128)
+    attention: str = "none"
+    momentum: within("(0, 1]") = 0.1
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_map_attention(self.map_attention, self.channels, self.dtype)
+
+    @property
+    def map_attention(self) -> str:
+        """The map attention after each stage, or "none"."""
+        return self.attention
+
+    @property
+    def first_stride(self) -> int:
+        """Distance in pixels of neighboring cells in the map of the first stage."""
+        return 1
+
+    @property
+    def strides(self) -> list[int]:
+        """Distance in pixels of neighboring cells in the map of each stage."""
+        return [self.first_stride * 2**number for number in range(len(self.channels))]
+
+    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
+        """Returns the height and width of the map of each stage, for images of Y by X pixels."""
+        return [(-(-Y // stride), -(-X // stride)) for stride in self.strides]
+
+
+def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
     """How much each place of a map counts, by the weights of one picture.
 
     Args:
       weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
       grid: Y and X.
-      gate: whether they are a gate's: "gate" in `slot_line(spec).can`.
+      gate: whether they are a gate's: "gate" in `map_attention_entry(spec).can`.
 
     Returns:
       [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average
@@ -156,7 +199,8 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_norm(norm)
+        if norm not in NORMS:
+            raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(map(repr, NORMS))}")
         expect_positive(inputs=inputs, outputs=outputs, size=size, stride=stride)
         self.stride, self.relu, self.dtype = stride, relu, jnp.dtype(dtype)
         self.kernel = kernel_init(rngs, size, size, inputs, outputs)
@@ -194,25 +238,6 @@ class Convolution(nnx.Module):
         return jax.nn.relu(x) if self.relu else x
 
 
-def check_layers(channels: Sequence[int], momentum: float, dtype: str) -> None:
-    """Holds what configs of convolutional networks share: channels of the stages, the momentum of
-    batch norm, and the dtype. Raises ValueError, which begins with the field.
-    """
-    if not channels or min(channels) < 1:
-        expected = "at least one number, each at least 1"
-        raise ValueError(f"channels: got {list(channels)}, expected {expected}")
-    if not 0 < momentum <= 1:
-        raise ValueError(f"momentum: got {momentum}, expected a share in (0, 1]")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'bfloat16'")
-
-
-def check_norm(norm: str) -> None:
-    """Raises ValueError, which names the argument, unless `norm` is one of NORMS."""
-    if norm not in NORMS:
-        raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(NORMS)}")
-
-
 def groups_of(channels: int) -> int:
     """How many groups group norm makes of so many channels: the most up to 32 that divide them
     into groups of at least 8; one where there are fewer than 16.
@@ -237,7 +262,7 @@ class Stage(nnx.Module):
 
     Args:
       inputs, outputs: channels.
-      attention: as for `slot_line`.
+      attention: as for `map_attention_entry`.
       For the others see `Convolution`.
     """
 
@@ -255,7 +280,7 @@ class Stage(nnx.Module):
         options = {"norm": norm, "momentum": momentum, "dtype": dtype, "rngs": rngs}
         self.first = Convolution(inputs, outputs, **options)
         self.second = Convolution(outputs, outputs, **options)
-        self.attention = build_slot(attention, outputs, dtype, rngs)
+        self.attention = build_map_attention(attention, outputs, dtype, rngs)
 
     def __call__(
         self,
@@ -270,10 +295,10 @@ class Stage(nnx.Module):
         """
         flags = {"valid": valid, "training": training}
         x = self.second(self.first(x, **flags), **flags)
-        return attended(self.attention, x, **flags, return_weights=return_weights)
+        return apply_map_attention(self.attention, x, **flags, return_weights=return_weights)
 
 
-def attended(
+def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
     """What a slot makes of a map, and its weights if asked for; x and None for an empty slot."""
@@ -282,3 +307,28 @@ def attended(
     if return_weights:
         return attention(x, **flags, return_weights=True)
     return attention(x, **flags), None
+
+
+def run_stages(
+    stages: Iterable[nnx.Module], x: Array, *, name: str = "stage", pool: bool = True, **flags
+) -> tuple[list[Array], dict[str, Array]]:
+    """Applies stages one after the other.
+
+    Args:
+      stages: `Stage` or modules called alike.
+      x: [B, Y, X, C], input of the first stage.
+      name: prefix of the names of weights.
+      pool: whether the map is halved by `max_pool` between stages.
+      **flags: arguments of every stage.
+
+    Returns:
+      The map of each stage, and the attention weights "<name>_1", "<name>_2", ... of the stages
+      that return any.
+    """
+    maps, weights = [], {}
+    for number, stage in enumerate(stages, 1):
+        x, found = stage(max_pool(x) if pool and maps else x, **flags)
+        maps.append(x)
+        if found is not None:
+            weights[f"{name}_{number}"] = found
+    return maps, weights

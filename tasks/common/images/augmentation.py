@@ -61,7 +61,7 @@ class AugmentationConfig:
             raise ValueError(f"hue: got {self.hue}, expected from 0 to 0.5, half the circle")
 
     @property
-    def needs_colour(self) -> bool:
+    def needs_color(self) -> bool:
         """Whether pictures must have red, green and blue."""
         return self.saturation > 0 or self.hue > 0
 
@@ -90,13 +90,13 @@ def augment(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: got dtype {images.dtype}, expected floating point from 0 to 1")
-    if config.needs_colour and images.shape[-1] != 3:
+    if config.needs_color and images.shape[-1] != 3:
         raise ValueError(
             f"augmentation: saturation and hue are of pictures with 3 channels, got "
             f"{images.shape[-1]}"
         )
     # A key for each kind, so that one more kind does not change what the others draw.
-    scale_key, crop_key, flip_key, vertical_key, colour_key, cutout_key = (
+    scale_key, crop_key, flip_key, vertical_key, color_key, cutout_key = (
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number) for number in range(6)
     )
     labelled = labels is not None
@@ -109,7 +109,7 @@ def augment(
         images, labels = random_flip(images, flip_key, labels)
     if config.flip_vertical:
         images, labels = random_flip(images, vertical_key, labels, axis=1)
-    images = colour_jitter(images, colour_key, config)
+    images = color_jitter(images, color_key, config)
     if config.cutout:
         images, labels = cutout(images, cutout_key, config.cutout, labels, void)
     return (images, labels) if labelled else images
@@ -195,7 +195,7 @@ def scale_and_crop(
     return images, jax.vmap(nearest)(labels, scales, offsets)
 
 
-def shift(images: Array, offsets: Array) -> Array:
+def translate(images: Array, offsets: Array) -> Array:
     """Moves each picture, in parts of a pixel too; what comes in from outside is 0.
 
         out[y, x] = Σ_j Σ_i tri(y - o_y - j) · tri(x - o_x - i) · image[j, i]
@@ -207,19 +207,19 @@ def shift(images: Array, offsets: Array) -> Array:
       offsets: [B, 2], down and to the right.
     """
     _, Y, X, _ = images.shape
-    down, right = _moves(offsets[:, 0], Y), _moves(offsets[:, 1], X)
+    down, right = _translation_matrix(offsets[:, 0], Y), _translation_matrix(offsets[:, 1], X)
     return jnp.einsum("byj,bxi,bjic->byxc", down, right, images)
 
 
-def random_shift(images: Array, largest: float, key: Array) -> Array:
-    """`shift` by offsets uniform between -largest and largest, of one key for the whole batch."""
+def random_translation(images: Array, largest: float, key: Array) -> Array:
+    """Translates by offsets uniform in [-largest, largest], drawn from one key for the batch."""
     if largest == 0:
         return images
     offsets = jax.random.uniform(key, (len(images), 2), minval=-largest, maxval=largest)
-    return shift(images, offsets)
+    return translate(images, offsets)
 
 
-def _moves(offsets: Array, size: int) -> Array:
+def _translation_matrix(offsets: Array, size: int) -> Array:
     """[B] -> [B, to, from]."""
     places = jnp.arange(size, dtype=jnp.float32)
     distance = places[:, None] - offsets[:, None, None] - places
@@ -229,7 +229,7 @@ def _moves(offsets: Array, size: int) -> Array:
 # ---------------------------------------------------------------- values
 
 
-def colour_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
+def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
     """Brightness, contrast, saturation and hue by dm_pix, each held to 0..1 after it."""
 
     def jittered(image: Array, key: Array) -> Array:

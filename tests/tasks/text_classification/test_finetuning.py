@@ -84,8 +84,10 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     task = engine.prepared_task(config, paths(place))
     params = make_steps(task, config).initialise()["params"]
     other, theirs = learned(place)
-    assert task.encoder.config == dataclasses.replace(other.encoder.config, max_length=7)
-    assert task.encoder.encode("good film").tolist() == other.encoder.encode("good film").tolist()
+    assert task.tokenizer.config == dataclasses.replace(other.tokenizer.config, max_length=7)
+    assert (
+        task.tokenizer.encode("good film").tolist() == other.tokenizer.encode("good film").tolist()
+    )
     equal(params["encoder"]["layers"], theirs["encoder"]["layers"])
     equal(params["encoder"]["final_norm"], theirs["encoder"]["final_norm"])
     rows = np.asarray(theirs["encoder"]["positions"]["embedding"])
@@ -93,7 +95,7 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     equal(params["encoder"]["positions"]["embedding"], rows[skipped : skipped + 8])
     segment = np.asarray(theirs["segment_embedding"]["embedding"])[0]
     table = np.asarray(theirs["embedding"]["embedding"])
-    assert len(table) == other.encoder.size + 2
+    assert len(table) == other.tokenizer.size + 2
     equal(params["tokens"]["embedding"], table[:-2] + segment)
 
 
