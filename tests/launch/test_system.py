@@ -290,14 +290,13 @@ def test_unknown_flags_are_named(verb):
 def test_figures_of_a_task_that_draws_none(run, verb, tmp_path):
     folder = tmp_path / "drawn"
     done = verb("predict", f"--workdir={run}", "--input=fine", f"--figures={folder}")
-    assert "--figures: this task draws none of its predictions" in one_line(done)
+    assert "--figures: this task draws no figures of predictions" in one_line(done)
     assert done.stdout == ""
     assert not folder.exists()
     assert "--figures is empty" in one_line(
         verb("predict", f"--workdir={run}", "--input=fine", "--figures=")
     )
-    notice, line = verb("predict", f"--workdir={run}", "--input=fine", "--pictures=").stderr.split(
-        "\n"
-    )[:2]
+    done = verb("predict", f"--workdir={run}", "--input=fine", "--pictures=")
+    notice, line = done.stderr.splitlines()
     assert notice == "--pictures is now --figures"
     assert "--figures is empty" in line
