@@ -26,17 +26,11 @@ from absl import flags
 from benchmarks import records, report
 from benchmarks.attention_backends import installed
 from benchmarks.interleaved import let_torch_wait, summary, time_interleaved
+from benchmarks.steps import MODELS as ALL_MODELS
 from launch import cli
 from tasks.common.errors import UserError
 
-MODELS = {
-    "transformer": "text classifier: sst2, 32 tokens",
-    "unet": "segmentation: camvid",
-    "recurrent": "translation: rnn, 24 tokens, additive attention",
-}
-
-TARGETS = {"transformer": 1.2, "unet": 1.3, "recurrent": 1.3}
-"""Wanted at most: time here over that of torch.compile."""
+MODELS = {name: model for name, model in ALL_MODELS.items() if model.what}
 
 
 def define_flags() -> None:
@@ -118,9 +112,9 @@ def measure(name: str) -> dict[str, Any]:
             one["over"] = round(1 / one.pop("ratio"), 3)
             one["over_range"] = [round(1 / high, 3), round(1 / low, 3)]
     batch_size = len(data[0]["weight"])
-    what = f"{MODELS[name]}, batch {batch_size}"
+    what = f"{MODELS[name].what}, batch {batch_size}"
     ways = {way: found[way] for way in makers}
-    return {"model": name, "what": what, "target": TARGETS[name], "ways": ways}
+    return {"model": name, "what": what, "target": MODELS[name].target, "ways": ways}
 
 
 def show(row: dict[str, Any]) -> str:

@@ -322,6 +322,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
     changes: dict[str, Any] = {}
     taken: set[int] = set()
     for place, negated, key, value in found:
+        key = configs.current_key(values, key)
         hint = typed.field_type(values, key)
         taken.add(place)
         if hint is bool and value is None:

@@ -45,10 +45,9 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
             known = configs.flatten(values)
             raise UserError(f"config.{key}: no such key{configs.did_you_mean(key, known)}")
         kind, place, parts = parts.get(name, hints[name]), place[name], {}
-        found = [kind for kind in configs.alternatives(kind) if dataclasses.is_dataclass(kind)]
-        # A group that may be None is one where it is not.
-        if found and isinstance(place, Mapping):
-            kind = found[0]
+        # The type of a group that may be None is that of the group unless it is None.
+        if isinstance(place, Mapping):
+            kind = configs.group_type(kind) or kind
     if isinstance(place, Mapping):
         inner = next((f"{key}.{name}" for name in configs.flatten(place)), "")
         raise UserError(f"config.{key}: is a group of keys; set one of them, such as {inner}")

@@ -110,7 +110,7 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     """
     base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
-    for key, text in _keys_and_values(settings):
+    for key, text in _keys_and_values(settings, base):
         overrides[key] = typed.parse(base, key, text)
     return dataclasses.replace(ablation, overrides=overrides)
 
@@ -132,13 +132,14 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
         start = configs.load_file(delta.config) if delta.config else base
         start = configs.override(start, {**delta.overrides, "name": ablation.base_name})
         changed = configs.differences(base, start)
+        declares = [configs.current_key(configs.to_dict(start), key) for key in delta.declares]
         for key in changed:
-            if key not in delta.declares:
+            if key not in declares:
                 raise UserError(
                     f"delta {name!r} also changes {key}, which it does not declare; declare it, "
                     "or take it out"
                 )
-        for key in delta.declares:
+        for key in declares:
             if key not in changed:
                 raise UserError(
                     f"delta {name!r} declares {key} but does not change it "
@@ -156,7 +157,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     """
     values = configs.to_dict(base)
     axes = []
-    for key, text in _keys_and_values(settings):
+    for key, text in _keys_and_values(settings, values):
         parsed = [(key, one, typed.parse(values, key, one)) for one in typed.split(text)]
         for number, (_, one, value) in enumerate(parsed):
             if value in (earlier for *_, earlier in parsed[:number]):
@@ -180,8 +181,9 @@ def _short(name: str) -> str:
     return f"{name[: _LONGEST_NAME - 9]}-{code}"
 
 
-def _keys_and_values(settings: Sequence[str]) -> list[tuple[str, str]]:
-    found = [_key_value(setting) for setting in settings]
+def _keys_and_values(settings: Sequence[str], base: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = [_key_value(setting) for setting in settings]
+    found = [(configs.current_key(base, key), text) for key, text in pairs]
     for number, (key, _) in enumerate(found):
         if key in (earlier for earlier, _ in found[:number]):
             raise UserError(f"--set: {key} is given twice; write all of its values in one --set")
