@@ -53,11 +53,11 @@ class _Vocabulary:
 
 def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
+    from tasks.translation.processor import TranslationProcessor
     from tasks.translation.task import Translation
 
-    T = data[0]["target"].shape[1]
-    task = Translation(config.data, config.model, _Vocabulary(), [{"source": T, "target": T}])
-    return engine_steps(task, config, data)
+    processor = TranslationProcessor(config.data, config.model, _Vocabulary(), [])
+    return engine_steps(Translation(config.data, config.model, processor), config, data)
 
 
 def torch_step(

@@ -50,11 +50,11 @@ class _Vocabulary:
 
 def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
-    from tasks.text_classification.task import TextClassification
+    from tasks.text_classification.task import TextClassification, TextProcessor
 
-    task = TextClassification(
-        config.data, config.model, _Vocabulary(), ["no", "yes"], [data[0]["tokens"].shape[1]]
-    )
+    buckets = [data[0]["tokens"].shape[1]]
+    processor = TextProcessor(config.data, config.model, ["no", "yes"], buckets, _Vocabulary())
+    task = TextClassification(config.data, config.model, processor)
     return engine_steps(task, config, data)
 
 
