@@ -14,11 +14,13 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveFloat, within
+
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Config):
     """What is changed at random in training, in this order; what is 0 or False is not.
 
     Attributes:
@@ -34,31 +36,21 @@ class AugmentationConfig:
       cutout: pixels a side of a square that is filled with the picture's mean.
     """
 
-    scale_min: float = 1.0
-    scale_max: float = 1.0
-    crop_padding: int = 0
+    scale_min: PositiveFloat = 1.0
+    scale_max: PositiveFloat = 1.0
+    crop_padding: NonNegativeInt = 0
     flip: bool = False
     flip_vertical: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    cutout: int = 0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: within("[0, 0.5]") = 0.0
+    cutout: NonNegativeInt = 0
 
     def __post_init__(self):
-        if not 0 < self.scale_min <= self.scale_max:
-            raise ValueError(
-                f"scale_min: got {self.scale_min}, expected above 0 and at most scale_max, "
-                f"{self.scale_max}"
-            )
-        for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 0")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected from 0 to 1")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue: got {self.hue}, expected from 0 to 0.5, half the circle")
+        super().__post_init__()
+        ordered = self.scale_min <= self.scale_max
+        self.expect("scale_min", ordered, f"at most scale_max={self.scale_max}")
 
     @property
     def needs_color(self) -> bool:

@@ -236,14 +236,14 @@ def test_random_shifts_stay_within_the_largest():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scale_min": 0.0}, "scale_min: got 0.0, expected above 0"),
-        ({"scale_min": 1.5}, "scale_min: got 1.5, expected above 0 and at most scale_max, 1.0"),
+        ({"scale_min": 0.0}, "scale_min: got 0.0, expected a number above 0"),
+        ({"scale_min": 1.5}, "scale_min: got 1.5, expected at most scale_max=1.0"),
         ({"crop_padding": -1}, "crop_padding: got -1, expected at least 0"),
         ({"cutout": -1}, "cutout: got -1"),
-        ({"brightness": 2.0}, "brightness: got 2.0, expected from 0 to 1"),
+        ({"brightness": 2.0}, r"brightness: got 2.0, expected a fraction in \[0, 1\]"),
         ({"contrast": -0.1}, "contrast: got -0.1"),
         ({"saturation": 1.1}, "saturation: got 1.1"),
-        ({"hue": 0.6}, "hue: got 0.6, expected from 0 to 0.5"),
+        ({"hue": 0.6}, r"hue: got 0.6, expected a number in \[0, 0.5\]"),
     ],
 )
 def test_impossible_configs_begin_with_the_field(fields, message):
