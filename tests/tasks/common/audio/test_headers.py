@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from tasks.common import errors
-from tasks.common.audio.files import read_audio
+from tasks.common.audio.files import read_audio, to_pcm
 from tasks.common.errors import UserError
 from tasks.speech_recognition.data import DataConfig, read_clip
 
@@ -183,7 +183,7 @@ def test_samples_beyond_one_are_scaled_with_a_message(peak, capsys):
         f"x.wav: has samples up to {np.float32(peak):.5g}, beyond 1; divided by that\n"
     )
     # Nothing wraps around.
-    assert files.to_pcm(found).tolist() == [0, 16384, -32768, 8192]
+    assert to_pcm(found).tolist() == [0, 16384, -32768, 8192]
     slow = read_audio(data, 4000, "x.wav")
     assert np.abs(slow).max() <= 1
 
