@@ -271,9 +271,9 @@ def test_calls_that_do_not_fit():
         decoder.prepare(memory, valid, last[:, :4])
     with pytest.raises(ValueError, match="initial: got LSTMState, expected the state of GRU"):
         decoder.prepare(memory, valid, encoded("deep")[2])
-    with pytest.raises(ValueError, match="max_length: got 5, expected none without temporal"):
+    with pytest.raises(ValueError, match="max_length: got 5, expected None without temporal"):
         decoder.prepare(memory, valid, last, max_length=5)
-    with pytest.raises(ValueError, match="max_length: got None, expected the most steps"):
+    with pytest.raises(ValueError, match="max_length: got None, expected a number of steps"):
         make("deep").prepare(memory, valid, last)
     with pytest.raises(ValueError, match=r"target_inputs: got shape \[2, 6\], expected \[B, T\]"):
         decoder(memory, valid, last, TARGET[:2])
