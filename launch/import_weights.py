@@ -92,13 +92,13 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     from tasks.common.huggingface.weights import IMPORTED
 
     assets = {
-        "encoder": saved.text_tokenizer().to_json(),
+        "tokenizer": saved.text_tokenizer().to_json(),
         "buckets": [config.data.length],
         "begin": None,
     }
     task = configs.task_class(config.task).restore(config.data, config.model, assets)
     steps = make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
     drawn = []
 
     def chosen(path, leaf):

@@ -21,7 +21,7 @@ from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import SPLITS, Task
+from tasks.task import SPLITS, OldTask
 
 # Below them batches are padded to the examples' quantiles.
 _QUANTILES = (0.25, 0.5, 0.8)
@@ -31,7 +31,7 @@ FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
 """Metrics of how decoders fail, for `Task.condition_metrics`."""
 
 
-class TranscriptionTask(Task):
+class TranscriptionTask(OldTask):
     """The contract from the encoder on. A subclass says how to encode a batch.
 
     Class attributes:

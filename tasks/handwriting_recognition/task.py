@@ -63,11 +63,11 @@ class HandwritingRecognition(TranscriptionTask):
         cls, data: DataConfig, model: LineConfig, assets: Mapping[str, Any]
     ) -> HandwritingRecognition:
         """See `Task.restore`."""
-        return cls(data, model, Tokenizer.from_json(assets["encoder"]))
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]))
 
     def assets(self) -> dict[str, Any]:
         """The tokenizer."""
-        return {"encoder": self.tokenizer.to_json()}
+        return {"tokenizer": self.tokenizer.to_json()}
 
     @property
     def fingerprint(self) -> str:

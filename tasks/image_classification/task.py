@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from attention import registry
-from tasks.common.answers import classes_by_probability
+from tasks.classification import classes_by_probability
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -34,13 +34,13 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import Task
+from tasks.task import OldTask
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
 
 
-class ImageClassification(Task):
+class ImageClassification(OldTask):
     """A picture [Y, X, C] -> one of the classes."""
 
     data_config = DataConfig

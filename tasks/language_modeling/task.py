@@ -33,7 +33,7 @@ from tasks.language_modeling.model import (
     LanguageModelConfig,
     complete,
 )
-from tasks.task import Task
+from tasks.task import OldTask
 
 # Quantiles of the train lengths at which texts are padded; compiled once each.
 _BUCKET_QUANTILES = (0.5, 0.8)
@@ -46,7 +46,7 @@ _ORDER = 6
 _SHOWN = 5
 
 
-class LanguageModeling(Task):
+class LanguageModeling(OldTask):
     """A text -> what comes next, or what is hidden in it."""
 
     data_config = DataConfig
@@ -118,13 +118,13 @@ class LanguageModeling(Task):
         cls, data: DataConfig, model: LanguageModelConfig, assets: Mapping[str, Any]
     ) -> LanguageModeling:
         """See `Task.restore`."""
-        tokenizer = Tokenizer.from_json(assets["encoder"])
+        tokenizer = Tokenizer.from_json(assets["tokenizer"])
         return cls(data, model, tokenizer, assets["buckets"], assets["begin"])
 
     def assets(self) -> dict[str, Any]:
         """Tokenizer, buckets, and what an empty prompt begins with."""
         return {
-            "encoder": self.tokenizer.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
             "buckets": self._buckets,
             "begin": self._begin,
         }

@@ -39,7 +39,7 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import Task
+from tasks.task import OldTask
 
 # Of the pictures in a report, how many show where the model looks.
 _ATTENDED = 2
@@ -47,7 +47,7 @@ _ATTENDED = 2
 _SHOWN, _LARGEST = 6, 1200
 
 
-class Segmentation(Task):
+class Segmentation(OldTask):
     """A picture [Y, X, 3] -> the class of each pixel.
 
     Void pixels are no part of any loss or figure.

@@ -94,12 +94,12 @@ class SpeechRecognition(TranscriptionTask):
     ) -> SpeechRecognition:
         """See `Task.restore`."""
         scale = tuple(np.asarray(assets[name], np.float32) for name in ("mean", "deviation"))
-        return cls(data, model, Tokenizer.from_json(assets["encoder"]), scale)
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]), scale)
 
     def assets(self) -> dict[str, Any]:
         """The tokenizer, and by what features are standardised."""
         mean, deviation = ([round(float(x), 5) for x in row] for row in self._scale)
-        return {"encoder": self.tokenizer.to_json(), "mean": mean, "deviation": deviation}
+        return {"tokenizer": self.tokenizer.to_json(), "mean": mean, "deviation": deviation}
 
     @property
     def fingerprint(self) -> str:

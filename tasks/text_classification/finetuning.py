@@ -15,8 +15,8 @@ from flax import nnx
 
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
-from tasks.common.pretrained import Pretrained
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
+from tasks.task import Pretrained
 
 # These may differ: they are no part of the weights.
 _FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
@@ -59,7 +59,7 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
         raise UserError(
             f"{where}: is a run of {pretrained.task}, expected one of language_modeling"
         )
-    tokenizer = Tokenizer.from_json(pretrained.assets["encoder"])
+    tokenizer = Tokenizer.from_json(pretrained.assets["tokenizer"])
     differing = _differing("config.data.text", text, tokenizer.config, TextConfig, ("max_length",))
     differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
     learned, wanted = pretrained.model.max_length, model.max_length

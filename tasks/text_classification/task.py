@@ -13,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tasks.common.answers import classes_by_probability
+from tasks.classification import classes_by_probability
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.metrics.classification import classification_metrics
-from tasks.common.pretrained import Pretrained
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import Task
+from tasks.task import OldTask, Pretrained
 from tasks.text_classification import baselines as linear
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -59,7 +58,7 @@ class TextExamples:
         return row
 
 
-class TextClassification(Task):
+class TextClassification(OldTask):
     """Texts to one class each."""
 
     data_config = DataConfig
@@ -107,7 +106,7 @@ class TextClassification(Task):
         _check_lengths(data, model)
         start, tokenizer = None, None
         if assets is not None:
-            tokenizer = Tokenizer.from_json(assets["encoder"])
+            tokenizer = Tokenizer.from_json(assets["tokenizer"])
         elif pretrained is not None:
             start, tokenizer = start_from(pretrained, data.text, model)
         texts = load(data, paths)
@@ -128,7 +127,7 @@ class TextClassification(Task):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> TextClassification:
         """See `Task.restore`."""
-        tokenizer = Tokenizer.from_json(assets["encoder"])
+        tokenizer = Tokenizer.from_json(assets["tokenizer"])
         return cls(data, model, tokenizer, assets["labels"], assets["buckets"])
 
     def assets(self) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class TextClassification(Task):
         return {
             "labels": self.labels,
             "buckets": self._buckets,
-            "encoder": self.tokenizer.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
         }
 
     @property

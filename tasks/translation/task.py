@@ -22,7 +22,7 @@ from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import Task
+from tasks.task import OldTask
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
@@ -34,7 +34,7 @@ _UNCUT = 2**31 - 1
 _LENGTH_GROUPS = 5
 
 
-class Translation(Task):
+class Translation(OldTask):
     """Sentences of one language -> another.
 
     The best step is chosen by BLEU of greedy decoding on validation; test and predict decode as
@@ -84,11 +84,11 @@ class Translation(Task):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Translation:
         """See `Task.restore`."""
-        return cls(data, model, Tokenizer.from_json(assets["encoder"]), assets["buckets"])
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]), assets["buckets"])
 
     def assets(self) -> dict[str, Any]:
         """Buckets and tokenizer."""
-        return {"buckets": self._buckets, "encoder": self.tokenizer.to_json()}
+        return {"buckets": self._buckets, "tokenizer": self.tokenizer.to_json()}
 
     @property
     def fingerprint(self) -> str:

@@ -104,19 +104,20 @@ SHARED = {
     "cache.real_lengths",
     "image.channel.weights_of",
     "image.maps.kernel_init",
-    "kernels.blockwise.attention.make_rules",
-    "kernels.blockwise.attention.unsuited",
-    "kernels.blockwise.ulysses.unsuited",
-    "kernels.derivatives.guarded",
+    "kernels.blockwise.attention.make_spec",
+    "kernels.blockwise.attention.slower_reason",
+    "kernels.blockwise.mesh.mesh_split",
+    "kernels.blockwise.ulysses.slower_reason",
+    "kernels.derivatives.guard_derivatives",
     "numerics.accumulator",
     "masks.arrays.mask_arrays",
     "masks.block_mask.make_plan",
     "masks.pallas.of_shared",
     "masks.pallas.slice_of",
     "masks.terms.block_ends",
-    "masks.terms.by_block",
+    "masks.terms.split_into_blocks",
     "masks.terms.clipped_sum",
-    "masks.terms.cut",
+    "masks.terms.slice_span",
     "masks.terms.is_static",
     "masks.terms.positions",
     "masks.terms.query_positions",
@@ -149,7 +150,7 @@ def sections(text):
 def test_functions_say_paper_equation_shapes_and_errors(name, function):
     text = ast.get_docstring(function)
     assert text, "no docstring"
-    if name in SHARED or function.name.startswith(("expect_", "checked_")):
+    if name in SHARED or function.name.startswith(("expect_", "checked_", "validate_")):
         return
     head, parts = sections(text)
     if name not in TOOLS:

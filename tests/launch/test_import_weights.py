@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from launch.runs import run as runs
+from launch.runs import directory
 from tasks.common.errors import UserError
 from tasks.common.huggingface import files
 
@@ -228,10 +228,10 @@ def test_a_run_that_predicts(tmp_path, verb):
     done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "left out: pooler.dense.bias, pooler.dense.weight" in done.stdout
-    config = runs.saved_config(folder)
+    config = directory.saved_config(folder)
     assert config.model.dropout_rate == 0.2
-    task = runs.restored_task(config, folder)
-    predictor = runs.Predictor(task, config, folder)
+    task = directory.restored_task(config, folder)
+    predictor = directory.load_predictor(task, config, folder)
     params = predictor._variables["params"]
     query = tensors["bert.encoder.layer.1.attention.self.query.weight"]
     kernel = np.asarray(params["encoder"]["layers"]["1"]["attention"]["query"]["kernel"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tasks.common.answers import classes_by_probability
+from tasks.classification import classes_by_probability
 
 
 def test_most_probable_first_and_the_first_of_equals():
