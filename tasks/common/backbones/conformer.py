@@ -122,7 +122,7 @@ class ConformerLayer(EncoderLayer):
 
 
 class Conformer(Encoder):
-    """Stack of `ConformerLayer`, called as `Encoder` but without `lengths`.
+    """Stack of `ConformerLayer`, called as `Encoder`.
 
     Args:
       config: as for an encoder; the norm is "pre", since each layer ends with a norm.
@@ -145,24 +145,7 @@ class Conformer(Encoder):
     def _layer(self, rngs: nnx.Rngs) -> ConformerLayer:
         return ConformerLayer(self.config, self.width, self.causal, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        mask: masks.Mask | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Encodes x [B, T, D]: [B, T, D], or that and the weights [L, B, N, T, T]."""
-        if valid is not None:
-            shapes.expect("valid", valid, "B T", {"B": x.shape[0], "T": x.shape[1]})
-            real = masks.valid(key=valid)
-            mask = real if mask is None else mask & real
-        x, keys = self._input(x, None, dropout_key)
-        all_weights = []
-        for layer, key in zip(self.layers, keys, strict=True):
-            options = {"mask": mask, "dropout_key": key, "return_weights": return_weights}
-            x, weights = self._run(layer, x, **options, valid=valid)
-            all_weights.append(weights)
-        return (x, jnp.stack(all_weights)) if return_weights else x
+    def _layer_options(
+        self, valid: Array | None, lengths: Array | None, T: int
+    ) -> dict[str, Array | None]:
+        return {"valid": valid if lengths is None else jnp.arange(T) < lengths[:, None]}

@@ -37,7 +37,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 
 
 def map_attention_entry(spec: str) -> registry.Mechanism | None:
-    """The registry's line of a map attention; None for "none".
+    """Returns the registry entry of a map attention; None for "none".
 
     Args:
       spec: "none", or a map attention of `attention.registry`, with options if any: "cbam",
@@ -54,7 +54,7 @@ def map_attention_entry(spec: str) -> registry.Mechanism | None:
 
 
 def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """The module of `map_attention_entry(spec)` for maps of so many channels; None for "none".
+    """Builds the map attention of a spec for maps of `channels` channels; None for "none".
 
     Raises:
       ValueError: a name or option is unknown or not valid.
@@ -65,10 +65,10 @@ def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) ->
 
 
 def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
-    """Holds a spec to maps of each of those numbers of channels; no weight is drawn.
+    """Checks a spec for maps with these numbers of channels; no parameters are created.
 
     Raises:
-      ValueError: as `build_map_attention`; the message begins with "attention".
+      ValueError: as for `build_map_attention`; the message begins with "attention".
     """
     if map_attention_entry(spec) is None:
         return
