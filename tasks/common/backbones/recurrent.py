@@ -293,13 +293,8 @@ class Bidirectional(nnx.Module):
     def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
         """Computes outputs [B, T, 2H] and the final state with leaves [B, 2H].
 
-        Args:
-          x: [B, T, D].
-          valid: bool [B, T], True = a real position; all if None.
-
-        Returns:
-          The outputs of both directions, and their states after the last real position forwards and
-          the first one backwards.
+        Arguments are those of `Recurrent`. The final state is that after the last real position
+        forwards, and after the first one backwards.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)

@@ -208,23 +208,14 @@ class AttentionDecoder(nnx.Module):
     def _advance(
         self, word: Array, state: DecoderState, key: Array | None = None
     ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-        """Returns the states of layers, context [R, M], weights and state of the alignment.
-
-        Args:
-          word: embedded tokens [R, E].
-          state: of the previous step.
-          key: of the dropout between layers.
-        """
+        """Returns the states of layers, context [R, M], weights and state of the alignment."""
         x, cells = jnp.concatenate([word, state.context], axis=-1), []
         for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
             if layer and key is not None:
                 x = self._dropout(x, jax.random.fold_in(key, layer))
             cells.append(cell.step(x, old))
             x = cell.hidden(cells[-1])
-        context, weights, alignment_state = self.alignment.step(
-            x, state.memory, state.alignment_state
-        )
-        return tuple(cells), context, weights, alignment_state
+        return tuple(cells), *self.alignment.step(x, state.memory, state.alignment_state)
 
     def _top(self, cells: tuple[Any, ...]) -> Array:
         """Returns the output of the last layer, [R, D]."""
@@ -238,11 +229,10 @@ class AttentionDecoder(nnx.Module):
         alignment_memory = self.alignment.prepare(memory, valid=valid)
         context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
-        return DecoderState(
-            self._started(initial, len(memory)), context, alignment_state, alignment_memory, ()
-        )
+        cells = self._initial_cells(initial, len(memory))
+        return DecoderState(cells, context, alignment_state, alignment_memory, ())
 
-    def _started(self, initial: Any, B: int) -> tuple[Any, ...]:
+    def _initial_cells(self, initial: Any, B: int) -> tuple[Any, ...]:
         """Returns the initial state of each layer, leaves [B, D]."""
         if initial is None:
             return tuple(cell.initial_state(B) for cell in self.cells)

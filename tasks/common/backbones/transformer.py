@@ -17,20 +17,8 @@ from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
     EncoderConfig,
     EncoderLayer,
-    FeedForward,
     maybe_dropout,
 )
-
-__all__ = [
-    "SHARDING_RULES",
-    "Decoder",
-    "DecoderState",
-    "Encoder",
-    "EncoderCache",
-    "EncoderConfig",
-    "EncoderLayer",
-    "FeedForward",
-]
 
 Array = jax.Array
 

@@ -16,7 +16,8 @@ from attention.normalization import LayerNorm
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import GRU, Bidirectional
-from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig, FeedForward
+from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.backbones.transformer_layers import FeedForward
 
 SMALL = EncoderConfig(model_size=8, num_layers=2, num_heads=2, feedforward_size=12, max_length=9)
 LENGTHS = jnp.array([5, 3])
