@@ -17,7 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Folders and files that follow the rules.
 CHECKED: tuple[str, ...] = (
     "tasks/classification.py",
+    "tasks/common/configs.py",
+    "tasks/common/decoding",
     "tasks/common/keys.py",
+    "tasks/common/losses.py",
     "tasks/sequence_copy/data.py",
     "tasks/sequence_copy/task.py",
     "tasks/text_classification/baselines.py",
