@@ -30,39 +30,39 @@ def main(arguments: list[str]) -> int:
     elif arguments[0] in registry.KINDS:
         blocks = [_kind(arguments[0], width)]
     else:
-        lines = registry.mechanisms()
+        entries = registry.mechanisms()
         try:
-            known = dict.fromkeys([*registry.KINDS, *(line.name for line in lines)])
+            known = dict.fromkeys([*registry.KINDS, *(entry.name for entry in entries)])
             name, _ = registry.parse("attention", arguments[0], known)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
-        blocks = [_one(line, width) for line in lines if line.name == name]
+        blocks = [_one(entry, width) for entry in entries if entry.name == name]
     print("\n\n".join(blocks))
     return 0
 
 
 def _kind(kind: str, width: int) -> str:
     title = f"{registry.KINDS[kind]} ({kind})"
-    entries = [_entry(line, width) for line in registry.mechanisms(kind)]
+    entries = [_entry(entry, width) for entry in registry.mechanisms(kind)]
     return "\n".join([title, "=" * len(title), *(entries or ["none yet"])])
 
 
-def _entry(line: registry.Mechanism, width: int, *more: str) -> str:
+def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
     """Name at the left; paper, costs and capabilities beside it."""
-    can = ", ".join(name for name in registry.CAPABILITIES if name in line.can)
-    costs = f"time {line.time}; memory {line.memory}"
+    can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
+    costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []
-    for text in (line.paper, *more, costs, can):
+    for text in (entry.paper, *more, costs, can):
         wrapped += textwrap.wrap(text, width - _INDENT, subsequent_indent="  ")
     beside = textwrap.indent("\n".join(wrapped), " " * _INDENT)
-    if len(line.name) > _INDENT - 2:
-        return f"{line.name}\n{beside}"
-    return line.name.ljust(_INDENT) + beside[_INDENT:]
+    if len(entry.name) > _INDENT - 2:
+        return f"{entry.name}\n{beside}"
+    return entry.name.ljust(_INDENT) + beside[_INDENT:]
 
 
-def _one(line: registry.Mechanism, width: int) -> str:
-    title = f"{line.name} ({line.kind}: {line.target})"
+def _one(entry: registry.Mechanism, width: int) -> str:
+    title = f"{entry.name} ({entry.kind}: {entry.target})"
     meanings = [
         textwrap.fill(
             f"{name.ljust(_INDENT - 2)}{meaning}",
@@ -71,13 +71,13 @@ def _one(line: registry.Mechanism, width: int) -> str:
             subsequent_indent=" " * _INDENT,
         )
         for name, meaning in registry.CAPABILITIES.items()
-        if name in line.can
+        if name in entry.capabilities
     ]
     parts = [
         f"{title}\n{'=' * len(title)}",
-        f"{line.paper}\n{line.equation}\ntime {line.time}; memory {line.memory}",
+        f"{entry.paper}\n{entry.equation}\ntime {entry.time}; memory {entry.memory}",
         "\n".join(["can:", *meanings]),
-        inspect.getdoc(line.load()) or "",
+        inspect.getdoc(entry.load()) or "",
     ]
     return "\n\n".join(parts)
 

@@ -112,7 +112,7 @@ class KeyValueCache:
         if lengths is None and T == 1:
             real = jnp.ones((B,), jnp.int32)
         else:
-            real = real_lengths(lengths, B, T)
+            real = valid_lengths(lengths, B, T)
         new = dataclasses.replace(self, length=self.length + real)
         new.expect_room()
         steps = jnp.arange(T)
@@ -151,7 +151,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def real_lengths(lengths: Array | None, B: int, T: int) -> Array:
+def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
     """int32 [B]: how many of T positions are real; T each if None, and never more.
 
     Raises:
@@ -164,7 +164,7 @@ def real_lengths(lengths: Array | None, B: int, T: int) -> Array:
     return jnp.clip(jnp.asarray(lengths, jnp.int32), 0, T)
 
 
-def extend(
+def append_keys_values(
     cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
     """Appends T positions, and gives what their queries may read.
@@ -200,7 +200,7 @@ def extend(
         real = jnp.concatenate(
             [
                 cache.positions() >= 0,
-                jnp.arange(T) < real_lengths(lengths, B, T)[:, None],
+                jnp.arange(T) < valid_lengths(lengths, B, T)[:, None],
             ],
             axis=1,
         )

@@ -1,6 +1,6 @@
 """The table of mechanisms: names, where they are, what they cost and what they can do.
 
-A new mechanism is one file and one line of `TABLE`; the contract suite then runs on it. Nothing is
+A new mechanism is one file and one entry of `TABLE`; the contract suite then runs on it. Nothing is
 imported before it is asked for; `attention.registry` is how to ask.
 
 Kinds and how each is built and called:
@@ -21,7 +21,8 @@ Kinds and how each is built and called:
   weights of a gate are what x is multiplied by, [B, Y or 1, X or 1, C or 1]; those of one that
   attends between positions are [B, N, P, P], P = Y·X row by row.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = gate(x, signal, ...)` as above; the signal is a map [B, Y', X', G] no finer than x.
+  `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] that is no
+  finer than x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
   `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T], where
   several queries or hops count as heads.
@@ -71,10 +72,10 @@ CAPABILITIES = {
     "padding": "honours `masks.lengths` and `masks.valid`, or `valid` where a pool or an alignment "
     "takes one",
     "causal": "no position depends on a later one under `masks.causal()`",
-    "one_way": "is causal, asked or not",
+    "always_causal": "is causal, asked or not",
     "cross": "queries and keys may come from different sequences (T != S)",
     "weights": "gives its weights: what takes the values to the result",
-    "shares": "its weights are at least 0, and rows sum to 1 where anything is seen",
+    "normalized": "its weights are at least 0, and rows sum to 1 where anything is seen",
     "bias": "adds a bias to the logits",
     "logit_cap": "bounds the logits",
     "sinks": "learned logits that take weight and give nothing",
@@ -90,8 +91,7 @@ CAPABILITIES = {
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a longest length",
-    "one_length": "what it gives changes with the length, padding included: for inputs of one "
-    "length",
+    "length_dependent": "results change with the length of the padding; for inputs of one length",
     "state": "carries something from step to step",
     "gate": "its weights are what the input is multiplied by",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
@@ -104,14 +104,14 @@ CAPABILITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:
-    """One registry line.
+    """One registry entry.
 
     Attributes:
       name: what a config says.
       kind: one of `KINDS`.
       target: `module:attribute`, imported when asked for.
       paper, equation, time, memory: one short phrase each, for the README table.
-      can: names from `CAPABILITIES`; the contract suite tests exactly these.
+      capabilities: names from `CAPABILITIES`; the contract suite tests exactly these.
     """
 
     name: str
@@ -121,12 +121,12 @@ class Mechanism:
     equation: str
     time: str
     memory: str
-    can: frozenset[str]
+    capabilities: frozenset[str]
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.name}: got kind {self.kind!r}, expected one of {list(KINDS)}")
-        unknown = sorted(self.can - CAPABILITIES.keys())
+        unknown = sorted(self.capabilities - CAPABILITIES.keys())
         if unknown:
             raise ValueError(f"{self.name}: unknown capabilities {unknown}")
 
@@ -136,7 +136,7 @@ class Mechanism:
         return getattr(importlib.import_module(module), attribute)
 
 
-def _line(
+def _entry(
     kind: str, name: str, target: str, paper: str, equation: str, time: str, memory: str, can: str
 ) -> Mechanism:
     return Mechanism(
@@ -146,7 +146,7 @@ def _line(
 
 # Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
 TABLE: list[Mechanism] = [
-    _line(
+    _entry(
         "kernel",
         "ring",
         "kernels.blockwise.ring:attend",
@@ -154,10 +154,10 @@ TABLE: list[Mechanism] = [
         "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
         "O(T·S / R), R devices",
         "O((T + S) / R)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation mesh",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation mesh",
     ),
-    _line(
+    _entry(
         "kernel",
         "ulysses",
         "kernels.blockwise.ulysses:attend",
@@ -165,10 +165,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
         "O(T·S / R), R devices",
         "O((T + S) / R)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation mesh",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation mesh",
     ),
-    _line(
+    _entry(
         "kernel",
         "cudnn",
         "kernels.gpu.cudnn:attend",
@@ -178,7 +178,7 @@ TABLE: list[Mechanism] = [
         "O(T + S)",
         "causal cross bias grouped_query permutation cuda",
     ),
-    _line(
+    _entry(
         "kernel",
         "triton",
         "kernels.gpu.triton:attend",
@@ -189,7 +189,7 @@ TABLE: list[Mechanism] = [
         "mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda "
         "interpreted",
     ),
-    _line(
+    _entry(
         "kernel",
         "splash",
         "kernels.tpu.splash:attend",
@@ -199,7 +199,7 @@ TABLE: list[Mechanism] = [
         "O(T + S)",
         "padding causal cross logit_cap sinks grouped_query value_size permutation tpu interpreted",
     ),
-    _line(
+    _entry(
         "kernel",
         "tokamax",
         "kernels.gpu.tokamax:attend",
@@ -209,7 +209,7 @@ TABLE: list[Mechanism] = [
         "O(T + S); O(T·S) for masks that are not causal",
         "mask padding causal cross bias logit_cap grouped_query value_size permutation cuda",
     ),
-    _line(
+    _entry(
         "kernel",
         "native",
         "kernels.cpu.attention:attend",
@@ -217,10 +217,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
         "O(T·S); of seen blocks only",
         "O(T + S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation cpu higher_derivatives",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation cpu higher_derivatives",
     ),
-    _line(
+    _entry(
         "kernel",
         "blockwise",
         "kernels.blockwise.attention:attend",
@@ -228,10 +228,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v, block by block",
         "O(T·S), less what the mask hides",
         "O(T + S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation symbolic",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation symbolic",
     ),
-    _line(
+    _entry(
         "kernel",
         "reference",
         "kernels.reference:attend",
@@ -239,10 +239,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v",
         "O(T·S)",
         "O(T·S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation forward_mode higher_derivatives symbolic",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation forward_mode higher_derivatives symbolic",
     ),
-    _line(
+    _entry(
         "mixer",
         "dot_product",
         "multi_head:MultiHeadAttention",
@@ -250,10 +250,10 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
         "O(T·S·D + T·D²)",
         "O(T·S)",
-        "mask padding causal cross weights shares bias logit_cap grouped_query value_size dropout "
-        "positions permutation cache",
+        "mask padding causal cross weights normalized bias logit_cap grouped_query value_size "
+        "dropout positions permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "sliding_window",
         "sequence.sparse:SlidingWindow",
@@ -261,10 +261,10 @@ TABLE: list[Mechanism] = [
         "attend over -right ≤ t - s ≤ left",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "strided",
         "sequence.sparse:Strided",
@@ -272,10 +272,10 @@ TABLE: list[Mechanism] = [
         "attend over -L < t - s < L or (t - s) mod L = 0",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "fixed",
         "sequence.sparse:Fixed",
@@ -283,10 +283,10 @@ TABLE: list[Mechanism] = [
         "attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "longformer",
         "sequence.longformer:Longformer",
@@ -294,10 +294,10 @@ TABLE: list[Mechanism] = [
         "attend over a window and global s; global t over all, by W_q', W_k', W_v'",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "bigbird",
         "sequence.sparse:BigBird",
@@ -305,10 +305,10 @@ TABLE: list[Mechanism] = [
         "attend over blocks near by, at the front and at random",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "linformer",
         "sequence.low_rank:Linformer",
@@ -318,7 +318,7 @@ TABLE: list[Mechanism] = [
         "O(T·R)",
         "padding weights dropout max_length",
     ),
-    _line(
+    _entry(
         "mixer",
         "prob_sparse",
         "sequence.prob_sparse:ProbSparse",
@@ -326,9 +326,9 @@ TABLE: list[Mechanism] = [
         "softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others",
         "O(T·log T·D + T·D²)",
         "O(T·log T)",
-        "padding weights shares dropout one_length",
+        "padding weights normalized dropout length_dependent",
     ),
-    _line(
+    _entry(
         "mixer",
         "nystromformer",
         "sequence.nystrom:Nystromformer",
@@ -338,7 +338,7 @@ TABLE: list[Mechanism] = [
         "O(T·M)",
         "padding weights dropout",
     ),
-    _line(
+    _entry(
         "mixer",
         "linear",
         "sequence.linear:LinearAttention",
@@ -346,9 +346,9 @@ TABLE: list[Mechanism] = [
         "φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1",
         "O(T·D·H)",
         "O(T·D)",
-        "padding causal weights shares dropout permutation cache",
+        "padding causal weights normalized dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "performer",
         "sequence.performer:Performer",
@@ -356,9 +356,9 @@ TABLE: list[Mechanism] = [
         "as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε",
         "O(T·N·F·H), F features",
         "O(T·N·F)",
-        "padding causal weights shares dropout permutation cache",
+        "padding causal weights normalized dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "gated_delta_net",
         "sequence.gated_delta_net:GatedDeltaNet",
@@ -366,9 +366,9 @@ TABLE: list[Mechanism] = [
         "Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ",
         "O(T·D·H + T·D²)",
         "O(T·D)",
-        "padding causal one_way weights dropout cache",
+        "padding causal always_causal weights dropout cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "fourier",
         "sequence.fourier:Fourier",
@@ -378,7 +378,7 @@ TABLE: list[Mechanism] = [
         "O(T·D); with padding O(T²)",
         "padding dropout",
     ),
-    _line(
+    _entry(
         "mixer",
         "talking_heads",
         "sequence.talking_heads:TalkingHeadsAttention",
@@ -388,7 +388,7 @@ TABLE: list[Mechanism] = [
         "O(N·T·S)",
         "mask padding causal cross weights dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "latent",
         "sequence.latent:LatentAttention",
@@ -396,9 +396,9 @@ TABLE: list[Mechanism] = [
         "attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)",
         "O(T·S·D + T·D²); a step O(S·N·C)",
         "O(T·S); cache O(S·C)",
-        "mask padding causal weights shares dropout cache",
+        "mask padding causal weights normalized dropout cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "differential",
         "sequence.differential:DifferentialAttention",
@@ -408,7 +408,7 @@ TABLE: list[Mechanism] = [
         "O(T·S)",
         "mask padding causal weights grouped_query dropout positions permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "temporal",
         "recurrent.temporal:TemporalAttention",
@@ -416,9 +416,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t",
         "O(T²·D + T·D²); a step O(T·D + D²)",
         "O(T²); cache O(T·D)",
-        "mask padding causal one_way weights shares dropout cache",
+        "mask padding causal always_causal weights normalized dropout cache",
     ),
-    _line(
+    _entry(
         "alignment",
         "additive",
         "recurrent.additive:AdditiveAlignment",
@@ -426,9 +426,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(Wq + Uhₛ + b))",
         "O(S·A) a step",
         "O(S·(A + D))",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",
@@ -436,9 +436,9 @@ TABLE: list[Mechanism] = [
         "softmax(q·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "general",
         "recurrent.dot_product:GeneralAlignment",
@@ -446,9 +446,9 @@ TABLE: list[Mechanism] = [
         "softmax(qᵀW·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "concat",
         "recurrent.additive:ConcatAlignment",
@@ -456,9 +456,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(W[q; hₛ]))",
         "O(S·A) a step",
         "O(S·(A + D))",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "local_p",
         "recurrent.local:LocalAlignment",
@@ -468,7 +468,7 @@ TABLE: list[Mechanism] = [
         "O(S·D)",
         "padding cross weights",
     ),
-    _line(
+    _entry(
         "alignment",
         "location_aware",
         "recurrent.location:LocationAwareAlignment",
@@ -476,9 +476,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))",
         "O(S·K·(A + W)) a step, K filters W wide",
         "O(S·(A + D))",
-        "padding cross weights shares state",
+        "padding cross weights normalized state",
     ),
-    _line(
+    _entry(
         "alignment",
         "multi_head",
         "recurrent.multi_head:MultiHeadAlignment",
@@ -486,9 +486,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o",
         "O(S·D + D²) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "none",
         "recurrent.dot_product:NoAlignment",
@@ -496,9 +496,9 @@ TABLE: list[Mechanism] = [
         "the last valid state, at every step",
         "O(1) a step",
         "O(S·D)",
-        "padding cross weights shares",
+        "padding cross weights normalized",
     ),
-    _line(
+    _entry(
         "map_attention",
         "se",
         "image.channel:SqueezeExcite",
@@ -508,7 +508,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "eca",
         "image.channel:EfficientChannel",
@@ -518,7 +518,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam",
         "image.cbam:CBAM",
@@ -528,7 +528,7 @@ TABLE: list[Mechanism] = [
         "O(P + C)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam_channel",
         "image.cbam:ChannelGate",
@@ -538,7 +538,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam_spatial",
         "image.cbam:SpatialGate",
@@ -548,7 +548,7 @@ TABLE: list[Mechanism] = [
         "O(P)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "scse",
         "image.scse:ChannelAndSpatial",
@@ -558,7 +558,7 @@ TABLE: list[Mechanism] = [
         "O(P + C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "coordinate",
         "image.coordinate:Coordinate",
@@ -568,7 +568,7 @@ TABLE: list[Mechanism] = [
         "O((Y + X)·C)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "non_local",
         "image.non_local:NonLocal",
@@ -576,9 +576,9 @@ TABLE: list[Mechanism] = [
         "x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)",
         "O(P²·C + P·C²)",
         "O(P²)",
-        "weights shares batch_statistics",
+        "weights normalized batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "axial",
         "image.axial:Axial",
@@ -586,9 +586,9 @@ TABLE: list[Mechanism] = [
         "h = x + attend(rows of x), y = h + attend(columns of h)",
         "O(P·(Y + X)·C + P·C²)",
         "O(P·(Y + X))",
-        "weights shares positions",
+        "weights normalized positions",
     ),
-    _line(
+    _entry(
         "map_attention",
         "shifted_window",
         "image.window:ShiftedWindow",
@@ -596,9 +596,9 @@ TABLE: list[Mechanism] = [
         "x + softmax(qkᵀ + b)·v in shifted windows",
         "O(P·S²·C + P·C²)",
         "O(P·S²)",
-        "weights shares",
+        "weights normalized",
     ),
-    _line(
+    _entry(
         "gate",
         "attention_gate",
         "image.attention_gate:AttentionGate",
@@ -608,7 +608,7 @@ TABLE: list[Mechanism] = [
         "O(P·F)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "pool",
         "mean",
         "pooling:MeanPool",
@@ -616,9 +616,9 @@ TABLE: list[Mechanism] = [
         "Σₜ xₜ / T",
         "O(T·D)",
         "O(D)",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "max",
         "pooling:MaxPool",
@@ -626,9 +626,9 @@ TABLE: list[Mechanism] = [
         "maxₜ xₜ, a channel at a time",
         "O(T·D)",
         "O(D)",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "attention",
         "pooling:AttentionPool",
@@ -636,9 +636,9 @@ TABLE: list[Mechanism] = [
         "Σₜ softmax(u·tanh(Wxₜ + b))·xₜ",
         "O(T·D·A)",
         "O(T·A)",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "multi_head",
         "pooling:MultiHeadPool",
@@ -646,9 +646,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
         "O(T·D²)",
         "O(T·D)",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "structured",
         "structured_pooling:StructuredPool",
@@ -656,19 +656,19 @@ TABLE: list[Mechanism] = [
         "concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o",
         "O(T·D·A + T·R·(A + D) + R·D²), R hops",
         "O(T·(A + R))",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "neighbours",
         "user_neighbours",
-        "collaborative.neighbours:UserNeighbours",
+        "collaborative.neighbors:UserNeighbors",
         "after Resnick et al. 1994",
         "Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|",
         "O(S·(D + I))",
         "O(S·D + I)",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "history",
         "fism",
         "collaborative.nais:FISM",
@@ -678,7 +678,7 @@ TABLE: list[Mechanism] = [
         "O(I·S)",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "history",
         "nais",
         "collaborative.nais:NAIS",
@@ -688,7 +688,7 @@ TABLE: list[Mechanism] = [
         "O(I·S·(D + A))",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "profile",
         "acf",
         "collaborative.acf:ItemAttention",
@@ -696,9 +696,9 @@ TABLE: list[Mechanism] = [
         "Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ",
         "O(S·D·A)",
         "O(S·(D + A))",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "components",
         "acf",
         "collaborative.acf:ComponentAttention",
@@ -706,9 +706,9 @@ TABLE: list[Mechanism] = [
         "Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ",
         "O(S·M·C·A), M components",
         "O(S·M·(C + A))",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "lags",
         "lag",
         "lag:LagAttention",
@@ -716,9 +716,9 @@ TABLE: list[Mechanism] = [
         "Σᵢ softmax(l)ᵢ·xₜ₋ᵢ",
         "O(F·L·C)",
         "O(F·L + L·C)",
-        "padding weights shares",
+        "padding weights normalized",
     ),
-    _line(
+    _entry(
         "lags",
         "lag_residual",
         "lag:ResidualLagAttention",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.positions import build_positions
@@ -106,7 +106,7 @@ class MultiHeadAttention(nnx.Module):
         )
         self.sinks = nnx.Param(jnp.zeros((num_heads,))) if sinks else None
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
         """What a query may see whatever the caller's mask says; None, all, unless overridden.
 
         Args:
@@ -117,8 +117,8 @@ class MultiHeadAttention(nnx.Module):
     def cache_window(self) -> int | None:
         """How many keys before itself a query sees at most; None for all.
 
-        With a number, `structure` must be just that window to the left: decoding then keeps no more
-        keys than it needs, and asks `structure` no more.
+        With a number, `pattern_mask` must be exactly that window to the left: decoding then keeps
+        no more keys than it needs and does not call `pattern_mask`.
         """
         return None
 
@@ -165,7 +165,7 @@ class MultiHeadAttention(nnx.Module):
         query = self._query(x, query_positions)
         key, value = self._key_value(source, key_positions)
         options = {
-            "mask": self._joined(mask, self.structure()),
+            "mask": self._combine_masks(mask, self.pattern_mask()),
             "bias": self._bias(query, query_positions, key_positions, bias),
         }
         result = self._attend(x, query, key, value, dropout_key=dropout_key, **options)
@@ -173,8 +173,10 @@ class MultiHeadAttention(nnx.Module):
             return result, attention_weights(query, key, **options, **self._logit_options())
         return result
 
-    def prepare(self, memory: Array, *, key_positions: Array | None = None) -> tuple[Array, Array]:
-        """Keys and values of a memory, computed once for many calls of `read`.
+    def project_memory(
+        self, memory: Array, *, key_positions: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Keys and values of a memory, computed once for many calls of `attend_memory`.
 
         Args:
           memory: [B, S, D_m].
@@ -191,7 +193,7 @@ class MultiHeadAttention(nnx.Module):
         key, value = self._key_value(memory, key_positions)
         return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
-    def read(
+    def attend_memory(
         self,
         x: Array,
         memory: tuple[Array, Array],
@@ -200,11 +202,11 @@ class MultiHeadAttention(nnx.Module):
         query_positions: Array | None = None,
         key_positions: Array | None = None,
     ) -> tuple[Array, Array]:
-        """`self(x, memory)` from what `prepare` gave of the memory, for decoding.
+        """`self(x, memory)` from what `project_memory` gave of the memory, for decoding.
 
         Args:
           x: [B, T, D].
-          memory: of `prepare`.
+          memory: of `project_memory`.
           mask: as for `attend`.
           query_positions, key_positions: as for `__call__`.
 
@@ -219,7 +221,7 @@ class MultiHeadAttention(nnx.Module):
         query = self._query(x, query_positions)
         key, value = (jnp.swapaxes(y, 1, 2).astype(query.dtype) for y in memory)
         options = {
-            "mask": self._joined(mask, self.structure()),
+            "mask": self._combine_masks(mask, self.pattern_mask()),
             "bias": self._bias(query, query_positions, key_positions, None),
         }
         result = self._attend(x, query, key, value, **options)
@@ -271,9 +273,9 @@ class MultiHeadAttention(nnx.Module):
         query = self._query(x, places)
         key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, places))
         offset = cache.length
-        cache, keys, values, key_positions, mask = extend(cache, key, value, lengths)
+        cache, keys, values, key_positions, mask = append_keys_values(cache, key, value, lengths)
         if cache.window is None:
-            mask = self._joined(mask, self.structure(offset))
+            mask = self._combine_masks(mask, self.pattern_mask(offset))
         bias = self._bias(query, places, key_positions, None)
         result = self._attend(
             x, query, keys.astype(query.dtype), values.astype(query.dtype), mask=mask, bias=bias
@@ -291,12 +293,12 @@ class MultiHeadAttention(nnx.Module):
     def _query(self, x: Array, positions: Array | None) -> Array:
         query = self.query(x)
         query = query if self.query_norm is None else self.query_norm(query)
-        return query if self.positions is None else self.positions.turn(query, positions)
+        return query if self.positions is None else self.positions.rotate(query, positions)
 
     def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
         key = self.key(x)
         key = key if self.key_norm is None else self.key_norm(key)
-        key = key if self.positions is None else self.positions.turn(key, positions)
+        key = key if self.positions is None else self.positions.rotate(key, positions)
         return key, self.value(x)
 
     def _bias(
@@ -344,10 +346,10 @@ class MultiHeadAttention(nnx.Module):
         return self.out(heads)
 
     @staticmethod
-    def _joined(mask: masks.Mask | Array | None, structure: masks.Mask | None):
-        if mask is None or structure is None:
-            return structure if mask is None else mask
-        return structure & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
+    def _combine_masks(mask: masks.Mask | Array | None, pattern: masks.Mask | None):
+        if mask is None or pattern is None:
+            return pattern if mask is None else mask
+        return pattern & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
 
 
 def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:

@@ -35,7 +35,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     weights = valid / count.astype(jnp.float32)
     recording.record(lambda: weights[:, None])
@@ -57,7 +57,7 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     B, T, D = states.shape
     if not T:
         weights = jnp.zeros((B, 1, 0))
@@ -97,7 +97,7 @@ def attention_pool(
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = softmax(jnp.where(valid, wide, -jnp.inf))
@@ -247,14 +247,14 @@ class MultiHeadPool(nnx.Module):
         There is no bias after the sum: no states give 0.
         """
         expect_size(states, self.model_size)
-        valid = checked_valid(states, valid)
+        valid = validate_valid(states, valid)
         seed = self.seed[...].astype(self.dtype)
         B, T, _ = states.shape
         queries, N, H = seed.shape
         query = jnp.broadcast_to(seed, (B, *seed.shape))
         key, value = self.key(states), self.value(states)
         mask = masks.valid(key=valid)
-        with recording.muted():
+        with recording.suppressed():
             pooled = attend(
                 query,
                 key,
@@ -277,7 +277,7 @@ def _weighted_sum(weights: Array, states: Array) -> Array:
     return total.astype(states.dtype)
 
 
-def checked_valid(states: Array, valid: Array | None) -> Array:
+def validate_valid(states: Array, valid: Array | None) -> Array:
     """bool [B, T] of states [B, T, D]: which are real, all if None.
 
     Raises:

@@ -90,12 +90,12 @@ def rotary(
     shapes.expect_floating("x", x)
     shapes.expect("x", x, "B T N H", sizes)
     shapes.expect("positions", positions, "T" if jnp.ndim(positions) == 1 else "B T", sizes)
-    turned_size = _turned(sizes["H"], base, fraction, scaling, factor)
+    rotated_size = _rotated_size(sizes["H"], base, fraction, scaling, factor)
     if scaling == "ntk":
-        base = base * factor ** (turned_size / max(turned_size - 2, 1))
-    angles = _angles(positions, turned_size, base, factor if scaling == "linear" else 1.0)
+        base = base * factor ** (rotated_size / max(rotated_size - 2, 1))
+    angles = _angles(positions, rotated_size, base, factor if scaling == "linear" else 1.0)
     cosine, sine = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    wide, rest = x[..., :turned_size].astype(accumulator(x)), x[..., turned_size:]
+    wide, rest = x[..., :rotated_size].astype(accumulator(x)), x[..., rotated_size:]
     if interleaved:
         a, b = wide[..., 0::2], wide[..., 1::2]
     else:
@@ -257,7 +257,7 @@ class LearnedPositions(nnx.Module):
 class RelativePositions(nnx.Module):
     """What an attention asks of its positions: to turn vectors, or a term for the logits."""
 
-    def turn(self, x: Array, positions: Array) -> Array:
+    def rotate(self, x: Array, positions: Array) -> Array:
         """Query or key [B, T, N, H] with its positions in it; as it is unless overridden."""
         return x
 
@@ -288,11 +288,11 @@ class RotaryPositions(RelativePositions):
         factor: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        _turned(head_size, base, fraction, scaling, factor)
+        _rotated_size(head_size, base, fraction, scaling, factor)
         self.base, self.fraction, self.interleaved = float(base), float(fraction), interleaved
         self.scaling, self.factor = scaling, float(factor)
 
-    def turn(self, x: Array, positions: Array) -> Array:
+    def rotate(self, x: Array, positions: Array) -> Array:
         """[B, T, N, H], turned."""
         return rotary(
             x,
@@ -407,7 +407,7 @@ def build_positions(
 ) -> RelativePositions | None:
     """The module of a spec such as "rope", "rope(base=500000)" (Su et al. 2021) or "none".
 
-        l_ts = scale · turn(q_t)·turn(k_s) + bias_ts
+        l_ts = scale · rotate(q_t)·rotate(k_s) + bias_ts
 
     Args:
       spec: "none", or a name of `POSITIONS`, with options in brackets if any.
@@ -459,7 +459,7 @@ def _built(spec: str, kinds: dict[str, type], sizes: dict[str, int], rngs: nnx.R
         raise ValueError(f"positions: {spec!r}: {error}") from None
 
 
-def _turned(size: int, base: float, fraction: float, scaling: str, factor: float) -> int:
+def _rotated_size(size: int, base: float, fraction: float, scaling: str, factor: float) -> int:
     """Checked number of features to turn."""
     if not base > 1:
         raise ValueError(f"base: got {base}, expected a number above 1")

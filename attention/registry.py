@@ -23,25 +23,25 @@ __all__ = ["CAPABILITIES", "KINDS", "TABLE", "Mechanism"]
 
 
 def mechanisms(kind: str | None = None) -> list[Mechanism]:
-    """All registry lines, or those of one kind, in registry order."""
+    """All registry entries, or those of one kind, in registry order."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {list(KINDS)}")
-    return [line for line in TABLE if kind in (None, line.kind)]
+    return [entry for entry in TABLE if kind in (None, entry.kind)]
 
 
 def names(kind: str) -> list[str]:
     """The names that a config may choose from."""
-    return [line.name for line in mechanisms(kind)]
+    return [entry.name for entry in mechanisms(kind)]
 
 
 def find(kind: str, name: str) -> Mechanism:
-    """The registry line of a name, or of a spec that begins with it (see `parse`).
+    """The registry entry of a name, or of a spec that begins with it (see `parse`).
 
     Raises:
       ValueError: no such name; the nearest and all of the kind are listed.
     """
-    lines = {line.name: line for line in mechanisms(kind)}
-    return lines[parse(kind, name, lines)[0]]
+    entries = {entry.name: entry for entry in mechanisms(kind)}
+    return entries[parse(kind, name, entries)[0]]
 
 
 def load(kind: str, name: str) -> Any:
@@ -68,7 +68,7 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     return target(*arguments, **fixed, **options)
 
 
-def expect_usable(
+def check_spec(
     argument: str, spec: str, use: Callable, *inputs: Any, others: Iterable[str] = ()
 ) -> None:
     """Holds the options of a spec to what they are used for: `use` builds a module of it and calls
@@ -192,19 +192,19 @@ def readme() -> str:
     ]
     header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"
     for kind, title in KINDS.items():
-        lines = mechanisms(kind)
-        if lines:
-            rows = [_row(line) for line in lines]
+        entries = mechanisms(kind)
+        if entries:
+            rows = [_row(entry) for entry in entries]
             parts += [f"## {title}", "\n".join([header, *rows])]
     words = "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPABILITIES.items())
     return "\n\n".join([*parts, "## What the capabilities mean", words]) + "\n"
 
 
-def _row(line: Mechanism) -> str:
-    module = line.target.split(":")[0].removeprefix("attention.")
+def _row(entry: Mechanism) -> str:
+    module = entry.target.split(":")[0].removeprefix("attention.")
     file = module.replace(".", "/") + ".py"
-    can = ", ".join(name for name in CAPABILITIES if name in line.can)
-    cells = [f"`{line.name}`", line.paper, line.equation, line.time, line.memory, can]
+    can = ", ".join(name for name in CAPABILITIES if name in entry.capabilities)
+    cells = [f"`{entry.name}`", entry.paper, entry.equation, entry.time, entry.memory, can]
     # An absolute value must not end a cell.
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return "| " + " | ".join(escaped) + f" | [{file}]({file}) |"

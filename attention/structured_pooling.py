@@ -16,7 +16,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
-from attention.pooling import checked_valid, expect_size
+from attention.pooling import expect_size, validate_valid
 from attention.projection import Projection
 
 Array = jax.Array
@@ -46,7 +46,7 @@ def structured_pool(
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     sizes = {"B": states.shape[0], "T": states.shape[1]}
     shapes.expect("scores", scores, "B R T", sizes)
     wide = scores.astype(accumulator(scores))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.valid import checked_valid
+from attention.collaborative.valid import validate_valid
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 
@@ -153,7 +153,7 @@ class _ItemSimilarity(nnx.Module):
           ValueError: shapes or dtypes do not fit.
         """
         sizes = _expect_items(candidates, history, self.model_size)
-        seen = checked_valid(valid, sizes)
+        seen = validate_valid(valid, sizes)
         candidates, history = candidates.astype(self.dtype), history.astype(self.dtype)
         weights = length_factor(seen, self.alpha) * self.weigh(candidates, history, seen)
         weights = jnp.broadcast_to(weights, (sizes["B"], sizes["I"], sizes["S"]))

@@ -13,7 +13,7 @@ from attention import shapes
 Array = jax.Array
 
 
-def checked_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
+def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
     """bool [B, 1 or I, S] of one [B, S] or [B, I, S]; all count if None.
 
     Raises:
@@ -55,4 +55,4 @@ def without_target(candidates: Array, history: Array, valid: Array | None = None
         shapes.expect(name, ids, letters, sizes)
     if valid is not None:
         shapes.expect("valid", valid, "B S", sizes)
-    return checked_valid(valid, sizes) & (candidates[:, :, None] != history[:, None])
+    return validate_valid(valid, sizes) & (candidates[:, :, None] != history[:, None])

@@ -43,7 +43,7 @@ def resize(x: Array, Y: int, X: int) -> Array:
 
 def additive_gate(
     x: Array,
-    signal: Array,
+    gating_signal: Array,
     x_kernel: Array,
     signal_kernel: Array,
     signal_bias: Array,
@@ -59,7 +59,7 @@ def additive_gate(
 
     Args:
       x: [B, Y, X, C].
-      signal: g, [B, Y', X', G], no finer than x.
+      gating_signal: g, [B, Y', X', G], no finer than x.
       x_kernel: W_x, [S, S, C, F].
       signal_kernel: W_g, [G, F].
       signal_bias: b_g, [F].
@@ -72,23 +72,25 @@ def additive_gate(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes = _expect_signal(x, signal, x.shape[-1], signal_kernel.shape[0])
+    sizes = _expect_signal(x, gating_signal, x.shape[-1], signal_kernel.shape[0])
     seen = convolve(x, x_kernel, stride=x_kernel.shape[0])
-    asked = signal.astype(accumulator(signal)) @ signal_kernel + signal_bias
+    asked = gating_signal.astype(accumulator(gating_signal)) @ signal_kernel + signal_bias
     hidden = jax.nn.relu(seen + resize(asked, *seen.shape[1:3]))
     scores = jax.nn.sigmoid(hidden @ score_kernel + score_bias)
     return resize(scores, sizes["Y"], sizes["X"])
 
 
-def _expect_signal(x: Array, signal: Array, channels: int, signal_channels: int) -> dict[str, int]:
+def _expect_signal(
+    x: Array, gating_signal: Array, channels: int, signal_channels: int
+) -> dict[str, int]:
     sizes = expect_map(x, channels)
-    shapes.expect_floating("signal", signal)
+    shapes.expect_floating("gating_signal", gating_signal)
     coarse = {"B": sizes["B"], "G": signal_channels}
-    shapes.expect("signal", signal, "B Y' X' G", coarse)
+    shapes.expect("gating_signal", gating_signal, "B Y' X' G", coarse)
     if not (0 < coarse["Y'"] <= sizes["Y"] and 0 < coarse["X'"] <= sizes["X"]):
-        got, most = shapes.show(signal.shape), f"{sizes['Y']} x {sizes['X']}"
+        got, most = shapes.show(gating_signal.shape), f"{sizes['Y']} x {sizes['X']}"
         raise ValueError(
-            f"signal: got shape {got}, expected 1 to {most} positions: no finer than x"
+            f"gating_signal: got shape {got}, expected 1 to {most} positions: no finer than x"
         )
     return sizes
 
@@ -129,7 +131,7 @@ class AttentionGate(nnx.Module):
     def __call__(
         self,
         x: Array,
-        signal: Array,
+        gating_signal: Array,
         *,
         valid: Array | None = None,
         training: bool = False,
@@ -139,7 +141,7 @@ class AttentionGate(nnx.Module):
 
         Args:
           x: [B, Y, X, C].
-          signal: [B, Y', X', G], no finer than x.
+          gating_signal: [B, Y', X', G], no finer than x.
           valid: bool [B]; examples do not see one another, so it changes nothing.
           training: changes nothing.
           return_weights: also return the coefficients.
@@ -150,12 +152,12 @@ class AttentionGate(nnx.Module):
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        expect_valid(valid, _expect_signal(x, signal, self.channels, self.signal_channels))
-        x, signal = x.astype(self.dtype), signal.astype(self.dtype)
+        expect_valid(valid, _expect_signal(x, gating_signal, self.channels, self.signal_channels))
+        x, gating_signal = x.astype(self.dtype), gating_signal.astype(self.dtype)
         projections = [
             p[...] for part in (self.signal, self.score) for p in (part.kernel, part.bias)
         ]
-        gate = additive_gate(x, signal, self.kernel[...], *projections)
+        gate = additive_gate(x, gating_signal, self.kernel[...], *projections)
         recording.record(lambda: gate)
         y = (x * gate).astype(x.dtype)
         return (y, gate) if return_weights else y

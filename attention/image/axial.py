@@ -130,7 +130,7 @@ class Axial(nnx.Module):
         sizes = expect_map(x, self.channels)
         expect_valid(valid, sizes)
         x = x.astype(self.dtype)
-        with recording.muted():
+        with recording.suppressed():
             h = self._passed(x, "row", self.rows)
             y = self._passed(h, "column", self.columns)
 
@@ -158,6 +158,6 @@ def _weights(module: MultiHeadAttention, x: Array, axis: str) -> Array:
         found.append(weights)
         return mixed
 
-    with recording.muted():
+    with recording.suppressed():
         along(x, axis, keep)
     return found[0]

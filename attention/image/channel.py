@@ -73,7 +73,7 @@ def squeeze_excite(
     return jax.nn.sigmoid(logits)[:, None, None]
 
 
-def neighbouring_channels(x: Array, kernel: Array) -> Array:
+def neighboring_channels(x: Array, kernel: Array) -> Array:
     """The gate of ECA: each channel looks at its neighbours (Wang et al. 2020, equation 6).
 
         g_c = σ(Σ_j k_j z_(c + j - ⌊K/2⌋)),   z_c = Σ_yx x_yxc / (Y X), 0 beyond the ends
@@ -98,7 +98,7 @@ def neighbouring_channels(x: Array, kernel: Array) -> Array:
     return jax.nn.sigmoid(near @ kernel)[:, None, None]
 
 
-def neighbourhood(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
+def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
     """How many channels ECA looks at (Wang et al. 2020, equation 12).
 
         K = |(log₂ C + b) / γ|_odd,
@@ -158,7 +158,7 @@ class EfficientChannel(MapGate):
 
     Args:
       channels: C.
-      kernel_size: K, odd; if None what `neighbourhood` gives for C.
+      kernel_size: K, odd; if None what `adaptive_kernel_size` gives for C.
       dtype: of the map; gate and weights are float32.
 
     Raises:
@@ -174,13 +174,13 @@ class EfficientChannel(MapGate):
         rngs: nnx.Rngs,
     ):
         super().__init__(channels, dtype=dtype)
-        K = neighbourhood(channels) if kernel_size is None else kernel_size
+        K = adaptive_kernel_size(channels) if kernel_size is None else kernel_size
         if K < 1 or K % 2 == 0:
             raise ValueError(f"kernel_size: got {K}, expected an odd number of at least 1")
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (K,), minval=-1) * K**-0.5)
 
     def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
-        return neighbouring_channels(x, self.kernel[...])
+        return neighboring_channels(x, self.kernel[...])
 
 
 def weights_of(reduce: Projection, expand: Projection) -> tuple[Array | None, ...]:

@@ -19,7 +19,7 @@ from attention.projection import Projection
 Array = jax.Array
 
 
-def window_places(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Which positions are in which window (Liu et al. 2021, section 3.2, figure 4).
 
         window (i, j) has the rows (i·S + shift + a) mod Y', a < S, of Y' = ⌈Y / S⌉·S, and columns
@@ -100,7 +100,7 @@ def window_attention(
     Args:
       query, key: [B, Y, X, N, H].
       value: [B, Y, X, N, V].
-      size, shift: of the windows, as for `window_places`.
+      size, shift: of the windows, as for `window_indices`.
       bias: b, [1, N, S·S, S·S]; none if None.
 
     Returns:
@@ -110,10 +110,10 @@ def window_attention(
       ValueError: shapes, dtypes or values do not fit.
     """
     B, Y, X = _expect_heads(query, key, value)
-    places, regions = window_places(Y, X, size, shift)
+    places, regions = window_indices(Y, X, size, shift)
     mask = _within(regions, B)
     arrays = [_gather(array, places) for array in (query, key, value)]
-    with recording.muted():
+    with recording.suppressed():
         attended = attend(*arrays, mask=mask, bias=bias)
     options = {"size": size, "shift": shift, "bias": bias}
     recording.record(lambda: window_weights(query, key, **options))
@@ -140,7 +140,7 @@ def window_weights(
       ValueError: shapes, dtypes or values do not fit.
     """
     B, Y, X = _expect_heads(query, key)
-    places, regions = window_places(Y, X, size, shift)
+    places, regions = window_indices(Y, X, size, shift)
     arrays = [_gather(array, places) for array in (query, key)]
     weights = attention_weights(*arrays, mask=_within(regions, B), bias=bias)
     W, N, P = len(places), query.shape[3], Y * X

@@ -15,7 +15,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Memory, Stateless, context, validate_query, validate_states
 
 Array = jax.Array
 
@@ -95,7 +95,7 @@ class AdditiveAlignment(Stateless, nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A = checked_hidden_size(hidden_size, memory_size)
+        A = validate_hidden_size(hidden_size, memory_size)
         self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
         self.query = Projection((query_size,), (A,), use_bias=False, dtype=dtype, rngs=rngs)
         self.key = Projection((memory_size,), (A,), dtype=dtype, rngs=rngs)
@@ -103,12 +103,12 @@ class AdditiveAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self.key(states), states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         return *additive_step(self.query(query), memory, self.score[...]), state
 
 
@@ -143,7 +143,7 @@ class ConcatAlignment(Stateless, nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A = checked_hidden_size(hidden_size, memory_size)
+        A = validate_hidden_size(hidden_size, memory_size)
         self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
         inputs = (query_size + memory_size,)
         self.hidden = Projection(inputs, (A,), use_bias=False, dtype=dtype, rngs=rngs)
@@ -151,12 +151,12 @@ class ConcatAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self._product(states, slice(self.query_size, None)), states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         query = self._product(query, slice(self.query_size))
         return *additive_step(query, memory, self.score[...]), state
 
@@ -166,7 +166,7 @@ class ConcatAlignment(Stateless, nnx.Module):
         return jnp.matmul(x, kernel, preferred_element_type=accumulator(x)).astype(self.dtype)
 
 
-def checked_hidden_size(hidden_size: int | None, memory_size: int) -> int:
+def validate_hidden_size(hidden_size: int | None, memory_size: int) -> int:
     """A of an additive score: what was given, or D.
 
     Raises:

@@ -15,7 +15,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Memory, Stateless, context, validate_query, validate_states
 
 Array = jax.Array
 
@@ -99,12 +99,12 @@ class DotAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(states, states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         return *dot_step(query, memory), state
 
 
@@ -132,12 +132,12 @@ class GeneralAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self.key(states), states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         return *dot_step(query, memory), state
 
 
@@ -164,12 +164,12 @@ class NoAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(states, states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] (not looked at) -> context [B, D], weights [B, S], state."""
-        checked_query(query, memory, self.query_size, self.dtype)
+        validate_query(query, memory, self.query_size, self.dtype)
         following = jnp.cumsum(memory.valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
         weights = (memory.valid & (following == 1)).astype(jnp.float32)
         recording.record(lambda: weights)

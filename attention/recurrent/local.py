@@ -16,7 +16,7 @@ from attention import recording, shapes
 from attention.numerics import softmax
 from attention.projection import Projection
 from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Memory, Stateless, context, validate_query, validate_states
 
 Array = jax.Array
 
@@ -110,7 +110,7 @@ class LocalAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D_h] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(states if self.key is None else self.key(states), states, valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
@@ -121,7 +121,7 @@ class LocalAlignment(Stateless, nnx.Module):
 
     def predict(self, query: Array, memory: Memory) -> Array:
         """query [B, Q] -> the place to look at: p, [B], between 0 and the number of real states."""
-        query = checked_query(query, memory, self.query_size, self.position.dtype)
+        query = validate_query(query, memory, self.query_size, self.position.dtype)
         share = jax.nn.sigmoid(jnp.tanh(self.position(query)) @ self.position_score[...])
         return jnp.sum(memory.valid, axis=1) * share
 

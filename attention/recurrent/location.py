@@ -15,8 +15,8 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.additive import additive_scores, checked_hidden_size
-from attention.recurrent.memory import checked_query, checked_states, context
+from attention.recurrent.additive import additive_scores, validate_hidden_size
+from attention.recurrent.memory import context, validate_query, validate_states
 
 Array = jax.Array
 
@@ -137,7 +137,7 @@ class LocationAwareAlignment(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A = checked_hidden_size(hidden_size, memory_size)
+        A = validate_hidden_size(hidden_size, memory_size)
         _expect_odd(width)
         if num_filters < 1:
             raise ValueError(f"num_filters: got {num_filters}, expected at least 1")
@@ -156,7 +156,7 @@ class LocationAwareAlignment(nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> LocationMemory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         order = jnp.argsort(~valid, axis=1, stable=True)
         places = jnp.argsort(order, axis=1)
         states = jnp.take_along_axis(states, order[..., None], axis=1)
@@ -172,7 +172,7 @@ class LocationAwareAlignment(nnx.Module):
         self, query: Array, memory: LocationMemory, state: LocationState
     ) -> tuple[Array, Array, LocationState]:
         """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         looked = jnp.stack(state if self.cumulative else state[:1], axis=-1)
         features = location_features(looked, self.filters[...])
         keys = memory.keys + self.location(features.astype(self.dtype))

@@ -57,7 +57,7 @@ def context(weights: Array, values: Array) -> Array:
     return total.astype(values.dtype)
 
 
-def checked_states(
+def validate_states(
     states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
     """The states [B, S, D] in that dtype, and bool [B, S]: all are valid if None.
@@ -75,7 +75,7 @@ def checked_states(
     return states.astype(dtype), jnp.asarray(valid)
 
 
-def checked_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
+def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
     """The query [B, Q] in that dtype.
 
     Raises:

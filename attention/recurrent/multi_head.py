@@ -15,7 +15,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states
+from attention.recurrent.memory import Memory, Stateless, validate_query, validate_states
 
 Array = jax.Array
 
@@ -62,14 +62,14 @@ class MultiHeadAlignment(Stateless, nnx.Module):
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
         """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self.key(states), self.value(states), valid)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D], weights [B, N, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        query = validate_query(query, memory, self.query_size, self.dtype)
         query, mask = self.query(query)[:, None], masks.valid(key=memory.valid)
-        with recording.muted():
+        with recording.suppressed():
             heads = attend(query, memory.keys, memory.values, mask=mask)
         weights = attention_weights(query, memory.keys, mask=mask)[:, :, 0]
         recording.record(lambda: weights)

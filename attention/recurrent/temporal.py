@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attention_weights
 from attention.multi_head import MultiHeadAttention
 
@@ -70,7 +70,7 @@ class TemporalAttention(MultiHeadAttention):
             rngs=rngs,
         )
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         """The past: s <= t, or s < t."""
         if self.current:
             return masks.causal(query_offset)
@@ -130,11 +130,11 @@ class TemporalAttention(MultiHeadAttention):
         x, before = state[:, None], cache.length
         query = self._query(x, None)
         key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, None))
-        cache, keys, values, _, _ = extend(cache, key, value, lengths)
+        cache, keys, values, _, _ = append_keys_values(cache, key, value, lengths)
         seen = jnp.arange(cache.capacity) < (cache.length if self.current else before)[:, None]
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
         mask = masks.valid(key=seen)
-        with recording.muted():
+        with recording.suppressed():
             result = self._attend(x, query, keys, values, mask=mask, bias=None)[:, 0]
         weights = attention_weights(query, keys, mask=mask, **self._logit_options())[:, :, 0]
         recording.record(lambda: weights)

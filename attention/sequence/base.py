@@ -9,7 +9,7 @@ from attention import shapes
 from attention.projection import Projection
 
 
-class SelfHeads(nnx.Module):
+class MultiHeadMixer(nnx.Module):
     """Query, key, value of as many heads each, and the way back; a subclass mixes them.
 
     Weights: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from attention import shapes
 from attention.numerics import accumulator
-from attention.sequence.linear import expect_chunk_size, in_chunks
+from attention.sequence.linear import expect_chunk_size, split_into_chunks
 
 Array = jax.Array
 
@@ -207,7 +207,7 @@ def gated_delta_rule_weights(
 
 def _chunks_first(x: Array, C: int) -> Array:
     """[B, T, N, ...] -> [c, B, N, C, ...]."""
-    return jnp.moveaxis(in_chunks(x, C), (1, 3), (0, 2))
+    return jnp.moveaxis(split_into_chunks(x, C), (1, 3), (0, 2))
 
 
 def _checked(

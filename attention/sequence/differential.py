@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
@@ -47,7 +47,7 @@ def differential_attention(
     query: Array,
     key: Array,
     value: Array,
-    strength: Array | float,
+    lam: Array | float,
     *,
     mask: masks.Mask | Array | None = None,
     biases: Biases = (None, None),
@@ -64,7 +64,7 @@ def differential_attention(
       query: [B, T, N, 2H], q₁ and q₂ one after the other.
       key: [B, S, K, 2H], k₁ and k₂; K divides N.
       value: [B, S, K, V].
-      strength: λ, a number.
+      lam: λ, a number.
       mask: as for `attend`, of both maps.
       biases: added to the logits of the first map and of the second.
       scale, implementation: as for `attend`.
@@ -77,20 +77,20 @@ def differential_attention(
       NotImplementedError: see `attend`.
     """
     pairs = _pairs(query, key, value)
-    with recording.muted():
+    with recording.suppressed():
         first, second = (
             attend(
                 q, k, value, mask=mask, bias=bias, scale=scale, implementation=implementation
             ).astype(accumulator(value))
             for (q, k), bias in zip(pairs, biases, strict=True)
         )
-    return first - strength * second
+    return first - lam * second
 
 
 def differential_weights(
     query: Array,
     key: Array,
-    strength: Array | float,
+    lam: Array | float,
     *,
     mask: masks.Mask | Array | None = None,
     biases: Biases = (None, None),
@@ -101,7 +101,7 @@ def differential_weights(
         w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
 
     Args:
-      query, key, strength, mask, biases, scale: as for `differential_attention`; query is
+      query, key, lam, mask, biases, scale: as for `differential_attention`; query is
         [B, T, N, 2H], key [B, S, K, 2H].
 
     Returns:
@@ -114,7 +114,7 @@ def differential_weights(
         attention_weights(q, k, mask=mask, bias=bias, scale=scale)
         for (q, k), bias in zip(_pairs(query, key), biases, strict=True)
     )
-    return first - strength * second
+    return first - lam * second
 
 
 class DifferentialAttention(nnx.Module):
@@ -190,7 +190,7 @@ class DifferentialAttention(nnx.Module):
         self.lambda_q1, self.lambda_k1 = vector(), vector()
         self.lambda_q2, self.lambda_k2 = vector(), vector()
 
-    def strength(self) -> Array:
+    def lambda_value(self) -> Array:
         """λ as it is now, float32 []."""
         first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
@@ -220,7 +220,7 @@ class DifferentialAttention(nnx.Module):
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         places = jnp.arange(x.shape[1])
-        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
+        query, key = self._rotate(self.query(x), places), self._rotate(self.key(x), places)
         options = {"mask": mask, "biases": self._biases(query, places, places)}
         result = self._attend(query, key, self.value(x), dropout_key=dropout_key, **options)
         if return_weights:
@@ -248,9 +248,9 @@ class DifferentialAttention(nnx.Module):
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
         places = cache.length[:, None] + jnp.arange(x.shape[1])
-        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
+        query, key = self._rotate(self.query(x), places), self._rotate(self.key(x), places)
         key, value = (y.astype(cache.key.dtype) for y in (key, self.value(x)))
-        cache, keys, values, key_places, mask = extend(cache, key, value, lengths)
+        cache, keys, values, key_places, mask = append_keys_values(cache, key, value, lengths)
         result = self._attend(
             query,
             keys.astype(query.dtype),
@@ -260,11 +260,11 @@ class DifferentialAttention(nnx.Module):
         )
         return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
 
-    def _turned(self, x: Array, places: Array) -> Array:
+    def _rotate(self, x: Array, places: Array) -> Array:
         """[B, T, N, 2H], both halves with their positions in them."""
         if self.positions is None:
             return x
-        halves = [self.positions.turn(half, places) for half in jnp.split(x, 2, axis=-1)]
+        halves = [self.positions.rotate(half, places) for half in jnp.split(x, 2, axis=-1)]
         return jnp.concatenate(halves, axis=-1)
 
     def _biases(self, query: Array, query_places: Array, key_places: Array) -> Biases:
@@ -278,7 +278,7 @@ class DifferentialAttention(nnx.Module):
 
     def _weights(self, query, key, *, mask, biases) -> Array:
         return differential_weights(
-            query, key, self.strength(), mask=mask, biases=biases, scale=self.scale
+            query, key, self.lambda_value(), mask=mask, biases=biases, scale=self.scale
         )
 
     def _attend(self, query, key, value, *, mask, biases, dropout_key=None) -> Array:
@@ -286,7 +286,7 @@ class DifferentialAttention(nnx.Module):
             query,
             key,
             value,
-            self.strength(),
+            self.lambda_value(),
             mask=mask,
             biases=biases,
             scale=self.scale,

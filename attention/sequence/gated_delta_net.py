@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import real_lengths
+from attention.cache import valid_lengths
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
@@ -34,35 +34,35 @@ class DeltaState:
     """All that later positions need of the earlier ones. A frozen pytree.
 
     Attributes:
-      tail: the last W - 1 inputs of the convolution, [B, W - 1, C].
+      conv_state: the last W - 1 inputs of the convolution, [B, W - 1, C].
       memory: S, [B, N, H, V].
     """
 
-    tail: Array
+    conv_state: Array
     memory: Array
 
 
-jax.tree_util.register_dataclass(DeltaState, data_fields=["tail", "memory"], meta_fields=[])
+jax.tree_util.register_dataclass(DeltaState, data_fields=["conv_state", "memory"], meta_fields=[])
 
 
-def short_convolution(
-    x: Array, filters: Array, *, valid: Array | None = None, tail: Array | None = None
+def causal_depthwise_convolution(
+    x: Array, filters: Array, *, valid: Array | None = None, conv_state: Array | None = None
 ) -> tuple[Array, Array]:
     """A causal convolution of each channel by itself (Yang et al. 2025, section 3.4).
 
         y_t = Σ_{j < W} f_j x_{t-j}
 
     x_{t-j} is the j-th real position before t: those that are not real are skipped, however many
-    there are. Before the first are the tail's.
+    there are. Before the first are those of `conv_state`.
 
     Args:
       x: [B, T, C].
       filters: f, [W, C]; f_0 is for t itself.
       valid: bool [B, T], True = a real position; all if None.
-      tail: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
+      conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the tail after x. At positions that are not real y is
+      y, [B, T, C], in at least float32, and the state after x. At positions that are not real y is
       what would stand there were they real, and the others not aware of it.
 
     Raises:
@@ -76,8 +76,8 @@ def short_convolution(
     before = len(filters) - 1
     wide = jnp.promote_types(accumulator(x), filters.dtype)
     x, filters = x.astype(wide), filters.astype(wide)
-    tail = jnp.zeros((B, before, C), wide) if tail is None else tail.astype(wide)
-    shapes.expect("tail", tail, "B W C", {"B": B, "W": before, "C": C})
+    conv_state = jnp.zeros((B, before, C), wide) if conv_state is None else conv_state.astype(wide)
+    shapes.expect("conv_state", conv_state, "B W C", {"B": B, "W": before, "C": C})
     real = x
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="a real position")
@@ -85,7 +85,7 @@ def short_convolution(
         # Real positions first, in their order; what stands behind them is never read.
         order = jnp.argsort(~valid, axis=1, stable=True)
         real = jnp.take_along_axis(x, order[..., None], axis=1)
-    history = jnp.concatenate([tail, real], axis=1)
+    history = jnp.concatenate([conv_state, real], axis=1)
     # past[r] is what a position sees that has r real ones before it.
     past = jnp.zeros((B, T, C), wide)
     for j in range(1, before + 1):
@@ -253,12 +253,12 @@ class GatedDeltaNet(nnx.Module):
         Args:
           batch_size: B.
           max_length: no limit here: the state is as large for any length.
-          dtype: of tail and memory, raised to at least float32; float32 if None.
+          dtype: of conv_state and memory, raised to at least float32; float32 if None.
         """
         K, H, N, V = self.sizes.values()
         dtype = jnp.promote_types(dtype or jnp.float32, jnp.float32)
-        tail = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
-        return DeltaState(tail, jnp.zeros((batch_size, N, H, V), dtype))
+        conv_state = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
+        return DeltaState(conv_state, jnp.zeros((batch_size, N, H, V), dtype))
 
     def decode(
         self, x: Array, cache: DeltaState, *, lengths: Array | None = None
@@ -283,24 +283,26 @@ class GatedDeltaNet(nnx.Module):
         B, T = x.shape[:2]
         valid = None
         if lengths is not None:
-            valid = jnp.arange(T) < real_lengths(lengths, B, T)[:, None]
-        inputs, tail = self._inputs(x, valid=valid, tail=cache.tail)
+            valid = jnp.arange(T) < valid_lengths(lengths, B, T)[:, None]
+        inputs, conv_state = self._inputs(x, valid=valid, conv_state=cache.conv_state)
         heads, memory = gated_delta_rule_chunked(*inputs, cache.memory, chunk_size=self.chunk_size)
-        new = jax.tree.map(lambda new, old: new.astype(old.dtype), DeltaState(tail, memory), cache)
+        new = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), DeltaState(conv_state, memory), cache
+        )
         return self._result(heads, x, None), new
 
     def _inputs(
-        self, x: Array, *, valid: Array | None, tail: Array | None = None
+        self, x: Array, *, valid: Array | None, conv_state: Array | None = None
     ) -> tuple[_Inputs, Array]:
-        """What the delta rule takes, and the convolution's new tail."""
+        """What the delta rule takes, and the convolution's new state."""
         B, T = x.shape[:2]
         projected = (self.query(x), self.key(x), self.value(x))
         filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])
-        mixed, tail = short_convolution(
+        mixed, conv_state = causal_depthwise_convolution(
             jnp.concatenate([y.reshape(B, T, math.prod(y.shape[2:])) for y in projected], axis=-1),
             jnp.concatenate([f.reshape(self.conv_size, -1) for f in filters], axis=-1),
             valid=valid,
-            tail=tail,
+            conv_state=conv_state,
         )
         ends = np.cumsum([math.prod(y.shape[2:]) for y in projected])[:-1]
         query, key, value = (
@@ -314,7 +316,7 @@ class GatedDeltaNet(nnx.Module):
         if valid is not None:
             key, value = (jnp.where(valid[:, :, None, None], y, 0) for y in (key, value))
             log_decay, beta = (jnp.where(valid[:, :, None], y, 0) for y in (log_decay, beta))
-        return _Inputs(query, key, value, log_decay, beta), tail
+        return _Inputs(query, key, value, log_decay, beta), conv_state
 
     def _result(self, heads: Array, x: Array, dropout_key: Array | None) -> Array:
         gated = self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))

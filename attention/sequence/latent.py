@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
@@ -104,7 +104,8 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
 class LatentAttention(nnx.Module):
     """Multi-head latent attention (MLA), with its decoupled rotary key (DeepSeek-AI 2024).
 
-        c = rmsnorm(x W_c),   k = turn(x W_k),   q_n = [a W_n; turn(a W'_n)],   a = rmsnorm(x W_a)
+        c = rmsnorm(x W_c),   k = rotate(x W_k)
+        a = rmsnorm(x W_a),   q_n = [a W_n; rotate(a W'_n)]
 
     where a is x itself without a query_rank. The cache holds c and k: C + R numbers a position,
     for all heads together.
@@ -250,7 +251,7 @@ class LatentAttention(nnx.Module):
         places = cache.length[:, None] + jnp.arange(x.shape[1])
         entry = jnp.concatenate(self._latents(x, places), axis=-1)[:, :, None]
         entry = entry.astype(cache.key.dtype)
-        cache, entries, _, _, mask = extend(cache, entry, entry[..., :0], lengths)
+        cache, entries, _, _, mask = append_keys_values(cache, entry, entry[..., :0], lengths)
         C = self.latent.outputs[0]
         entries = entries[:, :, 0].astype(self.dtype)
         heads = latent_attention(
@@ -269,12 +270,12 @@ class LatentAttention(nnx.Module):
         if self.query_latent is not None:
             x = self.query_norm(self.query_latent(x))
         query, H = self.query(x), self.key.outputs[-1]
-        turned = self.positions.turn(query[..., H:], positions)
+        turned = self.positions.rotate(query[..., H:], positions)
         return jnp.concatenate([query[..., :H], turned], axis=-1)
 
     def _latents(self, x: Array, positions: Array) -> tuple[Array, Array]:
         """[B, T, C], and [B, T, R] turned."""
-        rotary_key = self.positions.turn(self.rotary_key(x)[:, :, None], positions)
+        rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
         return self.latent_norm(self.latent(x)), rotary_key[:, :, 0]
 
     def _ups(self) -> tuple[Array, Array]:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from attention import masks, recording, shapes
-from attention.cache import real_lengths
+from attention.cache import valid_lengths
 from attention.dropout import dropout
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -107,7 +107,7 @@ def linear_attention(
     # A query's features may be scaled at will: it cancels. So the denominator keeps clear of 0.
     highest = jax.lax.stop_gradient(jnp.max(query, axis=-1, keepdims=True))
     query = query / jnp.where(highest > 0, highest, 1)
-    values = with_ones(values)
+    values = append_ones(values)
     if key_valid is not None:
         seen = key_valid[:, :, None, None]
         key, values = jnp.where(seen, key, 0), jnp.where(seen, values, 0)
@@ -120,7 +120,7 @@ def linear_attention(
     else:
         after = before + jnp.einsum("BSNF,BSNV->BNFV", key, values)
         sums = jnp.einsum("BTNF,BNFV->BTNV", query, after)
-    out = quotient(sums, query_valid).astype(value.dtype)
+    out = normalize_sums(sums, query_valid).astype(value.dtype)
     return (out, LinearState(after[..., :-1], after[..., -1])) if return_state else out
 
 
@@ -128,14 +128,14 @@ def _causal_sums(
     query: Array, key: Array, values: Array, before: Array, C: int
 ) -> tuple[Array, Array]:
     """Σ_{s <= t} φ(q_t)·φ(k_s) v_s, [B, T, N, V], and the sums [B, N, F, V] after all."""
-    query_chunks, key_chunks, value_chunks = (in_chunks(x, C) for x in (query, key, values))
+    query_chunks, key_chunks, value_chunks = (split_into_chunks(x, C) for x in (query, key, values))
     sums = jnp.einsum("BcSNF,BcSNV->BcNFV", key_chunks, value_chunks)
     sums = jnp.cumsum(jnp.concatenate([before[:, None], sums], axis=1), axis=1)
     inside = jnp.einsum("BcTNF,BcSNF->BcNTS", query_chunks, key_chunks)
     inside = jnp.where(jnp.tri(C, dtype=bool), inside, 0)
     result = jnp.einsum("BcNTS,BcSNV->BcTNV", inside, value_chunks)
     result = result + jnp.einsum("BcTNF,BcNFV->BcTNV", query_chunks, sums[:, :-1])
-    return joined_chunks(result, query.shape[1]), sums[:, -1]
+    return join_chunks(result, query.shape[1]), sums[:, -1]
 
 
 def expect_features(
@@ -183,26 +183,26 @@ def expect_chunk_size(chunk_size: int) -> None:
         raise ValueError(f"chunk_size: got {chunk_size}, expected an int of at least 1")
 
 
-def in_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
+def split_into_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
     """[B, T, ...] -> [B, ceil(T / C), C, ...], filled up at the end."""
     B, T = x.shape[:2]
     widths = [(0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, widths, constant_values=fill).reshape(B, -(-T // C), C, *x.shape[2:])
 
 
-def joined_chunks(x: Array, T: int) -> Array:
+def join_chunks(x: Array, T: int) -> Array:
     """[B, ceil(T / C), C, ...] -> [B, T, ...]."""
     B, count, C = x.shape[:3]
     return x.reshape(B, count * C, *x.shape[3:])[:, :T]
 
 
-def with_ones(value: Array) -> Array:
+def append_ones(value: Array) -> Array:
     """One more value that is 1, so that sums of values bring their denominator along."""
     return jnp.concatenate([value, jnp.ones((*value.shape[:-1], 1), value.dtype)], axis=-1)
 
 
-def quotient(sums: Array, query_valid: Array | None) -> Array:
-    """The values of `with_ones` summed, over the sum of the ones; 0 where that is none."""
+def normalize_sums(sums: Array, query_valid: Array | None) -> Array:
+    """The values of `append_ones` summed, over the sum of the ones; 0 where that is none."""
     total = sums[..., -1:]
     some = total > jnp.finfo(total.dtype).tiny
     if query_valid is not None:
@@ -216,8 +216,8 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
     return jnp.concatenate([state.sums, state.total[..., None]], axis=-1)
 
 
-class FeatureAttention(SelfHeads):
-    """What mixers that attend by features share; a subclass gives `_heads` and `_empty`.
+class FeatureAttention(MultiHeadMixer):
+    """Base class of mixers with feature maps: subclasses give `_linear_attention`, `_empty_state`.
 
     Args and errors are those of `LinearAttention`.
     """
@@ -236,11 +236,11 @@ class FeatureAttention(SelfHeads):
         super().__init__(model_size, num_heads, **options)
         self.chunk_size = chunk_size
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         """`linear_attention` of projected queries and keys, with its options."""
         raise NotImplementedError(f"{self.name}: has no features")
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> Any:
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> Any:
         """The state of no keys."""
         raise NotImplementedError(f"{self.name}: has no state")
 
@@ -278,7 +278,7 @@ class FeatureAttention(SelfHeads):
         query, key, value = self.query(x), self.key(x), self.value(x)
         weigh = functools.partial(self._weights, query, key, **options)
         recording.record(weigh)
-        heads = self._heads(query, key, value, **options)
+        heads = self._linear_attention(query, key, value, **options)
         rate = 0.0 if dropout_key is None else self.dropout_rate
         result = self.out(dropout(heads, rate, dropout_key))
         return (result, weigh()) if return_weights else result
@@ -287,7 +287,7 @@ class FeatureAttention(SelfHeads):
         """[B, N, T, S]: what comes of values that are one-hot."""
         B, S, N, _ = key.shape
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=accumulator(key))[:, None], (B, S, N, S))
-        return self._heads(query, key, one_hot, **options).transpose(0, 2, 1, 3)
+        return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)
 
     def init_cache(
         self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
@@ -299,7 +299,7 @@ class FeatureAttention(SelfHeads):
           max_length: no limit here: the state is as large for any length.
           dtype: of the sums, raised to at least float32; float32 if None.
         """
-        return self._empty(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
+        return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 
     def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
         """The next T positions of sequences that see only what is past: a prompt, then steps.
@@ -322,8 +322,8 @@ class FeatureAttention(SelfHeads):
         B, T = x.shape[:2]
         real = None
         if lengths is not None:
-            real = jnp.arange(T) < real_lengths(lengths, B, T)[:, None]
-        heads, new = self._heads(
+            real = jnp.arange(T) < valid_lengths(lengths, B, T)[:, None]
+        heads, new = self._linear_attention(
             self.query(x),
             self.key(x),
             self.value(x),
@@ -359,10 +359,10 @@ class LinearAttention(FeatureAttention):
 
     name = "linear"
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         features = elu_features(query), elu_features(key)
         return linear_attention(*features, value, chunk_size=self.chunk_size, **options)
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> LinearState:
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> LinearState:
         shape = (batch_size, self.num_heads, self.head_size)
         return LinearState(jnp.zeros((*shape, self.head_size), dtype), jnp.zeros(shape, dtype))

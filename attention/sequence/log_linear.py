@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from attention import shapes
 from attention.numerics import accumulator
 from attention.sequence.linear import (
+    append_ones,
     expect_features,
-    in_chunks,
-    joined_chunks,
-    quotient,
-    with_ones,
+    join_chunks,
+    normalize_sums,
+    split_into_chunks,
 )
 
 Array = jax.Array
@@ -92,7 +92,7 @@ def log_linear_attention(
         expect_power_of_two(chunk_size)
     wide = jnp.promote_types(accumulator(log_query_features), value.dtype)
     query, key, values = (x.astype(wide) for x in (log_query_features, log_key_features, value))
-    values = with_ones(values)
+    values = append_ones(values)
     if key_valid is not None:
         seen = key_valid[:, :, None, None]
         key, values = jnp.where(seen, key, -jnp.inf), jnp.where(seen, values, 0)
@@ -103,7 +103,7 @@ def log_linear_attention(
         after = _join(before, _summed(key, values))
         scale = _fixed(jnp.max(query + after[0][:, None], axis=-1, keepdims=True))
         sums = _read(query, scale, after)
-    out = quotient(sums, query_valid).astype(value.dtype)
+    out = normalize_sums(sums, query_valid).astype(value.dtype)
     if not return_state:
         return out
     return out, LogLinearState(after[1][..., :-1], after[1][..., -1], after[0])
@@ -166,8 +166,8 @@ def _causal(
     """Queries' sums over s <= t, [B, T, N, V], times exp(-M_t), and the pair after all."""
     T = query.shape[1]
     C = min(chunk_size, 1 << max(T - 1, 0).bit_length())
-    query, values = in_chunks(query, C), in_chunks(values, C)
-    key = in_chunks(key, C, fill=-jnp.inf)
+    query, values = split_into_chunks(query, C), split_into_chunks(values, C)
+    key = split_into_chunks(key, C, fill=-jnp.inf)
     pairs = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[:, None], rest], axis=1),
         before,
@@ -187,7 +187,7 @@ def _causal(
         later = jax.checkpoint(functools.partial(_later_half, half=half))
         result = result + later(query, key, values, scale)
         half //= 2
-    return joined_chunks(result, T), tuple(after)
+    return join_chunks(result, T), tuple(after)
 
 
 def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:

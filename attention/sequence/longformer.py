@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend, real_lengths
+from attention.cache import KeyValueCache, append_keys_values, valid_lengths
 from attention.dot_product import attention_weights
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
@@ -82,7 +82,7 @@ class Longformer(MultiHeadAttention):
             for local in (self.query, self.key, self.value)
         )
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         """What a query sees where the first positions are global."""
         first = patterns.global_tokens(self.global_tokens, query_offset)
         return masks.window(self.window, self.window, query_offset) | first
@@ -120,16 +120,16 @@ class Longformer(MultiHeadAttention):
         T = sizes["T"]
         rows = min(self.global_tokens, T) if global_marks is None else T
         split = self.query_global is not None and rows > 0
-        mask = self._joined(mask, self._pattern(global_marks, sizes))
+        mask = self._combine_masks(mask, self._pattern(global_marks, sizes))
         positions = None if self.positions is None else jnp.arange(T)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         projected = (self._query(x, positions), *self._key_value(x, positions))
         near = self._branch(projected, T, positions, mask, bias)
-        with recording.muted():
+        with recording.suppressed():
             result = self._attend(x, **near, dropout_key=keys[0])
         if split:
             wide = self._branch(self._global(x, positions), rows, positions, mask, bias)
-            with recording.muted():
+            with recording.suppressed():
                 others = self._attend(x[:, :rows], **wide, dropout_key=keys[1])
             marks = None if global_marks is None else global_marks[:, :, None]
             result = _merged(result, others, marks, axis=1)
@@ -168,13 +168,13 @@ class Longformer(MultiHeadAttention):
         B, T = x.shape[:2]
         places = cache.local.length[:, None] + jnp.arange(T)
         left = jnp.maximum(cache.start.capacity - cache.start.length, 0)
-        lengths = jnp.minimum(real_lengths(lengths, B, T), left)
+        lengths = jnp.minimum(valid_lengths(lengths, B, T), left)
         query, *new = self._global(x, places)
         new = (y.astype(cache.start.key.dtype) for y in new)
-        start, keys, values, key_positions, seen = extend(cache.start, *new, lengths)
+        start, keys, values, key_positions, seen = append_keys_values(cache.start, *new, lengths)
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
         bias = self._bias(query, places, key_positions, None)
-        with recording.muted():
+        with recording.suppressed():
             wide = self._attend(x, query, keys, values, mask=seen, bias=bias)
         first = places < self.global_tokens
 
@@ -191,7 +191,7 @@ class Longformer(MultiHeadAttention):
 
     def _pattern(self, global_marks: Array | None, sizes: dict[str, int]) -> masks.Mask:
         if global_marks is None:
-            return self.structure()
+            return self.pattern_mask()
         shapes.expect_boolean("global_marks", global_marks, true_means="a global position")
         shapes.expect("global_marks", global_marks, "B T", dict(sizes))
         marked = patterns.global_marks(global_marks, global_marks)
@@ -226,7 +226,7 @@ class Longformer(MultiHeadAttention):
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions is not None:
-            query, key = (self.positions.turn(y, positions) for y in (query, key))
+            query, key = (self.positions.rotate(y, positions) for y in (query, key))
         return query, key, self.value_global(x)
 
 

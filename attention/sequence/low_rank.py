@@ -15,7 +15,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -58,7 +58,7 @@ def linformer(
       NotImplementedError: any other mask; a mixture of all positions cannot be causal.
     """
     seen = _checked(query, key, value, key_projection, value_projection, mask)
-    with recording.muted():
+    with recording.suppressed():
         return attend(
             query,
             _mixed(key, key_projection, seen.key),
@@ -104,7 +104,7 @@ def linformer_weights(
     return weights if seen.key is None else jnp.where(seen.key[:, None, None], weights, 0.0)
 
 
-class Linformer(SelfHeads):
+class Linformer(MultiHeadMixer):
     """Multi-head self-attention by `linformer`, of sequences up to max_length (Wang et al. 2020).
 
         head_n = softmax(q (Eᵀk)ᵀ) (Fᵀv),   y = concat_n(head_n) W_o

@@ -16,7 +16,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -97,22 +97,24 @@ def nystrom_attention(
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: any other mask; means over all positions cannot be causal.
     """
-    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=value)
+    factors = _factors(
+        query, key, num_landmarks, inverse_iterations, convolution, mask, value=value
+    )
     wide = value.astype(accumulator(value))
-    if parts.key is not None:
-        wide = jnp.where(parts.key[:, :, None, None], wide, 0.0)
+    if factors.key is not None:
+        wide = jnp.where(factors.key[:, :, None, None], wide, 0.0)
     # Small factors first: never [T, S].
-    through = jnp.einsum("BNMS,BSNV->BNMV", parts.to_landmarks, wide)
-    if parts.inverse is not None:
-        through = _product(parts.inverse, through)
-    exact = jnp.einsum("BSM,BSNV->BNMV", parts.segments, wide)
+    through = jnp.einsum("BNMS,BSNV->BNMV", factors.landmark_to_key, wide)
+    if factors.inverse is not None:
+        through = _product(factors.inverse, through)
+    exact = jnp.einsum("BSM,BSNV->BNMV", factors.segments, wide)
     heads = jnp.einsum(
-        "BNTM,BNMV->BTNV", parts.from_landmarks, jnp.where(parts.few, exact, through)
+        "BNTM,BNMV->BTNV", factors.query_to_landmark, jnp.where(factors.is_exact, exact, through)
     )
     if convolution is not None:
-        heads = heads + _convolved(wide, convolution, parts.key)
-    if parts.query is not None:
-        heads = jnp.where(parts.query[:, :, None, None], heads, 0.0)
+        heads = heads + _convolved(wide, convolution, factors.key)
+    if factors.query is not None:
+        heads = jnp.where(factors.query[:, :, None, None], heads, 0.0)
     return heads.astype(query.dtype)
 
 
@@ -142,29 +144,29 @@ def nystrom_weights(
     Raises:
       ValueError, NotImplementedError: as for `nystrom_attention`.
     """
-    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask)
-    through = parts.to_landmarks
-    if parts.inverse is not None:
-        through = _product(parts.inverse, through)
-    exact = parts.segments.swapaxes(1, 2)[:, None]
+    factors = _factors(query, key, num_landmarks, inverse_iterations, convolution, mask)
+    through = factors.landmark_to_key
+    if factors.inverse is not None:
+        through = _product(factors.inverse, through)
+    exact = factors.segments.swapaxes(1, 2)[:, None]
     weights = jnp.einsum(
-        "BNTM,BNMS->BNTS", parts.from_landmarks, jnp.where(parts.few, exact, through)
+        "BNTM,BNMS->BNTS", factors.query_to_landmark, jnp.where(factors.is_exact, exact, through)
     )
     if convolution is not None:
         size = convolution.shape[0]
-        rank = _rank(parts.key, key.shape[1])
+        rank = _rank(factors.key, key.shape[1])
         place = rank[:, None, :] - rank[:, :, None] + size // 2
         taps = jnp.take(convolution.astype(weights.dtype).T, jnp.clip(place, 0, size - 1), axis=1)
         band = jnp.where((place >= 0) & (place < size), taps, 0.0).swapaxes(0, 1)
         weights = weights + band
-    if parts.key is not None:
-        weights = jnp.where(parts.key[:, None, None], weights, 0.0)
-    if parts.query is not None:
-        weights = jnp.where(parts.query[:, None, :, None], weights, 0.0)
+    if factors.key is not None:
+        weights = jnp.where(factors.key[:, None, None], weights, 0.0)
+    if factors.query is not None:
+        weights = jnp.where(factors.query[:, None, :, None], weights, 0.0)
     return weights
 
 
-class Nystromformer(SelfHeads):
+class Nystromformer(MultiHeadMixer):
     """Multi-head self-attention by `nystrom_attention` (Xiong et al. 2021).
 
         head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
@@ -254,28 +256,30 @@ class Nystromformer(SelfHeads):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class _Factors:
     """The factors of a map from values to results.
 
     Attributes:
-      from_landmarks: softmax(q k̃ᵀ), [B, N, T, M].
+      query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
       inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None where it can never be needed.
-      to_landmarks: softmax(q̃ kᵀ), [B, N, M, S].
+      landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
       segments: [B, S, M], 1 where a key is of a segment, divided by the segment's size.
-      few: bool [B, 1, 1, 1], every key its own landmark.
+      is_exact: bool [B, 1, 1, 1], every key its own landmark.
       query, key: bool [B, T], real ones; None for all.
     """
 
-    from_landmarks: Array
+    query_to_landmark: Array
     inverse: Array | None
-    to_landmarks: Array
+    landmark_to_key: Array
     segments: Array
-    few: Array
+    is_exact: Array
     query: Array | None
     key: Array | None
 
 
-def _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=None) -> _Parts:
+def _factors(
+    query, key, num_landmarks, inverse_iterations, convolution, mask, value=None
+) -> _Factors:
     sizes = shapes.expect_attention(query, key, value)
     shapes.expect("key", key, "B T N H", sizes)
     B, T, N = sizes["B"], sizes["T"], sizes["N"]
@@ -291,22 +295,22 @@ def _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, val
     query, key = query.astype(wide) * sizes["H"] ** -0.5, key.astype(wide)
     # Without marks of their own, the queries that count are those that are real as keys.
     asking, _, _ = _segments(marks.key if marks.query is None else marks.query, B, T, M, wide)
-    segments, used, few = _segments(marks.key, B, T, M, wide)
+    segments, used, is_exact = _segments(marks.key, B, T, M, wide)
     query_landmarks = jnp.einsum("BTM,BTNH->BMNH", asking, query)
     key_landmarks = jnp.einsum("BSM,BSNH->BMNH", segments, key)
     used, seen = used[:, None, None], None if marks.key is None else marks.key[:, None, None]
     inverse = None
     if M < T:
         # A segment without queries is a row of zeros, and stays out of the inverse.
-        between = _shares(query_landmarks, key_landmarks, used)
+        between = _softmax(query_landmarks, key_landmarks, used)
         between = between * (jnp.sum(asking, axis=1) > 0)[:, None, :, None]
         inverse = iterative_inverse(between, iterations=inverse_iterations)
-    return _Parts(
-        from_landmarks=_shares(query, key_landmarks, used),
+    return _Factors(
+        query_to_landmark=_softmax(query, key_landmarks, used),
         inverse=inverse,
-        to_landmarks=_shares(query_landmarks, key, seen),
+        landmark_to_key=_softmax(query_landmarks, key, seen),
         segments=segments,
-        few=few[:, None, None, None],
+        is_exact=is_exact[:, None, None, None],
         query=marks.query,
         key=marks.key,
     )
@@ -330,7 +334,7 @@ def _rank(valid: Array | None, T: int) -> Array:
     return jnp.cumsum(valid, axis=1) - valid
 
 
-def _shares(query: Array, key: Array, seen: Array | None) -> Array:
+def _softmax(query: Array, key: Array, seen: Array | None) -> Array:
     """softmax(q kᵀ) [B, N, T, S] over what is seen, bool [B, 1, 1, S]."""
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key)
     return softmax(logits if seen is None else jnp.where(seen, logits, -jnp.inf))

@@ -172,7 +172,7 @@ class Performer(FeatureAttention):
         """
         self.directions[...] = self._drawn(key)
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         directions = self.directions[...]
         softmax = self.kernel == "softmax"
         features = softmax_log_features if softmax else relu_features
@@ -180,7 +180,7 @@ class Performer(FeatureAttention):
         query, key = features(query, directions), features(key, directions)
         return attention(query, key, value, chunk_size=self.chunk_size, **options)
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> LinearState | LogLinearState:
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> LinearState | LogLinearState:
         shape = (batch_size, self.num_heads, self.features)
         sums, total = jnp.zeros((*shape, self.head_size), dtype), jnp.zeros(shape, dtype)
         if self.kernel == "relu":

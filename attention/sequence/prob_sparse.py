@@ -17,7 +17,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -69,8 +69,8 @@ def prob_sparse(
     if seen is not None:
         value = jnp.where(seen[..., None, None], value, 0)
     mean = jnp.sum(value * _uniform(seen, value.shape[1])[..., None, None], axis=1, keepdims=True)
-    lazy = 1 - jnp.swapaxes(jnp.sum(active, axis=2), 1, 2)[..., None]
-    return (rows + lazy * mean).astype(query.dtype)
+    inactive = 1 - jnp.swapaxes(jnp.sum(active, axis=2), 1, 2)[..., None]
+    return (rows + inactive * mean).astype(query.dtype)
 
 
 def prob_sparse_weights(
@@ -98,22 +98,22 @@ def prob_sparse_weights(
     active, chosen, there = _choose(query, key, samples, num_active, seen)
     weights = attention_weights(chosen, key, mask=there)
     rows = jnp.einsum("BNAT,BNAS->BNTS", active, weights.astype(active.dtype))
-    lazy = 1 - jnp.sum(active, axis=2)[..., None]
-    return rows + lazy * _uniform(seen, query.shape[1])[:, None, None]
+    inactive = 1 - jnp.sum(active, axis=2)[..., None]
+    return rows + inactive * _uniform(seen, query.shape[1])[:, None, None]
 
 
-class ProbSparse(SelfHeads):
+class ProbSparse(MultiHeadMixer):
     """Multi-head self-attention by `prob_sparse` (Zhou et al. 2021).
 
     A = U = factor · ⌈ln(1 + T)⌉, at most T. The keys that a query tries are drawn once and for all
     from the seed and the length, so that the same input gives the same result.
 
-    Weights: those of `SelfHeads`.
+    Weights: those of `MultiHeadMixer`.
 
     Args:
       factor: the paper's c.
       seed: of the keys tried.
-      options: those of `SelfHeads`; dropout is of the weights of active queries.
+      options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -173,7 +173,7 @@ class ProbSparse(SelfHeads):
         samples = self.samples(sizes["T"])
         options = {"num_active": self.num_active(sizes["T"]), "mask": mask}
         rate = 0.0 if dropout_key is None else self.dropout_rate
-        with recording.muted():
+        with recording.suppressed():
             heads = prob_sparse(
                 query, key, value, samples, dropout_rate=rate, dropout_key=dropout_key, **options
             )
@@ -215,10 +215,10 @@ def _choose(
     )
     hidden = jnp.zeros((), bool) if seen is None else ~seen[:, places][:, None]
     most = jnp.max(jnp.where(hidden, -jnp.inf, logits), axis=-1)
-    uneven = most - jnp.sum(jnp.where(hidden, 0, logits), axis=-1) / query.shape[1]
+    sparsity = most - jnp.sum(jnp.where(hidden, 0, logits), axis=-1) / query.shape[1]
     if seen is not None:
-        uneven = jnp.where(seen[:, None], uneven, -jnp.inf)
-    value, number = jax.lax.top_k(uneven, num_active)
+        sparsity = jnp.where(seen[:, None], sparsity, -jnp.inf)
+    value, number = jax.lax.top_k(sparsity, num_active)
     active = jax.nn.one_hot(number, query.shape[1], dtype=wide)
     active = jnp.where(value[..., None] > -jnp.inf, active, 0)
     rows = jnp.take_along_axis(jnp.swapaxes(query, 1, 2), number[..., None], axis=2)

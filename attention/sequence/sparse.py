@@ -22,9 +22,9 @@ Array = jax.Array
 
 
 class SparseAttention(MultiHeadAttention):
-    """`MultiHeadAttention` of a sequence to itself, in the pattern that `structure` gives."""
+    """`MultiHeadAttention` of a sequence to itself, in the pattern that `pattern_mask` gives."""
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         """The pattern; every mask of a caller is joined with it by `&`."""
         raise NotImplementedError
 
@@ -71,10 +71,10 @@ class SlidingWindow(SparseAttention):
         **options: Any,
     ):
         self.left, self.right, self.dilation = left, right, dilation
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         if self.dilation == 1:
             return masks.window(self.left, self.right, query_offset)
         return patterns.dilated_window(self.left, self.right, self.dilation, query_offset)
@@ -98,10 +98,10 @@ class Strided(SparseAttention):
 
     def __init__(self, model_size: int, num_heads: int, *, stride: int = 64, **options: Any):
         self.stride = stride
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.strided(self.stride, query_offset)
 
 
@@ -129,10 +129,10 @@ class Fixed(SparseAttention):
         **options: Any,
     ):
         self.block, self.summary = block, summary
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.fixed(self.block, self.summary, query_offset)
 
 
@@ -167,10 +167,10 @@ class BigBird(SparseAttention):
         self.block, self.window, self.global_blocks = block, window, global_blocks
         self.random_blocks, self.seed = random_blocks, seed
         self.links = None if links is None else patterns.checked_links(links)
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.big_bird(
             self.block,
             window=self.window,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
@@ -210,7 +210,7 @@ class TalkingHeadsAttention(nnx.Module):
         shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
         query = self.query(x)
         key, value = (project(x).astype(cache.key.dtype) for project in (self.key, self.value))
-        cache, keys, values, _, mask = extend(cache, key, value, lengths)
+        cache, keys, values, _, mask = append_keys_values(cache, key, value, lengths)
         result = self._attend(
             query, keys.astype(query.dtype), values.astype(query.dtype), mask, None
         )

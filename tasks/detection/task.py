@@ -312,7 +312,7 @@ class Detection(Task):
         grids = backbone.sides(self._side, self._side)
         for stage, grid in enumerate(grids, 1):
             if f"stage_{stage}" in attention:
-                gate = "gate" in slot_line(backbone.attention).can
+                gate = "gate" in slot_line(backbone.attention).capabilities
                 weights = places(attention[f"stage_{stage}"][index], grid, gate)
                 if weights is not None:
                     yield f"stage {stage}", weights

@@ -86,7 +86,9 @@ class UNetConfig:
         """Whether the attention's weights are what a map is multiplied by."""
         if self.gate is not None:
             return True
-        return self.slot != "none" and "gate" in registry.find("map_attention", self.slot).can
+        return (
+            self.slot != "none" and "gate" in registry.find("map_attention", self.slot).capabilities
+        )
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
         """The gate of a map of `fine` channels by one of `coarse`.
@@ -98,7 +100,7 @@ class UNetConfig:
         return registry.build("gate", self.gate, fine, coarse, **options)
 
     def _try_gate(self, fine: int, coarse: int) -> None:
-        registry.expect_usable(
+        registry.check_spec(
             "attention",
             self.attention,
             lambda x, signal: self.build_gate(fine, coarse, nnx.Rngs(0))(x, signal),

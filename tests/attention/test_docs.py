@@ -38,10 +38,12 @@ def copy(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", root)
     written = blocks()
     registry = root / "attention" / "mechanisms.py"
-    line = written.pop("attention/mechanisms.py")
+    entry = written.pop("attention/mechanisms.py")
     text = registry.read_text(encoding="utf-8")
-    before, after = text.split('    _line(\n        "alignment",', 1)
-    registry.write_text(f'{before}{line}    _line(\n        "alignment",{after}', encoding="utf-8")
+    before, after = text.split('    _entry(\n        "alignment",', 1)
+    registry.write_text(
+        f'{before}{entry}    _entry(\n        "alignment",{after}', encoding="utf-8"
+    )
     for file, code in written.items():
         assert not (root / file).exists()
         (root / file).write_text(code, encoding="utf-8")
@@ -97,11 +99,16 @@ SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
 INFRASTRUCTURE |= {"ffi", "shapes", "tracing"}
 # Nor do these functions, which say the rest.
-TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.mask.padding", "cache.extend"}
+TOOLS = {
+    "inspect.capture",
+    "dot_product.explain_choice",
+    "masks.mask.padding",
+    "cache.append_keys_values",
+}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may
-# checks (expect_..., checked_...).
+# checks (expect_..., checked_..., validate_...).
 SHARED = {
-    "cache.real_lengths",
+    "cache.valid_lengths",
     "image.channel.weights_of",
     "image.maps.kernel_init",
     "kernels.blockwise.attention.make_rules",
@@ -121,10 +128,10 @@ SHARED = {
     "masks.terms.positions",
     "masks.terms.query_positions",
     "masks.terms.static_offset",
-    "sequence.linear.in_chunks",
-    "sequence.linear.joined_chunks",
-    "sequence.linear.quotient",
-    "sequence.linear.with_ones",
+    "sequence.linear.split_into_chunks",
+    "sequence.linear.join_chunks",
+    "sequence.linear.normalize_sums",
+    "sequence.linear.append_ones",
 }
 
 
@@ -149,7 +156,7 @@ def sections(text):
 def test_functions_say_paper_equation_shapes_and_errors(name, function):
     text = ast.get_docstring(function)
     assert text, "no docstring"
-    if name in SHARED or function.name.startswith(("expect_", "checked_")):
+    if name in SHARED or function.name.startswith(("expect_", "checked_", "validate_")):
         return
     head, parts = sections(text)
     if name not in TOOLS:
@@ -168,12 +175,12 @@ def test_functions_say_paper_equation_shapes_and_errors(name, function):
     assert SAME.search(parts["Args"]) or not missing, "not in Args:"
 
 
-CLASSES = [line for line in registry.mechanisms() if line.kind != "kernel"]
+CLASSES = [entry for entry in registry.mechanisms() if entry.kind != "kernel"]
 
 
-@pytest.mark.parametrize("line", CLASSES, ids=[f"{line.kind}-{line.name}" for line in CLASSES])
-def test_modules_say_paper_equation_and_arguments(line):
-    module = line.load()
+@pytest.mark.parametrize("entry", CLASSES, ids=[f"{entry.kind}-{entry.name}" for entry in CLASSES])
+def test_modules_say_paper_equation_and_arguments(entry):
+    module = entry.load()
     text = inspect.cleandoc(module.__doc__)
     head, parts = sections(text)
     assert PAPER.search(text), "no author and year"

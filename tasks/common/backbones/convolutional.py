@@ -72,7 +72,7 @@ def check_slot(spec: str, channels: Sequence[int], dtype: str) -> None:
     if slot_line(spec) is None:
         return
     for size in channels:
-        registry.expect_usable(
+        registry.check_spec(
             "attention",
             spec,
             lambda x: build_slot(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
@@ -86,7 +86,7 @@ def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray
     Args:
       weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
       grid: Y and X.
-      gate: whether they are a gate's: "gate" in `slot_line(spec).can`.
+      gate: whether they are a gate's: "gate" in `slot_line(spec).capabilities`.
 
     Returns:
       [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average

@@ -300,7 +300,7 @@ def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
       ValueError: what the step gives does not fit what it gets.
     """
     R = len(tokens)
-    with recording.muted():
+    with recording.suppressed():
         logits, after, extras = jax.eval_shape(step, tokens, state)
     shapes.expect("logits", logits, "R V", {"R": R})
     before, after = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, after))

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
-from attention.collaborative.neighbours import neighbour_shares
+from attention.collaborative.neighbors import neighbour_shares
 from tasks.recommendation.models.base import Kept, events, is_event, known
 from tasks.recommendation.models.cooccurrence import Rows, had, ridge_inverse, transitions
 
@@ -222,7 +222,7 @@ class Neighbours(nnx.Module):
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
         sim_v = Σ_j a_j r(v, j) / (|a| sqrt(n_v))
 
-    over the k users most alike, without the user: see `attention.collaborative.neighbours`. r is 1
+    over the k users most alike, without the user: see `attention.collaborative.neighbors`. r is 1
     for an item that v had; n_v, how many these are; a, the attention over the user's history; w_v
     and p are learned.
 

@@ -3,8 +3,8 @@
 User-based collaborative filtering (Resnick et al. 1994, "GroupLens") in which each neighbour has a
 learned weight beside its similarity. Two forms of the same sum:
 
-* a list of neighbours for each user, [B, S], such as `top_neighbours` gives: `neighbour_scores`;
-* all U users for each user: `dense_neighbour_scores`, two matrix products.
+* a list of neighbours for each user, [B, S], such as `top_neighbors` gives: `neighbor_scores`;
+* all U users for each user: `dense_neighbor_scores`, two matrix products.
 
 B users who ask, S neighbours, U users that there are, I candidate items, D size of a user's vector.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.valid import checked_valid
+from attention.collaborative.valid import validate_valid
 from attention.numerics import accumulator
 from attention.projection import Projection
 
@@ -53,7 +53,7 @@ def cosine_similarity(user: Array, neighbours: Array) -> Array:
     return jnp.einsum(equation, _unit(user), _unit(neighbours))
 
 
-def top_neighbours(similarity: Array, k: int, valid: Array | None = None) -> tuple[Array, Array]:
+def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tuple[Array, Array]:
     """The k users most alike (Herlocker et al. 1999: best-n neighbours).
 
         N(u) = the k users v ≠ u with the largest sim(u, v) -> indices
@@ -109,11 +109,11 @@ def neighbour_shares(similarity: Array, weight: Array | None, valid: Array | Non
         shapes.expect_floating("weight", weight)
         shapes.expect("weight", weight, "B S", sizes)
         products = products * weight
-    products = jnp.where(checked_valid(valid, sizes), products[:, None], 0)
+    products = jnp.where(validate_valid(valid, sizes), products[:, None], 0)
     return _ratio(products, jnp.sum(jnp.abs(products), axis=-1, keepdims=True))
 
 
-def neighbour_scores(
+def neighbor_scores(
     similarity: Array,
     ratings: Array,
     weight: Array | None = None,
@@ -147,14 +147,14 @@ def neighbour_scores(
     return _weighted(neighbour_shares(similarity, weight, valid), ratings)
 
 
-def dense_neighbour_scores(
+def dense_neighbor_scores(
     similarity: Array,
     ratings: Array,
     weight: Array | None = None,
     valid: Array | None = None,
     rated: Array | None = None,
 ) -> Array:
-    """`neighbour_scores` with all users as neighbours (Resnick et al. 1994).
+    """`neighbor_scores` with all users as neighbours (Resnick et al. 1994).
 
         score = (W ∘ Sim) R / (|W ∘ Sim| Rated)
 
@@ -192,7 +192,7 @@ def dense_neighbour_scores(
     return _ratio(products @ wide, total).astype(ratings.dtype)
 
 
-class UserNeighbours(nnx.Module):
+class UserNeighbors(nnx.Module):
     """Attention over users who are alike, each with a learned weight (after Resnick et al. 1994).
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
@@ -202,7 +202,7 @@ class UserNeighbours(nnx.Module):
     sign is the similarity's, and grows no faster than its logit, so that one neighbour does not
     silence all others at once. At the start all are 1: the plain average over neighbours.
 
-    See `neighbour_scores` for what the formula is not. Attentive collaborative filtering by the
+    See `neighbor_scores` for what the formula is not. Attentive collaborative filtering by the
     items that a user had is `attention.collaborative.acf`.
 
     Weights: weight/kernel [D, 1] and weight/bias [1] (a, c), or weight [U] (c_v).
@@ -274,7 +274,7 @@ class UserNeighbours(nnx.Module):
         if similarity is None:
             similarity = cosine_similarity(user.astype(self.dtype), neighbours.astype(self.dtype))
         shapes.expect("similarity", similarity, "B S", sizes)
-        checked_valid(valid, sizes)
+        validate_valid(valid, sizes)
         shares = neighbour_shares(similarity, weight, valid)
 
         def weights() -> Array:

@@ -32,9 +32,9 @@ class NeighbourSubject(Subject):
     per_query: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def can(self):
+    def capabilities(self):
         # The neighbours' numbers are not among what is reordered.
-        return self.line.can - ({"permutation"} if "num_users" in self.options else set())
+        return self.entry.capabilities - ({"permutation"} if "num_users" in self.options else set())
 
     def resized(self, queries, keys):
         """As many candidates or items, and as many neighbours, components or times."""
@@ -108,23 +108,23 @@ def _inputs(kind, options):
     return [CHANNELS, LAGS, STEPS], {"x": normal(5, B, S, CHANNELS)}, {}, {}
 
 
-def subjects_of(line, dtype):
-    """Each variant of a registry line."""
-    for label, options in VARIANTS.get((line.kind, line.name), {"plain": {}}).items():
-        sizes, keyed, others, per_query = _inputs(line.kind, options)
-        build, params, _ = module_of(line, *sizes, **options, dtype=dtype)
+def subjects_of(entry, dtype):
+    """Each variant of a registry entry."""
+    for label, options in VARIANTS.get((entry.kind, entry.name), {"plain": {}}).items():
+        sizes, keyed, others, per_query = _inputs(entry.kind, options)
+        build, params, _ = module_of(entry, *sizes, **options, dtype=dtype)
 
         def apply(inputs, valid, causal, dropout_key, build=build):
-            return _CALLS[line.kind](build(inputs["params"]), inputs, valid)
+            return _CALLS[entry.kind](build(inputs["params"]), inputs, valid)
 
         yield NeighbourSubject(
-            f"{line.name}-{label}",
-            line,
+            f"{entry.name}-{label}",
+            entry,
             {"params": params} | keyed | others,
             tuple(keyed),
             apply,
             options=options,
-            constants={"ids": IDS} if line.kind == "neighbours" else {},
+            constants={"ids": IDS} if entry.kind == "neighbours" else {},
             build=build,
             per_query=per_query,
         )
