@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
 from tasks.common.data.transcribed import TranscribedExamples
-from tasks.common.decoding.generate import Decoded, DecodingConfig
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, TextEncoder
@@ -55,7 +55,7 @@ class TranscriptionTask(Task):
     _splits: Mapping[str, TranscribedExamples] | None = None
 
     @abc.abstractmethod
-    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> Encoded:
+    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
         """What the model's transcriber reads; with a key as in training."""
 
     @property
@@ -111,10 +111,10 @@ class TranscriptionTask(Task):
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
         losses = model.transcriber(
-            found.memory, found.valid, found.last, batch["target"], dropout_key=decoder_key
+            found.memory, found.valid, found.final_state, batch["target"], dropout_key=decoder_key
         )
         weight = batch["weight"]
-        units = jnp.maximum(jnp.sum(losses.units * weight), 1)
+        units = jnp.maximum(jnp.sum(losses.num_units * weight), 1)
         parts = {
             "decoder_loss": jnp.sum(losses.decoder * weight) / units,
             "ctc_loss": jnp.sum(losses.ctc * weight) / units,
@@ -127,13 +127,13 @@ class TranscriptionTask(Task):
         """
         found = self._encode(model, batch)
         losses = model.transcriber(
-            found.memory, found.valid, found.last, batch["target"], smoothing=False
+            found.memory, found.valid, found.final_state, batch["target"], smoothing=False
         )
         weight = batch["weight"]
         return {
             "loss": jnp.sum(model.transcriber.joint(losses) * weight),
-            "units": jnp.sum(losses.units * weight),
-            "without_path": jnp.sum(~losses.possible * weight),
+            "units": jnp.sum(losses.num_units * weight),
+            "without_path": jnp.sum(~losses.has_path * weight),
         }
 
     def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,11 +152,11 @@ class TranscriptionTask(Task):
             weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
         return {"alignment": weights}
 
-    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Decoded:
+    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> DecodingResult:
         found = self._encode(model, batch)
         if "greedy" in batch:
             options["decoding"] = DecodingConfig()
-        return model.transcriber.transcribe(found.memory, found.valid, found.last, **options)
+        return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
 

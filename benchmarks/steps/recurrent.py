@@ -39,7 +39,7 @@ def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
 
 
 def batches(batch_size: int, length: int, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Random sentences of half to full length on both sides, an end sign after each."""
+    """Random sentences of half to full length on both sides, an end token after each."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tasks.common.backbones import convolutional
-from tasks.common.backbones.convolutional import places, slot_line
+from tasks.common.backbones.convolutional import map_attention_entry, spatial_importance
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
@@ -312,8 +312,8 @@ class Detection(Task):
         grids = backbone.sides(self._side, self._side)
         for stage, grid in enumerate(grids, 1):
             if f"stage_{stage}" in attention:
-                gate = "gate" in slot_line(backbone.attention).capabilities
-                weights = places(attention[f"stage_{stage}"][index], grid, gate)
+                gate = "gate" in map_attention_entry(backbone.attention).capabilities
+                weights = spatial_importance(attention[f"stage_{stage}"][index], grid, gate)
                 if weights is not None:
                     yield f"stage {stage}", weights
         if "objects" in attention:

@@ -21,7 +21,7 @@ from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution, max_pool
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
-from tasks.common.backbones.transcriber import Encoded, Transcriber, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 
 Array = jax.Array
@@ -89,7 +89,7 @@ class LineRecognizer(nnx.Module):
         lengths: Array,
         real: Array | None = None,
         dropout_key: Array | None = None,
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """columns float32 [B, X, Y] in [0, 1], lengths int [B] -> memory [B, S, D].
 
         Args:
@@ -120,7 +120,7 @@ class LineRecognizer(nnx.Module):
             x = self._dropped(x, dropout_key, number)
         if self.config.transcriber.cell == "lstm":
             last = LSTMState(last, jnp.zeros_like(last))
-        return Encoded(x, valid, last)
+        return EncoderOutput(x, valid, last)
 
     def _dropped(self, x: Array, key: Array | None, number: int) -> Array:
         if key is None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tasks.common.backbones import convolutional, recurrent
-from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.data.transcribed import TranscribedExamples
@@ -92,7 +92,9 @@ class HandwritingRecognition(TranscriptionTask):
         """See `Task.build_model`."""
         return LineRecognizer(self.model, self.encoder.size, rngs=rngs)
 
-    def _encode(self, model: LineRecognizer, batch: Mapping[str, Any], key: Any = None) -> Encoded:
+    def _encode(
+        self, model: LineRecognizer, batch: Mapping[str, Any], key: Any = None
+    ) -> EncoderOutput:
         columns = batch["columns"].astype(jnp.float32) / 255
         return model.encode(columns, batch["length"], batch["weight"] > 0, key)
 

@@ -17,7 +17,7 @@ from attention import shapes
 from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, max_pool
+from tasks.common.backbones.convolutional import Stage, check_layers, check_map_attention, max_pool
 
 Array = jax.Array
 
@@ -46,7 +46,7 @@ class ConvNetConfig:
         check_layers(self.channels, self.momentum, self.dtype)
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
-        check_slot(self.attention, self.channels, self.dtype)
+        check_map_attention(self.attention, self.channels, self.dtype)
 
     def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
         """Height and width of the map of each stage."""

@@ -233,10 +233,12 @@ class ImageClassification(Task):
                 yield index, "", weights.mean(axis=0).reshape(grid)
             return
         grids = self._model.sides(*self._data.image_shape[:2])
-        line = convolutional.slot_line(self._model.attention)
+        line = convolutional.map_attention_entry(self._model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convolutional.places(weights[index], grid, "gate" in line.capabilities)
+                found = convolutional.spatial_importance(
+                    weights[index], grid, "gate" in line.capabilities
+                )
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 

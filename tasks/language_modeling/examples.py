@@ -84,12 +84,12 @@ class RunningText:
 
 
 class CausalTexts:
-    """Texts by themselves, from CLS to the end sign."""
+    """Texts by themselves, from CLS to the end token."""
 
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, texts: Sequence[np.ndarray], end: int):
-        """Args: pieces that fit with one id more; the end sign."""
+        """Args: pieces that fit with one id more; the end token."""
         self.texts, self._end = texts, np.int32(end)
         self.lengths = np.array([len(ids) + 1 for ids in texts], np.int32)
 
@@ -106,7 +106,7 @@ class CausalTexts:
 
 
 class MaskedTexts:
-    """Texts between CLS and the end sign; which ids are hidden is drawn on the device."""
+    """Texts between CLS and the end token; which ids are hidden is drawn on the device."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class MaskedTexts:
 
         Args:
           texts: pieces that fit with the signs; those of one id are left out of pairs.
-          end: the end sign.
+          end: the end token.
           starts: bool [ids], whether an id begins a word, for masking of whole words: then `words`
             numbers them in each example. None: no `words`.
           pair_seed: makes two segments of a text, cut in the middle. For every other text, drawn by
@@ -224,7 +224,7 @@ def blanks(
     Args:
       parts: of each text, the ids between its blanks: one list more than there are blanks.
       mask, end: ids.
-      width: of an example, CLS and end sign included; what is farther from the blank is cut off.
+      width: of an example, CLS and end token included; what is farther from the blank is cut off.
 
     Returns:
       Rows of `tokens` [width], `length` and `blank`, the place of the one to be filled.

@@ -224,7 +224,7 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
       end: the token that ends a text; None: none does, and it is never written.
 
     Returns:
-      int32 [B, max_new_tokens], `PAD` after the end sign.
+      int32 [B, max_new_tokens], `PAD` after the end token.
     """
     config = model.config
     B, kept = prompt.shape

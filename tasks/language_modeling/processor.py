@@ -32,7 +32,7 @@ def completed(encoder: TextEncoder, prompt: str, tokens: np.ndarray) -> dict[str
     Args:
       encoder: tokenizer.
       prompt: as typed.
-      tokens: int [t], read up to an end sign.
+      tokens: int [t], read up to an end token.
     """
     end = sequences.end_id(encoder)
     ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens

@@ -284,7 +284,7 @@ class LanguageModeling(Task):
     ) -> dict[str, float]:
         """`loss`, nats a token; `perplexity`, e^loss; `accuracy`, how often the likeliest token is
         the right one; for a causal model over characters or bytes `bits_per_character`, with all
-        that is predicted (end signs too) by the characters of the text; with next_sentence
+        that is predicted (end tokens too) by the characters of the text; with next_sentence
         `next_sentence_accuracy` and `next_sentence_loss`.
         """
         nats, tokens = float(statistics["loss"]), float(statistics["tokens"])
@@ -352,7 +352,7 @@ class LanguageModeling(Task):
         }
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Ids as they may have to be predicted: with the end sign, or those that may be hidden."""
+        """Ids as they may have to be predicted: with the end token, or those that may be hidden."""
         ids = self._ids(split)
         if self.model.objective == "masked":
             return [text[text >= len(SPECIAL)] for text in ids]

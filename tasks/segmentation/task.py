@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tasks.common.backbones.convolutional import SHARDING_RULES, places
+from tasks.common.backbones.convolutional import SHARDING_RULES, spatial_importance
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
@@ -249,7 +249,7 @@ class Segmentation(Task):
         for index in range(min(most, min(map(len, attention.values()), default=0))):
             for name, weights in attention.items():
                 grid = sides[int(name.rpartition("_")[2]) - 1]
-                found = places(weights[index], grid, self.model.is_gate)
+                found = spatial_importance(weights[index], grid, self.model.is_gate)
                 if found is not None:
                     yield index, name, found
 

@@ -18,7 +18,7 @@ from flax import nnx
 from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_slot, max_pool
+from tasks.common.backbones.convolutional import Stage, check_layers, check_map_attention, max_pool
 from tasks.segmentation.losses import LossConfig
 
 Array = jax.Array
@@ -60,7 +60,7 @@ class UNetConfig:
             raise ValueError(f"patch_size: got {self.patch_size}, expected at least 1")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
-        check_slot(self.slot, self.channels, self.dtype)
+        check_map_attention(self.slot, self.channels, self.dtype)
         if self.gate is not None:
             for fine, coarse in itertools.pairwise(self.channels):
                 self._try_gate(fine, coarse)

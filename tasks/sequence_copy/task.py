@@ -87,7 +87,7 @@ class SequenceCopy(Task):
 
     @property
     def buckets(self) -> Sequence[int]:
-        """Two lengths, so that short strings are not padded to the longest; with the end sign."""
+        """Two lengths, so that short strings are not padded to the longest; with the end token."""
         shortest, longest = self._data.min_length + 1, self._data.max_length + 1
         return sorted({(shortest + longest) // 2, longest})
 
@@ -115,7 +115,7 @@ class SequenceCopy(Task):
     def outputs(
         self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Of greedy decoding: tokens [B, T], with the end sign, padded with 0; and, where there is
+        """Of greedy decoding: tokens [B, T], with the end token, padded with 0; and, where there is
         attention, `looked` [B, T]: 1 + the position with the largest weight (in the mean of the
         heads), 0 where nothing was written.
         """
@@ -162,7 +162,7 @@ class SequenceCopy(Task):
         return digests.ids(part.strings, part.answers)
 
     def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """1 where every token is right, the end sign included."""
+        """1 where every token is right, the end token included."""
         return _exact(outputs["tokens"], self._splits[split]).astype(np.float32)
 
     def figures(
@@ -179,7 +179,7 @@ class SequenceCopy(Task):
             source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)
-            # The step that wrote the end sign is shown; those after it wrote nothing.
+            # The step that wrote the end token is shown; those after it wrote nothing.
             steps = int(np.sum(tokens != PAD))
             verdict = "right" if written == answer else "wrong"
             heads = [weights] if weights.ndim == 2 else np.swapaxes(weights, 0, 1)
@@ -240,7 +240,7 @@ def match(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
       examples: n of them.
 
     Returns:
-      `exact_match`, the share of examples with every token right, the end sign included; the same
+      `exact_match`, the share of examples with every token right, the end token included; the same
       of each of four groups of lengths, shortest to longest, `exact_match_4_8` (4 to 8 digits) and
       so on, and of the greatest length alone, `exact_match_20`; and `token_accuracy`, the share of
       the targets' positions that hold the right token.
@@ -263,8 +263,8 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
     Returns:
       The share of steps that look at that position or one beside it. Every digit of a target is a
-      step; one that was never written, because the end sign came too early, counts as wrong. The
-      end sign stands nowhere in the source: its step does not count.
+      step; one that was never written, because the end token came too early, counts as wrong. The
+      end token stands nowhere in the source: its step does not count.
     """
     right, steps = 0, 0
     for row, string in zip(looked, examples.strings, strict=True):
@@ -291,7 +291,7 @@ def _by_length(tokens: np.ndarray, examples: DigitStrings) -> Curves:
 
 
 def _exact(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
-    """bool [n]: every token is right, the end sign included."""
+    """bool [n]: every token is right, the end token included."""
     return (tokens == _targets(tokens, examples)).all(axis=1)
 
 

@@ -21,7 +21,7 @@ from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
-from tasks.common.backbones.transcriber import Encoded, Transcriber, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 
 Array = jax.Array
@@ -118,7 +118,7 @@ class Pyramid(nnx.Module):
         sizes = [2 * bands] + [2 * D] * (config.num_layers - 1)
         self.layers = nnx.List(Bidirectional(size, D // 2, rngs=rngs) for size in sizes)
 
-    def __call__(self, features: Array, valid: Array, key: Array | None) -> Encoded:
+    def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
         """features [B, S, F], valid bool [B, S]."""
         x, last = features, None
         for number, layer in enumerate(self.layers):
@@ -126,7 +126,7 @@ class Pyramid(nnx.Module):
             x, last = layer(x, valid=valid)
             if key is not None:
                 x = dropout(x, self.dropout_rate, jax.random.fold_in(key, number))
-        return Encoded(x, valid, last)
+        return EncoderOutput(x, valid, last)
 
 
 class Subsampled(nnx.Module):
@@ -145,7 +145,7 @@ class Subsampled(nnx.Module):
         else:
             self.layers = Encoder(layers, rngs=rngs)
 
-    def __call__(self, features: Array, valid: Array, key: Array | None) -> Encoded:
+    def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
         """features [B, S, F], valid bool [B, S]."""
         x = features[..., None]
         for convolution in self.convolutions:
@@ -156,7 +156,7 @@ class Subsampled(nnx.Module):
         x = self.layers(x, **options)
         x = jnp.where(valid[..., None], x, 0.0)
         mean = jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None]
-        return Encoded(x, valid, mean)
+        return EncoderOutput(x, valid, mean)
 
     def _mask(self, length: int) -> masks.Mask | None:
         """Which frames each may see, by chunks."""
@@ -185,7 +185,9 @@ class SpeechRecognizer(nnx.Module):
         self.encoder = kind(config, features.bands, rngs=rngs)
         self.transcriber = Transcriber(config.transcriber, config.model_size, units, rngs=rngs)
 
-    def encode(self, features: Array, frames: Array, dropout_key: Array | None = None) -> Encoded:
+    def encode(
+        self, features: Array, frames: Array, dropout_key: Array | None = None
+    ) -> EncoderOutput:
         """features float32 [B, S, F], frames int [B] -> what the transcriber reads.
 
         Args:
@@ -201,7 +203,9 @@ class SpeechRecognizer(nnx.Module):
         valid = jnp.arange(sizes["S"]) < frames[:, None]
         found = self.encoder(features, valid, dropout_key)
         if self.config.transcriber.cell == "lstm":
-            found = found._replace(last=LSTMState(found.last, jnp.zeros_like(found.last)))
+            found = found._replace(
+                final_state=LSTMState(found.final_state, jnp.zeros_like(found.final_state))
+            )
         return found
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from tasks.common.audio.augmentation import augment_bands, augment_samples, spec_augment
 from tasks.common.audio.features import log_mel
 from tasks.common.backbones import recurrent, transformer
-from tasks.common.backbones.transcriber import Encoded, TranscriberConfig
+from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.data.transcribed import TranscribedExamples
@@ -137,7 +137,7 @@ class SpeechRecognition(TranscriptionTask):
 
     def _encode(
         self, model: SpeechRecognizer, batch: Mapping[str, Any], key: Any = None
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """In training of sound whose speed, loudness, noise and features have been changed."""
         samples = batch["samples"].astype(jnp.float32) / 32768
         lengths, config = batch["length"], self.data.augmentation

@@ -163,10 +163,10 @@ def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
 
 
 class PairExamples:
-    """Pairs of ids as `tasks.common.data.pipeline` reads them, each side with an end sign after it.
+    """Pairs of ids as `tasks.common.data.pipeline` reads them, each side ended by an end token.
 
     Attributes:
-      lengths: of each field, the end sign included.
+      lengths: of each field, the end token included.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class PairExamples:
         greedy: bool = False,
     ):
         """Args: ids of each sentence; ids of the translations, None where nobody knows them; id of
-        the end sign; greedy: rows have a field `greedy`, which asks for greedy decoding.
+        the end token; greedy: rows have a field `greedy`, which asks for greedy decoding.
         """
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)

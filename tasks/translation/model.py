@@ -25,7 +25,7 @@ from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
-from tasks.common.decoding.generate import Decoded, DecodingConfig, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
@@ -36,7 +36,7 @@ SIGNS = 2
 
 
 def most_tokens(source: Array | int) -> Array | int:
-    """Tokens written at most for a source of that many, end signs included on both sides."""
+    """Tokens written at most for a source of that many, end tokens included on both sides."""
     return 2 * source + 10
 
 
@@ -199,11 +199,11 @@ class Translator(nnx.Module):
         max_length: int,
         ids: Array | None = None,
         return_weights: bool = False,
-    ) -> Decoded:
-        """Writes until the end sign, which comes after `most_tokens` or `max_length` at the latest.
+    ) -> DecodingResult:
+        """Writes until the end token, after `most_tokens` or `max_length` tokens at the latest.
 
         Args:
-          source: int [B, S], end sign included, PAD after it.
+          source: int [B, S], end token included, PAD after it.
           config: how tokens are chosen.
           max_length: T.
           ids: int [B], numbers of the examples, for sampling.

@@ -16,7 +16,7 @@ from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.decoding.generate import Decoded, DecodingConfig
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
@@ -196,7 +196,7 @@ class Translation(Task):
 
     def _decode(
         self, model: models.Translator, batch: Mapping[str, Any], return_weights: bool
-    ) -> Decoded:
+    ) -> DecodingResult:
         return model.translate(
             batch["source"],
             config=DecodingConfig() if "greedy" in batch else self.model.decoding,

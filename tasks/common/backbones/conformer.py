@@ -19,9 +19,9 @@ from tasks.common.backbones.transformer_layers import (
     EncoderConfig,
     EncoderLayer,
     FeedForward,
-    attending,
-    dropped,
+    maybe_dropout,
     split_keys,
+    with_weights,
 )
 
 Array = jax.Array
@@ -106,12 +106,12 @@ class ConformerLayer(EncoderLayer):
     ) -> tuple[Array, Array | None]:
         """As `EncoderLayer`; valid bool [B, T]."""
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
-        x = x + 0.5 * dropped(self.first_feedforward(self.first_norm(x)), rate, keys[0])
-        attend = attending(self.attention, return_weights, mask=mask, dropout_key=keys[1])
+        x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
+        attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[1])
         looked, weights = attend(self.attention_norm(x))
-        x = x + dropped(looked, rate, keys[2])
-        x = x + dropped(self.convolution(self.convolution_norm(x), valid), rate, keys[3])
-        x = x + 0.5 * dropped(self.feedforward(self.feedforward_norm(x)), rate, keys[4])
+        x = x + maybe_dropout(looked, rate, keys[2])
+        x = x + maybe_dropout(self.convolution(self.convolution_norm(x), valid), rate, keys[3])
+        x = x + 0.5 * maybe_dropout(self.feedforward(self.feedforward_norm(x)), rate, keys[4])
         return self.final_norm(x), weights
 
 

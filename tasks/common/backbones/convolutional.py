@@ -35,7 +35,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 # ---------------------------------------------------------------- the place for attention
 
 
-def slot_line(spec: str) -> registry.Mechanism | None:
+def map_attention_entry(spec: str) -> registry.Mechanism | None:
     """The registry's line of a map attention; None for "none".
 
     Args:
@@ -52,41 +52,41 @@ def slot_line(spec: str) -> registry.Mechanism | None:
     return None if name == "none" else registry.find("map_attention", name)
 
 
-def build_slot(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """The module of `slot_line(spec)` for maps of so many channels; None for "none".
+def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
+    """The module of `map_attention_entry(spec)` for maps of so many channels; None for "none".
 
     Raises:
       ValueError: an unknown name or option, or one that does not fit.
     """
-    if slot_line(spec) is None:
+    if map_attention_entry(spec) is None:
         return None
     return registry.build("map_attention", spec, channels, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
-def check_slot(spec: str, channels: Sequence[int], dtype: str) -> None:
+def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
     """Holds a spec to maps of each of those numbers of channels; no weight is drawn.
 
     Raises:
-      ValueError: as `build_slot`; the message begins with "attention".
+      ValueError: as `build_map_attention`; the message begins with "attention".
     """
-    if slot_line(spec) is None:
+    if map_attention_entry(spec) is None:
         return
     for size in channels:
         registry.check_spec(
             "attention",
             spec,
-            lambda x: build_slot(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
+            lambda x: build_map_attention(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
             jax.ShapeDtypeStruct((1, 1, 1, size), dtype),
         )
 
 
-def places(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
+def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
     """How much each place of a map counts, by the weights of one picture.
 
     Args:
       weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
       grid: Y and X.
-      gate: whether they are a gate's: "gate" in `slot_line(spec).capabilities`.
+      gate: whether they are a gate's: "gate" in `map_attention_entry(spec).capabilities`.
 
     Returns:
       [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average
@@ -237,7 +237,7 @@ class Stage(nnx.Module):
 
     Args:
       inputs, outputs: channels.
-      attention: as for `slot_line`.
+      attention: as for `map_attention_entry`.
       For the others see `Convolution`.
     """
 
@@ -255,7 +255,7 @@ class Stage(nnx.Module):
         options = {"norm": norm, "momentum": momentum, "dtype": dtype, "rngs": rngs}
         self.first = Convolution(inputs, outputs, **options)
         self.second = Convolution(outputs, outputs, **options)
-        self.attention = build_slot(attention, outputs, dtype, rngs)
+        self.attention = build_map_attention(attention, outputs, dtype, rngs)
 
     def __call__(
         self,
@@ -270,10 +270,10 @@ class Stage(nnx.Module):
         """
         flags = {"valid": valid, "training": training}
         x = self.second(self.first(x, **flags), **flags)
-        return attended(self.attention, x, **flags, return_weights=return_weights)
+        return apply_map_attention(self.attention, x, **flags, return_weights=return_weights)
 
 
-def attended(
+def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
     """What a slot makes of a map, and its weights if asked for; x and None for an empty slot."""

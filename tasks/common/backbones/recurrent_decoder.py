@@ -32,14 +32,14 @@ class DecoderState(NamedTuple):
     Attributes:
       cells: the state of each layer's network.
       context: c of the step before, [R, M].
-      aligned: what the alignment carries.
+      alignment_state: what the alignment carries.
       memory: what the alignment looks at.
       past: the cache of temporal attention, () without.
     """
 
     cells: tuple[Any, ...]
     context: Array
-    aligned: Any
+    alignment_state: Any
     memory: Any
     past: Any
 
@@ -152,13 +152,13 @@ class AttentionDecoder(nnx.Module):
           logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
           and, with temporal attention, "temporal", [R, N, max_length].
         """
-        cells, context, weights, aligned = self._advance(self.embedding(tokens), state)
+        cells, context, weights, alignment_state = self._advance(self.embedding(tokens), state)
         top, past, looked = self._top(cells), state.past, {"alignment": weights}
         parts = [context, top]
         if self.temporal is not None:
             seen, looked["temporal"], past = self.temporal.step(top, past)
             parts.append(seen)
-        state = DecoderState(cells, context, aligned, state.memory, past)
+        state = DecoderState(cells, context, alignment_state, state.memory, past)
         return self.classify(self._features(parts)), state, looked
 
     def __call__(
@@ -174,7 +174,7 @@ class AttentionDecoder(nnx.Module):
 
         Args:
           memory, valid, initial: as for `prepare`.
-          target_inputs: int [B, T], a start sign and all words but the last.
+          target_inputs: int [B, T], a start token and all words but the last.
           dropout_key: None for evaluation.
 
         Returns:
@@ -193,8 +193,8 @@ class AttentionDecoder(nnx.Module):
 
         def step(carry, inputs):
             state = DecoderState(*carry, first.memory, ())
-            cells, context, weights, aligned = self._advance(inputs[0], state, inputs[1])
-            return (cells, context, aligned), (context, self._top(cells), weights)
+            cells, context, weights, alignment_state = self._advance(inputs[0], state, inputs[1])
+            return (cells, context, alignment_state), (context, self._top(cells), weights)
 
         # What no later step reads stays outside of the loop.
         _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
@@ -215,8 +215,10 @@ class AttentionDecoder(nnx.Module):
                 x = self._dropped(x, jax.random.fold_in(key, layer))
             cells.append(cell.step(x, old))
             x = cell.hidden(cells[-1])
-        context, weights, aligned = self.alignment.step(x, state.memory, state.aligned)
-        return tuple(cells), context, weights, aligned
+        context, weights, alignment_state = self.alignment.step(
+            x, state.memory, state.alignment_state
+        )
+        return tuple(cells), context, weights, alignment_state
 
     def _top(self, cells: tuple[Any, ...]) -> Array:
         """What others see of the last layer, [R, D]."""
@@ -227,10 +229,12 @@ class AttentionDecoder(nnx.Module):
 
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
         """The state before the first step, without a cache."""
-        looked_at = self.alignment.prepare(memory, valid=valid)
+        alignment_memory = self.alignment.prepare(memory, valid=valid)
         context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
-        aligned = self.alignment.initial_state(looked_at)
-        return DecoderState(self._started(initial, len(memory)), context, aligned, looked_at, ())
+        alignment_state = self.alignment.initial_state(alignment_memory)
+        return DecoderState(
+            self._started(initial, len(memory)), context, alignment_state, alignment_memory, ()
+        )
 
     def _started(self, initial: Any, B: int) -> tuple[Any, ...]:
         """The state of each layer, leaves [B, D]."""

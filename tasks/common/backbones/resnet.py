@@ -16,11 +16,11 @@ from flax import nnx
 from attention import shapes
 from tasks.common.backbones.convolutional import (
     Convolution,
-    attended,
-    build_slot,
+    apply_map_attention,
+    build_map_attention,
     check_layers,
+    check_map_attention,
     check_norm,
-    check_slot,
 )
 
 Array = jax.Array
@@ -72,7 +72,7 @@ class ResNetConfig:
         if self.stem_stride not in ((1, 2) if self.stem == "small" else (1,)):
             expected = "1 or 2" if self.stem == "small" else "1 with stem='imagenet'"
             raise ValueError(f"stem_stride: got {self.stem_stride}, expected {expected}")
-        check_slot(self.attention, self.channels, self.dtype)
+        check_map_attention(self.attention, self.channels, self.dtype)
 
     @property
     def strides(self) -> list[int]:
@@ -85,7 +85,7 @@ class ResNetConfig:
         return [(-(-Y // stride), -(-X // stride)) for stride in self.strides]
 
 
-def pooled(x: Array) -> Array:
+def max_pool_3x3(x: Array) -> Array:
     """The maximum of each 3 x 3 block around every second place.
 
     Args:
@@ -139,12 +139,12 @@ class ResNetStage(nnx.Module):
                 for number, s in enumerate([stride, *[1] * (depth - 1)])
             ]
         )
-        self.attention = build_slot(attention, outputs, options["dtype"], options["rngs"])
+        self.attention = build_map_attention(attention, outputs, options["dtype"], options["rngs"])
 
     def __call__(self, x: Array, *, return_weights: bool, **flags) -> tuple[Array, Array | None]:
         for block in self.blocks:
             x = block(x, **flags)
-        return attended(self.attention, x, **flags, return_weights=return_weights)
+        return apply_map_attention(self.attention, x, **flags, return_weights=return_weights)
 
 
 class ResNet(nnx.Module):
@@ -205,7 +205,7 @@ class ResNet(nnx.Module):
         flags = {"valid": valid, "training": training}
         x = self.stem(images, **flags)
         if self.config.stem == "imagenet":
-            x = pooled(x)
+            x = max_pool_3x3(x)
         maps, weights = [], {}
         for number, stage in enumerate(self.stages, 1):
             x, found = stage(x, **flags, return_weights=return_weights)

@@ -27,7 +27,7 @@ from tasks.common.backbones.recurrent import find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.decoding import ctc
-from tasks.common.decoding.generate import Decoded, DecodingConfig, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
 
 Array = jax.Array
 
@@ -142,14 +142,14 @@ class Losses(NamedTuple):
     Attributes:
       decoder: float32 [B], smoothed cross-entropy of the units and the end; 0 without a decoder.
       ctc: float32 [B]; 0 without CTC, and where no path is long enough.
-      units: float32 [B], units and the end: what to divide by.
-      possible: bool [B], whether CTC has a path.
+      num_units: float32 [B], units and the end token: the divisor of the losses.
+      has_path: bool [B], whether CTC has a path.
     """
 
     decoder: Array
     ctc: Array
-    units: Array
-    possible: Array
+    num_units: Array
+    has_path: Array
 
 
 class Transcriber(nnx.Module):
@@ -228,8 +228,8 @@ class Transcriber(nnx.Module):
         zeros = jnp.zeros(said.shape, jnp.float32)
         losses = Losses(zeros, zeros, said + 1.0, jnp.ones(said.shape, bool))
         if self.frames is not None:
-            found, possible = ctc.ctc_loss(self.frames(memory), valid, targets)
-            losses = losses._replace(ctc=found, possible=possible)
+            found, has_path = ctc.ctc_loss(self.frames(memory), valid, targets)
+            losses = losses._replace(ctc=found, has_path=has_path)
         if self.config.decoder == "none":
             return losses
         outputs = jnp.pad(targets, ((0, 0), (0, 1)), constant_values=PAD)
@@ -258,8 +258,8 @@ class Transcriber(nnx.Module):
         *,
         decoding: DecodingConfig | None = None,
         return_weights: bool = False,
-    ) -> Decoded:
-        """Writes until the end sign, which comes after as many units as there are frames at the
+    ) -> DecodingResult:
+        """Writes until the end token, which comes after as many units as there are frames at the
         latest, or `max_length`.
 
         Args:
@@ -306,10 +306,10 @@ class Transcriber(nnx.Module):
             end=self.end,
             pad=PAD,
             forbidden=(PAD, self.start),
-            normalised=True,
+            scores_are_log_probs=True,
         )
 
-    def _best_path(self, memory: Array, valid: Array) -> Decoded:
+    def _best_path(self, memory: Array, valid: Array) -> DecodingResult:
         logits = self.frames(memory)
         tokens = ctc.best_path(logits, valid)
         sure = jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
@@ -318,7 +318,7 @@ class Transcriber(nnx.Module):
         # As a decoder would end it.
         ends = jnp.arange(tokens.shape[1]) == jnp.sum(tokens != PAD, axis=1)[:, None]
         tokens = jnp.where(ends, self.end, tokens)[:, None, :T]
-        return Decoded(tokens, jnp.sum(jnp.where(valid, sure, 0.0), axis=1)[:, None], {})
+        return DecodingResult(tokens, jnp.sum(jnp.where(valid, sure, 0.0), axis=1)[:, None], {})
 
     def _forced(
         self, memory: Array, valid: Array, last: Any, before: Array, key: Array | None
@@ -359,15 +359,15 @@ def _extended(prefix: ctc.Prefix, tokens: Array, start: int) -> ctc.Prefix:
     return kept._replace(log_probs=prefix.log_probs)
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What an encoder gives.
 
     Attributes:
       memory: [B, S, M].
       valid: bool [B, S].
-      last: for a recurrent decoder to start from, leaves [B, M].
+      final_state: the initial state of a recurrent decoder, leaves [B, M]; None without one.
     """
 
     memory: Any
     valid: Any
-    last: Any
+    final_state: Any

@@ -19,7 +19,7 @@ from tasks.common.backbones.transformer_layers import (
     EncoderConfig,
     EncoderLayer,
     FeedForward,
-    dropped,
+    maybe_dropout,
 )
 
 __all__ = [
@@ -124,7 +124,7 @@ class _Stack(nnx.Module):
             x = x + self.positions.at(seen[:, None] + jnp.arange(sizes["T"])).astype(x.dtype)
         if self.input_norm is not None:
             x = self.input_norm(x)
-        return dropped(x, config.dropout_rate, keys[0]), keys[1:]
+        return maybe_dropout(x, config.dropout_rate, keys[0]), keys[1:]
 
     def _output(self, x: Array) -> Array:
         return x if self.final_norm is None else self.final_norm(x)

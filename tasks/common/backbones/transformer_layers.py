@@ -229,7 +229,7 @@ class EncoderLayer(nnx.Module):
     ) -> tuple[Array, Array | None]:
         """[B, T, D] -> [B, T, D], and the weights [B, N, T, T] or None."""
         keys = split_keys(dropout_key, 3)
-        attend = attending(self.attention, return_weights, mask=mask, dropout_key=keys[0])
+        attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[0])
         x, weights = self._residual(self.attention_norm, attend, x, keys[1])
         x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[2])
         return x, weights
@@ -249,7 +249,7 @@ class EncoderLayer(nnx.Module):
     ) -> tuple[Array, Any]:
         """One sublayer; `compute` gives its result and something else."""
         y, other = compute(norm(x) if self.norm == "pre" else x)
-        x = x + dropped(y, self.dropout_rate, dropout_key)
+        x = x + maybe_dropout(y, self.dropout_rate, dropout_key)
         return (norm(x) if self.norm == "post" else x), other
 
 
@@ -283,10 +283,10 @@ class DecoderLayer(EncoderLayer):
         where it is asked for.
         """
         keys, (asked, cross_asked) = split_keys(dropout_key, 5), return_weights
-        attend = attending(self.attention, asked, mask=mask, dropout_key=keys[0])
+        attend = with_weights(self.attention, asked, mask=mask, dropout_key=keys[0])
         x, weights = self._residual(self.attention_norm, attend, x, keys[1])
         options = {"memory": memory, "mask": memory_mask, "dropout_key": keys[2]}
-        attend = attending(self.cross_attention, cross_asked, **options)
+        attend = with_weights(self.cross_attention, cross_asked, **options)
         x, cross = self._residual(self.cross_attention_norm, attend, x, keys[3])
         x, _ = self._residual(self.feedforward_norm, self._feed, x, keys[4])
         return x, weights, cross
@@ -312,7 +312,7 @@ class DecoderLayer(EncoderLayer):
         return x, cache, cross
 
 
-def attending(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
+def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
     """x -> what the module makes of it, and its weights or None."""
 
     def compute(x: Array) -> tuple[Array, Array | None]:
@@ -322,7 +322,7 @@ def attending(module: nnx.Module, return_weights: bool, **options: Any) -> Calla
     return compute
 
 
-def dropped(x: Array, rate: float, key: Array | None) -> Array:
+def maybe_dropout(x: Array, rate: float, key: Array | None) -> Array:
     """`dropout` where there is a key."""
     return x if key is None else dropout(x, rate, key)
 

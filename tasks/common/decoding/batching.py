@@ -13,27 +13,27 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def along(leaf: Array, places: Array) -> Array:
+def take_rows(leaf: Array, places: Array) -> Array:
     """leaf [B, K, ...], places [B, N] -> [B, N, ...]."""
     return jnp.take_along_axis(leaf, places.reshape(*places.shape, *[1] * (leaf.ndim - 2)), axis=1)
 
 
-def apart(leaf: Array, K: int) -> Array:
+def unflatten_beams(leaf: Array, K: int) -> Array:
     """[B·K, ...] -> [B, K, ...]."""
     return leaf.reshape(len(leaf) // K, K, *leaf.shape[1:])
 
 
-def merged(leaf: Array) -> Array:
+def flatten_beams(leaf: Array) -> Array:
     """[B, K, ...] -> [B·K, ...]."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
-def put(buffers: Any, t: Array, values: Any) -> Any:
+def write_step(buffers: Any, t: Array, values: Any) -> Any:
     """Each buffer [T, ...] with the value of step t."""
     return jax.tree.map(lambda buffer, value: buffer.at[t].set(value), buffers, values)
 
 
-def zero_unless(kept: Array, tree: Any) -> Any:
+def mask_leaves(kept: Array, tree: Any) -> Any:
     """Each leaf, which has the axes of `kept` first, 0 where it is False."""
 
     def cleared(leaf: Array) -> Array:

@@ -15,12 +15,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tasks.common.decoding.batching import along, apart, merged, put, zero_unless
+from tasks.common.decoding.batching import (
+    flatten_beams,
+    mask_leaves,
+    take_rows,
+    unflatten_beams,
+    write_step,
+)
 
 Array = jax.Array
 
 
-def penalised(total: Array, length: Array | int, penalty: float) -> Array:
+def length_normalized(total: Array, length: Array | int, penalty: float) -> Array:
     """score = Σ log-probabilities / length^p."""
     return total / jnp.asarray(length, jnp.float32) ** penalty
 
@@ -30,7 +36,7 @@ class _Finished(NamedTuple):
 
     Attributes:
       score: -inf where there is none.
-      length: tokens, the end sign included; 0 where there is none.
+      length: tokens, the end token included; 0 where there is none.
       row: which prefix the last token was written after, token: that one.
     """
 
@@ -93,7 +99,7 @@ def beam_search(
       end, pad: see `tasks.common.decoding.generate.generate`.
 
     Returns:
-      Tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of `generate.Decoded`.
+      Tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of `generate.DecodingResult`.
     """
     B, T = len(start) // K, max_length
 
@@ -109,21 +115,23 @@ def beam_search(
         )
 
         counts = ends & (jnp.arange(tokens.shape[1]) < K) & ~now.closed[:, None]
-        new = jnp.where(counts, penalised(totals, length, length_penalty), -jnp.inf)
+        new = jnp.where(counts, length_normalized(totals, length, length_penalty), -jnp.inf)
         new = _Finished(new, jnp.where(new == -jnp.inf, 0, length), rows, tokens)
         both = [jnp.concatenate(pair, axis=1) for pair in zip(now.finished, new, strict=True)]
         best = jax.lax.top_k(both[0], K)[1]
-        finished = _Finished(*(along(leaf, best) for leaf in both))
+        finished = _Finished(*(take_rows(leaf, best) for leaf in both))
 
         totals, best = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
-        rows, tokens = along(rows, best), along(tokens, best)
+        rows, tokens = take_rows(rows, best), take_rows(tokens, best)
 
         def moved(before: Array, after: Array) -> Array:
             # What a step hands on as it got it is the same in all beams of an example.
-            return after if after is before else merged(along(apart(after, K), rows))
+            if after is before:
+                return after
+            return flatten_beams(take_rows(unflatten_beams(after, K), rows))
 
         farthest = T if exact and length_penalty > 0 else length
-        hope = penalised(totals[:, 0], farthest, length_penalty)
+        hope = length_normalized(totals[:, 0], farthest, length_penalty)
         return _Beams(
             length,
             tokens,
@@ -131,7 +139,7 @@ def beam_search(
             totals,
             now.written.at[now.t].set(tokens),
             now.parents.at[now.t].set(rows),
-            put(now.extras, now.t, seen),
+            write_step(now.extras, now.t, seen),
             finished,
             now.closed | (hope <= finished.score[:, -1]),
         )
@@ -163,11 +171,11 @@ def _joined(beams: _Beams, N: int, pad: int) -> tuple[Array, Array, Any]:
         """after: which prefix, of those after this step, each sequence goes on with, [B, N]."""
         t, written, parents, extras = step
         at_end = t + 1 == finished.length
-        token = jnp.where(at_end, finished.token, along(written, after))
-        row = jnp.where(at_end, finished.row, along(parents, after))
-        extras = jax.tree.map(lambda leaf: along(apart(leaf, K), row), extras)
+        token = jnp.where(at_end, finished.token, take_rows(written, after))
+        row = jnp.where(at_end, finished.row, take_rows(parents, after))
+        extras = jax.tree.map(lambda leaf: take_rows(unflatten_beams(leaf, K), row), extras)
         inside = t < finished.length
-        return row, (jnp.where(inside, token, pad), zero_unless(inside, extras))
+        return row, (jnp.where(inside, token, pad), mask_leaves(inside, extras))
 
     steps = (jnp.arange(len(beams.written)), beams.written, beams.parents, beams.extras)
     _, found = jax.lax.scan(back, jnp.zeros((B, N), jnp.int32), steps, reverse=True)

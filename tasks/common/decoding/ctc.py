@@ -43,7 +43,7 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
     shapes.expect("logits", logits, "B S V", sizes)
     shapes.expect("valid", valid, "B S", sizes)
     shapes.expect("labels", labels, "B T", sizes)
-    possible = frames_needed(labels) <= jnp.sum(valid, axis=1)
+    possible = min_frames(labels) <= jnp.sum(valid, axis=1)
     # A row without a path would give about 1e5 and gradients of that size.
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
@@ -55,7 +55,7 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
     return jnp.where(possible, losses, 0.0), possible
 
 
-def frames_needed(labels: Array) -> Array:
+def min_frames(labels: Array) -> Array:
     """int [B, T] -> int [B], frames of the shortest path that says the labels."""
     said = labels != BLANK
     repeats = (labels[:, 1:] == labels[:, :-1]) & said[:, 1:]

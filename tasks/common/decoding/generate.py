@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from attention import recording, shapes
-from tasks.common.decoding.batching import along, merged, put, zero_unless
-from tasks.common.decoding.beam_search import beam_search, penalised
+from tasks.common.decoding.batching import flatten_beams, mask_leaves, take_rows, write_step
+from tasks.common.decoding.beam_search import beam_search, length_normalized
 
 Array = jax.Array
 Step = Callable[[Array, Any], tuple[Array, Any, Any]]
@@ -39,7 +39,7 @@ class DecodingConfig:
       method: "greedy", the likeliest token each time; "beam"; or "sample".
       beam_size: K, prefixes that are kept of each example. One is greedy decoding.
       length_penalty: p of score = Σ log-probabilities / length^p (Wu et al. 2016, simplified); the
-        length counts the end sign. Above 0 it favours long sequences.
+        length counts the end token. Above 0 it favours long sequences.
       stopping: when the beam of an example is closed. "heuristic": the best prefix, were it
         finished at the length it has, is no better than the worst of K finished ones
         (early_stopping=False in transformers). "exact": no prefix can be better at any length
@@ -93,11 +93,11 @@ class DecodingConfig:
             )
 
 
-class Decoded(NamedTuple):
+class DecodingResult(NamedTuple):
     """What was written. Where there is no n-th sequence, it is all `pad` with score -inf.
 
     Attributes:
-      tokens: int32 [B, n_best, T], the end sign included, `pad` after it.
+      tokens: int32 [B, n_best, T], the end token included, `pad` after it.
       scores: float32 [B, n_best], best first; by the model's own probabilities, whatever the
         temperature. A sequence that T cuts off has the score of what there is.
       extras: what the steps gave beside logits: leaves [B, n_best, T, ...], 0 after the end.
@@ -120,8 +120,8 @@ def generate(
     pad: int,
     keys: Array | None = None,
     forbidden: Sequence[int] = (),
-    normalised: bool = False,
-) -> Decoded:
+    scores_are_log_probs: bool = False,
+) -> DecodingResult:
     """Writes up to T tokens for each example; ends as soon as all have ended.
 
     What is written for one example depends on nothing but its own rows of `state`, as far as `step`
@@ -135,14 +135,14 @@ def generate(
         left by all its tokens but the last, which is `start`.
       config: how tokens are chosen.
       batch_size: B.
-      max_length: T, tokens written at most, the end sign included.
+      max_length: T, tokens written at most, the end token included.
       start: the first token read, int or int [B].
       end: the token after which a sequence has ended, or None where all go on to T.
       pad: what stands after the end.
       keys: one for each example, [B], for samples; see `example_keys`.
       forbidden: tokens that are never written. Probabilities stay those of the model.
-      normalised: the steps give scores that are added up as they are, such as log-probabilities of
-        two models in a weighted sum, in place of logits.
+      scores_are_log_probs: whether `step` returns scores to be summed without a softmax, such as
+        weighted log-probabilities of two models, instead of logits.
 
     Raises:
       ValueError: shapes or options do not fit.
@@ -173,7 +173,7 @@ def generate(
         logits, state, extras = step(tokens, state)
         logits = logits.astype(jnp.float32)
         impossible = closed | (logits == -jnp.inf)
-        scores = logits if normalised else jax.nn.log_softmax(logits)
+        scores = logits if scores_are_log_probs else jax.nn.log_softmax(logits)
         return jnp.where(impossible, -jnp.inf, scores), state, extras
 
     extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), seen)
@@ -181,8 +181,8 @@ def generate(
     if config.method == "beam" and config.beam_size > 1:
         options |= {"K": config.beam_size, "N": config.n_best, "exact": config.stopping == "exact"}
         options["length_penalty"] = config.length_penalty
-        return Decoded(*beam_search(scored, start, state, extras, **options))
-    return _one_by_one(scored, start, state, extras, config, keys, **options)
+        return DecodingResult(*beam_search(scored, start, state, extras, **options))
+    return _decode_independently(scored, start, state, extras, config, keys, **options)
 
 
 class _Written(NamedTuple):
@@ -198,7 +198,7 @@ class _Written(NamedTuple):
     extras: Any
 
 
-def _one_by_one(
+def _decode_independently(
     scored: Step,
     start: Array,
     state: Any,
@@ -209,7 +209,7 @@ def _one_by_one(
     max_length: int,
     end: int | None,
     pad: int,
-) -> Decoded:
+) -> DecodingResult:
     """Greedy decoding, or n_best samples of each example."""
     R, N, T = len(start), config.n_best, max_length
     if keys is not None:
@@ -233,7 +233,7 @@ def _one_by_one(
             now.length + ~now.ended,
             now.ended | ends,
             now.written.at[now.t].set(token),
-            put(now.extras, now.t, zero_unless(~now.ended, seen)),
+            write_step(now.extras, now.t, mask_leaves(~now.ended, seen)),
         )
 
     first = _Written(
@@ -247,17 +247,17 @@ def _one_by_one(
         extras,
     )
     last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.ended), write, first)
-    scores = penalised(last.total, last.length, config.length_penalty).reshape(-1, N)
+    scores = length_normalized(last.total, last.length, config.length_penalty).reshape(-1, N)
     possible = scores != -jnp.inf
     best = jnp.argsort(-scores, axis=1, stable=True)
 
     def ordered(leaf: Array) -> Array:
         """[T, R, ...] -> [B, N, T, ...], best first."""
-        return along(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
+        return take_rows(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
 
-    possible, scores = along(possible, best), along(scores, best)
+    possible, scores = take_rows(possible, best), take_rows(scores, best)
     tokens = jnp.where(possible[..., None], ordered(last.written), pad)
-    return Decoded(tokens, scores, zero_unless(possible, jax.tree.map(ordered, last.extras)))
+    return DecodingResult(tokens, scores, mask_leaves(possible, jax.tree.map(ordered, last.extras)))
 
 
 def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
@@ -288,7 +288,7 @@ def _repeated(tree: Any, copies: int, B: int) -> Any:
         if leaf.ndim == 0 or leaf.shape[0] != B:
             got, expected = shapes.show(leaf.shape), f"a leading axis of {B}, the number of rows"
             raise ValueError(f"state: got a leaf of shape {got}, expected {expected}")
-        return merged(jnp.broadcast_to(leaf[:, None], (B, copies, *leaf.shape[1:])))
+        return flatten_beams(jnp.broadcast_to(leaf[:, None], (B, copies, *leaf.shape[1:])))
 
     return jax.tree.map(repeated, tree)
 

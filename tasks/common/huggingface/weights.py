@@ -3,7 +3,7 @@ the library transformers; `huggingface_folders` reads and writes its files.
 
 Here they are a masked language model: names of its config and of its parameters are those of
 tasks/language_modeling. Ids differ: padding, unknown and classification token come first here, mask
-and end sign last, so the rows that belong to tokens change places.
+and end token last, so the rows that belong to tokens change places.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class LanguageModelFolder:
         }
 
     def text_encoder(self) -> TextEncoder:
-        """The tokenizer with our ids; mask and end sign are the task's."""
+        """The tokenizer with our ids; mask and end token are the task's."""
         order = our_order(self.vocabulary)[: -len(LAST)]
         ids = {self.vocabulary[place]: number for number, place in enumerate(order)}
         config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))

@@ -25,7 +25,7 @@ from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
-from tasks.common.backbones.transformer_layers import EncoderConfig, FeedForward, dropped
+from tasks.common.backbones.transformer_layers import EncoderConfig, FeedForward, maybe_dropout
 from tasks.detection.models import losses
 from tasks.detection.models.heads import Detections
 from tasks.detection.models.pyramid import inside, standardised
@@ -188,13 +188,13 @@ class Layer(nnx.Module):
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         rate, weights = self.dropout_rate, None
         y = self.attention_norm(x)
-        x = x + dropped(self.attention(y, places, y, places, mask), rate, keys[0])
+        x = x + maybe_dropout(self.attention(y, places, y, places, mask), rate, keys[0])
         if self.cross is not None:
             source = memory, memory_places, memory_mask
             y, weights = self.cross(self.cross_norm(x), places, *source, return_weights=True)
-            x = x + dropped(y, rate, keys[1])
+            x = x + maybe_dropout(y, rate, keys[1])
         y = self.feedforward(self.feedforward_norm(x))
-        return x + dropped(y, rate, keys[2]), weights
+        return x + maybe_dropout(y, rate, keys[2]), weights
 
 
 class Answers(NamedTuple):

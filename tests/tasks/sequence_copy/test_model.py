@@ -76,7 +76,7 @@ def test_greedy_decoding_equals_a_loop(alignment):
     stopped = 0
     model = make(alignment)
     for bias in (-1.0, 0.2, 0.4):
-        # How likely the end sign is: some strings are to stop before the last step.
+        # How likely the end token is: some strings are to stop before the last step.
         likely = model.decoder.classify.bias
         likely[...] = likely[...].at[END].set(bias)
         tokens, weights = generate(model, SOURCE, LENGTHS, 5)

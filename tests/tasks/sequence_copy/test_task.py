@@ -51,14 +51,14 @@ def test_buckets_hold_every_string(task):
 
 def test_matches_by_hand():
     examples = DigitStrings(["12", "345", "7"])
-    # Targets: 2 1 end | 5 4 3 end | 7 end. The second lacks the end sign, the third is right.
+    # Targets: 2 1 end | 5 4 3 end | 7 end. The second lacks the end token, the third is right.
     tokens = np.array([[5, 4, 2, 0, 0], [8, 7, 6, 6, 0], [10, 2, 0, 0, 0]])
     found = match(tokens, examples)
     assert found["exact_match"] == pytest.approx(2 / 3)
     assert found["token_accuracy"] == pytest.approx(8 / 9)
     # Of one digit, of two and of three, which is the greatest number too.
     assert [found[f"exact_match_{n}"] for n in (1, 2, 3)] == [1, 1, 0]
-    # A token after the end sign is a mistake too.
+    # A token after the end token is a mistake too.
     tokens[2, 2] = 5
     assert match(tokens, examples)["exact_match"] == pytest.approx(1 / 3)
 
@@ -82,7 +82,7 @@ def test_matches_by_length():
 def test_alignment_accuracy_by_hand():
     # Backwards: the digits written stand at 4 3 2 1 and at 2 1 (counted from 1, as `looked` is).
     looked = np.array([[4, 4, 4, 3, 1], [2, 3, 0, 0, 0]])
-    # Right, one beside, two beside, two beside; right, two beside. The end sign's step is not one.
+    # Right, one beside, two beside, two beside; right, two beside. The end token's step is not one.
     assert alignment_accuracy(looked, DigitStrings(["1234", "56"])) == pytest.approx(3 / 6)
     # In order: at 1 2 3 4 and at 1 2.
     copied = DigitStrings(["1234", "56"], "copied_digits")

@@ -83,7 +83,7 @@ def test_scores_of_a_beam_are_those_of_teacher_forcing(name):
         length = int((tokens[row] > 0).sum())
         assert tokens[row, length - 1] == END
         assert not set(tokens[row, : length - 1]) & {0, 1, 2, START, END}
-        # The end sign that stands at the limit was not chosen.
+        # The end token that stands at the limit was not chosen.
         chosen = length - 1 if length == limits[row] else length
         expected = gained[row, :chosen].sum() / length
         np.testing.assert_allclose(decoded.scores.reshape(-1)[row], expected, rtol=1e-4)

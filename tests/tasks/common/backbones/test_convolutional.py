@@ -13,14 +13,14 @@ from flax import nnx
 from tasks.common.backbones.convolutional import (
     Convolution,
     Stage,
-    build_slot,
-    check_slot,
+    build_map_attention,
+    check_map_attention,
     groups_of,
+    map_attention_entry,
     max_pool,
-    places,
-    slot_line,
+    spatial_importance,
 )
-from tasks.common.backbones.resnet import ResNet, ResNetConfig, pooled
+from tasks.common.backbones.resnet import ResNet, ResNetConfig, max_pool_3x3
 from tests.attention.subjects import normal
 
 
@@ -86,25 +86,25 @@ def test_a_stage_without_batch_norm_has_no_statistics():
 
 
 def test_the_slot():
-    assert slot_line("none") is None
-    assert build_slot("none", 8, "float32", nnx.Rngs(0)) is None
-    assert slot_line("se(reduction=4)").name == "se"
-    check_slot("axial(num_heads=4)", (8, 16), "bfloat16")
+    assert map_attention_entry("none") is None
+    assert build_map_attention("none", 8, "float32", nnx.Rngs(0)) is None
+    assert map_attention_entry("se(reduction=4)").name == "se"
+    check_map_attention("axial(num_heads=4)", (8, 16), "bfloat16")
     with pytest.raises(ValueError, match=r"^attention: .*num_heads"):
-        check_slot("axial(num_heads=4)", (8, 6), "float32")
+        check_map_attention("axial(num_heads=4)", (8, 6), "float32")
     with pytest.raises(ValueError, match=r"^attention: got 'cbm', .* did you mean 'cbam'"):
-        check_slot("cbm", (8,), "float32")
+        check_map_attention("cbm", (8,), "float32")
 
 
 def test_places_by_hand():
     gate = np.array([[[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [0.0, 0.0]]])
-    np.testing.assert_array_equal(places(gate, (2, 2), True), [[0.5, 0.5], [1, 0]])
+    np.testing.assert_array_equal(spatial_importance(gate, (2, 2), True), [[0.5, 0.5], [1, 0]])
     row = np.array([[[0.25]], [[0.75]]])
-    np.testing.assert_array_equal(places(row, (2, 3), True), [[0.25] * 3, [0.75] * 3])
-    assert places(np.ones((1, 1, 4)), (2, 2), True) is None
+    np.testing.assert_array_equal(spatial_importance(row, (2, 3), True), [[0.25] * 3, [0.75] * 3])
+    assert spatial_importance(np.ones((1, 1, 4)), (2, 2), True) is None
     # Two positions: one head gives all to the second, the other is even.
     between = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]])
-    np.testing.assert_array_equal(places(between, (1, 2), False), [[0.25, 0.75]])
+    np.testing.assert_array_equal(spatial_importance(between, (1, 2), False), [[0.25, 0.75]])
 
 
 # ---------------------------------------------------------------- pooling
@@ -136,7 +136,7 @@ def test_max_pool_and_its_gradient_equal_a_window_of_lax(window, size):
 
 def test_pooled_by_hand():
     image = jnp.arange(15.0).reshape(1, 3, 5, 1)
-    np.testing.assert_array_equal(pooled(image)[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
+    np.testing.assert_array_equal(max_pool_3x3(image)[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
 
 
 # ---------------------------------------------------------------- residual network

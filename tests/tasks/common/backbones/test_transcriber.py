@@ -61,7 +61,7 @@ def test_a_wide_beam_finds_what_is_likeliest_by_both(memory, decoder):
         same = [jnp.broadcast_to(leaf[row], (31, *leaf.shape[1:])) for leaf in (memory, VALID)]
         found = losses(*same, None, targets)
         scores = -(weight * found.ctc + (1 - weight) * found.decoder)
-        scores = np.where(found.possible, scores, -np.inf)[: len(texts)]
+        scores = np.where(found.has_path, scores, -np.inf)[: len(texts)]
         best = int(np.argmax(scores))
         tokens = [int(token) for token in decoded.tokens[row, 0] if token != PAD]
         assert tokens == [*texts[best], model.end]
@@ -73,7 +73,7 @@ def test_the_loss_is_the_weighed_sum_and_padding_changes_nothing(memory):
     targets = np.array([[1, 2, 2], [2, 0, 0], [0, 0, 0]])
     compute = jax.jit(lambda memory, targets: model(memory, VALID, None, targets))
     losses = compute(memory, targets)
-    assert losses.units.tolist() == [4, 2, 1]
+    assert losses.num_units.tolist() == [4, 2, 1]
     weight = model.config.ctc_weight
     expected = (1 - weight) * losses.decoder + weight * losses.ctc
     np.testing.assert_allclose(model.joint(losses), expected)

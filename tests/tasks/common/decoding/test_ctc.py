@@ -58,7 +58,7 @@ def test_what_has_no_path_is_told_and_gives_no_gradient(logits, valid):
     assert np.isfinite(gradient).all()
     assert not gradient[0].any()
     assert gradient[1].any()
-    assert ctc.frames_needed(labels).tolist() == [5, 2]
+    assert ctc.min_frames(labels).tolist() == [5, 2]
 
 
 def test_the_best_path_is_collapsed():
