@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.positions import build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 
 
-class MultiHeadAttention(nnx.Module):
+class MultiHeadAttention(CachedAttention):
     """Self-attention, cross-attention and grouped-query attention.
 
         head_n = attend(x W_q,n, m W_k,n', m W_v,n'),   y = concat_n(head_n) W_o
@@ -55,6 +55,8 @@ class MultiHeadAttention(nnx.Module):
     Raises:
       ValueError: an argument does not fit the others.
     """
+
+    takes_memory = True
 
     def __init__(
         self,
@@ -106,22 +108,6 @@ class MultiHeadAttention(nnx.Module):
         )
         self.sinks = nnx.Param(jnp.zeros((num_heads,))) if sinks else None
 
-    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
-        """What a query may see whatever the caller's mask says; None, all, unless overridden.
-
-        Args:
-          query_offset: position of the first query among the keys, as for `masks.causal`.
-        """
-        return None
-
-    def cache_window(self) -> int | None:
-        """How many keys before itself a query sees at most; None for all.
-
-        With a number, `pattern_mask` must be exactly that window to the left: decoding then keeps
-        no more keys than it needs and does not call `pattern_mask`.
-        """
-        return None
-
     def __call__(
         self,
         x: Array,
@@ -152,10 +138,7 @@ class MultiHeadAttention(nnx.Module):
         Raises:
           ValueError: shapes do not fit, or positions are missing or not used.
         """
-        sizes = {"D": self.model_size, "M": self.memory_size}
-        shapes.expect("x", x, "B T D", sizes)
-        source = x if memory is None else memory
-        shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
+        source = self._source(x, memory)
         if self.positions is not None:
             query_positions, key_positions = _both_positions(
                 x, memory, query_positions, key_positions
@@ -170,7 +153,7 @@ class MultiHeadAttention(nnx.Module):
         }
         result = self._attend(x, query, key, value, dropout_key=dropout_key, **options)
         if return_weights:
-            return result, attention_weights(query, key, **options, **self._logit_options())
+            return result, self._weights(query, key, **options)
         return result
 
     def project_memory(
@@ -222,65 +205,10 @@ class MultiHeadAttention(nnx.Module):
         key, value = (jnp.swapaxes(y, 1, 2).astype(query.dtype) for y in memory)
         options = {
             "mask": self._combine_masks(mask, self.pattern_mask()),
-            "bias": self._bias(query, query_positions, key_positions, None),
+            "bias": self._bias(query, query_positions, key_positions),
         }
         result = self._attend(x, query, key, value, **options)
-        return result, attention_weights(query, key, **options, **self._logit_options())
-
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of keys and values; that of the computation if None.
-        """
-        K, H, V = self.cache_sizes
-        return KeyValueCache.empty(
-            batch_size,
-            max_length,
-            K,
-            H,
-            value_head_size=V,
-            window=self.cache_window(),
-            dtype=self.dtype if dtype is None else dtype,
-        )
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new cache.
-          An example with more positions than the cache has places gives NaN under jit.
-
-        Raises:
-          ValueError: shapes do not fit, or, outside jit, more positions than places.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        query = self._query(x, places)
-        key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, places))
-        offset = cache.length
-        cache, keys, values, key_positions, mask = append_keys_values(cache, key, value, lengths)
-        if cache.window is None:
-            mask = self._combine_masks(mask, self.pattern_mask(offset))
-        bias = self._bias(query, places, key_positions, None)
-        result = self._attend(
-            x, query, keys.astype(query.dtype), values.astype(query.dtype), mask=mask, bias=bias
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+        return result, self._weights(query, key, **options)
 
     def _expect_positions(self, **positions: Array | None) -> None:
         for name, given in positions.items():
@@ -306,13 +234,23 @@ class MultiHeadAttention(nnx.Module):
         query: Array,
         query_positions: Array | None,
         key_positions: Array | None,
-        bias: Array | None,
+        bias: Array | None = None,
     ) -> Array | None:
-        """The caller's bias and that of the positions."""
+        """Returns the sum of the caller's bias and that of the positions."""
         if self.positions is None:
             return bias
         own = self.positions.bias(query, query_positions, key_positions, scale=self.scale)
         return bias if own is None else own if bias is None else own + bias
+
+    def _weights(
+        self,
+        query: Array,
+        key: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return attention_weights(query, key, mask=mask, bias=bias, **self._logit_options())
 
     def _logit_options(self) -> dict[str, Array | float | None]:
         sinks = None if self.sinks is None else self.sinks[...]
@@ -344,12 +282,6 @@ class MultiHeadAttention(nnx.Module):
         if self.gate is not None:
             heads = heads * jax.nn.sigmoid(self.gate(x))
         return self.out(heads)
-
-    @staticmethod
-    def _combine_masks(mask: masks.Mask | Array | None, pattern: masks.Mask | None):
-        if mask is None or pattern is None:
-            return pattern if mask is None else mask
-        return pattern & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
 
 
 def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:

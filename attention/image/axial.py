@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_map, expect_positive
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array
@@ -68,13 +68,14 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
     return jnp.einsum(order, weights, same).reshape(-1, N, Y * X, Y * X)
 
 
-class Axial(nnx.Module):
+class Axial(MapAttention):
     """Attention along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
     Multidimensional Transformers"; Wang et al. 2020, "Axial-DeepLab").
 
         h = x + rows(x),   y = h + columns(h)
 
-    with a `MultiHeadAttention` each: after both every position has seen all, in O(P·(Y + X)).
+    with one `MultiHeadAttention` each: after both, every position depends on all others, in
+    O(P·(Y + X)). The weights [B, 2N, P, P] hold N heads of the rows, then N of the columns.
 
     Args:
       channels: C.
@@ -104,45 +105,21 @@ class Axial(nnx.Module):
         self.rows = MultiHeadAttention(channels, num_heads, **options)
         self.columns = MultiHeadAttention(channels, num_heads, **options)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Mixes a map.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, 2N, P, P] with P = Y·X, row by row:
-          N heads between positions of a row, then N between positions of a column.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
+    def _apply(self, x, *, valid, training):
+        Y, X = x.shape[1:3]
         with recording.suppressed():
             h = self._passed(x, "row", self.rows)
             y = self._passed(h, "column", self.columns)
 
         def weights() -> Array:
             parts = [
-                between_positions(_weights(module, z, axis), sizes["Y"], sizes["X"], axis)
+                between_positions(_weights(module, z, axis), Y, X, axis)
                 for axis, module, z in (("row", self.rows, x), ("column", self.columns, h))
             ]
             return jnp.concatenate(parts, axis=1)
 
         recording.record(weights)
-        return (y, weights()) if return_weights else y
+        return y, weights
 
     def _passed(self, x: Array, axis: str, module: MultiHeadAttention) -> Array:
         mixed = along(x, axis, module)
@@ -150,7 +127,7 @@ class Axial(nnx.Module):
 
 
 def _weights(module: MultiHeadAttention, x: Array, axis: str) -> Array:
-    """[B', N, T, T] of all rows or columns; computed anew, for those who ask."""
+    """Recomputes the weights [B', N, T, T] of all rows or columns."""
     found = []
 
     def keep(lines: Array) -> Array:

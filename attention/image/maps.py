@@ -6,6 +6,8 @@ pooled vectors and of gates is in at least float32; a map keeps its dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -134,20 +136,21 @@ def kernel_init(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
 
 
-class MapGate(nnx.Module):
-    """Base of those that multiply a map by a gate of it: y = x · gate(x).
+class MapAttention(nnx.Module):
+    """Base class of attention over feature maps.
 
-    Args:
-      channels: C.
-      dtype: of the map; gates and weights are float32.
+    A subclass sets `channels` and `dtype`, gives `_apply`, and records its weights.
     """
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
-        expect_positive(channels=channels)
-        self.channels, self.dtype = channels, dtype
+    def _apply(
+        self, x: Array, *, valid: Array | None, training: bool
+    ) -> tuple[Array, Callable[[], Array]]:
+        """Returns the new map [B, Y, X, C] and a function of the weights.
 
-    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
-        """x [B, Y, X, C] -> [B, Y or 1, X or 1, C or 1] in at least float32."""
+        Args:
+          x: [B, Y, X, C] in `dtype`, checked.
+          valid, training: as for `__call__`.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -158,25 +161,44 @@ class MapGate(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Weighs a map.
+        """Applies the attention to a map.
 
         Args:
           x: [B, Y, X, C].
-          valid: bool [B], the examples that count in batch statistics, if there are any; all if
-            None.
-          training: whether to normalise by the batch, and to take its statistics along.
-          return_weights: also return the gate.
+          valid: bool [B], the examples that count in batch statistics; all if None. Without batch
+            statistics it has no effect.
+          training: whether to normalize by the batch and update the running statistics.
+          return_weights: whether to return the weights too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and the gate by which x was multiplied.
+          [B, Y, X, C] in `dtype`, or that and the weights: of a gate the factors of x,
+          [B, Y or 1, X or 1, C or 1]; else [B, N, P, P].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
+        expect_valid(valid, expect_map(x, self.channels))
+        y, weights = self._apply(x.astype(self.dtype), valid=valid, training=training)
+        return (y, weights()) if return_weights else y
+
+
+class MapGate(MapAttention):
+    """Base class of attention that multiplies a map by a gate: y = x · gate(x).
+
+    Args:
+      channels: C.
+      dtype: of the map; gates and parameters are float32.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
+        expect_positive(channels=channels)
+        self.channels, self.dtype = channels, dtype
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        """Computes the gate of x, [B, Y or 1, X or 1, C or 1] in at least float32."""
+        raise NotImplementedError
+
+    def _apply(self, x, *, valid, training):
         gate = self.gate(x, valid=valid, training=training)
         recording.record(lambda: gate)
-        y = (x * gate).astype(x.dtype)
-        return (y, gate) if return_weights else y
+        return (x * gate).astype(x.dtype), lambda: gate

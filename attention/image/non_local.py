@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +11,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.batch_norm import BatchNorm
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_positive
 from attention.numerics import accumulator
 from attention.projection import Projection
 
@@ -80,7 +82,7 @@ def _expect_similarity(similarity: str) -> None:
         raise ValueError(f"similarity: got {similarity!r}, expected {expected}")
 
 
-class NonLocal(nnx.Module):
+class NonLocal(MapAttention):
     """The non-local block (Wang et al. 2018, "Non-local Neural Networks", equation 6).
 
         y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
@@ -125,36 +127,13 @@ class NonLocal(nnx.Module):
         if not norm:
             self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Adds to each position what it takes of all.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B], the examples that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, N, P, P] with P = Y·X, row by row.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
-        flat = x.reshape(sizes["B"], sizes["Y"] * sizes["X"], self.channels)
+    def _apply(self, x, *, valid, training):
+        flat = x.reshape(x.shape[0], -1, self.channels)
         query, key = self.query(flat), self.key(flat)
         options = {"similarity": self.similarity}
         added = self.out(non_local(query, key, self.value(flat), **options))
         if self.norm is not None:
             added = self.norm(added, valid=valid, training=training)
-        y = x + added.reshape(x.shape)
-        return (y, non_local_weights(query, key, **options)) if return_weights else y
+        return x + added.reshape(x.shape), functools.partial(
+            non_local_weights, query, key, **options
+        )

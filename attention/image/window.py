@@ -6,6 +6,8 @@ is padded below and to the right; what is padded is seen by nobody.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_positive
 from attention.projection import Projection
 
 Array = jax.Array
@@ -176,7 +178,7 @@ def _within(regions: np.ndarray, B: int) -> masks.Mask | None:
     return masks.segments(ids, ids)
 
 
-class ShiftedWindow(nnx.Module):
+class ShiftedWindow(MapAttention):
     """Multi-head attention in shifted windows (Liu et al. 2021, "Swin Transformer", equations 3
     and 4).
 
@@ -225,33 +227,10 @@ class ShiftedWindow(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), (side, side, num_heads))
         self.bias_table = nnx.Param(table)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Mixes a map.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, N, P, P] with P = Y·X, row by row.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        expect_valid(valid, expect_map(x, self.channels))
-        x = x.astype(self.dtype)
+    def _apply(self, x, *, valid, training):
         query, key, value = self.query(x), self.key(x), self.value(x)
         bias = relative_bias(self.bias_table[...], self.window)
         options = {"size": self.window, "shift": self.shift, "bias": bias}
         y = self.out(window_attention(query, key, value, **options))
         y = x + y if self.residual else y
-        return (y, window_weights(query, key, **options)) if return_weights else y
+        return y, functools.partial(window_weights, query, key, **options)

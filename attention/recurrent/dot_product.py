@@ -6,8 +6,6 @@ Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Trans
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +13,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, context, validate_query, validate_states
+from attention.recurrent.memory import Alignment, Memory, context
 
 Array = jax.Array
 
@@ -72,14 +70,14 @@ def expect_equal_sizes(query_size: int, memory_size: int) -> None:
         raise ValueError(f"query_size: got {query_size}, expected {expected}")
 
 
-class DotAlignment(Stateless, nnx.Module):
-    """The score "dot" of Luong et al. 2015. It has no weights of its own.
+class DotAlignment(Alignment):
+    """The score "dot" of Luong et al. 2015, without parameters.
 
         a = softmax_s(q · h_s),   c = Σ_s a_s h_s
 
     Args:
       query_size: Q of the decoder's state.
-      memory_size: D of the encoder's states, the same.
+      memory_size: D of the encoder's states, equal to Q.
       dtype: of the computation.
 
     Raises:
@@ -95,20 +93,13 @@ class DotAlignment(Stateless, nnx.Module):
         rngs: nnx.Rngs,
     ):
         expect_equal_sizes(query_size, memory_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states, states, valid)
-
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = validate_query(query, memory, self.query_size, self.dtype)
-        return *dot_step(query, memory), state
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        return dot_step(query, memory)
 
 
-class GeneralAlignment(Stateless, nnx.Module):
+class GeneralAlignment(Alignment):
     """The score "general" of Luong et al. 2015. W h_s is computed once, in `prepare`.
 
         a = softmax_s(qᵀ W h_s),   c = Σ_s a_s h_s
@@ -116,7 +107,7 @@ class GeneralAlignment(Stateless, nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
     """
 
     def __init__(
@@ -127,50 +118,29 @@ class GeneralAlignment(Stateless, nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         self.key = Projection((memory_size,), (query_size,), use_bias=False, dtype=dtype, rngs=rngs)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
-        return Memory(self.key(states), states, valid)
+    def _keys(self, states: Array) -> Array:
+        return self.key(states)
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = validate_query(query, memory, self.query_size, self.dtype)
-        return *dot_step(query, memory), state
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        return dot_step(query, memory)
 
 
-class NoAlignment(Stateless, nnx.Module):
-    """The control: every step gets one fixed vector, the last valid state (Sutskever et al. 2014).
+class NoAlignment(Alignment):
+    """The control: the last valid state is the context of every step (Sutskever et al. 2014).
 
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 
     Args:
-      query_size: of the decoder's state, which is not looked at.
+      query_size: of the decoder's state, which has no effect.
       memory_size: D of the encoder's states.
       dtype: of the computation.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
-
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states, states, valid)
-
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] (not looked at) -> context [B, D], weights [B, S], state."""
-        validate_query(query, memory, self.query_size, self.dtype)
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         following = jnp.cumsum(memory.valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
         weights = (memory.valid & (following == 1)).astype(jnp.float32)
         recording.record(lambda: weights)
-        return context(weights, memory.values), weights, state
+        return context(weights, memory.values), weights

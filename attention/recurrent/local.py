@@ -16,7 +16,7 @@ from attention import recording, shapes
 from attention.numerics import softmax
 from attention.projection import Projection
 from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
-from attention.recurrent.memory import Memory, Stateless, context, validate_query, validate_states
+from attention.recurrent.memory import Alignment, Memory, context, validate_query
 
 Array = jax.Array
 
@@ -55,7 +55,7 @@ def local_step(query: Array, memory: Memory, centre: Array, *, window: int) -> t
     return context(weights, memory.values), weights
 
 
-class LocalAlignment(Stateless, nnx.Module):
+class LocalAlignment(Alignment):
     """Local alignment with a predicted position, "local-p" of Luong et al. 2015.
 
         p = S · sigmoid(v · tanh(W_p q))
@@ -96,7 +96,7 @@ class LocalAlignment(Stateless, nnx.Module):
         if score == "dot":
             expect_equal_sizes(query_size, memory_size)
         Q = query_size
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         self.window = window
         # A rounded place may lie on the other side of a window's edge: not in bfloat16.
         wide = jnp.promote_types(dtype, jnp.float32)
@@ -108,10 +108,8 @@ class LocalAlignment(Stateless, nnx.Module):
             else Projection((memory_size,), (Q,), use_bias=False, dtype=dtype, rngs=rngs)
         )
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D_h] and bool [B, S] -> what `step` takes."""
-        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states if self.key is None else self.key(states), states, valid)
+    def _keys(self, states: Array) -> Array:
+        return states if self.key is None else self.key(states)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
         """query [B, Q] -> context [B, D_h], weights [B, S], state."""

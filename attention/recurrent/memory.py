@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from attention import shapes
 from attention.numerics import accumulator
@@ -86,9 +87,44 @@ def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype)
     return query.astype(dtype)
 
 
-class Stateless:
-    """For alignments that carry nothing from step to step."""
+class Alignment(nnx.Module):
+    """Base class of alignments that carry nothing from step to step.
+
+    A subclass gives `_step`, and `_keys` if keys are not the encoder's states.
+
+    Args:
+      query_size: Q of the decoder's state.
+      memory_size: D of the encoder's states.
+      dtype: of the computation.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+
+    def _keys(self, states: Array) -> Array:
+        return states
+
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        """Returns context [B, D] and weights [B, S] for a query [B, Q]; records the weights."""
+        raise NotImplementedError
+
+    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
+        """Computes what `step` needs of the encoder's states [B, S, D]; valid is bool [B, S]."""
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
+        return Memory(self._keys(states), states, valid)
 
     def initial_state(self, memory: Memory) -> tuple[()]:
-        """Nothing is carried from step to step."""
+        """Returns the state before the first step: nothing."""
         return ()
+
+    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
+        """Computes context [B, D], weights [B, S] and state for the decoder's state [B, Q]."""
+        query = validate_query(query, memory, self.query_size, self.dtype)
+        return *self._step(query, memory), state

@@ -6,8 +6,6 @@ Vaswani et al. 2017, "Attention Is All You Need", as an alignment. How it is cal
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,12 +13,12 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, validate_query, validate_states
+from attention.recurrent.memory import Alignment, Memory, validate_states
 
 Array = jax.Array
 
 
-class MultiHeadAlignment(Stateless, nnx.Module):
+class MultiHeadAlignment(Alignment):
     """Scaled dot-product attention of several heads with one query (Vaswani et al. 2017).
 
         a_n = softmax_s(q W_q,n · h_s W_k,n / √H),   c = concat_n(Σ_s a_ns h_s W_v,n) W_o
@@ -53,7 +51,7 @@ class MultiHeadAlignment(Stateless, nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = shapes.head_size(memory_size, num_heads, head_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         heads, options = (num_heads, H), {"dtype": dtype, "rngs": rngs}
         self.query = Projection((query_size,), heads, **options)
         self.key = Projection((memory_size,), heads, **options)
@@ -61,16 +59,13 @@ class MultiHeadAlignment(Stateless, nnx.Module):
         self.out = Projection(heads, (memory_size,), use_bias=False, **options)
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
         states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self.key(states), self.value(states), valid)
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, N, S], state."""
-        query = validate_query(query, memory, self.query_size, self.dtype)
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         query, mask = self.query(query)[:, None], masks.valid(key=memory.valid)
         with recording.suppressed():
             heads = attend(query, memory.keys, memory.values, mask=mask)
         weights = attention_weights(query, memory.keys, mask=mask)[:, :, 0]
         recording.record(lambda: weights)
-        return self.out(heads)[:, 0], weights, state
+        return self.out(heads)[:, 0], weights

@@ -20,7 +20,6 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values
-from attention.dot_product import attention_weights
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array
@@ -49,6 +48,8 @@ class TemporalAttention(MultiHeadAttention):
       ValueError: num_heads does not divide model_size, or the rate is out of range.
     """
 
+    takes_memory = False
+
     def __init__(
         self,
         model_size: int,
@@ -75,32 +76,6 @@ class TemporalAttention(MultiHeadAttention):
         if self.current:
             return masks.causal(query_offset)
         return masks.causal(-1 if query_offset is None else query_offset - 1)
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """The states of a whole sequence at once.
-
-        Args:
-          x: h, [B, T, D].
-          mask: joined with the past by `&`.
-          dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
-
-        Returns:
-          c, [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        return super().__call__(
-            x, mask=mask, dropout_key=dropout_key, return_weights=return_weights
-        )
 
     def step(
         self, state: Array, cache: KeyValueCache, *, valid: Array | None = None
@@ -136,6 +111,6 @@ class TemporalAttention(MultiHeadAttention):
         mask = masks.valid(key=seen)
         with recording.suppressed():
             result = self._attend(x, query, keys, values, mask=mask, bias=None)[:, 0]
-        weights = attention_weights(query, keys, mask=mask, **self._logit_options())[:, :, 0]
+        weights = self._weights(query, keys, mask=mask)[:, :, 0]
         recording.record(lambda: weights)
         return jnp.where(cache.overflow()[:, None], jnp.nan, result), weights, cache

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.positions import build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 Biases = tuple[Array | None, Array | None]
@@ -117,7 +117,7 @@ def differential_weights(
     return first - lam * second
 
 
-class DifferentialAttention(nnx.Module):
+class DifferentialAttention(CachedAttention):
     """Multi-head self-attention by `differential_attention` (Ye et al. 2024).
 
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
@@ -173,7 +173,7 @@ class DifferentialAttention(nnx.Module):
         if not epsilon > 0:
             raise ValueError(f"epsilon: got {epsilon}, expected a number above 0")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H)
+        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H, 2 * H)
         self.lambda_init, self.scale = lambda_init, H**-0.5
         self.dropout_rate, self.implementation = dropout_rate, implementation
         options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
@@ -196,103 +196,45 @@ class DifferentialAttention(nnx.Module):
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         return first - second + self.lambda_init
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself; position t of x is t.
+    def _query(self, x: Array, positions: Array) -> Array:
+        return self._rotate(self.query(x), positions)
 
-        Args:
-          x: [B, T, D].
-          mask: as for `attend`.
-          dropout_key: None for evaluation.
-          return_weights: also return `differential_weights`, which come before the norm.
+    def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        return self._rotate(self.key(x), positions), self.value(x)
 
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
-        places = jnp.arange(x.shape[1])
-        query, key = self._rotate(self.query(x), places), self._rotate(self.key(x), places)
-        options = {"mask": mask, "biases": self._biases(query, places, places)}
-        result = self._attend(query, key, self.value(x), dropout_key=dropout_key, **options)
-        if return_weights:
-            return result, self._weights(query, key, **options)
-        return result
-
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of keys and values; that of the computation if None.
-        """
-        dtype = self.dtype if dtype is None else dtype
-        return KeyValueCache.empty(batch_size, max_length, *self.cache_sizes, dtype=dtype)
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past; see
-        `MultiHeadAttention.decode`.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        query, key = self._rotate(self.query(x), places), self._rotate(self.key(x), places)
-        key, value = (y.astype(cache.key.dtype) for y in (key, self.value(x)))
-        cache, keys, values, key_places, mask = append_keys_values(cache, key, value, lengths)
-        result = self._attend(
-            query,
-            keys.astype(query.dtype),
-            values.astype(query.dtype),
-            mask=mask,
-            biases=self._biases(query, places, key_places),
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
-
-    def _rotate(self, x: Array, places: Array) -> Array:
-        """[B, T, N, 2H], both halves with their positions in them."""
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        """Rotates both halves of [B, T, N, 2H]."""
         if self.positions is None:
             return x
-        halves = [self.positions.rotate(half, places) for half in jnp.split(x, 2, axis=-1)]
+        halves = [self.positions.rotate(half, positions) for half in jnp.split(x, 2, axis=-1)]
         return jnp.concatenate(halves, axis=-1)
 
-    def _biases(self, query: Array, query_places: Array, key_places: Array) -> Biases:
+    def _bias(self, query: Array, query_positions: Array, key_positions: Array) -> Biases:
         if self.positions is None:
             return None, None
         first, second = (
-            self.positions.bias(half, query_places, key_places, scale=self.scale)
+            self.positions.bias(half, query_positions, key_positions, scale=self.scale)
             for half in jnp.split(query, 2, axis=-1)
         )
         return first, second
 
-    def _weights(self, query, key, *, mask, biases) -> Array:
+    def _weights(self, query, key, *, mask, bias) -> Array:
         return differential_weights(
-            query, key, self.lambda_value(), mask=mask, biases=biases, scale=self.scale
+            query, key, self.lambda_value(), mask=mask, biases=bias, scale=self.scale
         )
 
-    def _attend(self, query, key, value, *, mask, biases, dropout_key=None) -> Array:
+    def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         heads = differential_attention(
             query,
             key,
             value,
             self.lambda_value(),
             mask=mask,
-            biases=biases,
+            biases=bias,
             scale=self.scale,
             implementation=self.implementation,
         )
-        recording.record(lambda: self._weights(query, key, mask=mask, biases=biases))
+        recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
         heads = (1 - self.lambda_init) * self.norm(heads)
         rate = 0.0 if dropout_key is None else self.dropout_rate
         return self.out(dropout(heads.astype(self.dtype), rate, dropout_key))

@@ -10,19 +10,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import masks, recording, shapes
-from attention.cache import valid_lengths
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.projection import Projection
+from attention.sequence.base import RecurrentMixer
 from attention.sequence.delta_rule import gated_delta_rule_chunked, gated_delta_rule_weights
 from attention.sequence.linear import expect_chunk_size
 
@@ -129,7 +130,7 @@ class _Inputs(NamedTuple):
     beta: Array
 
 
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(RecurrentMixer):
     """Gated DeltaNet (Yang et al. 2025); causal, whether the mask says so or not.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
@@ -208,88 +209,28 @@ class GatedDeltaNet(nnx.Module):
         log_rate, self.decay.bias[...] = _decay_parameters(rngs.params(), num_heads)
         self.log_rate = nnx.Param(log_rate)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Runs over x from an empty memory.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.causal`, `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return what takes the values v to the memory's answers o, before
-            gate and norm, in O(T²).
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T], of either sign.
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: the mask holds anything else.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+    def _mix(
+        self, x: Array, mask: masks.Mask | Array | None, **rate: Any
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of="gated_delta_net")
         inputs, _ = self._inputs(x, valid=padding.key)
-        weigh = functools.partial(self._weights, inputs, padding.query)
-        recording.record(weigh)
         heads, _ = gated_delta_rule_chunked(*inputs, chunk_size=self.chunk_size)
         if padding.query is not None:
             heads = jnp.where(padding.query[:, :, None, None], heads, 0)
-        result = self._result(heads, x, dropout_key)
-        return (result, weigh()) if return_weights else result
+        weights = functools.partial(self._weights, inputs, padding.query)
+        return dropout(self._gated(heads, x), **rate), weights
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> DeltaState:
-        """An empty state for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: no limit here: the state is as large for any length.
-          dtype: of conv_state and memory, raised to at least float32; float32 if None.
-        """
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> DeltaState:
         K, H, N, V = self.sizes.values()
-        dtype = jnp.promote_types(dtype or jnp.float32, jnp.float32)
         conv_state = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
         return DeltaState(conv_state, jnp.zeros((batch_size, N, H, V), dtype))
 
-    def decode(
-        self, x: Array, cache: DeltaState, *, lengths: Array | None = None
-    ) -> tuple[Array, DeltaState]:
-        """The next T positions: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions)` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new state.
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": len(cache.memory)})
-        B, T = x.shape[:2]
-        valid = None
-        if lengths is not None:
-            valid = jnp.arange(T) < valid_lengths(lengths, B, T)[:, None]
-        inputs, conv_state = self._inputs(x, valid=valid, conv_state=cache.conv_state)
-        heads, memory = gated_delta_rule_chunked(*inputs, cache.memory, chunk_size=self.chunk_size)
-        new = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), DeltaState(conv_state, memory), cache
-        )
-        return self._result(heads, x, None), new
+    def _decode(self, x: Array, state: DeltaState, valid: Array | None) -> tuple[Array, DeltaState]:
+        inputs, conv_state = self._inputs(x, valid=valid, conv_state=state.conv_state)
+        heads, memory = gated_delta_rule_chunked(*inputs, state.memory, chunk_size=self.chunk_size)
+        return self._gated(heads, x), DeltaState(conv_state, memory)
 
     def _inputs(
         self, x: Array, *, valid: Array | None, conv_state: Array | None = None
@@ -318,10 +259,8 @@ class GatedDeltaNet(nnx.Module):
             log_decay, beta = (jnp.where(valid[:, :, None], y, 0) for y in (log_decay, beta))
         return _Inputs(query, key, value, log_decay, beta), conv_state
 
-    def _result(self, heads: Array, x: Array, dropout_key: Array | None) -> Array:
-        gated = self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        return self.out(dropout(gated, rate, dropout_key))
+    def _gated(self, heads: Array, x: Array) -> Array:
+        return self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
 
     def _weights(self, inputs: _Inputs, query_valid: Array | None) -> Array:
         query, key, _, log_decay, beta = inputs

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, append_keys_values
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.positions import RotaryPositions, build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 
@@ -101,7 +101,7 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
     return jnp.concatenate([content, shared], axis=-1)
 
 
-class LatentAttention(nnx.Module):
+class LatentAttention(CachedAttention):
     """Multi-head latent attention (MLA), with its decoupled rotary key (DeepSeek-AI 2024).
 
         c = rmsnorm(x W_c),   k = rotate(x W_k)
@@ -168,7 +168,7 @@ class LatentAttention(nnx.Module):
         self.positions = build_positions(positions, num_heads, R, rngs=rngs)
         if not isinstance(self.positions, RotaryPositions):
             raise ValueError(f"positions: got {positions!r}, expected 'rope', with options or not")
-        self.model_size, self.cache_size = model_size, C + R
+        self.model_size, self.cache_sizes = model_size, (1, C + R, 0)
         self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
         down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         up = down | {"use_bias": False}
@@ -183,100 +183,42 @@ class LatentAttention(nnx.Module):
         self.value = Projection((C,), (num_heads, V), **up)
         self.out = Projection((num_heads, V), (model_size,), **down)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself; position t of x is t.
+    def _query(self, x: Array, positions: Array) -> Array:
+        """Returns queries [B, T, N, H + R], the last R features rotated."""
+        if self.query_latent is not None:
+            x = self.query_norm(self.query_latent(x))
+        query, H = self.query(x), self.key.outputs[-1]
+        rotated = self.positions.rotate(query[..., H:], positions)
+        return jnp.concatenate([query[..., :H], rotated], axis=-1)
 
-        Args:
-          x: [B, T, D].
-          mask: as for `attend`.
-          dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
+    def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        """Returns the latents and rotated keys [B, T, 1, C + R], and no values."""
+        rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
+        entry = jnp.concatenate([self.latent_norm(self.latent(x))[:, :, None], rotary_key], axis=-1)
+        return entry, entry[..., :0]
 
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
-        positions = jnp.arange(x.shape[1])
-        query, (latent, rotary_key) = self._query(x, positions), self._latents(x, positions)
+    def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         heads = latent_attention(
             query,
-            latent,
-            rotary_key,
+            *self._split(key),
             *self._ups(),
+            # Decoding, with fewer queries than keys, never expands the latents in the cache.
+            absorbed=query.shape[1] < key.shape[1],
             mask=mask,
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
             implementation=self.implementation,
         )
-        result = self.out(heads)
-        if return_weights:
-            key = expanded_keys(latent, rotary_key, self._ups()[0])
-            return result, attention_weights(query, key, mask=mask)
-        return result
+        return self.out(heads)
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`: one key head of C + R features, and no values.
+    def _weights(self, query, key, *, mask, bias) -> Array:
+        keys = expanded_keys(*self._split(key), self._ups()[0])
+        return attention_weights(query, keys, mask=mask)
 
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of what is kept; that of the computation if None.
-        """
-        dtype = self.dtype if dtype is None else dtype
-        return KeyValueCache.empty(
-            batch_size, max_length, 1, self.cache_size, value_head_size=0, dtype=dtype
-        )
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past, by the absorbed form: the
-        latents in the cache are never expanded to keys and values of heads.
-
-        Arguments, result and errors are those of `MultiHeadAttention.decode`.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        entry = jnp.concatenate(self._latents(x, places), axis=-1)[:, :, None]
-        entry = entry.astype(cache.key.dtype)
-        cache, entries, _, _, mask = append_keys_values(cache, entry, entry[..., :0], lengths)
+    def _split(self, entry: Array) -> tuple[Array, Array]:
+        """Returns the latents [B, S, C] and rotated keys [B, S, R] of [B, S, 1, C + R]."""
         C = self.latent.outputs[0]
-        entries = entries[:, :, 0].astype(self.dtype)
-        heads = latent_attention(
-            self._query(x, places),
-            entries[..., :C],
-            entries[..., C:],
-            *self._ups(),
-            absorbed=True,
-            mask=mask,
-            implementation=self.implementation,
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, self.out(heads)), cache
-
-    def _query(self, x: Array, positions: Array) -> Array:
-        """[B, T, N, H + R], the last R turned."""
-        if self.query_latent is not None:
-            x = self.query_norm(self.query_latent(x))
-        query, H = self.query(x), self.key.outputs[-1]
-        turned = self.positions.rotate(query[..., H:], positions)
-        return jnp.concatenate([query[..., :H], turned], axis=-1)
-
-    def _latents(self, x: Array, positions: Array) -> tuple[Array, Array]:
-        """[B, T, C], and [B, T, R] turned."""
-        rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
-        return self.latent_norm(self.latent(x)), rotary_key[:, :, 0]
+        return entry[:, :, 0, :C], entry[:, :, 0, C:]
 
     def _ups(self) -> tuple[Array, Array]:
         return self.key.kernel[...].astype(self.dtype), self.value.kernel[...].astype(self.dtype)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from attention import masks, recording, shapes
-from attention.cache import valid_lengths
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator
-from attention.sequence.base import MultiHeadMixer
+from attention.sequence.base import MultiHeadMixer, RecurrentMixer
 
 Array = jax.Array
 
@@ -216,7 +216,7 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
     return jnp.concatenate([state.sums, state.total[..., None]], axis=-1)
 
 
-class FeatureAttention(MultiHeadMixer):
+class FeatureAttention(RecurrentMixer, MultiHeadMixer):
     """Base class of mixers with feature maps: subclasses give `_linear_attention`, `_empty_state`.
 
     Args and errors are those of `LinearAttention`.
@@ -240,34 +240,9 @@ class FeatureAttention(MultiHeadMixer):
         """`linear_attention` of projected queries and keys, with its options."""
         raise NotImplementedError(f"{self.name}: has no features")
 
-    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> Any:
-        """The state of no keys."""
-        raise NotImplementedError(f"{self.name}: has no state")
-
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.causal`, `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return φ(q_t)·φ(k_s) over its sum, in O(T²).
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: the mask holds anything else.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+    def _mix(
+        self, x: Array, mask: masks.Mask | Array | None, **rate: Any
+    ) -> tuple[Array, Callable[[], Array]]:
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of=self.name)
         options = {
@@ -276,12 +251,8 @@ class FeatureAttention(MultiHeadMixer):
             "key_valid": padding.key,
         }
         query, key, value = self.query(x), self.key(x), self.value(x)
-        weigh = functools.partial(self._weights, query, key, **options)
-        recording.record(weigh)
-        heads = self._linear_attention(query, key, value, **options)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        result = self.out(dropout(heads, rate, dropout_key))
-        return (result, weigh()) if return_weights else result
+        heads = dropout(self._linear_attention(query, key, value, **options), **rate)
+        return heads, functools.partial(self._weights, query, key, **options)
 
     def _weights(self, query: Array, key: Array, **options: Any) -> Array:
         """[B, N, T, S]: what comes of values that are one-hot."""
@@ -289,50 +260,16 @@ class FeatureAttention(MultiHeadMixer):
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=accumulator(key))[:, None], (B, S, N, S))
         return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> Any:
-        """An empty state for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: no limit here: the state is as large for any length.
-          dtype: of the sums, raised to at least float32; float32 if None.
-        """
-        return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
-
-    def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
-        """The next T positions of sequences that see only what is past: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new state.
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.total.shape[0]})
-        B, T = x.shape[:2]
-        real = None
-        if lengths is not None:
-            real = jnp.arange(T) < valid_lengths(lengths, B, T)[:, None]
-        heads, new = self._linear_attention(
+    def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
+        return self._linear_attention(
             self.query(x),
             self.key(x),
             self.value(x),
             causal=True,
-            key_valid=real,
-            state=cache,
+            key_valid=valid,
+            state=state,
             return_state=True,
         )
-        return self.out(heads), jax.tree.map(lambda new, old: new.astype(old.dtype), new, cache)
 
 
 class LinearAttention(FeatureAttention):

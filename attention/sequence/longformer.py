@@ -15,7 +15,6 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.cache import KeyValueCache, append_keys_values, valid_lengths
-from attention.dot_product import attention_weights
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
 from attention.projection import Projection
@@ -134,12 +133,15 @@ class Longformer(MultiHeadAttention):
             marks = None if global_marks is None else global_marks[:, :, None]
             result = _merged(result, others, marks, axis=1)
 
+        def weights_of(branch: dict[str, Any]) -> Array:
+            return self._weights(**{name: branch[name] for name in branch if name != "value"})
+
         def weights() -> Array:
-            shares = self._weights(near)
+            shares = weights_of(near)
             if not split:
                 return shares
             marks = None if global_marks is None else global_marks[:, None, :, None]
-            return _merged(shares, self._weights(wide), marks, axis=2)
+            return _merged(shares, weights_of(wide), marks, axis=2)
 
         recording.record(weights)
         return (result, weights()) if return_weights else result
@@ -173,15 +175,14 @@ class Longformer(MultiHeadAttention):
         new = (y.astype(cache.start.key.dtype) for y in new)
         start, keys, values, key_positions, seen = append_keys_values(cache.start, *new, lengths)
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-        bias = self._bias(query, places, key_positions, None)
+        bias = self._bias(query, places, key_positions)
         with recording.suppressed():
             wide = self._attend(x, query, keys, values, mask=seen, bias=bias)
         first = places < self.global_tokens
 
         def weights() -> Array:
             shares = near_weights[0]()
-            branch = {"query": query, "key": keys, "mask": seen, "bias": bias}
-            others = self._weights(branch)
+            others = self._weights(query, keys, mask=seen, bias=bias)
             unseen = shares.shape[-1] - others.shape[-1]
             others = jnp.pad(others, ((0, 0), (0, 0), (0, 0), (0, unseen)))
             return jnp.where(first[:, None, :, None], others, shares)
@@ -215,10 +216,6 @@ class Longformer(MultiHeadAttention):
         places = None if positions is None else positions[:rows]
         bias = self._bias(query, places, positions, bias)
         return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
-
-    def _weights(self, branch: dict[str, Any]) -> Array:
-        arguments = {name: branch[name] for name in ("query", "key", "mask", "bias")}
-        return attention_weights(**arguments, **self._logit_options())
 
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         """Query, key and value by the global projections; norms and positions are shared."""

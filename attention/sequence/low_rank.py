@@ -5,7 +5,9 @@ Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -158,33 +160,11 @@ class Linformer(MultiHeadMixer):
         self.key_projection = mixtures()
         self.value_projection = None if sharing == "key_value" else mixtures()
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D], T at most max_length.
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `linformer_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit, or x is longer than max_length.
-          NotImplementedError: any other mask.
-        """
-        sizes = {"D": self.model_size}
-        shapes.expect("x", x, "B T D", sizes)
+    def _mix(
+        self, x: Array, mask: masks.Mask | Array | None, **dropout: Any
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
-        length = sizes["T"]
+        length = x.shape[1]
         if length > self.max_length:
             expected = f"at most max_length={self.max_length}"
             raise ValueError(f"x: got length {length}, expected {expected}")
@@ -193,15 +173,8 @@ class Linformer(MultiHeadMixer):
         F = E
         if self.value_projection is not None:
             F = self.value_projection[...][:, :length].astype(self.dtype)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        heads = linformer(
-            query, key, value, E, F, mask=mask, dropout_rate=rate, dropout_key=dropout_key
-        )
-        recording.record(lambda: linformer_weights(query, key, E, F, mask=mask))
-        result = self.out(heads)
-        if return_weights:
-            return result, linformer_weights(query, key, E, F, mask=mask)
-        return result
+        heads = linformer(query, key, value, E, F, mask=mask, **dropout)
+        return heads, functools.partial(linformer_weights, query, key, E, F, mask=mask)
 
 
 def _checked(query, key, value, key_projection, value_projection, mask) -> masks.Padding:

@@ -6,14 +6,16 @@ Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, recording, shapes
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
 from attention.sequence.base import MultiHeadMixer
@@ -214,30 +216,9 @@ class Nystromformer(MultiHeadMixer):
         taps = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
         self.convolution = nnx.Param(taps) if kernel_size else None
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `nystrom_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: any other mask.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+    def _mix(
+        self, x: Array, mask: masks.Mask | Array | None, **rate: Any
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         options = {
@@ -246,13 +227,8 @@ class Nystromformer(MultiHeadMixer):
             "convolution": None if self.convolution is None else self.convolution[...],
             "mask": mask,
         }
-        heads = nystrom_attention(query, key, value, **options)
-        recording.record(lambda: nystrom_weights(query, key, **options))
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        result = self.out(dropout(heads, rate, dropout_key))
-        if return_weights:
-            return result, nystrom_weights(query, key, **options)
-        return result
+        heads = dropout(nystrom_attention(query, key, value, **options), **rate)
+        return heads, functools.partial(nystrom_weights, query, key, **options)
 
 
 @dataclasses.dataclass(frozen=True)

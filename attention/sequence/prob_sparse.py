@@ -6,7 +6,9 @@ Forecasting".
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import masks, recording, shapes
+from attention import masks, shapes
 from attention.dot_product import attend, attention_weights
 from attention.numerics import accumulator
 from attention.sequence.base import MultiHeadMixer
@@ -143,45 +145,15 @@ class ProbSparse(MultiHeadMixer):
         """A, and U, for T = length."""
         return min(length, self.factor * math.ceil(math.log1p(length)))
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `prob_sparse_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: any other mask.
-        """
-        sizes = {"D": self.model_size}
-        shapes.expect("x", x, "B T D", sizes)
+    def _mix(
+        self, x: Array, mask: masks.Mask | Array | None, **dropout: Any
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
-        samples = self.samples(sizes["T"])
-        options = {"num_active": self.num_active(sizes["T"]), "mask": mask}
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        with recording.suppressed():
-            heads = prob_sparse(
-                query, key, value, samples, dropout_rate=rate, dropout_key=dropout_key, **options
-            )
-        recording.record(lambda: prob_sparse_weights(query, key, samples, **options))
-        result = self.out(heads)
-        if return_weights:
-            return result, prob_sparse_weights(query, key, samples, **options)
-        return result
+        T = x.shape[1]
+        samples, options = self.samples(T), {"num_active": self.num_active(T), "mask": mask}
+        heads = prob_sparse(query, key, value, samples, **dropout, **options)
+        return heads, functools.partial(prob_sparse_weights, query, key, samples, **options)
 
 
 def _checked(query, key, value, samples, num_active, mask) -> Array | None:

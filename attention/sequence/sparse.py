@@ -12,36 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from attention import masks
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
-
-Array = jax.Array
 
 
 class SparseAttention(MultiHeadAttention):
     """`MultiHeadAttention` of a sequence to itself, in the pattern that `pattern_mask` gives."""
 
+    takes_memory = False
+
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         """The pattern; every mask of a caller is joined with it by `&`."""
         raise NotImplementedError
-
-    def __call__(
-        self, x: Array, memory: Array | None = None, **options: Any
-    ) -> Array | tuple[Array, Array]:
-        """As `MultiHeadAttention`, but from x to itself only.
-
-        Raises:
-          NotImplementedError: a memory was given.
-        """
-        if memory is not None:
-            raise NotImplementedError(
-                f"memory: {type(self).__name__} attends from x to itself, its pattern is one of "
-                "distances; mixers whose `can` has 'cross' take a memory"
-            )
-        return super().__call__(x, **options)
 
 
 class SlidingWindow(SparseAttention):
