@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from attention import masks, recording, registry, shapes
 from attention.kernels import derivatives, devices, dispatch, reference
-from attention.kernels.dispatch import Choice
+from attention.kernels.dispatch import KernelChoice
 
 Array = jax.Array
 
@@ -111,7 +111,7 @@ def attention_weights(
     return _weights(request)
 
 
-def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Choice:
+def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> KernelChoice:
     """What `attend(query, key, value, **options)` would choose under "auto". Computes nothing.
 
     Args:
@@ -119,7 +119,7 @@ def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Ch
       **options: as for `attend`, without the implementation.
 
     Returns:
-      The `Choice`: a kernel, the times it was chosen by, and why not those asked before it.
+      The `KernelChoice`: a kernel, the times it was chosen by, and why not those asked before it.
 
     Raises:
       ValueError: as for `attend`, or an option that it does not have.
@@ -182,7 +182,7 @@ class _Request:
             if array is None:
                 return None
             higher = "higher_derivatives" in can
-            return derivatives.guarded(jnp.asarray(array), kernel=name, higher=higher)
+            return derivatives.guard_derivatives(jnp.asarray(array), kernel=name, higher=higher)
 
         learned = {name: guarded(self.options[name]) for name in ("bias", "sinks")}
         return _Request(tuple(map(guarded, self.arrays)), self.options | learned)
@@ -196,12 +196,12 @@ class _Request:
                 got = shapes.show(array.shape)
                 raise NotImplementedError(f"{name}: got shape {got}, expected no symbols in it")
 
-    def unsuited(self, name: str) -> str | None:
-        """Why a kernel is not worth it here, or None: what `unsuited` of its module says."""
+    def slower_reason(self, name: str) -> str | None:
+        """Why a kernel is not worth it here, or None: what `slower_reason` of its module says."""
         module = sys.modules[registry.load("kernel", name).__module__]
-        return module.unsuited(*self.arrays[:2]) if hasattr(module, "unsuited") else None
+        return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
 
-    def refusal(self, name: str) -> str | None:
+    def unsupported_reason(self, name: str) -> str | None:
         """Why a kernel cannot do this, or None if it can. Traces it without computing."""
         static = {
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
@@ -228,10 +228,12 @@ def _is_zero(size: Any) -> bool:
     return isinstance(size, int) and size == 0
 
 
-def _choose(request: _Request) -> Choice:
+def _choose(request: _Request) -> KernelChoice:
     if request.is_empty:
-        return Choice(registry.names("kernel")[-1], {}, "an array has no elements")
-    return dispatch.choose(request.arrays, request.options, request.refusal, request.unsuited)
+        return KernelChoice(registry.names("kernel")[-1], {}, "an array has no elements")
+    return dispatch.choose(
+        request.arrays, request.options, request.unsupported_reason, request.slower_reason
+    )
 
 
 def _run_named(name: str, request: _Request) -> Array:
@@ -243,7 +245,7 @@ def _run_named(name: str, request: _Request) -> Array:
         return guarded.run(name)
     except NotImplementedError as error:
         others = [other for other in registry.names("kernel") if other != name]
-        able = [other for other in others if request.refusal(other) is None]
+        able = [other for other in others if request.unsupported_reason(other) is None]
         raise NotImplementedError(f"{name}: {error}; these can: {', '.join(able)}") from error
 
 

@@ -119,9 +119,9 @@ def keep_block(
       m, a bool array [size_1, size_2, ...].
 
     Raises:
-      NotImplementedError: the words of this key cannot be drawn one by one (`checked_threefry`).
+      NotImplementedError: the words of this key cannot be drawn one by one (`validate_threefry`).
     """
-    words = checked_threefry(key)
+    words = validate_threefry(key)
     threshold, _ = keep_levels(rate)
     *outer, columns = spans
     if threshold == _LEVELS:
@@ -144,7 +144,7 @@ def keep_block(
     return halves < jnp.uint16(threshold)
 
 
-def checked_threefry(key: jax.Array) -> jax.Array:
+def validate_threefry(key: jax.Array) -> jax.Array:
     """The two words that a threefry key is made of, and `keep_block` draws with.
 
     Args:

@@ -176,7 +176,7 @@ def engine_steps(
     from launch.engine.steps import make_steps
 
     steps = make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
 
     def run(count: int) -> float:
         nonlocal state

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
-from launch.runs.run import saved_config
+from launch.runs.directory import saved_config
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig

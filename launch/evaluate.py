@@ -26,10 +26,10 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split
 
 def evaluate() -> None:
     """The verb."""
-    from launch.runs import run
+    from launch.runs import directory
 
     folder = cli.workdir()
-    config = run.saved_config(folder)
+    config = directory.saved_config(folder)
     cli.set_up_jax(config)
     print(output.as_json(evaluate_run(config, folder, cli.FLAGS.split, cli.paths()), indent=1))
 
@@ -51,9 +51,9 @@ def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> 
     """
     from launch.engine import evaluation
     from launch.engine.writers import write_json
-    from launch.runs import run
+    from launch.runs import directory
 
-    task = run.prepared_task(config, paths, folder)
+    task = directory.prepared_task(config, paths, folder)
     if config.training.refit:
         task = task.with_validation()
         if split == "validation":
@@ -62,12 +62,12 @@ def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> 
                 "estimate",
                 file=sys.stderr,
             )
-    run.check_assets(task, folder)
-    steps, variables, best = run.load_variables(task, config, folder)
+    directory.check_assets(task, folder)
+    steps, variables, best = directory.load_variables(task, config, folder)
     result = evaluation.evaluate(
         task, steps, variables, split, config.training.evaluation_batch_size
     )
-    run.save_outputs(folder, task, result, split)
+    directory.save_outputs(folder, task, result, split)
     record = {"split": split, "step": best, "metrics": result.metrics}
     write_json(folder / f"evaluation-{split}.json", record)
     return record

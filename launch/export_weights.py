@@ -28,10 +28,10 @@ flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors
 
 def export_weights() -> None:
     """The verb."""
-    from launch.runs import run
+    from launch.runs import directory
 
     folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
-    config = run.saved_config(folder)
+    config = directory.saved_config(folder)
     check_exportable(config, folder, target)
     cli.set_up_jax(config)
     export(config, folder, target)
@@ -68,7 +68,7 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
     import jax
 
     from launch.engine import state as states
-    from launch.runs import run
+    from launch.runs import directory
     from tasks.common.errors import UserError
     from tasks.common.huggingface.weights import of_model
 
@@ -76,7 +76,9 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
         found = of_model(dataclasses.asdict(config.model), **_tokenizer(config, folder))
     except ValueError as error:
         raise UserError(f"--workdir={folder}: {error}") from None
-    _, variables, _ = run.load_variables(run.restored_task(config, folder), config, folder)
+    _, variables, _ = directory.load_variables(
+        directory.restored_task(config, folder), config, folder
+    )
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(variables["params"]))
     return dataclasses.replace(
         found, params={states.path_name(path): leaf for path, leaf in leaves}
@@ -85,9 +87,9 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
     """Pieces in the order in which they are written, and how text is normalised."""
-    from launch.runs import run
+    from launch.runs import directory
     from tasks.common.errors import UserError
-    from tasks.common.huggingface.weights import IMPORTED, own_tokenizer
+    from tasks.common.huggingface.weights import IMPORTED, fitted_tokenizer
 
     imported = folder / IMPORTED
     if imported.exists():
@@ -98,7 +100,7 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
         if not isinstance(values, dict) or "vocabulary" not in values:
             raise UserError(f"{imported}: has no vocabulary; it is not whole")
         return values
-    return own_tokenizer(run.restored_task(config, folder).encoder)
+    return fitted_tokenizer(directory.restored_task(config, folder).tokenizer)
 
 
 if __name__ == "__main__":

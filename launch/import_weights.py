@@ -63,7 +63,7 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
     from launch.engine import config as configs
 
     length = min(_LENGTH, saved.model["max_length"])
-    text = dataclasses.asdict(saved.text_encoder().config)
+    text = dataclasses.asdict(saved.text_tokenizer().config)
     return configs.resolve(
         {
             "task": "language_modeling",
@@ -92,13 +92,13 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     from tasks.common.huggingface.weights import IMPORTED
 
     assets = {
-        "encoder": saved.text_encoder().to_json(),
+        "tokenizer": saved.text_tokenizer().to_json(),
         "buckets": [config.data.length],
         "begin": None,
     }
     task = configs.task_class(config.task).restore(config.data, config.model, assets)
     steps = make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
     drawn = []
 
     def chosen(path, leaf):

@@ -32,7 +32,7 @@ from launch import cli
 if TYPE_CHECKING:
     from launch.engine.config import Experiment
     from launch.engine.inputs import Input
-    from launch.runs.run import Predictor
+    from launch.engine.predictor import Predictor
     from tasks.figures import Figure
 
 cli.define_workdir()
@@ -58,19 +58,19 @@ DRAWN_PORTION = 16
 def predict() -> None:
     """The verb."""
     from launch.engine import inputs
-    from launch.runs import run
+    from launch.runs import directory
     from tasks.common.errors import UserError
 
     folder = cli.workdir()
-    config = run.saved_config(folder)
+    config = directory.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
     if cli.FLAGS.pictures == "":
         raise UserError("--pictures is empty, expected a folder")
     config = _changed(config)
     cli.set_up_jax(config)
-    task = run.restored_task(config, folder)
-    predictor = run.Predictor(task, config, folder)
+    task = directory.restored_task(config, folder)
+    predictor = directory.load_predictor(task, config, folder)
     given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task)
     written = inputs.Answers(cli.FLAGS.format)
     for portion, answers in _answered(predictor, given):
@@ -88,7 +88,7 @@ def _answered(
     first = 1
     for portion in _portions(given, DRAWN_PORTION):
         raw = [one.raw for one in portion]
-        answers, drawn = predictor.with_pictures(raw)
+        answers, drawn = predictor.with_figures(raw)
         files = write_pictures(Path(cli.FLAGS.pictures), raw, drawn, first)
         named = zip(answers, files, strict=True)
         yield portion, [{**answer, "pictures": names} for answer, names in named]

@@ -12,7 +12,8 @@ cli.define_config()
 
 def prepare() -> None:
     """The verb."""
-    from launch.runs.run import described_splits, prepared_task
+    from launch.runs.directory import prepared_task
+    from launch.runs.run import described_splits
 
     config = cli.experiment()
     cli.set_up_jax(config)

@@ -1,14 +1,21 @@
 """The contract between a task and the engine that trains, evaluates and explains it.
 
-A task lives in tasks/<name>/task.py and is found there by its folder's name; the module's `TASK` is
-its class. It knows its data, its models and its metrics, and nothing of devices, checkpoints or
-loggers. The methods that take a model run inside `jax.jit`, on batches that a mesh may have split:
-they are pure, and a row whose `weight` is 0 (padding of a last batch) counts for nothing.
+A task lives in tasks/<name>/task.py; the module's `TASK` is its class. It has three parts:
+
+* the data set: examples by split, and hashes of them;
+* the processor: converts raw inputs to arrays and outputs to answers, on the host, with what was
+  fitted on the training split (vocabulary, labels, scales);
+* the objective: model, loss, evaluation, prediction and metrics.
+
+Methods that take a model run under `jax.jit` on batches that a mesh may shard. They are pure, and
+rows whose `weight` is 0 (padding of the last batch) do not contribute.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,32 +29,152 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
-__all__ = ["SPLITS", "Task"]
+__all__ = ["SPLITS", "ArraySpec", "Pretrained", "Processor", "Task"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """An input or output array.
+
+    Attributes:
+      shape: sizes, with names for those that vary: ("batch", "length"), ("batch", 28, 28, 1).
+      dtype: name of the dtype.
+      padding: value of padding; None if the array is not padded.
+    """
+
+    shape: tuple[str | int, ...]
+    dtype: str
+    padding: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A finished run whose parameters another run starts from.
+
+    Attributes:
+      folder: run directory, for messages.
+      task: name of its task.
+      data, model: its configs.
+      assets: see `Processor.assets`.
+      params: parameters of its best step, nested dicts of NumPy arrays; keys of lists are strings.
+    """
+
+    folder: Path
+    task: str
+    data: Any
+    model: Any
+    assets: Mapping[str, Any]
+    params: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor(abc.ABC):
+    """Converts raw inputs to arrays and outputs to answers, on the host.
+
+    A subclass is a frozen dataclass. Its fields after `data` and `model` were fitted on the
+    training split: JSON values, NumPy arrays, or objects with `to_json` and `from_json`. They are
+    the content of assets.json.
+
+    Attributes:
+      data, model: configs.
+    """
+
+    data: Any
+    model: Any
+
+    # No annotation: a subclass has a field or a property. Lengths of padded batches, ascending;
+    # None if all examples have the same shape.
+    buckets = None
+    # Likewise: column that `launch.predict` reads of a table of inputs; None: it reads no tables.
+    input_column = None
+
+    def assets(self) -> dict[str, Any]:
+        """Returns the fitted fields as JSON values."""
+        found = {}
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                value = value.tolist()
+            found[field.name] = value.to_json() if hasattr(value, "to_json") else value
+        return found
+
+    @classmethod
+    def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Processor:
+        """Returns the processor of saved assets; inverts `assets`.
+
+        Raises:
+          KeyError: a field is missing.
+        """
+        types, found = typing.get_type_hints(cls), {}
+        for field in dataclasses.fields(cls)[2:]:
+            value, kind = assets[field.name], types[field.name]
+            if kind is np.ndarray:
+                value = np.asarray(value, np.float32)
+            found[field.name] = kind.from_json(value) if hasattr(kind, "from_json") else value
+        return cls(data, model, **found)
+
+    @abc.abstractmethod
+    def encode(self, raw: Sequence[str]) -> Examples:
+        """Converts raw inputs to examples without labels.
+
+        Raises:
+          UserError: an input cannot be read.
+        """
+
+    @abc.abstractmethod
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns one JSON object per input; its "text" is the line to print.
+
+        Args:
+          raw: as for `encode`.
+          outputs: of `Task.predict`, first dimension that of `raw`.
+        """
+
+    @abc.abstractmethod
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the arrays that `Task.predict` takes, by name."""
+
+    def table_input(self, value: str, folder: Path) -> str:
+        """Returns the raw input of a cell of `input_column`; by default the cell.
+
+        Args:
+          value: of the cell.
+          folder: of the table, to which paths are relative.
+        """
+        return value
 
 
 class Task(abc.ABC):
-    """Base of every task.
+    """Base class of every task.
 
     Class attributes:
       data_config: frozen dataclass of `config.data`; has a `name` field.
       model_configs: name -> frozen dataclass of `config.model`, each with a `name` field.
-      primary_metric: metric on the validation split by which the best step is chosen.
+      processor_type: class of the processor.
+      primary_metric: metric on the validation split that selects the best step.
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
-      condition_metrics: regular expression of the names of metrics under further conditions, or of
-        ways to fail, which tables show apart beside the primary one, of runs that have them; none
-        where empty.
-      averaged_over: a setting, of `settings`, over whose values tables show the mean too; none
-        where empty.
+      condition_metrics: regular expression of the names of metrics under further conditions, which
+        tables show in columns of their own; empty for none.
+      averaged_over: key of `settings` over whose values tables show the mean; empty for none.
       sharding_rules: see `launch.engine.sharding`.
-      baseline_version: to be raised when a baseline's code changes, so that no cached figure of
-        the old one is shown.
-      overlap: how many examples in a row have a part of their truth in common, such as the windows
-        of a series; an instance may know better.
+      baseline_version: raised when the code of a baseline changes, so that cached metrics of the
+        old one are not shown.
+      decodes: whether `predict` runs a decoding loop. `evaluate` then returns statistics of teacher
+        forcing alone, and evaluation calls `predict` too.
+      overlap: number of consecutive examples with overlapping targets, such as the windows of a
+        series.
+
+    Attributes:
+      data, model: configs.
+      processor: see `Processor`.
+      dataset: object with `splits`, `fingerprint`, `parts` (hash of each part) and `summary()`;
+        None if only predictions are wanted.
     """
 
     data_config: ClassVar[type]
     model_configs: ClassVar[Mapping[str, type]]
+    processor_type: ClassVar[type[Processor]]
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     table_metrics: ClassVar[Sequence[str]]
@@ -55,115 +182,164 @@ class Task(abc.ABC):
     averaged_over: ClassVar[str] = ""
     sharding_rules: ClassVar[Sequence[tuple[str, tuple[str | None, ...]]]] = ()
     baseline_version: ClassVar[int] = 1
+    decodes: bool = False
     overlap: int = 1
 
-    # ------------------------------------------------------------------ making
+    def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
+        """Use `prepare` or `restore`."""
+        self.data, self.model, self.processor, self.dataset = data, model, processor, dataset
+
+    # ------------------------------------------------------------------ construction
+
+    @classmethod
+    def prepare(cls, data: Any, model: Any, paths: Paths, **options: Any) -> Task:
+        """Fetches, builds and reads the data, and fits the processor on the training split.
+
+        Idempotent and cached.
+
+        Args:
+          data, model: configs.
+          paths: folders of data and caches.
+          **options: passed to `fit`. For a model config whose `init_from` names a run directory:
+            `pretrained`, a `Pretrained`; or `assets`, those of the run itself if it has parameters
+            already.
+
+        Raises:
+          UserError: the configs do not fit each other, or the data cannot be read.
+        """
+        cls.check(data, model)
+        dataset = cls.load(data, paths)
+        return cls(data, model, cls.fit(dataset, data, model, paths, **options), dataset)
+
+    @classmethod
+    def restore(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Task:
+        """Returns the task of a run directory's assets, able to predict but without data."""
+        return cls(data, model, cls.processor_type.from_assets(data, model, assets))
+
+    @classmethod
+    def check(cls, data: Any, model: Any) -> None:
+        """Checks that the configs fit each other.
+
+        Raises:
+          UserError: they do not.
+        """
+        return
 
     @classmethod
     @abc.abstractmethod
-    def prepare(cls, data: Any, model: Any, paths: Paths) -> Task:
-        """Fetches, builds and reads the data, and fits what is fitted on the train split.
+    def load(cls, data: Any, paths: Paths) -> Any:
+        """Reads the data set; see the attribute `dataset`.
 
-        Idempotent and cached; raises UserError with one line where the data cannot be had. Where a
-        model config has a field `init_from` that names a run folder, what that run learned comes
-        too, as `pretrained`: see `tasks.common.pretrained`; or, for a run whose weights are there
-        already, its own `assets`.
+        Raises:
+          UserError: the data cannot be read.
         """
 
     @classmethod
-    @abc.abstractmethod
-    def restore(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Task:
-        """The task from a run folder's assets alone, able to predict but without data."""
+    def fit(cls, dataset: Any, data: Any, model: Any, paths: Paths, **options: Any) -> Processor:
+        """Fits the processor on the training split; by default it has no fitted fields."""
+        return cls.processor_type(data, model)
 
-    @abc.abstractmethod
     def assets(self) -> dict[str, Any]:
-        """What prediction needs beside the weights (labels, tokenizer), as JSON values."""
+        """Returns what prediction needs beside the parameters; see `Processor.assets`."""
+        return self.processor.assets()
 
     @property
-    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the data and of what was fitted on it; keys the cache of the baselines."""
+        """Hash of the data; part of the cache key of baseline metrics."""
+        return self.dataset.fingerprint
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of each part of the data, by a name for messages ('train labels'), so that a run can
-        tell which part has changed; see `tasks.common.data.digests.of_rows`. Together they cover
-        all that `fingerprint` does.
+        """Hash of each part of the data by a name for messages ("train labels").
+
+        Together they cover the data that `fingerprint` covers; see
+        `tasks.common.data.digests.of_rows`.
         """
-        return {"data": self.fingerprint}
+        return self.dataset.parts
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What sets runs of one experiment apart in results (a horizon, a held-out speaker)."""
+        """Config values that distinguish runs of one experiment in results (horizon, speaker)."""
         return {}
 
     # ------------------------------------------------------------------ data
 
-    @abc.abstractmethod
     def examples(self, split: str) -> Examples:
-        """Random access to the examples of 'train', 'validation' or 'test'."""
+        """Returns random access to the examples of "train", "validation" or "test"."""
+        return self.dataset.splits[split]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts of each split, printed before training; by default the examples alone."""
+        """Returns the counts of each split, which are printed before training."""
+        if hasattr(self.dataset, "summary"):
+            return self.dataset.summary()
         return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
 
     def with_validation(self) -> Task:
-        """The same task, whose train split holds the validation split too: see
-        `launch.engine.config.TrainingConfig.refit`.
+        """Returns the task with the validation split added to the training split.
+
+        See `launch.engine.config.TrainingConfig.refit`.
 
         Raises:
-          UserError: the task's protocol knows no such thing.
+          UserError: not supported.
         """
         raise UserError("config.training.refit: this task is tested as fitted on train alone")
 
     @property
     def buckets(self) -> Sequence[Bucket] | None:
-        """Lengths of padded batches, ascending; None where every example has one shape."""
-        return None
+        """Lengths of padded batches, ascending; None if all examples have the same shape."""
+        return self.processor.buckets
 
-    # ------------------------------------------------------------------ model
+    # ------------------------------------------------------------------ objective
 
     @abc.abstractmethod
     def build_model(self, rngs: Any) -> Any:
-        """The `nnx.Module`, its weights drawn from `rngs`."""
+        """Returns the `nnx.Module` with parameters initialized from `rngs`."""
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
-        """Mean loss over the rows by weight, and further scalar training metrics."""
+        """Returns the weighted mean loss [] and scalar training metrics."""
 
     @abc.abstractmethod
-    def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Additive statistics of one batch: sums, weights, counts, a confusion matrix.
+    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Evaluates a batch in one program.
 
-        Compiled apart from `outputs`: what needs decoding is better counted in `finalize`.
+        Returns:
+          Statistics, sums over the rows with weight > 0, which are added over batches; and outputs
+          [B, ...], empty if the task `decodes`.
         """
 
     @abc.abstractmethod
-    def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs for each example, first dimension B; needs no labels in the batch."""
+    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+        """Returns outputs [B, ...] for the arrays of `Processor.signature`.
 
-    def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Attention weights by name, first dimension B; empty for a model without attention."""
+        Args:
+          model: of `build_model`.
+          inputs: arrays by name.
+          fast: static; greedy decoding, for validation during training.
+        """
+
+    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns attention weights [B, ...] by name; empty for a model without attention."""
         return {}
 
     # ------------------------------------------------------------------ on the host
 
     @abc.abstractmethod
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Named metrics of a split from summed statistics and gathered outputs in id order."""
+        """Returns the metrics of a split from summed statistics and outputs in id order."""
 
-    @abc.abstractmethod
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """[n] a figure for each example whose mean is the primary metric: for paired tests."""
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray | None:
+        """Returns scores [n] whose mean is the primary metric; None: no paired comparison."""
+        return None
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns an id of each example, uint64 [n], in the order of `correctness`.
+        """Returns an id of each example, uint64 [n], in the order of `example_scores`.
 
-        Two runs are compared example by example where these are equal. The default hashes the
-        arrays of each example; a task whose config changes these (a tokenizer, a size) hashes what
-        they were made of.
+        Runs are compared example by example where these are equal. The default hashes the arrays
+        of each example. A task whose config changes these (a tokenizer, a size) hashes what they
+        were made of.
         """
         examples = self.examples(split)
         return digests.ids([examples[index] for index in range(len(examples))])
@@ -175,61 +351,110 @@ class Task(abc.ABC):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Pictures for the report.
+        """Returns the figures of the report.
 
         Args:
           statistics: summed over the split.
           outputs: of the whole split, in id order.
-          split: its name.
-          attention: weights of the split's first few examples, in id order.
+          split: name of the split.
+          attention: weights of the first few examples of the split, in id order.
         """
         return []
 
-    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Cheap baselines by name; each call fits one and gives its metrics on test.
-
-        Among them may be "correctness", [n], as `correctness` tells it of the test split: then the
-        model's gain is told with a paired interval.
-        """
-        return {}
-
-    # ------------------------------------------------------------------ predict
-
-    @property
-    def input_column(self) -> str | None:
-        """Column that `launch.predict` reads of a table of inputs; None: it reads no tables."""
-        return None
-
-    def table_input(self, value: str, folder: Path) -> str:
-        """Returns the input that a cell of that column stands for; by default the cell.
-
-        Args:
-          value: of the cell.
-          folder: of the table, to which paths are relative.
-        """
-        return value
-
-    @abc.abstractmethod
-    def inputs(self, raw: Sequence[str]) -> Examples:
-        """Examples without labels from what a person typed, one a string."""
-
-    @abc.abstractmethod
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """For each input a JSON object; its 'text' is the line that a person reads."""
-
-    def pictures(
+    def input_figures(
         self,
         raw: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """For each input what was found in it and where the model looked, as figures to write.
+        """Returns figures for each raw input: what was found, and where the model attended.
 
         Args:
-          raw: as for `inputs`.
-          outputs: of these inputs, as for `describe`.
-          attention: weights of these inputs, first dimension as that of `outputs`.
+          raw: as for `Processor.encode`.
+          outputs: of these inputs.
+          attention: of these inputs, first dimension as that of `outputs`.
         """
+        return [[] for _ in raw]
+
+    def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Returns cheap baselines by name; each call fits one and returns its metrics on test.
+
+        "example_scores" [n] among them gives the model's gain a paired confidence interval.
+        """
+        return {}
+
+
+class _OldProcessor(Processor):
+    """The old methods of a task as a processor, until the task is ported."""
+
+    def __init__(self, task):
+        object.__setattr__(self, "_task", task)
+
+    @property
+    def buckets(self):
+        return self._task.buckets
+
+    @property
+    def input_column(self):
+        return self._task.input_column
+
+    def table_input(self, value, folder):
+        return self._task.table_input(value, folder)
+
+    def assets(self):
+        return self._task.assets()
+
+    def encode(self, raw):
+        return self._task.inputs(raw)
+
+    def decode(self, raw, outputs):
+        return self._task.describe(raw, outputs)
+
+    def signature(self):
+        return {}
+
+
+class OldTask(Task):
+    """Maps the methods of before to the contract, until every task is ported."""
+
+    input_column = None
+    buckets = None
+
+    def __init__(self):
+        pass
+
+    @property
+    def processor(self):
+        return _OldProcessor(self)
+
+    def table_input(self, value, folder):
+        return value
+
+    @property
+    def fingerprints(self):
+        return {"data": self.fingerprint}
+
+    @classmethod
+    def load(cls, data, paths):
+        raise NotImplementedError
+
+    def summary(self):
+        return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
+
+    def evaluate(self, model, batch):
+        return self.batch_statistics(model, batch), self.outputs(model, batch)
+
+    def predict(self, model, inputs, *, fast=False):
+        return self.outputs(model, inputs)
+
+    def metrics(self, statistics, outputs, split):
+        return self.finalize(statistics, outputs, split)
+
+    def example_scores(self, outputs, split):
+        return self.correctness(outputs, split)
+
+    def input_figures(self, raw, outputs, attention):
+        return self.pictures(raw, outputs, attention)
+
+    def pictures(self, raw, outputs, attention):
         return [[] for _ in raw]

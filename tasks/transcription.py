@@ -15,13 +15,13 @@ import numpy as np
 
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
-from tasks.common.text.tokenizer import PAD, TextEncoder
+from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import SPLITS, Task
+from tasks.task import SPLITS, OldTask
 
 # Below them batches are padded to the examples' quantiles.
 _QUANTILES = (0.25, 0.5, 0.8)
@@ -31,7 +31,7 @@ FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
 """Metrics of how decoders fail, for `Task.condition_metrics`."""
 
 
-class TranscriptionTask(Task):
+class TranscriptionTask(OldTask):
     """The contract from the encoder on. A subclass says how to encode a batch.
 
     Class attributes:
@@ -40,7 +40,7 @@ class TranscriptionTask(Task):
       multiple: of the lengths of what is read, to which batches are padded.
 
     Attributes:
-      encoder: text to units and back.
+      tokenizer: text to units and back.
       conditions: names of the groups of test: the first is what the metrics are about, the others
         stand beside as <metric>_<condition>.
     """
@@ -50,9 +50,9 @@ class TranscriptionTask(Task):
     multiple: int = 8
     higher_is_better = False
 
-    encoder: TextEncoder
+    tokenizer: Tokenizer
     conditions: Sequence[str] = ("",)
-    _splits: Mapping[str, TranscribedExamples] | None = None
+    _splits: Mapping[str, TranscriptionExamples] | None = None
 
     @abc.abstractmethod
     def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
@@ -63,7 +63,7 @@ class TranscriptionTask(Task):
     def writer(self) -> TranscriberConfig:
         """The config of the transcriber."""
 
-    def _adopt(self, splits: Mapping[str, TranscribedExamples]) -> None:
+    def _adopt(self, splits: Mapping[str, TranscriptionExamples]) -> None:
         """Takes the splits, and holds their texts to what can be written.
 
         Raises:
@@ -79,7 +79,7 @@ class TranscriptionTask(Task):
         splits["validation"].greedy = True
         self._splits = splits
 
-    def examples(self, split: str) -> TranscribedExamples:
+    def examples(self, split: str) -> TranscriptionExamples:
         """See `Task.examples`."""
         return self._splits[split]
 
@@ -204,16 +204,16 @@ class TranscriptionTask(Task):
         return [part.texts[i] for i in chosen], [written[i] for i in chosen]
 
     def _written(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
-        size = self.encoder.size
+        size = self.tokenizer.size
         return [
-            self.encoder.decode([token for token in tokens if PAD < token < size])
+            self.tokenizer.decode([token for token in tokens if PAD < token < size])
             for tokens in outputs["tokens"]
         ]
 
     def _pieces(self, tokens: np.ndarray) -> list[str]:
         """What each step wrote."""
         return [
-            "end" if token >= self.encoder.size else self.encoder.decode([token]).strip() or "·"
+            "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
             for token in map(int, tokens)
             if token != PAD
         ]
@@ -224,7 +224,7 @@ class TranscriptionTask(Task):
 
     def _alignments(
         self,
-        examples: TranscribedExamples,
+        examples: TranscriptionExamples,
         captions: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],

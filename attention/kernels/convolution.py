@@ -90,7 +90,7 @@ def _kernel_by_xla(x: Array, y: Array, *, stride: int, padding: Padding, size) -
 @functools.cache
 def _registered() -> None:
     """Compiles the sources, and tells XLA of them."""
-    library = build.library(_SOURCES, "convolution.cc", ())
+    library = build.load_library(_SOURCES, "convolution.cc", ())
     for name in ("Convolution", "ConvolutionByMap", "ConvolutionByKernel"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 

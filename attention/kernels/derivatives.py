@@ -1,7 +1,8 @@
 """Refusal of derivatives that a kernel does not have, where they are taken.
 
 Most kernels have a first derivative in reverse mode, written by hand. JAX would say of any other
-that a `custom_vjp` function or a loop has none. `guarded` says which kernel has it instead.
+that a `custom_vjp` function or a loop has none. `guard_derivatives` names
+the kernel that has it instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 Array = jax.Array
 
 
-def guarded(array: Array, kernel: str, higher: bool) -> Array:
+def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
     """The array; forward-mode derivatives through it are refused, and second ones as well.
 
         y = x,   dx = dy of the first reverse-mode derivative
@@ -51,12 +52,12 @@ _tangent = core.Primitive("kernel_tangent")
 
 
 def _differentiate(primals, tangents, *, kernel: str, higher: bool, order: int) -> tuple[Any, Any]:
-    (x,), (slope,) = primals, tangents
+    (x,), (tangent,) = primals, tangents
     if order > 1 and not higher:
         raise _refusal(kernel, "derivatives of derivatives")
     # Differentiated again, this one will know that it is not the first time.
     y = _guard.bind(x, kernel=kernel, higher=higher, order=order + 1)
-    return y, slope if isinstance(slope, ad.Zero) else _tangent.bind(slope, kernel=kernel)
+    return y, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, kernel=kernel)
 
 
 def _refuse(*_, kernel: str) -> Any:
@@ -71,7 +72,7 @@ mlir.register_lowering(_guard, lambda context, x, **_: [x])
 
 _tangent.def_impl(_refuse)
 _tangent.def_abstract_eval(lambda x, **_: x)
-ad.primitive_transposes[_tangent] = lambda slope, _, kernel: [slope]
+ad.primitive_transposes[_tangent] = lambda tangent, _, kernel: [tangent]
 # Reverse mode transposes tangents before another derivative or `vmap` comes to them.
 ad.primitive_jvps[_tangent] = lambda *_, kernel: _refuse(kernel=kernel)
 batching.primitive_batchers[_tangent] = lambda *_, kernel: _refuse(kernel=kernel)

@@ -1,7 +1,7 @@
 """Which device a kernel needs, whether it is here, and how to do without.
 
-A kernel for a GPU or a TPU asks `needs` first of all, before it imports what it is made of, so that
-"auto" on another machine passes it by at once.
+A kernel for a GPU or a TPU calls `require_platform` before it imports its library, so that "auto"
+rejects it at once on other platforms.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def needs(platform: str, can_be_interpreted: bool = True) -> bool:
+def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
     """Whether to interpret; refuses where that is not asked for and the device is not here.
 
     Raises:
@@ -82,7 +82,9 @@ def needs(platform: str, can_be_interpreted: bool = True) -> bool:
     if _interpreted and can_be_interpreted:
         return True
     if expected_platform() != platform:
-        raise NotImplementedError(f"needs {PLATFORMS[platform]}, JAX runs on {where()} here")
+        raise NotImplementedError(
+            f"needs {PLATFORMS[platform]}, JAX runs on {device_kind_here()} here"
+        )
     return False
 
 
@@ -106,14 +108,14 @@ def expect_one_device() -> None:
 
 
 def expect_device(can: Container[str]) -> None:
-    """Asks `needs` for what a kernel's capabilities say, without loading or tracing it.
+    """Asks `require_platform` for what a kernel's capabilities say, without loading or tracing it.
 
     Raises:
       NotImplementedError: names the device.
     """
     for platform in PLATFORMS:
         if platform in can:
-            needs(platform, "interpreted" in can)
+            require_platform(platform, "interpreted" in can)
 
 
 def expected_platform() -> str:
@@ -135,7 +137,7 @@ def default_platform() -> str:
     return platform
 
 
-def where() -> str:
+def device_kind_here() -> str:
     """What a message calls the device that is here."""
     return jax.devices()[0].device_kind
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from attention import registry, tracing
 from attention.kernels import devices
 from attention.masks import Mask
-from attention.masks.terms import Dense, Either, Lengths, Prefix, Segments, Valid, Window
+from attention.masks.terms import Dense, Lengths, Or, Prefix, Segments, Valid, Window
 
 Array = jax.Array
 
@@ -34,11 +34,11 @@ TIMINGS = pathlib.Path(__file__).with_name("timings.json")
 DECODE_QUERIES = 8
 
 _KEPT = 4096
-_found: dict[Any, Choice] = {}
+_found: dict[Any, KernelChoice] = {}
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """What `implementation="auto"` takes, and why.
 
     Attributes:
@@ -49,18 +49,18 @@ class Choice:
     """
 
     name: str
-    refused: dict[str, str]
+    unsupported: dict[str, str]
     reason: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Timing:
     """What was measured at one size on one kind of device.
 
     Attributes:
       batch, heads, queries, keys, size: B, N, T, S, H.
       dtype: "single" (32 bits and more) or "half" (16).
-      options: one of `OPTIONS`.
+      options: one of `WORKLOADS`.
       forward, both: kernel -> milliseconds of the forward pass, and with the backward pass.
     """
 
@@ -90,7 +90,7 @@ class Entry:
         return sum(abs(math.log(max(mine, 1) / max(other, 1))) for mine, other in pairs)
 
 
-OPTIONS = {
+WORKLOADS = {
     "dense": "every query sees every key, or all but padding",
     "causal": "no query sees a later key",
     "sparse": "a window or another pattern that leaves blocks out",
@@ -100,22 +100,22 @@ OPTIONS = {
 }
 
 
-def options_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str:
-    """The one of `OPTIONS` that a call belongs to, by what matters most for its time."""
+def workload_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str:
+    """The one of `WORKLOADS` that a call belongs to, by what matters most for its time."""
     if queries <= DECODE_QUERIES and keys > queries:
         return "decode"
     if bias is not None:
         return "bias"
     found = "dense"
-    for part in () if mask is None else mask.parts:
-        if isinstance(part, Dense | Segments):
+    for term in () if mask is None else mask.terms:
+        if isinstance(term, Dense | Segments):
             return "array"
-        if isinstance(part, Lengths | Valid):
+        if isinstance(term, Lengths | Valid):
             continue
-        arrow = isinstance(part, Prefix)
-        arrow = arrow or (isinstance(part, Window) and None in (part.left, part.right))
+        arrow = isinstance(term, Prefix)
+        arrow = arrow or (isinstance(term, Window) and None in (term.left, term.right))
         # What "or" joins may hide anything.
-        one = "array" if isinstance(part, Either) else "causal" if arrow else "sparse"
+        one = "array" if isinstance(term, Or) else "causal" if arrow else "sparse"
         found = max(found, one, key=["dense", "causal", "sparse", "array"].index)
     return found
 
@@ -126,12 +126,12 @@ def dtype_class(dtype: Any) -> str:
 
 
 @functools.cache
-def timings() -> dict[str, tuple[Entry, ...]]:
+def timings() -> dict[str, tuple[Timing, ...]]:
     """What `TIMINGS` holds; read once."""
     return read(TIMINGS)
 
 
-def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
+def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
     """Device kind -> what was measured there; nothing where there is no file.
 
     Raises:
@@ -140,7 +140,7 @@ def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {
-            kind: tuple(Entry(**entry) for entry in device["entries"])
+            kind: tuple(Timing(**entry) for entry in device["entries"])
             for kind, device in found.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -150,9 +150,9 @@ def read(path: pathlib.Path) -> dict[str, tuple[Entry, ...]]:
 def choose(
     arrays: Sequence[Array],
     options: Mapping[str, Any],
-    refusal: Callable[[str], str | None],
-    unsuited: Callable[[str], str | None] = lambda name: None,
-) -> Choice:
+    unsupported_reason: Callable[[str], str | None],
+    slower_reason: Callable[[str], str | None] = lambda name: None,
+) -> KernelChoice:
     """The kernel for these arguments of `attend`.
 
     Args:
@@ -163,10 +163,10 @@ def choose(
         asked where there is no measurement.
 
     Returns:
-      The `Choice`: always the same for the same shapes, dtypes, options, mesh and device kind.
+      The `KernelChoice`, the same for the same shapes, dtypes, options, mesh and device kind.
     """
     if tracing.only_shapes():
-        return Choice(registry.names("kernel")[-1], {}, "nothing is computed")
+        return KernelChoice(registry.names("kernel")[-1], {}, "nothing is computed")
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     context = devices.context()
     # Nothing is known of a device that is only assumed.
@@ -176,39 +176,39 @@ def choose(
         # Symbols of another `jax.export` cannot be compared with: nothing is kept.
         known = None if sizes is None else (_signature(arrays, options), kernels, device, context)
         if known in _found:
-            return dataclasses.replace(_found[known], refused=dict(_found[known].refused))
+            return dataclasses.replace(_found[known], unsupported=dict(_found[known].unsupported))
     except TypeError:  # an option that cannot be hashed: nothing is kept
         known = None
     names = [line.name for line in kernels]
     if sizes is not None:
         wanted = (
             dtype_class(arrays[0].dtype),
-            options_class(sizes[2], sizes[3], options["mask"], options["bias"]),
+            workload_class(sizes[2], sizes[3], options["mask"], options["bias"]),
         )
         entry = nearest(measured, sizes, *wanted)
     unknown = set(names) - {name for one in measured for name in one.milliseconds}
-    refused: dict[str, str] = {}
+    unsupported: dict[str, str] = {}
     times = {} if entry is None else entry.milliseconds
     for name in in_order(names, unknown, times):
         # The last of the registry can do all.
         reason = None
         if name != names[-1]:
-            reason = (None if name in times else unsuited(name)) or refusal(name)
+            reason = (None if name in times else slower_reason(name)) or unsupported_reason(name)
         if reason is None:
             break
-        refused[name] = reason
-    reason = _reason(name, refused, names, entry, device, name in unknown)
-    choice = Choice(name, refused, reason)
+        unsupported[name] = reason
+    reason = _reason(name, unsupported, names, entry, device, name in unknown)
+    choice = KernelChoice(name, unsupported, reason)
     if known is not None:
         if len(_found) >= _KEPT:
             _found.clear()
         _found[known] = choice
-    return dataclasses.replace(choice, refused=dict(refused))
+    return dataclasses.replace(choice, unsupported=dict(unsupported))
 
 
 def nearest(
-    entries: Sequence[Entry], sizes: tuple[int, ...], dtype: str, options: str
-) -> Entry | None:
+    entries: Sequence[Timing], sizes: tuple[int, ...], dtype: str, options: str
+) -> Timing | None:
     """The entry of the same dtype and options that is nearest, the first of several; or None."""
     same = [entry for entry in entries if (entry.dtype, entry.options) == (dtype, options)]
     return min(same, key=lambda entry: entry.distance(*sizes), default=None)
@@ -259,9 +259,9 @@ def _abstract(leaf: Any) -> Any:
 
 def _reason(
     name: str,
-    refused: Mapping[str, str],
+    unsupported: Mapping[str, str],
     names: Sequence[str],
-    entry: Entry | None,
+    entry: Timing | None,
     device: str,
     unknown: bool,
 ) -> str:
@@ -276,7 +276,7 @@ def _reason(
     others = sorted(
         (value, other)
         for other, value in times.items()
-        if other in names and other not in (name, *refused)
+        if other in names and other not in (name, *unsupported)
     )
     beside = "".join(f", {other} {value:.3g} ms" for value, other in others)
     return (

@@ -13,13 +13,13 @@ from attention.masks.mask import (
     Mask,
     Padding,
     causal,
-    checked_offset,
     dense,
     lengths,
     padding,
     prefix,
     segments,
     valid,
+    validate_offset,
     window,
 )
 from attention.masks.terms import Span
@@ -29,12 +29,12 @@ __all__ = [
     "Padding",
     "Span",
     "causal",
-    "checked_offset",
     "dense",
     "lengths",
     "padding",
     "prefix",
     "segments",
     "valid",
+    "validate_offset",
     "window",
 ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention.masks import Mask, terms
-from attention.masks.terms import Dense, Lengths, Part, Prefix, Segments, Span, Valid, Window
+from attention.masks.terms import Dense, Lengths, MaskTerm, Prefix, Segments, Span, Valid, Window
 
 Array = jax.Array
 
@@ -35,8 +35,8 @@ class MaskArrays(NamedTuple):
     key_ids: Array | None = None
     valid: Array | None = None
     dense: Array | None = None
-    codes: np.ndarray | None = None
-    tiles: np.ndarray | None = None
+    block_codes: np.ndarray | None = None
+    block_patterns: np.ndarray | None = None
 
 
 def mask_arrays(
@@ -49,52 +49,52 @@ def mask_arrays(
         and arrays.
     """
     found: dict[str, Array] = {}
-    patterns: list[Part] = []
+    patterns: list[MaskTerm] = []
 
-    def meet(name: str, array: Array, join) -> None:
+    def intersect(name: str, array: Array, join) -> None:
         found[name] = join(found[name], array) if name in found else array
 
-    for part in () if mask is None else mask.parts:
-        if isinstance(part, Window):
-            low, high = part.bounds(T, S)
+    for term in () if mask is None else mask.terms:
+        if isinstance(term, Window):
+            low, high = term.bounds(T, S)
             if low is not None and not (terms.is_static(low) and low <= -T):
-                meet("low", jnp.arange(T) + _column(low), jnp.maximum)
+                intersect("low", jnp.arange(T) + _column(low), jnp.maximum)
             if high is not None and not (terms.is_static(high) and high >= S):
-                meet("high", jnp.arange(T) + _column(high) + 1, jnp.minimum)
-        elif isinstance(part, Prefix):
-            place = terms.query_positions(part.query_offset, B, T, S)[:, 0, :, 0]
-            length = _column(terms.clipped_sum(part.length, 0))
-            meet("high", jnp.maximum(place + 1, length), jnp.minimum)
-        elif isinstance(part, Lengths):
-            if part.key is not None:
-                high = jnp.broadcast_to(_column(part.key), (part.key.shape[0], T))
-                meet("high", high, jnp.minimum)
-            if part.query is not None:
-                meet("high", _rows(jnp.arange(T) < _column(part.query), S), jnp.minimum)
-        elif isinstance(part, Valid):
-            if part.key is not None:
-                meet("valid", part.key, jnp.logical_and)
-            if part.query is not None:
-                meet("high", _rows(part.query, S), jnp.minimum)
-        elif isinstance(part, Segments) and "query_ids" not in found and _narrow(part):
-            found |= {"query_ids": part.query_ids, "key_ids": part.key_ids}
-        elif isinstance(part, Dense):
-            meet("dense", part.array, jnp.logical_and)
-        elif not jax.tree.leaves(part):
-            patterns.append(part)
+                intersect("high", jnp.arange(T) + _column(high) + 1, jnp.minimum)
+        elif isinstance(term, Prefix):
+            position = terms.query_positions(term.query_offset, B, T, S)[:, 0, :, 0]
+            length = _column(terms.clipped_sum(term.length, 0))
+            intersect("high", jnp.maximum(position + 1, length), jnp.minimum)
+        elif isinstance(term, Lengths):
+            if term.key is not None:
+                high = jnp.broadcast_to(_column(term.key), (term.key.shape[0], T))
+                intersect("high", high, jnp.minimum)
+            if term.query is not None:
+                intersect("high", _rows(jnp.arange(T) < _column(term.query), S), jnp.minimum)
+        elif isinstance(term, Valid):
+            if term.key is not None:
+                intersect("valid", term.key, jnp.logical_and)
+            if term.query is not None:
+                intersect("high", _rows(term.query, S), jnp.minimum)
+        elif isinstance(term, Segments) and "query_ids" not in found and _narrow(term):
+            found |= {"query_ids": term.query_ids, "key_ids": term.key_ids}
+        elif isinstance(term, Dense):
+            intersect("dense", term.array, jnp.logical_and)
+        elif not jax.tree.leaves(term):
+            patterns.append(term)
         else:
-            raise NotImplementedError(f"mask: {part.describe()} that depends on data")
+            raise NotImplementedError(f"mask: {term.describe()} that depends on data")
     integers = ("low", "high", "query_ids", "key_ids")
     found = {k: v.astype(jnp.int32) if k in integers else v for k, v in found.items()}
     if patterns:
-        codes, tiles = _table(tuple(patterns), T, S, query_block, key_block)
-        return MaskArrays(**found, codes=codes, tiles=tiles)
+        block_codes, block_patterns = _table(tuple(patterns), T, S, query_block, key_block)
+        return MaskArrays(**found, block_codes=block_codes, block_patterns=block_patterns)
     return MaskArrays(**found)
 
 
-def _narrow(part: Segments) -> bool:
+def _narrow(term: Segments) -> bool:
     """Whether ids stay different as int32."""
-    return part.query_ids.dtype.itemsize <= 4 and part.key_ids.dtype.itemsize <= 4
+    return term.query_ids.dtype.itemsize <= 4 and term.key_ids.dtype.itemsize <= 4
 
 
 def _column(number: terms.Offset) -> Array:
@@ -108,19 +108,21 @@ def _rows(real: Array, S: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _table(
-    parts: tuple[Part, ...], T: int, S: int, query_block: int, key_block: int
+    terms: tuple[MaskTerm, ...], T: int, S: int, query_block: int, key_block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes and tiles of conditions that are known before running."""
-    mask = Mask(parts)
+    mask = Mask(terms)
     # Under jit too these are numbers, not operations of the program.
     with jax.ensure_compile_time_eval():
-        some, whole = (np.asarray(x)[0] for x in mask.reach(1, T, S, query_block, key_block))
+        visible, full = (
+            np.asarray(x)[0] for x in mask.block_visibility(1, T, S, query_block, key_block)
+        )
         shape = (-(-T // query_block), -(-S // key_block))
-        some, whole = (np.broadcast_to(x, shape) for x in (some, whole))
-        codes = np.where(some, 1, 0).astype(np.int32)
+        visible, full = (np.broadcast_to(x, shape) for x in (visible, full))
+        block_codes = np.where(visible, 1, 0).astype(np.int32)
         known: dict[bytes, int] = {}
-        tiles = [np.zeros((0, query_block, key_block), bool)]
-        for row in np.flatnonzero((some & ~whole).any(1)):
+        block_patterns = [np.zeros((0, query_block, key_block), bool)]
+        for row in np.flatnonzero((visible & ~full).any(1)):
             rows = Span(int(row) * query_block, min(query_block, T))
             strip = np.asarray(mask.materialize(1, 1, T, S, rows))
             strip = np.broadcast_to(strip, (1, 1, rows.size, S))[0, 0]
@@ -129,14 +131,14 @@ def _table(
                 strip[: T - rows.start],
                 ((0, query_block - min(rows.size, T - rows.start)), (0, -S % key_block)),
             )
-            for column in np.flatnonzero(some[row] & ~whole[row]):
-                tile = strip[:, column * key_block : (column + 1) * key_block]
-                if not tile.any():
-                    codes[row, column] = 0
+            for column in np.flatnonzero(visible[row] & ~full[row]):
+                pattern = strip[:, column * key_block : (column + 1) * key_block]
+                if not pattern.any():
+                    block_codes[row, column] = 0
                     continue
-                content = tile.tobytes()
+                content = pattern.tobytes()
                 if content not in known:
                     known[content] = len(known)
-                    tiles.append(tile[None])
-                codes[row, column] = known[content] + 2
-    return codes, np.concatenate(tiles)
+                    block_patterns.append(pattern[None])
+                block_codes[row, column] = known[content] + 2
+    return block_codes, np.concatenate(block_patterns)

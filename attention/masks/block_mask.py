@@ -18,7 +18,7 @@ from attention.masks import Mask
 Array = jax.Array
 
 
-class Origin(NamedTuple):
+class BlockOffset(NamedTuple):
     """Where a piece lies in the whole; traced where devices differ.
 
     Attributes:
@@ -33,11 +33,11 @@ class Origin(NamedTuple):
     columns: Array | None = None
 
 
-WHOLE = Origin()
+NO_OFFSET = BlockOffset()
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class BlockwiseSpec:
     """What all pieces share, known before running.
 
     Attributes:
@@ -53,7 +53,7 @@ class Rules:
     dropout_rate: float
     query_block: int
     key_block: int
-    bias_slopes: bool = True
+    needs_bias_grad: bool = True
 
 
 class Visible(NamedTuple):
@@ -83,15 +83,15 @@ class Plan(NamedTuple):
     masked: bool
 
 
-def make_plan(mask: Mask | None, B: int, rules: Rules, origin: Origin) -> Plan:
+def make_plan(mask: Mask | None, B: int, spec: BlockwiseSpec, offset: BlockOffset) -> Plan:
     """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks."""
-    _, _, T, S = rules.whole
-    sides = rules.query_block, rules.key_block
+    _, _, T, S = spec.whole
+    sides = spec.query_block, spec.key_block
     some = whole = np.ones((1, 1, 1), bool)
     if mask is not None:
-        some, whole = mask.reach(B, T, S, *sides)
+        some, whole = mask.block_visibility(B, T, S, *sides)
     counts = -(-T // sides[0]), -(-S // sides[1])
-    numbers = origin.rows, origin.columns
+    numbers = offset.rows, offset.columns
     static = all(x is None or isinstance(x, np.ndarray) for x in (some, whole, *numbers))
     xp = np if static else jnp
     some, whole = (xp.broadcast_to(x, (x.shape[0], *counts)) for x in (some, whole))

@@ -25,10 +25,10 @@ import numpy as np
 from attention import shapes
 from attention.masks.terms import (
     Dense,
-    Either,
     Lengths,
+    MaskTerm,
     Offset,
-    Part,
+    Or,
     Prefix,
     Segments,
     Span,
@@ -45,17 +45,17 @@ Array = jax.Array
 class Mask:
     """A conjunction of conditions; build it with the functions of this module."""
 
-    parts: tuple[Part, ...]
+    terms: tuple[MaskTerm, ...]
 
     def __and__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        return Mask(self.parts + other.parts)
+        return Mask(self.terms + other.terms)
 
     def __or__(self, other: Mask) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        return Mask((Either(self, other),))
+        return Mask((Or(self, other),))
 
     def materialize(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
@@ -71,15 +71,15 @@ class Mask:
         """
         height, width = (n if span is None else span.size for n, span in ((T, rows), (S, columns)))
         result = jnp.ones((1, 1, height, width), bool)
-        for part in self.parts:
-            result = result & part.allowed(B, N, T, S, rows, columns)
+        for term in self.terms:
+            result = result & term.allowed(B, N, T, S, rows, columns)
         return result
 
-    def of(self, example: int | Array, heads: Span) -> Mask:
+    def select(self, example: int | Array, heads: Span) -> Mask:
         """The mask of one example, B = 1, and of some of the heads, N = heads.size."""
-        return Mask(tuple(part.of(example, heads) for part in self.parts))
+        return Mask(tuple(term.select(example, heads) for term in self.terms))
 
-    def visible_blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
+    def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
         """Which key blocks a query block may see, known before running.
 
         Returns:
@@ -91,13 +91,13 @@ class Mask:
                 f"blocks: got {query_block} x {key_block}, expected sizes of at least 1"
             )
         result = np.ones((-(-T // query_block), -(-S // key_block)), bool)
-        for part in self.parts:
-            blocks = part.blocks(T, S, query_block, key_block)
-            if blocks is not None:
-                result &= blocks
+        for term in self.terms:
+            visible = term.static_block_mask(T, S, query_block, key_block)
+            if visible is not None:
+                result &= visible
         return result
 
-    def reach(
+    def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """Which blocks may be seen, and of which each query surely sees each key, with the data.
@@ -106,14 +106,14 @@ class Mask:
           Twice bool [1 or B, ceil(T / query_block) or 1, ceil(S / key_block) or 1]: no False in the
           first, no True in the second is ever wrong. NumPy arrays where no data are asked.
         """
-        some = whole = np.ones((1, 1, 1), bool)
-        for part in self.parts:
-            seen, wholly = part.reach(B, T, S, query_block, key_block)
-            some, whole = some & seen, whole & wholly
-        return some, whole
+        visible = full = np.ones((1, 1, 1), bool)
+        for term in self.terms:
+            seen, wholly = term.block_visibility(B, T, S, query_block, key_block)
+            visible, full = visible & seen, full & wholly
+        return visible, full
 
 
-jax.tree_util.register_dataclass(Mask, data_fields=["parts"], meta_fields=[])
+jax.tree_util.register_dataclass(Mask, data_fields=["terms"], meta_fields=[])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,25 +160,25 @@ def padding(
     found: dict[str, Any] = {"causal": False, "query": None, "key": None}
     if mask is None:
         return Padding(**found)
-    for part in (mask if isinstance(mask, Mask) else dense(mask)).parts:
+    for term in (mask if isinstance(mask, Mask) else dense(mask)).terms:
         # Whether it fits, at no cost: T x S is never formed.
-        jax.eval_shape(lambda part=part: part.allowed(B, 1, T, S))
-        if isinstance(part, Window) and (part.left, part.right) == (None, 0) and causal:
-            if not is_static(part.query_offset) or static_offset(part.query_offset, T, S) != 0:
+        jax.eval_shape(lambda term=term: term.allowed(B, 1, T, S))
+        if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
+            if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
                 raise NotImplementedError(f"mask: {of} is causal from the first position only")
             found["causal"] = True
-        elif isinstance(part, Lengths | Valid):
+        elif isinstance(term, Lengths | Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(part, side)
+                marks = getattr(term, side)
                 if marks is None:
                     continue
-                if isinstance(part, Lengths):
+                if isinstance(term, Lengths):
                     marks = jnp.arange(length) < marks[:, None]
                 found[side] = marks if found[side] is None else found[side] & marks
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(
-                f"mask: {of} honours {can} alone, got {part.describe()}; mixers whose `can` has "
+                f"mask: {of} honours {can} alone, got {term.describe()}; mixers whose `can` has "
                 f"'mask' take any"
             )
     return Padding(**found)
@@ -199,7 +199,7 @@ def causal(query_offset: Offset | None = None) -> Mask:
     Raises:
       ValueError: query_offset is no integer, or not of that shape.
     """
-    return Mask((Window(None, 0, checked_offset(query_offset)),))
+    return Mask((Window(None, 0, validate_offset(query_offset)),))
 
 
 def window(left: int | None, right: int | None, query_offset: Offset | None = None) -> Mask:
@@ -220,7 +220,7 @@ def window(left: int | None, right: int | None, query_offset: Offset | None = No
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, int) or size < 0):
             raise ValueError(f"{name}: got {size}, expected an int of at least 0, or None for all")
-    return Mask((Window(left, right, checked_offset(query_offset)),))
+    return Mask((Window(left, right, validate_offset(query_offset)),))
 
 
 def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
@@ -295,7 +295,7 @@ def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
     Raises:
       ValueError: a number is no integer, or not of that shape.
     """
-    return Mask((Prefix(checked_offset(length, "length"), checked_offset(query_offset)),))
+    return Mask((Prefix(validate_offset(length, "length"), validate_offset(query_offset)),))
 
 
 def dense(array: Array) -> Mask:
@@ -322,7 +322,7 @@ def dense(array: Array) -> Mask:
     return Mask((Dense(jnp.asarray(array)),))
 
 
-def checked_offset(number: Any, argument: str = "query_offset") -> Offset | None:
+def validate_offset(number: Any, argument: str = "query_offset") -> Offset | None:
     """The number as an int or an array; ValueError unless it is an int, [] or [B]."""
     if number is None:
         return None

@@ -1,8 +1,8 @@
 """Masks inside a kernel: which blocks are gone through, and what is seen within one.
 
-A mask is made ready outside (`ready`: arrays of integers, padded to whole blocks), its arrays
-travel into the kernel as references, and `tile` reads there what one block needs. Conditions on
-positions alone take no memory.
+`prepare_for_kernel` turns the arrays of a mask into integers padded to whole blocks. They enter the
+kernel as references, from which `evaluate_block` reads one block. Terms that depend on positions
+alone take no memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention.masks import Mask, pattern_terms, terms
-from attention.masks.terms import Offset, Part
+from attention.masks.terms import MaskTerm, Offset
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     columns: int
 
 
-class Place(NamedTuple):
+class BlockIndex(NamedTuple):
     """A block of the logits: whose it is, where it begins, and its positions [rows, 1] and
     [1, columns]."""
 
@@ -84,18 +84,18 @@ def steps(
     Raises:
       ValueError: the mask was made for other sizes.
     """
-    some = whole = np.ones((1, 1, 1), bool)
+    visible = full = np.ones((1, 1, 1), bool)
     if mask is not None:
-        some, whole = mask.reach(B, T, S, query_block, key_block)
+        visible, full = mask.block_visibility(B, T, S, query_block, key_block)
     if S % key_block:
         # The last block holds padding, which is seen by nobody.
-        whole = whole & (np.arange(-(-S // key_block)) < S // key_block)
+        full = full & (np.arange(-(-S // key_block)) < S // key_block)
     if by_key:
-        some, whole = some.swapaxes(1, 2), whole.swapaxes(1, 2)
+        visible, full = visible.swapaxes(1, 2), full.swapaxes(1, 2)
     blocks = -(-T // query_block) if by_key else -(-S // key_block)
-    static = isinstance(some, np.ndarray) and isinstance(whole, np.ndarray)
+    static = isinstance(visible, np.ndarray) and isinstance(full, np.ndarray)
     xp = np if static else jnp
-    kind = xp.where(some, xp.where(whole, 0, 1), 2)
+    kind = xp.where(visible, xp.where(full, 0, 1), 2)
     kind = xp.broadcast_to(kind, (*kind.shape[:2], blocks))
     order = xp.argsort(kind, axis=-1, stable=True)
     bounds = xp.stack([(kind < 1).sum(-1), (kind < 2).sum(-1)], axis=-1)
@@ -105,7 +105,7 @@ def steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table(Part):
+class _Table(MaskTerm):
     """A block of positions sees another where the table says so."""
 
     block: int
@@ -114,13 +114,13 @@ class _Table(Part):
 
 
 @functools.singledispatch
-def ready(part: Part | Mask, sizes: Sizes) -> Part | Mask:
+def prepare_for_kernel(term: MaskTerm | Mask, sizes: Sizes) -> MaskTerm | Mask:
     """The condition with arrays as kernels read them (masks in the kernel: Dao et al. 2022).
 
         ready(m)_ts = m_ts,   and nothing is seen by or of padding that an array tells about
 
     Args:
-      part: a condition, or a whole `Mask`.
+      term: a condition, or a whole `Mask`.
       sizes: of what it is for.
 
     Returns:
@@ -129,79 +129,81 @@ def ready(part: Part | Mask, sizes: Sizes) -> Part | Mask:
     Raises:
       NotImplementedError: this condition has no form by blocks.
     """
-    raise NotImplementedError(f"mask: {part.describe()} cannot be computed by blocks")
+    raise NotImplementedError(f"mask: {term.describe()} cannot be computed by blocks")
 
 
-@ready.register
-def _(part: Mask, sizes):
-    return Mask(tuple(ready(each, sizes) for each in part.parts))
+@prepare_for_kernel.register
+def _(term: Mask, sizes):
+    return Mask(tuple(prepare_for_kernel(each, sizes) for each in term.terms))
 
 
-@ready.register
-def _(part: terms.Either, sizes):
-    return terms.Either(ready(part.left, sizes), ready(part.right, sizes))
+@prepare_for_kernel.register
+def _(term: terms.Or, sizes):
+    return terms.Or(prepare_for_kernel(term.left, sizes), prepare_for_kernel(term.right, sizes))
 
 
-@ready.register
-def _(part: terms.Window, sizes):
+@prepare_for_kernel.register
+def _(term: terms.Window, sizes):
     low, high = (
-        each if terms.is_static(each) else _numbers(each) for each in part.bounds(sizes.T, sizes.S)
+        each if terms.is_static(each) else _numbers(each) for each in term.bounds(sizes.T, sizes.S)
     )
     # Of each side an offset alone is left, which no sum of positions overflows.
     sides = () if low is None else (terms.Window(0, None, low),)
     return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 
 
-@ready.register
-def _(part: pattern_terms.Pattern, sizes):
-    return dataclasses.replace(part, query_offset=_offset(part.query_offset, sizes))
+@prepare_for_kernel.register
+def _(term: pattern_terms.Pattern, sizes):
+    return dataclasses.replace(term, query_offset=_offset(term.query_offset, sizes))
 
 
-@ready.register
-def _(part: terms.Prefix, sizes):
-    length = terms.clipped_sum(part.length, 0)
+@prepare_for_kernel.register
+def _(term: terms.Prefix, sizes):
+    length = terms.clipped_sum(term.length, 0)
     length = length if terms.is_static(length) else _numbers(length)
-    return terms.Prefix(length, _offset(part.query_offset, sizes))
+    return terms.Prefix(length, _offset(term.query_offset, sizes))
 
 
-@ready.register
-def _(part: pattern_terms.BigBird, sizes):
-    table = jnp.asarray(part.table(sizes.S), jnp.int8)
-    return _Table(part.block, table, _offset(part.query_offset, sizes))
+@prepare_for_kernel.register
+def _(term: pattern_terms.BigBird, sizes):
+    table = jnp.asarray(term.table(sizes.S), jnp.int8)
+    return _Table(term.block, table, _offset(term.query_offset, sizes))
 
 
-@ready.register
-def _(part: terms.Lengths, sizes):
+@prepare_for_kernel.register
+def _(term: terms.Lengths, sizes):
     return terms.Lengths(
-        *(None if lengths is None else _numbers(lengths) for lengths in (part.query, part.key))
+        *(None if lengths is None else _numbers(lengths) for lengths in (term.query, term.key))
     )
 
 
-@ready.register
-def _(part: terms.Valid, sizes):
+@prepare_for_kernel.register
+def _(term: terms.Valid, sizes):
     return terms.Valid(
-        None if part.query is None else _vector(part.query, sizes.rows),
-        None if part.key is None else _vector(part.key, sizes.columns),
+        None if term.query is None else _vector(term.query, sizes.rows),
+        None if term.key is None else _vector(term.key, sizes.columns),
     )
 
 
-@ready.register
-def _(part: pattern_terms.Marked, sizes):
-    return pattern_terms.Marked(_vector(part.query, sizes.rows), _vector(part.key, sizes.columns))
+@prepare_for_kernel.register
+def _(term: pattern_terms.GlobalPositions, sizes):
+    return pattern_terms.GlobalPositions(
+        _vector(term.query, sizes.rows), _vector(term.key, sizes.columns)
+    )
 
 
-@ready.register
-def _(part: terms.Segments, sizes):
-    if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:
+@prepare_for_kernel.register
+def _(term: terms.Segments, sizes):
+    if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
         raise NotImplementedError("mask: segments() with ids of 64 bits")
-    return terms.Segments(_vector(part.query_ids, sizes.rows), _vector(part.key_ids, sizes.columns))
+    return terms.Segments(_vector(term.query_ids, sizes.rows), _vector(term.key_ids, sizes.columns))
 
 
-@ready.register
-def _(part: terms.Dense, sizes):
-    missing = (sizes.rows - part.array.shape[2], sizes.columns - part.array.shape[3])
+@prepare_for_kernel.register
+def _(term: terms.Dense, sizes):
+    missing = (sizes.rows - term.array.shape[2], sizes.columns - term.array.shape[3])
     widths = [(0, 0), (0, 0), *((0, number) for number in missing)]
-    return terms.Dense(jnp.pad(part.array, widths).astype(jnp.int8))
+    return terms.Dense(jnp.pad(term.array, widths).astype(jnp.int8))
 
 
 def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
@@ -221,103 +223,103 @@ def _vector(array: Array, length: int) -> Array:
 
 
 @functools.singledispatch
-def tile(part: Part, place: Place) -> Array:
+def evaluate_block(term: MaskTerm, index: BlockIndex) -> Array:
     """What a block sees, within a kernel (masks in the kernel: Dao et al. 2022).
 
         tile_ij = m_ts,   t and s positions of the block
 
     Args:
-      part: a condition that is `ready`, with references for arrays, or a whole `Mask`.
-      place: of the block: positions [rows, 1] and [1, columns].
+      term: a term from `prepare_for_kernel`, with references for arrays, or a whole `Mask`.
+      index: of the block: positions [rows, 1] and [1, columns].
 
     Returns:
       bool [rows or 1, columns or 1].
 
     Raises:
-      NotImplementedError: the condition is not `ready`.
+      NotImplementedError: the term is not from `prepare_for_kernel`.
     """
-    raise NotImplementedError(f"mask: {part.describe()} cannot be computed by blocks")
+    raise NotImplementedError(f"mask: {term.describe()} cannot be computed by blocks")
 
 
-@tile.register
-def _(part: Mask, place):
+@evaluate_block.register
+def _(term: Mask, index):
     result = jnp.ones((1, 1), bool)
-    for each in part.parts:
-        result = result & tile(each, place)
+    for each in term.terms:
+        result = result & evaluate_block(each, index)
     return result
 
 
-@tile.register
-def _(part: terms.Either, place):
-    return tile(part.left, place) | tile(part.right, place)
+@evaluate_block.register
+def _(term: terms.Or, index):
+    return evaluate_block(term.left, index) | evaluate_block(term.right, index)
 
 
-@tile.register
-def _(part: terms.Window, place):
-    distance = place.columns - _seeing(part.query_offset, place)
+@evaluate_block.register
+def _(term: terms.Window, index):
+    distance = index.columns - _query_position(term.query_offset, index)
     result = jnp.ones((1, 1), bool)
-    if part.left is not None:
-        result = result & (distance >= -part.left)
-    if part.right is not None:
-        result = result & (distance <= part.right)
+    if term.left is not None:
+        result = result & (distance >= -term.left)
+    if term.right is not None:
+        result = result & (distance <= term.right)
     return result
 
 
-@tile.register
-def _(part: terms.Prefix, place):
-    in_prefix = place.columns < _number(part.length, place)
-    return in_prefix | (place.columns <= _seeing(part.query_offset, place))
+@evaluate_block.register
+def _(term: terms.Prefix, index):
+    in_prefix = index.columns < _number(term.length, index)
+    return in_prefix | (index.columns <= _query_position(term.query_offset, index))
 
 
-@tile.register
-def _(part: pattern_terms.Pattern, place):
-    return part.sees(_seeing(part.query_offset, place), place.columns)
+@evaluate_block.register
+def _(term: pattern_terms.Pattern, index):
+    return term.mask_mod(_query_position(term.query_offset, index), index.columns)
 
 
-@tile.register
-def _(part: _Table, place):
-    last = part.table.shape[0] - 1
-    seeing = jnp.clip(_seeing(part.query_offset, place) // part.block, 0, last)
-    seen = jnp.minimum(place.columns // part.block, last)
+@evaluate_block.register
+def _(term: _Table, index):
+    last = term.table.shape[0] - 1
+    seeing = jnp.clip(_query_position(term.query_offset, index) // term.block, 0, last)
+    seen = jnp.minimum(index.columns // term.block, last)
     seeing, seen = jnp.broadcast_arrays(seeing, seen)
-    return part.table[seeing, seen] != 0
+    return term.table[seeing, seen] != 0
 
 
-@tile.register
-def _(part: terms.Lengths, place):
+@evaluate_block.register
+def _(term: terms.Lengths, index):
     result = jnp.ones((1, 1), bool)
-    if part.query is not None:
-        result = result & (place.rows < _number(part.query, place))
-    if part.key is not None:
-        result = result & (place.columns < _number(part.key, place))
+    if term.query is not None:
+        result = result & (index.rows < _number(term.query, index))
+    if term.key is not None:
+        result = result & (index.columns < _number(term.key, index))
     return result
 
 
-@tile.register
-def _(part: terms.Valid, place):
+@evaluate_block.register
+def _(term: terms.Valid, index):
     result = jnp.ones((1, 1), bool)
-    if part.query is not None:
-        result = result & (_of_rows(part.query, place) != 0)
-    if part.key is not None:
-        result = result & (_of_columns(part.key, place) != 0)
+    if term.query is not None:
+        result = result & (_of_rows(term.query, index) != 0)
+    if term.key is not None:
+        result = result & (_of_columns(term.key, index) != 0)
     return result
 
 
-@tile.register
-def _(part: pattern_terms.Marked, place):
-    return (_of_rows(part.query, place) != 0) | (_of_columns(part.key, place) != 0)
+@evaluate_block.register
+def _(term: pattern_terms.GlobalPositions, index):
+    return (_of_rows(term.query, index) != 0) | (_of_columns(term.key, index) != 0)
 
 
-@tile.register
-def _(part: terms.Segments, place):
-    return _of_rows(part.query_ids, place) == _of_columns(part.key_ids, place)
+@evaluate_block.register
+def _(term: terms.Segments, index):
+    return _of_rows(term.query_ids, index) == _of_columns(term.key_ids, index)
 
 
-@tile.register
-def _(part: terms.Dense, place):
-    example, head = of_shared(part.array.shape, place.example, place.head)
-    rows = slice_of(place.row, place.rows.shape[0])
-    return part.array[example, head, rows, slice_of(place.column, place.columns.shape[1])] != 0
+@evaluate_block.register
+def _(term: terms.Dense, index):
+    example, head = of_shared(term.array.shape, index.example, index.head)
+    rows = slice_of(index.row, index.rows.shape[0])
+    return term.array[example, head, rows, slice_of(index.column, index.columns.shape[1])] != 0
 
 
 def of_shared(shape: tuple[int, ...], *indices: Any) -> tuple[Any, ...]:
@@ -333,20 +335,20 @@ def slice_of(start: Any, size: int) -> Any:
     return pl.ds(start, size)
 
 
-def _seeing(offset: Any, place: Place) -> Array:
-    return place.rows + _number(offset, place)
+def _query_position(offset: Any, index: BlockIndex) -> Array:
+    return index.rows + _number(offset, index)
 
 
-def _number(number: Any, place: Place) -> Any:
+def _number(number: Any, index: BlockIndex) -> Any:
     """An int, or the example's entry."""
     if isinstance(number, int):
         return number
-    return number[of_shared(number.shape, place.example)[0]]
+    return number[of_shared(number.shape, index.example)[0]]
 
 
-def _of_rows(vector: Any, place: Place) -> Array:
-    return vector[place.example, slice_of(place.row, place.rows.shape[0])][:, None]
+def _of_rows(vector: Any, index: BlockIndex) -> Array:
+    return vector[index.example, slice_of(index.row, index.rows.shape[0])][:, None]
 
 
-def _of_columns(vector: Any, place: Place) -> Array:
-    return vector[place.example, slice_of(place.column, place.columns.shape[1])][None, :]
+def _of_columns(vector: Any, index: BlockIndex) -> Array:
+    return vector[index.example, slice_of(index.column, index.columns.shape[1])][None, :]

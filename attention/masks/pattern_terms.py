@@ -14,40 +14,42 @@ import numpy as np
 
 from attention import shapes
 from attention.masks import terms
-from attention.masks.terms import FAR, Offset, Part
+from attention.masks.terms import FAR, MaskTerm, Offset
 
 Array = jax.Array
 
 
-class Pattern(Part):
+class Pattern(MaskTerm):
     """A condition on the positions of a query and a key; `query_offset` is its last field."""
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         queries = terms.query_positions(self.query_offset, B, T, S, rows)
-        return self.sees(queries, terms.positions(S, columns))
+        return self.mask_mod(queries, terms.positions(S, columns))
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         if not terms.is_static(self.query_offset):
             return None
-        return self.meet(*self._ends(T, S, query_block, key_block))
+        return self.any_visible(*self._ends(T, S, query_block, key_block))
 
-    def reach(self, B, T, S, query_block, key_block):
-        some, whole = super().reach(B, T, S, query_block, key_block)
+    def block_visibility(self, B, T, S, query_block, key_block):
+        visible, full = super().block_visibility(B, T, S, query_block, key_block)
         if terms.is_static(self.query_offset):
-            whole = self.cover(*self._ends(T, S, query_block, key_block))[None]
-        return some, whole
+            full = self.all_visible(*self._ends(T, S, query_block, key_block))[None]
+        return visible, full
 
     def _ends(self, T: int, S: int, query_block: int, key_block: int) -> tuple[np.ndarray, ...]:
-        """Arguments of `meet`."""
+        """Arguments of `any_visible`."""
         offset = terms.static_offset(self.query_offset, T, S)
         first, last = (ends[:, None] + offset for ends in terms.block_ends(T, query_block))
         return first, last, *terms.block_ends(S, key_block)
 
-    def sees(self, query: Array, key: Array) -> Array:
+    def mask_mod(self, query_index: Array, key_index: Array) -> Array:
         """bool [..., T, S] for positions [..., T, 1] and [S]."""
         raise NotImplementedError
 
-    def meet(
+    def any_visible(
         self,
         query_first: np.ndarray,
         query_last: np.ndarray,
@@ -58,8 +60,8 @@ class Pattern(Part):
         the query blocks [Q, 1] and the key blocks [K] -> bool [Q, K]."""
         raise NotImplementedError
 
-    def cover(self, query_first, query_last, key_first, key_last) -> np.ndarray:
-        """As `meet`: whether every query of a block surely sees every key of another."""
+    def all_visible(self, query_first, query_last, key_first, key_last) -> np.ndarray:
+        """As `any_visible`: whether every query of a block surely sees every key of another."""
         return np.zeros((len(query_first), len(key_first)), bool)
 
 
@@ -75,8 +77,8 @@ class Dilated(Pattern):
     dilation: int
     query_offset: Offset | None
 
-    def sees(self, query, key):
-        distance = query - key
+    def mask_mod(self, query_index, key_index):
+        distance = query_index - key_index
         result = distance % self.dilation == 0
         if self.left is not None:
             result = result & (distance <= min(self.left * self.dilation, 2 * FAR))
@@ -84,7 +86,7 @@ class Dilated(Pattern):
             result = result & (distance >= -min(self.right * self.dilation, 2 * FAR))
         return result
 
-    def meet(self, query_first, query_last, key_first, key_last):
+    def any_visible(self, query_first, query_last, key_first, key_last):
         # Every distance between these two occurs, as both blocks are without gaps.
         low, high = query_first - key_last, query_last - key_first
         if self.left is not None:
@@ -102,11 +104,11 @@ class Strided(Pattern):
     stride: int
     query_offset: Offset | None
 
-    def sees(self, query, key):
-        distance = query - key
+    def mask_mod(self, query_index, key_index):
+        distance = query_index - key_index
         return (jnp.abs(distance) < self.stride) | (distance % self.stride == 0)
 
-    def meet(self, query_first, query_last, key_first, key_last):
+    def any_visible(self, query_first, query_last, key_first, key_last):
         low, high = query_first - key_last, query_last - key_first
         near = (low < self.stride) & (high > -self.stride)
         return near | _holds_multiple(low, high, self.stride)
@@ -118,11 +120,11 @@ class Fixed(Pattern):
     summary: int
     query_offset: Offset | None
 
-    def sees(self, query, key):
-        same = query // self.block == key // self.block
-        return same | (key % self.block >= self.block - self.summary)
+    def mask_mod(self, query_index, key_index):
+        same = query_index // self.block == key_index // self.block
+        return same | (key_index % self.block >= self.block - self.summary)
 
-    def meet(self, query_first, query_last, key_first, key_last):
+    def any_visible(self, query_first, query_last, key_first, key_last):
         same = query_first // self.block <= key_last // self.block
         same = same & (key_first // self.block <= query_last // self.block)
         # The first summary position that is not before the first key.
@@ -135,13 +137,13 @@ class Global(Pattern):
     count: int
     query_offset: Offset | None
 
-    def sees(self, query, key):
-        return (query < self.count) | (key < self.count)
+    def mask_mod(self, query_index, key_index):
+        return (query_index < self.count) | (key_index < self.count)
 
-    def meet(self, query_first, query_last, key_first, key_last):
+    def any_visible(self, query_first, query_last, key_first, key_last):
         return (query_first < self.count) | (key_first < self.count)
 
-    def cover(self, query_first, query_last, key_first, key_last):
+    def all_visible(self, query_first, query_last, key_first, key_last):
         return (query_last < self.count) | (key_last < self.count)
 
     def describe(self) -> str:
@@ -149,19 +151,22 @@ class Global(Pattern):
 
 
 @dataclasses.dataclass(frozen=True)
-class Marked(Part):
+class GlobalPositions(MaskTerm):
     query: Array
     key: Array
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         shapes.expect("mask global_marks(query)", self.query, "B T", {"B": B, "T": T})
         shapes.expect("mask global_marks(key)", self.key, "B S", {"B": B, "S": S})
-        queries, keys = terms.cut(self.query, 1, rows), terms.cut(self.key, 1, columns)
+        queries, keys = (
+            terms.slice_span(self.query, 1, rows),
+            terms.slice_span(self.key, 1, columns),
+        )
         return queries[:, None, :, None] | keys[:, None, None, :]
 
-    def reach(self, B, T, S, query_block, key_block):
-        queries = terms.by_block(self.query, query_block)[:, :, None]
-        keys = terms.by_block(self.key, key_block)[:, None]
+    def block_visibility(self, B, T, S, query_block, key_block):
+        queries = terms.split_into_blocks(self.query, query_block)[:, :, None]
+        keys = terms.split_into_blocks(self.key, key_block)[:, None]
         return queries.any(-1) | keys.any(-1), queries.all(-1) | keys.all(-1)
 
     def describe(self) -> str:
@@ -169,7 +174,7 @@ class Marked(Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class BigBird(Part):
+class BigBird(MaskTerm):
     block: int
     window: int
     global_blocks: int
@@ -185,14 +190,16 @@ class BigBird(Part):
         seen = terms.positions(S, columns) // self.block
         return jnp.asarray(table)[seeing[:, None, :, None], seen]
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         if not terms.is_static(self.query_offset):
             return None
-        return self.reach(1, T, S, query_block, key_block)[0][0]
+        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         if not terms.is_static(self.query_offset):
-            return super().reach(B, T, S, query_block, key_block)
+            return super().block_visibility(B, T, S, query_block, key_block)
         table, offset = self.table(S), terms.static_offset(self.query_offset, T, S)
         # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
         # of the table are four of these.

@@ -19,7 +19,7 @@ import numpy as np
 
 from attention import masks, shapes
 from attention.masks import Mask, pattern_terms
-from attention.masks.terms import FAR, Offset, Part
+from attention.masks.terms import FAR, MaskTerm, Offset
 
 Array = jax.Array
 
@@ -132,7 +132,7 @@ def global_marks(query: Array, key: Array) -> Mask:
     for name, marks in (("query", query), ("key", key)):
         shapes.expect_boolean(name, marks, true_means="a global position")
         shapes.expect(name, marks, "B T" if name == "query" else "B S", {})
-    return _mask(pattern_terms.Marked(jnp.asarray(query), jnp.asarray(key)))
+    return _mask(pattern_terms.GlobalPositions(jnp.asarray(query), jnp.asarray(key)))
 
 
 def big_bird(
@@ -180,7 +180,7 @@ def big_bird(
             expect_int("global_blocks", global_blocks, 0),
             expect_int("random_blocks", random_blocks, 0),
             seed,
-            links if links is None else checked_links(links),
+            links if links is None else validate_links(links),
             _expect_offset(query_offset),
         )
     )
@@ -206,18 +206,18 @@ _MOST = {"seed": 2**32 - 1}
 
 
 def _expect_offset(offset: Offset | None) -> Offset | None:
-    """`masks.checked_offset`, and no further off than positions of an int32 allow."""
-    offset = masks.checked_offset(offset)
+    """`masks.validate_offset`, and no further off than positions of an int32 allow."""
+    offset = masks.validate_offset(offset)
     if isinstance(offset, int) and abs(offset) > FAR:
         raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")
     return offset
 
 
-def _mask(part: Part) -> Mask:
-    return Mask((part,))
+def _mask(term: MaskTerm) -> Mask:
+    return Mask((term,))
 
 
-def checked_links(links: Any) -> tuple[tuple[int, ...], ...]:
+def validate_links(links: Any) -> tuple[tuple[int, ...], ...]:
     """The links of `big_bird` as tuples, hashable.
 
     Raises:

@@ -1,8 +1,8 @@
 """The conditions that masks are made of; `attention.masks` joins them.
 
 T queries, S keys. Kernels ask a condition twice: for an array where they need one, of all or of a
-block (`allowed`), and block by block (`blocks` before running, `reach` with the data), to skip what
-nobody sees and to ask for no array where all see all.
+block (`allowed`), and for the visibility of blocks (`static_block_mask` without the data,
+`block_visibility` with them), to skip hidden blocks and to evaluate no array in full ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MaskTerm:
     """One condition. Fields that are ints, tuples or None are static, arrays are pytree leaves."""
 
     def allowed(
@@ -46,21 +46,23 @@ class Part:
         """bool [B or 1, N or 1, T or 1, S or 1], or of a span of the queries and of the keys."""
         raise NotImplementedError
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         """bool [query blocks, key blocks], or None where only the data tell."""
         return None
 
-    def reach(
+    def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
         """Whether some query of a block may see some key of another, and whether all surely see
         all: bool [1 or B, query blocks or 1, key blocks or 1] each, NumPy's unless the data tell.
         """
-        seen = self.blocks(T, S, query_block, key_block)
-        some = np.ones((1, 1, 1), bool) if seen is None else seen[None]
-        return some, np.zeros((1, 1, 1), bool)
+        seen = self.static_block_mask(T, S, query_block, key_block)
+        visible = np.ones((1, 1, 1), bool) if seen is None else seen[None]
+        return visible, np.zeros((1, 1, 1), bool)
 
-    def of(self, example: int | Array, heads: Span) -> Part:
+    def select(self, example: int | Array, heads: Span) -> MaskTerm:
         """The condition for one example of the batch and some heads."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return type(self)(**{name: _row(value, example) for name, value in given.items()})
@@ -75,15 +77,15 @@ class Part:
         )
 
 
-def _flatten(part: Part) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+def _flatten(term: MaskTerm) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     # A Python int stays outside the leaves: jit would otherwise trace it, and with it the block
     # skipping.
-    fields = [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    fields = [(field.name, getattr(term, field.name)) for field in dataclasses.fields(term)]
     leaves = tuple(value for _, value in fields if not is_static(value))
     return leaves, tuple((name, value if is_static(value) else _LEAF) for name, value in fields)
 
 
-def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> Part:
+def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> MaskTerm:
     remaining = iter(leaves)
     return cls(**{name: next(remaining) if value == _LEAF else value for name, value in aux})
 
@@ -97,7 +99,7 @@ def is_static(value: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window(Part):
+class Window(MaskTerm):
     left: int | None
     right: int | None
     query_offset: Offset | None
@@ -119,28 +121,32 @@ class Window(Part):
         low = None if self.left is None else clipped_sum(offset, -self.left)
         return low, None if self.right is None else clipped_sum(offset, self.right)
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         if not is_static(self.query_offset):
             return None
-        return self.reach(1, T, S, query_block, key_block)[0][0]
+        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         low, high = self.bounds(T, S)
         queries, keys = _block_pairs(T, S, query_block, key_block)
-        some = whole = np.ones((1, *np.broadcast_shapes(queries[0].shape[1:], keys[0].shape)), bool)
+        visible = full = np.ones(
+            (1, *np.broadcast_shapes(queries[0].shape[1:], keys[0].shape)), bool
+        )
         if low is not None:
             low = _of_blocks(low, B, "query_offset")
-            some = some & (keys[1] >= queries[0] + low)
-            whole = whole & (keys[0] >= queries[1] + low)
+            visible = visible & (keys[1] >= queries[0] + low)
+            full = full & (keys[0] >= queries[1] + low)
         if high is not None:
             high = _of_blocks(high, B, "query_offset")
-            some = some & (keys[0] <= queries[1] + high)
-            whole = whole & (keys[1] <= queries[0] + high)
-        return some, whole
+            visible = visible & (keys[0] <= queries[1] + high)
+            full = full & (keys[1] <= queries[0] + high)
+        return visible, full
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix(Part):
+class Prefix(MaskTerm):
     length: Offset
     query_offset: Offset | None
 
@@ -149,23 +155,25 @@ class Prefix(Part):
         in_prefix = keys < _per_example(clipped_sum(self.length, 0), B, "length")
         return in_prefix | (keys <= query_positions(self.query_offset, B, T, S, rows))
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         if not is_static(self.length) or not is_static(self.query_offset):
             return None
-        return self.reach(1, T, S, query_block, key_block)[0][0]
+        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         queries, keys = _block_pairs(T, S, query_block, key_block)
         offset = self.query_offset
         offset = static_offset(offset, T, S) if is_static(offset) else offset
         offset = _of_blocks(clipped_sum(offset, 0), B, "query_offset")
         length = _of_blocks(clipped_sum(self.length, 0), B, "length")
-        some = (keys[0] < length) | (keys[0] <= queries[1] + offset)
-        return some, (keys[1] < length) | (keys[1] <= queries[0] + offset)
+        visible = (keys[0] < length) | (keys[0] <= queries[1] + offset)
+        return visible, (keys[1] < length) | (keys[1] <= queries[0] + offset)
 
 
 @dataclasses.dataclass(frozen=True)
-class Either(Part):
+class Or(MaskTerm):
     left: Any  # a `masks.Mask`
     right: Any
 
@@ -173,24 +181,27 @@ class Either(Part):
         place = (B, N, T, S, rows, columns)
         return self.left.materialize(*place) | self.right.materialize(*place)
 
-    def blocks(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray | None:
+    def static_block_mask(
+        self, T: int, S: int, query_block: int, key_block: int
+    ) -> np.ndarray | None:
         sizes = (T, S, query_block, key_block)
-        return self.left.visible_blocks(*sizes) | self.right.visible_blocks(*sizes)
+        return self.left.static_block_mask(*sizes) | self.right.static_block_mask(*sizes)
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         sizes = (B, T, S, query_block, key_block)
-        (some, whole), (more, others) = self.left.reach(*sizes), self.right.reach(*sizes)
-        return some | more, whole | others
+        pairs = (side.block_visibility(*sizes) for side in (self.left, self.right))
+        visible, full = zip(*pairs, strict=True)
+        return visible[0] | visible[1], full[0] | full[1]
 
-    def of(self, example, heads):
-        return Either(self.left.of(example, heads), self.right.of(example, heads))
+    def select(self, example, heads):
+        return Or(self.left.select(example, heads), self.right.select(example, heads))
 
     def describe(self) -> str:
         return "a mask joined with |"
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths(Part):
+class Lengths(MaskTerm):
     query: Array | None
     key: Array | None
 
@@ -204,20 +215,20 @@ class Lengths(Part):
             result = result & (positions(S, columns) < self.key[:, None, None, None])
         return result
 
-    def reach(self, B, T, S, query_block, key_block):
-        some = whole = np.ones((1, 1, 1), bool)
+    def block_visibility(self, B, T, S, query_block, key_block):
+        visible = full = np.ones((1, 1, 1), bool)
         for axis, lengths, (first, last) in (
             (2, self.query, block_ends(T, query_block)),
             (1, self.key, block_ends(S, key_block)),
         ):
             if lengths is not None:
-                some = some & jnp.expand_dims(first < lengths[:, None], axis)
-                whole = whole & jnp.expand_dims(last < lengths[:, None], axis)
-        return some, whole
+                visible = visible & jnp.expand_dims(first < lengths[:, None], axis)
+                full = full & jnp.expand_dims(last < lengths[:, None], axis)
+        return visible, full
 
 
 @dataclasses.dataclass(frozen=True)
-class Valid(Part):
+class Valid(MaskTerm):
     query: Array | None
     key: Array | None
 
@@ -226,24 +237,26 @@ class Valid(Part):
         if self.query is not None:
             hint = shapes.layout_hint(self.query.shape[1:], (T,), N)
             shapes.expect("mask valid(query=)", self.query, "B T", {"B": B, "T": T}, hint=hint)
-            result = result & cut(self.query, 1, rows)[:, None, :, None]
+            result = result & slice_span(self.query, 1, rows)[:, None, :, None]
         if self.key is not None:
             hint = shapes.layout_hint(self.key.shape[1:], (S,), N)
             shapes.expect("mask valid(key=)", self.key, "B S", {"B": B, "S": S}, hint=hint)
-            result = result & cut(self.key, 1, columns)[:, None, None, :]
+            result = result & slice_span(self.key, 1, columns)[:, None, None, :]
         return result
 
-    def reach(self, B, T, S, query_block, key_block):
-        some = whole = np.ones((1, 1, 1), bool)
+    def block_visibility(self, B, T, S, query_block, key_block):
+        visible = full = np.ones((1, 1, 1), bool)
         for axis, marks, block in ((2, self.query, query_block), (1, self.key, key_block)):
             if marks is not None:
-                some = some & jnp.expand_dims(by_block(marks, block, False).any(-1), axis)
-                whole = whole & jnp.expand_dims(by_block(marks, block, True).all(-1), axis)
-        return some, whole
+                visible = visible & jnp.expand_dims(
+                    split_into_blocks(marks, block, False).any(-1), axis
+                )
+                full = full & jnp.expand_dims(split_into_blocks(marks, block, True).all(-1), axis)
+        return visible, full
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments(Part):
+class Segments(MaskTerm):
     query_ids: Array
     key_ids: Array
 
@@ -255,38 +268,41 @@ class Segments(Part):
         ):
             hint = shapes.layout_hint(ids.shape[1:], (size,), N)
             shapes.expect(f"mask segments({name})", ids, axes, sizes, hint=hint)
-        queries, keys = cut(self.query_ids, 1, rows), cut(self.key_ids, 1, columns)
+        queries, keys = slice_span(self.query_ids, 1, rows), slice_span(self.key_ids, 1, columns)
         return queries[:, None, :, None] == keys[:, None, None, :]
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         # Ids of a block lie between its least and its greatest.
-        queries, keys = by_block(self.query_ids, query_block), by_block(self.key_ids, key_block)
+        queries, keys = (
+            split_into_blocks(self.query_ids, query_block),
+            split_into_blocks(self.key_ids, key_block),
+        )
         least, most = queries.min(-1)[:, :, None], queries.max(-1)[:, :, None]
         first, last = keys.min(-1)[:, None], keys.max(-1)[:, None]
         return (least <= last) & (first <= most), (least == last) & (first == most)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense(Part):
+class Dense(MaskTerm):
     array: Array
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         sizes = {"B": B, "N": N, "T": T, "S": S}
         hint = shapes.layout_hint(self.array.shape[-2:], (T, S), N)
         shapes.expect_broadcastable("mask", self.array, "B N T S", sizes, hint=hint)
-        return cut(cut(self.array, 2, rows), 3, columns)
+        return slice_span(slice_span(self.array, 2, rows), 3, columns)
 
-    def reach(self, B, T, S, query_block, key_block):
+    def block_visibility(self, B, T, S, query_block, key_block):
         def blocks(beyond: bool) -> Array:
-            tall = by_block(jnp.swapaxes(self.array, 2, 3), query_block, beyond)
-            return by_block(jnp.moveaxis(tall, 2, 4), key_block, beyond)
+            tall = split_into_blocks(jnp.swapaxes(self.array, 2, 3), query_block, beyond)
+            return split_into_blocks(jnp.moveaxis(tall, 2, 4), key_block, beyond)
 
         axes = (1, 3, 5)
         return blocks(False).any(axes), blocks(True).all(axes)
 
-    def of(self, example, heads):
+    def select(self, example, heads):
         array = _row(self.array, example)
-        return Dense(array if array.shape[1] == 1 else cut(array, 1, heads))
+        return Dense(array if array.shape[1] == 1 else slice_span(array, 1, heads))
 
 
 def _row(value: Any, example: int | Array) -> Any:
@@ -301,7 +317,7 @@ def positions(length: int, span: Span | None) -> Array:
     return jnp.arange(length) if span is None else span.start + jnp.arange(span.size)
 
 
-def cut(array: Array, axis: int, span: Span | None) -> Array:
+def slice_span(array: Array, axis: int, span: Span | None) -> Array:
     """The span of an axis; beyond the end stands anything."""
     if span is None:
         return array
@@ -313,7 +329,7 @@ def cut(array: Array, axis: int, span: Span | None) -> Array:
     return jnp.roll(result, jnp.minimum(length - span.size - span.start, 0), axis)
 
 
-def by_block(array: Array, block: int, beyond: bool | None = None) -> Array:
+def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> Array:
     """[..., length] -> [..., blocks, block]; in the last one stands `beyond`, or its last entry
     again, for what the length does not fill.
     """

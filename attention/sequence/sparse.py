@@ -4,7 +4,7 @@ Sliding windows and dilated ones (Beltagy et al. 2020; Jiang et al. 2023), the s
 pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and Big Bird's
 (Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.masks.patterns`.
 
-Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.visible_blocks`).
+Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.static_block_mask`).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class BigBird(SparseAttention):
     ):
         self.block, self.window, self.global_blocks = block, window, global_blocks
         self.random_blocks, self.seed = random_blocks, seed
-        self.links = None if links is None else patterns.checked_links(links)
+        self.links = None if links is None else patterns.validate_links(links)
         self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 

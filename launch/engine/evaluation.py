@@ -1,4 +1,4 @@
-"""Metrics of a split: statistics summed, outputs gathered, padding and duplicates removed."""
+"""Metrics of a split: sums statistics, gathers outputs, removes padding rows and duplicates."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from launch.engine.steps import Steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.task import Task
 
-# Padded places of a batch of predictions: one long sound among many short ones does not take the
-# memory of as many long ones.
-_PLACES = 2**21
+# Largest number of padded positions in a batch of predictions, so that one long example does not
+# multiply the memory of many short ones.
+_POSITIONS = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a split gave.
+    """Results of a split.
 
     Attributes:
-      metrics: named figures.
+      metrics: by name.
       statistics: summed over the split, in float64 or integers.
       outputs: arrays [examples, ...] in the order of the split.
     """
@@ -34,16 +34,26 @@ class Evaluation:
 
 
 def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: int) -> Evaluation:
-    """Every example of the split exactly once; the same figures for any batch size and mesh."""
+    """Evaluates every example of a split once; the metrics do not depend on batch size and mesh."""
     pending, total = [], None
     for batch in evaluation_batches(
         task.examples(split), batch_size=batch_size, buckets=task.buckets
     ):
         placed = steps.place(batch)
-        pending.append((batch["id"], steps.outputs(variables, placed)))
-        total = _add(total, jax.device_get(steps.statistics(variables, placed)))
+        statistics, outputs = steps.evaluate(variables, placed)
+        if task.decodes:
+            predict = steps.predict_fast if split == "validation" else steps.predict
+            outputs = predict(variables, prediction_inputs(task, placed))
+        pending.append((batch["id"], outputs))
+        total = _add(total, jax.device_get(statistics))
     outputs = gather(pending)
-    return Evaluation(task.finalize(total, outputs, split), total, outputs)
+    return Evaluation(task.metrics(total, outputs, split), total, outputs)
+
+
+def prediction_inputs(task: Task, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a batch that `Task.predict` takes."""
+    names = task.processor.signature() or batch
+    return {name: batch[name] for name in names}
 
 
 def _add(total: Any, statistics: Any) -> Any:
@@ -57,11 +67,11 @@ def _add(total: Any, statistics: Any) -> Any:
 
 
 def gather(pending: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
-    """Outputs of padded batches as arrays in id order.
+    """Returns outputs of padded batches as arrays in id order.
 
     Args:
       pending: (ids [B], -1 for padding; outputs by name, each [B, ...]) of every batch. Later
-        dimensions may differ between batches, as lengths do; short ones are filled with 0.
+        dimensions may differ between batches, as lengths do; short ones are padded with 0.
     """
     rows: dict[str, list[np.ndarray]] = {}
     ids: list[np.ndarray] = []
@@ -91,8 +101,8 @@ def _stack(parts: list[np.ndarray]) -> np.ndarray:
     )
 
 
-class Chosen:
-    """Some of the examples, by index."""
+class Subset:
+    """A subset of examples, by index."""
 
     def __init__(self, examples: Any, indices: Sequence[int] | np.ndarray):
         self._examples, self._indices = examples, np.asarray(indices, np.int64)
@@ -110,14 +120,18 @@ class Chosen:
         return self._examples[int(self._indices[index])]
 
 
-def portions(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarray, int]]:
-    """Examples of like lengths, and how many rows of each a batch is to have: `batch_size`, or
-    fewer where so many of the longest would pass 2²¹ padded places.
+def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarray, int]]:
+    """Splits examples into groups of similar length, each with a batch size.
+
+    The batch size is `batch_size`, or less if a batch would have over 2²¹ padded positions.
 
     Args:
-      examples: with lengths or without.
-      batch_size: rows of a batch, at most.
-      least: rows of a batch come in multiples of this.
+      examples: with or without lengths.
+      batch_size: largest batch size.
+      least: batch sizes are multiples of this.
+
+    Returns:
+      Indices of the examples and batch size of each group.
     """
     everything = np.arange(len(examples))
     if examples.lengths is None or not len(examples):
@@ -125,14 +139,14 @@ def portions(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarra
     by_field = isinstance(examples.lengths, Mapping)
     rows = list(examples.lengths.values()) if by_field else [examples.lengths]
     lengths = np.max([np.maximum(row, 1) for row in rows], axis=0)
-    if batch_size * lengths.max() <= _PLACES:
+    if batch_size * lengths.max() <= _POSITIONS:
         return [(everything, batch_size)]
-    # Within a portion none is over four times as long as another.
+    # Within a group no example is over four times as long as another.
     kinds = np.floor(np.log(lengths.max() / lengths) / np.log(4)).astype(int)
     found = []
     for kind in np.unique(kinds):
         chosen = np.flatnonzero(kinds == kind)
-        fit = int(_PLACES // lengths[chosen].max()) // least * least
+        fit = int(_POSITIONS // lengths[chosen].max()) // least * least
         needed = -(-len(chosen) // least) * least
         found.append((chosen, max(min(fit, needed, batch_size), least)))
     return found

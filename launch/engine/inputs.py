@@ -39,8 +39,8 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
 
     Args:
       given: texts; "-" stands for the lines of standard input.
-      file: a table with the task's `input_column`, known by its extension, or a text file with one
-        input a line.
+      file: a table with the `input_column` of the task's processor, known by its extension, or
+        a text file with one input a line.
       task: that predicts.
 
     Raises:
@@ -107,7 +107,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _table_inputs(file: str, task: Task) -> Iterator[Input]:
-    column = task.input_column
+    column = task.processor.input_column
     if column is None:
         raise UserError(
             f"--input_file={file}: is a table by its extension, but this task reads one input a "
@@ -119,7 +119,7 @@ def _table_inputs(file: str, task: Task) -> Iterator[Input]:
         if column not in row:
             raise no_column(where if table.delimiter is None else file, column, list(row))
         text = text_value(row[column], where, column)
-        yield Input(task.table_input(text, Path(file).expanduser().parent), row)
+        yield Input(task.processor.table_input(text, Path(file).expanduser().parent), row)
 
 
 def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -67,7 +67,7 @@ def train(
     checkpoints.delete_after(step)
     writers = Writers(folder, step)
     if state is None:
-        state = steps.initialise()
+        state = steps.init()
     stop = _Signals()
     try:
         with Progress(last, step, metric) as progress, stop:

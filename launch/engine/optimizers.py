@@ -6,18 +6,25 @@ import dataclasses
 import re
 from typing import Any
 
-OPTIMIZERS = ("adamw", "lion", "sgd")
-SCHEDULES = ("constant", "linear", "cosine", "inverse_sqrt")
+from tasks.common.configs import (
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Rate,
+    one_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """What `optax` is asked for.
 
     Attributes:
-      name: one of OPTIMIZERS.
+      name: "adamw", "lion" or "sgd".
       learning_rate: at the end of the warm-up.
-      schedule: one of SCHEDULES; linear and cosine go down to `final_fraction` of the rate.
+      schedule: "constant", "linear", "cosine" or "inverse_sqrt"; linear and cosine decay to
+        `final_fraction` of the rate.
       warmup_steps: steps of linear increase from 0.
       final_fraction: last rate as a fraction of `learning_rate`.
       weight_decay: decoupled decay of the parameters that `weight_decay_on` names.
@@ -29,37 +36,24 @@ class OptimizerConfig:
         prediction then use; 0 = none.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
-    weight_decay: float = 0.0
+    name: one_of("adamw", "lion", "sgd") = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: one_of("constant", "linear", "cosine", "inverse_sqrt") = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    final_fraction: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     weight_decay_on: str = r"(kernel|embedding)$"
-    clip_norm: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    average_decay: float = 0.0
+    clip_norm: NonNegativeFloat = 1.0
+    beta1: Rate = 0.9
+    beta2: Rate = 0.999
+    average_decay: Rate = 0.0
 
     def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"name must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
-            )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("warmup_steps", "final_fraction", "weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("beta1", "beta2", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        super().__post_init__()
         try:
             re.compile(self.weight_decay_on)
         except re.error as error:
-            raise ValueError(f"weight_decay_on is not a regular expression: {error}") from None
+            self.expect("weight_decay_on", False, f"a regular expression ({error})")
 
 
 def make_schedule(config: OptimizerConfig, steps: int):

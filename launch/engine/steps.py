@@ -1,8 +1,9 @@
-"""The compiled steps: initialise, train, evaluate, attend. Each is a `jax.jit` with shardings."""
+"""The compiled functions of an experiment: init, train, evaluate, predict, attention."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,33 +21,35 @@ from tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The compiled functions of one experiment and where their arrays lie.
+    """Compiled functions of one experiment and the sharding of their arrays.
 
     Attributes:
       mesh: the devices.
       abstract_state: shapes, dtypes and shardings of the train state.
-      initialise: () -> state.
-      train: (state, batch) -> (state, metrics); the old state's memory is given up.
-      statistics: (variables, batch) -> additive statistics of the batch.
-      outputs: (variables, batch) -> outputs for each example.
-      attention: (variables, batch) -> attention weights by name.
+      init: () -> state.
+      train: (state, batch) -> (state, metrics); the old state is donated.
+      evaluate: (variables, batch) -> (statistics, outputs); see `Task.evaluate`.
+      predict: (variables, inputs) -> outputs of each example; see `Task.predict`.
+      predict_fast: the same with `fast=True`.
+      attention: (variables, inputs) -> attention weights by name.
     """
 
     mesh: Any
     abstract_state: Any
-    initialise: Any
+    init: Any
     train: Any
-    statistics: Any
-    outputs: Any
+    evaluate: Any
+    predict: Any
+    predict_fast: Any
     attention: Any
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts a host batch on the mesh, its first dimension split over data and fsdp."""
+        """Puts a host batch on the mesh, its first dimension sharded over data and fsdp."""
         return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
 
 
 def make_steps(task: Task, config: Experiment) -> Steps:
-    """Compiles nothing yet: each function is compiled at its first call for a batch shape."""
+    """Returns the functions of an experiment; each is compiled at its first call for a shape."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
@@ -55,10 +58,10 @@ def make_steps(task: Task, config: Experiment) -> Steps:
     average_decay = config.optimizer.average_decay
     graphdef = states.graph_definition(task, config.seed)
 
-    def initialise():
+    def init():
         return states.initial_state(task, optimizer, config.seed, average_decay > 0)
 
-    shapes = jax.eval_shape(initialise)
+    shapes = jax.eval_shape(init)
     state_shardings = sharding.tree_shardings(shapes, mesh, task.sharding_rules)
     variables_shardings = states.evaluation_variables(state_shardings)
     over_batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -84,7 +87,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
             "step": state["step"] + 1,
         }
         if average_decay:
-            # Early steps count less far back, so that the random start is forgotten.
+            # A smaller decay in early steps, so that the initialization is forgotten.
             decay = jnp.minimum(average_decay, (1 + state["step"]) / (10 + state["step"]))
             new["average"] = optax.incremental_update(params, state["average"], 1 - decay)
         metrics = {
@@ -124,9 +127,10 @@ def make_steps(task: Task, config: Experiment) -> Steps:
             shapes,
             state_shardings,
         ),
-        initialise=jax.jit(initialise, out_shardings=state_shardings),
+        init=jax.jit(init, out_shardings=state_shardings),
         train=sharding.on_mesh(compiled, mesh),
-        statistics=evaluation(task.batch_statistics, whole),
-        outputs=evaluation(task.outputs, whole),
+        evaluate=evaluation(task.evaluate, whole),
+        predict=evaluation(task.predict, whole),
+        predict_fast=evaluation(functools.partial(task.predict, fast=True), whole),
         attention=evaluation(task.attention, whole),
     )

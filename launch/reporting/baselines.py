@@ -21,11 +21,11 @@ from tasks.task import Task
 def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
     """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
 
-    Where a baseline tells of each example, "gain" is the model's over it on the primary metric,
-    positive where the model is better, and "gain_95" half its interval.
+    If a baseline has scores of the examples, "gain" is the model's gain on the primary metric,
+    positive if the model is better, and "gain_95" half its confidence interval.
     """
     found: dict[str, dict[str, Any]] = {}
-    correct = task.correctness(test.outputs, "test")
+    scores = task.example_scores(test.outputs, "test")
     examples = digests.of_rows(task.example_ids("test"))
     sign = 1 if task.higher_is_better else -1
     for name, fit in task.baselines().items():
@@ -35,28 +35,36 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
             / f"{task.fingerprint}-{name}-v{task.baseline_version}.json"
         )
         cached = _cached(path)
-        if "correctness" in cached and cached.get("examples") != examples:
+        if "example_scores" in cached and cached.get("examples") != examples:
             # Made by an earlier version, or of other examples.
             cached = {}
-        found[name] = cached or fit()
+        found[name] = cached or _renamed(fit())
         if not cached:
-            if "correctness" in found[name]:
-                found[name]["correctness"] = np.asarray(found[name]["correctness"]).tolist()
+            if "example_scores" in found[name]:
+                theirs = np.asarray(found[name]["example_scores"])
+                found[name]["example_scores"] = theirs.tolist()
                 found[name]["examples"] = examples
             # Without the cache the next run fits it again.
             with contextlib.suppress(UserError):
                 write_json(path, found[name])
         found[name].pop("examples", None)
-        if (theirs := found[name].pop("correctness", None)) is not None:
-            gain = sign * (correct.astype(np.float64) - np.asarray(theirs, np.float64))
+        if scores is not None and (theirs := found[name].pop("example_scores", None)) is not None:
+            gain = sign * (scores.astype(np.float64) - np.asarray(theirs, np.float64))
             found[name]["gain"], found[name]["gain_95"] = paired.interval(gain, task.overlap)
     return found
 
 
 def _cached(path: Path) -> dict[str, Any]:
-    """What was written; empty if nothing was, or the file is damaged."""
+    """Returns the content of a cache file; empty if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return _renamed(found) if isinstance(found, dict) else {}
+
+
+def _renamed(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Accepts the key "correctness" of earlier versions."""
+    if "correctness" in metrics:
+        metrics["example_scores"] = metrics.pop("correctness")
+    return metrics

@@ -19,18 +19,18 @@ class Scores:
 
     Attributes:
       path: file they were read from.
-      correctness: float64 [n], whose mean is the primary metric.
+      values: float64 [n], whose mean is the primary metric.
       ids: uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier versions.
       overlap: see `interval`.
     """
 
     path: Path
-    correctness: np.ndarray
+    values: np.ndarray
     ids: np.ndarray | None
     overlap: int
 
     def beside(self, base: Scores, same_data: bool) -> np.ndarray:
-        """Returns `correctness` in the order of the examples of `base`, joined by their ids.
+        """Returns `values` in the order of the examples of `base`, joined by their ids.
 
         Args:
           base: of another run.
@@ -40,10 +40,10 @@ class Scores:
         Raises:
           UserError: the examples are not the same, or nothing tells that they are.
         """
-        if len(self.correctness) != len(base.correctness):
+        if len(self.values) != len(base.values):
             raise UserError(
-                f"{self.path}: has {len(self.correctness)} test examples, expected those of "
-                f"{base.path}, which has {len(base.correctness)}"
+                f"{self.path}: has {len(self.values)} test examples, expected those of "
+                f"{base.path}, which has {len(base.values)}"
             )
         if self.ids is None or base.ids is None:
             if not same_data:
@@ -52,15 +52,15 @@ class Scores:
                     "earlier version), and the configs of the data differ; run it again in another "
                     "--workdir"
                 )
-            return self.correctness
+            return self.values
         own, others = (np.argsort(ids, kind="stable") for ids in (self.ids, base.ids))
         if not np.array_equal(self.ids[own], base.ids[others]):
             raise UserError(
                 f"{self.path}: its test examples are not those of {base.path}; compare runs on the "
                 "same data"
             )
-        found = np.empty_like(self.correctness)
-        found[others] = self.correctness[own]
+        found = np.empty_like(self.values)
+        found[others] = self.values[own]
         return found
 
 
@@ -73,9 +73,11 @@ def read(folder: Path) -> Scores:
     path = folder / "outputs-test.npz"
     try:
         with np.load(path) as saved:
+            # Files of earlier versions have "correctness".
+            key = "correctness" if "correctness" in saved else "example_scores"
             return Scores(
                 path,
-                saved["correctness"].astype(np.float64),
+                saved[key].astype(np.float64),
                 saved.get("example_ids"),
                 int(saved.get("overlap", 1)),
             )

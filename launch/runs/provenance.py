@@ -26,9 +26,9 @@ DATA = "data.json"
 ASSETS = "assets.json"
 # Sums of floats differ in their last digits between processors; assets are rounded to 5 places.
 _RELATIVE, _ABSOLUTE = 1e-5, 2e-5
-# Assets as messages call them. The others follow from the data: they are named only if nothing
-# else differs.
-_NAMES = {"labels": "labels", "names": "names", "encoder": "tokenizer"}
+# Assets that messages name. The others follow from the data: they are named only if nothing else
+# differs.
+_NAMES = ("labels", "names", "tokenizer")
 # Parts of the data that assets hold too.
 _IN_ASSETS = {"class names", "tokenizer", "channels"}
 
@@ -86,7 +86,7 @@ class Description:
             if not changed and saved["fingerprint"] != self.data["fingerprint"]:
                 changed = ["data"]
             if changed:
-                found = [name for name in found if name in _NAMES.values()] + [
+                found = [name for name in found if name in _NAMES] + [
                     name for name in changed if not found or name not in _IN_ASSETS
                 ]
         if found:
@@ -97,8 +97,7 @@ class Description:
 
 
 def _differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    keys = [key for key in {**saved, **now} if not _equal(saved.get(key), now.get(key))]
-    return [_NAMES.get(key, key) for key in keys]
+    return [key for key in {**saved, **now} if not _equal(saved.get(key), now.get(key))]
 
 
 def _equal(left: Any, right: Any) -> bool:
@@ -124,4 +123,7 @@ def saved_assets(folder: Path) -> dict[str, Any]:
     assets = read_json(path)
     if not isinstance(assets, dict):
         raise UserError(f"{path}: not the assets of a run; restore the file")
+    if "encoder" in assets:
+        # Key of earlier versions.
+        assets["tokenizer"] = assets.pop("encoder")
     return assets

@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from launch.engine import config as configs
 from launch.engine import sharding
@@ -20,10 +16,10 @@ from launch.engine import state as states
 from launch.engine.checkpoints import finished_steps
 from launch.engine.config import Experiment
 from launch.engine.environment import environment
-from launch.engine.evaluation import Chosen, Evaluation, evaluate, gather, portions
+from launch.engine.evaluation import evaluate
 from launch.engine.loop import train
+from launch.engine.predictor import attention_of_first_examples
 from launch.engine.writers import (
-    best_step,
     check_logs,
     read_lines,
     validation_curve,
@@ -31,13 +27,11 @@ from launch.engine.writers import (
 )
 from launch.reporting import baselines, results
 from launch.reporting.report import SELECTION, write_report
-from launch.runs.provenance import Description, saved_assets
+from launch.runs.directory import prepared_task, save_outputs, saved_config
+from launch.runs.provenance import Description
 from tasks.common.data.paths import Paths
-from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.data.splits import check_splits
 from tasks.common.errors import UserError
-from tasks.common.pretrained import Pretrained
-from tasks.figures import Figure
 from tasks.task import Task
 
 
@@ -198,7 +192,7 @@ def _finish(
         validation = {task.primary_metric: dict(curve)[chosen]}
     test = evaluate(task, steps, variables, "test", size)
     save_outputs(folder, task, test, "test")
-    attention = first_attention(task, steps, variables, "test")
+    attention = attention_of_first_examples(task, steps, variables, "test")
     record = results.make_record(
         config,
         task,
@@ -234,220 +228,3 @@ def _check_folder(config: Experiment, folder: Path) -> None:
             f"--workdir={folder}: holds a run of another config, which differs in "
             f"{', '.join(differing)}; name another --workdir"
         )
-
-
-def saved_config(folder: Path, required: bool = True) -> Experiment | None:
-    """The experiment of a run folder.
-
-    Raises:
-      UserError: there is no run in the folder, or its config.json is not one.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        if not required:
-            return None
-        raise UserError(f"--workdir={folder}: no run is there (no config.json); train one first")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); name another folder") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not the config of a run; name another folder")
-    try:
-        return configs.resolve(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
-    """Compiled steps and the variables of a run's best validation step, and that step; of a
-    refitted run those of its last.
-
-    Raises:
-      UserError: the folder has no checkpoint, or the best one cannot be read.
-    """
-    from launch.engine.checkpoints import Checkpoints
-    from launch.engine.steps import make_steps
-
-    best = _step_to_load(task, config, folder)
-    steps = make_steps(task, config)
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        state = checkpoints.restore(best, steps.abstract_state)
-    return steps, states.evaluation_variables(state), best
-
-
-def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
-    """The best step on validation; of a refitted run the last one."""
-    whole = finished_steps(folder / "checkpoints")
-    if not whole:
-        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
-    if config.training.refit:
-        return max(whole)
-    check_logs(folder, whole, config.training.evaluate_every, config.training.steps)
-    curve = dict(validation_curve(folder, task.primary_metric))
-    if not curve:
-        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
-    best = best_step(folder, task.primary_metric, task.higher_is_better)
-    if best in whole or (folder / "checkpoints" / str(best)).exists():
-        return best
-    # The run was stopped while it wrote that checkpoint.
-    sign = 1 if task.higher_is_better else -1
-    found = max(whole, key=lambda step: (sign * curve.get(step, -sign * math.inf), -step))
-    print(
-        f"--workdir={folder}: the checkpoint of the best step {best} was never written; step "
-        f"{found} is used",
-        file=sys.stderr,
-        flush=True,
-    )
-    return found
-
-
-def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
-    """The task with its data, and where config.model.init_from names a run, with what that learned.
-
-    Args:
-      config, paths: of the experiment.
-      trained: its run folder where weights are there already: the run that it started from is not
-        needed any more.
-
-    Raises:
-      UserError: the data cannot be had, or the run to start from cannot be read or does not fit.
-    """
-    options = {}
-    if source := getattr(config.model, "init_from", ""):
-        if trained is None:
-            options["pretrained"] = _pretrained(config, Path(source))
-        else:
-            options["assets"] = saved_assets(trained)
-    return configs.task_class(config.task).prepare(config.data, config.model, paths, **options)
-
-
-def _pretrained(config: Experiment, folder: Path) -> Pretrained:
-    import jax
-
-    try:
-        saved = saved_config(folder)
-        # Laid out as this run is; the layout changes no weight.
-        training = dataclasses.replace(config.training, refit=saved.training.refit)
-        placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
-        variables = load_variables(restored_task(saved, folder), placed, folder)[1]
-    except UserError as error:
-        reason = str(error).removeprefix(f"--workdir={folder}: ")
-        raise UserError(f"config.model.init_from={folder}: {reason}") from None
-    params = jax.device_get(variables["params"])
-    return Pretrained(folder, saved.task, saved.data, saved.model, saved_assets(folder), params)
-
-
-def restored_task(config: Experiment, folder: Path) -> Task:
-    """The task of a run folder, able to predict but without data.
-
-    Raises:
-      UserError: assets.json is missing, damaged or another task's.
-    """
-    assets = saved_assets(folder)
-    try:
-        return configs.task_class(config.task).restore(config.data, config.model, assets)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / 'assets.json'}: not what {config.task} wrote "
-            f"({type(error).__name__}: {error}); bring the file back, or train anew"
-        ) from None
-
-
-def check_assets(task: Task, folder: Path) -> None:
-    """Refuses data that differ from those that the run of a directory was trained on.
-
-    Raises:
-      UserError: data, labels or tokenizer differ.
-    """
-    remedy = "restore the data, or train a run on these in another --workdir"
-    Description.of(task).check(folder, remedy)
-
-
-class Predictor:
-    """A run's best weights, ready for batches of raw inputs."""
-
-    def __init__(self, task: Task, config: Experiment, folder: Path):
-        """Args: task restored from the folder's assets; its experiment; the run folder."""
-        self._task = task
-        self._batch_size = config.training.evaluation_batch_size
-        self._model_name = config.model.name
-        self._steps, self._variables, self.step = load_variables(task, config, folder)
-
-    def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
-        """An answer for each input; see `Task.describe`."""
-        return self._task.describe(raw, self._gathered(raw, self._steps.outputs))
-
-    def with_pictures(self, raw: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Figure]]]:
-        """Answers, and figures for each input; see `Task.pictures`.
-
-        Raises:
-          UserError: the task or its model draws nothing.
-        """
-        if type(self._task).pictures is Task.pictures:
-            raise UserError(
-                "--pictures: this task draws none of its predictions; leave the flag out"
-            )
-        outputs = self._gathered(raw, self._steps.outputs)
-        attention = self._gathered(raw, self._steps.attention)
-        drawn = self._task.pictures(raw, outputs, attention)
-        if len(raw) and not any(drawn):
-            raise UserError(
-                f"--pictures: config.model.name={self._model_name} has nothing to draw of its "
-                "predictions; leave the flag out"
-            )
-        return self._task.describe(raw, outputs), drawn
-
-    def _gathered(self, raw: Sequence[str], step: Any) -> dict[str, np.ndarray]:
-        return gather(
-            (ids, step(self._variables, self._steps.place(batch)))
-            for ids, batch in self._batches(self._task.inputs(raw))
-        )
-
-    def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Ids and batches; what is much longer than the rest goes in batches of its own, of fewer
-        rows.
-        """
-        least = int(np.prod([self._steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
-        for chosen, rows in portions(examples, self._batch_size, least):
-            part = Chosen(examples, chosen)
-            for batch in evaluation_batches(part, batch_size=rows, buckets=self._task.buckets):
-                yield np.where(batch["id"] < 0, -1, chosen[batch["id"]]), batch
-
-
-def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
-    """Outputs of every example, for paired comparisons and a closer look."""
-    correct = task.correctness(evaluation.outputs, split)
-    told = {
-        "correctness": correct,
-        "overlap": task.overlap,
-        "example_ids": task.example_ids(split),
-    }
-    path = folder / f"outputs-{split}.npz"
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, **told, **evaluation.outputs)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def first_attention(task: Task, steps: Any, variables: Any, split: str) -> dict[str, np.ndarray]:
-    """Attention weights of the first examples of a split, by name."""
-    import jax
-
-    size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
-    examples = task.examples(split)
-    examples = Chosen(examples, range(min(size, len(examples))))
-    for batch in evaluation_batches(examples, batch_size=size, buckets=_longest(task)):
-        weights = jax.device_get(steps.attention(variables, steps.place(batch)))
-        order = np.argsort(batch["id"][batch["id"] >= 0])
-        return {name: np.asarray(value)[batch["id"] >= 0][order] for name, value in weights.items()}
-    return {}
-
-
-def _longest(task: Task) -> list[Any] | None:
-    return None if task.buckets is None else [task.buckets[-1]]

@@ -86,7 +86,7 @@ def augment(
 
     changed = jax.vmap(one)(changed, keys)
     jittered = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 4)
-    image = common.colour_jitter(changed["image"] / 255, jittered, config.common)
+    image = common.color_jitter(changed["image"] / 255, jittered, config.common)
     return {**batch, **changed, "image": image * 255}
 
 

@@ -26,8 +26,8 @@ from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import filed_as
-from tasks.common.images.files import resized
+from tasks.common.data.user_files import results_name
+from tasks.common.images.files import resize
 from tasks.detection import user_files
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
@@ -75,7 +75,7 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1")
-        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own files")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
         if self.path is None and self.images is not None:
             raise ValueError(f"images: got {self.images!r}, expected none without path")
@@ -208,7 +208,7 @@ def fit(picture: Picture, side: int, max_objects: int) -> dict[str, np.ndarray]:
     size = picture.image.shape[:2]
     height, width = fitted_size(size, side)
     image = np.zeros((side, side, 3), np.uint8)
-    image[:height, :width] = resized(picture.image, (height, width))
+    image[:height, :width] = resize(picture.image, (height, width))
     boxes = np.asarray(picture.boxes, np.float32).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = np.sort(np.argsort(-areas, kind="stable")[:max_objects])

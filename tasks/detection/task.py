@@ -42,7 +42,7 @@ from tasks.detection.models.detr import DETR, DETRConfig
 from tasks.detection.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from tasks.detection.ops.pasting import THRESHOLD, paste, pasted_codes
 from tasks.figures import AttendedImage, DetectedImage, Figure
-from tasks.task import Task
+from tasks.task import OldTask
 
 Model = MaskRCNN | DETR
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
@@ -53,7 +53,7 @@ SHOWN = 0.5
 _PICTURES = 4
 
 
-class Detection(Task):
+class Detection(OldTask):
     """Pictures -> boxes, classes and, by Mask R-CNN where the data has them, masks."""
 
     data_config = DataConfig

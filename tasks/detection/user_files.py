@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import hold_out, say_shared, split_names
+from tasks.common.data.user_files import say_shared, split_by_hash, split_names
 from tasks.common.errors import UserError
 from tasks.common.images.files import read_each, read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
@@ -105,7 +105,7 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
         "images",
     )
     remedy = "give files for all splits"
-    held_out = hold_out(codes["train"], list(files), str(files["train"]), remedy, "images")
+    held_out = split_by_hash(codes["train"], list(files), str(files["train"]), remedy, "images")
     train = pictures["train"]
     pictures |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}

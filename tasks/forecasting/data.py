@@ -18,7 +18,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
-from tasks.common.data.user_files import LATER, expect_one_of, filed_as
+from tasks.common.data.user_files import LATER, expect_one_of, results_name
 from tasks.common.errors import UserError
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.datasets import DATA_SETS, SHARES
@@ -83,7 +83,7 @@ class DataConfig:
             raise ValueError(f"noise: got {list(self.noise)}, expected levels above 0")
         expect_one_of("decimal", self.decimal, DECIMALS)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
-        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own file")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own file")
         object.__setattr__(self, "name", name)
         for field in ("time_column", "split", "step", "decimal", "date_order"):
             if self.path is None and getattr(self, field):

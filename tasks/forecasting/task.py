@@ -31,7 +31,7 @@ from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.paths import quantiles_beyond, rolled
 from tasks.forecasting.processor import Histories, History, Known, read_history, times_ahead
 from tasks.forecasting.rolling import fit_share
-from tasks.task import Task
+from tasks.task import OldTask
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -40,7 +40,7 @@ Batch = Mapping[str, Array]
 _DRAWN, _DRAWN_PAST = 4, 3
 
 
-class Forecasting(Task):
+class Forecasting(OldTask):
     """The past of a series [L, C] -> what it will be [F, C], or the distribution of that.
 
     What is missing in the past is not looked at, and what is missing ahead is no part of any loss

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.handwriting_recognition.data import HandwritingData
 
@@ -39,14 +39,14 @@ def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
     return kept | {"seconds": round(time.monotonic() - began, 2)}
 
 
-def _read(test: TranscribedExamples, index: int, model) -> str:
+def _read(test: TranscriptionExamples, index: int, model) -> str:
     found = _pieces(test[index]["columns"])
     return "".join(model.predict(np.stack(found))) if found else ""
 
 
 def _pieces(columns: np.ndarray) -> list[np.ndarray]:
     """Stretches of columns with ink, each 16 x 16, flat."""
-    from tasks.common.images.files import resized
+    from tasks.common.images.files import resize
 
     inked = np.concatenate([[False], (columns > _INK).any(axis=1), [False]])
     edges = np.flatnonzero(inked[1:] != inked[:-1])
@@ -61,5 +61,5 @@ def _pieces(columns: np.ndarray) -> list[np.ndarray]:
         square = np.zeros((side, side), np.uint8)
         top, left = ((side - size) // 2 for size in piece.shape)
         square[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
-        found.append(resized(square, (_SIDE, _SIDE)).ravel() / 255)
+        found.append(resize(square, (_SIDE, _SIDE)).ravel() / 255)
     return found

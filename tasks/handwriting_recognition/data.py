@@ -17,15 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data import builders, digests
-from tasks.common.data.builders import Definition
-from tasks.common.data.manifests import BY_TEXT, check_split_by, own_examples, summarize
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.manifests import BY_TEXT, check_split_by, summarize, user_examples
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary
-from tasks.common.data.transcribed import TranscribedExamples, transcribed_parts, units_of
-from tasks.common.data.user_files import LATER, filed_as
+from tasks.common.data.transcribed import (
+    TranscriptionExamples,
+    encode_units,
+    transcription_fingerprints,
+)
+from tasks.common.data.user_files import LATER, results_name
 from tasks.common.errors import UserError
-from tasks.common.images.files import read_image, resized
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.common.images.files import read_image, resize
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.handwriting_recognition.datasets import mnist_digits
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT, Lines, WrittenLines
 
@@ -33,7 +37,7 @@ NAMES = ("digit_strings",)
 LONG = "long"
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3}
 
-lines_of = functools.partial(TranscribedExamples, "columns")
+lines_of = functools.partial(TranscriptionExamples, "columns")
 """read, lengths, targets, texts, groups -> examples of lines."""
 
 
@@ -46,7 +50,7 @@ def _features() -> Mapping[str, object]:
     }
 
 
-HANDWRITTEN_DIGITS = Definition(
+HANDWRITTEN_DIGITS = DatasetDefinition(
     name="handwritten_digits",
     version="1.0.0",
     features=_features,
@@ -55,7 +59,7 @@ HANDWRITTEN_DIGITS = Definition(
     counts={"train": 7992, "validation": 1003, "test": 1005},
     description="10,000 of MNIST's handwritten digits (LeCun et al. 1998), 28 x 28. Of every ten "
     "of a digit in the order of the file the first is test, the second validation.",
-    licence="MIT (the package)",
+    license="MIT (the package)",
 )
 
 
@@ -105,7 +109,7 @@ class DataConfig:
     skip_broken: bool = False
 
     def __post_init__(self):
-        name = filed_as(self.name, NAMES, self.path, "; path takes your own lines")
+        name = results_name(self.name, NAMES, self.path, "; path takes your own lines")
         object.__setattr__(self, "name", name)
         check_split_by(self.split_by, self.path)
         for field in ("train_size", "validation_size", "test_size"):
@@ -121,8 +125,8 @@ class DataConfig:
 class HandwritingData:
     """A data set: its splits by name, text to units and back, and the conditions of test."""
 
-    splits: Mapping[str, TranscribedExamples]
-    encoder: TextEncoder
+    splits: Mapping[str, TranscriptionExamples]
+    tokenizer: Tokenizer
     conditions: tuple[str, ...] = ("",)
 
     def summary(self) -> dict[str, SplitSummary]:
@@ -133,7 +137,7 @@ class HandwritingData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        return transcribed_parts(self.splits, self.encoder, "images")
+        return transcription_fingerprints(self.splits, self.tokenizer, "images")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -147,7 +151,7 @@ def load(config: DataConfig, paths: Paths) -> HandwritingData:
     Raises:
       UserError: what is wrong with a file or a source.
     """
-    return _own(config) if config.path is not None else _composed(config, paths)
+    return _user_data(config) if config.path is not None else _composed(config, paths)
 
 
 def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
@@ -168,18 +172,18 @@ def _composed(config: DataConfig, paths: Paths) -> HandwritingData:
             seed = (config.seed, _STREAMS[LONG])
             count = sizes[split] // 4
             written[split].append(WrittenLines(pictures, count, config.long_lines, seed))
-    encoder = TextEncoder.fit(written["train"][0].texts, config.text)
-    splits = {split: _examples(written[split], encoder) for split in SPLITS}
-    return HandwritingData(splits, encoder, ("", LONG))
+    tokenizer = Tokenizer.fit(written["train"][0].texts, config.text)
+    splits = {split: _examples(written[split], tokenizer) for split in SPLITS}
+    return HandwritingData(splits, tokenizer, ("", LONG))
 
 
-def _examples(parts: Sequence[WrittenLines], encoder: TextEncoder) -> TranscribedExamples:
+def _examples(parts: Sequence[WrittenLines], tokenizer: Tokenizer) -> TranscriptionExamples:
     """Lines of one or more conditions, drawn once: a byte a pixel."""
     columns = [part[index] for part in parts for index in range(len(part))]
     texts = [text for part in parts for text in part.texts]
     groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts]).astype(np.int32)
     sizes = [len(line) for line in columns]
-    return lines_of(columns.__getitem__, sizes, units_of(encoder, texts), texts, groups)
+    return lines_of(columns.__getitem__, sizes, encode_units(tokenizer, texts), texts, groups)
 
 
 def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
@@ -195,13 +199,13 @@ def read_line(path: str | Path, config: DataConfig) -> np.ndarray:
             f"{path}: is {width} columns wide at {HEIGHT} rows, more than "
             f"config.data.max_columns={config.max_columns}"
         )
-    picture = resized(picture, (HEIGHT, width))
+    picture = resize(picture, (HEIGHT, width))
     return np.ascontiguousarray((255 - picture if config.dark_ink else picture).T)
 
 
-def _own(config: DataConfig) -> HandwritingData:
+def _user_data(config: DataConfig) -> HandwritingData:
     return HandwritingData(
-        *own_examples(
+        *user_examples(
             config.path,
             lambda path: read_line(path, config),
             config.text,

@@ -13,9 +13,9 @@ from tasks.common.backbones import convolutional, recurrent
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import TextEncoder
+from tasks.common.text.tokenizer import Tokenizer
 from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import (
     DataConfig,
@@ -43,11 +43,11 @@ class HandwritingRecognition(TranscriptionTask):
         self,
         data: DataConfig,
         model: LineConfig,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         lines: HandwritingData | None = None,
     ):
         """Args: configs; text to units; the splits, None where only predictions are wanted."""
-        self.data, self.model, self.encoder, self._lines = data, model, encoder, lines
+        self.data, self.model, self.tokenizer, self._lines = data, model, tokenizer, lines
         if lines is not None:
             self.conditions = lines.conditions
             self._adopt(lines.splits)
@@ -56,18 +56,18 @@ class HandwritingRecognition(TranscriptionTask):
     def prepare(cls, data: DataConfig, model: LineConfig, paths: Paths) -> HandwritingRecognition:
         """See `Task.prepare`."""
         lines = load(data, paths)
-        return cls(data, model, lines.encoder, lines)
+        return cls(data, model, lines.tokenizer, lines)
 
     @classmethod
     def restore(
         cls, data: DataConfig, model: LineConfig, assets: Mapping[str, Any]
     ) -> HandwritingRecognition:
         """See `Task.restore`."""
-        return cls(data, model, TextEncoder.from_json(assets["encoder"]))
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]))
 
     def assets(self) -> dict[str, Any]:
         """The tokenizer."""
-        return {"encoder": self.encoder.to_json()}
+        return {"tokenizer": self.tokenizer.to_json()}
 
     @property
     def fingerprint(self) -> str:
@@ -90,7 +90,7 @@ class HandwritingRecognition(TranscriptionTask):
 
     def build_model(self, rngs: nnx.Rngs) -> LineRecognizer:
         """See `Task.build_model`."""
-        return LineRecognizer(self.model, self.encoder.size, rngs=rngs)
+        return LineRecognizer(self.model, self.tokenizer.size, rngs=rngs)
 
     def _encode(
         self, model: LineRecognizer, batch: Mapping[str, Any], key: Any = None
@@ -109,7 +109,7 @@ class HandwritingRecognition(TranscriptionTask):
             return {}
         return {"cut_and_classify": lambda: cut_and_classify(self._lines)}
 
-    def inputs(self, raw: Sequence[str]) -> TranscribedExamples:
+    def inputs(self, raw: Sequence[str]) -> TranscriptionExamples:
         """Paths of pictures of lines."""
         lines = []
         for path in raw:

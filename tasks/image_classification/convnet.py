@@ -17,43 +17,24 @@ from attention import shapes
 from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_map_attention, max_pool
+from tasks.common.backbones.convolutional import Stage, StagesConfig, run_stages
+from tasks.common.configs import PositiveInts, Rate
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNetConfig:
+class ConvNetConfig(StagesConfig):
     """A convolutional network.
 
     Attributes:
-      channels: of each stage; from one to the next the map is halved.
-      attention: after each stage, "none" or a map attention of `attention.registry`, with options
-        if any: "cbam", "se(reduction=4)".
       dropout_rate: of the pooled vector.
-      momentum: share of the newest batch in the running statistics.
-      dtype: of the computation; weights are float32.
+      For the others see `StagesConfig`.
     """
 
     name: str = "convnet"
-    channels: tuple[int, ...] = (32, 64, 128)
-    attention: str = "none"
-    dropout_rate: float = 0.3
-    momentum: float = 0.1
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        check_layers(self.channels, self.momentum, self.dtype)
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
-        check_map_attention(self.attention, self.channels, self.dtype)
-
-    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
-        """Height and width of the map of each stage."""
-        found = [(Y, X)]
-        for _ in self.channels[1:]:
-            found.append(tuple(-(-side // 2) for side in found[-1]))
-        return found
+    channels: PositiveInts = (32, 64, 128)
+    dropout_rate: Rate = 0.3
 
 
 class ConvNet(nnx.Module):
@@ -97,13 +78,9 @@ class ConvNet(nnx.Module):
           after each stage gives; none without attention.
         """
         shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
-        x, weights = images, {}
-        for number, stage in enumerate(self.stages, 1):
-            x = x if number == 1 else max_pool(x)
-            x, found = stage(x, valid=valid, training=training, return_weights=return_weights)
-            if found is not None:
-                weights[f"stage_{number}"] = found
-        pooled = global_average(x)
+        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+        maps, weights = run_stages(self.stages, images, **flags)
+        pooled = global_average(maps[-1])
         if dropout_key is not None:
             pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
         logits = self.classify(pooled).astype(jnp.float32)

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits
-from tasks.common.data.user_files import filed_as
+from tasks.common.data.user_files import results_name
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification import user_files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
@@ -50,7 +50,7 @@ class DataConfig:
     mixup: float = 0.0
 
     def __post_init__(self):
-        name = filed_as(self.name, DATA_SETS, self.path, "; path takes a folder of your own")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes a folder of your own")
         object.__setattr__(self, "name", name)
         if self.path is None and (self.image_size is not None or self.skip_broken):
             field = "skip_broken" if self.image_size is None else "image_size"
@@ -61,7 +61,7 @@ class DataConfig:
             raise ValueError(f"shift must be in [0, {self.side}], got {self.shift}")
         if not self.mixup >= 0:
             raise ValueError(f"mixup: got {self.mixup}, expected at least 0")
-        if self.augmentation.needs_colour and self.path is None:
+        if self.augmentation.needs_color and self.path is None:
             raise ValueError(f"augmentation: saturation and hue: {self.name} has grey pictures")
 
     @property

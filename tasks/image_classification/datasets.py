@@ -123,7 +123,7 @@ def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
     return {split: examples(*pair) for split, pair in fashion_mnist.read(files).items()}
 
 
-FASHION_MNIST = builders.Definition(
+FASHION_MNIST = builders.DatasetDefinition(
     name="fashion_mnist",
     version="1.0.0",
     features=_features,
@@ -132,7 +132,7 @@ FASHION_MNIST = builders.Definition(
     counts={"train": 50_000, "validation": 10_000, "test": 10_000},
     description="Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): grey pictures of clothes, 28 x 28; "
     "validation is the last 10,000 of the 60,000 training pictures.",
-    licence=fashion_mnist.LICENCE,
+    license=fashion_mnist.LICENSE,
 )
 
 

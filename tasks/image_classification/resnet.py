@@ -15,6 +15,7 @@ from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
+from tasks.common.configs import Rate
 
 Array = jax.Array
 
@@ -29,12 +30,7 @@ class ResNetClassifierConfig(ResNetConfig):
     """
 
     name: str = "resnet"
-    dropout_rate: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
+    dropout_rate: Rate = 0.0
 
 
 class ResNetClassifier(nnx.Module):

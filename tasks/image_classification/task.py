@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from attention import registry
-from tasks.common.answers import ranked_classes
+from tasks.classification import classes_by_probability
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
@@ -23,7 +23,7 @@ from tasks.common.images.augmentation import (
     AugmentationConfig,
     augment,
     mixup,
-    random_shift,
+    random_translation,
 )
 from tasks.common.keys import example_keys
 from tasks.common.metrics.classification import classification_metrics
@@ -34,13 +34,13 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import Task
+from tasks.task import OldTask
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
 
 
-class ImageClassification(Task):
+class ImageClassification(OldTask):
     """A picture [Y, X, C] -> one of the classes."""
 
     data_config = DataConfig
@@ -145,7 +145,7 @@ class ImageClassification(Task):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """The pictures as training sees them, and partners and shares of mixup if it is there."""
         data = self._data
-        images = random_shift(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
+        images = random_translation(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
         # Of other numbers than those of split.
@@ -267,7 +267,7 @@ class ImageClassification(Task):
     ) -> list[dict[str, Any]]:
         """Label and probabilities, the most probable first."""
         # Ten classes are too many for a line.
-        return ranked_classes(raw, outputs["probabilities"], self._labels, shown=3)
+        return classes_by_probability(raw, outputs["probabilities"], self._labels, shown=3)
 
     def pictures(
         self,

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import SPLIT_NAMES, hold_out, say_shared, split_names
+from tasks.common.data.user_files import SPLIT_NAMES, say_shared, split_by_hash, split_names
 from tasks.common.errors import UserError
 from tasks.common.images.files import (
-    central_square,
+    center_crop_square,
     image_folder,
     read_each,
     read_image,
-    resized,
+    resize,
     say_left_out,
 )
 from tasks.image_classification.datasets import SPLITS, DataSet, Images
@@ -64,7 +64,7 @@ def read_folder(
     train = splits["train"]
     remedy = "give folders train, validation and test"
     digests = [digest for digest, _ in hashes["train"]]
-    parts = hold_out(digests, list(splits), path, remedy, "images")
+    parts = split_by_hash(digests, list(splits), path, remedy, "images")
     held_out = {
         split: Images(train.images[rows], train.labels[rows], [train.ids[row] for row in rows])
         for split, rows in parts.items()
@@ -105,7 +105,7 @@ def _read_classes(
     numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
 
     def read(path: Path) -> np.ndarray:
-        return resized(central_square(read_image(path)), (side, side))
+        return resize(center_crop_square(read_image(path)), (side, side))
 
     images, kept = read_each(files, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
@@ -154,7 +154,7 @@ def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Imag
         if data_set is not None:
             return read_grey(text, data_set)
         image = _read(text, "RGB", "give the path of a picture")
-        return resized(central_square(image), (side, side))
+        return resize(center_crop_square(image), (side, side))
 
     channels, kind = (3, np.uint8) if data_set is None else (1, np.float32)
     images = [read(text) for text in raw]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.data.builders import Definition
+from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.debian import member_of
-from tasks.common.data.fetchers import AptPackage, Url
+from tasks.common.data.fetchers import AptPackage, UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.language_modeling.rpackage import vectors
 
@@ -27,7 +27,7 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
     return {"train": [{"text": first}], "validation": [{"text": last}], "test": [{"text": last}]}
 
 
-TINY_SHAKESPEARE = Definition(
+TINY_SHAKESPEARE = DatasetDefinition(
     name="tiny_shakespeare",
     version="1.0.0",
     features=_features,
@@ -36,7 +36,7 @@ TINY_SHAKESPEARE = Definition(
             _FILE,
             "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             (
-                Url(
+                UrlFetcher(
                     "https://raw.githubusercontent.com/karpathy/char-rnn/"
                     "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
                 ),
@@ -48,7 +48,7 @@ TINY_SHAKESPEARE = Definition(
     description="40,000 lines of Shakespeare's plays (Karpathy 2015), 1,115,394 characters. The "
     "first nine tenths are train, the last tenth is validation, as published figures have it; test "
     "is the same text as validation, so its figures are those of the step chosen on it.",
-    licence="public domain",
+    license="public domain",
 )
 
 _NOVELS = "janeausten/novels.txt"
@@ -71,7 +71,7 @@ def _generate_novels(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]
     }
 
 
-JANEAUSTEN = Definition(
+JANEAUSTEN = DatasetDefinition(
     name="janeausten",
     version="1.0.0",
     features=_features,
@@ -84,7 +84,7 @@ JANEAUSTEN = Definition(
                     "r-cran-janeaustenr",
                     "1.0.0-1",
                     "r-cran-janeaustenr_1.0.0-1_all.deb",
-                    derive=_unpack,
+                    extract=_unpack,
                 ),
             ),
         ),
@@ -93,9 +93,9 @@ JANEAUSTEN = Definition(
     counts={"train": 1, "validation": 1, "test": 1},
     description="The six novels of Jane Austen, from Project Gutenberg by way of the R package "
     "janeaustenr. Split by book: Northanger Abbey is validation, Persuasion is test.",
-    licence="public domain",
+    license="public domain",
 )
 
-CORPORA: dict[str, Definition] = {
+CORPORA: dict[str, DatasetDefinition] = {
     definition.name: definition for definition in (TINY_SHAKESPEARE, JANEAUSTEN)
 }

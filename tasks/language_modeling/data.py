@@ -11,7 +11,7 @@ from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.tables import lines_of, read_text, say_once
-from tasks.common.data.user_files import filed_as, hold_out, say_shared
+from tasks.common.data.user_files import results_name, say_shared, split_by_hash
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -53,7 +53,7 @@ class DataConfig:
             if getattr(self, other) is not None and self.train_file is None:
                 raise ValueError(f"train_file must be given with {other}")
         known = (*CORPORA, *DEFINITIONS)
-        name = filed_as(
+        name = results_name(
             self.name, known, self.train_file, "; train_file takes your own", "train_file"
         )
         object.__setattr__(self, "name", name)
@@ -107,7 +107,7 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
       UserError: what is wrong with a file or a source.
     """
     if config.train_file is not None:
-        return _own(config)
+        return _user_data(config)
     if config.name in CORPORA:
         return Corpus(config.name, _texts(CORPORA[config.name], paths), running=True)
     splits = _texts(DEFINITIONS[config.name], paths)
@@ -118,7 +118,7 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
     return Corpus(config.name, splits, running=False)
 
 
-def _texts(definition: builders.Definition, paths: Paths) -> dict[str, list[str]]:
+def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, list[str]]:
     builders.prepare(definition, paths)
     splits = {}
     for name in SPLITS:
@@ -127,7 +127,7 @@ def _texts(definition: builders.Definition, paths: Paths) -> dict[str, list[str]
     return splits
 
 
-def _own(config: DataConfig) -> Corpus:
+def _user_data(config: DataConfig) -> Corpus:
     read, named = {}, {}
     for split in SPLITS:
         if (file := getattr(config, f"{split}_file")) is not None:
@@ -145,7 +145,7 @@ def _own(config: DataConfig) -> Corpus:
     if config.lines:
         say_shared(config.train_file, named, "lines")
         train = read["train"]
-        parts = hold_out(train, list(read), config.train_file, remedy, "lines")
+        parts = split_by_hash(train, list(read), config.train_file, remedy, "lines")
         read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
         return Corpus(config.name, read, running=False)
     read |= _from_the_end(read["train"], [split for split in SPLITS if split not in read])

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, TextEncoder
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 
 MASK = "[MASK]"
 RESERVED = 2
@@ -23,33 +23,33 @@ RESERVED = 2
 NO_WORD = -1
 
 
-def mask_id(encoder: TextEncoder) -> int:
+def mask_id(tokenizer: Tokenizer) -> int:
     """The first id after the tokenizer's."""
-    return encoder.size
+    return tokenizer.size
 
 
-def end_id(encoder: TextEncoder) -> int:
+def end_id(tokenizer: Tokenizer) -> int:
     """The second."""
-    return encoder.size + 1
+    return tokenizer.size + 1
 
 
-def encode(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of each text, int32 [t]; of one that holds nothing for the tokenizer, none."""
-    whole = encoder.with_max_length(2**31 - 1)
+    whole = tokenizer.with_max_length(2**31 - 1)
     return [
         ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids
         for ids, text in zip(whole.encode_batch(texts), texts, strict=True)
     ]
 
 
-def beginning(encoder: TextEncoder, text: str) -> int:
+def beginning(tokenizer: Tokenizer, text: str) -> int:
     """What a running text may begin with: a line end where there is such an id, for a line begins
     after it; else the first id of the text.
     """
-    (ids,) = encode(encoder, ["\n"])
+    (ids,) = encode(tokenizer, ["\n"])
     if len(ids) == 1 and ids[0] != UNKNOWN:
         return int(ids[0])
-    return int(encode(encoder, [text[:1000]])[0][0])
+    return int(encode(tokenizer, [text[:1000]])[0][0])
 
 
 def pieces(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:

@@ -8,43 +8,43 @@ from typing import Any
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import CLS, SPECIAL, TextEncoder
+from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import MASK
 
 
-def spelled(encoder: TextEncoder, number: int) -> str:
+def spelled(tokenizer: Tokenizer, number: int) -> str:
     """A token for people: line ends and the like are escaped, the task's signs in brackets."""
     signs = {
         CLS: SPECIAL[CLS],
-        sequences.mask_id(encoder): MASK,
-        sequences.end_id(encoder): "[END]",
+        sequences.mask_id(tokenizer): MASK,
+        sequences.end_id(tokenizer): "[END]",
     }
     if int(number) in signs:
         return signs[int(number)]
-    word = encoder.decode([number])
+    word = tokenizer.decode([number])
     return word if word.isprintable() and word else repr(word)[1:-1] or " "
 
 
-def completed(encoder: TextEncoder, prompt: str, tokens: np.ndarray) -> dict[str, Any]:
+def completed(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str, Any]:
     """A prompt and what was written after it.
 
     Args:
-      encoder: tokenizer.
+      tokenizer: tokenizer.
       prompt: as typed.
       tokens: int [t], read up to an end token.
     """
-    end = sequences.end_id(encoder)
+    end = sequences.end_id(tokenizer)
     ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens
     # Read together, for the first may go on with the prompt's last word.
-    (before,) = sequences.encode(encoder, [prompt])
-    known = encoder.decode(before)
-    whole = encoder.decode(np.concatenate([before, ids]))
-    after = whole[len(known) :] if whole.startswith(known) else encoder.decode(ids)
+    (before,) = sequences.encode(tokenizer, [prompt])
+    known = tokenizer.decode(before)
+    whole = tokenizer.decode(np.concatenate([before, ids]))
+    after = whole[len(known) :] if whole.startswith(known) else tokenizer.decode(ids)
     return {"input": prompt, "completion": after, "text": prompt + after}
 
 
-def blanks(encoder: TextEncoder, texts: Sequence[str], width: int) -> sequences.Rows:
+def blanks(tokenizer: Tokenizer, texts: Sequence[str], width: int) -> sequences.Rows:
     """An example for each [MASK] of each text; see `examples.blanks`.
 
     Raises:
@@ -56,21 +56,21 @@ def blanks(encoder: TextEncoder, texts: Sequence[str], width: int) -> sequences.
             shown = repr(text if len(text) <= 60 else text[:57] + "...")
             raise UserError(f"input {shown}: has no {MASK}; write it where a word is missing")
         between = text.split(MASK)
-        if encoder.config.tokenizer != "character":
+        if tokenizer.config.tokenizer != "character":
             # The space before a word belongs to the word that is missing.
             between = [*(part.rstrip() for part in between[:-1]), between[-1]]
-        parts.append(sequences.encode(encoder, between))
-    mask, end = sequences.mask_id(encoder), sequences.end_id(encoder)
+        parts.append(sequences.encode(tokenizer, between))
+    mask, end = sequences.mask_id(tokenizer), sequences.end_id(tokenizer)
     return sequences.Rows(sequences.blanks(parts, mask, end, width))
 
 
 def filled(
-    encoder: TextEncoder, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
+    tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
     """Words for the blanks of each text, and the text with the likeliest in their places.
 
     Args:
-      encoder: tokenizer.
+      tokenizer: tokenizer.
       texts: with [MASK] in them.
       tokens, probabilities: [blanks, k] of all texts' blanks in order, the likeliest first.
     """
@@ -78,7 +78,7 @@ def filled(
     for text in texts:
         ranked, full = [], text
         for _ in range(text.count(MASK)):
-            words = [spelled(encoder, token) for token in tokens[row]]
+            words = [spelled(tokenizer, token) for token in tokens[row]]
             shares = [round(float(share), 4) for share in probabilities[row]]
             pairs = zip(words, shares, strict=True)
             ranked.append([{"word": word, "probability": share} for word, share in pairs])

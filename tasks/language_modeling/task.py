@@ -20,7 +20,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
-from tasks.common.text.tokenizer import CLS, SPECIAL, TextEncoder, whole_characters
+from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer, replace_surrogates
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
@@ -33,7 +33,7 @@ from tasks.language_modeling.model import (
     LanguageModelConfig,
     complete,
 )
-from tasks.task import Task
+from tasks.task import OldTask
 
 # Quantiles of the train lengths at which texts are padded; compiled once each.
 _BUCKET_QUANTILES = (0.5, 0.8)
@@ -46,7 +46,7 @@ _ORDER = 6
 _SHOWN = 5
 
 
-class LanguageModeling(Task):
+class LanguageModeling(OldTask):
     """A text -> what comes next, or what is hidden in it."""
 
     data_config = DataConfig
@@ -60,7 +60,7 @@ class LanguageModeling(Task):
         self,
         data: DataConfig,
         model: LanguageModelConfig,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         buckets: Sequence[int] | None,
         begin: int | None,
         corpus: Corpus | None = None,
@@ -69,16 +69,16 @@ class LanguageModeling(Task):
 
         Args:
           data, model: configs.
-          encoder: fitted on the train texts.
+          tokenizer: fitted on the train texts.
           buckets: lengths to which batches are padded; None: all are data.length long.
           begin: what stands for an empty prompt in a running text; None where texts stand by
             themselves, and CLS begins each.
           corpus: the texts; None where only predictions are wanted.
         """
-        self.data, self.model, self.encoder = data, model, encoder
+        self.data, self.model, self.tokenizer = data, model, tokenizer
         self._buckets, self._begin, self._corpus = buckets, begin, corpus
-        self._mask, self._end = sequences.mask_id(encoder), sequences.end_id(encoder)
-        self._vocabulary = encoder.size + sequences.RESERVED
+        self._mask, self._end = sequences.mask_id(tokenizer), sequences.end_id(tokenizer)
+        self._vocabulary = tokenizer.size + sequences.RESERVED
 
     # ------------------------------------------------------------------ making
 
@@ -99,9 +99,9 @@ class LanguageModeling(Task):
             )
         corpus = load(data, paths)
         train = corpus.splits["train"]
-        encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
-        begin = sequences.beginning(encoder, train[0]) if corpus.running else None
-        task = cls(data, model, encoder, None, begin, corpus)
+        tokenizer = Tokenizer.fit(train, data.text, cache_dir=paths.cache_dir)
+        begin = sequences.beginning(tokenizer, train[0]) if corpus.running else None
+        task = cls(data, model, tokenizer, None, begin, corpus)
         for split in ("train", "validation", "test"):
             if not len(task.examples(split)):
                 raise UserError(f"{data.name}: {split} is too short for one example")
@@ -118,13 +118,13 @@ class LanguageModeling(Task):
         cls, data: DataConfig, model: LanguageModelConfig, assets: Mapping[str, Any]
     ) -> LanguageModeling:
         """See `Task.restore`."""
-        encoder = TextEncoder.from_json(assets["encoder"])
-        return cls(data, model, encoder, assets["buckets"], assets["begin"])
+        tokenizer = Tokenizer.from_json(assets["tokenizer"])
+        return cls(data, model, tokenizer, assets["buckets"], assets["begin"])
 
     def assets(self) -> dict[str, Any]:
         """Tokenizer, buckets, and what an empty prompt begins with."""
         return {
-            "encoder": self.encoder.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
             "buckets": self._buckets,
             "begin": self._begin,
         }
@@ -139,7 +139,7 @@ class LanguageModeling(Task):
     def fingerprint(self) -> str:
         """Of the texts, and of what makes sequences of them."""
         made = [self._corpus.fingerprint, self.model.objective, self.data.length]
-        made += [self.model.next_sentence, self.encoder.to_json()]
+        made += [self.model.next_sentence, self.tokenizer.to_json()]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
     # ------------------------------------------------------------------ data
@@ -157,13 +157,13 @@ class LanguageModeling(Task):
         return sequences.MaskedTexts(
             ids,
             self._end,
-            starts=self.encoder.word_starts() if self.model.whole_words else None,
+            starts=self.tokenizer.word_starts() if self.model.whole_words else None,
             pair_seed=_PAIR_SEED if self.model.next_sentence else None,
         )
 
     def _ids(self, split: str) -> list[np.ndarray]:
         """The running text, or pieces that fit into an example."""
-        ids = sequences.encode(self.encoder, self._corpus.splits[split])
+        ids = sequences.encode(self.tokenizer, self._corpus.splits[split])
         causal = self.model.objective == "causal"
         if causal and self._corpus.running:
             return ids
@@ -305,14 +305,14 @@ class LanguageModeling(Task):
             characters = sum(map(len, self._corpus.splits[split]))
             if self._corpus.running:
                 # Nothing comes before the first token, so it is not predicted.
-                characters -= len(self.encoder.decode(self._ids(split)[0][:1]))
+                characters -= len(self.tokenizer.decode(self._ids(split)[0][:1]))
             metrics["bits_per_character"] = nats / math.log(2) / max(characters, 1)
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
         """Of the ids of each example and their tokenizer, which says what is predicted."""
         examples = self.examples(split)
-        tokenizer = digests.code(self.encoder.to_json())
+        tokenizer = digests.code(self.tokenizer.to_json())
         rows = [examples[index] for index in range(len(examples))]
         return digests.ids(rows, [tokenizer] * len(rows))
 
@@ -332,7 +332,7 @@ class LanguageModeling(Task):
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
             example = self.examples(split)[index]
-            shown = [processor.spelled(self.encoder, number) for number in example["tokens"]]
+            shown = [processor.spelled(self.tokenizer, number) for number in example["tokens"]]
             size = len(shown)
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
             caption = f"last layer, mean of the heads; {loss:.2f} nats a token"
@@ -386,11 +386,11 @@ class LanguageModeling(Task):
         Raises:
           UserError: no [MASK] in a text.
         """
-        raw = [whole_characters(text) for text in raw]
+        raw = [replace_surrogates(text) for text in raw]
         if self.model.objective == "masked":
-            return processor.blanks(self.encoder, raw, self.data.length)
+            return processor.blanks(self.tokenizer, raw, self.data.length)
         return sequences.prompts(
-            sequences.encode(self.encoder, raw),
+            sequences.encode(self.tokenizer, raw),
             CLS if self._begin is None else None,
             CLS if self._begin is None else self._begin,
             self.model.max_length // 2,
@@ -402,11 +402,13 @@ class LanguageModeling(Task):
         """The prompt and what was written after it; or for each [MASK] its five likeliest words
         with their probabilities, and the text with the likeliest in their places.
         """
-        raw = [whole_characters(text) for text in raw]
+        raw = [replace_surrogates(text) for text in raw]
         if self.model.objective == "masked":
-            return processor.filled(self.encoder, raw, outputs["tokens"], outputs["probabilities"])
+            return processor.filled(
+                self.tokenizer, raw, outputs["tokens"], outputs["probabilities"]
+            )
         return [
-            processor.completed(self.encoder, text, tokens)
+            processor.completed(self.tokenizer, text, tokens)
             for text, tokens in zip(raw, outputs["tokens"], strict=True)
         ]
 

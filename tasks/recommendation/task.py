@@ -32,7 +32,7 @@ from tasks.recommendation.data import (
 from tasks.recommendation.metrics import TOP, list_metrics, ndcg, ranked, ranking_metrics
 from tasks.recommendation.models.base import Recommender
 from tasks.recommendation.processor import Question, Questions, Reader
-from tasks.task import Task
+from tasks.task import OldTask
 
 # Users on the page of recommendations, what is told of their past, and reasons of each item.
 _SHOWN, _PAST, _REASONS = 6, 8, 3
@@ -40,7 +40,7 @@ _SHOWN, _PAST, _REASONS = 6, 8, 3
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 
 
-class Recommendation(Task):
+class Recommendation(OldTask):
     """What a user had, in order -> scores of all items as the next.
 
     Tested by leaving one out: the last event of each user among all items that the user has not

@@ -18,10 +18,10 @@ from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import LATER, filed_as, hold_out, say_shared
+from tasks.common.data.user_files import LATER, results_name, say_shared, split_by_hash
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
-from tasks.common.images.files import read_each, read_oriented, resized
+from tasks.common.images.files import read_each, read_oriented, resize
 from tasks.common.images.orientation import AnnotationTurns, say_displayed, turned
 from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
@@ -86,7 +86,7 @@ class DataConfig:
             )
         if values and self.path is None:
             raise ValueError(f"mask_values: got {values}, expected none without path")
-        name = filed_as(self.name, DATA_SETS, self.path, "; path takes your own files")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
 
 
@@ -177,7 +177,7 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
     """
     if config.path is None:
         return _named(config, paths)
-    data = _own(config)
+    data = _user_data(config)
     for split, pictures in data.splits.items():
         if np.all(pictures.labels == VOID):
             raise UserError(f"config.data: no pixel of the {split} split has a class")
@@ -213,7 +213,7 @@ def _named(config: DataConfig, paths: Paths) -> SegmentationData:
     return SegmentationData(splits, labelled.names)
 
 
-def _own(config: DataConfig) -> SegmentationData:
+def _user_data(config: DataConfig) -> SegmentationData:
     names = user_files.class_names(config.path)
     values = config.mask_values
     if names is not None and values and len(names) != len(values):
@@ -255,7 +255,7 @@ def _own(config: DataConfig) -> SegmentationData:
     say_shared(config.path, shown, "images")
     train = read["train"]
     remedy = "give more pictures, or folders for validation and test"
-    parts = hold_out(hashes["train"], list(read), config.path, remedy, "images")
+    parts = split_by_hash(hashes["train"], list(read), config.path, remedy, "images")
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
     before, after = (
@@ -287,7 +287,7 @@ def _fitted(
             # Pixels that another window has too are void, but not in the mask.
             void += int(np.sum(mask == VOID))
         else:
-            cut = [(resized(image, size), nearest(mask, size))]
+            cut = [(resize(image, size), nearest(mask, size))]
             void += int(np.sum(cut[0][1] == VOID))
         for place, (window, window_labels) in enumerate(cut):
             images.append(window)
@@ -339,7 +339,7 @@ class Scenes:
             if self._fit == "tiles":
                 places = tiles.corners(Y, X, self._size, OVERLAP)
             else:
-                self._whole.append(resized(image, self._size))
+                self._whole.append(resize(image, self._size))
             rows += [(number, *place, Y, X) for place in places]
         self.place = np.array(rows, np.int32).reshape(-1, 5)
 

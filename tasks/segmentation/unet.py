@@ -18,7 +18,13 @@ from flax import nnx
 from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, check_layers, check_map_attention, max_pool
+from tasks.common.backbones.convolutional import (
+    Stage,
+    StagesConfig,
+    map_attention_entry,
+    run_stages,
+)
+from tasks.common.configs import PositiveInt, PositiveInts, Rate
 from tasks.segmentation.losses import LossConfig
 
 Array = jax.Array
@@ -28,7 +34,7 @@ _GATE = "attention_gate"
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(StagesConfig):
     """A U-Net.
 
     Attributes:
@@ -40,27 +46,18 @@ class UNetConfig:
         `attention.registry` after every stage of encoder and decoder: "scse", "cbam(reduction=4)".
         Attention over all pairs of positions is for small pictures.
       dropout_rate: of the coarsest map.
-      momentum: share of the newest batch in the running statistics.
-      loss: what training minimises.
-      dtype: of the computation; weights are float32.
+      loss: what training minimizes.
+      For the others see `StagesConfig`.
     """
 
     name: str = "unet"
-    channels: tuple[int, ...] = (24, 48, 96, 192)
-    patch_size: int = 2
-    attention: str = "none"
-    dropout_rate: float = 0.1
-    momentum: float = 0.1
+    channels: PositiveInts = (24, 48, 96, 192)
+    patch_size: PositiveInt = 2
+    dropout_rate: Rate = 0.1
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    dtype: str = "float32"
 
     def __post_init__(self):
-        check_layers(self.channels, self.momentum, self.dtype)
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size: got {self.patch_size}, expected at least 1")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
-        check_map_attention(self.slot, self.channels, self.dtype)
+        super().__post_init__()
         if self.gate is not None:
             for fine, coarse in itertools.pairwise(self.channels):
                 self._try_gate(fine, coarse)
@@ -77,7 +74,7 @@ class UNetConfig:
         return self.attention.strip().replace(GATES, _GATE, 1) if name == GATES else None
 
     @property
-    def slot(self) -> str:
+    def map_attention(self) -> str:
         """The map attention after each stage, or "none"."""
         return "none" if self.gate is not None else self.attention
 
@@ -86,9 +83,8 @@ class UNetConfig:
         """Whether the attention's weights are what a map is multiplied by."""
         if self.gate is not None:
             return True
-        return (
-            self.slot != "none" and "gate" in registry.find("map_attention", self.slot).capabilities
-        )
+        entry = map_attention_entry(self.map_attention)
+        return entry is not None and "gate" in entry.capabilities
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
         """The gate of a map of `fine` channels by one of `coarse`.
@@ -108,12 +104,10 @@ class UNetConfig:
             jax.ShapeDtypeStruct((1, 1, 1, coarse), self.dtype),
         )
 
-    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
-        """Height and width of the map of each of the encoder's stages, for a picture [Y, X]."""
-        found = [(-(-Y // self.patch_size), -(-X // self.patch_size))]
-        for _ in self.channels[1:]:
-            found.append(tuple(-(-side // 2) for side in found[-1]))
-        return found
+    @property
+    def first_stride(self) -> int:
+        """Distance in pixels of neighboring cells in the largest map."""
+        return self.patch_size
 
 
 MODEL_CONFIGS = {"unet": UNetConfig}
@@ -185,7 +179,7 @@ class UNet(nnx.Module):
         P, dtype = config.patch_size, jnp.dtype(config.dtype)
         sizes, pairs = config.channels, list(itertools.pairwise(config.channels))
         self.config = config
-        options = {"attention": config.slot, "momentum": config.momentum, "dtype": dtype}
+        options = {"attention": config.map_attention, "momentum": config.momentum, "dtype": dtype}
 
         def stage(inputs: int, outputs: int) -> Stage:
             return Stage(inputs, outputs, **options, rngs=rngs)
@@ -235,11 +229,8 @@ class UNet(nnx.Module):
         P, sizes = self.config.patch_size, {}
         shapes.expect("images", images, "B Y X C", sizes)
         flags = {"valid": valid, "training": training, "return_weights": return_weights}
-        x, skips, found = to_patches(images, P), [], {}
-        for number, stage in enumerate(self.encoder, 1):
-            x = x if number == 1 else max_pool(x)
-            x, found[f"encoder_{number}"] = stage(x, **flags)
-            skips.append(x)
+        skips, found = run_stages(self.encoder, to_patches(images, P), name="encoder", **flags)
+        x = skips[-1]
         if dropout_key is not None:
             x = dropout(x, self.config.dropout_rate, dropout_key)
         for number in range(len(self.decoder), 0, -1):

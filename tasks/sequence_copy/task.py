@@ -20,10 +20,10 @@ from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder, EncoderDecoderConfig
-from tasks.task import Task
+from tasks.task import OldTask
 
 
-class SequenceCopy(Task):
+class SequenceCopy(OldTask):
     """A string of digits -> the same, backwards or once more."""
 
     data_config = DataConfig

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tasks.common.audio.features import LogMelConfig, log_mel
-from tasks.common.audio.files import resampled, to_pcm
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.audio.files import resample, to_pcm
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.speech_recognition.data import SpeechData
 
@@ -102,7 +102,7 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
     for index in spoken:
         samples = test[index]["samples"].astype(np.float32) / 32768
         decoder.start_utt()
-        decoder.process_raw(to_pcm(resampled(samples, rate, _SPHINX_RATE)).tobytes(), full_utt=True)
+        decoder.process_raw(to_pcm(resample(samples, rate, _SPHINX_RATE)).tobytes(), full_utt=True)
         decoder.end_utt()
         found = decoder.hyp()
         written.append(found.hypstr if found else "")
@@ -117,7 +117,7 @@ def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[s
 
 
 def _features(
-    clips: TranscribedExamples, chosen: Iterable[int], config: LogMelConfig
+    clips: TranscriptionExamples, chosen: Iterable[int], config: LogMelConfig
 ) -> Iterator[np.ndarray]:
     """Log-mel features [frames, F] of some clips."""
     import jax

@@ -21,16 +21,20 @@ import numpy as np
 
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.audio.features import LogMelConfig
-from tasks.common.audio.files import read_audio, resampled, to_pcm, trimmed
+from tasks.common.audio.files import read_audio, resample, to_pcm, trim_silence
 from tasks.common.data import builders, digests
-from tasks.common.data.manifests import BY_TEXT, check_split_by, own_examples, summarize
+from tasks.common.data.manifests import BY_TEXT, check_split_by, summarize, user_examples
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.tables import say_once
-from tasks.common.data.transcribed import TranscribedExamples, transcribed_parts, units_of
-from tasks.common.data.user_files import LATER, filed_as
+from tasks.common.data.transcribed import (
+    TranscriptionExamples,
+    encode_units,
+    transcription_fingerprints,
+)
+from tasks.common.data.user_files import LATER, results_name
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.datasets.digit_strings import JoinedDigits, Strings
 from tasks.speech_recognition.datasets.spoken_digits import RATE, SPEAKERS, WORDS
@@ -39,7 +43,7 @@ OFFICIAL = "official"
 LONG, SILENCE = "long", "silence"
 # Signal-to-noise ratios of the noisy copies of test, in decibels.
 NOISES = (20, 10, 5, 0)
-clips = functools.partial(TranscribedExamples, "samples")
+clips = functools.partial(TranscriptionExamples, "samples")
 """read, lengths, targets, texts, groups -> examples of sound."""
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3, SILENCE: 4, "noise": 5}
 
@@ -108,7 +112,7 @@ class DataConfig:
     skip_broken: bool = False
 
     def __post_init__(self):
-        name = filed_as(self.name, NAMES, self.path, "; path takes your own recordings")
+        name = results_name(self.name, NAMES, self.path, "; path takes your own recordings")
         object.__setattr__(self, "name", name)
         check_split_by(self.split_by, self.path)
         speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
@@ -141,13 +145,13 @@ class SpeechData:
 
     Attributes:
       splits: by name.
-      encoder: words to units and back, fitted on train.
+      tokenizer: words to units and back, fitted on train.
       conditions: names of the groups of test: the first is what the metrics are about, the others
         stand beside.
     """
 
-    splits: Mapping[str, TranscribedExamples]
-    encoder: TextEncoder
+    splits: Mapping[str, TranscriptionExamples]
+    tokenizer: Tokenizer
     conditions: tuple[str, ...] = ("",)
 
     def summary(self) -> dict[str, SplitSummary]:
@@ -158,7 +162,7 @@ class SpeechData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        return transcribed_parts(self.splits, self.encoder, "recordings")
+        return transcription_fingerprints(self.splits, self.tokenizer, "recordings")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -173,7 +177,7 @@ def load(config: DataConfig, paths: Paths) -> SpeechData:
       UserError: what is wrong with a file or a source.
     """
     if config.path is not None:
-        return _own(config)
+        return _user_data(config)
     if config.name in PROMPTS:
         return _prompts(config, paths)
     recordings = _recordings(config, paths)
@@ -184,13 +188,13 @@ def load(config: DataConfig, paths: Paths) -> SpeechData:
 
 def encoded(
     config: DataConfig,
-    encoder: TextEncoder,
+    tokenizer: Tokenizer,
     sounds: Sequence[np.ndarray],
     texts: Sequence[str],
-) -> TranscribedExamples:
+) -> TranscriptionExamples:
     """Sounds that are in memory, with their units."""
     return clips(
-        sounds.__getitem__, [len(sound) for sound in sounds], units_of(encoder, texts), texts
+        sounds.__getitem__, [len(sound) for sound in sounds], encode_units(tokenizer, texts), texts
     )
 
 
@@ -198,8 +202,8 @@ def _prepared(samples: np.ndarray, config: DataConfig) -> np.ndarray:
     """A recording of the project's at the rate of the features, without its silent ends."""
     rate = config.features.sample_rate
     if rate != RATE:
-        samples = to_pcm(resampled(samples / 32768, RATE, rate))
-    return trimmed(samples, config.trim)
+        samples = to_pcm(resample(samples / 32768, RATE, rate))
+    return trim_silence(samples, config.trim)
 
 
 def _recordings(config: DataConfig, paths: Paths) -> dict[str, list[list[np.ndarray]]]:
@@ -224,9 +228,10 @@ def _single(config: DataConfig, recordings: Mapping) -> SpeechData:
                 split = _split_of(config.held_out, speaker, take)
                 sounds[split].append(samples)
                 texts[split].append(WORDS[digit])
-    encoder = TextEncoder.fit(texts["train"], config.text)
+    tokenizer = Tokenizer.fit(texts["train"], config.text)
     return SpeechData(
-        {split: encoded(config, encoder, sounds[split], texts[split]) for split in SPLITS}, encoder
+        {split: encoded(config, tokenizer, sounds[split], texts[split]) for split in SPLITS},
+        tokenizer,
     )
 
 
@@ -259,21 +264,23 @@ def _strings(config: DataConfig, recordings: Mapping) -> SpeechData:
     validation = joined("validation", config.validation_size, config.strings, "validation")
     test = joined("test", config.test_size, config.strings, "test")
     longer = joined("test", quarter, config.long_strings, LONG)
-    encoder = TextEncoder.fit(_said(train), config.text)
+    tokenizer = Tokenizer.fit(_said(train), config.text)
     silent = range(round(config.silence * config.train_size))
     spoken = {
         "train": [("", train, range(len(train)), None), (SILENCE, None, silent, None)],
         "validation": [("", validation, range(len(validation)), None)],
     }
     splits = {
-        split: _conditions(parts, encoder, (config.seed, _STREAMS[split], _STREAMS[SILENCE]), rate)
+        split: _conditions(
+            parts, tokenizer, (config.seed, _STREAMS[split], _STREAMS[SILENCE]), rate
+        )
         for split, parts in spoken.items()
     }
     conditions = [("", test, range(len(test)), None), (LONG, longer, range(quarter), None)]
     conditions += [(f"snr_{noise}", test, range(quarter), noise) for noise in NOISES]
     conditions += [(SILENCE, None, range(quarter), None)]
-    splits["test"] = _conditions(conditions, encoder, (config.seed, _STREAMS["noise"]), rate)
-    return SpeechData(splits, encoder, tuple(name for name, *_ in conditions))
+    splits["test"] = _conditions(conditions, tokenizer, (config.seed, _STREAMS["noise"]), rate)
+    return SpeechData(splits, tokenizer, tuple(name for name, *_ in conditions))
 
 
 def _said(part: JoinedDigits) -> list[str]:
@@ -281,8 +288,8 @@ def _said(part: JoinedDigits) -> list[str]:
 
 
 def _conditions(
-    conditions: Sequence, encoder: TextEncoder, seed: tuple, rate: int
-) -> TranscribedExamples:
+    conditions: Sequence, tokenizer: Tokenizer, seed: tuple, rate: int
+) -> TranscriptionExamples:
     """One split of several conditions: as they are, with noise, or noise alone."""
     places, texts, lengths, groups = [], [], [], []
     for group, (_, part, chosen, noise) in enumerate(conditions):
@@ -303,7 +310,7 @@ def _conditions(
             return samples
         return noisy(samples, noise, rng)
 
-    return clips(read, lengths, units_of(encoder, texts), texts, np.array(groups, np.int32))
+    return clips(read, lengths, encode_units(tokenizer, texts), texts, np.array(groups, np.int32))
 
 
 def _nothing(index: int, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -327,7 +334,7 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
         source = builders.load(definition, split, paths)
         rows[split] = list(source.__getitems__(range(len(source))))
     texts = {split: [row["text"].decode() for row in rows[split]] for split in SPLITS}
-    encoder = TextEncoder.fit(texts["train"], config.text)
+    tokenizer = Tokenizer.fit(texts["train"], config.text)
     rate, splits = config.features.sample_rate, {}
     for split in SPLITS:
         sounds = [_prepared(row["samples"], config) for row in rows[split]]
@@ -339,14 +346,14 @@ def _prompts(config: DataConfig, paths: Paths) -> SpeechData:
         splits[split] = clips(
             sounds.__getitem__,
             [len(sound) for sound in sounds],
-            units_of(encoder, said := texts[split] + [""] * count),
+            encode_units(tokenizer, said := texts[split] + [""] * count),
             said,
             groups.astype(np.int32),
         )
-    return SpeechData(splits, encoder, ("", SILENCE))
+    return SpeechData(splits, tokenizer, ("", SILENCE))
 
 
-def _own(config: DataConfig) -> SpeechData:
+def _user_data(config: DataConfig) -> SpeechData:
     silent: list[str] = []
 
     def read(path: Path) -> np.ndarray:
@@ -356,7 +363,7 @@ def _own(config: DataConfig) -> SpeechData:
         return samples
 
     data = SpeechData(
-        *own_examples(
+        *user_examples(
             config.path,
             read,
             config.text,
@@ -395,4 +402,4 @@ def read_clip(source: str | Path | bytes, config: DataConfig, name: str = "") ->
             f"{name or source}: lasts {len(samples) / rate:.1f} s, longer than "
             f"config.data.max_seconds={config.max_seconds:g}"
         )
-    return trimmed(to_pcm(samples), config.trim)
+    return trim_silence(to_pcm(samples), config.trim)

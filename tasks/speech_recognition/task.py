@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tasks.common.audio.augmentation import augment_bands, augment_samples, spec_augment
+from tasks.common.audio.augmentation import augment_samples, perturb_bands, spec_augment
 from tasks.common.audio.features import log_mel
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.data.transcribed import TranscriptionExamples
 from tasks.common.errors import UserError
 from tasks.common.keys import example_keys
-from tasks.common.text.tokenizer import TextEncoder
+from tasks.common.text.tokenizer import Tokenizer
 from tasks.figures import Curves, Figure
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import (
@@ -57,7 +57,7 @@ class SpeechRecognition(TranscriptionTask):
         self,
         data: DataConfig,
         model: SpeechConfig,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         scale: tuple[np.ndarray, np.ndarray],
         speech: SpeechData | None = None,
     ):
@@ -65,7 +65,7 @@ class SpeechRecognition(TranscriptionTask):
 
         Args:
           data, model: configs.
-          encoder: words to units.
+          tokenizer: words to units.
           scale: mean and deviation of the features of train, [F] each.
           speech: the splits; None where only predictions are wanted.
         """
@@ -74,7 +74,7 @@ class SpeechRecognition(TranscriptionTask):
                 "config.data.normalised: with config.model.chunk the encoder runs while someone "
                 "speaks, when peak and mean of the clip are not known; set it to False"
             )
-        self.data, self.model, self.encoder, self._scale = data, model, encoder, scale
+        self.data, self.model, self.tokenizer, self._scale = data, model, tokenizer, scale
         self._speech = speech
         if speech is not None:
             self.conditions = speech.conditions
@@ -86,7 +86,7 @@ class SpeechRecognition(TranscriptionTask):
     def prepare(cls, data: DataConfig, model: SpeechConfig, paths: Paths) -> SpeechRecognition:
         """See `Task.prepare`."""
         speech = load(data, paths)
-        return cls(data, model, speech.encoder, _scale(speech.splits["train"], data), speech)
+        return cls(data, model, speech.tokenizer, _scale(speech.splits["train"], data), speech)
 
     @classmethod
     def restore(
@@ -94,12 +94,12 @@ class SpeechRecognition(TranscriptionTask):
     ) -> SpeechRecognition:
         """See `Task.restore`."""
         scale = tuple(np.asarray(assets[name], np.float32) for name in ("mean", "deviation"))
-        return cls(data, model, TextEncoder.from_json(assets["encoder"]), scale)
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]), scale)
 
     def assets(self) -> dict[str, Any]:
         """The tokenizer, and by what features are standardised."""
         mean, deviation = ([round(float(x), 5) for x in row] for row in self._scale)
-        return {"encoder": self.encoder.to_json(), "mean": mean, "deviation": deviation}
+        return {"tokenizer": self.tokenizer.to_json(), "mean": mean, "deviation": deviation}
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +133,7 @@ class SpeechRecognition(TranscriptionTask):
 
     def build_model(self, rngs: nnx.Rngs) -> SpeechRecognizer:
         """See `Task.build_model`."""
-        return SpeechRecognizer(self.model, self.data.features, self.encoder.size, rngs=rngs)
+        return SpeechRecognizer(self.model, self.data.features, self.tokenizer.size, rngs=rngs)
 
     def _encode(
         self, model: SpeechRecognizer, batch: Mapping[str, Any], key: Any = None
@@ -147,7 +147,7 @@ class SpeechRecognition(TranscriptionTask):
         sound, bands, hidden = (example_keys(each, batch["id"]) for each in keys)
         samples, lengths = augment_samples(samples, lengths, sound, config)
         features, frames = self._features(
-            samples, lengths, lambda features: augment_bands(features, bands, config)
+            samples, lengths, lambda features: perturb_bands(features, bands, config)
         )
         features = spec_augment(features, frames, hidden, config)
         return model.encode(features, frames, key)
@@ -212,7 +212,7 @@ class SpeechRecognition(TranscriptionTask):
 
     # ------------------------------------------------------------------ predict
 
-    def inputs(self, raw: Sequence[str]) -> TranscribedExamples:
+    def inputs(self, raw: Sequence[str]) -> TranscriptionExamples:
         """Paths of sound files."""
         sounds = []
         for path in raw:
@@ -249,7 +249,7 @@ def _log_mel(
     return jnp.where(real, features - mean, 0.0), frames
 
 
-def _scale(part: TranscribedExamples, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def _scale(part: TranscriptionExamples, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the features of some clips of train, [F] each."""
     step = max(len(part) // _MEASURED, 1)
     chosen = [part[index]["samples"] for index in range(0, len(part), step)]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.common.data import builders, catalogue, digests
+from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
-from tasks.common.data.user_files import filed_as, hold_out, say_shared
+from tasks.common.data.user_files import results_name, say_shared, split_by_hash
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -46,9 +46,9 @@ class DataConfig:
         for other in ("validation_file", "test_file"):
             if getattr(self, other) is not None and self.train_file is None:
                 raise ValueError(f"train_file must be given with {other}")
-        known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalogue.PREFIX)]
+        known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
-        name = filed_as(self.name, known, self.train_file, rest, "train_file")
+        name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
             if not getattr(self, column):
@@ -126,9 +126,9 @@ def load(config: DataConfig, paths: Paths) -> TextData:
         train lacks.
     """
     if config.train_file is not None:
-        return _own(config)
-    if config.name.startswith(catalogue.PREFIX):
-        return _catalogue(config, paths)
+        return _user_data(config)
+    if config.name.startswith(catalog.PREFIX):
+        return _catalog(config, paths)
     return _project(config, paths)
 
 
@@ -153,7 +153,7 @@ def _project(config: DataConfig, paths: Paths) -> TextData:
     return TextData(config.name, splits, list(names))
 
 
-def _own(config: DataConfig) -> TextData:
+def _user_data(config: DataConfig) -> TextData:
     files = {
         "train": config.train_file,
         "validation": config.validation_file,
@@ -169,8 +169,8 @@ def _own(config: DataConfig) -> TextData:
     return _assemble(config.name, read, where=files)
 
 
-def _catalogue(config: DataConfig, paths: Paths) -> TextData:
-    data = catalogue.Catalogue(config.name, paths)
+def _catalog(config: DataConfig, paths: Paths) -> TextData:
+    data = catalog.TfdsCatalog(config.name, paths)
     features = data.features
     for column in ("text_column", "label_column"):
         if getattr(config, column) not in features:
@@ -258,5 +258,5 @@ def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]
 def _with_all_splits(read: dict[str, _Rows], train_name: str) -> dict[str, _Rows]:
     train = read["train"]
     remedy = "give validation_file and test_file"
-    parts = hold_out(train.texts, list(read), train_name, remedy)
+    parts = split_by_hash(train.texts, list(read), train_name, remedy)
     return read | {split: train.only(chosen) for split, chosen in parts.items()}

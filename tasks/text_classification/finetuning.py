@@ -15,8 +15,8 @@ from flax import nnx
 
 from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
-from tasks.common.pretrained import Pretrained
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
+from tasks.task import Pretrained
 
 # These may differ: they are no part of the weights.
 _FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
@@ -40,7 +40,7 @@ class Start:
         _put(encoder, self.encoder, "encoder")
 
 
-def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[Start, TextEncoder]:
+def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[Start, Tokenizer]:
     """What a classifier takes from a language model; what it does not know is left out.
 
     Args:
@@ -59,8 +59,8 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
         raise UserError(
             f"{where}: is a run of {pretrained.task}, expected one of language_modeling"
         )
-    encoder = TextEncoder.from_json(pretrained.assets["encoder"])
-    differing = _differing("config.data.text", text, encoder.config, TextConfig, ("max_length",))
+    tokenizer = Tokenizer.from_json(pretrained.assets["tokenizer"])
+    differing = _differing("config.data.text", text, tokenizer.config, TextConfig, ("max_length",))
     differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
     learned, wanted = pretrained.model.max_length, model.max_length
     by_length = model.positions_are("learned")
@@ -75,7 +75,7 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
         raise UserError(f"{where}: does not fit: {'; '.join(differing)}")
     params = pretrained.params
     # The signs of its task come last, and every token is of the first segment.
-    table = np.asarray(params["embedding"]["embedding"])[: encoder.size]
+    table = np.asarray(params["embedding"]["embedding"])[: tokenizer.size]
     if "segment_embedding" in params:
         table = table + np.asarray(params["segment_embedding"]["embedding"])[0]
     layers = dict(params["encoder"])
@@ -84,7 +84,7 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
             name: np.asarray(rows)[skipped : skipped + wanted]
             for name, rows in layers["positions"].items()
         }
-    return Start(table, layers), encoder.with_max_length(text.max_length)
+    return Start(table, layers), tokenizer.with_max_length(text.max_length)
 
 
 def _differing(path: str, mine: Any, theirs: Any, kind: type, free: tuple[str, ...]) -> list[str]:

@@ -13,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tasks.common.answers import ranked_classes
+from tasks.classification import classes_by_probability
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.metrics.classification import classification_metrics
-from tasks.common.pretrained import Pretrained
-from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, TextEncoder
+from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import Task
+from tasks.task import OldTask, Pretrained
 from tasks.text_classification import baselines as linear
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -59,7 +58,7 @@ class TextExamples:
         return row
 
 
-class TextClassification(Task):
+class TextClassification(OldTask):
     """Texts to one class each."""
 
     data_config = DataConfig
@@ -73,7 +72,7 @@ class TextClassification(Task):
         self,
         data: DataConfig,
         model: Any,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         labels: Sequence[str],
         buckets: Sequence[int],
         texts: TextData | None = None,
@@ -84,13 +83,13 @@ class TextClassification(Task):
         Args:
           data: data config.
           model: one of MODEL_CONFIGS.
-          encoder: fitted on the train split.
+          tokenizer: fitted on the train split.
           labels: names of the classes.
           buckets: lengths to which batches are padded.
           texts: the splits; None where only predictions are wanted.
           start: weights to start from; None: at random, or other weights take their place.
         """
-        self.data, self.model, self.encoder = data, model, encoder
+        self.data, self.model, self.tokenizer = data, model, tokenizer
         self.labels, self._buckets, self._texts = list(labels), list(buckets), texts
         self._start = start
 
@@ -105,16 +104,16 @@ class TextClassification(Task):
     ) -> TextClassification:
         """See `Task.prepare`."""
         _check_lengths(data, model)
-        start, encoder = None, None
+        start, tokenizer = None, None
         if assets is not None:
-            encoder = TextEncoder.from_json(assets["encoder"])
+            tokenizer = Tokenizer.from_json(assets["tokenizer"])
         elif pretrained is not None:
-            start, encoder = start_from(pretrained, data.text, model)
+            start, tokenizer = start_from(pretrained, data.text, model)
         texts = load(data, paths)
-        if encoder is None:
+        if tokenizer is None:
             train = texts.splits["train"].texts
-            encoder = TextEncoder.fit(train, data.text, cache_dir=paths.cache_dir)
-        task = cls(data, model, encoder, texts.label_names, (), texts, start)
+            tokenizer = Tokenizer.fit(train, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, tokenizer, texts.label_names, (), texts, start)
         train = task.examples("train")
         if len(train.unknown) == len(train):
             raise UserError(
@@ -128,15 +127,15 @@ class TextClassification(Task):
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> TextClassification:
         """See `Task.restore`."""
-        encoder = TextEncoder.from_json(assets["encoder"])
-        return cls(data, model, encoder, assets["labels"], assets["buckets"])
+        tokenizer = Tokenizer.from_json(assets["tokenizer"])
+        return cls(data, model, tokenizer, assets["labels"], assets["buckets"])
 
     def assets(self) -> dict[str, Any]:
         """Labels, buckets and tokenizer."""
         return {
             "labels": self.labels,
             "buckets": self._buckets,
-            "encoder": self.encoder.to_json(),
+            "tokenizer": self.tokenizer.to_json(),
         }
 
     @property
@@ -155,7 +154,7 @@ class TextClassification(Task):
     def examples(self, split: str) -> TextExamples:
         """See `Task.examples`; encoded once, in memory."""
         part = self._texts.splits[split]
-        return TextExamples(self.encoder.encode_batch(part.texts), part.labels)
+        return TextExamples(self.tokenizer.encode_batch(part.texts), part.labels)
 
     def summary(self) -> dict[str, SplitSummary]:
         """Texts by class, and those of which the tokenizer knows nothing."""
@@ -180,7 +179,7 @@ class TextClassification(Task):
         prior = self._prior() if self.model.prior == "naive_bayes" else None
         return models.build(
             self.model,
-            self.encoder.size,
+            self.tokenizer.size,
             len(self.labels),
             prior=prior,
             start=self._start,
@@ -197,7 +196,7 @@ class TextClassification(Task):
             )
         if self._texts is None:
             # Restored weights take its place.
-            return np.zeros((self.encoder.size, columns), np.float32)
+            return np.zeros((self.tokenizer.size, columns), np.float32)
         return self._log_count_ratio
 
     @functools.cached_property
@@ -205,7 +204,7 @@ class TextClassification(Task):
         return naive_bayes_prior(
             [row["tokens"] for row in self.examples("train")],
             self._texts.splits["train"].labels,
-            self.encoder.size,
+            self.tokenizer.size,
             len(self.labels),
         )
 
@@ -279,7 +278,9 @@ class TextClassification(Task):
         weights = attended(attention, has_cls=has_cls, lengths=lengths)
         for index in range(len(weights)):
             length = lengths[index]
-            words, shares = self.encoder.word_weights(part.texts[index], weights[index][:length])
+            words, shares = self.tokenizer.weights_per_word(
+                part.texts[index], weights[index][:length]
+            )
             probabilities = outputs["probabilities"][index]
             best = int(np.argmax(probabilities))
             drawn.append(
@@ -315,13 +316,13 @@ class TextClassification(Task):
 
     def inputs(self, raw: Sequence[str]) -> TextExamples:
         """Any texts; one without a known word is a single unknown token."""
-        return TextExamples(self.encoder.encode_batch(raw), None)
+        return TextExamples(self.tokenizer.encode_batch(raw), None)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
         """Label and probabilities, the most probable first."""
-        return ranked_classes(raw, outputs["probabilities"], self.labels)
+        return classes_by_probability(raw, outputs["probabilities"], self.labels)
 
 
 def attended(

@@ -28,7 +28,7 @@ _MOST_UNEQUAL = 2.2
 def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
     """What makes of a Debian package the file of a source: BOOK, CHAPTER:VERSE, text, with tabs."""
 
-    def derive(fetched: Path, output: Path) -> None:
+    def extract(fetched: Path, output: Path) -> None:
         files = {
             name.rsplit("/", 1)[1]: content
             for name, content in members(fetched.read_bytes())
@@ -40,7 +40,7 @@ def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
                 for (book, place), text in _numbered(texts, versification, testament):
                     file.write(f"{book}\t{place}\t{plain(text)}\n")
 
-    return derive
+    return extract
 
 
 def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
@@ -83,24 +83,24 @@ def plain(text: str) -> str:
 ENGLISH = Source(
     name="bible_en_es/world_english_bible.tsv",
     sha256="949b1a9299e0a524f60113e37510e2a2622e856d302dd2c8a1a32d5bcc931075",
-    places=(
+    fetchers=(
         AptPackage(
             "sword-text-web",
             "426.0-1",
             "sword-text-web_426.0-1_all.deb",
-            derive=_verses_of("engWEB2015eb", "nrsva"),
+            extract=_verses_of("engWEB2015eb", "nrsva"),
         ),
     ),
 )
 SPANISH = Source(
     name="bible_en_es/reina_valera_1909.tsv",
     sha256="aa58c1ffba5ebe2fc65f18d4fe1e79205f7e6c650f25556a7d41a846e2e7ad62",
-    places=(
+    fetchers=(
         AptPackage(
             "sword-text-sparv",
             "2.60-1",
             "sword-text-sparv_2.60-1_all.deb",
-            derive=_verses_of("spaRV1909eb", "kjv"),
+            extract=_verses_of("spaRV1909eb", "kjv"),
         ),
     ),
 )

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.user_files import filed_as, hold_out, say_shared, split_paths
+from tasks.common.data.user_files import results_name, say_shared, split_by_hash, split_paths
 from tasks.common.text.tokenizer import PAD, TextConfig
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
@@ -61,7 +61,7 @@ class DataConfig:
                     f"{getattr(self.text, name)!r}"
                 )
         first = None if self.path is None else split_paths(self.path)[0]
-        name = filed_as(self.name, DATA_SETS, first, "; path takes your own files")
+        name = results_name(self.name, DATA_SETS, first, "; path takes your own files")
         object.__setattr__(self, "name", name)
         if self.path is not None:
             return
@@ -158,7 +158,7 @@ def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
     """What has no files is held out by the hash of the source."""
     train = read["train"]
     remedy = "give files for validation and test"
-    parts = hold_out(train.sources, list(read), name, remedy, "sources")
+    parts = split_by_hash(train.sources, list(read), name, remedy, "sources")
     return read | {split: train.only(chosen) for split, chosen in parts.items()}
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.data.builders import Definition
-from tasks.common.data.fetchers import Url
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.translation import bible
 
@@ -23,7 +23,7 @@ class Parallel:
       languages: two-letter codes.
     """
 
-    definition: Definition
+    definition: DatasetDefinition
     languages: tuple[str, ...]
 
 
@@ -72,19 +72,19 @@ def _multi30k(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
 
 
 MULTI30K = Parallel(
-    Definition(
+    DatasetDefinition(
         name="multi30k",
         version="1.0.0",
         features=parallel_features(("en", "de")),
         sources=tuple(
-            Source(f"multi30k/{file}", digest, (Url(_MULTI30K_ADDRESS + file),))
+            Source(f"multi30k/{file}", digest, (UrlFetcher(_MULTI30K_ADDRESS + file),))
             for file, digest in _MULTI30K_HASHES.items()
         ),
         generate=_multi30k,
         counts={"train": 29_000, "validation": 1_014, "test": 1_000},
         description="Captions of Flickr pictures in English and their translations into German "
         "(Elliott et al. 2016), raw, in the given splits; test is test_2016_flickr.",
-        licence="research, non-commercial",
+        license="research, non-commercial",
     ),
     ("en", "de"),
 )
@@ -92,7 +92,7 @@ MULTI30K = Parallel(
 # ---------------------------------------------------------------------- the Bible
 
 BIBLE_EN_ES = Parallel(
-    Definition(
+    DatasetDefinition(
         name="bible_en_es",
         version="1.0.0",
         features=parallel_features(("en", "es")),
@@ -104,7 +104,7 @@ BIBLE_EN_ES = Parallel(
         "are left out. Split by book: validation Ruth, Esther, Daniel, Romans and James; test "
         "Judges, Ecclesiastes, Jonah, Acts and Hebrews; train the others. Books quote each other: "
         "42 test verses have a near-duplicate in train (leaks.near_duplicates on the English).",
-        licence="public domain",
+        license="public domain",
     ),
     ("en", "es"),
 )

@@ -20,9 +20,9 @@ from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
-from tasks.common.text.tokenizer import PAD, TextEncoder
+from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import Task
+from tasks.task import OldTask
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
@@ -34,7 +34,7 @@ _UNCUT = 2**31 - 1
 _LENGTH_GROUPS = 5
 
 
-class Translation(Task):
+class Translation(OldTask):
     """Sentences of one language -> another.
 
     The best step is chosen by BLEU of greedy decoding on validation; test and predict decode as
@@ -51,7 +51,7 @@ class Translation(Task):
         self,
         data: DataConfig,
         model: Any,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         buckets: Sequence[Mapping[str, int]],
         pairs: TranslationData | None = None,
     ):
@@ -60,11 +60,11 @@ class Translation(Task):
         Args:
           data: data config.
           model: one of MODEL_CONFIGS.
-          encoder: fitted on both sides of the train split; cuts nothing.
+          tokenizer: fitted on both sides of the train split; cuts nothing.
           buckets: lengths of either side to which batches are padded.
           pairs: the splits; None where only predictions are wanted.
         """
-        self.data, self.model, self.encoder = data, model, encoder
+        self.data, self.model, self.tokenizer = data, model, tokenizer
         self._buckets, self._pairs = [dict(bucket) for bucket in buckets], pairs
 
     # ------------------------------------------------------------------ making
@@ -76,19 +76,19 @@ class Translation(Task):
         pairs = load(data, paths)
         train = pairs.splits["train"]
         texts = [*train.sources, *train.targets]
-        encoder = TextEncoder.fit(texts, data.text, cache_dir=paths.cache_dir)
-        task = cls(data, model, encoder.with_max_length(_UNCUT), (), pairs)
+        tokenizer = Tokenizer.fit(texts, data.text, cache_dir=paths.cache_dir)
+        task = cls(data, model, tokenizer.with_max_length(_UNCUT), (), pairs)
         task._buckets = _buckets(task.examples("train").lengths, data.text.max_length + 1)
         return task
 
     @classmethod
     def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Translation:
         """See `Task.restore`."""
-        return cls(data, model, TextEncoder.from_json(assets["encoder"]), assets["buckets"])
+        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]), assets["buckets"])
 
     def assets(self) -> dict[str, Any]:
         """Buckets and tokenizer."""
-        return {"buckets": self._buckets, "encoder": self.encoder.to_json()}
+        return {"buckets": self._buckets, "tokenizer": self.tokenizer.to_json()}
 
     @property
     def fingerprint(self) -> str:
@@ -118,14 +118,14 @@ class Translation(Task):
         return PairExamples(
             [ids[:limit] for ids in sources],
             [ids[:limit] for ids in targets],
-            self.encoder.size + 1,
+            self.tokenizer.size + 1,
             greedy=split == "validation",
         )
 
     @functools.cache  # noqa: B019 - likewise
     def _encoded(self, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
         part = self._pairs.splits[split]
-        return self.encoder.encode_batch(part.sources), self.encoder.encode_batch(part.targets)
+        return self.tokenizer.encode_batch(part.sources), self.tokenizer.encode_batch(part.targets)
 
     def _too_long(self, split: str) -> np.ndarray:
         """bool [pairs], those with more than max_length tokens on a side."""
@@ -151,7 +151,7 @@ class Translation(Task):
 
     def build_model(self, rngs: Any) -> models.Translator:
         """See `Task.build_model`."""
-        return models.build(self.model, self.encoder.size, rngs=rngs)
+        return models.build(self.model, self.tokenizer.size, rngs=rngs)
 
     def loss(
         self, model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
@@ -244,7 +244,7 @@ class Translation(Task):
             weights, where = _one_map(weights)
             tokens = outputs["tokens"][index, 0]
             steps = [int(token) for token in tokens if token != PAD]
-            inputs = self.encoder.tokens(part.sources[index])[: self.data.text.max_length]
+            inputs = self.tokenizer.tokens(part.sources[index])[: self.data.text.max_length]
             drawn.append(
                 Alignment(
                     f"{part.sources[index]}\n{written[index]}{where}",
@@ -275,19 +275,19 @@ class Translation(Task):
         return translation_metrics(written, references, self.data.text.lower_case)
 
     def _written(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
-        return [self.encoder.decode(tokens) for tokens in outputs["tokens"][:, rank]]
+        return [self.tokenizer.decode(tokens) for tokens in outputs["tokens"][:, rank]]
 
     def _piece(self, token: int) -> str:
-        if token >= self.encoder.size:
+        if token >= self.tokenizer.size:
             return "end"
-        return self.encoder.decode([token]).strip() or "·"
+        return self.tokenizer.decode([token]).strip() or "·"
 
     # ------------------------------------------------------------------ predict
 
     def inputs(self, raw: Sequence[str]) -> PairExamples:
         """Any sentences that are no longer than those of training."""
         limit = self.data.text.max_length
-        sources = self.encoder.encode_batch(raw)
+        sources = self.tokenizer.encode_batch(raw)
         for text, ids in zip(raw, sources, strict=True):
             if len(ids) > limit:
                 shown = repr(text if len(text) <= 60 else text[:57] + "...")
@@ -295,7 +295,7 @@ class Translation(Task):
                     f"input {shown}: has {len(ids)} tokens; the model was trained on {limit} at "
                     "most (config.data.text.max_length): give it sentence by sentence"
                 )
-        return PairExamples(sources, None, self.encoder.size + 1)
+        return PairExamples(sources, None, self.tokenizer.size + 1)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]

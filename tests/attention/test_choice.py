@@ -34,7 +34,7 @@ def steady(query, key, value, **options):
 
 
 def entry(queries, options="dense", dtype="single", keys=None, **milliseconds):
-    return dispatch.Entry(
+    return dispatch.Timing(
         *(2, 4, queries, keys or queries, 8, dtype, options),
         forward={name: numbers[0] for name, numbers in milliseconds.items()},
         both={name: numbers[1] for name, numbers in milliseconds.items()},
@@ -91,7 +91,7 @@ def test_the_fastest_at_the_nearest_sizes(arguments, options, name):
     found = chosen(*arguments, **options)
     assert found.name == name
     # Never measured here, so it keeps its place in front; it says no.
-    assert found.refused == {"fresh": "fresh does nothing yet"}
+    assert found.unsupported == {"fresh": "fresh does nothing yet"}
 
 
 def test_what_is_slower_is_not_asked():
@@ -102,7 +102,7 @@ def test_what_is_slower_is_not_asked():
 def test_the_next_fastest_where_one_refuses():
     found = chosen(400, mask=masks.causal(), sinks=jnp.zeros(4))
     assert found.name == "steady"
-    assert found.refused == {"fresh": "fresh does nothing yet", "quick": "no sinks"}
+    assert found.unsupported == {"fresh": "fresh does nothing yet", "quick": "no sinks"}
 
 
 def test_nothing_like_it_was_measured():
@@ -119,14 +119,16 @@ def test_what_an_author_says_counts_where_nothing_was_measured():
     options = dict.fromkeys(["mask", "bias", "sinks"])
 
     # Measured: the author is not asked.
-    def refusal(name):
+    def unsupported_reason(name):
         return "no" if name in ("fresh", "quick") else None
 
     slow = {"steady": "slow"}.get
-    assert dispatch.choose((x,) * 3, options, refusal, slow).name == "steady"
+    assert dispatch.choose((x,) * 3, options, unsupported_reason, slow).name == "steady"
     options["mask"] = masks.window(2, 2)
     said = {"fresh": "no", "quick": "no", "steady": "slow"}
-    assert dispatch.choose((x,) * 3, options, refusal, slow) == dispatch.Choice("reference", said)
+    assert dispatch.choose((x,) * 3, options, unsupported_reason, slow) == dispatch.KernelChoice(
+        "reference", said
+    )
 
 
 def test_what_an_entry_lacks_comes_last(monkeypatch):
@@ -165,7 +167,7 @@ def test_the_same_call_is_looked_up_once():
     assert (first, first.reason) == (again, again.reason)
     assert len(ASKED) == asked
     # What is given out is the caller's own.
-    again.refused.clear()
+    again.unsupported.clear()
     assert chosen(400, mask=masks.causal()) == first
     assert chosen(400, mask=masks.causal(), sinks=jnp.zeros(4)).name == "steady"
 
@@ -211,16 +213,16 @@ ARRAY = masks.dense(jnp.ones((1, 1, 16, 16), bool))
     ],
 )
 def test_options_class(mask, name):
-    assert dispatch.options_class(16, 16, mask, None) == name
-    assert dispatch.options_class(16, 16, mask, 1.0) == "bias"
-    assert dispatch.options_class(1, 16, mask, 1.0) == "decode"
-    assert dispatch.options_class(1, 1, None, None) == "dense"
+    assert dispatch.workload_class(16, 16, mask, None) == name
+    assert dispatch.workload_class(16, 16, mask, 1.0) == "bias"
+    assert dispatch.workload_class(1, 16, mask, 1.0) == "decode"
+    assert dispatch.workload_class(1, 1, None, None) == "dense"
 
 
 def test_the_table_in_the_project_is_well_formed():
     for entries in dispatch.read(dispatch.TIMINGS).values():
         for one in entries:
-            assert one.options in dispatch.OPTIONS
+            assert one.options in dispatch.WORKLOADS
             assert one.dtype in ("single", "half")
             assert one.milliseconds
 

@@ -158,11 +158,11 @@ def second_kernel(monkeypatch):
 @pytest.mark.usefixtures("second_kernel")
 def test_auto_takes_the_first_that_can_and_can_be_asked():
     assert attend(Q, KEY, VALUE).min() > 900
-    assert explain_choice(Q, KEY, VALUE) == attention.dot_product.Choice("quick", {})
+    assert explain_choice(Q, KEY, VALUE) == attention.dot_product.KernelChoice("quick", {})
     sinks = normal(0, N)
     assert np.abs(attend(Q, KEY, VALUE, sinks=sinks)).max() < 900
     choice = explain_choice(Q, KEY, VALUE, sinks=sinks)
-    assert choice == attention.dot_product.Choice("reference", {"quick": "no sinks"})
+    assert choice == attention.dot_product.KernelChoice("reference", {"quick": "no sinks"})
 
 
 @pytest.mark.usefixtures("second_kernel")
@@ -175,7 +175,7 @@ def test_explain_choice_computes_nothing_and_checks():
     structs = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (Q, KEY, VALUE)]
     choice = explain_choice(*structs, mask=masks.causal(2))
     assert choice == explain_choice(Q, KEY, VALUE, mask=masks.causal(2))
-    assert choice.name not in choice.refused
-    assert {choice.name, *choice.refused} <= set(registry.names("kernel"))
+    assert choice.name not in choice.unsupported
+    assert {choice.name, *choice.unsupported} <= set(registry.names("kernel"))
     with pytest.raises(ValueError, match="expected options of attend"):
         explain_choice(*structs, sink=1)

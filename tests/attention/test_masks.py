@@ -93,18 +93,18 @@ def test_masks_are_frozen_pytrees_and_ints_stay_static():
     mask = masks.causal(1) & masks.lengths(key=jnp.array([2, 3])) & masks.prefix(2)
     assert [leaf.shape for leaf in jax.tree.leaves(mask)] == [(2,)]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        mask.parts = ()
+        mask.terms = ()
 
     @jax.jit
     def through_jit(mask):
         # Blocks can only be asked inside jit if the ints were not traced.
-        assert not mask.visible_blocks(4, 4, 2, 2).all()
+        assert not mask.static_block_mask(4, 4, 2, 2).all()
         return mask.materialize(2, 1, 4, 4)
 
     only = masks.causal(0) & masks.lengths(key=jnp.array([2, 3]))
     np.testing.assert_array_equal(through_jit(only), only.materialize(2, 1, 4, 4))
     doubled = jax.tree.map(lambda leaf: 2 * leaf, masks.lengths(key=jnp.array([1, 2])))
-    np.testing.assert_array_equal(doubled.parts[0].key, [2, 4])
+    np.testing.assert_array_equal(doubled.terms[0].key, [2, 4])
     offsets = jnp.array([[0], [1]])
     mapped = jax.vmap(lambda offset: masks.causal(offset).materialize(1, 1, 2, 3))(offsets)
     np.testing.assert_array_equal(mapped[1, 0, 0], pattern("xx.", "xxx"))
@@ -112,15 +112,15 @@ def test_masks_are_frozen_pytrees_and_ints_stay_static():
 
 def test_visible_blocks_by_hand():
     np.testing.assert_array_equal(
-        masks.causal().visible_blocks(6, 6, 2, 3), pattern("x.", "xx", "xx")
+        masks.causal().static_block_mask(6, 6, 2, 3), pattern("x.", "xx", "xx")
     )
     np.testing.assert_array_equal(
-        masks.window(1, 0).visible_blocks(6, 6, 2, 2), pattern("x..", "xx.", ".xx")
+        masks.window(1, 0).static_block_mask(6, 6, 2, 2), pattern("x..", "xx.", ".xx")
     )
     dynamic = masks.lengths(key=jnp.array([1]))
-    np.testing.assert_array_equal(dynamic.visible_blocks(4, 4, 2, 2), pattern("xx", "xx"))
+    np.testing.assert_array_equal(dynamic.static_block_mask(4, 4, 2, 2), pattern("xx", "xx"))
     with pytest.raises(ValueError, match="blocks: got 0 x 2"):
-        dynamic.visible_blocks(4, 4, 0, 2)
+        dynamic.static_block_mask(4, 4, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_visible_blocks_by_hand():
 def test_a_block_that_is_not_visible_holds_nothing(mask, blocks):
     T, S = 7, 10
     array = dense(mask, T, S)[0]
-    visible = mask.visible_blocks(T, S, *blocks)
+    visible = mask.static_block_mask(T, S, *blocks)
     assert visible.shape == (-(-T // blocks[0]), -(-S // blocks[1]))
-    single = len(mask.parts) == 1
+    single = len(mask.terms) == 1
     for i, j in np.ndindex(visible.shape):
         block = array[i * blocks[0] : (i + 1) * blocks[0], j * blocks[1] : (j + 1) * blocks[1]]
         # Exact for one condition; for several it may be cautious, never wrong.
@@ -176,8 +176,8 @@ def test_either_of_two_masks():
     )
     np.testing.assert_array_equal(dense(mask, 3, 3)[0], pattern("xx.", "xx.", "x.."))
     near, far = masks.window(0, 0), masks.window(None, -0) & masks.window(None, 0, -3)
-    blocks = (near | far).visible_blocks(8, 8, 2, 2)
-    expected = near.visible_blocks(8, 8, 2, 2) | far.visible_blocks(8, 8, 2, 2)
+    blocks = (near | far).static_block_mask(8, 8, 2, 2)
+    expected = near.static_block_mask(8, 8, 2, 2) | far.static_block_mask(8, 8, 2, 2)
     np.testing.assert_array_equal(blocks, expected)
     assert not blocks.all()
     array = dense(near | far, 8, 8)[0]
@@ -243,7 +243,7 @@ KINDS = {
 def test_a_block_is_what_the_whole_has_there(mask, blocks):
     """Also where the last block ends beyond the sequence, and where the start is traced."""
     T, S, (height, width) = 7, 10, blocks
-    whole = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
+    full = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
 
     @jax.jit
     def block(top, left):
@@ -251,7 +251,7 @@ def test_a_block_is_what_the_whole_has_there(mask, blocks):
         return jnp.broadcast_to(mask.materialize(2, 2, T, S, *place), (2, 2, height, width))
 
     for top, left in itertools.product(range(0, T, height), range(0, S, width)):
-        expected = whole[:, :, top : top + height, left : left + width]
+        expected = full[:, :, top : top + height, left : left + width]
         found = np.asarray(block(top, left))[:, :, : expected.shape[2], : expected.shape[3]]
         np.testing.assert_array_equal(found, expected)
 
@@ -262,25 +262,25 @@ def test_what_reach_says_of_blocks_is_true(mask, blocks):
     T, S, (height, width) = 7, 10, blocks
     array = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
     counts = (-(-T // height), -(-S // width))
-    some, whole = jax.jit(lambda mask: mask.reach(2, T, S, height, width))(mask)
-    some, whole = (np.broadcast_to(told, (2, *counts)) for told in (some, whole))
+    visible, full = jax.jit(lambda mask: mask.block_visibility(2, T, S, height, width))(mask)
+    visible, full = (np.broadcast_to(told, (2, *counts)) for told in (visible, full))
     for b, i, j in np.ndindex(2, *counts):
         block = array[b, :, i * height : (i + 1) * height, j * width : (j + 1) * width]
-        assert some[b, i, j] or not block.any()
-        assert block.all() or not whole[b, i, j]
-    if len(mask.parts) == 1 and blocks == (1, 1):
-        assert (some == array.any(1)).all()
-        assert (whole == array.all(1)).all()
+        assert visible[b, i, j] or not block.any()
+        assert block.all() or not full[b, i, j]
+    if len(mask.terms) == 1 and blocks == (1, 1):
+        assert (visible == array.any(1)).all()
+        assert (full == array.all(1)).all()
 
 
 @pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
 def test_one_example_and_head_of_a_mask(mask):
-    whole = np.broadcast_to(mask.materialize(2, 2, 7, 10), (2, 2, 7, 10))
+    full = np.broadcast_to(mask.materialize(2, 2, 7, 10), (2, 2, 7, 10))
 
     @jax.jit
     def one(example, head):
-        mine = mask.of(example, masks.Span(head, 1))
+        mine = mask.select(example, masks.Span(head, 1))
         return jnp.broadcast_to(mine.materialize(1, 1, 7, 10), (1, 1, 7, 10))
 
     for example, head in np.ndindex(2, 2):
-        np.testing.assert_array_equal(one(example, head)[0, 0], whole[example, head])
+        np.testing.assert_array_equal(one(example, head)[0, 0], full[example, head])

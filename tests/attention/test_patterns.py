@@ -67,7 +67,7 @@ def test_global_marks():
     array = dense(patterns.global_marks(marks, marks), 3, 3, B=2)
     np.testing.assert_array_equal(array[0], pattern(".x.", "xxx", ".x."))
     assert not array[1].any()
-    visible = patterns.global_marks(marks, marks).visible_blocks(3, 3, 1, 1)
+    visible = patterns.global_marks(marks, marks).static_block_mask(3, 3, 1, 1)
     assert visible.all()
 
 
@@ -97,7 +97,7 @@ def test_big_bird_draws_evenly_and_the_same_for_good():
     drawn = np.zeros(10)
     for seed in range(400):
         mask = patterns.big_bird(1, random_blocks=2, seed=seed)
-        drawn += mask.visible_blocks(13, 13, 1, 1)[12, 1:11]
+        drawn += mask.static_block_mask(13, 13, 1, 1)[12, 1:11]
     # Each of ten is drawn with probability 1/5: 80 times of 400, with a deviation of 8.
     assert drawn.sum() == 800
     assert np.abs(drawn - 80).max() < 4 * 8
@@ -126,7 +126,7 @@ def test_an_offset_is_the_place_of_the_first_query(make, offset):
 @pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 2), (16, 16)], ids=str)
 def test_visible_blocks_are_exact(make, offset, blocks):
     T, S = 7, 10
-    array, visible = dense(make(offset), T, S)[0], make(offset).visible_blocks(T, S, *blocks)
+    array, visible = dense(make(offset), T, S)[0], make(offset).static_block_mask(T, S, *blocks)
     expected = [
         [array[i : i + blocks[0], j : j + blocks[1]].any() for j in range(0, S, blocks[1])]
         for i in range(0, T, blocks[0])
@@ -136,7 +136,7 @@ def test_visible_blocks_are_exact(make, offset, blocks):
 
 @each
 def test_visible_blocks_of_a_traced_offset_are_all(make):
-    assert make(jnp.array(3)).visible_blocks(7, 10, 2, 2).all()
+    assert make(jnp.array(3)).static_block_mask(7, 10, 2, 2).all()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_visible_blocks_of_a_traced_offset_are_all(make):
 )
 def test_long_sequences_skip_most_blocks_without_an_array_of_pairs(mask, most):
     length, block = 2**20, 1024
-    visible = mask.visible_blocks(length, length, block, block)
+    visible = mask.static_block_mask(length, length, block, block)
     assert visible.shape == (1024, 1024)
     assert visible.diagonal().all()
     assert visible.sum() / 1024 <= most
@@ -186,7 +186,7 @@ def test_patterns_are_static_pytrees(make):
 
     @jax.jit
     def through_jit(mask):
-        assert mask.visible_blocks(10, 10, 5, 5).any()
+        assert mask.static_block_mask(10, 10, 5, 5).any()
         return mask.materialize(1, 1, 10, 10)
 
     joined = make() & masks.causal()

@@ -188,12 +188,12 @@ def test_tune_writes_what_auto_reads(tmp_path):
     tune.write(file, "cpu", [entry])
     tune.write(file, "cpu", [entry | {"both": {"reference": 7.0}}])
     read = dispatch.read(file)
-    assert read["abacus"] == (dispatch.Entry(**old),)
+    assert read["abacus"] == (dispatch.Timing(**old),)
     assert [one.both for one in read["cpu"]] == [{"reference": 7.0}]
-    assert {options for options, _ in tune.grid()} == set(dispatch.OPTIONS) == set(tune.CLASSES)
+    assert {options for options, _ in tune.grid()} == set(dispatch.WORKLOADS) == set(tune.CLASSES)
     for options, case in tune.grid():
         if case.keys <= 128:
             drawn = arrays(case)
             mask = attention_backends.structured_mask(case, drawn["lengths"], drawn["mask"])
-            taken = dispatch.options_class(case.queries, case.keys, mask, drawn["bias"])
+            taken = dispatch.workload_class(case.queries, case.keys, mask, drawn["bias"])
             assert taken == options

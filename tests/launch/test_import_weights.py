@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from launch.runs import run as runs
+from launch.runs import directory
 from tasks.common.errors import UserError
 from tasks.common.huggingface import files
 
@@ -136,15 +136,15 @@ def test_written_back_is_what_was_read(config, shapes, tmp_path):
 def test_rows_follow_the_tokens(tmp_path):
     tensors = write(tmp_path / "bert", BERT, bert_shapes() | HEAD | PAIRS)
     read = files.read_folder(tmp_path / "bert")
-    encoder = read.text_encoder()
+    tokenizer = read.text_tokenizer()
     words = tensors["bert.embeddings.word_embeddings.weight"]
     table = read.params["embedding/embedding"]
     # Accents go with the case; "goodly" is two pieces; what is unknown is [UNK].
-    ids = encoder.encode("The CAFÉ was goodly zebra")
+    ids = tokenizer.encode("The CAFÉ was goodly zebra")
     pieces = ["the", "cafe", "was", "good", "##ly", "[UNK]"]
     np.testing.assert_array_equal(table[ids], words[[VOCABULARY.index(p) for p in pieces]])
     # The task's own signs: mask and end after the tokenizer's.
-    assert encoder.size == V - 2
+    assert tokenizer.size == V - 2
     np.testing.assert_array_equal(table[-2:], words[[5, 4]])
     np.testing.assert_array_equal(table[:3], words[[0, 2, 3]])
     bias = tensors["cls.predictions.bias"]
@@ -228,10 +228,10 @@ def test_a_run_that_predicts(tmp_path, verb):
     done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "left out: pooler.dense.bias, pooler.dense.weight" in done.stdout
-    config = runs.saved_config(folder)
+    config = directory.saved_config(folder)
     assert config.model.dropout_rate == 0.2
-    task = runs.restored_task(config, folder)
-    predictor = runs.Predictor(task, config, folder)
+    task = directory.restored_task(config, folder)
+    predictor = directory.load_predictor(task, config, folder)
     params = predictor._variables["params"]
     query = tensors["bert.encoder.layer.1.attention.self.query.weight"]
     kernel = np.asarray(params["encoder"]["layers"]["1"]["attention"]["query"]["kernel"])

@@ -9,7 +9,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
 from launch.import_weights import _experiment
-from launch.runs import run as runs
+from launch.runs import directory
 from tasks.common.errors import UserError
 from tasks.common.huggingface.files import read_folder, write_folder
 from tests.launch.test_import_weights import (
@@ -75,7 +75,7 @@ def test_padding_rows_stay_beside_the_model(config, shapes, rows, tmp_path):
     assert read.params.keys() == plain.params.keys()
     for name, array in plain.params.items():
         np.testing.assert_array_equal(read.params[name], array, err_msg=name)
-    assert read.text_encoder().size == V - 2
+    assert read.text_tokenizer().size == V - 2
     write_folder(tmp_path / "to", read)
     written = load_file(tmp_path / "to" / "model.safetensors")
     assert written.keys() == tensors.keys()
@@ -108,10 +108,10 @@ def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, verb):
     done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "pad the vocabulary, never predicted: 1" in done.stdout
-    config = runs.saved_config(folder)
-    task = runs.restored_task(config, folder)
+    config = directory.saved_config(folder)
+    task = directory.restored_task(config, folder)
     assert task._vocabulary == V
-    (answer,) = runs.Predictor(task, config, folder)(["the film was [MASK] ."])
+    (answer,) = directory.load_predictor(task, config, folder)(["the film was [MASK] ."])
     words = {blank["word"] for blank in answer["blanks"][0]}
     assert words <= {piece.removeprefix("##") for piece in VOCABULARY}
     assert np.isfinite([blank["probability"] for blank in answer["blanks"][0]]).all()

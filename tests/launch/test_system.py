@@ -290,7 +290,7 @@ def test_unknown_flags_are_named(verb):
 def test_pictures_of_a_task_that_draws_none(run, verb, tmp_path):
     folder = tmp_path / "drawn"
     done = verb("predict", f"--workdir={run}", "--input=fine", f"--pictures={folder}")
-    assert "--pictures: this task draws none of its predictions" in one_line(done)
+    assert "--figures: this task draws no figures of predictions" in one_line(done)
     assert done.stdout == ""
     assert not folder.exists()
     assert "--pictures is empty" in one_line(

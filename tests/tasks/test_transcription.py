@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from tasks.common.data.transcribed import TranscribedExamples
+from tasks.common.data.transcribed import TranscriptionExamples
 
 
 def test_what_has_no_length_has_a_place_in_a_batch():
-    examples = TranscribedExamples(
+    examples = TranscriptionExamples(
         "samples", lambda index: np.zeros(0, np.int16), [0], [np.zeros(0, np.int32)], [""]
     )
     example = examples[0]
@@ -14,7 +14,7 @@ def test_what_has_no_length_has_a_place_in_a_batch():
     assert example["samples"].tolist() == [0]
     assert example["target"].tolist() == [0]
     assert examples.lengths["samples"].tolist() == examples.lengths["target"].tolist() == [1]
-    empty = TranscribedExamples("image", lambda index: np.zeros((0, 4), np.uint8), [0])
+    empty = TranscriptionExamples("image", lambda index: np.zeros((0, 4), np.uint8), [0])
     assert empty[0]["image"].shape == (1, 4)
     assert "target" not in empty[0]
     examples.greedy = True

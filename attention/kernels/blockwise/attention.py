@@ -14,7 +14,7 @@ import chex
 import jax
 
 from attention import shapes
-from attention.dropout import checked_threefry
+from attention.dropout import validate_threefry
 from attention.kernels.blockwise import gradient, mesh, online_softmax
 from attention.masks import Mask
 
@@ -66,26 +66,26 @@ def attend(
             got = shapes.show(array.shape)
             raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B alone")
     numbers = scale, logit_cap, dropout_rate
-    rules = make_rules((B, N, T, S), N // K, numbers, query_block, key_block)
-    words = checked_threefry(dropout_key) if dropout_rate else None
-    options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
+    spec = make_spec((B, N, T, S), N // K, numbers, query_block, key_block)
+    key_data = validate_threefry(dropout_key) if dropout_rate else None
+    options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
     # Left to itself, the compiler would gather what a mesh has split before it loops over it.
-    where = mesh.expect_split(B, N, K)
-    method = gradient.Here()
-    if where is not None:
-        method = mesh.OverMesh(dataclasses.replace(where, sequence=None), method)
-    out = gradient.attention(method, rules, query, key, value, **options)
+    split = mesh.mesh_split(B, N, K)
+    method = gradient.LocalMethod()
+    if split is not None:
+        method = mesh.ShardedMethod(dataclasses.replace(split, sequence=None), method)
+    out = gradient.attention(method, spec, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
     return out
 
 
-def make_rules(
+def make_spec(
     whole: tuple[int, int, int, int],
     group: int,
     numbers: tuple[float, float | None, float],
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
-) -> online_softmax.Rules:
+) -> online_softmax.BlockwiseSpec:
     """The rules of a piece that has all positions.
 
     Args:
@@ -98,10 +98,10 @@ def make_rules(
       NotImplementedError: a number is traced.
     """
     sizes = min(max(query_block // group, 1), whole[2]), min(key_block, whole[3])
-    return online_softmax.Rules(whole, *checked_numbers(*numbers), *sizes)
+    return online_softmax.BlockwiseSpec(whole, *validate_numbers(*numbers), *sizes)
 
 
-def unsuited(query: Array, key: Array) -> str | None:
+def slower_reason(query: Array, key: Array) -> str | None:
     """Why "auto" leaves short sequences to the reference, or None where they are long.
 
     Args:
@@ -119,7 +119,7 @@ def unsuited(query: Array, key: Array) -> str | None:
     return None
 
 
-def checked_numbers(*numbers: Any) -> list[float | None]:
+def validate_numbers(*numbers: Any) -> list[float | None]:
     """The numbers as they are; NotImplementedError where one is traced."""
     for number in numbers:
         if isinstance(number, jax.Array):

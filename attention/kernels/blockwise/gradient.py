@@ -19,21 +19,21 @@ from attention.masks import Mask
 Array = jax.Array
 
 
-class Method(Protocol):
-    """How `blocks.forward` and `blocks.backward` are called; hashable, known before running.
+class BlockwiseMethod(Protocol):
+    """Protocol of forward and backward passes over blocks; hashable, since it is static under jit.
 
-    Both are given `options`: mask, bias, words, rules and origin, as for `blocks.forward`.
+    Both take `options`: mask, bias, key_data, spec and offset of `online_softmax.forward`.
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
-        """As `blocks.forward`."""
+        """As `online_softmax.forward`."""
 
     def backward(self, arrays: tuple[Array, ...], options: dict) -> tuple:
-        """As `blocks.backward`, for its first six arguments."""
+        """As `online_softmax.backward`, for its first six arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Here:
+class LocalMethod:
     """On the device, or the part of a device, where it is called."""
 
     def forward(self, query, key, value, options):
@@ -44,8 +44,8 @@ class Here:
 
 
 def attention(
-    method: Method,
-    rules: online_softmax.Rules,
+    method: BlockwiseMethod,
+    spec: online_softmax.BlockwiseSpec,
     query: Array,
     key: Array,
     value: Array,
@@ -53,8 +53,8 @@ def attention(
     mask: Mask | None,
     bias: Array | None,
     sinks: Array | None,
-    words: Array | None,
-    origin: online_softmax.Origin = online_softmax.WHOLE,
+    key_data: Array | None,
+    offset: online_softmax.BlockOffset = online_softmax.NO_OFFSET,
 ) -> Array:
     """Attention with its gradient by hand, by a method (Dao et al. 2022).
 
@@ -62,7 +62,7 @@ def attention(
 
     Args:
       method: how the blocks are computed.
-      rules, query, key, value, mask, bias, words, origin: as for `blocks.forward`.
+      spec, query, key, value, mask, bias, key_data, offset: as for `online_softmax.forward`.
       sinks: [N], or None.
 
     Returns:
@@ -71,91 +71,93 @@ def attention(
     Raises:
       ValueError: the mask was made for other sizes.
     """
-    return _attention(method, rules, query, key, value, bias, sinks, (mask, words, origin))
+    return _attention(method, spec, query, key, value, bias, sinks, (mask, key_data, offset))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _differentiable(method, rules, query, key, value, bias, sinks, place):
-    return _forward(method, rules, query, key, value, bias, sinks, place)[0]
+def _differentiable(method, spec, query, key, value, bias, sinks, context):
+    return _forward(method, spec, query, key, value, bias, sinks, context)[0]
 
 
-def _options(rules: online_softmax.Rules, bias: Array | None, place: tuple) -> dict[str, Any]:
-    mask, words, origin = place
-    return {"mask": mask, "bias": bias, "words": words, "rules": rules, "origin": origin}
+def _options(
+    spec: online_softmax.BlockwiseSpec, bias: Array | None, context: tuple
+) -> dict[str, Any]:
+    mask, key_data, offset = context
+    return {"mask": mask, "bias": bias, "key_data": key_data, "spec": spec, "offset": offset}
 
 
-def _forward(method, rules, query, key, value, bias, sinks, place):
-    out, logs = method.forward(query, key, value, _options(rules, bias, place))
-    out, logs = _with_sinks(out, logs, sinks)
-    return out.astype(query.dtype), logs
+def _forward(method, spec, query, key, value, bias, sinks, context):
+    out, lse = method.forward(query, key, value, _options(spec, bias, context))
+    out, lse = _with_sinks(out, lse, sinks)
+    return out.astype(query.dtype), lse
 
 
-def _forward_and_keep(method, rules, *given):
+def _forward_with_residuals(method, spec, *given):
     *_, bias, _, _ = given
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
-    out, logs = _forward(method, rules, query, *others)
+    out, lse = _forward(method, spec, query, *others)
     # What a residual is made of is known before running, unlike a flag in it.
-    return out, ((query, *others), out, logs, () if fixed else None)
+    return out, ((query, *others), out, lse, () if fixed else None)
 
 
 def _is_primal(x: Any) -> bool:
     return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
 
 
-def _backward(method, rules, kept, cotangent):
-    (query, key, value, bias, sinks, place), out, logs, fixed = kept
+def _backward(method, spec, residuals, cotangent):
+    (query, key, value, bias, sinks, context), out, lse, fixed = residuals
     if fixed is not None:
-        rules = dataclasses.replace(rules, bias_slopes=False)
+        spec = dataclasses.replace(spec, needs_bias_grad=False)
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         cotangent = jnp.zeros(out.shape, out.dtype)
-    delta = jnp.sum(cotangent.astype(logs.dtype) * out.astype(logs.dtype), axis=-1)
-    arrays = query, key, value, cotangent, logs, delta
-    slopes = method.backward(arrays, _options(rules, bias, place))
-    slopes = *slopes, None if sinks is None else _sink_slopes(sinks, logs, delta)
-    pairs = zip(slopes, (query, key, value, bias, sinks), strict=True)
-    return *(None if slope is None else slope.astype(x.dtype) for slope, x in pairs), None
+    delta = jnp.sum(cotangent.astype(lse.dtype) * out.astype(lse.dtype), axis=-1)
+    arrays = query, key, value, cotangent, lse, delta
+    grads = method.backward(arrays, _options(spec, bias, context))
+    grads = *grads, None if sinks is None else _sink_grad(sinks, lse, delta)
+    pairs = zip(grads, (query, key, value, bias, sinks), strict=True)
+    return *(None if grad is None else grad.astype(x.dtype) for grad, x in pairs), None
 
 
 # With symbolic zeros it is known whether a bias is learned: else its gradient is not formed.
-_differentiable.defvjp(_forward_and_keep, _backward, symbolic_zeros=True)
+_differentiable.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
 # Compiled, so that calls outside of jit are traced once.
 _attention = jax.jit(_differentiable, static_argnums=(0, 1))
 
 
-def _with_sinks(out: Array, logs: Array, sinks: Array | None) -> tuple[Array, Array]:
+def _with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Array]:
     """Adds a sink to each row of what `forward` gave (Xiao et al. 2024).
 
         o' = o · exp(z - z'),   z' = log(exp(z) + exp(sink))
 
     Args:
       out: [B, T, N, V], without sinks.
-      logs: [B, T, N], -inf for a row that sees nothing.
+      lse: [B, T, N], -inf for a row that sees nothing.
       sinks: [N], or None.
 
     Returns:
-      o' and z', shaped as out and logs are; z' = inf for a row that sees nothing, as `backward`
+      o' and z', shaped as out and lse are; z' = inf for a row that sees nothing, as `backward`
       takes it.
 
     Raises:
       TypeError: sinks of another shape.
     """
-    seen = logs > -jnp.inf
+    seen = lse > -jnp.inf
     if sinks is None:
-        return out, jnp.where(seen, logs, jnp.inf)
-    total = jnp.logaddexp(logs, sinks.astype(logs.dtype))
-    share = jnp.where(seen, jnp.exp(logs - jnp.where(seen, total, 0.0)), 0.0)
+        return out, jnp.where(seen, lse, jnp.inf)
+    total = jnp.logaddexp(lse, sinks.astype(lse.dtype))
+    share = jnp.where(seen, jnp.exp(lse - jnp.where(seen, total, 0.0)), 0.0)
     return out * share[..., None], jnp.where(seen, total, jnp.inf)
 
 
-def _sink_slopes(sinks: Array, logs: Array, delta: Array) -> Array:
+def _sink_grad(sinks: Array, lse: Array, delta: Array) -> Array:
     """The gradient of the sinks, of which each has the weight exp(sink - z) (Xiao et al. 2024).
 
         dsink = -Σ_bt exp(sink - z_bt) δ_bt
 
     Args:
       sinks: [N].
-      logs, delta: as for `backward`; a row that sees nothing has no part in it.
+      lse, delta: as for `backward`; a row that sees nothing has no part in it.
 
     Returns:
       dsink, [N].
@@ -163,5 +165,5 @@ def _sink_slopes(sinks: Array, logs: Array, delta: Array) -> Array:
     Raises:
       TypeError: sinks of another shape.
     """
-    weights = jnp.exp(sinks.astype(logs.dtype) - logs)
+    weights = jnp.exp(sinks.astype(lse.dtype) - lse)
     return -jnp.sum(weights * delta, axis=(0, 1))

@@ -23,7 +23,7 @@ BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class MeshSplit:
     """Which mesh axes split what.
 
     Attributes:
@@ -39,7 +39,7 @@ class Split:
     sequence: str | None
 
     @property
-    def parts(self) -> int:
+    def num_shards(self) -> int:
         """How many parts a sequence has."""
         return self.mesh.shape[self.sequence] if self.sequence else 1
 
@@ -78,7 +78,7 @@ class Split:
         )
 
 
-def expect_split(B: int, N: int, K: int) -> Split | None:
+def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
     """The split by the mesh in context, or None where there is none, or it splits nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:
@@ -95,39 +95,40 @@ def expect_split(B: int, N: int, K: int) -> Split | None:
             batch = (*batch, name)
     heads = (HEADS,) if HEADS in sizes and N % sizes[HEADS] == K % sizes[HEADS] == 0 else ()
     sequence = SEQUENCE if SEQUENCE in sizes else None
-    return Split(mesh, batch, heads, sequence) if batch or heads or sequence else None
+    return MeshSplit(mesh, batch, heads, sequence) if batch or heads or sequence else None
 
 
-def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> Split:
+def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
     """The split by the mesh in context, one that splits sequences.
 
     Raises:
       NotImplementedError: there is none, or it does not divide T and S.
     """
-    split = expect_split(B, N, K)
+    split = mesh_split(B, N, K)
     if split is None or split.sequence is None:
         raise NotImplementedError(
             "mesh: needs one with an axis 'sequence' of at least 2 in context (jax.set_mesh)"
         )
     for name, length in (("T", T), ("S", S)):
-        if length % split.parts:
+        if length % split.num_shards:
             raise NotImplementedError(
-                f"mesh: {name}={length} cannot be split into sequence={split.parts} equal parts"
+                f"mesh: {name}={length} cannot be split into sequence={split.num_shards} equal "
+                "parts"
             )
     return split
 
 
 @dataclasses.dataclass(frozen=True)
-class OverMesh:
-    """A `differentiable.Method`: each device does another, `local`, on its part.
+class ShardedMethod:
+    """A `differentiable.BlockwiseMethod`: each device does another, `local`, on its part.
 
     Attributes:
       split: which part that is.
-      local: `Here`, or one that talks to the other devices of the sequence axis.
+      local: `LocalMethod`, or one that talks to the other devices of the sequence axis.
     """
 
-    split: Split
-    local: gradient.Method
+    split: MeshSplit
+    local: gradient.BlockwiseMethod
 
     def _specs(self, query: Array, value: Array, options: dict) -> tuple[Any, ...]:
         sizes = self._sizes(query, value)
@@ -136,7 +137,7 @@ class OverMesh:
         given = {
             "mask": self.split.mask_specs(options["mask"], sizes["B"], sizes["N"]),
             "bias": self.split.specs(options["bias"], "BNT", sizes),
-            "words": self.split.specs(options["words"], "", {}),
+            "key_data": self.split.specs(options["key_data"], "", {}),
         }
         return rows, columns, given
 
@@ -144,17 +145,19 @@ class OverMesh:
     def _sizes(query: Array, value: Array) -> dict[str, int]:
         return dict(zip("BTNSK", (*query.shape[:3], *value.shape[1:3]), strict=True))
 
-    def _local_options(self, query: Array, given: dict, rules: online_softmax.Rules) -> dict:
+    def _local_options(self, query: Array, given: dict, spec: online_softmax.BlockwiseSpec) -> dict:
         split, (B, _, N, _) = self.split, query.shape
-        origin = online_softmax.Origin(split.index(split.batch) * B, split.index(split.heads) * N)
-        return given | {"rules": rules, "origin": origin}
+        offset = online_softmax.BlockOffset(
+            split.index(split.batch) * B, split.index(split.heads) * N
+        )
+        return given | {"spec": spec, "offset": offset}
 
     def forward(self, query, key, value, options):
         rows, columns, specs = self._specs(query, value, options)
-        rules, given = options["rules"], {name: options[name] for name in specs}
+        spec, given = options["spec"], {name: options[name] for name in specs}
 
         def local(query, key, value, given):
-            return self.local.forward(query, key, value, self._local_options(query, given, rules))
+            return self.local.forward(query, key, value, self._local_options(query, given, spec))
 
         run = self.split.shard_map(local, (rows, columns, columns, specs), (rows, rows))
         return run(query, key, value, given)
@@ -162,21 +165,21 @@ class OverMesh:
     def backward(self, arrays, options):
         query, value = arrays[0], arrays[2]
         rows, columns, specs = self._specs(query, value, options)
-        rules, given = options["rules"], {name: options[name] for name in specs}
-        bias, split = options["bias"] if rules.bias_slopes else None, self.split
+        spec, given = options["spec"], {name: options[name] for name in specs}
+        bias, split = options["bias"] if spec.needs_bias_grad else None, self.split
         bias_specs = None if bias is None else specs["bias"]
 
         def local(arrays, given):
-            inner = self._local_options(arrays[0], given, rules)
-            *slopes, bias_slopes = self.local.backward(arrays, inner)
+            inner = self._local_options(arrays[0], given, spec)
+            *grads, bias_grad = self.local.backward(arrays, inner)
             if bias is not None:
                 # Devices that share a bias have their parts of its gradient.
                 shared = [
                     *(split.batch if bias.shape[0] == 1 else ()),
                     *(split.heads if bias.shape[1] == 1 else ()),
                 ]
-                bias_slopes = jax.lax.psum(bias_slopes, tuple(shared)) if shared else bias_slopes
-            return *slopes, bias_slopes
+                bias_grad = jax.lax.psum(bias_grad, tuple(shared)) if shared else bias_grad
+            return *grads, bias_grad
 
         in_specs = (rows, columns, columns, rows, rows, rows), specs
         run = split.shard_map(local, in_specs, (rows, columns, columns, bias_specs))

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from attention.dropout import keep_block, keep_probability
 from attention.masks import Mask
-from attention.masks.block_mask import WHOLE, Origin, Plan, Rules, make_plan
-from attention.masks.terms import Span, cut
+from attention.masks.block_mask import NO_OFFSET, BlockOffset, BlockwiseSpec, Plan, make_plan
+from attention.masks.terms import Span, slice_span
 from attention.numerics import accumulator
 
 Array = jax.Array
@@ -33,9 +33,9 @@ def forward(
     *,
     mask: Mask | None,
     bias: Array | None,
-    words: Array | None,
-    rules: Rules,
-    origin: Origin = WHOLE,
+    key_data: Array | None,
+    spec: BlockwiseSpec,
+    offset: BlockOffset = NO_OFFSET,
 ) -> tuple[Array, Array]:
     """Attention of a piece, and what is needed to join it with others (Rabe & Staats 2021).
 
@@ -45,8 +45,8 @@ def forward(
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the piece.
       mask: of its examples and heads, and all positions.
       bias: [B or 1, N or 1, T, S] of the piece, but with all keys of the whole.
-      words: of the dropout key, uint32 [2]; needed where the rate is above 0.
-      rules, origin: of the whole, and where the piece lies in it.
+      key_data: of the dropout key, uint32 [2]; needed where the rate is above 0.
+      spec, offset: of the whole, and where the shard lies in it.
 
     Returns:
       o, [B, T, N, V] in at least float32, and z, [B, T, N]; 0 and -inf for a row that sees nothing.
@@ -56,43 +56,43 @@ def forward(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    tiles = _Tiles(mask, bias, words, rules, origin, (B, N, K, T, S))
-    plan = tiles.plan
+    blocks = _Blocks(mask, bias, key_data, spec, offset, (B, N, K, T, S))
+    plan = blocks.plan
     dtype = accumulator(query)
-    queries, keys, values = tiles.rows(query), tiles.columns(key), tiles.columns(value)
+    queries, keys, values = blocks.rows(query), blocks.columns(key), blocks.columns(value)
     R = queries.shape[2]
 
     def item(number: Array, query: Array, key: Array, value: Array):
-        b, heads = tiles.place(number)
+        b, heads = blocks.place(number)
         pick = functools.partial(_of_example, b)
 
         def row(i: Array):
             def step(n: Array, carry):
-                highest, total, mean = carry
+                row_max, row_sum, acc = carry
                 j = pick(plan.by_row.order)[i, n]
-                logits = tiles.logits(query[i], key[j], b, heads, i, j)[0]
-                higher = jnp.maximum(highest, logits.max(-1))
-                level = jnp.where(higher == -jnp.inf, 0.0, higher)
+                logits = blocks.logits(query[i], key[j], b, heads, i, j)[0]
+                new_max = jnp.maximum(row_max, logits.max(-1))
+                level = jnp.where(new_max == -jnp.inf, 0.0, new_max)
                 weights = jnp.exp(logits - level[:, None])
-                shrink = jnp.exp(highest - level)
-                total = total * shrink + weights.sum(-1)
-                if rules.dropout_rate:
-                    weights = jnp.where(tiles.kept(b, heads, i, j), weights, 0.0)
+                shrink = jnp.exp(row_max - level)
+                row_sum = row_sum * shrink + weights.sum(-1)
+                if spec.dropout_rate:
+                    weights = jnp.where(blocks.keep_mask(b, heads, i, j), weights, 0.0)
                 more = _dot(weights.astype(value.dtype), value[j], (1, 0), dtype)
-                return higher, total, mean * shrink[:, None] + more
+                return new_max, row_sum, acc * shrink[:, None] + more
 
             start = jnp.full(R, -jnp.inf, dtype), jnp.zeros(R, dtype), jnp.zeros((R, V), dtype)
             count = pick(plan.by_row.count)[i]
-            highest, total, mean = jax.lax.fori_loop(0, count, step, start)
-            share = keep_probability(rules.dropout_rate)
-            seen = total > 0
-            mean = mean / jnp.where(seen, total * share, 1.0)[:, None]
-            return mean, jnp.where(seen, highest + jnp.log(jnp.where(seen, total, 1.0)), -jnp.inf)
+            row_max, row_sum, acc = jax.lax.fori_loop(0, count, step, start)
+            share = keep_probability(spec.dropout_rate)
+            seen = row_sum > 0
+            acc = acc / jnp.where(seen, row_sum * share, 1.0)[:, None]
+            return acc, jnp.where(seen, row_max + jnp.log(jnp.where(seen, row_sum, 1.0)), -jnp.inf)
 
         return jax.lax.map(row, jnp.arange(query.shape[0]))
 
-    out, logs = jax.lax.map(lambda x: item(*x), (jnp.arange(B * K), queries, keys, values))
-    return tiles.from_rows(out), tiles.from_rows(logs[..., None])[..., 0]
+    out, lse = jax.lax.map(lambda x: item(*x), (jnp.arange(B * K), queries, keys, values))
+    return blocks.from_rows(out), blocks.from_rows(lse[..., None])[..., 0]
 
 
 def backward(
@@ -100,26 +100,26 @@ def backward(
     key: Array,
     value: Array,
     cotangent: Array,
-    logs: Array,
+    lse: Array,
     delta: Array,
     *,
     mask: Mask | None,
     bias: Array | None,
-    words: Array | None,
-    rules: Rules,
-    origin: Origin = WHOLE,
-    slopes: Array | None = None,
+    key_data: Array | None,
+    spec: BlockwiseSpec,
+    offset: BlockOffset = NO_OFFSET,
+    bias_grad: Array | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
     """The gradients of a piece (Dao et al. 2022, algorithm 4).
 
         dl_ts = w_ts (do_t·v_s - δ_t),   w_ts = exp(l_ts - z_t),   δ_t = do_t·o_t
 
     Args:
-      query, key, value, mask, bias, words, rules, origin: as for `forward`.
+      query, key, value, mask, bias, key_data, spec, offset: as for `forward`.
       cotangent: do, [B, T, N, V].
-      logs, delta: z of all keys, sinks included, and δ, [B, T, N]; z = inf for a row that sees
+      lse, delta: z of all keys, sinks included, and δ, [B, T, N]; z = inf for a row that sees
         nothing.
-      slopes: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
+      bias_grad: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
 
     Returns:
       Of query, key, value and bias, shaped as they are, in at least float32; None for a bias that
@@ -130,89 +130,91 @@ def backward(
     """
     B, T, N, _ = query.shape
     S, K, _ = value.shape[1:]
-    tiles = _Tiles(mask, bias, words, rules, origin, (B, N, K, T, S))
-    plan = tiles.plan
+    blocks = _Blocks(mask, bias, key_data, spec, offset, (B, N, K, T, S))
+    plan = blocks.plan
     dtype = accumulator(query)
-    share = keep_probability(rules.dropout_rate)
+    share = keep_probability(spec.dropout_rate)
 
-    def item(slopes: Array | None, given):
-        number, query, key, value, cotangent, logs, delta = given
-        b, heads = tiles.place(number)
+    def item(bias_grad: Array | None, given):
+        number, query, key, value, cotangent, lse, delta = given
+        b, heads = blocks.place(number)
         pick = functools.partial(_of_example, b)
 
         # Scores lie as [keys, queries] here: of four products three then need no transposition.
         def column(carry, j: Array):
             def step(n: Array, carry):
-                query_slope, slopes, key_slope, value_slope = carry
+                query_grad, bias_grad, key_grad, value_grad = carry
                 i = pick(plan.by_column.order)[j, n]
-                logits, bent = tiles.logits(query[i], key[j], b, heads, i, j, across=True)
-                weights = jnp.exp(logits - logs[i, None, :])
-                slope = _dot(value[j], cotangent[i], (1, 1), dtype)
+                logits, tanh_logits = blocks.logits(
+                    query[i], key[j], b, heads, i, j, transposed=True
+                )
+                weights = jnp.exp(logits - lse[i, None, :])
+                logits_grad = _dot(value[j], cotangent[i], (1, 1), dtype)
                 dropped = weights
-                if rules.dropout_rate:
-                    kept = tiles.kept(b, heads, i, j, across=True)
-                    dropped = jnp.where(kept, weights / share, 0.0)
-                    slope = jnp.where(kept, slope / share, 0.0)
-                value_slope += _dot(dropped.astype(value.dtype), cotangent[i], (1, 0), dtype)
-                slope = weights * (slope - delta[i, None, :])
-                if bent is not None:
-                    slope = slope * (1 - bent**2)
-                if slopes is not None:
-                    slopes = tiles.add_to_bias(slopes, slope, b, heads, i, j)
-                slope = (slope * rules.scale).astype(query.dtype)
-                key_slope += _dot(slope, query[i], (1, 0), dtype)
-                query_slope = query_slope.at[i].add(_dot(slope, key[j], (0, 0), dtype))
-                return query_slope, slopes, key_slope, value_slope
+                if spec.dropout_rate:
+                    keep = blocks.keep_mask(b, heads, i, j, transposed=True)
+                    dropped = jnp.where(keep, weights / share, 0.0)
+                    logits_grad = jnp.where(keep, logits_grad / share, 0.0)
+                value_grad += _dot(dropped.astype(value.dtype), cotangent[i], (1, 0), dtype)
+                logits_grad = weights * (logits_grad - delta[i, None, :])
+                if tanh_logits is not None:
+                    logits_grad = logits_grad * (1 - tanh_logits**2)
+                if bias_grad is not None:
+                    bias_grad = blocks.add_to_bias(bias_grad, logits_grad, b, heads, i, j)
+                logits_grad = (logits_grad * spec.scale).astype(query.dtype)
+                key_grad += _dot(logits_grad, query[i], (1, 0), dtype)
+                query_grad = query_grad.at[i].add(_dot(logits_grad, key[j], (0, 0), dtype))
+                return query_grad, bias_grad, key_grad, value_grad
 
             zeros = [jnp.zeros(x.shape[1:], dtype) for x in (key, value)]
             count = pick(plan.by_column.count)[j]
-            *carry, key_slope, value_slope = jax.lax.fori_loop(0, count, step, (*carry, *zeros))
-            return tuple(carry), (key_slope, value_slope)
+            *carry, key_grad, value_grad = jax.lax.fori_loop(0, count, step, (*carry, *zeros))
+            return tuple(carry), (key_grad, value_grad)
 
-        start = jnp.zeros(query.shape, dtype), slopes
-        blocks = jnp.arange(key.shape[0])
-        (query_slope, slopes), (key_slope, value_slope) = jax.lax.scan(column, start, blocks)
-        return slopes, (query_slope, key_slope, value_slope)
+        start = jnp.zeros(query.shape, dtype), bias_grad
+        numbers = jnp.arange(key.shape[0])
+        (query_grad, bias_grad), (key_grad, value_grad) = jax.lax.scan(column, start, numbers)
+        return bias_grad, (query_grad, key_grad, value_grad)
 
-    slopes = tiles.bias_slopes(dtype) if slopes is None else slopes
+    bias_grad = blocks.zero_bias_grad(dtype) if bias_grad is None else bias_grad
     given = (
-        *(jnp.arange(B * K), tiles.rows(query), tiles.columns(key), tiles.columns(value)),
-        *(tiles.rows(cotangent), tiles.rows(logs[..., None])[..., 0]),
-        tiles.rows(delta[..., None])[..., 0],
+        *(jnp.arange(B * K), blocks.rows(query), blocks.columns(key), blocks.columns(value)),
+        *(blocks.rows(cotangent), blocks.rows(lse[..., None])[..., 0]),
+        blocks.rows(delta[..., None])[..., 0],
     )
-    slopes, (query_slope, *others) = jax.lax.scan(item, slopes, given)
-    if slopes is not None:
-        slopes = slopes[:, :, :T, : bias.shape[3]]
-    return tiles.from_rows(query_slope), *map(tiles.from_columns, others), slopes
+    bias_grad, (query_grad, *others) = jax.lax.scan(item, bias_grad, given)
+    if bias_grad is not None:
+        bias_grad = bias_grad[:, :, :T, : bias.shape[3]]
+    return blocks.from_rows(query_grad), *map(blocks.from_columns, others), bias_grad
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tiles:
+class _Blocks:
     """A piece cut into blocks: rows are those of a query block in all heads of a group.
 
     Attributes:
-      mask, bias, words, rules, origin: as for `forward`.
+      mask, bias, key_data, spec, offset: as for `forward`.
       sizes: B, N, K, T, S of the piece.
     """
 
     mask: Mask | None
     bias: Array | None
-    words: Array | None
-    rules: Rules
-    origin: Origin
+    key_data: Array | None
+    spec: BlockwiseSpec
+    offset: BlockOffset
     sizes: tuple[int, int, int, int, int]
 
     @functools.cached_property
     def plan(self) -> Plan:
-        return make_plan(self.mask, self.sizes[0], self.rules, self.origin)
+        return make_plan(self.mask, self.sizes[0], self.spec, self.offset)
 
     def rows(self, x: Array) -> Array:
         """[B, T, N, E] -> [B·K, blocks, rows, E]."""
-        return self._cut(x, self.rules.query_block)
+        return self._cut(x, self.spec.query_block)
 
     def columns(self, x: Array) -> Array:
         """[B, S, K, E] -> [B·K, blocks, key block, E]."""
-        return self._cut(x, self.rules.key_block)
+        return self._cut(x, self.spec.key_block)
 
     def _cut(self, x: Array, block: int) -> Array:
         B, length, heads, E = x.shape
@@ -224,7 +226,7 @@ class _Tiles:
     def from_rows(self, x: Array) -> Array:
         """Back to [B, T, N, E]."""
         B, N, K, T, _ = self.sizes
-        x = x.reshape(B, K, x.shape[1], N // K, self.rules.query_block, -1)
+        x = x.reshape(B, K, x.shape[1], N // K, self.spec.query_block, -1)
         return x.transpose(0, 2, 4, 1, 3, 5).reshape(B, -1, N, x.shape[-1])[:, :T]
 
     def from_columns(self, x: Array) -> Array:
@@ -239,92 +241,92 @@ class _Tiles:
         return number // K, Span(number % K * (N // K), N // K)
 
     def logits(
-        self, query: Array, key: Array, b: Array, heads: Span, i: Array, j: Array, across=False
+        self, query: Array, key: Array, b: Array, heads: Span, i: Array, j: Array, transposed=False
     ) -> tuple[Array, Array | None]:
         """[rows, keys] of a pair of blocks, -inf where masked, or across [keys, rows]; and what
         tanh gave where there is a cap.
         """
-        cap, bent = self.rules.logit_cap, None
-        first, second = (key, query) if across else (query, key)
-        logits = _dot(first, second, (1, 1), accumulator(query)) * self.rules.scale
+        cap, tanh_logits = self.spec.logit_cap, None
+        first, second = (key, query) if transposed else (query, key)
+        logits = _dot(first, second, (1, 1), accumulator(query)) * self.spec.scale
         if self.bias is not None:
             bias = _of_example(b, self.bias)
-            bias = bias if bias.shape[0] == 1 else cut(bias, 0, heads)
-            bias = cut(cut(bias, 1, self._rows(i)), 2, self._span(1, j))
-            logits = logits + self._flat(bias, across)
+            bias = bias if bias.shape[0] == 1 else slice_span(bias, 0, heads)
+            bias = slice_span(slice_span(bias, 1, self._rows(i)), 2, self._span(1, j))
+            logits = logits + self._flat(bias, transposed)
         if cap is not None:
-            bent = jnp.tanh(logits / cap)
-            logits = cap * bent
+            tanh_logits = jnp.tanh(logits / cap)
+            logits = cap * tanh_logits
         if not self.plan.masked:
-            return logits, bent
+            return logits, tanh_logits
         whole = _of_example(b, self.plan.whole)[i, j]
-        masked = functools.partial(self._masked, b=b, heads=heads, i=i, j=j, across=across)
-        return jax.lax.cond(whole, lambda x: x, masked, logits), bent
+        masked = functools.partial(self._masked, b=b, heads=heads, i=i, j=j, transposed=transposed)
+        return jax.lax.cond(whole, lambda x: x, masked, logits), tanh_logits
 
-    def _masked(self, logits: Array, b: Array, heads: Span, i: Array, j: Array, across: bool):
-        _, _, T, S = self.rules.whole
+    def _masked(self, logits: Array, b: Array, heads: Span, i: Array, j: Array, transposed: bool):
+        _, _, T, S = self.spec.whole
         rows, columns = self._span(0, i), self._span(1, j)
         allowed = jnp.ones((1, 1, 1, 1), bool)
         if self.mask is not None:
-            here = self.mask.of(b, heads)
+            here = self.mask.select(b, heads)
             allowed = here.materialize(1, heads.size, T, S, rows, columns)
         if S % columns.size:
             allowed = allowed & (columns.start + jnp.arange(columns.size) < S)
-        return jnp.where(self._flat(allowed[0], across), logits, -jnp.inf)
+        return jnp.where(self._flat(allowed[0], transposed), logits, -jnp.inf)
 
-    def kept(self, b: Array, heads: Span, i: Array, j: Array, across=False) -> Array:
+    def keep_mask(self, b: Array, heads: Span, i: Array, j: Array, transposed=False) -> Array:
         """What dropout keeps, [rows, keys] or across."""
-        example = Span(self.origin.example + b, 1)
-        heads = Span(self.origin.head + heads.start, heads.size)
+        example = Span(self.offset.example + b, 1)
+        heads = Span(self.offset.head + heads.start, heads.size)
         spans = example, heads, self._span(0, i), self._span(1, j)
-        kept = keep_block(self.words, self.rules.dropout_rate, self.rules.whole, spans)
-        return self._flat(kept[0], across)
+        keep = keep_block(self.key_data, self.spec.dropout_rate, self.spec.whole, spans)
+        return self._flat(keep[0], transposed)
 
-    def bias_slopes(self, dtype: Any) -> Array | None:
+    def zero_bias_grad(self, dtype: Any) -> Array | None:
         """Zeros for the gradient of the bias, with whole blocks."""
-        if self.bias is None or not self.rules.bias_slopes:
+        if self.bias is None or not self.spec.needs_bias_grad:
             return None
         *outer, T, S = self.bias.shape
-        blocks = self.rules.query_block, self.rules.key_block
-        return jnp.zeros((*outer, T + -T % blocks[0], S + -S % blocks[1]), dtype)
+        numbers = self.spec.query_block, self.spec.key_block
+        return jnp.zeros((*outer, T + -T % numbers[0], S + -S % numbers[1]), dtype)
 
     def add_to_bias(
-        self, slopes: Array, slope: Array, b: Array, heads: Span, i: Array, j: Array
+        self, bias_grad: Array, logits_grad: Array, b: Array, heads: Span, i: Array, j: Array
     ) -> Array:
         """Adds a block, [keys, rows]; examples and heads that share a bias are summed."""
         rows, columns = self._rows(i), self._span(1, j)
-        block = slope.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
-        if slopes.shape[1] == 1:
+        block = logits_grad.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
+        if bias_grad.shape[1] == 1:
             block = block.sum(1, keepdims=True)
         start = (
-            b if slopes.shape[0] > 1 else 0,
-            heads.start if slopes.shape[1] > 1 else 0,
+            b if bias_grad.shape[0] > 1 else 0,
+            heads.start if bias_grad.shape[1] > 1 else 0,
             rows.start,
             columns.start,
         )
         # With 64 bits enabled some would be int64, and the indices of a slice are of one type.
         start = [jnp.asarray(index, jnp.int32) for index in start]
-        before = jax.lax.dynamic_slice(slopes, start, block.shape)
-        return jax.lax.dynamic_update_slice(slopes, before + block, start)
+        before = jax.lax.dynamic_slice(bias_grad, start, block.shape)
+        return jax.lax.dynamic_update_slice(bias_grad, before + block, start)
 
     def _rows(self, number: Array) -> Span:
         """Queries of a block in the piece."""
-        return Span(number * self.rules.query_block, self.rules.query_block)
+        return Span(number * self.spec.query_block, self.spec.query_block)
 
     def _span(self, side: int, number: Array) -> Span:
         """Positions of a block of queries (0) or keys (1) in the whole."""
-        numbers = (self.origin.rows, self.origin.columns)[side]
-        block = (self.rules.query_block, self.rules.key_block)[side]
+        numbers = (self.offset.rows, self.offset.columns)[side]
+        block = (self.spec.query_block, self.spec.key_block)[side]
         if numbers is not None:
             number = jnp.asarray(numbers)[number]
         return Span(number * block, block)
 
-    def _flat(self, x: Array, across: bool) -> Array:
+    def _flat(self, x: Array, transposed: bool) -> Array:
         """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or across."""
         _, N, K, _, _ = self.sizes
-        shape = N // K, self.rules.query_block, self.rules.key_block
+        shape = N // K, self.spec.query_block, self.spec.key_block
         x = jnp.broadcast_to(x, shape)
-        if across:
+        if transposed:
             return x.transpose(2, 0, 1).reshape(shape[2], -1)
         return x.reshape(-1, shape[2])
 

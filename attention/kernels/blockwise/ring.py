@@ -14,9 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from attention.dropout import checked_threefry
+from attention.dropout import validate_threefry
 from attention.kernels.blockwise import gradient, mesh, online_softmax
-from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK, checked_numbers
+from attention.kernels.blockwise.attention import KEY_BLOCK, QUERY_BLOCK, validate_numbers
 from attention.masks import Mask
 from attention.numerics import accumulator
 
@@ -60,19 +60,23 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    where = mesh.expect_sequence_split(B, N, K, T, S)
+    split = mesh.expect_sequence_split(B, N, K, T, S)
     # Without a mask all devices have the same to do.
-    parts = 2 if mask is not None and T % (2 * where.parts) == S % (2 * where.parts) == 0 else 1
-    rules = online_softmax.Rules(
-        (B, N, T, S),
-        *checked_numbers(scale, logit_cap, dropout_rate),
-        _divisor(T // where.parts // parts, max(query_block * K // N, 1)),
-        _divisor(S // where.parts // parts, key_block),
+    parts = (
+        2
+        if mask is not None and T % (2 * split.num_shards) == S % (2 * split.num_shards) == 0
+        else 1
     )
-    words = checked_threefry(dropout_key) if dropout_rate else None
-    method = mesh.OverMesh(where, Ring(where.sequence, where.parts, parts))
-    options = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
-    out = gradient.attention(method, rules, query, key, value, **options)
+    spec = online_softmax.BlockwiseSpec(
+        (B, N, T, S),
+        *validate_numbers(scale, logit_cap, dropout_rate),
+        _divisor(T // split.num_shards // parts, max(query_block * K // N, 1)),
+        _divisor(S // split.num_shards // parts, key_block),
+    )
+    key_data = validate_threefry(dropout_key) if dropout_rate else None
+    method = mesh.ShardedMethod(split, Ring(split.sequence, split.num_shards, parts))
+    options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
+    out = gradient.attention(method, spec, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
     return out
 
@@ -84,7 +88,7 @@ def _divisor(length: int, most: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A `differentiable.Method` of a device that has one part of a sequence, inside of shard_map.
+    """A `BlockwiseMethod` of a device that holds one shard of a sequence, inside `jax.shard_map`.
 
     Attributes:
       axis: of the mesh, over which the sequence is split.
@@ -105,58 +109,58 @@ class Ring:
         out = jnp.zeros((B, T, N, value.shape[3]), dtype), jnp.full((B, T, N), -jnp.inf, dtype)
 
         def step(carry, n):
-            (key, value), out, logs = carry
+            (key, value), out, lse = carry
             # Sent before it is used, so that sending and computing may go on together.
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
             more = online_softmax.forward(query, key, value, bias=bias, **here)
-            return (following, *_joined(out, logs, *more)), None
+            return (following, *_joined(out, lse, *more)), None
 
-        (_, out, logs), _ = jax.lax.scan(step, (moving, *out), jnp.arange(self.devices))
-        return self._collect(out, 1), self._collect(logs, 1)
+        (_, out, lse), _ = jax.lax.scan(step, (moving, *out), jnp.arange(self.devices))
+        return self._collect(out, 1), self._collect(lse, 1)
 
     def backward(self, arrays, options):
-        query, key, value, cotangent, logs, delta = arrays
+        query, key, value, cotangent, lse, delta = arrays
         device = jax.lax.axis_index(self.axis)
         dtype = accumulator(query)
         query, bias, options = self._rows(query, options, device)
-        cotangent, logs, delta = (self._deal(x, 1) for x in (cotangent, logs, delta))
+        cotangent, lse, delta = (self._deal(x, 1) for x in (cotangent, lse, delta))
         moving = self._deal(key, 1), self._deal(value, 1)
-        wanted = bias is not None and options["rules"].bias_slopes
-        bias_slope = jnp.zeros(bias.shape, dtype) if wanted else None
+        wanted = bias is not None and options["spec"].needs_bias_grad
+        bias_grad = jnp.zeros(bias.shape, dtype) if wanted else None
         zeros = tuple(jnp.zeros(x.shape, dtype) for x in moving)
-        start = moving, zeros, jnp.zeros(query.shape, dtype), bias_slope
+        start = moving, zeros, jnp.zeros(query.shape, dtype), bias_grad
 
         def step(carry, n):
-            (key, value), slopes, query_slope, bias_slope = carry
+            (key, value), grads, query_grad, bias_grad = carry
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
-            given = query, key, value, cotangent, logs, delta
-            more, *others, bias_slope = online_softmax.backward(
-                *given, bias=bias, slopes=bias_slope, **here
+            given = query, key, value, cotangent, lse, delta
+            more, *others, bias_grad = online_softmax.backward(
+                *given, bias=bias, bias_grad=bias_grad, **here
             )
             # Gradients go with what they belong to, and are at home after the last step.
-            slopes = self._pass_on(tuple(a + b for a, b in zip(slopes, others, strict=True)))
-            return (following, slopes, query_slope + more, bias_slope), None
+            grads = self._pass_on(tuple(a + b for a, b in zip(grads, others, strict=True)))
+            return (following, grads, query_grad + more, bias_grad), None
 
         carry, _ = jax.lax.scan(step, start, jnp.arange(self.devices))
-        _, slopes, query_slope, bias_slope = carry
+        _, grads, query_grad, bias_grad = carry
         if wanted:
-            bias_slope = self._collect(bias_slope, 2)
-        return *(self._collect(x, 1) for x in (query_slope, *slopes)), bias_slope
+            bias_grad = self._collect(bias_grad, 2)
+        return *(self._collect(x, 1) for x in (query_grad, *grads)), bias_grad
 
     def _rows(self, query: Array, options: dict, device: Array) -> tuple[Array, Any, dict]:
         """Queries and bias as dealt out, and the other options, which say so."""
         options = dict(options)
-        bias, rules = options.pop("bias"), options["rules"]
-        rows = self._numbers(device, query.shape[1], rules.query_block)
-        options["origin"] = options["origin"]._replace(rows=rows)
+        bias, spec = options.pop("bias"), options["spec"]
+        rows = self._numbers(device, query.shape[1], spec.query_block)
+        options["offset"] = options["offset"]._replace(rows=rows)
         return self._deal(query, 1), None if bias is None else self._deal(bias, 2), options
 
     def _of_columns(self, options: dict, device: Array, length: int) -> dict:
         """The options for keys that began on a device."""
-        columns = self._numbers(device % self.devices, length, options["rules"].key_block)
-        return options | {"origin": options["origin"]._replace(columns=columns)}
+        columns = self._numbers(device % self.devices, length, options["spec"].key_block)
+        return options | {"offset": options["offset"]._replace(columns=columns)}
 
     def _numbers(self, device: Array, length: int, block: int) -> Array:
         """Of the blocks that a device works on, their numbers in the whole."""
@@ -208,9 +212,9 @@ class Ring:
         return jnp.concatenate(pair, axis)
 
 
-def _joined(out: Array, logs: Array, more: Array, others: Array) -> tuple[Array, Array]:
+def _joined(out: Array, lse: Array, more: Array, others: Array) -> tuple[Array, Array]:
     """Means over two sets of keys as one over both, and so the logarithms of their sums."""
-    total = jnp.logaddexp(logs, others)
+    total = jnp.logaddexp(lse, others)
     level = jnp.where(total == -jnp.inf, 0.0, total)
-    out = out * jnp.exp(logs - level)[..., None] + more * jnp.exp(others - level)[..., None]
+    out = out * jnp.exp(lse - level)[..., None] + more * jnp.exp(others - level)[..., None]
     return out, total

@@ -12,7 +12,7 @@ import chex
 import jax
 
 from attention import registry
-from attention.dropout import checked_threefry
+from attention.dropout import validate_threefry
 from attention.kernels.blockwise import attention, gradient, mesh, online_softmax
 from attention.masks import Mask
 
@@ -54,11 +54,11 @@ def attend(
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
-    where = mesh.expect_sequence_split(B, N, K, T, S)
-    count = where.parts
+    split = mesh.expect_sequence_split(B, N, K, T, S)
+    count = split.num_shards
     shared = count
-    for axis in where.heads:
-        shared *= where.mesh.shape[axis]
+    for axis in split.heads:
+        shared *= split.mesh.shape[axis]
     for name, heads in (("N", N), ("K", K)):
         if heads % shared:
             raise NotImplementedError(
@@ -67,46 +67,50 @@ def attend(
             )
     if dropout_rate and kernel != "blockwise":
         raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
-    words = checked_threefry(dropout_key) if dropout_rate else None
+    key_data = validate_threefry(dropout_key) if dropout_rate else None
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # What goes by heads is split by those that a device has in between.
-    inner = dataclasses.replace(where, heads=(*where.heads, where.sequence), sequence=None)
-    rules = attention.make_rules((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
+    inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)
+    spec = attention.make_spec((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
     options = {"scale": scale, "logit_cap": logit_cap}
 
     def local(query, key, value, given):
         def exchange(x: Array, taken: int, joined: int) -> Array:
-            return jax.lax.all_to_all(x, where.sequence, taken, joined, tiled=True)
+            return jax.lax.all_to_all(x, split.sequence, taken, joined, tiled=True)
 
         arrays = [exchange(x, 2, 1) for x in (query, key, value)]
         if kernel == "blockwise":
             examples, heads = arrays[0].shape[0], arrays[0].shape[2]
             starts = inner.index(inner.batch) * examples, inner.index(inner.heads) * heads
             out = gradient.attention(
-                gradient.Here(), rules, *arrays, **given, origin=online_softmax.Origin(*starts)
+                gradient.LocalMethod(),
+                spec,
+                *arrays,
+                **given,
+                offset=online_softmax.BlockOffset(*starts),
             )
         else:
-            others = {name: x for name, x in given.items() if name != "words"}
+            others = {name: x for name, x in given.items() if name != "key_data"}
             none = {"dropout_rate": 0.0, "dropout_key": None}
             out = registry.load("kernel", kernel)(*arrays, **others, **options, **none)
         return exchange(out, 1, 2)
 
-    given = {"mask": mask, "bias": bias, "sinks": sinks, "words": words}
-    rows = where.specs(query, "BTN", sizes)
-    columns = where.specs(value, "BSK", sizes)
+    given = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
+    rows = split.specs(query, "BTN", sizes)
+    columns = split.specs(value, "BSK", sizes)
     specs = {
         "mask": inner.mask_specs(mask, B, N),
         "bias": inner.specs(bias, "BN", sizes),
         "sinks": inner.specs(sinks, "N", sizes),
-        "words": inner.specs(words, "", {}),
+        "key_data": inner.specs(key_data, "", {}),
     }
-    run = where.shard_map(local, (rows, columns, columns, specs), rows)
+    run = split.shard_map(local, (rows, columns, columns, specs), rows)
     out = jax.jit(run)(query, key, value, given)
     chex.assert_shape(out, (B, T, N, V))
     return out
 
 
-def unsuited(query: Array, key: Array) -> str:
+def slower_reason(query: Array, key: Array) -> str:
     """Why "auto" does not come here: "ring" does as well for any number of heads.
 
     Args:

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from attention.dropout import checked_threefry, keep_levels
+from attention.dropout import keep_levels, validate_threefry
 from attention.kernels import devices, reference
-from attention.kernels.blockwise.attention import checked_numbers
+from attention.kernels.blockwise.attention import validate_numbers
 from attention.kernels.cpu import build
-from attention.kernels.cpu.ffi import Operand, call
+from attention.kernels.cpu.ffi import Operand, call_partitioned
 from attention.masks import Mask
 from attention.masks.arrays import MaskArrays, mask_arrays
 
@@ -68,22 +68,22 @@ def attend(
       NotImplementedError: no CPU, no C++ compiler, another dtype, keys that are not threefry's, or
         a mask that is none of intervals, ids, patterns known before running, and arrays.
     """
-    devices.needs("cpu", can_be_interpreted=False)
+    devices.require_platform("cpu", can_be_interpreted=False)
     if devices.context()[1] is not None:
         raise NotImplementedError("is compiled for the CPU of this machine alone")
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
             raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")
-    words = checked_threefry(dropout_key) if dropout_rate else None
+    key_data = validate_threefry(dropout_key) if dropout_rate else None
     if query.size == 0 or key.size == 0 or value.size == 0:
         raise NotImplementedError("an array without elements")
     _registered()
     B, T = query.shape[:2]
     # What it refuses is found out now, not under the gradient.
     jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
-    scale, logit_cap, dropout_rate = checked_numbers(scale, logit_cap, dropout_rate)
+    scale, logit_cap, dropout_rate = validate_numbers(scale, logit_cap, dropout_rate)
     options = _Options(scale, logit_cap or 0.0, dropout_rate)
-    return _attend(options, query, key, value, bias, sinks, (mask, words))
+    return _attend(options, query, key, value, bias, sinks, (mask, key_data))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +97,14 @@ class _Options:
 def _registered() -> None:
     """Compiles the sources, and tells XLA of them."""
     sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
-    library = build.library(_SOURCES, "attention.cc", sizes)
+    library = build.load_library(_SOURCES, "attention.cc", sizes)
     for name in ("AttentionForward", "AttentionBackward"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def _arrays_of(mask: Mask | None, B: int, T: int, S: int) -> MaskArrays:
     found = mask_arrays(mask, B, T, S, _QUERY_BLOCK, _KEY_BLOCK)
-    return found._replace(codes=None, tiles=None)
+    return found._replace(block_codes=None, block_patterns=None)
 
 
 # ------------------------------------------------------------------ gradients
@@ -188,13 +188,13 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
 
 def _by_reference(static, query, key, value, bias, sinks, others, cotangent):
     """The same by the kernel that defines it, which can be derived again."""
-    (options, bias_wanted), (mask, words) = static, others
+    (options, bias_wanted), (mask, key_data) = static, others
 
     def run(query, key, value, bias, sinks):
         return reference.attend(
             query, key, value, mask=mask, bias=bias, sinks=sinks, scale=options.scale,
             logit_cap=options.logit_cap or None, dropout_rate=options.dropout_rate,
-            dropout_key=words,
+            dropout_key=key_data,
         )  # fmt: skip
 
     *gradients, by_bias, by_sinks = jax.vjp(run, query, key, value, bias, sinks)[1](cotangent)
@@ -235,10 +235,10 @@ class _Problem:
     """The operands that forward and backward share."""
 
     def __init__(self, options, query, key, value, bias, sinks, others):
-        (mask, words), self._options = others, options
+        (mask, key_data), self._options = others, options
         B, T, self._heads, _ = query.shape
         found = mask_arrays(mask, B, T, key.shape[1], _QUERY_BLOCK, _KEY_BLOCK)
-        drawn = words is not None
+        drawn = key_data is not None
         self._operands = [
             Operand(query, "btnh"),
             Operand(key, "bskh"),
@@ -249,11 +249,11 @@ class _Problem:
             Operand(found.key_ids, "Bs"),
             Operand(_bytes(found.valid), "Bs"),
             Operand(_bytes(found.dense), "BNts"),
-            Operand(found.codes, "xy"),
-            Operand(_bytes(found.tiles), "zuw"),
+            Operand(found.block_codes, "xy"),
+            Operand(_bytes(found.block_patterns), "zuw"),
             Operand(None if bias is None else bias.astype(jnp.float32), "BNts"),
             Operand(None if sinks is None else sinks.astype(jnp.float32)[None], "Bn"),
-            Operand(words[None] if drawn else None, "Bc"),
+            Operand(key_data[None] if drawn else None, "Bc"),
             # Places in the whole batch: dropout is the same on any mesh.
             Operand(jnp.arange(B, dtype=jnp.int32) if drawn else None, "b"),
             Operand(jnp.arange(self._heads, dtype=jnp.int32) if drawn else None, "n"),
@@ -273,7 +273,7 @@ class _Problem:
             "heads_first": bool(heads_first),
         }
         layouts = {1: (0, 2, 1, 3), 2: (0, 2, 1, 3)} if heads_first else {}
-        return call(target, [*self._operands, *more], results, attributes, layouts)
+        return call_partitioned(target, [*self._operands, *more], results, attributes, layouts)
 
 
 def _bytes(marks: Array | np.ndarray | None) -> Array | None:

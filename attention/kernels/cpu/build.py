@@ -23,7 +23,9 @@ _FLAGS = (
 )
 
 
-def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+def load_library(
+    folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
+) -> ctypes.CDLL:
     """The shared library of the C++ in a folder; compiled once for each machine and kept.
 
     Args:
@@ -34,14 +36,14 @@ def library(folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
     Raises:
       NotImplementedError: there is no compiler, or it failed: the first line it said is told.
     """
-    found = _library(folder, main, macros)
+    found = _try_load(folder, main, macros)
     if isinstance(found, str):
         raise NotImplementedError(found)
     return found
 
 
 @functools.cache
-def _library(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
+def _try_load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
     """The library, or why there is none: what failed once is not tried again."""
     try:
         return _load(folder, main, macros)

@@ -37,7 +37,7 @@ class _Call(NamedTuple):
     layouts: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def call(
+def call_partitioned(
     target: str,
     operands: Sequence[Operand],
     results: Mapping[str, tuple[tuple[int, ...], Any]],
@@ -191,7 +191,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     def infer(mesh, argument_shapes, result_shapes):
         return placed(mesh, cuts(mesh, argument_shapes), results)
 
-    rule, factors = _rule(what.dims, results, kv_heads, group)
+    rule, factors = _sharding_rule(what.dims, results, kv_heads, group)
     run.def_partition(
         partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule, **factors
     )
@@ -204,7 +204,7 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
     return x
 
 
-def _rule(operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int):
+def _sharding_rule(operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int):
     """What Shardy is told: which dimensions are the same."""
     alone = iter(range(10_000))
     # A factor of size 1 is none.

@@ -69,7 +69,7 @@ def attend(
     Raises:
       NotImplementedError: no NVIDIA GPU or no cuDNN, or anything else than the above.
     """
-    devices.needs("cuda", can_be_interpreted=False)
+    devices.require_platform("cuda", can_be_interpreted=False)
     for name, given in (
         ("logit_cap", logit_cap is not None),
         ("sinks", sinks is not None),
@@ -134,24 +134,24 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
     left: int | None = None
     causal = False
     found: dict[str, Array | None] = {"query": None, "key": None}
-    for part in () if mask is None else mask.parts:
-        if isinstance(part, terms.Window):
-            if part.right != 0:
+    for term in () if mask is None else mask.terms:
+        if isinstance(term, terms.Window):
+            if term.right != 0:
                 raise NotImplementedError("mask: cuDNN knows no window to the right")
-            if T != S or not terms.is_static(part.query_offset) or part.query_offset:
+            if T != S or not terms.is_static(term.query_offset) or term.query_offset:
                 raise NotImplementedError(
                     "mask: cuDNN is causal for as many queries as keys with query_offset=0 alone"
                 )
             causal = True
-            if part.left is not None and part.left < S:
-                left = part.left if left is None else min(left, part.left)
-        elif isinstance(part, terms.Lengths):
+            if term.left is not None and term.left < S:
+                left = term.left if left is None else min(left, term.left)
+        elif isinstance(term, terms.Lengths):
             for side in found:
-                lengths, before = getattr(part, side), found[side]
+                lengths, before = getattr(term, side), found[side]
                 if lengths is not None:
                     found[side] = lengths if before is None else jnp.minimum(lengths, before)
         else:
-            raise NotImplementedError(f"mask: cuDNN has no {part.describe()}")
+            raise NotImplementedError(f"mask: cuDNN has no {term.describe()}")
     limits = {"query": T, "key": S}
     lengths = {
         side: None if each is None else jnp.clip(each, 0, limits[side]).astype(jnp.int32)

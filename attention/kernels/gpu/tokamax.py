@@ -51,7 +51,7 @@ def attend(
       NotImplementedError: no NVIDIA GPU or no tokamax, sinks or dropout, or what it refuses itself.
       ValueError: the mask was made for other sizes.
     """
-    devices.needs("cuda", can_be_interpreted=False)
+    devices.require_platform("cuda", can_be_interpreted=False)
     devices.expect_one_device()
     if sinks is not None:
         raise NotImplementedError("sinks: tokamax has none")
@@ -91,9 +91,9 @@ def attend(
 
 def _is_causal(mask: Mask, T: int, S: int) -> bool:
     """Whether it is `causal()` and nothing else, from the first position on."""
-    if T != S or len(mask.parts) != 1 or not isinstance(mask.parts[0], terms.Window):
+    if T != S or len(mask.terms) != 1 or not isinstance(mask.terms[0], terms.Window):
         return False
-    left, right, offset = (getattr(mask.parts[0], n) for n in ("left", "right", "query_offset"))
+    left, right, offset = (getattr(mask.terms[0], n) for n in ("left", "right", "query_offset"))
     return left is None and right == 0 and terms.is_static(offset) and not offset
 
 

@@ -60,7 +60,7 @@ def attend(
         wider heads.
       ValueError: the mask was made for other sizes.
     """
-    interpret = devices.needs("cuda")
+    interpret = devices.require_platform("cuda")
     if not interpret:
         devices.expect_one_device()
     if dropout_rate:
@@ -79,7 +79,7 @@ def attend(
     query_block, key_block = block_sizes(T, S, width)
     settings = triton_kernels.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
     if mask is not None:
-        jax.eval_shape(lambda mask: pallas.ready(mask, settings.sizes), mask)
+        jax.eval_shape(lambda mask: pallas.prepare_for_kernel(mask, settings.sizes), mask)
     result = _attend(settings, query, key, value, bias, sinks, mask)
     chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
     return result
@@ -120,7 +120,7 @@ def _forward(settings: Any, query, key, value, bias, sinks, mask) -> tuple[Array
         settings,
         *_padded(settings, query, key, value, bias),
         None if sinks is None else sinks.astype(jnp.float32),
-        None if mask is None else pallas.ready(mask, settings.sizes),
+        None if mask is None else pallas.prepare_for_kernel(mask, settings.sizes),
         _steps(settings, query.shape[0], mask),
     )
     return out[:, : settings.queries, :, : value.shape[-1]], log_sum
@@ -135,21 +135,21 @@ def _attend_forward(settings, query, key, value, bias, sinks, mask):
     return out, (arrays, out, log_sum, wanted)
 
 
-def _attend_backward(settings, kept, slope):
+def _attend_backward(settings, residuals, cotangent):
     from attention.kernels.gpu import triton_kernels
 
-    (query, key, value, bias, sinks, mask), out, log_sum, wanted = kept
-    if isinstance(slope, jax.custom_derivatives.SymbolicZero):
-        slope = jnp.zeros(slope.shape, slope.dtype)
+    (query, key, value, bias, sinks, mask), out, log_sum, wanted = residuals
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
     B, T, _, H = query.shape
     V, with_bias = value.shape[-1], wanted is not None
     sizes = settings.sizes
-    delta = jnp.sum(out.astype(jnp.float32) * slope.astype(jnp.float32), axis=-1)
+    delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)
     delta = _grown(delta.transpose(0, 2, 1), {2: sizes.rows})
-    given = (_grown(slope, {1: sizes.rows, 3: _power(V)}), log_sum, delta)
+    given = (_grown(cotangent, {1: sizes.rows, 3: _power(V)}), log_sum, delta)
     arrays = _padded(settings, query, key, value, bias)
-    ready = None if mask is None else pallas.ready(mask, sizes)
-    dq, slopes = triton_kernels.query_gradient(
+    ready = None if mask is None else pallas.prepare_for_kernel(mask, sizes)
+    dq, logits_grad = triton_kernels.query_gradient(
         settings, *arrays, ready, _steps(settings, B, mask, unseen=with_bias), given, with_bias
     )
     dk, dv = triton_kernels.key_gradient(
@@ -158,7 +158,7 @@ def _attend_backward(settings, kept, slope):
     dbias = dsinks = None
     if with_bias:
         shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
-        dbias = slopes[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
+        dbias = logits_grad[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
     if sinks is not None:
         # What the sink takes from each row: p_sink (0 - δ).
         taken = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum) * delta

@@ -68,7 +68,7 @@ def forward(
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       bias: [B or 1, N or 1, T, S], or None.
       sinks: float32 [N], or None.
-      mask: `pallas.ready`, or None.
+      mask: `pallas.prepare_for_kernel`, or None.
       steps: of each query block.
 
     Returns:
@@ -246,10 +246,10 @@ def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, ou
         total, highest, result = carry
         j = _block(steps.order, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
-        place = _place(settings, example, head, i, j)
-        logits = _logits(settings, query, k_ref[columns, :], bias_ref, place)
+        index = _block_index(settings, example, head, i, j)
+        logits = _logits(settings, query, k_ref[columns, :], bias_ref, index)
         if masked:
-            logits = jnp.where(_seen(settings, mask, place), logits, -jnp.inf)
+            logits = jnp.where(_seen(settings, mask, index), logits, -jnp.inf)
         higher = jnp.maximum(highest, logits.max(axis=-1))
         # Of a row that has seen nothing yet, so that no infinities are subtracted.
         base = jnp.where(higher == -jnp.inf, 0.0, higher)
@@ -279,21 +279,21 @@ def _query_gradient(
     settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dq_ref, db_ref=None
 ):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    query, slope = q_ref[...], do_ref[...]
+    query, cotangent = q_ref[...], do_ref[...]
     log_sum, delta = sum_ref[...], di_ref[...]
 
     def step(number, result, masked):
         j = _block(steps.order, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
-        place = _place(settings, example, head, i, j)
+        index = _block_index(settings, example, head, i, j)
         key = k_ref[columns, :]
-        _, slopes = _slopes(
-            settings, query, key, v_ref[columns, :], slope, log_sum, delta,
-            bias, mask, masked, place,
+        _, logits_grad = _logits_grad(
+            settings, query, key, v_ref[columns, :], cotangent, log_sum, delta,
+            bias, mask, masked, index,
         )  # fmt: skip
         if db_ref is not None:
-            db_ref[:, columns] = slopes
-        return result + _dot(settings, slopes.astype(key.dtype), key)
+            db_ref[:, columns] = logits_grad
+        return result + _dot(settings, logits_grad.astype(key.dtype), key)
 
     result = _through(steps, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
     dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
@@ -319,14 +319,14 @@ def _key_gradient(
             dk, dv = carry
             i = _block(steps.order, example, j, number)
             rows = pl.ds(i * settings.query_block, settings.query_block)
-            place = _place(settings, example, shared * G + g, i, j)
-            query, slope = q_ref[rows, g, :], do_ref[rows, g, :]
-            weights, slopes = _slopes(
-                settings, query, key, value, slope, sum_ref[g, rows], di_ref[g, rows],
-                bias, mask, masked, place,
+            index = _block_index(settings, example, shared * G + g, i, j)
+            query, cotangent = q_ref[rows, g, :], do_ref[rows, g, :]
+            weights, logits_grad = _logits_grad(
+                settings, query, key, value, cotangent, sum_ref[g, rows], di_ref[g, rows],
+                bias, mask, masked, index,
             )  # fmt: skip
-            dv = dv + _dot(settings, weights.astype(slope.dtype).T, slope)
-            return dk + _dot(settings, slopes.astype(query.dtype).T, query), dv
+            dv = dv + _dot(settings, weights.astype(cotangent.dtype).T, cotangent)
+            return dk + _dot(settings, logits_grad.astype(query.dtype).T, query), dv
 
         return _through(steps, example, j, step, carry)
 
@@ -349,44 +349,46 @@ def _block(table: Any, example: Any, block: Any, number: Any) -> Array:
     return table[(*pallas.of_shared(table.shape[:2], example, block), number)]
 
 
-def _place(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> pallas.Place:
+def _block_index(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> pallas.BlockIndex:
     row, column = i * settings.query_block, j * settings.key_block
     rows = row + jax.lax.broadcasted_iota(jnp.int32, (settings.query_block, 1), 0)
     columns = column + jax.lax.broadcasted_iota(jnp.int32, (1, settings.key_block), 1)
-    return pallas.Place(example, head, row, column, rows, columns)
+    return pallas.BlockIndex(example, head, row, column, rows, columns)
 
 
-def _seen(settings: Settings, mask: Mask | None, place: pallas.Place) -> Array:
-    seen = jnp.ones((1, 1), bool) if mask is None else pallas.tile(mask, place)
+def _seen(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) -> Array:
+    seen = jnp.ones((1, 1), bool) if mask is None else pallas.evaluate_block(mask, index)
     if settings.keys % settings.key_block:
-        seen = seen & (place.columns < settings.keys)
+        seen = seen & (index.columns < settings.keys)
     return jnp.broadcast_to(seen, (settings.query_block, settings.key_block))
 
 
-def _logits(settings: Settings, query: Array, key: Array, bias: Any, place: pallas.Place) -> Array:
+def _logits(
+    settings: Settings, query: Array, key: Array, bias: Any, index: pallas.BlockIndex
+) -> Array:
     logits = _dot(settings, query, key.T) * settings.scale
     if bias is not None:
-        shared = pallas.of_shared(bias.shape[:2], place.example, place.head)
-        rows = pl.ds(place.row, settings.query_block)
-        columns = pl.ds(place.column, settings.key_block)
+        shared = pallas.of_shared(bias.shape[:2], index.example, index.head)
+        rows = pl.ds(index.row, settings.query_block)
+        columns = pl.ds(index.column, settings.key_block)
         logits = logits + bias[(*shared, rows, columns)].astype(jnp.float32)
     if settings.logit_cap is not None:
         logits = settings.logit_cap * jnp.tanh(logits / settings.logit_cap)
     return logits
 
 
-def _slopes(
-    settings, query, key, value, slope, log_sum, delta, bias, mask, masked, place
+def _logits_grad(
+    settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index
 ) -> tuple[Array, Array]:
     """The weights of a block, and the gradient of its logits before the scale."""
-    logits = _logits(settings, query, key, bias, place)
+    logits = _logits(settings, query, key, bias, index)
     weights = jnp.exp(logits - log_sum[:, None])
     if masked:
-        weights = jnp.where(_seen(settings, mask, place), weights, 0.0)
-    slopes = weights * (_dot(settings, slope, value.T) - delta[:, None])
+        weights = jnp.where(_seen(settings, mask, index), weights, 0.0)
+    logits_grad = weights * (_dot(settings, cotangent, value.T) - delta[:, None])
     if settings.logit_cap is not None:
-        slopes = slopes * (1.0 - jnp.square(logits / settings.logit_cap))
-    return weights, slopes
+        logits_grad = logits_grad * (1.0 - jnp.square(logits / settings.logit_cap))
+    return weights, logits_grad
 
 
 def _dot(settings: Settings, left: Array, right: Array) -> Array:

@@ -77,7 +77,7 @@ def attend(
       NotImplementedError: no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or anything
         else than the above.
     """
-    interpret = devices.needs("tpu")
+    interpret = devices.require_platform("tpu")
     if not interpret:
         devices.expect_one_device()
     if bias is not None:
@@ -126,31 +126,31 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
     low = high = None
     ids: dict[str, Array | None] = {"query": None, "key": None}
     real: dict[str, Array | None] = {"query": None, "key": None}
-    for part in () if mask is None else mask.parts:
-        if isinstance(part, terms.Window):
-            if not terms.is_static(part.query_offset):
+    for term in () if mask is None else mask.terms:
+        if isinstance(term, terms.Window):
+            if not terms.is_static(term.query_offset):
                 raise NotImplementedError("mask: a query_offset has to be known before running")
-            lower, upper = part.bounds(T, S)
+            lower, upper = term.bounds(T, S)
             if lower is not None and lower > -T:
                 low = min(lower, S) if low is None else max(low, min(lower, S))
             if upper is not None and upper < S:
                 high = max(upper, -T) if high is None else min(high, max(upper, -T))
-        elif isinstance(part, terms.Lengths | terms.Valid):
+        elif isinstance(term, terms.Lengths | terms.Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(part, side)
+                marks = getattr(term, side)
                 if marks is None:
                     continue
-                if isinstance(part, terms.Lengths):
+                if isinstance(term, terms.Lengths):
                     marks = jnp.arange(length) < marks[:, None]
                 real[side] = marks if real[side] is None else real[side] & marks
-        elif isinstance(part, terms.Segments):
+        elif isinstance(term, terms.Segments):
             if ids["query"] is not None:
                 raise NotImplementedError("mask: segments() twice")
-            if max(part.query_ids.dtype.itemsize, part.key_ids.dtype.itemsize) > 4:
+            if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
                 raise NotImplementedError("mask: segments() with ids of 64 bits")
-            ids = {"query": part.query_ids, "key": part.key_ids}
+            ids = {"query": term.query_ids, "key": term.key_ids}
         else:
-            raise NotImplementedError(f"mask: {part.describe()} is no window and no ids")
+            raise NotImplementedError(f"mask: {term.describe()} is no window and no ids")
     if low is not None and high is not None and low > high:
         raise NotImplementedError("mask: windows that leave nothing to see")
     if all(each is None for each in (*ids.values(), *real.values())):
@@ -204,7 +204,9 @@ def _full_precision(sinks: Array) -> Array:
     return sinks
 
 
-_full_precision.defvjp(lambda sinks: (sinks, None), lambda _, slope: (slope.astype(jnp.float32),))
+_full_precision.defvjp(
+    lambda sinks: (sinks, None), lambda _, cotangent: (cotangent.astype(jnp.float32),)
+)
 
 
 def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: int) -> Any:

@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from tasks.common.configs import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, within
+
 Array = jax.Array
 
 # Of the curve of an equalizer.
@@ -17,7 +19,7 @@ _KNOTS = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundAugmentation:
+class SoundAugmentation(Config):
     """How training examples are changed, under jit, by a key for each.
 
     Attributes:
@@ -32,31 +34,20 @@ class SoundAugmentation:
       band_masks, band_width: the same of bands.
     """
 
-    speed: float = 0.0
-    gain: float = 0.0
+    speed: within("[0, 0.5)") = 0.0
+    gain: within("[0, 60)") = 0.0
     noise: tuple[float, ...] = ()
-    warp: float = 0.0
-    equalizer: float = 0.0
-    time_masks: int = 0
-    time_width: int = 10
-    band_masks: int = 0
-    band_width: int = 8
+    warp: within("[0, 0.5)") = 0.0
+    equalizer: NonNegativeFloat = 0.0
+    time_masks: NonNegativeInt = 0
+    time_width: PositiveInt = 10
+    band_masks: NonNegativeInt = 0
+    band_width: PositiveInt = 8
 
     def __post_init__(self):
-        if not 0 <= self.speed < 0.5:
-            raise ValueError(f"speed must be in [0, 0.5), got {self.speed}")
-        if not 0 <= self.gain < 60:
-            raise ValueError(f"gain must be in [0, 60), got {self.gain}")
-        if len(self.noise) not in (0, 2) or list(self.noise) != sorted(self.noise):
-            raise ValueError(f"noise must be the least and the most decibels, got {self.noise}")
-        if not 0 <= self.warp < 0.5:
-            raise ValueError(f"warp must be in [0, 0.5), got {self.warp}")
-        for name in ("equalizer", "time_masks", "band_masks"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("time_width", "band_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        is_range = len(self.noise) in (0, 2) and list(self.noise) == sorted(self.noise)
+        self.expect("noise", is_range, "the least and the most decibels, or none")
 
 
 def augment_samples(
@@ -91,13 +82,13 @@ def augment_samples(
         if config.noise:
             least, largest = config.noise
             decibels = jax.random.uniform(signal, minval=least, maxval=largest)
-            x = with_noise(x, length, decibels, white)
+            x = add_noise(x, length, decibels, white)
         return x, length
 
     return jax.vmap(one)(samples, lengths, keys)
 
 
-def with_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
+def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
     """Samples [P] with white noise at a signal-to-noise ratio in decibels; silence stays so."""
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
@@ -105,7 +96,7 @@ def with_noise(samples: Array, length: Array, decibels: Array | float, key: Arra
     return samples + jnp.where(real, level * jax.random.normal(key, samples.shape), 0.0)
 
 
-def augment_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
+def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
     """Another throat and another microphone, for each example by its key.
 
         y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e a line between random knots

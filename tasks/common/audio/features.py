@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from attention import shapes
+from tasks.common.configs import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class LogMelConfig:
+class LogMelConfig(Config):
     """Log energies in bands of the mel scale (Davis & Mermelstein 1980; Slaney's scale).
 
     Attributes:
@@ -30,30 +30,22 @@ class LogMelConfig:
       floor: energies below count as this much: what a microphone's own noise has.
     """
 
-    sample_rate: int = 8000
-    window: float = 32.0
-    hop: float = 10.0
-    bands: int = 40
-    lowest: float = 60.0
-    floor: float = 1e-6
+    sample_rate: PositiveInt = 8000
+    window: PositiveFloat = 32.0
+    hop: PositiveFloat = 10.0
+    bands: PositiveInt = 40
+    lowest: NonNegativeFloat = 60.0
+    floor: PositiveFloat = 1e-6
 
     def __post_init__(self):
-        for name in ("sample_rate", "window", "hop", "bands", "floor"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be above 0, got {value}")
-        if not 0 <= self.lowest < self.sample_rate / 2:
-            raise ValueError(
-                f"lowest must be in [0, {self.sample_rate / 2:g}), half the sample rate, got "
-                f"{self.lowest}"
-            )
-        if self.samples_of(self.window) < 2 or self.samples_of(self.hop) < 1:
-            raise ValueError(f"window and hop must hold samples, got {self.window} and {self.hop}")
-        if not self.filters().any(axis=1).all():
-            raise ValueError(
-                f"bands must be fewer: of {self.bands} some hold none of the "
-                f"{self.fft_size // 2 + 1} frequencies of a window of {self.window:g} ms"
-            )
+        super().__post_init__()
+        nyquist = self.sample_rate / 2
+        self.expect("lowest", self.lowest < nyquist, f"a number in [0, {nyquist:g})")
+        self.expect("window", self.samples_of(self.window) >= 2, "at least 2 samples")
+        self.expect("hop", self.samples_of(self.hop) >= 1, "at least 1 sample")
+        fit = self.filters().any(axis=1).all()
+        frequencies = f"the {self.fft_size // 2 + 1} frequencies of a window of {self.window:g} ms"
+        self.expect("bands", fit, f"fewer, such that each band contains one of {frequencies}")
 
     def samples_of(self, milliseconds: float) -> int:
         """Samples in so many milliseconds."""

@@ -74,7 +74,7 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     if np.abs(mono).max(initial=0.0) < _CANCELLED * np.abs(samples).max(initial=0.0):
         _warn(f"{name}: its channels cancel each other, so that nothing is heard; keep one of them")
     peak = float(np.abs(mono).max(initial=0.0))
-    found = resampled(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
+    found = resample(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
     if peak > 1:
         _warn(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
         # A filter may go beyond what it is given.
@@ -134,7 +134,7 @@ def to_pcm(samples: np.ndarray) -> np.ndarray:
     return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
 
 
-def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """float32 [P] at another rate (soxr)."""
     if rate == sample_rate or not len(samples):
         return samples.astype(np.float32)
@@ -143,7 +143,7 @@ def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     return soxr.resample(samples, rate, sample_rate).astype(np.float32)
 
 
-def trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
+def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
     """Samples [P] without what is quieter at their ends, by so many decibels, than the loudest
     frame; all of them for 0 decibels, or where all are alike.
     """

@@ -6,8 +6,9 @@ B batch, Y X height and width, C channels.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from attention import registry, shapes
 from attention.image.batch_norm import BatchNorm
 from attention.image.maps import expect_positive, kernel_init
 from attention.kernels.convolution import convolve
+from tasks.common.configs import Config, Dtype, PositiveInts, within
 
 Array = jax.Array
 
@@ -78,6 +80,47 @@ def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
             lambda x: build_map_attention(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
             jax.ShapeDtypeStruct((1, 1, 1, size), dtype),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class StagesConfig(Config):
+    """A convolutional network whose stages each halve the height and width of the map.
+
+    Attributes:
+      channels: number of channels of each stage.
+      attention: after each stage, "none" or a map attention of `attention.registry`, with options
+        if any: "cbam", "se(reduction=4)".
+      momentum: of batch norm: weight of the newest batch in the running statistics.
+      dtype: of the computation; parameters are float32.
+    """
+
+    channels: PositiveInts = (16, 32, 64, 128)
+    attention: str = "none"
+    momentum: within("(0, 1]") = 0.1
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_map_attention(self.map_attention, self.channels, self.dtype)
+
+    @property
+    def map_attention(self) -> str:
+        """The map attention after each stage, or "none"."""
+        return self.attention
+
+    @property
+    def first_stride(self) -> int:
+        """Distance in pixels of neighboring cells in the map of the first stage."""
+        return 1
+
+    @property
+    def strides(self) -> list[int]:
+        """Distance in pixels of neighboring cells in the map of each stage."""
+        return [self.first_stride * 2**number for number in range(len(self.channels))]
+
+    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
+        """Returns the height and width of the map of each stage, for images of Y by X pixels."""
+        return [(-(-Y // stride), -(-X // stride)) for stride in self.strides]
 
 
 def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
@@ -156,7 +199,8 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_norm(norm)
+        if norm not in NORMS:
+            raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(map(repr, NORMS))}")
         expect_positive(inputs=inputs, outputs=outputs, size=size, stride=stride)
         self.stride, self.relu, self.dtype = stride, relu, jnp.dtype(dtype)
         self.kernel = kernel_init(rngs, size, size, inputs, outputs)
@@ -192,25 +236,6 @@ class Convolution(nnx.Module):
         else:
             x = self.norm(x)
         return jax.nn.relu(x) if self.relu else x
-
-
-def check_layers(channels: Sequence[int], momentum: float, dtype: str) -> None:
-    """Holds what configs of convolutional networks share: channels of the stages, the momentum of
-    batch norm, and the dtype. Raises ValueError, which begins with the field.
-    """
-    if not channels or min(channels) < 1:
-        expected = "at least one number, each at least 1"
-        raise ValueError(f"channels: got {list(channels)}, expected {expected}")
-    if not 0 < momentum <= 1:
-        raise ValueError(f"momentum: got {momentum}, expected a share in (0, 1]")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: got {dtype!r}, expected 'float32' or 'bfloat16'")
-
-
-def check_norm(norm: str) -> None:
-    """Raises ValueError, which names the argument, unless `norm` is one of NORMS."""
-    if norm not in NORMS:
-        raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(NORMS)}")
 
 
 def groups_of(channels: int) -> int:
@@ -282,3 +307,28 @@ def apply_map_attention(
     if return_weights:
         return attention(x, **flags, return_weights=True)
     return attention(x, **flags), None
+
+
+def run_stages(
+    stages: Iterable[nnx.Module], x: Array, *, name: str = "stage", pool: bool = True, **flags
+) -> tuple[list[Array], dict[str, Array]]:
+    """Applies stages one after the other.
+
+    Args:
+      stages: `Stage` or modules called alike.
+      x: [B, Y, X, C], input of the first stage.
+      name: prefix of the names of weights.
+      pool: whether the map is halved by `max_pool` between stages.
+      **flags: arguments of every stage.
+
+    Returns:
+      The map of each stage, and the attention weights "<name>_1", "<name>_2", ... of the stages
+      that return any.
+    """
+    maps, weights = [], {}
+    for number, stage in enumerate(stages, 1):
+        x, found = stage(max_pool(x) if pool and maps else x, **flags)
+        maps.append(x)
+        if found is not None:
+            weights[f"{name}_{number}"] = found
+    return maps, weights

@@ -16,73 +16,46 @@ from flax import nnx
 from attention import shapes
 from tasks.common.backbones.convolutional import (
     Convolution,
+    StagesConfig,
     apply_map_attention,
     build_map_attention,
-    check_layers,
-    check_map_attention,
-    check_norm,
+    run_stages,
 )
+from tasks.common.configs import PositiveInts, one_of
 
 Array = jax.Array
 
-STEMS = ("small", "imagenet")
-
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(StagesConfig):
     """Maps of several scales from a picture.
 
     Attributes:
-      channels: of each stage.
-      depths: blocks of each stage.
-      attention: after each stage, "none" or a map attention of `attention.registry`, with options
-        if any: "cbam", "se(reduction=4)".
-      norm: of every convolution, "batch", or "group", which does not depend on the other pictures.
+      depths: number of blocks of each stage.
+      norm: of every convolution: "batch", or "group", which is independent of the other images.
       stem: "small", one 3 x 3 convolution, or "imagenet", 7 x 7 with stride 2 and 3 x 3 max pooling
-        with stride 2, as the paper has it for large pictures.
-      stem_stride: of the small stem, 1 or 2; the other's is 4.
-      momentum: of batch norm: share of the newest batch in the running statistics.
-      dtype: of the computation; weights are float32.
+        with stride 2, as in the paper for large images.
+      stem_stride: of the small stem, 1 or 2; that of the other is 4.
+      For the others see `StagesConfig`.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-    attention: str = "none"
-    norm: str = "batch"
-    stem: str = "small"
+    depths: PositiveInts = (2, 2, 2, 2)
+    norm: one_of("batch", "group") = "batch"
+    stem: one_of("small", "imagenet") = "small"
     stem_stride: int = 1
-    momentum: float = 0.1
-    dtype: str = "float32"
 
     def __post_init__(self):
-        check_layers(self.channels, self.momentum, self.dtype)
-        if min(self.depths, default=0) < 1:
-            expected = "at least one number, each at least 1"
-            raise ValueError(f"depths: got {list(self.depths)}, expected {expected}")
-        if len(self.depths) != len(self.channels):
-            raise ValueError(
-                f"depths: got {list(self.depths)}, expected as many as channels, "
-                f"{len(self.channels)}"
-            )
-        check_norm(self.norm)
-        if self.norm == "none":
-            raise ValueError("norm: got 'none', expected 'batch' or 'group'")
-        if self.stem not in STEMS:
-            raise ValueError(f"stem: got {self.stem!r}, expected one of {', '.join(STEMS)}")
-        if self.stem_stride not in ((1, 2) if self.stem == "small" else (1,)):
-            expected = "1 or 2" if self.stem == "small" else "1 with stem='imagenet'"
-            raise ValueError(f"stem_stride: got {self.stem_stride}, expected {expected}")
-        check_map_attention(self.attention, self.channels, self.dtype)
+        super().__post_init__()
+        stages = len(self.channels)
+        self.expect("depths", len(self.depths) == stages, f"as many as channels, {stages}")
+        small = self.stem == "small"
+        expected = "1 or 2" if small else "1 with stem='imagenet'"
+        self.expect("stem_stride", self.stem_stride in ((1, 2) if small else (1,)), expected)
 
     @property
-    def strides(self) -> list[int]:
-        """Pixels of the picture by which neighbours in the map of each stage are apart."""
-        first = self.stem_stride if self.stem == "small" else 4
-        return [first * 2**number for number in range(len(self.channels))]
-
-    def sides(self, Y: int, X: int) -> list[tuple[int, int]]:
-        """Height and width of the map of each stage, of a picture of Y by X pixels."""
-        return [(-(-Y // stride), -(-X // stride)) for stride in self.strides]
+    def first_stride(self) -> int:
+        """Distance in pixels of neighboring cells in the map of the first stage."""
+        return self.stem_stride if self.stem == "small" else 4
 
 
 def max_pool_3x3(x: Array) -> Array:
@@ -206,10 +179,4 @@ class ResNet(nnx.Module):
         x = self.stem(images, **flags)
         if self.config.stem == "imagenet":
             x = max_pool_3x3(x)
-        maps, weights = [], {}
-        for number, stage in enumerate(self.stages, 1):
-            x, found = stage(x, **flags, return_weights=return_weights)
-            maps.append(x)
-            if found is not None:
-                weights[f"stage_{number}"] = found
-        return maps, weights
+        return run_stages(self.stages, x, pool=False, **flags, return_weights=return_weights)

@@ -26,17 +26,17 @@ from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
+from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
 from tasks.common.decoding import ctc
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
 
 Array = jax.Array
 
 PAD = ctc.BLANK
-DECODERS = ("recurrent", "transformer", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class TranscriberConfig:
+class TranscriberConfig(Config):
     """What writes, and how.
 
     Attributes:
@@ -60,53 +60,33 @@ class TranscriberConfig:
         alone takes the best path where it is greedy.
     """
 
-    decoder: str = "recurrent"
-    ctc_weight: float = 0.3
-    decoding_ctc_weight: float = 0.3
+    decoder: one_of("recurrent", "transformer", "none") = "recurrent"
+    ctc_weight: Fraction = 0.3
+    decoding_ctc_weight: Fraction = 0.3
     alignment: str = "location_aware"
     cell: str = "gru"
-    state_size: int = 128
-    embedding_size: int = 32
-    num_layers: int = 1
-    num_heads: int = 4
-    feedforward_size: int = 512
-    temporal_attention: int = 0
-    dropout_rate: float = 0.1
-    label_smoothing: float = 0.1
-    max_length: int = 64
+    state_size: PositiveInt = 128
+    embedding_size: PositiveInt = 32
+    num_layers: PositiveInt = 1
+    num_heads: PositiveInt = 4
+    feedforward_size: PositiveInt = 512
+    temporal_attention: NonNegativeInt = 0
+    dropout_rate: Rate = 0.1
+    label_smoothing: Rate = 0.1
+    max_length: PositiveInt = 64
     decoding: DecodingConfig = dataclasses.field(
         default_factory=lambda: DecodingConfig(method="beam", beam_size=5)
     )
 
     def __post_init__(self):
-        if self.decoder not in DECODERS:
-            expected = ", ".join(map(repr, DECODERS))
-            raise ValueError(f"decoder: got {self.decoder!r}, expected one of {expected}")
-        for name in ("ctc_weight", "decoding_ctc_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a share in [0, 1]")
-        if (self.decoder == "none") != (self.ctc_weight == 1):
-            expected = "1 without a decoder" if self.decoder == "none" else "a share below 1"
-            raise ValueError(f"ctc_weight: got {self.ctc_weight}, expected {expected}")
-        if self.ctc_weight == 0 and self.decoding_ctc_weight > 0:
-            raise ValueError(
-                f"decoding_ctc_weight: got {self.decoding_ctc_weight}, expected 0 where ctc_weight "
-                "is 0: there is no CTC"
-            )
-        if self.decoder != "none" and self.decoding_ctc_weight == 1:
-            raise ValueError(
-                "decoding_ctc_weight: got 1, expected a share below 1, or decoder 'none'"
-            )
-        names = ("state_size", "embedding_size", "num_layers", "num_heads", "feedforward_size")
-        for name in (*names, "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.temporal_attention < 0:
-            got = f"temporal_attention: got {self.temporal_attention}"
-            raise ValueError(f"{got}, expected a number of heads, or 0")
-        for name in ("dropout_rate", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a rate in [0, 1)")
+        super().__post_init__()
+        alone = self.decoder == "none"
+        expected = "1 without a decoder" if alone else "a fraction below 1 with a decoder"
+        self.expect("ctc_weight", (self.ctc_weight == 1) == alone, expected)
+        has_ctc = self.ctc_weight > 0 or self.decoding_ctc_weight == 0
+        self.expect("decoding_ctc_weight", has_ctc, "0 if ctc_weight is 0")
+        below = alone or self.decoding_ctc_weight < 1
+        self.expect("decoding_ctc_weight", below, "a fraction below 1, or decoder 'none'")
         if self.decoding.method == "sample":
             raise ValueError("decoding.method: got 'sample', expected 'greedy' or 'beam'")
         if self.decoder == "recurrent":

@@ -19,6 +19,7 @@ from attention.dropout import dropout
 from attention.normalization import LayerNorm, RMSNorm
 from attention.positions import ADDED_POSITIONS, POSITIONS, build_added_positions
 from attention.projection import Projection
+from tasks.common.configs import Config, Dtype, PositiveFloat, PositiveInt, Rate, one_of
 
 Array = jax.Array
 
@@ -29,16 +30,10 @@ _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,
 }
-_CHOICES = {
-    "norm": ("pre", "post"),
-    "activation": tuple(_ACTIVATIONS),
-    "dtype": ("float32", "bfloat16"),
-    "normalization": ("layer", "rms"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Config):
     """What a Transformer's stack of layers is made of, encoder or decoder.
 
     Attributes:
@@ -75,43 +70,30 @@ class EncoderConfig:
 
     one_length: ClassVar[bool] = False
 
-    model_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    feedforward_size: int = 512
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
-    norm: str = "pre"
-    activation: str = "gelu"
+    model_size: PositiveInt = 128
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    feedforward_size: PositiveInt = 512
+    dropout_rate: Rate = 0.1
+    attention_dropout_rate: Rate = 0.1
+    norm: one_of("pre", "post") = "pre"
+    activation: one_of(*_ACTIVATIONS) = "gelu"
     positions: str = "sinusoidal"
-    max_length: int = 512
+    max_length: PositiveInt = 512
     mixer: str = "dot_product"
-    dtype: str = "float32"
-    normalization: str = "layer"
-    norm_epsilon: float = 1e-5
+    dtype: Dtype = "float32"
+    normalization: one_of("layer", "rms") = "layer"
+    norm_epsilon: PositiveFloat = 1e-5
     use_bias: bool = True
     input_norm: bool = False
     rematerialize: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.model_size % self.num_heads:
-            expected = f"a divisor of model_size={self.model_size}"
-            raise ValueError(f"num_heads: got {self.num_heads}, expected {expected}")
-        for name in ("dropout_rate", "attention_dropout_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a rate in [0, 1)")
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"norm_epsilon: got {self.norm_epsilon}, expected a number above 0")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                got, expected = repr(getattr(self, name)), ", ".join(map(repr, choices))
-                raise ValueError(f"{name}: got {got}, expected one of {expected}")
-        if self.positions_are("sinusoidal") and self.model_size % 2:
-            expected = "an even size for 'sinusoidal' positions"
-            raise ValueError(f"model_size: got {self.model_size}, expected {expected}")
+        super().__post_init__()
+        divides = self.model_size % self.num_heads == 0
+        self.expect("num_heads", divides, f"a divisor of model_size={self.model_size}")
+        fits = not self.positions_are("sinusoidal") or self.model_size % 2 == 0
+        self.expect("model_size", fits, "an even size for 'sinusoidal' positions")
         if "length_dependent" in self.entry.capabilities and not self.one_length:
             able = [
                 m.name

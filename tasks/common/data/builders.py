@@ -1,7 +1,7 @@
 """Own data sets as TFDS builders, in the array_record format, without TensorFlow.
 
-A data set is a `Definition`: its features, its sources, and a generator of its splits. One builder
-class serves them all. `load` gives a split with random access.
+A data set is a `DatasetDefinition`: its features, its sources, and a generator of its splits. One
+builder class serves them all. `load` gives a split with random access.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Examples = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Definition:
+class DatasetDefinition:
     """A data set of this project.
 
     Attributes:
@@ -50,25 +50,25 @@ class Definition:
     generate: Callable[[Mapping[str, Path]], Mapping[str, Examples]]
     counts: Mapping[str, int] = field(default_factory=dict)
     description: str = ""
-    licence: str = ""
+    license: str = ""
 
 
-def folder_of(definition: Definition, paths: Paths) -> Path:
+def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
     """The folder of the prepared data set."""
     return paths.data_dir / definition.name / definition.version
 
 
-def is_prepared(definition: Definition, paths: Paths) -> bool:
+def is_prepared(definition: DatasetDefinition, paths: Paths) -> bool:
     """Whether the data set lies prepared and whole in data_dir.
 
     Raises:
       UserError: it lies there in a format without random access.
     """
     folder = folder_of(definition, paths)
-    return folder.is_dir() and damage(folder) is None
+    return folder.is_dir() and find_damage(folder) is None
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What a prepared folder lacks, in words; None when it is whole.
 
     Raises:
@@ -102,7 +102,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def prepare(definition: Definition, paths: Paths, *, quiet: bool = False) -> None:
+def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
     """Prepares a data set in data_dir, unless it is there already.
 
     A folder that a broken-off run left is made anew; two processes at once wait for each other.
@@ -121,7 +121,7 @@ def prepare(definition: Definition, paths: Paths, *, quiet: bool = False) -> Non
         for rest in folder.parent.glob(f"{definition.version}.incomplete*"):
             shutil.rmtree(rest, ignore_errors=True)
         if folder.exists():
-            _say(quiet, f"{definition.name}: {damage(folder)}; preparing it anew\n")
+            _say(quiet, f"{definition.name}: {find_damage(folder)}; preparing it anew\n")
             shutil.rmtree(folder)
         _say(quiet, f"preparing {definition.name} {definition.version} ...")
         start = time.monotonic()
@@ -139,7 +139,7 @@ def prepare(definition: Definition, paths: Paths, *, quiet: bool = False) -> Non
         _say(quiet, f" {sum(counts.values()):,} examples in {seconds:.1f} s\n")
 
 
-def load(definition: Definition, split: str, paths: Paths) -> Sequence[Mapping[str, Any]]:
+def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Mapping[str, Any]]:
     """A split with random access: `len(s)`, `s[i]`, `s.__getitems__(indices)`.
 
     Text features come as bytes. The data set is prepared first when it is not.
@@ -171,7 +171,7 @@ def _say(quiet: bool, text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
 
 
-def _builder(definition: Definition, paths: Paths, files: Mapping[str, Path]) -> Any:
+def _builder(definition: DatasetDefinition, paths: Paths, files: Mapping[str, Path]) -> Any:
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -183,7 +183,7 @@ def _builder(definition: Definition, paths: Paths, files: Mapping[str, Path]) ->
                 builder=self,
                 description=definition.description or definition.name,
                 features=tfds.features.FeaturesDict(dict(definition.features())),
-                license=definition.licence or None,
+                license=definition.license or None,
                 disable_shuffling=True,  # the order of the generator is part of the definition
             )
 
@@ -210,7 +210,7 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def _alone(definition: Definition, paths: Paths) -> Iterator[None]:
+def _alone(definition: DatasetDefinition, paths: Paths) -> Iterator[None]:
     """Holds a lock of the data set, so that one process prepares while others wait."""
     import fcntl
 

@@ -20,7 +20,7 @@ SIMILARITY = 0.7
 """Cosine of TF-IDF vectors from which two texts count as near-duplicates."""
 
 
-def norm(text: str, unicode: bool = False) -> str:
+def normalize_text(text: str, unicode: bool = False) -> str:
     """Lower case, every run of non-alphanumerics one space, stripped.
 
     Args:
@@ -32,21 +32,21 @@ def norm(text: str, unicode: bool = False) -> str:
     return pattern.sub(" ", text.lower()).strip()
 
 
-def norm_hash(text: str, unicode: bool = False) -> int:
+def text_hash(text: str, unicode: bool = False) -> int:
     """MD5 of `norm(text)` as an integer: what splits go by.
 
     With `unicode` a text without a word, of emoji or punctuation alone, is hashed as it is, without
     the spaces around it; without it all such texts have one hash.
     """
-    normal = norm(text, unicode) or (text.strip() if unicode else "")
+    normal = normalize_text(text, unicode) or (text.strip() if unicode else "")
     data = normal.encode("utf-8", "surrogatepass")
     return int(hashlib.md5(data, usedforsecurity=False).hexdigest(), 16)
 
 
-def group_hashes(
+def duplicate_group_hashes(
     texts: Sequence[str], similarity: float = SIMILARITY, min_count: int = 1
 ) -> list[int]:
-    """For each text the smallest `norm_hash` of its group of near-duplicates.
+    """For each text the smallest `text_hash` of its group of near-duplicates.
 
     Groups are the connected components under a cosine of at least `similarity` between sublinear
     TF-IDF vectors, which a word that one mail repeats a hundred times does not govern.
@@ -69,7 +69,7 @@ def group_hashes(
     graph = coo_matrix((np.ones(len(row)), (row, column)), shape=(len(texts),) * 2)
     _, component = connected_components(graph, directed=False)
     smallest: dict[int, int] = {}
-    hashes = [norm_hash(text) for text in texts]
+    hashes = [text_hash(text) for text in texts]
     for group, value in zip(component, hashes, strict=True):
         smallest[group] = min(smallest.get(group, value), value)
     return [smallest[group] for group in component]
@@ -87,11 +87,11 @@ def near_duplicates(
       ngrams: word n-grams of orders 1 to this one; 2 keeps long texts of one topic apart.
 
     Returns:
-      bool [len(test)]: equal by `norm`, or TF-IDF cosine of at least `similarity`.
+      bool [len(test)]: equal by `normalize_text`, or TF-IDF cosine of at least `similarity`.
     """
     others, mine = _vectors(train, test, ngram_range=(1, ngrams))
-    known = {norm(text) for text in train}
-    found = np.array([norm(text) in known for text in test], bool)
+    known = {normalize_text(text) for text in train}
+    found = np.array([normalize_text(text) in known for text in test], bool)
     for start, block in _products(mine, others):
         found[block.row[block.data >= similarity] + start] = True
     return found
@@ -101,7 +101,7 @@ def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
     """TF-IDF vectors of length one of the normalised texts, sparse."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(preprocessor=norm, **settings)
+    vectorizer = TfidfVectorizer(preprocessor=normalize_text, **settings)
     try:
         return vectorizer.fit_transform(fitted), vectorizer.transform(others) if others else None
     except ValueError:  # not one word is left

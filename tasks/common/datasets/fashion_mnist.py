@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data.debian import member_of
-from tasks.common.data.fetchers import AptPackage, Derive, Url
+from tasks.common.data.fetchers import AptPackage, Extract, UrlFetcher
 from tasks.common.data.sources import Source
 
 NAMES = (
@@ -18,7 +18,7 @@ NAMES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 SIDE = 28
-LICENCE = "MIT"
+LICENSE = "MIT"
 # The last of the 60,000 training pictures.
 VALIDATION_SIZE = 10_000
 
@@ -32,12 +32,12 @@ _FILES = {
 }
 
 
-def _from_debian(file: str) -> Derive:
-    def derive(fetched: Path, output: Path) -> None:
+def _from_debian(file: str) -> Extract:
+    def extract(fetched: Path, output: Path) -> None:
         package = fetched.read_bytes()
         output.write_bytes(member_of(package, f"./usr/share/datasets/fashion-mnist/{file}.gz"))
 
-    return derive
+    return extract
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
@@ -53,9 +53,9 @@ SOURCES = tuple(
                 "dataset-fashion-mnist",
                 "0.0~git20200523.55506a9-1",
                 "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-                derive=_from_debian(file),
+                extract=_from_debian(file),
             ),
-            Url(f"{_ADDRESS}{file}.gz"),
+            UrlFetcher(f"{_ADDRESS}{file}.gz"),
         ),
         content=_unpacked,
     )

@@ -14,7 +14,6 @@ B batch, K beams, T steps, V words, R = B, or B·K with the beams of an example 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,17 +21,23 @@ import jax
 import jax.numpy as jnp
 
 from attention import recording, shapes
+from tasks.common.configs import (
+    Config,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    one_of,
+    within,
+)
 from tasks.common.decoding.batching import flatten_beams, mask_leaves, take_rows, write_step
 from tasks.common.decoding.beam_search import beam_search, length_normalized
 
 Array = jax.Array
 Step = Callable[[Array, Any], tuple[Array, Any, Any]]
-METHODS = ("greedy", "beam", "sample")
-STOPPING = ("heuristic", "exact")
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodingConfig:
+class DecodingConfig(Config):
     """How tokens are chosen.
 
     Attributes:
@@ -52,45 +57,30 @@ class DecodingConfig:
       seed: of samples; see `example_keys`.
     """
 
-    method: str = "greedy"
-    beam_size: int = 1
-    length_penalty: float = 1.0
-    stopping: str = "heuristic"
-    n_best: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    method: one_of("greedy", "beam", "sample") = "greedy"
+    beam_size: PositiveInt = 1
+    length_penalty: FiniteFloat = 1.0
+    stopping: one_of("heuristic", "exact") = "heuristic"
+    n_best: PositiveInt = 1
+    temperature: within("(0, inf)", "a finite number above 0 (method 'greedy' is the limit)") = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: within("(0, 1]", "a probability in (0, 1]") = 1.0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self):
-        for name, allowed in (("method", METHODS), ("stopping", STOPPING)):
-            if getattr(self, name) not in allowed:
-                expected = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {expected}")
-        for name, least in (("beam_size", 1), ("n_best", 1), ("top_k", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty: got {self.length_penalty}, expected a finite number")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            expected = "a finite number above 0 (method 'greedy' is the limit)"
-            raise ValueError(f"temperature: got {self.temperature}, expected {expected}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: got {self.top_p}, expected a probability in (0, 1]")
+        super().__post_init__()
         # What a method does not read would have no effect.
         read = {"beam": ("beam_size", "stopping"), "sample": ("temperature", "top_k", "top_p")}
         for method, names in read.items():
             for field in dataclasses.fields(self):
-                value = getattr(self, field.name)
-                if field.name in names and method != self.method and value != field.default:
-                    expected = f"{field.default!r}, or method {method!r}"
-                    raise ValueError(f"{field.name}: got {value!r}, expected {expected}")
+                is_default = getattr(self, field.name) == field.default
+                reads = field.name not in names or method == self.method
+                expected = f"{field.default!r}, or method {method!r}"
+                self.expect(field.name, reads or is_default, expected)
         most = {"greedy": 1, "beam": self.beam_size}.get(self.method, self.n_best)
-        if self.n_best > most:
-            raise ValueError(
-                f"n_best: got {self.n_best}, expected at most {most} with method {self.method!r}"
-                + (" and this beam_size" if self.method == "beam" else "")
-            )
+        expected = f"at most {most} with method {self.method!r}"
+        expected += " and this beam_size" if self.method == "beam" else ""
+        self.expect("n_best", self.n_best <= most, expected)
 
 
 class DecodingResult(NamedTuple):

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.text.subword_tokenizer import Subwords
-from tasks.common.text.tokenizer import SPECIAL, TextConfig, TextEncoder
+from tasks.common.text.subword_tokenizer import SubwordTokenizer
+from tasks.common.text.tokenizer import SPECIAL, TextConfig, Tokenizer
 
 LAST = ("[MASK]", "[SEP]")
 # In the folder of a run that was made of such weights: `LanguageModelFolder.tokenizer`.
@@ -124,9 +124,10 @@ class Normalization:
 
     def pipeline(self, ids: Mapping[str, int]) -> Any:
         """Returns the `tokenizers.Tokenizer` of these pieces, without special tokens."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        import tokenizers
+        from tokenizers import models, normalizers, pre_tokenizers
 
-        tokenizer = Tokenizer(
+        tokenizer = tokenizers.Tokenizer(
             models.WordPiece(
                 dict(ids), unk_token="[UNK]", max_input_chars_per_word=self.longest_word
             )
@@ -189,12 +190,12 @@ class LanguageModelFolder:
             **({"padding": padding} if padding else {}),
         }
 
-    def text_encoder(self) -> TextEncoder:
+    def text_tokenizer(self) -> Tokenizer:
         """The tokenizer with our ids; mask and end token are the task's."""
         order = our_order(self.vocabulary)[: -len(LAST)]
         ids = {self.vocabulary[place]: number for number, place in enumerate(order)}
         config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))
-        return TextEncoder(config, Subwords(self.normalization.pipeline(ids)))
+        return Tokenizer(config, SubwordTokenizer(self.normalization.pipeline(ids)))
 
 
 def our_order(vocabulary: Sequence[str]) -> np.ndarray:
@@ -293,17 +294,17 @@ def from_tensors(
     return params, sorted(rest)
 
 
-def own_tokenizer(encoder: TextEncoder) -> dict[str, Any]:
+def fitted_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """`LanguageModelFolder.tokenizer` of one that was fitted here.
 
     Raises:
       ValueError: it is no WordPiece tokenizer.
     """
-    if encoder.config.tokenizer != "wordpiece":
-        got = encoder.config.tokenizer
+    if tokenizer.config.tokenizer != "wordpiece":
+        got = tokenizer.config.tokenizer
         raise ValueError(f"config.data.text.tokenizer is {got!r}, there 'wordpiece'")
-    lower = encoder.config.lower_case
-    pieces = [*encoder.pieces(), *LAST]
+    lower = tokenizer.config.lower_case
+    pieces = [*tokenizer.pieces(), *LAST]
     return {"vocabulary": pieces, "lower_case": lower, "strip_accents": False}
 
 

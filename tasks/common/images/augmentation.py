@@ -14,11 +14,13 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveFloat, within
+
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Config):
     """What is changed at random in training, in this order; what is 0 or False is not.
 
     Attributes:
@@ -34,34 +36,24 @@ class AugmentationConfig:
       cutout: pixels a side of a square that is filled with the picture's mean.
     """
 
-    scale_min: float = 1.0
-    scale_max: float = 1.0
-    crop_padding: int = 0
+    scale_min: PositiveFloat = 1.0
+    scale_max: PositiveFloat = 1.0
+    crop_padding: NonNegativeInt = 0
     flip: bool = False
     flip_vertical: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    cutout: int = 0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: within("[0, 0.5]") = 0.0
+    cutout: NonNegativeInt = 0
 
     def __post_init__(self):
-        if not 0 < self.scale_min <= self.scale_max:
-            raise ValueError(
-                f"scale_min: got {self.scale_min}, expected above 0 and at most scale_max, "
-                f"{self.scale_max}"
-            )
-        for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 0")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected from 0 to 1")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue: got {self.hue}, expected from 0 to 0.5, half the circle")
+        super().__post_init__()
+        ordered = self.scale_min <= self.scale_max
+        self.expect("scale_min", ordered, f"at most scale_max={self.scale_max}")
 
     @property
-    def needs_colour(self) -> bool:
+    def needs_color(self) -> bool:
         """Whether pictures must have red, green and blue."""
         return self.saturation > 0 or self.hue > 0
 
@@ -90,13 +82,13 @@ def augment(
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: got dtype {images.dtype}, expected floating point from 0 to 1")
-    if config.needs_colour and images.shape[-1] != 3:
+    if config.needs_color and images.shape[-1] != 3:
         raise ValueError(
             f"augmentation: saturation and hue are of pictures with 3 channels, got "
             f"{images.shape[-1]}"
         )
     # A key for each kind, so that one more kind does not change what the others draw.
-    scale_key, crop_key, flip_key, vertical_key, colour_key, cutout_key = (
+    scale_key, crop_key, flip_key, vertical_key, color_key, cutout_key = (
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number) for number in range(6)
     )
     labelled = labels is not None
@@ -109,7 +101,7 @@ def augment(
         images, labels = random_flip(images, flip_key, labels)
     if config.flip_vertical:
         images, labels = random_flip(images, vertical_key, labels, axis=1)
-    images = colour_jitter(images, colour_key, config)
+    images = color_jitter(images, color_key, config)
     if config.cutout:
         images, labels = cutout(images, cutout_key, config.cutout, labels, void)
     return (images, labels) if labelled else images
@@ -195,7 +187,7 @@ def scale_and_crop(
     return images, jax.vmap(nearest)(labels, scales, offsets)
 
 
-def shift(images: Array, offsets: Array) -> Array:
+def translate(images: Array, offsets: Array) -> Array:
     """Moves each picture, in parts of a pixel too; what comes in from outside is 0.
 
         out[y, x] = Σ_j Σ_i tri(y - o_y - j) · tri(x - o_x - i) · image[j, i]
@@ -207,19 +199,19 @@ def shift(images: Array, offsets: Array) -> Array:
       offsets: [B, 2], down and to the right.
     """
     _, Y, X, _ = images.shape
-    down, right = _moves(offsets[:, 0], Y), _moves(offsets[:, 1], X)
+    down, right = _translation_matrix(offsets[:, 0], Y), _translation_matrix(offsets[:, 1], X)
     return jnp.einsum("byj,bxi,bjic->byxc", down, right, images)
 
 
-def random_shift(images: Array, largest: float, key: Array) -> Array:
-    """`shift` by offsets uniform between -largest and largest, of one key for the whole batch."""
+def random_translation(images: Array, largest: float, key: Array) -> Array:
+    """Translates by offsets uniform in [-largest, largest], drawn from one key for the batch."""
     if largest == 0:
         return images
     offsets = jax.random.uniform(key, (len(images), 2), minval=-largest, maxval=largest)
-    return shift(images, offsets)
+    return translate(images, offsets)
 
 
-def _moves(offsets: Array, size: int) -> Array:
+def _translation_matrix(offsets: Array, size: int) -> Array:
     """[B] -> [B, to, from]."""
     places = jnp.arange(size, dtype=jnp.float32)
     distance = places[:, None] - offsets[:, None, None] - places
@@ -229,7 +221,7 @@ def _moves(offsets: Array, size: int) -> Array:
 # ---------------------------------------------------------------- values
 
 
-def colour_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
+def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
     """Brightness, contrast, saturation and hue by dm_pix, each held to 0..1 after it."""
 
     def jittered(image: Array, key: Array) -> Array:

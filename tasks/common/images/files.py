@@ -52,7 +52,7 @@ def read_image(
     Args:
       path: of the file.
       mode: "RGB", or "L": grey, by the weights of ITU-R 601.
-      size: (Y, X) to which the picture is resized, see `resized`; as it is if None.
+      size: (Y, X) to which the picture is resized, see `resize`; as it is if None.
       called: what messages call it; its path if None.
 
     Returns:
@@ -64,7 +64,7 @@ def read_image(
       ValueError: an unknown mode.
     """
     image, _ = read_oriented(path, mode=mode, called=called)
-    return image if size is None else resized(image, size)
+    return image if size is None else resize(image, size)
 
 
 def read_oriented(
@@ -172,7 +172,7 @@ def _flat(picture: Pictures.Image, name: str) -> Pictures.Image:
     return paper.convert("RGB")
 
 
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture of another size, height and width each scaled by a factor of its own.
 
     Bilinear; where it shrinks, the triangle is as much wider, so that every pixel counts (Pillow's
@@ -190,7 +190,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((X, Y), Image.Resampling.BILINEAR))
 
 
-def central_square(image: np.ndarray) -> np.ndarray:
+def center_crop_square(image: np.ndarray) -> np.ndarray:
     """The largest square in the middle: [Y, X, ...] -> [S, S, ...] with S = min(Y, X)."""
     Y, X = image.shape[:2]
     side = min(Y, X)

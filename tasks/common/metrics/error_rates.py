@@ -24,8 +24,8 @@ def transcript_metrics(
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the shares of texts with
-      such a failure: see `failures`. With texts that say nothing also `invention_rate`, the share
-      of them for which something was written. NaN where there is no text to speak of.
+      such a failure: see `decoding_failures`. With texts that say nothing also `invention_rate`,
+      the share of them for which something was written. NaN where there is no text to speak of.
 
     Raises:
       ValueError: the numbers of texts differ.
@@ -53,7 +53,7 @@ def transcript_metrics(
     metrics["cer"] = jiwer.process_characters(references, written).cer
     same = [a.split() == b.split() for a, b in said]
     metrics["exact_match"] = float(np.mean(same))
-    found = [failures(*(x.split() if words else x for x in pair)) for pair in said]
+    found = [decoding_failures(*(x.split() if words else x for x in pair)) for pair in said]
     for place, name in enumerate(names[-3:]):
         metrics[name] = float(np.mean([row[place] for row in found]))
     return metrics
@@ -78,7 +78,7 @@ def text_errors(
     return np.array(errors) / lengths[lengths > 0].mean() if errors else np.zeros(0)
 
 
-def failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bool, bool]:
+def decoding_failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bool, bool]:
     """Whether a decoder repeated itself, skipped something, or stopped early.
 
     By the alignment with fewest errors: something inserted that stands there twice; something left

@@ -10,7 +10,7 @@ from tasks.common.text.config import TextConfig
 from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
-class Characters:
+class CharacterTokenizer:
     """The characters of the texts as they are: nothing is normalised but case, where that is asked.
 
     Ids follow the code points, so that they do not depend on the order of the texts.
@@ -21,7 +21,7 @@ class Characters:
         self._points = _points(self._characters)
 
     @classmethod
-    def fit(cls, texts: Sequence[str], config: TextConfig) -> Characters:
+    def fit(cls, texts: Sequence[str], config: TextConfig) -> CharacterTokenizer:
         counts: dict[int, int] = {}
         for text in texts:
             found = np.unique_counts(_points(text.lower() if config.lower_case else text))
@@ -50,7 +50,7 @@ class Characters:
         table = [*SPECIAL, *self._characters]
         return "".join(table[number] for number in ids)
 
-    def spell(self, text: str) -> list[tuple[str, int, int]]:
+    def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
         """Character, its place and the next, in the order of the ids of `encode`."""
         text = text.lower() if self._lower_case else text
         return [(character, place, place + 1) for place, character in enumerate(text)]
@@ -59,7 +59,7 @@ class Characters:
         return {"characters": self._characters}
 
     @classmethod
-    def from_dict(cls, values: dict, config: TextConfig) -> Characters:
+    def from_dict(cls, values: dict, config: TextConfig) -> CharacterTokenizer:
         return cls(values["characters"], config.lower_case)
 
 

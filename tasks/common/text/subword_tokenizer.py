@@ -13,14 +13,14 @@ from tasks.common.text.config import TextConfig
 from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
-class Subwords:
+class SubwordTokenizer:
     """Byte-pair encoding or WordPiece, by the tokenizers library."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
 
     @classmethod
-    def fit(cls, texts: Sequence[str], config: TextConfig) -> Subwords:
+    def fit(cls, texts: Sequence[str], config: TextConfig) -> SubwordTokenizer:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
         options = {
@@ -109,7 +109,7 @@ class Subwords:
 
         return isinstance(self._tokenizer.model, models.BPE)
 
-    def spell(self, text: str) -> list[tuple[str, int, int]]:
+    def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
         """Piece, its place and the next, in the order of the ids of `encode`."""
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
@@ -119,7 +119,7 @@ class Subwords:
         return {"tokenizer": json.loads(self._tokenizer.to_str())}
 
     @classmethod
-    def from_dict(cls, values: dict, config: TextConfig) -> Subwords:
+    def from_dict(cls, values: dict, config: TextConfig) -> SubwordTokenizer:
         return cls(cls._plain(json.dumps(values["tokenizer"])))
 
 

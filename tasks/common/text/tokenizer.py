@@ -18,35 +18,37 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.text.character_tokenizer import Characters
+from tasks.common.text.character_tokenizer import CharacterTokenizer
 from tasks.common.text.config import TextConfig
-from tasks.common.text.subword_tokenizer import Subwords
-from tasks.common.text.word_tokenizer import Words
+from tasks.common.text.subword_tokenizer import SubwordTokenizer
+from tasks.common.text.word_tokenizer import WordTokenizer
 from tasks.common.text.words import CLS, PAD, SPECIAL, UNKNOWN
 
-__all__ = ["CLS", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "TextEncoder"]
+__all__ = ["CLS", "PAD", "SPECIAL", "UNKNOWN", "TextConfig", "Tokenizer"]
 
 _VERSION = 1
 
 
-def whole_characters(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with "?" for each half of a surrogate pair, which is no character: bytes that are
     not UTF-8 give such halves.
     """
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-class TextEncoder:
+class Tokenizer:
     """Turns texts into ids. Made by `fit` or `from_json`."""
 
-    def __init__(self, config: TextConfig, model: Words | Subwords | Characters):
+    def __init__(
+        self, config: TextConfig, model: WordTokenizer | SubwordTokenizer | CharacterTokenizer
+    ):
         self.config = config
         self._model = model
 
     @classmethod
     def fit(
         cls, texts: Sequence[str], config: TextConfig, cache_dir: Path | None = None
-    ) -> TextEncoder:
+    ) -> Tokenizer:
         """Trains a vocabulary, or takes it from the cache.
 
         Args:
@@ -66,13 +68,13 @@ class TextEncoder:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # not there, or damaged: train and write it anew
-        model = _model_class(config).fit([whole_characters(text) for text in texts], config)
-        encoder = cls(config, model)
+        model = _model_class(config).fit([replace_surrogates(text) for text in texts], config)
+        tokenizer = cls(config, model)
         if file is not None:
             # Without the cache the next run trains it again.
             with contextlib.suppress(OSError):
-                _write(file, encoder.to_json())
-        return encoder
+                _write(file, tokenizer.to_json())
+        return tokenizer
 
     @property
     def size(self) -> int:
@@ -87,9 +89,9 @@ class TextEncoder:
         """Ids of many texts: as `encode` of each, and much faster."""
         return [ids for ids, _ in self._rows(texts)]
 
-    def with_max_length(self, max_length: int) -> TextEncoder:
+    def with_max_length(self, max_length: int) -> Tokenizer:
         """The same vocabulary with another cut."""
-        return TextEncoder(replace(self.config, max_length=max_length), self._model)
+        return Tokenizer(replace(self.config, max_length=max_length), self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, as near to what was encoded as the tokenizer allows.
@@ -128,7 +130,7 @@ class TextEncoder:
         Raises:
           ValueError: a tokenizer that has no such pieces.
         """
-        if not isinstance(self._model, Subwords):
+        if not isinstance(self._model, SubwordTokenizer):
             raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected one of subwords")
         return self._model.pieces()
 
@@ -137,10 +139,10 @@ class TextEncoder:
         _, positions = next(self._rows([text]))
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
-        spelled = self._model.spell(whole_characters(text))
+        spelled = self._model.pieces_with_spans(replace_surrogates(text))
         return [spelled[position][0] for position in positions]
 
-    def word_weights(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
+    def weights_per_word(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
         """Weights of positions as weights of words, for people to read.
 
         The pieces of a word count for it, and an n-gram in equal parts for each of its words. What
@@ -156,7 +158,7 @@ class TextEncoder:
         _, positions = next(self._rows([text]))
         if not len(positions):
             return [SPECIAL[UNKNOWN]], np.asarray(weights, float)[:1]
-        spelled = self._model.spell(whole_characters(text))
+        spelled = self._model.pieces_with_spans(replace_surrogates(text))
         words: dict[int, str] = {}
         for string, start, _ in spelled:
             words.setdefault(start, string)
@@ -174,7 +176,7 @@ class TextEncoder:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> TextEncoder:
+    def from_json(cls, text: str) -> Tokenizer:
         """The encoder that `to_json` wrote.
 
         Raises:
@@ -189,9 +191,9 @@ class TextEncoder:
         return cls(config, _model_class(config).from_dict(values, config))
 
     def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(ids, their places in what `spell` gives) of each text, cut to max_length."""
+        """(ids, their places in what `pieces_with_spans` gives) of each text, cut to max_length."""
         nothing = np.array([UNKNOWN], np.int32), np.zeros(0, np.int64)
-        for ids in self._model.encode([whole_characters(text) for text in texts]):
+        for ids in self._model.encode([replace_surrogates(text) for text in texts]):
             positions = None
             if self.config.unique:
                 _, first = np.unique(ids, return_index=True)
@@ -206,8 +208,12 @@ class TextEncoder:
             yield ids[:limit].astype(np.int32, copy=False), positions[:limit]
 
 
-def _model_class(config: TextConfig) -> type[Words] | type[Subwords] | type[Characters]:
-    return {"word": Words, "character": Characters}.get(config.tokenizer, Subwords)
+def _model_class(
+    config: TextConfig,
+) -> type[WordTokenizer] | type[SubwordTokenizer] | type[CharacterTokenizer]:
+    return {"word": WordTokenizer, "character": CharacterTokenizer}.get(
+        config.tokenizer, SubwordTokenizer
+    )
 
 
 def _content_hash(texts: Sequence[str], config: TextConfig) -> str:

@@ -8,15 +8,15 @@ import numpy as np
 
 from tasks.common.text import words as word_parts
 from tasks.common.text.config import TextConfig
-from tasks.common.text.words import SPECIAL, UNKNOWN, Grams
+from tasks.common.text.words import SPECIAL, UNKNOWN, NgramVocabulary
 
 
-class Words:
+class WordTokenizer:
     """Words, their n-grams and character n-grams."""
 
     def __init__(self, config: TextConfig, grams: Sequence[str], characters: Sequence[str]):
         self.config = config
-        self._grams = Grams(grams, config.ngrams)
+        self._grams = NgramVocabulary(grams, config.ngrams)
         self._characters = {
             gram: len(SPECIAL) + len(grams) + index for index, gram in enumerate(characters)
         }
@@ -25,7 +25,7 @@ class Words:
         self._spelled: dict[str, np.ndarray] = {}
 
     @classmethod
-    def fit(cls, texts: Sequence[str], config: TextConfig) -> Words:
+    def fit(cls, texts: Sequence[str], config: TextConfig) -> WordTokenizer:
         split = [word_parts.split(text, config.lower_case) for text in texts]
         stem = word_parts.stemmer(config.stem)
         if stem is not None:
@@ -34,7 +34,7 @@ class Words:
         else:
             split_stems = split
         size = config.vocabulary_size - len(SPECIAL)
-        grams = Grams.fit(split_stems, config.ngrams, config.min_count, size).grams
+        grams = NgramVocabulary.fit(split_stems, config.ngrams, config.min_count, size).grams
         characters = _frequent_characters(split, config) if config.character_ngrams else []
         return cls(config, grams, characters)
 
@@ -66,7 +66,7 @@ class Words:
     def word_starts(self) -> np.ndarray:
         return np.ones(self.size, bool)
 
-    def spell(self, text: str) -> list[tuple[str, int, int]]:
+    def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
         """String, first word and word after the last, in the order of the ids of `encode`."""
         words = word_parts.split(text, self.config.lower_case)
         found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
@@ -85,7 +85,7 @@ class Words:
         return {"grams": self._grams.grams, "characters": list(self._characters)}
 
     @classmethod
-    def from_dict(cls, values: dict, config: TextConfig) -> Words:
+    def from_dict(cls, values: dict, config: TextConfig) -> WordTokenizer:
         return cls(config, values["grams"], values["characters"])
 
     def _numbers(self, split: list[list[str]]) -> np.ndarray:

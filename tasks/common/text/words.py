@@ -95,7 +95,7 @@ def character_grams(word: str, shortest: int, longest: int) -> list[str]:
     return grams
 
 
-class Grams:
+class NgramVocabulary:
     """A vocabulary of word n-grams that finds the n-grams of many texts at once.
 
     An n-gram is never more frequent than its first n - 1 words, so a vocabulary cut by frequency
@@ -155,7 +155,9 @@ class Grams:
         return found
 
     @classmethod
-    def fit(cls, texts: Iterable[Sequence[str]], longest: int, min_count: int, size: int) -> Grams:
+    def fit(
+        cls, texts: Iterable[Sequence[str]], longest: int, min_count: int, size: int
+    ) -> NgramVocabulary:
         """The `size` n-grams that most texts hold, each in at least `min_count` of them.
 
         Equally frequent ones: the shorter first, then by the order of characters.

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.common.data.builders import Definition
+from tasks.common.data.builders import DatasetDefinition
 from tasks.common.datasets import blue_marble, fashion_mnist
 from tasks.detection.datasets import clothes, nuclei, trees
 
@@ -23,7 +23,7 @@ class Pictures:
       has_masks: whether objects have masks.
     """
 
-    definition: Definition
+    definition: DatasetDefinition
     names: tuple[str, ...]
     side: int
     max_objects: int
@@ -55,7 +55,7 @@ def picture_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, An
 
 
 NUCLEI = Pictures(
-    Definition(
+    DatasetDefinition(
         name="nuclei",
         version="1.0.0",
         features=picture_features(nuclei.SIDE, True),
@@ -68,7 +68,7 @@ NUCLEI = Pictures(
         "fifth from the first is test, every fifth from the second validation. Where two masks "
         "overlap (5 pixels in all) the smaller is on top. No two pictures are alike: at an eighth "
         "of their size none correlate above 0.46.",
-        licence="CC0",
+        license="CC0",
     ),
     ("nucleus",),
     nuclei.SIDE,
@@ -77,7 +77,7 @@ NUCLEI = Pictures(
 )
 
 TREES = Pictures(
-    Definition(
+    DatasetDefinition(
         name="trees",
         version="1.0.0",
         features=picture_features(trees.SIDE, False),
@@ -89,7 +89,7 @@ TREES = Pictures(
         "Test is the second picture of Yellowstone; validation is the east of the first, train its "
         "west, and two pictures of other forests. Tiles of train overlap by half. A tree that a "
         "border cuts belongs to the tile if half of its box is there.",
-        licence="MIT (the package)",
+        license="MIT (the package)",
     ),
     ("tree",),
     trees.SIDE,
@@ -98,7 +98,7 @@ TREES = Pictures(
 )
 
 CLOTHES_ON_SATELLITE = Pictures(
-    Definition(
+    DatasetDefinition(
         name="clothes_on_satellite",
         version="1.0.0",
         features=picture_features(clothes.SIDE, True),
@@ -110,7 +110,7 @@ CLOTHES_ON_SATELLITE = Pictures(
         "No item covers another, so masks and boxes are exact. Splits share neither items (each "
         "has those of its own split) nor ground: bands of 20 degrees of longitude, of every six "
         "the first is test, the second validation.",
-        licence=f"clothes: {fashion_mnist.LICENCE}; {blue_marble.LICENCE}",
+        license=f"clothes: {fashion_mnist.LICENSE}; {blue_marble.LICENSE}",
     ),
     fashion_mnist.NAMES,
     clothes.SIDE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import Url
+from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.detection.ops.masks import boxes_of, stacked
 
@@ -52,7 +52,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 SOURCE = Source(
     "dsb2018/stage1_train_256.zip",
     "127b58f020d22024c0ee0f2f75c9a67ab225d048339469d1923c989c4b3cacd6",
-    (Url(_ADDRESS, derive=_select, seconds=_SECONDS),),
+    (UrlFetcher(_ADDRESS, extract=_select, seconds=_SECONDS),),
     content=_content,
 )
 

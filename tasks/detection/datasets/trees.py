@@ -36,7 +36,7 @@ SOURCES = tuple(
                 "deepforest",
                 "2.1.0",
                 "deepforest-2.1.0-py3-none-any.whl",
-                derive=zip_member(f"deepforest/data/{file}"),
+                extract=zip_member(f"deepforest/data/{file}"),
             ),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.common.data.builders import Definition
+from tasks.common.data.builders import DatasetDefinition
 from tasks.speech_recognition.datasets import prompts, spoken_digits
 
 
@@ -29,7 +29,7 @@ def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
     return features
 
 
-SPOKEN_DIGITS = Definition(
+SPOKEN_DIGITS = DatasetDefinition(
     name="spoken_digits",
     version="1.0.0",
     features=_features(digit=int, take=int),
@@ -39,14 +39,14 @@ SPOKEN_DIGITS = Definition(
     description="The Free Spoken Digit Dataset (Jackson et al. 2018): the digits 0 to 9, spoken 50 "
     "times each by six speakers, 8 kHz, a split for each speaker. Which of them are train, "
     "validation and test is a matter of the task's config.",
-    licence="CC BY-SA 4.0",
+    license="CC BY-SA 4.0",
 )
 
 _COUNTS = {"en": (433, 60, 54), "es": (382, 44, 49), "fr": (397, 61, 47)}
 
 
-def _prompts(language: str) -> Definition:
-    return Definition(
+def _prompts(language: str) -> DatasetDefinition:
+    return DatasetDefinition(
         name=f"prompts_{language}",
         version="1.0.0",
         features=_features(text=str),
@@ -57,7 +57,7 @@ def _prompts(language: str) -> Definition:
         "core sounds), by one speaker, 8 kHz, with what she says in lower case, without "
         "punctuation. Split by the hash of what is said, near-duplicates together: 0 of 10 is "
         "test, 1 validation.",
-        licence="CC BY-SA 3.0",
+        license="CC BY-SA 3.0",
     )
 
 

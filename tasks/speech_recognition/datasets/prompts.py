@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.common.audio.files import read_audio, to_pcm
 from tasks.common.data.debian import members
-from tasks.common.data.deduplication import group_hashes
+from tasks.common.data.deduplication import duplicate_group_hashes
 from tasks.common.data.fetchers import AptPackage
 from tasks.common.data.sources import Source
 
@@ -72,7 +72,8 @@ def transcripts(text: str, language: str) -> dict[str, str]:
 
 def generate(language: str):
     """A generator of three splits: by the hash of what is said a tenth is test, a tenth validation.
-    Texts that say nearly the same go together: see `tasks.common.data.deduplication.group_hashes`.
+    Texts that say nearly the same go together: see
+    `tasks.common.data.deduplication.duplicate_group_hashes`.
     """
 
     def splits(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
@@ -84,7 +85,7 @@ def generate(language: str):
         )
         texts = transcripts(listed.decode(), language)
         held_out = {0: "test", 1: "validation"}
-        hashes = group_hashes(list(texts.values()))
+        hashes = duplicate_group_hashes(list(texts.values()))
         split_of = {
             clip: held_out.get(number % 10, "train")
             for clip, number in zip(texts, hashes, strict=True)

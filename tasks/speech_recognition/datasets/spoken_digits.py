@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tasks.common.audio.files import read_audio, to_pcm
-from tasks.common.data.fetchers import Url
+from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 
 RATE = 8000
@@ -41,7 +41,7 @@ def _select(fetched: Path, output: Path) -> None:
 SOURCE = Source(
     "fsdd/recordings.zip",
     "b1a8d39ed1fb7556a9e693c2ad20871943179e119cd5a1d70df19431512a8635",
-    (Url(_ADDRESS, derive=_select, seconds=120.0),),
+    (UrlFetcher(_ADDRESS, extract=_select, seconds=120.0),),
     content=_content,
 )
 

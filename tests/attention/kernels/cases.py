@@ -11,7 +11,7 @@ import pytest
 from attention import masks
 from attention.kernels import devices, reference
 from attention.masks import patterns
-from attention.masks.terms import Part
+from attention.masks.terms import MaskTerm
 from tests.attention.subjects import normal
 
 B, N = 2, 4
@@ -34,7 +34,7 @@ ON = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Unknown(Part):
+class Unknown(MaskTerm):
     """A condition that no kernel has heard of."""
 
     array: jax.Array

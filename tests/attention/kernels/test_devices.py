@@ -43,10 +43,10 @@ def test_platforms(machine):
         assert devices.default_platform() == expected
         for platform in devices.PLATFORMS:
             if platform == expected:
-                assert not devices.needs(platform)
+                assert not devices.require_platform(platform)
             else:
                 with pytest.raises(NotImplementedError, match="JAX runs on a device here"):
-                    devices.needs(platform)
+                    devices.require_platform(platform)
 
 
 def test_compute_capability(machine):
@@ -59,14 +59,14 @@ def test_compute_capability(machine):
 
 def test_contexts_nest_and_end():
     with kernels.interpreted():
-        assert devices.needs("cuda")
-        assert devices.needs("tpu")
+        assert devices.require_platform("cuda")
+        assert devices.require_platform("tpu")
         with kernels.lowering_for("cuda"):
-            assert not devices.needs("cuda", can_be_interpreted=False)
+            assert not devices.require_platform("cuda", can_be_interpreted=False)
             with pytest.raises(NotImplementedError, match="needs a TPU"):
-                devices.needs("tpu", can_be_interpreted=False)
+                devices.require_platform("tpu", can_be_interpreted=False)
     with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
-        devices.needs("cuda")
+        devices.require_platform("cuda")
     with pytest.raises(
         ValueError, match=r"platform: got 'rocm', expected one of \['cuda', 'tpu', 'cpu'\]"
     ):
@@ -97,9 +97,9 @@ def test_auto_passes_them_by_and_says_why():
     choice = explain_choice(X, X, X)
     for line in registry.mechanisms("kernel"):
         if "cuda" in line.capabilities:
-            assert choice.refused[line.name].startswith("needs an NVIDIA GPU, JAX runs on")
+            assert choice.unsupported[line.name].startswith("needs an NVIDIA GPU, JAX runs on")
         if "tpu" in line.capabilities:
-            assert choice.refused[line.name].startswith("needs a TPU, JAX runs on")
+            assert choice.unsupported[line.name].startswith("needs a TPU, JAX runs on")
 
 
 def test_auto_takes_them_where_the_device_is():
@@ -110,7 +110,7 @@ def test_auto_takes_them_where_the_device_is():
         assert explain_choice(X, X, X).name == "triton"
         refused = explain_choice(short, short, short, logit_cap=2.0)
         assert refused.name == "triton"
-        assert refused.refused["cudnn"] == "logit_cap: cuDNN has none that means the same"
+        assert refused.unsupported["cudnn"] == "logit_cap: cuDNN has none that means the same"
 
 
 def test_those_that_are_refused_import_nothing():

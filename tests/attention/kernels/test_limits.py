@@ -294,10 +294,10 @@ def test_a_kernel_is_asked_without_other_exceptions(case, context):
     request = dot_product._checked(*make(), **defaults | options)
     with CONTEXTS[context]():
         for name in EVERY:
-            reason = request.refusal(name)
+            reason = request.unsupported_reason(name)
             assert reason is None or (isinstance(reason, str) and reason), name
             assert name != "reference" or reason is None
-            request.unsuited(name)
+            request.slower_reason(name)
         assert explain_choice(*make(), **options).name in EVERY
 
 
@@ -371,11 +371,13 @@ def test_numbers_beyond_32_bits_mean_what_they_say(name):
         with jax.enable_x64(mode):
             found = np.broadcast_to(mask.materialize(B, N, T, S), (B, 1, T, S))
             np.testing.assert_array_equal(found, expected)
-            some, whole = (np.broadcast_to(x, (B, 3, 3)) for x in mask.reach(B, T, S, 2, 3))
+            visible, full = (
+                np.broadcast_to(x, (B, 3, 3)) for x in mask.block_visibility(B, T, S, 2, 3)
+            )
             tiles = expected[:, 0].reshape(B, 3, 2, 3, 3)
-            assert (some >= tiles.any((2, 4))).all()
-            assert (whole <= tiles.all((2, 4))).all()
-            assert mask.visible_blocks(T, S, 2, 3).shape == (3, 3)
+            assert (visible >= tiles.any((2, 4))).all()
+            assert (full <= tiles.all((2, 4))).all()
+            assert mask.static_block_mask(T, S, 2, 3).shape == (3, 3)
 
 
 @pytest.mark.parametrize("case", ["wide", "both", "before", "beyond", "prefixes"])

@@ -242,7 +242,7 @@ def test_a_compiler_may_have_arguments(tmp_path, monkeypatch):
     plain, env = compiled.find_compiler(), shutil.which("env")
     monkeypatch.setenv("CXX", f" env -u LANG  {plain[0]} ")
     assert compiled.find_compiler() == [env, "-u", "LANG", plain[0]]
-    assert compiled.library(tmp_path, "right.cc", (("NUMBER", 3),)).three() == 3
+    assert compiled.load_library(tmp_path, "right.cc", (("NUMBER", 3),)).three() == 3
     spaced = tmp_path / "a compiler"
     spaced.symlink_to(plain[0])
     for cxx in (str(spaced), f"'{spaced}' -O1"):
@@ -280,7 +280,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     (tmp_path / "wrong.cc").write_text("int main( {", encoding="utf-8")
     monkeypatch.setenv("ATTENTION_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(NotImplementedError, match=r"failed: .*wrong\.cc.*error"):
-        compiled.library(tmp_path, "wrong.cc", ())
+        compiled.load_library(tmp_path, "wrong.cc", ())
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 

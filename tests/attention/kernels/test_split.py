@@ -190,7 +190,7 @@ def refusals():
     with jax.set_mesh(make_mesh({"sequence": 4})):
         found["auto"] = explain_choice(*structs, mask=masks.causal()).name
         choice = explain_choice(*odd)
-        found["odd"], found["why"] = choice.name, choice.refused["ring"]
+        found["odd"], found["why"] = choice.name, choice.unsupported["ring"]
         try:
             attend(*arrays, implementation="ulysses")
         except NotImplementedError as error:

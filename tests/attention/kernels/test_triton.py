@@ -123,19 +123,19 @@ def test_steps_hold_all_that_is_seen_and_sort_it(name, by_key, unseen):
     allowed = np.broadcast_to(allowed, (B, N, T, S)).transpose(0, 2, 3, 1)
     seen = np.pad(allowed, ((0, 0), (0, 48 - T), (0, 56 - S), (0, 0))).reshape(B, 3, 16, 7, 8, N)
     # Padding of queries counts as what it likes: its rows are thrown away.
-    some, whole = seen.any((2, 4, 5)), seen[:, :2].all((2, 4, 5))
-    whole = np.concatenate([whole, np.ones((B, 1, 7), bool)], axis=1)
-    whole[:, 2] = seen[:, 2, : T - 32].all((1, 3, 4))
+    visible, full = seen.any((2, 4, 5)), seen[:, :2].all((2, 4, 5))
+    full = np.concatenate([full, np.ones((B, 1, 7), bool)], axis=1)
+    full[:, 2] = seen[:, 2, : T - 32].all((1, 3, 4))
     if by_key:
-        some, whole = some.swapaxes(1, 2), whole.swapaxes(1, 2)
-    rows, columns = some.shape[1:]
+        visible, full = visible.swapaxes(1, 2), full.swapaxes(1, 2)
+    rows, columns = visible.shape[1:]
     order = np.broadcast_to(order, (B, rows, order.shape[-1]))
     bounds = np.broadcast_to(bounds, (B, rows, 2))
     for b, row in np.ndindex(B, rows):
         wholly, partly = bounds[b, row]
         gone = order[b, row, :partly]
-        assert set(np.flatnonzero(some[b, row])) <= set(gone.tolist())
-        assert whole[b, row, order[b, row, :wholly]].all()
+        assert set(np.flatnonzero(visible[b, row])) <= set(gone.tolist())
+        assert full[b, row, order[b, row, :wholly]].all()
         assert len(set(gone.tolist())) == partly
         if unseen or name in ("none", "causal_by_example"):
             assert sorted(order[b, row]) == list(range(columns))
@@ -143,16 +143,16 @@ def test_steps_hold_all_that_is_seen_and_sort_it(name, by_key, unseen):
 
 def test_every_condition_has_its_tile():
     found = [
-        part
+        term
         for module in (terms, pattern_terms)
-        for _, part in inspect.getmembers(module, inspect.isclass)
-        if issubclass(part, terms.Part) and part is not terms.Part
+        for _, term in inspect.getmembers(module, inspect.isclass)
+        if issubclass(term, terms.MaskTerm) and term is not terms.MaskTerm
     ]
     assert len(found) >= 12
-    for function in (pallas.ready, pallas.tile):
-        for part in found:
-            if part is not pattern_terms.BigBird or function is pallas.ready:
-                assert function.dispatch(part) is not function.dispatch(object), part
+    for function in (pallas.prepare_for_kernel, pallas.evaluate_block):
+        for term in found:
+            if term is not pattern_terms.BigBird or function is pallas.prepare_for_kernel:
+                assert function.dispatch(term) is not function.dispatch(object), term
 
 
 Q, K, V = (cases.inputs(T, S)[name] for name in ("query", "key", "value"))
@@ -192,9 +192,9 @@ def test_the_gradient_of_a_bias_is_no_work_where_nobody_asks():
         with kernels.lowering_for("cuda"):
             return str(jax.make_jaxpr(jax.grad(loss, by))(Q, jnp.asarray(normal(10, 1, N, T, S))))
 
-    whole = f"f32[{B},{N},64,64]"
-    assert whole in program(1)
-    assert whole not in program(0)
+    full = f"f32[{B},{N},64,64]"
+    assert full in program(1)
+    assert full not in program(0)
 
 
 @pytest.mark.usefixtures("small_blocks")

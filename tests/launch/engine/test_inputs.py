@@ -11,7 +11,8 @@ import pytest
 from launch.engine.inputs import Answers, read_inputs, read_lines
 from tasks.common.errors import UserError
 
-TASK = types.SimpleNamespace(input_column="review", table_input=lambda value, folder: value)
+PROCESSOR = types.SimpleNamespace(input_column="review", table_input=lambda value, folder: value)
+TASK = types.SimpleNamespace(processor=PROCESSOR)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_what_cannot_be_read_is_refused(write, content, name, message):
 
 
 def test_a_table_is_refused_by_a_task_that_reads_none(write):
-    task = types.SimpleNamespace(input_column=None)
+    task = types.SimpleNamespace(processor=types.SimpleNamespace(input_column=None))
     with pytest.raises(UserError, match="reads one input a line"):
         list(read_inputs((), write("a,b\n1,2\n", "a.csv"), task))
     with pytest.raises(UserError, match="cannot be read"):

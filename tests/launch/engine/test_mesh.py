@@ -39,7 +39,7 @@ found = {}
 for name, sizes in meshes.items():
     config = configs.override(base, {f"mesh.{key}": value for key, value in sizes.items()})
     compiled = engine.make_steps(task, config)
-    state = compiled.initialise()
+    state = compiled.init()
     batches = train_iterator(task.examples("train"), batch_size=config.training.batch_size,
                              seed=config.seed, buckets=task.buckets)
     losses = []

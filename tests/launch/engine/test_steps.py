@@ -8,7 +8,7 @@ from flax import nnx
 
 from launch.engine import config as configs
 from launch.engine import steps as engine
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.text_classification.task import TextClassification
 
 TEXTS = ["a good film", "a bad film", "good good story", "bad plot"]
@@ -35,12 +35,12 @@ def config():
 
 @pytest.fixture(scope="module")
 def task(config):
-    encoder = TextEncoder.fit(TEXTS, TextConfig(min_count=1, max_length=8))
-    return TextClassification(config.data, config.model, encoder, ["bad", "good"], [4, 8])
+    tokenizer = Tokenizer.fit(TEXTS, TextConfig(min_count=1, max_length=8))
+    return TextClassification(config.data, config.model, tokenizer, ["bad", "good"], [4, 8])
 
 
 def batch(task, width, weight=(1, 1, 1, 1)):
-    rows = task.encoder.encode_batch(TEXTS)
+    rows = task.tokenizer.encode_batch(TEXTS)
     tokens = np.zeros((4, width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
@@ -59,7 +59,7 @@ def test_one_trace_a_bucket(config, task, monkeypatch):
     counted = chex.assert_max_traces(task.loss, n=2)
     monkeypatch.setattr(task, "loss", counted)
     steps = engine.make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
     for _ in range(3):
         for width in (4, 8):
             state, _ = steps.train(state, steps.place(batch(task, width)))
@@ -68,7 +68,7 @@ def test_one_trace_a_bucket(config, task, monkeypatch):
 
 def test_average_of_the_weights_by_hand(config, task):
     steps = engine.make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
     average = np.asarray(state["average"]["classify"]["kernel"])
     for step in range(3):
         state, _ = steps.train(state, steps.place(batch(task, 4)))
@@ -86,7 +86,7 @@ def test_rows_of_weight_zero_count_for_nothing(config, task):
         expected, actual = (task.loss(model, rows, key) for rows in (kept, padded))
         np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
         np.testing.assert_allclose(actual[1]["accuracy"], expected[1]["accuracy"], rtol=1e-6)
-    expected, actual = (task.batch_statistics(model, rows) for rows in (kept, padded))
+    expected, actual = (task.evaluate(model, rows)[0] for rows in (kept, padded))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
     assert int(actual["confusion"].sum()) == 2
 

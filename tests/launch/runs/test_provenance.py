@@ -11,8 +11,9 @@ from launch.engine import config as configs
 from launch.evaluate import evaluate_run
 from launch.export_weights import export
 from launch.reporting import paired, results, tables
+from launch.runs.directory import load_predictor, restored_task, saved_config
 from launch.runs.provenance import Description
-from launch.runs.run import Predictor, restored_task, run, saved_config
+from launch.runs.run import run
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tests.launch.own_data import CASES
@@ -44,7 +45,7 @@ class Trained:
 
     def predict(self):
         saved = saved_config(self.folder)
-        return Predictor(restored_task(saved, self.folder), saved, self.folder)(self.inputs)
+        return load_predictor(restored_task(saved, self.folder), saved, self.folder)(self.inputs)
 
     def stopped(self, folder):
         """The same run as it was when its last checkpoint had been written."""
@@ -106,9 +107,9 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
             assert trained.train(stopped)["metrics"] == trained.record["metrics"]
             assert trained.evaluate()["metrics"] == trained.record["metrics"]
             scores = paired.read(trained.folder)
-            assert scores.ids.shape == scores.correctness.shape
+            assert scores.ids.shape == scores.values.shape
             metric = configs.task_class(trained.config.task).primary_metric
-            assert scores.correctness.mean() == pytest.approx(
+            assert scores.values.mean() == pytest.approx(
                 trained.record["metrics"][metric], abs=1e-4
             )
         elif how == "missing":
@@ -149,9 +150,9 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
 @pytest.mark.parametrize("trained", ["image_classification"], indirect=True)
 def test_figures_of_a_model_that_has_none_are_refused(trained):
     saved = saved_config(trained.folder)
-    predictor = Predictor(restored_task(saved, trained.folder), saved, trained.folder)
-    with pytest.raises(UserError, match=r"--pictures: config\.model\.name=convnet has nothing"):
-        predictor.with_pictures(trained.inputs)
+    predictor = load_predictor(restored_task(saved, trained.folder), saved, trained.folder)
+    with pytest.raises(UserError, match=r"--figures: config\.model\.name=convnet has no figures"):
+        predictor.with_figures(trained.inputs)
 
 
 @pytest.mark.slow

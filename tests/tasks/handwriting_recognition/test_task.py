@@ -121,7 +121,7 @@ def test_composed_lines():
     assert data.conditions == ("", "long")
     assert all(3 <= len(text) <= 8 for text in test.texts[:12])
     assert all(9 <= len(text) <= 14 for text in test.texts[12:])
-    assert data.encoder.size == 3 + 10
+    assert data.tokenizer.size == 3 + 10
     bent = load(dataclasses.replace(small, train_lines=Lines(wobble=0.3)), Paths.default())
     for split, alike in (("train", False), ("validation", True), ("test", True)):
         first, second = data.splits[split], bent.splits[split]

@@ -16,6 +16,7 @@ from launch.engine import state as states
 from launch.engine.evaluation import evaluate
 from launch.engine.sharding import MeshConfig, leaf_spec
 from launch.engine.steps import make_steps
+from launch.runs import directory
 from launch.runs import run as runs
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
@@ -123,7 +124,7 @@ def test_statistics_are_saved_with_the_checkpoint(tmp_path):
     config = experiment(TWO, steps=30, evaluate_every=30, log_every=30, batch_size=32)
     record = runs.run(config, tmp_path / "run", None, "", with_baselines=False)
     task = prepared(TWO)
-    steps, variables, _ = runs.load_variables(task, config, tmp_path / "run")
+    steps, variables, _ = directory.load_variables(task, config, tmp_path / "run")
     initial = steps.initialise()["statistics"]
     pairs = zip(jax.tree.leaves(initial), jax.tree.leaves(variables["statistics"]), strict=True)
     assert all((np.abs(new - old) > 1e-4).any() for old, new in pairs)

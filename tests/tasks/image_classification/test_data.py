@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from tasks.common.data import builders
 from tasks.common.data.paths import Paths
-from tasks.common.data.user_files import hold_out
+from tasks.common.data.user_files import split_by_hash
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
@@ -92,7 +92,7 @@ def test_fashion_mnist_is_read_as_it_was_prepared(tmp_path, monkeypatch):
     rows = [
         {"image": rng.integers(0, 256, (28, 28), np.uint8), "label": label} for label in (9, 0, 3)
     ]
-    small = builders.Definition(
+    small = builders.DatasetDefinition(
         name="fashion_mnist",
         version="1.0.0",
         features=FASHION_MNIST.features,
@@ -140,7 +140,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
     # Equal pictures stand together, and one more changes nothing for the others.
     files = [path for name in ("cat", "dog") for path in sorted((tmp_path / name).iterdir())]
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    rows = hold_out(hashes, [], "", "")
+    rows = split_by_hash(hashes, [], "", "")
     for split, part in splits.items():
         expected = [np.asarray(Image.open(files[row]))[1:11] for row in rows[split]]
         np.testing.assert_array_equal(part.images, expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.common.data.debian import member_of
-from tasks.common.data.deduplication import near_duplicates, norm_hash
+from tasks.common.data.deduplication import near_duplicates, text_hash
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -139,7 +139,7 @@ def test_lines_go_by_their_hash(tmp_path):
     digits = {0: "test", 1: "validation"}
     for split, texts in corpus.splits.items():
         for text in texts:
-            assert digits.get(norm_hash(text, unicode=True) % 10, "train") == split
+            assert digits.get(text_hash(text, unicode=True) % 10, "train") == split
     assert sorted(text for texts in corpus.splits.values() for text in texts) == sorted(
         [*lines, "LINE 7"]
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import CausalTexts, MaskedTexts, RunningText
 
@@ -91,9 +91,9 @@ def test_half_of_the_pairs_follow():
 
 
 def test_texts_without_a_token_have_no_ids():
-    words = TextEncoder.fit(["a b"], TextConfig(min_count=1))
+    words = Tokenizer.fit(["a b"], TextConfig(min_count=1))
     assert [len(x) for x in sequences.encode(words, ["", " \n", "zzz", "a b a"])] == [0, 0, 1, 3]
-    characters = TextEncoder.fit(["a b"], TextConfig(tokenizer="character", min_count=1))
+    characters = Tokenizer.fit(["a b"], TextConfig(tokenizer="character", min_count=1))
     # A space is a character that is known; nothing is cut off.
     assert [len(x) for x in sequences.encode(characters, ["", " ", "a" * 600])] == [0, 1, 600]
 

@@ -118,7 +118,7 @@ def test_loss_of_a_running_text_by_hand(made):
     task, model = made["running"]
     metrics, _, _ = evaluated(task, model, "test", 4)
     text = task._corpus.splits["test"][0]
-    ids = task.encoder.with_max_length(10**6).encode(text)
+    ids = task.tokenizer.with_max_length(10**6).encode(text)
     forward = jax.jit(lambda tokens, lengths: model.logits(model(tokens, lengths)))
     losses = []
     for start in range(0, len(ids) - 1, 16):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tasks.common.audio.features import LogMelConfig
-from tasks.common.text.tokenizer import TextEncoder
+from tasks.common.text.tokenizer import Tokenizer
 from tasks.speech_recognition import baselines
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tests.tasks.speech_recognition.test_task import HERTZ, spoken
@@ -12,9 +12,9 @@ CONFIG = DataConfig()
 
 
 def speech(sounds, texts):
-    encoder = TextEncoder.fit(texts, CONFIG.text)
-    part = encoded(CONFIG, encoder, sounds, texts)
-    return SpeechData({"train": part, "validation": part, "test": part}, encoder)
+    tokenizer = Tokenizer.fit(texts, CONFIG.text)
+    part = encoded(CONFIG, tokenizer, sounds, texts)
+    return SpeechData({"train": part, "validation": part, "test": part}, tokenizer)
 
 
 def test_svm_tells_tones_apart():

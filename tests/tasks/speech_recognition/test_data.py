@@ -55,7 +55,7 @@ def test_own_recordings_are_split_and_read(manifest):
     example = data.splits["train"][0]
     assert example["samples"].dtype == np.int16
     assert example["length"] == 800
-    assert data.encoder.decode(example["target"]) == data.splits["train"].texts[0]
+    assert data.tokenizer.decode(example["target"]) == data.splits["train"].texts[0]
     assert len(data.fingerprint) == 32
     assert DataConfig(path="a/train.csv").name == "own_train"
 
@@ -229,7 +229,7 @@ def test_spoken_digits_and_strings_of_them():
     with needed():
         single = load(DataConfig(name="spoken_digits"), Paths.default())
     assert [len(single.splits[split]) for split in single.splits] == [2250, 250, 500]
-    assert single.encoder.size == 3 + 10
+    assert single.tokenizer.size == 3 + 10
     trimmed = load(DataConfig(name="spoken_digits", trim=25.0), Paths.default()).splits["test"]
     before = single.splits["test"].lengths["samples"]
     assert (trimmed.lengths["samples"] <= before).all()

@@ -15,7 +15,7 @@ from tasks.common.audio.files import to_pcm
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import TextEncoder
+from tasks.common.text.tokenizer import Tokenizer
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
 from tasks.speech_recognition.task import SpeechRecognition, _log_mel
@@ -32,26 +32,26 @@ def spoken(words, rng):
     return to_pcm(np.concatenate(parts) + 0.01 * rng.normal(size=sum(map(len, parts))))
 
 
-def tones(count, config, encoder=None, seed=0):
+def tones(count, config, tokenizer=None, seed=0):
     rng = np.random.default_rng(seed)
     texts = [list(rng.choice(list(HERTZ), rng.integers(1, 4))) for _ in range(count)]
     sounds = [spoken(words, rng) for words in texts]
     texts = [" ".join(words) for words in texts]
-    encoder = encoder or TextEncoder.fit(texts, config.text)
-    return encoded(config, encoder, sounds, texts), encoder
+    tokenizer = tokenizer or Tokenizer.fit(texts, config.text)
+    return encoded(config, tokenizer, sounds, texts), tokenizer
 
 
 def made(monkeypatch, model, data=None, count=40):
     data = data or DataConfig()
-    train, encoder = tones(count, data)
+    train, tokenizer = tones(count, data)
     splits = {"train": train}
     for seed, split in enumerate(("validation", "test"), 1):
-        splits[split] = tones(12, data, encoder, seed)[0]
+        splits[split] = tones(12, data, tokenizer, seed)[0]
     # Of test the last four are a second condition, in which nobody speaks.
     test = splits["test"]
     test.groups[8:] = 1
     test.texts[8:] = [""] * 4
-    speech = SpeechData(splits, encoder, ("", "silence"))
+    speech = SpeechData(splits, tokenizer, ("", "silence"))
     monkeypatch.setattr("tasks.speech_recognition.task.load", lambda config, paths: speech)
     return SpeechRecognition.prepare(data, model, Paths(None, None))
 

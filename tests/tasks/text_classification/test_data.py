@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.common.data import builders
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.deduplication import text_hash
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.text_classification.data import DataConfig, load
@@ -49,7 +49,7 @@ def test_one_file_is_split_by_the_hash_of_the_text(paths, write):
     assert not found["train"] & found["validation"]
     assert not found["test"] & found["validation"]
     for name, digits in (("test", {0}), ("validation", {1}), ("train", set(range(2, 10)))):
-        assert {norm_hash(text) % 10 for text in found[name]} <= digits
+        assert {text_hash(text) % 10 for text in found[name]} <= digits
     for split in data.splits.values():
         for text, label, identity in zip(split.texts, split.labels, split.ids, strict=True):
             line = int(identity.rsplit(":", 1)[1])
@@ -88,7 +88,7 @@ def test_with_a_test_file_only_validation_is_cut_off(paths, write):
     data = own(paths, write("train.csv", rows(100)), test_file=test)
     assert data.splits["test"].texts == ["anything"]
     assert len(data.splits["train"]) + len(data.splits["validation"]) == 100
-    assert {norm_hash(text) % 10 for text in data.splits["validation"].texts} == {1}
+    assert {text_hash(text) % 10 for text in data.splits["validation"].texts} == {1}
 
 
 def test_quotes_by_the_rfc_a_byte_order_mark_and_crlf(paths, write):
@@ -222,7 +222,7 @@ def prepared(paths, splits, label="class"):
             for name, n in splits.items()
         }
 
-    definition = builders.Definition("toy", "1.0.0", features, (), generate)
+    definition = builders.DatasetDefinition("toy", "1.0.0", features, (), generate)
     builders.prepare(definition, paths, quiet=True)
 
 
@@ -281,7 +281,9 @@ def test_catalogue_test_without_labels(paths):
             "test": [{"text": "x", "label": -1}],
         }
 
-    builders.prepare(builders.Definition("toy", "1.0.0", features, (), generate), paths, quiet=True)
+    builders.prepare(
+        builders.DatasetDefinition("toy", "1.0.0", features, (), generate), paths, quiet=True
+    )
     with pytest.raises(UserError, match=r"tfds:toy: split 'test' has no labels \(class -1\)"):
         load(DataConfig(name="tfds:toy"), paths)
 

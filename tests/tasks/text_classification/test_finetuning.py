@@ -8,6 +8,7 @@ import pytest
 
 from launch.engine.config import Experiment, TrainingConfig, load_file, override
 from launch.engine.steps import make_steps
+from launch.runs import directory
 from launch.runs import run as engine
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -67,9 +68,9 @@ def classifier(folder, **model):
 
 def learned(folder):
     """Parameters and task of the masked model, read as prediction reads them."""
-    config = engine.saved_config(folder / "masked")
-    task = engine.restored_task(config, folder / "masked")
-    return task, engine.load_variables(task, config, folder / "masked")[1]["params"]
+    config = directory.saved_config(folder / "masked")
+    task = directory.restored_task(config, folder / "masked")
+    return task, directory.load_variables(task, config, folder / "masked")[1]["params"]
 
 
 def equal(mine, theirs):
@@ -81,11 +82,13 @@ def equal(mine, theirs):
 @pytest.mark.slow
 def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     config = classifier(place, pooling=pooling)
-    task = engine.prepared_task(config, paths(place))
+    task = directory.prepared_task(config, paths(place))
     params = make_steps(task, config).initialise()["params"]
     other, theirs = learned(place)
-    assert task.encoder.config == dataclasses.replace(other.encoder.config, max_length=7)
-    assert task.encoder.encode("good film").tolist() == other.encoder.encode("good film").tolist()
+    assert task.tokenizer.config == dataclasses.replace(other.tokenizer.config, max_length=7)
+    assert (
+        task.tokenizer.encode("good film").tolist() == other.tokenizer.encode("good film").tolist()
+    )
     equal(params["encoder"]["layers"], theirs["encoder"]["layers"])
     equal(params["encoder"]["final_norm"], theirs["encoder"]["final_norm"])
     rows = np.asarray(theirs["encoder"]["positions"]["embedding"])
@@ -93,7 +96,7 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     equal(params["encoder"]["positions"]["embedding"], rows[skipped : skipped + 8])
     segment = np.asarray(theirs["segment_embedding"]["embedding"])[0]
     table = np.asarray(theirs["embedding"]["embedding"])
-    assert len(table) == other.encoder.size + 2
+    assert len(table) == other.tokenizer.size + 2
     equal(params["tokens"]["embedding"], table[:-2] + segment)
 
 
@@ -105,12 +108,12 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
     # There is nothing to start from in a run of a classifier.
     other = classifier(place, init_from=str(folder))
     with pytest.raises(UserError, match="is a run of text_classification, expected one of lang"):
-        engine.prepared_task(other, paths(place))
+        directory.prepared_task(other, paths(place))
     (place / "masked").rename(tmp_path / "elsewhere")
     try:
-        engine.check_assets(engine.prepared_task(config, paths(place), folder), folder)
-        task = engine.restored_task(config, folder)
-        answers = engine.Predictor(task, config, folder)(["a good film", ""])
+        directory.check_assets(directory.prepared_task(config, paths(place), folder), folder)
+        task = directory.restored_task(config, folder)
+        answers = directory.load_predictor(task, config, folder)(["a good film", ""])
     finally:
         (tmp_path / "elsewhere").rename(place / "masked")
     assert len(answers) == 2
@@ -132,7 +135,7 @@ def test_it_trains_and_then_needs_the_other_run_no_more(place, tmp_path):
 )
 def test_sizes_that_differ_are_named(place, model, message):
     with pytest.raises(UserError, match=message) as caught:
-        engine.prepared_task(classifier(place, **model), paths(place))
+        directory.prepared_task(classifier(place, **model), paths(place))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"config.model.init_from={place / 'masked'}: does not fit")
 
@@ -142,13 +145,13 @@ def test_another_tokenizer_is_named(place):
     text = dataclasses.replace(config.data.text, tokenizer="word", vocabulary_size=99)
     data = dataclasses.replace(config.data, text=text)
     with pytest.raises(UserError, match=r"text\.tokenizer is 'word', there 'wordpiece'; config"):
-        engine.prepared_task(dataclasses.replace(config, data=data), paths(place))
+        directory.prepared_task(dataclasses.replace(config, data=data), paths(place))
 
 
 def test_a_run_that_is_not_there_is_named(place, tmp_path):
     missing = classifier(place, init_from=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"nowhere: no run is there \(no config.json\)") as caught:
-        engine.prepared_task(missing, paths(place))
+        directory.prepared_task(missing, paths(place))
     assert "--workdir" not in str(caught.value)
 
 

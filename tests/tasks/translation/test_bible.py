@@ -54,8 +54,8 @@ def test_a_package_becomes_verses(tmp_path):
         for kind, content in ztext(books).items()
     }
     (tmp_path / "package.deb").write_bytes(package({"mods.d/some.conf": b"x", **files}))
-    derive = bible._verses_of("some", "kjv")
-    derive(tmp_path / "package.deb", tmp_path / "verses.tsv")
+    extract = bible._verses_of("some", "kjv")
+    extract(tmp_path / "package.deb", tmp_path / "verses.tsv")
     lines = (tmp_path / "verses.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[:5] == [
         "Gen\t1:1\tIn the beginning",

@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.deduplication import text_hash
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -68,7 +68,7 @@ def test_two_files_are_split_by_the_hash_of_the_source(folder):
     found = {name: set(split.sources) for name, split in data.splits.items()}
     assert sum(map(len, data.splits.values())) == 300
     for name, digits in (("test", {0}), ("validation", {1}), ("train", set(range(2, 10)))):
-        assert {norm_hash(text, unicode=True) % 10 for text in found[name]} <= digits
+        assert {text_hash(text, unicode=True) % 10 for text in found[name]} <= digits
     for split in data.splits.values():
         for source, target, identity in zip(split.sources, split.targets, split.ids, strict=True):
             line = int(identity.rsplit(":", 1)[1]) - 1

@@ -70,7 +70,7 @@ def batches_of(task, split, size, buckets=None):
 
 def as_outputs(task, texts):
     """What a model gives that writes these texts."""
-    rows = [np.append(ids, task.encoder.size + 1) for ids in task.encoder.encode_batch(texts)]
+    rows = [np.append(ids, task.tokenizer.size + 1) for ids in task.tokenizer.encode_batch(texts)]
     tokens = np.zeros((len(rows), 1, max(map(len, rows))), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[0, : len(ids)] = ids
@@ -82,14 +82,14 @@ STATISTICS = {"loss": 6.0, "right": 3.0, "tokens": 4.0}
 
 def test_one_vocabulary_for_both_languages(task):
     for text in ("stone water", "enots retaw"):
-        (ids,) = task.encoder.encode_batch([text])
+        (ids,) = task.tokenizer.encode_batch([text])
         assert len(ids) <= 4
-        assert task.encoder.decode(ids) == text
+        assert task.tokenizer.decode(ids) == text
 
 
 def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
     short = dataclasses.replace(data, text=dataclasses.replace(TEXT, max_length=4))
-    cut = TASK(short, MODEL, task.encoder, [], task._pairs)
+    cut = TASK(short, MODEL, task.tokenizer, [], task._pairs)
     lengths = task.examples("train").lengths
     fits = (lengths["source"] <= 5) & (lengths["target"] <= 5)
     assert 0 < len(cut.examples("train")) == fits.sum() < 60
@@ -102,7 +102,7 @@ def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
         for name, values in task.examples(split).lengths.items():
             np.testing.assert_array_equal(cut.examples(split).lengths[name], np.minimum(values, 5))
     tiny = dataclasses.replace(data, text=dataclasses.replace(TEXT, max_length=1))
-    tiny = TASK(tiny, MODEL, task.encoder, [], task._pairs)
+    tiny = TASK(tiny, MODEL, task.tokenizer, [], task._pairs)
     with pytest.raises(UserError, match="every pair of train is longer than 1 tokens on a side"):
         tiny.examples("train")
 
@@ -119,7 +119,7 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
     (batch,) = batches_of(task, "test", 24, [task.buckets[-1]])
     assert (batch["weight"] == 0).sum() == 4
     calculate = nnx.jit(lambda model, batch: task.loss(model, batch, jax.random.key(0)))
-    undropped = TASK(task.data, dataclasses.replace(MODEL, dropout_rate=0.0), task.encoder, [])
+    undropped = TASK(task.data, dataclasses.replace(MODEL, dropout_rate=0.0), task.tokenizer, [])
     model = undropped.build_model(nnx.Rngs(0))
     loss, metrics = calculate(model, batch)
     target = batch["target"]
@@ -167,7 +167,7 @@ def test_validation_is_decoded_greedily(task, model):
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_metrics_of_the_right_translations(task, data, lower_case):
     text = dataclasses.replace(TEXT, lower_case=lower_case)
-    task = TASK(dataclasses.replace(data, text=text), MODEL, task.encoder, [], task._pairs)
+    task = TASK(dataclasses.replace(data, text=text), MODEL, task.tokenizer, [], task._pairs)
     found = task.finalize(STATISTICS, as_outputs(task, task._pairs.splits["test"].targets), "test")
     assert found["bleu4_lowercase_tokenized"] == pytest.approx(100)
     # The encoder of this test writes lower case: where case counts, that is wrong.
@@ -227,7 +227,7 @@ def test_pictures_of_any_text():
 
 
 def test_the_control_has_no_weights_to_show(task):
-    control = TASK(task.data, dataclasses.replace(MODEL, alignment="none"), task.encoder, [])
+    control = TASK(task.data, dataclasses.replace(MODEL, alignment="none"), task.tokenizer, [])
     assert control.attention(None, {}) == {}
 
 

@@ -6,13 +6,13 @@ one and test on the other without removing what they share (`shared_with`).
 
 from __future__ import annotations
 
-from tasks.common.data.builders import Definition
+from tasks.common.data.builders import DatasetDefinition
 from tasks.common.datasets.labelled_texts.movie_reviews import MOVIE_REVIEWS
 from tasks.common.datasets.labelled_texts.spam_assassin import SPAM_ASSASSIN
 from tasks.common.datasets.labelled_texts.sst2 import SST2
 from tasks.common.datasets.labelled_texts.topics import NEWSGROUPS20, REUTERS_R8
 
-DEFINITIONS: dict[str, Definition] = {
+DEFINITIONS: dict[str, DatasetDefinition] = {
     definition.name: definition
     for definition in (MOVIE_REVIEWS, SST2, NEWSGROUPS20, REUTERS_R8, SPAM_ASSASSIN)
 }

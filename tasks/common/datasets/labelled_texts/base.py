@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.deduplication import text_hash
 
 
 def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
@@ -35,5 +35,5 @@ def validation_by_hash(
     train: list[Mapping[str, str]] = []
     validation: list[Mapping[str, str]] = []
     for row in examples:
-        (train if norm_hash(row["text"]) % 10 else validation).append(row)
+        (train if text_hash(row["text"]) % 10 else validation).append(row)
     return train, validation

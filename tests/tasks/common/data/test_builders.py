@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tasks.common.data import builders, catalogue
-from tasks.common.data.builders import Definition
+from tasks.common.data import builders, catalog
+from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import Source
 from tasks.common.errors import UserError
@@ -38,7 +38,9 @@ def generate(files):
 
 
 SOURCE = Source("toy/lines.tsv", hashlib.sha256(LINES.encode()).hexdigest(), ())
-TOY = Definition("toy", "1.0.0", features, (SOURCE,), generate, counts={"train": 2, "test": 1})
+TOY = DatasetDefinition(
+    "toy", "1.0.0", features, (SOURCE,), generate, counts={"train": 2, "test": 1}
+)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_a_missing_source_leaves_nothing_behind(where):
 
 
 def test_wrong_counts_stop_the_preparation(where):
-    wrong = Definition("toy", "1.0.0", features, (SOURCE,), generate, counts={"train": 3})
+    wrong = DatasetDefinition("toy", "1.0.0", features, (SOURCE,), generate, counts={"train": 3})
     with pytest.raises(RuntimeError, match="'train' has 2 examples, the definition says 3"):
         builders.prepare(wrong, where, quiet=True)
     assert not builders.is_prepared(wrong, where)
@@ -113,7 +115,7 @@ def test_tfrecord_is_refused_with_the_remedy(where):
     with pytest.raises(UserError, match=r"toy/1.0.0 is prepared as tfrecord.*remove that folder"):
         builders.load(TOY, "train", where)
     with pytest.raises(UserError, match="prepared as tfrecord"):
-        catalogue.Catalogue("tfds:toy", where)
+        catalog.TfdsCatalog("tfds:toy", where)
 
 
 def test_an_unwritable_data_dir_is_named(where, tmp_path):
@@ -138,12 +140,12 @@ def test_no_tensorflow_is_imported(where):
 
 def test_catalogue_reads_whatever_is_prepared(where):
     builders.prepare(TOY, where, quiet=True)
-    data = catalogue.Catalogue("tfds:toy", where)
+    data = catalog.TfdsCatalog("tfds:toy", where)
     assert data.splits == {"train": 2, "test": 1}
     assert data.features["label"].names == ["positive", "negative"]
     assert data.load("test")[0]["text"] == b"fine"
-    assert catalogue.is_prepared("tfds:toy:1.0.0", where)
-    assert not catalogue.is_prepared("tfds:toy:2.0.0", where)
+    assert catalog.is_prepared("tfds:toy:1.0.0", where)
+    assert not catalog.is_prepared("tfds:toy:2.0.0", where)
     with pytest.raises(UserError, match=r"tfds:toy has no split 'dev'; it has train, test"):
         data.load("dev")
 
@@ -153,17 +155,17 @@ def test_catalogue_takes_the_newest_version_and_asks_for_a_config(where):
     old = builders.folder_of(TOY, where)
     for version in ("1.9.0", "1.10.0"):
         old.with_name(version).mkdir()
-    assert catalogue.find("tfds:toy", where).name == "1.10.0"
+    assert catalog.find("tfds:toy", where).name == "1.10.0"
     for config in ("small", "large"):
         (where.data_dir / "many" / config / "1.0.0").mkdir(parents=True)
     with pytest.raises(UserError, match=r"several configs.*tfds:many/large \(of large, small\)"):
-        catalogue.find("tfds:many", where)
-    assert catalogue.find("tfds:many/small", where).parent.name == "small"
+        catalog.find("tfds:many", where)
+    assert catalog.find("tfds:many/small", where).parent.name == "small"
 
 
 def test_catalogue_says_how_to_prepare(where):
     with pytest.raises(UserError) as error:
-        catalogue.Catalogue("tfds:ag_news_subset", where)
+        catalog.TfdsCatalog("tfds:ag_news_subset", where)
     assert "\n" not in str(error.value)
     assert "file_format='array_record').download_and_prepare()" in str(error.value)
     assert str(where.data_dir) in str(error.value)
@@ -173,13 +175,13 @@ def test_catalogue_names_the_nearest(where):
     with pytest.raises(
         UserError, match=r"unknown catalogue data set 'tfds:ag_news_subse'.*ag_news_subset"
     ):
-        catalogue.Catalogue("tfds:ag_news_subse", where)
+        catalog.TfdsCatalog("tfds:ag_news_subse", where)
     with pytest.raises(UserError, match="is not tfds:NAME"):
-        catalogue.Catalogue("tfds:../x", where)
+        catalog.TfdsCatalog("tfds:../x", where)
 
 
 def test_catalogue_names_damage(where):
     builders.prepare(TOY, where, quiet=True)
     (builders.folder_of(TOY, where) / "features.json").unlink()
     with pytest.raises(UserError, match=r"is damaged: dataset_info.json or features.json"):
-        catalogue.Catalogue("tfds:toy", where)
+        catalog.TfdsCatalog("tfds:toy", where)

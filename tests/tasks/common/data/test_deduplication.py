@@ -4,19 +4,24 @@ import hashlib
 
 import numpy as np
 
-from tasks.common.data.deduplication import group_hashes, near_duplicates, norm, norm_hash
+from tasks.common.data.deduplication import (
+    duplicate_group_hashes,
+    near_duplicates,
+    normalize_text,
+    text_hash,
+)
 
 
 def test_norm_by_hand():
-    assert norm("  It's a Très--good\tfilm, 10/10!! ") == "it s a tr s good film 10 10"
-    assert norm("Très 我爱_x", unicode=True) == "très 我爱 x"
-    assert norm("!?") == ""
+    assert normalize_text("  It's a Très--good\tfilm, 10/10!! ") == "it s a tr s good film 10 10"
+    assert normalize_text("Très 我爱_x", unicode=True) == "très 我爱 x"
+    assert normalize_text("!?") == ""
 
 
 def test_norm_hash_is_md5_of_the_normal_form():
     expected = int(hashlib.md5(b"a good film").hexdigest(), 16)
-    assert norm_hash("A good... film") == expected
-    assert norm_hash("A good... film", unicode=True) == expected
+    assert text_hash("A good... film") == expected
+    assert text_hash("A good... film", unicode=True) == expected
 
 
 def test_groups_are_joined_through_common_neighbours():
@@ -29,12 +34,12 @@ def test_groups_are_joined_through_common_neighbours():
         "quite another text altogether",
         "",
     ]
-    groups = group_hashes(texts)
-    assert groups[0] == groups[1] == groups[2] == groups[3] == min(map(norm_hash, texts[:4]))
-    assert groups[4] == norm_hash(texts[4])
-    assert groups[5] == norm_hash("")
+    groups = duplicate_group_hashes(texts)
+    assert groups[0] == groups[1] == groups[2] == groups[3] == min(map(text_hash, texts[:4]))
+    assert groups[4] == text_hash(texts[4])
+    assert groups[5] == text_hash("")
     # The ends of the chain alone are too far apart.
-    assert len(set(group_hashes([texts[0], texts[3], texts[4]]))) == 3
+    assert len(set(duplicate_group_hashes([texts[0], texts[3], texts[4]]))) == 3
 
 
 def test_near_duplicates_by_hand():

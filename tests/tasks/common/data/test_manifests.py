@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tasks.common.data.manifests import find, own_examples, read_manifest
+from tasks.common.data.manifests import find, read_manifest, user_examples
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 
@@ -110,7 +110,7 @@ def test_files_that_are_named_twice(folder, capsys):
     (folder / "test.csv").write_text("path,text\nb b.wav,y\n")
     path = f"{folder / 'train.csv'},{folder / 'test.csv'}"
     with pytest.raises(UserError):
-        own_examples(path, lambda file: np.zeros(3), TextConfig(min_count=1), "x", False)
+        user_examples(path, lambda file: np.zeros(3), TextConfig(min_count=1), "x", False)
     said = capsys.readouterr().err
     assert "train.csv: line 4: a.wav is also at" in said
     assert "train.csv: line 2; 2 files are named twice, 1 with another text" in said
@@ -135,10 +135,10 @@ def test_a_text_beyond_the_limit_is_not_cut_off(folder):
     config = TextConfig(tokenizer="character", min_count=1, max_length=9)
     path = folder / "m.csv"
     path.write_text("\n".join(["path,text", *rows]))
-    splits, _ = own_examples(str(path), lambda file: np.zeros(3), config, "x", False)
+    splits, _ = user_examples(str(path), lambda file: np.zeros(3), config, "x", False)
     assert sum(map(len, splits.values())) == 60
     path.write_text("\n".join(["path,text", *rows[:-1], "59.wav,word word w"]))
     with pytest.raises(
         UserError, match=r"line 61: has a text of more than 9 units, which config\.da"
     ):
-        own_examples(str(path), lambda file: np.zeros(3), config, "x", False)
+        user_examples(str(path), lambda file: np.zeros(3), config, "x", False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.data import fetchers
-from tasks.common.data.fetchers import NpmPackage, PipPackage, Url
+from tasks.common.data.fetchers import NpmPackage, PipPackage, UrlFetcher
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import Source, fetch, file_digest
 from tasks.common.errors import UserError
@@ -59,7 +59,7 @@ def test_mirror_comes_first_and_is_used_in_place(where):
 def test_damaged_mirror_falls_through_to_the_url_and_then_the_cache_serves(where, tmp_path):
     write(where.mirror / "set/file.txt", b"damaged")
     upstream = write(tmp_path / "upstream/file.txt", GOOD)
-    source = Source("set/file.txt", SHA, (Url(upstream.as_uri()),))
+    source = Source("set/file.txt", SHA, (UrlFetcher(upstream.as_uri()),))
     got = fetch(source, where)
     assert got == where.downloads / "set/file.txt"
     assert got.read_bytes() == GOOD
@@ -71,13 +71,16 @@ def test_damaged_mirror_falls_through_to_the_url_and_then_the_cache_serves(where
 def test_damaged_cache_is_replaced(where, tmp_path):
     write(where.downloads / "set/file.txt", GOOD[:3])
     upstream = write(tmp_path / "upstream/file.txt", GOOD)
-    assert fetch(Source("set/file.txt", SHA, (Url(upstream.as_uri()),)), where).read_bytes() == GOOD
+    assert (
+        fetch(Source("set/file.txt", SHA, (UrlFetcher(upstream.as_uri()),)), where).read_bytes()
+        == GOOD
+    )
 
 
 def test_wrong_upstream_bytes_never_reach_the_final_name(where, tmp_path):
     upstream = write(tmp_path / "upstream/file.txt", b"something else")
     with pytest.raises(UserError) as error:
-        fetch(Source("set/file.txt", SHA, (Url(upstream.as_uri()),)), where)
+        fetch(Source("set/file.txt", SHA, (UrlFetcher(upstream.as_uri()),)), where)
     wrong = hashlib.sha256(b"something else").hexdigest()[:16]
     assert f"SHA-256 is {wrong}..., expected {SHA[:16]}..." in str(error.value)
     assert not (where.downloads / "set/file.txt").exists()
@@ -87,7 +90,9 @@ def test_wrong_upstream_bytes_never_reach_the_final_name(where, tmp_path):
 def test_the_error_lists_every_place_and_the_remedy_in_one_line(where, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     gone = (tmp_path / "gone.txt").as_uri()
-    source = Source("set/file.txt", SHA, (Url(gone), NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz")))
+    source = Source(
+        "set/file.txt", SHA, (UrlFetcher(gone), NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz"))
+    )
     with pytest.raises(UserError) as error:
         fetch(source, where)
     message = str(error.value)
@@ -133,7 +138,7 @@ def test_derive_runs_on_what_the_place_gives(where, tmp_path):
     def unpack(fetched, output):
         output.write_bytes(gzip.decompress(fetched.read_bytes()))
 
-    place = Url(packed.as_uri(), derive=unpack)
+    place = UrlFetcher(packed.as_uri(), extract=unpack)
     assert fetch(Source("file.txt", SHA, (place,)), where).read_bytes() == GOOD
     packed.write_bytes(b"no gzip")
     with pytest.raises(UserError, match="cannot be unpacked"):
@@ -163,7 +168,7 @@ def test_a_registry_client_is_called_and_its_archive_kept_for_the_next_source(
 
     place = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz")
     assert fetch(Source("a.txt", SHA, (place,)), where).read_bytes() == GOOD
-    second = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz", derive=upper)
+    second = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz", extract=upper)
     sha = hashlib.sha256(GOOD.upper()).hexdigest()
     assert fetch(Source("b.txt", sha, (second,)), where).read_bytes() == GOOD.upper()
     assert len(calls.read_text().splitlines()) == 1
@@ -203,7 +208,7 @@ def test_a_server_that_never_answers_is_left_within_seconds(where, monkeypatch):
         url = f"http://127.0.0.1:{server.getsockname()[1]}/file.txt"
         start = time.monotonic()
         with pytest.raises(UserError, match=r"timed out|no answer"):
-            fetch(Source("a.txt", SHA, (Url(url),)), where)
+            fetch(Source("a.txt", SHA, (UrlFetcher(url),)), where)
         assert time.monotonic() - start < 3
 
 
@@ -212,4 +217,4 @@ def test_an_unwritable_cache_is_named(tmp_path):
     paths = Paths(tmp_path / "data", blocker / "cache", None)
     upstream = write(tmp_path / "file.txt", GOOD)
     with pytest.raises(UserError, match=r"cannot write to the cache .*ATTENTION_CACHE_DIR"):
-        fetch(Source("a.txt", SHA, (Url(upstream.as_uri()),)), paths)
+        fetch(Source("a.txt", SHA, (UrlFetcher(upstream.as_uri()),)), paths)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tasks.common.data.deduplication import norm_hash
+from tasks.common.data.deduplication import text_hash
 from tasks.common.data.user_files import (
     cut_path,
-    filed_as,
-    hold_out,
-    hold_out_groups,
+    results_name,
+    split_by_group,
+    split_by_hash,
     split_paths,
 )
 from tasks.common.errors import UserError
@@ -43,58 +43,58 @@ def test_commas_within_a_path_separate_nothing(tmp_path, monkeypatch, given, exp
 
 def test_an_empty_split_has_its_true_cause():
     with pytest.raises(UserError, match=r"^m\.csv: 2 distinct texts in 4000 examples are too few"):
-        hold_out(["yes", "No!"] * 2000, [], "m.csv", "do this")
+        split_by_hash(["yes", "No!"] * 2000, [], "m.csv", "do this")
     with pytest.raises(
         UserError, match=r"m: 2 examples are too few to split: validation would be em.*is$"
     ):
-        hold_out(["yes", "no"], ["test"], "m", "do this")
+        split_by_hash(["yes", "no"], ["test"], "m", "do this")
     with pytest.raises(UserError, match="1 distinct images in 9 examples"):
-        hold_out(["f"] * 9, [], "m", "do this", "images")
+        split_by_hash(["f"] * 9, [], "m", "do this", "images")
 
 
 def test_texts_without_a_word_are_split_as_they_are():
     texts = [face * count for face in "😀😡!" for count in range(1, 60)]
-    found = hold_out(texts, [], "", "")
+    found = split_by_hash(texts, [], "", "")
     assert sum(map(len, found.values())) == len(texts)
     assert all(5 < len(found[split]) < 40 for split in ("test", "validation"))
     # Spaces around them make no difference, and a text without anything is one text.
-    assert norm_hash(" 😀\n", unicode=True) == norm_hash("😀", unicode=True)
-    assert norm_hash("😀", unicode=True) == 0x2A02EAC39D716A70ECF37579185927B6  # of md5sum
-    assert norm_hash("  ", unicode=True) == norm_hash("", unicode=True)
+    assert text_hash(" 😀\n", unicode=True) == text_hash("😀", unicode=True)
+    assert text_hash("😀", unicode=True) == 0x2A02EAC39D716A70ECF37579185927B6  # of md5sum
+    assert text_hash("  ", unicode=True) == text_hash("", unicode=True)
     # The splits of the built-in data sets do not change.
-    assert norm_hash("😀") == norm_hash("")
+    assert text_hash("😀") == text_hash("")
 
 
 def test_groups_stay_in_one_split():
     groups = ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 21
-    found = hold_out_groups(groups, [], "m", "speaker", "do this")
+    found = split_by_group(groups, [], "m", "speaker", "do this")
     of = {split: {groups[i] for i in rows} for split, rows in found.items()}
     assert "d" in of["train"]
     # A tenth of 30 is one of the others each.
     assert sorted(map(len, of.values())) == [1, 1, 2]
     assert set.union(*of.values()) == set("abcd")
     assert sum(map(len, of.values())) == 4
-    first, second, _ = sorted("abc", key=lambda name: norm_hash(name, unicode=True))
+    first, second, _ = sorted("abc", key=lambda name: text_hash(name, unicode=True))
     assert (of["test"], of["validation"]) == ({first}, {second})
     # Test takes groups until it has a tenth, and leaves one for validation.
     alone = [str(number) for number in range(40)]
-    assert {k: len(v) for k, v in hold_out_groups(alone, [], "", "", "").items()} == {
+    assert {k: len(v) for k, v in split_by_group(alone, [], "", "", "").items()} == {
         "train": 32,
         "test": 4,
         "validation": 4,
     }
-    assert set(hold_out_groups(["a", "b"], ["test"], "", "", "")) == {"train", "validation"}
+    assert set(split_by_group(["a", "b"], ["test"], "", "", "")) == {"train", "validation"}
     with pytest.raises(
         UserError, match=r"^m: speaker has 2 distinct values in 3 examples, expected"
     ):
-        hold_out_groups(["a", "a", "b"], [], "m", "speaker", "do this")
+        split_by_group(["a", "a", "b"], [], "m", "speaker", "do this")
 
 
 @pytest.mark.parametrize("path", ["", "  "])
 def test_an_empty_path_is_no_folder(path):
     """A shell variable that is not set would be the folder of the command."""
     with pytest.raises(ValueError, match=r"^train_file: is empty, expected the name of a file"):
-        filed_as("a", ["a"], path, "", "train_file")
+        results_name("a", ["a"], path, "", "train_file")
 
 
 @pytest.mark.parametrize(

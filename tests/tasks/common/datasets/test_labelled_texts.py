@@ -10,7 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from tasks.common.data.deduplication import group_hashes, near_duplicates, norm, norm_hash
+from tasks.common.data.deduplication import (
+    duplicate_group_hashes,
+    near_duplicates,
+    normalize_text,
+    text_hash,
+)
 from tasks.common.data.paths import Paths
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with, spam_assassin
 from tasks.text_classification import baselines
@@ -87,11 +92,11 @@ def test_movie_reviews_hold_hardly_any_near_duplicates():
 def test_movie_reviews_and_sst2_are_one_corpus():
     """6,797 of the snippets are in SST-2; 1,293 of its test sentences are among the snippets."""
     reviews, treebank = public("movie_reviews"), public("sst2")
-    snippets = [norm(text) for split in reviews.splits.values() for text in split.texts]
-    sentences = {norm(text) for split in treebank.splits.values() for text in split.texts}
+    snippets = [normalize_text(text) for split in reviews.splits.values() for text in split.texts]
+    sentences = {normalize_text(text) for split in treebank.splits.values() for text in split.texts}
     assert sum(text in sentences for text in snippets) == 6797
     known = set(snippets)
-    assert sum(norm(text) in known for text in treebank.splits["test"].texts) == 1293
+    assert sum(normalize_text(text) in known for text in treebank.splits["test"].texts) == 1293
     assert shared_with("movie_reviews") == {"sst2"}
     assert shared_with("sst2") == {"movie_reviews"}
     assert shared_with("reuters_r8") == set()
@@ -103,13 +108,13 @@ def test_spam_assassin_groups_stay_together():
     texts = [text for split in data.splits.values() for text in split.texts]
     owners = [name for name, split in data.splits.items() for _ in split.texts]
     splits_of = {}
-    for key, owner in zip(group_hashes(texts, min_count=3), owners, strict=True):
+    for key, owner in zip(duplicate_group_hashes(texts, min_count=3), owners, strict=True):
         splits_of.setdefault(key, set()).add(owner)
         assert owner == {0: "test", 1: "validation"}.get(key % 10, "train")
     assert all(len(splits) == 1 for splits in splits_of.values())
     # A split by the hash of each mail alone would leak: 580 test mails, about 200 with a twin.
-    hashes = np.array([norm_hash(text) % 10 for text in texts])
-    groups = np.array(group_hashes(texts, min_count=3), dtype=object)
+    hashes = np.array([text_hash(text) % 10 for text in texts])
+    groups = np.array(duplicate_group_hashes(texts, min_count=3), dtype=object)
     assert (hashes == 0).sum() == 580
     train_groups = set(groups[hashes > 1])
     assert sum(group in train_groups for group in groups[hashes == 0]) > 190
@@ -132,8 +137,8 @@ def test_every_definition_says_what_it_is():
     for name, definition in DEFINITIONS.items():
         assert definition.name == name
         assert definition.description
-        assert definition.licence
-        assert all(source.places and len(source.sha256) == 64 for source in definition.sources)
+        assert definition.license
+        assert all(source.fetchers and len(source.sha256) == 64 for source in definition.sources)
 
 
 MAIL = """From spammer@example.org

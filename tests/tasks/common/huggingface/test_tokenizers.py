@@ -4,9 +4,9 @@ import itertools
 import json
 
 import pytest
+import tokenizers
 from tokenizers import (
     BertWordPieceTokenizer,
-    Tokenizer,
     decoders,
     models,
     normalizers,
@@ -17,7 +17,7 @@ from tokenizers import (
 from tasks.common.errors import UserError
 from tasks.common.huggingface.tokenizers import read_tokenizer
 from tasks.common.huggingface.weights import LanguageModelFolder, Normalization
-from tasks.common.text.tokenizer import TextEncoder
+from tasks.common.text.tokenizer import Tokenizer
 
 SIGNS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [
@@ -68,7 +68,7 @@ def write(folder, config=None, vocabulary=VOCABULARY, tokenizer=None, **files):
 def whole(vocabulary=VOCABULARY, longest=100, **normalizer):
     """tokenizer.json as the library writes it."""
     ids = {piece: number for number, piece in enumerate(vocabulary)}
-    tokenizer = Tokenizer(
+    tokenizer = tokenizers.Tokenizer(
         models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=longest)
     )
     tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
@@ -83,11 +83,11 @@ def whole(vocabulary=VOCABULARY, longest=100, **normalizer):
 
 def pieces_of(vocabulary, normalization, text, again=False):
     """Pieces as the model reads them, in a restored run too."""
-    encoder = LanguageModelFolder("bert", {}, {}, vocabulary, normalization).text_encoder()
+    tokenizer = LanguageModelFolder("bert", {}, {}, vocabulary, normalization).text_tokenizer()
     if again:
-        encoder = TextEncoder.from_json(encoder.to_json())
-    spelled = encoder.pieces()
-    return [spelled[number] for number in encoder.encode(text)]
+        tokenizer = Tokenizer.from_json(tokenizer.to_json())
+    spelled = tokenizer.pieces()
+    return [spelled[number] for number in tokenizer.encode(text)]
 
 
 def expect_as_library(folder, library):
@@ -141,7 +141,7 @@ def test_options_of_tokenizer_json_are_those_of_the_library(
         clean_text=clean,
     )
     folder = write(tmp_path / "bert", vocabulary=None, tokenizer=values)
-    expect_as_library(folder, Tokenizer.from_file(str(folder / "tokenizer.json")))
+    expect_as_library(folder, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
 
 
 def test_the_options_make_a_difference():

@@ -15,9 +15,9 @@ from tasks.common.images.augmentation import (
     mixup,
     random_crop,
     random_flip,
-    random_shift,
+    random_translation,
     scale_and_crop,
-    shift,
+    translate,
 )
 from tasks.common.keys import example_keys
 
@@ -204,7 +204,7 @@ def test_mixup():
     assert share[100:1900].var() == pytest.approx(1 / 7.2, abs=0.01)
 
 
-# ---------------------------------------------------------------- shift
+# ---------------------------------------------------------------- translate
 
 
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
@@ -212,7 +212,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
 
 def test_shift_equals_scipys_bilinear_one():
     offsets = np.array([[0.0, 0.0], [1.0, -2.0], [0.25, -0.7]], np.float32)
-    moved = shift(IMAGES, jnp.asarray(offsets))
+    moved = translate(IMAGES, jnp.asarray(offsets))
     for image, offset, found in zip(IMAGES, offsets, moved, strict=True):
         # SciPy's "grid-constant" interpolates with the 0 outside, as here.
         expected = ndimage.shift(np.asarray(image[..., 0]), offset, order=1, mode="grid-constant")
@@ -221,13 +221,13 @@ def test_shift_equals_scipys_bilinear_one():
 
 def test_random_shifts_stay_within_the_largest():
     point = jnp.zeros((64, 8, 8, 1)).at[:, 4, 4].set(1.0)
-    moved = np.asarray(random_shift(point, 1.0, jax.random.key(0)))[..., 0]
+    moved = np.asarray(random_translation(point, 1.0, jax.random.key(0)))[..., 0]
     np.testing.assert_allclose(moved.sum(axis=(1, 2)), 1, atol=1e-5)
     assert moved[:, 3:6, 3:6].sum() == pytest.approx(64, abs=1e-3)
     centres = (moved.sum(axis=2) * np.arange(8)).sum(axis=1) - 4
     assert centres.min() < -0.8
     assert centres.max() > 0.8
-    assert random_shift(point, 0.0, jax.random.key(0)) is point
+    assert random_translation(point, 0.0, jax.random.key(0)) is point
 
 
 # ---------------------------------------------------------------- config
@@ -236,14 +236,14 @@ def test_random_shifts_stay_within_the_largest():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scale_min": 0.0}, "scale_min: got 0.0, expected above 0"),
-        ({"scale_min": 1.5}, "scale_min: got 1.5, expected above 0 and at most scale_max, 1.0"),
+        ({"scale_min": 0.0}, "scale_min: got 0.0, expected a number above 0"),
+        ({"scale_min": 1.5}, "scale_min: got 1.5, expected at most scale_max=1.0"),
         ({"crop_padding": -1}, "crop_padding: got -1, expected at least 0"),
         ({"cutout": -1}, "cutout: got -1"),
-        ({"brightness": 2.0}, "brightness: got 2.0, expected from 0 to 1"),
+        ({"brightness": 2.0}, r"brightness: got 2.0, expected a fraction in \[0, 1\]"),
         ({"contrast": -0.1}, "contrast: got -0.1"),
         ({"saturation": 1.1}, "saturation: got 1.1"),
-        ({"hue": 0.6}, "hue: got 0.6, expected from 0 to 0.5"),
+        ({"hue": 0.6}, r"hue: got 0.6, expected a number in \[0, 0.5\]"),
     ],
 )
 def test_impossible_configs_begin_with_the_field(fields, message):

@@ -9,12 +9,12 @@ from PIL import Image
 
 from tasks.common.errors import UserError
 from tasks.common.images.files import (
-    central_square,
+    center_crop_square,
     image_folder,
     image_paths,
     read_each,
     read_image,
-    resized,
+    resize,
 )
 
 # 24 x 40: smooth, so that JPEG keeps it, and no symmetry.
@@ -159,15 +159,15 @@ def test_resizing_by_a_triangle_as_wide_as_two_new_pixels():
         return triangle / triangle.sum(axis=1, keepdims=True)
 
     expected = weights(12, 3) @ values @ weights(18, 6).T
-    np.testing.assert_allclose(resized(values, (3, 6)), expected, atol=1)
-    assert resized(values, (12, 18)) is values
-    assert resized(values, (30, 9)).shape == (30, 9)
+    np.testing.assert_allclose(resize(values, (3, 6)), expected, atol=1)
+    assert resize(values, (12, 18)) is values
+    assert resize(values, (30, 9)).shape == (30, 9)
 
 
 def test_the_central_square():
-    np.testing.assert_array_equal(central_square(COLOURS), COLOURS[:, 8:32])
-    np.testing.assert_array_equal(central_square(GREY.T), GREY.T[8:32])
-    assert central_square(GREY[:1, :4]).shape == (1, 1)
+    np.testing.assert_array_equal(center_crop_square(COLOURS), COLOURS[:, 8:32])
+    np.testing.assert_array_equal(center_crop_square(GREY.T), GREY.T[8:32])
+    assert center_crop_square(GREY[:1, :4]).shape == (1, 1)
 
 
 # ---------------------------------------------------------------- folders

@@ -4,7 +4,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from tasks.common.metrics.error_rates import failures, text_errors, transcript_metrics
+from tasks.common.metrics.error_rates import decoding_failures, text_errors, transcript_metrics
 
 SAID = ["one two three", "four five", "six", "seven eight nine", ""]
 WRITTEN = ["one two two three", "four", "six", "seven nine", "two"]
@@ -41,7 +41,7 @@ def test_rates_are_jiwers():
     ],
 )
 def test_ways_to_fail(written, found):
-    assert failures(["a", "b", "c", "d"], written.split()) == found
+    assert decoding_failures(["a", "b", "c", "d"], written.split()) == found
 
 
 def test_nothing_said_is_no_rate():

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from tasks.common.text.tokenizer import TextConfig, TextEncoder
-from tasks.common.text.words import Grams, character_grams, split
+from tasks.common.text.tokenizer import TextConfig, Tokenizer
+from tasks.common.text.words import NgramVocabulary, character_grams, split
 
 TEXTS = [
     "A good film , a very good film .",
@@ -19,7 +19,7 @@ TEXTS = [
 
 
 def fit(texts=TEXTS, **fields):
-    return TextEncoder.fit(texts, TextConfig(**{"min_count": 1, **fields}))
+    return Tokenizer.fit(texts, TextConfig(**{"min_count": 1, **fields}))
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def test_the_fast_way_for_ascii_is_the_same_as_the_general_one():
 
 
 def test_ids_by_hand():
-    encoder = fit(["b a", "b c a", "b"])  # in three, two and one texts
-    assert encoder.size == 6
-    assert encoder.encode("b a c zzz b").tolist() == [3, 4, 5, 1, 3]
-    assert encoder.encode("b a").dtype == np.int32
-    assert encoder.tokens("B a C Zzz b") == ["b", "a", "c", "zzz", "b"]
+    tokenizer = fit(["b a", "b c a", "b"])  # in three, two and one texts
+    assert tokenizer.size == 6
+    assert tokenizer.encode("b a c zzz b").tolist() == [3, 4, 5, 1, 3]
+    assert tokenizer.encode("b a").dtype == np.int32
+    assert tokenizer.tokens("B a C Zzz b") == ["b", "a", "c", "zzz", "b"]
 
 
 def test_ngrams_follow_their_first_word_and_unknown_ones_are_dropped():
-    encoder = fit(ngrams=2)
-    tokens = encoder.tokens("a good plot zzz film")
+    tokenizer = fit(ngrams=2)
+    tokens = tokenizer.tokens("a good plot zzz film")
     assert tokens == ["a", "a good", "good", "good plot", "plot", "zzz", "film"]
-    assert encoder.encode("a good plot zzz film")[5] == 1
+    assert tokenizer.encode("a good plot zzz film")[5] == 1
     assert fit(ngrams=3).tokens("a very good film")[:4] == ["a", "a very", "a very good", "very"]
 
 
@@ -73,54 +73,54 @@ def test_vocabulary_and_counts_equal_scikit_learn(ngrams, min_count):
         tokenizer=split, token_pattern=None, ngram_range=(1, ngrams), min_df=min_count
     )
     counts = oracle.fit_transform(TEXTS).toarray()
-    encoder = fit(ngrams=ngrams, min_count=min_count)
-    assert encoder.size == 3 + len(oracle.vocabulary_)
+    tokenizer = fit(ngrams=ngrams, min_count=min_count)
+    assert tokenizer.size == 3 + len(oracle.vocabulary_)
     for row, text in enumerate(TEXTS):
-        tokens = encoder.tokens(text)
-        known = encoder.encode(text) != 1
+        tokens = tokenizer.tokens(text)
+        known = tokenizer.encode(text) != 1
         for gram, column in oracle.vocabulary_.items():
             got = sum(t == gram for t, k in zip(tokens, known, strict=True) if k)
             assert got == counts[row, column], gram
 
 
 def test_ngrams_do_not_cross_texts():
-    encoder = fit(["x y", "y x"], ngrams=2)
-    batch = encoder.encode_batch(["x", "y", "x y"])
+    tokenizer = fit(["x y", "y x"], ngrams=2)
+    batch = tokenizer.encode_batch(["x", "y", "x y"])
     assert [len(ids) for ids in batch] == [1, 1, 3]
 
 
 def test_a_batch_equals_its_texts_one_by_one():
     texts = [*TEXTS, "", "zzz", "我 good film"]
     for fields in ({"ngrams": 3}, {"unique": True, "ngrams": 2}, {"character_ngrams": (2, 3)}):
-        encoder = fit(**fields)
-        for text, ids in zip(texts, encoder.encode_batch(texts), strict=True):
-            np.testing.assert_array_equal(encoder.encode(text), ids)
-            assert len(encoder.tokens(text)) == len(ids)
+        tokenizer = fit(**fields)
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            np.testing.assert_array_equal(tokenizer.encode(text), ids)
+            assert len(tokenizer.tokens(text)) == len(ids)
 
 
 def test_the_most_frequent_grams_are_kept_when_the_vocabulary_is_full():
-    encoder = fit(vocabulary_size=5)
+    tokenizer = fit(vocabulary_size=5)
     # "a" and "good" are in three texts, everything else in two or one.
-    assert encoder.size == 5
-    assert encoder.encode("a good film").tolist() == [3, 4, 1]
+    assert tokenizer.size == 5
+    assert tokenizer.encode("a good film").tolist() == [3, 4, 1]
 
 
 def test_a_cut_vocabulary_keeps_the_beginning_of_each_gram():
     rng = np.random.default_rng(0)
     texts = [[f"w{i}" for i in rng.zipf(1.5, 20) % 30] for _ in range(200)]
     for size in (10, 50, 200):
-        grams = Grams.fit(texts, 3, 2, size).grams
+        grams = NgramVocabulary.fit(texts, 3, 2, size).grams
         assert len(grams) == size
         assert all(gram.rsplit(" ", 1)[0] in grams for gram in grams if " " in gram)
 
 
 def test_stems_of_unseen_forms_are_known():
-    encoder = fit(["running films"], stem="english")
-    ids = encoder.encode("run runs film filmed unseen")
+    tokenizer = fit(["running films"], stem="english")
+    ids = tokenizer.encode("run runs film filmed unseen")
     assert ids[0] == ids[1] != 1
     assert ids[2] == ids[3] != 1
     assert ids[4] == 1
-    assert encoder.tokens("runs") == ["runs"]
+    assert tokenizer.tokens("runs") == ["runs"]
     assert fit(["singen lieder"], stem="german").encode("lied")[0] != 1
 
 
@@ -133,23 +133,23 @@ def test_character_grams_equal_scikit_learn():
 
 
 def test_character_grams_reach_unseen_words():
-    encoder = fit(["filming"], character_ngrams=(3, 3))
-    assert encoder.tokens("films")[1:] == ["_fi", "fil", "ilm"]
-    assert encoder.encode("films")[0] == 1
-    assert (encoder.encode("films")[1:] > 3).all()
+    tokenizer = fit(["filming"], character_ngrams=(3, 3))
+    assert tokenizer.tokens("films")[1:] == ["_fi", "fil", "ilm"]
+    assert tokenizer.encode("films")[0] == 1
+    assert (tokenizer.encode("films")[1:] > 3).all()
 
 
 def test_unique_keeps_the_first_of_each():
-    encoder = fit(unique=True)
-    assert encoder.tokens("good film good plot film zzz yyy") == ["good", "film", "plot", "zzz"]
+    tokenizer = fit(unique=True)
+    assert tokenizer.tokens("good film good plot film zzz yyy") == ["good", "film", "plot", "zzz"]
 
 
 def test_long_texts_are_cut_and_empty_ones_are_unknown():
-    encoder = fit(max_length=3)
-    assert len(encoder.encode("a good film a bad film")) == 3
-    assert encoder.encode("").tolist() == [1]
-    assert encoder.encode(" \n").tolist() == [1]
-    assert encoder.tokens("") == ["[UNK]"]
+    tokenizer = fit(max_length=3)
+    assert len(tokenizer.encode("a good film a bad film")) == 3
+    assert tokenizer.encode("").tolist() == [1]
+    assert tokenizer.encode(" \n").tolist() == [1]
+    assert tokenizer.tokens("") == ["[UNK]"]
 
 
 SUBWORDS = [{"tokenizer": "bpe", "vocabulary_size": 300}, {"tokenizer": "wordpiece"}]
@@ -157,47 +157,49 @@ SUBWORDS = [{"tokenizer": "bpe", "vocabulary_size": 300}, {"tokenizer": "wordpie
 
 @pytest.mark.parametrize("fields", SUBWORDS, ids=["bpe", "wordpiece"])
 def test_subwords_use_the_reserved_ids_only_for_what_they_mean(fields):
-    encoder = fit(**fields)
-    ids = encoder.encode("[CLS] [PAD] [UNK] good film")
+    tokenizer = fit(**fields)
+    ids = tokenizer.encode("[CLS] [PAD] [UNK] good film")
     assert not np.isin(ids, [0, 2]).any()
-    assert ids.max() < encoder.size
-    assert len(encoder.tokens("good film")) == len(encoder.encode("good film"))
-    assert encoder.encode("").tolist() == [1]
+    assert ids.max() < tokenizer.size
+    assert len(tokenizer.tokens("good film")) == len(tokenizer.encode("good film"))
+    assert tokenizer.encode("").tolist() == [1]
 
 
 def test_byte_pairs_know_every_script_and_merge_what_is_frequent():
-    encoder = fit(["the film the film the plot"] * 3, tokenizer="bpe", vocabulary_size=280)
-    assert encoder.tokens("the film") == ["the", "film"]
+    tokenizer = fit(["the film the film the plot"] * 3, tokenizer="bpe", vocabulary_size=280)
+    assert tokenizer.tokens("the film") == ["the", "film"]
     for text in ("我爱", "हिन्दी", "😀", "\x00"):
-        assert not np.isin(encoder.encode(text), [0, 1, 2]).any()
-    assert encoder.size <= 280
+        assert not np.isin(tokenizer.encode(text), [0, 1, 2]).any()
+    assert tokenizer.size <= 280
 
 
 def test_wordpiece_cuts_words_into_known_pieces():
-    encoder = fit(
+    tokenizer = fit(
         ["low lower lowest new newer newest"] * 5, tokenizer="wordpiece", vocabulary_size=40
     )
-    assert "".join(encoder.tokens("newlow")) == "newlow"
-    assert 1 not in encoder.encode("newlow")
-    assert encoder.encode("我").tolist() == [1]
+    assert "".join(tokenizer.tokens("newlow")) == "newlow"
+    assert 1 not in tokenizer.encode("newlow")
+    assert tokenizer.encode("我").tolist() == [1]
 
 
 def test_wordpiece_leaves_room_for_merges_in_a_large_alphabet():
     rng = np.random.default_rng(1)
     rare = "".join(chr(0x4E00 + i) for i in rng.integers(0, 5000, 3000))
-    encoder = fit([rare, *["我爱北京 film film"] * 50], tokenizer="wordpiece", vocabulary_size=100)
-    assert encoder.size <= 100
-    assert encoder.tokens("film") == ["film"]
-    assert 1 not in encoder.encode("我爱北京")
+    tokenizer = fit(
+        [rare, *["我爱北京 film film"] * 50], tokenizer="wordpiece", vocabulary_size=100
+    )
+    assert tokenizer.size <= 100
+    assert tokenizer.tokens("film") == ["film"]
+    assert 1 not in tokenizer.encode("我爱北京")
 
 
 def test_characters_by_hand():
-    encoder = fit(["ba\nb", "é😀b"], tokenizer="character", lower_case=False)
-    assert encoder.size == 3 + 5
+    tokenizer = fit(["ba\nb", "é😀b"], tokenizer="character", lower_case=False)
+    assert tokenizer.size == 3 + 5
     # In the order of code points: line end, a, b, é, 😀.
-    assert encoder.encode("ab\né😀 c").tolist() == [4, 5, 3, 6, 7, 1, 1]
-    assert encoder.tokens("ab\né😀 c") == ["a", "b", "\n", "é", "😀", " ", "c"]
-    assert encoder.decode([4, 5, 3, 6, 7, 1]) == "ab\né😀[UNK]"
+    assert tokenizer.encode("ab\né😀 c").tolist() == [4, 5, 3, 6, 7, 1, 1]
+    assert tokenizer.tokens("ab\né😀 c") == ["a", "b", "\n", "é", "😀", " ", "c"]
+    assert tokenizer.decode([4, 5, 3, 6, 7, 1]) == "ab\né😀[UNK]"
     folded = fit(["Ab"], tokenizer="character")
     assert folded.decode(folded.encode("BA")) == "ba"
     counted = fit(["aab", "a"], tokenizer="character", min_count=2)
@@ -228,24 +230,24 @@ def test_characters_by_hand():
     ],
 )
 def test_ids_give_the_text_back(fields, text, expected):
-    encoder = fit(**fields)
-    ids = encoder.encode(text)
-    assert encoder.decode(ids) == expected
-    assert encoder.decode([0, 2, *ids, encoder.size, 0]) == expected
-    assert encoder.decode([]) == ""
+    tokenizer = fit(**fields)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == expected
+    assert tokenizer.decode([0, 2, *ids, tokenizer.size, 0]) == expected
+    assert tokenizer.decode([]) == ""
     with pytest.raises(ValueError, match="ids must not be negative, got -1"):
-        encoder.decode([-1])
+        tokenizer.decode([-1])
 
 
 def test_half_a_character_is_a_replacement():
-    encoder = fit(tokenizer="bpe", vocabulary_size=259)
-    assert encoder.decode(encoder.encode("😀")[:2]).startswith("\ufffd")
+    tokenizer = fit(tokenizer="bpe", vocabulary_size=259)
+    assert tokenizer.decode(tokenizer.encode("😀")[:2]).startswith("\ufffd")
 
 
 def test_another_cut_of_the_same_vocabulary():
-    encoder = fit(max_length=2)
-    longer = encoder.with_max_length(5)
-    assert len(encoder.encode("a good film a good film")) == 2
+    tokenizer = fit(max_length=2)
+    longer = tokenizer.with_max_length(5)
+    assert len(tokenizer.encode("a good film a good film")) == 2
     assert longer.decode(longer.encode("a good film a good film")) == "a good film a good"
     assert longer.config.max_length == 5
 
@@ -258,7 +260,7 @@ def test_training_is_the_same_in_every_process(fields):
     texts = [" ".join("".join(rng.choice(letters, 4)) for _ in range(30)) for _ in range(20)]
     code = (
         "import hashlib; from tasks.common.text.tokenizer import *;"
-        f"e = TextEncoder.fit({texts!r}, TextConfig(**{fields!r}, min_count=1));"
+        f"e = Tokenizer.fit({texts!r}, TextConfig(**{fields!r}, min_count=1));"
         "print(hashlib.sha256(e.to_json().encode()).hexdigest())"
     )
     run = [sys.executable, "-c", code]
@@ -279,29 +281,29 @@ def test_training_is_the_same_in_every_process(fields):
     ids=["stems", "character n-grams", "bpe", "wordpiece", "characters"],
 )
 def test_json_round_trip(fields):
-    encoder = fit(**fields)
-    again = TextEncoder.from_json(encoder.to_json())
-    assert again.config == encoder.config
-    assert again.size == encoder.size
+    tokenizer = fit(**fields)
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.config == tokenizer.config
+    assert again.size == tokenizer.size
     for text in (*TEXTS, "unseen 我 goodness"):
-        np.testing.assert_array_equal(again.encode(text), encoder.encode(text))
-        assert again.tokens(text) == encoder.tokens(text)
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+        assert again.tokens(text) == tokenizer.tokens(text)
     with pytest.raises(ValueError, match="not a text encoder of version"):
-        TextEncoder.from_json('{"version": 99}')
+        Tokenizer.from_json('{"version": 99}')
 
 
 def test_the_cache_is_keyed_by_content_and_config_and_survives_damage(tmp_path):
     config = TextConfig(min_count=1)
-    first = TextEncoder.fit(TEXTS, config, tmp_path)
+    first = Tokenizer.fit(TEXTS, config, tmp_path)
     (file,) = (tmp_path / "tokenizers").iterdir()
     file.write_text(first.to_json().replace('"good"', '"evil"'), encoding="utf-8")
-    assert TextEncoder.fit(TEXTS, config, tmp_path).encode("evil")[0] != 1  # it was the cache's
+    assert Tokenizer.fit(TEXTS, config, tmp_path).encode("evil")[0] != 1  # it was the cache's
     file.write_text("{", encoding="utf-8")
-    assert TextEncoder.fit(TEXTS, config, tmp_path).to_json() == first.to_json()
+    assert Tokenizer.fit(TEXTS, config, tmp_path).to_json() == first.to_json()
     assert file.read_text(encoding="utf-8") == first.to_json()
-    TextEncoder.fit(TEXTS[:2], config, tmp_path)
-    TextEncoder.fit(TEXTS, TextConfig(min_count=2), tmp_path)
-    TextEncoder.fit(["".join(TEXTS)], config, tmp_path)
+    Tokenizer.fit(TEXTS[:2], config, tmp_path)
+    Tokenizer.fit(TEXTS, TextConfig(min_count=2), tmp_path)
+    Tokenizer.fit(["".join(TEXTS)], config, tmp_path)
     assert len(list((tmp_path / "tokenizers").iterdir())) == 4
 
 
@@ -330,26 +332,26 @@ def test_impossible_settings_name_the_field_first(fields, message):
 
 def test_no_texts_is_an_error():
     with pytest.raises(ValueError, match="texts must hold at least one text"):
-        TextEncoder.fit([], TextConfig())
+        Tokenizer.fit([], TextConfig())
 
 
 def test_ten_thousand_short_texts_take_seconds():
     rng = np.random.default_rng(3)
     vocabulary = np.array([f"word{i}" for i in range(20_000)])
     texts = [" ".join(vocabulary[rng.zipf(1.3, 20) % 20_000]) for _ in range(10_000)]
-    encoder = TextEncoder.fit(texts, TextConfig(ngrams=2))
+    tokenizer = Tokenizer.fit(texts, TextConfig(ngrams=2))
     start = time.process_time()
-    encoder.encode_batch(texts)
+    tokenizer.encode_batch(texts)
     assert time.process_time() - start < 3
 
 
 def test_word_weights_by_hand():
     """A bigram's weight goes in halves to its words, a piece's whole to its word."""
     config = TextConfig(ngrams=2, character_ngrams=(3, 3), min_count=1)
-    encoder = TextEncoder.fit(["cat sat"], config)
-    tokens = encoder.tokens("cat sat")
+    tokenizer = Tokenizer.fit(["cat sat"], config)
+    tokens = tokenizer.tokens("cat sat")
     weights = np.arange(1.0, len(tokens) + 1)
-    words, shares = encoder.word_weights("cat sat", weights)
+    words, shares = tokenizer.weights_per_word("cat sat", weights)
     assert words == ["cat", "sat"]
     bigram = weights[tokens.index("cat sat")]
     second = tokens.index("sat")
@@ -357,13 +359,13 @@ def test_word_weights_by_hand():
     np.testing.assert_allclose(shares[0], weights[: second - 1].sum() + bigram / 2)
     np.testing.assert_allclose(shares[1], weights[second:].sum() + bigram / 2)
     np.testing.assert_allclose(shares.sum(), weights.sum())
-    assert encoder.word_weights("", [1.0])[0] == ["[UNK]"]
+    assert tokenizer.weights_per_word("", [1.0])[0] == ["[UNK]"]
 
 
 def test_word_weights_of_subwords_are_those_of_the_pieces():
-    encoder = TextEncoder.fit(["abab abab"], TextConfig(tokenizer="bpe", vocabulary_size=300))
-    tokens = encoder.tokens("abab ab")
-    words, shares = encoder.word_weights("abab ab", np.arange(len(tokens)))
+    tokenizer = Tokenizer.fit(["abab abab"], TextConfig(tokenizer="bpe", vocabulary_size=300))
+    tokens = tokenizer.tokens("abab ab")
+    words, shares = tokenizer.weights_per_word("abab ab", np.arange(len(tokens)))
     assert words == tokens
     np.testing.assert_array_equal(shares, np.arange(len(tokens)))
 
@@ -371,6 +373,6 @@ def test_word_weights_of_subwords_are_those_of_the_pieces():
 @pytest.mark.parametrize("tokenizer", ["word", "bpe", "wordpiece", "character"])
 def test_half_of_a_surrogate_pair_is_a_question_mark(tokenizer):
     config = TextConfig(tokenizer=tokenizer, vocabulary_size=400, min_count=1)
-    encoder = TextEncoder.fit(["a film?", "a \ud83d plot"], config)
-    np.testing.assert_array_equal(encoder.encode("a\udcff plot"), encoder.encode("a? plot"))
-    assert encoder.tokens("a\udcff plot") == encoder.tokens("a? plot")
+    tokenizer = Tokenizer.fit(["a film?", "a \ud83d plot"], config)
+    np.testing.assert_array_equal(tokenizer.encode("a\udcff plot"), tokenizer.encode("a? plot"))
+    assert tokenizer.tokens("a\udcff plot") == tokenizer.tokens("a? plot")

@@ -22,7 +22,7 @@ _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.\-+]+))?(?::(?P<version>\d+
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-class Catalogue:
+class TfdsCatalog:
     """A prepared data set of the catalogue: its splits, features and random access.
 
     Args:
@@ -39,7 +39,7 @@ class Catalogue:
 
         self.name = name
         self.folder = find(name, paths)
-        if (damage := builders.damage(self.folder)) is not None:
+        if (damage := builders.find_damage(self.folder)) is not None:
             raise UserError(
                 f"{name}: {self.folder} is damaged: {damage}; remove that folder and prepare it "
                 f"again: {command(name, paths)}"
@@ -70,7 +70,7 @@ class Catalogue:
 def is_prepared(name: str, paths: Paths) -> bool:
     """Whether a catalogue data set lies in data_dir, whole and with random access."""
     try:
-        return builders.damage(find(name, paths)) is None
+        return builders.find_damage(find(name, paths)) is None
     except UserError:
         return False
 

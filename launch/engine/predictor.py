@@ -1,0 +1,94 @@
+"""Predictions of a task for raw inputs, and attention weights for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from launch.engine.config import Experiment
+from launch.engine.evaluation import Subset, gather, prediction_inputs, split_by_length
+from launch.engine.steps import Steps
+from tasks.common.data.pipeline import evaluation_batches
+from tasks.common.errors import UserError
+from tasks.figures import Figure
+from tasks.task import Task
+
+
+class Predictor:
+    """Answers raw inputs with given parameters."""
+
+    def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
+        """Args: the task and its experiment; compiled functions; variables of the model."""
+        self._task, self._steps, self._variables = task, steps, variables
+        self._batch_size = config.training.evaluation_batch_size
+        self._model_name = config.model.name
+
+    def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns an answer for each input; see `Processor.decode`."""
+        processor = self._task.processor
+        outputs = self._gathered(processor.encode(raw), self._steps.predict)
+        return processor.decode(raw, outputs)
+
+    def with_figures(self, raw: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Figure]]]:
+        """Returns answers, and figures for each input; see `Task.input_figures`.
+
+        Raises:
+          UserError: the task or its model draws no figures.
+        """
+        if not self._draws():
+            raise UserError(
+                "--figures: this task draws no figures of predictions; leave the flag out"
+            )
+        examples = self._task.processor.encode(raw)
+        outputs = self._gathered(examples, self._steps.predict)
+        attention = self._gathered(examples, self._steps.attention)
+        figures = self._task.input_figures(raw, outputs, attention)
+        if len(raw) and not any(figures):
+            raise UserError(
+                f"--figures: config.model.name={self._model_name} has no figures of predictions; "
+                "leave the flag out"
+            )
+        return self._task.processor.decode(raw, outputs), figures
+
+    def _draws(self) -> bool:
+        # Removed with the bridge of tasks/task.py.
+        if hasattr(self._task, "pictures"):
+            from tasks.task import OldTask
+
+            return type(self._task).pictures is not OldTask.pictures
+        return type(self._task).input_figures is not Task.input_figures
+
+    def _gathered(self, examples: Any, step: Any) -> dict[str, np.ndarray]:
+        def outputs(batch: dict[str, np.ndarray]) -> Any:
+            return step(self._variables, prediction_inputs(self._task, self._steps.place(batch)))
+
+        return gather((ids, outputs(batch)) for ids, batch in self._batches(examples))
+
+    def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Yields ids and batches; much longer examples go in smaller batches of their own."""
+        least = int(np.prod([self._steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
+        for chosen, size in split_by_length(examples, self._batch_size, least):
+            part = Subset(examples, chosen)
+            for batch in evaluation_batches(part, batch_size=size, buckets=self._task.buckets):
+                yield np.where(batch["id"] < 0, -1, chosen[batch["id"]]), batch
+
+
+def attention_of_first_examples(
+    task: Task, steps: Steps, variables: Any, split: str
+) -> dict[str, np.ndarray]:
+    """Returns the attention weights of the first examples of a split, by name."""
+    import jax
+
+    size = 8 * int(np.prod([steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
+    examples = task.examples(split)
+    examples = Subset(examples, range(min(size, len(examples))))
+    longest = None if task.buckets is None else [task.buckets[-1]]
+    for batch in evaluation_batches(examples, batch_size=size, buckets=longest):
+        inputs = prediction_inputs(task, steps.place(batch))
+        weights = jax.device_get(steps.attention(variables, inputs))
+        real = batch["id"] >= 0
+        order = np.argsort(batch["id"][real])
+        return {name: np.asarray(value)[real][order] for name, value in weights.items()}
+    return {}

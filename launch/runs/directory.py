@@ -1,0 +1,189 @@
+"""Reading of run directories: config, task, checkpoint and outputs of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.engine import config as configs
+from launch.engine import state as states
+from launch.engine.checkpoints import finished_steps
+from launch.engine.config import Experiment
+from launch.engine.evaluation import Evaluation
+from launch.engine.predictor import Predictor
+from launch.engine.writers import best_step, check_logs, validation_curve
+from launch.runs.provenance import Description, saved_assets
+from tasks.common.data.paths import Paths
+from tasks.common.errors import UserError
+from tasks.task import Pretrained, Task
+
+
+def saved_config(folder: Path, required: bool = True) -> Experiment | None:
+    """The experiment of a run folder.
+
+    Raises:
+      UserError: there is no run in the folder, or its config.json is not one.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if not required:
+            return None
+        raise UserError(f"--workdir={folder}: no run is there (no config.json); train one first")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); name another folder") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not the config of a run; name another folder")
+    try:
+        return configs.resolve(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
+    """Compiled steps and the variables of a run's best validation step, and that step; of a
+    refitted run those of its last.
+
+    Raises:
+      UserError: the folder has no checkpoint, or the best one cannot be read.
+    """
+    from launch.engine.checkpoints import Checkpoints
+    from launch.engine.steps import make_steps
+
+    best = _step_to_load(task, config, folder)
+    steps = make_steps(task, config)
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        state = checkpoints.restore(best, steps.abstract_state)
+    return steps, states.evaluation_variables(state), best
+
+
+def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
+    """The best step on validation; of a refitted run the last one."""
+    whole = finished_steps(folder / "checkpoints")
+    if not whole:
+        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    if config.training.refit:
+        return max(whole)
+    check_logs(folder, whole, config.training.evaluate_every, config.training.steps)
+    curve = dict(validation_curve(folder, task.primary_metric))
+    if not curve:
+        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+    best = best_step(folder, task.primary_metric, task.higher_is_better)
+    if best in whole or (folder / "checkpoints" / str(best)).exists():
+        return best
+    # The run was stopped while it wrote that checkpoint.
+    sign = 1 if task.higher_is_better else -1
+    found = max(whole, key=lambda step: (sign * curve.get(step, -sign * math.inf), -step))
+    print(
+        f"--workdir={folder}: the checkpoint of the best step {best} was never written; step "
+        f"{found} is used",
+        file=sys.stderr,
+        flush=True,
+    )
+    return found
+
+
+def load_predictor(task: Task, config: Experiment, folder: Path) -> Predictor:
+    """Returns a predictor with the best checkpoint of a run directory.
+
+    Args:
+      task: restored from the assets of the directory.
+      config: its experiment.
+      folder: run directory.
+
+    Raises:
+      UserError: there is no checkpoint, or the best one cannot be read.
+    """
+    steps, variables, _ = load_variables(task, config, folder)
+    return Predictor(task, config, steps, variables)
+
+
+def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
+    """The task with its data, and where config.model.init_from names a run, with what that learned.
+
+    Args:
+      config, paths: of the experiment.
+      trained: its run folder where weights are there already: the run that it started from is not
+        needed any more.
+
+    Raises:
+      UserError: the data cannot be had, or the run to start from cannot be read or does not fit.
+    """
+    options = {}
+    if source := getattr(config.model, "init_from", ""):
+        if trained is None:
+            options["pretrained"] = _pretrained(config, Path(source))
+        else:
+            options["assets"] = saved_assets(trained)
+    return configs.task_class(config.task).prepare(config.data, config.model, paths, **options)
+
+
+def _pretrained(config: Experiment, folder: Path) -> Pretrained:
+    import jax
+
+    try:
+        saved = saved_config(folder)
+        # Laid out as this run is; the layout changes no weight.
+        training = dataclasses.replace(config.training, refit=saved.training.refit)
+        placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
+        variables = load_variables(restored_task(saved, folder), placed, folder)[1]
+    except UserError as error:
+        reason = str(error).removeprefix(f"--workdir={folder}: ")
+        raise UserError(f"config.model.init_from={folder}: {reason}") from None
+    params = jax.device_get(variables["params"])
+    return Pretrained(folder, saved.task, saved.data, saved.model, saved_assets(folder), params)
+
+
+def restored_task(config: Experiment, folder: Path) -> Task:
+    """The task of a run folder, able to predict but without data.
+
+    Raises:
+      UserError: assets.json is missing, damaged or another task's.
+    """
+    assets = saved_assets(folder)
+    try:
+        return configs.task_class(config.task).restore(config.data, config.model, assets)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'assets.json'}: not what {config.task} wrote "
+            f"({type(error).__name__}: {error}); bring the file back, or train anew"
+        ) from None
+
+
+def check_assets(task: Task, folder: Path) -> None:
+    """Refuses data that differ from those that the run of a directory was trained on.
+
+    Raises:
+      UserError: data, labels or tokenizer differ.
+    """
+    remedy = "restore the data, or train a run on these in another --workdir"
+    Description.of(task).check(folder, remedy)
+
+
+def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
+    """Writes the outputs and scores of every example, for paired comparisons."""
+    scores = task.example_scores(evaluation.outputs, split)
+    saved = {
+        "example_scores": scores,
+        "overlap": task.overlap,
+        "example_ids": task.example_ids(split),
+    }
+    path = folder / f"outputs-{split}.npz"
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez_compressed(temporary, **saved, **evaluation.outputs)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

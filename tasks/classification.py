@@ -1,0 +1,113 @@
+"""Base class of tasks that classify each example: loss, evaluation and metrics from logits."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.losses import cross_entropy
+from tasks.common.metrics.classification import classification_metrics
+from tasks.task import Task
+
+
+class ClassificationTask(Task):
+    """A task with one class per example, from `logits` alone.
+
+    The processor has `labels`, the names of the classes; each split of the data set has `labels`,
+    int [n]. A batch has "label" int [B].
+    """
+
+    primary_metric = "accuracy"
+    table_metrics = ("accuracy", "macro_f1", "mcc")
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self.processor.labels
+
+    @abc.abstractmethod
+    def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
+        """Returns logits [B, classes]; with a key as in training."""
+
+    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+        """Computes the cross-entropy, and the accuracy under dropout."""
+        logits, weight = self.logits(model, batch, dropout_key), batch["weight"]
+        total = jnp.maximum(jnp.sum(weight), 1.0)
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        losses = cross_entropy(logits, batch["label"])
+        accuracy = jnp.sum(correct * weight) / total
+        return jnp.sum(losses * weight) / total, {"accuracy": accuracy}
+
+    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Sums cross-entropy, weights and confusion counts [true, predicted]."""
+        logits, classes = self.logits(model, batch), len(self.labels)
+        pair = batch["label"] * classes + jnp.argmax(logits, axis=-1)
+        real = (batch["weight"] > 0).astype(jnp.int32)
+        counts = jnp.zeros(classes * classes, jnp.int32).at[pair].add(real)
+        statistics = {
+            "loss": jnp.sum(cross_entropy(logits, batch["label"]) * batch["weight"]),
+            "weight": jnp.sum(batch["weight"]),
+            "confusion": counts.reshape(classes, classes),
+        }
+        return statistics, {"probabilities": jax.nn.softmax(logits, axis=-1)}
+
+    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+        """Returns probabilities [B, classes]."""
+        return {"probabilities": jax.nn.softmax(self.logits(model, inputs), axis=-1)}
+
+    def metrics(
+        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
+    ) -> dict[str, float]:
+        """Returns the loss and `classification_metrics`."""
+        loss = float(statistics["loss"] / statistics["weight"])
+        return {"loss": loss, **self._scores(predicted_classes(outputs), split)}
+
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns 1 for each correct class, else 0."""
+        correct = predicted_classes(outputs) == self.dataset.splits[split].labels
+        return correct.astype(np.float32)
+
+    def timed(self, predict: Callable[[], np.ndarray]) -> dict[str, float]:
+        """Returns the metrics of a baseline's predicted classes of the test split, and seconds."""
+        began = time.monotonic()
+        metrics = self._scores(predict(), "test")
+        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+
+    def _scores(self, predicted: np.ndarray, split: str) -> dict[str, float]:
+        return classification_metrics(self.dataset.splits[split].labels, predicted, self.labels)
+
+
+def predicted_classes(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the most probable class of each example, int [n]."""
+    return np.argmax(outputs["probabilities"], axis=-1)
+
+
+def classes_by_probability(
+    raw: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], shown: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the answer of a classifier to each input.
+
+    Args:
+      raw: inputs.
+      probabilities: [inputs, classes].
+      labels: names of the classes.
+      shown: number of classes in the printed line; None for all.
+
+    Returns:
+      JSON objects with "input", "label", "probabilities" in descending order, and "text".
+    """
+    answers = []
+    for source, row in zip(raw, probabilities, strict=True):
+        order = np.argsort(-row, kind="stable")
+        ranked = {labels[index]: round(float(row[index]), 4) for index in order}
+        label = labels[order[0]]
+        line = "  ".join(f"{name} {value:.4f}" for name, value in list(ranked.items())[:shown])
+        answer = {"input": source, "label": label, "probabilities": ranked}
+        answers.append({**answer, "text": f"{label}  {line}"})
+    return answers

@@ -1,0 +1,114 @@
+"""Base class of configs, and types of fields that carry a check.
+
+    @dataclasses.dataclass(frozen=True)
+    class BlockConfig(Config):
+        model_size: PositiveInt = 128
+        num_heads: PositiveInt = 4
+        norm: one_of("pre", "post") = "pre"
+
+        def __post_init__(self):
+            super().__post_init__()
+            divides = self.model_size % self.num_heads == 0
+            self.expect("num_heads", divides, f"a divisor of model_size={self.model_size}")
+
+The types are `typing.Annotated`: `typing.get_type_hints` returns the plain types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+
+class Config:
+    """Base class of frozen dataclasses whose fields are checked on construction."""
+
+    def __post_init__(self) -> None:
+        for name, check in _checks(type(self)):
+            value = getattr(self, name)
+            self.expect(name, value is None or check.holds(value), check.expected)
+
+    def expect(self, name: str, holds: bool, expected: str) -> None:
+        """Requires a condition on a field.
+
+        Args:
+          name: of the field.
+          holds: whether the condition holds.
+          expected: the condition in words, which complete "expected ...".
+
+        Raises:
+          ValueError: it does not hold.
+        """
+        if not holds:
+            value = getattr(self, name)
+            got = list(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{name}: got {got!r}, expected {expected}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A condition on the value of a field, and its description in messages."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+@functools.cache
+def _checks(config: type) -> list[tuple[str, Check]]:
+    hints = typing.get_type_hints(config, include_extras=True)
+    found = []
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        optional = typing.get_origin(hint) is typing.Union
+        for kind in typing.get_args(hint) if optional else (hint,):
+            metadata = getattr(kind, "__metadata__", ())
+            found += [(field.name, item) for item in metadata if isinstance(item, Check)]
+    return found
+
+
+def one_of(*choices: Any) -> Any:
+    """Returns the type of fields whose values are among `choices`."""
+    check = Check(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
+    return Annotated[type(choices[0]), check]
+
+
+def within(interval: str, expected: str = "", kind: type = float) -> Any:
+    """Returns the type of numbers in an interval.
+
+    Args:
+      interval: such as "[0, 0.5)"; "inf" stands for an end without a limit.
+      expected: its description in messages; "a number in [0, 0.5)" by default.
+      kind: int or float.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above = operator.ge if interval[0] == "[" else operator.gt
+    below = operator.le if interval[-1] == "]" else operator.lt
+    expected = expected or f"a number in {interval}"
+    return Annotated[kind, Check(lambda value: above(value, low) and below(value, high), expected)]
+
+
+def at_least(least: int) -> Any:
+    """Returns the type of integers that are `least` or more."""
+    return within(f"[{least}, inf)", f"at least {least}", int)
+
+
+PositiveInt = at_least(1)
+NonNegativeInt = at_least(0)
+PositiveFloat = within("(0, inf)", "a number above 0")
+NonNegativeFloat = within("[0, inf)", "at least 0")
+FiniteFloat = within("(-inf, inf)", "a finite number")
+Rate = within("[0, 1)", "a rate in [0, 1)")
+Fraction = within("[0, 1]", "a fraction in [0, 1]")
+Dtype = one_of("float32", "bfloat16")
+PositiveInts = Annotated[
+    tuple[int, ...],
+    Check(lambda values: min(values, default=0) >= 1, "at least one number, each at least 1"),
+]
+PositiveFloats = Annotated[
+    tuple[float, ...],
+    Check(lambda values: min(values, default=0) > 0, "at least one number, each above 0"),
+]
