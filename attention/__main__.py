@@ -1,8 +1,8 @@
-"""The map of the mechanisms, in a terminal.
+"""Prints the map of mechanisms.
 
-python -m attention               # all of them
-python -m attention mixer         # those of a kind
-python -m attention performer     # one, with its docstring
+python -m attention               # all
+python -m attention mixer         # one kind
+python -m attention performer     # one mechanism with its docstring
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INDENT = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is asked for; 2 where there is no such thing."""
+    """Prints the requested part; returns 2 for an unknown one."""
     if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
         kinds = ", ".join(registry.KINDS)
         print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")
@@ -49,7 +49,7 @@ def _kind(kind: str, width: int) -> str:
 
 
 def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
-    """Name at the left; paper, costs and capabilities beside it."""
+    """Formats the name with paper, costs and capabilities beside it."""
     can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
     costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []
@@ -76,14 +76,14 @@ def _one(entry: registry.Mechanism, width: int) -> str:
     parts = [
         f"{title}\n{'=' * len(title)}",
         f"{entry.paper}\n{entry.equation}\ntime {entry.time}; memory {entry.memory}",
-        "\n".join(["can:", *meanings]),
+        "\n".join(["capabilities:", *meanings]),
         inspect.getdoc(entry.load()) or "",
     ]
     return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    # A terminal without the papers' letters gets question marks, not an error.
+    # A terminal that cannot encode Greek letters prints question marks instead of failing.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))

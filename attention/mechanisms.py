@@ -1,15 +1,15 @@
-"""The table of mechanisms: names, where they are, what they cost and what they can do.
+"""The table of mechanisms: names, modules, costs and capabilities.
 
-A new mechanism is one file and one entry of `TABLE`; the contract suite then runs on it. Nothing is
-imported before it is asked for; `attention.registry` is how to ask.
+A new mechanism is one file and one entry of `TABLE`; the contract suite then tests it. Modules are
+imported on first use; `attention.registry` is the interface.
 
-Kinds and how each is built and called:
+Signatures of each kind:
 
 * kernel: a function with the signature of `attention.attend`.
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
-  weights. Those that can decode have `cache = mixer.init_cache(batch_size, max_length)` and
-  `y, cache = mixer.decode(x, cache, lengths=None)`; those that are built for a longest length take
+  weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and
+  `y, cache = mixer.decode(x, cache, lengths=None)`; those with "max_length" are built with
   `max_length`.
 * alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
   `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
@@ -17,33 +17,33 @@ Kinds and how each is built and called:
   [B, N, S].
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
   `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
-  and y [B, Y, X, C]. `training` and `valid`, bool [B], matter to batch statistics alone. The
-  weights of a gate are what x is multiplied by, [B, Y or 1, X or 1, C or 1]; those of one that
-  attends between positions are [B, N, P, P], P = Y·X row by row.
+  and y [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
+  weights of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]; those between positions are
+  [B, N, P, P], P = Y·X in row-major order.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] that is no
-  finer than x.
+  `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] no finer
+  than x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
-  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T], where
-  several queries or hops count as heads.
-* neighbours: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
-  `scores = attention(user, neighbours, ratings, *, valid=None, return_weights=False)`, [B, I] for I
-  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbours [B, S, D], ratings
-  [B, S, I]; valid bool [B, S], or [B, I, S] where it differs by candidate. One with a number for
-  each user takes the neighbours' as `ids`, int [B, S].
+  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T]; several
+  queries or hops count as heads.
+* `neighbours`: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
+  `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, [B, I] for I
+  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbors [B, S, D], ratings [B, S, I];
+  valid bool [B, S], or [B, I, S] if it differs by candidate. One with a parameter for each user
+  takes the indices of the neighbors as `ids`, int [B, S].
 * history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
   or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid as above.
 * profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `profile = attention(user, items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or
   with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. One
-  that looks at content too takes it as `content`, [B, S, C].
+  with content takes it as `content`, [B, S, C].
 * components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
   `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
   the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
 * lags: `cls(channels, lags, horizon, dtype=float32, rngs=rngs, **options)`, then
-  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] of which the last `lags` are
-  looked at, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
+  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] with the last `lags` times
+  used, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
   [B, T, C].
 """
 
@@ -54,51 +54,50 @@ import importlib
 from typing import Any
 
 KINDS = {
-    "kernel": "Kernels: ways to compute `attend`",
+    "kernel": "Kernels: implementations of `attend`",
     "mixer": "Sequence mixers",
     "alignment": "Alignments for recurrent decoders",
     "map_attention": "Attention over feature maps",
     "gate": "Gates of a feature map by a coarser one",
     "pool": "Pools: a sequence to one vector",
-    "neighbours": "Users who are alike: scores by what they thought",
-    "history": "The items that a user had: scores by how alike they are",
-    "profile": "The items that a user had: a vector of the user",
-    "components": "The components of an item: what a user sees in it",
-    "lags": "A series' own past: forecasts",
+    "neighbours": "Similar users: scores from their ratings",
+    "history": "Histories: scores by the similarity of items",
+    "profile": "Histories: a vector of the user",
+    "components": "Components of an item: its content for a user",
+    "lags": "The past of a series: forecasts",
 }
 
 CAPABILITIES = {
-    "mask": "honours any `Mask`",
-    "padding": "honours `masks.lengths` and `masks.valid`, or `valid` where a pool or an alignment "
-    "takes one",
-    "causal": "no position depends on a later one under `masks.causal()`",
-    "always_causal": "is causal, asked or not",
+    "mask": "supports any `Mask`",
+    "padding": "supports `masks.lengths` and `masks.valid`, or the argument `valid`",
+    "causal": "supports `masks.causal()`: no position depends on a later one",
+    "always_causal": "is causal with any mask",
     "cross": "queries and keys may come from different sequences (T != S)",
-    "weights": "gives its weights: what takes the values to the result",
-    "normalized": "its weights are at least 0, and rows sum to 1 where anything is seen",
+    "weights": "returns its weights, the matrix from values to results",
+    "normalized": "weights are at least 0, and rows with a visible key sum to 1",
     "bias": "adds a bias to the logits",
     "logit_cap": "bounds the logits",
-    "sinks": "learned logits that take weight and give nothing",
+    "sinks": "learned logits of keys without values",
     "grouped_query": "fewer key/value heads than query heads",
     "value_size": "value head size may differ from head size",
-    "dropout": "drops weights, or where they are never formed, parts of the result",
-    "positions": "takes positions='rope', 'alibi', 't5' or 'shaw'",
-    "permutation": "without positions, the order of the keys does not matter",
-    "sparse": "a query sees part of what the mask allows",
-    "cpu": "runs on a CPU alone",
-    "cuda": "runs on an NVIDIA GPU alone",
-    "tpu": "runs on a TPU alone",
+    "dropout": "drops weights or, if they are never formed, parts of the result",
+    "positions": "supports positions='rope', 'alibi', 't5' or 'shaw'",
+    "permutation": "without positions, the result does not depend on the order of the keys",
+    "sparse": "a query attends to a subset of the visible keys",
+    "cpu": "runs only on a CPU",
+    "cuda": "runs only on an NVIDIA GPU",
+    "tpu": "runs only on a TPU",
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
-    "max_length": "is built for a longest length",
+    "max_length": "is built for a maximum length",
     "length_dependent": "results change with the length of the padding; for inputs of one length",
-    "state": "carries something from step to step",
-    "gate": "its weights are what the input is multiplied by",
+    "state": "carries a state from step to step",
+    "gate": "its weights are factors of the input",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
     "higher_derivatives": "has reverse-mode derivatives of derivatives",
-    "symbolic": "takes a batch, or more, whose size is a symbol of `jax.export`",
-    "mesh": "splits sequences over the mesh axis 'sequence', and works there alone",
-    "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
+    "symbolic": "supports symbolic batch sizes of `jax.export`",
+    "mesh": "shards sequences over the mesh axis 'sequence', and runs only there",
+    "batch_statistics": "normalizes by the batch in training, by running statistics in evaluation",
 }
 
 
@@ -107,10 +106,10 @@ class Mechanism:
     """One registry entry.
 
     Attributes:
-      name: what a config says.
+      name: the name in configs.
       kind: one of `KINDS`.
-      target: `module:attribute`, imported when asked for.
-      paper, equation, time, memory: one short phrase each, for the README table.
+      target: `module:attribute`, imported on first use.
+      paper, equation, time, memory: short phrases for the README table.
       capabilities: names from `CAPABILITIES`; the contract suite tests exactly these.
     """
 
@@ -144,7 +143,7 @@ def _entry(
     )
 
 
-# Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
+# Kernels are in the order in which "auto" tries them; the reference, which supports all, is last.
 TABLE: list[Mechanism] = [
     _entry(
         "kernel",

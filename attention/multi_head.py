@@ -1,6 +1,6 @@
-"""Multi-head attention: the module that owns the weights around `attend`.
+"""Multi-head attention: the module with the projections around `attend`.
 
-Vaswani et al. 2017, "Attention Is All You Need". Its options: grouped-query attention (Ainslie et
+Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attention (Ainslie et
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
 gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
 """
@@ -26,11 +26,11 @@ class MultiHeadAttention(CachedAttention):
 
         head_n = attend(x W_q,n, m W_k,n', m W_v,n'),   y = concat_n(head_n) W_o
 
-    where m is x itself, or the memory given, and n' = n // (num_heads / key_value_heads). With a
-    gate, head_n is multiplied by sigmoid(x W_g,n) before W_o.
+    where m is x, or the given memory, and n' = n // (num_heads / key_value_heads). With a gate,
+    head_n is multiplied by sigmoid(x W_g,n) before W_o.
 
-    Weights: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
-      [N, V, D], biases [N, H], [K, H], [K, V], [D]; where asked for gate/kernel [D, N, V or 1],
+    Parameters: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
+      [N, V, D], biases [N, H], [K, H], [K, V], [D]; as options gate/kernel [D, N, V or 1],
       query_norm/scale and key_norm/scale [H], sinks [N] and those of the positions.
 
     Args:
@@ -43,14 +43,13 @@ class MultiHeadAttention(CachedAttention):
       use_bias: whether the projections have biases.
       positions: "none", or a spec of `attention.positions.POSITIONS`: "rope", "alibi", "t5",
         "shaw", "rope(base=500000, fraction=0.25)", ...
-      qk_norm: whether query and key are scaled by their root mean square, one learned scale a
-        feature, before positions.
-      gate: "none", "elementwise" (one gate a feature) or "headwise" (one a head).
-      sinks: whether each head has a learned logit that takes weight and gives nothing, 0 at the
-        start.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
+      qk_norm: whether queries and keys are divided by their root mean square and scaled by a
+        learned vector, before positions.
+      gate: "none", "elementwise" (one gate for each feature) or "headwise" (one for each head).
+      sinks: whether each head has a learned logit of a key without value, initialized to 0.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
       scale, logit_cap, implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -126,11 +125,10 @@ class MultiHeadAttention(CachedAttention):
           x: [B, T, D].
           memory: [B, S, D_m]; x if None.
           mask, bias: as for `attend`.
-          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], where there are
-            positions. Without a memory both are 0, 1, ... unless given; with one, both must be
-            given.
+          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], only with positions.
+            Without a memory both default to 0, 1, ...; with a memory both are required.
           dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
+          return_weights: whether to return the weights before dropout.
 
         Returns:
           [B, T, D], or that and the weights [B, N, T, S].
@@ -159,14 +157,14 @@ class MultiHeadAttention(CachedAttention):
     def project_memory(
         self, memory: Array, *, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """Keys and values of a memory, computed once for many calls of `attend_memory`.
+        """Computes the keys and values of a memory once for many calls of `attend_memory`.
 
         Args:
           memory: [B, S, D_m].
           key_positions: as for `__call__`.
 
         Returns:
-          [B, K, S, H] and [B, K, S, V]: laid out as in `KeyValueCache`.
+          [B, K, S, H] and [B, K, S, V], the layout of `KeyValueCache`.
 
         Raises:
           ValueError: shapes do not fit, or positions are missing or not used.
@@ -185,7 +183,7 @@ class MultiHeadAttention(CachedAttention):
         query_positions: Array | None = None,
         key_positions: Array | None = None,
     ) -> tuple[Array, Array]:
-        """`self(x, memory)` from what `project_memory` gave of the memory, for decoding.
+        """Computes `self(x, memory)` for a memory of `project_memory`, for decoding.
 
         Args:
           x: [B, T, D].
@@ -267,7 +265,7 @@ class MultiHeadAttention(CachedAttention):
         bias: Array | None,
         dropout_key: Array | None = None,
     ) -> Array:
-        """From query, key and value to the result [B, T, D]."""
+        """Returns the result [B, T, D] for query, key and value."""
         heads = attend(
             query,
             key,

@@ -1,4 +1,5 @@
-"""Attention U-Net: a coarser map says what passes of a finer one (Oktay et al. 2018)."""
+"""Attention gate of Attention U-Net: a coarse gating signal weights the features of a skip
+connection (Oktay et al. 2018)."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ Array = jax.Array
 
 
 def resize(x: Array, Y: int, X: int) -> Array:
-    """Bilinear interpolation between the middles of pixels (Oktay et al. 2018, section 2.2).
+    """Resizes a map by bilinear interpolation between pixel centers (Oktay et al. 2018).
 
-        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, held at the edges
+        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, clipped at the edges
 
     Args:
       x: [B, Y', X', C].
-      Y, X: the sizes wanted.
+      Y, X: the new sizes.
 
     Returns:
       [B, Y, X, C] in at least float32.
@@ -50,12 +51,12 @@ def additive_gate(
     score_kernel: Array,
     score_bias: Array,
 ) -> Array:
-    """The coefficients of the gate (Oktay et al. 2018, equations 1 and 2).
+    """Computes the coefficients of the gate (Oktay et al. 2018, equations 1 and 2).
 
         α = σ(relu(x W_x + g W_g + b_g)·ψ + b_ψ)
 
-    x W_x is a convolution whose stride is its size, as in the authors' code, so that the sum is
-    made on a coarse grid; g W_g is brought to that grid and α back to x's by `resize`.
+    x W_x is a convolution whose stride is its kernel size, as in the authors' code, so the sum is
+    on a coarse grid. `resize` brings g W_g to that grid and α back to the grid of x.
 
     Args:
       x: [B, Y, X, C].
@@ -90,7 +91,7 @@ def _expect_signal(
     if not (0 < coarse["Y'"] <= sizes["Y"] and 0 < coarse["X'"] <= sizes["X"]):
         got, most = shapes.show(gating_signal.shape), f"{sizes['Y']} x {sizes['X']}"
         raise ValueError(
-            f"gating_signal: got shape {got}, expected 1 to {most} positions: no finer than x"
+            f"gating_signal: got shape {got}, expected 1 to {most} positions, no finer than x"
         )
     return sizes
 
@@ -102,10 +103,10 @@ class AttentionGate(nnx.Module):
 
     Args:
       channels: C of x.
-      signal_channels: G of the gating signal g, which comes from a coarser scale.
+      signal_channels: G of the gating signal g, from a coarser scale.
       hidden_size: F; half of C, at least 1, if None.
       stride: S, the side of the convolution W_x and its stride.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -137,14 +138,14 @@ class AttentionGate(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Weighs a map.
+        """Applies the gate to a map.
 
         Args:
           x: [B, Y, X, C].
           gating_signal: [B, Y', X', G], no finer than x.
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the coefficients.
+          valid: bool [B]; has no effect, as examples are independent.
+          training: has no effect.
+          return_weights: whether to return the coefficients too.
 
         Returns:
           [B, Y, X, C] in `dtype`, or that and α [B, Y, X, 1].

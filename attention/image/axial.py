@@ -25,13 +25,13 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     Args:
       x: [B, Y, X, C].
       axis: "row" or "column".
-      mix: [B', T, C] -> [B', T, C'], with B' sequences that do not see one another.
+      mix: [B', T, C] -> [B', T, C'], for B' independent sequences.
 
     Returns:
       [B, Y, X, C'].
 
     Raises:
-      ValueError: x is no map, or there is no such axis.
+      ValueError: x is no map, or the axis is unknown.
     """
     expect_map(x)
     if axis not in AXES:
@@ -43,9 +43,9 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
 
 
 def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
-    """Weights along rows or columns as weights between all positions (Ho et al. 2019, section 3).
+    """Expands weights along rows or columns to all positions (Ho et al. 2019, section 3).
 
-        row: w'_(y,x)(y',x') = w_y,xx' where y = y', else 0;   column: likewise
+        row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0;   column: likewise
 
     Args:
       weights: of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
@@ -53,10 +53,10 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
       axis: "row" or "column".
 
     Returns:
-      w', [B, N, P, P] with P = Y·X, row by row.
+      w', [B, N, P, P] with P = Y·X.
 
     Raises:
-      ValueError: there is no such axis.
+      ValueError: the axis is unknown.
     """
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
@@ -69,7 +69,7 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
 
 
 class Axial(MapAttention):
-    """Attention along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
+    """Axial attention: along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
     Multidimensional Transformers"; Wang et al. 2020, "Axial-DeepLab").
 
         h = x + rows(x),   y = h + columns(h)
@@ -81,9 +81,9 @@ class Axial(MapAttention):
       channels: C.
       num_heads: N of each, divides C.
       positions: of each, "none" or a spec of `attention.positions.POSITIONS`, such as "shaw" (Wang
-        et al. 2020 have relative ones) or "rope".
+        et al. 2020 use relative positions) or "rope".
       residual: whether the two inputs are added as above.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

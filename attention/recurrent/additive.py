@@ -1,7 +1,7 @@
-"""Additive alignments: a small network with one hidden layer says how well query and state fit.
+"""Additive alignments: the score is a network with one hidden layer.
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate", and
-the score "concat" of Luong et al. 2015. How they are called: `attention.recurrent.memory`.
+the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has the signatures.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Array = jax.Array
 
 
 def additive_scores(query: Array, keys: Array, vector: Array) -> Array:
-    """How well each key fits the query (Bahdanau et al. 2015, appendix A.1.2).
+    """Computes additive scores of keys for a query (Bahdanau et al. 2015, appendix A.1.2).
 
         e_s = v · tanh(q + k_s)
 
     Args:
-      query: q, [B, A], what a matrix made of the decoder's state.
-      keys: k, [B, S, A], what a matrix made of the encoder's states, of the same dtype.
+      query: q, [B, A], a projection of the decoder's state.
+      keys: k, [B, S, A], projections of the encoder's states, of the same dtype.
       vector: v, [A].
 
     Returns:
@@ -47,17 +47,17 @@ def additive_scores(query: Array, keys: Array, vector: Array) -> Array:
 
 
 def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, Array]:
-    """One step of additive alignment (Bahdanau et al. 2015, equations 5 and 6).
+    """Computes a step of additive alignment (Bahdanau et al. 2015, equations 5 and 6).
 
         a = softmax_s(v · tanh(q + k_s)),   c = Σ_s a_s h_s
 
     Args:
       query: q, [B, A].
-      memory: keys k [B, S, A], values h [B, S, D] and which of them are real.
+      memory: keys k [B, S, A], values h [B, S, D] and valid positions.
       vector: v, [A].
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -154,16 +154,16 @@ class ConcatAlignment(_ScoredByNetwork):
         return self._product(states, slice(self.query_size, None))
 
     def _product(self, x: Array, rows: slice) -> Array:
-        """x times some rows of the kernel."""
+        """Returns x times some rows of the kernel."""
         kernel = self.hidden.kernel[...][rows].astype(self.dtype)
         return jnp.matmul(x, kernel, preferred_element_type=accumulator(x)).astype(self.dtype)
 
 
 def validate_hidden_size(hidden_size: int | None, memory_size: int) -> int:
-    """A of an additive score: what was given, or D.
+    """Returns A of an additive score: hidden_size, or D if None.
 
     Raises:
-      ValueError: it is below 1.
+      ValueError: hidden_size is below 1.
     """
     if hidden_size is not None and hidden_size < 1:
         raise ValueError(f"hidden_size: got {hidden_size}, expected at least 1, or None")

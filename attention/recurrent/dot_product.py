@@ -1,7 +1,7 @@
-"""Multiplicative alignments of a recurrent decoder, and the control without any.
+"""Multiplicative alignments of a recurrent decoder, and the control without alignment.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.1. How they are called: `attention.recurrent.memory`.
+3.1. `attention.recurrent.memory` has the signatures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 def dot_scores(query: Array, keys: Array) -> Array:
-    """How well each key fits the query: the score "dot" (Luong et al. 2015, equation 8).
+    """Computes the score "dot" of keys for a query (Luong et al. 2015, equation 8).
 
         e_s = q · k_s
 
@@ -40,16 +40,16 @@ def dot_scores(query: Array, keys: Array) -> Array:
 
 
 def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
-    """One step of dot-product alignment (Luong et al. 2015, equations 7 and 8).
+    """Computes a step of dot-product alignment (Luong et al. 2015, equations 7 and 8).
 
         a = softmax_s(q · k_s),   c = Σ_s a_s h_s
 
     Args:
       query: [B, Q], the decoder's state.
-      memory: keys k [B, S, Q], values h [B, S, D] and which of them are real.
+      memory: keys k [B, S, Q], values h [B, S, D] and valid positions.
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: the query does not fit the keys.
@@ -60,11 +60,7 @@ def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
 
 
 def expect_equal_sizes(query_size: int, memory_size: int) -> None:
-    """A product of query and states needs equal sizes.
-
-    Raises:
-      ValueError: they differ.
-    """
+    """Raises ValueError unless the sizes are equal."""
     if query_size != memory_size:
         expected = f"memory_size={memory_size}, or the score 'general'"
         raise ValueError(f"query_size: got {query_size}, expected {expected}")

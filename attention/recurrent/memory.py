@@ -1,8 +1,8 @@
-"""What an alignment looks at, and what all alignments do with it.
+"""Memory and base class of alignments.
 
     memory = alignment.prepare(states, valid=valid)                  # once, outside the scan
     state = alignment.initial_state(memory)
-    context, weights, state = alignment.step(query, memory, state)   # once a step
+    context, weights, state = alignment.step(query, memory, state)   # every step
 
 B batch, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
 score, N heads, H head size.
@@ -23,11 +23,11 @@ Array = jax.Array
 
 
 class Memory(NamedTuple):
-    """What a decoder looks at.
+    """Encoder states prepared for the steps of a decoder.
 
     Attributes:
-      keys: what is compared with the query: [B, S, Q], [B, S, A] or [B, S, N, H].
-      values: what the context is made of: [B, S, D] or [B, S, N, H].
+      keys: [B, S, Q], [B, S, A] or [B, S, N, H].
+      values: [B, S, D] or [B, S, N, H].
       valid: bool [B, S], True = a real position.
     """
 
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 def context(weights: Array, values: Array) -> Array:
-    """What a step of a decoder gets to see (Bahdanau et al. 2015, equation 5).
+    """Computes the context vector of a step (Bahdanau et al. 2015, equation 5).
 
         c = Σ_s a_s h_s
 
@@ -61,7 +61,7 @@ def context(weights: Array, values: Array) -> Array:
 def validate_states(
     states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """The states [B, S, D] in that dtype, and bool [B, S]: all are valid if None.
+    """Returns the states [B, S, D] in dtype, and bool [B, S]; all are valid if None.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -77,10 +77,10 @@ def validate_states(
 
 
 def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
-    """The query [B, Q] in that dtype.
+    """Returns the query [B, Q] in dtype.
 
     Raises:
-      ValueError: its shape does not fit the memory's batch, or its dtype is no floating point.
+      ValueError: the shape does not fit the memory, or the dtype is not floating point.
     """
     shapes.expect_floating("query", query)
     shapes.expect("query", query, "B Q", {"B": memory.valid.shape[0], "Q": query_size})

@@ -1,7 +1,7 @@
-"""Multi-head attention with one query, the decoder's state, over an encoder's states.
+"""Multi-head attention of a decoder's state over an encoder's states.
 
-Vaswani et al. 2017, "Attention Is All You Need", as an alignment. How it is called:
-`attention.recurrent.memory`.
+Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory` has
+the signatures.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MultiHeadAlignment(Alignment):
 
         a_n = softmax_s(q W_q,n · h_s W_k,n / √H),   c = concat_n(Σ_s a_ns h_s W_v,n) W_o
 
-    Keys and values are computed once, in `prepare`. The weights are those of each head, [B, N, S]:
-    a mean over heads would hide them. There is no bias after W_o, so that an empty memory gives 0.
+    Keys and values are computed once, in `prepare`. The weights are those of each head, [B, N, S].
+    There is no output bias, so that an empty memory gives 0.
 
-    Weights: query/kernel [Q, N, H], key/kernel and value/kernel [D, N, H], biases [N, H],
+    Parameters: query/kernel [Q, N, H], key/kernel and value/kernel [D, N, H], biases [N, H],
     out/kernel [N, H, D].
 
     Args:
@@ -34,7 +34,7 @@ class MultiHeadAlignment(Alignment):
       memory_size: D of the encoder's states and of the context.
       num_heads: N.
       head_size: H; D / N if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads is below 1 or, without a head_size, does not divide memory_size.

@@ -176,14 +176,18 @@ class Mixer(nnx.Module):
     """
 
     def _mix(
-        self, x: Array, mask: masks.Mask | Array | None, **dropout: Any
+        self,
+        x: Array,
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
     ) -> tuple[Array, Callable[[], Array]]:
         """Returns the heads [B, T, N, V] before `out` and a function of their weights.
 
         Args:
           x: [B, T, D].
           mask: as for `__call__`.
-          dropout: `dropout_rate` and `dropout_key`, as for `attend`.
+          dropout_rate, dropout_key: as for `attend`.
         """
         raise NotImplementedError
 
@@ -214,7 +218,7 @@ class Mixer(nnx.Module):
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         rate = 0.0 if dropout_key is None else self.dropout_rate
         with recording.suppressed():
-            heads, weights = self._mix(x, mask, dropout_rate=rate, dropout_key=dropout_key)
+            heads, weights = self._mix(x, mask, rate, dropout_key)
         recording.record(weights)
         result = self.out(heads)
         return (result, weights()) if return_weights else result
@@ -283,7 +287,7 @@ class MultiHeadMixer(Mixer):
       num_heads: N.
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
-      dropout_rate: active if a dropout_key is given; the subclass says of which array.
+      dropout_rate: active if a dropout_key is given; the subclass defines the array.
       dtype: of the computation; parameters are float32.
 
     Raises:

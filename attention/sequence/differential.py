@@ -1,4 +1,4 @@
-"""Differential attention: the difference of two softmax maps, which cancels what both attend to.
+"""Differential attention: the difference of two softmax maps, which cancels common-mode noise.
 
 Ye et al. 2024, "Differential Transformer".
 """
@@ -25,7 +25,7 @@ Biases = tuple[Array | None, Array | None]
 
 
 def lambda_init_of_layer(layer: int) -> float:
-    """What λ starts near, by depth (Ye et al. 2024, section 2.1).
+    """Computes λ_init of a layer by its depth (Ye et al. 2024, section 2.1).
 
         λ_init = 0.8 - 0.6 exp(-0.3 (l - 1))
 
@@ -54,14 +54,14 @@ def differential_attention(
     scale: float | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """The values by the difference of two maps (Ye et al. 2024, equation 1), before any norm.
+    """Computes attention by the difference of two maps (Ye et al. 2024, equation 1), without norm.
 
         o = (softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))) v
 
-    A query that sees nothing gives 0, with finite gradients.
+    A query that may attend to nothing gives 0, with finite gradients.
 
     Args:
-      query: [B, T, N, 2H], q₁ and q₂ one after the other.
+      query: [B, T, N, 2H], q₁ and q₂ concatenated.
       key: [B, S, K, 2H], k₁ and k₂; K divides N.
       value: [B, S, K, V].
       lam: λ, a number.
@@ -70,7 +70,7 @@ def differential_attention(
       scale, implementation: as for `attend`.
 
     Returns:
-      [B, T, N, V] in at least float32: the difference is not yet rounded.
+      [B, T, N, V] in at least float32, before rounding.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
@@ -96,7 +96,7 @@ def differential_weights(
     biases: Biases = (None, None),
     scale: float | None = None,
 ) -> Array:
-    """The map of `differential_attention` (Ye et al. 2024), which may be negative.
+    """Computes the map of `differential_attention` (Ye et al. 2024), which may be negative.
 
         w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
 
@@ -123,10 +123,10 @@ class DifferentialAttention(CachedAttention):
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
 
     All heads share λ and the norm's scale. A head has two queries and keys of H features each and
-    one value of 2H, so that with the default sizes there are as many weights as in multi-head
-    attention with twice the heads.
+    one value of 2H. With the default sizes there are as many parameters as in multi-head attention
+    with twice the heads. The returned weights are those before the norm.
 
-    Weights: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
+    Parameters: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
       lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; those
       of the positions.
 
@@ -135,13 +135,13 @@ class DifferentialAttention(CachedAttention):
       num_heads: N.
       key_value_heads: K, divides N; N if None.
       head_size: H; D / 2N if None.
-      lambda_init: in [0, 1); see `lambda_init_of_layer` for what the paper takes.
+      lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
       epsilon: of the norm.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads after the norm, active where a dropout_key is given.
+      dropout_rate: of the heads after the norm, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -191,7 +191,7 @@ class DifferentialAttention(CachedAttention):
         self.lambda_q2, self.lambda_k2 = vector(), vector()
 
     def lambda_value(self) -> Array:
-        """λ as it is now, float32 []."""
+        """Computes the current λ, float32 []."""
         first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         return first - second + self.lambda_init
@@ -241,9 +241,11 @@ class DifferentialAttention(CachedAttention):
 
 
 def _pairs(query, key, value=None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """(q₁, k₁) and (q₂, k₂)."""
+    """Returns (q₁, k₁) and (q₂, k₂)."""
     H, odd = divmod(shapes.expect_attention(query, key, value)["H"], 2)
     if odd:
         got = shapes.show(jnp.shape(query))
-        raise ValueError(f"query: got shape {got}, expected an even last axis: two queries a head")
+        raise ValueError(
+            f"query: got shape {got}, expected an even last axis, two queries for each head"
+        )
     return (query[..., :H], key[..., :H]), (query[..., H:], key[..., H:])

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class DeltaState:
-    """All that later positions need of the earlier ones. A frozen pytree.
+    """Recurrent state of `GatedDeltaNet`, a frozen pytree.
 
     Attributes:
       conv_state: the last W - 1 inputs of the convolution, [B, W - 1, C].
@@ -49,12 +49,12 @@ jax.tree_util.register_dataclass(DeltaState, data_fields=["conv_state", "memory"
 def causal_depthwise_convolution(
     x: Array, filters: Array, *, valid: Array | None = None, conv_state: Array | None = None
 ) -> tuple[Array, Array]:
-    """A causal convolution of each channel by itself (Yang et al. 2025, section 3.4).
+    """Computes a causal convolution of each channel (Yang et al. 2025, section 3.4).
 
         y_t = Σ_{j < W} f_j x_{t-j}
 
-    x_{t-j} is the j-th real position before t: those that are not real are skipped, however many
-    there are. Before the first are those of `conv_state`.
+    x_{t-j} is the j-th real position before t; positions that are not real are skipped. Those
+    before the first come from `conv_state`.
 
     Args:
       x: [B, T, C].
@@ -63,8 +63,8 @@ def causal_depthwise_convolution(
       conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the state after x. At positions that are not real y is
-      what would stand there were they real, and the others not aware of it.
+      y, [B, T, C], in at least float32, and the state after x. At a position that is not real, y is
+      its value if that position alone were real.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -83,11 +83,11 @@ def causal_depthwise_convolution(
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="a real position")
         shapes.expect("valid", valid, "B T", sizes)
-        # Real positions first, in their order; what stands behind them is never read.
+        # Real positions first, in their order; the others are never read.
         order = jnp.argsort(~valid, axis=1, stable=True)
         real = jnp.take_along_axis(x, order[..., None], axis=1)
     history = jnp.concatenate([conv_state, real], axis=1)
-    # past[r] is what a position sees that has r real ones before it.
+    # past[r] is the sum over past inputs for a position with r real positions before it.
     past = jnp.zeros((B, T, C), wide)
     for j in range(1, before + 1):
         past = past + filters[j] * history[:, before - j : before - j + T]
@@ -100,13 +100,13 @@ def causal_depthwise_convolution(
 
 
 def l2_normalize(x: Array, *, epsilon: float = 1e-6) -> Array:
-    """Vectors of length 1 (as in Yang et al. 2024, section 3.3).
+    """Scales vectors to length 1 (Yang et al. 2024, section 3.3).
 
         y = x / sqrt(Σ x² + ε)
 
     Args:
       x: [..., H].
-      epsilon: ε, above 0: zeros stay zeros, with finite gradients.
+      epsilon: ε, above 0; vectors of zeros stay 0, with finite gradients.
 
     Returns:
       [..., H] in x's dtype.
@@ -131,20 +131,21 @@ class _Inputs(NamedTuple):
 
 
 class GatedDeltaNet(RecurrentMixer):
-    """Gated DeltaNet (Yang et al. 2025); causal, whether the mask says so or not.
+    """Gated DeltaNet (Yang et al. 2025); causal with any mask.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
         g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)
         o = gated_delta_rule(q / (|q| sqrt(H)), k / |k|, v, g, β)
         y = (rms_norm(o) silu(x W_z)) W_o
 
-    Masks: a key that is masked is skipped by the convolution, and neither writes to the memory nor
-    lets it decay; so what stands at other positions is as if it had been taken out of the sequence,
-    at its beginning, its end or in the middle. A query there still reads the memory. Queries that
-    are masked give 0, as keys they stay.
+    Masked keys are removed from the sequence: the convolution skips them, and the state is neither
+    updated nor decayed at their positions. Their queries still read the state. Masked queries give
+    0, but remain keys. The returned weights map the values v to the outputs o, before gate and
+    norm.
 
-    Weights: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V], beta/kernel,
-      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias is there always, b_a
+    Parameters: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V],
+    beta/kernel,
+      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias always, b_a
       above); log_rate [N], a above; query_filter, key_filter [W, K, H], value_filter [W, N, V];
       norm/scale [V].
 
@@ -154,13 +155,13 @@ class GatedDeltaNet(RecurrentMixer):
       key_heads: K, divides N; N if None.
       key_head_size: H; D / N if None.
       value_head_size: V; D / N if None.
-      conv_size: W; 1 sees the position itself alone.
+      conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
-      use_bias: whether the projections have biases (Qwen3-Next: no, but for the decay's).
-      dropout_rate: of what goes into the out projection, active where a dropout_key is given: the
-        weights are never formed, and behind them is a norm.
+      use_bias: whether the projections have biases (Qwen3-Next: only the decay).
+      dropout_rate: of the input of the output projection, active if a dropout_key is given; the
+        weights are never formed.
       epsilon: of the norm.
-      dtype: of the projections; the rest is in at least float32, and so are weights.
+      dtype: of the projections; the rest is in at least float32, parameters in float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -210,7 +211,11 @@ class GatedDeltaNet(RecurrentMixer):
         self.log_rate = nnx.Param(log_rate)
 
     def _mix(
-        self, x: Array, mask: masks.Mask | Array | None, **rate: Any
+        self,
+        x: Array,
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
     ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         B, T = x.shape[:2]
@@ -220,7 +225,7 @@ class GatedDeltaNet(RecurrentMixer):
         if padding.query is not None:
             heads = jnp.where(padding.query[:, :, None, None], heads, 0)
         weights = functools.partial(self._weights, inputs, padding.query)
-        return dropout(self._gated(heads, x), **rate), weights
+        return dropout(self._gated(heads, x), dropout_rate, dropout_key), weights
 
     def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> DeltaState:
         K, H, N, V = self.sizes.values()
@@ -235,7 +240,7 @@ class GatedDeltaNet(RecurrentMixer):
     def _inputs(
         self, x: Array, *, valid: Array | None, conv_state: Array | None = None
     ) -> tuple[_Inputs, Array]:
-        """What the delta rule takes, and the convolution's new state."""
+        """Returns the arguments of the delta rule and the new state of the convolution."""
         B, T = x.shape[:2]
         projected = (self.query(x), self.key(x), self.value(x))
         filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])
@@ -285,8 +290,10 @@ def _filter(key: Array, *shape: int) -> Array:
 
 
 def _decay_parameters(key: Array, num_heads: int) -> tuple[Array, Array]:
-    """a and b_a of the decay, so that exp(a) is uniform in [1, 16] and softplus(b_a) log-uniform in
-    [0.001, 0.1], as Gu & Dao 2024 begin ("Mamba-2"): no memory is lost at once."""
+    """Initializes a and b_a of the decay as in Gu & Dao 2024 ("Mamba-2").
+
+    exp(a) is uniform in [1, 16] and softplus(b_a) log-uniform in [0.001, 0.1].
+    """
     rate_key, step_key = jax.random.split(key)
     rates = jax.random.uniform(rate_key, (num_heads,), minval=1.0, maxval=16.0)
     logs = jax.random.uniform(step_key, (num_heads,), minval=math.log(0.001), maxval=math.log(0.1))

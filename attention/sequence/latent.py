@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values made from one small vector a position.
+"""Multi-head latent attention: keys and values from one small vector for each position.
 
 DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
 Model", section 2.1.
@@ -34,23 +34,23 @@ def latent_attention(
     dropout_key: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Attention to keys and values that are linear maps of latents (DeepSeek-AI 2024, equations 9
-    to 19).
+    """Computes attention to keys and values that are linear maps of latents (DeepSeek-AI 2024,
+    equations 9 to 19).
 
         l_tns = (q_tn · [U_n c_s; k_s]) / sqrt(H + R),   o_tn = W_nᵀ Σ_s softmax(l_tn)_s c_s
 
-    with c the latent, k the rotary key that all heads share, U and W the up-projections. Expanded,
-    keys and values are made for each head; absorbed, U goes into the query and W comes after the
-    sum, so that what is read of each position is [c; k] alone, as of one key head with C + R
-    features.
+    with c the latent, k the rotary key shared by all heads, U and W the up-projections. The
+    expanded form computes keys and values for each head. The absorbed form multiplies U into the
+    query and applies W after the sum, so that it reads only [c; k] of each position, like one key
+    head with C + R features.
 
     Args:
-      query: [B, T, N, H + R]: H features to be compared with content, then R turned ones.
+      query: [B, T, N, H + R]: H content features, then R rotated features.
       latent: c, [B, S, C].
-      rotary_key: k, [B, S, R], turned.
+      rotary_key: k, [B, S, R], rotated.
       key_up: U, [C, N, H].
       value_up: W, [C, N, V].
-      absorbed: which way to compute; the result is the same.
+      absorbed: which form to compute; the results are equal.
       mask, dropout_rate, dropout_key, implementation: as for `attend`.
 
     Returns:
@@ -80,7 +80,7 @@ def latent_attention(
 
 
 def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
-    """The keys of each head (DeepSeek-AI 2024, equation 17).
+    """Computes the keys of each head (DeepSeek-AI 2024, equation 17).
 
         k_sn = [U_n c_s; k_s]
 
@@ -102,15 +102,16 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
 
 
 class LatentAttention(CachedAttention):
-    """Multi-head latent attention (MLA), with its decoupled rotary key (DeepSeek-AI 2024).
+    """Multi-head latent attention (MLA) with a decoupled rotary key (DeepSeek-AI 2024).
 
         c = rmsnorm(x W_c),   k = rotate(x W_k)
         a = rmsnorm(x W_a),   q_n = [a W_n; rotate(a W'_n)]
 
-    where a is x itself without a query_rank. The cache holds c and k: C + R numbers a position,
-    for all heads together.
+    where a is x without a query_rank. The cache holds c and k, C + R numbers for each position and
+    all heads together; decoding uses the absorbed form.
 
-    Weights: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there is
+    Parameters: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there
+    is
       a query_rank, their biases, latent_norm and query_norm: scale [C], [A]; query/kernel
       [D or A, N, H + R], key/kernel [C, N, H], value/kernel [C, N, V], without biases; out/kernel
       [N, V, D], bias [D].
@@ -119,15 +120,15 @@ class LatentAttention(CachedAttention):
       model_size: D of x and of the result.
       num_heads: N.
       key_value_rank: C; 4 H if None, as in the paper.
-      query_rank: A of the low-rank query; None for a query straight from x.
+      query_rank: A of the low-rank query; None for a query projected from x.
       head_size: H of the part without positions; D / N if None.
-      rotary_size: R, even; the even number next to H / 2 if None.
+      rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
       value_head_size: V; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
-      use_bias: whether what leads down to the latents, and out, have biases.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
+      use_bias: whether the down-projections and the output projection have biases.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -163,11 +164,15 @@ class LatentAttention(CachedAttention):
             if size is not None and size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         if R % 2:
-            raise ValueError(f"rotary_size: got {R}, expected an even one: it is turned in pairs")
+            raise ValueError(
+                f"rotary_size: got {R}, expected an even one; features are rotated in pairs"
+            )
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         self.positions = build_positions(positions, num_heads, R, rngs=rngs)
         if not isinstance(self.positions, RotaryPositions):
-            raise ValueError(f"positions: got {positions!r}, expected 'rope', with options or not")
+            raise ValueError(
+                f"positions: got {positions!r}, expected 'rope' with or without options"
+            )
         self.model_size, self.cache_sizes = model_size, (1, C + R, 0)
         self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
         down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
@@ -225,7 +230,7 @@ class LatentAttention(CachedAttention):
 
 
 def _checked(query, latent, rotary_key, key_up, value_up) -> int:
-    """H."""
+    """Returns H after checking all arrays."""
     arrays = {"query": query, "latent": latent, "rotary_key": rotary_key}
     arrays |= {"key_up": key_up, "value_up": value_up}
     for name, array in arrays.items():

@@ -1,10 +1,10 @@
-"""Multi-head attention in which a query sees few keys, by a pattern known before.
+"""Multi-head attention with static sparse patterns.
 
-Sliding windows and dilated ones (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
-pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and Big Bird's
-(Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.masks.patterns`.
+Sliding and dilated windows (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
+pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and that of Big
+Bird (Zaheer et al. 2020). `attention.masks.patterns` has the patterns as masks for `attend`.
 
-Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.static_block_mask`).
+Kernels that support it skip hidden blocks (`Mask.static_block_mask`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class SparseAttention(MultiHeadAttention):
     takes_memory = False
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """The pattern; every mask of a caller is joined with it by `&`."""
+        """Returns the pattern; masks of the caller are combined with it by `&`."""
         raise NotImplementedError
 
 
 class SlidingWindow(SparseAttention):
-    """A query sees its neighbours (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, "Mistral").
+    """Sliding-window attention (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, "Mistral").
 
         y_i = attend over j with  i - j = k·dilation,  -right <= k <= left
 
-    Decoding keeps the last `left` keys only, unless dilated.
+    Decoding caches only the last `left` keys, unless dilated.
 
     Args:
-      left, right: neighbours on each side, the query's own position not counted; None for all.
-      dilation: every which neighbour, 1 for all.
+      left, right: keys on each side of the query, without itself; None for all.
+      dilation: distance between attended keys; 1 for all.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -67,12 +67,12 @@ class SlidingWindow(SparseAttention):
 
 
 class Strided(SparseAttention):
-    """A query sees what is near, and every stride-th position (Child et al. 2019, section 4.2).
+    """Strided attention: a window and every stride-th position (Child et al. 2019, section 4.2).
 
         y_i = attend over j with  |i - j| < stride  or  (i - j) mod stride = 0
 
     Args:
-      stride: near the root of the length, or a period of the data (an image's row).
+      stride: about the square root of the length, or a period of the data (the row of an image).
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -89,13 +89,14 @@ class Strided(SparseAttention):
 
 
 class Fixed(SparseAttention):
-    """A query sees its block, and the last positions of all (Child et al. 2019, section 4.2).
+    """Fixed attention: the block of a query, and the last positions of all blocks (Child et al.
+    2019, section 4.2).
 
         y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
 
     Args:
       block: positions in a block, the paper's l.
-      summary: how many at its end all see, the paper's c.
+      summary: positions at its end that all queries attend to, the paper's c.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -120,18 +121,17 @@ class Fixed(SparseAttention):
 
 
 class BigBird(SparseAttention):
-    """A block sees blocks near by, at the front and at random (Zaheer et al. 2020, "Big Bird").
+    """Big Bird: local, global and random blocks (Zaheer et al. 2020).
 
         y_i = attend over j with  |I - J| <= window  or  min(I, J) < global_blocks
               or  {I, J} is drawn,      I = ⌊i / block⌋,  J = ⌊j / block⌋
 
     Args:
-      block, window, global_blocks, random_blocks, seed, links: as for `patterns.big_bird`, which
-        says how blocks are drawn.
+      block, window, global_blocks, random_blocks, seed, links: as for `patterns.big_bird`.
       options: those of `MultiHeadAttention`.
 
     Raises:
-      ValueError: a number is out of range; when called, that links are too few.
+      ValueError: a number is out of range; when called, there are too few links.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Talking-heads attention: heads mix their logits before softmax, and their weights after it.
+"""Talking-heads attention: linear maps across heads before and after the softmax.
 
 Shazeer et al. 2020, "Talking-Heads Attention".
 """
@@ -30,12 +30,12 @@ def talking_heads(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Attention whose heads talk to each other (Shazeer et al. 2020, section 3).
+    """Computes talking-heads attention (Shazeer et al. 2020, section 3).
 
         l_n = Σ_m P_mn (scale · q_m kᵀ_m),   u_n = Σ_m softmax(l_m) R_mn,   o_n = u_n v_n
 
-    What the mask hides stays hidden after both mixings; one that differs by head speaks of the
-    heads after mixing. A query that sees nothing gives 0, with finite gradients.
+    Hidden keys stay hidden after both mixings; a mask with a head axis refers to heads after
+    mixing. A query that may attend to nothing gives 0, with finite gradients.
 
     Args:
       query: [B, T, N, H].
@@ -43,10 +43,10 @@ def talking_heads(
       value: [B, S, N, V].
       logit_mixing: P, [N, N], from the heads of q and k to those of the softmax.
       weight_mixing: R, [N, N], from these to the heads of v.
-      mask: a `Mask`, or what `masks.dense` takes.
+      mask: a `Mask` or an array for `masks.dense`; True means may attend.
       scale: 1 / sqrt(H) if None.
       dropout_rate: of the weights u.
-      dropout_key: needed where dropout_rate > 0.
+      dropout_key: required if dropout_rate > 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -70,7 +70,7 @@ def talking_heads_weights(
     mask: masks.Mask | Array | None = None,
     scale: float | None = None,
 ) -> Array:
-    """The weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
+    """Computes the weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
 
         u_n = Σ_m softmax(l_m) R_mn
 
@@ -108,10 +108,10 @@ def talking_heads_weights(
 class TalkingHeadsAttention(CachedAttention):
     """Self- or cross-attention by `talking_heads` (Shazeer et al. 2020).
 
-        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits), mixing the heads
+        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits)
 
-    Weights: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
-      [N, N], the identity at the start, which is multi-head attention; out: kernel [N, H, D], bias
+    Parameters: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
+      [N, N], initialized to the identity (multi-head attention); out: kernel [N, H, D], bias
       [D].
 
     Args:
@@ -120,8 +120,8 @@ class TalkingHeadsAttention(CachedAttention):
       head_size: H; D / N if None.
       memory_size: D_m of the memory; D if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the mixed weights, active where a dropout_key is given.
-      dtype: of the computation; weights are float32, and heads are mixed in at least that.
+      dropout_rate: of the mixed weights, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32, and heads are mixed in at least float32.
 
     Raises:
       ValueError: an argument does not fit the others.

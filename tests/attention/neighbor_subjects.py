@@ -1,4 +1,4 @@
-"""Subjects of attention over neighbours and over lags: what differs from sequences is here.
+"""Subjects of attention over neighbors and over lags: what differs from sequences is here.
 
 The masked axis is axis 1, as everywhere; there are no queries but candidates, users and steps of a
 forecast, whose number is not that of the keys.
@@ -17,13 +17,13 @@ from tests.attention.subjects import LONGEST, B, D, S, Subject, module_of, norma
 CANDIDATES, ITEMS, C, CHANNELS, LAGS, STEPS = 3, 2, 3, 3, 6, 2
 
 
-# A number for each neighbour of each user; where there are more than S, some share one.
+# A number for each neighbor of each user; where there are more than S, some share one.
 IDS = (np.arange(B)[:, None] * S + np.arange(LONGEST)) % (B * S)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeighbourSubject(Subject):
-    """A mechanism over neighbours, items or lags.
+    """A mechanism over neighbors, items or lags.
 
     Attributes:
       per_query: input -> its axis of candidates or items, which may have any length.
@@ -33,11 +33,11 @@ class NeighbourSubject(Subject):
 
     @property
     def capabilities(self):
-        # The neighbours' numbers are not among what is reordered.
+        # The neighbors' indices are not among what is reordered.
         return self.entry.capabilities - ({"permutation"} if "num_users" in self.options else set())
 
     def resized(self, queries, keys):
-        """As many candidates or items, and as many neighbours, components or times."""
+        """As many candidates or items, and as many neighbors, components or times."""
         inputs = dict(self.inputs)
         for name in {*self.keys, *self.per_query}:
             shape = list(inputs[name].shape)

@@ -222,7 +222,7 @@ def test_what_is_not_there_is_told(options, message):
 
 
 def test_a_model_without_attention_is_told():
-    with pytest.raises(ValueError, match="model: got one in which nothing attends"):
+    with pytest.raises(ValueError, match="model: got one without attention"):
         inspect.capture(Projection((8,), (3,), rngs=nnx.Rngs(0)), X)
 
 
@@ -520,7 +520,7 @@ def test_head_similarity_against_scipy():
     [
         (lambda: inspect.rollout(LAYERS[0]), r"weights: got shape .*, expected \[L, B, N, T, T\]"),
         (lambda: inspect.rollout(LAYERS[..., :3]), r"weights: got shape \[3, 2, 2, 4, 3\], exp"),
-        (lambda: inspect.rollout(LAYERS, residual=1.5), "residual: got 1.5, expected a share in"),
+        (lambda: inspect.rollout(LAYERS, residual=1.5), "residual: got 1.5, expected a number in"),
         (lambda: inspect.rollout(LAYERS[:0]), "weights: got no layer"),
         (lambda: inspect.head_entropy(LAYERS[0, 0]), r"weights: .* expected \[..., B, N, T, S\]"),
         (lambda: inspect.head_entropy(LAYERS > 0), "weights: got dtype bool, expected a floating"),

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
-from attention.collaborative.neighbors import neighbour_shares
+from attention.collaborative.neighbors import neighbor_weights
 from tasks.recommendation.models.base import Kept, events, is_event, known
 from tasks.recommendation.models.cooccurrence import Rows, had, ridge_inverse, transitions
 
@@ -254,7 +254,7 @@ class Neighbours(nnx.Module):
         valid = flat > 0
         sharp = jnp.exp(PACE * self.sharpness[...]) * jnp.log(jnp.where(valid, flat, 1))
         learned = jax.nn.softplus(PACE * self.weight[...])[ids.reshape(B * T, self.k)]
-        shares = neighbour_shares(jnp.exp(sharp), learned, valid)
+        shares = neighbor_weights(jnp.exp(sharp), learned, valid)
         return shares.reshape(B, T, self.k), ids.astype(jnp.int32)
 
     def __call__(self, history: History, weights: Array) -> Array:

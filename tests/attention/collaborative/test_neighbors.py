@@ -14,7 +14,7 @@ from attention.collaborative.neighbors import (
     cosine_similarity,
     dense_neighbor_scores,
     neighbor_scores,
-    neighbour_shares,
+    neighbor_weights,
     top_neighbors,
 )
 from tests.attention.references import collaborative as references
@@ -31,14 +31,14 @@ def double(array):
     return np.asarray(array, np.float64)
 
 
-def test_two_neighbours_by_hand():
+def test_two_neighbors_by_hand():
     # (2 · 0.5 · 4 + 1 · -0.25 · 2) / (2 · 0.5 + 1 · 0.25) = 3.5 / 1.25.
     similarity, ratings = np.array([[0.5, -0.25]], "f"), np.array([[[4.0], [2.0]]], "f")
     weight = np.array([[2.0, 1.0]], "f")
     np.testing.assert_allclose(neighbor_scores(similarity, ratings, weight), [[2.8]], rtol=1e-6)
     np.testing.assert_allclose(neighbor_scores(similarity, ratings), [[2.0]], rtol=1e-6)
     np.testing.assert_allclose(
-        neighbour_shares(similarity, weight, None), [[[0.8, -0.2]]], rtol=1e-6
+        neighbor_weights(similarity, weight, None), [[[0.8, -0.2]]], rtol=1e-6
     )
 
 
@@ -49,7 +49,7 @@ def test_brute_force_with_marks_for_each_item():
     scores = neighbor_scores(SIMILARITY, RATINGS, WEIGHT, valid)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert scores[1, 2] == 0
-    found = neighbour_shares(SIMILARITY, WEIGHT, valid)
+    found = neighbor_weights(SIMILARITY, WEIGHT, valid)
     np.testing.assert_allclose(found, shares[:, 0], atol=1e-6)
     some = valid.any(-1)
     np.testing.assert_allclose(np.abs(found).sum(-1)[some], 1, atol=1e-6)
@@ -76,7 +76,7 @@ def test_a_vector_of_zeros_is_like_nobody():
         assert np.isfinite(gradient).all()
 
 
-def test_nearest_neighbours_equal_scikit_learn():
+def test_nearest_neighbors_equal_scikit_learn():
     # Vectors of one orthant, so that similarities are above 0, as scikit-learn's weights must be.
     users, others = np.abs(normal(0, B, D)), np.abs(normal(1, U, D))
     ratings = normal(2, U, ITEMS)
@@ -199,11 +199,11 @@ USER, OTHERS = normal(5, B, D), normal(6, B, S, D)
     ("message", "call"),
     [
         (r"user: got shape \[3, 3\], expected", lambda: MODULE(USER[:, :3], OTHERS, RATINGS)),
-        (r"neighbours: got shape \[3, 4\], ex", lambda: MODULE(USER, USER, RATINGS)),
+        (r"neighbors: got shape \[3, 4\], ex", lambda: MODULE(USER, USER, RATINGS)),
         (r"ratings: got shape \[3, 5\], exp", lambda: MODULE(USER, OTHERS, RATINGS[..., 0])),
         (r"ratings: got dtype int32", lambda: MODULE(USER, OTHERS, np.ones((B, S, 1), np.int32))),
         (
-            r"valid: got dtype float32, expected bool \(True = a real neighbour\)",
+            r"valid: got dtype float32, expected bool \(True = a real neighbor\)",
             lambda: MODULE(USER, OTHERS, RATINGS, valid=np.ones((B, S), "f")),
         ),
         (

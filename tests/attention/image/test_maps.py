@@ -149,7 +149,7 @@ def test_maps_that_do_not_fit_are_refused(name):
         ("eca", {"kernel_size": 4}, "kernel_size: got 4, expected an odd number"),
         ("eca", {"kernel_size": -1}, "kernel_size: got -1, expected an odd number"),
         ("cbam", {"kernel_size": 2}, "kernel_size: got 2, expected an odd number"),
-        ("cbam_spatial", {"momentum": 0.0}, r"momentum: got 0.0, expected a share in \(0, 1\]"),
+        ("cbam_spatial", {"momentum": 0.0}, r"momentum: got 0.0, expected a number in \(0, 1\]"),
         ("scse", {"join": "mul"}, "join: got 'mul', expected 'add' or 'max'"),
         ("coordinate", {"least": 0}, "least: got 0, expected at least 1"),
         ("non_local", {"similarity": "cosine"}, "similarity: got 'cosine', expected one of"),
