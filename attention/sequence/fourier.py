@@ -21,8 +21,7 @@ Array = jax.Array
 def fourier_mix(
     x: Array, *, mask: masks.Mask | Array | None = None, orthonormal: bool = False
 ) -> Array:
-    """Computes the real part of the Fourier transform over positions and features (Lee-Thorp et al.
-    2022, equation 3).
+    """Computes the real part of the 2D Fourier transform (Lee-Thorp et al. 2022, equation 3).
 
         y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
 

@@ -89,8 +89,7 @@ class Strided(SparseAttention):
 
 
 class Fixed(SparseAttention):
-    """Fixed attention: the block of a query, and the last positions of all blocks (Child et al.
-    2019, section 4.2).
+    """Fixed attention: own block and ends of all blocks (Child et al. 2019, section 4.2).
 
         y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
 
