@@ -128,7 +128,8 @@ class NonLocal(MapAttention):
             self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
 
     def _apply(self, x, *, valid, training):
-        flat = x.reshape(x.shape[0], -1, self.channels)
+        B, Y, X, _ = x.shape
+        flat = x.reshape(B, Y * X, self.channels)
         query, key = self.query(flat), self.key(flat)
         options = {"similarity": self.similarity}
         added = self.out(non_local(query, key, self.value(flat), **options))
