@@ -89,7 +89,7 @@ class TransformerConfig(EncoderConfig):
         super().__post_init__()
         free = not self.init_from or self.prior == "none"
         self.expect("prior", free, "'none' with init_from, which gives the embeddings")
-        reads = self.pooling != "cls" or "one_way" not in self.line.can
+        reads = self.pooling != "cls" or "always_causal" not in self.entry.capabilities
         self.expect(
             "pooling",
             reads,
@@ -271,7 +271,7 @@ class TransformerClassifier(nnx.Module):
         visible = _without(valid, config.token_dropout_rate, token_key)
         if self.pool is None:
             visible = visible.at[:, 0].set(valid[:, 0])
-        has_weights = return_weights and "weights" in config.line.can
+        has_weights = return_weights and "weights" in config.entry.capabilities
         encoded = self.encoder(
             self.tokens(tokens),
             valid=visible,
