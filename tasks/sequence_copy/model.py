@@ -59,7 +59,7 @@ class EncoderDecoderConfig:
 
     @property
     def aligns(self) -> bool:
-        """Whether the decoder attends to the source."""
+        """True if the decoder attends to the source."""
         return registry.find("alignment", self.alignment).name != "none"
 
     def build_alignment(self, rngs: nnx.Rngs) -> nnx.Module:
