@@ -69,7 +69,6 @@ SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of)\b")
 ALLOWED = re.compile(
     r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)|^neighbours$"
 )
-SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
 
 def files():
