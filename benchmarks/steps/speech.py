@@ -54,14 +54,14 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
     from tasks.common.text.tokenizer import Tokenizer
     from tasks.speech_recognition.datasets.spoken_digits import WORDS as DIGITS
+    from tasks.speech_recognition.processor import SpeechProcessor
     from tasks.speech_recognition.task import SpeechRecognition
 
     bands = config.data.features.bands
     scale = (np.zeros(bands, np.float32), np.ones(bands, np.float32))
     tokenizer = Tokenizer.fit(DIGITS, config.data.text)
-    return engine_steps(
-        SpeechRecognition(config.data, config.model, tokenizer, scale), config, data
-    )
+    processor = SpeechProcessor(config.data, config.model, tokenizer, *scale)
+    return engine_steps(SpeechRecognition(config.data, config.model, processor), config, data)
 
 
 def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:

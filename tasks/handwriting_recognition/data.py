@@ -16,22 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data import builders, digests
+from tasks.common.data import builders
 from tasks.common.data.builders import DatasetDefinition
-from tasks.common.data.manifests import BY_TEXT, check_split_by, summarize, user_examples
+from tasks.common.data.manifests import BY_TEXT, check_split_by, user_examples
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary
-from tasks.common.data.transcribed import (
-    TranscriptionExamples,
-    encode_units,
-    transcription_fingerprints,
-)
+from tasks.common.data.splits import SPLITS
+from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import LATER, results_name
 from tasks.common.errors import UserError
 from tasks.common.images.files import read_image, resize
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.handwriting_recognition.datasets import mnist_digits
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT, Lines, WrittenLines
+from tasks.transcription import TranscriptionData
 
 NAMES = ("digit_strings",)
 LONG = "long"
@@ -121,28 +118,10 @@ class DataConfig:
             raise ValueError(f"max_columns must be at least 1, got {self.max_columns}")
 
 
-@dataclasses.dataclass(frozen=True)
-class HandwritingData:
-    """A data set: its splits by name, text to units and back, and the conditions of test."""
+class HandwritingData(TranscriptionData):
+    """A data set of handwritten lines."""
 
-    splits: Mapping[str, TranscriptionExamples]
-    tokenizer: Tokenizer
-    conditions: tuple[str, ...] = ("",)
-
-    def summary(self) -> dict[str, SplitSummary]:
-        """Counts of each split."""
-        texts = {split: part.texts for split, part in self.splits.items()}
-        return summarize(texts, "lines")
-
-    @functools.cached_property
-    def parts(self) -> dict[str, str]:
-        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        return transcription_fingerprints(self.splits, self.tokenizer, "images")
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+    unit, kind = "lines", "images"
 
 
 def load(config: DataConfig, paths: Paths) -> HandwritingData:

@@ -18,7 +18,8 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import Tokenizer
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
 from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
-from tasks.speech_recognition.task import SpeechRecognition, _log_mel
+from tasks.speech_recognition.processor import normalized_log_mel
+from tasks.speech_recognition.task import SpeechRecognition
 
 RATE, HERTZ = 8000, {"low": 300, "mid": 900, "high": 2500}
 TINY = {"model_size": 16, "num_layers": 1, "num_heads": 2, "feedforward_size": 16, "channels": 4}
@@ -73,21 +74,23 @@ def _with(model):
 def test_the_contract(task):
     model = task.build_model(nnx.Rngs(0))
     graph, state = nnx.split(model)
-    outputs = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
-    statistics = jax.jit(lambda state, batch: task.batch_statistics(nnx.merge(graph, state), batch))
+    outputs = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
+    evaluate = jax.jit(lambda state, batch: task.evaluate(nnx.merge(graph, state), batch))
     found, sums = {}, None
     longest = [task.buckets[-1]]
     for batch in evaluation_batches(task.examples("test"), batch_size=5, buckets=longest):
-        result, part = outputs(state, batch), statistics(state, batch)
+        result, part = outputs(state, batch), evaluate(state, batch)[0]
         sums = part if sums is None else jax.tree.map(np.add, sums, part)
         for row, number in enumerate(batch["id"]):
             if number >= 0:
                 found[int(number)] = {name: np.asarray(x)[row] for name, x in result.items()}
     assert sorted(found) == list(range(12))
     gathered = {name: np.stack([found[i][name] for i in range(12)]) for name in found[0]}
-    metrics = task.finalize(sums, gathered, "test")
+    metrics = task.metrics(sums, gathered, "test")
     assert {"wer", "cer", "exact_match", "loss", "invention_rate", "skips"} <= set(metrics)
-    np.testing.assert_allclose(task.correctness(gathered, "test").mean(), metrics["wer"], rtol=1e-6)
+    np.testing.assert_allclose(
+        task.example_scores(gathered, "test").mean(), metrics["wer"], rtol=1e-6
+    )
     assert np.isfinite(list(metrics.values())).all()
     # Alone, without padding by others, the same comes out.
     alone = task.examples("test")[3]
@@ -100,7 +103,7 @@ def test_the_contract(task):
     np.testing.assert_array_equal(again["tokens"][0], found[3]["tokens"])
     figures = task.figures(sums, gathered, "test", jax.device_get(task.attention(model, batch)))
     assert len(figures) == 5
-    answers = task.describe(["a.wav"] * 12, gathered)
+    answers = task.processor.decode(["a.wav"] * 12, gathered)
     assert len(answers) == 12
     assert json.dumps(answers[0])
 
@@ -110,22 +113,22 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     again = SpeechRecognition.restore(task.data, task.model, assets)
     path = tmp_path / "Straße.wav"
     soundfile.write(path, np.zeros((500, 2)), 44100)
-    clips = again.inputs([str(path)])
+    clips = again.processor.encode([str(path)])
     assert clips[0]["length"] == pytest.approx(500 * RATE / 44100, abs=2)
     outputs, weights = {"tokens": np.array([[4, 6, 0, 0]])}, {"alignment": np.ones((1, 4, 9))}
-    if task.writer.aligns:
-        ((picture,),) = again.pictures([str(path)], outputs, weights)
+    if task.decoder_config.aligns:
+        ((picture,),) = again.input_figures([str(path)], outputs, weights)
         assert picture.weights.shape == (2, len(picture.inputs))
         assert picture.outputs[1] == "end"
         assert picture.over.shape[0] == task.data.features.bands
     else:
-        with pytest.raises(UserError, match="--pictures: CTC writes alone in this run"):
-            again.pictures([str(path)], outputs, {})
+        with pytest.raises(UserError, match="--figures: this run writes by CTC alone"):
+            again.input_figures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
-        again.inputs([str(tmp_path / "none.wav")])
+        again.processor.encode([str(tmp_path / "none.wav")])
     soundfile.write(path, np.zeros(61 * RATE), RATE)
-    with pytest.raises(UserError, match=r"lasts 61.0 s, longer than"):
-        again.inputs([str(path)])
+    with pytest.raises(UserError, match=r"got 61.0 s, expected at most"):
+        again.processor.encode([str(path)])
     assert again.settings == {"held_out": "george"}
     single = dataclasses.replace(task.data, name="spoken_digits", held_out="official")
     leaking = SpeechRecognition.restore(single, task.model, assets)
@@ -137,8 +140,8 @@ def test_what_a_microphone_adds_changes_nothing(task):
     samples = clip["samples"][None].astype(np.float32) / 32768
     noise = 1e-2 * np.random.default_rng(0).normal(size=samples.shape).astype(np.float32)
     lengths = clip["length"][None]
-    features, _ = task._features(samples + noise, lengths)
-    louder, _ = task._features(3 * (samples + noise), lengths)
+    features, _ = task.processor.features(samples + noise, lengths)
+    louder, _ = task.processor.features(3 * (samples + noise), lengths)
     np.testing.assert_allclose(louder, features, atol=1e-3)
 
 
@@ -151,14 +154,18 @@ def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
     lengths, changed = np.array([8000]), {}
     for decibels in (0.0, 30.0):
         task = made(monkeypatch, SpeechConfig(**TINY), DataConfig(dynamic_range=decibels))
-        quiet, loud = (_log_mel(samples, lengths, task.data)[0] for samples in (clip, noisy))
+        quiet, loud = (
+            normalized_log_mel(samples, lengths, task.data)[0] for samples in (clip, noisy)
+        )
         changed[decibels] = float(abs(quiet - loud).max())
     assert changed[0.0] > 1.0
     assert changed[30.0] < 0.05
 
 
 def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
-    with pytest.raises(UserError, match=r"config.data.normalised: with config.model.chunk"):
+    with pytest.raises(
+        UserError, match=r"config.data.normalised: got True with config.model.chunk"
+    ):
         made(monkeypatch, SpeechConfig(**TINY, chunk=4))
 
 
@@ -238,8 +245,8 @@ def test_tones_are_learned(monkeypatch):
         key = jax.random.key(number)
         state, memory, value = step(state, memory, batches[number % len(batches)], key)
     assert value < 0.8
-    outputs = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
+    outputs = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
     batch = next(evaluation_batches(task.examples("test"), batch_size=20, buckets=longest))
     rows = np.argsort(batch["id"][:12])
     written = {name: np.asarray(x)[:12][rows] for name, x in outputs(state, batch).items()}
-    assert task.correctness(written, "test").mean() < 0.1
+    assert task.example_scores(written, "test").mean() < 0.1
