@@ -16,7 +16,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Folders and files that follow the rules.
 CHECKED: tuple[str, ...] = (
+    "tasks/common/data/transcribed.py",
     "tasks/common/keys.py",
+    "tasks/handwriting_recognition",
+    "tasks/speech_recognition",
+    "tasks/transcription.py",
     "tasks/translation",
 )
 

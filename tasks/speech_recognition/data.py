@@ -116,7 +116,7 @@ class DataConfig(Config):
         speakers = (*SPEAKERS, OFFICIAL) if self.name == "spoken_digits" else SPEAKERS
         self.expect("held_out", self.held_out in speakers, f"one of {', '.join(speakers)}")
         allowed = self.normalised or not self.dynamic_range
-        self.expect("dynamic_range", allowed, "0 if normalised is False")
+        self.expect("dynamic_range", allowed, "0 if `normalised` is False")
         self.expect("max_seconds", self.max_seconds > 0, "a number above 0")
         lossy = self.text.unique or self.text.ngrams > 1 or self.text.character_ngrams
         if self.text.tokenizer == "wordpiece" or lossy or self.text.stem is not None:

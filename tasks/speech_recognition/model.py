@@ -35,7 +35,7 @@ class SpeechConfig(Config):
     """Encoder and transcriber.
 
     Attributes:
-      encoder: "pyramid": bidirectional GRUs, each of which joins two adjacent frames; "transformer"
+      encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
       model_size: D, and M.
       num_layers: of the encoder. A pyramid halves the number of frames in each.

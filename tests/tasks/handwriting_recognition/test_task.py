@@ -100,7 +100,7 @@ def test_restored_it_reads_pictures(task, tmp_path):
     with pytest.raises(UserError, match=r"input '.*none.png': .*no such file; give the path"):
         again.processor.encode([str(tmp_path / "none.png")])
     Image.fromarray(np.zeros((2, 200), np.uint8)).save(tmp_path / "wide.png")
-    with pytest.raises(UserError, match="is 3200 columns wide at 32 rows, more than"):
+    with pytest.raises(UserError, match="got 3200 columns at 32 rows, expected at most"):
         read_line(str(tmp_path / "wide.png"), DataConfig())
 
 
@@ -141,5 +141,5 @@ def test_what_makes_no_sense_is_named():
         get_config("nowhere")
     with pytest.raises(ValueError, match="channels: got"):
         LineConfig(channels=(4,))
-    with pytest.raises(ValueError, match="test_size must be at least 4"):
+    with pytest.raises(ValueError, match="test_size: got 1, expected at least 4"):
         DataConfig(test_size=1)
