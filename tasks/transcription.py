@@ -19,6 +19,7 @@ from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
 from tasks.common.data.manifests import summarize
 from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult
@@ -29,7 +30,7 @@ from tasks.figures import Alignment, Figure
 from tasks.task import ArraySpec, Processor, Task
 
 # Quantiles of the lengths to which batches are padded.
-_BUCKET_QUANTILES = (0.25, 0.5, 0.8, 1.0)
+_BUCKET_QUANTILES = (0.25, 0.5, 0.8)
 
 FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
 """Metrics of decoding failures, for `Task.condition_metrics`."""
@@ -203,14 +204,7 @@ class TranscriptionTask(Task):
         lengths = {
             name: np.concatenate([part.lengths[name] for part in parts]) for name in multiples
         }
-        chosen = [
-            {
-                name: -(-int(np.quantile(values, quantile)) // multiples[name]) * multiples[name]
-                for name, values in lengths.items()
-            }
-            for quantile in _BUCKET_QUANTILES
-        ]
-        return [bucket for index, bucket in enumerate(chosen) if bucket not in chosen[:index]]
+        return bucket_lengths(lengths, _BUCKET_QUANTILES, multiples)
 
     # ------------------------------------------------------------------ objective
 
