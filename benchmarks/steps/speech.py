@@ -68,7 +68,7 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         speech_encoder_intermediate_size=model.feedforward_size,
         speech_encoder_dropout=model.dropout_rate,
         speech_encoder_hidden_act="swish",
-        conv_depthwise_kernel_size=model.width,
+        conv_depthwise_kernel_size=model.conv_kernel_size,
         position_embeddings_type="none",
         attn_implementation="sdpa",
     )

@@ -12,10 +12,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attention import masks, shapes
 from attention.dropout import dropout
+from attention.masks.pattern_terms import Pattern
+from attention.masks.terms import FAR, Offset
 from attention.projection import Projection
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
@@ -40,9 +43,9 @@ class SpeechConfig(Config):
       model_size: D, and M.
       num_layers: of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: of the encoder's attention layers.
-      width: kernel size of the Conformer's convolutions.
+      conv_kernel_size: of the Conformer's convolutions.
       channels: of the subsampling convolutions.
-      chunk: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
+      chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
         attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
       left_chunks: number of previous chunks that are visible; -1 for all.
       max_length: largest number of encoded frames.
@@ -56,9 +59,9 @@ class SpeechConfig(Config):
     num_layers: PositiveInt = 3
     num_heads: int = 4
     feedforward_size: int = 256
-    width: PositiveInt = 15
+    conv_kernel_size: PositiveInt = dataclasses.field(default=15, metadata={"formerly": "width"})
     channels: PositiveInt = 24
-    chunk: NonNegativeInt = 0
+    chunk_size: NonNegativeInt = dataclasses.field(default=0, metadata={"formerly": "chunk"})
     left_chunks: at_least(-1) = -1
     max_length: int = 2000
     dropout_rate: float = 0.1
@@ -66,10 +69,12 @@ class SpeechConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        self.expect("width", self.width % 2 == 1, "an odd number")
+        self.expect("conv_kernel_size", self.conv_kernel_size % 2 == 1, "an odd number")
         if self.encoder == "pyramid":
             self.expect("model_size", self.model_size % 2 == 0, "an even number for a pyramid")
-            self.expect("chunk", not self.chunk, "0 for a pyramid, which is bidirectional")
+            self.expect(
+                "chunk_size", not self.chunk_size, "0 for a pyramid, which is bidirectional"
+            )
         else:
             self.attention_layers()
 
@@ -116,6 +121,39 @@ class Pyramid(nnx.Module):
         return EncoderOutput(x, valid, last)
 
 
+@dataclasses.dataclass(frozen=True)
+class ChunkTerm(Pattern):
+    """Mask term: a frame attends to its own chunk and to previous chunks.
+
+    Attributes:
+      chunk_size: frames of a chunk.
+      left_chunks: number of previous chunks that are visible; -1 for all.
+    """
+
+    chunk_size: int
+    left_chunks: int
+    query_offset: Offset | None = None
+
+    def mask_mod(self, query_index, key_index):
+        distance = query_index // self.chunk_size - key_index // self.chunk_size
+        return (distance >= 0) & (distance <= self._limit)
+
+    def any_visible(self, query_first, query_last, key_first, key_last):
+        # Blocks have no gaps, so every distance between these two occurs.
+        low = query_first // self.chunk_size - key_last // self.chunk_size
+        high = query_last // self.chunk_size - key_first // self.chunk_size
+        return np.maximum(low, 0) <= np.minimum(high, self._limit)
+
+    def all_visible(self, query_first, query_last, key_first, key_last):
+        low = query_first // self.chunk_size - key_last // self.chunk_size
+        high = query_last // self.chunk_size - key_first // self.chunk_size
+        return (low >= 0) & (high <= self._limit)
+
+    @property
+    def _limit(self) -> int:
+        return FAR if self.left_chunks < 0 else self.left_chunks
+
+
 class Subsampled(nnx.Module):
     """Two 3 x 3 convolutions with stride 2 over frames and bands, and attention layers."""
 
@@ -128,7 +166,8 @@ class Subsampled(nnx.Module):
         self.project = Projection((rows * C,), (D,), rngs=rngs)
         layers = config.attention_layers()
         if config.encoder == "conformer":
-            self.layers = Conformer(layers, config.width, config.chunk > 0, rngs=rngs)
+            causal = config.chunk_size > 0
+            self.layers = Conformer(layers, config.conv_kernel_size, causal, rngs=rngs)
         else:
             self.layers = Encoder(layers, rngs=rngs)
 
@@ -139,22 +178,13 @@ class Subsampled(nnx.Module):
             x = convolution(jnp.where(valid[:, :, None, None], x, 0.0))
             valid = valid[:, ::2]
         x = self.project(x.reshape(*x.shape[:2], -1))
-        options = {"valid": valid, "mask": self._mask(x.shape[1]), "dropout_key": key}
-        x = self.layers(x, **options)
+        size, mask = self.config.chunk_size, None
+        if size:
+            mask = masks.Mask((ChunkTerm(size, self.config.left_chunks),))
+        x = self.layers(x, valid=valid, mask=mask, dropout_key=key)
         x = jnp.where(valid[..., None], x, 0.0)
         mean = jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None]
         return EncoderOutput(x, valid, mean)
-
-    def _mask(self, length: int) -> masks.Mask | None:
-        """Returns which frames are visible to each, by chunks."""
-        config = self.config
-        if not config.chunk:
-            return None
-        chunks = jnp.arange(length) // config.chunk
-        seen = chunks[None] <= chunks[:, None]
-        if config.left_chunks >= 0:
-            seen &= chunks[None] >= chunks[:, None] - config.left_chunks
-        return masks.dense(seen[None, None])
 
 
 class SpeechRecognizer(nnx.Module):

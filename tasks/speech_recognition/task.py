@@ -40,10 +40,10 @@ class SpeechRecognition(TranscriptionTask):
     @classmethod
     def check(cls, data: DataConfig, model: SpeechConfig) -> None:
         """Requires clips that are not normalized for an encoder of chunks."""
-        if model.chunk and data.normalised:
+        if model.chunk_size and data.normalised:
             raise UserError(
-                "config.data.normalised: got True with config.model.chunk, expected False, because "
-                "a streaming encoder does not know peak and mean of the clip"
+                "config.data.normalised: got True with config.model.chunk_size, expected False, "
+                "because a streaming encoder does not know peak and mean of the clip"
             )
 
     @classmethod

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from flax import nnx
 
+from attention import masks
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
 from tasks.common.audio.files import to_pcm
@@ -17,7 +18,12 @@ from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import Tokenizer
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
-from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
+from tasks.speech_recognition.model import (
+    ChunkTerm,
+    SpeechConfig,
+    SpeechRecognizer,
+    Subsampled,
+)
 from tasks.speech_recognition.processor import normalized_log_mel
 from tasks.speech_recognition.task import SpeechRecognition
 
@@ -164,9 +170,9 @@ def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
 
 def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
     with pytest.raises(
-        UserError, match=r"config.data.normalised: got True with config.model.chunk"
+        UserError, match=r"config.data.normalised: got True with config.model.chunk_size"
     ):
-        made(monkeypatch, SpeechConfig(**TINY, chunk=4))
+        made(monkeypatch, SpeechConfig(**TINY, chunk_size=4))
 
 
 def test_texts_longer_than_what_is_written_are_named(monkeypatch):
@@ -176,8 +182,24 @@ def test_texts_longer_than_what_is_written_are_named(monkeypatch):
         made(monkeypatch, SpeechConfig(**TINY, **short))
 
 
+@pytest.mark.parametrize("left_chunks", [-1, 0, 2])
+def test_blocks_of_a_chunk_mask(left_chunks):
+    term, T = ChunkTerm(3, left_chunks), 24
+    chunks = np.arange(T) // 3
+    distance = chunks[:, None] - chunks
+    expected = (distance >= 0) & ((distance <= left_chunks) | (left_chunks < 0))
+    np.testing.assert_array_equal(masks.Mask((term,)).materialize(1, 1, T, T)[0, 0], expected)
+    for size in (2, 4, 8):
+        blocks = expected.reshape(T // size, size, T // size, size)
+        visible, full = term.block_visibility(1, T, T, size, size)
+        np.testing.assert_array_equal(visible[0], blocks.any(axis=(1, 3)))
+        np.testing.assert_array_equal(full[0], blocks.all(axis=(1, 3)))
+
+
 def test_chunks_hide_what_comes_later():
-    config = SpeechConfig(encoder="conformer", width=3, chunk=2, left_chunks=1, **TINY)
+    config = SpeechConfig(
+        encoder="conformer", conv_kernel_size=3, chunk_size=2, left_chunks=1, **TINY
+    )
     encoder = Subsampled(config, 8, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 40, 8))
     valid = np.ones((1, 40), bool)
@@ -192,10 +214,10 @@ def test_chunks_hide_what_comes_later():
     ("changed", "said"),
     [
         ({"encoder": "cnn"}, "encoder: got 'cnn', expected one of 'pyramid'"),
-        ({"width": 4}, "width: got 4, expected an odd number"),
-        ({"encoder": "pyramid", "chunk": 4}, "chunk: got 4, expected 0 for a pyramid"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size: got 4, expected an odd number"),
+        ({"encoder": "pyramid", "chunk_size": 4}, "chunk_size: got 4, expected 0 for a pyramid"),
         ({"model_size": 0}, "model_size: got 0"),
-        ({"chunk": -1}, "chunk: got -1"),
+        ({"chunk_size": -1}, "chunk_size: got -1"),
     ],
 )
 def test_configs_that_make_no_sense_are_named(changed, said):
