@@ -32,7 +32,7 @@ from tasks.task import ArraySpec, Processor, Task
 # Quantiles of the lengths to which batches are padded.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
 
-FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
+FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
 """Metrics of decoding failures, for `Task.condition_metrics`."""
 
 
@@ -235,7 +235,7 @@ class TranscriptionTask(Task):
         statistics = {
             "loss": jnp.sum(model.transcriber.joint(losses) * weight),
             "units": jnp.sum(losses.num_units * weight),
-            "without_path": jnp.sum(~losses.has_path * weight),
+            "ctc_infeasible": jnp.sum(~losses.has_path * weight),
         }
         return statistics, {}
 
@@ -271,14 +271,14 @@ class TranscriptionTask(Task):
         """
         metrics = {
             "loss": float(statistics["loss"]) / float(statistics["units"]),
-            "without_path": float(statistics["without_path"]),
+            "ctc_infeasible": float(statistics["ctc_infeasible"]),
         }
         for group, name in enumerate(self.dataset.conditions if split == "test" else ("",)):
             pair = self._references_and_hypotheses(outputs, split, group)
             found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
             # A condition without speech has one metric, which needs no suffix.
-            alone = set(found) == {"invention_rate"}
+            alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
 

@@ -60,7 +60,7 @@ def test_the_contract(task):
     noisy["columns"] = np.where(beyond[..., None], 77, batch["columns"]).astype(np.uint8)
     np.testing.assert_array_equal(outputs(state, noisy)["tokens"], written["tokens"])
     gathered = {name: np.asarray(x)[: len(examples)] for name, x in written.items()}
-    sums = {"loss": 1.0, "units": 2.0, "without_path": 0.0}
+    sums = {"loss": 1.0, "units": 2.0, "ctc_infeasible": 0.0}
     metrics = task.metrics(sums, gathered, "test")
     assert {"cer", "exact_match", "loss", "early_stops"} <= set(metrics)
     np.testing.assert_allclose(

@@ -93,7 +93,7 @@ def test_the_contract(task):
     assert sorted(found) == list(range(12))
     gathered = {name: np.stack([found[i][name] for i in range(12)]) for name in found[0]}
     metrics = task.metrics(sums, gathered, "test")
-    assert {"wer", "cer", "exact_match", "loss", "invention_rate", "skips"} <= set(metrics)
+    assert {"wer", "cer", "exact_match", "loss", "hallucination_rate", "skips"} <= set(metrics)
     np.testing.assert_allclose(
         task.example_scores(gathered, "test").mean(), metrics["wer"], rtol=1e-6
     )
