@@ -12,8 +12,8 @@ from flax import nnx
 from attention import masks
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
+from launch.engine.evaluation import gather
 from tasks.common.audio.files import to_pcm
-from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import Tokenizer
@@ -48,70 +48,59 @@ def tones(count, config, tokenizer=None, seed=0):
     return encoded(config, tokenizer, sounds, texts), tokenizer
 
 
-def made(monkeypatch, model, data=None, count=40):
+def made(model, data=None, count=40):
     data = data or DataConfig()
     train, tokenizer = tones(count, data)
     splits = {"train": train}
     for seed, split in enumerate(("validation", "test"), 1):
         splits[split] = tones(12, data, tokenizer, seed)[0]
-    # Of test the last four are a second condition, in which nobody speaks.
+    # The last four test examples are a second condition, without speech.
     test = splits["test"]
     test.groups[8:] = 1
     test.texts[8:] = [""] * 4
     speech = SpeechData(splits, tokenizer, ("", "silence"))
-    monkeypatch.setattr("tasks.speech_recognition.task.load", lambda config, paths: speech)
-    return SpeechRecognition.prepare(data, model, Paths(None, None))
+    processor = SpeechRecognition.fit(speech, data, model, None)
+    return SpeechRecognition(data, model, processor, speech)
 
 
-@pytest.fixture
-def task(monkeypatch):
-    config = get_config("pyramid,joint").model
-    config.update(model_size=16, num_layers=2)
-    config.transcriber.update(state_size=12, max_length=6)
-    return made(monkeypatch, configs.resolve(_with(config)).model)
+@pytest.fixture(scope="module")
+def task():
+    config = get_config("pyramid,joint")
+    config.model.update(model_size=16, num_layers=2)
+    config.model.transcriber.update(state_size=12, max_length=6)
+    return made(configs.resolve(config.to_dict()).model)
 
 
-def _with(model):
-    config = get_config("joint")
-    config.model = model
-    return config.to_dict()
+def test_metrics_of_conditions_and_an_example_alone(task):
+    graph, state = nnx.split(task.build_model(nnx.Rngs(0)))
 
+    @jax.jit
+    def compute(state, batch):
+        model = nnx.merge(graph, state)
+        return task.evaluate(model, batch)[0], task.predict(model, batch)
 
-def test_the_contract(task):
-    model = task.build_model(nnx.Rngs(0))
-    graph, state = nnx.split(model)
-    outputs = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
-    evaluate = jax.jit(lambda state, batch: task.evaluate(nnx.merge(graph, state), batch))
-    found, sums = {}, None
     longest = [task.buckets[-1]]
-    for batch in evaluation_batches(task.examples("test"), batch_size=5, buckets=longest):
-        result, part = outputs(state, batch), evaluate(state, batch)[0]
-        sums = part if sums is None else jax.tree.map(np.add, sums, part)
-        for row, number in enumerate(batch["id"]):
-            if number >= 0:
-                found[int(number)] = {name: np.asarray(x)[row] for name, x in result.items()}
-    assert sorted(found) == list(range(12))
-    gathered = {name: np.stack([found[i][name] for i in range(12)]) for name in found[0]}
-    metrics = task.metrics(sums, gathered, "test")
+    batches = list(evaluation_batches(task.examples("test"), batch_size=5, buckets=longest))
+    found = [compute(state, batch) for batch in batches]
+    sums = jax.tree.map(lambda *parts: np.sum(parts), *(part for part, _ in found))
+    pairs = zip(batches, found, strict=True)
+    outputs = gather((batch["id"], part) for batch, (_, part) in pairs)
+    assert len(outputs["tokens"]) == 12
+    metrics = task.metrics(sums, outputs, "test")
     assert {"wer", "cer", "exact_match", "loss", "hallucination_rate", "skips"} <= set(metrics)
-    np.testing.assert_allclose(
-        task.example_scores(gathered, "test").mean(), metrics["wer"], rtol=1e-6
-    )
+    scores = task.example_scores(outputs, "test")
+    np.testing.assert_allclose(scores.mean(), metrics["wer"], rtol=1e-6)
     assert np.isfinite(list(metrics.values())).all()
-    # Alone, without padding by others, the same comes out.
-    alone = task.examples("test")[3]
-    batch = next(evaluation_batches(task.examples("test"), batch_size=5, buckets=longest))
+    # The values of padding change nothing.
+    batch, alone = batches[0], task.examples("test")[3]
     batch["length"][0] = alone["length"]
     for field in ("samples", "target"):
         batch[field][0] = 0
         batch[field][0, : len(alone[field])] = alone[field]
-    again = outputs(state, batch)
-    np.testing.assert_array_equal(again["tokens"][0], found[3]["tokens"])
-    figures = task.figures(sums, gathered, "test", jax.device_get(task.attention(model, batch)))
-    assert len(figures) == 5
-    answers = task.processor.decode(["a.wav"] * 12, gathered)
-    assert len(answers) == 12
-    assert json.dumps(answers[0])
+    again = compute(state, batch)[1]
+    np.testing.assert_array_equal(again["tokens"][0], outputs["tokens"][3])
+    weights = {"alignment": np.ones((5, 7, 20))}
+    assert len(task.figures(sums, outputs, "test", weights)) == 5
 
 
 def test_restored_from_assets_it_reads_files(task, tmp_path):
@@ -122,14 +111,14 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     clips = again.processor.encode([str(path)])
     assert clips[0]["length"] == pytest.approx(500 * RATE / 44100, abs=2)
     outputs, weights = {"tokens": np.array([[4, 6, 0, 0]])}, {"alignment": np.ones((1, 4, 9))}
-    if task.decoder_config.aligns:
-        ((picture,),) = again.input_figures([str(path)], outputs, weights)
-        assert picture.weights.shape == (2, len(picture.inputs))
-        assert picture.outputs[1] == "end"
-        assert picture.over.shape[0] == task.data.features.bands
-    else:
-        with pytest.raises(UserError, match="--figures: this run writes by CTC alone"):
-            again.input_figures([str(path)], outputs, {})
+    ((figure,),) = again.input_figures([str(path)], outputs, weights)
+    assert figure.weights.shape == (2, len(figure.inputs))
+    assert figure.outputs[1] == "end"
+    assert figure.over.shape[0] == task.data.features.bands
+    alone = dataclasses.replace(task.decoder_config, decoder="none", ctc_weight=1.0)
+    alone = dataclasses.replace(task.model, transcriber=alone)
+    with pytest.raises(UserError, match="--figures: this run writes by CTC alone"):
+        SpeechRecognition.restore(task.data, alone, assets).input_figures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
         again.processor.encode([str(tmp_path / "none.wav")])
     soundfile.write(path, np.zeros(61 * RATE), RATE)
@@ -151,7 +140,7 @@ def test_what_a_microphone_adds_changes_nothing(task):
     np.testing.assert_allclose(louder, features, atol=1e-3)
 
 
-def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
+def test_what_is_far_below_the_loudest_is_alike():
     rng = np.random.default_rng(0)
     tone = 0.3 * np.sin(2 * np.pi * 900 * np.arange(4000) / RATE)
     clip = np.concatenate([np.zeros(2000), tone, np.zeros(2000)])[None].astype(np.float32)
@@ -159,7 +148,7 @@ def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
     noisy = (clip + 3e-4 * rng.normal(size=clip.shape)).astype(np.float32)
     lengths, changed = np.array([8000]), {}
     for decibels in (0.0, 30.0):
-        task = made(monkeypatch, SpeechConfig(**TINY), DataConfig(dynamic_range=decibels))
+        task = made(SpeechConfig(**TINY), DataConfig(dynamic_range=decibels))
         quiet, loud = (
             normalized_log_mel(samples, lengths, task.data)[0] for samples in (clip, noisy)
         )
@@ -168,18 +157,18 @@ def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
     assert changed[30.0] < 0.05
 
 
-def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
+def test_a_chunked_encoder_cannot_have_normalised_clips():
     with pytest.raises(
         UserError, match=r"config.data.normalised: got True with config.model.chunk_size"
     ):
-        made(monkeypatch, SpeechConfig(**TINY, chunk_size=4))
+        SpeechRecognition.check(DataConfig(), SpeechConfig(**TINY, chunk_size=4))
 
 
-def test_texts_longer_than_what_is_written_are_named(monkeypatch):
+def test_texts_longer_than_what_is_written_are_named():
     model = SpeechConfig(**TINY)
     short = {"transcriber": type(model.transcriber)(max_length=2)}
     with pytest.raises(UserError, match="max_length: got 2, expected at least 3"):
-        made(monkeypatch, SpeechConfig(**TINY, **short))
+        made(SpeechConfig(**TINY, **short))
 
 
 @pytest.mark.parametrize("left_chunks", [-1, 0, 2])
@@ -242,11 +231,11 @@ def test_a_wrong_config_is_named():
 
 
 @pytest.mark.slow
-def test_tones_are_learned(monkeypatch):
+def test_tones_are_learned():
     import optax
 
     model = SpeechConfig(**TINY | {"num_layers": 2, "model_size": 32})
-    task = made(monkeypatch, model, count=200)
+    task = made(model, count=200)
     network: SpeechRecognizer = task.build_model(nnx.Rngs(0))
     graph, state = nnx.split(network, nnx.Param)[0], nnx.state(network, nnx.Param)
     tx = optax.adam(3e-3)
