@@ -17,9 +17,12 @@ from attention.lag import (
     lag_attention,
     residual_lag_attention,
 )
+from tests.attention.compiled import compiled
 from tests.attention.references import lag as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+lag_attention, residual_lag_attention = map(compiled, (lag_attention, residual_lag_attention))
 
 B, T, C, L, F, N = 2, 9, 3, 5, 4, 2
 X = normal(0, B, T, C)
