@@ -324,7 +324,7 @@ MODULE = LagAttention(C, L, F, rngs=nnx.Rngs(0))
         (r"x: got shape \[9, 3\], expected \[B, T, C\]", lambda: MODULE(X[0])),
         (r"x: got dtype int32", lambda: MODULE(np.ones((B, T, C), np.int32))),
         (
-            r"valid: got dtype float32, expected bool \(True = a value that is there\)",
+            r"valid: got dtype float32, expected bool \(True = a value that is present\)",
             lambda: MODULE(X, valid=np.ones((B, T), "f")),
         ),
         (
