@@ -199,13 +199,12 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     assert found.causal
     np.testing.assert_array_equal(found.key, [[1, 0, 0], [1, 1, 1]])
     np.testing.assert_array_equal(found.query, [[1, 0, 0], [1, 1, 1]])
-    np.testing.assert_array_equal(found.seen, [[1, 0, 0], [1, 1, 1]])
     nothing = masks.padding(None, 2, 3, 3, of="x")
-    assert (nothing.causal, nothing.query, nothing.key, nothing.seen) == (False, None, None, None)
+    assert (nothing.causal, nothing.query, nothing.key) == (False, None, None)
     for bad, says in [
         (
             masks.window(1, 0),
-            r"mask: x honours causal\(\), lengths\(\) and valid\(\) alone, got wi",
+            r"mask: x supports causal\(\), lengths\(\) and valid\(\) only, got wi",
         ),
         (np.ones((1, 1, 3, 3), bool), r"got dense\(\)"),
         (masks.causal() | masks.window(1, 1), "joined with |"),
@@ -213,7 +212,7 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     ]:
         with pytest.raises(NotImplementedError, match=says):
             masks.padding(bad, 2, 3, 3, of="x")
-    with pytest.raises(NotImplementedError, match=r"x honours lengths\(\) and valid\(\) alone"):
+    with pytest.raises(NotImplementedError, match=r"x supports lengths\(\) and valid\(\) only"):
         masks.padding(masks.causal(), 2, 3, 3, of="x", causal=False)
     with pytest.raises(ValueError, match="lengths"):
         masks.padding(masks.lengths(key=jnp.array([1])), 2, 3, 3, of="x")

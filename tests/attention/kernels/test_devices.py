@@ -110,7 +110,7 @@ def test_auto_takes_them_where_the_device_is():
         assert explain_choice(X, X, X).name == "triton"
         refused = explain_choice(short, short, short, logit_cap=2.0)
         assert refused.name == "triton"
-        assert refused.unsupported["cudnn"] == "logit_cap: cuDNN has none that means the same"
+        assert refused.unsupported["cudnn"] == "logit_cap: not supported by cuDNN"
 
 
 def test_those_that_are_refused_import_nothing():
