@@ -157,12 +157,12 @@ class _Request:
 
     @property
     def is_empty(self) -> bool:
-        """Whether an array has no elements."""
+        """True if an array has no elements."""
         return any(_is_zero(size) for array in self.arrays for size in array.shape)
 
     @property
     def is_symbolic(self) -> bool:
-        """Whether a size is symbolic (`jax.export`)."""
+        """True if a size is symbolic (`jax.export`)."""
         return not all(shapes.is_known(array) for array in self.arrays)
 
     def run(self, name: str) -> Array:

@@ -128,7 +128,8 @@ def keep_block(
         return jnp.ones([span.size for span in spans], bool)
     index = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
     for axis, (size, span) in enumerate(zip(shape, outer, strict=False)):
-        positions = jnp.asarray(span.start).astype(jnp.uint32) + jnp.arange(span.size, dtype="uint32")
+        start = jnp.asarray(span.start).astype(jnp.uint32)
+        positions = start + jnp.arange(span.size, dtype="uint32")
         positions = positions.reshape(-1, *[1] * (len(outer) - 1 - axis))
         index = _multiply_add(*index, size, positions)
     high, low = _multiply_add(*index, shape[-1], jnp.asarray(columns.start).astype(jnp.uint32))

@@ -62,5 +62,5 @@ def recorder(take: Take | None) -> Iterator[None]:
 
 
 def muted() -> contextlib.AbstractContextManager[None]:
-    """Disables recording, for mechanisms that record their own weights, not those of their parts."""
+    """Disables recording, for mechanisms that record weights of their own."""
     return recorder(None)

@@ -187,7 +187,7 @@ def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
 
 
 def _looks_heads_first(query: Any, key: Any) -> bool:
-    """Whether axis 1 looks like heads and axis 2 like positions: [B, N, T, H]."""
+    """Returns whether axis 1 looks like heads and axis 2 like positions: [B, N, T, H]."""
     query_shape, key_shape = jnp.shape(query), jnp.shape(key)
     if len(query_shape) != 4 or len(key_shape) != 4 or not key_shape[1] or not key_shape[2]:
         return False

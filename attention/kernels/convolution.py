@@ -108,7 +108,7 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
-    """Whether the program being lowered supports the C++: one CPU and a supported dtype."""
+    """Returns whether the program being lowered can use the C++: one CPU, a supported dtype."""
     module = context.module_context
     # XLA partitions its own operations over several devices.
     if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):

@@ -74,7 +74,7 @@ def mask_arrays(
                 intersect("valid", term.key, jnp.logical_and)
             if term.query is not None:
                 intersect("high", _rows(term.query, S), jnp.minimum)
-        elif isinstance(term, Segments) and "query_ids" not in found and _narrow(term):
+        elif isinstance(term, Segments) and "query_ids" not in found and not term.is_wide:
             found |= {"query_ids": term.query_ids, "key_ids": term.key_ids}
         elif isinstance(term, Dense):
             intersect("dense", term.array, jnp.logical_and)
@@ -88,11 +88,6 @@ def mask_arrays(
         block_codes, block_patterns = _table(tuple(patterns), T, S, query_block, key_block)
         return MaskArrays(**found, block_codes=block_codes, block_patterns=block_patterns)
     return MaskArrays(**found)
-
-
-def _narrow(term: Segments) -> bool:
-    """Whether different ids stay different as int32."""
-    return term.query_ids.dtype.itemsize <= 4 and term.key_ids.dtype.itemsize <= 4
 
 
 def _column(number: terms.Offset) -> Array:

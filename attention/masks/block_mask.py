@@ -33,7 +33,7 @@ class BlockMask(NamedTuple):
 
     @property
     def has_partial(self) -> bool:
-        """Whether a block may be partial, so that the mask has to be evaluated."""
+        """True if a block may be partial, so that the mask has to be evaluated."""
         return not isinstance(self.num_full, np.ndarray) or bool(
             (self.num_full != self.num_visible).any()
         )

@@ -161,12 +161,9 @@ def padding(
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(term, side)
-                if marks is None:
-                    continue
-                if isinstance(term, Lengths):
-                    marks = jnp.arange(length) < marks[:, None]
-                found[side] = marks if found[side] is None else found[side] & marks
+                real = term.real(side, length)
+                if real is not None:
+                    found[side] = real if found[side] is None else found[side] & real
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(

@@ -133,7 +133,7 @@ def _(term: pattern_terms.GlobalPositions, sizes):
 
 @prepare_for_kernel.register
 def _(term: terms.Segments, sizes):
-    if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
+    if term.is_wide:
         raise NotImplementedError("mask: segments() with ids of 64 bits")
     return terms.Segments(_vector(term.query_ids, sizes.rows), _vector(term.key_ids, sizes.columns))
 

@@ -63,7 +63,7 @@ class Pattern(MaskTerm):
 
 
 def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
-    """Whether one of low, ..., high is a multiple of a number."""
+    """Returns whether one of low, ..., high is a multiple of a number."""
     return high // number * number >= low
 
 
@@ -183,9 +183,9 @@ class BigBird(MaskTerm):
     def allowed(self, B, N, T, S, rows=None, columns=None):
         table = self.table(S)
         queries = terms.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
-        seeing = jnp.clip(queries // self.block, 0, len(table) - 1)
-        seen = terms.positions(S, columns) // self.block
-        return jnp.asarray(table)[seeing[:, None, :, None], seen]
+        row = jnp.clip(queries // self.block, 0, len(table) - 1)
+        column = terms.positions(S, columns) // self.block
+        return jnp.asarray(table)[row[:, None, :, None], column]
 
     def block_visibility(self, B, T, S, query_block, key_block):
         if not terms.is_static(self.query_offset):

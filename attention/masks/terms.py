@@ -192,6 +192,11 @@ class Lengths(MaskTerm):
     query: Array | None
     key: Array | None
 
+    def real(self, side: str, length: int) -> Array | None:
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        lengths = getattr(self, side)
+        return None if lengths is None else jnp.arange(length) < lengths[:, None]
+
     def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
@@ -218,6 +223,10 @@ class Lengths(MaskTerm):
 class Valid(MaskTerm):
     query: Array | None
     key: Array | None
+
+    def real(self, side: str, length: int) -> Array | None:
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        return getattr(self, side)
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
@@ -246,6 +255,11 @@ class Valid(MaskTerm):
 class Segments(MaskTerm):
     query_ids: Array
     key_ids: Array
+
+    @property
+    def is_wide(self) -> bool:
+        """True for 64-bit ids, which kernels cannot compare as int32."""
+        return max(self.query_ids.dtype.itemsize, self.key_ids.dtype.itemsize) > 4
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         sizes = {"B": B, "T": T, "S": S}

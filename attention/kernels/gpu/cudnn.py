@@ -201,7 +201,7 @@ def compute(
     if key_lengths is not None:
         some = (key_lengths > 0)[:, None, None, None]
         visible = some if visible is None else visible & some
-        # Selected here, so that gradients of padding are 0 whatever the backward pass returns.
+        # Selected here, so that gradients of padding are 0.
         real = _before(key_lengths, S)
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
     if visible is not None:

@@ -91,7 +91,7 @@ def attend(
 
 
 def _is_causal(mask: Mask, T: int, S: int) -> bool:
-    """Whether the mask is `causal()` alone, without an offset."""
+    """Returns whether the mask is `causal()` alone, without an offset."""
     if T != S or len(mask.terms) != 1 or not isinstance(mask.terms[0], terms.Window):
         return False
     left, right, offset = (getattr(mask.terms[0], n) for n in ("left", "right", "query_offset"))

@@ -79,30 +79,21 @@ def forward(
     Raises:
       NotImplementedError: the mask is not ready.
     """
-    B, rows, N, H = query.shape
-    S, K, V = value.shape[1:]
-    G, block = N // K, settings.query_block
-    shared = (bias, sinks, mask, block_mask)
+    B, rows, N, _ = query.shape
+    *in_specs, out_spec, row_spec = _query_specs(settings, query, value)
     return _call(
         _forward,
         settings,
         "attend_forward",
-        (rows // block, N, B),
+        (rows // settings.query_block, N, B),
+        in_specs,
+        [out_spec, row_spec],
         [
-            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
-        ],
-        [
-            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i)),
-        ],
-        [
-            jax.ShapeDtypeStruct((B, rows, N, V), query.dtype),
+            jax.ShapeDtypeStruct((B, rows, N, value.shape[-1]), query.dtype),
             jax.ShapeDtypeStruct((B, N, rows), jnp.float32),
         ],
         (query, key, value),
-        shared,
+        (bias, sinks, mask, block_mask),
     )
 
 
@@ -134,11 +125,9 @@ def query_gradient(
       NotImplementedError: the mask is not ready.
     """
     B, rows, N, H = query.shape
-    S, K, V = value.shape[1:]
-    G, block = N // K, settings.query_block
-    row = pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i))
-    outputs = [pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0))]
-    shapes = [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
+    S, block = value.shape[1], settings.query_block
+    *in_specs, row_spec = _query_specs(settings, query, value)
+    outputs, shapes = in_specs[:1], [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
     if with_bias:
         outputs.append(pl.BlockSpec((None, None, block, S), lambda i, n, b: (b, n, i, 0)))
         shapes.append(jax.ShapeDtypeStruct((B, N, rows, S), jnp.float32))
@@ -147,14 +136,7 @@ def query_gradient(
         settings,
         "attend_dq",
         (rows // block, N, B),
-        [
-            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
-            row,
-            row,
-        ],
+        [*in_specs, row_spec, row_spec],
         outputs,
         shapes,
         (query, key, value, *given),
@@ -218,6 +200,19 @@ def key_gradient(
     )
 
 
+def _query_specs(settings: Settings, query: Array, value: Array) -> tuple[pl.BlockSpec, ...]:
+    """Block specs of a program per query block: query, key, value, output, and a number per row."""
+    S, K, V = value.shape[1:]
+    H, G, block = query.shape[3], query.shape[2] // K, settings.query_block
+    return (
+        pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
+        pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+        pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
+        pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
+        pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i)),
+    )
+
+
 def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked, shared):
     """Runs a kernel on blocks of the arrays `blocked` and on the whole of `shared`."""
 
@@ -253,7 +248,7 @@ def _forward(
         index = _block_index(settings, example, head, i, j)
         logits = _logits(settings, query, k_ref[columns, :], bias_ref, index)
         if masked:
-            logits = jnp.where(_seen(settings, mask, index), logits, -jnp.inf)
+            logits = jnp.where(_visible(settings, mask, index), logits, -jnp.inf)
         new_max = jnp.maximum(row_max, logits.max(axis=-1))
         # Avoids inf - inf in a row without a visible key so far.
         base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
@@ -373,11 +368,11 @@ def _block_index(settings: Settings, example: Any, head: Any, i: Any, j: Any) ->
     return pallas.BlockIndex(example, head, row, column, rows, columns)
 
 
-def _seen(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) -> Array:
-    seen = jnp.ones((1, 1), bool) if mask is None else pallas.evaluate_block(mask, index)
+def _visible(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) -> Array:
+    visible = jnp.ones((1, 1), bool) if mask is None else pallas.evaluate_block(mask, index)
     if settings.keys % settings.key_block:
-        seen = seen & (index.columns < settings.keys)
-    return jnp.broadcast_to(seen, (settings.query_block, settings.key_block))
+        visible = visible & (index.columns < settings.keys)
+    return jnp.broadcast_to(visible, (settings.query_block, settings.key_block))
 
 
 def _logits(
@@ -401,7 +396,7 @@ def _logits_grad(
     logits = _logits(settings, query, key, bias, index)
     weights = jnp.exp(logits - log_sum[:, None])
     if masked:
-        weights = jnp.where(_seen(settings, mask, index), weights, 0.0)
+        weights = jnp.where(_visible(settings, mask, index), weights, 0.0)
     logits_grad = weights * (_dot(settings, cotangent, value.T) - delta[:, None])
     if settings.logit_cap is not None:
         logits_grad = logits_grad * (1.0 - jnp.square(logits / settings.logit_cap))

@@ -137,16 +137,13 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
                 high = max(upper, -T) if high is None else min(high, max(upper, -T))
         elif isinstance(term, terms.Lengths | terms.Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(term, side)
-                if marks is None:
-                    continue
-                if isinstance(term, terms.Lengths):
-                    marks = jnp.arange(length) < marks[:, None]
-                real[side] = marks if real[side] is None else real[side] & marks
+                marks = term.real(side, length)
+                if marks is not None:
+                    real[side] = marks if real[side] is None else real[side] & marks
         elif isinstance(term, terms.Segments):
             if ids["query"] is not None:
                 raise NotImplementedError("mask: got segments() twice, expected one")
-            if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
+            if term.is_wide:
                 raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32 bits")
             ids = {"query": term.query_ids, "key": term.key_ids}
         else:

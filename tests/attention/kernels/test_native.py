@@ -76,10 +76,10 @@ def test_equals_the_reference_with_all_gradients(name):
 @pytest.mark.parametrize(
     ("t", "s", "k", "h", "v"),
     [
-        (1, 1, 4, 1, 1),
+        pytest.param(1, 1, 4, 1, 1, marks=pytest.mark.slow),
         (1, 1000, 2, 64, 64),
         (3, 531, 1, 17, 33),
-        (64, 256, 4, 16, 80),
+        pytest.param(64, 256, 4, 16, 80, marks=pytest.mark.slow),
         (65, 257, 2, 200, 5),
         (700, 300, 1, 8, 8),
     ],
@@ -119,7 +119,10 @@ def test_large_logits_and_nan_are_kept():
     assert np.isfinite(out[0, :, :2]).all()
 
 
-@pytest.mark.parametrize("mapped", ["query", "all", "bias", "key"])
+@pytest.mark.parametrize(
+    "mapped",
+    ["all", "bias", *(pytest.param(n, marks=pytest.mark.slow) for n in ("query", "key"))],
+)
 def test_vmap(mapped):
     inputs = arrays(t=5, s=9) | {"bias": normal(10, 1, N, 5, 9), "sinks": normal(11, N)}
     several = inputs.keys() if mapped == "all" else [mapped]
