@@ -160,11 +160,6 @@ class _Request:
         """True if an array has no elements."""
         return any(_is_zero(size) for array in self.arrays for size in array.shape)
 
-    @property
-    def is_symbolic(self) -> bool:
-        """True if a size is symbolic (`jax.export`)."""
-        return not all(shapes.is_known(array) for array in self.arrays)
-
     def run(self, name: str) -> Array:
         """Runs a kernel.
 

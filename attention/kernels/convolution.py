@@ -12,7 +12,6 @@ Derivatives of any order in both modes follow.
 from __future__ import annotations
 
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from attention.kernels.cpu import build
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_SOURCES = pathlib.Path(__file__).parent / "cpu" / "source"
+_TARGETS = "Convolution", "ConvolutionByMap", "ConvolutionByKernel"
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
@@ -87,14 +86,6 @@ def _kernel_by_xla(x: Array, y: Array, *, stride: int, padding: Padding, size) -
 # ------------------------------------------------------------------ on a CPU
 
 
-@functools.cache
-def _registered() -> None:
-    """Compiles the sources and registers them with XLA."""
-    library = build.load_library(_SOURCES, "convolution.cc", ())
-    for name in ("Convolution", "ConvolutionByMap", "ConvolutionByKernel"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-
-
 def _natively(target: str, by_xla, first: Array, second: Array, **parameters) -> Array:
     like = jax.eval_shape(functools.partial(by_xla, **parameters), first, second)
     (top, _), (left, _) = parameters["padding"]
@@ -117,7 +108,7 @@ def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
     if module.lowering_parameters.for_export or dtype not in (jnp.float32, jnp.bfloat16):
         return False
     try:
-        _registered()
+        build.register_targets("convolution.cc", _TARGETS)
     except NotImplementedError:
         return False
     return True

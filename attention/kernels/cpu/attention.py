@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -31,7 +30,6 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 
 Array = jax.Array
 
-_SOURCES = pathlib.Path(__file__).with_name("source")
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
 # Up to this number of queries per key/value head, packing the keys does not pay.
 _FEW = 16
@@ -79,7 +77,8 @@ def attend(
     key_data = validate_threefry(dropout_key) if dropout_rate else None
     if query.size == 0 or key.size == 0 or value.size == 0:
         raise NotImplementedError("got an array without elements")
-    _registered()
+    sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
+    build.register_targets("attention.cc", ("AttentionForward", "AttentionBackward"), sizes)
     B, T = query.shape[:2]
     # Raises for an unsupported mask here, not within the gradient.
     jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
@@ -93,15 +92,6 @@ class _Options:
     scale: float
     logit_cap: float
     dropout_rate: float
-
-
-@functools.cache
-def _registered() -> None:
-    """Compiles the sources and registers them with XLA."""
-    sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
-    library = build.load_library(_SOURCES, "attention.cc", sizes)
-    for name in ("AttentionForward", "AttentionBackward"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def _arrays_of(mask: Mask | None, B: int, T: int, S: int) -> MaskArrays:

@@ -23,6 +23,17 @@ _FLAGS = (
 )
 
 
+_SOURCES = pathlib.Path(__file__).with_name("source")
+
+
+@functools.cache
+def register_targets(main: str, names: tuple[str, ...], macros: tuple = ()) -> None:
+    """Compiles a file of source/ and registers its functions with XLA; see `load_library`."""
+    library = load_library(_SOURCES, main, macros)
+    for name in names:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
 def load_library(
     folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
 ) -> ctypes.CDLL:
