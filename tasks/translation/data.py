@@ -12,7 +12,7 @@ import numpy as np
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.user_files import results_name, say_shared, split_by_hash, split_paths
+from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
 from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
@@ -141,7 +141,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
             split: dict(zip(pairs.joined(), pairs.ids, strict=True))
             for split, pairs in read.items()
         }
-        say_shared(config.path, named, "pairs")
+        warn_shared(config.path, named, "pairs")
         name = str(files["train"][0])
         splits = _with_all_splits(read, name)
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
