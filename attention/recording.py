@@ -47,7 +47,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     """
     take = _RECORDER.get()
     if take is not None:
-        with muted():
+        with suppressed():
             take(Weights(compute, of_rows))
 
 
@@ -61,6 +61,6 @@ def recorder(take: Take | None) -> Iterator[None]:
         _RECORDER.reset(token)
 
 
-def muted() -> contextlib.AbstractContextManager[None]:
+def suppressed() -> contextlib.AbstractContextManager[None]:
     """Disables recording, for mechanisms that record weights of their own."""
     return recorder(None)

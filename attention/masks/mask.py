@@ -167,8 +167,8 @@ def padding(
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(
-                f"mask: {of} supports {can} only, got {term.describe()}; use a mixer whose `can` "
-                f"has 'mask'"
+                f"mask: {of} supports {can} only, got {term.describe()}; use a mixer with the "
+                f"capability 'mask'"
             )
     return Padding(**found)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.attention import subjects
 from tests.attention.kernels.cases import on_eight_devices_once
 
-NAMES = {f"{s.line.kind}-{s.label}": s for s in subjects.subjects() if s.first}
+NAMES = {f"{s.entry.kind}-{s.label}": s for s in subjects.subjects() if s.first}
 # Mechanisms whose operations another one of their kind has as well; these are slow tests.
 ALIKE = {
     "kernel": {"triton", "splash"},
@@ -131,11 +131,11 @@ def test_slow_ones_exist():
 )
 def test_sharded_equals_single(name, answers):
     assert answers[name]["error"] < 2e-5
-    if NAMES[name].line.kind == "mixer" and "params" in NAMES[name].inputs:
+    if NAMES[name].entry.kind == "mixer" and "params" in NAMES[name].inputs:
         has_heads = any("kernel" in leaf for leaf in NAMES[name].inputs["params"].values())
         assert answers[name]["split"] == has_heads
-    if NAMES[name].line.kind == "map_attention":
-        assert answers[name]["split"] == ("gate" not in NAMES[name].line.can)
+    if NAMES[name].entry.kind == "map_attention":
+        assert answers[name]["split"] == ("gate" not in NAMES[name].entry.capabilities)
 
 
 if __name__ == "__main__":
