@@ -75,12 +75,16 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        able = [m.name for m in registry.mechanisms("mixer") if {"causal", "cache"} <= set(m.can)]
+        able = [
+            m.name
+            for m in registry.mechanisms("mixer")
+            if {"causal", "cache"} <= set(m.capabilities)
+        ]
         try:
-            line = self.decoder.line
+            entry = self.decoder.entry
         except ValueError as error:
             raise ValueError(f"decoder_{error}") from None
-        if line.name not in able:
+        if entry.name not in able:
             raise ValueError(
                 f"decoder_mixer: got {self.decoder_mixer!r}, which cannot decode step by step; "
                 f"expected one of {able}"
@@ -139,7 +143,7 @@ class RecurrentConfig(Config):
         )
         find_cell(self.cell)
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        registry.expect_usable(
+        registry.check_spec(
             "alignment",
             self.alignment,
             lambda tokens: RecurrentTranslator(self, 4, rngs=nnx.Rngs(0))(tokens, tokens),

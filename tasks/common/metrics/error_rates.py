@@ -24,8 +24,8 @@ def transcript_metrics(
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the shares of texts with
-      such a failure: see `decoding_failures`. With texts that say nothing also `hallucination_rate`,
-      the share of them for which something was written. NaN where there is no text to speak of.
+      such a failure: see `decoding_failures`. With empty references also `hallucination_rate`, the
+      fraction of them for which something was written. NaN if all references are empty.
 
     Raises:
       ValueError: the numbers of texts differ.

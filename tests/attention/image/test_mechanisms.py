@@ -14,7 +14,7 @@ from attention.image.attention_gate import AttentionGate, resize
 from attention.image.axial import Axial, along, between_positions
 from attention.image.batch_norm import BatchNorm, batch_moments, batch_norm
 from attention.image.cbam import CBAM, SpatialGate, spatial_descriptor
-from attention.image.channel import EfficientChannel, SqueezeExcite, neighbourhood
+from attention.image.channel import EfficientChannel, SqueezeExcite, adaptive_kernel_size
 from attention.image.coordinate import Coordinate
 from attention.image.maps import convolve, maximum
 from attention.image.non_local import NonLocal, non_local, non_local_weights
@@ -23,12 +23,34 @@ from attention.image.window import (
     ShiftedWindow,
     relative_bias,
     window_attention,
-    window_places,
+    window_indices,
     window_weights,
 )
 from attention.multi_head import MultiHeadAttention
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+(
+    attend,
+    batch_moments,
+    batch_norm,
+    non_local,
+    non_local_weights,
+    window_attention,
+    window_weights,
+) = map(
+    compiled,
+    (
+        attend,
+        batch_moments,
+        batch_norm,
+        non_local,
+        non_local_weights,
+        window_attention,
+        window_weights,
+    ),
+)
 
 X = jnp.asarray(normal(0, 2, 5, 6, 8))
 
@@ -52,7 +74,8 @@ def with_zeros(module):
 )
 def test_without_weights_each_gate_is_a_half(kind, gate):
     """Sigmoids of 0: one, the product of two, or the sum of two."""
-    out, weights = with_zeros(kind(8, rngs=nnx.Rngs(0)))(X, return_weights=True)
+    gate_of = compiled(with_zeros(kind(8, rngs=nnx.Rngs(0))))
+    out, weights = gate_of(X, return_weights=True)
     np.testing.assert_allclose(weights, np.full(weights.shape, gate))
     np.testing.assert_allclose(out, gate * X, rtol=1e-6)
 
@@ -71,8 +94,8 @@ def test_squeeze_excite_by_hand():
 # The paper's figure 5 and table: 3 at 64 to 128 channels or so, 5 at 256 and above.
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (8, 3), (64, 3), (256, 5), (2048, 7)])
 def test_how_far_eca_looks(channels, size):
-    assert neighbourhood(channels) == size
-    assert neighbourhood(channels) % 2 == 1
+    assert adaptive_kernel_size(channels) == size
+    assert adaptive_kernel_size(channels) % 2 == 1
 
 
 def test_the_spatial_descriptor_has_the_maximum_first():
@@ -179,8 +202,9 @@ def test_running_statistics_are_no_parameters_and_have_no_gradient():
 @pytest.mark.parametrize("norm", [True, False])
 def test_non_local_is_the_identity_at_the_start(norm):
     module = NonLocal(8, norm=norm, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(module(X), X)
-    gradient = jax.grad(lambda kernel: _with_kernel(module, kernel, norm))(jnp.zeros(8))
+    np.testing.assert_array_equal(compiled(module)(X), X)
+    total = jax.jit(jax.grad(lambda kernel: _with_kernel(module, kernel, norm)))
+    gradient = total(jnp.zeros(8))
     assert np.abs(gradient).max() > 0
 
 
@@ -203,14 +227,15 @@ def test_non_local_weights_take_the_values_to_the_result(similarity):
 
 def test_axial_is_a_mixer_along_rows_and_then_along_columns():
     module = Axial(8, num_heads=2, positions="shaw", residual=False, rngs=nnx.Rngs(0))
-    rows = jnp.stack([module.rows(X[:, y]) for y in range(5)], axis=1)
-    expected = jnp.stack([module.columns(rows[:, :, x]) for x in range(6)], axis=2)
-    np.testing.assert_allclose(module(X), expected, atol=1e-5)
+    mix_row, mix_column = compiled(module.rows), compiled(module.columns)
+    rows = np.stack([mix_row(X[:, y]) for y in range(5)], axis=1)
+    expected = np.stack([mix_column(rows[:, :, x]) for x in range(6)], axis=2)
+    np.testing.assert_allclose(compiled(module)(X), expected, atol=1e-5)
 
 
 def influence(run, x, place):
     """Which positions the result at one place depends on: bool [Y, X]."""
-    gradient = jax.grad(lambda x: jnp.sum(run(x)[0, place[0], place[1]]))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x)[0, place[0], place[1]])))(x)
     return np.abs(gradient[0]).max(axis=-1) > 0
 
 
@@ -240,25 +265,25 @@ def test_weights_of_lines_between_positions():
 
 def test_windows_by_hand():
     """4 x 4 in windows of 2, moved by 1: nine regions, of which the middle one is a window."""
-    places, regions = window_places(4, 4, 2, 1)
+    places, regions = window_indices(4, 4, 2, 1)
     np.testing.assert_array_equal(
         places, [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
     )
     np.testing.assert_array_equal(regions, [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 2, 2], [0, 1, 2, 3]])
     # A side of one window is left alone, padding is nobody's region.
-    places, regions = window_places(1, 3, 2, 1)
+    places, regions = window_indices(1, 3, 2, 1)
     np.testing.assert_array_equal(places, [[1, 2, 3, 3], [3, 0, 3, 3]])
     np.testing.assert_array_equal(regions, [[0, 0, -1, -1], [-1, 1, -1, -1]])
 
 
 @pytest.mark.parametrize(("Y", "X", "size", "shift"), [(5, 7, 3, 1), (8, 8, 4, 2), (1, 1, 4, 2)])
 def test_every_position_stands_in_one_window(Y, X, size, shift):
-    places, regions = window_places(Y, X, size, shift)
+    places, regions = window_indices(Y, X, size, shift)
     real = places[places < Y * X]
     np.testing.assert_array_equal(np.sort(real), np.arange(Y * X))
     np.testing.assert_array_equal(regions == -1, places == Y * X)
-    told("shift: got 3, expected one in", window_places, 5, 5, 3, 3)
-    told("size: got 0, expected at least 1", window_places, 5, 5, 0)
+    told("shift: got 3, expected one in", window_indices, 5, 5, 3, 3)
+    told("size: got 0, expected at least 1", window_indices, 5, 5, 0)
 
 
 def heads(seed, Y, X):

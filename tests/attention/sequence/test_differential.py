@@ -13,7 +13,12 @@ from attention.sequence.differential import (
     differential_weights,
     lambda_init_of_layer,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, attention_weights, differential_attention, differential_weights = map(
+    compiled, (attend, attention_weights, differential_attention, differential_weights)
+)
 
 B, T, S, N, H, V, D = 2, 4, 5, 2, 3, 6, 12
 
@@ -69,7 +74,7 @@ def test_lambda_is_learned():
     module.lambda_q1[...], module.lambda_k1[...] = one, two
     module.lambda_q2[...], module.lambda_k2[...] = two, two
     expected = np.exp(0.5) - np.exp(0.3) + 0.3
-    np.testing.assert_allclose(module.strength(), expected, rtol=1e-6)
+    np.testing.assert_allclose(module.lambda_value(), expected, rtol=1e-6)
     rows = module(normal(0, B, T, D), return_weights=True)[1].sum(-1)
     np.testing.assert_allclose(rows, 1 - expected, atol=1e-6)
 
