@@ -20,19 +20,27 @@ CHECKED: tuple[str, ...] = (
     "attention/__main__.py",
     "attention/cache.py",
     "attention/collaborative",
+    "attention/dot_product.py",
+    "attention/dropout.py",
     "attention/image",
     "attention/inspect.py",
+    "attention/kernels",
     "attention/lag.py",
+    "attention/masks",
     "attention/mechanisms.py",
     "attention/multi_head.py",
     "attention/normalization.py",
+    "attention/numerics.py",
     "attention/pooling.py",
     "attention/positions",
     "attention/projection.py",
+    "attention/recording.py",
     "attention/recurrent",
     "attention/registry.py",
     "attention/sequence",
+    "attention/shapes.py",
     "attention/structured_pooling.py",
+    "attention/tracing.py",
     "docs/ADDING_A_MECHANISM.md",
     "launch/engine/evaluation.py",
     "launch/engine/loop.py",
@@ -44,12 +52,17 @@ CHECKED: tuple[str, ...] = (
     "tasks/__init__.py",
     "tasks/classification.py",
     "tasks/common/configs.py",
+    "tasks/common/data/transcribed.py",
     "tasks/common/decoding",
     "tasks/common/keys.py",
     "tasks/common/losses.py",
     "tasks/figures.py",
+    "tasks/handwriting_recognition",
     "tasks/sequence_copy",
+    "tasks/speech_recognition",
     "tasks/text_classification",
+    "tasks/transcription.py",
+    "tasks/translation",
 )
 
 RETIRED = re.compile(
@@ -64,10 +77,9 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 # Names that users have typed or files have stored: registry names, config keys, data of others.
-ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
-SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of)\b")
 ALLOWED = re.compile(
-    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)|^neighbours$"
+    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|config\.[\w.]+|(?m:^ {6}\w+(?=:))"
+    r"|[\w./]+\.(py|json|md)|^neighbours$"
 )
 
 
