@@ -16,6 +16,31 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Folders and files that follow the rules.
 CHECKED: tuple[str, ...] = (
+    "launch/__init__.py",
+    "launch/ablate.py",
+    "launch/cli.py",
+    "launch/engine/checkpoints.py",
+    "launch/engine/config.py",
+    "launch/engine/environment.py",
+    "launch/engine/errors.py",
+    "launch/engine/inputs.py",
+    "launch/engine/memory.py",
+    "launch/engine/optimizers.py",
+    "launch/engine/output.py",
+    "launch/engine/progress.py",
+    "launch/engine/sharding.py",
+    "launch/engine/values.py",
+    "launch/engine/writers.py",
+    "launch/evaluate.py",
+    "launch/export_weights.py",
+    "launch/import_weights.py",
+    "launch/predict.py",
+    "launch/prepare.py",
+    "launch/report.py",
+    "launch/reporting",
+    "launch/runs/ablation.py",
+    "launch/sweep.py",
+    "launch/train.py",
     "tasks/classification.py",
     "tasks/common/keys.py",
     "tasks/sequence_copy/data.py",
@@ -36,8 +61,10 @@ BRITISH = re.compile(
     r"|minimis|maximis(?!e\b)|parametris|modell|cancell(?!ation)|artefact|\bgrey\b)\w*",
     re.IGNORECASE,
 )
-# Names that users have typed or files have stored: registry names, config keys, data of others.
-ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
+# Keys, flags and names that users have typed or files have stored.
+ALLOWED = re.compile(
+    r"^\w+$|--\w+|`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)"
+)
 SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
 
