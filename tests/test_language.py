@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Folders and files that follow the rules.
 CHECKED: tuple[str, ...] = (
+    "benchmarks",
     "launch/__init__.py",
     "launch/ablate.py",
     "launch/cli.py",

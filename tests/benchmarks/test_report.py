@@ -111,7 +111,7 @@ SUITES = {
                             "ratio_range": [1.05, 1.2],
                             "peak": 900_000_000,
                         },
-                        "layers computed anew": {"skipped": "no such key"},
+                        "rematerialization": {"skipped": "no such key"},
                     },
                 }
             ],
