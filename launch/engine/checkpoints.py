@@ -31,12 +31,13 @@ class Checkpoints:
         self._ocp = ocp
         self._folder = folder.absolute()
         self._sums = self._folder.with_name(f"{self._folder.name}.sums.json")
-        policies = [
+        policies: list[Any] = [
             # The second one is used if the newest is damaged.
             checkpoint_managers.LatestN(2),
             # The earliest of equals, as in `best_step`.
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]), n=1
+                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),  # pyright: ignore
+                n=1,
             ),
         ]
         self._manager = ocp.CheckpointManager(
@@ -64,7 +65,7 @@ class Checkpoints:
             # These are the sums of a removed checkpoint of the same step.
             write_json(self._sums, known)
         args = self._ocp.args
-        items = {"state": args.StandardSave(state)}
+        items: dict[str, Any] = {"state": args.StandardSave(state)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self._manager.save(
@@ -99,7 +100,7 @@ class Checkpoints:
         import grain.checkpoint
 
         args = self._ocp.args
-        items = {"state": args.StandardRestore(abstract_state)}
+        items: dict[str, Any] = {"state": args.StandardRestore(abstract_state)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         folder = self._folder / str(step)

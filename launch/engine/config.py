@@ -22,6 +22,7 @@ import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Experiment(Config):
 
 def task_names() -> list[str]:
     """Names of the task folders that exist."""
-    root = Path(importlib.import_module("tasks").__file__).parent
+    root = Path(importlib.import_module("tasks").__path__[0])
     return sorted(path.parent.name for path in root.glob("*/task.py"))
 
 
@@ -127,7 +128,7 @@ def _config_dict(instance: Any):
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_dataclass(value):
             value = _config_dict(value)
         elif value is None:
             kinds = [kind for kind in alternatives(hints[field.name]) if kind is not type(None)]
@@ -145,7 +146,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: an unknown key (the message names the closest), a wrong type or an invalid value.
     """
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values: dict[str, Any] = getattr(config, "to_dict", lambda: dict(config))()
     return _build(Experiment, with_current_keys(values), "config", part_types(values))
 
 
@@ -207,7 +208,7 @@ def _notify(old: str, new: str) -> None:
 
 def group_type(hint: Any) -> type | None:
     """Returns the dataclass among the alternatives of a type, or None."""
-    return next((kind for kind in alternatives(hint) if dataclasses.is_dataclass(kind)), None)
+    return next((k for k in alternatives(hint) if isinstance(k, type) and is_dataclass(k)), None)
 
 
 def part_types(values: Mapping[str, Any]) -> dict[str, type]:
@@ -264,7 +265,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if kind is type(None):
             if value is None:
                 return None
-        elif dataclasses.is_dataclass(kind):
+        elif isinstance(kind, type) and is_dataclass(kind):
             if isinstance(value, kind):
                 return value
             if isinstance(value, Mapping):
@@ -387,7 +388,7 @@ def _with_former_keys(instance: Any, values: Mapping[str, Any]) -> dict[str, Any
     for field in dataclasses.fields(instance):
         inner, value = getattr(instance, field.name), values[field.name]
         name = field.metadata.get("formerly", field.name)
-        found[name] = _with_former_keys(inner, value) if dataclasses.is_dataclass(inner) else value
+        found[name] = _with_former_keys(inner, value) if is_dataclass(inner) else value
     return found
 
 
@@ -437,6 +438,8 @@ def load_module(path: str) -> types.ModuleType:
         raise UserError(f"{path}: no such config file{did_you_mean(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     with located_error(path):
         specification.loader.exec_module(module)

@@ -67,7 +67,7 @@ def keep_interrupts() -> None:
         kind = ctypes.py_object(type(failure.exc_value))
         # The delay lets the callback return first.
         timer = threading.Timer(
-            0.01, ctypes.pythonapi.PyThreadState_SetAsyncExc, [ctypes.c_ulong(thread), kind]
+            0.01, ctypes.pythonapi.PyThreadState_SetAsyncExc, [ctypes.c_ulong(thread or 0), kind]
         )
         timer.daemon = True
         timer.start()

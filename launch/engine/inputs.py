@@ -75,7 +75,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
     Raises:
       UserError: a line is not in that encoding.
     """
-    start = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
+    start = getattr(stream, "peek", lambda _: b"")(4)[:4]
     encoding = detect_encoding(start)
     if encoding not in ("utf-8", "utf-8-sig"):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import sys
@@ -43,7 +44,7 @@ def tolerate_narrow_encodings() -> None:
     """
     notified = False
 
-    def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    def escaped(error: Any) -> tuple[str | bytes, int]:
         nonlocal notified
         found = codecs.backslashreplace_errors(error)
         if not notified:
@@ -57,7 +58,7 @@ def tolerate_narrow_encodings() -> None:
 
     codecs.register_error(_HANDLER, escaped)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
 
 

@@ -100,9 +100,6 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
 
     Returns:
       Two powers of 2, from 16 on.
-
-    Raises:
-      Nothing.
     """
     most = 64 if width <= 256 else 32 if width <= 512 else 16
     return min(most, _power(T)), min(most, _power(S))
