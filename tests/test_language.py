@@ -35,6 +35,7 @@ CHECKED: tuple[str, ...] = (
     "attention/structured_pooling.py",
     "docs/ADDING_A_MECHANISM.md",
     "tasks/classification.py",
+    "tasks/common/backbones",
     "tasks/common/configs.py",
     "tasks/common/decoding",
     "tasks/common/keys.py",
