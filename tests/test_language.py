@@ -77,13 +77,19 @@ CHECKED: tuple[str, ...] = (
     "launch/train.py",
     "tasks/__init__.py",
     "tasks/classification.py",
+    "tasks/common/backbones",
     "tasks/common/configs.py",
+    "tasks/common/data/transcribed.py",
     "tasks/common/decoding",
     "tasks/common/keys.py",
     "tasks/common/losses.py",
     "tasks/figures.py",
+    "tasks/handwriting_recognition",
     "tasks/sequence_copy",
+    "tasks/speech_recognition",
     "tasks/text_classification",
+    "tasks/transcription.py",
+    "tasks/translation",
 )
 
 RETIRED = re.compile(
@@ -99,7 +105,8 @@ BRITISH = re.compile(
 )
 # Keys, flags and names that users have typed or files have stored.
 ALLOWED = re.compile(
-    r"^\w+$|--\w+|`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)"
+    r"^\w+$|--\w+|`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|config\.[\w.]+"
+    r"|(?m:^ {6}\w+(?=:))|[\w./]+\.(py|json|md)"
 )
 SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
