@@ -51,13 +51,19 @@ CHECKED: tuple[str, ...] = (
     "launch/runs/run.py",
     "tasks/__init__.py",
     "tasks/classification.py",
+    "tasks/common/backbones",
     "tasks/common/configs.py",
+    "tasks/common/data/transcribed.py",
     "tasks/common/decoding",
     "tasks/common/keys.py",
     "tasks/common/losses.py",
     "tasks/figures.py",
+    "tasks/handwriting_recognition",
     "tasks/sequence_copy",
+    "tasks/speech_recognition",
     "tasks/text_classification",
+    "tasks/transcription.py",
+    "tasks/translation",
 )
 
 RETIRED = re.compile(
@@ -72,10 +78,9 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 # Names that users have typed or files have stored: registry names, config keys, data of others.
-ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
-SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of)\b")
 ALLOWED = re.compile(
-    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)|^neighbours$"
+    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|config\.[\w.]+|(?m:^ {6}\w+(?=:))"
+    r"|[\w./]+\.(py|json|md)|^neighbours$"
 )
 SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
