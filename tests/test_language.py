@@ -108,6 +108,7 @@ ALLOWED = re.compile(
     r"^\w+$|--\w+|`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|config\.[\w.]+"
     r"|(?m:^ {6}\w+(?=:))|[\w./]+\.(py|json|md)"
 )
+SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
 
 def files():
