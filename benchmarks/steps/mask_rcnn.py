@@ -37,7 +37,7 @@ CONFIG, SIDE, PLACES = "configs/detection.py:nuclei", 256, 101
 
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     """Batches of bright discs on noise, each on top of those before it."""
-    from tasks.detection.ops.masks import boxes_of
+    from tasks.detection.ops.masks import masks_to_boxes
 
     rng, B, n = np.random.default_rng(0), config.training.batch_size, flags.FLAGS.objects
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -60,7 +60,7 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
                 batch["instances"][row][disc] = number + 1
             masks = batch["instances"][row] == np.arange(1, n + 1)[:, None, None]
             seen = masks.sum(axis=(1, 2)) > 4
-            batch["boxes"][row, :n][seen] = boxes_of(masks[seen])
+            batch["boxes"][row, :n][seen] = masks_to_boxes(masks[seen])
             batch["labels"][row, :n][seen] = 0
         drawn.append(batch)
     return drawn

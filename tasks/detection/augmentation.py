@@ -78,11 +78,11 @@ def augment(
         # A key for each kind, so that one more kind does not change what the others draw.
         keys = [jax.random.fold_in(key, number) for number in range(4)]
         if (config.scale_min, config.scale_max) != (1, 1):
-            example = _zoomed(example, keys[0], config.scale_min, config.scale_max)
+            example = _random_scale_and_crop(example, keys[0], config.scale_min, config.scale_max)
         for axis, wanted in enumerate((config.flip_vertical, config.flip)):
             if wanted:
-                example = _chosen(keys[1 + axis], flipped(example, axis), example)
-        return _chosen(keys[3], turned(example), example) if config.turn else example
+                example = _chosen(keys[1 + axis], flip(example, axis), example)
+        return _chosen(keys[3], transpose(example), example) if config.turn else example
 
     changed = jax.vmap(one)(changed, keys)
     jittered = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 4)
@@ -95,7 +95,7 @@ def _chosen(key: Array, changed: dict[str, Array], example: dict[str, Array]) ->
     return {name: jnp.where(heads, changed[name], example[name]) for name in example}
 
 
-def flipped(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
+def flip(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
     """One example mirrored within its picture's size: top and bottom (axis 0), left and right (1).
 
     Args:
@@ -117,7 +117,7 @@ def flipped(example: Mapping[str, Array], axis: int) -> dict[str, Array]:
     return result
 
 
-def turned(example: Mapping[str, Array]) -> dict[str, Array]:
+def transpose(example: Mapping[str, Array]) -> dict[str, Array]:
     """One example with rows and columns exchanged; fields as for `augment`, without B."""
     result = dict(example)
     for name in ("image", "instances"):
@@ -130,7 +130,7 @@ def turned(example: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _zoomed(
+def _random_scale_and_crop(
     example: Mapping[str, Array], key: Array, smallest: float, largest: float
 ) -> dict[str, Array]:
     scale_key, place_key = jax.random.split(key)
@@ -138,10 +138,10 @@ def _zoomed(
     scale = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
     side = jnp.array(example["image"].shape[:2], jnp.float32)
     juts_out = jnp.maximum(example["size"] * scale - side, 0)
-    return zoomed(example, scale, jax.random.uniform(place_key, (2,)) * juts_out)
+    return scale_and_crop(example, scale, jax.random.uniform(place_key, (2,)) * juts_out)
 
 
-def zoomed(example: Mapping[str, Array], scale: Array, offset: Array) -> dict[str, Array]:
+def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) -> dict[str, Array]:
     """One example scaled, and the part of it from `offset` on that its square can hold.
 
     Pixels are interpolated linearly, with antialiasing; instances are those of the nearest pixel,

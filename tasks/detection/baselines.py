@@ -14,7 +14,7 @@ import numpy as np
 import scipy.ndimage
 
 from tasks.detection.metrics import Prediction, Truth, contest_scores, detection_metrics
-from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
 # What is tried on validation: factors of Otsu's threshold, pixels between two seeds at least, and
@@ -29,9 +29,11 @@ _CHOOSING = 60
 def otsu_discs(
     splits: Mapping[str, Any], names: Sequence[str], has_masks: bool
 ) -> dict[str, float]:
-    """Objects are what is brighter than Otsu's threshold (darker, where the picture's border is
-    bright), parted by `parted`. All are of the train split's most frequent class, and scored by
-    their contrast. The settings are those of the best AP50 on validation.
+    """Segments by Otsu's threshold and splits touching objects by `split_touching`.
+
+    Objects are brighter than the threshold; darker if the border of the image is bright. All have
+    the most frequent class of the training split; their contrast is the score. Settings are
+    selected by AP50 on validation.
 
     Args:
       splits: `tasks.detection.data.DetectionExamples` by name.
@@ -98,7 +100,7 @@ def prediction(
         smooth = smooth.max() - smooth
     # Of one colour all over, a picture has no object.
     inside = (smooth > factor * otsu(smooth)) & (smooth > smooth.min())
-    objects = parted(scipy.ndimage.binary_fill_holes(inside), distance)
+    objects = split_touching(scipy.ndimage.binary_fill_holes(inside), distance)
     numbers, counts = np.unique(objects[objects > 0], return_counts=True)
     numbers = numbers[counts >= least]
     background = float(smooth[~inside].mean()) if (~inside).any() else 0.0
@@ -106,7 +108,7 @@ def prediction(
     contrast = np.array([smooth[mask].mean() - background for mask in masks])
     scores = contrast / max(float(contrast.max(initial=0)), 1e-6)
     labels = np.full(len(masks), label)
-    return Prediction(boxes_of(masks), labels, scores, to_rle(masks) if has_masks else None)
+    return Prediction(masks_to_boxes(masks), labels, scores, to_rle(masks) if has_masks else None)
 
 
 def otsu(values: np.ndarray) -> float:
@@ -124,7 +126,7 @@ def otsu(values: np.ndarray) -> float:
     return float(edges[1 + np.argmax(between)])
 
 
-def parted(inside: np.ndarray, distance: int) -> np.ndarray:
+def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
     """Parts a region where it is narrow: the power diagram (Aurenhammer 1987) of inscribed discs.
 
         part(p) = argmin_s |p - s|² - r_s²

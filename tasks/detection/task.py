@@ -181,7 +181,7 @@ class Detection(OldTask):
         sample_key: jax.Array,
         dropout_key: jax.Array | None,
         training: bool,
-    ) -> dict[str, losses.Part]:
+    ) -> dict[str, losses.LossTerm]:
         options = {"valid": batch["weight"] > 0, "training": training}
         if isinstance(model, DETR):
             return model.losses(batch, dropout_key, **options)

@@ -16,7 +16,7 @@ from tasks.common.errors import UserError
 from tasks.common.images.files import read_each, read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
 from tasks.detection.coco import Annotated, read_annotations, run_lengths
-from tasks.detection.ops.masks import stacked_codes
+from tasks.detection.ops.masks import rle_to_instance_map
 from tasks.detection.ops.pasting import RunLength, to_rle
 
 __all__ = ["Annotated", "OwnFiles", "load", "run_lengths"]
@@ -52,7 +52,7 @@ class OwnFiles:
         kept = np.flatnonzero(~truth.crowd)
         instances = None
         if self.has_masks:
-            instances = stacked_codes([truth.masks[i] for i in kept], *truth.size)
+            instances = rle_to_instance_map([truth.masks[i] for i in kept], *truth.size)
         return read_image(annotated.path), truth.boxes[kept], truth.labels[kept], instances
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.segmentation.data import Pictures
+from tasks.segmentation.data import SegmentationExamples
 from tasks.segmentation.metrics import VOID, confusion_matrices, segmentation_metrics
 
 # Pixels of train that the forest is fitted on, and its size; a few seconds.
@@ -16,7 +16,9 @@ _PIXELS, _TREES, _LEAF = 200_000, 20, 20
 _PORTION = 16
 
 
-def location_prior(splits: Mapping[str, Pictures], names: Sequence[str]) -> dict[str, float]:
+def location_prior(
+    splits: Mapping[str, SegmentationExamples], names: Sequence[str]
+) -> dict[str, float]:
     """The class that train has most often at a place of the picture."""
     began, labels = time.monotonic(), splits["train"].labels
     counts = np.stack([np.sum(labels == k, axis=0) for k in range(len(names))], axis=-1)
@@ -26,7 +28,9 @@ def location_prior(splits: Mapping[str, Pictures], names: Sequence[str]) -> dict
     return _metrics(test, np.broadcast_to(prior, test.shape), names, began)
 
 
-def random_forest(splits: Mapping[str, Pictures], names: Sequence[str]) -> dict[str, float]:
+def random_forest(
+    splits: Mapping[str, SegmentationExamples], names: Sequence[str]
+) -> dict[str, float]:
     """A random forest (Breiman 2001) on the colour and the place of single pixels."""
     from sklearn.ensemble import RandomForestClassifier
 

@@ -90,13 +90,13 @@ class DataConfig:
         object.__setattr__(self, "name", name)
 
 
-class Pictures:
+class SegmentationExamples:
     """Random access to pictures of one size.
 
     Attributes:
       images: uint8 [n, Y, X, 3].
       labels: uint8 [n, Y, X], VOID where there is no class.
-      apart: name -> bool [n], the pictures whose figures are told apart too.
+      subsets: name -> bool [n], the pictures whose figures are told apart too.
       void: pixels of the masks that have no class.
     """
 
@@ -107,18 +107,18 @@ class Pictures:
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        apart: Mapping[str, np.ndarray] | None = None,
+        subsets: Mapping[str, np.ndarray] | None = None,
         void: int | None = None,
         ids: np.ndarray | None = None,
     ):
         """Keeps the arrays.
 
         Args:
-          images, labels, apart: see the attributes.
+          images, labels, subsets: see the attributes.
           void: see the attributes; counted in the labels if None.
           ids: uint64 [n], of the examples; hashes of images and labels if None.
         """
-        self.images, self.labels, self.apart = images, labels, dict(apart or {})
+        self.images, self.labels, self.subsets = images, labels, dict(subsets or {})
         self.void = int(np.sum(labels == VOID)) if void is None else void
         self.ids = digests.ids(images, labels) if ids is None else ids
 
@@ -133,7 +133,7 @@ class Pictures:
 class SegmentationData:
     """A data set: its splits by name, and the names of the classes."""
 
-    splits: Mapping[str, Pictures]
+    splits: Mapping[str, SegmentationExamples]
     names: tuple[str, ...]
 
     def summary(self) -> dict[str, SplitSummary]:
@@ -160,7 +160,7 @@ class SegmentationData:
             pictures = self.splits[split]
             found[f"{split} images"] = digests.of_rows(pictures.images)
             found[f"{split} masks"] = digests.of_rows(pictures.labels)
-            found[f"{split} conditions"] = digests.of_rows([pictures.apart])
+            found[f"{split} conditions"] = digests.of_rows([pictures.subsets])
         return found
 
     @functools.cached_property
@@ -209,7 +209,7 @@ def _named(config: DataConfig, paths: Paths) -> SegmentationData:
             for row in rows
         ]
         ids = [row["id"].decode() for row in rows]
-        splits[split] = _fitted(pairs, config, ids, labelled.apart if split == "test" else {})
+        splits[split] = _fitted(pairs, config, ids, labelled.subsets if split == "test" else {})
     return SegmentationData(splits, labelled.names)
 
 
@@ -275,15 +275,15 @@ def _fitted(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     config: DataConfig,
     ids: Sequence[str] = (),
-    apart: Mapping[str, str] | None = None,
-) -> Pictures:
-    """Pictures of the size that the config asks for; `apart` goes by the beginning of the ids."""
+    subsets: Mapping[str, str] | None = None,
+) -> SegmentationExamples:
+    """Pictures of the size that the config asks for; `subsets` goes by the beginning of the ids."""
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
         whole = digests.code((image, mask))
         if tiled:
-            cut = tiles.once(image, mask, size, VOID)
+            cut = tiles.training_windows(image, mask, size, VOID)
             # Pixels that another window has too are void, but not in the mask.
             void += int(np.sum(mask == VOID))
         else:
@@ -296,9 +296,9 @@ def _fitted(
             codes.append((whole, place, size if tiled else None))
     told = {
         name: np.array([ids[number].startswith(start) for number in source])
-        for name, start in (apart or {}).items()
+        for name, start in (subsets or {}).items()
     }
-    return Pictures(np.stack(images), np.stack(labels), told, void, digests.ids(codes))
+    return SegmentationExamples(np.stack(images), np.stack(labels), told, void, digests.ids(codes))
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -312,7 +312,7 @@ def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return labels[y[:, None], x]
 
 
-class Scenes:
+class InferenceWindows:
     """What the model sees of a person's pictures, without labels.
 
     Attributes:
@@ -337,7 +337,7 @@ class Scenes:
             Y, X = image.shape[:2]
             places = [(0, 0)]
             if self._fit == "tiles":
-                places = tiles.corners(Y, X, self._size, OVERLAP)
+                places = tiles.window_corners(Y, X, self._size, OVERLAP)
             else:
                 self._whole.append(resize(image, self._size))
             rows += [(number, *place, Y, X) for place in places]
@@ -355,17 +355,17 @@ class Scenes:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, top, left, _, _ = self.place[index].tolist()
         if self._fit == "tiles":
-            image = tiles.cut(self._read(number), top, left, self._size)
+            image = tiles.crop_window(self._read(number), top, left, self._size)
         else:
             image = self._whole[number]
         return {"image": image, "place": self.place[index]}
 
 
-def assembled(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def merge_windows(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The predicted classes of each picture in its own size, uint8 [Y, X].
 
     Args:
-      config: that `Scenes` had.
+      config: that `InferenceWindows` had.
       outputs: of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] where pictures were
         resized, or `probabilities` [n, Y, X, K] where they were cut.
     """
@@ -375,7 +375,9 @@ def assembled(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.
         Y, X = place[mine[0], 3:]
         if config.fit == "tiles":
             corners = [tuple(corner) for corner in place[mine, 1:3].tolist()]
-            found.append(tiles.blend(outputs["probabilities"][mine], corners, int(Y), int(X)))
+            found.append(
+                tiles.blend_windows(outputs["probabilities"][mine], corners, int(Y), int(X))
+            )
         else:
             found.append(nearest(outputs["labels"][mine[0]], (int(Y), int(X))))
     return found

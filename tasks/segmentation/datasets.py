@@ -25,12 +25,12 @@ class Labelled:
       definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
         a label that is no index of `names` is void.
       names: of the classes.
-      apart: name -> beginning of the ids of test pictures whose figures are told apart too.
+      subsets: name -> beginning of the ids of test pictures whose figures are told apart too.
     """
 
     definition: DatasetDefinition
     names: tuple[str, ...]
-    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    subsets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:

@@ -23,11 +23,11 @@ from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
     DataConfig,
-    Pictures,
-    Scenes,
+    InferenceWindows,
     SegmentationData,
-    assembled,
+    SegmentationExamples,
     load,
+    merge_windows,
     nearest,
 )
 from tasks.segmentation.losses import total_loss
@@ -113,7 +113,7 @@ class Segmentation(OldTask):
 
     # ------------------------------------------------------------------ data
 
-    def examples(self, split: str) -> Pictures:
+    def examples(self, split: str) -> SegmentationExamples:
         """See `Task.examples`."""
         return self._pictures.splits[split]
 
@@ -197,7 +197,7 @@ class Segmentation(OldTask):
         """
         pictures, classes = self._pictures.splits[split], len(self.names)
         metrics = segmentation_metrics(statistics["confusion"], self.names)
-        for name, chosen in pictures.apart.items():
+        for name, chosen in pictures.subsets.items():
             labels, predicted = pictures.labels[chosen], outputs["labels"][chosen]
             confusion = confusion_matrices(labels, predicted, classes).sum(axis=0)
             told = segmentation_metrics(confusion, self.names, f"_{name}")
@@ -266,9 +266,9 @@ class Segmentation(OldTask):
 
     # ------------------------------------------------------------------ predict
 
-    def inputs(self, raw: Sequence[str]) -> Scenes:
+    def inputs(self, raw: Sequence[str]) -> InferenceWindows:
         """Paths of pictures of any size; see `tasks.common.images.files`."""
-        return Scenes(raw, self.data)
+        return InferenceWindows(raw, self.data)
 
     def describe(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
@@ -277,7 +277,7 @@ class Segmentation(OldTask):
         the mask of each of them in COCO's compressed run lengths, in the picture's own pixels.
         """
         answers = []
-        maps = assembled(self.data, outputs) if len(raw) else ()
+        maps = merge_windows(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
             counts = np.bincount(labels.ravel(), minlength=len(self.names))
             order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
@@ -304,7 +304,7 @@ class Segmentation(OldTask):
     ) -> list[list[Figure]]:
         """The classes over each picture, and, of one that was not cut, where the model looked."""
         drawn: list[list[Figure]] = []
-        maps = assembled(self.data, outputs) if len(raw) else ()
+        maps = merge_windows(self.data, outputs) if len(raw) else ()
         for source, labels in zip(raw, maps, strict=True):
             size = _shown_size(*labels.shape)
             image = resize(read_image(source), size)

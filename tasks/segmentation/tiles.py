@@ -14,7 +14,7 @@ import numpy as np
 _ROWS = 512
 
 
-def starts(length: int, size: int, step: int) -> list[int]:
+def window_starts(length: int, size: int, step: int) -> list[int]:
     """Where windows begin along a side, so that every place lies in one: evenly, the last ending
     where the side ends.
 
@@ -29,7 +29,7 @@ def starts(length: int, size: int, step: int) -> list[int]:
     return [round(number * (length - size) / (count - 1)) for number in range(count)]
 
 
-def corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> list[tuple[int, int]]:
+def window_corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> list[tuple[int, int]]:
     """Top and left of each window, row by row.
 
     Args:
@@ -38,11 +38,11 @@ def corners(Y: int, X: int, size: tuple[int, int], overlap: float) -> list[tuple
       overlap: share of a window that its neighbour has too, in [0, 1).
     """
     steps = [max(1, int(side * (1 - overlap))) for side in size]
-    tops, lefts = starts(Y, size[0], steps[0]), starts(X, size[1], steps[1])
+    tops, lefts = window_starts(Y, size[0], steps[0]), window_starts(X, size[1], steps[1])
     return [(top, left) for top in tops for left in lefts]
 
 
-def cut(picture: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
+def crop_window(picture: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
     """A window [size, ...] of a picture [Y, X, ...]; what lies beyond repeats its edge."""
     height, width = size
     window = picture[top : top + height, left : left + width]
@@ -53,7 +53,7 @@ def cut(picture: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.n
     return np.pad(window, [(0, missing[0]), (0, missing[1]), *rest], mode="edge")
 
 
-def once(
+def training_windows(
     image: np.ndarray, labels: np.ndarray, size: tuple[int, int], void: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows of a picture and its labels; each pixel is labelled in one of them alone.
@@ -65,16 +65,16 @@ def once(
       void: label of what stands in another window too, and of what lies beyond the picture.
     """
     taken = np.zeros(labels.shape, bool)
-    for top, left in corners(*labels.shape, size, 0.0):
+    for top, left in window_corners(*labels.shape, size, 0.0):
         here = (slice(top, top + size[0]), slice(left, left + size[1]))
         window = np.full(size, void, labels.dtype)
         inside = labels[here]
         window[: inside.shape[0], : inside.shape[1]] = np.where(taken[here], void, inside)
         taken[here] = True
-        yield cut(image, top, left, size), window
+        yield crop_window(image, top, left, size), window
 
 
-def blend(
+def blend_windows(
     tiles: Sequence[np.ndarray], places: Sequence[tuple[int, int]], Y: int, X: int
 ) -> np.ndarray:
     """The likeliest class of each pixel, by all the windows that it lies in.

@@ -113,7 +113,7 @@ class UNetConfig(StagesConfig):
 MODEL_CONFIGS = {"unet": UNetConfig}
 
 
-def matched(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
+def match_parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
     """The config with fewer channels, so that it has as many weights as without its attention.
 
     All channels are scaled by one number and rounded; the number of weights goes with its square.
@@ -126,18 +126,18 @@ def matched(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetCo
     Returns:
       The config whose number of weights was nearest: within 2 % from some 100,000 weights on.
     """
-    wanted = weights(dataclasses.replace(config, attention="none"), classes, image_channels)
+    wanted = parameter_count(dataclasses.replace(config, attention="none"), classes, image_channels)
     share, tried = 1.0, []
     for _ in range(4):
         channels = tuple(max(1, round(size * share)) for size in config.channels)
         candidate = dataclasses.replace(config, channels=channels)
-        got = weights(candidate, classes, image_channels)
+        got = parameter_count(candidate, classes, image_channels)
         tried.append((abs(got - wanted), channels, candidate))
         share *= (wanted / got) ** 0.5
     return min(tried, key=lambda found: found[:2])[2]
 
 
-def weights(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
+def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
     """Number of trained weights; none is drawn."""
     model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

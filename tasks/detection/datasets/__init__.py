@@ -16,7 +16,7 @@ class Pictures:
     """Pictures with objects.
 
     Attributes:
-      definition: its examples have the features of `picture_features`.
+      definition: its examples have the features of `image_features`.
       names: of the classes.
       side: of the square that holds each picture.
       max_objects: greatest number of objects in a picture.
@@ -30,7 +30,7 @@ class Pictures:
     has_masks: bool
 
 
-def picture_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
+def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
     """Features of an example: image, size, boxes, labels and, where there are masks, instances.
 
     The picture is the upper left part, of height and width `size`, of a square; boxes and
@@ -58,7 +58,7 @@ NUCLEI = Pictures(
     DatasetDefinition(
         name="nuclei",
         version="1.0.0",
-        features=picture_features(nuclei.SIDE, True),
+        features=image_features(nuclei.SIDE, True),
         sources=(nuclei.SOURCE,),
         generate=nuclei.generate,
         counts={"train": 200, "validation": 67, "test": 67},
@@ -80,7 +80,7 @@ TREES = Pictures(
     DatasetDefinition(
         name="trees",
         version="1.0.0",
-        features=picture_features(trees.SIDE, False),
+        features=image_features(trees.SIDE, False),
         sources=trees.SOURCES,
         generate=trees.generate,
         counts={"train": 265, "validation": 20, "test": 25},
@@ -101,7 +101,7 @@ CLOTHES_ON_SATELLITE = Pictures(
     DatasetDefinition(
         name="clothes_on_satellite",
         version="1.0.0",
-        features=picture_features(clothes.SIDE, True),
+        features=image_features(clothes.SIDE, True),
         sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE, *fashion_mnist.SOURCES),
         generate=clothes.generate,
         counts=clothes.COUNTS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.datasets import blue_marble, fashion_mnist
-from tasks.detection.ops.masks import boxes_of, stacked
+from tasks.detection.ops.masks import masks_to_boxes, to_instance_map
 from tasks.detection.ops.pasting import stretch
 
 SIDE = 128
@@ -82,9 +82,9 @@ def compose(
     return {
         "image": np.round(image).astype(np.uint8),
         "size": np.array([SIDE, SIDE], np.int32),
-        "boxes": boxes_of(masks),
+        "boxes": masks_to_boxes(masks),
         "labels": np.array(kinds, np.int32),
-        "instances": stacked(masks),
+        "instances": to_instance_map(masks),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
-from tasks.detection.ops.masks import boxes_of, stacked
+from tasks.detection.ops.masks import masks_to_boxes, to_instance_map
 
 SIDE = 256
 _COMMIT = "30354551efef351c1241da7c6d48cf938d76f02a"
@@ -87,7 +87,7 @@ def _examples(path: Path, ids: list[str]) -> Iterator[dict[str, np.ndarray]]:
             yield {
                 "image": read(image, "RGB"),
                 "size": np.array([SIDE, SIDE], np.int32),
-                "boxes": boxes_of(masks),
+                "boxes": masks_to_boxes(masks),
                 "labels": np.zeros(len(masks), np.int32),
-                "instances": stacked(masks),
+                "instances": to_instance_map(masks),
             }

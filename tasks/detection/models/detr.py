@@ -28,9 +28,9 @@ from tasks.common.backbones.resnet import ResNet, ResNetConfig
 from tasks.common.backbones.transformer_layers import EncoderConfig, FeedForward, maybe_dropout
 from tasks.detection.models import losses
 from tasks.detection.models.heads import Detections
-from tasks.detection.models.pyramid import inside, standardised
+from tasks.detection.models.pyramid import standardize, valid_pixels
 from tasks.detection.models.rpn import check_counts, check_shares
-from tasks.detection.models.set_loss import as_corners, as_shares, set_losses
+from tasks.detection.models.set_loss import set_losses, to_normalized_cyxhw, to_xyxy
 from tasks.detection.ops.boxes import clip
 
 Array = jax.Array
@@ -103,7 +103,7 @@ class DETRConfig:
         )
 
 
-def point_encoding(points: Array, size: int) -> Array:
+def sine_embedding(points: Array, size: int) -> Array:
     """Sines and cosines of both coordinates (Carion et al. 2020, appendix A.4).
 
         sin(2π p / T^(4i / D)), cos(2π p / T^(4i / D)),   T = 10,000, D / 2 features of y, then of x
@@ -197,7 +197,7 @@ class Layer(nnx.Module):
         return x + maybe_dropout(y, rate, keys[2]), weights
 
 
-class Answers(NamedTuple):
+class DETROutput(NamedTuple):
     """What the queries say after each decoder layer.
 
     Attributes:
@@ -256,7 +256,7 @@ class DETR(nnx.Module):
         training: bool = False,
         dropout_key: Array | None = None,
         return_weights: bool = False,
-    ) -> Answers:
+    ) -> DETROutput:
         """What the queries say of a batch.
 
         Args:
@@ -269,7 +269,7 @@ class DETR(nnx.Module):
         """
         config = self.config
         maps, found = self.backbone(
-            standardised(images, sizes),
+            standardize(images, sizes),
             valid=valid,
             training=training,
             return_weights=return_weights,
@@ -277,15 +277,15 @@ class DETR(nnx.Module):
         x = self.reduce(maps[-1])
         B, Y, X, D = x.shape
         stride = config.backbone.strides[-1]
-        mask = masks.valid(key=inside(-(-sizes // stride), Y, X).reshape(B, Y * X))
-        memory, places = x.reshape(B, Y * X, D), point_encoding(_grid(Y, X), D)
+        mask = masks.valid(key=valid_pixels(-(-sizes // stride), Y, X).reshape(B, Y * X))
+        memory, places = x.reshape(B, Y * X, D), sine_embedding(_grid(Y, X), D)
         count = len(self.encoder) + len(self.decoder)
         keys = [None] * count if dropout_key is None else jax.random.split(dropout_key, count)
         for layer, key in zip(self.encoder, keys, strict=False):
             memory, _ = layer(memory, places, mask=mask, key=key)
         memory = self.memory_norm(memory)
         points = self.points[...]
-        query_places = self.place(point_encoding(jax.nn.sigmoid(points), D))
+        query_places = self.place(sine_embedding(jax.nn.sigmoid(points), D))
         y = jnp.broadcast_to(self.queries[...], (B, *self.queries.shape)).astype(memory.dtype)
         source = {"memory": memory, "memory_places": places, "memory_mask": mask}
         logits, boxes = [], []
@@ -297,7 +297,7 @@ class DETR(nnx.Module):
                 said = jax.nn.relu(hidden(said))
             around = jnp.concatenate([points, jnp.zeros_like(points)], axis=-1)
             boxes.append(jax.nn.sigmoid(self.box(said) + around))
-        return Answers(jnp.stack(logits), jnp.stack(boxes), weights, found)
+        return DETROutput(jnp.stack(logits), jnp.stack(boxes), weights, found)
 
     def losses(
         self,
@@ -306,7 +306,7 @@ class DETR(nnx.Module):
         *,
         valid: Array | None = None,
         training: bool = False,
-    ) -> dict[str, losses.Part]:
+    ) -> dict[str, losses.LossTerm]:
         """Class, L1 and generalised IoU losses of each picture (Carion et al. 2020, section 3.1).
 
         Args:
@@ -321,7 +321,7 @@ class DETR(nnx.Module):
         options = {"valid": valid, "training": training, "dropout_key": dropout_key}
         answers = self(batch["image"], batch["size"], **options)
         Y, X = batch["image"].shape[1:3]
-        shares = as_shares(batch["boxes"], Y, X)
+        shares = to_normalized_cyxhw(batch["boxes"], Y, X)
 
         weights = {name: getattr(self.config, name) for name in LOSS_WEIGHTS}
 
@@ -337,7 +337,7 @@ class DETR(nnx.Module):
             last = layer == len(self.decoder) - 1
             for name, part in by_layer.items():
                 key = name if last else f"{name}_{layer + 1}"
-                result[key] = losses.Part(part.total[layer], part.count[layer])
+                result[key] = losses.LossTerm(part.total[layer], part.count[layer])
         return result
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, None]:
@@ -356,13 +356,13 @@ class DETR(nnx.Module):
         return {**answers.backbone, "objects": objects}
 
     def _ranked(
-        self, answers: Answers, padded: tuple[int, int], sizes: Array
+        self, answers: DETROutput, padded: tuple[int, int], sizes: Array
     ) -> tuple[Detections, Array]:
         """Detections and the number of the query of each, [B, Q]."""
         probabilities = jax.nn.softmax(answers.logits[-1])[..., 1:]
         scores = jnp.max(probabilities, axis=-1)
         labels = jnp.argmax(probabilities, axis=-1)
-        boxes = jax.vmap(lambda boxes, size: clip(as_corners(boxes, *padded), size[0], size[1]))(
+        boxes = jax.vmap(lambda boxes, size: clip(to_xyxy(boxes, *padded), size[0], size[1]))(
             answers.boxes[-1], sizes
         )
         order = jnp.argsort(-scores, axis=-1)

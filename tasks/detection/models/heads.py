@@ -168,7 +168,7 @@ class MaskHead(nnx.Module):
         return self.mask(x)
 
 
-class Regions(NamedTuple):
+class RegionSamples(NamedTuple):
     """Regions of one picture to learn from, or of a batch with one more axis first.
 
     Attributes:
@@ -188,7 +188,7 @@ class Regions(NamedTuple):
 
 def sample_regions(
     proposals: Proposals, boxes: Array, labels: Array, key: Array, config: HeadsConfig
-) -> Regions:
+) -> RegionSamples:
     """Regions of one picture for the loss: proposals and the true boxes themselves (Girshick 2015,
     section 2.3).
 
@@ -205,7 +205,7 @@ def sample_regions(
     matches = jnp.where(usable, matches, BETWEEN)
     chosen, positive, valid = sample(matches, key, config.samples, config.positive_share)
     objects = jnp.maximum(matches[chosen], 0)
-    return Regions(
+    return RegionSamples(
         candidates[chosen],
         objects,
         jnp.where(positive, labels[objects] + 1, 0),
@@ -214,7 +214,7 @@ def sample_regions(
     )
 
 
-def of_class(values: Array, classes: Array, axis: int) -> Array:
+def select_class(values: Array, classes: Array, axis: int) -> Array:
     """What a head says of one class of each region.
 
     Args:
@@ -231,7 +231,9 @@ def of_class(values: Array, classes: Array, axis: int) -> Array:
     return jnp.squeeze(jnp.take_along_axis(values, places, axis=axis), axis)
 
 
-def box_losses(logits: Array, deltas: Array, regions: Regions) -> tuple[losses.Part, losses.Part]:
+def box_losses(
+    logits: Array, deltas: Array, regions: RegionSamples
+) -> tuple[losses.LossTerm, losses.LossTerm]:
     """Class and box loss of one picture (Girshick 2015, equation 1).
 
     Args:
@@ -239,7 +241,7 @@ def box_losses(logits: Array, deltas: Array, regions: Regions) -> tuple[losses.P
       deltas: [R, K or 1, 4].
       regions: of `sample_regions`.
     """
-    own = of_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
+    own = select_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
     return (
         losses.classes(logits, regions.labels, regions.valid),
         losses.boxes(own, regions.targets, regions.labels > 0, regions.valid),
@@ -281,7 +283,7 @@ def detect(
     ranked = jnp.where(usable, probabilities, -1.0).reshape(-1)
     scores, chosen = jax.lax.top_k(ranked, min(config.candidates, P * K))
     region, label = chosen // K, chosen % K
-    own = of_class(deltas[region], label, 1)
+    own = select_class(deltas[region], label, 1)
     boxes = clip(decode(own, proposals.boxes[region], BOX_WEIGHTS), size[0], size[1])
     sides = boxes[:, 2:] - boxes[:, :2]
     valid = (scores >= 0) & jnp.all(sides > 0, axis=-1)

@@ -15,7 +15,7 @@ import optax
 Array = jax.Array
 
 
-class Part(NamedTuple):
+class LossTerm(NamedTuple):
     """One term of a loss.
 
     Attributes:
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     count: Array
 
 
-def mean(part: Part, real: Array) -> Array:
+def mean(part: LossTerm, real: Array) -> Array:
     """Σ_b total_b / max(Σ_b count_b, 1) over the real rows of a batch.
 
     Args:
@@ -47,7 +47,7 @@ def smooth_l1(predictions: Array, targets: Array, beta: float = 1 / 9) -> Array:
     return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - beta / 2)
 
 
-def objectness(logits: Array, positive: Array, counted: Array) -> Part:
+def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
     """Binary cross-entropy of an object being there (Ren et al. 2015, equation 1).
 
     Args:
@@ -55,10 +55,10 @@ def objectness(logits: Array, positive: Array, counted: Array) -> Part:
       positive, counted: bool [N].
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
-    return Part(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
+    return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
 
 
-def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Part:
+def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> LossTerm:
     """Smooth L1 of the box codes of positives, divided by all that counts (Ren et al. 2015,
     equation 1).
 
@@ -71,10 +71,10 @@ def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Par
     # What is not counted must not be infinite either, or its gradient is NaN.
     losses = smooth_l1(deltas, jnp.where(positive, targets, 0))
     total = jnp.sum(jnp.where(positive, losses, 0))
-    return Part(total, jnp.sum(counted, dtype=deltas.dtype))
+    return LossTerm(total, jnp.sum(counted, dtype=deltas.dtype))
 
 
-def classes(logits: Array, labels: Array, counted: Array) -> Part:
+def classes(logits: Array, labels: Array, counted: Array) -> LossTerm:
     """Cross-entropy (Girshick 2015, equation 1).
 
     Args:
@@ -83,10 +83,10 @@ def classes(logits: Array, labels: Array, counted: Array) -> Part:
       counted: bool [N].
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Part(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
+    return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
 
 
-def masks(logits: Array, targets: Array, positive: Array) -> Part:
+def masks(logits: Array, targets: Array, positive: Array) -> LossTerm:
     """Binary cross-entropy of each pixel of the true class' mask (He et al. 2017, section 3).
 
     Args:
@@ -96,4 +96,6 @@ def masks(logits: Array, targets: Array, positive: Array) -> Part:
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
     per_region = jnp.mean(losses, axis=(1, 2))
-    return Part(jnp.sum(jnp.where(positive, per_region, 0)), jnp.sum(positive, dtype=logits.dtype))
+    return LossTerm(
+        jnp.sum(jnp.where(positive, per_region, 0)), jnp.sum(positive, dtype=logits.dtype)
+    )

@@ -21,10 +21,10 @@ from flax import nnx
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
 from tasks.detection.models import heads, losses, rpn
 from tasks.detection.models.heads import BoxHead, Detections, HeadsConfig, MaskHead
-from tasks.detection.models.pyramid import FeaturePyramid, standardised
+from tasks.detection.models.pyramid import FeaturePyramid, standardize
 from tasks.detection.models.rpn import RPNConfig, RPNHead
 from tasks.detection.ops.anchors import anchors as make_anchors
-from tasks.detection.ops.roi_align import crop_targets, multilevel_roi_align
+from tasks.detection.ops.roi_align import mask_targets, multilevel_roi_align
 
 Array = jax.Array
 
@@ -143,7 +143,7 @@ class MaskRCNN(nnx.Module):
         """
         config = self.config
         maps, weights = self.backbone(
-            standardised(images, sizes),
+            standardize(images, sizes),
             valid=valid,
             training=training,
             return_weights=return_weights,
@@ -163,7 +163,7 @@ class MaskRCNN(nnx.Module):
         *,
         valid: Array | None = None,
         training: bool = False,
-    ) -> dict[str, losses.Part]:
+    ) -> dict[str, losses.LossTerm]:
         """The five losses of each picture (He et al. 2017, section 3), or four without masks.
 
         Args:
@@ -205,13 +205,13 @@ class MaskRCNN(nnx.Module):
         return result
 
     def _mask_losses(
-        self, pyramid: Sequence[Array], regions: heads.Regions, instances: Array
-    ) -> losses.Part:
+        self, pyramid: Sequence[Array], regions: heads.RegionSamples, instances: Array
+    ) -> losses.LossTerm:
         """Of the places that positives can take: they come first."""
         own = jax.tree.map(lambda leaf: leaf[:, : self.config.heads.positives], regions)
         logits = self._mask_logits(pyramid, own.boxes, jnp.maximum(own.labels - 1, 0))
         side = logits.shape[-1]
-        targets = jax.vmap(lambda ids, objects, boxes: crop_targets(ids, objects, boxes, side))(
+        targets = jax.vmap(lambda ids, objects, boxes: mask_targets(ids, objects, boxes, side))(
             instances, own.objects, own.boxes
         )
         return jax.vmap(losses.masks)(logits, targets, (own.labels > 0) & own.valid)
@@ -273,5 +273,5 @@ class MaskRCNN(nnx.Module):
         B, n = boxes.shape[:2]
         cut = self._cut(pyramid, boxes, self.config.heads.mask_side)
         logits = self.masks(cut.reshape(B * n, *cut.shape[2:]))
-        own = heads.of_class(logits, classes.reshape(-1), 3)
+        own = heads.select_class(logits, classes.reshape(-1), 3)
         return own.reshape(B, n, *own.shape[1:])

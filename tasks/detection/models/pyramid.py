@@ -17,7 +17,7 @@ from tasks.common.backbones.convolutional import Convolution
 Array = jax.Array
 
 
-def inside(sizes: Array, Y: int, X: int) -> Array:
+def valid_pixels(sizes: Array, Y: int, X: int) -> Array:
     """Which pixels belong to the picture in the padded one.
 
     Args:
@@ -30,7 +30,7 @@ def inside(sizes: Array, Y: int, X: int) -> Array:
     return rows & (jnp.arange(X) < sizes[:, 1, None, None])
 
 
-def standardised(images: Array, sizes: Array) -> Array:
+def standardize(images: Array, sizes: Array) -> Array:
     """Each picture with mean 0 and variance 1 over its own pixels and channels; padding is 0.
 
         y = (x - μ) / max(σ, 1)
@@ -47,7 +47,7 @@ def standardised(images: Array, sizes: Array) -> Array:
     known: dict[str, int] = {}
     shapes.expect("images", images, "B Y X C", known)
     shapes.expect("sizes", sizes, "B two", {"B": known["B"], "two": 2})
-    real = inside(sizes, known["Y"], known["X"])[..., None]
+    real = valid_pixels(sizes, known["Y"], known["X"])[..., None]
     x = images.astype(jnp.float32)
     count = jnp.maximum(jnp.sum(real, axis=(1, 2, 3), keepdims=True) * known["C"], 1)
     mean = jnp.sum(jnp.where(real, x, 0), axis=(1, 2, 3), keepdims=True) / count
@@ -56,7 +56,7 @@ def standardised(images: Array, sizes: Array) -> Array:
     return centred / jnp.maximum(jnp.sqrt(variance), 1.0)
 
 
-def doubled(x: Array, Y: int, X: int) -> Array:
+def upsample_nearest(x: Array, Y: int, X: int) -> Array:
     """Each position twice a side, by the nearest, cut to Y x X.
 
     Args:
@@ -71,7 +71,7 @@ def doubled(x: Array, Y: int, X: int) -> Array:
 class FeaturePyramid(nnx.Module):
     """Maps of one number of channels at every scale (Lin et al. 2017, section 3).
 
-        P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + doubled(M_i+1),   M_last = conv1x1(C_last)
+        P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + up(M_i+1),   M_last = conv1x1(C_last)
 
     and beyond the last, where asked for, every second position of the one before.
 
@@ -104,7 +104,7 @@ class FeaturePyramid(nnx.Module):
             raise ValueError(f"maps: got {len(maps)}, expected {len(self.lateral)}")
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for level in reversed(range(len(merged) - 1)):
-            merged[level] += doubled(merged[level + 1], *merged[level].shape[1:3])
+            merged[level] += upsample_nearest(merged[level + 1], *merged[level].shape[1:3])
         pyramid = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
         for _ in range(self.extra):
             pyramid.append(pyramid[-1][:, ::2, ::2])

@@ -196,7 +196,7 @@ def proposal_losses(
     size: Array,
     key: Array,
     config: RPNConfig,
-) -> tuple[losses.Part, losses.Part]:
+) -> tuple[losses.LossTerm, losses.LossTerm]:
     """Objectness and box loss of one picture (Ren et al. 2015, equation 1).
 
     Args:

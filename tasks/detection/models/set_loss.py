@@ -16,21 +16,21 @@ from tasks.detection.ops.boxes import generalized_iou
 Array = jax.Array
 
 
-def as_shares(boxes: Array, Y: int, X: int) -> Array:
+def to_normalized_cyxhw(boxes: Array, Y: int, X: int) -> Array:
     """Corners x1, y1, x2, y2 in pixels -> middle y and x, height and width as shares of Y and X."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
     parts = (y1 + y2) / (2 * Y), (x1 + x2) / (2 * X), (y2 - y1) / Y, (x2 - x1) / X
     return jnp.stack(parts, axis=-1)
 
 
-def as_corners(shares: Array, Y: int, X: int) -> Array:
-    """The inverse of `as_shares`."""
+def to_xyxy(shares: Array, Y: int, X: int) -> Array:
+    """The inverse of `to_normalized_cyxhw`."""
     y, x, height, width = jnp.moveaxis(shares, -1, 0)
     left, right = (x - width / 2) * X, (x + width / 2) * X
     return jnp.stack([left, (y - height / 2) * Y, right, (y + height / 2) * Y], axis=-1)
 
 
-def assign(costs: Array, there: Array) -> tuple[Array, Array]:
+def hungarian_match(costs: Array, there: Array) -> tuple[Array, Array]:
     """The cheapest way to give each object a query of its own (Kuhn 1955).
 
     Args:
@@ -60,7 +60,7 @@ def set_losses(
     box_weight: float,
     overlap_weight: float,
     no_object_weight: float,
-) -> dict[str, losses.Part]:
+) -> dict[str, losses.LossTerm]:
     """Losses of one picture after one layer (Carion et al. 2020, equations 1 and 2).
 
     Args:
@@ -75,10 +75,10 @@ def set_losses(
     # Any real box in the empty places, so that nothing is divided by nothing.
     true_boxes = jnp.where(there[:, None], true_boxes, 0.5)
     distances = jnp.sum(jnp.abs(boxes[:, None] - true_boxes), axis=-1)
-    overlaps = generalized_iou(as_corners(boxes, 1, 1), as_corners(true_boxes, 1, 1))
+    overlaps = generalized_iou(to_xyxy(boxes, 1, 1), to_xyxy(true_boxes, 1, 1))
     probabilities = jax.nn.softmax(logits)[:, jnp.maximum(labels, 0) + 1]
     costs = box_weight * distances - overlap_weight * overlaps - class_weight * probabilities
-    objects, taken = assign(jax.lax.stop_gradient(costs), there)
+    objects, taken = hungarian_match(jax.lax.stop_gradient(costs), there)
     wanted = jnp.where(taken, labels[objects] + 1, 0)
     weights = jnp.where(taken, 1.0, no_object_weight)
     entropies = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
@@ -89,7 +89,7 @@ def set_losses(
         return jnp.sum(jnp.where(taken, own, 0))
 
     return {
-        "class": losses.Part(class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
-        "box": losses.Part(box_weight * of_taken(distances), count),
-        "overlap": losses.Part(overlap_weight * of_taken(1 - overlaps), count),
+        "class": losses.LossTerm(class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
+        "box": losses.LossTerm(box_weight * of_taken(distances), count),
+        "overlap": losses.LossTerm(overlap_weight * of_taken(1 - overlaps), count),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from tasks.detection.ops.pasting import RunLength
 
 
-def boxes_of(masks: np.ndarray) -> np.ndarray:
+def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
     """The smallest boxes around masks.
 
     Args:
@@ -27,7 +27,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def stacked(masks: np.ndarray) -> np.ndarray:
+def to_instance_map(masks: np.ndarray) -> np.ndarray:
     """Masks as one map, the smaller on top: bool [n, Y, X] to uint16 [Y, X], k + 1 where mask k is,
     0 where none is.
 
@@ -37,9 +37,10 @@ def stacked(masks: np.ndarray) -> np.ndarray:
     return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
 
 
-def stacked_codes(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
-    """`stacked` of run-length codes, of which one is unpacked at a time, for a large picture's
-    masks may not fit into memory together.
+def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
+    """Returns `to_instance_map` of run-length codes.
+
+    Masks are unpacked one at a time: those of a large image may not fit into memory together.
     """
     from pycocotools import mask as coco
 

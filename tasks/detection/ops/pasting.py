@@ -19,7 +19,7 @@ def paste(
     """Each mask stretched over its box, by bilinear interpolation.
 
     A pixel's centre is placed among the centres of the square's cells, and beyond the square is 0
-    (as Detectron2 does it, the inverse of `roi_align.crop_targets`). What lies outside the picture
+    (as Detectron2 does it, the inverse of `roi_align.mask_targets`). What lies outside the picture
     is dropped.
 
     Args:

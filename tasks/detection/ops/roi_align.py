@@ -110,7 +110,7 @@ def box_level(
     return jnp.clip(level - lowest, 0, count - 1).astype(jnp.int32)
 
 
-def crop_targets(
+def mask_targets(
     instances: Array,
     objects: Array,
     boxes: Array,

@@ -21,7 +21,7 @@ from tasks.detection.data import (
 )
 from tasks.detection.datasets import DATA_SETS, clothes, nuclei, trees
 from tasks.detection.metrics import Truth
-from tasks.detection.ops.masks import boxes_of, stacked, stacked_codes
+from tasks.detection.ops.masks import masks_to_boxes, rle_to_instance_map, to_instance_map
 from tasks.detection.ops.pasting import to_rle
 from tests.tasks.public import needed
 
@@ -47,9 +47,9 @@ def picture(Y, X, objects):
         mask[: Y - number, 6 * number : 7 * number + 2] = True
     return Picture(
         rng.randint(0, 256, (Y, X, 3)).astype(np.uint8),
-        boxes_of(masks),
+        masks_to_boxes(masks),
         np.arange(objects, dtype=np.int32),
-        stacked(masks),
+        to_instance_map(masks),
     )
 
 
@@ -113,14 +113,18 @@ def test_examples_stay_in_memory_as_far_as_they_may(monkeypatch):
 def test_masks_as_one_map():
     masks = np.zeros((3, 4, 5), bool)
     masks[0, 1, 2], masks[1, :, :3] = True, True
-    np.testing.assert_array_equal(boxes_of(masks), [[2, 1, 3, 2], [0, 0, 3, 4], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(masks_to_boxes(masks), [[2, 1, 3, 2], [0, 0, 3, 4], [0, 0, 0, 0]])
     expected = np.zeros((4, 5), int)
     expected[:, :3], expected[1, 2] = 2, 1
-    np.testing.assert_array_equal(stacked(masks), expected)
-    np.testing.assert_array_equal(stacked_codes(to_rle(masks), 4, 5), expected)
-    assert stacked(masks[:0]).tolist() == stacked_codes([], 4, 5).tolist() == [[0] * 5] * 4
+    np.testing.assert_array_equal(to_instance_map(masks), expected)
+    np.testing.assert_array_equal(rle_to_instance_map(to_rle(masks), 4, 5), expected)
+    assert (
+        to_instance_map(masks[:0]).tolist()
+        == rle_to_instance_map([], 4, 5).tolist()
+        == [[0] * 5] * 4
+    )
     with pytest.raises(ValueError, match="got 65536"):
-        stacked(np.zeros((1 << 16, 1, 1), bool))
+        to_instance_map(np.zeros((1 << 16, 1, 1), bool))
 
 
 def png(array):
@@ -209,7 +213,7 @@ def test_composed_pictures():
         assert background in ({2}, {5})
         bands |= background
         masks = instances == np.arange(1, count + 1)[:, None, None]
-        np.testing.assert_array_equal(boxes_of(masks), made["boxes"])
+        np.testing.assert_array_equal(masks_to_boxes(masks), made["boxes"])
         for mask, (x1, y1, x2, y2), label in zip(masks, made["boxes"], made["labels"], strict=True):
             # Rectangles without the hole, their corners rounded.
             assert 0 <= (x2 - x1) * (y2 - y1) - mask.sum() <= 8
@@ -253,7 +257,7 @@ def test_public_data(name):
             assert len(truth.labels) == there.sum()
             if data.has_masks:
                 numbers = np.arange(1, there.sum() + 1)[:, None, None]
-                around = boxes_of(example["instances"] == numbers)
+                around = masks_to_boxes(example["instances"] == numbers)
                 # Of nuclei five pixels are covered by another.
                 np.testing.assert_allclose(around, boxes, atol=2 if name == "nuclei" else 0)
     assert most <= data.max_objects

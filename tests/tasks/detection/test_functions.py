@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.detection.ops import anchors, boxes, matching, nms, pasting, roi_align
-from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.masks import masks_to_boxes
 from tests.tasks.detection.rle import from_rle
 
 nms = jax.jit(nms.batched_nms, static_argnums=5)
@@ -184,7 +184,7 @@ def test_mask_targets_are_shares_of_the_bins():
     instances = np.zeros((8, 8), np.uint16)
     instances[2:6, 2:4], instances[2:6, 4:6] = 1, 2
     square = np.tile(np.array([2, 2, 6, 6], np.float32), (3, 1))
-    crop = jax.jit(lambda *rows: roi_align.crop_targets(*rows, 4, 1))
+    crop = jax.jit(lambda *rows: roi_align.mask_targets(*rows, 4, 1))
     found = crop(instances, np.array([0, 1, -1]), square)
     left = np.tile([1.0, 1.0, 0.0, 0.0], (4, 1))
     np.testing.assert_array_equal(found, [left, 1 - left, 0 * left])
@@ -196,8 +196,8 @@ def test_what_is_cropped_is_pasted_back_exactly():
     instances[(y - 9) ** 2 + (x - 8) ** 2 / 2 < 40] = 1
     instances[(y - 14) ** 2 / 3 + (x - 23) ** 2 < 20] = 2
     masks = instances == np.arange(1, 3)[:, None, None]
-    around = boxes_of(masks)
-    crop = jax.jit(lambda *rows: roi_align.crop_targets(*rows, 28))
+    around = masks_to_boxes(masks)
+    crop = jax.jit(lambda *rows: roi_align.mask_targets(*rows, 28))
     squares = crop(instances, np.arange(2), around)
     np.testing.assert_array_equal(pasting.paste(squares, around, 24, 30) >= 0.5, masks)
 

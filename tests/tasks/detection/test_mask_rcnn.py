@@ -15,11 +15,16 @@ from tasks.detection.models.heads import (
     MaskHead,
     box_losses,
     detect,
-    of_class,
     sample_regions,
+    select_class,
 )
 from tasks.detection.models.mask_rcnn import MaskRCNNConfig
-from tasks.detection.models.pyramid import FeaturePyramid, doubled, inside, standardised
+from tasks.detection.models.pyramid import (
+    FeaturePyramid,
+    standardize,
+    upsample_nearest,
+    valid_pixels,
+)
 from tasks.detection.models.rpn import Proposals, RPNConfig, proposal_losses, propose
 from tasks.detection.ops.anchors import anchors as make_anchors
 from tasks.detection.ops.boxes import encode
@@ -35,14 +40,16 @@ def test_pictures_have_mean_0_and_variance_1_and_padding_is_0():
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
     images[2] = 80
     sizes = np.array([[6, 5], [4, 3], [6, 5]], np.int32)
-    found = np.asarray(standardised(jnp.asarray(images), jnp.asarray(sizes)))
+    found = np.asarray(standardize(jnp.asarray(images), jnp.asarray(sizes)))
     picture = images[1, :4, :3].astype(np.float64)
     expected = (picture - picture.mean()) / picture.std()
     np.testing.assert_allclose(found[1, :4, :3], expected, atol=1e-5)
     assert not found[1, 4:].any()
     assert not found[1, :, 3:].any()
     assert not found[2].any()
-    np.testing.assert_array_equal(inside(jnp.asarray(sizes), 6, 5).sum(axis=(1, 2)), [30, 12, 30])
+    np.testing.assert_array_equal(
+        valid_pixels(jnp.asarray(sizes), 6, 5).sum(axis=(1, 2)), [30, 12, 30]
+    )
 
 
 def test_the_pyramid_adds_what_is_coarser():
@@ -56,7 +63,7 @@ def test_the_pyramid_adds_what_is_coarser():
     ]
     above = np.asarray(neck.lateral[1](coarse))
     stretched = above[:, np.arange(5) // 2][:, :, np.arange(7) // 2]
-    np.testing.assert_array_equal(doubled(jnp.asarray(above), 5, 7), stretched)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(above), 5, 7), stretched)
     merged = neck.lateral[0](fine) + stretched
     np.testing.assert_allclose(first, neck.smooth[0](merged), atol=1e-5)
     np.testing.assert_array_equal(third, second[:, ::2, ::2])
@@ -158,9 +165,9 @@ def test_regions_are_positives_first_then_background():
 
 def test_of_class():
     values = normal(0, 3, 2, 4)
-    found = of_class(jnp.asarray(values), jnp.array([1, 0, 1]), 1)
+    found = select_class(jnp.asarray(values), jnp.array([1, 0, 1]), 1)
     np.testing.assert_array_equal(found, values[[0, 1, 2], [1, 0, 1]])
-    np.testing.assert_array_equal(of_class(jnp.asarray(values[:, :1]), None, 1), values[:, 0])
+    np.testing.assert_array_equal(select_class(jnp.asarray(values[:, :1]), None, 1), values[:, 0])
 
 
 def test_detections_are_the_best_of_each_class():

@@ -11,7 +11,7 @@ from tasks.common.data import tables
 from tasks.common.datasets import blue_marble
 from tasks.common.errors import UserError
 from tasks.segmentation import datasets, user_files
-from tasks.segmentation.data import DataConfig, Scenes, assembled, load, nearest
+from tasks.segmentation.data import DataConfig, InferenceWindows, load, merge_windows, nearest
 from tasks.segmentation.metrics import VOID
 
 RNG = np.random.default_rng(0)
@@ -327,7 +327,7 @@ def test_predictions_of_a_turned_picture_are_as_displayed(tmp_path, capsys):
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
     tables._said.discard("EXIF orientation")
-    scenes = Scenes([str(tmp_path / "a.png")] * 2, config(tmp_path))
+    scenes = InferenceWindows([str(tmp_path / "a.png")] * 2, config(tmp_path))
     assert scenes.place[:, 3:].tolist() == [[8, 6]] * 2
     said = capsys.readouterr().err
     assert said.count("EXIF orientation 6 in ") == 1
@@ -375,7 +375,7 @@ def test_predictions_come_back_in_the_pictures_own_pixels(tmp_path, fit):
         save(tmp_path / f"{number}.png", np.repeat(80 * labels[..., None], 3, axis=2))
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
     chosen = DataConfig(image_size=(6, 8), fit=fit)
-    scenes = Scenes(paths, chosen)
+    scenes = InferenceWindows(paths, chosen)
     examples = [scenes[index] for index in range(len(scenes))]
     assert {example["image"].shape for example in examples} == {(6, 8, 3)}
     # A model that reads the class off the colour.
@@ -383,13 +383,13 @@ def test_predictions_come_back_in_the_pictures_own_pixels(tmp_path, fit):
     outputs = {"place": np.stack([example["place"] for example in examples])}
     outputs |= {"labels": np.round(seen / 80).astype(np.uint8)}
     outputs |= {"probabilities": 255 * np.eye(3, dtype=np.uint8)[outputs["labels"]]}
-    found = assembled(chosen, outputs)
+    found = merge_windows(chosen, outputs)
     assert [labels.shape for labels in found] == sizes
     for number in (0, 1) if fit == "resize" else (0, 1, 2):
         np.testing.assert_array_equal(found[number], maps[number])
     with pytest.raises(UserError, match=r"input '.*3.png': no such file"):
-        Scenes([str(tmp_path / "3.png")], chosen)
-    assert len(Scenes([], chosen)) == 0
+        InferenceWindows([str(tmp_path / "3.png")], chosen)
+    assert len(InferenceWindows([], chosen)) == 0
 
 
 # ---------------------------------------------------------------- the project's data sets

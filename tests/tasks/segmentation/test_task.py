@@ -16,7 +16,7 @@ from launch.engine.steps import make_steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import AttendedImage, ConfusionMatrix, SegmentedImage
-from tasks.segmentation.data import DataConfig, Pictures, SegmentationData
+from tasks.segmentation.data import DataConfig, SegmentationData, SegmentationExamples
 from tasks.segmentation.losses import LossConfig
 from tasks.segmentation.metrics import VOID, boundary_f1
 from tasks.segmentation.task import TASK
@@ -34,7 +34,7 @@ def pictures(count, seed):
         picture[top : low + 1, left : right + 1] = 1
     images = np.where(labels[..., None] == 1, 170, 90) + rng.integers(-60, 60, (count, *SIZE, 3))
     labels[:, 0] = VOID
-    return Pictures(images.astype(np.uint8), labels)
+    return SegmentationExamples(images.astype(np.uint8), labels)
 
 
 def experiment():
@@ -71,11 +71,11 @@ def trained():
         name: pictures(count, count)
         for name, count in {"train": 24, "validation": 5, "test": 6}.items()
     }
-    splits["test"].apart["first"] = np.arange(6) < 2
+    splits["test"].subsets["first"] = np.arange(6) < 2
     data = SegmentationData(splits, NAMES)
     task = TASK(config.data, config.model, NAMES, data, np.ones(2, np.float32))
     steps = make_steps(task, config)
-    state, losses = steps.initialise(), []
+    state, losses = steps.init(), []
     for _ in range(6):
         for batch in evaluation_batches(task.examples("train"), batch_size=8):
             state, metrics = steps.train(state, steps.place(batch))

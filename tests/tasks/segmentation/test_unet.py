@@ -13,9 +13,9 @@ from tasks.segmentation.unet import (
     UNet,
     UNetConfig,
     from_patches,
-    matched,
+    match_parameter_count,
+    parameter_count,
     to_patches,
-    weights,
 )
 
 DEFAULT = UNetConfig()
@@ -106,11 +106,13 @@ def test_weights_are_counted_and_matched_within_two_percent():
     decoder = (d + 1) * 4 * c - 4 * c + 4 * c + 9 * (2 * c * c + c * c) + 4 * c
     classify = (c + 1) * 4 * 5
     plain = dataclasses.replace(SMALL, attention="none")
-    assert weights(plain, 5) == encoder + decoder + classify
-    config = matched(UNetConfig(channels=(16, 32, 64), attention="gates"), 11)
+    assert parameter_count(plain, 5) == encoder + decoder + classify
+    config = match_parameter_count(UNetConfig(channels=(16, 32, 64), attention="gates"), 11)
     assert config.attention == "gates"
-    wanted = weights(dataclasses.replace(config, channels=(16, 32, 64), attention="none"), 11)
-    assert abs(weights(config, 11) / wanted - 1) < 0.02
+    wanted = parameter_count(
+        dataclasses.replace(config, channels=(16, 32, 64), attention="none"), 11
+    )
+    assert abs(parameter_count(config, 11) / wanted - 1) < 0.02
 
 
 def test_the_default_is_below_one_billion_multiplications():
