@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.common.data.tables import label_value
+from tasks.common.data.cells import label_value
 from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
 
 _USER = "user:"

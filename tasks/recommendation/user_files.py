@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import Table, label_value, open_table, say_once, text_value
+from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.tables import Table, open_table
 from tasks.common.data.timestamps import TimeColumn, TimeError, Times
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import columns
 from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
@@ -82,9 +83,9 @@ def read_own(name: str, wanted: Wanted | None = None) -> Events:
     )
     layout, skipped = _layout(table, wanted)
     for note in layout.notes:
-        say_once(f"{name}: {note}")
+        warn_once(f"{name}: {note}")
     if RATING in layout.places and wanted.min_rating is None:
-        say_once(
+        warn_once(
             f"{name}: column {layout.names[RATING]!r} is ignored, every event counts; set "
             "config.data.min_rating to leave out events with low ratings"
         )
@@ -149,7 +150,7 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
             if title:
                 titles[number] = title
     if len(user) < count:
-        say_once(
+        warn_once(
             f"{name}: {count - len(user):,} of {count:,} events have a rating below "
             f"{wanted.min_rating:g}; left out"
         )
@@ -166,7 +167,7 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
         else None,
     )
     if time_place is None:
-        say_once(f"{name}: no times; lines are taken for the order of events")
+        warn_once(f"{name}: no times; lines are taken for the order of events")
         return events
     return _timed(table, events, layout, skipped, wanted, times)
 
@@ -193,7 +194,7 @@ def _timed(
 def _tell(name: str, header: str, found: Times) -> None:
     for text in (found.assumption, found.remark):
         if text:
-            say_once(f"{name}: {header}: {text}")
+            warn_once(f"{name}: {header}: {text}")
 
 
 def _cell(

@@ -38,7 +38,7 @@ def trained(argument, count, **changes):
     config = experiment(argument, **changes)
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
-    state = steps.initialise()
+    state = steps.init()
     batches = train_iterator(task.examples("train"), batch_size=32, seed=0)
     for _, batch in zip(range(count), batches, strict=False):
         state, _ = steps.train(state, steps.place(batch))
@@ -254,7 +254,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
     config = experiment("trend,ridge")
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
-    found = evaluate(task, steps, evaluation_variables(steps.initialise()), "test", 100)
+    found = evaluate(task, steps, evaluation_variables(steps.init()), "test", 100)
     expected = baselines.baselines(task._series)["ridge"]()
     np.testing.assert_allclose(found.metrics["mse"], expected["mse"], rtol=1e-4)
     np.testing.assert_allclose(found.metrics["mase"], expected["mase"], rtol=1e-4)

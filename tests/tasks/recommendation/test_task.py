@@ -65,7 +65,7 @@ def trained():
     config = experiment()
     task = TASK(config.data, config.model, events()).with_validation()
     steps = make_steps(task, config)
-    state, losses = steps.initialise(), []
+    state, losses = steps.init(), []
     for _ in range(12):
         for batch in evaluation_batches(task.examples("train"), batch_size=BATCH):
             state, metrics = steps.train(state, steps.place(batch))
