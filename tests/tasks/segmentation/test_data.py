@@ -49,7 +49,7 @@ def test_own_folder_is_read_and_split_by_content(tmp_path):
     root = folder(tmp_path / "mine", count=40)
     data = prepared(root)
     assert data.names == ("class_0", "class_1", "class_2")
-    sizes = {split: len(pictures) for split, pictures in data.splits.items()}
+    sizes = {split: len(examples) for split, examples in data.splits.items()}
     assert sum(sizes.values()) == 40
     assert min(sizes.values()) >= 1
     train = data.splits["train"]
@@ -95,7 +95,7 @@ def test_masks_of_all_kinds(tmp_path):
     Image.fromarray(labels > 1).save(tmp_path / "two.png")
     np.testing.assert_array_equal(user_files.read_mask(tmp_path / "two.png"), labels > 1)
     save(tmp_path / "colours.png", picture())
-    with pytest.raises(UserError, match=r"colours.png: has colours \(RGB\)"):
+    with pytest.raises(UserError, match=r"colours.png: has colors \(RGB\)"):
         user_files.read_mask(tmp_path / "colours.png")
     save(tmp_path / "lossy.jpg", labels)
     with pytest.raises(UserError, match=r"lossy.jpg: is JPEG, which does not keep class numbers"):
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     (root / "classes.txt").unlink()
 
     save(masks / "03.png", np.zeros((6, 7), np.uint8))
-    refused("masks/03.png: is 7 x 6 pixels, but its picture is 8 x 6; .*skip_broken")
+    refused("masks/03.png: is 7 x 6 pixels, but its image is 8 x 6; .*skip_broken")
     save(masks / "03.png", np.zeros((6, 8), np.uint8))
     whole = (root / "images" / "04.png").read_bytes()
     (root / "images" / "04.png").write_bytes(whole[:60])
@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     refused(r"images/05.png: has no mask; expected .*masks/05.png")
     (masks / "else.png").rename(masks / "05.png")
     (root / "images" / "06.png").unlink()
-    refused("masks/06.png: has no picture of that name")
+    refused("masks/06.png: has no image of that name")
     (root / "images" / "06.jpg").write_bytes(whole)
     (root / "images" / "06.png").write_bytes(whole)
     refused("06.png: 06.jpg has that name too")
@@ -460,7 +460,7 @@ def test_what_a_folder_has_besides_is_named(tmp_path, capsys):
         "images, masks\n"
     )
     (root / "classes.txt").mkdir()
-    with pytest.raises(UserError, match=r"classes.txt: is a folder, expected a file with the name"):
+    with pytest.raises(UserError, match=r"classes.txt: is a folder, expected a file with one"):
         prepared(root)
     divided = tmp_path / "divided"
     folder(divided / "train", count=30)
