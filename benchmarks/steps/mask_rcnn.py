@@ -62,7 +62,8 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.detection.task import Detection
 
-    task = Detection(config.data, config.model, ["object"], True, SIDE)
+    assets = {"names": ["object"], "has_masks": True, "image_size": SIDE}
+    task = Detection.restore(config.data, config.model, assets)
     return engine_steps(task, config, data)
 
 

@@ -1,4 +1,4 @@
-"""The pictures with objects of this project, by name."""
+"""Built-in data sets for detection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tasks.detection.datasets import clothes, nuclei, trees
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures with objects.
+class ImageDataset:
+    """A data set of images with objects.
 
     Attributes:
       definition: its examples have the features of `image_features`.
       names: of the classes.
-      side: of the square that holds each picture.
-      max_objects: greatest number of objects in a picture.
+      side: of the square that holds each image.
+      max_objects: greatest number of objects in an image.
       has_masks: whether objects have masks.
     """
 
@@ -31,10 +31,10 @@ class Pictures:
 
 
 def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
-    """Features of an example: image, size, boxes, labels and, where there are masks, instances.
+    """Returns the features of an example: image, size, boxes, labels and, with masks, instances.
 
-    The picture is the upper left part, of height and width `size`, of a square; boxes and
-    instances are as `tasks.detection.data` has them, but without rows of padding.
+    The image is the upper left part, of height and width `size`, of a square. Boxes and instances
+    are those of `tasks.detection.data`, without padding rows.
     """
 
     def features() -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]
     return features
 
 
-NUCLEI = Pictures(
+NUCLEI = ImageDataset(
     DatasetDefinition(
         name="nuclei",
         version="1.0.0",
@@ -76,7 +76,7 @@ NUCLEI = Pictures(
     True,
 )
 
-TREES = Pictures(
+TREES = ImageDataset(
     DatasetDefinition(
         name="trees",
         version="1.0.0",
@@ -97,7 +97,7 @@ TREES = Pictures(
     False,
 )
 
-CLOTHES_ON_SATELLITE = Pictures(
+CLOTHES_ON_SATELLITE = ImageDataset(
     DatasetDefinition(
         name="clothes_on_satellite",
         version="1.0.0",
@@ -118,6 +118,6 @@ CLOTHES_ON_SATELLITE = Pictures(
     True,
 )
 
-DATA_SETS: dict[str, Pictures] = {
-    pictures.definition.name: pictures for pictures in (NUCLEI, TREES, CLOTHES_ON_SATELLITE)
+DATA_SETS: dict[str, ImageDataset] = {
+    images.definition.name: images for images in (NUCLEI, TREES, CLOTHES_ON_SATELLITE)
 }

@@ -43,14 +43,14 @@ SOURCES = tuple(
     for file, digest in _FILES.items()
 )
 
-Picture = tuple[np.ndarray, np.ndarray]
+ImageWithBoxes = tuple[np.ndarray, np.ndarray]
 """An image uint8 [Y, X, 3] and the boxes float32 [n, 4] in it."""
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
     """Tiles of the pictures, those of train in steps of half their side."""
 
-    def read(stem: str) -> Picture:
+    def read(stem: str) -> ImageWithBoxes:
         from PIL import Image
 
         with Image.open(files[f"trees/{stem}.png"]) as picture:
@@ -78,7 +78,7 @@ def read_boxes(text: str) -> np.ndarray:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def cut(picture: Picture, top: int, left: int, bottom: int, right: int) -> Picture:
+def cut(picture: ImageWithBoxes, top: int, left: int, bottom: int, right: int) -> ImageWithBoxes:
     """A part of a picture, with the boxes of which at least half lies in it, cut at its border."""
     image, boxes = picture
     corner = np.array([left, top, left, top], np.float32)
@@ -88,7 +88,7 @@ def cut(picture: Picture, top: int, left: int, bottom: int, right: int) -> Pictu
     return image[top:bottom, left:right], inside[kept & (_areas(boxes) > 0)]
 
 
-def tiles(picture: Picture, step: int) -> Iterator[dict[str, np.ndarray]]:
+def tiles(picture: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray]]:
     """A picture in tiles of one size, at most SIDE, about `step` apart, in reading order."""
     image, _ = picture
     rows, columns = (_spans(length, step) for length in image.shape[:2])

@@ -11,13 +11,13 @@ from tasks.common.data.paths import Paths
 from tasks.common.datasets import blue_marble
 from tasks.detection import data as detection_data
 from tasks.detection.data import (
+    AnnotatedImage,
     DataConfig,
     DetectionExamples,
-    Picture,
     fit,
     fitted_size,
-    in_own_pixels,
     load,
+    to_image_pixels,
 )
 from tasks.detection.datasets import DATA_SETS, clothes, nuclei, trees
 from tasks.detection.metrics import Truth
@@ -45,7 +45,7 @@ def picture(Y, X, objects):
     masks = np.zeros((objects, Y, X), bool)
     for number, mask in enumerate(masks):
         mask[: Y - number, 6 * number : 7 * number + 2] = True
-    return Picture(
+    return AnnotatedImage(
         rng.randint(0, 256, (Y, X, 3)).astype(np.uint8),
         masks_to_boxes(masks),
         np.arange(objects, dtype=np.int32),
@@ -81,13 +81,13 @@ def test_large_pictures_are_scaled_and_boxes_come_back():
     np.testing.assert_allclose(example["boxes"], given.boxes[2:] / 5)
     assert set(np.unique(example["instances"])) == {0, 1, 2}
     np.testing.assert_array_equal(example["instances"][:8] == 2, given.instances[2::5, 2::5] == 4)
-    back = in_own_pixels(example["boxes"], (40, 80), 16)
+    back = to_image_pixels(example["boxes"], (40, 80), 16)
     np.testing.assert_allclose(back, given.boxes[2:], rtol=1e-6)
-    beyond = in_own_pixels(np.array([[-3, 2, 99, 99]]), (40, 80), 16)
+    beyond = to_image_pixels(np.array([[-3, 2, 99, 99]]), (40, 80), 16)
     np.testing.assert_array_equal(beyond, [[0, 10, 80, 40]])
     assert fitted_size((5000, 4000), 256) == (256, 205)
     assert fitted_size((1, 3000), 256) == (1, 256)
-    tiny = fit(Picture(np.full((1, 1, 3), 9, np.uint8)), 4, 2)
+    tiny = fit(AnnotatedImage(np.full((1, 1, 3), 9, np.uint8)), 4, 2)
     assert tiny["size"].tolist() == [1, 1]
     assert tiny["image"].sum() == 27
     assert "instances" not in tiny

@@ -207,9 +207,9 @@ def test_the_trained_model_finds_what_is_there(task, learned):
     first = evaluate(task, steps, variables, "test", 4)
     assert first.outputs["valid"].shape == (3, 6)
     assert first.outputs["scores"].max() <= 1
-    again = task.finalize(first.statistics, first.outputs, "test")
+    again = task.metrics(first.statistics, first.outputs, "test")
     assert again == first.metrics
-    assert np.mean(task.correctness(first.outputs, "test")) == pytest.approx(
+    assert np.mean(task.example_scores(first.outputs, "test")) == pytest.approx(
         first.metrics["box_ap50"], abs=1e-6
     )
 
@@ -218,7 +218,7 @@ def test_the_trained_model_finds_what_is_there(task, learned):
 
 
 def test_what_is_right_about_everything_has_an_ap_of_1(task):
-    metrics = task.finalize(STATISTICS, perfect(task, "test"), "test")
+    metrics = task.metrics(STATISTICS, perfect(task, "test"), "test")
     for name in ("box_ap", "box_ap50", "mask_ap50", "mask_ap75"):
         assert metrics[name] == pytest.approx(1, abs=1e-6), name
     # The second picture is scaled: boxes come back in its own pixels.
@@ -230,10 +230,10 @@ def test_what_is_right_about_everything_has_an_ap_of_1(task):
 def test_nothing_found_is_0_and_no_nan(task):
     outputs = perfect(task, "test")
     outputs["valid"][:] = False
-    metrics = task.finalize(STATISTICS, outputs, "test")
+    metrics = task.metrics(STATISTICS, outputs, "test")
     assert metrics["box_ap50"] == metrics["mask_ap"] == 0
     assert np.isfinite(list(metrics.values())).all()
-    assert not task.correctness(outputs, "test").any()
+    assert not task.example_scores(outputs, "test").any()
 
 
 def test_figures(task):
@@ -263,7 +263,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     paths = [str(tmp_path / f"{name}.png") for name in ("large", "dot")]
     Image.new("RGB", (100, 60)).save(paths[0])
     Image.new("RGB", (1, 1)).save(paths[1])
-    inputs = restored.inputs(paths)
+    inputs = restored.processor.encode(paths)
     assert inputs[0]["size"].tolist() == [19, 32]
     assert inputs[1]["image"].shape == (SIDE, SIDE, 3)
     outputs = {
@@ -275,7 +275,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
         "original": np.stack([inputs[index]["original"] for index in range(2)]),
     }
     attention = {"stage_1": np.ones((2, 16, 16, 8))}
-    found, nothing = restored.describe(paths, outputs)
+    found, nothing = restored.processor.decode(paths, outputs)
     assert (found["height"], found["width"]) == (60, 100)
     first, second = found["objects"]
     assert (first["label"], first["score"], first["box"]) == ("bar", 0.75, [0, 0, 50, 60])
@@ -289,7 +289,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert nothing["objects"] == []
     assert nothing["text"] == f"{paths[1]}: nothing"
     json.dumps([found, nothing])
-    (picture, stage), (empty, _) = restored.pictures(paths, outputs, attention)
+    (picture, stage), (empty, _) = restored.input_figures(paths, outputs, attention)
     assert picture.caption == f"{paths[0]}: 1 found"
     assert picture.truth_boxes is None
     np.testing.assert_array_equal(picture.boxes, [[0, 0, 16, 19]])
@@ -298,7 +298,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert not len(empty.boxes)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: not a picture"):
-        restored.inputs([str(tmp_path / "text.png")])[0]
+        restored.processor.encode([str(tmp_path / "text.png")])[0]
 
 
 # ---------------------------------------------------------------- DETR
@@ -307,17 +307,17 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
 @pytest.mark.slow
 def test_detr_learns_the_boxes(data):
     task = TASK.prepare(data, DETR, None)
-    assert not task.gives_masks
+    assert not task.processor.predicts_masks
     steps = engine(task, data, DETR)
     (batch,) = evaluation_batches(task.examples("train"), batch_size=4)
     state, losses = train(steps, batch, 60)
     assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
     assert {"class_loss", "class_1_loss", "overlap_loss"} <= losses[0].keys()
     variables = {"params": state["params"], "statistics": state["statistics"]}
-    outputs = jax.device_get(steps.outputs(variables, batch))
+    outputs = jax.device_get(steps.evaluate(variables, batch)[1])
     assert outputs["boxes"].shape == (4, 6, 4)
     assert (np.diff(outputs["scores"], axis=1) <= 0).all()
-    metrics = task.finalize(STATISTICS, outputs, "train")
+    metrics = task.metrics(STATISTICS, outputs, "train")
     assert "mask_ap" not in metrics
     assert metrics["box_ap50"] > 0.2
 
@@ -341,7 +341,7 @@ def test_attention_of_detr_is_of_its_detections(data):
     assert not inside[:, :, 7:].any()
     outputs = perfect(task, "train", masks=False)
     drawn = task.figures(STATISTICS, outputs, "train", {"objects": weights})
-    assert drawn[5].caption == "train-2.png (the surest object)"
+    assert drawn[5].caption == "train-2.png (most confident object)"
     np.testing.assert_array_equal(drawn[5].weights, inside[0, :6, :7])
 
 
