@@ -18,6 +18,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 CHECKED: tuple[str, ...] = (
     "tasks/classification.py",
     "tasks/common/keys.py",
+    "tasks/detection",
+    "tasks/image_classification",
+    "tasks/segmentation",
     "tasks/sequence_copy/data.py",
     "tasks/sequence_copy/task.py",
     "tasks/text_classification/baselines.py",

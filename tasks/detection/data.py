@@ -44,10 +44,10 @@ class DataConfig:
 
     Attributes:
       name: a built-in data set. With `path` the name of the results, own_<file> by default.
-      path: user annotations in COCO's format: a file, of which a tenth each is held out for
-        validation and test by the hash of the pixels; or a folder with train.json and optionally
-        validation.json (or valid, val, dev) and test.json. Each split must have an object that is
-        no crowd region (iscrowd 1). For images with an EXIF orientation see
+      path: user annotations in COCO's format: a file, whose images are split by the hash of
+        their pixels, a tenth each for validation and test; or a folder with train.json and
+        optionally validation.json (or valid, val, dev) and test.json. Each split must have an
+        object that is no crowd region (iscrowd 1). For images with an EXIF orientation see
         `tasks.common.images.orientation`.
       images: folder of the images; that of the annotations if None.
       image_size: side of the examples in pixels; None: that of the data set, 256 for user files.

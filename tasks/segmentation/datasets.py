@@ -73,9 +73,9 @@ def camvid_pixels(path: Path) -> Iterator[bytes]:
 
     with zipfile.ZipFile(path) as archive:
         for name, inside in _camvid_files(archive).items():
-            with Image.open(io.BytesIO(archive.read(inside))) as picture:
+            with Image.open(io.BytesIO(archive.read(inside))) as image:
                 yield name.encode()
-                yield np.asarray(picture).tobytes()
+                yield np.asarray(image).tobytes()
 
 
 def halve_camvid(fetched: Path, output: Path) -> None:
@@ -91,8 +91,8 @@ def halve_camvid(fetched: Path, output: Path) -> None:
     ):
         for name, inside in _camvid_files(archive).items():
             way = Image.Resampling.NEAREST if "annot/" in name else Image.Resampling.BOX
-            with Image.open(io.BytesIO(archive.read(inside))) as picture:
-                half = picture.resize((picture.width // 2, picture.height // 2), way)
+            with Image.open(io.BytesIO(archive.read(inside))) as image:
+                half = image.resize((image.width // 2, image.height // 2), way)
             buffer = io.BytesIO()
             half.save(buffer, "png")
             written.writestr(name, buffer.getvalue())
@@ -107,8 +107,8 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
     from PIL import Image
 
     def read(inside: str) -> np.ndarray:
-        with Image.open(io.BytesIO(archive.read(inside))) as picture:
-            return np.asarray(picture)
+        with Image.open(io.BytesIO(archive.read(inside))) as image:
+            return np.asarray(image)
 
     inside = _camvid_files(archive)
     for name in inside:

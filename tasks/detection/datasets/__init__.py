@@ -63,10 +63,10 @@ NUCLEI = ImageDataset(
         generate=nuclei.generate,
         counts={"train": 200, "validation": 67, "test": 67},
         description="Nuclei of cells under the fluorescence microscope, with the mask of each: the "
-        "334 pictures of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
+        "334 images of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
         "al. 2019), annotations mended by K. Lopuhin and others. In the order of their ids, every "
         "fifth from the first is test, every fifth from the second validation. Where two masks "
-        "overlap (5 pixels in all) the smaller is on top. No two pictures are alike: at an eighth "
+        "overlap (5 pixels in all) the smaller is on top. No two images are equal: at an eighth "
         "of their size none correlate above 0.46.",
         license="CC0",
     ),
@@ -84,10 +84,10 @@ TREES = ImageDataset(
         sources=trees.SOURCES,
         generate=trees.generate,
         counts={"train": 265, "validation": 20, "test": 25},
-        description="Crowns of trees, as boxes, in four pictures from the air that the package "
-        "deepforest brings (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
-        "Test is the second picture of Yellowstone; validation is the east of the first, train its "
-        "west, and two pictures of other forests. Tiles of train overlap by half. A tree that a "
+        description="Crowns of trees, as boxes, in four aerial images of the package "
+        "deepforest (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
+        "Test is the second image of Yellowstone; validation is the east of the first, train its "
+        "west and two images of other forests. Tiles of train overlap by half. A tree that a "
         "border cuts belongs to the tile if half of its box is there.",
         license="MIT (the package)",
     ),
@@ -105,7 +105,7 @@ CLOTHES_ON_SATELLITE = ImageDataset(
         sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE, *fashion_mnist.SOURCES),
         generate=clothes.generate,
         counts=clothes.COUNTS,
-        description="Composed pictures of 128 x 128: one to six items of Fashion-MNIST, tinted and "
+        description="Composed images of 128 x 128: one to six items of Fashion-MNIST, tinted and "
         "0.8 to 2 times as large, on crops of the Blue Marble that are at least half land. "
         "No item covers another, so masks and boxes are exact. Splits share neither items (each "
         "has those of its own split) nor ground: bands of 20 degrees of longitude, of every six "

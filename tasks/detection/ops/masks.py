@@ -1,4 +1,4 @@
-"""Masks of objects as one map, and the boxes around them."""
+"""Instance maps and bounding boxes of masks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tasks.detection.ops.pasting import RunLength
 
 
 def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
-    """The smallest boxes around masks.
+    """Returns the smallest boxes around masks.
 
     Args:
       masks: bool [n, Y, X].
 
     Returns:
-      float32 [n, 4], (x1, y1, x2, y2): the corners of the outermost pixels, so that a mask of one
-      pixel has a box of one; 0 for a mask of none.
+      float32 [n, 4], (x1, y1, x2, y2): corners of the outermost pixels, so that one pixel has a box
+      of area 1; 0 for an empty mask.
     """
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
@@ -28,11 +28,12 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def to_instance_map(masks: np.ndarray) -> np.ndarray:
-    """Masks as one map, the smaller on top: bool [n, Y, X] to uint16 [Y, X], k + 1 where mask k is,
-    0 where none is.
+    """Returns masks bool [n, Y, X] as one map uint16 [Y, X], smaller masks on top.
+
+    The map is k + 1 for mask k, 0 for none.
 
     Raises:
-      ValueError: more masks than the numbers of the map.
+      ValueError: there are more masks than uint16 has numbers.
     """
     return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
 

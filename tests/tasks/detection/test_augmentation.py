@@ -95,7 +95,7 @@ def test_zoom_out_leaves_padding_to_the_right_and_below():
 
 def test_a_row_is_changed_by_its_own_key_alone():
     config = AugmentationConfig(
-        scale_min=0.7, scale_max=1.5, flip=True, turn=True, brightness=0.2, contrast=0.2
+        scale_min=0.7, scale_max=1.5, flip=True, transpose=True, brightness=0.2, contrast=0.2
     )
     row = example()
     batch = {name: np.stack([value] * 3) for name, value in row.items()} | {"id": np.arange(3)}

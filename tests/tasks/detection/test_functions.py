@@ -108,7 +108,10 @@ def test_sampling_takes_positives_first_and_fills_with_background():
     assert valid.tolist() == [True, True] + [False] * 4
     indices, positive, valid = sample(few, jax.random.key(0), 2, 0.0)
     assert (int(indices[0]), bool(positive.any()), valid.tolist()) == (2, False, [True, False])
-    for count, share, message in ((0, 0.5, "count: got 0"), (1, 1.5, r"positive_share: got 1\.5")):
+    for count, share, message in (
+        (0, 0.5, "count: got 0"),
+        (1, 1.5, r"positive_fraction: got 1\.5"),
+    ):
         with pytest.raises(ValueError, match=message):
             matching.sample(few, jax.random.key(0), count, share)
 

@@ -73,7 +73,7 @@ def test_the_pyramid_adds_what_is_coarser():
 
 # ---------------------------------------------------------------- proposals
 
-RPN = RPNConfig(sizes=(8, 16), ratios=(1.0,), candidates=6, proposals=5)
+RPN = RPNConfig(sizes=(8, 16), ratios=(1.0,), pre_nms_top_k=6, post_nms_top_k=5)
 ANCHORS = make_anchors([(5, 5), (3, 3)], (8, 16), [(8,), (16,)], (1.0,))
 LEVELS = [25, 9]
 
@@ -129,7 +129,7 @@ def test_first_stage_learns_the_object_and_its_box():
 
 # ---------------------------------------------------------------- heads
 
-HEADS = HeadsConfig(samples=8, detections=4, candidates=6)
+HEADS = HeadsConfig(samples=8, detections=4, pre_nms_top_k=6)
 
 
 def proposals(*boxes, invalid=0):
@@ -200,7 +200,7 @@ def test_detections_are_the_best_of_each_class():
 
 
 def test_each_position_of_a_region_becomes_four_of_the_mask():
-    config = HeadsConfig(mask_side=3, mask_channels=2, mask_convolutions=1)
+    config = HeadsConfig(mask_resolution=3, mask_channels=2, mask_convolutions=1)
     head = MaskHead(config, 2, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = jnp.asarray(normal(0, 1, 3, 3, 2))
     found = np.asarray(head(x))
@@ -224,9 +224,9 @@ def test_each_position_of_a_region_becomes_four_of_the_mask():
             lambda: RPNConfig(negative_iou=0.8),
             "negative_iou: got 0.8, expected .* positive_iou=0.7",
         ),
-        (lambda: RPNConfig(proposals=0), "proposals: got 0, expected at least 1"),
+        (lambda: RPNConfig(post_nms_top_k=0), "post_nms_top_k: got 0, expected at least 1"),
         (lambda: HeadsConfig(score_threshold=2.0), "score_threshold: got 2.0"),
-        (lambda: HeadsConfig(samples=2, positive_share=0.25), "positive_share: got 0.25"),
+        (lambda: HeadsConfig(samples=2, positive_fraction=0.25), "positive_fraction: got 0.25"),
         (lambda: MaskRCNNConfig(first_stage=9), "first_stage: got 9, expected a stage from 1 to 4"),
         (lambda: MaskRCNNConfig(first_stage=2), r"rpn.sizes: got \[8, 16, 32, 64\], .* 3 levels"),
     ],

@@ -36,17 +36,17 @@ BACKBONE = ResNetConfig(
 MODEL = MaskRCNNConfig(
     backbone=BACKBONE,
     pyramid_channels=8,
-    rpn=RPNConfig(sizes=(8, 16), ratios=(1.0,), samples=32, candidates=20, proposals=12),
+    rpn=RPNConfig(sizes=(8, 16), ratios=(1.0,), samples=32, pre_nms_top_k=20, post_nms_top_k=12),
     heads=HeadsConfig(
         samples=12,
-        positive_share=0.5,
-        box_side=3,
+        positive_fraction=0.5,
+        box_resolution=3,
         hidden_size=16,
-        mask_side=4,
+        mask_resolution=4,
         mask_channels=8,
         mask_convolutions=1,
-        canonical_side=8.0,
-        candidates=20,
+        canonical_scale=8.0,
+        pre_nms_top_k=20,
         detections=6,
     ),
 )

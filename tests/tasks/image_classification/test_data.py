@@ -359,7 +359,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     ("field", "value", "message"),
     [
         ("name", "fashion", "name: no data set is called 'fashion' .did you mean 'fashion_mnist'"),
-        ("shift", -0.5, r"shift must be in \[0, 8\], got -0.5"),
+        ("shift", -0.5, r"shift: got -0.5, expected a number in \[0, 8\]"),
         ("image_size", 32, "image_size: is for user images"),
         ("skip_broken", True, "skip_broken: is for user images"),
         ("mixup", -1.0, "mixup: got -1.0, expected at least 0"),
