@@ -163,7 +163,7 @@ class ImageClassification(ClassificationTask):
         convolutional network the map attention of each stage.
         """
         vit = isinstance(model, VisionTransformer)
-        if vit and "weights" not in registry.find("mixer", self.model.mixer).can:
+        if vit and "weights" not in registry.find("mixer", self.model.mixer).capabilities:
             return {}
         return model(_to_unit(inputs["image"]), return_weights=True)[1]
 
@@ -220,7 +220,8 @@ class ImageClassification(ClassificationTask):
         entry = convolutional.map_attention_entry(self.model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convolutional.spatial_importance(weights[index], grid, "gate" in entry.can)
+                gate = "gate" in entry.capabilities
+                found = convolutional.spatial_importance(weights[index], grid, gate)
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 

@@ -66,6 +66,7 @@ def test_small_pictures_stay_as_they_are():
     assert kinds == {
         "image": "uint8",
         "size": "int32",
+        "original": "int32",
         "boxes": "float32",
         "labels": "int32",
         "instances": "uint16",

@@ -91,7 +91,7 @@ def test_weights_by_config():
     [
         ({"dice": -1.0}, "dice: got -1.0, expected at least 0"),
         ({"focal_gamma": -1.0}, "focal_gamma: got -1.0"),
-        ({"cross_entropy": 0.0}, "cross_entropy: got 0 as of all losses"),
+        ({"cross_entropy": 0.0}, "cross_entropy: got 0.0, expected one of"),
         ({"class_weights": "median"}, "class_weights: got 'median', expected 'none'"),
         ({"class_weights": "1,0"}, "class_weights: got '1,0'"),
         ({"class_weights": "1,nan"}, "class_weights: got '1,nan'"),
