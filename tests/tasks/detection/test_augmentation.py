@@ -1,4 +1,4 @@
-"""Pictures, boxes and instances move alike: held by the boxes around the moved instances."""
+"""Images, boxes and instances move alike: held by the boxes around the moved instances."""
 
 import functools
 
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 16, 18
 
 
 def example():
-    """Two objects and an empty place, each object of one value in the picture."""
+    """Two objects and an empty place, each object of one value in the image."""
     instances = np.zeros((SIDE, SIDE), np.uint16)
     instances[2:7, 3:6], instances[10:14, 8:17] = 1, 3
     boxes = np.array([[3, 2, 6, 7], [0, 0, 0, 0], [8, 10, 17, 14]], np.float32)

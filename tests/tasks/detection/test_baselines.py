@@ -21,7 +21,7 @@ DISCS = np.stack([disc(20, 18, 9), disc(20, 34, 9) & ~disc(20, 18, 9), disc(48, 
 
 
 class Examples:
-    """One picture: discs on dark ground."""
+    """One image: discs on dark ground."""
 
     def __init__(self):
         noise = np.random.default_rng(0).normal(30, 3, (SIDE, SIDE))

@@ -135,7 +135,7 @@ def png(array):
 
 
 def test_nuclei_out_of_the_repository_archive(tmp_path):
-    """Pictures of another size are left out; every fifth is test, every fifth validation."""
+    """Images of another size are left out; every fifth is test, every fifth validation."""
     blank = np.zeros((256, 256), np.uint8)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for number in range(7):
@@ -225,7 +225,7 @@ def test_composed_pictures():
     assert bands == {2, 5}
     assert seen == {3, 8}
     assert 0.7 < min(scales) < 1.1 < 1.7 < max(scales) < 2.2
-    # Too little is no shape: such a picture is ground alone.
+    # Too little is no shape: such a image is ground alone.
     nothing = clothes.compose(ground, land, items * 0, labels, (2,), 0)
     assert nothing["boxes"].shape == (0, 4)
     assert not nothing["instances"].any()
@@ -241,7 +241,7 @@ def test_bands_of_splits_are_disjoint_and_cover_the_map():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
 def test_public_data(name):
-    """Counts, forms, the greatest number of objects; boxes within pictures and around masks."""
+    """Counts, forms, the greatest number of objects; boxes within images and around masks."""
     with needed():
         data = load(DataConfig(name=name), Paths.default())
     most = 0

@@ -62,7 +62,7 @@ def test_set_loss():
     assert parts["box"].count == parts["overlap"].count == 1
     assert np.abs(slope[1]).max() > 0
     assert not np.asarray(slope)[[0, 2]].any()
-    # A picture without objects: every query is to say so, and nothing else counts.
+    # A image without objects: every query is to say so, and nothing else counts.
     (_, parts), slope = losses(logits, boxes, true, np.array([-1, -1]), config)
     assert parts["class"].total == pytest.approx(-0.2 * log_p[:, 0].sum(), rel=1e-5)
     assert parts["box"].total == parts["box"].count == parts["overlap"].total == 0

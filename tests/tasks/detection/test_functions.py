@@ -143,7 +143,7 @@ def test_suppression_is_greedy_under_vmap_with_ties_and_padding():
 
 
 def test_suppression_follows_a_chain_to_its_end():
-    """Each box overlaps its neighbours alone, so that every second one stays."""
+    """Each box overlaps its neighbors alone, so that every second one stays."""
     left = np.arange(12, dtype=np.float32) * 5
     chain = np.stack([left, left * 0, left + 9, left * 0 + 9], axis=1)
     scores = -np.arange(12, dtype=np.float32)
@@ -206,7 +206,7 @@ def test_what_is_cropped_is_pasted_back_exactly():
 
 
 def test_pasting_and_run_lengths():
-    """A full square covers its box; outside the picture and without size nothing breaks."""
+    """A full square covers its box; outside the image and without size nothing breaks."""
     masks = np.ones((4, 14, 14), np.float32)
     where = np.array([[2, 1, 7, 5], [-3, -3, 3, 3], [50, 50, 60, 60], [4, 4, 4, 4]], np.float32)
     pasted = pasting.paste(masks, where, 8, 10)

@@ -1,4 +1,4 @@
-"""Losses of one picture against NumPy and scikit-learn, and the mean over a padded batch."""
+"""Losses of one image against NumPy and scikit-learn, and the mean over a padded batch."""
 
 import jax
 import jax.numpy as jnp

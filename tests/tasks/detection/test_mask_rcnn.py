@@ -97,7 +97,7 @@ def test_the_best_anchors_are_proposed_once_and_not_in_the_padding():
     np.testing.assert_allclose(
         found.boxes[:3], [[12, 12, 20, 20], [8, 8, 24, 24], [12, 28, 20, 36]]
     )
-    # What follows is cut at the border of the picture.
+    # What follows is cut at the border of the image.
     rest = np.asarray(found.boxes)[3:][np.asarray(found.valid)[3:]]
     assert (rest >= 0).all()
     assert (rest <= [32, 40, 32, 40]).all()

@@ -182,18 +182,6 @@ def test_steps_lower_every_loss(learned):
         assert last[name] < first[name], name
 
 
-def test_rows_without_weight_count_for_nothing(learned):
-    steps, batch, _, _ = learned
-    weighed = {**batch, "weight": np.array([1, 1, 1, 0], np.float32)}
-    other = {name: value.copy() for name, value in weighed.items()}
-    other["image"][3], other["boxes"][3], other["labels"][3] = 255, [3, 3, 9, 9], 1
-    other["instances"][3] = 1
-    found = [train(steps, each, 1) for each in (weighed, other)]
-    assert found[0][1][0]["loss"] == found[1][1][0]["loss"]
-    for left, right in zip(*(jax.tree.leaves(state["params"]) for state, _ in found), strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-6)
-
-
 @pytest.mark.slow
 def test_the_trained_model_finds_what_is_there(task, learned):
     steps, _, state, _ = learned
@@ -221,7 +209,7 @@ def test_what_is_right_about_everything_has_an_ap_of_1(task):
     metrics = task.metrics(STATISTICS, perfect(task, "test"), "test")
     for name in ("box_ap", "box_ap50", "mask_ap50", "mask_ap75"):
         assert metrics[name] == pytest.approx(1, abs=1e-6), name
-    # The second picture is scaled: boxes come back in its own pixels.
+    # The second image is scaled: boxes come back in its own pixels.
     assert metrics["class_loss"] == 1.5
     assert metrics["mask_loss"] == 0
     assert metrics["loss"] == 1.5
@@ -335,7 +323,7 @@ def test_attention_of_detr_is_of_its_detections(data):
     weights = np.asarray(nnx.jit(task.attention)(model, batch)["objects"])
     assert weights.shape == (4, 6, 64)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    # The third picture has 24 x 28 pixels: 6 x 7 positions of 8 x 8.
+    # The third image has 24 x 28 pixels: 6 x 7 positions of 8 x 8.
     inside = weights[2].reshape(6, 8, 8)
     assert not inside[:, 6:].any()
     assert not inside[:, :, 7:].any()

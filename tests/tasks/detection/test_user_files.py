@@ -36,7 +36,7 @@ def coco(images=1, annotations=(), categories=((5, "cat"), (9, "dog"))):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes annotations, as train.json unless named, and pictures 1.png ... that all differ."""
+    """Writes annotations, as train.json unless named, and images 1.png ... that all differ."""
 
     def write(content, pictures=None, name="train"):
         text = content if isinstance(content, str) else json.dumps(content)
@@ -218,7 +218,7 @@ def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, ca
     [(0, 0), ("0", 0), (0.0, 0), (False, 0), (None, 0), (1, 1), ("1", 1), (True, 1)],
 )
 def test_crowds_however_they_are_spelled(folder, crowd, expected):
-    """The fifth object of each picture is spelled so; each of the others is none."""
+    """The fifth object of each image is spelled so; each of the others is none."""
     rows = [annotation(n, n) for n in range(1, 41)]
     rows += [annotation(100 + n, n, iscrowd=crowd) for n in range(1, 41)]
     data = own(folder(coco(40, rows)) / "train.json")
@@ -329,7 +329,7 @@ def test_files_of_splits_in_a_folder(folder, capsys):
     assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [30, 2, 3]
     said = capsys.readouterr().err
     assert "1 files are of no split and are left out, such as old.json" in said
-    # The pictures 1 to 3 of test are in train, and in validation.
+    # The images 1 to 3 of test are in train, and in validation.
     assert (
         "2 images of validation are in another split too, such as 1.png, which is 1.png of" in said
     )

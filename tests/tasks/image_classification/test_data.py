@@ -1,4 +1,4 @@
-"""Data sets, their splits, folders of one's own, and what a person gives to be predicted."""
+"""Data sets, their splits, folders of users, and what a person gives to be predicted."""
 
 import gzip
 import hashlib
@@ -58,7 +58,7 @@ def test_the_fingerprint_tells_of_a_changed_label(splits):
 
 
 def test_fashion_mnist_is_built_of_its_files(tmp_path):
-    """From files of the same form with few pictures, the validation ones last in train."""
+    """From files of the same form with few images, the validation ones last in train."""
 
     def idx(array):
         return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
@@ -130,14 +130,14 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
     assert sum(len(part) for part in splits.values()) == 60
     assert all(len(part) for part in splits.values())
     assert splits["train"].images.dtype == np.uint8
-    # The middle of the picture; the class is what is most.
+    # The middle of the image; the class is what is most.
     first = np.asarray(Image.open(tmp_path / "cat" / "000.png"))[1:11]
     everything = np.concatenate([part.images for part in splits.values()])
     assert any((image == first).all() for image in everything)
     for part in splits.values():
         channel = part.images.mean(axis=(1, 2)).argmax(axis=1)
         np.testing.assert_array_equal(channel, 1 - part.labels)
-    # Equal pictures stand together, and one more changes nothing for the others.
+    # Equal images stand together, and one more changes nothing for the others.
     files = [path for name in ("cat", "dog") for path in sorted((tmp_path / name).iterdir())]
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     rows = split_by_hash(hashes, [], "", "")
@@ -152,7 +152,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
 
 
 def test_splits_do_not_depend_on_the_size(tmp_path):
-    """Each picture of a class has a shade of its own, by which it is known at every size."""
+    """Each image of a class has a shade of its own, by which it is known at every size."""
     for name, hue in (("cat", 0), ("dog", 200)):
         (tmp_path / name).mkdir()
         for number in range(60):
@@ -193,7 +193,7 @@ def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
     assert len(splits["train"]) + len(splits["test"]) == 61
     assert splits["validation"].labels.tolist() == [0, 0, 0, 1, 1]
     said = capsys.readouterr().err
-    # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the picture of another system's folder.
+    # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the image of another system's folder.
     assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
     assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
     assert (

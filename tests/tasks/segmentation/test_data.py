@@ -1,4 +1,4 @@
-"""Own folders of pictures and masks, what is wrong with them, and the data sets' own rules."""
+"""Own folders of images and masks, what is wrong with them, and the data sets' own rules."""
 
 import io
 import zipfile
@@ -27,7 +27,7 @@ def save(path, array, **options):
 
 
 def folder(root, count=30, classes=3, **sizes):
-    rng = np.random.default_rng(0)  # pictures go into splits by their content
+    rng = np.random.default_rng(0)  # images go into splits by their content
     for number in range(count):
         save(root / "images" / f"{number:02d}.png", image := picture(**sizes, rng=rng))
         labels = rng.integers(0, classes, image.shape[:2]).astype(np.uint8)
@@ -56,7 +56,7 @@ def test_own_folder_is_read_and_split_by_content(tmp_path):
     example = train[0]
     assert example["image"].dtype == example["labels"].dtype == np.uint8
     assert example["labels"][0, 0] == VOID
-    # The pictures are those of the files, and a picture stays in its split when others go.
+    # The images are those of the files, and a image stays in its split when others go.
     first = np.asarray(Image.open(root / "images" / "39.png"))
     where = [s for s, p in data.splits.items() if (p.images == first).all(axis=(1, 2, 3)).any()]
     for number in range(5):
@@ -78,7 +78,7 @@ def test_folders_of_splits_names_and_sizes(tmp_path):
     assert data.splits["test"].images.shape == (3, 3, 4, 3)
     tiled = prepared(tmp_path, image_size=(5, 5), fit="tiles")
     assert tiled.splits["test"].images.shape == (3 * 4, 5, 5, 3)
-    # Of a picture's 48 pixels one is void.
+    # Of a image's 48 pixels one is void.
     assert np.sum(tiled.splits["test"].labels != VOID) == 3 * 47
 
 
@@ -160,7 +160,7 @@ def test_few_or_void_pictures_are_refused(tmp_path):
 
 
 def binary(root, value, mode=None, count=40):
-    """Pictures whose right half is the foreground; it has this value in the masks."""
+    """Images whose right half is the foreground; it has this value in the masks."""
     rng = np.random.default_rng(0)
     for number in range(count):
         save(root / "images" / f"{number}.png", picture(rng=rng))
@@ -205,7 +205,7 @@ def test_black_and_white_masks(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
 def test_foreground_however_masks_are_stored(tmp_path, mode):
-    """One bit a pixel says 0 and 1 by itself; grey may be stored as colours."""
+    """One bit a pixel says 0 and 1 by itself; grey may be stored as colors."""
     root = binary(tmp_path, 255, mode)
     values = () if mode == "1" else (0, 255)
     labels = prepared(root, mask_values=values).splits["train"].labels
@@ -291,8 +291,8 @@ def test_a_class_that_resizing_removes_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["stored", "displayed", "own"])
 def test_masks_of_turned_pictures(tmp_path, capsys, orientation, kind):
-    """The mask of a picture with an EXIF orientation, in pixels of the stored or the displayed
-    picture, or with the orientation of the picture. It is where the picture is bright.
+    """The mask of a image with an EXIF orientation, in pixels of the stored or the displayed
+    image, or with the orientation of the image. It is where the image is bright.
     """
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -378,7 +378,7 @@ def test_predictions_come_back_in_the_pictures_own_pixels(tmp_path, fit):
     scenes = InferenceWindows(paths, chosen)
     examples = [scenes[index] for index in range(len(scenes))]
     assert {example["image"].shape for example in examples} == {(6, 8, 3)}
-    # A model that reads the class off the colour.
+    # A model that reads the class off the color.
     seen = np.stack([example["image"][..., 0] for example in examples])
     outputs = {"place": np.stack([example["place"] for example in examples])}
     outputs |= {"labels": np.round(seen / 80).astype(np.uint8)}

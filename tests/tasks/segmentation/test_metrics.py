@@ -120,7 +120,7 @@ def test_boundary_f1_by_distance_transforms():
     ("truth", "predicted", "expected"),
     [
         (np.eye(6, dtype=int), np.eye(6, dtype=int), 1.0),
-        # One picture of one class, and found so.
+        # One image of one class, and found so.
         (np.zeros((6, 6), int), np.zeros((6, 6), int), 1.0),
         (np.full((6, 6), VOID), np.zeros((6, 6), int), 0.0),
         # A class that is there and not found counts 0; the others have no boundary left.

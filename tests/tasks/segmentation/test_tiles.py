@@ -1,4 +1,4 @@
-"""Windows over a picture: all of it, each pixel labelled once, and blended without seams."""
+"""Windows over a image: all of it, each pixel labelled once, and blended without seams."""
 
 import numpy as np
 import pytest
