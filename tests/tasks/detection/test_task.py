@@ -123,11 +123,17 @@ def engine(task, data, model, devices=1):
 
 
 @pytest.fixture(scope="module")
-def learned(task, data):
-    """Steps, and states and losses of some of them on one batch."""
-    steps = engine(task, data, MODEL)
+def compiled(task, data):
+    """Steps, and a batch of the training split."""
     (batch,) = evaluation_batches(task.examples("train"), batch_size=4)
-    return steps, batch, *train(steps, batch, 60)
+    return engine(task, data, MODEL), batch
+
+
+@pytest.fixture(scope="module")
+def learned(compiled):
+    """Steps, and the state and losses after 60 of them on one batch."""
+    steps, batch = compiled
+    return steps, *train(steps, batch, 60)
 
 
 def train(steps, batch, count):
@@ -168,7 +174,7 @@ STATISTICS = {"class": {"total": 3.0, "count": 2.0}, "mask": {"total": 0.0, "cou
 
 @pytest.mark.slow
 def test_steps_lower_every_loss(learned):
-    _, _, _, losses = learned
+    _, _, losses = learned
     names = ["objectness_loss", "proposal_box_loss", "class_loss", "box_loss", "mask_loss"]
     assert set(names) <= losses[0].keys()
     for row in losses:
@@ -182,9 +188,21 @@ def test_steps_lower_every_loss(learned):
         assert last[name] < first[name], name
 
 
+def test_rows_without_weight_count_for_nothing(compiled):
+    steps, batch = compiled
+    weighed = {**batch, "weight": np.array([1, 1, 1, 0], np.float32)}
+    other = {name: value.copy() for name, value in weighed.items()}
+    other["image"][3], other["boxes"][3], other["labels"][3] = 255, [3, 3, 9, 9], 1
+    other["instances"][3] = 1
+    found = [train(steps, each, 1) for each in (weighed, other)]
+    assert found[0][1][0]["loss"] == found[1][1][0]["loss"]
+    for left, right in zip(*(jax.tree.leaves(state["params"]) for state, _ in found), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_the_trained_model_finds_what_is_there(task, learned):
-    steps, _, state, _ = learned
+    steps, state, _ = learned
     variables = {"params": state["params"], "statistics": state["statistics"]}
     result = evaluate(task, steps, variables, "train", 4)
     assert set(TASK.table_metrics) - {"contest_score"} <= result.metrics.keys()
