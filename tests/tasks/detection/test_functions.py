@@ -12,7 +12,7 @@ from tasks.detection.ops import anchors, boxes, matching, nms, pasting, roi_alig
 from tasks.detection.ops.masks import masks_to_boxes
 from tests.tasks.detection.rle import from_rle
 
-nms = jax.jit(nms.batched_nms, static_argnums=5)
+suppress = jax.jit(nms.batched_nms, static_argnums=5)
 
 
 def random_boxes(rng, *shape, side=40):
@@ -147,7 +147,7 @@ def test_suppression_follows_a_chain_to_its_end():
     left = np.arange(12, dtype=np.float32) * 5
     chain = np.stack([left, left * 0, left + 9, left * 0 + 9], axis=1)
     scores = -np.arange(12, dtype=np.float32)
-    indices, there = nms(chain, scores, np.zeros(12, int), np.ones(12, bool), 0.2, 4)
+    indices, there = suppress(chain, scores, np.zeros(12, int), np.ones(12, bool), 0.2, 4)
     assert indices.tolist() == [0, 2, 4, 6]  # as many as are asked for
     assert there.all()
     with pytest.raises(ValueError, match="scores"):

@@ -331,7 +331,7 @@ def test_what_is_transparent_is_paper(tmp_path):
         (",".join(["17"] * 64), "each number must be from 0"),
         (",".join(["nan"] * 64), "each number must be from 0"),
         (",".join(["-0.1"] * 64), "each number must be from 0"),
-        ("nowhere.png", "'nowhere.png': no such file; give the path of an image, or 64 numbers"),
+        ("nowhere.png", "'nowhere.png': no such file; give the path of an image, or 64 comma"),
         ("", "give the path of an image"),
         ("a\0b", "not a picture"),
         ("x," * 400, "give the path of an image"),
