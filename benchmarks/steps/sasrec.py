@@ -63,7 +63,7 @@ def settings():
 def here() -> Callable[[int], float]:
     """A function that takes rounds with this project's engine and returns the last loss."""
     from tasks.common.data.pipeline import train_iterator
-    from tasks.recommendation.data import RecommendationData
+    from tasks.recommendation.data import RecommendationData, RecommendationDataset
     from tasks.recommendation.task import Recommendation
 
     config = settings()
@@ -75,7 +75,9 @@ def here() -> Callable[[int], float]:
         starts=starts, items=items.ravel(), ages=None, users=names[:USERS], names=names,
         titles=names,
     )  # fmt: skip
-    task = Recommendation(config.data, config.model, data)
+    dataset = RecommendationDataset(data, config.data)
+    processor = Recommendation.fit(dataset, config.data, config.model, None)
+    task = Recommendation(config.data, config.model, processor, dataset)
     examples, B = task.examples("train"), config.training.batch_size
     count = max(1, round(flags.FLAGS.part * len(examples) / B))
     options = {"buckets": task.buckets, "process_index": 0, "process_count": 1}

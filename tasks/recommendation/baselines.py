@@ -61,12 +61,12 @@ class Baselines:
         self.names = tuple(_GRIDS) if len(data.items) <= _LARGE else light
 
     def metrics(self, name: str) -> dict[str, Any]:
-        """Figures on test, each user's NDCG@10 as "correctness", and the seconds all took."""
+        """Figures on test, each user's NDCG@10 as "example_scores", and the seconds all took."""
         began = time.monotonic()
         ranks, top = self.ranks(name)
         found = {**ranking_metrics(ranks), **list_metrics(top, self._fitted["test"].events)}
         seconds = round(time.monotonic() - began, 2)
-        return {**found, "correctness": ndcg(ranks), "seconds": seconds}
+        return {**found, "example_scores": ndcg(ranks), "seconds": seconds}
 
     def ranks(self, name: str, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         """Ranks [n] of the targets of a split and items [n, 10], in the order of its examples."""

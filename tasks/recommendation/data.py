@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
+from tasks.common.data.splits import SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
 from tasks.common.data.user_files import LATER, expect_one_of, results_name
 from tasks.common.errors import UserError
@@ -184,21 +185,21 @@ class RecommendationData:
         """Hash of all parts."""
         return digests.joined(self.parts)
 
-    def assets(self) -> dict[str, Any]:
-        """Everything, as JSON values; about 4 bytes an event."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON values, about 4 bytes an event."""
         arrays = {name: getattr(self, name) for name in ("starts", "items", "ages", "features")}
         packed = {name: None if array is None else _pack(array) for name, array in arrays.items()}
         titles = None if self.titles == self.names else list(self.titles)
         return {**packed, "users": list(self.users), "names": list(self.names), "titles": titles}
 
     @classmethod
-    def restore(cls, assets: Mapping[str, Any]) -> RecommendationData:
-        """The data of `assets`."""
-        packed = {name: assets[name] for name in ("starts", "items", "ages", "features")}
+    def from_json(cls, saved: Mapping[str, Any]) -> RecommendationData:
+        """Inverts `to_json`."""
+        packed = {name: saved[name] for name in ("starts", "items", "ages", "features")}
         arrays = {name: None if text is None else _unpack(text) for name, text in packed.items()}
-        names = tuple(assets["names"])
-        titles = names if assets["titles"] is None else tuple(assets["titles"])
-        return cls(**arrays, users=tuple(assets["users"]), names=names, titles=titles)
+        names = tuple(saved["names"])
+        titles = names if saved["titles"] is None else tuple(saved["titles"])
+        return cls(**arrays, users=tuple(saved["users"]), names=names, titles=titles)
 
 
 def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
@@ -403,13 +404,54 @@ class HeldOut(_Sequences):
         return csr_matrix((weights, columns, starts), (len(self), self._data.num_items))
 
 
-def examples(
-    data: RecommendationData, config: DataConfig, split: str, with_validation: bool = False
-) -> TrainSequences | HeldOut:
-    """A split; train with the validation events too if asked."""
-    if split == "train":
-        return TrainSequences(data, config, with_validation)
-    return HeldOut(data, config, split)
+class RecommendationDataset:
+    """Events and their splits.
+
+    Attributes:
+      events: of all users.
+      with_validation: whether the training split has the validation events.
+    """
+
+    def __init__(
+        self, events: RecommendationData, config: DataConfig, with_validation: bool = False
+    ):
+        """Args: the events; config; whether the training split has the validation events."""
+        self.events, self.with_validation, self._config = events, with_validation, config
+
+    @functools.cached_property
+    def splits(self) -> dict[str, TrainSequences | HeldOut]:
+        """Examples by split."""
+        return {
+            "train": TrainSequences(self.events, self._config, self.with_validation),
+            "validation": HeldOut(self.events, self._config, "validation"),
+            "test": HeldOut(self.events, self._config, "test"),
+        }
+
+    @functools.cached_property
+    def train_matrix(self) -> csr_matrix:
+        """See `RecommendationData.train_matrix`."""
+        return self.events.train_matrix(self.with_validation)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the events and titles."""
+        return self.events.fingerprint
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data."""
+        return self.events.parts
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Returns counts of training sequences and of evaluated users."""
+        short = self.events.num_users - len(self.events.tested)
+        ignored = {"ignored": short, "ignored_as": f"with fewer than {LEAST} events"}
+        return {
+            split: SplitSummary(len(examples))
+            if split == "train"
+            else SplitSummary(len(examples), unit="users", **ignored)
+            for split, examples in self.splits.items()
+        }
 
 
 def _pack(array: np.ndarray) -> str:

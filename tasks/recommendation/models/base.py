@@ -17,7 +17,7 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
-class Kept(nnx.Variable):
+class Buffer(nnx.Variable):
     """What a model keeps of the train split beside its weights: saved with them, not trained."""
 
 
@@ -36,7 +36,7 @@ class Recommender(nnx.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """On what the scores of some items rest.
 
         Args:
@@ -67,17 +67,17 @@ def is_event(items: Array) -> Array:
     return items >= 0
 
 
-def known(items: Array) -> Array:
+def safe_ids(items: Array) -> Array:
     """Items with 0 for padding, to look up rows that are not used."""
     return jnp.maximum(items, 0)
 
 
-def last_places(items: Array) -> Array:
+def last_positions(items: Array) -> Array:
     """Where the latest event stands, int32 [B]; 0 for an empty history. items [B, S]."""
     return jnp.maximum(jnp.sum(is_event(items), axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def at_places(x: Array, places: Array) -> Array:
+def gather_positions(x: Array, places: Array) -> Array:
     """x [B, S, ...] at one place each, places int [B] -> [B, ...]."""
     return x[jnp.arange(len(x)), places]
 
@@ -88,7 +88,7 @@ def events(items: Array, following: Array) -> Array:
     return wide.at[jnp.arange(len(items)), jnp.sum(is_event(items), axis=1)].set(following)
 
 
-def drawn_places(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:
+def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:
     """Places that a step learns from, drawn evenly, with repeats, from those that have a next item.
 
     Args:

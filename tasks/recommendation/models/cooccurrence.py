@@ -12,7 +12,7 @@ import scipy.linalg
 import scipy.sparse as sp
 from flax import nnx
 
-from tasks.recommendation.models.base import Kept, known
+from tasks.recommendation.models.base import Buffer, safe_ids
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ Array = jax.Array
 DENSE = 2**23
 
 
-def had(matrix: sp.csr_matrix) -> sp.csr_matrix:
+def binarize(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """1 for each item that a user had: float32 [U, I]."""
     return sp.csr_matrix(
         (np.ones(matrix.nnz, np.float32), matrix.indices, matrix.indptr), matrix.shape
@@ -73,13 +73,13 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
     Returns:
       P, float32 [I, I].
     """
-    X = had(matrix).astype(np.float64)
+    X = binarize(matrix).astype(np.float64)
     gram = (X.T @ X).toarray()
     gram[np.diag_indices_from(gram)] += strength
     return scipy.linalg.inv(gram, overwrite_a=True, check_finite=False).astype(np.float32)
 
 
-def largest(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
+def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest entries of each row: columns int32 [R, k], -1 where there are fewer, and entries
     float32 [R, k], 0 there. Of equal ones those that a fixed draw puts first.
     """
@@ -95,7 +95,7 @@ def largest(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
     return columns, entries
 
 
-class Rows(nnx.Module):
+class SparseRows(nnx.Module):
     """A matrix [R, C] of which sums of rows are asked: whole, or the largest entries of each row.
 
     Kept: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
@@ -110,10 +110,10 @@ class Rows(nnx.Module):
         self.dense = not sp.issparse(matrix) or np.prod(self.shape, dtype=float) <= DENSE
         if self.dense:
             whole = matrix.toarray() if sp.issparse(matrix) else matrix
-            self.whole = Kept(jnp.asarray(whole, jnp.float32))
+            self.whole = Buffer(jnp.asarray(whole, jnp.float32))
         else:
-            columns, entries = largest(matrix, count)
-            self.columns, self.entries = Kept(jnp.asarray(columns)), Kept(jnp.asarray(entries))
+            columns, entries = top_k_per_row(matrix, count)
+            self.columns, self.entries = Buffer(jnp.asarray(columns)), Buffer(jnp.asarray(entries))
 
     def combine(self, weights: Array, rows: Array) -> Array:
         """Σ_s w_ts M[row_s].
@@ -126,8 +126,8 @@ class Rows(nnx.Module):
           [B, T, C].
         """
         if self.dense:
-            return jnp.einsum("BTS,BSC->BTC", weights, self.whole[...][known(rows)])
-        columns, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+            return jnp.einsum("BTS,BSC->BTC", weights, self.whole[...][safe_ids(rows)])
+        columns, entries = self.columns[...][safe_ids(rows)], self.entries[...][safe_ids(rows)]
 
         def one(weights: Array, columns: Array, entries: Array) -> Array:
             return (
@@ -143,7 +143,7 @@ class Rows(nnx.Module):
         B, T, k = rows.shape
         if self.dense:
             spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))
-            flat = spread(weights.reshape(B * T, k), known(rows).reshape(B * T, k))
+            flat = spread(weights.reshape(B * T, k), safe_ids(rows).reshape(B * T, k))
             return (flat @ self.whole[...]).reshape(B, T, -1)
         flat = self.combine(weights.reshape(B * T, 1, k), rows.reshape(B * T, k))
         return flat.reshape(B, T, -1)
@@ -151,8 +151,8 @@ class Rows(nnx.Module):
     def entry(self, rows: Array, columns: Array) -> Array:
         """M[row, column] of rows int [B, k] and columns int [B, R]: [B, R, k]."""
         if self.dense:
-            return self.whole[...][known(rows)[:, None, :], known(columns)[:, :, None]]
-        kept, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+            return self.whole[...][safe_ids(rows)[:, None, :], safe_ids(columns)[:, :, None]]
+        kept, entries = self.columns[...][safe_ids(rows)], self.entries[...][safe_ids(rows)]
         same = kept[:, None] == columns[:, :, None, None]
         return jnp.sum(jnp.where(same, entries[:, None], 0), axis=-1)
 

@@ -18,23 +18,23 @@ from flax import nnx
 
 from tasks.recommendation.models.base import (
     Batch,
-    Kept,
+    Buffer,
     Recommender,
-    at_places,
-    drawn_places,
+    gather_positions,
     is_event,
-    known,
-    last_places,
+    last_positions,
+    safe_ids,
+    sample_positions,
     shares,
     weighted_mean,
 )
 from tasks.recommendation.models.losses import cross_entropy
 from tasks.recommendation.models.score_terms import (
     PACE,
+    Ease,
     History,
-    Neighbours,
-    Ridge,
-    Transitions,
+    MarkovChain,
+    UserKnn,
     log_popularity,
 )
 from tasks.recommendation.models.sequential import SASRec, SASRecConfig
@@ -155,18 +155,18 @@ class Hybrid(Recommender):
         half_life, lists = config.half_life, config.lists
         counted: list[nnx.Module] = []
         if config.ridge:
-            counted.append(Ridge(matrix, config.ridge, half_life, config.ridge_items))
+            counted.append(Ease(matrix, config.ridge, half_life, config.ridge_items))
         for window, both_ways in ((config.transitions, False), (config.together, True)):
             if window:
                 counts = (window, config.decay, half_life, lists, both_ways)
-                counted.append(Transitions(matrix, *counts))
+                counted.append(MarkovChain(matrix, *counts))
         if config.neighbours:
-            counted.append(Neighbours(matrix, config.neighbours, half_life, lists))
+            counted.append(UserKnn(matrix, config.neighbours, half_life, lists))
         self.counted = nnx.List(counted)
         self.sequence = (
             SASRec(config.transformer(), self.num_items, rngs=rngs) if config.sequence else None
         )
-        self.log_popularity = Kept(log_popularity(matrix))
+        self.log_popularity = Buffer(log_popularity(matrix))
         self.popular = nnx.Param(jnp.asarray(-1.0 / PACE))
         self.bias = nnx.Param(jnp.zeros((self.num_items,)))
 
@@ -193,13 +193,13 @@ class Hybrid(Recommender):
         history = _after_last(batch)
         return self._logits(history, self._weights(history))[:, 0]
 
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """See `Recommender.reasons`: of neighbours alone, α_v r(v, i); else of each place j what
-        its attention a_j adds, a_j ∂z_i/∂a_j over all parts but the Transformer.
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Returns α_v r(v, i) for neighbors alone; else, for each position j, the contribution of
+        its attention, a_j ∂z_i/∂a_j over all parts but the Transformer.
         """
         history = _after_last(batch)
         weights = self._weights(history)
-        if len(self.counted) == 1 and isinstance(self.counted[0], Neighbours):
+        if len(self.counted) == 1 and isinstance(self.counted[0], UserKnn):
             part = self.counted[0]
             alike, ids = (x[:, 0] for x in part.shares(history, weights[0]))
             return {
@@ -226,12 +226,12 @@ class Hybrid(Recommender):
         place_key, dropout_key = jax.random.split(key)
         items, B = batch["items"], len(batch["items"])
         T = min(self.config.places, max(1, LOGITS // (B * self.num_items)))
-        places, targets, count = drawn_places(place_key, batch["next"], T)
+        places, targets, count = sample_positions(place_key, batch["next"], T)
         rows, own = jnp.arange(B)[:, None], None
         if self.config.ridge:
             outside = jnp.where(is_event(batch["seen"]), batch["seen"], self.num_items)
             own = jnp.zeros((B, self.num_items)).at[rows, outside].set(1, mode="drop")
-        last = at_places(batch["next"], last_places(items))
+        last = gather_positions(batch["next"], last_positions(items))
         history = History(items, batch["ages"], batch["user"], places, last, own)
         logits = self._logits(history, self._weights(history), dropout_key)
         # Where an item stood first; of an item that did not, after all places.
@@ -239,7 +239,7 @@ class Hybrid(Recommender):
         first = jnp.full((B, self.num_items), items.shape[1])
         first = first.at[rows, outside].min(jnp.arange(items.shape[1]), mode="drop")
         again = first[:, None] <= places[:, :, None]
-        again = again & (jnp.arange(self.num_items) != known(targets)[..., None])
+        again = again & (jnp.arange(self.num_items) != safe_ids(targets)[..., None])
         losses = cross_entropy(jnp.where(again, -jnp.inf, logits), targets)
         counted = batch["weight"][:, None] * count * is_event(targets)
         return weighted_mean(losses, counted), {}
@@ -247,4 +247,4 @@ class Hybrid(Recommender):
 
 def _after_last(batch: Batch) -> History:
     items = batch["items"]
-    return History(items, batch["ages"], batch["user"], last_places(items)[:, None])
+    return History(items, batch["ages"], batch["user"], last_positions(items)[:, None])

@@ -23,12 +23,12 @@ from attention.collaborative.nais import NAIS
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.recommendation.models.base import (
     Batch,
-    Kept,
+    Buffer,
     Recommender,
-    drawn_places,
     is_event,
-    known,
-    last_places,
+    last_positions,
+    safe_ids,
+    sample_positions,
     shares,
     weighted_mean,
 )
@@ -133,7 +133,7 @@ class ItemSimilarity(Recommender):
         """Scores of candidates [B, C] by histories [B, S], of which valid, [B, S] or [B, C, S]."""
         return self.attention(
             self.target(candidates),
-            self.source(known(items)),
+            self.source(safe_ids(items)),
             bias=self.bias[...][candidates],
             valid=valid,
             return_weights=return_weights,
@@ -153,11 +153,11 @@ class ItemSimilarity(Recommender):
         found = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)
         return found.reshape(len(items), -1)[:, : self.num_items]
 
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """See `Recommender.reasons`: what each place adds to an item's score, a_ij q_j·p_i."""
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """See `Recommender.attributions`: what each place adds to an item's score, a_ij q_j·p_i."""
         history = batch["items"]
         _, weights = self._of(history, items, is_event(history), return_weights=True)
-        source, target = self.source(known(history)), self.target(items)
+        source, target = self.source(safe_ids(history)), self.target(items)
         return {"items": shares(weights[:, 0] * jnp.einsum("BRD,BSD->BRS", target, source))}
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -165,9 +165,9 @@ class ItemSimilarity(Recommender):
         place_key, negative_key = jax.random.split(key)
         items, k, T = batch["items"], self.config.negatives, self.config.places
         B, S = items.shape
-        places, targets, count = drawn_places(place_key, batch["next"], T)
+        places, targets, count = sample_positions(place_key, batch["next"], T)
         drawn = jax.random.randint(negative_key, (B, T, k), 0, self.num_items, jnp.int32)
-        candidates = jnp.concatenate([known(targets)[..., None], drawn], axis=2)
+        candidates = jnp.concatenate([safe_ids(targets)[..., None], drawn], axis=2)
         before = jnp.arange(S) <= places[..., None]
         valid = jnp.repeat(before & is_event(items)[:, None], 1 + k, axis=1)
         logits = self._of(items, candidates.reshape(B, T * (1 + k)), valid).reshape(B, T, 1 + k)
@@ -187,7 +187,7 @@ class AttentiveFiltering(Recommender):
 
     Weights: users/embedding (u) [U, D]; items/embedding (v) and auxiliary/embedding (p), [I, D];
     bias [I]; attention; where there are features, components/embedding [G, C] and
-    component_attention. Kept, where there are features: features int32 [I, M], -1 for none.
+    component_attention. Buffer, where there are features: features int32 [I, M], -1 for none.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class AttentiveFiltering(Recommender):
         self.bias = nnx.Param(jnp.zeros((num_items,)))
         some = features is not None and bool(np.any(features))
         content_size = config.component_size if some else None
-        self.features = Kept(jnp.asarray(_lists(features))) if some else None
+        self.features = Buffer(jnp.asarray(_lists(features))) if some else None
         self.components = (
             TokenEmbedding(features.shape[1], content_size, init_scale=scale, rngs=rngs)
             if some
@@ -225,16 +225,16 @@ class AttentiveFiltering(Recommender):
         S = items.shape[1]
         valid = is_event(items)[:, None] & (jnp.arange(S) <= places[..., None])
         some = is_event(batch["user"])[:, None]
-        user = jnp.where(some, self.users(known(batch["user"])), 0)
+        user = jnp.where(some, self.users(safe_ids(batch["user"])), 0)
 
         def each(x: Array) -> Array:
             """The same for all places: [B, ...] -> [B T, ...]."""
             return jnp.repeat(x, T, axis=0)
 
-        rows, content = known(items), None
+        rows, content = safe_ids(items), None
         if self.features is not None:
             features = self.features[...][rows]
-            components = self.components(known(features))
+            components = self.components(safe_ids(features))
             content = self.component_attention(user, components, valid=is_event(features))
             content = each(content)
         profile, weights = self.attention(
@@ -249,20 +249,20 @@ class AttentiveFiltering(Recommender):
 
     def scores(self, batch: Batch) -> Array:
         """See `Recommender.scores`."""
-        whole, _ = self._profile(batch, last_places(batch["items"])[:, None])
+        whole, _ = self._profile(batch, last_positions(batch["items"])[:, None])
         return self.items.logits(whole[:, 0]) + self.bias[...]
 
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """See `Recommender.reasons`: what each place adds to an item's score, α_l p_l·v_i."""
-        _, weights = self._profile(batch, last_places(batch["items"])[:, None])
-        auxiliary = self.auxiliary(known(batch["items"]))
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """See `Recommender.attributions`: what each place adds to an item's score, α_l p_l·v_i."""
+        _, weights = self._profile(batch, last_positions(batch["items"])[:, None])
+        auxiliary = self.auxiliary(safe_ids(batch["items"]))
         similarity = jnp.einsum("BRD,BSD->BRS", self.items(items), auxiliary)
         return {"items": shares(weights * similarity)}
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """See `Recommender.loss`: of the next item at places drawn at random."""
         place_key, negative_key = jax.random.split(key)
-        places, targets, count = drawn_places(place_key, batch["next"], self.config.places)
+        places, targets, count = sample_positions(place_key, batch["next"], self.config.places)
         whole, _ = self._profile(batch, places)
         loss = next_item_loss(
             self.config.objective,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tasks.common.losses import smoothed_cross_entropy
-from tasks.recommendation.models.base import is_event, known, weighted_mean
+from tasks.recommendation.models.base import is_event, safe_ids, weighted_mean
 
 Array = jax.Array
 LOSSES = ("cross_entropy", "gbce")
@@ -58,7 +58,7 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -
     Returns:
       [...]; 0 where there is no target.
     """
-    losses, _ = smoothed_cross_entropy(logits, known(targets), label_smoothing)
+    losses, _ = smoothed_cross_entropy(logits, safe_ids(targets), label_smoothing)
     return jnp.where(is_event(targets), losses, 0)
 
 
@@ -132,7 +132,7 @@ def next_item_loss(
         logits = jnp.einsum("BSD,ID->BSI", hidden, table, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
         return weighted_mean(cross_entropy(logits, targets, config.label_smoothing), counted)
-    num_items, rows = len(table), known(targets)
+    num_items, rows = len(table), safe_ids(targets)
     drawn, different = sample_negatives(key, targets, num_items, config.negatives)
     positive = jnp.sum(hidden * table[rows], axis=-1)
     negatives = jnp.einsum("BSD,BKD->BSK", hidden, table[drawn])

@@ -3,9 +3,9 @@
     scores_i = Σ_j a_j M_ji                         (ridge, transitions: items of the history)
     scores_i = Σ_v α_v r(v, i)                      (neighbours: users who are alike)
 
-How much a place counts is learned: `PlaceAttention`. In training a user's own events are taken out
-of what was counted, so that what is learned is how to use what others did: exactly so for the
-ridge, for pairs of events of one sequence in the transitions.
+The weights of positions are learned: `RecencyAttention`. In training the user's own events are
+removed from the counts, so that the model learns to use those of others: exactly for the ridge, for
+pairs of events of one sequence in the transitions.
 
 B rows, T places that are scored, S places of a history, I items, U users, k neighbours.
 """
@@ -23,8 +23,13 @@ from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
 from attention.collaborative.neighbours import neighbour_shares
-from tasks.recommendation.models.base import Kept, events, is_event, known
-from tasks.recommendation.models.cooccurrence import Rows, had, ridge_inverse, transitions
+from tasks.recommendation.models.base import Buffer, events, is_event, safe_ids
+from tasks.recommendation.models.cooccurrence import (
+    SparseRows,
+    binarize,
+    ridge_inverse,
+    transitions,
+)
 
 Array = jax.Array
 
@@ -57,7 +62,7 @@ class History(NamedTuple):
     own: Array | None = None
 
 
-class PlaceAttention(nnx.Module):
+class RecencyAttention(nnx.Module):
     """Attention over the places of a history by how long ago they were, in events and in days.
 
         a_tj = softmax^β_j(d[t - j] + g[age_j - age_t] + c[item_j]),   j ≤ t,   β = 0.5
@@ -84,12 +89,12 @@ class PlaceAttention(nnx.Module):
         near = _bucket(4 * jnp.log2(1.0 + jnp.maximum(back, 0)))
         recent = _bucket(jnp.log2(1.0 + jnp.maximum(minutes, 0)))
         logits = self.distance[...][near] + self.age[...][recent]
-        logits = PACE * (logits + self.item[...][known(items)][:, None])
+        logits = PACE * (logits + self.item[...][safe_ids(items)][:, None])
         valid = (back >= 0) & is_event(items)[:, None]
         return smoothed_softmax(jnp.where(valid, logits, -jnp.inf), _BETA)
 
 
-class Mix(nnx.Module):
+class ScoreScale(nnx.Module):
     """e^s x + c log(max(x, 0) + 10⁻⁴): what is counted, as part of a logit.
 
     Weights, to be multiplied by `PACE`: linear (s) and log (c).
@@ -104,7 +109,7 @@ class Mix(nnx.Module):
         return jnp.exp(linear) * x + log * jnp.log(jnp.maximum(x, 0) + _LEAST)
 
 
-class Ridge(nnx.Module):
+class Ease(nnx.Module):
     """EASE of those who are not the user (Steck 2019), of a history weighed by attention.
 
         x = Σ_j a_j e_j,   score_i = x_i - (x P)_i / P_ii,   P = (XᵀX + λI)⁻¹
@@ -122,7 +127,7 @@ class Ridge(nnx.Module):
     Args:
       matrix: [U, I] of train.
       strength: λ.
-      half_life: see `PlaceAttention`.
+      half_life: see `RecencyAttention`.
       items: k at most.
     """
 
@@ -131,15 +136,15 @@ class Ridge(nnx.Module):
         chosen = np.sort(np.argsort(-counts, kind="stable")[:items])
         place = np.full(matrix.shape[1], -1, np.int32)
         place[chosen] = np.arange(len(chosen))
-        self.chosen, self.place = Kept(jnp.asarray(chosen, jnp.int32)), Kept(jnp.asarray(place))
-        self.inverse = Rows(ridge_inverse(matrix[:, chosen], strength), 0)
-        self.attention = PlaceAttention(matrix.shape[1], half_life)
-        self.mix = Mix()
+        self.chosen, self.place = Buffer(jnp.asarray(chosen, jnp.int32)), Buffer(jnp.asarray(place))
+        self.inverse = SparseRows(ridge_inverse(matrix[:, chosen], strength), 0)
+        self.attention = RecencyAttention(matrix.shape[1], half_life)
+        self.mix = ScoreScale()
 
     def __call__(self, history: History, weights: Array) -> Array:
         """Logits [B, T, I] with the attention's weights [B, T, S]."""
         P, chosen = self.inverse.whole[...], self.chosen[...]
-        items = jnp.where(is_event(history.items), self.place[...][known(history.items)], -1)
+        items = jnp.where(is_event(history.items), self.place[...][safe_ids(history.items)], -1)
         weights = weights * is_event(items)[:, None]
         product = self.inverse.combine(weights, items)
         diagonal = jnp.diagonal(P)[None, None]
@@ -147,7 +152,7 @@ class Ridge(nnx.Module):
             own = history.own[:, chosen]
             image = own @ P
             left = jnp.maximum(1 - jnp.sum(own * image, axis=1), _LEAST)
-            rows = jnp.take_along_axis(image, known(items), axis=1)
+            rows = jnp.take_along_axis(image, safe_ids(items), axis=1)
             part = jnp.einsum("BTS,BS->BT", weights, rows) / left[:, None]
             product = product + part[..., None] * image[:, None]
             diagonal = diagonal + (image**2 / left[:, None])[:, None]
@@ -158,7 +163,7 @@ class Ridge(nnx.Module):
         return self.mix(scores)
 
 
-class Transitions(nnx.Module):
+class MarkovChain(nnx.Module):
     """What came near the items of a history, in the histories of others (a Markov chain).
 
         score_i = n_i^(-ρ) Σ_j a_j C_ji / (Σ_i' C_ji' + e^s)
@@ -181,18 +186,18 @@ class Transitions(nnx.Module):
     ):
         counts = transitions(matrix, window, decay, both_ways)
         self.window, self.decay, self.both_ways = window, decay, both_ways
-        self.counts = Rows(counts, lists)
-        self.totals = Kept(jnp.asarray(np.asarray(counts.sum(axis=1)).ravel(), jnp.float32))
-        self.log_popularity = Kept(log_popularity(matrix))
-        self.attention = PlaceAttention(matrix.shape[1], half_life)
-        self.mix = Mix()
+        self.counts = SparseRows(counts, lists)
+        self.totals = Buffer(jnp.asarray(np.asarray(counts.sum(axis=1)).ravel(), jnp.float32))
+        self.log_popularity = Buffer(log_popularity(matrix))
+        self.attention = RecencyAttention(matrix.shape[1], half_life)
+        self.mix = ScoreScale()
         self.smoothing = nnx.Param(jnp.asarray(3.0 / PACE))
         self.discount = nnx.Param(jnp.zeros(()))
 
     def __call__(self, history: History, weights: Array) -> Array:
         """Logits [B, T, I] with the attention's weights [B, T, S]."""
         items = history.items
-        totals = self.totals[...][known(items)]
+        totals = self.totals[...][safe_ids(items)]
         own = None if history.following is None else self._own(history)
         if own is not None:
             totals = jnp.maximum(totals - jnp.sum(own, axis=2), 0)
@@ -216,7 +221,7 @@ class Transitions(nnx.Module):
         return jnp.where(counted & pairs, self.decay ** (apart - 1.0), 0)
 
 
-class Neighbours(nnx.Module):
+class UserKnn(nnx.Module):
     """What users had who had the same (after Resnick et al. 1994).
 
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
@@ -232,14 +237,14 @@ class Neighbours(nnx.Module):
     """
 
     def __init__(self, matrix: sp.csr_matrix, k: int, half_life: float, lists: int):
-        rated = had(matrix)
+        rated = binarize(matrix)
         lengths = np.maximum(np.diff(matrix.indptr), 1)
         scaled = sp.diags(1 / np.sqrt(lengths)) @ rated
         self.k = min(k, matrix.shape[0])
-        self.users = Rows(scaled.T.tocsr().astype(np.float32), lists)
-        self.items = Rows(rated, lists)
-        self.attention = PlaceAttention(matrix.shape[1], half_life)
-        self.mix = Mix(linear=1.0)
+        self.users = SparseRows(scaled.T.tocsr().astype(np.float32), lists)
+        self.items = SparseRows(rated, lists)
+        self.attention = RecencyAttention(matrix.shape[1], half_life)
+        self.mix = ScoreScale(linear=1.0)
         self.weight = nnx.Param(jnp.full((matrix.shape[0],), math.log(math.expm1(1)) / PACE))
         self.sharpness = nnx.Param(jnp.asarray(math.log(2.0) / PACE))
 

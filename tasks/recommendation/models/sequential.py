@@ -24,11 +24,11 @@ from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.recommendation.models.base import (
     Batch,
     Recommender,
-    at_places,
     events,
+    gather_positions,
     is_event,
-    known,
-    last_places,
+    last_positions,
+    safe_ids,
     shares,
 )
 from tasks.recommendation.models.losses import LossConfig, next_item_loss
@@ -129,7 +129,7 @@ class SASRec(Recommender):
     ) -> Array | tuple[Array, Array]:
         """Vectors [B, S, D] of the places of items [B, S], or those and weights [L, B, N, S, S]."""
         return self.encoder(
-            self.items(known(items)),
+            self.items(safe_ids(items)),
             lengths=jnp.sum(is_event(items), axis=1),
             mask=masks.causal(),
             dropout_key=dropout_key,
@@ -139,18 +139,20 @@ class SASRec(Recommender):
     def scores(self, batch: Batch) -> Array:
         """See `Recommender.scores`; of an empty history b alone, or 0."""
         items = batch["items"]
-        hidden = at_places(self.hidden(items), last_places(items))
+        hidden = gather_positions(self.hidden(items), last_positions(items))
         logits = self.items.logits(jnp.where(is_event(items[:, :1]), hidden, 0))
         return logits if self.bias is None else logits + self.bias[...]
 
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """See `Recommender.reasons`: the attention of the latest place in the last layer, the mean
-        of its heads and the same for all items; nothing where the mixer has no weights.
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Returns the attention of the last position in the last layer, averaged over heads, for
+        every item; nothing if the mixer has no weights.
         """
         if "weights" not in self.config.line.can:
             return {}
         _, weights = self.hidden(batch["items"], return_weights=True)
-        return alike(at_places(jnp.mean(weights[-1], axis=1), last_places(batch["items"])), items)
+        return broadcast_weights(
+            gather_positions(jnp.mean(weights[-1], axis=1), last_positions(batch["items"])), items
+        )
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """See `Recommender.loss`: of the next item at every place."""
@@ -195,7 +197,7 @@ class BERT4Rec(Recommender):
     ) -> Array | tuple[Array, Array]:
         """items int [B, T] -> [B, T, D], or that and the weights [L, B, N, T, T]."""
         return self.encoder(
-            self.items(known(items)),
+            self.items(safe_ids(items)),
             lengths=jnp.sum(is_event(items), axis=1),
             dropout_key=dropout_key,
             return_weights=return_weights,
@@ -213,27 +215,27 @@ class BERT4Rec(Recommender):
     def scores(self, batch: Batch) -> Array:
         """See `Recommender.scores`."""
         asked, place = self._asked(batch["items"])
-        hidden = self._transformed(at_places(self._hidden(asked), place))
+        hidden = self._transformed(gather_positions(self._hidden(asked), place))
         table = self.items.embedding[: self.num_items]
         return jnp.einsum("BD,ID->BI", hidden, table) + self.bias[...]
 
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """See `Recommender.reasons`: as for `SASRec`, of the hidden place, without itself."""
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """See `Recommender.attributions`: as for `SASRec`, of the hidden place, without itself."""
         if "weights" not in self.config.line.can:
             return {}
         asked, place = self._asked(batch["items"])
         _, weights = self._hidden(asked, return_weights=True)
-        weights = at_places(jnp.mean(weights[-1], axis=1), place)[:, :-1]
-        return alike(jnp.where(is_event(batch["items"]), weights, 0), items)
+        weights = gather_positions(jnp.mean(weights[-1], axis=1), place)[:, :-1]
+        return broadcast_weights(jnp.where(is_event(batch["items"]), weights, 0), items)
 
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """See `Recommender.loss`: of items hidden at random; the last one where none is."""
         mask_key, dropout_key, negative_key = jax.random.split(key, 3)
-        following = at_places(batch["next"], last_places(batch["items"]))
+        following = gather_positions(batch["next"], last_positions(batch["items"]))
         whole = events(batch["items"], following)
         drawn = jax.random.uniform(mask_key, whole.shape) < self.config.mask_rate
         drawn = drawn & is_event(whole)
-        last = jnp.arange(whole.shape[1]) == last_places(whole)[:, None]
+        last = jnp.arange(whole.shape[1]) == last_positions(whole)[:, None]
         drawn = drawn | (last & ~jnp.any(drawn, axis=1, keepdims=True))
         shown = jnp.where(drawn & is_event(whole), self.num_items, whole)
         hidden = self._transformed(self._hidden(shown, dropout_key=dropout_key))
@@ -249,7 +251,7 @@ class BERT4Rec(Recommender):
         return loss, {}
 
 
-def alike(weights: Array, items: Array) -> dict[str, Array]:
+def broadcast_weights(weights: Array, items: Array) -> dict[str, Array]:
     """Weights over places [B, S], as shares and the same for each of the items [B, R]."""
     found = shares(weights)[:, None]
     return {"items": jnp.broadcast_to(found, (*items.shape, weights.shape[1]))}

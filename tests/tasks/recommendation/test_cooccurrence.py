@@ -9,11 +9,11 @@ import scipy.sparse as sp
 from tasks.recommendation.models import cooccurrence
 from tasks.recommendation.models.losses import cross_entropy, gbce
 from tasks.recommendation.models.score_terms import (
+    Ease,
     History,
-    Neighbours,
-    PlaceAttention,
-    Ridge,
-    Transitions,
+    MarkovChain,
+    RecencyAttention,
+    UserKnn,
 )
 
 USERS, ITEMS, S = 6, 9, 5
@@ -47,7 +47,7 @@ def test_transitions(both_ways):
 
 def test_largest():
     matrix = sp.random(5, 8, 0.5, "csr", np.float32, random_state=0)
-    columns, entries = cooccurrence.largest(matrix, 3)
+    columns, entries = cooccurrence.top_k_per_row(matrix, 3)
     for row, whole in enumerate(matrix.toarray()):
         expected = np.sort(whole)[::-1][:3]
         np.testing.assert_allclose(entries[row], expected)
@@ -77,7 +77,7 @@ def test_ridge_without_the_user_is_that_of_the_others(user, known):
     popular items alone, where they are many.
     """
     weights = (RNG.random((1, 1, S)) * (np.arange(S) < 3)).astype(np.float32)
-    part = Ridge(matrix_of(HISTORIES), STRENGTH, 4.0, known)
+    part = Ease(matrix_of(HISTORIES), STRENGTH, 4.0, known)
     part.mix = lambda x: x
     found = np.asarray(jax.jit(lambda: part(history(user, True), weights))())[0, 0]
     everyone = np.asarray(matrix_of(HISTORIES).todense() > 0, float).sum(axis=0)
@@ -97,7 +97,7 @@ def test_ridge_without_the_user_is_that_of_the_others(user, known):
 def test_transitions_without_the_user_are_those_of_the_others(both_ways):
     user = 2
     weights = RNG.random((1, 1, S)).astype(np.float32)
-    part = Transitions(matrix_of(HISTORIES), WINDOW, DECAY, 4.0, 10, both_ways)
+    part = MarkovChain(matrix_of(HISTORIES), WINDOW, DECAY, 4.0, 10, both_ways)
     part.mix = lambda x: x
     found = np.asarray(jax.jit(lambda: part(history(user, True), weights))())[0, 0]
     C = counted(without(user), both_ways)[HISTORIES[user][:S]]
@@ -107,7 +107,7 @@ def test_transitions_without_the_user_are_those_of_the_others(both_ways):
 
 def test_neighbours_are_the_others_most_alike():
     user, k = 1, 3
-    part = Neighbours(matrix_of(HISTORIES), k, 4.0, 10)
+    part = UserKnn(matrix_of(HISTORIES), k, 4.0, 10)
     weights = np.ones((1, 1, S), np.float32) * (np.arange(S) < 2)
     shares, ids = jax.jit(lambda: part.shares(history(user, False), weights))()
     X = np.asarray(matrix_of(HISTORIES).todense() > 0, float)
@@ -123,7 +123,7 @@ def test_neighbours_are_the_others_most_alike():
 
 
 def test_places_count_half_at_the_half_life():
-    attention = PlaceAttention(ITEMS, 1.0)
+    attention = RecencyAttention(ITEMS, 1.0)
     items = jnp.arange(2)[None]
     one = History(items, jnp.zeros((1, 2)), jnp.zeros(1, int), jnp.array([[0, 1]]))
     weights = np.asarray(jax.jit(lambda: attention(one))())[0]

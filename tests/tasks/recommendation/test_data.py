@@ -8,7 +8,7 @@ import pytest
 
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.recommendation.data import DataConfig, RecommendationData, examples, load
+from tasks.recommendation.data import DataConfig, RecommendationData, RecommendationDataset, load
 from tests.tasks.public import needed
 
 # Out of order; Ann has Öl again; two of Ann's stamps are equal; Bo has but one event.
@@ -32,6 +32,10 @@ def own(tmp_path, text, name="mine.csv", **fields):
     return config, load(config, None)
 
 
+def examples(data, config, split, with_validation=False):
+    return RecommendationDataset(data, config, with_validation).splits[split]
+
+
 def named(data, items):
     return [data.names[item] for item in items if item >= 0]
 
@@ -48,8 +52,8 @@ def test_own_events_are_put_in_order(tmp_path, capsys):
     titles = dict(zip(data.names, data.titles, strict=True))
     assert titles == {"a": "Øl, öl", "b": "Brötchen", "c": "Crème", "d": "d"}
     np.testing.assert_allclose(data.ages[:4], [7, 7, 5, 0])
-    assert json.loads(json.dumps(data.assets())) == data.assets()
-    assert RecommendationData.restore(data.assets()).fingerprint == data.fingerprint
+    assert json.loads(json.dumps(data.to_json())) == data.to_json()
+    assert RecommendationData.from_json(data.to_json()).fingerprint == data.fingerprint
 
 
 def test_last_event_is_test_and_the_one_before_validation(tmp_path):

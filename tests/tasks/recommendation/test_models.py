@@ -87,7 +87,7 @@ def found(request):
         model = merge_model(graph, params, kept)
         scores = jax.lax.map(model.scores, asked)
         first = jax.tree.map(lambda x: x[0], asked)
-        reasons = model.reasons(first, TOP)
+        reasons = model.attributions(first, TOP)
         return {"losses": values, "gradients": gradients, "scores": scores, "reasons": reasons}
 
     # With a row of weight 0, and with another content of that row.

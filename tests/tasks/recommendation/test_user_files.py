@@ -8,7 +8,7 @@ from tasks.common.errors import UserError
 from tasks.recommendation import models
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.data import DataConfig, in_order
-from tasks.recommendation.processor import Reader
+from tasks.recommendation.processor import QueryParser
 from tasks.recommendation.task import TASK
 from tasks.recommendation.user_files import read_own
 
@@ -177,7 +177,7 @@ def test_one_and_one_point_zero_are_one_id(read):
     data, _ = in_order(read("1,7,1609459200\n1.0,8.0,1609459201\n01,8,1609459202\n"))
     assert data.users == ("1", "01")
     assert set(data.names) == {"7", "8"}
-    ask = Reader(data)
+    ask = QueryParser(data)
     assert ask("user:1.0").user == ask("user:1").user == 0
     assert ask("7.0; 8").unknown == {}
     assert ask("user: ").user == -1
