@@ -6,7 +6,8 @@ import pytest
 from scipy import integrate, stats
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
-from tasks.forecasting.models.heads import HEADS, LEVELS, expect_head
+from tasks.forecasting.models.heads import HEADS, LEVELS
+from tasks.forecasting.models.lag import LagConfig
 
 RNG = np.random.default_rng(0)
 B, F, C = 2, 3, 2
@@ -127,6 +128,6 @@ def test_the_windows_own_units_and_what_is_missing(name):
 
 
 def test_an_unknown_head_is_named():
-    expect_head("quantile")
-    with pytest.raises(ValueError, match="head: got 'gauss', expected one of point, median"):
-        expect_head("gauss")
+    assert LagConfig(head="quantile").head == "quantile"
+    with pytest.raises(ValueError, match="head: got 'gauss', expected one of 'point', 'median'"):
+        LagConfig(head="gauss")

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from tasks.forecasting import paths
-from tasks.forecasting.models.base import Forecaster, Sizes
+from tasks.forecasting.models.base import Forecaster, WindowSizes
 from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.paths import draw_paths, quantiles_beyond, rolled
+from tasks.forecasting.paths import draw_paths, forecast_autoregressively, quantiles_beyond
 
 L, F, S = 16, 14, 84
 LEVELS = (0.1, 0.3, 0.7, 0.9)
@@ -21,7 +21,7 @@ class Exact(Forecaster):
     """The true distribution of the F steps after the past of a process with unit innovations."""
 
     def __init__(self, process, head):
-        super().__init__(Sizes(channels=1, lookback=L, horizon=F), HEADS[head])
+        super().__init__(WindowSizes(channels=1, lookback=L, horizon=F), HEADS[head])
         self.process = process
 
     def forecast(self, past, past_valid, calendar, **options):
@@ -58,7 +58,7 @@ def batch(rows=1, steps=S):
 def bounds(process, head):
     """Quantiles of all S steps, [S, Q], as the task joins them, and the points [S]."""
     model = Exact(process, head)
-    parameters = jax.jit(lambda b: rolled(model, b))(batch())
+    parameters = jax.jit(lambda b: forecast_autoregressively(model, b))(batch())
     within = model.head.quantiles(np.asarray(parameters[:, :F]), LEVELS)
     beyond = jax.jit(lambda b: quantiles_beyond(model, b, LEVELS))(batch())
     point = model.head.point(parameters)[0, :, 0]
