@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from tasks.recommendation.models import cooccurrence
-from tasks.recommendation.models.losses import cross_entropy, gbce
+from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 from tasks.recommendation.models.score_terms import (
     Ease,
     History,
@@ -143,7 +143,10 @@ def test_gbce_by_hand():
 
 
 def test_cross_entropy_by_hand():
-    logits = RNG.normal(size=(2, 4)).astype(np.float32)
-    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    found = jax.jit(cross_entropy, static_argnums=2)(logits, np.array([2, -1]), 0.1)
-    np.testing.assert_allclose(found, [-0.9 * logs[0, 2] - 0.1 * logs[0].mean(), 0], rtol=1e-5)
+    hidden, bias = RNG.normal(size=(1, 2, 3)), RNG.normal(size=4)
+    table = RNG.normal(size=(4, 3))
+    logits = hidden[0, 0] @ table.T + bias
+    logs = logits - np.log(np.exp(logits).sum())
+    config, targets = LossConfig(label_smoothing=0.1), np.array([[2, -1]])
+    found = next_item_loss(config, hidden, table, targets, np.ones(1), None, bias)
+    np.testing.assert_allclose(found, -0.9 * logs[2] - 0.1 * logs.mean(), rtol=1e-5)

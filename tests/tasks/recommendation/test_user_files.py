@@ -10,7 +10,7 @@ from tasks.recommendation.columns import Wanted
 from tasks.recommendation.data import DataConfig, in_order
 from tasks.recommendation.processor import QueryParser
 from tasks.recommendation.task import TASK
-from tasks.recommendation.user_files import read_own
+from tasks.recommendation.user_files import read_events
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def read(tmp_path):
     def done(text, name="mine.csv", **wanted):
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
-        return read_own(str(path), Wanted(**wanted))
+        return read_events(str(path), Wanted(**wanted))
 
     return done
 
