@@ -73,7 +73,8 @@ class Processor(abc.ABC):
 
     A subclass is a frozen dataclass. Its fields after `data` and `model` were fitted on the
     training split: JSON values, NumPy arrays, or objects with `to_json` and `from_json`. They are
-    the content of assets.json.
+    the content of assets.json. A field or property `buckets` has the lengths of padded batches,
+    ascending, if there are any.
 
     Attributes:
       data, model: configs.
@@ -82,11 +83,10 @@ class Processor(abc.ABC):
     data: Any
     model: Any
 
-    # No annotation: a subclass has a field or a property. Lengths of padded batches, ascending;
-    # None if all examples have the same shape.
-    buckets = None
-    # Likewise: column that `launch.predict` reads of a table of inputs; None: it reads no tables.
-    input_column = None
+    @property
+    def input_column(self) -> str | None:
+        """Column that `launch.predict` reads of a table of inputs; None if it reads no tables."""
+        return None
 
     def assets(self) -> dict[str, Any]:
         """Returns the fitted fields as JSON values."""
@@ -287,7 +287,7 @@ class Task(abc.ABC):
     @property
     def buckets(self) -> Sequence[Bucket] | None:
         """Lengths of padded batches, ascending; None if all examples have the same shape."""
-        return self.processor.buckets
+        return getattr(self.processor, "buckets", None)
 
     # ------------------------------------------------------------------ objective
 

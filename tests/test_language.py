@@ -15,7 +15,18 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # Folders and files that follow the rules.
-CHECKED: tuple[str, ...] = ("tasks/common/keys.py",)
+CHECKED: tuple[str, ...] = (
+    "tasks/classification.py",
+    "tasks/common/keys.py",
+    "tasks/forecasting",
+    "tasks/language_modeling",
+    "tasks/recommendation",
+    "tasks/sequence_copy/data.py",
+    "tasks/sequence_copy/task.py",
+    "tasks/text_classification/baselines.py",
+    "tasks/text_classification/figures.py",
+    "tasks/text_classification/task.py",
+)
 
 RETIRED = re.compile(
     r"\b(pictures?|anew|wholly|told|nobody|somebody|whoever|a person|persons?|verbs?|whatever"

@@ -63,11 +63,11 @@ class _Vocabulary:
 
 def here(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
+    from tasks.translation.processor import TranslationProcessor
     from tasks.translation.task import Translation
 
-    T = data[0]["target"].shape[1]
-    task = Translation(config.data, config.model, _Vocabulary(), [{"source": T, "target": T}])
-    return engine_steps(task, config, data)
+    processor = TranslationProcessor(config.data, config.model, _Vocabulary(), [])
+    return engine_steps(Translation(config.data, config.model, processor), config, data)
 
 
 def in_torch(

@@ -60,11 +60,11 @@ class _Vocabulary:
 
 def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """A function that takes steps with this project's engine and returns the last loss."""
-    from tasks.text_classification.task import TextClassification
+    from tasks.text_classification.task import TextClassification, TextProcessor
 
-    task = TextClassification(
-        config.data, config.model, _Vocabulary(), ["no", "yes"], [data[0]["tokens"].shape[1]]
-    )
+    buckets = [data[0]["tokens"].shape[1]]
+    processor = TextProcessor(config.data, config.model, ["no", "yes"], buckets, _Vocabulary())
+    task = TextClassification(config.data, config.model, processor)
     return engine_steps(task, config, data)
 
 

@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from launch.engine.output import as_json
-from tasks.common.data.tables import (
-    EXTENSIONS,
-    Table,
-    encoding_of,
-    lines_of,
-    no_column,
-    open_table,
-    text_value,
-)
+from tasks.common.data.cells import text_value
+from tasks.common.data.tables import EXTENSIONS, Table, no_column, open_table
+from tasks.common.data.text_files import detect_encoding, split_lines
 from tasks.common.errors import UserError
 from tasks.task import Task
 
@@ -82,13 +76,13 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
       UserError: a line is not in that encoding; it is named.
     """
     start = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
-    encoding = encoding_of(start)
+    encoding = detect_encoding(start)
     if encoding not in ("utf-8", "utf-8-sig"):
         try:
             text = stream.read().decode(encoding)
         except UnicodeDecodeError:
             raise UserError(f"{name}: is not {encoding.upper()}; save it as UTF-8") from None
-        yield from lines_of(text)
+        yield from split_lines(text)
         return
     for number, line in enumerate(stream, 1):
         if b"\0" in line:
@@ -99,7 +93,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if number == 1 and not text.endswith("\n"):
                 # All of the file: one line, or lines that end in CR.
-                yield from lines_of(text)
+                yield from split_lines(text)
             else:
                 yield text.removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:

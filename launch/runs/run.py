@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from launch.engine import config as configs
 from launch.engine import sharding
 from launch.engine import state as states
@@ -152,19 +154,13 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process trains there.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            # Windows has no flock; there nobody looks after this.
-            pass
-        except OSError:
-            raise UserError(
-                f"--workdir={folder}: another process is training there; wait, or name another"
-            ) from None
-        yield
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"--workdir={folder}: another process is training there; wait, or name another"
+        ) from None
 
 
 def _finish(

@@ -1,13 +1,30 @@
-"""The error that a person's mistake raises."""
+"""The error for mistakes of the user, and warnings on standard error."""
+
+import sys
+
+_warned: set[str] = set()
 
 
 class UserError(Exception):
-    """A mistake of the person at the command line, not of the program.
+    """A mistake in the user's input, as opposed to one in the program.
 
-    The message is one line that names the culprit and the remedy. The verbs of `launch` print it
+    The message is one line that names the cause and the remedy. The commands of `launch` print it
     without a traceback and exit with status 2.
     """
 
     def __str__(self) -> str:
-        # Names of files and values of fields may hold line ends.
+        # File names and values of fields may contain line ends.
         return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+
+
+def warn_once(message: str, key: str | None = None) -> None:
+    """Prints a line on standard error, once per process, because files are read several times.
+
+    Args:
+      message: the line.
+      key: a later message with this key is not printed; the message itself if None.
+    """
+    key = message if key is None else key
+    if key not in _warned:
+        _warned.add(key)
+        print(message, file=sys.stderr, flush=True)

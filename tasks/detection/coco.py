@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import say_once, unique_keys
-from tasks.common.data.user_files import find_file, read_text
-from tasks.common.errors import UserError
+from tasks.common.data.tables import unique_keys
+from tasks.common.data.text_files import read_text
+from tasks.common.data.user_files import find_file
+from tasks.common.errors import UserError, warn_once
 from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import RunLength
 
@@ -174,12 +175,12 @@ class _Reader:
 
     def pictures(self, folder: Path) -> list[Annotated]:
         if self._without_pixels:
-            say_once(
+            warn_once(
                 f"{self._file}: masks of {len(self._without_pixels)} objects have no pixel, the "
                 f"first is {self._without_pixels[0]}; the objects are kept with their boxes"
             )
         if self._elsewhere:
-            say_once(
+            warn_once(
                 f"{self._file}: boxes of {len(self._elsewhere)} objects are not where their masks "
                 f"are, the first is {self._elsewhere[0]}; bbox is x, y, width and height"
             )

@@ -25,8 +25,8 @@ import numpy as np
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.tables import say_once
 from tasks.common.data.user_files import results_name
+from tasks.common.errors import warn_once
 from tasks.common.images.files import resize
 from tasks.detection import user_files
 from tasks.detection.augmentation import AugmentationConfig
@@ -340,12 +340,12 @@ def _name_lost(path: str, own: user_files.OwnFiles, side: int, most: int) -> Non
             tiny += [picture.name] * int((sides < 1).any(axis=1).sum())
             beyond += [picture.name] * max(len(boxes) - most, 0)
     if tiny:
-        say_once(
+        warn_once(
             f"{path}: {len(tiny)} objects are narrower than one pixel at config.data.image_size="
             f"{side}, the first is in {tiny[0]}"
         )
     if beyond:
-        say_once(
+        warn_once(
             f"{path}: {len(beyond)} objects are beyond config.data.max_objects={most} and are left "
             f"out of training, the first is in {beyond[0]}"
         )

@@ -18,7 +18,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.images.files import read_oriented
-from tasks.common.images.orientation import say_displayed
+from tasks.common.images.orientation import warn_displayed
 from tasks.common.keys import example_keys
 from tasks.detection import baselines
 from tasks.detection.augmentation import augment
@@ -386,7 +386,7 @@ class _Files:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         image, orientation = read_oriented(self._paths[index])
-        say_displayed(self._paths[index], orientation)
+        warn_displayed(self._paths[index], orientation)
         example = fit(Picture(image), self._side, 1)
         return {
             "image": example["image"],

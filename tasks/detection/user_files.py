@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import say_shared, split_by_hash, split_names
-from tasks.common.errors import UserError
-from tasks.common.images.files import read_each, read_image, read_oriented
+from tasks.common.data.user_files import read_each, split_by_hash, split_names, warn_shared
+from tasks.common.errors import UserError, warn_once
+from tasks.common.images.files import read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
 from tasks.detection.coco import Annotated, read_annotations, run_lengths
 from tasks.detection.ops.masks import stacked_codes
@@ -96,7 +95,7 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
             for picture in given
         ]
     codes = {split: [array.tobytes().hex() for array in hashes[split]] for split in hashes}
-    say_shared(
+    warn_shared(
         path,
         {
             split: dict(zip(codes[split], (picture.name for picture in given), strict=True))
@@ -133,7 +132,7 @@ def _find(path: str) -> dict[str, Path]:
         raise UserError(f"{path}: has no train.json; give one, or name a file of annotations")
     if stems:
         first = next(iter(stems.values())).name
-        say_once(f"{path}: {len(stems)} files are of no split and are left out, such as {first}")
+        warn_once(f"{path}: {len(stems)} files are of no split and are left out, such as {first}")
     return found
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import listed, no_column, open_table, say_once, shown, text_value
+from tasks.common.data.cells import join_names, quote, text_value
+from tasks.common.data.tables import no_column, open_table
 from tasks.common.data.timestamps import (
     DATE_ORDER_KEY,
     TimeColumn,
@@ -17,7 +18,7 @@ from tasks.common.data.timestamps import (
     Times,
     looks_like_times,
 )
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 from tasks.forecasting import timestamps as clock
 from tasks.forecasting.numbers import (
     DECIMAL_KEY,
@@ -112,7 +113,7 @@ def find_time_column(table: Cells, wanted: str) -> str | None:
     if found is None:
         raise UserError(
             f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
-            f"times by config.data.time_column ({listed(table.header, 8)}), or {NO_TIMES!r} "
+            f"times by config.data.time_column ({join_names(table.header, 8)}), or {NO_TIMES!r} "
             "if rows are one step apart"
         )
     return found
@@ -140,19 +141,19 @@ def read_columns(
             if error.is_text and not targets:
                 texts.append(column)
                 continue
-            where = f"{table.name}: line {table.lines[error.index]}: {shown(column)} is"
+            where = f"{table.name}: line {table.lines[error.index]}: {quote(column)} is"
             if error.two_readings:
                 # A trained model has its config already.
                 remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
-                raise UserError(f"{where} {shown(cells[error.index])}, {error}; {remedy}") from None
+                raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{where} {shown(cells[error.index])}, expected a number or nothing{note}; correct "
+                f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; correct "
                 "it, or set config.data.targets to the columns to forecast"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:
-        say(f"{table.name}: columns without numbers, left out: {listed(texts)}")
+        say(f"{table.name}: columns without numbers, left out: {join_names(texts)}")
     if not targets and "" in table.header and stamped != "":
         say(f"{table.name}: column without a name, left out: {table.header.index('') + 1}")
     if not found:
@@ -179,13 +180,15 @@ def _conventions(
         cells = table.column(name)
         if (index := grouped_by_points(cells)) is not None:
             raise UserError(
-                f"{table.name}: line {table.lines[index]}: {shown(name)} is {shown(cells[index])}, "
-                f"and {shown(commas[0])} has decimal commas, so the point may separate "
+                f"{table.name}: line {table.lines[index]}: {quote(name)} is {quote(cells[index])}, "
+                f"and {quote(commas[0])} has decimal commas, so the point may separate "
                 f"thousands; set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
             )
     for convention, names in named.items():
         example = found[names[0]].example
-        say_once(f"{table.name}: numbers with {convention}: {listed(names)} (first: {example})")
+        warn_once(
+            f"{table.name}: numbers with {convention}: {join_names(names)} (first: {example})"
+        )
     return {name: each.decimal for each, names in named.items() for name in names}
 
 
@@ -211,8 +214,8 @@ def read_times(table: Cells, column: str, date_order: str, likely: str, trained:
 
 def _no_time(table: Cells, column: str, index: int, note: str) -> UserError:
     return UserError(
-        f"{table.name}: line {table.lines[index]}: {shown(column)} is "
-        f"{shown(table.column(column)[index])}, expected a time such as 2024-05-31 or 2024-05-31 "
+        f"{table.name}: line {table.lines[index]}: {quote(column)} is "
+        f"{quote(table.column(column)[index])}, expected a time such as 2024-05-31 or 2024-05-31 "
         f"13:00:00, or seconds since 1970{note}"
     )
 
@@ -223,10 +226,10 @@ def clocked(
     """Returns the stamps of the rows and their clock, which is printed on standard error."""
     times, on = clock.on_clock(found, likely.clock if likely else "", step)
     if likely and likely.clock and not on:
-        say_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")
+        warn_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")
     if found.unit:
         kept = f", in {_CLOCKS[on]}" if on else ""
-        say_once(
+        warn_once(
             f"{table.name}: {column}: {found.unit}{kept} (first: {clock.format_times(times[0])[0]})"
         )
     return times, on

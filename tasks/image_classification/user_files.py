@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import SPLIT_NAMES, say_shared, split_by_hash, split_names
-from tasks.common.errors import UserError
+from tasks.common.data.user_files import (
+    SPLIT_NAMES,
+    read_each,
+    split_by_hash,
+    split_names,
+    warn_shared,
+)
+from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import (
     center_crop_square,
     image_folder,
-    read_each,
     read_image,
     resize,
-    say_left_out,
+    warn_left_out,
 )
 from tasks.image_classification.datasets import SPLITS, DataSet, Images
 
@@ -60,7 +64,7 @@ def read_folder(
         if not len(splits[split]):
             raise UserError(f"{folders[split]}: has no picture that can be read")
         _name_conflicts(folders[split], hashes[split], splits[split].labels)
-    say_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
+    warn_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
     train = splits["train"]
     remedy = "give folders train, validation and test"
     digests = [digest for digest, _ in hashes["train"]]
@@ -93,7 +97,7 @@ def split_folders(path: str) -> dict[str, Path]:
         return {"train": root}
     names = split_names([folder.name for folder in folders], path)
     found = {split: root / name for split, name in names.items()}
-    say_left_out(root, found.values())
+    warn_left_out(root, found.values())
     return found
 
 
@@ -129,7 +133,7 @@ def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
             conflicts.append((file, other))
     if conflicts:
         file, other = conflicts[0]
-        say_once(
+        warn_once(
             f"{folder}: {len(conflicts)} pictures are in two classes, such as {file}, which is the "
             f"same as {other}"
         )

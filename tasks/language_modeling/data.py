@@ -11,10 +11,10 @@ from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
-from tasks.common.data.tables import lines_of, read_text, say_once
-from tasks.common.data.user_files import results_name, say_shared, split_by_hash
+from tasks.common.data.text_files import read_text, split_lines
+from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS, shared_with
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import TextConfig
 from tasks.language_modeling.corpora import CORPORA
 
@@ -133,16 +133,16 @@ def _user_data(config: DataConfig) -> Corpus:
             text = read_text(file).replace("\r\n", "\n")
             read[split] = [text]
             if config.lines:
-                lines = lines_of(text)
+                lines = split_lines(text)
                 read[split] = [line for line in lines if line.strip()]
                 named[split] = {
                     line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
                 }
                 if blank := len(lines) - len(read[split]):
-                    say_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
+                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
     remedy = "give validation_file and test_file"
     if config.lines:
-        say_shared(config.train_file, named, "lines")
+        warn_shared(config.train_file, named, "lines")
         train = read["train"]
         parts = split_by_hash(train, list(read), config.train_file, remedy, "lines")
         read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}

@@ -18,7 +18,7 @@ import numpy as np
 from tasks.common.backbones import transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.pipeline import Examples
+from tasks.common.data.pipeline import Examples, bucket_lengths
 from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
@@ -75,10 +75,7 @@ class LanguageModeling(Task):
                 raise UserError(f"{data.name}: {split} is too short for one example")
         if not task.dataset.running:
             lengths = task.examples("train").lengths
-            shorter = [
-                -(-int(np.quantile(lengths, quantile)) // 8) * 8 for quantile in _BUCKET_QUANTILES
-            ]
-            buckets = sorted({*(n for n in shorter if n < data.length), data.length})
+            buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, 8, data.length)
             task.processor = dataclasses.replace(task.processor, buckets=buckets)
         return task
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import listed, no_column, shown
+from tasks.common.data.cells import join_names, quote
+from tasks.common.data.tables import no_column
 from tasks.common.data.timestamps import looks_like_times
 from tasks.common.errors import UserError
 
@@ -122,7 +123,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
       UserError: a column is missing, occurs twice, or is ambiguous.
     """
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {shown(twice)} occurs twice in the header; rename one")
+        raise UserError(f"{name}: column {quote(twice)} occurs twice in the header; rename one")
     indices, names = {}, {}
     for role in _NAMES:
         column = wanted.named.get(role)
@@ -134,7 +135,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
             found = _found(role, header)
             if len(found) > 1:
                 raise UserError(
-                    f"{name}: {' and '.join(map(shown, found))} can both be the column of the "
+                    f"{name}: {' and '.join(map(quote, found))} can both be the column of the "
                     f"{role}; remove one or name it by {_KEYS.get(role, 'its header')}"
                 )
             column = found[0] if found else None
@@ -144,7 +145,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
         if role not in indices and not (role == TIME and wanted.time == NO_TIMES):
             order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
             raise UserError(
-                f"{name}: no column {role!r}; there are: {listed(header)}; name it by "
+                f"{name}: no column {role!r}; there are: {join_names(header)}; name it by "
                 f"{_KEYS[role]}{order}"
             )
     _expect_apart(name, indices, names)
@@ -152,7 +153,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
     others = [column or "(without a name)" for column in header if column not in names.values()]
     if others or any(names[role].lower() != role for role in indices):
         used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in indices)
-        more = listed(others, _SHOWN)
+        more = join_names(others, _SHOWN)
         notes.append(f"columns: {used}" + (f"; not used: {more}" if others else ""))
     return Layout(indices, names, tuple(notes))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import label_value
+from tasks.common.data.cells import label_value
 from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
 from tasks.recommendation.metrics import TOP
 from tasks.task import ArraySpec, Processor

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.tables import Table, label_value, open_table, say_once, text_value
+from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.tables import Table, open_table
 from tasks.common.data.timestamps import TimeColumn, TimeError, Times
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import columns
 from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
@@ -80,9 +81,9 @@ def read_events(name: str, wanted: Wanted | None = None) -> Events:
     )
     layout, skipped = _layout(table, wanted)
     for note in layout.notes:
-        say_once(f"{name}: {note}")
+        warn_once(f"{name}: {note}")
     if RATING in layout.indices and wanted.min_rating is None:
-        say_once(
+        warn_once(
             f"{name}: column {layout.names[RATING]!r} is ignored; set "
             "config.data.min_rating to leave out events with low ratings"
         )
@@ -147,7 +148,7 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
             if title:
                 titles[number] = title
     if len(user) < count:
-        say_once(
+        warn_once(
             f"{name}: {count - len(user):,} of {count:,} events have a rating below "
             f"{wanted.min_rating:g}; left out"
         )
@@ -164,7 +165,7 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
         else None,
     )
     if time_index is None:
-        say_once(f"{name}: no times; events are in the order of lines")
+        warn_once(f"{name}: no times; events are in the order of lines")
         return events
     return _timed(table, events, layout, skipped, wanted, times)
 
@@ -191,7 +192,7 @@ def _timed(
 def _tell(name: str, header: str, found: Times) -> None:
     for text in (found.assumption, found.remark):
         if text:
-            say_once(f"{name}: {header}: {text}")
+            warn_once(f"{name}: {header}: {text}")
 
 
 def _cell(

@@ -17,12 +17,11 @@ import numpy as np
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.tables import say_once
-from tasks.common.data.user_files import LATER, results_name, say_shared, split_by_hash
-from tasks.common.errors import UserError
+from tasks.common.data.user_files import LATER, read_each, results_name, split_by_hash, warn_shared
+from tasks.common.errors import UserError, warn_once
 from tasks.common.images.augmentation import AugmentationConfig
-from tasks.common.images.files import read_each, read_oriented, resize
-from tasks.common.images.orientation import AnnotationTurns, say_displayed, turned
+from tasks.common.images.files import read_oriented, resize
+from tasks.common.images.orientation import AnnotationTurns, turned, warn_displayed
 from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
@@ -252,7 +251,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
         split: dict(zip(hashes[split], (str(pair[0]) for pair in kept[split]), strict=True))
         for split in read
     }
-    say_shared(config.path, shown, "images")
+    warn_shared(config.path, shown, "images")
     train = read["train"]
     remedy = "give more pictures, or folders for validation and test"
     parts = split_by_hash(hashes["train"], list(read), config.path, remedy, "images")
@@ -263,7 +262,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
     )
     lost = [names[k] for k in np.flatnonzero(before[:VOID]) if not after[k]]
     if lost:
-        say_once(
+        warn_once(
             f"{config.path}: {', '.join(lost[:20])} has no pixel in train at "
             f"config.data.image_size={tuple(config.image_size)}; set a larger one, or "
             "config.data.fit to tiles"
@@ -346,7 +345,7 @@ class Scenes:
     def _picture(self, number: int) -> np.ndarray:
         name = self._raw[number]
         image, orientation = read_oriented(name, called=f"input {name!r}")
-        say_displayed(name, orientation)
+        warn_displayed(name, orientation)
         return image
 
     def __len__(self) -> int:

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.tables import lines_of, say_once
-from tasks.common.data.user_files import read_text, split_names
-from tasks.common.errors import UserError
+from tasks.common.data.text_files import read_text, split_lines
+from tasks.common.data.user_files import is_hidden, split_names
+from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import (
     image_paths,
-    is_hidden,
     open_image,
     orientation_of,
     read_oriented,
-    say_left_out,
+    warn_left_out,
 )
 from tasks.common.images.orientation import UPRIGHT, AnnotationTurns
 from tasks.segmentation.metrics import VOID
@@ -63,7 +62,7 @@ def _say_unused(folder: Path, used: set[str]) -> None:
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in used)
     others = [name for name in others if not is_hidden(name)]
     if others:
-        say_once(
+        warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0]}; used are "
             f"{', '.join(sorted(used))}"
         )
@@ -92,7 +91,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if stem in found:
             raise UserError(f"{path}: {found[stem].name} has that name too; one is enough")
         found[stem] = path
-    say_left_out(folder, found.values())
+    warn_left_out(folder, found.values())
     return found
 
 
@@ -107,7 +106,7 @@ def class_names(path: str) -> list[str] | None:
         raise UserError(f"{file}: is a folder, expected a file with the name of a class a line")
     if not file.is_file():
         return None
-    names = [line.strip() for line in lines_of(read_text(file).rstrip())]
+    names = [line.strip() for line in split_lines(read_text(file).rstrip())]
     if "" in names:
         raise UserError(
             f"{file}: line {names.index('') + 1} is empty, expected the name of a class"
@@ -267,7 +266,7 @@ def count_classes(
         )
     if missing and present:
         first = next(number for number in range(most) if not counts[number])
-        say_once(
+        warn_once(
             f"{path}: masks of the train split have no pixel of {missing} of {most + 1} "
             f"classes, the first is {first}"
         )

@@ -1,7 +1,8 @@
-"""Sequence copy by the task contract: an output for each example, of a length of its own."""
+"""Sequence copy: strings of digits to strings of the same or reversed order."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,24 +11,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.losses import cross_entropy
 from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
-from tasks.sequence_copy.data import PAD, DataConfig, DigitStrings
-from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder, EncoderDecoderConfig
-from tasks.task import OldTask
+from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
+from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
+from tasks.task import ArraySpec, Processor, Task
 
 
-class SequenceCopy(OldTask):
-    """A string of digits -> the same, backwards or once more."""
+@dataclasses.dataclass(frozen=True)
+class DigitProcessor(Processor):
+    """Strings of digits to ids and back; nothing is fitted."""
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """Two lengths including the end token, so that short strings need little padding."""
+        shortest, longest = self.data.min_length + 1, self.data.max_length + 1
+        return sorted({(shortest + longest) // 2, longest})
+
+    def encode(self, raw: Sequence[str]) -> DigitStrings:
+        """Converts strings of digits, no longer than those of training."""
+        return strings.read_strings(raw, self.data.max_length)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns the decoded string of each input."""
+        return [
+            {"input": source, "output": decoded, "text": decoded}
+            for source, decoded in zip(raw, map(strings.decode, outputs["tokens"]), strict=True)
+        ]
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the specs of "source" and "length"."""
+        return {
+            "source": ArraySpec(("batch", "length"), "int32", PAD),
+            "length": ArraySpec(("batch",), "int32"),
+        }
+
+
+class SequenceCopy(Task):
+    """Strings of digits to the same strings, reversed or in order."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
+    processor_type = DigitProcessor
     primary_metric = "exact_match"
     table_metrics = (
         "exact_match",
@@ -40,130 +71,88 @@ class SequenceCopy(OldTask):
         "alignment_accuracy",
     )
     sharding_rules = SHARDING_RULES
-
-    def __init__(
-        self,
-        data: DataConfig,
-        model: EncoderDecoderConfig,
-        splits: Mapping[str, DigitStrings] | None = None,
-    ):
-        """Args: data and model config; the splits, None where only predicting."""
-        self._data, self._model, self._splits = data, model, splits
-
-    # ------------------------------------------------------------------ making
+    decodes = True
 
     @classmethod
-    def prepare(cls, data: DataConfig, model: EncoderDecoderConfig, paths: Paths) -> SequenceCopy:
-        """See `Task.prepare`; the strings are made anew each time, in a second."""
-        return cls(data, model, strings.generate(data))
+    def load(cls, data: DataConfig, paths: Paths) -> DigitData:
+        """Generates the strings, which takes a second."""
+        return DigitData(strings.generate(data))
 
-    @classmethod
-    def restore(
-        cls, data: DataConfig, model: EncoderDecoderConfig, assets: Mapping[str, Any]
-    ) -> SequenceCopy:
-        """See `Task.restore`; nothing was fitted."""
-        return cls(data, model)
-
-    def assets(self) -> dict[str, Any]:
-        """Nothing: the words are the ten digits."""
-        return {}
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Of the strings of each split."""
-        return {f"{split} strings": digests.of_rows(part.strings)
-                for split, part in self._splits.items()}  # fmt: skip
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the strings and their splits."""
-        return strings.fingerprint(self._splits)
-
-    # ------------------------------------------------------------------ data
-
-    def examples(self, split: str) -> DigitStrings:
-        """See `Task.examples`."""
-        return self._splits[split]
-
-    @property
-    def buckets(self) -> Sequence[int]:
-        """Two lengths, so that short strings are not padded to the longest; with the end token."""
-        shortest, longest = self._data.min_length + 1, self._data.max_length + 1
-        return sorted({(shortest + longest) // 2, longest})
-
-    # ------------------------------------------------------------------ model
+    # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> EncoderDecoder:
-        """See `Task.build_model`."""
-        return EncoderDecoder(self._model, rngs=rngs)
+        """Returns the encoder-decoder."""
+        return EncoderDecoder(self.model, rngs=rngs)
 
     def loss(
         self, model: EncoderDecoder, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of a token under teacher forcing, and the share of tokens it has right."""
-        losses, right, weight = _by_token(model, batch, dropout_key)
+        """Computes cross-entropy and accuracy per token under teacher forcing."""
+        losses, correct, weight = _by_token(model, batch, dropout_key)
         tokens = jnp.maximum(jnp.sum(weight), 1)
-        return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(right) / tokens}
+        return jnp.sum(losses) / tokens, {"forced_accuracy": jnp.sum(correct) / tokens}
 
-    def batch_statistics(
-        self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Summed cross-entropy, tokens that are right, and number of tokens; teacher forcing."""
-        losses, right, weight = _by_token(model, batch, None)
-        return {"loss": jnp.sum(losses), "right": jnp.sum(right), "tokens": jnp.sum(weight)}
+    def evaluate(self, model: EncoderDecoder, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+        """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
+        losses, correct, weight = _by_token(model, batch, None)
+        sums = {"loss": jnp.sum(losses), "right": jnp.sum(correct), "tokens": jnp.sum(weight)}
+        return sums, {}
 
-    def outputs(
-        self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
+    def predict(
+        self, model: EncoderDecoder, inputs: Mapping[str, jax.Array], *, fast: bool = False
     ) -> dict[str, jax.Array]:
-        """Of greedy decoding: tokens [B, T], with the end token, padded with 0; and, where there is
-        attention, `looked` [B, T]: 1 + the position with the largest weight (in the mean of the
-        heads), 0 where nothing was written.
+        """Decodes greedily.
+
+        Returns:
+          "tokens" [B, T], with the end token, padded with 0; and with attention "looked" [B, T],
+          1 + the position of the largest weight in the mean over heads, 0 for padding.
         """
-        source = batch["source"]
-        tokens, weights = model.generate(source, batch["length"], source.shape[1])
-        if not self._model.aligns:
+        source = inputs["source"]
+        tokens, weights = model.generate(source, inputs["length"], source.shape[1])
+        if not self.model.aligns:
             return {"tokens": tokens}
         weights = weights if weights.ndim == 3 else jnp.mean(weights, axis=2)
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
 
     def attention(
-        self, model: EncoderDecoder, batch: Mapping[str, jax.Array]
+        self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Weights of each step of greedy decoding over the source, [B, T, S] or [B, T, N, S]; none
-        for a decoder that reads one fixed vector.
+        """Returns the weights of each decoding step over the source, [B, T, S] or [B, T, N, S].
+
+        Empty for a decoder that reads one fixed vector.
         """
-        if not self._model.aligns:
+        if not self.model.aligns:
             return {}
-        source = batch["source"]
-        return {"alignment": model.generate(source, batch["length"], source.shape[1])[1]}
+        source = inputs["source"]
+        return {"alignment": model.generate(source, inputs["length"], source.shape[1])[1]}
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Of greedy decoding: see `match` and, where there is attention, `alignment_accuracy`;
-        under teacher forcing: `loss` and `forced_accuracy`.
+        """Returns `sequence_metrics` and, with attention, `alignment_accuracy` of greedy decoding;
+        `loss` and `forced_accuracy` of teacher forcing.
         """
-        tokens, examples = float(statistics["tokens"]), self._splits[split]
+        tokens, examples = float(statistics["tokens"]), self.examples(split)
         aligned = {}
         if "looked" in outputs:
             aligned["alignment_accuracy"] = alignment_accuracy(outputs["looked"], examples)
         return {
-            **match(outputs["tokens"], examples),
+            **sequence_metrics(outputs["tokens"], examples),
             **aligned,
             "forced_accuracy": float(statistics["right"]) / tokens,
             "loss": float(statistics["loss"]) / tokens,
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Of the strings and what is to be written."""
-        part = self._splits[split]
+        """Returns hashes of strings and targets."""
+        part = self.examples(split)
         return digests.ids(part.strings, part.answers)
 
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """1 where every token is right, the end token included."""
-        return _exact(outputs["tokens"], self._splits[split]).astype(np.float32)
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns 1 if every token is correct, the end token included, else 0."""
+        return _exact(outputs["tokens"], self.examples(split)).astype(np.float32)
 
     def figures(
         self,
@@ -172,14 +161,14 @@ class SequenceCopy(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Exact match by length, and what the first strings' decoding looked at, head by head."""
-        examples = self._splits[split]
+        """Returns exact match by length, and the alignments of the first strings by head."""
+        examples = self.examples(split)
         drawn: list[Figure] = [_by_length(outputs["tokens"], examples)]
         for index, weights in enumerate(attention.get("alignment", ())):
             source, answer = examples.strings[index], examples.answers[index]
             tokens = outputs["tokens"][index]
             written = strings.decode(tokens)
-            # The step that wrote the end token is shown; those after it wrote nothing.
+            # Up to the step of the end token.
             steps = int(np.sum(tokens != PAD))
             verdict = "right" if written == answer else "wrong"
             heads = [weights] if weights.ndim == 2 else np.swapaxes(weights, 0, 1)
@@ -196,54 +185,39 @@ class SequenceCopy(OldTask):
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """The string the wrong way round, and the right length of the commonest digit."""
-        wrong_way = "unreversed" if self._data.name == "reversed_digits" else "reversed"
+        """Returns the string in the wrong order, and the most common digit at the right length."""
+        wrong_way = "unreversed" if self.data.name == "reversed_digits" else "reversed"
         return {wrong_way: self._wrong_way, "commonest_digit": self._commonest_digit}
 
     def _wrong_way(self) -> dict[str, float]:
-        reverses = self._data.name == "reversed_digits"
+        reverses = self.data.name == "reversed_digits"
         return self._score(lambda string: string if reverses else string[::-1])
 
     def _commonest_digit(self) -> dict[str, float]:
-        digits = Counter("".join(self._splits["train"].strings))
+        digits = Counter("".join(self.examples("train").strings))
         commonest = min(digits, key=lambda digit: (-digits[digit], digit))
         return self._score(lambda string: commonest * len(string))
 
     def _score(self, answer: Callable[[str], str]) -> dict[str, float]:
         began = time.monotonic()
-        test = self._splits["test"]
+        test = self.examples("test")
         answers = [answer(string) for string in test.strings]
-        metrics = match(strings.tokens_of(answers, int(test.lengths.max())), test)
+        metrics = sequence_metrics(strings.tokens_of(answers, int(test.lengths.max())), test)
         return {**metrics, "seconds": round(time.monotonic() - began, 2)}
 
-    # ------------------------------------------------------------------ predict
 
-    def inputs(self, raw: Sequence[str]) -> DigitStrings:
-        """Strings of digits, no longer than those of training."""
-        return strings.read_strings(raw, self._data.max_length)
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """What was written for each string."""
-        return [
-            {"input": source, "output": written, "text": written}
-            for source, written in zip(raw, map(strings.decode, outputs["tokens"]), strict=True)
-        ]
-
-
-def match(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
-    """How decoded tokens agree with the targets.
+def sequence_metrics(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
+    """Computes the agreement of decoded tokens with the targets.
 
     Args:
       tokens: int [n, T], as wide as the longest target.
       examples: n of them.
 
     Returns:
-      `exact_match`, the share of examples with every token right, the end token included; the same
-      of each of four groups of lengths, shortest to longest, `exact_match_4_8` (4 to 8 digits) and
-      so on, and of the greatest length alone, `exact_match_20`; and `token_accuracy`, the share of
-      the targets' positions that hold the right token.
+      `exact_match`, the fraction of examples with every token correct, the end token included; the
+      same for each of four groups of lengths, `exact_match_4_8` (4 to 8 digits) and so on, and for
+      the greatest length, `exact_match_20`; and `token_accuracy`, the fraction of target positions
+      with the correct token.
     """
     target = _targets(tokens, examples)
     real, exact, digits = target != PAD, _exact(tokens, examples), examples.lengths - 1
@@ -255,20 +229,20 @@ def match(tokens: np.ndarray, examples: DigitStrings) -> dict[str, float]:
 
 
 def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
-    """How often the decoder looks where the digit stands that it is to write.
+    """Computes how often the decoder attends to the position of the digit to write.
 
     Args:
-      looked: int [n, T], 1 + the position with the largest weight, 0 where nothing was written.
+      looked: int [n, T], 1 + the position of the largest weight, 0 for padding.
       examples: n of them.
 
     Returns:
-      The share of steps that look at that position or one beside it. Every digit of a target is a
-      step; one that was never written, because the end token came too early, counts as wrong. The
-      end token stands nowhere in the source: its step does not count.
+      The fraction of steps whose largest weight is at that position or next to it. Every digit of a
+      target is a step; digits after an early end token count as wrong. The step of the end token
+      does not count, since it has no position in the source.
     """
     right, steps = 0, 0
     for row, string in zip(looked, examples.strings, strict=True):
-        true = [strings.place(t, len(string), examples.name) for t in range(len(string))]
+        true = [strings.source_position(t, len(string), examples.name) for t in range(len(string))]
         near = np.abs(row[: len(string)] - 1 - np.array(true)) <= 1
         right += int(np.sum(near & (row[: len(string)] > 0)))
         steps += len(string)
@@ -276,7 +250,7 @@ def alignment_accuracy(looked: np.ndarray, examples: DigitStrings) -> float:
 
 
 def _groups(digits: np.ndarray) -> list[tuple[int, int]]:
-    """First and last length of at most four groups of those that occur, and the greatest alone."""
+    """Returns first and last length of at most four groups, and the greatest length alone."""
     parts = np.array_split(np.unique(digits), 4)
     groups = [(int(part[0]), int(part[-1])) for part in parts if len(part)]
     greatest = int(digits.max())
@@ -291,25 +265,25 @@ def _by_length(tokens: np.ndarray, examples: DigitStrings) -> Curves:
 
 
 def _exact(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
-    """bool [n]: every token is right, the end token included."""
+    """Returns whether every token is correct, the end token included, bool [n]."""
     return (tokens == _targets(tokens, examples)).all(axis=1)
 
 
 def _targets(tokens: np.ndarray, examples: DigitStrings) -> np.ndarray:
-    """What the tokens should have been, as wide as they are."""
+    """Returns the targets, padded to the width of the tokens."""
     return strings.tokens_of(examples.answers, tokens.shape[1])
 
 
 def _by_token(
     model: EncoderDecoder, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weighted cross-entropy, weighted correctness and weight of every token: each [B, T]."""
+    """Returns weighted cross-entropy, weighted correctness and weight of each token, [B, T]."""
     target = batch["target"]
     logits, _ = model(batch["source"], batch["length"], target, dropout_key=dropout_key)
     weight = jnp.where(target == PAD, 0, batch["weight"][:, None])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    right = jnp.argmax(logits, axis=-1) == target
-    return losses * weight, right * weight, weight
+    losses = cross_entropy(logits, target)
+    correct = jnp.argmax(logits, axis=-1) == target
+    return losses * weight, correct * weight, weight
 
 
 TASK = SequenceCopy

@@ -26,14 +26,13 @@ from tasks.common.data import builders, digests
 from tasks.common.data.manifests import BY_TEXT, check_split_by, summarize, user_examples
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary
-from tasks.common.data.tables import say_once
 from tasks.common.data.transcribed import (
     TranscriptionExamples,
     encode_units,
     transcription_fingerprints,
 )
 from tasks.common.data.user_files import LATER, results_name
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.datasets.digit_strings import JoinedDigits, Strings
@@ -382,7 +381,7 @@ def _name_silent(path: str, silent: Sequence[str], count: int) -> None:
     if silent and len(silent) == count:
         raise UserError(f"{path}: all {count} recordings are silent: every sample is 0")
     if silent:
-        say_once(
+        warn_once(
             f"{path}: {len(silent)} recordings are silent, such as {silent[0]}: every sample is 0"
         )
 

@@ -1,7 +1,7 @@
-"""Cheap, strong baselines of text classification: TF-IDF with a linear model, and NB-SVM.
+"""Baselines of text classification: TF-IDF with a linear model, and NB-SVM.
 
 Each is a function fit(train_texts, train_labels) -> predict(texts): linear models on sparse word
-counts, deterministic, fitted in seconds. Settings are scikit-learn's defaults but for what is said.
+counts, deterministic, fitted in seconds. Settings are scikit-learn's defaults unless stated.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tasks.common.text.tokenizer import PAD
+
 Predict = Callable[[Sequence[str]], np.ndarray]
 
-# Words of one letter count ("I", "a", "s"); scikit-learn's own pattern drops them.
+# Keeps words of one letter ("I", "a", "s"), which scikit-learn's default pattern drops.
 _WORD = r"(?u)\b\w+\b"
 _SEED = 0
 
 
 def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Predict:
-    """Linear SVM (C = 1) on sublinear TF-IDF of the uni- and bigrams that two texts hold.
+    """Fits a linear SVM (C = 1) on sublinear TF-IDF of uni- and bigrams of at least two texts.
 
     Args:
-      train_texts: the train split, nothing else.
-      train_labels: [n] ints.
+      train_texts: of the training split.
+      train_labels: int [n].
 
     Returns:
       A function from texts to their predicted labels.
@@ -33,7 +35,7 @@ def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Pr
 
 
 def tfidf_logistic_regression(train_texts: Sequence[str], train_labels: np.ndarray) -> Predict:
-    """Logistic regression (C = 10) on the features of `tfidf_linear_svc`."""
+    """Fits logistic regression (C = 10) on the features of `tfidf_linear_svc`."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=10.0, max_iter=1000, random_state=_SEED)
@@ -47,16 +49,16 @@ def nb_svm(
     beta: float = 0.25,
     cost: float = 1.0,
 ) -> Predict:
-    """NB-SVM (Wang & Manning 2012, "Baselines and Bigrams").
+    """Fits NB-SVM (Wang & Manning 2012, "Baselines and Bigrams").
 
     Binary uni- and bigram features f, scaled by the naive Bayes log-count ratio of a class
     against the rest, r = log((p / |p|) / (q / |q|)) with p = alpha + sum of f over the class and q
-    likewise over the rest; a linear SVM with squared hinge on f * r; its weights are interpolated,
-    w' = (1 - beta) |w|_1 / V + beta w. One against the rest where there are more than two classes.
+    likewise over the rest. A linear SVM with squared hinge loss on f * r, with interpolated weights
+    w' = (1 - beta) |w|_1 / V + beta w. One-vs-rest for more than two classes.
 
     Args:
-      train_texts: the train split, nothing else.
-      train_labels: [n] ints.
+      train_texts: of the training split.
+      train_labels: int [n].
       alpha: smoothing of the counts.
       beta: 1 gives the SVM on f * r alone, 0 naive Bayes.
       cost: C of the SVM.
@@ -71,7 +73,7 @@ def nb_svm(
     features = vectorizer.fit_transform(train_texts)
     labels = np.asarray(train_labels)
     classes = np.unique(labels)
-    # Two classes need one model: that of the second class against the first.
+    # Two classes need one model, of the second class against the first.
     columns = []
     for target in classes[1:] if len(classes) == 2 else classes:
         inside = labels == target
@@ -94,10 +96,12 @@ def nb_svm(
 
 
 def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndarray:
-    """r = log((p / |p|_1) / (q / |q|_1)), p = alpha + sum of f inside the class, q outside.
+    """Computes the log-count ratio of a class.
+
+        r = log((p / |p|_1) / (q / |q|_1)),   p = alpha + sum of f inside the class, q outside
 
     Args:
-      features: f, sparse [n, V] of zeros and ones.
+      features: f, sparse 0/1 matrix [n, V].
       inside: bool [n].
       alpha: smoothing.
 
@@ -109,6 +113,33 @@ def log_count_ratio(features, inside: np.ndarray, alpha: float = 1.0) -> np.ndar
     return np.log(p / p.sum()) - np.log(q / q.sum())
 
 
+def naive_bayes_prior(
+    tokens: Sequence[np.ndarray], labels: np.ndarray, vocabulary: int, classes: int
+) -> np.ndarray:
+    """Computes the log-count ratio of each id for each class against the rest.
+
+    Args:
+      tokens: ids of each text; repeated ids count once.
+      labels: class of each text, int [n].
+      vocabulary: number of ids.
+      classes: number of classes.
+
+    Returns:
+      float32 [vocabulary, classes], 0 for padding; for two classes [vocabulary, 1], of class 1.
+    """
+    from scipy.sparse import csr_matrix
+
+    unique = [np.unique(ids) for ids in tokens]
+    starts = np.cumsum([0, *(len(ids) for ids in unique)])
+    columns = np.concatenate(unique)
+    present = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(unique), vocabulary))
+    targets = [1] if classes == 2 else range(classes)
+    ratios = [log_count_ratio(present, labels == target) for target in targets]
+    prior = np.stack(ratios, axis=1).astype(np.float32)
+    prior[PAD] = 0
+    return prior
+
+
 def _tfidf(train_texts: Sequence[str], train_labels: np.ndarray, model) -> Predict:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -117,7 +148,7 @@ def _tfidf(train_texts: Sequence[str], train_labels: np.ndarray, model) -> Predi
     )
     try:
         features = vectorizer.fit_transform(train_texts)
-    except ValueError:  # a few short texts without a word in common
+    except ValueError:  # few short texts without a common word
         vectorizer.set_params(min_df=1)
         features = vectorizer.fit_transform(train_texts)
     model.fit(features, train_labels)

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
-from tasks.common.data.user_files import results_name, say_shared, split_by_hash
+from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
@@ -165,7 +165,7 @@ def _user_data(config: DataConfig) -> TextData:
         if file is not None
     }
     named = {split: dict(zip(rows.texts, rows.ids, strict=True)) for split, rows in read.items()}
-    say_shared(config.train_file, named, "texts")
+    warn_shared(config.train_file, named, "texts")
     return _assemble(config.name, read, where=files)
 
 

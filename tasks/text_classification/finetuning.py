@@ -1,7 +1,7 @@
-"""A classifier's weights from a language model: embeddings, encoder and tokenizer.
+"""Initial parameters of a classifier from a language model: embeddings, encoder and tokenizer.
 
-Devlin et al. 2019, "BERT"; from the task's own texts alone, Amos et al. 2023, "Never Train from
-Scratch".
+Devlin et al. 2019, "BERT"; pre-training on the texts of the task, Amos et al. 2023, "Never Train
+from Scratch".
 """
 
 from __future__ import annotations
@@ -18,41 +18,43 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.task import Pretrained
 
-# These may differ: they are no part of the weights.
+# Config keys that may differ, since no parameter depends on them.
 _FREE = ("dropout_rate", "attention_dropout_rate", "dtype", "max_length")
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights to start from.
+class InitialWeights:
+    """Parameters to start from.
 
     Attributes:
-      table: [vocabulary, D], rows of the tokens.
+      table: embeddings of the tokens, [vocabulary, D].
       encoder: parameters of the encoder, nested dicts.
     """
 
     table: np.ndarray
     encoder: Mapping[str, Any]
 
-    def put_into(self, tokens: nnx.Module, encoder: nnx.Module) -> None:
-        """Replaces the table of the embedding and the weights of the encoder."""
+    def assign_to(self, tokens: nnx.Module, encoder: nnx.Module) -> None:
+        """Assigns the embedding table and the parameters of the encoder."""
         _put(tokens, {"embedding": self.table}, "tokens")
         _put(encoder, self.encoder, "encoder")
 
 
-def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[Start, Tokenizer]:
-    """What a classifier takes from a language model; what it does not know is left out.
+def initial_weights_from(
+    pretrained: Pretrained, text: TextConfig, model: Any
+) -> tuple[InitialWeights, Tokenizer]:
+    """Returns the parameters that a classifier shares with a language model, and its tokenizer.
 
     Args:
       pretrained: a run of language_modeling.
-      text: tokenizer config of the classifier, max_length aside that of the run.
+      text: tokenizer config of the classifier; equal to that of the run except for max_length.
       model: config of the classifier, with `init_from`.
 
     Returns:
-      The weights, and the run's tokenizer with the classifier's max_length.
+      The parameters, and the tokenizer of the run with the max_length of the classifier.
 
     Raises:
-      UserError: another task's run, or one whose tokenizer or sizes are others; all are named.
+      UserError: a run of another task, or with another tokenizer or sizes; all are named.
     """
     where = f"config.model.init_from={pretrained.folder}"
     if pretrained.task != "language_modeling":
@@ -64,7 +66,8 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
     differing += _differing("config.model", model, pretrained.model, EncoderConfig, _FREE)
     learned, wanted = pretrained.model.max_length, model.max_length
     by_length = model.positions_are("learned")
-    # There a text begins with the classification token; here too, where that is what is pooled.
+    # A masked language model reads texts after a classification token; the classifier only if it
+    # pools that token.
     began = pretrained.model.objective == "masked" or pretrained.assets["begin"] is None
     skipped = int(began and model.pooling != "cls")
     if by_length and wanted + skipped > learned:
@@ -74,7 +77,7 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
     if differing:
         raise UserError(f"{where}: does not fit: {'; '.join(differing)}")
     params = pretrained.params
-    # The signs of its task come last, and every token is of the first segment.
+    # Special tokens of the language model come last; all tokens are of the first segment.
     table = np.asarray(params["embedding"]["embedding"])[: tokenizer.size]
     if "segment_embedding" in params:
         table = table + np.asarray(params["segment_embedding"]["embedding"])[0]
@@ -84,7 +87,7 @@ def start_from(pretrained: Pretrained, text: TextConfig, model: Any) -> tuple[St
             name: np.asarray(rows)[skipped : skipped + wanted]
             for name, rows in layers["positions"].items()
         }
-    return Start(table, layers), tokenizer.with_max_length(text.max_length)
+    return InitialWeights(table, layers), tokenizer.with_max_length(text.max_length)
 
 
 def _differing(path: str, mine: Any, theirs: Any, kind: type, free: tuple[str, ...]) -> list[str]:

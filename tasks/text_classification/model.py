@@ -21,7 +21,7 @@ from attention.projection import Projection
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.text.tokenizer import CLS
-from tasks.text_classification.finetuning import Start
+from tasks.text_classification.finetuning import InitialWeights
 
 Array = jax.Array
 
@@ -269,7 +269,7 @@ class TransformerClassifier(nnx.Module):
         classes: int,
         *,
         prior: np.ndarray | None = None,
-        start: Start | None = None,
+        start: InitialWeights | None = None,
         rngs: nnx.Rngs,
     ):
         self.config = config
@@ -277,7 +277,7 @@ class TransformerClassifier(nnx.Module):
         self.tokens = Embedding(config, vocabulary, D, prior, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
         if start is not None:
-            start.put_into(self.tokens, self.encoder)
+            start.assign_to(self.tokens, self.encoder)
         self.pool = (
             None if config.pooling == "cls" else registry.load("pool", config.pooling)(D, rngs=rngs)
         )
@@ -374,7 +374,7 @@ def build(
     classes: int,
     *,
     prior: np.ndarray | None,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """The model of a config; `start` where it has `init_from` and is to be trained."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.common.data.tables import label_value, open_table, text_value
+from tasks.common.data.cells import label_value, text_value
+from tasks.common.data.tables import open_table
 
 
 def read_labelled(

@@ -12,8 +12,8 @@ import numpy as np
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
-from tasks.common.data.user_files import results_name, say_shared, split_by_hash, split_paths
-from tasks.common.text.tokenizer import PAD, TextConfig
+from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
+from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
 
@@ -74,7 +74,7 @@ class DataConfig:
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Sentence pairs of one split.
 
@@ -90,6 +90,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    @functools.cache  # noqa: B019 - the pairs live as long as the run
+    def encoded(self, tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Returns the token ids of sources and of targets."""
+        return tokenizer.encode_batch(self.sources), tokenizer.encode_batch(self.targets)
 
     def joined(self) -> list[str]:
         """Returns source and target of each pair as one text."""
@@ -136,7 +141,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
             split: dict(zip(pairs.joined(), pairs.ids, strict=True))
             for split, pairs in read.items()
         }
-        say_shared(config.path, named, "pairs")
+        warn_shared(config.path, named, "pairs")
         name = str(files["train"][0])
         splits = _with_all_splits(read, name)
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
@@ -174,23 +179,18 @@ class PairExamples:
         sources: Sequence[np.ndarray],
         targets: Sequence[np.ndarray] | None,
         end: int,
-        *,
-        greedy: bool = False,
     ):
-        """Args: ids of each sentence; ids of the translations, None where nobody knows them; id of
-        the end token; greedy: rows have a field `greedy`, which asks for greedy decoding.
-        """
+        """Args: ids of each source; ids of the targets, None if unknown; id of the end token."""
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
         self.padded = dict.fromkeys(self._fields, PAD)
         self.lengths = {
             name: np.array([len(ids) + 1 for ids in rows], np.int32)
             for name, rows in self._fields.items()
         }
-        self._end, self._greedy = np.int32(end), greedy
+        self._end = np.int32(end)
 
     def __len__(self) -> int:
         return len(self._fields["source"])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        row = {name: np.append(rows[index], self._end) for name, rows in self._fields.items()}
-        return row | ({"greedy": np.True_} if self._greedy else {})
+        return {name: np.append(rows[index], self._end) for name, rows in self._fields.items()}

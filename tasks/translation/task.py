@@ -1,4 +1,4 @@
-"""Translation: the task contract over `data.py` and `model.py`."""
+"""Translation: objective and metrics of the task."""
 
 from __future__ import annotations
 
@@ -15,220 +15,204 @@ import numpy as np
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SplitSummary
+from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Curves, Figure
-from tasks.task import OldTask
+from tasks.task import Task
 from tasks.translation import baselines
 from tasks.translation import model as models
 from tasks.translation.data import DataConfig, PairExamples, Pairs, TranslationData, load
+from tasks.translation.processor import TranslationProcessor
 
-# Quantiles of the train lengths at which sentences are padded; compiled once each.
+# Quantiles of the lengths of the training split to which batches are padded.
 _BUCKET_QUANTILES = (0.5, 0.9, 0.99)
-# Cuts nothing: what is too long is left out, cut or refused here, knowingly.
-_UNCUT = 2**31 - 1
+# Length limit of the tokenizer, which truncates nothing: `examples` and `encode` apply the limit.
+_UNLIMITED = 2**31 - 1
 _LENGTH_GROUPS = 5
 
 
-class Translation(OldTask):
-    """Sentences of one language -> another.
+class Translation(Task):
+    """Translates sentences from one language into another.
 
-    The best step is chosen by BLEU of greedy decoding on validation; test and predict decode as
-    `config.model.decoding` says.
+    BLEU of greedy decoding on the validation split selects the best step. Test and predictions
+    decode as `config.model.decoding` says.
     """
 
     data_config = DataConfig
     model_configs = models.MODEL_CONFIGS
+    processor_type = TranslationProcessor
     primary_metric = "bleu4_lowercase_tokenized"
     table_metrics = ("bleu4_lowercase_tokenized", "bleu", "chrf", "length_ratio", "loss")
     sharding_rules = transformer.SHARDING_RULES + recurrent.SHARDING_RULES
+    decodes = True
 
-    def __init__(
-        self,
-        data: DataConfig,
-        model: Any,
-        tokenizer: Tokenizer,
-        buckets: Sequence[Mapping[str, int]],
-        pairs: TranslationData | None = None,
-    ):
-        """Use `prepare` or `restore`.
-
-        Args:
-          data: data config.
-          model: one of MODEL_CONFIGS.
-          tokenizer: fitted on both sides of the train split; cuts nothing.
-          buckets: lengths of either side to which batches are padded.
-          pairs: the splits; None where only predictions are wanted.
-        """
-        self.data, self.model, self.tokenizer = data, model, tokenizer
-        self._buckets, self._pairs = [dict(bucket) for bucket in buckets], pairs
-
-    # ------------------------------------------------------------------ making
+    # ------------------------------------------------------------------ construction
 
     @classmethod
-    def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> Translation:
-        """See `Task.prepare`."""
-        _check_lengths(data, model)
-        pairs = load(data, paths)
-        train = pairs.splits["train"]
+    def check(cls, data: DataConfig, model: Any) -> None:
+        """Requires that the model holds the longest sentences and their end tokens."""
+        limit, needed = getattr(model, "max_length", None), data.text.max_length + 1
+        if limit is not None and limit < needed:
+            raise UserError(
+                f"config.model.max_length: got {limit}, expected at least {needed}, "
+                "config.data.text.max_length and the end token"
+            )
+
+    @classmethod
+    def load(cls, data: DataConfig, paths: Paths) -> TranslationData:
+        """Reads the sentence pairs."""
+        return load(data, paths)
+
+    @classmethod
+    def fit(
+        cls, dataset: TranslationData, data: DataConfig, model: Any, paths: Paths
+    ) -> TranslationProcessor:
+        """Fits the tokenizer on both languages, and the buckets."""
+        train = dataset.splits["train"]
         texts = [*train.sources, *train.targets]
         tokenizer = Tokenizer.fit(texts, data.text, cache_dir=paths.cache_dir)
-        task = cls(data, model, tokenizer.with_max_length(_UNCUT), (), pairs)
-        task._buckets = _buckets(task.examples("train").lengths, data.text.max_length + 1)
-        return task
-
-    @classmethod
-    def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Translation:
-        """See `Task.restore`."""
-        return cls(data, model, Tokenizer.from_json(assets["tokenizer"]), assets["buckets"])
-
-    def assets(self) -> dict[str, Any]:
-        """Buckets and tokenizer."""
-        return {"buckets": self._buckets, "tokenizer": self.tokenizer.to_json()}
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the sentences."""
-        return self._pairs.fingerprint
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Of the parts of the data."""
-        return self._pairs.parts
+        processor = TranslationProcessor(data, model, tokenizer.with_max_length(_UNLIMITED), ())
+        lengths = cls(data, model, processor, dataset).examples("train").lengths
+        buckets = _buckets(lengths, data.text.max_length + 1)
+        return dataclasses.replace(processor, buckets=buckets)
 
     # ------------------------------------------------------------------ data
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def examples(self, split: str) -> PairExamples:
-        """See `Task.examples`; encoded once, in memory."""
+        """Returns the encoded pairs of a split, held in memory.
+
+        Pairs over `max_length` are left out of the training split and truncated in the others.
+        """
         limit = self.data.text.max_length
         sources, targets = self._encoded(split)
         if split == "train":
             kept = np.flatnonzero(~self._too_long(split)).tolist()
             if not kept:
                 raise UserError(
-                    f"config.data.text.max_length: every pair of train is longer than {limit} "
-                    "tokens on a side"
+                    f"config.data.text.max_length: got {limit}, but every training pair has more "
+                    "tokens on a side; raise it"
                 )
             sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
         return PairExamples(
-            [ids[:limit] for ids in sources],
-            [ids[:limit] for ids in targets],
-            self.tokenizer.size + 1,
-            greedy=split == "validation",
+            [ids[:limit] for ids in sources], [ids[:limit] for ids in targets], self.processor.end
         )
 
-    @functools.cache  # noqa: B019 - likewise
     def _encoded(self, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        part = self._pairs.splits[split]
-        return self.tokenizer.encode_batch(part.sources), self.tokenizer.encode_batch(part.targets)
+        return self.dataset.splits[split].encoded(self.processor.tokenizer)
 
     def _too_long(self, split: str) -> np.ndarray:
-        """bool [pairs], those with more than max_length tokens on a side."""
+        """Returns which pairs have more than max_length tokens on a side, bool [pairs]."""
         both = zip(*self._encoded(split), strict=True)
         return np.array([max(len(s), len(t)) > self.data.text.max_length for s, t in both], bool)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Pairs, and those that are too long for the config."""
+        """Returns the counts of pairs, and of those over max_length."""
         found = {}
-        for split, counts in super().summary().items():
+        for split in SPLITS:
             count = int(self._too_long(split).sum())
-            done = "left out" if split == "train" else "cut"
+            done = "left out" if split == "train" else "truncated"
             note = f"{count:,} pairs over max_length={self.data.text.max_length} are {done}"
-            found[split] = dataclasses.replace(counts, note=note if count else "")
+            found[split] = SplitSummary(len(self.examples(split)), note=note if count else "")
         return found
 
-    @property
-    def buckets(self) -> Sequence[Mapping[str, int]]:
-        """See `Task.buckets`."""
-        return self._buckets
-
-    # ------------------------------------------------------------------ model
+    # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: Any) -> models.Translator:
-        """See `Task.build_model`."""
-        return models.build(self.model, self.tokenizer.size, rngs=rngs)
+        """Returns the translator of the config."""
+        return models.build(self.model, self.processor.tokenizer.size, rngs=rngs)
 
     def loss(
         self, model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
     ) -> tuple[Any, dict]:
-        """Cross-entropy of a token with smoothed labels, under teacher forcing; and without.
+        """Computes the label-smoothed cross-entropy per token under teacher forcing.
 
         - (1 - ε) log p(y) - ε · mean over words of log p
+
+        The training metric `cross_entropy` is without smoothing.
         """
-        logits, weight = _by_token(model, batch, dropout_key)
+        logits, weight = _teacher_forcing(model, batch, dropout_key)
         smoothing = self.model.label_smoothing
         smoothed, losses = smoothed_cross_entropy(logits, batch["target"], smoothing)
         tokens = jnp.maximum(jnp.sum(weight), 1)
         loss = jnp.sum(smoothed * weight) / tokens
         return loss, {"cross_entropy": jnp.sum(losses * weight) / tokens}
 
-    def batch_statistics(
-        self, model: models.Translator, batch: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Summed cross-entropy, tokens that are right, and number of tokens; teacher forcing."""
-        logits, weight = _by_token(model, batch, None)
+    def evaluate(self, model: models.Translator, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Sums cross-entropy, correct tokens and tokens under teacher forcing."""
+        logits, weight = _teacher_forcing(model, batch, None)
         losses = cross_entropy(logits, batch["target"])
         right = jnp.argmax(logits, axis=-1) == batch["target"]
-        return {
+        statistics = {
             "loss": jnp.sum(losses * weight),
             "right": jnp.sum(right * weight),
             "tokens": jnp.sum(weight),
         }
+        return statistics, {}
 
-    def outputs(self, model: models.Translator, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of decoding, the best first: tokens [B, n_best, T], padded with 0, scores [B, n_best]."""
-        decoded = self._decode(model, batch, return_weights=False)
+    def predict(
+        self, model: models.Translator, inputs: Mapping[str, Any], *, fast: bool = False
+    ) -> dict:
+        """Returns tokens [B, n_best, T], best first and padded with 0, and scores [B, n_best]."""
+        config = DecodingConfig() if fast else self.model.decoding
+        decoded = self._decode(model, inputs, config, return_weights=False)
         return {"tokens": decoded.tokens, "scores": decoded.scores}
 
-    def attention(self, model: models.Translator, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights over the source of each step of the best translation: [B, T, S], [B, T, N, S] of
-        an alignment with heads, [B, T, L, N, S] of a Transformer.
+    def attention(self, model: models.Translator, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the weights over the source at each step of the best translation.
+
+        [B, T, S], [B, T, N, S] of an alignment with heads, [B, T, L, N, S] of a Transformer.
         """
         if not self.model.aligns:
             return {}
-        decoded = self._decode(model, batch, return_weights=True)
+        decoded = self._decode(model, inputs, self.model.decoding, return_weights=True)
         return {"alignment": decoded.extras["alignment"][:, 0]}
 
     def _decode(
-        self, model: models.Translator, batch: Mapping[str, Any], return_weights: bool
+        self,
+        model: models.Translator,
+        inputs: Mapping[str, Any],
+        config: DecodingConfig,
+        return_weights: bool,
     ) -> DecodingResult:
         return model.translate(
-            batch["source"],
-            config=DecodingConfig() if "greedy" in batch else self.model.decoding,
+            inputs["source"],
+            config=config,
             max_length=self.data.text.max_length + 1,
-            ids=jnp.maximum(batch["id"], 0),
+            ids=jnp.maximum(inputs["id"], 0) if config.method == "sample" else None,
             return_weights=return_weights,
         )
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """See `translation_metrics`; under teacher forcing `loss`, the cross-entropy of a token
-        without smoothing, and `forced_accuracy`.
+        """Returns `translation_metrics` and, under teacher forcing, loss and token accuracy.
+
+        `loss` is the cross-entropy per token without smoothing, `forced_accuracy` the accuracy.
         """
         tokens = float(statistics["tokens"])
         return {
-            **self._score(self._written(outputs), split),
+            **self._score(self.processor.hypotheses(outputs), split),
             "forced_accuracy": float(statistics["right"]) / tokens,
             "loss": float(statistics["loss"]) / tokens,
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Of sources and targets."""
-        part = self._pairs.splits[split]
+        """Returns hashes of sources and targets."""
+        part = self.dataset.splits[split]
         return digests.ids(part.sources, part.targets)
 
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """See `bleu_contributions`; the mean is the primary metric."""
-        references = self._pairs.splits[split].targets
-        return bleu_contributions(self._written(outputs), references, True).astype(np.float32)
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns `bleu_contributions`."""
+        references = self.dataset.splits[split].targets
+        hypotheses = self.processor.hypotheses(outputs)
+        return bleu_contributions(hypotheses, references, True).astype(np.float32)
 
     def figures(
         self,
@@ -237,26 +221,26 @@ class Translation(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """BLEU by the length of the source, and what the first translations' steps looked at."""
-        part, written = self._pairs.splits[split], self._written(outputs)
-        drawn: list[Figure] = [_by_length(part, written, self.data.text.lower_case)]
+        """Returns BLEU by source length, and alignments of the first translations."""
+        part, processor = self.dataset.splits[split], self.processor
+        hypotheses = processor.hypotheses(outputs)
+        drawn: list[Figure] = [_by_length(part, hypotheses, self.data.text.lower_case)]
         for index, weights in enumerate(attention.get("alignment", ())):
-            weights, where = _one_map(weights)
-            tokens = outputs["tokens"][index, 0]
-            steps = [int(token) for token in tokens if token != PAD]
-            inputs = self.tokenizer.tokens(part.sources[index])[: self.data.text.max_length]
+            weights, origin = _one_map(weights)
+            steps = [int(token) for token in outputs["tokens"][index, 0] if token != PAD]
+            tokens = processor.tokenizer.tokens(part.sources[index])[: self.data.text.max_length]
             drawn.append(
                 Alignment(
-                    f"{part.sources[index]}\n{written[index]}{where}",
-                    weights[: len(steps), : len(inputs) + 1],
-                    [self._piece(token) for token in steps],
-                    [*inputs, "end"],
+                    f"{part.sources[index]}\n{hypotheses[index]}{origin}",
+                    weights[: len(steps), : len(tokens) + 1],
+                    [processor.piece(token) for token in steps],
+                    [*tokens, "end"],
                 )
             )
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """The source as it is, and word by word with a lexicon of the train split."""
+        """Returns the copied source, and word-by-word translation with a learned lexicon."""
         return {
             "copy": lambda: self._baseline(lambda train: list),
             "lexicon": lambda: self._baseline(
@@ -266,94 +250,51 @@ class Translation(OldTask):
 
     def _baseline(self, fit: Callable[[Pairs], Callable]) -> dict[str, float]:
         began = time.monotonic()
-        translate = fit(self._pairs.splits["train"])
-        metrics = self._score(translate(self._pairs.splits["test"].sources), "test")
+        translate = fit(self.dataset.splits["train"])
+        metrics = self._score(translate(self.dataset.splits["test"].sources), "test")
         return {**metrics, "seconds": round(time.monotonic() - began, 2)}
 
-    def _score(self, written: Sequence[str], split: str) -> dict[str, float]:
-        references = self._pairs.splits[split].targets
-        return translation_metrics(written, references, self.data.text.lower_case)
-
-    def _written(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
-        return [self.tokenizer.decode(tokens) for tokens in outputs["tokens"][:, rank]]
-
-    def _piece(self, token: int) -> str:
-        if token >= self.tokenizer.size:
-            return "end"
-        return self.tokenizer.decode([token]).strip() or "·"
-
-    # ------------------------------------------------------------------ predict
-
-    def inputs(self, raw: Sequence[str]) -> PairExamples:
-        """Any sentences that are no longer than those of training."""
-        limit = self.data.text.max_length
-        sources = self.tokenizer.encode_batch(raw)
-        for text, ids in zip(raw, sources, strict=True):
-            if len(ids) > limit:
-                shown = repr(text if len(text) <= 60 else text[:57] + "...")
-                raise UserError(
-                    f"input {shown}: has {len(ids)} tokens; the model was trained on {limit} at "
-                    "most (config.data.text.max_length): give it sentence by sentence"
-                )
-        return PairExamples(sources, None, self.tokenizer.size + 1)
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """The translation and its score, the mean log-probability of a token (see
-        `DecodingConfig.length_penalty`); all where more than one is asked for. Nothing for nothing.
-        """
-        ranked = [self._written(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
-        answers = []
-        for index, source in enumerate(raw):
-            texts = [texts[index] for texts in ranked]
-            scores = [round(float(score), 4) for score in outputs["scores"][index]]
-            if not source.strip():
-                texts, scores = [""], [0.0]
-            answer: dict[str, Any] = {"input": source, "output": texts[0], "score": scores[0]}
-            if len(texts) > 1:
-                answer["n_best"] = [
-                    {"output": text, "score": score}
-                    for text, score in zip(texts, scores, strict=True)
-                    if np.isfinite(score)
-                ]
-            lines = [f"{row['score']:.4f}  {row['output']}" for row in answer.get("n_best", ())]
-            answers.append({**answer, "text": "\n".join(lines) or texts[0]})
-        return answers
+    def _score(self, hypotheses: Sequence[str], split: str) -> dict[str, float]:
+        references = self.dataset.splits[split].targets
+        return translation_metrics(hypotheses, references, self.data.text.lower_case)
 
 
-def _by_token(
+def _teacher_forcing(
     model: models.Translator, batch: Mapping[str, Any], dropout_key: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, T, V] and weight of every token, [B, T]; teacher forcing."""
+    """Returns logits [B, T, V] and the weight of each token, [B, T]."""
     target = batch["target"]
     logits = model(batch["source"], target, dropout_key=dropout_key).astype(jnp.float32)
     return logits, jnp.where(target == PAD, 0, batch["weight"][:, None])
 
 
 def _one_map(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Weights [T, S] to show of [T, S], [T, N, S] or [T, L, N, S], and what they are, in words.
+    """Returns weights [T, S] for a figure and, in words, which they are.
 
-    Of a Transformer's layers the last but one aligns best (Garg et al. 2019).
+    Means over heads, of the last but one layer of a Transformer, which aligns best (Garg et al.
+    2019).
+
+    Args:
+      weights: [T, S], [T, N, S] or [T, L, N, S].
     """
-    where = ""
+    origin = ""
     if weights.ndim == 4:
         layers = weights.shape[1]
         chosen = max(layers - 2, 0)
-        weights, where = weights[:, chosen], f"layer {chosen + 1} of {layers}, "
+        weights, origin = weights[:, chosen], f"layer {chosen + 1} of {layers}, "
     if weights.ndim == 3:
         heads = weights.shape[1]
-        weights, where = weights.mean(axis=1), f" ({where}mean of {heads} heads)"
-    return weights, where
+        weights, origin = weights.mean(axis=1), f" ({origin}mean of {heads} heads)"
+    return weights, origin
 
 
-def _by_length(part: Pairs, written: Sequence[str], lower_case: bool) -> Curves:
-    """BLEU of groups of equal size by the words of the source."""
+def _by_length(part: Pairs, hypotheses: Sequence[str], lower_case: bool) -> Curves:
+    """Draws BLEU over the number of source words, in groups of equal size."""
     words = np.array([len(text.split()) for text in part.sources])
     groups = np.array_split(np.argsort(words, kind="stable"), min(_LENGTH_GROUPS, len(words)))
     scores = [
         translation_metrics(
-            [written[i] for i in group], [part.targets[i] for i in group], lower_case
+            [hypotheses[i] for i in group], [part.targets[i] for i in group], lower_case
         )["bleu"]
         for group in groups
     ]
@@ -363,7 +304,10 @@ def _by_length(part: Pairs, written: Sequence[str], lower_case: bool) -> Curves:
 
 
 def _buckets(lengths: Mapping[str, np.ndarray], longest: int) -> list[dict[str, int]]:
-    """A few pairs of lengths, multiples of 8, that waste little padding; the last holds any."""
+    """Returns a few pairs of lengths that waste little padding; the last holds any pair.
+
+    Lengths are multiples of 8, or `longest`.
+    """
 
     def at(quantile: float) -> dict[str, int]:
         return {
@@ -373,15 +317,6 @@ def _buckets(lengths: Mapping[str, np.ndarray], longest: int) -> list[dict[str, 
 
     chosen = [*(at(quantile) for quantile in _BUCKET_QUANTILES), dict.fromkeys(lengths, longest)]
     return [bucket for i, bucket in enumerate(chosen) if bucket not in chosen[:i]]
-
-
-def _check_lengths(data: DataConfig, model: Any) -> None:
-    longest, room = getattr(model, "max_length", None), data.text.max_length + 1
-    if longest is not None and longest < room:
-        raise UserError(
-            f"config.model.max_length must be at least {room}, as config.data.text.max_length "
-            f"asks, got {longest}"
-        )
 
 
 TASK = Translation

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.common.data.tables import lines_of, read_text, say_once
-from tasks.common.data.user_files import SPLIT_NAMES, split_paths
-from tasks.common.errors import UserError
-from tasks.common.images.files import is_hidden
+from tasks.common.data.text_files import read_text, split_lines
+from tasks.common.data.user_files import SPLIT_NAMES, is_hidden, split_paths
+from tasks.common.errors import UserError, warn_once
 
 Files = tuple[Path, Path]
 
@@ -61,7 +60,7 @@ def _say_left_out(folder: Path, used: set[Path]) -> None:
     others = sorted(file.name for file in set(folder.iterdir()) - used)
     others = [name for name in others if not is_hidden(name)]
     if others:
-        say_once(
+        warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0]}; files of a split "
             "are called train, validation or test, with the language after the point"
         )
@@ -87,7 +86,7 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
         raise UserError(f"{files[0]}: holds no pair")
     if dropped := len(source) - len(kept):
         first = next(i for i in range(len(source)) if not (source[i] and target[i]))
-        say_once(
+        warn_once(
             f"{files[0]}: {dropped} of {len(source)} pairs have an empty side, the first is line "
             f"{first + 1}; left out"
         )
@@ -96,4 +95,4 @@ def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in lines_of(read_text(file))]
+    return [line.strip() for line in split_lines(read_text(file))]

@@ -4,16 +4,14 @@ P samples, float32 in [-1, 1]."""
 
 from __future__ import annotations
 
-import functools
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 
 # Samples of which the loudness is one number when silence is taken off.
 _TRIMMED = 256
@@ -72,11 +70,13 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     if not np.isfinite(mono).all():
         raise UserError(f"{name}: has samples that are not finite")
     if np.abs(mono).max(initial=0.0) < _CANCELLED * np.abs(samples).max(initial=0.0):
-        _warn(f"{name}: its channels cancel each other, so that nothing is heard; keep one of them")
+        warn_once(
+            f"{name}: its channels cancel each other, so the result is silent; keep one channel"
+        )
     peak = float(np.abs(mono).max(initial=0.0))
     found = resample(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
     if peak > 1:
-        _warn(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
+        warn_once(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
         # A filter may go beyond what it is given.
         found = found / max(np.abs(found).max(initial=0.0), 1)
     return found
@@ -121,12 +121,6 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
 def _cut_off(name: str, count: int, unit: str) -> UserError:
     return UserError(f"{name}: cut off: {count} {unit} are missing that its header promises")
-
-
-@functools.cache
-def _warn(message: str) -> None:
-    """Says something on standard error, once."""
-    print(message, file=sys.stderr)
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:

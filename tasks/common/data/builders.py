@@ -1,7 +1,7 @@
-"""Own data sets as TFDS builders, in the array_record format, without TensorFlow.
+"""Built-in data sets as TFDS builders, in the array_record format, without TensorFlow.
 
-A data set is a `DatasetDefinition`: its features, its sources, and a generator of its splits. One
-builder class serves them all. `load` gives a split with random access.
+A `DatasetDefinition` has the features, the sources and a generator of the splits; one builder class
+serves all of them. `load` returns a split with random access.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from tasks.common.data.fetchers import short
 from tasks.common.data.paths import Paths
@@ -29,18 +31,19 @@ Examples = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class DatasetDefinition:
-    """A data set of this project.
+    """A built-in data set.
 
     Attributes:
       name: in lower case with underscores; also the folder under data_dir.
       version: "major.minor.patch"; raised whenever the examples change.
-      features: gives the TFDS features of an example by name (a function, for TFDS loads slowly).
+      features: returns the TFDS features of an example by name; a function because importing TFDS
+        is slow.
       sources: the files that the generator reads.
       generate: generate(files) -> {split: examples in their final order}; `files` are the paths
         of the sources by name.
-      counts: number of examples a split must come out with; a deviation stops the preparation.
-      description: what it is, and the rule of its splits.
-      licence: of the data.
+      counts: expected number of examples by split; a deviation stops the preparation.
+      description: content of the data set and rule of its splits.
+      license: of the data.
     """
 
     name: str
@@ -54,22 +57,22 @@ class DatasetDefinition:
 
 
 def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
-    """The folder of the prepared data set."""
+    """Returns the folder of the prepared data set."""
     return paths.data_dir / definition.name / definition.version
 
 
 def is_prepared(definition: DatasetDefinition, paths: Paths) -> bool:
-    """Whether the data set lies prepared and whole in data_dir.
+    """Returns whether data_dir has the prepared data set, complete and undamaged.
 
     Raises:
-      UserError: it lies there in a format without random access.
+      UserError: it is prepared in a format without random access.
     """
     folder = folder_of(definition, paths)
     return folder.is_dir() and find_damage(folder) is None
 
 
 def find_damage(folder: Path) -> str | None:
-    """What a prepared folder lacks, in words; None when it is whole.
+    """Returns a description of the damage of a prepared folder, or None.
 
     Raises:
       UserError: the folder is prepared in another format than array_record.
@@ -81,11 +84,11 @@ def find_damage(folder: Path) -> str | None:
         splits = info["splits"]
         (folder / "features.json").read_bytes()
     except (OSError, ValueError, KeyError):
-        return "dataset_info.json or features.json is missing or broken"
+        return "dataset_info.json or features.json is missing or damaged"
     if (got := info.get("fileFormat", "tfrecord")) != FILE_FORMAT:
         raise UserError(
             f"{folder} is prepared as {got}, which has no random access; remove that folder, or "
-            f"name another --data_dir, and prepare it as {FILE_FORMAT}"
+            f"set another --data_dir, and prepare it as {FILE_FORMAT}"
         )
     for split in splits:
         lengths = [int(length) for length in split["shardLengths"]]
@@ -98,30 +101,30 @@ def find_damage(folder: Path) -> str | None:
             except Exception as error:  # the reader raises RuntimeError, ValueError and others
                 return f"{name} cannot be read ({short(error)})"
             if records != length:
-                return f"{name} holds {records} of {length} examples"
+                return f"{name} has {records} of {length} examples"
     return None
 
 
 def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
-    """Prepares a data set in data_dir, unless it is there already.
+    """Prepares a data set in data_dir unless it is prepared already.
 
-    A folder that a broken-off run left is made anew; two processes at once wait for each other.
+    An incomplete folder is prepared again. A lock excludes other processes.
 
     Raises:
-      UserError: a source cannot be had, data_dir cannot be written, or the data set lies there in
-        another format.
+      UserError: a source cannot be obtained, data_dir cannot be written, or the data set is
+        prepared in another format.
     """
     if is_prepared(definition, paths):
         return
     files = {source.name: fetch(source, paths) for source in definition.sources}
-    with _alone(definition, paths):
+    with _lock(paths.data_dir / definition.name, paths):
         if is_prepared(definition, paths):
             return
         folder = folder_of(definition, paths)
         for rest in folder.parent.glob(f"{definition.version}.incomplete*"):
             shutil.rmtree(rest, ignore_errors=True)
         if folder.exists():
-            _say(quiet, f"{definition.name}: {find_damage(folder)}; preparing it anew\n")
+            _say(quiet, f"{definition.name}: {find_damage(folder)}; preparing it again\n")
             shutil.rmtree(folder)
         _say(quiet, f"preparing {definition.name} {definition.version} ...")
         start = time.monotonic()
@@ -140,12 +143,12 @@ def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False)
 
 
 def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Mapping[str, Any]]:
-    """A split with random access: `len(s)`, `s[i]`, `s.__getitems__(indices)`.
+    """Returns a split with random access: `len(s)`, `s[i]`, `s.__getitems__(indices)`.
 
-    Text features come as bytes. The data set is prepared first when it is not.
+    Text features are bytes. The data set is prepared first if necessary.
 
     Raises:
-      UserError: as `prepare`.
+      UserError: see `prepare`.
       KeyError: the data set has no such split.
     """
     prepare(definition, paths)
@@ -153,7 +156,7 @@ def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Ma
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
-    """A split of any prepared folder, by what the folder says of itself.
+    """Returns a split of a prepared folder, described by the folder's own metadata.
 
     Raises:
       KeyError: the data set has no such split.
@@ -193,7 +196,7 @@ def _builder(definition: DatasetDefinition, paths: Paths, files: Mapping[str, Pa
             }
 
         def _generate_examples(self) -> None:
-            raise NotImplementedError("the generators are given by _split_generators")
+            raise NotImplementedError("_split_generators returns the generators")
 
     return Builder(data_dir=str(paths.data_dir), file_format=FILE_FORMAT)
 
@@ -202,26 +205,21 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints several lines of unknown sizes
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints lines about unknown sizes
         builder.download_and_prepare(
             download_dir=str(paths.downloads),
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
 
 
-@contextlib.contextmanager
-def _alone(definition: DatasetDefinition, paths: Paths) -> Iterator[None]:
-    """Holds a lock of the data set, so that one process prepares while others wait."""
-    import fcntl
-
+def _lock(folder: Path, paths: Paths) -> filelock.FileLock:
+    """Returns a lock with which one process prepares a data set while others wait."""
     try:
-        folder_of(definition, paths).parent.mkdir(parents=True, exist_ok=True)
-        lock = open(paths.data_dir / definition.name / ".lock", "w")  # noqa: SIM115
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
     except OSError as error:
         raise UserError(
-            f"cannot write to {paths.data_dir} ({short(error)}); name another folder by "
+            f"cannot write to {paths.data_dir} ({short(error)}); set another folder by "
             "--data_dir or ATTENTION_DATA_DIR"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return filelock.FileLock(folder / ".lock")

@@ -1,7 +1,7 @@
-"""Data sets of the TFDS catalogue, by `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
+"""Data sets of the TFDS catalog, by `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
 
-Only what lies prepared in data_dir is read, as array_record: TFDS without TensorFlow reads nothing
-else, and preparing reaches out to the network for minutes before it fails.
+They have to be prepared in data_dir as array_record, the only format that TFDS reads without
+TensorFlow. They are not prepared here, because without network that takes minutes to fail.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsCatalog:
-    """A prepared data set of the catalogue: its splits, features and random access.
+    """A prepared data set of the catalog: its splits, features and random access.
 
     Args:
       name: `tfds:NAME`, with or without /CONFIG and :VERSION.
-      paths: its data_dir is searched.
+      paths: data_dir is searched.
 
     Raises:
       UserError: unknown name, not prepared (with the command that prepares it), prepared in a
@@ -57,10 +57,10 @@ class TfdsCatalog:
         return {name: split.num_examples for name, split in self._builder.info.splits.items()}
 
     def load(self, split: str) -> Sequence[Mapping[str, Any]]:
-        """A split with random access.
+        """Returns a split with random access.
 
         Raises:
-          UserError: there is no such split; those that exist are listed.
+          UserError: no such split; the message lists the existing ones.
         """
         if split not in self.splits:
             raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
@@ -68,7 +68,7 @@ class TfdsCatalog:
 
 
 def is_prepared(name: str, paths: Paths) -> bool:
-    """Whether a catalogue data set lies in data_dir, whole and with random access."""
+    """Returns whether data_dir has the data set, undamaged and with random access."""
     try:
         return builders.find_damage(find(name, paths)) is None
     except UserError:
@@ -76,7 +76,7 @@ def is_prepared(name: str, paths: Paths) -> bool:
 
 
 def command(name: str, paths: Paths) -> str:
-    """The one-line command that prepares a catalogue data set."""
+    """Returns the one-line command that prepares a data set of the catalog."""
     bare = name.removeprefix(PREFIX)
     return (
         'python -c "import tensorflow_datasets as tfds; '
@@ -86,15 +86,16 @@ def command(name: str, paths: Paths) -> str:
 
 
 def find(name: str, paths: Paths) -> Path:
-    """The folder of a prepared catalogue data set, of its newest version where none is named.
+    """Returns the folder of a prepared data set, of the newest version unless the name has one.
 
     Raises:
-      UserError: the name is malformed or unknown, several configs could be meant, or nothing is
-        prepared.
+      UserError: the name is malformed, unknown or ambiguous, or nothing is prepared.
     """
     match = _NAME.fullmatch(name.removeprefix(PREFIX))
     if not match:
-        raise UserError(f"{name!r} is not tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
+        raise UserError(
+            f"name: got {name!r}, expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION"
+        )
     root = paths.data_dir / match["name"]
     if not root.is_dir():
         _known(name, match["name"])
@@ -103,7 +104,7 @@ def find(name: str, paths: Paths) -> Path:
         configs = sorted(folder.name for folder in root.iterdir() if _versions(folder))
         if len(configs) > 1:
             raise UserError(
-                f"{name} has several configs in {root}: name one, as {PREFIX}{match['name']}/"
+                f"{name} has several configs in {root}; use one, such as {PREFIX}{match['name']}/"
                 f"{configs[0]} (of {', '.join(configs)})"
             )
         if configs:
@@ -126,14 +127,14 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _known(given: str, name: str) -> None:
-    """Raises unless the catalogue that TFDS carries with it has the name."""
+    """Raises unless the catalog of the installed TFDS has the name."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"unknown catalogue data set {given!r}{hint}")
+        hint = f"; similar names: {', '.join(near)}" if near else ""
+        raise UserError(f"unknown data set of the TFDS catalog: {given!r}{hint}")
 
 
 def _not_prepared(name: str, paths: Paths) -> UserError:

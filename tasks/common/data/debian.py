@@ -1,4 +1,4 @@
-"""Files out of Debian packages: an `ar` archive with one of tar in it."""
+"""Files in Debian packages, which are `ar` archives with a tar archive inside."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 
 
 def member_of(package: bytes, path: str) -> bytes:
-    """One file of a package.
+    """Returns the content of a file of a package.
 
     Args:
-      package: the whole archive.
-      path: as the package has it, `./usr/share/...`.
+      package: content of the archive.
+      path: within the package, such as `./usr/share/...`.
 
     Raises:
       ValueError: the package has no data.
-      KeyError: its data have no such file.
+      KeyError: no such file.
     """
     with tarfile.open(fileobj=io.BytesIO(_data(package))) as files:
         return files.extractfile(path).read()
 
 
 def members(package: bytes) -> Iterator[tuple[str, bytes]]:
-    """Paths and contents of all files of a package; raises ValueError as `member_of`."""
+    """Yields path and content of each file of a package; raises ValueError like `member_of`."""
     with tarfile.open(fileobj=io.BytesIO(_data(package))) as files:
         for member in files:
             if member.isfile():
@@ -31,11 +31,11 @@ def members(package: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _data(package: bytes) -> bytes:
-    place = len(b"!<arch>\n")
-    while place < len(package):
-        header, start = package[place : place + 60], place + 60
+    offset = len(b"!<arch>\n")
+    while offset < len(package):
+        header, start = package[offset : offset + 60], offset + 60
         size = int(header[48:58])
         if header.startswith(b"data.tar"):
             return package[start : start + size]
-        place = start + size + size % 2
+        offset = start + size + size % 2
     raise ValueError("no data in the package")

@@ -1,7 +1,7 @@
-"""Splits by the content of texts, and the search for near-duplicates across splits.
+"""Hashes of texts for splits, and near-duplicates across splits.
 
-A split by a hash of the text never puts equal texts on both sides and does not change when rows are
-added; near-duplicates (mass mails, quoted news) have to be grouped first.
+A split by a hash of the text puts equal texts into one split and does not change when rows are
+added. Near-duplicates (mass mails, quoted news) have to be grouped first.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ _NOT_WORD = re.compile(r"[\W_]+")
 _ROWS = 1000
 
 SIMILARITY = 0.7
-"""Cosine of TF-IDF vectors from which two texts count as near-duplicates."""
+"""Minimum cosine of the TF-IDF vectors of near-duplicates."""
 
 
 def normalize_text(text: str, unicode: bool = False) -> str:
-    """Lower case, every run of non-alphanumerics one space, stripped.
+    """Folds case, replaces each run of non-alphanumeric characters by a space, and strips.
 
     Args:
       text: any.
-      unicode: which characters are alphanumeric: those of Unicode, or a-z and 0-9 alone, by which
-        the English data sets of the project are split (there an accent is a gap).
+      unicode: alphanumeric characters are those of Unicode; otherwise a-z and 0-9 alone, as in the
+        splits of the built-in English data sets.
     """
     pattern = _NOT_WORD if unicode else _NOT_ALPHANUMERIC
     return pattern.sub(" ", text.lower()).strip()
 
 
 def text_hash(text: str, unicode: bool = False) -> int:
-    """MD5 of `norm(text)` as an integer: what splits go by.
+    """Returns the MD5 of `normalize_text(text)` as an integer, by which splits are made.
 
-    With `unicode` a text without a word, of emoji or punctuation alone, is hashed as it is, without
-    the spaces around it; without it all such texts have one hash.
+    With `unicode`, a text without words (emoji or punctuation alone) is stripped and hashed as it
+    is. Without `unicode`, all such texts have the same hash.
     """
     normal = normalize_text(text, unicode) or (text.strip() if unicode else "")
     data = normal.encode("utf-8", "surrogatepass")
@@ -46,15 +46,15 @@ def text_hash(text: str, unicode: bool = False) -> int:
 def duplicate_group_hashes(
     texts: Sequence[str], similarity: float = SIMILARITY, min_count: int = 1
 ) -> list[int]:
-    """For each text the smallest `text_hash` of its group of near-duplicates.
+    """Returns for each text the smallest `text_hash` of its group of near-duplicates.
 
-    Groups are the connected components under a cosine of at least `similarity` between sublinear
-    TF-IDF vectors, which a word that one mail repeats a hundred times does not govern.
+    Groups are the connected components under a cosine of at least `similarity` between TF-IDF
+    vectors. Term frequencies are sublinear, so that a word repeated many times does not dominate.
 
     Args:
-      texts: of all splits to be.
+      texts: of all future splits.
       similarity: the cosine.
-      min_count: texts that must hold a word for it to count.
+      min_count: number of texts that must contain a word for it to count.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -78,16 +78,16 @@ def duplicate_group_hashes(
 def near_duplicates(
     train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY, ngrams: int = 1
 ) -> np.ndarray:
-    """Which test texts have a near-duplicate in train.
+    """Finds test texts with a near-duplicate in train.
 
     Args:
       train: texts, on which the inverse document frequencies are computed.
       test: texts.
-      similarity: the TF-IDF cosine from which on a text is one.
+      similarity: minimum TF-IDF cosine of near-duplicates.
       ngrams: word n-grams of orders 1 to this one; 2 keeps long texts of one topic apart.
 
     Returns:
-      bool [len(test)]: equal by `normalize_text`, or TF-IDF cosine of at least `similarity`.
+      bool [len(test)]: equal after `normalize_text`, or a TF-IDF cosine of at least `similarity`.
     """
     others, mine = _vectors(train, test, ngram_range=(1, ngrams))
     known = {normalize_text(text) for text in train}
@@ -98,20 +98,20 @@ def near_duplicates(
 
 
 def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
-    """TF-IDF vectors of length one of the normalised texts, sparse."""
+    """Returns sparse TF-IDF vectors of unit length of the normalized texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(preprocessor=normalize_text, **settings)
     try:
         return vectorizer.fit_transform(fitted), vectorizer.transform(others) if others else None
-    except ValueError:  # not one word is left
+    except ValueError:  # no words
         from scipy.sparse import csr_matrix
 
         return csr_matrix((len(fitted), 1)), csr_matrix((len(others), 1))
 
 
 def _products(left, right) -> Iterator[tuple[int, object]]:
-    """Cosines of some rows of `left` with all of `right`, sparse; the number of the first row."""
+    """Yields the first row of a block of `left` and its sparse cosines with all of `right`."""
     transposed = right.T.tocsr()
     for start in range(0, left.shape[0], _ROWS):
         yield start, (left[start : start + _ROWS] @ transposed).tocoo()

@@ -1,4 +1,4 @@
-"""Hashes of data: of a part, to tell whether it has changed, and of an example, to pair results."""
+"""Hashes of data: of parts, to detect changes, and of examples, to pair results."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ _HALF = 16
 
 
 def code(value: Any) -> bytes:
-    """Returns 16 bytes that depend on all of a value, and are the same in every process.
+    """Returns a hash of 16 bytes of a value, which is the same in every process.
 
     Args:
       value: an array, a string, bytes, a number, None, a dataclass, or a sequence or mapping of
-        such.
+        these.
     """
     return _update(hashlib.sha256(), value).digest()[:16]
 
 
 def _update(digest: Any, value: Any) -> Any:
-    # Each value is preceded by its kind and length, so that no two differ only in where they are
-    # cut.
+    # Kind and length precede each value, so that values cut in different places differ.
     if isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"a{value.dtype.str}{value.shape}".encode())
-        # Bytes, for a hash takes no array of time stamps.
+        # As bytes, because hashes do not accept arrays of time stamps.
         digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, str | bytes):
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
@@ -45,7 +44,7 @@ def _update(digest: Any, value: Any) -> Any:
     elif isinstance(value, float | np.floating):
         digest.update(f"f{float(value)!r};".encode())
     elif value is None or isinstance(value, bool | int | np.generic):
-        # str, for repr of NumPy's scalars differs between versions.
+        # str, because repr of NumPy scalars differs between versions.
         digest.update(f"n{value!s};".encode())
     else:
         raise TypeError(f"value: got {type(value).__name__}, expected data")
@@ -53,10 +52,10 @@ def _update(digest: Any, value: Any) -> Any:
 
 
 def of_rows(rows: Iterable[Any]) -> str:
-    """Returns a hash of rows in their order, followed by one that is blind to the order.
+    """Returns a hash of rows in their order, followed by one that ignores the order.
 
     Args:
-      rows: what `code` takes, each.
+      rows: each a value for `code`.
     """
     codes = [code(row) for row in rows]
     ordered, unordered = (
@@ -71,7 +70,7 @@ def joined(parts: Mapping[str, str]) -> str:
 
 
 def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns the names of parts that differ, with '(order)' if only the order of their rows does.
+    """Returns the names of parts that differ, with '(order)' if only their order of rows differs.
 
     Args:
       saved, now: hashes of `of_rows` by name.
@@ -86,6 +85,6 @@ def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def ids(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Returns an id of each row, uint64 [n]: a hash of what stands in the columns, n in each."""
+    """Returns an id of each row, uint64 [n]: a hash of its values in the columns of n values."""
     rows = [code(row)[:8] for row in zip(*columns, strict=True)]
     return np.frombuffer(b"".join(rows), "<u8").astype(np.uint64)

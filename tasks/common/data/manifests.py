@@ -10,27 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tasks.common.data.cells import label_value, text_value
 from tasks.common.data.splits import SplitSummary, check_splits
-from tasks.common.data.tables import (
-    decoded,
-    label_value,
-    no_column,
-    open_table,
-    say_once,
-    text_value,
-)
+from tasks.common.data.tables import no_column, open_table
+from tasks.common.data.text_files import decode_text
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.data.user_files import (
     HELD_OUT,
     SPLIT_NAMES,
     find_file,
-    say_shared,
+    is_hidden,
+    read_each,
     split_by_group,
     split_by_hash,
     split_paths,
+    warn_shared,
 )
-from tasks.common.errors import UserError
-from tasks.common.images.files import is_hidden, read_each
+from tasks.common.errors import UserError, warn_once
 from tasks.common.text.tokenizer import UNKNOWN, TextConfig, Tokenizer
 from tasks.task import SPLITS
 
@@ -178,7 +174,7 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
             line, before = twice[0]
             differ = sum(line.text != other.text for line, other in twice)
             texts = f", {differ} with another text" * bool(differ)
-            say_once(
+            warn_once(
                 f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
                 f"named twice{texts}"
             )
@@ -186,7 +182,7 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
         split: {str(line.file): f"{line.file.name} ({line.where})" for line in given}
         for split, given in lines.items()
     }
-    say_shared(path, named)
+    warn_shared(path, named)
 
 
 def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
@@ -329,7 +325,7 @@ def _folder(folder: Path) -> list[ManifestRow]:
     used = {file.stem for file in files}
     others += [text for stem, text in texts.items() if stem not in used]
     if others:
-        say_once(
+        warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
             "without a file of the same name, folders and hidden files"
         )
@@ -338,6 +334,6 @@ def _folder(folder: Path) -> list[ManifestRow]:
 
 def _text(file: Path) -> str:
     try:
-        return decoded(file.read_bytes(), str(file))
+        return decode_text(file.read_bytes(), str(file))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None

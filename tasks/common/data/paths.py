@@ -1,4 +1,4 @@
-"""Where data sets, downloads and trained tokenizers are kept."""
+"""Folders of data sets, downloads and trained tokenizers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def _chosen(given: str | os.PathLike | None, variable: str) -> Path | None:
+def _folder(given: str | os.PathLike | None, variable: str) -> Path | None:
     value = given or os.environ.get(variable)
     return Path(value).expanduser().absolute() if value else None
 
@@ -19,7 +19,7 @@ class Paths:
     Attributes:
       data_dir: prepared TFDS data sets.
       cache_dir: downloads/, tokenizers/, baselines/.
-      mirror: a folder that holds copies of the pinned files, or None.
+      mirror: a folder with copies of the pinned files, or None.
     """
 
     data_dir: Path
@@ -33,20 +33,20 @@ class Paths:
         cache_dir: str | os.PathLike | None = None,
         mirror: str | os.PathLike | None = None,
     ) -> Paths:
-        """Fills what is not given from the environment.
+        """Returns the given folders, with defaults from the environment.
 
         cache_dir: ATTENTION_CACHE_DIR, else attention/ under XDG_CACHE_HOME or ~/.cache.
         data_dir: ATTENTION_DATA_DIR, else data/ under the cache.
         mirror: ATTENTION_DATA_MIRROR, else none.
         """
-        cache = _chosen(cache_dir, "ATTENTION_CACHE_DIR")
+        cache = _folder(cache_dir, "ATTENTION_CACHE_DIR")
         if cache is None:
             home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
             cache = Path(home).expanduser().absolute() / "attention"
-        data = _chosen(data_dir, "ATTENTION_DATA_DIR") or cache / "data"
-        return cls(data, cache, _chosen(mirror, "ATTENTION_DATA_MIRROR"))
+        data = _folder(data_dir, "ATTENTION_DATA_DIR") or cache / "data"
+        return cls(data, cache, _folder(mirror, "ATTENTION_DATA_MIRROR"))
 
     @property
     def downloads(self) -> Path:
-        """Fetched files, each under the name of its source."""
+        """Downloaded files, each under the name of its source."""
         return self.cache_dir / "downloads"

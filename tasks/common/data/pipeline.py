@@ -230,6 +230,38 @@ def epoch_length(
     return -(-len(examples) // batch_size)
 
 
+def bucket_lengths(
+    lengths: np.ndarray | Mapping[str, np.ndarray],
+    quantiles: Sequence[float],
+    multiple: int | Mapping[str, int] = 8,
+    longest: int | None = None,
+) -> list[Bucket]:
+    """Chooses a few bucket lengths with little padding.
+
+    Args:
+      lengths: of the examples, [n], or by field.
+      quantiles: of the lengths, ascending; each gives a bucket, rounded up.
+      multiple: of which the buckets are multiples; an integer, or one per field.
+      longest: last bucket, and limit of the others; the greatest length, rounded up, if None.
+
+    Returns:
+      Distinct buckets, ascending; by field if `lengths` is.
+    """
+
+    def column(values: np.ndarray, multiple: int) -> list[int]:
+        found = [-(-int(np.quantile(values, each)) // multiple) * multiple for each in quantiles]
+        last = -(-int(values.max()) // multiple) * multiple if longest is None else longest
+        return [*(min(length, last) for length in found), last]
+
+    if isinstance(lengths, Mapping):
+        multiples = multiple if isinstance(multiple, Mapping) else dict.fromkeys(lengths, multiple)
+        columns = [column(values, multiples[field]) for field, values in lengths.items()]
+        rows = [dict(zip(lengths, row, strict=True)) for row in zip(*columns, strict=True)]
+    else:
+        rows = column(lengths, multiple)
+    return [row for index, row in enumerate(rows) if row not in rows[:index]]
+
+
 def _buckets(
     examples: Examples, buckets: Sequence[Bucket] | None
 ) -> tuple[list[Bucket], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The check that a name is a regular file, whose content can be read, and read again."""
+"""Check that a path is a regular file, which can be read more than once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _KINDS = {
 
 
 def expect_regular(path: str | Path, name: str | None = None) -> None:
-    """Refuses pipes, sockets and devices.
+    """Raises for pipes, sockets and devices.
 
-    Opening a pipe waits for a writer, a device may have no end, and neither can be read by several
-    passes. A file that is missing or a folder is left to the one who opens it.
+    Opening a pipe blocks until there is a writer, a device may have no end, and neither can be read
+    twice. Missing files and folders are left to the caller.
 
     Args:
       path: of the file.

@@ -6,8 +6,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from tasks.common.data.tables import say_once
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
@@ -99,7 +98,7 @@ def _name_unlearnable(
     lacking = [label for label, count in split.classes.items() if count and not known.get(label)]
     if lacking:
         more = ", ..." * (len(lacking) > _SHOWN)
-        say_once(
+        warn_once(
             f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
             f"but the {name} split has; a model cannot learn a class that train lacks"
         )
@@ -120,14 +119,14 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
                 f"classes {listed} differ in case, spaces or invisible characters alone; they are "
                 "classes of their own"
             )
-            say_once(f"{where}: {message}", key=message)
+            warn_once(f"{where}: {message}", key=message)
     for label in _MISSING:
         if counts.get(label):
             message = (
                 f"{counts[label]:,} labels are {label}, which is taken for a class; leave these "
                 "examples out if they have no label"
             )
-            say_once(f"{where}: {message}", key=message)
+            warn_once(f"{where}: {message}", key=message)
 
 
 def alike(name: str, known: Iterable[str]) -> str:

@@ -11,110 +11,27 @@ is an error, and records without any content are counted on standard error.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import dataclasses
 import difflib
 import itertools
 import json
-import math
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tasks.common.data.regular_files import expect_regular
-from tasks.common.errors import UserError
+from tasks.common.data.cells import join_names, quote
+from tasks.common.data.text_files import decoding_error, open_text
+from tasks.common.errors import UserError, warn_once
 
 DELIMITERS = ",;\t"
 JSON_LINES = (".jsonl", ".ndjson")
 EXTENSIONS = (".csv", ".tsv", ".tab", *JSON_LINES)
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
-# The longer mark comes first: that of UTF-32 begins with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 # Lines by which a delimiter is detected.
 _SAMPLE = 50
 _LONGEST_FIELD = 2**31 - 1
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_WHOLE = re.compile(r"([+-]?\d+)\.0+")
-
-
-# ---------------------------------------------------------------------- text
-
-
-def read_text(name: str | Path) -> str:
-    """Returns the text of a file; see the module for its encodings.
-
-    Raises:
-      UserError: the file cannot be read, is empty, or is not text in one of these encodings.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UserError(f"{str(name) or path}: is a folder, expected a file of text")
-    expect_regular(path, str(name))
-    try:
-        text = decoded(path.read_bytes(), str(name))
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    if not text.strip():
-        raise UserError(f"{name}: the file is empty")
-    return text
-
-
-def decoded(data: bytes, name: str) -> str:
-    """Decodes the content of a text file.
-
-    Args:
-      data: the content.
-      name: of the file, for messages.
-
-    Raises:
-      UserError: it is not text in a supported encoding; the line is named.
-    """
-    encoding = encoding_of(data[:4])
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        if encoding == "utf-8" and b"\0" in data[:1000]:
-            raise UserError(
-                f"{name}: has zero bytes, expected text in UTF-8; save the file as UTF-8"
-            ) from None
-        raise UserError(
-            f"{name}: line {line} is not {encoding.removesuffix('-sig').upper()} "
-            f"(byte 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise UserError(
-            f"{name}: line {line} has a zero byte, expected text in UTF-8; save the file as UTF-8"
-        )
-    return text
-
-
-def encoding_of(start: bytes) -> str:
-    """Returns the encoding that the first four bytes of a file announce; UTF-8 without a mark."""
-    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
-
-
-def lines_of(text: str) -> list[str]:
-    """Splits a text at line ends alone: LF, CR LF, or CR in a file that has no LF.
-
-    Unlike `str.splitlines`, the text is not split at U+2028, form feeds and other separators, which
-    occur within lines. A line end at the very end of the text starts no line.
-    """
-    end = "\n" if "\n" in text else "\r"
-    return [line.removesuffix("\r") for line in text.removesuffix(end).split(end)]
-
-
-# ---------------------------------------------------------------------- tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +116,7 @@ class Table:
     @property
     def column_names(self) -> str:
         """The header for messages."""
-        return listed(self.header)
+        return join_names(self.header)
 
 
 def open_table(
@@ -252,7 +169,7 @@ def open_table(
     if is_header is not None and not is_header(list(header)):
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {shown(twice)} stands in the header twice; rename one")
+        raise UserError(f"{name}: column {quote(twice)} stands in the header twice; rename one")
     if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
@@ -263,95 +180,12 @@ def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
     hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
-    return UserError(f"{where}: no column {column!r}{hint}; there are: {listed(known)}")
-
-
-def shown(cell: str) -> str:
-    """Returns a cell in quotes for messages, without the end of a long one."""
-    return repr(cell if len(cell) <= 60 else f"{cell[:57]}...")
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Returns names for messages, without the ends of long ones and the rest of many."""
-    short = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:most]]
-    return ", ".join(short) + ", ..." * (len(names) > most)
-
-
-# ---------------------------------------------------------------------- values
-
-
-def text_value(value: Any, where: str, column: str) -> str:
-    """Returns a text cell.
-
-    Raises:
-      UserError: a JSON value that is no string.
-    """
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {column!r} is {_shown(value)}, expected a text")
-    # JSON can spell half of a pair of UTF-16, which no encoding can write.
-    if not value.isascii() and (half := _SURROGATE.search(value)):
-        raise UserError(f"{where}: {column!r} has {half[0]!a}, which is no character")
-    return value
-
-
-def label_value(value: Any, where: str, column: str) -> str:
-    """Returns a class name. Numbers and truth values are names too; 1 and 1.0 are the same one.
-
-    Raises:
-      UserError: it is empty, not a number (NaN), or a list or an object.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: {column!r} is {_shown(value)}, expected a class name")
-        value = int(value) if value.is_integer() else value
-    if isinstance(value, int | float):
-        return str(value)
-    if value is not None and not isinstance(value, str):
-        raise UserError(
-            f"{where}: {column!r} is {_shown(value)}, expected one class name, a text or a number"
-        )
-    label = text_value(value or "", where, column).strip()
-    if not label:
-        raise UserError(f"{where}: {column!r} is empty")
-    if whole := _WHOLE.fullmatch(label):
-        return whole[1]
-    return label
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# ---------------------------------------------------------------------- reading
-
-
-def _opened(name: str) -> TextIO:
-    """Opens a text file by its byte order mark; line ends stay as they are."""
-    path = Path(name).expanduser()
-    expect_regular(path, name)
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        return path.open(encoding=encoding_of(start), newline="")
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-
-
-def _undecodable(name: str) -> UserError:
-    """Returns the error that names the line; the file is known not to be text."""
-    try:
-        read_text(name)
-    except UserError as error:
-        return error
-    return UserError(f"{name}: changed while it was read")
+    return UserError(f"{where}: no column {column!r}{hint}; there are: {join_names(known)}")
 
 
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields line number and object of each line that is not blank."""
-    with _opened(name) as file:
+    with open_text(name) as file:
         # Lines end in LF alone; the separators that TextIO knows may occur within strings.
         file.reconfigure(newline="\n")
         try:
@@ -367,7 +201,7 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise UserError(f"{name}: line {line} is not a JSON object")
                 yield line, row
         except UnicodeDecodeError:
-            raise _undecodable(name) from None
+            raise decoding_error(name) from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -391,11 +225,11 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     Raises:
       UserError: two fit equally well.
     """
-    with _opened(name) as file:
+    with open_text(name) as file:
         try:
             lines = list(itertools.islice(file, _SAMPLE))
         except UnicodeDecodeError:
-            raise _undecodable(name) from None
+            raise decoding_error(name) from None
     lines = [line for line in lines if line.strip()] or [""]
     if announced := re.fullmatch(r"sep=(.)\s*", lines[0].lstrip("\ufeff"), re.IGNORECASE):
         if announced[1] not in DELIMITERS:
@@ -446,7 +280,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     empty: list[int] = []
     merged: list[tuple[int, int]] = []
     width = 0
-    with _opened(name) as file:
+    with open_text(name) as file:
         kept = _Kept(file)
         reader = csv.reader(kept, delimiter=delimiter, strict=True)
         # The limit is 128 KB by default, short of long texts. It is the module's, so it stays: a
@@ -478,12 +312,12 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             raise UserError(f"{name}: line {line} is malformed ({error}){_remedy(error)}") from None
         except UnicodeDecodeError:
-            raise _undecodable(name) from None
+            raise decoding_error(name) from None
     if empty:
-        say_once(f"{name}: {len(empty)} lines are empty, the first is line {empty[0]}; left out")
+        warn_once(f"{name}: {len(empty)} lines are empty, the first is line {empty[0]}; left out")
     if merged:
         first, last = merged[0]
-        say_once(
+        warn_once(
             f"{name}: {len(merged)} rows span several lines, the first is lines {first} to {last}; "
             "if these are rows of their own, a quote is missing or too many there"
         )
@@ -514,19 +348,3 @@ class _Kept:
     def taken(self) -> list[str]:
         lines, self._lines = self._lines, []
         return lines
-
-
-_said: set[str] = set()
-
-
-def say_once(message: str, key: str | None = None) -> None:
-    """Prints a line on standard error, once in a process: files are read several times.
-
-    Args:
-      message: the line.
-      key: a later message with this key is not printed; the message itself if None.
-    """
-    key = message if key is None else key
-    if key not in _said:
-        _said.add(key)
-        print(message, file=sys.stderr, flush=True)

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import unicodedata
 import urllib.parse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from tasks.common.data.deduplication import text_hash
-from tasks.common.data.tables import read_text, say_once
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, warn_once
 
-__all__ = [
-    "HELD_OUT",
-    "LATER",
-    "SPLIT_NAMES",
-    "cut_path",
-    "expect_one_of",
-    "find_file",
-    "read_text",
-    "results_name",
-    "say_shared",
-    "split_by_group",
-    "split_by_hash",
-    "split_names",
-    "split_paths",
-]
+_T = TypeVar("_T")
 
 # Metadata of a field of a data config that older runs lack: at its default an experiment is the
 # same with and without it, see `launch.engine.config.identity`.
@@ -150,6 +139,40 @@ def find_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def is_hidden(name: str) -> bool:
+    """Returns whether a name begins with a dot or is the metadata folder of macOS archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def read_each(
+    items: Sequence[_T], read: Callable[[_T], np.ndarray], *, skip_broken: bool = False
+) -> tuple[list[np.ndarray], list[int]]:
+    """Reads each item, and returns the arrays and the numbers of the items that could be read.
+
+    Args:
+      items: paths, or other arguments of `read`.
+      read: raises UserError if an item cannot be read.
+      skip_broken: skip such items and name them on standard error.
+
+    Raises:
+      UserError: an item cannot be read; the message says how to skip it.
+    """
+    arrays, numbers = [], []
+    for number, item in enumerate(items):
+        try:
+            arrays.append(read(item))
+        except UserError as error:
+            if not skip_broken:
+                raise UserError(
+                    f"{error}; mend or remove it, or skip what is broken by "
+                    "--config.data.skip_broken"
+                ) from None
+            print(f"skipped {error}", file=sys.stderr)
+        else:
+            numbers.append(number)
+    return arrays, numbers
+
+
 def split_names(names: Sequence[str], where: str) -> dict[str, str]:
     """Returns the names of files or folders that are those of splits, by split.
 
@@ -174,7 +197,7 @@ def split_names(names: Sequence[str], where: str) -> dict[str, str]:
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
-def say_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "files") -> None:
+def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "files") -> None:
     """Names files of validation and test that are in a split before them too.
 
     Args:
@@ -188,7 +211,7 @@ def say_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "
         shared = [key for key in mine if key in before]
         if shared:
             (other, of), name = before[shared[0]], mine[shared[0]]
-            say_once(
+            warn_once(
                 f"{where}: {len(shared)} {kind} of {split} are in another split too, such as "
                 f"{name}, which is {of} of {other}; metrics on them are too good"
             )

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey pictures of clothes, 28 x 28."""
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grayscale images of clothes, 28 x 28."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAMES = (
 )
 SIDE = 28
 LICENSE = "MIT"
-# The last of the 60,000 training pictures.
+# The last of the 60,000 training images.
 VALIDATION_SIZE = 10_000
 
 _ADDRESS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-# SHA-256 of the unpacked files: they were packed more than once.
+# SHA-256 of the unpacked files, because their archives differ.
 _FILES = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -64,13 +64,13 @@ SOURCES = tuple(
 
 
 def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pictures and labels of each split.
+    """Returns images and labels of each split.
 
     Args:
       files: paths of SOURCES by name.
 
     Returns:
-      For train (50,000), validation (10,000, the last of the given training set) and test (10,000):
+      For train (50,000), validation (10,000, the last of the training set) and test (10,000):
       uint8 [n, 28, 28], 0 background to 255; and labels uint8 [n], numbers in NAMES.
     """
     (images, labels), test = (
@@ -89,10 +89,10 @@ def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def read_idx(data: bytes) -> np.ndarray:
-    """An array of bytes in MNIST's format: 0, 0, 8, number of dimensions, each as four bytes.
+    """Decodes an array of bytes in MNIST's format: 0, 0, 8, number of dimensions, each in 4 bytes.
 
     Raises:
-      ValueError: it is of another type, or not as long as it says.
+      ValueError: another type, or a length that differs from the header's.
     """
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError("not an idx file of bytes")

@@ -4,12 +4,12 @@ that it would ignore.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
 from tasks.common.huggingface.tokenizers import CLASSES
 from tasks.common.huggingface.weights import EPSILON, FIELDS, FIXED, NAMES
@@ -83,7 +83,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     for ours, (theirs, _) in FIELDS[kind].items():
         wanted = _wanted(ours, model[ours])
         if wanted:
-            raise UserError(f"{path}: {theirs} is {_shown(model[ours])}, expected {wanted}")
+            raise UserError(f"{path}: {theirs} is {to_json(model[ours])}, expected {wanted}")
     size, heads = model["model_size"], model["num_heads"]
     if size % heads:
         theirs = FIELDS[kind]["num_heads"][0]
@@ -94,7 +94,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     for name, value in config.items():
         if name not in known:
             raise UserError(
-                f"{path}: {name} is {_shown(value)}, an option that a {kind} here does not have; "
+                f"{path}: {name} is {to_json(value)}, an option that a {kind} here does not have; "
                 "remove it if the model computes the same without it"
             )
     return model
@@ -112,11 +112,11 @@ def expect_vocabulary(
     size = config.get("vocab_size", rows)
     if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
         expected = f"{rows}, as model.safetensors has"
-        raise UserError(f"{path}: vocab_size is {_shown(size)}, expected {expected}")
+        raise UserError(f"{path}: vocab_size is {to_json(size)}, expected {expected}")
     pad = config.get("pad_token_id")
     if pad is not None and (isinstance(pad, bool) or pad != list(vocabulary).index("[PAD]")):
         expected = f"{list(vocabulary).index('[PAD]')}, the id of [PAD] in the vocabulary"
-        raise UserError(f"{path}: pad_token_id is {_shown(pad)}, expected {expected}")
+        raise UserError(f"{path}: pad_token_id is {to_json(pad)}, expected {expected}")
 
 
 def _wanted(field: str, value: Any) -> str:
@@ -131,8 +131,3 @@ def _wanted(field: str, value: Any) -> str:
     else:
         return ""
     return "" if fits else wanted
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

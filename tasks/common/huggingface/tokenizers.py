@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.common.data.cells import to_json
 from tasks.common.errors import UserError
 from tasks.common.huggingface.weights import LAST, Normalization
 from tasks.common.text.tokenizer import SPECIAL
@@ -196,7 +197,7 @@ def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
                 raise _unsupported(path, name, value, _EXPECTED[name][-1])
         elif name not in _WITHOUT_EFFECT.split():
             raise UserError(
-                f"{path}: {name} is {_shown(value)}, an option that is not known here; remove it "
+                f"{path}: {name} is {to_json(value)}, an option that is not known here; remove it "
                 "if text is cut in the same way without it"
             )
     return said
@@ -204,14 +205,9 @@ def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
     return UserError(
-        f"{path}: {name} is {_shown(value)}, expected {json.dumps(expected)}; other values are not "
-        "supported"
+        f"{path}: {name} is {to_json(value)}, expected {json.dumps(expected)}; other values are "
+        "not supported"
     )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _expect_sign(path: Path, name: str, value: Any) -> None:
@@ -228,17 +224,17 @@ def _spellings(value: Any) -> Iterator[str]:
         value = list(value.values())
     for token in value if isinstance(value, list) else [] if value is None else [value]:
         content = token.get("content") if isinstance(token, Mapping) else token
-        yield content if isinstance(content, str) else _shown(content)
+        yield content if isinstance(content, str) else to_json(content)
 
 
 def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
     """Tokens and ids of added_tokens_decoder."""
     if not isinstance(value, Mapping):
-        raise UserError(f"{path}: added_tokens_decoder is {_shown(value)}, expected an object")
+        raise UserError(f"{path}: added_tokens_decoder is {to_json(value)}, expected an object")
     for number, token in value.items():
         content = token.get("content") if isinstance(token, Mapping) else token
         if not (isinstance(content, str) and number.isdecimal()):
-            raise UserError(f"{path}: added_tokens_decoder has no token at {_shown(number)}")
+            raise UserError(f"{path}: added_tokens_decoder has no token at {to_json(number)}")
         yield content, int(number)
 
 
@@ -264,8 +260,8 @@ def _expect_signs(folder: Path, vocabulary: list[str], options: Mapping[str, Any
         for content, number in tokens.items():
             if content in ids and ids[content] != number:
                 raise UserError(
-                    f"{file}: has {content} as {_shown(number)}, the vocabulary as {ids[content]}; "
-                    "bring the files of one model"
+                    f"{file}: has {content} as {to_json(number)}, the vocabulary as "
+                    f"{ids[content]}; bring the files of one model"
                 )
 
 
@@ -276,7 +272,7 @@ def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], 
         part = "model.vocab" if isinstance(model, dict) else "model"
         found = model.get("vocab") if isinstance(model, dict) else model
         raise UserError(
-            f"{path}: {part} is {_shown(found)}, expected an object; bring a whole file, or "
+            f"{path}: {part} is {to_json(found)}, expected an object; bring a whole file, or "
             f"{VOCABULARY} in its place"
         )
     expected = {
@@ -290,8 +286,8 @@ def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], 
     longest = model.get("max_input_chars_per_word", 100)
     if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
         raise UserError(
-            f"{path}: model.max_input_chars_per_word is {_shown(longest)}, expected a whole number "
-            "of at least 1"
+            f"{path}: model.max_input_chars_per_word is {to_json(longest)}, expected a whole "
+            "number of at least 1"
         )
     others = sorted({*model} - {*expected, "vocab", "max_input_chars_per_word"})
     if others:
@@ -318,7 +314,9 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         name = names[-1]
         value = normalizer.get(name, None if field == "strip_accents" else True)
         if not (isinstance(value, bool) or (value is None and field == "strip_accents")):
-            raise UserError(f"{path}: normalizer.{name} is {_shown(value)}, expected true or false")
+            raise UserError(
+                f"{path}: normalizer.{name} is {to_json(value)}, expected true or false"
+            )
         found[field] = value
     others = sorted({*normalizer} - {"type"} - {names[-1] for names in _NAMES.values()})
     if others:
@@ -385,18 +383,18 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
     if not isinstance(added, list | None) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
     ):
-        raise UserError(f"{path}: added_tokens is {_shown(added)}, expected a list of objects")
+        raise UserError(f"{path}: added_tokens is {to_json(added)}, expected a list of objects")
     _expect_only_signs(path, {token["content"]: token.get("id") for token in added or []})
     for token in added or []:
         content, number = token["content"], token.get("id")
         if ids.setdefault(content, number) != number:
             raise UserError(
-                f"{path}: added_tokens has {content} as {_shown(number)}, model.vocab as "
-                f"{_shown(ids[content])}"
+                f"{path}: added_tokens has {content} as {to_json(number)}, model.vocab as "
+                f"{to_json(ids[content])}"
             )
     for piece, number in ids.items():
         if isinstance(number, bool) or not isinstance(number, int):
-            raise UserError(f"{path}: model.vocab has {_shown(number)} as the id of {piece!r}")
+            raise UserError(f"{path}: model.vocab has {to_json(number)} as the id of {piece!r}")
     if sorted(ids.values()) != list(range(len(ids))):
         raise UserError(f"{path}: its ids have gaps")
     return sorted(ids, key=ids.__getitem__)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.common.data.regular_files import expect_regular
-from tasks.common.data.tables import say_once
-from tasks.common.errors import UserError
+from tasks.common.data.user_files import is_hidden
+from tasks.common.errors import UserError, warn_once
 from tasks.common.images.orientation import UPRIGHT
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ SUFFIXES = (
 )
 # Of grey pictures with 16 bits a pixel.
 _BRIGHTEST = 65535
-
-_T = TypeVar("_T")
 
 
 def read_image(
@@ -217,12 +214,7 @@ def image_paths(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a name begins with a dot or is that of the folder that macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def say_left_out(folder: str | Path, used: Collection[Path]) -> None:
+def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
     """Names the files below a folder that are not used, and links to folders, which nobody follows.
 
     Args:
@@ -238,7 +230,7 @@ def say_left_out(folder: str | Path, used: Collection[Path]) -> None:
         and (path.is_symlink() or not path.is_dir())
     )
     if others:
-        say_once(
+        warn_once(
             f"{folder}: {len(others)} files are left out, the first is "
             f"{others[0].relative_to(root)}; used are files in their places that end in one of "
             f"{', '.join(SUFFIXES)} and are not hidden"
@@ -273,7 +265,7 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
             )
         deeper = [file for file in found[name] if file.parent != path]
         if deeper:
-            say_once(
+            warn_once(
                 f"{path}: {len(deeper)} pictures are in folders within, such as "
                 f"{deeper[0].relative_to(path)}; they are of the class {name!r} too"
             )
@@ -282,34 +274,5 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
             f"{folder}: has no folders; put the pictures of each class into a folder that has the "
             "name of the class"
         )
-    say_left_out(root, [file for files in found.values() for file in files])
+    warn_left_out(root, [file for files in found.values() for file in files])
     return found
-
-
-def read_each(
-    items: Sequence[_T], read: Callable[[_T], np.ndarray], *, skip_broken: bool = False
-) -> tuple[list[np.ndarray], list[int]]:
-    """What `read` makes of each item, and the numbers of the items that could be read.
-
-    Args:
-      items: paths, or whatever `read` takes.
-      read: raises UserError for what cannot be read.
-      skip_broken: leave such an item out, and name it on standard error.
-
-    Raises:
-      UserError: an item cannot be read; the message says how to skip it.
-    """
-    images, numbers = [], []
-    for number, item in enumerate(items):
-        try:
-            images.append(read(item))
-        except UserError as error:
-            if not skip_broken:
-                raise UserError(
-                    f"{error}; mend or remove it, or skip what is broken by "
-                    "--config.data.skip_broken"
-                ) from None
-            print(f"skipped {error}", file=sys.stderr)
-        else:
-            numbers.append(number)
-    return images, numbers

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.tables import say_once
+from tasks.common.errors import warn_once
 
 UPRIGHT = 1
 # Of each orientation whether rows and columns are exchanged, then whether rows and columns are
@@ -121,7 +121,7 @@ class AnnotationTurns:
             file, orientation = files[0]
             more = f" (and in {len(files) - 1} more)" * (len(files) > 1)
             how = "stored, and are turned with it" if stored else "displayed"
-            say_once(
+            warn_once(
                 f"{where}: EXIF orientation {orientation} in {file.name}{more}: annotations are "
                 f"taken to be in pixels of the image as {how}; if they are not, save the images as "
                 "they are displayed, without an EXIF orientation"
@@ -129,10 +129,10 @@ class AnnotationTurns:
         return dict(groups[True])
 
 
-def say_displayed(name: str, orientation: int) -> None:
+def warn_displayed(name: str, orientation: int) -> None:
     """Says once that what is predicted for a turned image is in pixels of the displayed one."""
     if orientation != UPRIGHT:
-        say_once(
+        warn_once(
             f"EXIF orientation {orientation} in {name}: predictions are in pixels of the image as "
             "displayed; other images are not named",
             key="EXIF orientation",

@@ -9,7 +9,7 @@ from flax import nnx
 from launch.engine import config as configs
 from launch.engine import steps as engine
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
-from tasks.text_classification.task import TextClassification
+from tasks.text_classification.task import TextClassification, TextProcessor
 
 TEXTS = ["a good film", "a bad film", "good good story", "bad plot"]
 
@@ -36,11 +36,12 @@ def config():
 @pytest.fixture(scope="module")
 def task(config):
     tokenizer = Tokenizer.fit(TEXTS, TextConfig(min_count=1, max_length=8))
-    return TextClassification(config.data, config.model, tokenizer, ["bad", "good"], [4, 8])
+    processor = TextProcessor(config.data, config.model, ["bad", "good"], [4, 8], tokenizer)
+    return TextClassification(config.data, config.model, processor)
 
 
 def batch(task, width, weight=(1, 1, 1, 1)):
-    rows = task.tokenizer.encode_batch(TEXTS)
+    rows = task.processor.tokenizer.encode_batch(TEXTS)
     tokens = np.zeros((4, width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids

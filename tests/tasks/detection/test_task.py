@@ -131,7 +131,7 @@ def learned(task, data):
 
 
 def train(steps, batch, count):
-    state, losses = steps.initialise(), []
+    state, losses = steps.init(), []
     for _ in range(count):
         state, metrics = steps.train(state, steps.place(batch))
         losses.append(jax.device_get(metrics))

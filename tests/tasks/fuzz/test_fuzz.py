@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tasks.common.data import tables
+from tasks.common import errors
 from tasks.common.errors import UserError
 from tests.tasks.fuzz.subjects import SUBJECTS
 
@@ -15,7 +15,7 @@ QUICK = 12
 
 def check(name, folder, seed, capsys, monkeypatch, expected):
     """Reads one changed file. Returns whether it was refused."""
-    monkeypatch.setattr(tables, "_said", set())
+    monkeypatch.setattr(errors, "_warned", set())
     subject, rng = SUBJECTS[name], random.Random(f"{name} {seed}")
     case = subject.make(rng, folder)
     told = f"{name}, seed {seed}: {case.done}"

@@ -64,7 +64,7 @@ def trained(model, count=3):
     task = prepared(model)
     steps = make_steps(task, experiment(model, batch_size=16))
     batch = first_batch(task)
-    state = steps.initialise()
+    state = steps.init()
     before = jax.device_get(state)
     for _ in range(count):
         state, metrics = steps.train(state, steps.place(batch))
@@ -125,7 +125,7 @@ def test_statistics_are_saved_with_the_checkpoint(tmp_path):
     record = runs.run(config, tmp_path / "run", None, "", with_baselines=False)
     task = prepared(TWO)
     steps, variables, _ = directory.load_variables(task, config, tmp_path / "run")
-    initial = steps.initialise()["statistics"]
+    initial = steps.init()["statistics"]
     pairs = zip(jax.tree.leaves(initial), jax.tree.leaves(variables["statistics"]), strict=True)
     assert all((np.abs(new - old) > 1e-4).any() for old, new in pairs)
     again = evaluate(task, steps, variables, "test", 64)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tasks.common.data import tables
+from tasks.common import errors
 from tasks.common.datasets import blue_marble
 from tasks.common.errors import UserError
 from tasks.segmentation import datasets, user_files
@@ -326,7 +326,7 @@ def test_predictions_of_a_turned_picture_are_as_displayed(tmp_path, capsys):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    tables._said.discard("EXIF orientation")
+    errors._warned.discard("EXIF orientation")
     scenes = Scenes([str(tmp_path / "a.png")] * 2, config(tmp_path))
     assert scenes.place[:, 3:].tolist() == [[8, 6]] * 2
     said = capsys.readouterr().err

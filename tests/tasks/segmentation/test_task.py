@@ -75,7 +75,7 @@ def trained():
     data = SegmentationData(splits, NAMES)
     task = TASK(config.data, config.model, NAMES, data, np.ones(2, np.float32))
     steps = make_steps(task, config)
-    state, losses = steps.initialise(), []
+    state, losses = steps.init(), []
     for _ in range(6):
         for batch in evaluation_batches(task.examples("train"), batch_size=8):
             state, metrics = steps.train(state, steps.place(batch))

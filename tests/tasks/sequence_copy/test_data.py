@@ -46,7 +46,7 @@ def test_the_seed_decides_the_strings():
     again, other = data.generate(SMALL), data.generate(DataConfig(**{**vars(SMALL), "seed": 1}))
     assert again["test"].strings == data.generate(SMALL)["test"].strings
     assert again["test"].strings != other["test"].strings
-    assert data.fingerprint(again) != data.fingerprint(other)
+    assert data.DigitData(again).fingerprint != data.DigitData(other).fingerprint
 
 
 def test_one_example_by_hand():
@@ -68,12 +68,12 @@ def test_copies_are_of_the_same_strings():
     np.testing.assert_array_equal(
         data.DigitStrings(["3140"], "copied_digits")[0]["target"], [6, 4, 7, 3, 2]
     )
-    assert data.fingerprint(copy) != data.fingerprint(reverse)
+    assert data.DigitData(copy).fingerprint != data.DigitData(reverse).fingerprint
 
 
 def test_places_by_hand():
-    assert [data.place(t, 4, "reversed_digits") for t in range(4)] == [3, 2, 1, 0]
-    assert [data.place(t, 4, "copied_digits") for t in range(4)] == [0, 1, 2, 3]
+    assert [data.source_position(t, 4, "reversed_digits") for t in range(4)] == [3, 2, 1, 0]
+    assert [data.source_position(t, 4, "copied_digits") for t in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_more_strings_than_can_be_drawn_are_refused():
 
 @pytest.mark.parametrize("typed", ["", "12a", "3.14", "-1", "٣١", "1 2"])
 def test_anything_but_digits_is_refused(typed):
-    with pytest.raises(UserError, match="give digits 0 to 9 and nothing else"):
+    with pytest.raises(UserError, match="expected digits 0 to 9"):
         data.read_strings(["12", typed], 6)
 
 

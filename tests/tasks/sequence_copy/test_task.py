@@ -19,7 +19,7 @@ from tasks.common.errors import UserError
 from tasks.figures import Alignment, Curves
 from tasks.sequence_copy.data import DataConfig, DigitStrings, decode, tokens_of
 from tasks.sequence_copy.model import EncoderDecoder, EncoderDecoderConfig
-from tasks.sequence_copy.task import TASK, alignment_accuracy, match
+from tasks.sequence_copy.task import TASK, alignment_accuracy, sequence_metrics
 
 DATA = DataConfig(min_length=3, max_length=6, train_size=40, validation_size=9, test_size=20)
 MODEL = EncoderDecoderConfig(embedding_size=5, state_size=6)
@@ -53,14 +53,14 @@ def test_matches_by_hand():
     examples = DigitStrings(["12", "345", "7"])
     # Targets: 2 1 end | 5 4 3 end | 7 end. The second lacks the end token, the third is right.
     tokens = np.array([[5, 4, 2, 0, 0], [8, 7, 6, 6, 0], [10, 2, 0, 0, 0]])
-    found = match(tokens, examples)
+    found = sequence_metrics(tokens, examples)
     assert found["exact_match"] == pytest.approx(2 / 3)
     assert found["token_accuracy"] == pytest.approx(8 / 9)
     # Of one digit, of two and of three, which is the greatest number too.
     assert [found[f"exact_match_{n}"] for n in (1, 2, 3)] == [1, 1, 0]
     # A token after the end token is a mistake too.
     tokens[2, 2] = 5
-    assert match(tokens, examples)["exact_match"] == pytest.approx(1 / 3)
+    assert sequence_metrics(tokens, examples)["exact_match"] == pytest.approx(1 / 3)
 
 
 def test_matches_by_length():
@@ -70,7 +70,7 @@ def test_matches_by_length():
     # Wrong: one of two of 9 digits, both of 20.
     for row in (10, 32, 33):
         tokens[row, 0] = 4
-    found = match(tokens, DigitStrings(source))
+    found = sequence_metrics(tokens, DigitStrings(source))
     assert found["exact_match"] == pytest.approx(31 / 34)
     expected = {"4_8": 1, "9_12": 7 / 8, "13_16": 1, "17_20": 6 / 8, "20": 0}
     for name, share in expected.items():
@@ -95,13 +95,13 @@ def test_alignment_accuracy_by_hand():
 @pytest.mark.parametrize("alignment", ["dot", "multi_head(num_heads=2)", "none"])
 def test_looked_is_where_the_most_weight_is(task, alignment):
     config = EncoderDecoderConfig(embedding_size=5, state_size=6, alignment=alignment)
-    task = TASK(DATA, config, {split: task.examples(split) for split in ("train", "test")})
+    task = TASK(DATA, config, task.processor, task.dataset)
     model = task.build_model(nnx.Rngs(0))
     (batch,) = evaluation_batches(task.examples("test"), batch_size=20, buckets=[7])
-    outputs = jax.device_get(nnx.jit(task.outputs)(model, batch))
+    outputs = jax.device_get(nnx.jit(task.predict)(model, batch))
     if alignment == "none":
         assert outputs.keys() == {"tokens"}
-        metrics = task.finalize({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
+        metrics = task.metrics({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
         assert "alignment_accuracy" not in metrics
         assert jax.device_get(nnx.jit(task.attention)(model, batch)) == {}
         (by_length,) = task.figures({}, outputs, "test", {})
@@ -112,14 +112,14 @@ def test_looked_is_where_the_most_weight_is(task, alignment):
     for b, t in np.ndindex(20, 7):
         written = outputs["tokens"][b, t] != 0
         assert outputs["looked"][b, t] == (1 + np.argmax(weights[b, t]) if written else 0)
-    metrics = task.finalize({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
+    metrics = task.metrics({"tokens": 1, "loss": 1, "right": 1}, outputs, "test")
     assert metrics["alignment_accuracy"] == alignment_accuracy(
         outputs["looked"], task.examples("test")
     )
 
 
 def test_padding_and_buckets_change_no_figure(task, model):
-    statistics, outputs = nnx.jit(task.batch_statistics), nnx.jit(task.outputs)
+    statistics, outputs = nnx.jit(task.evaluate), nnx.jit(task.predict)
     found = []
     for batches in (
         batches_of(task, "validation", 9),
@@ -127,10 +127,10 @@ def test_padding_and_buckets_change_no_figure(task, model):
         list(evaluation_batches(task.examples("validation"), batch_size=5, buckets=[7])),
     ):
         total = jax.tree.map(
-            lambda *parts: float(np.sum(parts)), *(statistics(model, batch) for batch in batches)
+            lambda *parts: float(np.sum(parts)), *(statistics(model, batch)[0] for batch in batches)
         )
         gathered = gather((batch["id"], outputs(model, batch)) for batch in batches)
-        found.append((task.finalize(total, gathered, "validation"), gathered))
+        found.append((task.metrics(total, gathered, "validation"), gathered))
     assert any((batch["weight"] == 0).any() for batch in batches_of(task, "validation", 4))
     for metrics, gathered in found[1:]:
         assert metrics == pytest.approx(found[0][0], rel=1e-5)
@@ -167,9 +167,9 @@ def test_correctness_has_the_primary_metric_as_its_mean(task):
     tokens = batch["target"].copy()
     tokens[[2, 5], 0] = 4 + tokens[[2, 5], 0] % 5
     tokens = tokens[np.argsort(batch["id"])]
-    correct = task.correctness({"tokens": tokens}, "test")
+    correct = task.example_scores({"tokens": tokens}, "test")
     assert correct.sum() == 18
-    metrics = task.finalize({"tokens": 10, "loss": 5.0, "right": 4.0}, {"tokens": tokens}, "test")
+    metrics = task.metrics({"tokens": 10, "loss": 5.0, "right": 4.0}, {"tokens": tokens}, "test")
     assert metrics["exact_match"] == pytest.approx(correct.mean()) == pytest.approx(0.9)
     assert metrics["loss"] == 0.5
     assert metrics["forced_accuracy"] == 0.4
@@ -179,7 +179,7 @@ def test_figures_show_the_steps_that_were_written(task, model):
     (batch,) = evaluation_batches(task.examples("test"), batch_size=20, buckets=[7])
     attention = jax.device_get(nnx.jit(task.attention)(model, batch))
     assert attention["alignment"].shape == (20, 7, 7)
-    tokens = np.asarray(nnx.jit(task.outputs)(model, batch)["tokens"])
+    tokens = np.asarray(nnx.jit(task.predict)(model, batch)["tokens"])
     figures = task.figures(
         {}, {"tokens": tokens}, "test", {"alignment": attention["alignment"][:3]}
     )
@@ -187,7 +187,7 @@ def test_figures_show_the_steps_that_were_written(task, model):
     assert isinstance(by_length, Curves)
     ((lengths, shares),) = by_length.series.values()
     correct, digits = (
-        task.correctness({"tokens": tokens}, "test"),
+        task.example_scores({"tokens": tokens}, "test"),
         task.examples("test").lengths - 1,
     )
     assert lengths == sorted(set(digits))
@@ -220,7 +220,7 @@ def test_copying():
     task = TASK.prepare(data, MODEL, None)
     examples = task.examples("test")
     right = tokens_of(examples.strings, 7)
-    assert match(right, examples)["exact_match"] == 1
+    assert sequence_metrics(right, examples)["exact_match"] == 1
     assert set(task.baselines()) == {"reversed", "commonest_digit"}
     palindromes = np.mean([string == string[::-1] for string in examples.strings])
     assert task.baselines()["reversed"]()["exact_match"] == palindromes
@@ -254,19 +254,19 @@ def test_baselines_by_hand(task):
 def test_restored_it_answers_in_the_order_of_the_inputs(task, model):
     restored = TASK.restore(DATA, MODEL, task.assets())
     typed = ["314159", "27", "161"]
-    write = nnx.jit(restored.outputs)
+    write = nnx.jit(restored.predict)
     outputs = gather(
         (batch["id"], write(model, batch))
         for batch in evaluation_batches(
-            restored.inputs(typed), batch_size=2, buckets=restored.buckets
+            restored.processor.encode(typed), batch_size=2, buckets=restored.buckets
         )
     )
-    answers = restored.describe(typed, outputs)
+    answers = restored.processor.decode(typed, outputs)
     assert [answer["input"] for answer in answers] == typed
     for answer, tokens in zip(answers, outputs["tokens"], strict=True):
         assert answer["text"] == answer["output"] == decode(tokens)
     with pytest.raises(UserError, match="has 7 digits"):
-        restored.inputs(["1234567"])
+        restored.processor.encode(["1234567"])
 
 
 def test_configs():

@@ -83,11 +83,14 @@ def equal(mine, theirs):
 def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     config = classifier(place, pooling=pooling)
     task = directory.prepared_task(config, paths(place))
-    params = make_steps(task, config).initialise()["params"]
+    params = make_steps(task, config).init()["params"]
     other, theirs = learned(place)
-    assert task.tokenizer.config == dataclasses.replace(other.tokenizer.config, max_length=7)
+    assert task.processor.tokenizer.config == dataclasses.replace(
+        other.processor.tokenizer.config, max_length=7
+    )
     assert (
-        task.tokenizer.encode("good film").tolist() == other.tokenizer.encode("good film").tolist()
+        task.processor.tokenizer.encode("good film").tolist()
+        == other.processor.tokenizer.encode("good film").tolist()
     )
     equal(params["encoder"]["layers"], theirs["encoder"]["layers"])
     equal(params["encoder"]["final_norm"], theirs["encoder"]["final_norm"])
@@ -96,7 +99,7 @@ def test_all_weights_are_those_that_were_learned(place, pooling, skipped):
     equal(params["encoder"]["positions"]["embedding"], rows[skipped : skipped + 8])
     segment = np.asarray(theirs["segment_embedding"]["embedding"])[0]
     table = np.asarray(theirs["embedding"]["embedding"])
-    assert len(table) == other.tokenizer.size + 2
+    assert len(table) == other.processor.tokenizer.size + 2
     equal(params["tokens"]["embedding"], table[:-2] + segment)
 
 

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from tasks.text_classification import model as models
-from tasks.text_classification.task import attended, naive_bayes_prior
+from tasks.text_classification.baselines import naive_bayes_prior
+from tasks.text_classification.figures import token_weights
 
 VOCABULARY, CLASSES = 50, 3
 CONFIGS = [
@@ -61,7 +62,9 @@ def test_weights_are_shares_of_the_real_tokens(config):
     tokens, lengths = batch(6)
     _, weights = build(config)(tokens, lengths, return_weights=True)
     cls = getattr(config, "pooling", "") == "cls"
-    shares = attended({name: np.asarray(value) for name, value in weights.items()}, has_cls=cls)
+    shares = token_weights(
+        {name: np.asarray(value) for name, value in weights.items()}, has_cls=cls
+    )
     assert shares.shape == (3, 6)
     for row, length in zip(shares, lengths, strict=True):
         np.testing.assert_allclose(row[length:], 0, atol=1e-7)
@@ -76,7 +79,7 @@ def test_a_mean_has_no_weights_to_show(kind, pooling):
     tokens, lengths = batch(6)
     _, weights = build(kind(pooling=pooling))(tokens, lengths, return_weights=True)
     expected = (0, 0) if pooling == "mean" else (3, 6)
-    assert attended(jax.device_get(weights), has_cls=False, lengths=lengths).shape == expected
+    assert token_weights(jax.device_get(weights), has_cls=False, lengths=lengths).shape == expected
 
 
 @pytest.mark.parametrize(("mixer", "shape"), [("dot_product", (3, 6)), ("fourier", (0, 0))])
@@ -86,7 +89,7 @@ def test_of_a_mean_over_layers_the_last_layer_is_shown(mixer, shape):
     tokens, lengths = batch(6)
     weights = jax.device_get(model(tokens, lengths, return_weights=True)[1])
     assert "pool" not in weights
-    shares = attended(weights, has_cls=False, lengths=lengths)
+    shares = token_weights(weights, has_cls=False, lengths=lengths)
     assert shares.shape == shape
     if len(shares):
         # Of five tokens, none of which all look at alike.
@@ -94,18 +97,18 @@ def test_of_a_mean_over_layers_the_last_layer_is_shown(mixer, shape):
         assert shares[1].tolist() == [1, 0, 0, 0, 0, 0]
 
 
-def test_attended_by_hand():
+def test_token_weights_by_hand():
     # Two heads of one layer over two tokens and padding, whose row counts for nothing.
     first = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]
     second = [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     attention = {"encoder": np.array([[[first, second]]])}
-    found = attended(attention, has_cls=False, lengths=np.array([2, 9]))
+    found = token_weights(attention, has_cls=False, lengths=np.array([2, 9]))
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.0]])
-    found = attended(attention, has_cls=True, lengths=np.array([2, 9]))
+    found = token_weights(attention, has_cls=True, lengths=np.array([2, 9]))
     np.testing.assert_allclose(found, [[0.25, 0.0]])
     # A mixer that subtracts.
     negative = {"encoder": np.array([[[[[1.0, -0.5], [0.5, 0.0]]]]])}
-    np.testing.assert_allclose(attended(negative, False, np.array([2])), [[0.75, 0.25]])
+    np.testing.assert_allclose(token_weights(negative, False, np.array([2])), [[0.75, 0.25]])
 
 
 def test_length_scaling_is_the_square_root_of_the_length():

@@ -146,7 +146,6 @@ def test_pair_examples():
         "target": [2, 4],
     }
     assert PairExamples(ids, None, 9)[1].keys() == PairExamples(ids, None, 9).padded.keys()
-    assert PairExamples(ids, ids, 9, greedy=True)[1].keys() == {"source", "target", "greedy"}
 
 
 def public(name):

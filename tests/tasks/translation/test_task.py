@@ -1,6 +1,7 @@
 """Translation by the contract, on a toy language whose words are those of English backwards."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tasks.figures import Alignment, Curves
 from tasks.translation.baselines import lexicon
 from tasks.translation.data import DataConfig
 from tasks.translation.model import RecurrentConfig, TransformerConfig
+from tasks.translation.processor import TranslationProcessor
 from tasks.translation.task import TASK
 
 WORDS = ["tree", "stone", "water", "light", "house", "river", "cloud", "north", "bread", "glass"]
@@ -70,11 +72,20 @@ def batches_of(task, split, size, buckets=None):
 
 def as_outputs(task, texts):
     """What a model gives that writes these texts."""
-    rows = [np.append(ids, task.tokenizer.size + 1) for ids in task.tokenizer.encode_batch(texts)]
+    rows = [
+        np.append(ids, task.processor.tokenizer.size + 1)
+        for ids in task.processor.tokenizer.encode_batch(texts)
+    ]
     tokens = np.zeros((len(rows), 1, max(map(len, rows))), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[0, : len(ids)] = ids
     return {"tokens": tokens, "scores": np.zeros((len(rows), 1), np.float32)}
+
+
+def with_configs(task, data, model):
+    """The same data and tokenizer under other configs."""
+    processor = TranslationProcessor(data, model, task.processor.tokenizer, [])
+    return TASK(data, model, processor, task.dataset)
 
 
 STATISTICS = {"loss": 6.0, "right": 3.0, "tokens": 4.0}
@@ -82,28 +93,28 @@ STATISTICS = {"loss": 6.0, "right": 3.0, "tokens": 4.0}
 
 def test_one_vocabulary_for_both_languages(task):
     for text in ("stone water", "enots retaw"):
-        (ids,) = task.tokenizer.encode_batch([text])
+        (ids,) = task.processor.tokenizer.encode_batch([text])
         assert len(ids) <= 4
-        assert task.tokenizer.decode(ids) == text
+        assert task.processor.tokenizer.decode(ids) == text
 
 
 def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(task, data):
     short = dataclasses.replace(data, text=dataclasses.replace(TEXT, max_length=4))
-    cut = TASK(short, MODEL, task.tokenizer, [], task._pairs)
+    cut = with_configs(task, short, MODEL)
     lengths = task.examples("train").lengths
     fits = (lengths["source"] <= 5) & (lengths["target"] <= 5)
     assert 0 < len(cut.examples("train")) == fits.sum() < 60
     summary = cut.summary()
     assert summary["train"].note == f"{60 - fits.sum()} pairs over max_length=4 are left out"
-    assert summary["test"].note.endswith("pairs over max_length=4 are cut")
+    assert summary["test"].note.endswith("pairs over max_length=4 are truncated")
     assert [task.summary()[split].note for split in summary] == [""] * 3
     for split, n in (("validation", 9), ("test", 20)):
         assert len(cut.examples(split)) == n
         for name, values in task.examples(split).lengths.items():
             np.testing.assert_array_equal(cut.examples(split).lengths[name], np.minimum(values, 5))
     tiny = dataclasses.replace(data, text=dataclasses.replace(TEXT, max_length=1))
-    tiny = TASK(tiny, MODEL, task.tokenizer, [], task._pairs)
-    with pytest.raises(UserError, match="every pair of train is longer than 1 tokens on a side"):
+    tiny = with_configs(task, tiny, MODEL)
+    with pytest.raises(UserError, match="max_length: got 1, but every training pair has more"):
         tiny.examples("train")
 
 
@@ -111,7 +122,7 @@ def test_buckets_hold_every_sentence(task):
     assert task.buckets == [{"source": 8, "target": 8}, {"source": 13, "target": 13}]
     restored = TASK.restore(task.data, MODEL, task.assets())
     assert restored.buckets == task.buckets
-    longest = restored.inputs(["stone" + " stone" * 11])
+    longest = restored.processor.encode(["stone" + " stone" * 11])
     assert longest.lengths["source"].tolist() == [13]
 
 
@@ -119,7 +130,7 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
     (batch,) = batches_of(task, "test", 24, [task.buckets[-1]])
     assert (batch["weight"] == 0).sum() == 4
     calculate = nnx.jit(lambda model, batch: task.loss(model, batch, jax.random.key(0)))
-    undropped = TASK(task.data, dataclasses.replace(MODEL, dropout_rate=0.0), task.tokenizer, [])
+    undropped = with_configs(task, task.data, dataclasses.replace(MODEL, dropout_rate=0.0))
     model = undropped.build_model(nnx.Rngs(0))
     loss, metrics = calculate(model, batch)
     target = batch["target"]
@@ -131,7 +142,7 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
     real = (target > 0) & (batch["weight"][:, None] > 0)
     assert float(loss) == pytest.approx(losses[real].mean(), rel=1e-5)
     assert float(metrics["cross_entropy"]) == pytest.approx(plain[real].mean(), rel=1e-5)
-    statistics = nnx.jit(task.batch_statistics)(model, batch)
+    statistics = nnx.jit(task.evaluate)(model, batch)[0]
     assert float(statistics["tokens"]) == real.sum()
     assert float(statistics["loss"]) == pytest.approx(plain[real].sum(), rel=1e-5)
     right = np.asarray(jnp.argmax(logits, axis=-1)) == target
@@ -141,34 +152,35 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
 
 
 def test_padding_and_buckets_change_no_figure(task, model):
-    statistics, outputs = nnx.jit(task.batch_statistics), nnx.jit(task.outputs)
+    evaluate, predict = nnx.jit(task.evaluate), nnx.jit(task.predict)
     found = []
     for batches in (batches_of(task, "test", 6), batches_of(task, "test", 20, [13])):
         total = jax.tree.map(
-            lambda *parts: float(np.sum(parts)), *(statistics(model, batch) for batch in batches)
+            lambda *parts: float(np.sum(parts)), *(evaluate(model, batch)[0] for batch in batches)
         )
-        gathered = gather((batch["id"], outputs(model, batch)) for batch in batches)
-        found.append((task.finalize(total, gathered, "test"), gathered["tokens"]))
+        gathered = gather((batch["id"], predict(model, batch)) for batch in batches)
+        found.append((task.metrics(total, gathered, "test"), gathered["tokens"]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     np.testing.assert_array_equal(found[0][1], found[1][1])
     assert found[0][1].shape == (20, 2, 13)
 
 
 def test_validation_is_decoded_greedily(task, model):
-    outputs = nnx.jit(task.outputs)
+    predict = nnx.jit(functools.partial(task.predict, fast=True))
     (batch,) = batches_of(task, "validation", 9, [13])
-    assert outputs(model, batch)["tokens"].shape == (9, 1, 13)
+    tokens = predict(model, batch)["tokens"]
+    assert tokens.shape == (9, 1, 13)
     expected = nnx.jit(
         lambda model: model.translate(batch["source"], config=DecodingConfig(), max_length=13)
     )(model)
-    np.testing.assert_array_equal(outputs(model, batch)["tokens"], expected.tokens)
+    np.testing.assert_array_equal(tokens, expected.tokens)
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
 def test_metrics_of_the_right_translations(task, data, lower_case):
     text = dataclasses.replace(TEXT, lower_case=lower_case)
-    task = TASK(dataclasses.replace(data, text=text), MODEL, task.tokenizer, [], task._pairs)
-    found = task.finalize(STATISTICS, as_outputs(task, task._pairs.splits["test"].targets), "test")
+    task = with_configs(task, dataclasses.replace(data, text=text), MODEL)
+    found = task.metrics(STATISTICS, as_outputs(task, task.dataset.splits["test"].targets), "test")
     assert found["bleu4_lowercase_tokenized"] == pytest.approx(100)
     # The encoder of this test writes lower case: where case counts, that is wrong.
     assert (found["bleu"] == pytest.approx(100)) == lower_case
@@ -176,12 +188,12 @@ def test_metrics_of_the_right_translations(task, data, lower_case):
     assert set(TASK.table_metrics) <= set(found)
 
 
-def test_correctness_has_the_primary_metric_as_its_mean(task):
-    texts = list(task._pairs.splits["test"].targets)
+def test_the_mean_example_score_is_the_primary_metric(task):
+    texts = list(task.dataset.splits["test"].targets)
     texts[3], texts[8] = "retaw enots.", ""
     outputs = as_outputs(task, texts)
-    correct = task.correctness(outputs, "test")
-    primary = task.finalize(STATISTICS, outputs, "test")[TASK.primary_metric]
+    correct = task.example_scores(outputs, "test")
+    primary = task.metrics(STATISTICS, outputs, "test")[TASK.primary_metric]
     assert correct.mean() == pytest.approx(primary, rel=1e-5)
     assert primary < 99
     assert set(np.argsort(correct)[:2]) == {3, 8}
@@ -189,7 +201,7 @@ def test_correctness_has_the_primary_metric_as_its_mean(task):
 
 def test_figures_show_the_steps_that_were_written(task, model):
     batch = batches_of(task, "test", 20, [13])[0]
-    outputs = jax.device_get(nnx.jit(task.outputs)(model, batch))
+    outputs = jax.device_get(nnx.jit(task.predict)(model, batch))
     weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
     assert weights.shape == (20, 13, 13)
     by_length, *figures = task.figures({}, outputs, "test", {"alignment": weights[:3]})
@@ -203,11 +215,11 @@ def test_figures_show_the_steps_that_were_written(task, model):
         assert figure.weights.shape == (len(figure.outputs), len(figure.inputs))
         np.testing.assert_allclose(figure.weights.sum(axis=1), 1, atol=1e-5)
         assert len(figure.inputs) == task.examples("test").lengths["source"][index]
-        assert figure.caption.startswith(task._pairs.splits["test"].sources[index] + "\n")
+        assert figure.caption.startswith(task.dataset.splits["test"].sources[index] + "\n")
 
 
 def test_figures_of_layers_and_heads(task):
-    outputs = as_outputs(task, task._pairs.splits["test"].targets)
+    outputs = as_outputs(task, task.dataset.splits["test"].targets)
     T = outputs["tokens"].shape[2]
     weights = np.zeros((1, T, 3, 2, 13))
     weights[0, :, 1, :, 0] = 1
@@ -227,7 +239,7 @@ def test_pictures_of_any_text():
 
 
 def test_the_control_has_no_weights_to_show(task):
-    control = TASK(task.data, dataclasses.replace(MODEL, alignment="none"), task.tokenizer, [])
+    control = with_configs(task, task.data, dataclasses.replace(MODEL, alignment="none"))
     assert control.attention(None, {}) == {}
 
 
@@ -251,9 +263,11 @@ def test_baselines(task):
 
 
 def answers(task, model, typed):
-    write = nnx.jit(task.outputs)
-    batches = evaluation_batches(task.inputs(typed), batch_size=2, buckets=task.buckets)
-    return task.describe(typed, gather((batch["id"], write(model, batch)) for batch in batches))
+    write = nnx.jit(task.predict)
+    batches = evaluation_batches(task.processor.encode(typed), batch_size=2, buckets=task.buckets)
+    return task.processor.decode(
+        typed, gather((batch["id"], write(model, batch)) for batch in batches)
+    )
 
 
 def test_restored_it_answers_in_the_order_of_the_inputs(task, model):
@@ -270,13 +284,13 @@ def test_restored_it_answers_in_the_order_of_the_inputs(task, model):
     assert ranked[0]["score"] >= ranked[1]["score"]
     assert found[0]["text"].count("\n") == 1
     with pytest.raises(
-        UserError, match=r"input 'word word .*\.\.\.': has .* trained on 12 at most"
+        UserError, match=r"input 'word word .*\.\.\.': got .* tokens, expected at most 12"
     ):
-        restored.inputs(["water", "word " * 10_000])
+        restored.processor.encode(["water", "word " * 10_000])
 
 
 def test_a_model_shorter_than_the_sentences_is_refused(data):
-    with pytest.raises(UserError, match=r"model\.max_length must be at least 13, .* got 12"):
+    with pytest.raises(UserError, match=r"model\.max_length: got 12, expected at least 13"):
         TASK.prepare(data, TransformerConfig(max_length=12), None)
 
 

@@ -1,7 +1,7 @@
-"""The labelled texts of this project, by name.
+"""Built-in data sets of labeled texts, by name.
 
-Movie reviews and SST-2 are snippets of one corpus (Pang & Lee 2005): never train or pre-train on
-one and test on the other without removing what they share (`shared_with`).
+Movie reviews and SST-2 are snippets of one corpus (Pang & Lee 2005). Do not train or pre-train on
+one and test on the other without removing the texts that they share (`shared_with`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ONE_CORPUS = (frozenset({"movie_reviews", "sst2"}),)
 
 
 def shared_with(name: str) -> frozenset[str]:
-    """Data sets with the same texts in part: trained on one, a model has seen the other's test."""
+    """Returns the data sets that share texts with one, so that its model has seen their test."""
     for corpus in _ONE_CORPUS:
         if name in corpus:
             return corpus - {name}

@@ -1,4 +1,4 @@
-"""What the definitions of labelled texts share."""
+"""Features, examples and splits shared by the labeled texts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.common.data.deduplication import text_hash
+from tasks.common.data.splits import SPLITS
 
 
 def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
-    """Features of an example: id, text, label."""
+    """Returns a function that returns the features of an example: id, text, label."""
 
     def features() -> Mapping[str, Any]:
         import tensorflow_datasets as tfds
@@ -24,14 +25,22 @@ def text_features(labels: Sequence[str]) -> Callable[[], Mapping[str, Any]]:
 
 
 def example(identity: str, text: str, label: str) -> dict[str, str]:
-    """One example as the builder takes it."""
+    """Returns an example for the builder."""
     return {"id": identity, "text": text, "label": label}
+
+
+def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> dict[str, list]:
+    """Returns splits of examples by their hash modulo 10: 0 test, 1 validation, else train."""
+    splits: dict[str, list] = {split: [] for split in SPLITS}
+    for value, row in zip(hashes, examples, strict=True):
+        splits[{0: "test", 1: "validation"}.get(value % 10, "train")].append(row)
+    return splits
 
 
 def validation_by_hash(
     examples: Iterable[Mapping[str, str]],
 ) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
-    """(train, validation): validation is every text whose hash is divisible by ten."""
+    """Returns train and validation, which has the texts whose hash is divisible by ten."""
     train: list[Mapping[str, str]] = []
     validation: list[Mapping[str, str]] = []
     for row in examples:

@@ -1,4 +1,4 @@
-"""Movie review snippets rated by people (Hutto & Gilbert 2014, VADER), as positive or negative."""
+"""Movie review snippets with human ratings (Hutto & Gilbert 2014, VADER): positive or negative."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.deduplication import text_hash
 from tasks.common.data.fetchers import PipPackage
 from tasks.common.data.sources import Source
-from tasks.common.datasets.labelled_texts.base import example, text_features
+from tasks.common.datasets.labelled_texts.base import example, split_by_hash, text_features
 
 _FILE = "movieReviewSnippets_GroundTruth.txt"
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
 def _unpack(fetched: Path, output: Path) -> None:
-    """The file lies in an archive within the source distribution."""
+    """Extracts the file from an archive within the source distribution."""
     with (
         tarfile.open(fetched) as outer,
         tarfile.open(fileobj=io.BytesIO(outer.extractfile(_INNER).read())) as inner,
@@ -38,16 +38,14 @@ _SOURCE = Source(
 
 
 def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
+    rows = []
     lines = files[_SOURCE.name].read_text(encoding="utf-8").splitlines()
     for index, line in enumerate(lines):
         _, rating, text = line.split("\t")
-        if -0.5 <= float(rating) <= 0.5:
-            continue
-        label = "positive" if float(rating) > 0 else "negative"
-        split = {0: "test", 1: "validation"}.get(text_hash(text) % 10, "train")
-        splits[split].append(example(f"line-{index}", text, label))
-    return splits
+        if abs(float(rating)) > 0.5:
+            label = "positive" if float(rating) > 0 else "negative"
+            rows.append(example(f"line-{index}", text, label))
+    return split_by_hash([text_hash(row["text"]) for row in rows], rows)
 
 
 MOVIE_REVIEWS = DatasetDefinition(
@@ -58,7 +56,7 @@ MOVIE_REVIEWS = DatasetDefinition(
     generate=_generate,
     counts={"train": 7970, "validation": 1023, "test": 1050},
     description="Snippets of movie reviews, mean of twenty human ratings from -4 to 4: above 0.5 "
-    "positive, below -0.5 negative, the 562 between dropped. Split by the hash of the normalised "
+    "positive, below -0.5 negative, the 562 between dropped. Split by the hash of the normalized "
     "text modulo 10: 0 test, 1 validation, so that equal snippets stay together.",
     license="MIT",
 )

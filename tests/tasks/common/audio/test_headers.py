@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tasks.common.audio import files
-from tasks.common.audio.files import read_audio
+from tasks.common import errors
+from tasks.common.audio.files import read_audio, to_pcm
 from tasks.common.errors import UserError
 from tasks.speech_recognition.data import DataConfig, read_clip
 
@@ -173,7 +173,7 @@ def test_any_number_of_channels_is_averaged():
 
 @pytest.mark.parametrize("peak", [1.01, 2.0, 30000.0, 1e30])
 def test_samples_beyond_one_are_scaled_with_a_message(peak, capsys):
-    files._warn.cache_clear()
+    errors._warned.clear()
     wave = np.array([0, 0.5, -1, 0.25], "<f4") * np.float32(peak)
     data = wav(wave.tobytes(), kind=3, bits=32)
     for _ in range(2):
@@ -183,7 +183,7 @@ def test_samples_beyond_one_are_scaled_with_a_message(peak, capsys):
         f"x.wav: has samples up to {np.float32(peak):.5g}, beyond 1; divided by that\n"
     )
     # Nothing wraps around.
-    assert files.to_pcm(found).tolist() == [0, 16384, -32768, 8192]
+    assert to_pcm(found).tolist() == [0, 16384, -32768, 8192]
     slow = read_audio(data, 4000, "x.wav")
     assert np.abs(slow).max() <= 1
 

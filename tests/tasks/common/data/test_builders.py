@@ -1,4 +1,4 @@
-"""The generic builder and the catalogue, on small data sets that the tests make."""
+"""The generic builder and the TFDS catalog, on small data sets made by the tests."""
 
 import hashlib
 import json
@@ -87,7 +87,7 @@ def test_wrong_counts_stop_the_preparation(where):
 
 
 @pytest.mark.parametrize("harm", ["no_info", "no_shard", "cut_shard", "leftover"])
-def test_half_prepared_folders_are_made_anew(where, harm):
+def test_incomplete_folders_are_prepared_again(where, harm):
     builders.prepare(TOY, where, quiet=True)
     folder = builders.folder_of(TOY, where)
     shard = folder / "toy-train.array_record-00000-of-00001"
@@ -138,7 +138,7 @@ def test_no_tensorflow_is_imported(where):
     assert done.stdout.strip() == "[]"
 
 
-def test_catalogue_reads_whatever_is_prepared(where):
+def test_catalog_reads_whatever_is_prepared(where):
     builders.prepare(TOY, where, quiet=True)
     data = catalog.TfdsCatalog("tfds:toy", where)
     assert data.splits == {"train": 2, "test": 1}
@@ -150,7 +150,7 @@ def test_catalogue_reads_whatever_is_prepared(where):
         data.load("dev")
 
 
-def test_catalogue_takes_the_newest_version_and_asks_for_a_config(where):
+def test_catalog_takes_the_newest_version_and_asks_for_a_config(where):
     builders.prepare(TOY, where, quiet=True)
     old = builders.folder_of(TOY, where)
     for version in ("1.9.0", "1.10.0"):
@@ -163,7 +163,7 @@ def test_catalogue_takes_the_newest_version_and_asks_for_a_config(where):
     assert catalog.find("tfds:many/small", where).parent.name == "small"
 
 
-def test_catalogue_says_how_to_prepare(where):
+def test_catalog_says_how_to_prepare(where):
     with pytest.raises(UserError) as error:
         catalog.TfdsCatalog("tfds:ag_news_subset", where)
     assert "\n" not in str(error.value)
@@ -171,16 +171,17 @@ def test_catalogue_says_how_to_prepare(where):
     assert str(where.data_dir) in str(error.value)
 
 
-def test_catalogue_names_the_nearest(where):
+def test_catalog_names_the_nearest(where):
     with pytest.raises(
-        UserError, match=r"unknown catalogue data set 'tfds:ag_news_subse'.*ag_news_subset"
+        UserError,
+        match=r"unknown data set of the TFDS catalog: 'tfds:ag_news_subse'.*ag_news_subset",
     ):
         catalog.TfdsCatalog("tfds:ag_news_subse", where)
-    with pytest.raises(UserError, match="is not tfds:NAME"):
+    with pytest.raises(UserError, match="expected tfds:NAME"):
         catalog.TfdsCatalog("tfds:../x", where)
 
 
-def test_catalogue_names_damage(where):
+def test_catalog_names_damage(where):
     builders.prepare(TOY, where, quiet=True)
     (builders.folder_of(TOY, where) / "features.json").unlink()
     with pytest.raises(UserError, match=r"is damaged: dataset_info.json or features.json"):

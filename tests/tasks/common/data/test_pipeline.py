@@ -5,7 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from tasks.common.data.pipeline import epoch_length, evaluation_batches, train_iterator
+from tasks.common.data.pipeline import (
+    bucket_lengths,
+    epoch_length,
+    evaluation_batches,
+    train_iterator,
+)
 
 BUCKETS = (4, 8, 16)
 
@@ -244,3 +249,22 @@ def test_batches_are_cheap():
     for _ in range(200):
         next(iterator)
     assert time.process_time() - start < 1.0
+
+
+def test_bucket_lengths_are_rounded_quantiles_without_duplicates():
+    lengths = np.array([1, 2, 3, 9, 10, 11, 17, 30])
+    assert bucket_lengths(lengths, (0.5, 0.8)) == [16, 32]
+    assert bucket_lengths(lengths, (0.1, 0.5, 0.5, 1.0), 4, 20) == [4, 12, 20]
+    assert bucket_lengths(lengths, (0.99,), 8, 16) == [16]
+
+
+def test_bucket_lengths_by_field_have_multiples_and_the_greatest_lengths():
+    lengths = {"source": np.array([1, 5, 9]), "target": np.array([3, 3, 20])}
+    assert bucket_lengths(lengths, (0.5,), {"source": 8, "target": 4}) == [
+        {"source": 8, "target": 4},
+        {"source": 16, "target": 20},
+    ]
+    assert bucket_lengths(lengths, (0.0, 0.5), 8, 9) == [
+        {"source": 8, "target": 8},
+        {"source": 9, "target": 9},
+    ]

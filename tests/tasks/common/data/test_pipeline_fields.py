@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch.engine.evaluation import Chosen, portions
+from launch.engine.evaluation import Subset, split_by_length
 from tasks.common.data.pipeline import evaluation_batches, train_iterator
 
 BUCKETS = ({"source": 4, "target": 3}, {"source": 4, "target": 8}, {"source": 9, "target": 8})
@@ -90,7 +90,7 @@ def test_one_number_stands_for_all_fields_and_fields_that_are_not_there_do_not_c
 
 
 def test_the_first_few_examples_keep_their_lengths():
-    examples = Chosen(pairs(), range(3))
+    examples = Subset(pairs(), range(3))
     assert {field: len(lengths) for field, lengths in examples.lengths.items()} == {
         "source": 3,
         "target": 3,
@@ -101,13 +101,13 @@ def test_the_first_few_examples_keep_their_lengths():
 
 def test_what_is_much_longer_goes_apart_in_fewer_rows():
     lengths = [500_000, 900, 1000, 400_000, 30_000, 1, 0]
-    found = [(chosen.tolist(), rows) for chosen, rows in portions(Pairs(lengths), 50, 2)]
+    found = [(chosen.tolist(), rows) for chosen, rows in split_by_length(Pairs(lengths), 50, 2)]
     assert found == [([0, 3], 2), ([4], 2), ([1, 2], 2), ([5, 6], 2)]
-    ((everything, rows),) = portions(Pairs([5000] * 30), 50, 2)
+    ((everything, rows),) = split_by_length(Pairs([5000] * 30), 50, 2)
     assert (len(everything), rows) == (30, 50)
-    ((_, rows),) = portions(Pairs([480_000] * 30), 50, 2)
+    ((_, rows),) = split_by_length(Pairs([480_000] * 30), 50, 2)
     assert rows == 4
-    ((_, rows),) = portions(Pairs([480_000] * 30), 50, 8)
+    ((_, rows),) = split_by_length(Pairs([480_000] * 30), 50, 8)
     assert rows == 8
 
 

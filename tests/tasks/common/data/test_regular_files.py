@@ -6,7 +6,8 @@ import pytest
 
 from tasks.common.audio.files import read_audio
 from tasks.common.data.regular_files import expect_regular
-from tasks.common.data.tables import open_table, read_text
+from tasks.common.data.tables import open_table
+from tasks.common.data.text_files import read_text
 from tasks.common.errors import UserError
 from tasks.common.images.files import read_image
 

@@ -1,4 +1,4 @@
-"""Sources: order of the places, checksums, damaged files, clients that are missing or hang."""
+"""Sources: order of the fetchers, checksums, damaged files, clients that are missing or hang."""
 
 import gzip
 import hashlib
@@ -87,7 +87,7 @@ def test_wrong_upstream_bytes_never_reach_the_final_name(where, tmp_path):
     assert leftovers(where) == []
 
 
-def test_the_error_lists_every_place_and_the_remedy_in_one_line(where, tmp_path, monkeypatch):
+def test_the_error_lists_every_fetcher_and_the_remedy_in_one_line(where, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     gone = (tmp_path / "gone.txt").as_uri()
     source = Source(
@@ -98,10 +98,10 @@ def test_the_error_lists_every_place_and_the_remedy_in_one_line(where, tmp_path,
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        f"mirror {where.mirror}/set/file.txt: not there",
-        f"cache {where.downloads}/set/file.txt: not there",
+        f"mirror {where.mirror}/set/file.txt: not found",
+        f"cache {where.downloads}/set/file.txt: not found",
         f"{gone}: [Errno 2] No such file",
-        "npm pack pack@1.0.0: no npm on this machine",
+        "npm pack pack@1.0.0: npm is not installed",
         f"put the file (SHA-256 {SHA[:16]}...) at {where.downloads}/set/file.txt",
         "ATTENTION_DATA_MIRROR",
     ):
@@ -132,17 +132,17 @@ def test_a_derived_file_is_hashed_by_its_decoded_content(where, tmp_path):
         fetch(Source("set.zip", sha, (), content=content), where)
 
 
-def test_derive_runs_on_what_the_place_gives(where, tmp_path):
+def test_extract_runs_on_the_downloaded_file(where, tmp_path):
     packed = write(tmp_path / "upstream/file.gz", gzip.compress(GOOD))
 
     def unpack(fetched, output):
         output.write_bytes(gzip.decompress(fetched.read_bytes()))
 
-    place = UrlFetcher(packed.as_uri(), extract=unpack)
-    assert fetch(Source("file.txt", SHA, (place,)), where).read_bytes() == GOOD
+    fetcher = UrlFetcher(packed.as_uri(), extract=unpack)
+    assert fetch(Source("file.txt", SHA, (fetcher,)), where).read_bytes() == GOOD
     packed.write_bytes(b"no gzip")
     with pytest.raises(UserError, match="cannot be unpacked"):
-        fetch(Source("other.txt", SHA, (place,)), where)
+        fetch(Source("other.txt", SHA, (fetcher,)), where)
 
 
 def fake_client(folder: Path, name: str, script: str) -> None:
@@ -166,8 +166,8 @@ def test_a_registry_client_is_called_and_its_archive_kept_for_the_next_source(
     def upper(fetched, output):
         output.write_bytes(fetched.read_bytes().upper())
 
-    place = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz")
-    assert fetch(Source("a.txt", SHA, (place,)), where).read_bytes() == GOOD
+    fetcher = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz")
+    assert fetch(Source("a.txt", SHA, (fetcher,)), where).read_bytes() == GOOD
     second = NpmPackage("pack", "1.0.0", "pack-1.0.0.tgz", extract=upper)
     sha = hashlib.sha256(GOOD.upper()).hexdigest()
     assert fetch(Source("b.txt", sha, (second,)), where).read_bytes() == GOOD.upper()
@@ -195,16 +195,16 @@ def test_a_client_that_fails_gives_its_reason(where, tmp_path, monkeypatch):
         fetch(Source("a.txt", SHA, (NpmPackage("p", "1", "p-1.tgz"),)), where)
 
 
-def test_no_pip_anywhere_is_a_place_that_failed(where, tmp_path, monkeypatch):
+def test_without_pip_the_fetch_fails(where, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(fetchers.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip download p==1: no pip on this machine"):
+    with pytest.raises(UserError, match="pip download p==1: pip is not installed"):
         fetch(Source("a.txt", SHA, (PipPackage("p", "1", "p-1.whl"),)), where)
 
 
 def test_a_server_that_never_answers_is_left_within_seconds(where, monkeypatch):
     monkeypatch.setattr(fetchers, "_CONNECT_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts nobody
+    with socket.create_server(("127.0.0.1", 0)) as server:  # never accepts
         url = f"http://127.0.0.1:{server.getsockname()[1]}/file.txt"
         start = time.monotonic()
         with pytest.raises(UserError, match=r"timed out|no answer"):

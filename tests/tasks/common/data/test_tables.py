@@ -5,8 +5,10 @@ import csv
 
 import pytest
 
-from tasks.common.data import tables
-from tasks.common.data.tables import label_value, lines_of, listed, open_table, read_text, shown
+from tasks.common import errors
+from tasks.common.data.cells import join_names, label_value, quote
+from tasks.common.data.tables import open_table
+from tasks.common.data.text_files import read_text, split_lines
 from tasks.common.errors import UserError
 
 COLUMNS = ("text", "label")
@@ -24,7 +26,7 @@ def write(tmp_path):
 
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
-    monkeypatch.setattr(tables, "_said", set())
+    monkeypatch.setattr(errors, "_warned", set())
 
 
 def selected(name, columns=COLUMNS):
@@ -168,9 +170,9 @@ def test_what_is_no_label(value, message):
 
 
 def test_lines_end_at_line_ends_alone():
-    assert lines_of("a\u2028b\x0cc\x85d\r\n\ne") == ["a\u2028b\x0cc\x85d", "", "e"]
-    assert lines_of("a\rb\r") == ["a", "b"]
-    assert lines_of("a\n\n") == ["a", ""]
+    assert split_lines("a\u2028b\x0cc\x85d\r\n\ne") == ["a\u2028b\x0cc\x85d", "", "e"]
+    assert split_lines("a\rb\r") == ["a", "b"]
+    assert split_lines("a\n\n") == ["a", ""]
 
 
 def test_text_is_read_by_its_mark(write):
@@ -186,6 +188,6 @@ def test_json_is_not_read_as_a_table_of_commas(tmp_path):
 
 
 def test_long_cells_and_names_are_shortened_in_messages():
-    assert shown("a'b") == '"a\'b"'
-    assert shown("x" * 61) == f"'{'x' * 57}...'"
-    assert listed(["x" * 41, "y", "z"], 2) == f"{'x' * 37}..., y, ..."
+    assert quote("a'b") == '"a\'b"'
+    assert quote("x" * 61) == f"'{'x' * 57}...'"
+    assert join_names(["x" * 41, "y", "z"], 2) == f"{'x' * 37}..., y, ..."

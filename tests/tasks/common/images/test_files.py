@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.common.data.user_files import read_each
 from tasks.common.errors import UserError
 from tasks.common.images.files import (
     center_crop_square,
     image_folder,
     image_paths,
-    read_each,
     read_image,
     resize,
 )

@@ -1,0 +1,73 @@
+"""Cells of tables: text and class names, and their form in messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.common.errors import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+
+
+def text_value(value: Any, where: str, column: str) -> str:
+    """Returns a text cell.
+
+    Raises:
+      UserError: a JSON value that is not a string.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {column!r} is {to_json(value)}, expected a text")
+    # A JSON escape can give half of a UTF-16 pair, which no encoding can write.
+    if not value.isascii() and (half := _SURROGATE.search(value)):
+        raise UserError(f"{where}: {column!r} has {half[0]!a}, which is no character")
+    return value
+
+
+def label_value(value: Any, where: str, column: str) -> str:
+    """Returns a class name. Numbers and Booleans are names too; 1 and 1.0 are the same name.
+
+    Raises:
+      UserError: the value is empty, not a number (NaN), or a list or an object.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {column!r} is {to_json(value)}, expected a class name")
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, int | float):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise UserError(
+            f"{where}: {column!r} is {to_json(value)}, expected one class name, a text or a number"
+        )
+    label = text_value(value or "", where, column).strip()
+    if not label:
+        raise UserError(f"{where}: {column!r} is empty")
+    if whole := _WHOLE.fullmatch(label):
+        return whole[1]
+    return label
+
+
+def quote(cell: str) -> str:
+    """Returns a cell in quotes for messages; a long one is shortened."""
+    return repr(_shorten(cell, 60))
+
+
+def to_json(value: Any) -> str:
+    """Returns a JSON value for messages; a long one is shortened."""
+    return _shorten(json.dumps(value, ensure_ascii=False), 60)
+
+
+def join_names(names: Sequence[str], most: int = 20) -> str:
+    """Returns names for messages; long names and long lists are shortened."""
+    return ", ".join(_shorten(name, 40) for name in names[:most]) + ", ..." * (len(names) > most)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,86 @@
+"""Processor of translation: sentences to token ids, decoded ids to sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.common.errors import UserError
+from tasks.common.text.tokenizer import PAD, Tokenizer
+from tasks.task import ArraySpec, Processor
+from tasks.translation.data import PairExamples
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationProcessor(Processor):
+    """Converts sentences to token ids with an end token, and decoded ids to sentences.
+
+    Attributes:
+      tokenizer: fitted on both sides of the training split; truncates nothing.
+      buckets: lengths of both sides to which batches are padded.
+    """
+
+    tokenizer: Tokenizer
+    buckets: Sequence[Mapping[str, int]]
+
+    @property
+    def end(self) -> int:
+        """Id of the end token."""
+        return self.tokenizer.size + 1
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the source, and the ids of examples if decoding samples."""
+        arrays = {"source": ArraySpec(("batch", "length"), "int32", PAD)}
+        if self.model.decoding.method == "sample":
+            arrays["id"] = ArraySpec(("batch",), "int32")
+        return arrays
+
+    def encode(self, raw: Sequence[str]) -> PairExamples:
+        """Converts sentences that are no longer than those of the training split."""
+        limit = self.data.text.max_length
+        sources = self.tokenizer.encode_batch(raw)
+        for text, ids in zip(raw, sources, strict=True):
+            if len(ids) > limit:
+                shown = repr(text if len(text) <= 60 else text[:57] + "...")
+                raise UserError(
+                    f"input {shown}: got {len(ids)} tokens, expected at most {limit} "
+                    "(config.data.text.max_length); split it into sentences"
+                )
+        return PairExamples(sources, None, self.end)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns translations and scores, mean log-probabilities of a token.
+
+        "n_best" holds all of them if config.model.decoding asks for several. The translation of an
+        empty input is empty. See `DecodingConfig.length_penalty` for the score.
+        """
+        ranked = [self.hypotheses(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
+        answers = []
+        for index, source in enumerate(raw):
+            texts = [texts[index] for texts in ranked]
+            scores = [round(float(score), 4) for score in outputs["scores"][index]]
+            if not source.strip():
+                texts, scores = [""], [0.0]
+            answer: dict[str, Any] = {"input": source, "output": texts[0], "score": scores[0]}
+            if len(texts) > 1:
+                answer["n_best"] = [
+                    {"output": text, "score": score}
+                    for text, score in zip(texts, scores, strict=True)
+                    if np.isfinite(score)
+                ]
+            lines = [f"{row['score']:.4f}  {row['output']}" for row in answer.get("n_best", ())]
+            answers.append({**answer, "text": "\n".join(lines) or texts[0]})
+        return answers
+
+    def hypotheses(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
+        """Returns the decoded sentences of a rank, 0 for the best."""
+        return [self.tokenizer.decode(tokens) for tokens in outputs["tokens"][:, rank]]
+
+    def piece(self, token: int) -> str:
+        """Returns the text of a token for axes of figures."""
+        if token >= self.tokenizer.size:
+            return "end"
+        return self.tokenizer.decode([token]).strip() or "·"
