@@ -52,7 +52,7 @@ class DataConfig(Config):
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
         31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
-        `tasks.recommendation.user_files.read_own`.
+        `tasks.recommendation.user_files.read_events`.
       max_length: S, events of a sequence. Evaluation uses the latest of a longer history, training
         all of it, in several sequences.
       user_column, item_column, time_column, rating_column: headers of the user file, or numbers
