@@ -50,8 +50,8 @@ class DataConfig(Config):
       step: seconds between the times of a user file; 0: the most common difference.
       period: times in a season, for the seasonal naive forecast and MASE; 0: that of the data set,
         or by the step a day, a week of days or a year of months.
-      noise: levels of Gaussian noise, in standard deviations of train, added to the look-back of
-        the test split; each gives a metric mse_noise_<level>.
+      noise_levels: levels of Gaussian noise, in standard deviations of train, added to the look-back
+        of the test split; each gives a metric mse_noise_<level>.
       decimal: decimal mark of the user file, "." or ","; "": detected for each column.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.
@@ -66,7 +66,7 @@ class DataConfig(Config):
     split: tuple[float, ...] = ()
     step: within("[0, inf)", "seconds, or 0") = 0.0
     period: at_least(0) = 0
-    noise: tuple[float, ...] = ()
+    noise_levels: tuple[float, ...] = dataclasses.field(default=(), metadata={"formerly": "noise"})
     decimal: str = dataclasses.field(default="", metadata=LATER)
     date_order: str = dataclasses.field(default="", metadata=LATER)
 
@@ -74,7 +74,8 @@ class DataConfig(Config):
         super().__post_init__()
         positive = len(self.split) in (0, 3) and all(part > 0 for part in self.split)
         self.expect("split", positive, "three fractions above 0")
-        self.expect("noise", all(0 < x < math.inf for x in self.noise), "levels above 0")
+        finite = all(0 < level < math.inf for level in self.noise_levels)
+        self.expect("noise_levels", finite, "levels above 0")
         expect_one_of("decimal", self.decimal, DECIMALS)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
         name = results_name(self.name, DATA_SETS, self.path, "; path takes a user file")
@@ -335,7 +336,7 @@ def _standardize(
         bounds=bounds,
         lookback=config.lookback,
         horizon=config.horizon,
-        noise=tuple(config.noise),
+        noise=tuple(config.noise_levels),
         reading=series.reading,
     )
     for split in SPLITS:

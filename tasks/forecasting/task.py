@@ -167,7 +167,7 @@ class Forecasting(Task):
                 past = batch["past"] + jnp.where(batch["past_valid"], level * batch["noise"], 0)
                 return jnp.sum(jnp.square(self.head.point(forecast(past)) - future) * valid)
 
-            sums["noisy"] = jax.lax.map(under, jnp.array(self.data.noise, jnp.float32))
+            sums["noisy"] = jax.lax.map(under, jnp.array(self.data.noise_levels, jnp.float32))
         error = (point - future) * batch["future_valid"]
         cells = jnp.sum(batch["future_valid"], axis=(1, 2))
         return sums, {
@@ -207,7 +207,7 @@ class Forecasting(Task):
         cells = np.sum(statistics["cells"])
         metrics["loss"] = float(statistics["loss"] / cells)
         if "noisy" in statistics:
-            for level, squared in zip(self.data.noise, statistics["noisy"], strict=True):
+            for level, squared in zip(self.data.noise_levels, statistics["noisy"], strict=True):
                 metrics[noise_metric(level)] = float(squared / cells)
         return metrics
 

@@ -200,8 +200,8 @@ class RidgeResidual(Forecaster):
         F, D = self.sizes.horizon, self.embedding.outputs[0]
         M, G = len(self.past_indices), len(self.future_indices)
         x, _, scale = self.norm(past, past_valid)
-        places = np.array(self.past_indices)
-        x, present = (jnp.moveaxis(array[:, places], -1, 1) for array in (x, past_valid))
+        indices = np.array(self.past_indices)
+        x, present = (jnp.moveaxis(array[:, indices], -1, 1) for array in (x, past_valid))
         tokens = jnp.pad(self.embedding(x), ((0, 0), (0, 0), (0, G), (0, 0)))
         tokens = tokens + self.channel[...][:, None]
         if self.calendar is not None:

@@ -10,6 +10,7 @@ B users, T scored positions, S positions of a history, I items, U users of the t
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,10 @@ Array = jax.Array
 LOGITS = 2**23
 
 
+def _renamed(default: Any, formerly: str) -> Any:
+    return dataclasses.field(default=default, metadata={"formerly": formerly})
+
+
 @dataclasses.dataclass(frozen=True)
 class HybridConfig(Config):
     """Terms of the hybrid.
@@ -60,29 +65,33 @@ class HybridConfig(Config):
     Attributes:
       ridge: λ of EASE; 0: no such term.
       ridge_items: number of most popular items in EASE; its matrix has the square of it.
-      transitions: largest distance of two events of a transition; 0: no such term.
-      together: largest distance of co-occurring events in either order; 0: no such term.
+      transition_window: largest distance of two events of a transition; 0: no such term.
+      cooccurrence_window: largest distance of co-occurring events in either order; 0: no such term.
       decay: γ of both, the decay by distance.
       `neighbours`: k, similar users; 0: no such term.
       sequence: whether there is a Transformer over the history, configured by model_size and the
         fields below it; see `SASRecConfig`.
       half_life: initial half-life of the weights of events, in positions.
-      lists: entries that each row keeps of matrices with millions of entries.
-      places: T, positions sampled of each sequence in a step; fewer if a step would have more than
-        2²³ logits.
+      top_k_entries: entries that each row keeps of matrices with millions of entries.
+      positions_per_step: T, positions sampled of each sequence; fewer if a step would have more
+        than 2²³ logits.
     """
 
     name: str = "hybrid"
     ridge: NonNegativeFloat = 300.0
     ridge_items: PositiveInt = 6000
-    transitions: NonNegativeInt = 20
-    together: NonNegativeInt = 0
+    transition_window: NonNegativeInt = dataclasses.field(
+        default=20, metadata={"formerly": "transitions"}
+    )
+    cooccurrence_window: NonNegativeInt = dataclasses.field(
+        default=0, metadata={"formerly": "together"}
+    )
     decay: within("(0, 1]") = 0.9
     neighbours: NonNegativeInt = 100
     sequence: bool = False
     half_life: PositiveFloat = 8.0
-    lists: PositiveInt = 64
-    places: PositiveInt = 24
+    top_k_entries: PositiveInt = _renamed(64, "lists")
+    positions_per_step: PositiveInt = _renamed(24, "places")
     model_size: int = 64
     num_layers: int = 1
     num_heads: int = 2
@@ -92,7 +101,9 @@ class HybridConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        counted = any((self.ridge, self.transitions, self.together, self.neighbours))
+        counted = any(
+            (self.ridge, self.transition_window, self.cooccurrence_window, self.neighbours)
+        )
         self.expect("ridge", counted, "above 0, or one of the other counted terms")
         if self.sequence:
             self.transformer()
@@ -117,19 +128,19 @@ class UserNeighboursConfig(Config):
     name: str = "user_neighbours"
     neighbours: PositiveInt = 100
     half_life: PositiveFloat = 8.0
-    lists: PositiveInt = 64
-    places: PositiveInt = 24
+    top_k_entries: PositiveInt = _renamed(64, "lists")
+    positions_per_step: PositiveInt = _renamed(24, "places")
 
     def as_hybrid(self) -> HybridConfig:
         """Returns the hybrid with this term alone."""
         return HybridConfig(
             ridge=0,
-            transitions=0,
+            transition_window=0,
             sequence=False,
             neighbours=self.neighbours,
             half_life=self.half_life,
-            lists=self.lists,
-            places=self.places,
+            top_k_entries=self.top_k_entries,
+            positions_per_step=self.positions_per_step,
         )
 
 
@@ -145,16 +156,19 @@ class Hybrid(Recommender):
     def __init__(self, config: HybridConfig, matrix: sp.csr_matrix, *, rngs: nnx.Rngs):
         """Args: config; train matrix [U, I]."""
         self.config, self.num_items = config, matrix.shape[1]
-        half_life, lists = config.half_life, config.lists
+        half_life, top_k = config.half_life, config.top_k_entries
         counted: list[nnx.Module] = []
         if config.ridge:
             counted.append(Ease(matrix, config.ridge, half_life, config.ridge_items))
-        for window, both_ways in ((config.transitions, False), (config.together, True)):
+        for window, both_ways in (
+            (config.transition_window, False),
+            (config.cooccurrence_window, True),
+        ):
             if window:
-                counts = (window, config.decay, half_life, lists, both_ways)
+                counts = (window, config.decay, half_life, top_k, both_ways)
                 counted.append(MarkovChain(matrix, *counts))
         if config.neighbours:
-            counted.append(UserKnn(matrix, config.neighbours, half_life, lists))
+            counted.append(UserKnn(matrix, config.neighbours, half_life, top_k))
         self.counted = nnx.List(counted)
         self.sequence = (
             SASRec(config.transformer(), self.num_items, rngs=rngs) if config.sequence else None
@@ -216,7 +230,7 @@ class Hybrid(Recommender):
         """Computes cross-entropy at sampled positions over items not earlier in the sequence."""
         position_key, dropout_key = jax.random.split(key)
         items, B = batch["items"], len(batch["items"])
-        T = min(self.config.places, max(1, LOGITS // (B * self.num_items)))
+        T = min(self.config.positions_per_step, max(1, LOGITS // (B * self.num_items)))
         positions, targets, count = sample_positions(position_key, batch["next"], T)
         rows, own = jnp.arange(B)[:, None], None
         if self.config.ridge:

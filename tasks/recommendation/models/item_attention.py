@@ -51,7 +51,7 @@ class NAISConfig(Config):
       hidden_size: of the attention.
       beta: β, from 0 to 1; at 1 the weights sum to 1.
       alpha: α, from 0, a sum over the history, to 1, a mean.
-      places: T, positions sampled of each sequence in a step.
+      positions_per_step: T, positions sampled of each sequence.
       negatives: k, negatives sampled for each position.
       calibration: t of gBCE; 0 is the binary cross-entropy of the paper.
       embedding_scale: standard deviation of initial embeddings.
@@ -63,7 +63,7 @@ class NAISConfig(Config):
     hidden_size: PositiveInt = 16
     beta: float = 0.5
     alpha: float = 0.0
-    places: PositiveInt = 8
+    positions_per_step: PositiveInt = dataclasses.field(default=8, metadata={"formerly": "places"})
     negatives: PositiveInt = 16
     calibration: within("[0, 1]") = 0.75
     embedding_scale: PositiveFloat = 0.1
@@ -86,7 +86,7 @@ class ACFConfig(Config):
       model_size: D.
       component_size: of feature embeddings, if items have features.
       hidden_size: of the attention.
-      places: T, positions sampled of each sequence in a step.
+      positions_per_step: T, positions sampled of each sequence.
       embedding_scale: standard deviation of initial embeddings.
       objective: the loss; the paper's is pairwise.
     """
@@ -95,7 +95,7 @@ class ACFConfig(Config):
     model_size: PositiveInt = 64
     component_size: PositiveInt = 16
     hidden_size: PositiveInt = 32
-    places: PositiveInt = 8
+    positions_per_step: PositiveInt = dataclasses.field(default=8, metadata={"formerly": "places"})
     embedding_scale: PositiveFloat = 0.1
     objective: LossConfig = dataclasses.field(default_factory=LossConfig)
 
@@ -150,7 +150,7 @@ class ItemSimilarity(Recommender):
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Computes gBCE at sampled positions with sampled negatives."""
         position_key, negative_key = jax.random.split(key)
-        items, k, T = batch["items"], self.config.negatives, self.config.places
+        items, k, T = batch["items"], self.config.negatives, self.config.positions_per_step
         B, S = items.shape
         positions, targets, count = sample_positions(position_key, batch["next"], T)
         drawn = jax.random.randint(negative_key, (B, T, k), 0, self.num_items, jnp.int32)
@@ -249,7 +249,7 @@ class AttentiveFiltering(Recommender):
         """Computes the loss of the next item at sampled positions."""
         position_key, negative_key = jax.random.split(key)
         positions, targets, count = sample_positions(
-            position_key, batch["next"], self.config.places
+            position_key, batch["next"], self.config.positions_per_step
         )
         whole, _ = self._profile(batch, positions)
         loss = next_item_loss(

@@ -181,12 +181,12 @@ class MarkovChain(nnx.Module):
         window: int,
         decay: float,
         half_life: float,
-        lists: int,
+        top_k: int,
         both_ways: bool,
     ):
         counts = transitions(matrix, window, decay, both_ways)
         self.window, self.decay, self.both_ways = window, decay, both_ways
-        self.counts = SparseRows(counts, lists)
+        self.counts = SparseRows(counts, top_k)
         self.totals = Buffer(jnp.asarray(np.asarray(counts.sum(axis=1)).ravel(), jnp.float32))
         self.log_popularity = Buffer(log_popularity(matrix))
         self.attention = RecencyAttention(matrix.shape[1], half_life)
@@ -230,18 +230,18 @@ class UserKnn(nnx.Module):
     over the k most similar other users: see `attention.collaborative.neighbours`. r is 1 for an
     item of v; n_v is the number of these; a, the attention over the history; w_v and p are learned.
 
-    Buffers: users [I, U], r / sqrt(n); items [U, I], r. For large data they keep the `lists`
+    Buffers: users [I, U], r / sqrt(n); items [U, I], r. For large data they keep the `top_k`
     largest of each row. Parameters: attention, mix, and, to be multiplied by `PACE`,
     weight [U] and sharpness []: w = softplus(weight), p = exp(sharpness).
     """
 
-    def __init__(self, matrix: sp.csr_matrix, k: int, half_life: float, lists: int):
+    def __init__(self, matrix: sp.csr_matrix, k: int, half_life: float, top_k: int):
         rated = binarize(matrix)
         lengths = np.maximum(np.diff(matrix.indptr), 1)
         scaled = sp.diags(1 / np.sqrt(lengths)) @ rated
         self.k = min(k, matrix.shape[0])
-        self.users = SparseRows(scaled.T.tocsr().astype(np.float32), lists)
-        self.items = SparseRows(rated, lists)
+        self.users = SparseRows(scaled.T.tocsr().astype(np.float32), top_k)
+        self.items = SparseRows(rated, top_k)
         self.attention = RecencyAttention(matrix.shape[1], half_life)
         self.mix = ScoreScale(linear=1.0)
         self.weight = nnx.Param(jnp.full((matrix.shape[0],), math.log(math.expm1(1)) / PACE))

@@ -31,7 +31,7 @@ def own(tmp_path):
 def test_windows_of_an_own_file(own):
     values = np.random.default_rng(0).normal(5, 3, (100, 2))
     values[20:24, 0] = values[90, 1] = np.nan
-    data = own(values, noise=(0.5,))
+    data = own(values, noise_levels=(0.5,))
     assert data.bounds == {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}
     counts = {split: len(data.splits[split]) for split in SPLITS}
     assert counts == {"train": 70 - 8 - 3 + 1, "validation": 8, "test": 18}
@@ -102,7 +102,7 @@ def test_configs_that_cannot_be_are_refused():
         ({"split": (7, 3)}, "split: got"),
         ({"split": (7, 1, 2)}, "split: etth1 has its own"),
         ({"time_column": "date"}, "time_column: etth1 has its own"),
-        ({"noise": (0.0,)}, "noise: got"),
+        ({"noise_levels": (0.0,)}, "noise_levels: got"),
         ({"period": -1}, "period: got -1"),
         ({"step": -1.0}, "step: got -1"),
     ):

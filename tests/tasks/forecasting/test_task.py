@@ -48,7 +48,7 @@ def trained(argument, count, **changes):
 @pytest.fixture(scope="module")
 def residual():
     """Residual lag attention with a distribution, on the composed trend, under noise."""
-    noise = {"data.noise": (0.05, 0.5), "optimizer.learning_rate": 0.03}
+    noise = {"data.noise_levels": (0.05, 0.5), "optimizer.learning_rate": 0.03}
     return trained("trend,residual_lag,quantile", 150, **noise)
 
 
