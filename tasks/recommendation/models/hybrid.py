@@ -10,7 +10,6 @@ B users, T scored positions, S positions of a history, I items, U users of the t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,10 +53,6 @@ Array = jax.Array
 LOGITS = 2**23
 
 
-def _renamed(default: Any, formerly: str) -> Any:
-    return dataclasses.field(default=default, metadata={"formerly": formerly})
-
-
 @dataclasses.dataclass(frozen=True)
 class HybridConfig(Config):
     """Terms of the hybrid.
@@ -90,8 +85,8 @@ class HybridConfig(Config):
     neighbours: NonNegativeInt = 100
     sequence: bool = False
     half_life: PositiveFloat = 8.0
-    top_k_entries: PositiveInt = _renamed(64, "lists")
-    positions_per_step: PositiveInt = _renamed(24, "places")
+    top_k_entries: PositiveInt = dataclasses.field(default=64, metadata={"formerly": "lists"})
+    positions_per_step: PositiveInt = dataclasses.field(default=24, metadata={"formerly": "places"})
     model_size: int = 64
     num_layers: int = 1
     num_heads: int = 2
@@ -128,8 +123,8 @@ class UserNeighboursConfig(Config):
     name: str = "user_neighbours"
     neighbours: PositiveInt = 100
     half_life: PositiveFloat = 8.0
-    top_k_entries: PositiveInt = _renamed(64, "lists")
-    positions_per_step: PositiveInt = _renamed(24, "places")
+    top_k_entries: PositiveInt = dataclasses.field(default=64, metadata={"formerly": "lists"})
+    positions_per_step: PositiveInt = dataclasses.field(default=24, metadata={"formerly": "places"})
 
     def as_hybrid(self) -> HybridConfig:
         """Returns the hybrid with this term alone."""
