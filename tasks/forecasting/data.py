@@ -50,8 +50,8 @@ class DataConfig(Config):
       step: seconds between the times of a user file; 0: the most common difference.
       period: times in a season, for the seasonal naive forecast and MASE; 0: that of the data set,
         or by the step a day, a week of days or a year of months.
-      noise_levels: levels of Gaussian noise, in standard deviations of train, added to the look-back
-        of the test split; each gives a metric mse_noise_<level>.
+      noise_levels: levels of Gaussian noise, in standard deviations of train, added to the
+        look-back of the test split; each gives a metric mse_noise_<level>.
       decimal: decimal mark of the user file, "." or ","; "": detected for each column.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.

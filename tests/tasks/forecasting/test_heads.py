@@ -1,5 +1,6 @@
 """Heads: losses and scores beside SciPy and scikit-learn, quantiles, and what is missing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_normal_scores_give_the_quantiles_of_their_levels():
         head, parameters = placed(name)
         scores = np.broadcast_to(stats.norm.ppf(levels)[:, None, None, None], (5, B, F, C))
         repeated = jnp.broadcast_to(parameters, (5, *parameters.shape))
-        found = head.at_scores(repeated, jnp.asarray(scores, jnp.float32))
+        found = jax.jit(head.at_scores)(repeated, jnp.asarray(scores, jnp.float32))
         expected = np.moveaxis(head.quantiles(parameters, levels), -1, 0)
         exact = np.array([0, 2, 4] if name == "quantile" else range(5))
         np.testing.assert_allclose(found[exact], expected[exact], rtol=1e-3, atol=1e-4)
@@ -62,10 +63,11 @@ def test_normal_scores_reach_the_tails():
         HEADS["quantile"].at_scores(parameters, scores), 3 + 2 * scores, 1e-5
     )
     np.testing.assert_allclose(HEADS["quantile"].width(parameters), 2, rtol=1e-5)
+    at_scores = jax.jit(HEADS["student_t"].at_scores)
     for freedom in (2.1, 4.0, 50.0, 1e7):
         parameters = jnp.broadcast_to(jnp.array([3.0, 2.0, freedom]), (4, 3))
         expected = stats.t.ppf(stats.norm.cdf(scores.astype(float)), freedom, 3, 2)
-        found = HEADS["student_t"].at_scores(parameters, scores)
+        found = at_scores(parameters, scores)
         np.testing.assert_allclose(found, expected, rtol=2e-3)
         np.testing.assert_allclose(HEADS["student_t"].width(parameters), 2, rtol=1e-6)
 

@@ -184,7 +184,7 @@ def test_a_share_of_beautys_targets_never_occurs_before():
 
 
 def test_memory_is_of_arrays_not_of_objects(tmp_path):
-    rng, count = np.random.default_rng(0), 50_000
+    rng, count = np.random.default_rng(0), 20_000
     rows = np.stack([rng.integers(0, high, count) for high in (500, 1000, 10**9)], axis=1)
     np.savetxt(tmp_path / "many.csv", rows, "%d", delimiter=",")
     tracemalloc.start()
