@@ -152,7 +152,9 @@ class Recommendation(Task):
         }
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of users and held-out items."""
+        """Returns hashes of users and held-out items, or of training sequences."""
+        if split == "train":
+            return super().example_ids(split)
         part, events = self.examples(split), self.processor.events
         users = [events.users[user] for user in part.users]
         return digests.ids(users, [events.names[item] for item in part.target])

@@ -109,7 +109,7 @@ def test_neighbours_are_the_others_most_alike():
     user, k = 1, 3
     part = UserKnn(matrix_of(HISTORIES), k, 4.0, 10)
     weights = np.ones((1, 1, S), np.float32) * (np.arange(S) < 2)
-    shares, ids = jax.jit(lambda: part.shares(history(user, False), weights))()
+    shares, ids = jax.jit(lambda: part.neighbor_weights(history(user, False), weights))()
     X = np.asarray(matrix_of(HISTORIES).todense() > 0, float)
     x = np.zeros(ITEMS)
     x[HISTORIES[user][:2]] = 1

@@ -149,7 +149,7 @@ def test_one_user_is_enough(tmp_path):
 
 def test_train_needs_one_transition(tmp_path):
     config, data = own(tmp_path, "a,x,1\na,y,2\na,z,3\n")
-    with pytest.raises(UserError, match="none of 1 users has two events in train"):
+    with pytest.raises(UserError, match="none of 1 users has two training events"):
         examples(data, config, "train")
     # With validation there is one.
     assert len(examples(data, config, "train", with_validation=True)) == 1
