@@ -6,6 +6,7 @@ B windows, L look-back, F horizon, C channels, K calendar features, P parameters
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,14 @@ class WindowSizes:
         for name, least in (("channels", 1), ("lookback", 1), ("horizon", 1), ("calendar", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
+
+
+class Mode(NamedTuple):
+    """Options of a forward pass; see `Forecaster.__call__`."""
+
+    training: bool
+    dropout_key: Array | None
+    return_weights: bool
 
 
 class Forecaster(nnx.Module):
@@ -90,25 +99,12 @@ class Forecaster(nnx.Module):
         times = {"T": self.sizes.lookback + self.sizes.horizon}
         shapes.expect("calendar", calendar, "B T K", sizes | times)
         past = jnp.where(past_valid, past, 0).astype(jnp.float32)
-        parameters, weights = self.forecast(
-            past,
-            past_valid,
-            calendar,
-            training=training,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
-        )
+        mode = Mode(training, dropout_key, return_weights)
+        parameters, weights = self.forecast(past, past_valid, calendar, mode)
         return (parameters, weights) if return_weights else parameters
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         """Implements `__call__`; weights are ignored unless asked for."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ from attention import masks
 from attention.image.batch_norm import BatchNorm
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.forecasting.models.base import Mode
 from tasks.forecasting.models.transformer import Transformer, TransformerConfig
 
 Array = jax.Array
@@ -118,14 +119,8 @@ class Informer(Transformer):
         length = self.sizes.lookback
         return DistillingEncoder(config.encoder(length), distil=config.distil, rngs=rngs)
 
-    def _memory(
-        self,
-        x: Array,
-        present: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
-    ) -> tuple[Array, Array, Array | None]:
-        memory, present = self.encoder(x, present, training=training, dropout_key=dropout_key)
+    def _memory(self, x: Array, present: Array, mode: Mode) -> tuple[Array, Array, Array | None]:
+        memory, present = self.encoder(
+            x, present, training=mode.training, dropout_key=mode.dropout_key
+        )
         return memory, present, None

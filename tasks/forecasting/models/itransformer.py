@@ -15,7 +15,7 @@ from flax import nnx
 
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Weights, WindowSizes
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.models.layers import LayersConfig, encode
 
@@ -52,14 +52,7 @@ class ITransformer(Forecaster):
         self.out = Projection((D,), (sizes.horizon, self.head.size), rngs=rngs)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         C, L = self.sizes.channels, self.sizes.lookback
         x, level, scale = self.norm(past, past_valid)
@@ -70,8 +63,7 @@ class ITransformer(Forecaster):
             self.encoder,
             self.embedding(jnp.swapaxes(x, 1, 2)),
             present,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
+            mode,
         )
         raw = jnp.swapaxes(self.out(z[:, :C]), 1, 2)
         found = {} if weights is None else {"channels": weights}

@@ -14,7 +14,7 @@ from flax import nnx
 from attention import recording
 from attention.lag import LagAttention, ResidualLagAttention
 from tasks.common.configs import Config, PositiveInt, one_of
-from tasks.forecasting.models.base import Forecaster, Weights, WindowSizes, level_and_scale
+from tasks.forecasting.models.base import Forecaster, Mode, Weights, WindowSizes, level_and_scale
 from tasks.forecasting.models.heads import HEADS, HeadName
 
 Array = jax.Array
@@ -109,14 +109,7 @@ class LagForecaster(Forecaster):
         self.spread = DistributionHead(sizes, config.head)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         point, weights = attend(self.attention, past, past_valid)
         return self.spread(point, past, past_valid), {"lags": weights}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.configs import Config
+from tasks.forecasting.models.base import Mode
 from tasks.forecasting.models.heads import HeadName
 
 Array = jax.Array
@@ -57,16 +58,14 @@ class LayersConfig(Config):
         return WindowEncoderConfig(**values | {"max_length": length} | changes)
 
 
-def encode(
-    encoder: Encoder, x: Array, valid: Array, *, dropout_key: Array | None, return_weights: bool
-) -> tuple[Array, Array | None]:
+def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array, Array | None]:
     """Encodes x [B, T, D], 0 where not valid, bool [B, T].
 
     Returns:
       [B, T, D], and weights [B, layers, N, T, T], None unless asked for and supported.
     """
-    weights = None
-    if return_weights and "weights" in encoder.config.line.can:
+    weights, dropout_key = None, mode.dropout_key
+    if mode.return_weights and "weights" in encoder.config.line.can:
         x, weights = encoder(x, valid=valid, dropout_key=dropout_key, return_weights=True)
         weights = jnp.moveaxis(weights, 1, 0)
     else:

@@ -17,7 +17,7 @@ from flax import nnx
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.common.configs import PositiveInt
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Weights, WindowSizes
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.models.layers import LayersConfig, encode
 
@@ -76,9 +76,7 @@ class Patches(nnx.Module):
         self.embedding = Projection((config.patch_length,), (config.model_size,), rngs=rngs)
         self.encoder = Encoder(config.encoder(len(self.indices)), rngs=rngs)
 
-    def __call__(
-        self, x: Array, valid: Array, *, dropout_key: Array | None, return_weights: bool
-    ) -> tuple[Array, Weights]:
+    def __call__(self, x: Array, valid: Array, mode: Mode) -> tuple[Array, Weights]:
         """Encodes x [B, L, C] with its mask, bool [B, L, C].
 
         Returns:
@@ -95,8 +93,7 @@ class Patches(nnx.Module):
             self.encoder,
             self.embedding(rows(x)),
             present,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
+            mode,
         )
         found = {} if weights is None else {"patches": weights.reshape(B, C, *weights.shape[1:])}
         return z.reshape(B, C, *z.shape[1:]), found
@@ -115,17 +112,8 @@ class PatchTST(Forecaster):
         self.out = Projection(self.patches.size, (sizes.horizon, self.head.size), rngs=rngs)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         x, level, scale = self.norm(past, past_valid)
-        z, weights = self.patches(
-            x, past_valid, dropout_key=dropout_key, return_weights=return_weights
-        )
+        z, weights = self.patches(x, past_valid, mode)
         return self.head.place(jnp.swapaxes(self.out(z), 1, 2), level, scale), weights

@@ -16,7 +16,14 @@ from flax import nnx
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
 from tasks.common.configs import Config, NonNegativeInt, one_of, within
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Weights, WindowSizes, level_of
+from tasks.forecasting.models.base import (
+    Forecaster,
+    InstanceNorm,
+    Mode,
+    Weights,
+    WindowSizes,
+    level_of,
+)
 from tasks.forecasting.models.heads import HEADS, HeadName
 from tasks.forecasting.models.lag import DistributionHead
 from tasks.forecasting.models.layers import encode
@@ -136,14 +143,7 @@ class RidgeForecaster(Forecaster):
         self.spread = DistributionHead(sizes, config.head)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         return self.spread(self.ridge(past, past_valid), past, past_valid), {}
 
@@ -187,14 +187,7 @@ class RidgeResidual(Forecaster):
         self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         B, _, C = past.shape
         F, D = self.sizes.horizon, self.embedding.outputs[0]
@@ -213,8 +206,7 @@ class RidgeResidual(Forecaster):
             self.encoder,
             tokens.reshape(B * C, M + G, D),
             present.reshape(B * C, M + G),
-            dropout_key=dropout_key,
-            return_weights=return_weights,
+            mode,
         )
         raw = self.out(z[:, M:]).reshape(B, C, -1, self.head.size)[:, :, :F]
         ridge = self.ridge(past, past_valid)
@@ -250,14 +242,7 @@ class RidgeSeasonal(Forecaster):
         self.spread = DistributionHead(sizes, config.head)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         ridge = self.ridge(past, past_valid)
         seasonal, weights = self.seasonal(past, past_valid)

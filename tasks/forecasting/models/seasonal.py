@@ -14,7 +14,7 @@ from flax import nnx
 
 from attention.lag import LagAttention
 from tasks.common.configs import Config, NonNegativeInt, one_of
-from tasks.forecasting.models.base import Forecaster, Weights, WindowSizes, level_of
+from tasks.forecasting.models.base import Forecaster, Mode, Weights, WindowSizes, level_of
 from tasks.forecasting.models.heads import HEADS, HeadName
 from tasks.forecasting.models.lag import DistributionHead, attend
 
@@ -104,14 +104,7 @@ class SeasonalLagForecaster(Forecaster):
         self.spread = DistributionHead(sizes, config.head)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         point, weights = self.seasonal(past, past_valid)
         return self.spread(point, past, past_valid), {"lags": weights}

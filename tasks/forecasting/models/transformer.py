@@ -17,7 +17,7 @@ from flax import nnx
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.configs import NonNegativeInt, PositiveInt
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Weights, WindowSizes
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
 from tasks.forecasting.models.layers import LayersConfig, encode
 
@@ -79,38 +79,22 @@ class Transformer(Forecaster):
     def _encoder(self, config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Encoder(config.encoder(self.sizes.lookback), rngs=rngs)
 
-    def _memory(
-        self,
-        x: Array,
-        present: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
-    ) -> tuple[Array, Array, Array | None]:
+    def _memory(self, x: Array, present: Array, mode: Mode) -> tuple[Array, Array, Array | None]:
         """Encodes x [B, L, D] with its mask, bool [B, L].
 
         Returns:
           Memory [B, S, D], its mask, bool [B, S], and attention weights or None.
         """
-        memory, weights = encode(
-            self.encoder, x, present, dropout_key=dropout_key, return_weights=return_weights
-        )
+        memory, weights = encode(self.encoder, x, present, mode)
         return memory, present, weights
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
         B, L, C = past.shape
         F, G = self.sizes.horizon, self.label_length
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        key = mode.dropout_key
+        keys = (None, None) if key is None else jax.random.split(key)
         x, level, scale = past, jnp.zeros((B, 1, C)), jnp.ones((B, 1, C))
         if self.norm is not None:
             x, level, scale = self.norm(past, past_valid)
@@ -118,9 +102,7 @@ class Transformer(Forecaster):
         memory, memory_present, weights = self._memory(
             self.encoder_embedding(jnp.concatenate([x, calendar[:, :L]], axis=-1)),
             present,
-            training=training,
-            dropout_key=keys[0],
-            return_weights=return_weights,
+            mode._replace(dropout_key=keys[0]),
         )
         given = jnp.pad(x[:, L - G :], ((0, 0), (0, F), (0, 0)))
         result = self.decoder(
@@ -129,9 +111,9 @@ class Transformer(Forecaster):
             memory_valid=memory_present,
             valid=jnp.pad(present[:, L - G :], ((0, 0), (0, F)), constant_values=True),
             dropout_key=keys[1],
-            return_weights=return_weights,
+            return_weights=mode.return_weights,
         )
-        z, across = result if return_weights else (result, None)
+        z, across = result if mode.return_weights else (result, None)
         found = {} if weights is None else {"encoder": weights}
         if across is not None:
             found["decoder"] = jnp.moveaxis(across["cross"], 1, 0)[..., G:, :]

@@ -26,7 +26,7 @@ class Exact(Forecaster):
         super().__init__(WindowSizes(channels=1, lookback=L, horizon=F), HEADS[head])
         self.process = process
 
-    def forecast(self, past, past_valid, calendar, **options):
+    def forecast(self, past, past_valid, calendar, mode):
         h = jnp.arange(1.0, F + 1)[:, None]
         last = past[:, -1:]
         point, width = {

@@ -159,9 +159,7 @@ def test_json_values_that_are_no_ids_are_refused(read):
 def test_ratings_are_named_or_left_out(read, capsys):
     text = "user,item,rating,timestamp\nu,a,5,1609459200\nu,b,2,1609459201\nu,c,4,1609459202\n"
     assert len(read(text).user) == 3
-    assert "column 'rating' is ignored; set config.data.min_rating" in (
-        capsys.readouterr().err
-    )
+    assert "column 'rating' is ignored; set config.data.min_rating" in (capsys.readouterr().err)
     assert [item for _, item, _ in pairs(read(text, min_rating=4.0))] == ["a", "c"]
     assert "1 of 3 events have a rating below 4; left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="line 3: rating is 'x', expected a number"):
