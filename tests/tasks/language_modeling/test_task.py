@@ -1,6 +1,8 @@
 """Language modelling by the contract, and what a person may type."""
 
 import dataclasses
+import functools
+import json
 import math
 
 import jax
@@ -71,14 +73,20 @@ def made(tmp_path_factory):
     return tasks
 
 
-def evaluated(task, model, split, size):
-    total, pending = {}, []
+@functools.cache
+def compiled(task, model):
+    """The state of the model, and compiled functions of it and a batch."""
     graph, state = nnx.split(model)
 
     def run(function):
         return jax.jit(lambda state, batch: function(nnx.merge(graph, state), batch))
 
-    evaluate = run(task.evaluate)
+    return state, run(task.evaluate), run(task.predict)
+
+
+def evaluated(task, model, split, size):
+    total, pending = {}, []
+    state, evaluate, _ = compiled(task, model)
     for batch in evaluation_batches(task.examples(split), batch_size=size, buckets=task.buckets):
         statistics, outputs = evaluate(state, batch)
         for name, value in statistics.items():
@@ -89,8 +97,7 @@ def evaluated(task, model, split, size):
 
 
 def predicted(task, model, raw, size=2):
-    graph, state = nnx.split(model)
-    run = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
+    state, _, run = compiled(task, model)
     examples = task.processor.encode(raw)
     batches = evaluation_batches(examples, batch_size=size, buckets=task.buckets)
     return task.processor.decode(raw, gather((b["id"], run(state, b)) for b in batches))
@@ -139,7 +146,8 @@ def test_loss_of_texts_counts_the_end(made):
     examples = task.examples("test")
     metrics, outputs, _ = evaluated(task, model, "test", 8)
     row = examples[0]
-    logits = model.logits(model(row["tokens"][None], np.array([row["length"]])))[0]
+    forward = jax.jit(lambda tokens, lengths: model.logits(model(tokens, lengths)))
+    logits = forward(row["tokens"][None], np.array([row["length"]]))[0]
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, row["targets"]).sum()
     assert outputs["loss"][0] == pytest.approx(float(expected), rel=1e-5)
     assert outputs["tokens"][0] == len(row["tokens"])
@@ -161,7 +169,7 @@ def test_evaluation_hides_the_same_each_time_and_training_does_not(made):
     assert len(losses) == 2
 
 
-@pytest.mark.parametrize("kind", ["running", "pairs"])
+@pytest.mark.parametrize("kind", ["running", pytest.param("pairs", marks=pytest.mark.slow)])
 def test_some_steps_learn_the_frequencies(made, kind):
     task, model = made[kind]
     graph, state = nnx.split(model)
@@ -196,11 +204,15 @@ def test_baselines(made):
     assert 0 < found["unigram"]["accuracy"] < 0.5
 
 
-def test_a_restored_task_predicts_alike(made):
-    task, model = made["texts"]
-    again = TASK.restore(task.data, task.model, task.assets())
-    raw = ["the film", ""]
-    assert predicted(again, model, raw) == predicted(task, model, raw)
+@pytest.mark.parametrize("kind", ["running", "texts"])
+def test_a_restored_task_encodes_alike(made, kind):
+    task, _ = made[kind]
+    again = TASK.restore(task.data, task.model, json.loads(json.dumps(task.assets())))
+    assert (again.buckets, again.processor.begin) == (task.buckets, task.processor.begin)
+    for found, expected in zip(
+        *(x.processor.encode(["the", ""]) for x in (again, task)), strict=True
+    ):
+        np.testing.assert_array_equal(found["tokens"], expected["tokens"])
 
 
 HOSTILE = ["", " \n", "half \ud83d", "the film " * 5000, "😀🎬", "我爱", "\x00", "the [MASK] film"]
