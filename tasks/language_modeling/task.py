@@ -245,7 +245,7 @@ class LanguageModeling(Task):
 
     def attention(self, model: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""
-        if "weights" not in self.model.line.can:
+        if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
             inputs["tokens"],

@@ -78,7 +78,7 @@ def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Arr
       The result, and weights [B, C, F, T].
     """
     _, weights = attention(past, valid=valid, return_weights=True)
-    with recording.muted():
+    with recording.suppressed():
         point = jax.lax.cond(
             jnp.all(valid), lambda: attention(past), lambda: attention(past, valid=valid)
         )

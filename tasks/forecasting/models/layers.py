@@ -65,7 +65,7 @@ def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array,
       [B, T, D], and weights [B, layers, N, T, T], None unless asked for and supported.
     """
     weights, dropout_key = None, mode.dropout_key
-    if mode.return_weights and "weights" in encoder.config.line.can:
+    if mode.return_weights and "weights" in encoder.config.entry.capabilities:
         x, weights = encoder(x, valid=valid, dropout_key=dropout_key, return_weights=True)
         weights = jnp.moveaxis(weights, 1, 0)
     else:

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
-from attention.collaborative.neighbours import neighbour_shares
+from attention.collaborative.neighbors import neighbor_weights
 from tasks.recommendation.models.base import Buffer, events, is_event, safe_ids
 from tasks.recommendation.models.cooccurrence import (
     SparseRows,
@@ -227,7 +227,7 @@ class UserKnn(nnx.Module):
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
         sim_v = Σ_j a_j r(v, j) / (|a| sqrt(n_v))
 
-    over the k most similar other users: see `attention.collaborative.neighbours`. r is 1 for an
+    over the k most similar other users: see `attention.collaborative.neighbors`. r is 1 for an
     item of v; n_v is the number of these; a, the attention over the history; w_v and p are learned.
 
     Buffers: users [I, U], r / sqrt(n); items [U, I], r. For large data they keep the `top_k`
@@ -258,7 +258,7 @@ class UserKnn(nnx.Module):
         valid = flat > 0
         sharp = jnp.exp(PACE * self.sharpness[...]) * jnp.log(jnp.where(valid, flat, 1))
         learned = jax.nn.softplus(PACE * self.weight[...])[ids.reshape(B * T, self.k)]
-        alphas = neighbour_shares(jnp.exp(sharp), learned, valid)
+        alphas = neighbor_weights(jnp.exp(sharp), learned, valid)
         return alphas.reshape(B, T, self.k), ids.astype(jnp.int32)
 
     def __call__(self, history: History, weights: Array) -> Array:

@@ -62,9 +62,9 @@ class SASRecConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if "causal" not in self.line.can:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.can]
-            got = f"{self.line.name!r}, which cannot be causal"
+        if "causal" not in self.entry.capabilities:
+            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
+            got = f"{self.entry.name!r}, which cannot be causal"
             raise ValueError(f"mixer: got {got}, expected one of {able}")
 
 
@@ -93,8 +93,8 @@ class BERT4RecConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if "one_way" in self.line.can:
-            got = f"{self.line.name!r}, which is always causal"
+        if "always_causal" in self.entry.capabilities:
+            got = f"{self.entry.name!r}, which is always causal"
             raise ValueError(f"mixer: got {got}, expected another")
 
 
@@ -138,7 +138,7 @@ class SASRec(Recommender):
         """Returns the attention of the last position in the last layer, averaged over heads, for
         every item; nothing if the mixer has no weights.
         """
-        if "weights" not in self.config.line.can:
+        if "weights" not in self.config.entry.capabilities:
             return {}
         _, weights = self.hidden(batch["items"], return_weights=True)
         return broadcast_weights(
@@ -211,7 +211,7 @@ class BERT4Rec(Recommender):
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the attention of the masked position to the others; see `SASRec`."""
-        if "weights" not in self.config.line.can:
+        if "weights" not in self.config.entry.capabilities:
             return {}
         asked, position = self._with_mask(batch["items"])
         _, weights = self._hidden(asked, return_weights=True)
