@@ -68,7 +68,7 @@ def test_windows_with_nothing_to_see_or_to_forecast_are_left_out(own):
     origins = own(values).origins("train")
     # Nothing ahead at 30 to 42, nothing behind at 38 to 45.
     assert sorted(set(range(8, 138)) - set(origins.tolist())) == list(range(30, 46))
-    with pytest.raises(UserError, match="no window of the test split has both"):
+    with pytest.raises(UserError, match="no window of the test split has values both"):
         own(np.where(np.arange(200)[:, None] < 160, values, np.nan))
 
 

@@ -195,7 +195,7 @@ def test_splits_are_counted_and_checked(tmp_path):
         "test": held_out,
     }
     path.write_text("u,a,1\nu,b,2\nu,c,3\n")
-    with pytest.raises(UserError, match="none of 1 users has two events in train"):
+    with pytest.raises(UserError, match="none of 1 users has two training events"):
         TASK.prepare(config, models.MODEL_CONFIGS["hybrid"](), None)
 
 
