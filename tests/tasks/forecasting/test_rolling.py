@@ -85,4 +85,4 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
 
 def test_a_short_train_split_says_that_it_cannot_tell(data, capsys):
     assert rolling.fit_share(longer(data, end=40), RidgeSeasonalConfig()) == 0.5
-    assert "train is too short to tell" in capsys.readouterr().err
+    assert "train is too short to fit it" in capsys.readouterr().err

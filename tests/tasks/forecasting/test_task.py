@@ -260,7 +260,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
     np.testing.assert_allclose(found.metrics["mase"], expected["mase"], rtol=1e-4)
     # Now fitted, and then read from the cache.
     for _ in range(2):
-        beside = engine_baselines.beside(task, Paths.default(cache_dir=tmp_path), found)
+        beside = engine_baselines.baseline_metrics(task, Paths.default(cache_dir=tmp_path), found)
         assert abs(beside["ridge"]["gain"]) + beside["ridge"]["gain_95"] < 1e-4
         gain = beside["repeat"]["mse"] - found.metrics["mse"]
         np.testing.assert_allclose(beside["repeat"]["gain"], gain, rtol=1e-4)
