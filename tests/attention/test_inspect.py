@@ -120,12 +120,19 @@ def test_captured_equals_returned(subject):
     else:
         sequences = [subject.inputs[name] for name in ("x", "memory") if name in subject.inputs]
         weights = inspect.capture(module, *sequences, mask=masks.valid(key=subject.valid))
-    _, returned, _ = subject.run()
+    _, returned = subject.forward()
     assert list(weights) == ["attention"]
     assert_close(weights["attention"], returned)
 
 
-@pytest.mark.parametrize("alignment", registry.names("alignment"))
+@pytest.mark.parametrize(
+    "alignment",
+    [
+        # Without a state and with one; the others are slow tests.
+        pytest.param(a, marks=[pytest.mark.slow] * (a not in ("general", "location_aware")))
+        for a in registry.names("alignment")
+    ],
+)
 def test_a_decoder_in_a_scan(alignment):
     config = EncoderDecoderConfig(embedding_size=5, state_size=8, alignment=alignment)
     model = EncoderDecoder(config, rngs=nnx.Rngs(1))

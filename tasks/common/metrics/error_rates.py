@@ -18,14 +18,14 @@ def transcript_metrics(
         cer the same of characters
 
     Args:
-      references: what was said. Texts that say nothing count for `invention_rate` alone.
+      references: what was said. Texts that say nothing count for `hallucination_rate` alone.
       written: what was written, in the same order.
       words: whether failures are of words, and there is a WER; else they are of characters.
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the shares of texts with
-      such a failure: see `decoding_failures`. With texts that say nothing also `invention_rate`,
-      the share of them for which something was written. NaN where there is no text to speak of.
+      such a failure: see `decoding_failures`. With empty references also `hallucination_rate`, the
+      fraction of them for which something was written. NaN if all references are empty.
 
     Raises:
       ValueError: the numbers of texts differ.
@@ -36,7 +36,7 @@ def transcript_metrics(
     metrics: dict[str, float] = {}
     if silent.any():
         invented = [bool(text.strip()) for text, none in zip(written, silent, strict=True) if none]
-        metrics["invention_rate"] = float(np.mean(invented))
+        metrics["hallucination_rate"] = float(np.mean(invented))
     said = [
         (reference, text)
         for reference, text, none in zip(references, written, silent, strict=True)
