@@ -23,7 +23,7 @@ Forecasts from the end of a file, the horizon or more steps ahead, as CSV or JSO
 python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --figures=drawn
 
 The error under Gaussian noise on what is looked back at, of the model and of the baselines:
---config.data.noise="(0.1, 0.2, 0.3, 0.4, 0.5)".
+--config.data.noise_levels="(0.1, 0.2, 0.3, 0.4, 0.5)".
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ def beauty(model: str):
         "acf": sampled,
         "user_neighbours": {"neighbours": 50},
         # The ridge's matrix takes 400 MB; neighbours, the slowest part, are left out.
-        "hybrid": {"ridge_items": 10_000, "together": 20, "neighbours": 0},
+        "hybrid": {"ridge_items": 10_000, "cooccurrence_window": 20, "neighbours": 0},
     }.get(model, {})
     steps = 300 if counted else 1500
     return {

@@ -100,7 +100,7 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
         if not isinstance(values, dict) or "vocabulary" not in values:
             raise UserError(f"{imported}: has no vocabulary; restore the file")
         return values
-    return fitted_tokenizer(directory.restored_task(config, folder).tokenizer)
+    return fitted_tokenizer(directory.restored_task(config, folder).processor.tokenizer)
 
 
 if __name__ == "__main__":

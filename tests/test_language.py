@@ -83,8 +83,14 @@ CHECKED: tuple[str, ...] = (
     "tasks/common/decoding",
     "tasks/common/keys.py",
     "tasks/common/losses.py",
+    "tasks/detection",
     "tasks/figures.py",
+    "tasks/forecasting",
     "tasks/handwriting_recognition",
+    "tasks/image_classification",
+    "tasks/language_modeling",
+    "tasks/recommendation",
+    "tasks/segmentation",
     "tasks/sequence_copy",
     "tasks/speech_recognition",
     "tasks/text_classification",
@@ -138,7 +144,12 @@ def prose(path):
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
         if isinstance(node, kinds) and ast.get_docstring(node) is not None:
             docstrings.add(node.body[0].value.lineno)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        # A single word is a key or a name, not prose.
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not node.value.isidentifier()
+        ):
             yield node.lineno, node.value, node.lineno in docstrings
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

@@ -48,9 +48,11 @@ def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.
 
 def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
+    from tasks.language_modeling.processor import LanguageProcessor
     from tasks.language_modeling.task import LanguageModeling
 
-    task = LanguageModeling(config.data, config.model, _Vocabulary(), None, 3)
+    processor = LanguageProcessor(config.data, config.model, _Vocabulary(), begin=3)
+    task = LanguageModeling(config.data, config.model, processor)
     return engine_steps(task, config, data)
 
 

@@ -47,12 +47,14 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
 
 def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     """Returns a function that takes train steps with the engine and returns the last loss."""
-    from tasks.forecasting.processor import Known
+    from tasks.forecasting.processor import ForecastingProcessor
     from tasks.forecasting.task import Forecasting
 
     still = np.zeros(len(CHANNELS))
-    known = Known(CHANNELS, still, still + 1, None)
-    task = Forecasting(config.data, config.model, known, period=24)
+    processor = ForecastingProcessor(
+        config.data, config.model, CHANNELS, still, still + 1, None, period=24
+    )
+    task = Forecasting(config.data, config.model, processor)
     return engine_steps(task, config, data)
 
 

@@ -50,7 +50,7 @@ def setup(batch_size: int | None = None, length: int = 50, part: float = 0.05) -
 def jax_step(config, part: float) -> Callable[[int], float]:
     """Returns a function that takes rounds with the engine and returns the last loss."""
     from tasks.common.data.pipeline import train_iterator
-    from tasks.recommendation.data import RecommendationData
+    from tasks.recommendation.data import RecommendationData, RecommendationDataset
     from tasks.recommendation.task import Recommendation
 
     # Two more events of each user are held out.
@@ -61,7 +61,9 @@ def jax_step(config, part: float) -> Callable[[int], float]:
         starts=starts, items=items.ravel(), ages=None, users=names[:USERS], names=names,
         titles=names,
     )  # fmt: skip
-    task = Recommendation(config.data, config.model, data)
+    dataset = RecommendationDataset(data, config.data)
+    processor = Recommendation.fit(dataset, config.data, config.model, None)
+    task = Recommendation(config.data, config.model, processor, dataset)
     examples, B = task.examples("train"), config.training.batch_size
     count = max(1, round(part * len(examples) / B))
     options = {"buckets": task.buckets, "process_index": 0, "process_count": 1}

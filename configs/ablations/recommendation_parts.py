@@ -17,7 +17,7 @@ def get_ablation() -> Ablation:
         base_name="hybrid",
         deltas={
             "without_ridge": changed("ridge", 0.0),
-            "without_transitions": changed("transitions", 0),
+            "without_transitions": changed("transition_window", 0),
             "without_neighbours": changed("neighbours", 0),
             "with_sequence": changed("sequence", True),
         },

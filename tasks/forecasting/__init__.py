@@ -1,1 +1,1 @@
-"""Forecasting: what a series with several channels will be, from its own past."""
+"""Forecasting of multivariate series from their past."""

@@ -1,7 +1,7 @@
-"""Cheap forecasts: what was, what was a season ago, and linear maps of the past.
+"""Baselines: naive and seasonal naive forecasts, and linear maps of the past.
 
-n windows, L look-back, F horizon, C channels, G groups of weights: 1, or C of their own; P features
-of a linear map.
+n windows, L look-back, F horizon, C channels, G groups of weights, 1 or C; P features of a linear
+map.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import numpy as np
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 
-# Strengths of the penalty that are tried, as shares of the features' mean square.
+# Grid of penalties, relative to the mean square of the features.
 _STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 9))
-# Width of the moving average that DLinear takes for the trend.
+# Width of the moving average of DLinear.
 _TREND = 25
-# Numbers of look-backs and horizons worked on at a time.
+# Values of look-backs and horizons in a batch of windows.
 _PORTION = 1 << 20
 
 Forecast = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""forecast(past [n, L, C], valid bool [n, L, C]) -> [n, F, C]; past is 0 where it is missing."""
+"""forecast(past [n, L, C], valid bool [n, L, C]) -> [n, F, C]; missing values of past are 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A linear forecast ŷ = c + (x - c) W + b; what is missing is taken for the level c.
+    """A linear forecast ŷ = c + (x - c) W + b; missing values are replaced by the level c.
 
     Attributes:
       weights: W, float32 [G, L, F].
       bias: b, float32 [G, F].
       level: c: "mean" of the look-back, "last" value, or "none", 0.
-      strengths: of the penalty, a share of the features' mean square, one a group.
+      strengths: of the penalty of each group, relative to the mean square of the features.
     """
 
     weights: np.ndarray
@@ -44,7 +44,7 @@ class Linear:
     strengths: tuple[float, ...]
 
     def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """See `Forecast`."""
+        """Forecasts windows; see `Forecast`."""
         base = level_of(past, valid, self.level)
         over = np.where(valid, past - base[:, None], 0).astype(np.float32)
         n, L, C = past.shape
@@ -56,7 +56,7 @@ class Linear:
 
 
 def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
-    """[n, L, C] -> [n, C]: the mean, the last value that is there, or 0."""
+    """Returns the mean, the last valid value, or 0: [n, L, C] -> [n, C]."""
     if level == "mean":
         return (past * valid).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
     if level == "last":
@@ -65,13 +65,13 @@ def level_of(past: np.ndarray, valid: np.ndarray, level: str) -> np.ndarray:
 
 
 def _latest(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """[n, L, C]: of each time the latest value up to it; 0 before the first."""
-    places = np.where(valid, np.arange(past.shape[1])[None, :, None], 0)
-    return np.take_along_axis(past * valid, np.maximum.accumulate(places, axis=1), axis=1)
+    """Returns the latest valid value up to each time, [n, L, C]; 0 before the first."""
+    indices = np.where(valid, np.arange(past.shape[1])[None, :, None], 0)
+    return np.take_along_axis(past * valid, np.maximum.accumulate(indices, axis=1), axis=1)
 
 
-def repeated(horizon: int) -> Forecast:
-    """The last value, ever again."""
+def naive(horizon: int) -> Forecast:
+    """Returns the naive forecast: repeats the last value."""
 
     def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         return np.repeat(level_of(past, valid, "last")[:, None], horizon, axis=1)
@@ -79,8 +79,8 @@ def repeated(horizon: int) -> Forecast:
     return forecast
 
 
-def seasonal(horizon: int, period: int) -> Forecast:
-    """The value of one season ago, or of the latest season before that has it; else the last."""
+def seasonal_naive(horizon: int, period: int) -> Forecast:
+    """Returns the seasonal naive forecast: the value of the latest season, else the last one."""
 
     def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         n, L, C = past.shape
@@ -106,15 +106,15 @@ class _Moments:
 
     Attributes:
       gram: Σ x xᵀ, [G, P, P].
-      cross: Σ x yᵀ, [G, P, F], of the y that are there.
+      cross: Σ x yᵀ, [G, P, F], of valid y.
       square: Σ y², [G, F].
-      share: of the y that are there, [G, F].
+      valid_fraction: of y, [G, F].
     """
 
     gram: np.ndarray
     cross: np.ndarray
     square: np.ndarray
-    share: np.ndarray
+    valid_fraction: np.ndarray
 
 
 def fit_linear(
@@ -124,19 +124,19 @@ def fit_linear(
     individual: bool = False,
     decomposed: bool = False,
 ) -> Linear:
-    """Ridge regression (Hoerl & Kennard 1970) of what is ahead on what was, in closed form.
+    """Fits ridge regression (Hoerl & Kennard 1970) of the future on the past, in closed form.
 
         W = argmin Σ |y - c - (x - c) W|² + λ |W|²
 
-    λ is the one of a fixed grid with the least error on validation. Where values ahead are missing,
-    the covariance of the look-back is taken to be that of all windows; else it is exact.
+    λ is selected from a fixed grid by the error on validation. With missing values ahead, the
+    covariance of the look-back is approximated by that of all windows; else it is exact.
 
     Args:
       data: W is fitted on the windows of train, λ on those of validation.
       level: c; see `Linear`.
-      individual: whether each channel has its own W (and λ), or all share one.
-      decomposed: whether x is a moving average beside what is left of it, and 1, as in DLinear
-        (Zeng et al. 2023). It is another penalty on the same maps, and b.
+      individual: whether each channel has its own W and λ.
+      decomposed: whether the features are a moving average, the remainder, and 1, as in DLinear
+        (Zeng et al. 2023): another penalty on the same maps, and b.
     """
     features = _decomposition(data.lookback) if decomposed else None
     train, validation = (
@@ -154,7 +154,7 @@ def fit_linear(
 
 
 def _decomposition(L: int) -> np.ndarray:
-    """[P, L + 1], from the look-back and 1 to its moving average, what is left of it, and 1."""
+    """Returns the map [P, L + 1] from look-back and 1 to moving average, remainder and 1."""
     half = _TREND // 2
     padded = np.pad(np.eye(L), ((half, _TREND - 1 - half), (0, 0)), mode="edge")
     average = np.stack([padded[t : t + _TREND].mean(axis=0) for t in range(L)])
@@ -172,7 +172,7 @@ def _moments(
     gram, cross = np.zeros((groups, P, P)), np.zeros((groups, P, F))
     square, there = np.zeros((groups, F)), np.zeros((groups, F))
     rows = 0
-    for _, past, past_valid, future, valid in portions(data, split):
+    for _, past, past_valid, future, valid in window_batches(data, split):
         base = level_of(past, past_valid, level)[:, None]
         over = np.where(past_valid, past - base, 0)
         ahead = np.where(valid, future - base, 0)
@@ -192,32 +192,34 @@ def _moments(
 
 
 def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarray, float]:
-    """W [P, F] of the strength with the least squared error on validation, and that strength."""
+    """Returns W [P, F] and the strength with the least squared error on validation."""
     values, vectors = np.linalg.eigh(train.gram[group])
     rotated = vectors.T @ train.cross[group]
-    # In the basis where train's matrix is diagonal.
+    # In the eigenbasis of the matrix of train.
     gram = vectors.T @ validation.gram[group] @ vectors
     cross = vectors.T @ validation.cross[group]
     unit = max(float(np.mean(np.maximum(values, 0))), 1e-12)
     best = (np.inf, 0.0, rotated)
     for strength in _STRENGTHS:
-        spread = np.maximum(values, 0)[:, None] * train.share[group] + strength * unit
+        spread = np.maximum(values, 0)[:, None] * train.valid_fraction[group] + strength * unit
         found = rotated / spread
-        explained = np.sum(found * (gram @ found), axis=0) * validation.share[group]
+        explained = np.sum(found * (gram @ found), axis=0) * validation.valid_fraction[group]
         error = float(np.sum(explained - 2 * np.sum(found * cross, axis=0)))
         if error < best[0]:
             best = (error, strength, found)
     return vectors @ best[2], best[1]
 
 
-# ---------------------------------------------------------------------- windows at once
+# ---------------------------------------------------------------------- batches of windows
 
 
-def portions(
+def window_batches(
     data: ForecastingData, split: str, every: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """All windows of a split, or one of every so many, some at a time: numbers [n], past and
-    past_valid [n, L, C], future and future_valid [n, F, C].
+    """Yields batches of the windows of a split, or of one in `every`.
+
+    Yields:
+      Numbers [n], past and past_valid [n, L, C], future and future_valid [n, F, C].
     """
     L, F, C = data.lookback, data.horizon, data.series.shape[1]
     series, valid = (
@@ -233,14 +235,12 @@ def portions(
         yield numbers, values[:, :L], there[:, :L], values[:, L:], there[:, L:]
 
 
-def tested(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
-    """Metrics of a forecast on every window of the test split, and of each window "correctness", as
-    `tasks.task.Task.correctness` has it.
-    """
+def evaluate_on_test(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
+    """Computes the metrics of a forecast on all test windows, and their "example_scores"."""
     squared, cells = [], []
     totals: dict[str, dict[str, np.ndarray]] = {}
-    examples = data.examples("test")
-    for numbers, past, valid, future, future_valid in portions(data, "test"):
+    examples = data.splits["test"]
+    for numbers, past, valid, future, future_valid in window_batches(data, "test"):
 
         def add(name: str, given: np.ndarray) -> None:
             ahead = forecast(given, valid).astype(np.float64)  # noqa: B023
@@ -261,15 +261,15 @@ def tested(data: ForecastingData, forecast: Forecast) -> dict[str, Any]:
     noisy = {
         name: forecast_metrics(sums, data.seasonal_error)["mse"] for name, sums in totals.items()
     }
-    correctness = np.concatenate(squared) / np.concatenate(cells).mean()
-    return metrics | noisy | {"correctness": correctness}
+    scores = np.concatenate(squared) / np.concatenate(cells).mean()
+    return metrics | noisy | {"example_scores": scores}
 
 
 def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]]]:
-    """The cheap forecasts by name; each call fits one and gives its metrics on test."""
+    """Returns the baselines by name; each call fits one and returns its test metrics."""
     fits: dict[str, Callable[[], Forecast]] = {
-        "repeat": lambda: repeated(data.horizon),
-        "seasonal_naive": lambda: seasonal(data.horizon, data.period),
+        "repeat": lambda: naive(data.horizon),
+        "seasonal_naive": lambda: seasonal_naive(data.horizon, data.period),
         "ridge": lambda: fit_linear(data),
         "ridge_per_channel": lambda: fit_linear(data, level="last", individual=True),
         "nlinear": lambda: fit_linear(data, level="last"),
@@ -279,7 +279,7 @@ def baselines(data: ForecastingData) -> Mapping[str, Callable[[], dict[str, Any]
     def timed(fit: Callable[[], Forecast]) -> Callable[[], dict[str, Any]]:
         def call() -> dict[str, Any]:
             began = time.monotonic()
-            metrics = tested(data, fit())
+            metrics = evaluate_on_test(data, fit())
             return metrics | {"seconds": round(time.monotonic() - began, 2)}
 
         return call

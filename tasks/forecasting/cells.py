@@ -1,4 +1,4 @@
-"""The cells of a user's series: the time column, the columns of numbers, and how they are read."""
+"""Cells of a user file of series: the time column and the columns of numbers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _CLOCKS = {clock.UTC: "UTC", clock.LOCAL: "local time"}
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How the cells of a file were read, and how a later file is if it leaves that open.
+    """Notation of a file, which decides about ambiguous later files.
 
     Attributes:
-      decimals: the decimal mark by column, of columns that are not written as Python does.
-      date_order: "dmy" or "mdy" if day and month stand as numbers before the year.
+      decimals: decimal mark by column, of columns not in the notation of Python.
+      date_order: "dmy" or "mdy" for numeric dates with the year last.
       clock: "utc" or "local" for times with a UTC offset.
     """
 
@@ -61,8 +61,8 @@ class Cells:
     lines: list[int]
 
     def column(self, name: str) -> list[str]:
-        place = self.header.index(name)
-        return [row[place] for row in self.rows]
+        index = self.header.index(name)
+        return [row[index] for row in self.rows]
 
 
 def read_cells(name: str, wanted: Sequence[str]) -> Cells:
@@ -70,12 +70,12 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
     def is_header(row: list[str]) -> bool:
         first[:] = row
-        # A file with numbers above is refused below.
+        # A header with numbers is an error, raised below.
         return not any(np.isfinite(plain_number(cell) or np.nan) for cell in row)
 
     table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
     if first and not table.header:
-        raise UserError(f"{name}: line 1 has numbers; expected the names of the columns")
+        raise UserError(f"{name}: line 1 has numbers, expected the names of the columns")
     rows, lines = [], []
     if table.delimiter is None:
         header = list(table.keys())
@@ -90,7 +90,7 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
 
 def _cell(name: str, line: int, column: str, value: Any) -> str:
-    """Returns a value of JSON as CSV would hold it."""
+    """Returns a JSON value as text of a CSV cell."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -114,7 +114,7 @@ def find_time_column(table: Cells, wanted: str) -> str | None:
         raise UserError(
             f"{table.name}: no column is called {', '.join(TIME_COLUMNS)}; name the column of the "
             f"times by config.data.time_column ({join_names(table.header, 8)}), or {NO_TIMES!r} "
-            "where rows are one step apart"
+            "if rows are one step apart"
         )
     return found
 
@@ -127,9 +127,7 @@ def read_columns(
     likely: Reading,
     trained: bool,
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
-    """Values [rows, C] of the columns to be forecast, their names, and the decimal marks of those
-    that Python would not read.
-    """
+    """Returns values [rows, C], names, and the decimal marks of columns that Python cannot read."""
     found: dict[str, Column] = {}
     texts = []
     for column in targets or [column for column in table.header if column and column != stamped]:
@@ -150,14 +148,14 @@ def read_columns(
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
             raise UserError(
-                f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; mend "
-                "it, or name the columns to be forecast by config.data.targets"
+                f"{where} {quote(cells[error.index])}, expected a number or nothing{note}; correct "
+                "it, or set config.data.targets to the columns to forecast"
             ) from None
     decimals = _conventions(table, found, decimal, likely)
     if texts:
-        say(f"{table.name}: left out, as they hold no numbers: {join_names(texts)}")
+        say(f"{table.name}: columns without numbers, left out: {join_names(texts)}")
     if not targets and "" in table.header and stamped != "":
-        say(f"{table.name}: left out, as it has no name: column {table.header.index('') + 1}")
+        say(f"{table.name}: column without a name, left out: {table.header.index('') + 1}")
     if not found:
         raise UserError(f"{table.name}: no column holds numbers")
     return np.array([each.values for each in found.values()]).T, tuple(found), decimals
@@ -166,10 +164,10 @@ def read_columns(
 def _conventions(
     table: Cells, found: Mapping[str, Column], decimal: str, likely: Reading
 ) -> dict[str, str]:
-    """Names the conventions of numbers on standard error, and returns the decimal mark by column.
+    """Reports the conventions of numbers, and returns the decimal mark by column.
 
     Raises:
-      UserError: one column has decimal commas, and in another a point can stand for either.
+      UserError: one column has decimal commas, and the points of another are ambiguous.
     """
     named: dict[Convention, list[str]] = {}
     for name, column in found.items():
@@ -180,10 +178,10 @@ def _conventions(
         if decimal or not commas or column.convention or likely.decimals.get(name):
             continue
         cells = table.column(name)
-        if (place := grouped_by_points(cells)) is not None:
+        if (index := grouped_by_points(cells)) is not None:
             raise UserError(
-                f"{table.name}: line {table.lines[place]}: {quote(name)} is {quote(cells[place])}, "
-                f"and {quote(commas[0])} has decimal commas, so that the point can stand between "
+                f"{table.name}: line {table.lines[index]}: {quote(name)} is {quote(cells[index])}, "
+                f"and {quote(commas[0])} has decimal commas, so the point may separate "
                 f"thousands; set {DECIMAL_KEY} to ',', or name the columns by config.data.targets"
             )
     for convention, names in named.items():
@@ -202,22 +200,22 @@ def read_times(table: Cells, column: str, date_order: str, likely: str, trained:
             found.add(cell)
         times = found.read()
     except TimeError as error:
-        place = len(found) if error.index is None else error.index
+        index = len(found) if error.index is None else error.index
         note = f"; it is {error.reason}" if error.reason else ""
         asks = trained and DATE_ORDER_KEY in error.remedy
         remedy = "write dates as 2024-12-31" if asks else error.remedy
         note += f"; {remedy}" if remedy else ""
-        raise _no_time(table, column, place, note) from None
+        raise _no_time(table, column, index, note) from None
     if times.is_order:
-        note = f"; set config.data.time_column to {NO_TIMES!r} where rows are one step apart"
+        note = f"; set config.data.time_column to {NO_TIMES!r} if rows are one step apart"
         raise _no_time(table, column, 0, note)
     return times
 
 
-def _no_time(table: Cells, column: str, place: int, note: str) -> UserError:
+def _no_time(table: Cells, column: str, index: int, note: str) -> UserError:
     return UserError(
-        f"{table.name}: line {table.lines[place]}: {quote(column)} is "
-        f"{quote(table.column(column)[place])}, expected a time such as 2024-05-31 or 2024-05-31 "
+        f"{table.name}: line {table.lines[index]}: {quote(column)} is "
+        f"{quote(table.column(column)[index])}, expected a time such as 2024-05-31 or 2024-05-31 "
         f"13:00:00, or seconds since 1970{note}"
     )
 
@@ -225,13 +223,15 @@ def _no_time(table: Cells, column: str, place: int, note: str) -> UserError:
 def clocked(
     table: Cells, column: str, found: Times, likely: Reading | None, step: Step | None
 ) -> tuple[np.ndarray, str]:
-    """The stamps of the rows and their clock, which is named on standard error."""
+    """Returns the stamps of the rows and their clock, which is printed on standard error."""
     times, on = clock.on_clock(found, likely.clock if likely else "", step)
     if likely and likely.clock and not on:
-        warn_once(f"{table.name}: {column} has no UTC offset; taken for {_CLOCKS[likely.clock]}")
+        warn_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")
     if found.unit:
         kept = f", in {_CLOCKS[on]}" if on else ""
-        warn_once(f"{table.name}: {column}: {found.unit}{kept} (first: {clock.spell(times[0])[0]})")
+        warn_once(
+            f"{table.name}: {column}: {found.unit}{kept} (first: {clock.format_times(times[0])[0]})"
+        )
     return times, on
 
 

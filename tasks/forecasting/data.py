@@ -1,6 +1,6 @@
-"""Series in three splits and their windows: the project's data sets, or a person's own file.
+"""Series in three splits and their windows: built-in data sets or user files.
 
-B windows, L look-back, F horizon, C channels, K features of the calendar.
+B windows, L look-back, F horizon, C channels, K calendar features.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tasks.common.configs import Config, PositiveInt, at_least, within
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
@@ -28,77 +29,71 @@ from tasks.forecasting.user_files import Reading, Series, read_series
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which series, how far back is looked and how far ahead.
+class DataConfig(Config):
+    """Series, look-back and horizon.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<name of the file> unless something else is given.
+      name: a built-in data set. With path the name of the results, own_<name of the file> by
+        default.
       path: user file with a header, a column of times and columns of numbers: CSV separated by
         commas, semicolons or tabs, or JSON lines (.jsonl). Times may be written as
         2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
         2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
-        or more are those of local time if times have a UTC offset.
-      time_column: of the user file; "": the first that is called date, time, timestamp, datetime or
-        ds, or a first one without a name; "none": there is none, and rows are one step apart.
-      targets: columns that are forecast; none named: all that hold numbers.
+        or more are in local time if times have a UTC offset.
+      time_column: of the user file; "": the first named date, time, timestamp, datetime or ds, or a
+        first one without a name; "none": no times, rows are one step apart.
+      targets: columns that are forecast; empty: all with numbers.
       lookback: L.
       horizon: F.
-      split: shares of train, validation and test of an own file, in the order of time; none given:
-        7, 1, 2.
-      step: seconds between the times of an own file; 0: what most rows are apart.
-      period: times in a season, for the seasonal naive forecast and MASE; 0: the data set's, or by
-        the step a day, a week of days or a year of months.
-      noise: levels of Gaussian noise, in deviations of train, that is added to the look-back of
-        the test split, each giving a metric mse_noise_<level>.
-      decimal: decimal mark of the user file, "." or ","; "": found from each column.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": found from the
-        column, which is refused if no date of it tells.
+      split: fractions of train, validation and test of a user file, in the order of time; empty: 7,
+        1, 2.
+      step: seconds between the times of a user file; 0: the most common difference.
+      period: times in a season, for the seasonal naive forecast and MASE; 0: that of the data set,
+        or by the step a day, a week of days or a year of months.
+      noise_levels: levels of Gaussian noise, in standard deviations of train, added to the
+        look-back of the test split; each gives a metric mse_noise_<level>.
+      decimal: decimal mark of the user file, "." or ","; "": detected for each column.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
+        the column, an error if ambiguous.
     """
 
     name: str = "etth1"
     path: str | None = None
     time_column: str = ""
     targets: tuple[str, ...] = ()
-    lookback: int = 336
-    horizon: int = 96
+    lookback: PositiveInt = 336
+    horizon: PositiveInt = 96
     split: tuple[float, ...] = ()
-    step: float = 0.0
-    period: int = 0
-    noise: tuple[float, ...] = ()
+    step: within("[0, inf)", "seconds, or 0") = 0.0
+    period: at_least(0) = 0
+    noise_levels: tuple[float, ...] = dataclasses.field(default=(), metadata={"formerly": "noise"})
     decimal: str = dataclasses.field(default="", metadata=LATER)
     date_order: str = dataclasses.field(default="", metadata=LATER)
 
     def __post_init__(self):
-        for field in ("lookback", "horizon"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
-        if self.period < 0:
-            raise ValueError(f"period: got {self.period}, expected 0 or more")
-        if not 0 <= self.step < math.inf:
-            raise ValueError(f"step: got {self.step}, expected seconds, or 0")
-        if self.split and (len(self.split) != 3 or min(self.split) <= 0):
-            raise ValueError(f"split: got {list(self.split)}, expected three shares above 0")
-        if any(not 0 < level < math.inf for level in self.noise):
-            raise ValueError(f"noise: got {list(self.noise)}, expected levels above 0")
+        super().__post_init__()
+        positive = len(self.split) in (0, 3) and all(part > 0 for part in self.split)
+        self.expect("split", positive, "three fractions above 0")
+        finite = all(0 < level < math.inf for level in self.noise_levels)
+        self.expect("noise_levels", finite, "levels above 0")
         expect_one_of("decimal", self.decimal, DECIMALS)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own file")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes a user file")
         object.__setattr__(self, "name", name)
         for field in ("time_column", "split", "step", "decimal", "date_order"):
             if self.path is None and getattr(self, field):
-                raise ValueError(f"{field}: {name} has its own; it is for files of path alone")
+                raise ValueError(f"{field}: {name} has its own; set it only with path")
 
 
 class Windows:
     """Random access to windows of a series.
 
-    An example: "past" float32 [L, C], 0 where it is missing, "past_valid" bool [L, C]; "future"
-    [F, C] and "future_valid" likewise; "calendar" float32 [L + F, K]. Where noise is asked for,
-    "noise" float32 [L, C], to be multiplied by its level and added to the past.
+    An example has "past" float32 [L, C], 0 where missing, and "past_valid" bool [L, C]; "future"
+    [F, C] and "future_valid" likewise; "calendar" float32 [L + F, K]; and, if there are noise
+    levels, "noise" float32 [L, C], to be multiplied by the level and added to the past.
 
     Attributes:
-      origins: int64 [n], the time in the series of each window's first step ahead.
+      origins: int64 [n], the time of the first step ahead of each window.
     """
 
     lengths = None
@@ -126,7 +121,7 @@ class Windows:
         return example
 
     def noise(self, index: int) -> np.ndarray:
-        """Of deviation 1, the same whenever it is asked for: float32 [L, C]."""
+        """Returns standard normal noise of a window, always the same: float32 [L, C]."""
         rng = np.random.default_rng((0, index))
         shape = (self._data.lookback, self._data.series.shape[1])
         return rng.standard_normal(shape, np.float32)
@@ -134,21 +129,21 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class ForecastingData:
-    """A series on a regular grid, standardised by what is there of its train split.
+    """A series on a regular grid, standardized by the valid values of its train split.
 
     Attributes:
-      series: float32 [time, C], 0 where it is missing.
-      valid: bool [time, C], True = there.
-      calendar: float32 [time, K]; K = 0 where there are no time stamps.
+      series: float32 [time, C], 0 where missing.
+      valid: bool [time, C], False where missing.
+      calendar: float32 [time, K]; K = 0 without time stamps.
       names: of the channels.
-      mean, std: float64 [C], of train, in the data's own units.
-      start, step: of the grid; None where there are no time stamps.
+      mean, std: float64 [C], of train, in the units of the data.
+      start, step: of the grid; None without time stamps.
       period: times in a season.
-      bounds: split -> first time and the one after the last. A window of validation or test may
-        look back into the split before; no step ahead is in two splits.
+      bounds: split -> first time and the one after the last. The look-back of validation and test
+        windows may be in the split before; no step ahead is in two splits.
       lookback: L.
       horizon: F.
-      noise: its levels; test windows have noise where there are some.
+      noise: its levels; empty for none.
       reading: how the file was read.
     """
 
@@ -168,8 +163,9 @@ class ForecastingData:
     reading: Reading = dataclasses.field(default_factory=Reading)
 
     def origins(self, split: str) -> np.ndarray:
-        """The first time ahead of every window of a split, int64 [n]; those with nothing to look
-        back at, or nothing to be compared with, are not among them.
+        """Returns the first time ahead of the windows of a split, int64 [n].
+
+        Windows without any value in the look-back or ahead are left out.
         """
         first, end = self.bounds[split]
         every = np.arange(max(first, self.lookback), end - self.horizon + 1)
@@ -178,12 +174,16 @@ class ForecastingData:
         ahead = counts[every + self.horizon] - counts[every]
         return every[(seen > 0) & (ahead > 0)]
 
-    def examples(self, split: str) -> Windows:
-        """The windows of a split, one at every time."""
-        return Windows(self, self.origins(split), bool(self.noise) and split == "test")
+    @functools.cached_property
+    def splits(self) -> dict[str, Windows]:
+        """Windows by split, one at every time."""
+        return {
+            split: Windows(self, self.origins(split), bool(self.noise) and split == "test")
+            for split in SPLITS
+        }
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Windows of each split; those without any value are named."""
+        """Returns the number of windows of each split, with those left out."""
         found = {}
         for split in SPLITS:
             first, end = self.bounds[split]
@@ -193,14 +193,15 @@ class ForecastingData:
                 used,
                 unit="windows",
                 ignored=max(every, 0) - used,
-                ignored_as="without values to look back at or values ahead",
+                ignored_as="without values in the look-back or ahead",
             )
         return found
 
     @functools.cached_property
     def seasonal_error(self) -> np.ndarray:
-        """Mean absolute error of the seasonal naive forecast within train (Hyndman & Koehler 2006),
-        float64 [C]; 0 where it makes none, NaN where nothing can be compared.
+        """Mean absolute error of the seasonal naive forecast within train, float64 [C].
+
+        It is NaN where no values are a season apart (Hyndman & Koehler 2006).
         """
         first, end = self.bounds["train"]
         later = slice(min(first + self.period, end), end)
@@ -213,7 +214,7 @@ class ForecastingData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        # Rounded, for the last digits of sums depend on the processor.
+        # Rounded, since the last digits of sums depend on the processor.
         scales = [f"{value:.9e}" for value in (*self.mean, *self.std)]
         windows = (self.bounds, self.lookback, self.horizon, self.noise)
         return {
@@ -231,10 +232,10 @@ class ForecastingData:
 
 
 def load(config: DataConfig, paths: Paths) -> ForecastingData:
-    """Reads a series, fetching one of the project's own first when it is not there.
+    """Reads a series, and fetches built-in data first.
 
     Raises:
-      UserError: what is wrong with a file or a source, or a split is too short for one window.
+      UserError: a file or source cannot be read, or a split is too short for one window.
     """
     if config.path is not None:
         step = Step(seconds=config.step) if config.step else None
@@ -248,30 +249,30 @@ def load(config: DataConfig, paths: Paths) -> ForecastingData:
         )
         counts, period = None, series.step.period if series.step else 1
     else:
-        public = DATA_SETS[config.name]
-        series = public.read(fetch(public.source, paths) if public.source else None)
-        series = _chosen(series, config)
-        counts, period = public.splits, public.period
+        builtin = DATA_SETS[config.name]
+        series = builtin.read(fetch(builtin.source, paths) if builtin.source else None)
+        series = _select_targets(series, config)
+        counts, period = builtin.splits, builtin.period
     if counts is None:
-        counts = _shares(len(series.values), config.split or SHARES)
-    return _standardised(series, _bounds(counts, config), config.period or period, config)
+        counts = _split_sizes(len(series.values), config.split or SHARES)
+    return _standardize(series, _bounds(counts, config), config.period or period, config)
 
 
-def _chosen(series: Series, config: DataConfig) -> Series:
-    """The targets of a public series."""
+def _select_targets(series: Series, config: DataConfig) -> Series:
+    """Selects the targets of a built-in series."""
     if not config.targets:
         return series
     for name in config.targets:
         if name not in series.names:
             known = ", ".join(series.names)
             raise UserError(f"config.data.targets: {config.name} has no {name!r}; it has {known}")
-    places = [series.names.index(name) for name in config.targets]
-    return dataclasses.replace(series, values=series.values[:, places], names=config.targets)
+    indices = [series.names.index(name) for name in config.targets]
+    return dataclasses.replace(series, values=series.values[:, indices], names=config.targets)
 
 
-def _shares(count: int, shares: tuple[float, ...]) -> tuple[int, int, int]:
-    """Times of train, validation and test; rounded down for train and test (Wu et al. 2021)."""
-    train, _, test = (int(count * share / sum(shares) + 1e-9) for share in shares)
+def _split_sizes(count: int, fractions: tuple[float, ...]) -> tuple[int, int, int]:
+    """Returns the sizes of the splits, rounded down for train and test (Wu et al. 2021)."""
+    train, _, test = (int(count * part / sum(fractions) + 1e-9) for part in fractions)
     return train, count - train - test, test
 
 
@@ -290,7 +291,7 @@ def _bounds(counts: tuple[int, int, int], config: DataConfig) -> dict[str, tuple
     return bounds
 
 
-def _standardised(
+def _standardize(
     series: Series, bounds: Mapping[str, tuple[int, int]], period: int, config: DataConfig
 ) -> ForecastingData:
     end = bounds["test"][1]
@@ -315,7 +316,7 @@ def _standardised(
             f"config.data: {series.names[channel]!r} has values up to "
             f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; scale them"
         )
-    # Of what does not change, rounding leaves a deviation.
+    # Rounding leaves a deviation for constant channels.
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])
@@ -335,20 +336,20 @@ def _standardised(
         bounds=bounds,
         lookback=config.lookback,
         horizon=config.horizon,
-        noise=tuple(config.noise),
+        noise=tuple(config.noise_levels),
         reading=series.reading,
     )
     for split in SPLITS:
         if not len(data.origins(split)):
             raise UserError(
-                f"config.data: no window of the {split} split has both values to look back at and "
-                "values ahead"
+                f"config.data: no window of the {split} split has values both in the look-back and "
+                "ahead"
             )
     return data
 
 
-def calendar_of(start: np.datetime64 | None, step: Step | None, places: np.ndarray) -> np.ndarray:
-    """Features of places of a grid, float32 [n, K]; K = 0 where there are no time stamps."""
+def calendar_of(start: np.datetime64 | None, step: Step | None, times: np.ndarray) -> np.ndarray:
+    """Returns calendar features of grid indices, float32 [n, K]; K = 0 without time stamps."""
     if step is None:
-        return np.zeros((len(places), 0), np.float32)
-    return clock.calendar(clock.stamps(start, step, places), step)
+        return np.zeros((len(times), 0), np.float32)
+    return clock.calendar(clock.stamps(start, step, times), step)

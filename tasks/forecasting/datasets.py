@@ -1,4 +1,4 @@
-"""The series that this project has data sets of, by name."""
+"""Built-in series."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SHARES = (7.0, 1.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Public:
+class BuiltinSeries:
     """A series with its split.
 
     Attributes:
-      read: file -> series; of a composed one there is no file.
+      read: file -> series; None for the file of synthetic data.
       source: of the file.
-      splits: number of times of train, validation and test, in this order; what comes after is
-        left out. None: SHARES of all.
+      splits: number of times of train, validation and test; later times are left out. None:
+        fractions by SHARES.
       period: times in a season.
-      description: what it is.
-      licence: of the data.
+      description: of the data.
+      license: of the data.
     """
 
     read: Callable[[Path | None], Series]
@@ -59,7 +59,7 @@ _ETT = Source(
 
 
 def _stamped(lines: list[list[str]], step: Step) -> Series:
-    """Rows whose first cell is a time, a step apart, under a header."""
+    """Reads rows, one step apart, whose first cell is a time, under a header."""
     header, rows = lines[0], lines[1:]
     values = np.array([row[1:] for row in rows], np.float64)
     return Series(values, tuple(header[1:]), read_time(rows[0][0]), step)
@@ -70,7 +70,7 @@ def _read_ett(path: Path) -> Series:
         return _stamped(list(csv.reader(file)), Step(seconds=3600))
 
 
-ETTH1 = Public(
+ETTH1 = BuiltinSeries(
     _read_ett,
     period=24,
     source=_ETT,
@@ -103,7 +103,7 @@ def _read_exchange(path: Path) -> Series:
         return Series(np.loadtxt(file, delimiter=",", ndmin=2), _CURRENCIES)
 
 
-EXCHANGE_RATE = Public(
+EXCHANGE_RATE = BuiltinSeries(
     _read_exchange,
     period=7,
     source=_EXCHANGE,
@@ -126,19 +126,19 @@ _APPLIANCES = Source(
         ),
     ),
 )
-# Columns of random numbers that the data set's makers put there, to see who selects them.
+# Columns of random numbers, published for tests of feature selection.
 _RANDOM = ("rv1", "rv2")
 
 
 def _read_appliances(path: Path) -> Series:
     text = lzma.decompress(path.read_bytes()).decode("utf-8")
     series = _stamped(list(csv.reader(io.StringIO(text))), Step(seconds=600))
-    kept = [place for place, name in enumerate(series.names) if name not in _RANDOM]
-    names = tuple(series.names[place] for place in kept)
+    kept = [index for index, name in enumerate(series.names) if name not in _RANDOM]
+    names = tuple(series.names[index] for index in kept)
     return dataclasses.replace(series, values=series.values[:, kept], names=names)
 
 
-APPLIANCE_ENERGY = Public(
+APPLIANCE_ENERGY = BuiltinSeries(
     _read_appliances,
     period=144,
     source=_APPLIANCES,
@@ -147,7 +147,7 @@ APPLIANCE_ENERGY = Public(
     license="CC BY 4.0",
 )
 
-# ---------------------------------------------------------------------- composed
+# ---------------------------------------------------------------------- synthetic
 
 _TREND_DAYS = 60
 
@@ -162,7 +162,7 @@ def _compose_trend(_: Path | None) -> Series:
     return Series(values, ("rising", "falling"), start, Step(seconds=3600))
 
 
-TREND = Public(
+TREND = BuiltinSeries(
     _compose_trend,
     period=24,
     description="Composed, not measured: a line up and a line down, 0.5 a day, each with a season "
@@ -170,7 +170,7 @@ TREND = Public(
     license="none needed",
 )
 
-DATA_SETS: dict[str, Public] = {
+DATA_SETS: dict[str, BuiltinSeries] = {
     "etth1": ETTH1,
     "exchange_rate": EXCHANGE_RATE,
     "appliance_energy": APPLIANCE_ENERGY,

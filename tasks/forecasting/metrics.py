@@ -1,4 +1,4 @@
-"""Errors of forecasts, summed so that batches add up, and the metrics made of the sums.
+"""Metrics of forecasts from sums of errors over batches.
 
 B windows, F horizon, C channels.
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 
 def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
-    """Sums over the cells that are there, of NumPy's arrays or JAX'.
+    """Sums errors over valid cells, of NumPy or JAX arrays.
 
     Args:
       forecast: [B, F, C].
-      future: [B, F, C]; finite where it is missing too.
+      future: [B, F, C]; finite, also where missing.
       valid: bool [B, F, C].
 
     Returns:
@@ -31,18 +31,17 @@ def error_sums(forecast: Any, future: Any, valid: Any) -> dict[str, Any]:
 
 
 def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dict[str, float]:
-    """The metrics of a split.
+    """Computes the metrics of a split.
 
         MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
 
     Args:
-      sums: those of `error_sums`; what `crps` is asked of, too, has "crps", [C], likewise summed.
-      seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast within train. A
-        channel where it is 0 or unknown takes no part; without any there is no MASE.
+      sums: those of `error_sums`, and of a distribution "crps" [C].
+      seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast within train.
+        Channels where it is 0 or NaN are left out; without any other there is no MASE.
 
     Returns:
-      "mse", "mae", "mase", "crps": the first two and the last over all cells alike, in the units
-      of the forecast.
+      "mse", "mae" and "crps", means over all cells in the units of the forecast; and "mase".
     """
     cells = np.asarray(sums["cells"], np.float64)
     metrics = {
@@ -58,5 +57,5 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
 
 
 def noise_metric(level: float | None) -> str:
-    """Name of the squared error under input noise of a level; of all levels, how it begins."""
+    """Returns the name of the squared error under input noise of a level, or the prefix of all."""
     return "mse_noise_" + ("" if level is None else f"{level:g}")

@@ -1,7 +1,7 @@
-"""Numbers in a column of the user's files: one decimal mark and one thousands separator for all.
+"""Numbers in a column of a user file: one decimal mark and one thousands separator for all.
 
-Numbers as Python writes them are read as they are. Others, such as `1.234,5` or `1 234.5`, are read
-if one convention fits all cells of the column; a column that can be read in two ways is refused.
+Numbers in the notation of Python are read as such. Others, such as `1.234,5` or `1 234.5`, are read
+if one convention fits all cells of the column; an ambiguous column is an error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class NumberError(ValueError):
 
     Attributes:
       index: of the cell in its column.
-      is_text: whether the column is one of texts, so that it can be left out.
-      two_readings: whether the column can be read in two ways.
+      is_text: whether the column holds text and can be left out.
+      two_readings: whether the column is ambiguous.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class NumberError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How numbers are written.
+    """Notation of numbers.
 
     Attributes:
       decimal: the decimal mark.
@@ -64,7 +64,7 @@ class Convention:
         decimal, mark = re.escape(self.decimal), re.escape(self.separator)
         whole = r"\d+"
         if self.separator:
-            # A group of zeros alone is no thousand: 0,123 has a decimal comma.
+            # The first group is not 0: 0,123 has a decimal comma.
             whole = rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+|\d+"
         if self.separator == ",":
             whole = rf"[1-9]\d?(?:,\d\d)+,\d{{3}}|{whole}"
@@ -92,8 +92,8 @@ class Column:
 
     Attributes:
       values: float64 [n], NaN for missing cells.
-      convention: None for numbers as Python writes them.
-      example: the first cell that the convention was needed for.
+      convention: None for numbers in the notation of Python.
+      example: first cell that needs the convention.
     """
 
     values: np.ndarray
@@ -117,11 +117,11 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
 
     Args:
       cells: without spaces around them.
-      decimal: the decimal mark; empty: found from the cells.
-      likely: the decimal mark for cells that can be read with either.
+      decimal: the decimal mark; empty: detected.
+      likely: the decimal mark of ambiguous cells.
 
     Raises:
-      NumberError: a cell is no number, or the column can be read in two ways.
+      NumberError: a cell is no number, or the column is ambiguous.
     """
     plain = [plain_number(cell) for cell in cells]
     is_plain = None not in plain
@@ -140,23 +140,24 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
         fitting = [each for each in fitting if each.decimal == likely] or fitting
     chosen = fitting[0]
     for other in fitting[1:]:
-        for place, pair in enumerate(zip(values[chosen], values[other], strict=True)):
+        for index, pair in enumerate(zip(values[chosen], values[other], strict=True)):
             if pair[0] != pair[1]:
                 readings = " or ".join(f"{value:.15g}" for value in sorted(pair))
-                reason = f"which is {readings}, and no cell of the column tells which"
-                raise NumberError(there[place], reason, two_readings=True)
+                reason = f"which is {readings}, and no cell of the column decides"
+                raise NumberError(there[index], reason, two_readings=True)
     found = np.full(len(cells), np.nan)
     found[there] = values[chosen]
     found[~np.isfinite(found)] = np.nan
-    place = next((i for i, index in enumerate(there) if plain[index] != values[chosen][i]), None)
-    if place is None:
+    first = next((i for i, index in enumerate(there) if plain[index] != values[chosen][i]), None)
+    if first is None:
         return Column(found)
-    return Column(found, chosen, cells[there[place]])
+    return Column(found, chosen, cells[there[first]])
 
 
 def grouped_by_points(cells: Sequence[str]) -> int | None:
-    """Returns the index of the first cell, of a column that Python reads, in which the point can
-    stand between thousands; None if there is none, or if a cell has a decimal point for certain.
+    """Returns the first cell, of a column that Python reads, whose point may separate thousands.
+
+    None if there is none, or if a point of some cell must be a decimal point.
     """
     first = None
     convention = Convention(",", ".")
@@ -195,7 +196,7 @@ def _unreadable(
 
 
 def _unit(text: str) -> str | None:
-    """Returns what stands around a number, "" if nothing or signs; None if there is no number."""
+    """Returns the unit around a number, "" if nothing or symbols; None if there is no number."""
     found = _WITH_UNIT.fullmatch(text)
     if not found or not any(p.fullmatch(found["number"]) for p in _PATTERNS.values()):
         return None
@@ -204,5 +205,5 @@ def _unit(text: str) -> str | None:
 
 
 def _normal(cell: str) -> str:
-    """Spells signs, spaces within numbers and apostrophes in one way."""
+    """Normalizes signs, spaces within numbers and apostrophes."""
     return _SPACES.sub(" ", cell).replace("\u2212", "-").replace("\u2019", "'")

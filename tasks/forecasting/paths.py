@@ -1,5 +1,4 @@
-"""Forecasts beyond the horizon: the model is rolled on its own forecasts, by their points and, for
-intervals, by sample paths.
+"""Forecasts beyond the horizon: autoregressive on point forecasts and, for intervals, sample paths.
 
 B windows, L look-back, F horizon, C channels, K features of the calendar, P parameters of a head,
 S steps ahead (a multiple of F), n paths, Q levels.
@@ -21,21 +20,22 @@ Batch = Mapping[str, Array]
 PATHS = 1024
 """Paths of a window: the Monte Carlo error of an 80 % half-width is about 3 %."""
 _SEED = 0
-# Numbers of windows that are looked back at together: bounds the memory of wide series.
+# Values in the look-backs of a batch of paths: bounds the memory of wide series.
 _VALUES = 1 << 20
 
 
-def rolled(model: Forecaster, batch: Batch) -> Array:
-    """Forecasts as far as the calendar goes: where it is longer than the horizon, the point
-    forecasts so far are looked back at as if they had come.
+def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
+    """Forecasts as far as the calendar extends.
+
+    Beyond the horizon the point forecasts so far are part of the past.
 
     Args:
       model: its horizon is F.
       batch: "past" and "past_valid" [B, L, C], "calendar" [B, L + S, K].
 
     Returns:
-      [B, S, C, P]. Beyond the horizon only the points are meaningful: the spread is that of a
-      forecast whose past is certain. See `quantiles_beyond`.
+      [B, S, C, P]. Beyond the horizon only the points are meaningful: the width is that of a
+      forecast with a certain past. See `quantiles_beyond`.
     """
     F = model.sizes.horizon
     calendar = batch["calendar"]
@@ -43,7 +43,7 @@ def rolled(model: Forecaster, batch: Batch) -> Array:
 
     def block(past: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Array]:
         parameters = model(*past, _window(model, calendar, first))
-        return _later(past, model.head.point(parameters)), parameters
+        return _append(past, model.head.point(parameters)), parameters
 
     past = (batch["past"], batch["past_valid"])
     parameters = jax.lax.scan(block, past, F * jnp.arange(blocks))[1]
@@ -58,15 +58,15 @@ def quantiles_beyond(
     count: int = PATHS,
     seed: int = _SEED,
 ) -> Array:
-    """Quantiles of the steps after the horizon, over sample paths.
+    """Estimates quantiles beyond the horizon from sample paths.
 
-    A path is drawn from the distribution of the first F steps, is looked back at as if it had come,
-    goes on with a draw from the distribution that the model then gives, and so on. All windows get
-    the same random numbers, so that the answer for one does not depend on the others.
+    A path is drawn from the distribution of F steps, is appended to the past, and continues with a
+    draw from the next distribution. All windows have the same random numbers, so that results do
+    not depend on the batch.
 
     Args:
       model: its head is a distribution.
-      batch: as for `rolled`; rows whose "weight" is 0, if it is there, are skipped.
+      batch: as for `forecast_autoregressively`; rows of "weight" 0, if given, are skipped.
       levels: Q.
       count: n.
       seed: of the paths.
@@ -91,10 +91,10 @@ def quantiles_beyond(
             first, key = step
             now = _window(model, row["calendar"][None], first)
             now = jnp.broadcast_to(now, (count, *now.shape[1:]))
-            parameters = _in_portions(model, *past, now)
+            parameters = _in_batches(model, *past, now)
             drawn = draw_paths(model.head, parameters, key)
             found = jnp.quantile(drawn, jnp.array(levels, jnp.float32), axis=0)
-            return _later(past, drawn), jnp.moveaxis(found, 0, -1)
+            return _append(past, drawn), jnp.moveaxis(found, 0, -1)
 
         found = jax.lax.scan(block, past, (F * jnp.arange(blocks), keys))[1]
         return found[1:].reshape(shape)
@@ -110,15 +110,15 @@ def quantiles_beyond(
 def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
     """Draws one path from each distribution of F steps: [n, F, C, P] -> [n, F, C].
 
-    A head tells the distribution of each step, not how the steps hang together. That follows from
-    how the variance v_h of the steps grows, if their errors are those of a linear process:
+    A head has the marginal distribution of each step. The dependence of the steps follows from the
+    growth of their variance v_h, if their errors are those of a linear process:
 
         e_h = Σ_{k<h} ψ_k ε_{h-k},   ψ_k² = v_{k+1} - v_k,   ε normal
 
-    So the steps of a random walk (v_h = h v_1) add up, and those of white noise (v_h = v_1) are
-    independent. Where the variance falls, ψ is 0. The v are means over the paths. Each step's
-    errors are brought to normal scores over the paths by their ranks, and these to the head's
-    distribution. Channels are independent.
+    So the steps of a random walk (v_h = h v_1) accumulate, and those of white noise (v_h = v_1) are
+    independent. Where the variance decreases, ψ is 0. The v are means over the paths. Ranks over
+    the paths map the errors of a step to normal scores, and these to the distribution of the head.
+    Channels are independent.
     """
     n, F, C = parameters.shape[:3]
     variance = jnp.mean(jnp.square(head.width(parameters)), axis=0)
@@ -131,8 +131,8 @@ def draw_paths(head: Head, parameters: Array, key: Array) -> Array:
     return head.at_scores(parameters, jax.scipy.special.ndtri((ranks + 0.5) / n))
 
 
-def _in_portions(model: Forecaster, past: Array, valid: Array, calendar: Array) -> Array:
-    """The parameters of n windows, computed for so many of them at a time as memory allows."""
+def _in_batches(model: Forecaster, past: Array, valid: Array, calendar: Array) -> Array:
+    """Computes the parameters of n windows in batches that fit into memory."""
     n, L, C = past.shape
     size = n
     while size > 1 and size % 2 == 0 and size * L * C > _VALUES:
@@ -145,18 +145,18 @@ def _in_portions(model: Forecaster, past: Array, valid: Array, calendar: Array) 
 
 
 def _blocks(model: Forecaster, calendar: Array) -> int:
-    """How many horizons a calendar goes ahead."""
+    """Returns the number of horizons in a calendar."""
     return (calendar.shape[1] - model.sizes.lookback) // model.sizes.horizon
 
 
 def _window(model: Forecaster, calendar: Array, first: Array) -> Array:
-    """The calendar of one block, from its look-back on: [B, L + F, K]."""
+    """Returns the calendar of a block with its look-back: [B, L + F, K]."""
     times = model.sizes.lookback + model.sizes.horizon
     return jax.lax.dynamic_slice_in_dim(calendar, first, times, axis=1)
 
 
-def _later(past: tuple[Array, Array], came: Array) -> tuple[Array, Array]:
-    """The past and what is valid of it, F steps later, when `came` [B, F, C] has come."""
-    pairs = zip(past, (came, jnp.ones(came.shape, bool)), strict=True)
-    F = came.shape[1]
+def _append(past: tuple[Array, Array], values: Array) -> tuple[Array, Array]:
+    """Shifts past and valid by F steps, and appends values [B, F, C]."""
+    pairs = zip(past, (values, jnp.ones(values.shape, bool)), strict=True)
+    F = values.shape[1]
     return tuple(jnp.concatenate(pair, axis=1)[:, F:] for pair in pairs)

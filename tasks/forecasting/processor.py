@@ -1,79 +1,40 @@
-"""What a person wants forecast: files, and how many steps ahead from the end of each.
+"""Conversion of files to the end of their series, and of forecasts to answers.
 
-L look-back, F horizon, C channels, K features of the calendar.
+L look-back, F horizon, C channels, K calendar features.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import functools
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.forecasting import timestamps as clock
-from tasks.forecasting.data import DataConfig, calendar_of
+from tasks.forecasting.data import calendar_of
+from tasks.forecasting.figures import INTERVALS, LEVELS
+from tasks.forecasting.models.heads import HEADS, Head
 from tasks.forecasting.timestamps import Step
 from tasks.forecasting.user_files import NO_TIMES, Reading, read_series
+from tasks.task import ArraySpec, Processor
 
 MOST_STEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """What a trained model knows of its series.
+class ForecastInput:
+    """The end of the series of a file.
 
     Attributes:
-      names: of the channels.
-      mean, std: float64 [C], in the data's own units.
-      step: None where there were no time stamps.
-      time_column, decimal, date_order: as in the data config.
-      reading: how the file of the series was read.
-    """
-
-    names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    step: Step | None
-    time_column: str = ""
-    decimal: str = ""
-    date_order: str = ""
-    reading: Reading = dataclasses.field(default_factory=Reading)
-
-    def assets(self) -> dict[str, object]:
-        """As JSON values, without those that stand in the data config."""
-        return {
-            "names": list(self.names),
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "step": self.step and dataclasses.asdict(self.step),
-            "reading": dataclasses.asdict(self.reading),
-        }
-
-    @classmethod
-    def from_assets(cls, assets: Mapping[str, object], data: DataConfig) -> Known:
-        """The inverse of `assets`; those of older runs have no "reading"."""
-        return cls(
-            tuple(assets["names"]),
-            np.array(assets["mean"], np.float64),
-            np.array(assets["std"], np.float64),
-            Step(**assets["step"]) if assets["step"] else None,
-            data.time_column,
-            data.decimal,
-            data.date_order,
-            Reading(**assets.get("reading", {})),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class History:
-    """The end of one file.
-
-    Attributes:
-      past: float64 [L, C] in its own units, NaN where it is missing or before the first.
-      steps: how many are wanted ahead.
-      start: stamp of the first time of the file; None where there are no stamps.
+      past: float64 [L, C] in the units of the data, NaN where missing or before the first time.
+      steps: number of steps to forecast.
+      start: first time stamp of the file; None without time stamps.
       length: number of times from there to the end.
     """
 
@@ -82,70 +43,195 @@ class History:
     start: np.datetime64 | None
     length: int
 
-
-def read_history(raw: str, known: Known, lookback: int, horizon: int) -> History:
-    """The history of "FILE", or of "FILE,steps=N" for N steps ahead instead of the horizon.
-
-    Raises:
-      UserError: steps is no number, the file cannot be read, lacks a channel, has another step than
-        the model, or has nothing within the look-back.
-    """
-    name, _, steps = re.fullmatch(r"(.*?)(,steps=(.*))?", raw, re.DOTALL).groups()
-    if steps is not None and not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS):
-        raise UserError(f"input {raw!r}: steps is {steps!r}, expected a number to {MOST_STEPS}")
-    column = known.time_column or ("" if known.step else NO_TIMES)
-    series = read_series(
-        name,
-        column,
-        known.names,
-        known.step,
-        trained=True,
-        decimal=known.decimal,
-        date_order=known.date_order,
-        likely=known.reading,
-    )
-    past = np.full((lookback, len(known.names)), np.nan)
-    kept = series.values[-lookback:]
-    past[lookback - len(kept) :] = kept
-    if np.isnan(past).all():
-        raise UserError(
-            f"{name}: has no value within the last {lookback} times, which the model looks back at"
-        )
-    return History(past, int(steps or horizon), series.start, len(series.values))
+    def times_ahead(self, step: Step | None) -> list[str]:
+        """Returns the time stamps of the forecast, or the numbers of its steps."""
+        ahead = np.arange(self.steps)
+        if step is None:
+            return [str(number + 1) for number in ahead]
+        return clock.format_times(clock.stamps(self.start, step, self.length + ahead))
 
 
-class Histories:
-    """What the model sees of histories: as `tasks.forecasting.data.Windows`, without a future; the
-    calendar goes on to the end of the longest forecast, [L + a multiple of F, K].
+class ForecastInputs:
+    """Random access to examples like those of `tasks.forecasting.data.Windows`, without a future.
+
+    The calendar extends to the end of the longest forecast: [L + a multiple of F, K].
     """
 
     lengths = None
     padded: Mapping[str, int] = {}
 
-    def __init__(self, histories: Sequence[History], known: Known, horizon: int):
-        self._histories, self._known = histories, known
-        blocks = max((-(-history.steps // horizon) for history in histories), default=1)
+    def __init__(self, inputs: Sequence[ForecastInput], series: ForecastingProcessor):
+        self._inputs, self._series = inputs, series
+        horizon = series.data.horizon
+        blocks = max((-(-given.steps // horizon) for given in inputs), default=1)
         self._ahead = blocks * horizon
 
     def __len__(self) -> int:
-        return len(self._histories)
+        return len(self._inputs)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        history, known = self._histories[index], self._known
-        valid = ~np.isnan(history.past)
-        scaled = np.where(valid, (history.past - known.mean) / known.std, 0)
-        first = history.length - len(history.past)
-        places = np.arange(first, history.length + self._ahead)
+        given, series = self._inputs[index], self._series
+        valid = ~np.isnan(given.past)
+        scaled = np.where(valid, (given.past - series.mean) / series.std, 0)
+        times = np.arange(given.length - len(given.past), given.length + self._ahead)
         return {
             "past": scaled.astype(np.float32),
             "past_valid": valid,
-            "calendar": calendar_of(history.start, known.step, places),
+            "calendar": calendar_of(given.start, series.step, times),
         }
 
 
-def times_ahead(history: History, step: Step | None) -> list[str]:
-    """The stamps of a forecast, or the numbers of its steps where there are none."""
-    places = np.arange(history.steps)
-    if step is None:
-        return [str(place + 1) for place in places]
-    return clock.spell(clock.stamps(history.start, step, history.length + places))
+@dataclasses.dataclass(frozen=True)
+class ForecastingProcessor(Processor):
+    """Reads files with the columns of the training series, and writes forecasts in their units.
+
+    Attributes:
+      names: of the channels.
+      mean, std: float64 [C], in the units of the data.
+      step: None without time stamps.
+      period: times in a season.
+      reading: how the file of the series was read.
+    """
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    step: Step | None
+    period: int
+    reading: Reading = dataclasses.field(default_factory=Reading)
+
+    def assets(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return {
+            "names": list(self.names),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "step": self.step and dataclasses.asdict(self.step),
+            "period": self.period,
+            "reading": dataclasses.asdict(self.reading),
+        }
+
+    @classmethod
+    def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> ForecastingProcessor:
+        """Inverts `assets`; older runs have no "reading"."""
+        return cls(
+            data,
+            model,
+            tuple(assets["names"]),
+            np.array(assets["mean"], np.float64),
+            np.array(assets["std"], np.float64),
+            Step(**assets["step"]) if assets["step"] else None,
+            assets["period"],
+            Reading(**assets.get("reading", {})),
+        )
+
+    @property
+    def head(self) -> Head:
+        """Head of the model."""
+        return HEADS[self.model.head]
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the past, the calendar to the last step, and weights: padding draws no paths."""
+        size, calendar = (self.data.lookback, len(self.names)), clock.calendar_size(self.step)
+        return {
+            "past": ArraySpec(("batch", *size), "float32"),
+            "past_valid": ArraySpec(("batch", *size), "bool"),
+            "calendar": ArraySpec(("batch", "times", calendar), "float32"),
+            "weight": ArraySpec(("batch",), "float32"),
+        }
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, ForecastInput]:
+        # `decode` and figures need what `encode` has read.
+        return {}
+
+    def input(self, raw: str) -> ForecastInput:
+        """Returns an input, read at most once after the last `encode`; see `read`."""
+        if raw not in self._inputs:
+            self._inputs[raw] = self.read(raw)
+        return self._inputs[raw]
+
+    def read(self, raw: str) -> ForecastInput:
+        """Reads "FILE", or "FILE,steps=N" for N steps ahead instead of the horizon.
+
+        Raises:
+          UserError: steps is no number, the file cannot be read, lacks a channel, has another step
+            than the model, or has no value within the look-back.
+        """
+        name, _, steps = re.fullmatch(r"(.*?)(,steps=(.*))?", raw, re.DOTALL).groups()
+        if steps is not None and not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS):
+            raise UserError(f"input {raw!r}: steps is {steps!r}, expected a number to {MOST_STEPS}")
+        data = self.data
+        series = read_series(
+            name,
+            data.time_column or ("" if self.step else NO_TIMES),
+            self.names,
+            self.step,
+            trained=True,
+            decimal=data.decimal,
+            date_order=data.date_order,
+            likely=self.reading,
+        )
+        past = np.full((data.lookback, len(self.names)), np.nan)
+        kept = series.values[-data.lookback :]
+        past[data.lookback - len(kept) :] = kept
+        if np.isnan(past).all():
+            raise UserError(
+                f"{name}: has no value within the last {data.lookback} times, the look-back of the "
+                "model"
+            )
+        return ForecastInput(past, int(steps or data.horizon), series.start, len(series.values))
+
+    def encode(self, raw: Sequence[str]) -> ForecastInputs:
+        """Reads files; see `read`."""
+        self._inputs.clear()
+        return ForecastInputs([self.input(text) for text in raw], self)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns for each file the times ahead and a forecast of each channel.
+
+        Values are in the units of the data. A distribution has an 80 % interval; beyond the horizon
+        that is of sample paths.
+        """
+        answers = []
+        for text, parameters, quantiles in self.forecasts(raw, outputs):
+            times = self.input(text).times_ahead(self.step)
+            lines = self._lines(parameters, quantiles)
+            columns = [f"{name}{mark}" for mark in lines for name in self.names]
+            rows = np.concatenate(list(lines.values()), axis=-1)
+            answer = {"input": text, "times": times}
+            for mark, values in lines.items():
+                key = f"level{mark.replace(' ', '_')}" if mark else "forecast"
+                by_name = zip(self.names, values.T, strict=True)
+                answer[key] = {name: [float(f"{x:.7g}") for x in row] for name, row in by_name}
+            buffer = io.StringIO()
+            writer = csv.writer(buffer, lineterminator="\n")
+            writer.writerow(["time" if self.step else "step", *columns])
+            for time, row in zip(times, rows, strict=True):
+                writer.writerow([time, *(f"{x:.6g}" for x in row)])
+            answers.append(answer | {"text": buffer.getvalue().rstrip("\n")})
+        return answers
+
+    def forecasts(
+        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+        """Yields for each input its text, the parameters [S, C, P] of its steps, and, of a
+        distribution, the quantiles [S, C, Q] at `LEVELS`.
+        """
+        for index, text in enumerate(raw):
+            parameters, quantiles = outputs["parameters"][index], None
+            steps = self.input(text).steps
+            if self.head.probabilistic:
+                quantiles = self.head.quantiles(parameters[: self.data.horizon], LEVELS)
+                if "beyond" in outputs:
+                    quantiles = np.concatenate([quantiles, outputs["beyond"][index]])
+                quantiles = quantiles[:steps]
+            yield text, parameters[:steps], quantiles
+
+    def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Returns the point forecast [S, C] as "", and the ends of the wide interval by level."""
+        found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
+        if quantiles is not None:
+            for level in INTERVALS[max(INTERVALS)]:
+                found[f" {level:g}"] = quantiles[..., LEVELS.index(level)] * self.std + self.mean
+        return found

@@ -1,5 +1,6 @@
-"""What can be told from train alone, by rolling origins: fitted to what was first, tried on what
-came next (Tashman 2000, "Out-of-sample tests of forecasting accuracy").
+"""Weights and shares that are fitted within train by rolling origins.
+
+Tashman 2000, "Out-of-sample tests of forecasting accuracy".
 
 n windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -14,22 +15,20 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import nnls
 
-from tasks.forecasting.baselines import fit_linear, level_of, portions
+from tasks.forecasting.baselines import fit_linear, level_of, window_batches
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 
-# Tenths of train: fitted up to the first, penalties chosen up to the second, tried up to the third.
+# Tenths of train: ends of the parts for fitting, for penalties and for evaluation.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
-# Of so many windows one is looked at: neighbours tell much the same. The ridge, with more to fit,
-# sees all of them, as it does in the model.
+# One window of so many is used, since adjacent ones are similar. The ridge, with more parameters,
+# is fitted to all, as in the model.
 _EVERY = 3
 _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Series whose three splits lie in train, one after another; those that hold no window are left
-    out.
-    """
+    """Yields series with three consecutive splits within train, if each has windows."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -55,7 +54,7 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
     """
     M, J = data.lookback // season, -(-data.horizon // season)
     gram, cross = np.zeros((J, M, M)), np.zeros((J, M))
-    for _, past, valid, future, future_valid in portions(data, "train", _EVERY):
+    for _, past, valid, future, future_valid in window_batches(data, "train", _EVERY):
         base, x = _seasons(past, valid, season, level)
         y = future - base
         for ahead in range(J):
@@ -70,9 +69,7 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
 def _seasons(
     past: np.ndarray, valid: np.ndarray, season: int, level: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[n, L, C] -> level [n, 1, C] and what the seasons are above it, the latest first
-    [n, M, P, C].
-    """
+    """Returns the level [n, 1, C] and the seasons relative to it, latest first [n, M, P, C]."""
     n, L, C = past.shape
     M = L // season
     base = level_of(past, valid, level)[:, None]
@@ -81,10 +78,10 @@ def _seasons(
 
 
 def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """argmin wᵀ gram w - 2 wᵀ cross where w >= 0 and sum w <= 1."""
+    """Minimizes wᵀ gram w - 2 wᵀ cross over w >= 0 with sum w <= 1."""
     unit = max(float(np.trace(gram)), 1e-12)
     root = np.linalg.cholesky(gram / unit + 1e-9 * np.eye(len(gram)))
-    # A last unknown takes what is left of the sum, and a heavy equation says that it is 1.
+    # A slack variable completes the sum, which a heavily weighted equation sets to 1.
     equations = np.pad(root.T, ((0, 1), (0, 1)))
     equations[-1] = heavy = 1e3
     answers = np.append(np.linalg.solve(root, cross / unit), heavy)
@@ -92,17 +89,16 @@ def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
-    """λ of `tasks.forecasting.models.ridge.RidgeSeasonal`, with the least squared error over all
-    origins within train.
+    """Fits λ of `tasks.forecasting.models.ridge.RidgeSeasonal` over all origins within train.
 
         λ = Σ (y - r) (s - r) / Σ (s - r)²
 
-    with the ridge's forecast r and the seasons' s, both fitted to what was before; held to [0, 1].
-    Said on standard error; 0.5 where train is too short to tell.
+    with the forecasts r of the ridge and s of the seasons, both fitted before the origin; clipped
+    to [0, 1]. It is printed on standard error; 0.5 if train is too short.
 
     Args:
-      data: only its train split is looked at.
-      config: of the model; its own share is not looked at.
+      data: only its train split is used.
+      config: of the model; its own share is not used.
     """
     season = config.season or data.period
     product, square = 0.0, 0.0
@@ -110,7 +106,7 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
         print(f"config.model.share: origin {number} of {len(_PARTS)} in train", file=sys.stderr)
         ridge = fit_linear(part, level=config.ridge_level, individual=config.ridge_individual)
         weights = fit_seasons(part, season, config.level)
-        for _, past, valid, future, future_valid in portions(part, "test", _EVERY):
+        for _, past, valid, future, future_valid in window_batches(part, "test", _EVERY):
             base, x = _seasons(past, valid, season, config.level)
             ahead = np.einsum("jm,nmpc->njpc", weights, x)
             seasonal = base + ahead.reshape(len(x), -1, x.shape[-1])[:, : data.horizon]
@@ -119,6 +115,6 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
             product += float(np.sum((future - linear) * apart))
             square += float(np.sum(np.square(apart)))
     share = min(max(product / square, 0.0), 1.0) if square else _UNKNOWN
-    told = "fitted within train" if square else "train is too short to tell"
-    print(f"config.model.share: {share:.2f}, {told}", file=sys.stderr)
+    how = "fitted within train" if square else "train is too short to fit it"
+    print(f"config.model.share: {share:.2f}, {how}", file=sys.stderr)
     return share

@@ -1,12 +1,11 @@
-"""Forecasting: the task contract over `data.py` and `models.py`."""
+"""Forecasting: the next values of a series, or their distribution."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,38 +16,38 @@ from flax import nnx
 from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Curves, Figure
 from tasks.forecasting import baselines
 from tasks.forecasting import timestamps as clock
-from tasks.forecasting.data import DataConfig, ForecastingData, Windows, load
-from tasks.forecasting.figures import INTERVALS, LEVELS, attention_figures, forecast_figure
+from tasks.forecasting.data import DataConfig, ForecastingData, load
+from tasks.forecasting.figures import LEVELS, attention_figures, forecast_figure
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 from tasks.forecasting.models import MODEL_CONFIGS, build
-from tasks.forecasting.models.base import Forecaster, Sizes
-from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.paths import quantiles_beyond, rolled
-from tasks.forecasting.processor import Histories, History, Known, read_history, times_ahead
+from tasks.forecasting.models.base import Forecaster, WindowSizes
+from tasks.forecasting.models.heads import HEADS, Head
+from tasks.forecasting.paths import forecast_autoregressively, quantiles_beyond
+from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.rolling import fit_share
-from tasks.task import OldTask
+from tasks.task import Task
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 
-# Windows and channels that are drawn, and look-backs in horizons of a drawing.
+# Windows and channels in figures, and their look-back in horizons.
 _DRAWN, _DRAWN_PAST = 4, 3
 
 
-class Forecasting(OldTask):
-    """The past of a series [L, C] -> what it will be [F, C], or the distribution of that.
+class Forecasting(Task):
+    """The past of a series [L, C] -> its next values [F, C], or their distribution.
 
-    What is missing in the past is not looked at, and what is missing ahead is no part of any loss
-    or figure. Errors are of standardised values.
+    Missing values are masked in the past, and excluded from loss and metrics ahead. Errors are of
+    standardized values.
     """
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
+    processor_type = ForecastingProcessor
     primary_metric = "mse"
     higher_is_better = False
     table_metrics = ("mse", "mae", "mase", "crps")
@@ -56,67 +55,29 @@ class Forecasting(OldTask):
     sharding_rules = SHARDING_RULES
     baseline_version = 2
 
-    def __init__(
-        self,
-        data: DataConfig,
-        model: Any,
-        known: Known,
-        period: int,
-        series: ForecastingData | None = None,
-        ridge: np.ndarray | None = None,
-    ):
-        """Use `prepare` or `restore`.
+    # ------------------------------------------------------------------ construction
 
-        Args:
-          data, model: configs.
-          known: of the series.
-          period: times in a season.
-          series: with its splits; None where only predictions are wanted.
-          ridge: see `tasks.forecasting.models.build`; likewise.
+    @classmethod
+    def load(cls, data: DataConfig, paths: Paths) -> ForecastingData:
+        """Reads the series."""
+        return load(data, paths)
+
+    @classmethod
+    def fit(
+        cls, dataset: ForecastingData, data: DataConfig, model: Any, paths: Paths
+    ) -> ForecastingProcessor:
+        """Returns the processor of the series; fits a share of a model that is not set.
+
+        The share is in the model config of the processor.
         """
-        self.data, self.model, self.known, self.period = data, model, known, period
-        self.head = HEADS[model.head]
-        self._series, self._ridge = series, ridge
-        self._histories: dict[str, History] = {}
-
-    # ------------------------------------------------------------------ making
-
-    @classmethod
-    def prepare(cls, data: DataConfig, model: Any, paths: Paths) -> Forecasting:
-        """See `Task.prepare`; fits the ridge of a model that is built on one."""
-        series = load(data, paths)
-        known = Known(
-            series.names,
-            series.mean,
-            series.std,
-            series.step,
-            data.time_column,
-            data.decimal,
-            data.date_order,
-            series.reading,
-        )
-        ridge = None
-        if hasattr(model, "ridge_level"):
-            ridge = baselines.fit_linear(
-                series, level=model.ridge_level, individual=model.ridge_individual
-            ).weights
         if getattr(model, "share", 0) is None:
-            model = dataclasses.replace(model, share=fit_share(series, model))
-        return cls(data, model, known, series.period, series, ridge)
-
-    @classmethod
-    def restore(cls, data: DataConfig, model: Any, assets: Mapping[str, Any]) -> Forecasting:
-        """See `Task.restore`."""
-        known = Known.from_assets(assets, data)
-        return cls(data, model, known, assets["period"])
-
-    def assets(self) -> dict[str, Any]:
-        """Names, means and deviations of the channels, and the step and the season."""
-        return self.known.assets() | {"period": self.period}
+            model = dataclasses.replace(model, share=fit_share(dataset, model))
+        scales = (dataset.names, dataset.mean, dataset.std, dataset.step)
+        return ForecastingProcessor(data, model, *scales, dataset.period, dataset.reading)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How far back and ahead; and the channels, where not all are forecast."""
+        """Look-back and horizon; and the channels, unless all are forecast."""
         found: dict[str, Any] = {"horizon": self.data.horizon, "lookback": self.data.lookback}
         if self.data.targets:
             names = re.sub(r"[^\w.+-]", "_", "+".join(self.data.targets))
@@ -125,51 +86,45 @@ class Forecasting(OldTask):
 
     @property
     def overlap(self) -> int:
-        """Windows in a row have times ahead in common."""
+        """Number of consecutive windows with common times ahead."""
         return self.data.horizon
 
     @property
-    def fingerprint(self) -> str:
-        """Of the series, its splits and its windows."""
-        return self._series.fingerprint
+    def head(self) -> Head:
+        """Head of the model."""
+        return HEADS[self.model.head]
 
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Of the parts of the data."""
-        return self._series.parts
+    # ------------------------------------------------------------------ objective
 
-    # ------------------------------------------------------------------ data
-
-    def examples(self, split: str) -> Windows:
-        """See `Task.examples`."""
-        return self._series.examples(split)
-
-    def summary(self) -> dict[str, SplitSummary]:
-        """Windows of each split."""
-        return self._series.summary()
-
-    # ------------------------------------------------------------------ model
+    @functools.cached_property
+    def _ridge(self) -> np.ndarray | None:
+        # A restored model has it in its checkpoint.
+        model = self.model
+        if self.dataset is None or not hasattr(model, "ridge_level"):
+            return None
+        options = {"level": model.ridge_level, "individual": model.ridge_individual}
+        return baselines.fit_linear(self.dataset, **options).weights
 
     def build_model(self, rngs: nnx.Rngs) -> Forecaster:
-        """See `Task.build_model`.
+        """Returns the forecaster; one that is built on a ridge has it fitted.
 
         Raises:
           UserError: the model does not fit the look-back or the horizon.
         """
-        sizes = Sizes(
-            channels=len(self.known.names),
+        sizes = WindowSizes(
+            channels=len(self.processor.names),
             lookback=self.data.lookback,
             horizon=self.data.horizon,
-            calendar=clock.calendar_size(self.known.step),
-            period=self.period,
+            calendar=clock.calendar_size(self.processor.step),
+            period=self.processor.period,
         )
         try:
-            return build(self.model, sizes, self._ridge, rngs=rngs)
+            return build(self.processor.model, sizes, self._ridge, rngs=rngs)
         except ValueError as error:
             raise UserError(f"config.model.{error}") from None
 
     def loss(self, model: Forecaster, batch: Batch, dropout_key: Array) -> tuple[Array, dict]:
-        """The head's loss of a cell, and the squared error; both under dropout."""
+        """Computes the head's mean loss of a cell, and the squared error under dropout."""
         parameters = model(
             batch["past"],
             batch["past_valid"],
@@ -183,89 +138,87 @@ class Forecasting(OldTask):
         loss = self.head.loss(parameters, batch["future"], valid)
         return loss, {"mse": jnp.sum(sums["squared"]) / cells}
 
-    def batch_statistics(self, model: Forecaster, batch: Batch) -> dict[str, Any]:
-        """The sums of `error_sums`, with "loss", and of a distribution "crps", by channel; squared
-        errors and cells by step ahead, [F]; and squared errors by level of noise.
-        """
-        valid = _counted(batch)
+    def evaluate(self, model: Forecaster, batch: Batch) -> tuple[dict, dict]:
+        """Evaluates windows.
 
-        def parameters_of(past: Array) -> Array:
+        Returns:
+          Statistics: those of `error_sums`, "loss", and of a distribution "crps" by channel;
+          squared errors and cells by step ahead, [F]; squared errors by level of noise. Outputs:
+          "mse" and "mae" [B] of the cells of a window, their number "cells", and the "forecast" of
+          the last channel [B, F, P].
+        """
+        valid, future = _counted(batch), batch["future"]
+
+        def forecast(past: Array) -> Array:
             return model(past, batch["past_valid"], batch["calendar"])
 
-        parameters = parameters_of(batch["past"])
+        parameters = forecast(batch["past"])
         point = self.head.point(parameters)
-        sums = error_sums(point, batch["future"], valid)
-        sums["loss"] = jnp.sum(self.head.losses(parameters, batch["future"]) * valid)
+        sums = error_sums(point, future, valid)
+        sums["loss"] = jnp.sum(self.head.losses(parameters, future) * valid)
         if self.head.probabilistic:
-            score = self.head.crps(parameters, batch["future"])
-            sums["crps"] = jnp.sum(score * valid, axis=(0, 1))
-        squared = jnp.square(point - batch["future"]) * valid
+            sums["crps"] = jnp.sum(self.head.crps(parameters, future) * valid, axis=(0, 1))
+        squared = jnp.square(point - future) * valid
         sums["step_squared"] = jnp.sum(squared, axis=(0, 2))
         sums["step_cells"] = jnp.sum(valid, axis=(0, 2))
         if "noise" in batch:
 
             def under(level: Array) -> Array:
                 past = batch["past"] + jnp.where(batch["past_valid"], level * batch["noise"], 0)
-                error = self.head.point(parameters_of(past)) - batch["future"]
-                return jnp.sum(jnp.square(error) * valid)
+                return jnp.sum(jnp.square(self.head.point(forecast(past)) - future) * valid)
 
-            sums["noisy"] = jax.lax.map(under, jnp.array(self.data.noise, jnp.float32))
-        return sums
-
-    def outputs(self, model: Forecaster, batch: Batch) -> dict[str, Array]:
-        """Of windows: "mse" and "mae" [B] of their cells, the number of these, "cells", and the
-        forecast of the last channel, "forecast" [B, F, P]. Of histories: "parameters" [B, S, C, P],
-        rolled on past the horizon: see `rolled`; and of a distribution that goes beyond it "beyond"
-        [B, S - F, C, Q], the quantiles there at `drawing.LEVELS`: see `quantiles_beyond`.
-        """
-        if "future" not in batch:
-            found = {"parameters": rolled(model, batch)}
-            if self.head.probabilistic and found["parameters"].shape[1] > self.data.horizon:
-                found["beyond"] = quantiles_beyond(model, batch, LEVELS)
-            return found
-        parameters = model(batch["past"], batch["past_valid"], batch["calendar"])
-        valid = batch["future_valid"]
-        error = (self.head.point(parameters) - batch["future"]) * valid
-        cells = jnp.sum(valid, axis=(1, 2))
-        return {
+            sums["noisy"] = jax.lax.map(under, jnp.array(self.data.noise_levels, jnp.float32))
+        error = (point - future) * batch["future_valid"]
+        cells = jnp.sum(batch["future_valid"], axis=(1, 2))
+        return sums, {
             "mse": jnp.sum(jnp.square(error), axis=(1, 2)) / jnp.maximum(cells, 1),
             "mae": jnp.sum(jnp.abs(error), axis=(1, 2)) / jnp.maximum(cells, 1),
             "cells": cells,
             "forecast": parameters[:, :, -1],
         }
 
-    def attention(self, model: Forecaster, batch: Batch) -> dict[str, Array]:
-        """What the model returns."""
-        calendar = batch["calendar"][:, : self.data.lookback + self.data.horizon]
-        past = (batch["past"], batch["past_valid"])
+    def predict(self, model: Forecaster, inputs: Batch, *, fast: bool = False) -> dict[str, Array]:
+        """Forecasts S steps, as far as the calendar extends.
+
+        Returns:
+          "parameters" [B, S, C, P], see `forecast_autoregressively`; and of a distribution beyond
+          the horizon the quantiles "beyond" [B, S - F, C, Q] at `LEVELS`, see `quantiles_beyond`.
+        """
+        found = {"parameters": forecast_autoregressively(model, inputs)}
+        if self.head.probabilistic and found["parameters"].shape[1] > self.data.horizon:
+            found["beyond"] = quantiles_beyond(model, inputs, LEVELS)
+        return found
+
+    def attention(self, model: Forecaster, inputs: Batch) -> dict[str, Array]:
+        """Returns the weights of the model within the horizon."""
+        calendar = inputs["calendar"][:, : self.data.lookback + self.data.horizon]
+        past = (inputs["past"], inputs["past_valid"])
         return model(*past, calendar, return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """The metrics of `tasks.forecasting.metrics`; `loss`, the head's; and the squared error
-        under each level of noise.
+        """Returns the metrics of `tasks.forecasting.metrics`, the head's loss, and the squared
+        error at each level of noise.
         """
-        metrics = forecast_metrics(statistics, self._series.seasonal_error)
+        metrics = forecast_metrics(statistics, self.dataset.seasonal_error)
         cells = np.sum(statistics["cells"])
         metrics["loss"] = float(statistics["loss"] / cells)
         if "noisy" in statistics:
-            for level, squared in zip(self.data.noise, statistics["noisy"], strict=True):
+            for level, squared in zip(self.data.noise_levels, statistics["noisy"], strict=True):
                 metrics[noise_metric(level)] = float(squared / cells)
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Of the first time ahead and the values ahead, whatever the look-back is."""
-        series, origins = self._series, self._series.origins(split)
+        """Returns hashes of the first time and the values ahead, for any look-back."""
+        series, origins = self.dataset, self.dataset.origins(split)
         ahead = [slice(origin, origin + series.horizon) for origin in origins]
         return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])
 
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Squared error of each window's mean cell, by its share of the cells: the mean is the
-        primary metric. The lower, the better.
-        """
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns the mean squared error of each window, weighted by its number of cells."""
         cells = outputs["cells"]
         return (outputs["mse"] * (cells / np.mean(cells))).astype(np.float32)
 
@@ -276,10 +229,8 @@ class Forecasting(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Forecasts of the last channel from all over the split, the error by step ahead, and
-        where the model looks.
-        """
-        series, head = self._series, self.head
+        """Returns forecasts of the last channel, the error by step ahead, and attention."""
+        series, head = self.dataset, self.head
         mean, std, name = series.mean[-1], series.std[-1], series.names[-1]
         own = np.where(series.valid[:, -1], series.series[:, -1] * std + mean, np.nan)
         origins, shown = series.origins(split), min(_DRAWN_PAST * series.horizon, series.lookback)
@@ -288,7 +239,9 @@ class Forecasting(OldTask):
             origin = int(origins[index])
             x_label = "steps"
             if series.step is not None:
-                last = clock.spell(clock.stamps(series.start, series.step, np.array([origin - 1])))
+                last = clock.format_times(
+                    clock.stamps(series.start, series.step, np.array([origin - 1]))
+                )
                 x_label = f"steps of {series.step} after {last[0]}"
             drawn.append(
                 forecast_figure(
@@ -309,98 +262,32 @@ class Forecasting(OldTask):
         return drawn + attention_figures(attention, series.names, calendar)
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """See `tasks.forecasting.baselines`."""
-        return dict(baselines.baselines(self._series))
+        """Returns `tasks.forecasting.baselines`."""
+        return dict(baselines.baselines(self.dataset))
 
-    # ------------------------------------------------------------------ predict
-
-    def inputs(self, raw: Sequence[str]) -> Histories:
-        """Files with the columns of train: "FILE", or "FILE,steps=N" for N steps ahead."""
-        data = self.data
-        self._histories = {
-            text: read_history(text, self.known, data.lookback, data.horizon)
-            for text in dict.fromkeys(raw)
-        }
-        return Histories([self._histories[text] for text in raw], self.known, data.horizon)
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """For each file the times ahead, a forecast for each channel in the data's own units, and,
-        where the model tells one, an interval that is to hold 80 % of what comes. Past the horizon
-        that is over sample paths, which carry on how unsure the model was so far.
-        """
-        answers = []
-        for text, parameters, quantiles in self._forecasts(raw, outputs):
-            history = self._histories[text]
-            times = times_ahead(history, self.known.step)
-            lines = self._lines(parameters, quantiles)
-            columns = [f"{name}{mark}" for mark in lines for name in self.known.names]
-            rows = np.concatenate(list(lines.values()), axis=-1)
-            answer = {"input": text, "times": times}
-            for mark, values in lines.items():
-                key = f"level{mark.replace(' ', '_')}" if mark else "forecast"
-                by_name = zip(self.known.names, values.T, strict=True)
-                answer[key] = {name: [float(f"{x:.7g}") for x in row] for name, row in by_name}
-            buffer = io.StringIO()
-            writer = csv.writer(buffer, lineterminator="\n")
-            writer.writerow(["time" if self.known.step else "step", *columns])
-            for time, row in zip(times, rows, strict=True):
-                writer.writerow([time, *(f"{x:.6g}" for x in row)])
-            answers.append(answer | {"text": buffer.getvalue().rstrip("\n")})
-        return answers
-
-    def _forecasts(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """For each file its name, the parameters [S, C, P] of the steps that are wanted, and, of a
-        distribution, the quantiles [S, C, Q] at `drawing.LEVELS`.
-        """
-        for index, (text, parameters) in enumerate(
-            zip(raw, outputs.get("parameters", ()), strict=True)
-        ):
-            quantiles = None
-            if self.head.probabilistic:
-                quantiles = self.head.quantiles(parameters[: self.data.horizon], LEVELS)
-                if "beyond" in outputs:
-                    quantiles = np.concatenate([quantiles, outputs["beyond"][index]])
-                quantiles = quantiles[: self._histories[text].steps]
-            yield text, parameters[: self._histories[text].steps], quantiles
-
-    def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """[S, C, P] and [S, C, Q] -> "" and, of a distribution, each level of the wide interval
-        -> [S, C].
-        """
-        mean, std = self.known.mean, self.known.std
-        found = {"": np.asarray(self.head.point(parameters)) * std + mean}
-        if quantiles is not None:
-            for level in INTERVALS[max(INTERVALS)]:
-                found[f" {level:g}"] = quantiles[..., LEVELS.index(level)] * std + mean
-        return found
-
-    def pictures(
+    def input_figures(
         self,
         raw: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """The forecast of the last channels of each file."""
-        drawn = []
-        for text, parameters, quantiles in self._forecasts(raw, outputs):
-            history, figures = self._histories[text], []
-            first = times_ahead(history, self.known.step)[0]
-            channels = range(len(self.known.names))[-_DRAWN:]
+        """Returns forecasts of the last channels of each file."""
+        drawn, series = [], self.processor
+        for text, parameters, quantiles in series.forecasts(raw, outputs):
+            given, figures = series.input(text), []
+            first = given.times_ahead(series.step)[0]
+            channels = range(len(series.names))[-_DRAWN:]
             for channel in channels:
                 figures.append(
                     forecast_figure(
                         self.head,
                         parameters[:, channel],
-                        history.past[-_DRAWN_PAST * history.steps :, channel],
+                        given.past[-_DRAWN_PAST * given.steps :, channel],
                         None,
-                        self.known.mean[channel],
-                        self.known.std[channel],
-                        f"{text}: {self.known.names[channel]}",
-                        f"steps, 1 is {first}" if self.known.step else "steps",
+                        series.mean[channel],
+                        series.std[channel],
+                        f"{text}: {series.names[channel]}",
+                        f"steps, 1 is {first}" if series.step else "steps",
                         None if quantiles is None else quantiles[:, channel],
                     )
                 )
@@ -409,7 +296,7 @@ class Forecasting(OldTask):
 
 
 def _counted(batch: Batch) -> Array:
-    """Which cells ahead there are: bool [B, F, C]."""
+    """Returns the cells of loss and metrics: bool [B, F, C]."""
     return batch["future_valid"] & (batch["weight"] > 0)[:, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Time stamps: put on a regular grid, and described by the calendar.
+"""Time stamps on a regular grid, and calendar features.
 
 A stamp is a `datetime64[us]` without a zone. Stamps of a column with a zone are in UTC, or in local
 time if they are a day or more apart, or regular in local time alone; see `on_clock`.
@@ -15,20 +15,20 @@ from tasks.common.data.timestamps import TimeColumn, Times
 DAY = 86_400.0
 UTC, LOCAL = "utc", "local"
 _SHORTEST_MONTH = np.timedelta64(28, "D")
-# By which midnight moves under daylight saving.
+# Shift of midnight under daylight saving.
 _SAVING = np.timedelta64(1, "h")
-# Units in seconds of which clocks are set to tick, and by how much of a step readings may be late.
+# Usual units of steps in seconds, and the largest delay of readings as a fraction of a step.
 _ROUND = (DAY, 3600, 900, 300, 60, 30, 10, 5, 1)
 _JITTER = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What lies between two times of a regular grid: seconds, or whole months.
+    """Step of a regular grid: seconds, or whole months.
 
     Attributes:
-      seconds: 0 where it is months.
-      months: 0 where it is seconds.
+      seconds: 0 for months.
+      months: 0 for seconds.
       ends: whether the stamps are the last days of months.
     """
 
@@ -46,12 +46,12 @@ class Step:
 
     @property
     def days(self) -> float:
-        """Its length, about."""
+        """Approximate length in days."""
         return self.months * 30.4 if self.months else self.seconds / DAY
 
     @property
     def period(self) -> int:
-        """Steps of a season: a day below a day, a week of days, a year of weeks or months; or 1."""
+        """Steps of a season: a day, a week of days, a year of weeks or months; else 1."""
         if self.months:
             return max(12 // self.months, 1)
         if self.days < 1:
@@ -60,11 +60,10 @@ class Step:
 
 
 def read_time(text: str) -> np.datetime64:
-    """Returns a single stamp in UTC; dates whose day and month can change places are refused, since
-    a column decides about them.
+    """Returns a single stamp in UTC.
 
     Raises:
-      ValueError: it is no time.
+      ValueError: the text is no time, or day and month are ambiguous.
     """
     column = TimeColumn()
     column.add(text)
@@ -83,7 +82,7 @@ def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[n
     Args:
       found: the column.
       known: "utc" or "local", the choice of an earlier file; empty: none.
-      step: of the grid; None: what most stamps are apart.
+      step: of the grid; None: the most common difference.
 
     Returns:
       datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
@@ -105,22 +104,22 @@ def _step_of(times: np.ndarray) -> Step | None:
 
 
 def _off_grid(times: np.ndarray, step: Step | None) -> int:
-    """Number of stamps that are off the regular grid, or that stand there twice."""
+    """Returns the number of stamps off the regular grid, or repeated."""
     several = np.unique(times)
     if len(several) < 2:
         return 0
     step = step or regular_step(several)
-    places = on_grid(several, several[0], step)
-    off = stamps(several[0], step, places) != several
+    indices = grid_index(several, several[0], step)
+    off = stamps(several[0], step, indices) != several
     return int(off.sum()) + len(times) - len(several)
 
 
 def regular_step(times: np.ndarray) -> Step:
-    """The step of ascending stamps [n], n > 1: the median of the differences (of an even number the
-    lower one), in months where all stand at one place of their month, or within an hour of it.
+    """Returns the step of ascending stamps [n], n > 1: the lower median of the differences.
 
-    Clocks that are read a little late have a median such as 3601 s, whose grid runs away from them.
-    A round step near the median is taken where the stamps are nearer to its grid.
+    It is in months if all stamps are at the same time of their month, within an hour. Clocks that
+    are read late have a median such as 3601 s, whose grid drifts. A round step near the median is
+    used if the stamps are nearer to its grid.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
@@ -131,7 +130,7 @@ def regular_step(times: np.ndarray) -> Step:
             if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
     median = Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
-    # The first of equals: the median where it is exact.
+    # Ties: the median, if it is exact.
     return min([median, *_round_steps(median)], key=lambda step: _distance(times, step))
 
 
@@ -142,29 +141,29 @@ def _round_steps(step: Step) -> list[Step]:
 
 
 def _distance(times: np.ndarray, step: Step) -> float:
-    """Sum of the seconds by which stamps are off the grid of a step that begins with the first."""
-    grid = stamps(times[0], step, on_grid(times, times[0], step))
+    """Returns the sum of distances, in seconds, to the grid of a step from the first stamp."""
+    grid = stamps(times[0], step, grid_index(times, times[0], step))
     return float(np.abs((times - grid).astype(np.int64)).sum() / 1e6)
 
 
-def on_grid(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
-    """The nearest place of each stamp on the grid, int64 [n]: 0 is `start`."""
+def grid_index(times: np.ndarray, start: np.datetime64, step: Step) -> np.ndarray:
+    """Returns the index of the grid nearest to each stamp, int64 [n]: 0 is `start`."""
     if step.months:
         return np.rint((_months(times) - _months(start)) / step.months).astype(np.int64)
     return np.rint((times - start).astype(np.int64) / (step.seconds * 1e6)).astype(np.int64)
 
 
-def stamps(start: np.datetime64, step: Step, places: np.ndarray) -> np.ndarray:
-    """The stamps at places of the grid, datetime64[us] [n]."""
-    places = np.asarray(places, np.int64)
+def stamps(start: np.datetime64, step: Step, indices: np.ndarray) -> np.ndarray:
+    """Returns the stamps of grid indices, datetime64[us] [n]."""
+    indices = np.asarray(indices, np.int64)
     if not step.months:
-        return start + np.rint(places * (step.seconds * 1e6)).astype("timedelta64[us]")
-    months = _months(start) + places * step.months + step.ends
+        return start + np.rint(indices * (step.seconds * 1e6)).astype("timedelta64[us]")
+    months = _months(start) + indices * step.months + step.ends
     return _month_starts(months) + (start - _month_starts(_months(start) + step.ends))
 
 
-def spell(times: np.ndarray) -> list[str]:
-    """Stamps for people: a date, a date with the time to the second, or finer."""
+def format_times(times: np.ndarray) -> list[str]:
+    """Formats stamps as dates, with times to the second or finer if needed."""
     times = np.atleast_1d(times)
     unit = next(
         (unit for unit in "Ds" if np.all(times.astype(f"datetime64[{unit}]") == times)), "us"
@@ -173,18 +172,18 @@ def spell(times: np.ndarray) -> list[str]:
 
 
 def calendar_size(step: Step | None) -> int:
-    """K of `calendar`."""
+    """Returns K of `calendar`."""
     if step is None:
         return 0
     return next(size for size, days in ((5, 1 / 24), (4, 1), (3, 7), (1, 1e9)) if step.days < days)
 
 
 def calendar(times: np.ndarray, step: Step) -> np.ndarray:
-    """Where in the hour, day, week, month and year a time is (Zhou et al. 2021, Informer).
+    """Computes features of hour, day, week, month and year (Zhou et al. 2021, Informer).
 
     Args:
       times: stamps [n].
-      step: of their grid; what is finer than it is left out.
+      step: of their grid; finer features are left out.
 
     Returns:
       float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day
@@ -196,7 +195,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
     columns = [
         second // 60 % 60 / 59,
         second // 3600 / 23,
-        # Day 0, 1 January 1970, was a Thursday; the week begins with Monday.
+        # Day 0, 1 January 1970, was a Thursday; weeks begin on Monday.
         (day.astype(np.int64) + 3) % 7 / 6,
         (day - month.astype("datetime64[D]")).astype(np.int64) / 30,
         (day - year.astype("datetime64[D]")).astype(np.int64) / 365,
@@ -209,7 +208,7 @@ def _median(numbers: np.ndarray) -> np.ndarray:
 
 
 def _months(times: np.ndarray) -> np.ndarray:
-    """Months since January 1970."""
+    """Returns months since January 1970."""
     return np.asarray(times).astype("datetime64[M]").astype(np.int64)
 
 

@@ -1,8 +1,8 @@
-"""A user's series: a table with a time column, put on a regular grid.
+"""Reading of series from user files: tables with a time column, put on a regular grid.
 
 CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
 `tasks.common.data.tables`. Times are those of `tasks.common.data.timestamps`, numbers those of
-`tasks.forecasting.numbers`. What is missing stays missing; what was assumed or left out is named on
+`tasks.forecasting.numbers`. Missing values stay missing; assumptions and omissions are printed on
 standard error.
 """
 
@@ -31,7 +31,7 @@ from tasks.forecasting.timestamps import Step
 
 __all__ = ["NO_TIMES", "TIME_COLUMNS", "Reading", "Series", "read_series"]
 
-# Cells of a grid for each row, from which on the step is taken for a mistake.
+# Grid times per row from which the step is an error.
 _SPARSE = 100
 _SHOWN = 3
 
@@ -41,9 +41,9 @@ class Series:
     """Values at the times of a regular grid.
 
     Attributes:
-      values: float64 [time, C], NaN where there is none.
+      values: float64 [time, C], NaN where missing.
       names: of the channels.
-      start: stamp of the first time; None where there are no stamps.
+      start: stamp of the first time; None without stamps.
       step: of the grid; likewise.
       reading: of the file.
     """
@@ -66,23 +66,22 @@ def read_series(
     date_order: str = "",
     likely: Reading | None = None,
 ) -> Series:
-    """The series of a file.
+    """Reads the series of a file.
 
     Args:
       name: of the file.
-      time_column: its header; "": the first that is called as TIME_COLUMNS, or a first one without
-        a name; "none": there is none, and rows are one step apart.
-      targets: columns to be forecast; none named: all that hold numbers.
-      step: of the grid; None: what most rows are apart.
-      trained: whether a model knows this step alone, so that rows must be as far apart.
-      decimal: the decimal mark, "." or ","; empty: found from each column.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: found from the column.
-      likely: how the file was read that the model was trained on, for what this one leaves open.
+      time_column: its header; "": the first with a name of TIME_COLUMNS, or a first one
+        without a name; "none": no times, rows are one step apart.
+      targets: columns to forecast; empty: all with numbers.
+      step: of the grid; None: the most common difference of rows.
+      trained: whether rows must have the step, that of a trained model.
+      decimal: the decimal mark, "." or ","; empty: detected for each column.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: detected.
+      likely: notation of the training file, for ambiguous cells.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
-        missing, a column can be read in two ways, or rows contradict each other; the line is named
-        where there is one.
+        missing, a column is ambiguous, or rows contradict each other.
     """
     table = read_cells(name, [*targets, *filter(None, [time_column])])
     stamped = find_time_column(table, time_column)
@@ -99,16 +98,16 @@ def read_series(
         series = _on_grid(name, values, names, times, step)
         reading = Reading(decimals, found.date_order, on)
         series = dataclasses.replace(series, reading=reading)
-    _tell_missing(name, series, values, table)
+    _report_missing(name, series, values, table)
     return series
 
 
 def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of their times, and of equal rows one."""
+    """Sorts rows by time, and removes repeated rows."""
     order = np.argsort(times, kind="stable")
     if np.any(order != np.arange(len(order))):
         late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0, "us")))]
-        say(f"{table.name}: not in the order of time (line {late} is the first); sorted")
+        say(f"{table.name}: not in the order of time from line {late} on; sorted")
     values, times = values[order], times[order]
     lines = np.array(table.lines)[order]
     again = np.flatnonzero(times[1:] == times[:-1]) + 1
@@ -116,20 +115,20 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
         if not np.array_equal(values[row], values[row - 1], equal_nan=True):
             raise UserError(
                 f"{table.name}: lines {lines[row - 1]} and {lines[row]} have one time, "
-                f"{clock.spell(times[row])[0]}, and different values; remove one, give "
+                f"{clock.format_times(times[row])[0]}, and different values; remove one, give "
                 "each of several series a column of its own, or join date and time in one column"
                 f"{_set_back(times)}"
             )
     if len(again):
         say(
-            f"{table.name}: {len(again)} rows stand there twice, first line {lines[again[0]]}"
+            f"{table.name}: {len(again)} rows are repeated, first line {lines[again[0]]}"
             f"{_set_back(times[again])}"
         )
     return np.delete(values, again, axis=0), np.delete(times, again)
 
 
 def _set_back(times: np.ndarray) -> str:
-    """A hint for the hour that the end of daylight saving repeats."""
+    """Returns a hint for the hour that the end of daylight saving repeats."""
     hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
     night = np.any((hours > 0) & (hours < 4))
     return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
@@ -154,33 +153,33 @@ def _on_grid(
 ) -> Series:
     if step is None:
         if len(times) < 2:
-            raise UserError(f"{name}: has one time; its step cannot be told, give more rows")
+            raise UserError(f"{name}: got one time, expected two or more to find the step")
         step = clock.regular_step(times)
     start = times[0]
-    places = clock.on_grid(times, start, step)
-    spelled = clock.spell(times)
-    if np.any(same := places[1:] == places[:-1]):
+    indices = clock.grid_index(times, start, step)
+    spelled = clock.format_times(times)
+    if np.any(same := indices[1:] == indices[:-1]):
         row = int(np.argmax(same))
         raise UserError(
             f"{name}: {spelled[row]} and {spelled[row + 1]} are nearer than half a step of {step}; "
             "give the step in seconds by config.data.step, or rows that are a step apart"
         )
-    cells = int(places[-1]) + 1
+    cells = int(indices[-1]) + 1
     if cells > _SPARSE * len(times):
         raise UserError(
-            f"{name}: {len(times)} rows lie on a grid of {cells} times, one every {step}; give the "
+            f"{name}: {len(times)} rows are on a grid of {cells} times, one every {step}; give the "
             "step in seconds by config.data.step"
         )
     grid = np.full((cells, values.shape[1]), np.nan)
-    grid[places] = values
-    where = clock.stamps(start, step, places)
+    grid[indices] = values
+    where = clock.stamps(start, step, indices)
     if uneven := np.flatnonzero(where != times).tolist():
         shown = ", ".join(spelled[row] for row in uneven[:_SHOWN])
         say(
             f"{name}: {len(uneven)} of {len(times)} times are off the grid of one every {step} "
-            f"({shown}{', ...' * (len(uneven) > _SHOWN)}); each taken for the nearest"
+            f"({shown}{', ...' * (len(uneven) > _SHOWN)}); moved to the nearest"
         )
-    if gaps := np.flatnonzero(np.diff(places) > 1).tolist():
+    if gaps := np.flatnonzero(np.diff(indices) > 1).tolist():
         after = ", ".join(spelled[row] for row in gaps[:_SHOWN])
         say(
             f"{name}: {cells - len(times)} of {cells} times, one every {step}, have no row (after "
@@ -189,15 +188,15 @@ def _on_grid(
     return Series(grid, names, start, step)
 
 
-def _tell_missing(name: str, series: Series, rows: np.ndarray, table: Cells) -> None:
-    """Names the columns with missing cells in rows that are there."""
+def _report_missing(name: str, series: Series, rows: np.ndarray, table: Cells) -> None:
+    """Reports the columns with missing cells."""
     missing = np.isnan(rows).sum(axis=0)
     if not missing.any():
         return
-    told = [
+    counts = [
         f"{column} {count}" for column, count in zip(series.names, missing, strict=True) if count
     ]
     say(
-        f"{name}: {int(missing.sum())} of {rows.size} values are missing ({', '.join(told[:8])}"
-        f"{', ...' * (len(told) > 8)}); masked"
+        f"{name}: {int(missing.sum())} of {rows.size} values are missing ({', '.join(counts[:8])}"
+        f"{', ...' * (len(counts) > 8)}); masked"
     )

@@ -1,1 +1,1 @@
-"""Language models, masked (Devlin et al. 2019) and causal (Radford et al. 2018)."""
+"""Language modeling, masked (Devlin et al. 2019) and causal (Radford et al. 2018)."""

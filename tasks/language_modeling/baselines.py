@@ -1,4 +1,4 @@
-"""What counting alone reaches: unigrams, and n-grams by Kneser and Ney."""
+"""N-gram baselines: unigrams, and Kneser-Ney smoothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class _Order:
-    """Counts of the n-grams of one order, sorted by their codes; totals and kinds by context."""
+    """Counts of the n-grams of one order, sorted by code; totals and kinds by context."""
 
     codes: np.ndarray
     counts: np.ndarray
@@ -26,27 +26,27 @@ class KneserNey:
 
         p_n(w | h) = max(c(hw) - d_n, 0) / c(h) + d_n · kinds(h) / c(h) · p_{n-1}(w | h')
 
-    with c the counts at the highest order, and below it the number of different ids seen before hw;
-    kinds(h) of ids seen after h; d_n = n_1 / (n_1 + 2·n_2), n_i of the n-grams with c = i; h' is h
-    without its first id, and p_0 even over the vocabulary. The highest orders whose context was
-    never seen are passed over.
+    with c the counts at the highest order, and below it the number of distinct tokens before hw;
+    kinds(h) the number of distinct tokens after h; d_n = n_1 / (n_1 + 2·n_2), n_i the number of
+    n-grams with c = i; h' is h without its first token, and p_0 uniform. Orders with unseen context
+    are skipped.
     """
 
     def __init__(self, texts: Sequence[np.ndarray], vocabulary: int, order: int):
-        """Counts.
+        """Counts n-grams.
 
         Args:
-          texts: ids of each, in [0, vocabulary).
+          texts: tokens of each, in [0, vocabulary).
           vocabulary: V.
           order: n, at least 1.
 
         Raises:
-          ValueError: n-grams of so many ids have no code of 63 bits.
+          ValueError: codes of the n-grams do not fit into 63 bits.
         """
         if order < 1 or order > highest_order(vocabulary):
-            expected = f"1 to {highest_order(vocabulary)} with {vocabulary} ids"
+            expected = f"1 to {highest_order(vocabulary)} with {vocabulary} tokens"
             raise ValueError(f"order: got {order}, expected {expected}")
-        # One id more, which stands before the beginning of a text.
+        # One more token, which stands for positions before a text.
         self._base, self._vocabulary, self._order = vocabulary + 1, vocabulary, order
         events = self._codes(texts)[order - 1]
         codes, counts = np.unique(events, return_counts=True)
@@ -56,8 +56,7 @@ class KneserNey:
             codes, counts = np.unique(codes % self._base ** (n - 1), return_counts=True)
 
     def _codes(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """For each order the code of every n-gram that ends at an id: its last id is the lowest
-        digit to the base V + 1."""
+        """Returns the codes of n-grams by order, to the base V + 1, the last token lowest."""
         n = self._order
         begin = np.full(n - 1, self._vocabulary, np.int64)
         stream = np.concatenate([part for text in texts for part in (begin, text)])
@@ -70,7 +69,7 @@ class KneserNey:
         return codes
 
     def _table(self, codes: np.ndarray, counts: np.ndarray) -> _Order:
-        # Sorted codes: those of one context stand together.
+        # Sorted codes of one context are adjacent.
         contexts, first = np.unique(codes // self._base, return_index=True)
         once, twice = int(np.sum(counts == 1)), int(np.sum(counts == 2))
         return _Order(
@@ -83,13 +82,13 @@ class KneserNey:
         )
 
     def probabilities(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """float64 [ids]: of every id of the texts, in order, given those before it in its text."""
+        """Returns the probability of every token given those before it, float64 [tokens]."""
         codes = self._codes(texts)
         result = np.full(len(codes[0]), 1 / self._vocabulary)
         for table, code in zip(self._orders, codes, strict=True):
-            count = _looked_up(table.codes, table.counts, code)
-            total = _looked_up(table.contexts, table.totals, code // self._base)
-            kinds = _looked_up(table.contexts, table.kinds, code // self._base)
+            count = _look_up(table.codes, table.counts, code)
+            total = _look_up(table.contexts, table.totals, code // self._base)
+            kinds = _look_up(table.contexts, table.kinds, code // self._base)
             seen = total > 0
             divisor = np.maximum(total, 1)
             mixed = np.maximum(count - table.discount, 0) / divisor
@@ -99,17 +98,17 @@ class KneserNey:
 
 
 def highest_order(vocabulary: int) -> int:
-    """The longest n-grams of ids whose codes fit into 63 bits."""
+    """Returns the largest order with codes of at most 63 bits."""
     return int(63 / math.log2(vocabulary + 1))
 
 
 def unigram(texts: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-    """float64 [vocabulary]: shares of the ids, with one added to each count."""
+    """Returns frequencies with add-one smoothing, float64 [vocabulary]."""
     counts = np.bincount(np.concatenate(texts), minlength=vocabulary) + 1
     return counts / counts.sum()
 
 
-def _looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value of each wanted key, 0 where it is not among the sorted keys."""
-    places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns the value of each wanted key, 0 if absent from the sorted keys."""
+    indices = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+    return np.where(keys[indices] == wanted, values[indices], 0)

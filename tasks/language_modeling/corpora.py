@@ -1,4 +1,4 @@
-"""Public texts without labels, by name."""
+"""Built-in texts without labels."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ TINY_SHAKESPEARE = DatasetDefinition(
 
 _NOVELS = "janeausten/novels.txt"
 _DATABASE = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-# Of the six, in the order of their titles, as the package has them.
+# Indices of the six novels, which the package has in the order of their titles.
 _BOOKS = {"train": (0, 1, 4, 5), "validation": (2,), "test": (3,)}
 
 
 def _unpack(fetched: Path, output: Path) -> None:
-    """The novels, their lines as printed, with a form feed between any two."""
+    """Writes the novels, lines as printed, separated by form feeds."""
     database = member_of(fetched.read_bytes(), _DATABASE)
     output.write_bytes("\f".join("\n".join(lines) for lines in vectors(database)).encode())
 

@@ -1,4 +1,4 @@
-"""Texts to learn from: public ones, the train texts of labelled sets, a person's own files."""
+"""Corpora: built-in texts, training texts of labeled data sets, and user files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from tasks.common.configs import Config, at_least
 from tasks.common.data import builders, digests
 from tasks.common.data.deduplication import near_duplicates
 from tasks.common.data.paths import Paths
@@ -23,21 +24,20 @@ def _characters() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which texts, and how they become sequences of ids.
+class DataConfig(Config):
+    """Texts and their conversion to sequences of tokens.
 
     Attributes:
-      name: "tiny_shakespeare" or "janeausten", which are running texts, or a labelled set of the
-        project, whose texts stand each by itself. With train_file it only names the results, and is
-        own_<file> unless something else is given.
-      train_file: a text file of one's own, in UTF-8.
+      name: "tiny_shakespeare" or "janeausten", which are running texts, or a built-in labeled data
+        set of separate texts. With train_file the name of the results, own_<file> by default.
+      train_file: user file of text in UTF-8.
       validation_file: likewise; None: a tenth of train_file.
-      test_file: likewise; None: another tenth. Of a running text the tenths are the last ones,
-        validation first; of lines it is the hash that decides.
-      lines: whether each line of one's own files is a text by itself.
-      length: ids of an example, with those that the task puts before and after the text. A text
-        that is longer goes on in the next example.
-      text: tokenizer. Nothing is cut off, so its max_length does not count.
+      test_file: likewise; None: another tenth. The tenths are the last ones of running text,
+        validation first; lines are split by hash.
+      lines: whether each line of the user files is a separate text.
+      length: tokens of an example, reserved ones included. Longer texts continue in the next
+        example.
+      text: tokenizer; its max_length has no effect.
     """
 
     name: str = "tiny_shakespeare"
@@ -45,28 +45,27 @@ class DataConfig:
     validation_file: str | None = None
     test_file: str | None = None
     lines: bool = False
-    length: int = 64
+    length: at_least(4) = 64
     text: TextConfig = field(default_factory=_characters)
 
     def __post_init__(self):
+        super().__post_init__()
         for other in ("validation_file", "test_file"):
             if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file must be given with {other}")
+                raise ValueError(f"train_file: got None, expected a file beside {other}")
         known = (*CORPORA, *DEFINITIONS)
         name = results_name(
-            self.name, known, self.train_file, "; train_file takes your own", "train_file"
+            self.name, known, self.train_file, "; train_file takes user files", "train_file"
         )
         object.__setattr__(self, "name", name)
         if self.lines and self.train_file is None:
-            raise ValueError("lines needs train_file")
-        if self.length < 4:
-            raise ValueError(f"length must be at least 4, got {self.length}")
+            raise ValueError("train_file: got None, expected a file with lines")
         defaults = {setting.name: setting.default for setting in fields(TextConfig)}
         for name in ("ngrams", "character_ngrams", "unique", "max_length"):
             if (value := getattr(self.text, name)) != defaults[name]:
                 raise ValueError(
-                    f"text.{name} must be {defaults[name]!r}, for ids are a text in its order "
-                    f"here, whole; got {value!r}"
+                    f"text.{name}: got {value!r}, expected {defaults[name]!r}; texts are whole "
+                    "and in order"
                 )
 
 
@@ -77,7 +76,7 @@ class Corpus:
     Attributes:
       name: as in the config.
       splits: texts of train, validation and test.
-      running: whether a split is one running text, so that a window may begin anywhere.
+      running: whether a split is one running text, with windows at every token.
     """
 
     name: str
@@ -97,14 +96,14 @@ class Corpus:
 
 
 def load(config: DataConfig, paths: Paths) -> Corpus:
-    """Reads the texts of a config, preparing a public set first when it is not.
+    """Reads the texts of a config, and prepares built-in data first.
 
-    From the train texts of a labelled set goes what is equal or nearly so to a validation or test
-    text of its own or of another set of the same origin: whoever fine-tunes on one of them is
-    tested on texts that were never seen.
+    Near duplicates of validation and test texts, of the data set or of others with the same origin,
+    are removed from the training texts of labeled data sets. A classifier fine-tuned on any of them
+    is then tested on unseen texts.
 
     Raises:
-      UserError: what is wrong with a file or a source.
+      UserError: a file or source cannot be read.
     """
     if config.train_file is not None:
         return _user_data(config)
@@ -140,7 +139,7 @@ def _user_data(config: DataConfig) -> Corpus:
                     line: f"line {n}" for n, line in enumerate(lines, 1) if line.strip()
                 }
                 if blank := len(lines) - len(read[split]):
-                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; left out")
+                    warn_once(f"{file}: {blank} of {len(lines)} lines are blank; skipped")
     remedy = "give validation_file and test_file"
     if config.lines:
         warn_shared(config.train_file, named, "lines")
@@ -152,13 +151,13 @@ def _user_data(config: DataConfig) -> Corpus:
     for split in SPLITS:
         if not any(read[split]):
             raise UserError(
-                f"{config.train_file}: is too short to split, {split} would be empty; {remedy}"
+                f"{config.train_file}: too short to split, {split} would be empty; {remedy}"
             )
     return Corpus(config.name, read, running=True)
 
 
 def _from_the_end(train: list[str], missing: list[str]) -> dict[str, list[str]]:
-    """The last tenths."""
+    """Splits off the last tenths."""
     (text,) = train
     tenth = len(text) // 10
     starts = [len(text) - tenth * (len(missing) - index) for index in range(len(missing))]

@@ -1,7 +1,8 @@
-"""Sequences of ids from texts, as `tasks.common.data.pipeline` reads them.
+"""Sequences of tokens from texts, in the form of `tasks.common.data.pipeline`.
 
-The task has two ids of its own after the tokenizer's: `mask_id` stands where a word is hidden, and
-`end_id` ends a text, or one of two segments (BERT's [SEP]). The tokenizer's CLS begins a text.
+The task has two tokens of its own after the tokenizer's: `mask_id` at masked positions, and
+`end_id` at the end of a text or of one of two segments (BERT's [SEP]). The tokenizer's CLS begins a
+text.
 
     causal, running text   w_i ... w_{i+T-1}        predicts  w_{i+1} ... w_{i+T}
     causal, text           CLS w_1 ... w_n          predicts  w_1 ... w_n END
@@ -19,22 +20,22 @@ from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 
 MASK = "[MASK]"
 RESERVED = 2
-# `words` at ids that stand for no word.
+# `words` at tokens that belong to no word.
 NO_WORD = -1
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
-    """The first id after the tokenizer's."""
+    """Returns the first token after the tokenizer's."""
     return tokenizer.size
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """The second."""
+    """Returns the second token after the tokenizer's."""
     return tokenizer.size + 1
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids of each text, int32 [t]; of one that holds nothing for the tokenizer, none."""
+    """Returns the tokens of each text, int32 [t]; none of a blank text."""
     whole = tokenizer.with_max_length(2**31 - 1)
     return [
         ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids
@@ -43,32 +44,30 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def beginning(tokenizer: Tokenizer, text: str) -> int:
-    """What a running text may begin with: a line end where there is such an id, for a line begins
-    after it; else the first id of the text.
-    """
+    """Returns a token that running text may begin after: a line end, else the first of the text."""
     (ids,) = encode(tokenizer, ["\n"])
     if len(ids) == 1 and ids[0] != UNKNOWN:
         return int(ids[0])
     return int(encode(tokenizer, [text[:1000]])[0][0])
 
 
-def pieces(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Texts in pieces of at most `size` ids, in order; empty texts are left out."""
+def chunk_texts(texts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Splits texts into chunks of at most `size` tokens, in order; drops empty texts."""
     return [ids[i : i + size] for ids in texts for i in range(0, len(ids), size)]
 
 
 class RunningText:
-    """Windows of one text, each id but the first to be predicted from those before it.
+    """Windows of one text; every token but the first is a target.
 
     Attributes:
-      lengths: ids of each window; only a last one may have fewer than `length`.
+      lengths: tokens of each window; only the last may have fewer than `length`.
     """
 
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, ids: np.ndarray, length: int, stride: int):
-        """Args: ids [n], at least two; of a window; from one window to the next: 1 gives every
-        window once, `length` every id once."""
+        """Args: tokens [n], at least two; window length; distance of windows: 1 yields every
+        window once, `length` every token once."""
         last = max(len(ids) - 1 - length, 0) if stride < length else max(len(ids) - 2, 0)
         self._ids, self._length = ids, length
         self._starts = np.arange(0, last + 1, stride)
@@ -84,12 +83,12 @@ class RunningText:
 
 
 class CausalTexts:
-    """Texts by themselves, from CLS to the end token."""
+    """Separate texts, from CLS to the end token."""
 
     padded: Mapping[str, int] = {"tokens": PAD, "targets": PAD}
 
     def __init__(self, texts: Sequence[np.ndarray], end: int):
-        """Args: pieces that fit with one id more; the end token."""
+        """Args: chunks that fit with one more token; the end token."""
         self.texts, self._end = texts, np.int32(end)
         self.lengths = np.array([len(ids) + 1 for ids in texts], np.int32)
 
@@ -106,7 +105,7 @@ class CausalTexts:
 
 
 class MaskedTexts:
-    """Texts between CLS and the end token; which ids are hidden is drawn on the device."""
+    """Texts between CLS and the end token; masks are drawn on the device."""
 
     def __init__(
         self,
@@ -119,13 +118,13 @@ class MaskedTexts:
         """Makes the examples.
 
         Args:
-          texts: pieces that fit with the signs; those of one id are left out of pairs.
+          texts: chunks that fit with the reserved tokens; those of one token are left out of pairs.
           end: the end token.
-          starts: bool [ids], whether an id begins a word, for masking of whole words: then `words`
-            numbers them in each example. None: no `words`.
-          pair_seed: makes two segments of a text, cut in the middle. For every other text, drawn by
-            (pair_seed, index), the second is that of another one, and `follows` 0 in place of 1.
-            None: one segment.
+          starts: bool [V], whether a token begins a word, for whole-word masking: `words` then
+            numbers the words of each example. None: no `words`.
+          pair_seed: makes two segments of a text, cut in the middle. For half of the texts, drawn
+            by (pair_seed, index), the second is that of another text, and `follows` 0 instead of
+            1. None: one segment.
         """
         self.texts = texts if pair_seed is None else [ids for ids in texts if len(ids) > 1]
         self._end, self._starts, self._pair_seed = np.int32(end), starts, pair_seed
@@ -134,7 +133,7 @@ class MaskedTexts:
             self.padded["words"] = NO_WORD
         if pair_seed is not None:
             self.padded["segments"] = 0
-            # Halves may come from texts of other lengths: every example has the longest length.
+            # Halves may come from texts of other lengths, so all have the largest length.
             longest = max(map(len, self.texts), default=2) + 3
             self.lengths = np.full(len(self.texts), longest, np.int32)
         else:
@@ -151,13 +150,14 @@ class MaskedTexts:
             other = ids
             if len(self.texts) > 1 and random.random() < 0.5:
                 follows = 0
-                # Any but itself.
-                place = int(random.integers(len(self.texts) - 1))
-                other = self.texts[place + (place >= index)]
+                # Any text but this one.
+                number = int(random.integers(len(self.texts) - 1))
+                other = self.texts[number + (number >= index)]
             parts = [ids[: len(ids) // 2], other[len(other) // 2 :]]
         closed = [np.append(part, self._end) for part in parts]
         tokens = np.concatenate([[np.int32(CLS)], *closed])
-        example = {"tokens": tokens, "length": np.int32(len(tokens))}
+        # `blank` is the position that `predict` reads; only examples of inputs have one.
+        example = {"tokens": tokens, "length": np.int32(len(tokens)), "blank": np.int32(0)}
         if self._starts is not None:
             example["words"] = self._words(parts)
         if self._pair_seed is not None:
@@ -166,7 +166,7 @@ class MaskedTexts:
         return example
 
     def _words(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Numbers of the words, from 0, in the order of the tokens; NO_WORD for CLS and END."""
+        """Returns the word number of each token, from 0; NO_WORD for CLS and END."""
         words, count = [np.array([NO_WORD], np.int32)], 0
         for part in parts:
             begins = self._starts[part]
@@ -177,14 +177,14 @@ class MaskedTexts:
         return np.concatenate(words)
 
 
-class Rows:
-    """Examples made beforehand, all fields of one shape each."""
+class TextRows:
+    """Examples of fixed shapes."""
 
     padded: Mapping[str, int] = {}
 
     def __init__(self, rows: Sequence[dict[str, np.ndarray]]):
         self._rows = rows
-        # Of the shortest bucket: their shapes do not follow from it.
+        # The shortest bucket: shapes do not depend on it.
         self.lengths = np.ones(len(rows), np.int32)
 
     def __len__(self) -> int:
@@ -195,39 +195,39 @@ class Rows:
 
 
 def padded_to(ids: np.ndarray, width: int) -> np.ndarray:
-    """int32 [width]."""
+    """Returns int32 [width], padded at the end."""
     return np.pad(ids, (0, width - len(ids)), constant_values=PAD).astype(np.int32)
 
 
-def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: int) -> Rows:
-    """What is to be completed: the last `width` ids of each.
+def prompts(texts: Sequence[np.ndarray], begin: int | None, empty: int, width: int) -> TextRows:
+    """Returns the last `width` tokens of each prompt.
 
     Args:
-      texts: ids typed.
-      begin: id that stands before every text, or None.
-      empty: what stands for a prompt without ids.
-      width: ids that are kept at most.
+      texts: tokens of the prompts.
+      begin: token before every text, or None.
+      empty: token of a prompt without tokens.
+      width: largest number of tokens.
     """
     rows = []
     for ids in texts:
         ids = ids if begin is None else np.concatenate([[np.int32(begin)], ids])
         kept = (ids if len(ids) else np.array([empty], np.int32))[-width:]
-        rows.append({"prompt": padded_to(kept, width), "length": np.int32(len(kept))})
-    return Rows(rows)
+        rows.append({"tokens": padded_to(kept, width), "length": np.int32(len(kept))})
+    return TextRows(rows)
 
 
-def blanks(
+def masked_rows(
     parts: Sequence[Sequence[np.ndarray]], mask: int, end: int, width: int
 ) -> list[dict[str, np.ndarray]]:
-    """An example for each blank of each text, with what is around it.
+    """Returns an example for each mask of each text, with its context.
 
     Args:
-      parts: of each text, the ids between its blanks: one list more than there are blanks.
-      mask, end: ids.
-      width: of an example, CLS and end token included; what is farther from the blank is cut off.
+      parts: of each text, the tokens between its masks: one array more than there are masks.
+      mask, end: tokens.
+      width: length of an example with CLS and end token; a window around the mask is kept.
 
     Returns:
-      Rows of `tokens` [width], `length` and `blank`, the place of the one to be filled.
+      Rows of `tokens` [width], `length` and `blank`, the position of the mask.
     """
     rows = []
     for lists in parts:
@@ -235,17 +235,17 @@ def blanks(
         for ids in lists[1:]:
             joined += [np.array([mask], np.int32), ids]
         ids = np.concatenate(joined)
-        places = np.cumsum([len(ids) + 1 for ids in lists[:-1]]) - 1
+        positions = np.cumsum([len(ids) + 1 for ids in lists[:-1]]) - 1
         room = width - 2
-        for place in places:
-            first = int(np.clip(place - room // 2, 0, max(len(ids) - room, 0)))
+        for position in positions:
+            first = int(np.clip(position - room // 2, 0, max(len(ids) - room, 0)))
             kept = ids[first : first + room]
             tokens = np.concatenate([[np.int32(CLS)], kept, [np.int32(end)]])
             rows.append(
                 {
                     "tokens": padded_to(tokens, width),
                     "length": np.int32(len(tokens)),
-                    "blank": np.int32(place - first + 1),
+                    "blank": np.int32(position - first + 1),
                 }
             )
     return rows

@@ -1,33 +1,111 @@
-"""What a language model is asked and answers: completions of prompts, words for blanks."""
+"""Conversion of prompts, and of texts with [MASK], to arrays, and of outputs to answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.common.errors import UserError
-from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer
+from tasks.common.text.tokenizer import CLS, PAD, SPECIAL, Tokenizer, replace_surrogates
 from tasks.language_modeling import examples as sequences
-from tasks.language_modeling.examples import MASK
+from tasks.language_modeling.examples import MASK, TextRows
+from tasks.task import ArraySpec, Processor
 
 
-def spelled(tokenizer: Tokenizer, number: int) -> str:
-    """A token for people: line ends and the like are escaped, the task's signs in brackets."""
-    signs = {
+@dataclasses.dataclass(frozen=True)
+class LanguageProcessor(Processor):
+    """Tokenizes prompts for a causal model, texts with [MASK] for a masked one.
+
+    Attributes:
+      tokenizer: fitted on the training texts.
+      buckets: lengths of padded batches; None: all are data.length long.
+      begin: token that stands for an empty prompt of running text; None where every text begins
+        with CLS.
+    """
+
+    tokenizer: Tokenizer
+    buckets: Sequence[int] | None = None
+    begin: int | None = None
+
+    @property
+    def mask_id(self) -> int:
+        """Token of masked positions."""
+        return sequences.mask_id(self.tokenizer)
+
+    @property
+    def end_id(self) -> int:
+        """End token."""
+        return sequences.end_id(self.tokenizer)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, V."""
+        return self.tokenizer.size + sequences.RESERVED
+
+    @property
+    def causal(self) -> bool:
+        """True for a causal model."""
+        return self.model.objective == "causal"
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns `tokens` and `length`; the id, which seeds samples; the position to predict."""
+        scalar = ArraySpec(("batch",), "int32")
+        tokens = ArraySpec(("batch", "length"), "int32", PAD)
+        found = {"tokens": tokens, "length": scalar}
+        if self.causal:
+            return {**found, "id": scalar}
+        if self.model.next_sentence:
+            found["segments"] = tokens
+        return {**found, "blank": scalar}
+
+    def encode(self, raw: Sequence[str]) -> TextRows:
+        """Tokenizes prompts, or makes an example of each [MASK]."""
+        raw = [replace_surrogates(text) for text in raw]
+        if not self.causal:
+            return TextRows(self._masked_rows(raw))
+        return sequences.prompts(
+            sequences.encode(self.tokenizer, raw),
+            CLS if self.begin is None else None,
+            CLS if self.begin is None else self.begin,
+            self.model.max_length // 2,
+        )
+
+    def _masked_rows(self, raw: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        parts = [mask_inputs(self.tokenizer, text) for text in raw]
+        rows = sequences.masked_rows(parts, self.mask_id, self.end_id, self.data.length)
+        if self.model.next_sentence:
+            rows = [{**row, "segments": np.zeros_like(row["tokens"])} for row in rows]
+        return rows
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns completions of prompts, or the most probable words of each [MASK]."""
+        raw = [replace_surrogates(text) for text in raw]
+        if not self.causal:
+            return fill_mask(self.tokenizer, raw, outputs["words"], outputs["probabilities"])
+        return [
+            completion(self.tokenizer, text, tokens)
+            for text, tokens in zip(raw, outputs["completion"], strict=True)
+        ]
+
+
+def token_text(tokenizer: Tokenizer, number: int) -> str:
+    """Returns a token for display: control characters escaped, reserved tokens in brackets."""
+    reserved = {
         CLS: SPECIAL[CLS],
         sequences.mask_id(tokenizer): MASK,
         sequences.end_id(tokenizer): "[END]",
     }
-    if int(number) in signs:
-        return signs[int(number)]
+    if int(number) in reserved:
+        return reserved[int(number)]
     word = tokenizer.decode([number])
     return word if word.isprintable() and word else repr(word)[1:-1] or " "
 
 
-def completed(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str, Any]:
-    """A prompt and what was written after it.
+def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str, Any]:
+    """Returns a prompt and its completion.
 
     Args:
       tokenizer: tokenizer.
@@ -36,7 +114,7 @@ def completed(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str
     """
     end = sequences.end_id(tokenizer)
     ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens
-    # Read together, for the first may go on with the prompt's last word.
+    # Decoded together, since the first token may continue the last word of the prompt.
     (before,) = sequences.encode(tokenizer, [prompt])
     known = tokenizer.decode(before)
     whole = tokenizer.decode(np.concatenate([before, ids]))
@@ -44,44 +122,40 @@ def completed(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[str
     return {"input": prompt, "completion": after, "text": prompt + after}
 
 
-def blanks(tokenizer: Tokenizer, texts: Sequence[str], width: int) -> sequences.Rows:
-    """An example for each [MASK] of each text; see `examples.blanks`.
+def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
+    """Returns the tokens between the masks of a text: one array more than there are masks.
 
     Raises:
-      UserError: a text without any.
+      UserError: the text has no [MASK].
     """
-    parts = []
-    for text in texts:
-        if MASK not in text:
-            shown = repr(text if len(text) <= 60 else text[:57] + "...")
-            raise UserError(f"input {shown}: has no {MASK}; write it where a word is missing")
-        between = text.split(MASK)
-        if tokenizer.config.tokenizer != "character":
-            # The space before a word belongs to the word that is missing.
-            between = [*(part.rstrip() for part in between[:-1]), between[-1]]
-        parts.append(sequences.encode(tokenizer, between))
-    mask, end = sequences.mask_id(tokenizer), sequences.end_id(tokenizer)
-    return sequences.Rows(sequences.blanks(parts, mask, end, width))
+    if MASK not in text:
+        shown = repr(text if len(text) <= 60 else text[:57] + "...")
+        raise UserError(f"input {shown}: has no {MASK}; write it where a word is missing")
+    between = text.split(MASK)
+    if tokenizer.config.tokenizer != "character":
+        # The space before a word is part of the missing word.
+        between = [*(part.rstrip() for part in between[:-1]), between[-1]]
+    return sequences.encode(tokenizer, between)
 
 
-def filled(
+def fill_mask(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Words for the blanks of each text, and the text with the likeliest in their places.
+    """Returns words for the masks of each text, and the text filled with the most probable ones.
 
     Args:
       tokenizer: tokenizer.
       texts: with [MASK] in them.
-      tokens, probabilities: [blanks, k] of all texts' blanks in order, the likeliest first.
+      tokens, probabilities: [masks, k] of the masks of all texts in order, most probable first.
     """
     answers, row = [], 0
     for text in texts:
         ranked, full = [], text
         for _ in range(text.count(MASK)):
-            words = [spelled(tokenizer, token) for token in tokens[row]]
-            shares = [round(float(share), 4) for share in probabilities[row]]
-            pairs = zip(words, shares, strict=True)
-            ranked.append([{"word": word, "probability": share} for word, share in pairs])
+            words = [token_text(tokenizer, token) for token in tokens[row]]
+            rounded = [round(float(probability), 4) for probability in probabilities[row]]
+            pairs = zip(words, rounded, strict=True)
+            ranked.append([{"word": word, "probability": value} for word, value in pairs])
             full = full.replace(MASK, words[0], 1)
             row += 1
         lines = [

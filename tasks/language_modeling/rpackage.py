@@ -1,4 +1,4 @@
-"""Character vectors that an R package brings as data."""
+"""Character vectors in the data of an R package."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _STRINGS, _STRING = 16, 9
 
 
 def vectors(database: bytes) -> Iterator[list[str]]:
-    """The character vectors of a lazy-load database (.rdb), in its order.
+    """Yields the character vectors of a lazy-load database (.rdb).
 
-    Each is kept as its length, four bytes, and a zlib stream of R's serialization (R Internals,
-    section 1.8), version 3 in XDR. Vectors of another kind are refused.
+    Each is stored as its length, four bytes, and a zlib stream of R's serialization (R Internals,
+    section 1.8), version 3 in XDR. Other kinds of vectors are not supported.
     """
     while database:
         stream = zlib.decompressobj()
@@ -24,19 +24,19 @@ def vectors(database: bytes) -> Iterator[list[str]]:
 def _vector(data: bytes) -> list[str]:
     if data[:2] != b"X\n" or _number(data, 2) != 3:
         raise ValueError("not the serialization of R in version 3")
-    place = 14  # after the versions of the format, of the writer and of the oldest reader
-    place += 4 + _number(data, place)
-    if _number(data, place) & 255 != _STRINGS:
+    offset = 14  # after the versions of the format, of the writer and of the oldest reader
+    offset += 4 + _number(data, offset)
+    if _number(data, offset) & 255 != _STRINGS:
         raise ValueError("not a character vector")
-    count, place, strings = _number(data, place + 4), place + 8, []
+    count, offset, strings = _number(data, offset + 4), offset + 8, []
     for _ in range(count):
-        kind, size = _number(data, place) & 255, _number(data, place + 4)
+        kind, size = _number(data, offset) & 255, _number(data, offset + 4)
         if kind != _STRING or size < 0:
             raise ValueError("a string is missing")
-        strings.append(data[place + 8 : place + 8 + size].decode("utf-8"))
-        place += 8 + size
+        strings.append(data[offset + 8 : offset + 8 + size].decode("utf-8"))
+        offset += 8 + size
     return strings
 
 
-def _number(data: bytes, place: int) -> int:
-    return struct.unpack_from(">i", data, place)[0]
+def _number(data: bytes, offset: int) -> int:
+    return struct.unpack_from(">i", data, offset)[0]

@@ -1,13 +1,14 @@
-"""Language modelling: the task contract over `data.py`, `examples.py` and `model.py`."""
+"""Language modeling: next-token and masked-token prediction."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ import numpy as np
 from tasks.common.backbones import transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.pipeline import Examples
+from tasks.common.data.pipeline import Examples, bucket_lengths
+from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
-from tasks.common.text.tokenizer import CLS, SPECIAL, Tokenizer, replace_surrogates
+from tasks.common.text.tokenizer import SPECIAL, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.language_modeling import baselines as counting
 from tasks.language_modeling import examples as sequences
-from tasks.language_modeling import processor
 from tasks.language_modeling.data import Corpus, DataConfig, load
 from tasks.language_modeling.masking import mask_tokens
 from tasks.language_modeling.model import (
@@ -33,159 +34,131 @@ from tasks.language_modeling.model import (
     LanguageModelConfig,
     complete,
 )
-from tasks.task import OldTask
+from tasks.language_modeling.processor import LanguageProcessor, token_text
+from tasks.task import Task
 
-# Quantiles of the train lengths at which texts are padded; compiled once each.
+# Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
-# What is hidden of an example in evaluation follows from its id alone.
+# Masks of evaluation depend on the id of the example alone.
 _EVALUATION_SEED = 0
-# The second segments of pairs: drawn once, the same for every run.
+# Seed of the second segments of pairs, the same for every run.
 _PAIR_SEED = 0
 _LOSSLESS = ("character", "bpe")
 _ORDER = 6
 _SHOWN = 5
 
 
-class LanguageModeling(OldTask):
-    """A text -> what comes next, or what is hidden in it."""
+class LanguageModeling(Task):
+    """A text -> its next tokens, or its masked tokens.
+
+    Splits are evaluated by teacher forcing; only prompts are decoded.
+    """
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
+    processor_type = LanguageProcessor
     primary_metric = "loss"
     higher_is_better = False
     table_metrics = ("loss", "perplexity", "bits_per_character", "accuracy")
     sharding_rules = transformer.SHARDING_RULES
 
-    def __init__(
-        self,
-        data: DataConfig,
-        model: LanguageModelConfig,
-        tokenizer: Tokenizer,
-        buckets: Sequence[int] | None,
-        begin: int | None,
-        corpus: Corpus | None = None,
-    ):
-        """Use `prepare` or `restore`.
-
-        Args:
-          data, model: configs.
-          tokenizer: fitted on the train texts.
-          buckets: lengths to which batches are padded; None: all are data.length long.
-          begin: what stands for an empty prompt in a running text; None where texts stand by
-            themselves, and CLS begins each.
-          corpus: the texts; None where only predictions are wanted.
-        """
-        self.data, self.model, self.tokenizer = data, model, tokenizer
-        self._buckets, self._begin, self._corpus = buckets, begin, corpus
-        self._mask, self._end = sequences.mask_id(tokenizer), sequences.end_id(tokenizer)
-        self._vocabulary = tokenizer.size + sequences.RESERVED
-
-    # ------------------------------------------------------------------ making
+    # ------------------------------------------------------------------ construction
 
     @classmethod
     def prepare(
-        cls, data: DataConfig, model: LanguageModelConfig, paths: Paths
+        cls, data: DataConfig, model: LanguageModelConfig, paths: Paths, **options: Any
     ) -> LanguageModeling:
-        """See `Task.prepare`."""
+        """Prepares the task; buckets follow from the lengths of the training examples."""
+        task = super().prepare(data, model, paths, **options)
+        for split in SPLITS:
+            if not len(task.examples(split)):
+                raise UserError(f"{data.name}: {split} is too short for one example")
+        if not task.dataset.running:
+            lengths = task.examples("train").lengths
+            buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, 8, data.length)
+            task.processor = dataclasses.replace(task.processor, buckets=buckets)
+        return task
+
+    @classmethod
+    def check(cls, data: DataConfig, model: LanguageModelConfig) -> None:
+        """Checks lengths, and that whole words can be masked."""
         if model.max_length < data.length:
             raise UserError(
-                f"config.model.max_length must be at least {data.length}, as config.data.length "
-                f"asks, got {model.max_length}"
+                f"config.model.max_length: got {model.max_length}, expected at least "
+                f"config.data.length={data.length}"
             )
         if model.whole_words and data.text.tokenizer == "character":
             raise UserError(
                 "config.model.whole_words: characters do not say where words begin; set "
                 "config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
             )
-        corpus = load(data, paths)
-        train = corpus.splits["train"]
-        tokenizer = Tokenizer.fit(train, data.text, cache_dir=paths.cache_dir)
-        begin = sequences.beginning(tokenizer, train[0]) if corpus.running else None
-        task = cls(data, model, tokenizer, None, begin, corpus)
-        for split in ("train", "validation", "test"):
-            if not len(task.examples(split)):
-                raise UserError(f"{data.name}: {split} is too short for one example")
-        if not corpus.running:
-            lengths = task.examples("train").lengths
-            shorter = [
-                -(-int(np.quantile(lengths, quantile)) // 8) * 8 for quantile in _BUCKET_QUANTILES
-            ]
-            task._buckets = sorted({*(n for n in shorter if n < data.length), data.length})
-        return task
 
     @classmethod
-    def restore(
-        cls, data: DataConfig, model: LanguageModelConfig, assets: Mapping[str, Any]
-    ) -> LanguageModeling:
-        """See `Task.restore`."""
-        tokenizer = Tokenizer.from_json(assets["tokenizer"])
-        return cls(data, model, tokenizer, assets["buckets"], assets["begin"])
+    def load(cls, data: DataConfig, paths: Paths) -> Corpus:
+        """Reads the texts."""
+        return load(data, paths)
 
-    def assets(self) -> dict[str, Any]:
-        """Tokenizer, buckets, and what an empty prompt begins with."""
-        return {
-            "tokenizer": self.tokenizer.to_json(),
-            "buckets": self._buckets,
-            "begin": self._begin,
-        }
+    @classmethod
+    def fit(
+        cls, dataset: Corpus, data: DataConfig, model: LanguageModelConfig, paths: Paths
+    ) -> LanguageProcessor:
+        """Fits the tokenizer on the training texts."""
+        train = dataset.splits["train"]
+        tokenizer = Tokenizer.fit(train, data.text, cache_dir=paths.cache_dir)
+        begin = sequences.beginning(tokenizer, train[0]) if dataset.running else None
+        return LanguageProcessor(data, model, tokenizer, begin=begin)
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the texts, and of what makes sequences of them."""
+        """Hash of the texts, and of the settings that make sequences of them."""
         made = [self.model.objective, self.data.length, self.model.next_sentence]
-        return {**self._corpus.parts, "sequences": digests.of_rows(made)}
+        return {**self.dataset.parts, "sequences": digests.of_rows(made)}
 
     @property
     def fingerprint(self) -> str:
-        """Of the texts, and of what makes sequences of them."""
-        made = [self._corpus.fingerprint, self.model.objective, self.data.length]
-        made += [self.model.next_sentence, self.tokenizer.to_json()]
+        """Hash of the texts, the tokenizer, and the settings that make sequences of them."""
+        made = [self.dataset.fingerprint, self.model.objective, self.data.length]
+        made += [self.model.next_sentence, self.processor.tokenizer.to_json()]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
     # ------------------------------------------------------------------ data
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def examples(self, split: str) -> Examples:
-        """See `Task.examples`; encoded once, in memory."""
-        ids = self._ids(split)
-        length = self.data.length
-        if self.model.objective == "causal":
-            if self._corpus.running:
+        """Returns the examples of a split, tokenized once."""
+        ids, processor, length = self._ids(split), self.processor, self.data.length
+        if processor.causal:
+            if self.dataset.running:
                 windows = ids[0] if len(ids) else np.zeros(0, np.int32)
                 return sequences.RunningText(windows, length, 1 if split == "train" else length)
-            return sequences.CausalTexts(ids, self._end)
+            return sequences.CausalTexts(ids, processor.end_id)
         return sequences.MaskedTexts(
             ids,
-            self._end,
-            starts=self.tokenizer.word_starts() if self.model.whole_words else None,
+            processor.end_id,
+            starts=processor.tokenizer.word_starts() if self.model.whole_words else None,
             pair_seed=_PAIR_SEED if self.model.next_sentence else None,
         )
 
     def _ids(self, split: str) -> list[np.ndarray]:
-        """The running text, or pieces that fit into an example."""
-        ids = sequences.encode(self.tokenizer, self._corpus.splits[split])
-        causal = self.model.objective == "causal"
-        if causal and self._corpus.running:
+        """Returns the tokens of the running text, or of chunks that fit into an example."""
+        ids = sequences.encode(self.processor.tokenizer, self.dataset.splits[split])
+        if self.processor.causal and self.dataset.running:
             return ids
-        signs = 1 if causal else 3 if self.model.next_sentence else 2
-        return sequences.pieces(ids, self.data.length - signs)
+        reserved = 1 if self.processor.causal else 3 if self.model.next_sentence else 2
+        return sequences.chunk_texts(ids, self.data.length - reserved)
 
-    @property
-    def buckets(self) -> Sequence[int] | None:
-        """See `Task.buckets`."""
-        return self._buckets
-
-    # ------------------------------------------------------------------ model
+    # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: Any) -> LanguageModel:
-        """See `Task.build_model`."""
-        return LanguageModel(self.model, self._vocabulary, rngs=rngs)
+        """Returns the Transformer."""
+        return LanguageModel(self.model, self.processor.vocabulary, rngs=rngs)
 
     def loss(
         self, model: LanguageModel, batch: Mapping[str, Any], dropout_key: Any
     ) -> tuple[Any, dict]:
-        """Cross-entropy of a token to be predicted, in nats; with next_sentence that of the pairs
-        is added.
+        """Computes the mean cross-entropy of the targets, in nats.
+
+        With next_sentence that of the pairs is added.
         """
         mask_key, dropout_key = jax.random.split(dropout_key)
         sums = self._sums(model, batch, mask_key, dropout_key)
@@ -201,11 +174,12 @@ class LanguageModeling(OldTask):
     def _sums(
         self, model: LanguageModel, batch: Mapping[str, Any], mask_key: Any, dropout_key: Any
     ) -> dict[str, Any]:
-        """[B] sums over the tokens to be predicted: of cross-entropies, of those that are right,
-        of them all; 0 for rows that count for nothing. With next_sentence, also of the pair.
+        """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
+
+        They are 0 for rows of weight 0. With next_sentence there are those of the pair too.
         """
         tokens, lengths, segments = batch["tokens"], batch["length"], batch.get("segments")
-        if self.model.objective == "causal":
+        if self.processor.causal:
             hidden = model(tokens, lengths, dropout_key=dropout_key)
             targets = batch["targets"]
             weight = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.float32)
@@ -216,13 +190,13 @@ class LanguageModeling(OldTask):
                 tokens,
                 keys,
                 first=len(SPECIAL),
-                mask=self._mask,
+                mask=self.processor.mask_id,
                 rate=self.model.mask_rate,
                 words=batch.get("words"),
             )
             targets, weight = masked.targets, masked.weight
             hidden = model(masked.tokens, lengths, segments=segments, dropout_key=dropout_key)
-            read = jnp.take_along_axis(hidden, masked.places[..., None], axis=1)
+            read = jnp.take_along_axis(hidden, masked.positions[..., None], axis=1)
         logits = model.logits(read)
         weight = weight * batch["weight"][:, None]
         losses = cross_entropy(logits, targets)
@@ -243,49 +217,54 @@ class LanguageModeling(OldTask):
             }
         return sums
 
-    def batch_statistics(self, model: LanguageModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Summed cross-entropy, tokens that are right and number of tokens; likewise of pairs."""
+    def evaluate(self, model: LanguageModel, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Sums cross-entropy, correct predictions and targets; returns loss and targets by row."""
         sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
-        return {name: jnp.sum(values) for name, values in sums.items()}
+        statistics = {name: jnp.sum(values) for name, values in sums.items()}
+        return statistics, {"loss": sums["loss"], "tokens": sums["tokens"]}
 
-    def outputs(self, model: LanguageModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Of an example of a split: summed `loss` [B] and number of `tokens` [B]. Of a prompt:
-        the tokens of its completion [B, max_new_tokens]. Of a blank: the likeliest tokens for it
-        [B, 5] and their probabilities.
+    def predict(
+        self, model: LanguageModel, inputs: Mapping[str, Any], *, fast: bool = False
+    ) -> dict[str, Any]:
+        """Completes prompts, or predicts masked words.
+
+        Returns:
+          `completion` int32 [B, max_new_tokens]; or the most probable `words` int32 [B, 5] at
+          position `blank` and their `probabilities`.
         """
-        if "prompt" in batch:
-            end = None if self._begin is not None else self._end
-            return {"tokens": complete(model, batch["prompt"], batch["length"], batch["id"], end)}
-        if "blank" in batch:
-            hidden = model(batch["tokens"], batch["length"])
-            logits = model.logits(hidden[jnp.arange(len(hidden)), batch["blank"]])
-            words = jnp.arange(logits.shape[-1])
-            logits = jnp.where((words < len(SPECIAL)) | (words >= self._mask), -jnp.inf, logits)
-            best, tokens = jax.lax.top_k(
-                jax.nn.softmax(logits), min(_SHOWN, self._mask - len(SPECIAL))
-            )
-            return {"tokens": tokens, "probabilities": best}
-        sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
-        return {"loss": sums["loss"], "tokens": sums["tokens"]}
+        tokens, lengths = inputs["tokens"], inputs["length"]
+        if self.processor.causal:
+            end = None if self.processor.begin is not None else self.processor.end_id
+            return {"completion": complete(model, tokens, lengths, inputs["id"], end)}
+        hidden = model(tokens, lengths, segments=inputs.get("segments"))
+        logits = model.logits(hidden[jnp.arange(hidden.shape[0]), inputs["blank"]])
+        mask, ids = self.processor.mask_id, jnp.arange(logits.shape[-1])
+        logits = jnp.where((ids < len(SPECIAL)) | (ids >= mask), -jnp.inf, logits)
+        best, words = jax.lax.top_k(jax.nn.softmax(logits), min(_SHOWN, mask - len(SPECIAL)))
+        return {"words": words, "probabilities": best}
 
-    def attention(self, model: LanguageModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights of the layers [B, L, N, T, T]; nothing is hidden from a masked model here."""
+    def attention(self, model: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
-            batch["tokens"], batch["length"], segments=batch.get("segments"), return_weights=True
+            inputs["tokens"],
+            inputs["length"],
+            segments=inputs.get("segments"),
+            return_weights=True,
         )
         return {"encoder": jnp.swapaxes(weights, 0, 1)}
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """`loss`, nats a token; `perplexity`, e^loss; `accuracy`, how often the likeliest token is
-        the right one; for a causal model over characters or bytes `bits_per_character`, with all
-        that is predicted (end tokens too) by the characters of the text; with next_sentence
-        `next_sentence_accuracy` and `next_sentence_loss`.
+        """Returns the metrics of the targets.
+
+        `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
+        has `bits_per_character`: the loss of all targets, end tokens too, over the characters of
+        the text. With next_sentence there are `next_sentence_accuracy` and `next_sentence_loss`.
         """
         nats, tokens = float(statistics["loss"]), float(statistics["tokens"])
         metrics = {
@@ -301,23 +280,25 @@ class LanguageModeling(OldTask):
     def _metrics(self, nats: float, tokens: float, split: str) -> dict[str, float]:
         loss = nats / tokens
         metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if self.model.objective == "causal" and self.data.text.tokenizer in _LOSSLESS:
-            characters = sum(map(len, self._corpus.splits[split]))
-            if self._corpus.running:
-                # Nothing comes before the first token, so it is not predicted.
-                characters -= len(self.tokenizer.decode(self._ids(split)[0][:1]))
+        if self.processor.causal and self.data.text.tokenizer in _LOSSLESS:
+            characters = sum(map(len, self.dataset.splits[split]))
+            if self.dataset.running:
+                # The first token is not a target.
+                characters -= len(self.processor.tokenizer.decode(self._ids(split)[0][:1]))
             metrics["bits_per_character"] = nats / math.log(2) / max(characters, 1)
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Of the ids of each example and their tokenizer, which says what is predicted."""
+        """Returns hashes of the examples and the tokenizer, which decides the targets."""
         examples = self.examples(split)
-        tokenizer = digests.code(self.tokenizer.to_json())
-        rows = [examples[index] for index in range(len(examples))]
+        tokenizer = digests.code(self.processor.tokenizer.to_json())
+        rows = [dict(examples[index]) for index in range(len(examples))]
+        for row in rows:
+            row.pop("blank", None)
         return digests.ids(rows, [tokenizer] * len(rows))
 
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Share of each example in the loss: their mean is the loss."""
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns the contribution of each example to the loss, which is their mean."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 
@@ -328,89 +309,53 @@ class LanguageModeling(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """What each token of the first examples attends to in the last layer, heads averaged."""
+        """Returns the attention in the last layer of the first examples, averaged over heads."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("encoder", ())[:2]):
             example = self.examples(split)[index]
-            shown = [processor.spelled(self.tokenizer, number) for number in example["tokens"]]
+            shown = [token_text(self.processor.tokenizer, n) for n in example["tokens"]]
             size = len(shown)
             loss = outputs["loss"][index] / max(outputs["tokens"][index], 1)
-            caption = f"last layer, mean of the heads; {loss:.2f} nats a token"
+            caption = f"last layer, mean of the heads; {loss:.2f} nats per token"
             drawn.append(Alignment(caption, weights[-1].mean(axis=0)[:size, :size], shown, shown))
         return drawn
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """What counting in the train texts reaches on all tokens of the test texts: unigrams, and
-        for a causal model Kneser-Ney, which reads the text as far back as its order.
-        """
-        if self.model.objective == "masked":
+        """Returns n-gram models on the targets: unigrams, and for causal models Kneser-Ney."""
+        if not self.processor.causal:
             return {"unigram": self._unigram}
-        order = min(_ORDER, counting.highest_order(self._vocabulary))
+        order = min(_ORDER, counting.highest_order(self.processor.vocabulary))
         return {
             "unigram": self._unigram,
             f"kneser_ney_{order}": lambda: self._kneser_ney(order),
         }
 
     def _counted(self, split: str) -> list[np.ndarray]:
-        """Ids as they may have to be predicted: with the end token, or those that may be hidden."""
+        """Returns possible targets: tokens and the end token, or those that may be masked."""
         ids = self._ids(split)
-        if self.model.objective == "masked":
+        if not self.processor.causal:
             return [text[text >= len(SPECIAL)] for text in ids]
-        if self._corpus.running:
+        if self.dataset.running:
             return ids
-        return [np.append(text, np.int32(self._end)) for text in ids]
+        return [np.append(text, np.int32(self.processor.end_id)) for text in ids]
 
     def _unigram(self) -> dict[str, float]:
         began = time.monotonic()
-        shares = counting.unigram(self._counted("train"), self._vocabulary)
+        frequencies = counting.unigram(self._counted("train"), self.processor.vocabulary)
         ids = np.concatenate(self._counted("test"))
-        accuracy = float(np.mean(ids == np.argmax(shares)))
-        return {**self._counting(shares[ids], began), "accuracy": accuracy}
+        accuracy = float(np.mean(ids == np.argmax(frequencies)))
+        return {**self._counting(frequencies[ids], began), "accuracy": accuracy}
 
     def _kneser_ney(self, order: int) -> dict[str, float]:
         began = time.monotonic()
-        model = counting.KneserNey(self._counted("train"), self._vocabulary, order)
+        model = counting.KneserNey(self._counted("train"), self.processor.vocabulary, order)
         return self._counting(model.probabilities(self._counted("test")), began)
 
     def _counting(self, found: np.ndarray, began: float) -> dict[str, float]:
-        if self.model.objective == "causal" and self._corpus.running:
+        if self.processor.causal and self.dataset.running:
             found = found[1:]
         metrics = self._metrics(-float(np.sum(np.log(found))), len(found), "test")
         return {**metrics, "seconds": round(time.monotonic() - began, 2)}
-
-    # ------------------------------------------------------------------ predict
-
-    def inputs(self, raw: Sequence[str]) -> Examples:
-        """Prompts for a causal model; for a masked one texts with [MASK] where words are missing.
-
-        Raises:
-          UserError: no [MASK] in a text.
-        """
-        raw = [replace_surrogates(text) for text in raw]
-        if self.model.objective == "masked":
-            return processor.blanks(self.tokenizer, raw, self.data.length)
-        return sequences.prompts(
-            sequences.encode(self.tokenizer, raw),
-            CLS if self._begin is None else None,
-            CLS if self._begin is None else self._begin,
-            self.model.max_length // 2,
-        )
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """The prompt and what was written after it; or for each [MASK] its five likeliest words
-        with their probabilities, and the text with the likeliest in their places.
-        """
-        raw = [replace_surrogates(text) for text in raw]
-        if self.model.objective == "masked":
-            return processor.filled(
-                self.tokenizer, raw, outputs["tokens"], outputs["probabilities"]
-            )
-        return [
-            processor.completed(self.tokenizer, text, tokens)
-            for text, tokens in zip(raw, outputs["tokens"], strict=True)
-        ]
 
 
 TASK = LanguageModeling

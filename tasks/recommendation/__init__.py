@@ -1,1 +1,1 @@
-"""Recommendation: which item a person takes next."""
+"""Recommendation: the next item of each user."""

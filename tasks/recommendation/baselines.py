@@ -1,11 +1,11 @@
-"""Recommenders without a network, each a weighting of histories times a matrix of items.
+"""Recommenders without a network: weighted histories times an item-item matrix.
 
     scores = H B,   H sparse [users, I], B [I, I]
 
-H has 1 for each item of a history, or γ^p for the one p places before its end ("recency"). B is the
-items' cosine (ItemKNN), the ridge of each item on the others (EASE, Steck 2019), or shares of what
-came after each item (Markov). Settings are chosen by NDCG@10 on validation with B of train; figures
-are those of test with B of train and validation.
+H has 1 for each item of a history, or γ^p for the item p positions before its end ("recency"). B is
+the cosine of items (ItemKNN), the ridge regression of each item on the others (EASE, Steck 2019),
+or the transition probabilities (Markov). Settings are selected by NDCG@10 on
+validation with B fitted on train; metrics are those of test with B fitted on train and validation.
 
 U users, I items, n users of a split.
 """
@@ -28,13 +28,13 @@ from tasks.recommendation.metrics import list_metrics, ndcg, ranked, ranking_met
 
 Settings = Mapping[str, Any]
 Scores = Callable[[np.ndarray], np.ndarray]
-"""Places in a split -> scores [users, I]."""
+"""Indices in a split -> scores [users, I]."""
 
-# Users scored at a time, and users of validation on which settings are chosen.
+# Users scored at a time, and validation users for selecting settings.
 _BLOCK, _CHOOSERS = 512, 2048
-# EASE knows the most popular items alone, for its time is cubic; where they are many, one strength.
+# EASE uses the most popular items, since its time is cubic; of many items one strength is tried.
 _EASE_ITEMS, _FEW_ITEMS = 10_000, 4_000
-# Weight of popularity where counts of what came after are equal.
+# Weight of popularity, which breaks ties of transition counts.
 _BACKOFF = 0.01
 _NEIGHBOURS = (20, 200)
 _DECAYS = (0.95, 0.9, 0.8, 0.6)
@@ -42,15 +42,15 @@ _RIDGES = (100.0, 300.0, 1000.0)
 _SHRINKS = (0.0, 10.0)
 _WINDOWS = (2, 3, 5, 10)
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
-# With more events only what is counted in one pass is fitted: popularity and Markov.
+# With more events only popularity and Markov, which need one pass, are fitted.
 _LARGE = 2_000_000
 
 
 class Baselines:
-    """The baselines of one data set; what several need is computed once.
+    """Baselines of one data set, with shared intermediate results.
 
     Attributes:
-      names: those that take minutes at most for the data's size.
+      names: those that take at most minutes for the size of the data.
     """
 
     def __init__(self, data: RecommendationData, validation: HeldOut, test: HeldOut):
@@ -61,22 +61,22 @@ class Baselines:
         self.names = tuple(_GRIDS) if len(data.items) <= _LARGE else light
 
     def metrics(self, name: str) -> dict[str, Any]:
-        """Figures on test, each user's NDCG@10 as "correctness", and the seconds all took."""
+        """Returns test metrics, NDCG@10 of each user as "example_scores", and seconds."""
         began = time.monotonic()
         ranks, top = self.ranks(name)
         found = {**ranking_metrics(ranks), **list_metrics(top, self._fitted["test"].events)}
         seconds = round(time.monotonic() - began, 2)
-        return {**found, "correctness": ndcg(ranks), "seconds": seconds}
+        return {**found, "example_scores": ndcg(ranks), "seconds": seconds}
 
     def ranks(self, name: str, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """Ranks [n] of the targets of a split and items [n, 10], in the order of its examples."""
+        """Returns ranks [n] of the targets of a split and items [n, 10]."""
         held, fitted = self._splits[split], self._fitted[split]
         scores = _SCORES.get(name, _item_scores)(fitted, held, self._chosen(name))
         return _ranks(held, scores, np.arange(len(held)))
 
     @functools.cache  # noqa: B019 - lives as long as the object
     def _chosen(self, name: str) -> Settings:
-        """The settings with the best NDCG@10 on validation, the first of equals."""
+        """Returns the settings with the best NDCG@10 on validation."""
         grid = dict(_GRIDS[name])
         if "ridge" in grid and self._data.num_items > _FEW_ITEMS:
             grid["ridge"] = grid["ridge"][1:2]
@@ -88,7 +88,7 @@ class Baselines:
         if len(settings) == 1:
             return settings[0]
         held, fitted = self._splits["validation"], self._fitted["validation"]
-        # From all over the split: neighbours in it are alike.
+        # Spread over the split, since adjacent users are similar.
         choosers = np.linspace(0, len(held) - 1, min(len(held), _CHOOSERS)).astype(int)
         gains = []
         for each in settings:
@@ -97,11 +97,11 @@ class Baselines:
         return settings[int(np.argmax(gains))]
 
 
-def _ranks(held: HeldOut, scores: Scores, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and best items of the users at some places of a split."""
+def _ranks(held: HeldOut, scores: Scores, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ranks and best items of some users of a split."""
     ranks, top = [], []
-    for begin in range(0, len(places), _BLOCK):
-        chosen = places[begin : begin + _BLOCK]
+    for begin in range(0, len(indices), _BLOCK):
+        chosen = indices[begin : begin + _BLOCK]
         found = _ranked(scores(chosen), held.seen(chosen), held.target[chosen])
         ranks.append(np.asarray(found["rank"]))
         top.append(np.asarray(found["top"]))
@@ -112,7 +112,7 @@ _ranked = jax.jit(ranked)
 
 
 class _Fitted:
-    """What is counted on train, or on train and validation.
+    """Counts of train, or of train and validation.
 
     Attributes:
       events: sparse float32 [U, I], 1 for each event.
@@ -130,37 +130,37 @@ class _Fitted:
 
     @functools.cached_property
     def popularity(self) -> np.ndarray:
-        """float32 [I], the share of events."""
+        """Fraction of events of each item, float32 [I]."""
         counts = np.asarray(self.events.sum(axis=0), np.float32).ravel()
         return counts / counts.sum()
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def item_cosine(self, neighbours: int, shrink: float) -> sp.csr_matrix:
-        """c_ij / (√(c_ii c_jj) + shrink), for each j, which is to be scored, the greatest."""
-        return _likeness(self.events.T.tocsr(), neighbours, shrink).T.tocsr()
+        """Computes c_ij / (√(c_ii c_jj) + shrink), and keeps the largest for each scored item j."""
+        return _cosine(self.events.T.tocsr(), neighbours, shrink).T.tocsr()
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def user_cosine(self, neighbours: int) -> sp.csr_matrix:
-        """Likewise of users."""
-        return _likeness(self.events, neighbours, 0.0)
+        """Computes the cosines of users."""
+        return _cosine(self.events, neighbours, 0.0)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def ease(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """EASE (Steck 2019): B = I - P / diag(P), P = (XᵀX + λI)⁻¹, of the most popular items.
+        """Fits EASE (Steck 2019) on the most popular items: B = I - P / diag(P), P = (XᵀX + λI)⁻¹.
 
         Returns:
-          Their numbers [k], and B float32 [k, k].
+          Item numbers [k], and B float32 [k, k].
         """
         return _ease(self.events, ridge)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def transitions(self, window: int, decay: float) -> sp.csr_matrix:
-        """Of what came at most `window` places after each item, γ^(d - 1) at d, its share."""
+        """Returns transition probabilities, with γ^(d - 1) for distances d up to `window`."""
         data, total = self._data, sp.csr_matrix((self._data.num_items,) * 2, dtype=np.float32)
-        place = np.arange(len(data.items))
+        position = np.arange(len(data.items))
         end = np.repeat(self._ends, np.diff(data.starts))
         for distance in range(1, window + 1):
-            source = place[place + distance < end]
+            source = position[position + distance < end]
             pair = data.items[source], data.items[source + distance]
             weights = np.full(len(source), decay ** (distance - 1), np.float32)
             total = total + sp.csr_matrix((weights, pair), total.shape)
@@ -168,10 +168,10 @@ class _Fitted:
         return sp.diags((1 / np.maximum(sums, 1e-9)).astype(np.float32)) @ total
 
 
-def _likeness(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
-    """Cosines of sparse rows of ones [n, m] -> [n, n], of each row the greatest; none with itself.
+def _cosine(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_matrix:
+    """Returns cosines of binary rows [n, m] as sparse [n, n] without the diagonal.
 
-    Divided by √(c_ii c_jj) + shrink, c the rows' inner products.
+    The inner products c are divided by √(c_ii c_jj) + shrink; each row keeps its largest.
     """
     norms = np.sqrt(np.maximum(np.diff(rows.indptr), 1)).astype(np.float32)
     columns = rows.T.tocsr()
@@ -182,12 +182,12 @@ def _likeness(rows: sp.csr_matrix, neighbours: int, shrink: float) -> sp.csr_mat
         values = both.data / (norms[own] * norms[other] + shrink)
         values[own == other] = 0
         block = sp.csr_matrix((values, (both.row, other)), both.shape)
-        blocks.append(_strongest(block, neighbours))
+        blocks.append(_largest(block, neighbours))
     return sp.vstack(blocks, format="csr")
 
 
-def _strongest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
-    """The greatest entries of each row."""
+def _largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """Keeps the largest entries of each row."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     order = np.lexsort((-matrix.data, row))
     kept = order[np.arange(len(order)) - matrix.indptr[row] < count]
@@ -196,17 +196,17 @@ def _strongest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
 
 def _ease(events: sp.csr_matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     counts = np.asarray(events.sum(axis=0)).ravel()
-    known = np.sort(np.argsort(-counts, kind="stable")[:_EASE_ITEMS])
-    some = events[:, known]
+    popular = np.sort(np.argsort(-counts, kind="stable")[:_EASE_ITEMS])
+    some = events[:, popular]
     gram = (some.T @ some).toarray()
     gram[np.diag_indices_from(gram)] += ridge
-    # Of a positive definite matrix: half the time of a general inverse.
+    # Cholesky factors take half the time of a general inverse.
     factor = scipy.linalg.lapack.spotrf(gram, overwrite_a=True)[0]
     inverse = scipy.linalg.lapack.spotri(factor, overwrite_c=True)[0]
     inverse = np.triu(inverse) + np.triu(inverse, 1).T
     weights = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0)
-    return known, weights
+    return popular, weights
 
 
 # ---------------------------------------------------------------------- scores of users
@@ -217,20 +217,20 @@ def _popularity_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Sc
 
 
 def _user_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """The events of the users whose histories are most like one's own, each by its likeness."""
-    like = fitted.user_cosine(settings["neighbours"])[held.users]
-    return lambda chosen: (like[chosen] @ fitted.events).toarray()
+    """Sums the events of the most similar users, weighted by similarity."""
+    cosine = fitted.user_cosine(settings["neighbours"])[held.users]
+    return lambda chosen: (cosine[chosen] @ fitted.events).toarray()
 
 
 def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """H B, with the B that the settings name."""
+    """Computes H B, with B given by the settings."""
     history = held.matrix(settings.get("decay", 1.0), settings.get("window"))
     if "ridge" in settings:
-        known, weights = fitted.ease(settings["ridge"])
+        popular, weights = fitted.ease(settings["ridge"])
 
         def ease(chosen: np.ndarray) -> np.ndarray:
             scores = np.zeros((len(chosen), history.shape[1]), np.float32)
-            scores[:, known] = history[chosen][:, known] @ weights
+            scores[:, popular] = history[chosen][:, popular] @ weights
             return scores
 
         return ease
@@ -238,12 +238,12 @@ def _item_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
         after = fitted.transitions(settings["window"], settings.get("decay", 1.0))
         backoff = _BACKOFF * fitted.popularity
         return lambda chosen: (history[chosen] @ after).toarray() + backoff
-    like = fitted.item_cosine(settings["neighbours"], settings["shrink"])
-    return lambda chosen: (history[chosen] @ like).toarray()
+    cosine = fitted.item_cosine(settings["neighbours"], settings["shrink"])
+    return lambda chosen: (history[chosen] @ cosine).toarray()
 
 
 def _mixed_scores(fitted: _Fitted, held: HeldOut, settings: Settings) -> Scores:
-    """A share of EASE with recency and the rest of the windowed Markov, each by its greatest."""
+    """Mixes EASE with recency and the windowed Markov chain, each scaled to a maximum of 1."""
     share = settings["share"]
     ease = _item_scores(fitted, held, settings["ease_recency"])
     markov = _item_scores(fitted, held, settings["markov_windowed"])
@@ -270,5 +270,5 @@ _GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
     "markov_windowed": {"window": _WINDOWS, "decay": _DECAYS},
     "ease_markov": {"share": _SHARES},
 }
-# Baselines that others are made of.
+# Baselines from which others are made.
 _PARTS = {"ease_markov": ("ease_recency", "markov_windowed")}

@@ -1,6 +1,6 @@
-"""Columns of a file of events: which holds the user, the item, the time, the rating and the title.
+"""Columns of a file of events: user, item, time, rating and title.
 
-A header is recognized by its names. Without one, columns stand in the order user, item, timestamp,
+A header is recognized by its names. Without one, columns are in the order user, item, timestamp,
 title, or user, item, rating, timestamp, and are called by their numbers from 1.
 """
 
@@ -21,7 +21,7 @@ from tasks.common.errors import UserError
 USER, ITEM, TIME, RATING, TITLE = "user", "item", "timestamp", "rating", "title"
 EXPECTED = "expected user,item,timestamp[,title] in each line"
 _SHOWN = 8
-# The time column of files whose lines are in the order of time.
+# Time column of files whose lines are in the order of time.
 NO_TIMES = "none"
 _KEYS = {
     role: f"config.data.{field}_column"
@@ -51,12 +51,12 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What the user says of a file.
+    """Settings for reading a file.
 
     Attributes:
       user, item, time, rating: headers, or numbers from 1 of columns without a header; empty:
-        found. `time` is "none" for lines in the order of time.
-      min_rating: least rating of an event that counts; None: all count.
+        detected. `time` is "none" for lines in the order of time.
+      min_rating: least rating of an event; None: all events.
       date_order: see `tasks.common.data.timestamps.TimeColumn`.
     """
 
@@ -69,23 +69,23 @@ class Wanted:
 
     @property
     def named(self) -> dict[str, str]:
-        """The columns that are named, by role."""
+        """Named columns by role."""
         found = {USER: self.user, ITEM: self.item, TIME: self.time, RATING: self.rating}
         return {role: name for role, name in found.items() if name and name != NO_TIMES}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the columns stand.
+    """Positions of the columns.
 
     Attributes:
-      places: index of the column of each role; a role that the file lacks is missing.
+      indices: index of the column of each role; a role that the file lacks is missing.
       names: of the columns by role, for messages.
       notes: what was assumed, for messages.
       guessed: whether the file has no header and no column is named.
     """
 
-    places: Mapping[str, int]
+    indices: Mapping[str, int]
     names: Mapping[str, str]
     notes: tuple[str, ...] = ()
     guessed: bool = False
@@ -107,7 +107,7 @@ def find_header(first: Sequence[str], below: Sequence[Sequence[Any]], wanted: Wa
     roles = [role for role in _NAMES if _found(role, first)]
     if len(roles) >= 2:
         return True
-    kinds = [_kind([row[place] for row in below]) for place in range(len(first))] if below else []
+    kinds = [_kind([row[index] for row in below]) for index in range(len(first))] if below else []
     above = [_kind([cell]) for cell in first]
     return (
         len(first) >= 2
@@ -120,11 +120,11 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
     """Returns the columns of a file with a header.
 
     Raises:
-      UserError: a column is missing, stands there twice, or cannot be told from another.
+      UserError: a column is missing, occurs twice, or is ambiguous.
     """
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {quote(twice)} stands in the header twice; rename one")
-    places, names = {}, {}
+        raise UserError(f"{name}: column {quote(twice)} occurs twice in the header; rename one")
+    indices, names = {}, {}
     for role in _NAMES:
         column = wanted.named.get(role)
         if column is None and role == TIME and wanted.time == NO_TIMES:
@@ -140,22 +140,22 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
                 )
             column = found[0] if found else None
         if column is not None:
-            places[role], names[role] = header.index(column), column
+            indices[role], names[role] = header.index(column), column
     for role in (USER, ITEM, TIME):
-        if role not in places and not (role == TIME and wanted.time == NO_TIMES):
+        if role not in indices and not (role == TIME and wanted.time == NO_TIMES):
             order = f", or set it to {NO_TIMES!r} if lines are in order" if role == TIME else ""
             raise UserError(
                 f"{name}: no column {role!r}; there are: {join_names(header)}; name it by "
                 f"{_KEYS[role]}{order}"
             )
-    _expect_apart(name, places, names)
+    _expect_apart(name, indices, names)
     notes = []
     others = [column or "(without a name)" for column in header if column not in names.values()]
-    if others or any(names[role].lower() != role for role in places):
-        used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in places)
+    if others or any(names[role].lower() != role for role in indices):
+        used = ", ".join(f"{role} = {names[role]}" for role in _NAMES if role in indices)
         more = join_names(others, _SHOWN)
         notes.append(f"columns: {used}" + (f"; not used: {more}" if others else ""))
-    return Layout(places, names, tuple(notes))
+    return Layout(indices, names, tuple(notes))
 
 
 def by_number(
@@ -171,7 +171,7 @@ def by_number(
       line: of the first record.
 
     Raises:
-      UserError: the columns are not those of events, or are not told by their content.
+      UserError: the columns are not those of events, or are ambiguous.
     """
     timeless = wanted.time == NO_TIMES
     if wanted.named:
@@ -185,7 +185,7 @@ def by_number(
         raise UserError(f"{name}: line {line}: {width} fields; {EXPECTED}{remedy}")
     if timeless and width == 2:
         return _guessed({USER: 0, ITEM: 1})
-    kinds = [_kind([row[place] for row in sample]) for place in range(min(width, 5))]
+    kinds = [_kind([row[index] for row in sample]) for index in range(min(width, 5))]
     if timeless or width > 4:
         raise _undecided(name, f"has {width} columns and no header")
     if kinds[2] != "time":
@@ -194,15 +194,16 @@ def by_number(
             note = f"no header; columns taken for {USER}, {ITEM}, {RATING}, {TIME}"
             return _guessed({USER: 0, ITEM: 1, RATING: 2, TIME: 3}, note)
         if "time" in kinds:
-            place = kinds.index("time") + 1
-            raise _undecided(name, f"has no header, and times seem to stand in column {place}")
-    places = {USER: 0, ITEM: 1, TIME: 2}
-    return _guessed(places if width == 3 else {**places, TITLE: 3})
+            index = kinds.index("time") + 1
+            raise _undecided(name, f"has no header, and times seem to stand in column {index}")
+    indices = {USER: 0, ITEM: 1, TIME: 2}
+    return _guessed(indices if width == 3 else {**indices, TITLE: 3})
 
 
 def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
-    """Returns whether small numbers are ratings and not an order: up to 10, with fractions, or the
-    same for several events of a user.
+    """Returns whether small numbers are ratings and not an order.
+
+    Ratings are at most 10, and have fractions or repeat for events of a user.
 
     Args:
       numbers: float64 [n].
@@ -215,31 +216,31 @@ def looks_like_ratings(numbers: np.ndarray, user: np.ndarray) -> bool:
 
 
 def ratings_for_times(name: str, column: str) -> UserError:
-    """Returns the error for a column of ratings in the place of the times."""
+    """Returns the error for a column of ratings instead of times."""
     return _undecided(name, f"has no header, and column {column} seems to hold ratings, not times")
 
 
 def _numbered(name: str, width: int, wanted: Wanted) -> Layout:
-    places = {USER: 0, ITEM: 1, TIME: 2}
+    indices = {USER: 0, ITEM: 1, TIME: 2}
     if wanted.time == NO_TIMES:
-        del places[TIME]
+        del indices[TIME]
     for role, column in wanted.named.items():
         if not column.isdecimal() or not 1 <= int(column) <= width:
             raise UserError(
                 f"{name}: no column {column!r}; the file has no header, so that columns are "
                 f"numbers from 1 to {width}"
             )
-        places[role] = int(column) - 1
-    names = {role: str(place + 1) for role, place in places.items()}
-    _expect_apart(name, places, names)
-    if max(places.values()) >= width:
-        raise UserError(f"{name}: has {width} columns, expected {max(places.values()) + 1}")
-    return Layout(places, names)
+        indices[role] = int(column) - 1
+    names = {role: str(index + 1) for role, index in indices.items()}
+    _expect_apart(name, indices, names)
+    if max(indices.values()) >= width:
+        raise UserError(f"{name}: has {width} columns, expected {max(indices.values()) + 1}")
+    return Layout(indices, names)
 
 
-def _guessed(places: Mapping[str, int], *notes: str) -> Layout:
-    names = {role: role for role in places}
-    return Layout(places, names, notes, guessed=True)
+def _guessed(indices: Mapping[str, int], *notes: str) -> Layout:
+    names = {role: role for role in indices}
+    return Layout(indices, names, notes, guessed=True)
 
 
 def _undecided(name: str, what: str) -> UserError:
@@ -250,15 +251,15 @@ def _undecided(name: str, what: str) -> UserError:
     )
 
 
-def _expect_apart(name: str, places: Mapping[str, int], names: Mapping[str, str]) -> None:
-    for role, place in places.items():
-        for other, there in places.items():
-            if role < other and place == there:
+def _expect_apart(name: str, indices: Mapping[str, int], names: Mapping[str, str]) -> None:
+    for role, index in indices.items():
+        for other, there in indices.items():
+            if role < other and index == there:
                 raise UserError(f"{name}: column {names[role]!r} is named for {role} and {other}")
 
 
 def _found(role: str, header: Sequence[str]) -> list[str]:
-    """The columns of the most usual name that the header has for a role."""
+    """Returns the columns with the most common name of a role."""
     plain = [_plain(cell) for cell in header]
     for name in _NAMES[role]:
         if found := [cell for cell, each in zip(header, plain, strict=True) if each == name]:
@@ -273,7 +274,7 @@ def _plain(cell: str) -> str:
 
 
 def _kind(cells: Sequence[Any]) -> str:
-    """ "time", "number" or "text"."""
+    """Returns "time", "number" or "text"."""
     if looks_like_times(cells, stray=True):
         return "time"
     try:

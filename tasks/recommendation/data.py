@@ -1,9 +1,9 @@
-"""Who had what in which order, split by leaving each user's last two events out.
+"""Events of users in order, split by leave-one-out.
 
-Of a user with three events or more the last is test and the one before it validation; all others
-are train. Every event is a positive, whatever was thought of the item. Of events of one user with
-equal time stamps the one on the earlier line is earlier. An item that a user has again counts where
-it was had first, since what is ranked are items that the user has not had.
+The last event of a user with three or more is in the test split, the one before it in validation;
+all others are for training. Every event is positive, for any rating. Events of one user with
+equal time stamps are in the order of their lines. A repeated item counts at its first event, since
+only unseen items are ranked.
 
 U users, I items, n events, S events of a sequence, M of the longest history.
 """
@@ -14,7 +14,6 @@ import base64
 import dataclasses
 import functools
 import io
-import math
 import sys
 import zlib
 from collections.abc import Mapping
@@ -23,9 +22,11 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from tasks.common.configs import Config, FiniteFloat, PositiveInt
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import fetch
+from tasks.common.data.splits import SplitSummary
 from tasks.common.data.timestamps import DATE_ORDERS
 from tasks.common.data.user_files import LATER, expect_one_of, results_name
 from tasks.common.errors import UserError
@@ -33,7 +34,7 @@ from tasks.recommendation import user_files
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.datasets import DATA_SETS
 
-# Events that a user must have to be tested: one to learn from, one to validate, one to test.
+# Least number of events of a user in validation and test: one for each split.
 LEAST = 3
 PAD = -1
 _DAY = 86400.0
@@ -41,53 +42,50 @@ _SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which events, and how much of them a model sees at once.
+class DataConfig(Config):
+    """Events, and the length of sequences.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<its name> unless something else is given.
+      name: a built-in data set. With path the name of the results, own_<name of the file> by
+        default.
       path: user file of events, CSV or JSON lines: user,item,timestamp[,title] or
         user,item,rating,timestamp, or columns in any order under a header. Times are seconds,
         milliseconds, microseconds or nanoseconds since 1970, dates such as 2024-05-31T13:00+02:00,
         31.05.2024, 05/31/2024 or 20240531, or years; small numbers are an order. See
-        `tasks.recommendation.user_files.read_own`.
-      max_length: S, events of a sequence; of a longer history an evaluation sees the latest, and
-        training sees all of it, in several sequences.
+        `tasks.recommendation.user_files.read_events`.
+      max_length: S, events of a sequence. Evaluation uses the latest of a longer history, training
+        all of it, in several sequences.
       user_column, item_column, time_column, rating_column: headers of the user file, or numbers
-        from 1 of columns without a header; "": found. `time_column` "none": there are no times,
-        and lines are in order.
-      min_rating: least rating of an event of the user file that counts; None: every event counts.
-      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": found from the
-        column, which is refused if no date of it tells.
+        from 1 of columns without a header; "": detected. `time_column` "none": no times, lines are
+        in order.
+      min_rating: least rating of an event of the user file; None: all events.
+      date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
+        the column, an error if ambiguous.
     """
 
     name: str = "movielens_100k"
     path: str | None = None
-    max_length: int = 50
+    max_length: PositiveInt = 50
     user_column: str = dataclasses.field(default="", metadata=LATER)
     item_column: str = dataclasses.field(default="", metadata=LATER)
     time_column: str = dataclasses.field(default="", metadata=LATER)
     rating_column: str = dataclasses.field(default="", metadata=LATER)
-    min_rating: float | None = dataclasses.field(default=None, metadata=LATER)
+    min_rating: FiniteFloat | None = dataclasses.field(default=None, metadata=LATER)
     date_order: str = dataclasses.field(default="", metadata=LATER)
 
     def __post_init__(self):
-        if self.max_length < 1:
-            raise ValueError(f"max_length: got {self.max_length}, expected at least 1")
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own events")
+        super().__post_init__()
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes user files")
         object.__setattr__(self, "name", name)
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
-        if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise ValueError(f"min_rating: got {self.min_rating}, expected a finite number")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.metadata == LATER and self.path is None and value != field.default:
-                raise ValueError(f"{field.name}: {name} has its own; it is for files of path alone")
+                raise ValueError(f"{field.name}: {name} has its own; set it only with path")
 
     @property
     def wanted(self) -> Wanted:
-        """Which columns of the user file are read, and which events."""
+        """Columns and events of the user file."""
         return Wanted(
             self.user_column,
             self.item_column,
@@ -100,19 +98,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecommendationData:
-    """The events of all users, each user's in the order of time; 8 bytes an event.
+    """Events of all users, in the order of time for each user; 8 bytes an event.
 
-    Items are numbered at random: how a publisher numbers them may tell when they came.
+    Item numbers are random, since a publisher's numbers may reveal release dates.
 
     Attributes:
       starts: int64 [U + 1]; the events of user u are those from starts[u] to starts[u + 1].
       items: int32 [n].
-      ages: float32 [n], days from each event to the last one of its user; None where no time is
-        known.
+      ages: float32 [n], days from each event to the last of its user; None without times.
       users: names of the users.
-      names: of the items, as the publisher has them.
-      titles: of the items, for people.
-      features: float32 [I, G], what is known of the items; None if nothing.
+      names: of the items, as published.
+      titles: of the items, for display.
+      features: float32 [I, G], features of the items, or None.
     """
 
     starts: np.ndarray
@@ -133,36 +130,36 @@ class RecommendationData:
 
     @functools.cached_property
     def tested(self) -> np.ndarray:
-        """int [users with enough events], those of validation and test."""
+        """Users of validation and test, int [any]."""
         return np.flatnonzero(np.diff(self.starts) >= LEAST)
 
     @functools.cached_property
     def longest(self) -> int:
-        """M, events of the longest history."""
+        """Number of events of the longest history, M."""
         return int(np.diff(self.starts).max())
 
     def train_ends(self, with_validation: bool = False) -> np.ndarray:
-        """int64 [U], where the train events of each user end."""
+        """Returns the end of the training events of each user, int64 [U]."""
         ends = self.starts[1:].copy()
         ends[self.tested] -= 1 if with_validation else 2
         return ends
 
     def train_matrix(self, with_validation: bool = False) -> csr_matrix:
-        """Sparse float32 [U, I] of train, with the validation events if asked.
+        """Returns the training events as sparse float32 [U, I].
 
-        An entry is the place of the event in its user's history, counted from 1.
+        An entry is the position of the event in the history of its user, from 1.
         """
         lengths = self.train_ends(with_validation) - self.starts[:-1]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        place = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        columns = self.items[place + np.repeat(self.starts[:-1], lengths)]
-        entries = (place + 1).astype(np.float32)
+        position = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        columns = self.items[position + np.repeat(self.starts[:-1], lengths)]
+        entries = (position + 1).astype(np.float32)
         matrix = csr_matrix((entries, columns, starts), (self.num_users, self.num_items))
         matrix.sort_indices()
         return matrix
 
     def popularity(self, with_validation: bool = False) -> np.ndarray:
-        """int64 [I], train events of each item."""
+        """Returns the number of training events of each item, int64 [I]."""
         counts = np.bincount(self.items, minlength=self.num_items)
         held_out = self.starts[self.tested + 1][:, None] - ([1] if with_validation else [1, 2])
         return counts - np.bincount(self.items[held_out].ravel(), minlength=self.num_items)
@@ -184,32 +181,31 @@ class RecommendationData:
         """Hash of all parts."""
         return digests.joined(self.parts)
 
-    def assets(self) -> dict[str, Any]:
-        """Everything, as JSON values; about 4 bytes an event."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON values, about 4 bytes an event."""
         arrays = {name: getattr(self, name) for name in ("starts", "items", "ages", "features")}
         packed = {name: None if array is None else _pack(array) for name, array in arrays.items()}
         titles = None if self.titles == self.names else list(self.titles)
         return {**packed, "users": list(self.users), "names": list(self.names), "titles": titles}
 
     @classmethod
-    def restore(cls, assets: Mapping[str, Any]) -> RecommendationData:
-        """The data of `assets`."""
-        packed = {name: assets[name] for name in ("starts", "items", "ages", "features")}
+    def from_json(cls, saved: Mapping[str, Any]) -> RecommendationData:
+        """Inverts `to_json`."""
+        packed = {name: saved[name] for name in ("starts", "items", "ages", "features")}
         arrays = {name: None if text is None else _unpack(text) for name, text in packed.items()}
-        names = tuple(assets["names"])
-        titles = names if assets["titles"] is None else tuple(assets["titles"])
-        return cls(**arrays, users=tuple(assets["users"]), names=names, titles=titles)
+        names = tuple(saved["names"])
+        titles = names if saved["titles"] is None else tuple(saved["titles"])
+        return cls(**arrays, users=tuple(saved["users"]), names=names, titles=titles)
 
 
 def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
-    """Reads a data set; says how many users are too short to be tested, and what was left out.
+    """Reads a data set, and reports users that are too short to be evaluated.
 
     Raises:
-      UserError: a source cannot be had, what is wrong with an own file, or nobody has enough events
-        to be tested.
+      UserError: a source or user file cannot be read, or no user has enough events.
     """
     if config.path is not None:
-        events = user_files.read_own(config.path, config.wanted)
+        events = user_files.read_events(config.path, config.wanted)
     else:
         data_set = DATA_SETS[config.name]
         found = {source.name: fetch(source, paths) for source in data_set.sources}
@@ -221,17 +217,17 @@ def load(config: DataConfig, paths: Paths | None) -> RecommendationData:
             f"{data.num_items:,} items"
         )
     if repeated:
-        _say(f"{config.name}: {repeated:,} events repeat an item of their user; the first counts")
+        _say(f"{config.name}: {repeated:,} events repeat an item of their user; kept the first")
     short = data.num_users - len(data.tested)
     if not len(data.tested):
         raise UserError(
             f"config.data: none of {data.num_users:,} users of {config.path or config.name} has "
-            f"{LEAST} events or more, one each to learn from, to validate and to test"
+            f"{LEAST} events or more, one for each split"
         )
     if short:
         _say(
             f"{config.name}: {short:,} of {data.num_users:,} users have fewer than {LEAST} events "
-            "and are train only"
+            "and are for training only"
         )
     return data
 
@@ -241,10 +237,10 @@ def _say(line: str) -> None:
 
 
 def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
-    """Events sorted by user and time, each item of a user once, and how many others there were."""
+    """Sorts events by user and time, and removes repeated items; returns their number too."""
     user, item, seconds = events.user, events.item, events.seconds
     sorted_by = events.order if seconds is None else seconds
-    # Sorting is stable: among equals the earlier line stays the earlier.
+    # The sort is stable: equal times keep the order of lines.
     order = np.lexsort((user,) if sorted_by is None else (sorted_by, user)).astype(np.int64)
     num_users, num_items = len(events.users), len(events.names)
     pairs = user[order].astype(np.int64) * num_items + item[order]
@@ -257,7 +253,7 @@ def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
     if seconds is not None:
         last = np.repeat(seconds[kept][starts[1:] - 1], np.diff(starts))
         ages = ((last - seconds[kept]) / _DAY).astype(np.float32)
-    # Number of each item from now on, and the item of each number.
+    # New number of each item, and the item of each number.
     order = np.random.default_rng(_SEED).permutation(num_items)
     number = np.empty(num_items, np.int32)
     number[order] = np.arange(num_items)
@@ -271,14 +267,14 @@ def in_order(events: user_files.Events) -> tuple[RecommendationData, int]:
 
 
 def padded(items: np.ndarray, size: int) -> np.ndarray:
-    """Items int [any] -> int32 [size], -1 after them."""
+    """Pads items int [any] with -1 to int32 [size]."""
     found = np.full(size, PAD, np.int32)
     found[: len(items)] = items
     return found
 
 
 class _Sequences:
-    """What the splits have in common: reading stretches of histories."""
+    """Base of the splits."""
 
     lengths = None
     padded: Mapping[str, int] = {}
@@ -297,7 +293,7 @@ class _Sequences:
         return found
 
     def _example(self, user: int, begin: int, end: int, seen_end: int) -> dict[str, np.ndarray]:
-        """The history that ends at `end`, of the user's events from `begin` on."""
+        """Returns the history that ends at `end`, of events of a user from `begin` on."""
         first = max(begin, end - self._length)
         return {
             "items": self._padded(first, end, self._length),
@@ -308,20 +304,20 @@ class _Sequences:
 
 
 class TrainSequences(_Sequences):
-    """Random access to the train events of users in sequences of S of them and what came next.
+    """Random access to sequences of S training events and their next items.
 
-    A user's events but the first are each `next` once: of a long history there is a sequence of the
-    latest S, one of the S before these, and so on. An example has `items` int32 [S], oldest first,
-    and `next` int32 [S], what came after each; `ages` float32 [S], days between each of `items` and
-    the last of them, 0 where no time is known; `user` int32, the row of the train matrix; `seen`
-    int32 [M], all train items of the user; `target` int32, -1. Filled up with -1, `ages` with 0.
+    Each event of a user but the first is `next` once: a long history gives a sequence of the latest
+    S, one of the S before, and so on. An example has `items` int32 [S], oldest first; `next` int32
+    [S], the item after each; `ages` float32 [S], days from each item to the last, 0 without times;
+    `user` int32, the row of the train matrix; `seen` int32 [M], all training items of the user;
+    `target` int32, -1. Padding is -1, of `ages` 0.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, with_validation: bool):
-        """Of users with two train events at least.
+        """Args: the events; config; whether validation events are included.
 
         Raises:
-          UserError: there are none.
+          UserError: no user has two training events.
         """
         super().__init__(data, config)
         self._ends = data.train_ends(with_validation)
@@ -329,12 +325,12 @@ class TrainSequences(_Sequences):
         count = -(-transitions // self._length)
         if not count.any():
             raise UserError(
-                f"config.data: none of {data.num_users:,} users has two events in train, so "
-                "nothing says what comes next; give longer histories"
+                f"config.data: none of {data.num_users:,} users has two training events; give "
+                "longer histories"
             )
         self.user = np.repeat(np.arange(data.num_users, dtype=np.int32), count)
         number = np.arange(len(self.user)) - np.repeat(np.cumsum(count) - count, count)
-        # Where `next` of each sequence ends.
+        # End of `next` of each sequence.
         self.end = self._ends[self.user] - number * self._length
 
     def __len__(self) -> int:
@@ -352,15 +348,15 @@ class TrainSequences(_Sequences):
 
 
 class HeldOut(_Sequences):
-    """Random access to one event of each tested user and the history before it.
+    """Random access to the held-out event of each user and the history before it.
 
     An example has `target` int32, the item; `items` int32 [S], the latest S before it, oldest
-    first; `ages` float32 [S], days between each and the last of them; `user` int32, the row of the
-    train matrix; `seen` int32 [M], all items before it. Filled up with -1, `ages` with 0.
+    first; `ages` float32 [S], days from each item to the last; `user` int32, the row of the train
+    matrix; `seen` int32 [M], all items before it. Padding is -1, of `ages` 0.
 
     Attributes:
       target: int32 [users].
-      users: int [users], their numbers.
+      users: int [users], user numbers.
     """
 
     def __init__(self, data: RecommendationData, config: DataConfig, split: str):
@@ -378,21 +374,23 @@ class HeldOut(_Sequences):
         return {**example, "target": self.target[index]}
 
     def history(self, index: int) -> np.ndarray:
-        """int32 [any], all items before the target, oldest first."""
+        """Returns all items before the target, oldest first, int32 [any]."""
         return self._data.items[self._data.starts[self.users[index]] : self.end[index]]
 
     def seen(self, chosen: np.ndarray) -> np.ndarray:
-        """int32 [chosen, M], the field `seen` of some examples."""
+        """Returns the field `seen` of some examples, int32 [chosen, M]."""
         begins = self._data.starts[self.users[chosen]]
         pairs = zip(begins.tolist(), self.end[chosen].tolist(), strict=True)
         return np.stack([self._padded(*pair, self._data.longest) for pair in pairs])
 
     def matrix(self, decay: float = 1.0, window: int | None = None) -> csr_matrix:
-        """Sparse float32 [users, I]: decay^p for the item p places before the end of a history.
+        """Returns weights of histories as sparse float32 [users, I].
+
+        The item p positions before the end of a history has decay^p.
 
         Args:
-          decay: γ; 1 counts all alike.
-          window: places that count at most; all if None.
+          decay: γ.
+          window: latest events that are used; all if None.
         """
         lengths = self.end - self._data.starts[self.users]
         lengths = lengths if window is None else np.minimum(lengths, window)
@@ -403,13 +401,54 @@ class HeldOut(_Sequences):
         return csr_matrix((weights, columns, starts), (len(self), self._data.num_items))
 
 
-def examples(
-    data: RecommendationData, config: DataConfig, split: str, with_validation: bool = False
-) -> TrainSequences | HeldOut:
-    """A split; train with the validation events too if asked."""
-    if split == "train":
-        return TrainSequences(data, config, with_validation)
-    return HeldOut(data, config, split)
+class RecommendationDataset:
+    """Events and their splits.
+
+    Attributes:
+      events: of all users.
+      with_validation: whether the training split has the validation events.
+    """
+
+    def __init__(
+        self, events: RecommendationData, config: DataConfig, with_validation: bool = False
+    ):
+        """Args: the events; config; whether the training split has the validation events."""
+        self.events, self.with_validation, self._config = events, with_validation, config
+
+    @functools.cached_property
+    def splits(self) -> dict[str, TrainSequences | HeldOut]:
+        """Examples by split."""
+        return {
+            "train": TrainSequences(self.events, self._config, self.with_validation),
+            "validation": HeldOut(self.events, self._config, "validation"),
+            "test": HeldOut(self.events, self._config, "test"),
+        }
+
+    @functools.cached_property
+    def train_matrix(self) -> csr_matrix:
+        """See `RecommendationData.train_matrix`."""
+        return self.events.train_matrix(self.with_validation)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the events and titles."""
+        return self.events.fingerprint
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data."""
+        return self.events.parts
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Returns counts of training sequences and of evaluated users."""
+        short = self.events.num_users - len(self.events.tested)
+        ignored = {"ignored": short, "ignored_as": f"with fewer than {LEAST} events"}
+        return {
+            split: SplitSummary(len(examples))
+            if split == "train"
+            else SplitSummary(len(examples), unit="users", **ignored)
+            for split, examples in self.splits.items()
+        }
 
 
 def _pack(array: np.ndarray) -> str:

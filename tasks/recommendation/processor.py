@@ -1,4 +1,4 @@
-"""What a person asks: what a user of the data, or whoever had some items, would take next."""
+"""Conversion of raw inputs (`user:NAME`, or titles) to arrays, and of ranked items to answers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.data.cells import label_value
 from tasks.recommendation.data import PAD, DataConfig, RecommendationData, padded
+from tasks.recommendation.metrics import TOP
+from tasks.task import ArraySpec, Processor
 
 _USER = "user:"
+# Attributions shown of each item.
+_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """One input, understood.
+class UserQuery:
+    """A parsed input.
 
     Attributes:
-      history: int32 [any], the items that are known, oldest first.
-      ages: float32 [any], days from each to the last of them.
-      user: the row of the train matrix, -1 for nobody of the data.
-      name: of the user that was asked about; None for a list of titles.
-      unknown: what is no item's title -> the nearest title; None where none is near.
+      history: int32 [any], the known items, oldest first.
+      ages: float32 [any], days from each item to the last.
+      user: row of the train matrix, -1 for a user outside the data.
+      name: name of the user; None for a list of titles.
+      unknown: each input part that names no item -> the nearest title, or None.
     """
 
     history: np.ndarray
@@ -35,25 +40,26 @@ class Question:
     unknown: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
-class Reader:
-    """Understands inputs: `user:NAME`, or titles or names of items with semicolons between them,
-    the oldest first, in any case of letters. Of a user all events of the data count, test too.
+class QueryParser:
+    """Parses `user:NAME`, or titles or names of items separated by semicolons, oldest first.
+
+    Case is ignored. The history of a user holds all events of the data, the test event too.
     """
 
     def __init__(self, data: RecommendationData):
         """Args: the events."""
         self._data = data
         self._users = {name: number for number, name in enumerate(data.users)}
-        # Of several items of one title the most popular is meant; a title goes before a name.
+        # The most popular of several items with one title is meant; titles precede names.
         order = np.argsort(np.bincount(data.items, minlength=data.num_items), kind="stable")
         names = {data.names[item].casefold(): int(item) for item in order}
         self._items = names | {data.titles[item].casefold(): int(item) for item in order}
 
-    def __call__(self, raw: str) -> Question:
-        """The question that an input asks."""
+    def __call__(self, raw: str) -> UserQuery:
+        """Parses an input."""
         text = raw.strip()
         if text.casefold().startswith(_USER):
-            return self._of_user(text[len(_USER) :].strip())
+            return self._user_query(text[len(_USER) :].strip())
         whole = self._items.get(text.casefold())
         parts = [text] if whole is not None else [part.strip() for part in text.split(";")]
         found: dict[int, None] = {}
@@ -65,16 +71,16 @@ class Reader:
             else:
                 found[item] = None
         history = np.array(list(found), np.int32)
-        return Question(history, np.zeros(len(history), np.float32), unknown=unknown)
+        return UserQuery(history, np.zeros(len(history), np.float32), unknown=unknown)
 
-    def _of_user(self, name: str) -> Question:
+    def _user_query(self, name: str) -> UserQuery:
         number = self._users.get(name, self._users.get(_name(name)))
         if number is None:
-            return Question(np.zeros(0, np.int32), np.zeros(0, np.float32), name=name)
+            return UserQuery(np.zeros(0, np.int32), np.zeros(0, np.float32), name=name)
         chosen = slice(*self._data.starts[number : number + 2])
         history, ages = self._data.items[chosen], self._data.ages
         ages = np.zeros(len(history), np.float32) if ages is None else ages[chosen]
-        return Question(history, ages, number, name)
+        return UserQuery(history, ages, number, name)
 
     def _nearest(self, title: str) -> str | None:
         near = difflib.get_close_matches(_words(title), self._titles, n=1, cutoff=0.6)
@@ -86,36 +92,148 @@ class Reader:
 
 
 def _name(text: str) -> str:
-    """A name as files of events have it: 1.0 is 1."""
+    """Returns a name as event files have it: 1.0 is 1."""
     return label_value(text, "input", "name") if text.strip() else text
 
 
 def _words(title: str) -> str:
-    """In any order: "Les Misérables" is near "Misérables, Les (1995)"."""
+    """Returns the sorted words: "Les Misérables" is near "Misérables, Les (1995)"."""
     return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
-class Questions:
-    """Random access to the examples of questions: those of `HeldOut` without `target`."""
+class UserQueries:
+    """Random access to the examples of queries: those of `HeldOut` without `target`."""
 
     lengths = None
     padded: Mapping[str, int] = {}
 
-    def __init__(self, questions: Sequence[Question], data: RecommendationData, config: DataConfig):
-        """Args: the questions; the events; how long sequences are."""
-        self._questions, self._length = questions, config.max_length
-        self._longest = max(data.longest, *(len(question.history) for question in questions))
+    def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
+        """Args: the queries; the events; config with the sequence length."""
+        self._queries, self._length = queries, config.max_length
+        self._longest = max(data.longest, *(len(query.history) for query in queries))
 
     def __len__(self) -> int:
-        return len(self._questions)
+        return len(self._queries)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        question, ages = self._questions[index], np.zeros(self._length, np.float32)
-        latest = question.history[-self._length :]
-        ages[: len(latest)] = question.ages[-self._length :]
+        query, ages = self._queries[index], np.zeros(self._length, np.float32)
+        latest = query.history[-self._length :]
+        ages[: len(latest)] = query.ages[-self._length :]
         return {
             "items": padded(latest, self._length),
             "ages": ages,
-            "user": np.int32(question.user),
-            "seen": padded(question.history, self._longest),
+            "user": np.int32(query.user),
+            "seen": padded(query.history, self._longest),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendationProcessor(Processor):
+    """Parses queries, and names the recommended items.
+
+    Attributes:
+      events: all events, since an input may name any user of the data.
+      with_validation: whether the validation events are trained on.
+    """
+
+    events: RecommendationData
+    with_validation: bool = False
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the fields of `UserQueries`."""
+        return {
+            "items": ArraySpec(("batch", self.data.max_length), "int32", PAD),
+            "ages": ArraySpec(("batch", self.data.max_length), "float32", 0),
+            "user": ArraySpec(("batch",), "int32"),
+            "seen": ArraySpec(("batch", "seen"), "int32", PAD),
+        }
+
+    @functools.cached_property
+    def _parse(self) -> Any:
+        # `encode` and `decode` parse the same inputs.
+        return functools.lru_cache(maxsize=4096)(QueryParser(self.events))
+
+    def encode(self, raw: Sequence[str]) -> UserQueries:
+        """Parses queries; see `QueryParser`."""
+        return UserQueries([self._parse(text) for text in raw], self.events, self.data)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns the ten best unseen items with attributions; without a history ("cold") the most
+        popular items.
+        """
+        popular = np.argsort(-self.events.popularity(self.with_validation), kind="stable")
+        answers = []
+        for index, text in enumerate(raw):
+            query = self._parse(text)
+            own = {name: value[index] for name, value in outputs.items()}
+            listed = [
+                {
+                    **self._item(item),
+                    "score": round(float(own["top_scores"][rank]), 4),
+                    "because": [
+                        {"what": what, "share": share}
+                        for what, share in self.attributions(own, rank, query.history)
+                    ],
+                }
+                for rank, item in enumerate(own["top"].tolist())
+                if item >= 0
+            ]
+            cold = not len(query.history)
+            if cold:
+                listed = [self._item(item) for item in popular[:TOP].tolist()]
+            answers.append(
+                {
+                    "input": text,
+                    "cold": cold,
+                    "unknown": dict(query.unknown),
+                    "recommendations": listed,
+                    "text": _line(query, listed, cold),
+                }
+            )
+        return answers
+
+    def attributions(
+        self, outputs: Mapping[str, np.ndarray], rank: int, history: np.ndarray
+    ) -> list[tuple[str, float]]:
+        """Returns the largest attributions of a recommended item.
+
+        Args:
+          outputs: of one user; see `Recommendation.predict`.
+          rank: index of the item in the list.
+          history: items of the user, oldest first.
+
+        Returns:
+          Names of items or users and their fractions, in descending order.
+        """
+        if "reason_items" in outputs:
+            latest = history[-self.data.max_length :]
+            sources = [self.events.titles[item] for item in latest]
+            weights = outputs["reason_items"][rank][: len(latest)]
+        elif "reason_neighbours" in outputs:
+            users = outputs["reason_neighbour_ids"].tolist()
+            sources = [f"user {self.events.users[user]}" for user in users]
+            weights = outputs["reason_neighbours"][rank]
+        else:
+            return []
+        order = np.argsort(-weights, kind="stable")[:_SHOWN]
+        return [(sources[i], round(float(weights[i]), 3)) for i in order if weights[i]]
+
+    def _item(self, item: int) -> dict[str, str]:
+        return {"item": self.events.names[item], "title": self.events.titles[item]}
+
+
+def _line(query: UserQuery, listed: Sequence[Mapping[str, Any]], cold: bool) -> str:
+    notes = [
+        f"{title!r} is no known title" + (f", did you mean {near!r}?" if near else "")
+        for title, near in query.unknown.items()
+    ]
+    if cold and query.name is not None:
+        notes.append(f"there is no user {query.name!r}")
+    if cold:
+        notes.append("no history, so these are the most popular")
+    shown = []
+    for entry in listed:
+        sources = [f"{source['what']} {source['share']:.2f}" for source in entry.get("because", ())]
+        shown.append(entry["title"] + (f" [{', '.join(sources[:1])}]" if sources else ""))
+    recommended = "; ".join(shown) or "nothing is left to recommend"
+    return f"({'; '.join(notes)}) {recommended}" if notes else recommended

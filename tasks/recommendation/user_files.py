@@ -1,6 +1,6 @@
-"""Files of events, a user having an item at a time, as flat arrays in the order of their lines.
+"""Reading of files of events (user, item, time) into flat arrays in the order of their lines.
 
-No Python object is kept of an event: reading and sorting take 80 bytes an event at most, and for a
+No Python object is kept per event: reading and sorting take at most 80 bytes an event, and for a
 million events with numbers as times 4 seconds of a CPU core.
 """
 
@@ -23,11 +23,11 @@ from tasks.common.errors import UserError, warn_once
 from tasks.recommendation import columns
 from tasks.recommendation.columns import EXPECTED, ITEM, RATING, TIME, TITLE, USER, Layout, Wanted
 
-# Records by which columns without a header are told apart.
+# Records from which columns without a header are detected.
 _SAMPLE = 1000
-# How other programs write an id that is missing.
+# Missing ids, as other programs write them.
 _MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A"))
-# A spreadsheet's rounded number: several ids become one.
+# Rounded number of a spreadsheet: several ids become one.
 _ROUNDED = re.compile(r"\d([.,]\d+)?E\+\d+")
 
 
@@ -40,11 +40,10 @@ class Events:
       item: int32 [n], numbers of items.
       seconds: float64 [n], since 1970; None where only the order is known.
       users: names of the users, by number.
-      names: of the items, by number, as the publisher has them.
-      titles: of the items, for people; None where they have but names.
-      features: float32 [I, G], what else is known of the items, None if nothing.
-      order: float64 [n], numbers by which events are sorted if `seconds` is None; None: lines are
-        in order.
+      names: of the items, by number, as published.
+      titles: of the items, for display; None if they have only names.
+      features: float32 [I, G], features of the items, or None.
+      order: float64 [n], sort keys if `seconds` is None; None: lines are in order.
     """
 
     user: np.ndarray
@@ -57,22 +56,21 @@ class Events:
     order: np.ndarray | None = None
 
 
-def read_own(name: str, wanted: Wanted | None = None) -> Events:
+def read_events(name: str, wanted: Wanted | None = None) -> Events:
     """Reads a user's file of events: CSV separated by commas, semicolons or tabs, or JSON lines.
 
     A line is `user,item,timestamp`, `user,item,timestamp,title` or `user,item,rating,timestamp`.
-    With a header, columns may stand in any order, and others beside them. A time stamp is a number
-    or a date in one notation for the whole column, see `tasks.common.data.timestamps`; smaller
-    numbers are an order. The first title of an item counts; an item without one is called by its
-    name. Of names 1 and 1.0 are the same.
+    With a header, columns may be in any order, and others are ignored. A time stamp is a number or
+    a date in one notation for the whole column, see `tasks.common.data.timestamps`; smaller numbers
+    are an order. The first title of an item is used, or else its name. Names 1 and 1.0 are equal.
 
     Args:
       name: of the file.
-      wanted: names of columns, and which events count; None: found, and all.
+      wanted: names of columns, and least rating; None: detected, and all events.
 
     Raises:
-      UserError: the file cannot be read, is not text or empty, a column is missing or cannot be
-        told from others, or a line is malformed: the line is named.
+      UserError: the file cannot be read, is not text or empty, a column is missing or ambiguous,
+        or a line is malformed.
     """
     wanted = wanted or Wanted()
     table = open_table(
@@ -84,12 +82,12 @@ def read_own(name: str, wanted: Wanted | None = None) -> Events:
     layout, skipped = _layout(table, wanted)
     for note in layout.notes:
         warn_once(f"{name}: {note}")
-    if RATING in layout.places and wanted.min_rating is None:
+    if RATING in layout.indices and wanted.min_rating is None:
         warn_once(
-            f"{name}: column {layout.names[RATING]!r} is ignored, every event counts; set "
+            f"{name}: column {layout.names[RATING]!r} is ignored; set "
             "config.data.min_rating to leave out events with low ratings"
         )
-    if RATING not in layout.places and wanted.min_rating is not None:
+    if RATING not in layout.indices and wanted.min_rating is not None:
         raise UserError(
             f"{name}: config.data.min_rating is {wanted.min_rating:g}, but no column has ratings; "
             "name it by config.data.rating_column"
@@ -98,7 +96,7 @@ def read_own(name: str, wanted: Wanted | None = None) -> Events:
 
 
 def _layout(table: Table, wanted: Wanted) -> tuple[Layout, int]:
-    """The columns, and the number of records above the events."""
+    """Returns the columns, and the number of records above the events."""
     name = table.name
     if table.delimiter is None:
         return columns.by_header(name, table.keys(), wanted), 0
@@ -122,31 +120,31 @@ def _records(table: Table, skipped: int) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
-    name, places, names = table.name, layout.places, layout.names
+    name, indices, names = table.name, layout.indices, layout.names
     users, items = _Ids(name, names[USER]), _Ids(name, names[ITEM])
     times = TimeColumn(wanted.date_order, stray=True)
-    user_place, item_place, time_place = places[USER], places[ITEM], places.get(TIME)
-    title_place = places.get(TITLE)
-    required = [place for place in (user_place, item_place, time_place) if place is not None]
+    user_index, item_index, time_index = indices[USER], indices[ITEM], indices.get(TIME)
+    title_index = indices.get(TITLE)
+    required = [index for index in (user_index, item_index, time_index) if index is not None]
     titles: dict[int, str] = {}
     user, item, count = array("i"), array("i"), 0
     for line, row in _records(table, skipped):
-        for place in required:
-            if row[place] is None or (isinstance(row[place], str) and not row[place].strip()):
+        for index in required:
+            if row[index] is None or (isinstance(row[index], str) and not row[index].strip()):
                 raise UserError(f"{name}: line {line}: a field is empty; {EXPECTED}")
         count += 1
         if _is_low(name, line, row, layout, wanted):
             continue
-        if time_place is not None:
+        if time_index is not None:
             try:
-                times.add(row[time_place])
+                times.add(row[time_index])
             except TimeError as error:
-                raise _no_time(name, line, names[TIME], row[time_place], error) from None
-        user.append(users.number(row[user_place], line))
-        number = items.number(row[item_place], line)
+                raise _no_time(name, line, names[TIME], row[time_index], error) from None
+        user.append(users.number(row[user_index], line))
+        number = items.number(row[item_index], line)
         item.append(number)
-        if title_place is not None and number not in titles:
-            title = _title(row[title_place], f"{name}: line {line}", names[TITLE])
+        if title_index is not None and number not in titles:
+            title = _title(row[title_index], f"{name}: line {line}", names[TITLE])
             if title:
                 titles[number] = title
     if len(user) < count:
@@ -166,8 +164,8 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
         if titles
         else None,
     )
-    if time_place is None:
-        warn_once(f"{name}: no times; lines are taken for the order of events")
+    if time_index is None:
+        warn_once(f"{name}: no times; events are in the order of lines")
         return events
     return _timed(table, events, layout, skipped, wanted, times)
 
@@ -175,7 +173,7 @@ def _read(table: Table, layout: Layout, skipped: int, wanted: Wanted) -> Events:
 def _timed(
     table: Table, events: Events, layout: Layout, skipped: int, wanted: Wanted, column: TimeColumn
 ) -> Events:
-    """The events with their times, or with the numbers that order them."""
+    """Returns the events with their times or sort keys."""
     name, header = table.name, layout.names[TIME]
     try:
         found = column.read()
@@ -184,7 +182,7 @@ def _timed(
         raise _no_time(name, line, header, cell, error) from None
     unsure = layout.guessed and found.is_order
     if unsure and columns.looks_like_ratings(found.seconds, events.user):
-        raise columns.ratings_for_times(name, str(layout.places[TIME] + 1))
+        raise columns.ratings_for_times(name, str(layout.indices[TIME] + 1))
     _tell(name, header, found)
     if found.is_order:
         return dataclasses.replace(events, order=found.seconds)
@@ -200,23 +198,23 @@ def _tell(name: str, header: str, found: Times) -> None:
 def _cell(
     table: Table, layout: Layout, skipped: int, wanted: Wanted, index: int
 ) -> tuple[int, Any]:
-    """The line and the time of the event of an index: they are not kept while reading."""
+    """Returns the line and the time cell of an event, which are not kept while reading."""
     for line, row in _records(table, skipped):
         if _is_low(table.name, line, row, layout, wanted):
             continue
         if not index:
-            return line, row[layout.places[TIME]]
+            return line, row[layout.indices[TIME]]
         index -= 1
     raise UserError(f"{table.name}: changed while it was read")
 
 
 class _Ids:
-    """Numbers of names, in the order in which they first occur."""
+    """Numbers of names, in order of first occurrence."""
 
     def __init__(self, file: str, column: str):
         self._file, self._column = file, column
         self._numbers: dict[str, int] = {}
-        # As they stand in the file: most cells need no further look.
+        # Cells as in the file: most need no further processing.
         self._known: dict[str, int] = {}
 
     @property
@@ -256,10 +254,10 @@ def _title(cell: Any, where: str, column: str) -> str:
 
 
 def _is_low(name: str, line: int, row: Sequence[Any], layout: Layout, wanted: Wanted) -> bool:
-    """Whether the rating of an event is below the least one that counts."""
+    """Returns whether the rating of an event is below the least one."""
     if wanted.min_rating is None:
         return False
-    cell = row[layout.places[RATING]]
+    cell = row[layout.indices[RATING]]
     try:
         value = math.nan if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):

@@ -59,7 +59,7 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
         expect_regular(source, name)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{name}: {_said(error)}") from None
     if not data:
         raise UserError(f"{name}: the file is empty")
@@ -151,5 +151,8 @@ def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
     return samples[start:end]
 
 
-def _said(error: OSError) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+def _said(error: OSError | ValueError) -> str:
+    # A path with a null byte gives ValueError.
+    if isinstance(error, FileNotFoundError | ValueError):
+        return "no such file"
+    return str(error.strerror)

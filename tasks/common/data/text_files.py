@@ -52,6 +52,9 @@ def open_text(name: str) -> TextIO:
         return path.open(encoding=detect_encoding(start), newline="")
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        # A name with a zero byte.
+        raise UserError(f"{name!r}: cannot be read ({error})") from error
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tasks.forecasting.models.base import Forecaster, Sizes
+from tasks.forecasting.models.base import Forecaster, WindowSizes
 from tasks.forecasting.models.informer import Informer, InformerConfig
 from tasks.forecasting.models.itransformer import ITransformer, ITransformerConfig
 from tasks.forecasting.models.lag import LagConfig, LagForecaster, ResidualLagConfig
@@ -48,16 +48,19 @@ _ON_RIDGE = {
 MODEL_CONFIGS = {config.name: config for config in (*_MODELS, *_ON_RIDGE)}
 
 
-def build(config: Any, sizes: Sizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs) -> Forecaster:
-    """The forecaster of a config.
+def build(
+    config: Any, sizes: WindowSizes, ridge: np.ndarray | None, *, rngs: nnx.Rngs
+) -> Forecaster:
+    """Builds the forecaster of a config.
 
     Args:
       config: one of MODEL_CONFIGS.
       sizes: of the data.
       ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F]: with
-        c the level, ŷ = c + (x - c) ridge. One for all channels, or where the config says
-        `ridge_individual` one for each. None where weights are restored, and for other models.
-      rngs: from which the weights are drawn.
+        c the level, ŷ = c + (x - c) ridge. With
+        `ridge_individual` each channel has its own. None if parameters are restored, and for other
+        models.
+      rngs: random streams of the initialization.
     """
     if type(config) in _ON_RIDGE:
         return _ON_RIDGE[type(config)](config, sizes, ridge, rngs=rngs)

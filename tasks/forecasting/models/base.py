@@ -1,11 +1,12 @@
-"""What every forecaster has in common: sizes, the call, and its window's own level and scale.
+"""Base class of forecasters, window sizes, and instance normalization.
 
-B windows, L look-back, F horizon, C channels, K features of the calendar, P parameters.
+B windows, L look-back, F horizon, C channels, K calendar features, P parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,14 @@ Weights = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What a model is built for.
+class WindowSizes:
+    """Sizes of windows.
 
     Attributes:
       channels: C.
       lookback: L.
       horizon: F.
-      calendar: K; 0 where there are no time stamps.
+      calendar: K; 0 without time stamps.
       period: times in a season.
     """
 
@@ -42,19 +43,27 @@ class Sizes:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
 
 
+class Mode(NamedTuple):
+    """Options of a forward pass; see `Forecaster.__call__`."""
+
+    training: bool
+    dropout_key: Array | None
+    return_weights: bool
+
+
 class Forecaster(nnx.Module):
-    """Base of the models.
+    """Base class of the models.
 
         parameters = model(past, past_valid, calendar)          # [B, F, C, P] of `model.head`
 
-    A subclass gives `forecast`; it sees 0 where the past is missing, whatever stood there.
+    A subclass implements `forecast`, with missing values of the past replaced by 0.
 
     Attributes:
-      sizes: what it is built for.
-      head: what the parameters mean.
+      sizes: of windows.
+      head: of the parameters.
     """
 
-    def __init__(self, sizes: Sizes, head: Head):
+    def __init__(self, sizes: WindowSizes, head: Head):
         self.sizes, self.head = sizes, head
 
     def __call__(
@@ -67,13 +76,13 @@ class Forecaster(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Weights]:
-        """The distribution of each channel at each step ahead.
+        """Forecasts the distribution of each channel at each step ahead.
 
         Args:
-          past: [B, L, C], standardised. What is missing may be anything, NaN included.
-          past_valid: bool [B, L, C], True = there.
+          past: [B, L, C], standardized. Missing values may be anything, NaN included.
+          past_valid: bool [B, L, C], False where missing.
           calendar: [B, L + F, K].
-          training: whether batch statistics are those of this batch.
+          training: whether to use the statistics of this batch.
           dropout_key: None for evaluation.
           return_weights: also return the attention weights by name, first dimension B.
 
@@ -85,40 +94,28 @@ class Forecaster(nnx.Module):
         """
         sizes = {"L": self.sizes.lookback, "C": self.sizes.channels, "K": self.sizes.calendar}
         shapes.expect("past", past, "B L C", sizes)
-        shapes.expect_boolean("past_valid", past_valid, true_means="a value that is there")
+        shapes.expect_boolean("past_valid", past_valid, true_means="a value that is valid")
         shapes.expect("past_valid", past_valid, "B L C", sizes)
         times = {"T": self.sizes.lookback + self.sizes.horizon}
         shapes.expect("calendar", calendar, "B T K", sizes | times)
         past = jnp.where(past_valid, past, 0).astype(jnp.float32)
-        parameters, weights = self.forecast(
-            past,
-            past_valid,
-            calendar,
-            training=training,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
-        )
+        mode = Mode(training, dropout_key, return_weights)
+        parameters, weights = self.forecast(past, past_valid, calendar, mode)
         return (parameters, weights) if return_weights else parameters
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """As `__call__`; weights that were not asked for are dropped."""
+        """Implements `__call__`; weights are ignored unless asked for."""
         raise NotImplementedError
 
 
 def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tuple[Array, Array]:
-    """Mean and deviation of each window and channel (Kim et al. 2022, "Reversible Instance
-    Normalization").
+    """Computes mean and deviation of each window and channel over valid times.
 
-        μ = mean_t x_t,   σ = sqrt(mean_t (x_t - μ)² + ε)       over the t that are there
+        μ = mean_t x_t,   σ = sqrt(mean_t (x_t - μ)² + ε)
+
+    Kim et al. 2022, "Reversible Instance Normalization".
 
     Args:
       past: x, [B, L, C].
@@ -126,7 +123,7 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
       epsilon: ε.
 
     Returns:
-      μ and σ, [B, 1, C]; 0 and sqrt(ε) where nothing is there.
+      μ and σ, [B, 1, C]; 0 and sqrt(ε) without valid times.
     """
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     level = jnp.sum(jnp.where(valid, past, 0), axis=1, keepdims=True) / count
@@ -136,12 +133,12 @@ def level_and_scale(past: Array, valid: Array, *, epsilon: float = 1e-5) -> tupl
 
 
 def level_of(past: Array, valid: Array, level: str) -> Array:
-    """The "mean" or the "last" value of what is there, [B, L, C] -> [B, 1, C]; 0 where nothing is.
+    """Computes the "mean" or "last" valid value: [B, L, C] -> [B, 1, C]; 0 if there is none.
 
     Args:
       past: 0 where not valid.
       valid: bool [B, L, C].
-      level: which.
+      level: "mean" or "last".
     """
     if level == "mean":
         count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
@@ -151,12 +148,13 @@ def level_of(past: Array, valid: Array, level: str) -> Array:
 
 
 class InstanceNorm(nnx.Module):
-    """Reversible instance normalisation (Kim et al. 2022): the network sees each window at mean 0
-    and deviation 1, and its answer gets the window's mean and deviation back.
+    """Reversible instance normalization (Kim et al. 2022).
+
+    The input of the network has mean 0 and deviation 1; its output is scaled back.
 
         z = (x - μ) / σ · γ + β,      ŷ = σ (ẑ - β) / γ + μ
 
-    Weights: where learned, scale [C] (γ) and bias [C] (β).
+    Parameters: if learned, scale [C] (γ) and bias [C] (β).
 
     Args:
       channels: C.
@@ -168,13 +166,14 @@ class InstanceNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((channels,))) if learned else None
 
     def __call__(self, past: Array, valid: Array) -> tuple[Array, Array, Array]:
-        """[B, L, C] -> z [B, L, C], 0 where nothing is there, and what takes a normal ẑ back:
-        ŷ = level + scale ẑ, [B, 1, C] each.
+        """Returns z [B, L, C], 0 where not valid, and level and scale [B, 1, C].
+
+        The inverse is ŷ = level + scale ẑ.
         """
         level, scale = level_and_scale(past, valid)
         normal = (past - level) / scale
         if self.scale is not None:
-            # A factor near 0 would blow up what it is divided by.
+            # Bounded away from 0, since values are divided by it.
             factor = self.scale[...] + jnp.where(self.scale[...] < 0, -1e-5, 1e-5)
             normal = normal * factor + self.bias[...]
             scale = scale / factor

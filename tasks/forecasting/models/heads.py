@@ -1,8 +1,8 @@
-"""Heads: what a forecaster says of each value to come, a number or a distribution.
+"""Heads of forecasters: a number or a distribution for each value.
 
-A model makes P raw numbers for each cell and `place`s them in the window's units; from then on they
-are the head's parameters, and a head knows its loss, its point forecast, its quantiles and its
-continuous ranked probability score.
+A model computes P raw numbers for each cell. `place` converts them to parameters in the units of
+the window, from which a head computes its loss, point forecast, quantiles and continuous ranked
+probability score.
 
 B windows, F horizon, C channels, P parameters of a head, Q levels.
 """
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.common.configs import one_of
+
 Array = jax.Array
 
 LEVELS = tuple(round(0.1 * number, 1) for number in range(1, 10))
@@ -26,7 +28,7 @@ _LARGEST_SCORE = 6.0
 
 
 class Head:
-    """Base of the heads; they have no weights.
+    """Base class of the heads; they have no parameters of their own.
 
     Attributes:
       name: in configs.
@@ -39,21 +41,21 @@ class Head:
     probabilistic = True
 
     def place(self, raw: Array, level: Array, scale: Array) -> Array:
-        """Raw numbers [B, F, C, P] -> parameters [B, F, C, P].
+        """Converts raw numbers [B, F, C, P] to parameters [B, F, C, P].
 
         Args:
-          raw: any numbers; with 0 all distributions are proper.
-          level, scale: [B, 1, C] of the window, scale above 0: the raw numbers speak of
+          raw: any numbers.
+          level, scale: [B, 1, C] of the window, scale above 0: the raw numbers describe
             (y - level) / scale.
         """
         raise NotImplementedError
 
     def around(self, point: Array, raw: Array, scale: Array) -> Array:
-        """Parameters of a point forecast that has a spread of its own: [B, F, C, P].
+        """Returns parameters of a distribution around a point forecast, [B, F, C, P].
 
         Args:
           point: [B, F, C].
-          raw: [..., P], broadcast; its first number is not read.
+          raw: [..., P], broadcast; its first number is not used.
           scale: as for `place`.
         """
         raw = jnp.broadcast_to(raw, (*point.shape, self.size))
@@ -63,15 +65,15 @@ class Head:
         raise NotImplementedError
 
     def losses(self, parameters: Array, future: Array) -> Array:
-        """[B, F, C, P] and [B, F, C] -> [B, F, C], what training makes small."""
+        """Computes the training loss: [B, F, C, P] and [B, F, C] -> [B, F, C]."""
         raise NotImplementedError
 
     def loss(self, parameters: Array, future: Array, valid: Array) -> Array:
-        """The mean of `losses` over the cells that are there, []; 0 where there are none.
+        """Computes the mean of `losses` over valid cells, []; 0 if there are none.
 
         Args:
           parameters: [B, F, C, P].
-          future: [B, F, C]; what is missing may be anything, NaN included.
+          future: [B, F, C]; missing values may be anything, NaN included.
           valid: bool [B, F, C], or weights.
         """
         weight = valid.astype(jnp.float32)
@@ -79,37 +81,35 @@ class Head:
         return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-6)
 
     def point(self, parameters: Array) -> Array:
-        """[B, F, C, P] -> the forecast [B, F, C]: the mean, or the median of quantiles."""
+        """Returns the point forecast [B, F, C]: the mean, or the median of quantiles."""
         return parameters[..., 0]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """[..., P] -> [..., Q], on the host.
+        """Computes quantiles on the host: [..., P] -> [..., Q].
 
         Raises:
-          ValueError: a level that the head cannot tell.
+          ValueError: a level is not supported.
         """
         raise ValueError(f"levels: got {list(levels)}, expected none of head={self.name!r}")
 
     def width(self, parameters: Array) -> Array:
-        """[..., P] -> the scale [...] of the distribution: proportional to its deviation for
-        distributions of one shape.
-        """
+        """Returns the scale [...] of the distribution, proportional to its deviation."""
         raise NotImplementedError
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """[..., P] and normal scores z [...] -> the quantiles [...] at the levels Φ(z)."""
+        """Computes the quantiles [...] at the levels Φ(z) of normal scores z [...]."""
         raise NotImplementedError
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Continuous ranked probability score (Gneiting & Raftery 2007), [B, F, C], in y's units.
+        """Computes the continuous ranked probability score, [B, F, C], in the units of y.
 
-        CRPS(F, y) = ∫ (F(x) - 1[x >= y])² dx
+        CRPS(F, y) = ∫ (F(x) - 1[x >= y])² dx          (Gneiting & Raftery 2007)
         """
         raise NotImplementedError
 
 
 class Point(Head):
-    """One number, the mean: squared error."""
+    """Point forecast of the mean: squared error."""
 
     name, size, probabilistic = "point", 1, False
 
@@ -123,12 +123,12 @@ class Point(Head):
         return jnp.square(parameters[..., 0] - future)
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """That of a certainty: the absolute error."""
+        """Computes the absolute error."""
         return jnp.abs(self.point(parameters) - future)
 
 
 class Median(Point):
-    """One number, the median: absolute error."""
+    """Point forecast of the median: absolute error."""
 
     name = "median"
 
@@ -137,9 +137,9 @@ class Median(Point):
 
 
 class Quantile(Head):
-    """The quantiles at .1, .2, ... .9, which never cross: pinball loss (Koenker & Bassett 1978).
+    """Quantiles at .1, .2, ... .9 without crossing: pinball loss (Koenker & Bassett 1978).
 
-    The first raw number is the median, the others are steps away from it, made positive.
+    The first raw number is the median, the others are positive increments away from it.
     """
 
     name, size = "quantile", len(LEVELS)
@@ -156,7 +156,7 @@ class Quantile(Head):
         return jnp.concatenate([point - below, point, point + above], axis=-1)
 
     def losses(self, parameters: Array, future: Array) -> Array:
-        """The mean over levels of ρ_q(y - ŷ_q) = (y - ŷ_q)(q - 1[y < ŷ_q])."""
+        """Computes the mean over levels of ρ_q(y - ŷ_q) = (y - ŷ_q)(q - 1[y < ŷ_q])."""
         over = future[..., None] - parameters
         levels = jnp.array(LEVELS, jnp.float32)
         return jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=-1)
@@ -165,45 +165,43 @@ class Quantile(Head):
         return parameters[..., self.middle]
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """Linear between the nine; see `Head.quantiles`."""
+        """Interpolates linearly between the nine levels."""
         levels = np.asarray(levels, np.float64)
         if np.any((levels < LEVELS[0]) | (levels > LEVELS[-1])):
             expected = f"{LEVELS[0]} to {LEVELS[-1]} of head='quantile'"
             raise ValueError(f"levels: got {levels.tolist()}, expected {expected}")
-        places = np.interp(levels, LEVELS, np.arange(self.size))
-        lower = np.minimum(places.astype(int), self.size - 2)
-        share = places - lower
+        positions = np.interp(levels, LEVELS, np.arange(self.size))
+        lower = np.minimum(positions.astype(int), self.size - 2)
+        upper = positions - lower
         parameters = np.asarray(parameters)
-        return parameters[..., lower] * (1 - share) + parameters[..., lower + 1] * share
+        return parameters[..., lower] * (1 - upper) + parameters[..., lower + 1] * upper
 
     def width(self, parameters: Array) -> Array:
-        """Of the normal distribution with the same outer levels; see `Head.width`."""
+        """Returns the deviation of the normal distribution with the same outer levels."""
         return (parameters[..., -1] - parameters[..., 0]) / (2 * _SCORES[-1])
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """Linear in z between the nine and beyond them: exact for a normal distribution."""
+        """Interpolates and extrapolates linearly in z: exact for a normal distribution."""
         knots = jnp.array(_SCORES, jnp.float32)
         lower = jnp.clip(jnp.searchsorted(knots, scores) - 1, 0, self.size - 2)
 
-        def at(places: Array) -> Array:
-            return jnp.take_along_axis(parameters, places[..., None], axis=-1)[..., 0]
+        def at(indices: Array) -> Array:
+            return jnp.take_along_axis(parameters, indices[..., None], axis=-1)[..., 0]
 
-        share = (scores - knots[lower]) / (knots[lower + 1] - knots[lower])
-        return at(lower) * (1 - share) + at(lower + 1) * share
+        upper = (scores - knots[lower]) / (knots[lower + 1] - knots[lower])
+        return at(lower) * (1 - upper) + at(lower + 1) * upper
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Twice the mean pinball loss: the integral over levels by their nine."""
+        """Computes twice the mean pinball loss: the integral over levels by the nine."""
         return 2 * self.losses(parameters, future)
 
 
 class StudentT(Head):
-    """Student's t: location, scale above 0 and degrees of freedom above 2; negative logarithm of
-    the density.
-    """
+    """Student's t: location, scale and degrees of freedom; negative log-likelihood."""
 
     name, size = "student_t", 3
     least = 1e-4
-    """Least scale, in the standardised data's units: of a constant series too."""
+    """Least scale, in units of the standardized data, for constant series."""
     fewest = 2.1
     """Fewest degrees of freedom: below 2 there is no variance."""
 
@@ -220,7 +218,7 @@ class StudentT(Head):
         return -jax.scipy.stats.t.logpdf(future, freedom, location, scale)
 
     def quantiles(self, parameters: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-        """See `Head.quantiles`."""
+        """Computes quantiles between levels 0 and 1."""
         from scipy import stats
 
         levels = np.asarray(levels, np.float64)
@@ -230,21 +228,21 @@ class StudentT(Head):
         return stats.t.ppf(levels, freedom, location, scale)
 
     def width(self, parameters: Array) -> Array:
-        """See `Head.width`."""
+        """Returns the scale parameter."""
         return parameters[..., 1]
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
-        """See `Head.at_scores`; z up to 6 in size, by a table with an error below 0.1 %."""
+        """Interpolates a table for |z| up to 6, with an error below 0.1 %."""
         location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
         table = jnp.asarray(_stretches())
         rows, columns = (size - 1 for size in table.shape)
         size = jnp.minimum(jnp.abs(scores) / _LARGEST_SCORE, 1) * columns
-        places = jnp.stack([self.fewest / freedom * rows, size])
-        stretch = jax.scipy.ndimage.map_coordinates(table, list(places), order=1, mode="nearest")
+        positions = jnp.stack([self.fewest / freedom * rows, size])
+        stretch = jax.scipy.ndimage.map_coordinates(table, list(positions), order=1, mode="nearest")
         return location + scale * scores * jnp.exp(stretch)
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """In closed form (Jordan et al. 2019, "Evaluating Probabilistic Forecasts with
+        """Computes the closed form (Jordan et al. 2019, "Evaluating Probabilistic Forecasts with
         scoringRules", appendix A).
 
             CRPS = σ (z (2 F(z) - 1) + 2 f(z) (ν + z²) / (ν - 1) - c),   z = (y - μ) / σ
@@ -254,7 +252,7 @@ class StudentT(Head):
         location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
         z = (future - location) / scale
         square = jnp.square(z)
-        # Both tails together, by the incomplete beta function.
+        # Both tails, from the incomplete beta function.
         tails = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + square))
         density = jnp.exp(jax.scipy.stats.t.logpdf(z, freedom))
         beta = jax.scipy.special.betaln
@@ -266,8 +264,9 @@ class StudentT(Head):
 
 @functools.cache
 def _stretches() -> np.ndarray:
-    """log(t / z) with F_ν(t) = Φ(z): float32 [r, s], by fewest/ν from 0 to 1 and z from 0 to
-    `_LARGEST_SCORE`.
+    """Tabulates log(t / z) with F_ν(t) = Φ(z), float32 [r, s].
+
+    Rows are fewest/ν from 0 to 1, columns z from 0 to `_LARGEST_SCORE`.
     """
     from scipy import stats
 
@@ -282,7 +281,4 @@ HEADS: dict[str, Head] = {head.name: head for head in (Point(), Median(), Quanti
 """Heads by name; see `config.head`."""
 
 
-def expect_head(name: str) -> None:
-    """Raises ValueError unless there is such a head."""
-    if name not in HEADS:
-        raise ValueError(f"head: got {name!r}, expected one of {', '.join(HEADS)}")
+HeadName = one_of(*HEADS)

@@ -1,5 +1,7 @@
-"""Informer (Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
-Forecasting"): ProbSparse attention, and an encoder that halves the length from layer to layer.
+"""Informer: ProbSparse attention, and an encoder that halves the length between layers.
+
+Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
+Forecasting".
 
 B windows, T times, D model size, N heads.
 """
@@ -17,6 +19,7 @@ from attention import masks
 from attention.image.batch_norm import BatchNorm
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.forecasting.models.base import Mode
 from tasks.forecasting.models.transformer import Transformer, TransformerConfig
 
 Array = jax.Array
@@ -24,10 +27,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class InformerConfig(TransformerConfig):
-    """Informer; as in `transformers`, the embeddings are normalised too.
+    """Informer; as in `transformers`, the embeddings are normalized too.
 
     Attributes:
-      distil: whether the length is halved between the encoder's layers.
+      distil: whether the length is halved between encoder layers.
       For the others see `TransformerConfig`.
     """
 
@@ -38,19 +41,18 @@ class InformerConfig(TransformerConfig):
     distil: bool = True
 
     def encoder(self, length: int, **changes: Any) -> EncoderConfig:
-        """See `LayersConfig.encoder`."""
+        """Returns the config of a stack with normalized input."""
         return super().encoder(length, **{"input_norm": True} | changes)
 
 
 class Distil(nnx.Module):
-    """Half the length: what is strongest of neighbours (Zhou et al. 2021, equation 5).
+    """Distilling: halves the length by convolution and max-pooling (Zhou et al. 2021, equation 5).
 
         y = maxpool(ELU(norm(x_(t-1) W_1 + x_t W_2 + x_(t+1) W_3 + b)))
 
-    around the ends, as if they met; batch norm, and of three neighbours every second triple. Where
-    nothing is there, the result is 0.
+    with circular padding, batch norm, and pooling of size 3 and stride 2. Missing times give 0.
 
-    Weights: convolution/kernel [3, D, D] and bias [D], and those of the norm.
+    Parameters: convolution/kernel [3, D, D] and bias [D], and those of the norm.
 
     Args:
       model_size: D.
@@ -60,22 +62,20 @@ class Distil(nnx.Module):
         self.convolution = Projection((3, model_size), (model_size,), rngs=rngs)
         self.norm = BatchNorm(model_size)
 
-    def __call__(self, x: Array, there: Array, *, training: bool) -> tuple[Array, Array]:
-        """[B, T, D] and bool [B, T] -> [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉]."""
-        x = jnp.where(there[..., None], x, 0)
+    def __call__(self, x: Array, present: Array, *, training: bool) -> tuple[Array, Array]:
+        """Halves x [B, T, D] and its mask, bool [B, T]: [B, ⌈T / 2⌉, D] and bool [B, ⌈T / 2⌉]."""
+        x = jnp.where(present[..., None], x, 0)
         near = jnp.stack([jnp.roll(x, 1, axis=1), x, jnp.roll(x, -1, axis=1)], axis=2)
-        counted = jnp.any(there, axis=1)
+        counted = jnp.any(present, axis=1)
         y = jax.nn.elu(self.norm(self.convolution(near), valid=counted, training=training))
         # ELU is above -1.
-        y = _strongest(jnp.where(there[..., None], y, -1.0), -1.0)
-        there = _strongest(there, False)
-        return jnp.where(there[..., None], y, 0), there
+        y = _max_pool(jnp.where(present[..., None], y, -1.0), -1.0)
+        present = _max_pool(present, False)
+        return jnp.where(present[..., None], y, 0), present
 
 
-def _strongest(x: Array, least: float | bool) -> Array:
-    """The largest of each time and its two neighbours, at every second time: [B, T, ...] ->
-    [B, ⌈T / 2⌉, ...].
-    """
+def _max_pool(x: Array, least: float | bool) -> Array:
+    """Max-pools with size 3 and stride 2: [B, T, ...] -> [B, ⌈T / 2⌉, ...]."""
     T, sides = x.shape[1], ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 2))
     wide = jnp.pad(x, sides, constant_values=least)
     left, middle, right = (wide[:, start : start + T : 2] for start in range(3))
@@ -83,7 +83,7 @@ def _strongest(x: Array, least: float | bool) -> Array:
 
 
 class DistillingEncoder(Encoder):
-    """An encoder with a `Distil` between its layers, where asked for."""
+    """An encoder with an optional `Distil` between its layers."""
 
     def __init__(self, config: EncoderConfig, *, distil: bool, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -91,41 +91,36 @@ class DistillingEncoder(Encoder):
         self.distil = nnx.List([Distil(config.model_size, rngs=rngs) for _ in between])
 
     def __call__(
-        self, x: Array, there: Array, *, training: bool, dropout_key: Array | None
+        self, x: Array, present: Array, *, training: bool, dropout_key: Array | None
     ) -> tuple[Array, Array]:
-        """[B, T, D] and bool [B, T] -> [B, S, D] and bool [B, S], with S = T where nothing is
-        distilled."""
+        """Encodes x [B, T, D] with its mask, bool [B, T]: [B, S, D] and bool [B, S].
+
+        S = T without distilling.
+        """
         x, keys = self._input(x, None, dropout_key)
         for number, (layer, key) in enumerate(zip(self.layers, keys, strict=True)):
-            mask = masks.valid(key=there)
+            mask = masks.valid(key=present)
             x, _ = layer(x, mask=mask, dropout_key=key, return_weights=False)
             if number < len(self.distil):
-                x, there = self.distil[number](x, there, training=training)
-        return jnp.where(there[..., None], self._output(x), 0), there
+                x, present = self.distil[number](x, present, training=training)
+        return jnp.where(present[..., None], self._output(x), 0), present
 
 
 class Informer(Transformer):
     """`Transformer` with a `DistillingEncoder`.
 
-    The decoder's attention to itself is whole: which queries ProbSparse takes for active depends on
-    all of them, those of later times too, and they are few.
+    The self-attention of the decoder is dot-product attention, since the active queries of
+    ProbSparse depend on later times.
 
-    Weights of the attention: "decoder" [B, layers, N, F, S], S the times that distilling left.
+    Attention weights: "decoder" [B, layers, N, F, S], S times after distilling.
     """
 
     def _encoder(self, config: InformerConfig, rngs: nnx.Rngs) -> nnx.Module:
         length = self.sizes.lookback
         return DistillingEncoder(config.encoder(length), distil=config.distil, rngs=rngs)
 
-    def _memory(
-        self,
-        x: Array,
-        there: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
-    ) -> tuple[Array, Array, Array | None]:
-        """See `Transformer._memory`."""
-        memory, there = self.encoder(x, there, training=training, dropout_key=dropout_key)
-        return memory, there, None
+    def _memory(self, x: Array, present: Array, mode: Mode) -> tuple[Array, Array, Array | None]:
+        memory, present = self.encoder(
+            x, present, training=mode.training, dropout_key=mode.dropout_key
+        )
+        return memory, present, None

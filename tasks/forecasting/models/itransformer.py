@@ -1,7 +1,7 @@
 """iTransformer: attention between channels (Liu et al. 2024, "iTransformer: Inverted Transformers
 Are Effective for Time Series Forecasting").
 
-B windows, L look-back, F horizon, C channels, K features of the calendar, D model size, P
+B windows, L look-back, F horizon, C channels, K calendar features, D model size, P
 parameters of a head.
 """
 
@@ -15,9 +15,9 @@ from flax import nnx
 
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Sizes, Weights
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.models.layers import LayersConfig, encoded
+from tasks.forecasting.models.layers import LayersConfig, encode
 
 Array = jax.Array
 
@@ -34,16 +34,16 @@ class ITransformerConfig(LayersConfig):
 
 
 class ITransformer(Forecaster):
-    """A channel's whole look-back is one vector, and so is each feature of the calendar.
+    """A Transformer whose tokens are the look-backs of channels and calendar features.
 
         z = encoder([x_1 ... x_C, k_1 ... k_K]ᵀ W + b),     ŷ_c = σ_c (z_c W' + b') + μ_c
 
-    A channel of which nothing is there takes no part.
+    Channels without valid values are masked.
 
-    Weights of the attention: "channels" [B, layers, N, C + K, C + K].
+    Attention weights: "channels" [B, layers, N, C + K, C + K].
     """
 
-    def __init__(self, config: ITransformerConfig, sizes: Sizes, *, rngs: nnx.Rngs):
+    def __init__(self, config: ITransformerConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes, HEADS[config.head])
         D = config.model_size
         self.norm = InstanceNorm(sizes.channels)
@@ -52,27 +52,18 @@ class ITransformer(Forecaster):
         self.out = Projection((D,), (sizes.horizon, self.head.size), rngs=rngs)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """See `Forecaster`."""
         C, L = self.sizes.channels, self.sizes.lookback
         x, level, scale = self.norm(past, past_valid)
         x = jnp.concatenate([x, calendar[:, :L]], axis=-1)
-        there = jnp.any(past_valid, axis=1)
-        there = jnp.pad(there, ((0, 0), (0, self.sizes.calendar)), constant_values=True)
-        z, weights = encoded(
+        present = jnp.any(past_valid, axis=1)
+        present = jnp.pad(present, ((0, 0), (0, self.sizes.calendar)), constant_values=True)
+        z, weights = encode(
             self.encoder,
             self.embedding(jnp.swapaxes(x, 1, 2)),
-            there,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
+            present,
+            mode,
         )
         raw = jnp.swapaxes(self.out(z[:, :C]), 1, 2)
         found = {} if weights is None else {"channels": weights}

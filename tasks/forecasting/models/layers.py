@@ -1,4 +1,4 @@
-"""The part of a config that says what a forecaster's Transformer layers are made of."""
+"""Config and call of the Transformer layers of forecasters."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
-from tasks.forecasting.models.heads import expect_head
+from tasks.common.configs import Config
+from tasks.forecasting.models.base import Mode
+from tasks.forecasting.models.heads import HeadName
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowEncoderConfig(EncoderConfig):
-    """Of windows of a series, which are all as long."""
+    """Encoder config for windows of one length."""
 
     one_length = True
 
 
 @dataclasses.dataclass(frozen=True)
-class LayersConfig:
-    """Base of the configs with Transformer layers.
+class LayersConfig(Config):
+    """Base class of the configs with Transformer layers.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
@@ -32,7 +34,7 @@ class LayersConfig:
     """
 
     name: str = ""
-    head: str = "point"
+    head: HeadName = "point"
     model_size: int = 64
     num_layers: int = 2
     num_heads: int = 4
@@ -46,24 +48,24 @@ class LayersConfig:
     normalization: str = "layer"
 
     def __post_init__(self):
-        expect_head(self.head)
+        super().__post_init__()
         self.encoder(1)
 
     def encoder(self, length: int, **changes: Any) -> WindowEncoderConfig:
-        """What a stack for that many positions is made of."""
+        """Returns the config of a stack for a number of positions."""
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return WindowEncoderConfig(**values | {"max_length": length} | changes)
 
 
-def encoded(
-    encoder: Encoder, x: Array, valid: Array, *, dropout_key: Array | None, return_weights: bool
-) -> tuple[Array, Array | None]:
-    """What an encoder makes of x [B, T, D], 0 where not valid, bool [B, T]; and its weights
-    [B, layers, N, T, T], None unless asked for or where the mixer has none.
+def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array, Array | None]:
+    """Encodes x [B, T, D], 0 where not valid, bool [B, T].
+
+    Returns:
+      [B, T, D], and weights [B, layers, N, T, T], None unless asked for and supported.
     """
-    weights = None
-    if return_weights and "weights" in encoder.config.entry.capabilities:
+    weights, dropout_key = None, mode.dropout_key
+    if mode.return_weights and "weights" in encoder.config.entry.capabilities:
         x, weights = encoder(x, valid=valid, dropout_key=dropout_key, return_weights=True)
         weights = jnp.moveaxis(weights, 1, 0)
     else:

@@ -16,40 +16,35 @@ from flax import nnx
 
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Sizes, Weights
+from tasks.common.configs import PositiveInt
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.models.layers import LayersConfig, encoded
+from tasks.forecasting.models.layers import LayersConfig, encode
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchTSTConfig(LayersConfig):
-    """PatchTST, with the sizes of the paper for small data; layer norm in place of batch norm.
+    """PatchTST, with the sizes of the paper for small data; layer norm instead of batch norm.
 
     Attributes:
       patch_length: R.
-      patch_stride: from one patch to the next. The oldest values that fill no patch are left out.
+      patch_stride: distance of patches. The oldest values, if they fill no patch, are left out.
       For the others see `LayersConfig`.
     """
 
     name: str = "patchtst"
-    patch_length: int = 16
-    patch_stride: int = 8
+    patch_length: PositiveInt = 16
+    patch_stride: PositiveInt = 8
     model_size: int = 16
     num_layers: int = 3
     feedforward_size: int = 128
     dropout_rate: float = 0.3
     positions: str = "learned"
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("patch_length", "patch_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-
     def patches(self, lookback: int) -> np.ndarray:
-        """Which values of the look-back each patch holds, int [M, R].
+        """Returns the indices in the look-back of each patch, int [M, R].
 
         Raises:
           ValueError: the look-back is shorter than a patch.
@@ -62,13 +57,13 @@ class PatchTSTConfig(LayersConfig):
 
 
 class Patches(nnx.Module):
-    """Each channel by itself: its patches as vectors, through an encoder.
+    """Encoder of the patches of each channel.
 
         z = encoder(x_patch W + b + position)
 
-    A patch of which nothing is there takes no part.
+    Patches without valid values are masked.
 
-    Weights: embedding [R, D] and bias [D], and those of the encoder.
+    Parameters: embedding [R, D] and bias [D], and those of the encoder.
 
     Args:
       config: PatchTSTConfig, or another with its fields.
@@ -76,60 +71,49 @@ class Patches(nnx.Module):
     """
 
     def __init__(self, config: PatchTSTConfig, lookback: int, *, rngs: nnx.Rngs):
-        self.places = tuple(map(tuple, config.patches(lookback).tolist()))
-        self.size = (len(self.places), config.model_size)
+        self.indices = tuple(map(tuple, config.patches(lookback).tolist()))
+        self.size = (len(self.indices), config.model_size)
         self.embedding = Projection((config.patch_length,), (config.model_size,), rngs=rngs)
-        self.encoder = Encoder(config.encoder(len(self.places)), rngs=rngs)
+        self.encoder = Encoder(config.encoder(len(self.indices)), rngs=rngs)
 
-    def __call__(
-        self, x: Array, valid: Array, *, dropout_key: Array | None, return_weights: bool
-    ) -> tuple[Array, Weights]:
-        """[B, L, C] and bool [B, L, C] -> [B, C, M, D], 0 for patches of which nothing is there,
-        and the weights "patches" [B, C, layers, N, M, M].
+    def __call__(self, x: Array, valid: Array, mode: Mode) -> tuple[Array, Weights]:
+        """Encodes x [B, L, C] with its mask, bool [B, L, C].
+
+        Returns:
+          [B, C, M, D], 0 for masked patches, and weights "patches" [B, C, layers, N, M, M].
         """
         B, _, C = x.shape
-        places = np.array(self.places)
+        indices = np.array(self.indices)
 
         def rows(array: Array) -> Array:
-            return jnp.swapaxes(array, 1, 2).reshape(B * C, -1)[:, places]
+            return jnp.swapaxes(array, 1, 2).reshape(B * C, -1)[:, indices]
 
-        there = jnp.any(rows(valid), axis=-1)
-        z, weights = encoded(
+        present = jnp.any(rows(valid), axis=-1)
+        z, weights = encode(
             self.encoder,
             self.embedding(rows(x)),
-            there,
-            dropout_key=dropout_key,
-            return_weights=return_weights,
+            present,
+            mode,
         )
         found = {} if weights is None else {"patches": weights.reshape(B, C, *weights.shape[1:])}
         return z.reshape(B, C, *z.shape[1:]), found
 
 
 class PatchTST(Forecaster):
-    """ŷ = σ (flatten(z) W + b) + μ, with z of `Patches` of the normalised window.
+    """PatchTST: ŷ = σ (flatten(z) W + b) + μ, with z of `Patches` of the normalized window.
 
-    All channels share all weights.
+    All channels share all parameters.
     """
 
-    def __init__(self, config: PatchTSTConfig, sizes: Sizes, *, rngs: nnx.Rngs):
+    def __init__(self, config: PatchTSTConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes, HEADS[config.head])
         self.norm = InstanceNorm(sizes.channels)
         self.patches = Patches(config, sizes.lookback, rngs=rngs)
         self.out = Projection(self.patches.size, (sizes.horizon, self.head.size), rngs=rngs)
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """See `Forecaster`."""
         x, level, scale = self.norm(past, past_valid)
-        z, weights = self.patches(
-            x, past_valid, dropout_key=dropout_key, return_weights=return_weights
-        )
+        z, weights = self.patches(x, past_valid, mode)
         return self.head.place(jnp.swapaxes(self.out(z), 1, 2), level, scale), weights

@@ -1,7 +1,8 @@
-"""The Transformer as a forecaster (Vaswani et al. 2017): an encoder over the times of the look-back
-and a decoder that fills in all steps of the horizon at once, as in Informer (Zhou et al. 2021).
+"""Transformer forecaster (Vaswani et al. 2017) with an encoder over the look-back.
 
-B windows, L look-back, F horizon, C channels, K features of the calendar, G times given to the
+The decoder computes all steps of the horizon at once, as in Informer (Zhou et al. 2021).
+
+B windows, L look-back, F horizon, C channels, K calendar features, G times given to the
 decoder, D model size, N heads, P parameters of a head.
 """
 
@@ -15,57 +16,52 @@ from flax import nnx
 
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
-from tasks.forecasting.models.base import Forecaster, InstanceNorm, Sizes, Weights
+from tasks.common.configs import NonNegativeInt, PositiveInt
+from tasks.forecasting.models.base import Forecaster, InstanceNorm, Mode, Weights, WindowSizes
 from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.models.layers import LayersConfig, encoded
+from tasks.forecasting.models.layers import LayersConfig, encode
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(LayersConfig):
-    """Encoder and decoder; see `LayersConfig`, whose fields are of both but for the mixer, which
-    is of the encoder: the decoder's is dot-product attention.
+    """Encoder and decoder; `mixer` is that of the encoder, the decoder has dot-product attention.
 
     Attributes:
       decoder_layers: of the decoder; `num_layers` are of the encoder.
-      label_length: G, the last times of the look-back, at which the decoder begins.
-      instance_norm: whether each window is normalised (Kim et al. 2022); the papers' own models
-        have it not, and lose their level where the series wanders.
+      label_length: G, number of last times of the look-back that begin the decoder input.
+      instance_norm: whether each window is normalized (Kim et al. 2022). Without it, as in the
+        papers, models lose the level of nonstationary series.
+      For the others see `LayersConfig`.
     """
 
     name: str = "transformer"
-    decoder_layers: int = 1
-    label_length: int = 48
+    decoder_layers: PositiveInt = 1
+    label_length: NonNegativeInt = 48
     instance_norm: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name, least in (("decoder_layers", 1), ("label_length", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least}")
-
     def decoder(self, length: int) -> EncoderConfig:
-        """What the decoder of that many positions is made of."""
+        """Returns the config of the decoder for a number of positions."""
         return self.encoder(length, num_layers=self.decoder_layers, mixer="dot_product")
 
 
 class Transformer(Forecaster):
-    """A time is a vector of all channels and of the calendar.
+    """A Transformer whose tokens are times, with all channels and calendar features.
 
         memory = encoder([x, k]_(1 ... L) W_e)
         ŷ = decoder([x or 0, k]_(L-G+1 ... L+F) W_d, memory) W + b        at the last F
 
-    with x normalised where `instance_norm`. A time of which nothing is there takes no part.
+    with x normalized if `instance_norm`. Times without valid values are masked.
 
-    Weights of the attention: "encoder" [B, layers, N, L, L] where the mixer has any, and "decoder",
+    Attention weights: "encoder" [B, layers, N, L, L] if the mixer has any, and "decoder",
     from the horizon to the look-back, [B, layers, N, F, S] with S = L.
 
     Raises:
       ValueError: label_length is more than the look-back.
     """
 
-    def __init__(self, config: TransformerConfig, sizes: Sizes, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):
         super().__init__(sizes, HEADS[config.head])
         if config.label_length > sizes.lookback:
             expected = f"at most lookback={sizes.lookback}"
@@ -83,58 +79,41 @@ class Transformer(Forecaster):
     def _encoder(self, config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module:
         return Encoder(config.encoder(self.sizes.lookback), rngs=rngs)
 
-    def _memory(
-        self,
-        x: Array,
-        there: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
-    ) -> tuple[Array, Array, Array | None]:
-        """[B, L, D] and bool [B, L] -> memory [B, S, D], which of it is there, bool [B, S], and
-        the weights of the last layers, or None.
+    def _memory(self, x: Array, present: Array, mode: Mode) -> tuple[Array, Array, Array | None]:
+        """Encodes x [B, L, D] with its mask, bool [B, L].
+
+        Returns:
+          Memory [B, S, D], its mask, bool [B, S], and attention weights or None.
         """
-        memory, weights = encoded(
-            self.encoder, x, there, dropout_key=dropout_key, return_weights=return_weights
-        )
-        return memory, there, weights
+        memory, weights = encode(self.encoder, x, present, mode)
+        return memory, present, weights
 
     def forecast(
-        self,
-        past: Array,
-        past_valid: Array,
-        calendar: Array,
-        *,
-        training: bool,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """See `Forecaster`."""
         B, L, C = past.shape
         F, G = self.sizes.horizon, self.label_length
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        key = mode.dropout_key
+        keys = (None, None) if key is None else jax.random.split(key)
         x, level, scale = past, jnp.zeros((B, 1, C)), jnp.ones((B, 1, C))
         if self.norm is not None:
             x, level, scale = self.norm(past, past_valid)
-        there = jnp.any(past_valid, axis=-1)
-        memory, memory_there, weights = self._memory(
+        present = jnp.any(past_valid, axis=-1)
+        memory, memory_present, weights = self._memory(
             self.encoder_embedding(jnp.concatenate([x, calendar[:, :L]], axis=-1)),
-            there,
-            training=training,
-            dropout_key=keys[0],
-            return_weights=return_weights,
+            present,
+            mode._replace(dropout_key=keys[0]),
         )
         given = jnp.pad(x[:, L - G :], ((0, 0), (0, F), (0, 0)))
         result = self.decoder(
             self.decoder_embedding(jnp.concatenate([given, calendar[:, L - G :]], axis=-1)),
             memory,
-            memory_valid=memory_there,
-            valid=jnp.pad(there[:, L - G :], ((0, 0), (0, F)), constant_values=True),
+            memory_valid=memory_present,
+            valid=jnp.pad(present[:, L - G :], ((0, 0), (0, F)), constant_values=True),
             dropout_key=keys[1],
-            return_weights=return_weights,
+            return_weights=mode.return_weights,
         )
-        z, across = result if return_weights else (result, None)
+        z, across = result if mode.return_weights else (result, None)
         found = {} if weights is None else {"encoder": weights}
         if across is not None:
             found["decoder"] = jnp.moveaxis(across["cross"], 1, 0)[..., G:, :]

@@ -35,20 +35,15 @@ def build(
     train_matrix: scipy.sparse.csr_matrix,
     rngs: nnx.Rngs,
 ) -> Recommender:
-    """A model, its weights drawn from `rngs`; see `tasks.recommendation.models.base`.
+    """Builds a model; see `tasks.recommendation.models.base`.
 
     Args:
       config: of `MODEL_CONFIGS`.
       num_items: I.
-      features: float32 [I, G], what is known of each item, 0 or 1; None where nothing is.
-      train_matrix: CSR [U, I] of the train split. An entry is the place of the event in its user's
-        history, counted from 1, so that the order of events is in it; of an item that a user had
-        twice, the latest. Where a model is restored from its checkpoint, a matrix of that shape
-        without entries will do.
-      rngs: source of the weights.
-
-    Returns:
-      The model.
+      features: float32 [I, G], 0 or 1, or None.
+      train_matrix: CSR [U, I] of the train split. An entry is the position of the event in the
+        history of its user, from 1. It may be empty if the model is restored from a checkpoint.
+      rngs: random streams of the initialization.
 
     Raises:
       ValueError: the config does not fit the data.

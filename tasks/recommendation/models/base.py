@@ -1,7 +1,7 @@
-"""What every recommendation model answers: scores of all items, their reasons, and a loss.
+"""Base class of recommendation models: scores of all items, their attributions, and a loss.
 
-B users, S places of a history, I items, U users of the train split, R items asked about, k
-neighbours, D model size. A batch has the fields of `tasks.recommendation.data`.
+B users, S positions of a history, I items, U users of the train split, R explained items, k
+neighbors, D model size. A batch has the fields of `tasks.recommendation.data`.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
-class Kept(nnx.Variable):
-    """What a model keeps of the train split beside its weights: saved with them, not trained."""
+class Buffer(nnx.Variable):
+    """Non-trained arrays from the train split, saved with the parameters."""
 
 
 class Recommender(nnx.Module, abc.ABC):
-    """Base of the models."""
+    """Base class of the models."""
 
     @abc.abstractmethod
     def scores(self, batch: Batch) -> Array:
-        """Scores of all items as the event after each history.
+        """Scores all items as the event after each history.
 
         Args:
           batch: examples; neither "target" nor "next" is read.
 
         Returns:
-          float32 [B, I], items of the history not left out.
+          float32 [B, I], including items of the history.
         """
 
     @abc.abstractmethod
-    def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
-        """On what the scores of some items rest.
+    def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
+        """Attributes the scores of some items to the history or to users.
 
         Args:
           batch: examples.
           items: int [B, R].
 
         Returns:
-          "items" [B, R, S], shares of the places of "items"; or "neighbours" [B, R, k] and
-          "neighbour_ids" int32 [B, k], shares of users. Shares are at least 0 and sum to 1, or to
-          0 where there is nothing to point at.
+          "items" [B, R, S], fractions by position of "items"; or "neighbours" [B, R, k] and
+          "neighbour_ids" int32 [B, k], fractions by user. Fractions are at least 0 and sum to 1, or
+          to 0 without a history.
         """
 
     @abc.abstractmethod
     def loss(self, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Mean loss of the events to be predicted, rows by "weight", and further metrics.
+        """Computes the mean loss of the next events, rows weighted by "weight".
 
         Args:
           batch: train examples.
-          key: of dropout and of what is sampled.
+          key: of dropout and sampling.
 
         Returns:
           float32 [], and metrics by name.
@@ -63,33 +63,33 @@ class Recommender(nnx.Module, abc.ABC):
 
 
 def is_event(items: Array) -> Array:
-    """Which places hold an event: bool, as the items' shape."""
+    """Returns the positions with an event, bool of the shape of the items."""
     return items >= 0
 
 
-def known(items: Array) -> Array:
-    """Items with 0 for padding, to look up rows that are not used."""
+def safe_ids(items: Array) -> Array:
+    """Replaces padding by 0, so that items index valid rows."""
     return jnp.maximum(items, 0)
 
 
-def last_places(items: Array) -> Array:
-    """Where the latest event stands, int32 [B]; 0 for an empty history. items [B, S]."""
+def last_positions(items: Array) -> Array:
+    """Returns the position of the latest event, int32 [B]; 0 for an empty history. items [B, S]."""
     return jnp.maximum(jnp.sum(is_event(items), axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def at_places(x: Array, places: Array) -> Array:
-    """x [B, S, ...] at one place each, places int [B] -> [B, ...]."""
-    return x[jnp.arange(len(x)), places]
+def gather_positions(x: Array, positions: Array) -> Array:
+    """Returns x [B, S, ...] at one position of each row, int [B]: [B, ...]."""
+    return x[jnp.arange(len(x)), positions]
 
 
 def events(items: Array, following: Array) -> Array:
-    """Histories and what comes after each: int [B, S] and [B] -> [B, S + 1]."""
+    """Appends the following event to histories: int [B, S] and [B] -> [B, S + 1]."""
     wide = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)
     return wide.at[jnp.arange(len(items)), jnp.sum(is_event(items), axis=1)].set(following)
 
 
-def drawn_places(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:
-    """Places that a step learns from, drawn evenly, with repeats, from those that have a next item.
+def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, Array, Array]:
+    """Samples positions that have a next item, uniformly with replacement.
 
     Args:
       key: of `jax.random`.
@@ -97,25 +97,23 @@ def drawn_places(key: Array, following: Array, count: int) -> tuple[Array, Array
       count: T.
 
     Returns:
-      Places int32 [B, T]; what came next there, int [B, T]; and weights [B, 1], so that rows with
-      fewer than T such places count for as much as they have.
+      Positions int32 [B, T]; the next items, int [B, T]; and weights [B, 1], the number of such
+      positions, at most T.
     """
     some = jnp.sum(is_event(following), axis=1)[:, None]
     drawn = (jax.random.uniform(key, (len(following), count)) * some).astype(jnp.int32)
-    places = jnp.clip(drawn, 0, jnp.maximum(some - 1, 0))
-    targets = jnp.take_along_axis(following, places, axis=1)
-    return places, targets, jnp.minimum(some, count).astype(jnp.float32)
+    positions = jnp.clip(drawn, 0, jnp.maximum(some - 1, 0))
+    targets = jnp.take_along_axis(following, positions, axis=1)
+    return positions, targets, jnp.minimum(some, count).astype(jnp.float32)
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
-    """Σ w v / Σ w over all entries; 0 where all weights are 0."""
+    """Computes Σ w v / Σ w over all entries; 0 if all weights are 0."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
 
 
-def shares(contributions: Array) -> Array:
-    """What speaks for something, as shares of the whole: max(c, 0) over its sum along the last
-    axis, 0 where nothing does.
-    """
+def fractions(contributions: Array) -> Array:
+    """Normalizes the positive part of contributions to sum to 1 along the last axis, or to 0."""
     positive = jnp.maximum(contributions, 0)
     total = jnp.sum(positive, axis=-1, keepdims=True)
     return positive / jnp.where(total > 0, total, 1)

@@ -1,6 +1,6 @@
-"""What is counted of the train split before anything is learned, and how a model keeps it.
+"""Co-occurrence counts of the train split, and their storage in a model.
 
-B rows of a batch, T places that are scored, S places of a history, I items, U users.
+B rows of a batch, T scored positions, S positions of a history, I items, U users.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import scipy.linalg
 import scipy.sparse as sp
 from flax import nnx
 
-from tasks.recommendation.models.base import Kept, known
+from tasks.recommendation.models.base import Buffer, safe_ids
 
 Array = jax.Array
 
-# Entries of a matrix that is kept whole; of a larger one each row keeps its largest entries.
+# Entries of a dense matrix; of a larger one each row keeps its largest entries.
 DENSE = 2**23
 
 
-def had(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """1 for each item that a user had: float32 [U, I]."""
+def binarize(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Replaces stored entries by 1: float32 [U, I]."""
     return sp.csr_matrix(
         (np.ones(matrix.nnz, np.float32), matrix.indices, matrix.indptr), matrix.shape
     )
 
 
 def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """The user of each event and its item, by user and then by place: int32 [n] each."""
+    """Returns users and items of events, by user and position: int32 [n] each."""
     users = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = np.lexsort((matrix.data, users))
     return users[order], matrix.indices[order].astype(np.int32)
@@ -37,15 +37,15 @@ def in_time_order(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
 def transitions(
     matrix: sp.csr_matrix, window: int, decay: float, both_ways: bool = False
 ) -> sp.csr_matrix:
-    """How often an item came after another.
+    """Counts transitions between items.
 
-        C_ji = Σ_(i is d places after j) γ^(d - 1),   1 ≤ d ≤ window
+        C_ji = Σ_(i is d positions after j) γ^(d - 1),   1 ≤ d ≤ window
 
     Args:
-      matrix: [U, I], an entry the place of the event in its user's history.
-      window: how far apart two events may be.
+      matrix: [U, I], an entry the position of the event in the history of its user.
+      window: largest distance of two events.
       decay: γ, in (0, 1].
-      both_ways: count what came before alike: C + Cᵀ.
+      both_ways: count both orders: C + Cᵀ.
 
     Returns:
       C, float32 [I, I].
@@ -64,7 +64,7 @@ def transitions(
 
 
 def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
-    """P = (XᵀX + λI)⁻¹, of which EASE is made (Steck 2019): B_ij = -P_ij / P_jj.
+    """Computes P = (XᵀX + λI)⁻¹ of EASE (Steck 2019): B_ij = -P_ij / P_jj.
 
     Args:
       matrix: X, [U, I].
@@ -73,36 +73,38 @@ def ridge_inverse(matrix: sp.csr_matrix, strength: float) -> np.ndarray:
     Returns:
       P, float32 [I, I].
     """
-    X = had(matrix).astype(np.float64)
+    X = binarize(matrix).astype(np.float64)
     gram = (X.T @ X).toarray()
     gram[np.diag_indices_from(gram)] += strength
     return scipy.linalg.inv(gram, overwrite_a=True, check_finite=False).astype(np.float32)
 
 
-def largest(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest entries of each row: columns int32 [R, k], -1 where there are fewer, and entries
-    float32 [R, k], 0 there. Of equal ones those that a fixed draw puts first.
+def top_k_per_row(matrix: sp.csr_matrix, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest entries of each row; ties are broken by a fixed permutation.
+
+    Returns:
+      Columns int32 [R, k], -1 for none, and entries float32 [R, k], 0 there.
     """
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     drawn = np.random.default_rng(0).permutation(matrix.nnz)
     order = np.lexsort((drawn, -matrix.data, rows))
-    place = np.arange(matrix.nnz) - matrix.indptr[rows]
-    kept = place < count
+    position = np.arange(matrix.nnz) - matrix.indptr[rows]
+    kept = position < count
     columns = np.full((matrix.shape[0], count), -1, np.int32)
     entries = np.zeros((matrix.shape[0], count), np.float32)
-    columns[rows[kept], place[kept]] = matrix.indices[order][kept]
-    entries[rows[kept], place[kept]] = matrix.data[order][kept]
+    columns[rows[kept], position[kept]] = matrix.indices[order][kept]
+    entries[rows[kept], position[kept]] = matrix.data[order][kept]
     return columns, entries
 
 
-class Rows(nnx.Module):
-    """A matrix [R, C] of which sums of rows are asked: whole, or the largest entries of each row.
+class SparseRows(nnx.Module):
+    """A matrix [R, C] for weighted sums of rows: dense, or the largest entries of each row.
 
-    Kept: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
+    Buffers: whole [R, C]; or columns int32 [R, k] and entries float32 [R, k].
 
     Args:
       matrix: sparse or dense.
-      count: k; only a matrix of more than `DENSE` entries is cut to it.
+      count: k; used for matrices of more than `DENSE` entries.
     """
 
     def __init__(self, matrix: sp.csr_matrix | np.ndarray, count: int):
@@ -110,24 +112,24 @@ class Rows(nnx.Module):
         self.dense = not sp.issparse(matrix) or np.prod(self.shape, dtype=float) <= DENSE
         if self.dense:
             whole = matrix.toarray() if sp.issparse(matrix) else matrix
-            self.whole = Kept(jnp.asarray(whole, jnp.float32))
+            self.whole = Buffer(jnp.asarray(whole, jnp.float32))
         else:
-            columns, entries = largest(matrix, count)
-            self.columns, self.entries = Kept(jnp.asarray(columns)), Kept(jnp.asarray(entries))
+            columns, entries = top_k_per_row(matrix, count)
+            self.columns, self.entries = Buffer(jnp.asarray(columns)), Buffer(jnp.asarray(entries))
 
     def combine(self, weights: Array, rows: Array) -> Array:
-        """Σ_s w_ts M[row_s].
+        """Computes Σ_s w_ts M[row_s].
 
         Args:
-          weights: [B, T, S], 0 where there is no row.
+          weights: [B, T, S], 0 for padding.
           rows: int [B, S].
 
         Returns:
           [B, T, C].
         """
         if self.dense:
-            return jnp.einsum("BTS,BSC->BTC", weights, self.whole[...][known(rows)])
-        columns, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+            return jnp.einsum("BTS,BSC->BTC", weights, self.whole[...][safe_ids(rows)])
+        columns, entries = self.columns[...][safe_ids(rows)], self.entries[...][safe_ids(rows)]
 
         def one(weights: Array, columns: Array, entries: Array) -> Array:
             return (
@@ -139,24 +141,24 @@ class Rows(nnx.Module):
         return jax.vmap(jax.vmap(one, (0, None, None)))(weights, columns, entries)
 
     def combine_each(self, weights: Array, rows: Array) -> Array:
-        """The same where each place has rows of its own: [B, T, k], int [B, T, k] -> [B, T, C]."""
+        """Computes Σ_s w_ts M[row_ts]: [B, T, k], int [B, T, k] -> [B, T, C]."""
         B, T, k = rows.shape
         if self.dense:
             spread = jax.vmap(lambda w, r: jnp.zeros((self.shape[0],)).at[r].add(w))
-            flat = spread(weights.reshape(B * T, k), known(rows).reshape(B * T, k))
+            flat = spread(weights.reshape(B * T, k), safe_ids(rows).reshape(B * T, k))
             return (flat @ self.whole[...]).reshape(B, T, -1)
         flat = self.combine(weights.reshape(B * T, 1, k), rows.reshape(B * T, k))
         return flat.reshape(B, T, -1)
 
     def entry(self, rows: Array, columns: Array) -> Array:
-        """M[row, column] of rows int [B, k] and columns int [B, R]: [B, R, k]."""
+        """Returns M[row, column] of rows int [B, k] and columns int [B, R]: [B, R, k]."""
         if self.dense:
-            return self.whole[...][known(rows)[:, None, :], known(columns)[:, :, None]]
-        kept, entries = self.columns[...][known(rows)], self.entries[...][known(rows)]
+            return self.whole[...][safe_ids(rows)[:, None, :], safe_ids(columns)[:, :, None]]
+        kept, entries = self.columns[...][safe_ids(rows)], self.entries[...][safe_ids(rows)]
         same = kept[:, None] == columns[:, :, None, None]
         return jnp.sum(jnp.where(same, entries[:, None], 0), axis=-1)
 
 
 def _or_outside(columns: Array, size: int) -> Array:
-    """Columns, and for -1 one past the last, which a scatter drops."""
+    """Replaces -1 by an index past the end, which a scatter drops."""
     return jnp.where(columns < 0, size, columns)

@@ -72,7 +72,7 @@ def test_tuples_of_words_and_of_fractions():
     assert values.parse(config, "data.targets", "OT") == ("OT",)
     assert values.parse(config, "data.targets", "7") == ("7",)
     assert values.parse(config, "data.targets", "('OT', 'HUFL')") == ("OT", "HUFL")
-    assert values.parse(config, "data.noise", "1e-1,2") == (0.1, 2)
+    assert values.parse(config, "data.noise_levels", "1e-1,2") == (0.1, 2)
     with pytest.raises(UserError, match=r"such as \('one', 'two'\)"):
         values.parse(config, "data.targets", "(OT,HUFL)")
 

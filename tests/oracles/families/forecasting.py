@@ -10,7 +10,7 @@ from flax import nnx
 
 from attention.positions import sinusoidal
 from tasks.forecasting.models import build
-from tasks.forecasting.models.base import Sizes
+from tasks.forecasting.models.base import WindowSizes
 from tasks.forecasting.models.informer import InformerConfig
 from tasks.forecasting.models.patchtst import PatchTSTConfig
 from tests.oracles.problems import differentiate, torch_answers
@@ -23,7 +23,7 @@ PATCH, STRIDE = 4, 4
 LABEL = 2
 CASES = ("patchtst", "informer")
 
-SIZES = Sizes(channels=C, lookback=L, horizon=F, calendar=K)
+SIZES = WindowSizes(channels=C, lookback=L, horizon=F, calendar=K)
 LAYERS_OF = {
     "model_size": D,
     "num_layers": LAYERS,

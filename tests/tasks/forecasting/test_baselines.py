@@ -37,7 +37,7 @@ def composed(time=300, C=2, L=12, F=4, missing=0.0, noise=()):
 
 
 def windows(data, split):
-    parts = zip(*baselines.portions(data, split), strict=True)
+    parts = zip(*baselines.window_batches(data, split), strict=True)
     return [np.concatenate(part) for part in parts]
 
 
@@ -63,16 +63,16 @@ def test_metrics_are_those_of_scikit_learn():
 def test_repeat_and_seasonal_look_past_what_is_missing():
     past = np.arange(8.0)[None, :, None]
     valid = np.ones((1, 8, 1), bool)
-    assert baselines.repeated(3)(past, valid).ravel().tolist() == [7, 7, 7]
-    assert baselines.seasonal(5, 3)(past, valid).ravel().tolist() == [5, 6, 7, 5, 6]
+    assert baselines.naive(3)(past, valid).ravel().tolist() == [7, 7, 7]
+    assert baselines.seasonal_naive(5, 3)(past, valid).ravel().tolist() == [5, 6, 7, 5, 6]
     valid[0, [5, 7]] = False
-    assert baselines.repeated(2)(past, valid).ravel().tolist() == [6, 6]
-    assert baselines.seasonal(4, 3)(past, valid).ravel().tolist() == [2, 6, 4, 2]
+    assert baselines.naive(2)(past, valid).ravel().tolist() == [6, 6]
+    assert baselines.seasonal_naive(4, 3)(past, valid).ravel().tolist() == [2, 6, 4, 2]
     # A season longer than the look-back: what has no value a season ago repeats the last.
-    assert baselines.seasonal(3, 9)(past, valid).ravel().tolist() == [6, 0, 1]
+    assert baselines.seasonal_naive(3, 9)(past, valid).ravel().tolist() == [6, 0, 1]
     valid[:] = False
-    assert baselines.repeated(2)(past, valid).ravel().tolist() == [0, 0]
-    assert baselines.seasonal(2, 3)(past, valid).ravel().tolist() == [0, 0]
+    assert baselines.naive(2)(past, valid).ravel().tolist() == [0, 0]
+    assert baselines.seasonal_naive(2, 3)(past, valid).ravel().tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("level", ["mean", "last"])
@@ -96,10 +96,10 @@ def test_linear_maps_are_scikit_learns_ridge(level, individual):
     c = (past.mean(axis=1) if level == "mean" else past[:, -1])[:, None]
     expected = np.einsum("nlc,clf->nfc", past - c, np.broadcast_to(fitted.weights, (2, 12, 4))) + c
     np.testing.assert_allclose(fitted(past, valid), expected, rtol=1e-4, atol=1e-5)
-    found = baselines.tested(data, fitted)
+    found = baselines.evaluate_on_test(data, fitted)
     error = mean_squared_error(future.ravel(), expected.ravel())
     np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
-    np.testing.assert_allclose(found["correctness"].mean(), found["mse"], rtol=1e-6)
+    np.testing.assert_allclose(found["example_scores"].mean(), found["mse"], rtol=1e-6)
 
 
 def test_dlinear_is_fitted_on_trend_and_rest():

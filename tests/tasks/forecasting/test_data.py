@@ -31,9 +31,9 @@ def own(tmp_path):
 def test_windows_of_an_own_file(own):
     values = np.random.default_rng(0).normal(5, 3, (100, 2))
     values[20:24, 0] = values[90, 1] = np.nan
-    data = own(values, noise=(0.5,))
+    data = own(values, noise_levels=(0.5,))
     assert data.bounds == {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}
-    counts = {split: len(data.examples(split)) for split in SPLITS}
+    counts = {split: len(data.splits[split]) for split in SPLITS}
     assert counts == {"train": 70 - 8 - 3 + 1, "validation": 8, "test": 18}
     assert (data.period, data.names) == (24, ("c0", "c1"))
     np.testing.assert_allclose(data.mean, np.nanmean(values[:70], axis=0))
@@ -41,7 +41,7 @@ def test_windows_of_an_own_file(own):
 
     scaled = (values - data.mean) / data.std
     there = ~np.isnan(values)
-    example = data.examples("test")[10]
+    example = data.splits["test"][10]
     past, future = slice(82, 90), slice(90, 93)
     for name, where in (("past", past), ("future", future)):
         expected = np.where(there[where], scaled[where], 0)
@@ -53,9 +53,9 @@ def test_windows_of_an_own_file(own):
     assert example["calendar"].shape == (11, 4)
     np.testing.assert_allclose(example["calendar"][8, :3], [18 / 23 - 0.5, 0, 3 / 30 - 0.5])
     noise = example["noise"]
-    np.testing.assert_array_equal(noise, data.examples("test")[10]["noise"])
-    assert np.any(noise != data.examples("test")[9]["noise"])
-    assert "noise" not in data.examples("train")[0]
+    np.testing.assert_array_equal(noise, data.splits["test"][10]["noise"])
+    assert np.any(noise != data.splits["test"][9]["noise"])
+    assert "noise" not in data.splits["train"][0]
 
     error = np.abs(scaled[24:70] - scaled[:46])
     np.testing.assert_allclose(data.seasonal_error, np.nanmean(error, axis=0), rtol=1e-5)
@@ -68,7 +68,7 @@ def test_windows_with_nothing_to_see_or_to_forecast_are_left_out(own):
     origins = own(values).origins("train")
     # Nothing ahead at 30 to 42, nothing behind at 38 to 45.
     assert sorted(set(range(8, 138)) - set(origins.tolist())) == list(range(30, 46))
-    with pytest.raises(UserError, match="no window of the test split has both"):
+    with pytest.raises(UserError, match="no window of the test split has values both"):
         own(np.where(np.arange(200)[:, None] < 160, values, np.nan))
 
 
@@ -81,7 +81,7 @@ def test_a_constant_series_is_told(own, capsys):
 
 def test_series_that_are_too_short_are_refused(own):
     for rows, message in (
-        (1, "has one time"),
+        (1, "got one time"),
         (10, "the train split has 7 times, but look-back and horizon take 11"),
         (28, "the validation split has 4 times, but the horizon take"),
     ):
@@ -102,7 +102,7 @@ def test_configs_that_cannot_be_are_refused():
         ({"split": (7, 3)}, "split: got"),
         ({"split": (7, 1, 2)}, "split: etth1 has its own"),
         ({"time_column": "date"}, "time_column: etth1 has its own"),
-        ({"noise": (0.0,)}, "noise: got"),
+        ({"noise_levels": (0.0,)}, "noise_levels: got"),
         ({"period": -1}, "period: got -1"),
         ({"step": -1.0}, "step: got -1"),
     ):
@@ -113,7 +113,7 @@ def test_configs_that_cannot_be_are_refused():
 
 def test_the_composed_trend_leaves_what_its_past_spans():
     data = load(DataConfig(name="trend", lookback=96, targets=("falling",)), None)
-    windows = data.examples("test")
+    windows = data.splits["test"]
     below = [np.mean(w["future"][-24:] < w["past"].min()) for w in map(windows.__getitem__, (0, 9))]
     assert min(below) > 0.6
     with pytest.raises(UserError, match="trend has no 'up'; it has rising, falling"):
@@ -123,7 +123,7 @@ def test_the_composed_trend_leaves_what_its_past_spans():
 def test_etth1_has_every_test_window():
     with needed():
         data = load(DataConfig(), Paths.default())
-    assert [len(data.examples(split)) for split in SPLITS] == [8209, 2785, 2785]
+    assert [len(data.splits[split]) for split in SPLITS] == [8209, 2785, 2785]
     np.testing.assert_allclose(data.series[:8640].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(data.series[:8640].std(axis=0), 1, atol=1e-4)
     assert data.calendar.shape == (14400, 4)

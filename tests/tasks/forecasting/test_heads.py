@@ -1,12 +1,14 @@
 """Heads: losses and scores beside SciPy and scikit-learn, quantiles, and what is missing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
-from tasks.forecasting.models.heads import HEADS, LEVELS, expect_head
+from tasks.forecasting.models.heads import HEADS, LEVELS
+from tasks.forecasting.models.lag import LagConfig
 
 RNG = np.random.default_rng(0)
 B, F, C = 2, 3, 2
@@ -45,7 +47,7 @@ def test_normal_scores_give_the_quantiles_of_their_levels():
         head, parameters = placed(name)
         scores = np.broadcast_to(stats.norm.ppf(levels)[:, None, None, None], (5, B, F, C))
         repeated = jnp.broadcast_to(parameters, (5, *parameters.shape))
-        found = head.at_scores(repeated, jnp.asarray(scores, jnp.float32))
+        found = jax.jit(head.at_scores)(repeated, jnp.asarray(scores, jnp.float32))
         expected = np.moveaxis(head.quantiles(parameters, levels), -1, 0)
         exact = np.array([0, 2, 4] if name == "quantile" else range(5))
         np.testing.assert_allclose(found[exact], expected[exact], rtol=1e-3, atol=1e-4)
@@ -61,10 +63,11 @@ def test_normal_scores_reach_the_tails():
         HEADS["quantile"].at_scores(parameters, scores), 3 + 2 * scores, 1e-5
     )
     np.testing.assert_allclose(HEADS["quantile"].width(parameters), 2, rtol=1e-5)
+    at_scores = jax.jit(HEADS["student_t"].at_scores)
     for freedom in (2.1, 4.0, 50.0, 1e7):
         parameters = jnp.broadcast_to(jnp.array([3.0, 2.0, freedom]), (4, 3))
         expected = stats.t.ppf(stats.norm.cdf(scores.astype(float)), freedom, 3, 2)
-        found = HEADS["student_t"].at_scores(parameters, scores)
+        found = at_scores(parameters, scores)
         np.testing.assert_allclose(found, expected, rtol=2e-3)
         np.testing.assert_allclose(HEADS["student_t"].width(parameters), 2, rtol=1e-6)
 
@@ -127,6 +130,6 @@ def test_the_windows_own_units_and_what_is_missing(name):
 
 
 def test_an_unknown_head_is_named():
-    expect_head("quantile")
-    with pytest.raises(ValueError, match="head: got 'gauss', expected one of point, median"):
-        expect_head("gauss")
+    assert LagConfig(head="quantile").head == "quantile"
+    with pytest.raises(ValueError, match="head: got 'gauss', expected one of 'point', 'median'"):
+        LagConfig(head="gauss")

@@ -11,10 +11,10 @@ from flax import nnx
 
 from tasks.forecasting.baselines import Linear
 from tasks.forecasting.models import MODEL_CONFIGS, build
-from tasks.forecasting.models.base import InstanceNorm, Sizes, level_and_scale
+from tasks.forecasting.models.base import InstanceNorm, WindowSizes, level_and_scale
 
 B, L, F, C, K = 3, 14, 5, 2, 2
-SIZES = Sizes(channels=C, lookback=L, horizon=F, calendar=K, period=4)
+SIZES = WindowSizes(channels=C, lookback=L, horizon=F, calendar=K, period=4)
 RNG = np.random.default_rng(0)
 LAYERS = {"model_size": 4, "num_layers": 1, "num_heads": 2, "feedforward_size": 4}
 PATCHES = {"patch_length": 4, "patch_stride": 3}
@@ -172,7 +172,7 @@ def test_instance_norm_there_and_back():
 
 
 def test_only_residual_lag_attention_follows_a_trend():
-    sizes = Sizes(channels=1, lookback=8, horizon=4)
+    sizes = WindowSizes(channels=1, lookback=8, horizon=4)
     line = (0.3 * np.arange(40, dtype=np.float32))[:, None]
     starts = np.arange(20)
     past = np.stack([line[start : start + 8] for start in starts])
@@ -220,9 +220,13 @@ def test_only_residual_lag_attention_follows_a_trend():
         ("ridge_seasonal", {"share": 1.5}, r"share: got 1.5, expected a share in \[0, 1\]"),
         ("ridge_residual", {"calendar_features": -1}, "calendar_features: got -1, expected at"),
         ("lag", {"head": "gauss"}, "head: got 'gauss', expected one of"),
-        ("residual_lag", {"level": "first"}, "level: got 'first', expected 'last' or 'mean'"),
+        ("residual_lag", {"level": "first"}, "level: got 'first', expected one of 'last', 'mean'"),
         ("residual_lag", {"num_heads": 0}, "num_heads: got 0, expected at least 1"),
-        ("ridge", {"ridge_level": "none"}, "ridge_level: got 'none', expected 'last' or 'mean'"),
+        (
+            "ridge",
+            {"ridge_level": "none"},
+            "ridge_level: got 'none', expected one of 'last', 'mean'",
+        ),
         ("ridge", {"ridge_individual": True}, r"ridge: got shape \(1, 14, 5\), expected \(2, 14"),
     ],
 )

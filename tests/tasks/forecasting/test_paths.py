@@ -1,5 +1,7 @@
 """Intervals beyond the horizon: those of processes whose distributions are known in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 from scipy import stats
 
 from tasks.forecasting import paths
-from tasks.forecasting.models.base import Forecaster, Sizes
+from tasks.forecasting.models.base import Forecaster, WindowSizes
 from tasks.forecasting.models.heads import HEADS
-from tasks.forecasting.paths import draw_paths, quantiles_beyond, rolled
+from tasks.forecasting.paths import draw_paths, forecast_autoregressively, quantiles_beyond
 
 L, F, S = 16, 14, 84
 LEVELS = (0.1, 0.3, 0.7, 0.9)
@@ -21,10 +23,10 @@ class Exact(Forecaster):
     """The true distribution of the F steps after the past of a process with unit innovations."""
 
     def __init__(self, process, head):
-        super().__init__(Sizes(channels=1, lookback=L, horizon=F), HEADS[head])
+        super().__init__(WindowSizes(channels=1, lookback=L, horizon=F), HEADS[head])
         self.process = process
 
-    def forecast(self, past, past_valid, calendar, **options):
+    def forecast(self, past, past_valid, calendar, mode):
         h = jnp.arange(1.0, F + 1)[:, None]
         last = past[:, -1:]
         point, width = {
@@ -58,15 +60,26 @@ def batch(rows=1, steps=S):
 def bounds(process, head):
     """Quantiles of all S steps, [S, Q], as the task joins them, and the points [S]."""
     model = Exact(process, head)
-    parameters = jax.jit(lambda b: rolled(model, b))(batch())
+    parameters = jax.jit(lambda b: forecast_autoregressively(model, b))(batch())
     within = model.head.quantiles(np.asarray(parameters[:, :F]), LEVELS)
     beyond = jax.jit(lambda b: quantiles_beyond(model, b, LEVELS))(batch())
     point = model.head.point(parameters)[0, :, 0]
     return np.concatenate([within, beyond], axis=1)[0, :, 0], np.asarray(point)
 
 
-@pytest.mark.parametrize("head", ["quantile", "student_t"])
-@pytest.mark.parametrize("process", ["walk", "reverting", "seasons", "noise"])
+@pytest.mark.parametrize(
+    ("process", "head"),
+    [
+        ("walk", "quantile"),
+        ("reverting", "quantile"),
+        ("seasons", "student_t"),
+        pytest.param("noise", "quantile", marks=pytest.mark.slow),
+        pytest.param("walk", "student_t", marks=pytest.mark.slow),
+        pytest.param("reverting", "student_t", marks=pytest.mark.slow),
+        pytest.param("seasons", "quantile", marks=pytest.mark.slow),
+        pytest.param("noise", "student_t", marks=pytest.mark.slow),
+    ],
+)
 def test_widths_are_those_of_the_process(process, head):
     found, point = bounds(process, head)
     h = np.arange(1, S + 1)
@@ -91,9 +104,10 @@ def test_steps_hang_together_as_their_variances_grow():
     h = jnp.arange(1.0, F + 1)
     growing, constant = jnp.sqrt(h), jnp.ones(F)
     quantiles = stats.norm.ppf(np.arange(1, 10) / 10)
+    draw = jax.jit(functools.partial(draw_paths, HEADS["quantile"]))
     for width, expected in ((growing, np.sqrt(2 / 8)), (constant, 0.0)):
         parameters = jnp.broadcast_to(width[:, None, None] * quantiles, (4096, F, 1, 9))
-        drawn = draw_paths(HEADS["quantile"], parameters, jax.random.key(1))
+        drawn = draw(parameters, jax.random.key(1))
         assert drawn.shape == (4096, F, 1)
         # Of steps 2 and 8.
         assert np.corrcoef(drawn[:, 1, 0], drawn[:, 7, 0])[0, 1] == pytest.approx(
@@ -107,7 +121,7 @@ def test_a_falling_variance_adds_nothing():
     parameters = jnp.broadcast_to(
         jnp.array([3.0, 2.0, 1.0])[:, None, None] * quantiles, (4096, 3, 1, 9)
     )
-    drawn = draw_paths(HEADS["quantile"], parameters, jax.random.key(1))
+    drawn = jax.jit(functools.partial(draw_paths, HEADS["quantile"]))(parameters, jax.random.key(1))
     np.testing.assert_allclose(drawn.std(axis=0)[:, 0], [3, 2, 1], rtol=0.02)
     assert abs(np.corrcoef(drawn[:, 0, 0], drawn[:, 2, 0])[0, 1]) < 0.04
 

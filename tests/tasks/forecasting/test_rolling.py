@@ -37,7 +37,7 @@ def test_weights_of_seasons_are_the_best_that_sum_to_at_most_one(data):
     assert weights.sum() <= 1 + 1e-6
 
     rows = []
-    for _, past, valid, future, future_valid in baselines.portions(data, "train", 3):
+    for _, past, valid, future, future_valid in baselines.window_batches(data, "train", 3):
         base = baselines.level_of(past, valid, "mean")[:, None]
         over = np.where(valid, past - base, 0)[:, 2:].reshape(-1, 3, 6, 2)[:, ::-1, :4]
         rows.append((np.moveaxis(over, 1, -1)[future_valid], (future - base)[future_valid]))
@@ -68,7 +68,7 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
         for part in rolling.rolling_origins(data):
             ridge = baselines.fit_linear(part)
             weights = rolling.fit_seasons(part, 6, "mean")
-            for _, past, valid, future, there in baselines.portions(part, "test", 3):
+            for _, past, valid, future, there in baselines.window_batches(part, "test", 3):
                 base = baselines.level_of(past, valid, "mean")[:, None]
                 seasons = np.where(valid, past - base, 0).reshape(-1, 2, 6, 2)[:, ::-1, :4]
                 seasonal = base + np.einsum("m,nmpc->npc", weights[0], seasons)
@@ -85,4 +85,4 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
 
 def test_a_short_train_split_says_that_it_cannot_tell(data, capsys):
     assert rolling.fit_share(longer(data, end=40), RidgeSeasonalConfig()) == 0.5
-    assert "train is too short to tell" in capsys.readouterr().err
+    assert "train is too short to fit it" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def trained(argument, count, **changes):
 @pytest.fixture(scope="module")
 def residual():
     """Residual lag attention with a distribution, on the composed trend, under noise."""
-    noise = {"data.noise": (0.05, 0.5), "optimizer.learning_rate": 0.03}
+    noise = {"data.noise_levels": (0.05, 0.5), "optimizer.learning_rate": 0.03}
     return trained("trend,residual_lag,quantile", 150, **noise)
 
 
@@ -75,7 +75,7 @@ def test_figures_of_a_split_are_exact(residual, evaluated):
     assert outputs["mse"].shape == (len(windows),)
     future = np.stack([windows[i]["future"][:, 1] for i in range(len(windows))])
     assert outputs["forecast"].shape == (*future.shape, 9)
-    by_window = task.correctness(outputs, "test")
+    by_window = task.example_scores(outputs, "test")
     np.testing.assert_allclose(by_window.mean(), metrics["mse"], rtol=1e-5)
     np.testing.assert_allclose(np.mean(outputs["mae"]), metrics["mae"], rtol=1e-5)
     last = np.mean(np.square(outputs["forecast"][:, :, MEDIAN] - future), axis=0)
@@ -90,13 +90,13 @@ def test_figures_of_a_split_are_exact(residual, evaluated):
 
 def test_windows_with_missing_cells_count_by_their_cells(residual):
     task, steps, variables = residual
-    series = task._series
+    series = task.dataset
     valid = np.random.default_rng(0).random(series.valid.shape) < 0.8
     holes = dataclasses.replace(series, valid=valid, series=np.where(valid, series.series, 0))
-    other = TASK(task.data, task.model, task.known, task.period, holes)
+    other = TASK(task.data, task.model, task.processor, holes)
     found = evaluate(other, steps, variables, "validation", 100)
     np.testing.assert_allclose(
-        other.correctness(found.outputs, "validation").mean(), found.metrics["mse"], rtol=1e-5
+        other.example_scores(found.outputs, "validation").mean(), found.metrics["mse"], rtol=1e-5
     )
     assert (
         found.outputs["cells"].sum()
@@ -112,7 +112,7 @@ def test_report_shows_forecasts_errors_and_lags(residual, evaluated):
     drawn = task.figures(evaluated.statistics, evaluated.outputs, "test", attention)
     assert [type(figure) for figure in drawn] == [*[Forecast] * 4, Curves, Curves]
     first = drawn[0]
-    data = task._series
+    data = task.dataset
     origin = data.origins("test")[0]
     np.testing.assert_allclose(
         first.truth, data.series[origin : origin + F, 1] * data.std[1] + data.mean[1], rtol=1e-5
@@ -150,9 +150,9 @@ def predict(residual):
     model = (steps, variables)
 
     def answered(*raw):
-        batches = evaluation_batches(alone.inputs(raw), batch_size=2)
-        outputs = gather((b["id"], model[0].outputs(model[1], model[0].place(b))) for b in batches)
-        return alone.describe(raw, outputs), alone.pictures(raw, outputs, {})
+        batches = evaluation_batches(alone.processor.encode(raw), batch_size=2)
+        outputs = gather((b["id"], model[0].predict(model[1], model[0].place(b))) for b in batches)
+        return alone.processor.decode(raw, outputs), alone.input_figures(raw, outputs, {})
 
     return answered
 
@@ -237,10 +237,10 @@ def test_the_config_names_what_it_does_not_know():
         192,
         "exchange_rate",
     )
-    task = TASK(config.data, config.model, None, 7)
+    task = TASK(config.data, config.model, None)
     assert task.settings == {"horizon": 192, "lookback": 336}
     targeted = dataclasses.replace(config.data, targets=("Japan", "China"))
-    assert TASK(targeted, config.model, None, 7).settings["targets"] == "Japan+China"
+    assert TASK(targeted, config.model, None).settings["targets"] == "Japan+China"
 
 
 def test_a_model_that_does_not_fit_the_window_is_refused():
@@ -255,7 +255,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
     found = evaluate(task, steps, evaluation_variables(steps.init()), "test", 100)
-    expected = baselines.baselines(task._series)["ridge"]()
+    expected = baselines.baselines(task.dataset)["ridge"]()
     np.testing.assert_allclose(found.metrics["mse"], expected["mse"], rtol=1e-4)
     np.testing.assert_allclose(found.metrics["mase"], expected["mase"], rtol=1e-4)
     # Now fitted, and then read from the cache.
@@ -265,7 +265,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
         gain = beside["repeat"]["mse"] - found.metrics["mse"]
         np.testing.assert_allclose(beside["repeat"]["gain"], gain, rtol=1e-4)
         assert 0 < beside["repeat"]["gain_95"] < gain
-        assert "correctness" not in beside["repeat"]
+        assert "example_scores" not in beside["repeat"]
 
 
 def test_the_ablation_changes_the_share_alone():

@@ -46,14 +46,14 @@ def test_the_step_is_found_and_leads_back_to_the_stamps(texts, step, spelled, pe
     times = read(*texts)
     found = clock.regular_step(times)
     assert (found, str(found), found.period) == (step, spelled, period)
-    on = clock.on_grid(times, times[0], found)
+    on = clock.grid_index(times, times[0], found)
     np.testing.assert_array_equal(clock.stamps(times[0], found, on), times)
     assert clock.calendar_size(found) == clock.calendar(times, found).shape[1] == places
 
 
 def test_months_before_the_first_and_past_the_last():
     start, step = clock.read_time("2024-01-31"), Step(months=1, ends=True)
-    around = clock.spell(clock.stamps(start, step, np.array([-2, 1, 13])))
+    around = clock.format_times(clock.stamps(start, step, np.array([-2, 1, 13])))
     assert around == ["2023-11-30", "2024-02-29", "2025-02-28"]
 
 
@@ -85,4 +85,4 @@ def test_stamps_that_are_late_have_the_step_that_was_set(late, every, expected):
     times = start + np.round(np.array(seconds) * 1e6).astype("timedelta64[us]")
     step = clock.regular_step(times)
     assert step == Step(seconds=expected)
-    assert clock.on_grid(times, times[0], step).tolist() == list(range(2000))
+    assert clock.grid_index(times, times[0], step).tolist() == list(range(2000))

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.common.errors import UserError
 from tasks.forecasting.data import DataConfig
-from tasks.forecasting.processor import Known, read_history, times_ahead
+from tasks.forecasting.processor import ForecastingProcessor
 from tasks.forecasting.timestamps import Step
 from tasks.forecasting.user_files import Reading, read_series
 
@@ -45,10 +45,10 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(f"{path}: ") for line in told] == [
         "1 lines are empty, the first is line 5; left out",
-        "left out, as they hold no numbers: note",
-        "not in the order of time (line 3 is the first); sorted",
-        "1 rows stand there twice, first line 6",
-        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); each taken for the "
+        "columns without numbers, left out: note",
+        "not in the order of time from line 3 on; sorted",
+        "1 rows are repeated, first line 6",
+        "1 of 5 times are off the grid of one every 1 d (2024-01-07 01:00:00); moved to the "
         "nearest",
         "3 of 8 times, one every 1 d, have no row (after 2024-01-02 00:00:00, 2024-01-04 00:00:00)"
         "; masked",
@@ -68,7 +68,7 @@ def test_columns_are_chosen_and_times_may_be_none(write, capsys):
     assert (series.names, series.step) == (("a",), Step(86400))
     series = read_series(write(",date,a\n0,2024-01-01,1\n1,2024-01-02,3\n"))
     assert series.names == ("a",)
-    assert "left out, as it has no name: column 1" in capsys.readouterr().err
+    assert "column without a name, left out: 1" in capsys.readouterr().err
     series = read_series(write("date,a\n2024-01-01,5\n"), step=Step(3600), trained=True)
     assert series.values.tolist() == [[5]]
 
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     days = "".join(f"2024-01-0{day},{day}\n" for day in range(1, 8))
     refused("", "the file is empty")
     refused("date,a\n", "a header and no rows")
-    refused("2024-01-01,5\n", "line 1 has numbers; expected the names")
+    refused("2024-01-01,5\n", "line 1 has numbers, expected the names")
     refused("date,a,a\n2024-01-01,1,2\n", "column 'a' stands in the header twice")
     refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, the header has 2")
     refused('date,a\n2024-01-01,"1\n', "line 2 is malformed")
@@ -91,11 +91,11 @@ def test_what_is_wrong_with_a_file_is_named(write):
     refused("date,a\n2024-01-01,1\n2024-01-02,x\n2024-01-03,2\n", "line 3: 'a' is 'x', expected")
     refused("date,a\n2024-01-01,x\n", "no column holds numbers")
     refused("date,a\n1.1.2024,1\n", "line 2: 'date' is '1.1.2024', expected a time such as")
-    refused("date,a\n2024-01-01,1\n", "has one time; its step cannot be told")
+    refused("date,a\n2024-01-01,1\n", "got one time, expected two or more")
     refused("date,a\n" + days + "2024-01-03,9\n", "lines 4 and 9 have one time, 2024-01-03, and")
     refused("date,a\n" + days + "2024-01-07 06:00,9\n", "nearer than half a step of 1 d; give")
     far = "2024-01-01 00:00:00,1\n2024-01-01 00:00:01,1\n2024-01-01 00:00:02,1\n2024-02-01,2\n"
-    refused("date,a\n" + far, r"4 rows lie on a grid of 2678401 times, one every 1 s; give the")
+    refused("date,a\n" + far, r"4 rows are on a grid of 2678401 times, one every 1 s; give the")
     hours = {"step": Step(3600), "trained": True}
     refused(
         "date,a\n" + days, "rows are 1 d apart; the model was trained on one every 1 h", **hours
@@ -160,7 +160,7 @@ def test_hours_with_an_offset_are_those_of_utc(write, capsys):
     with pytest.raises(UserError, match=r"one time, 2024-10-27 02:.*if the clock was set back"):
         read_series(write(rows(naive)))
     read_series(write("date,a\n" + "".join(f"{time},5\n" for time in naive)))
-    assert "1 rows stand there twice, first line 15, or, if the clock" in capsys.readouterr().err
+    assert "1 rows are repeated, first line 15, or, if the clock" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,19 +221,22 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     days = "".join(f"{day}.02.2024;{day},{day}\n" for day in range(1, 20))
     first = read_series(write("date;a\n" + days))
     assert first.reading == Reading({"a": ","}, "dmy", "")
-    known = Known(("a",), np.zeros(1), np.ones(1), first.step, reading=first.reading)
-    known = Known.from_assets(json.loads(json.dumps(known.assets())), DataConfig())
-    history = read_history(write("date;a\n01.03.2024;1,125\n02.03.2024;2,125\n"), known, 3, 2)
+    data, scales = DataConfig(lookback=3, horizon=2), (np.zeros(1), np.ones(1))
+    known = ForecastingProcessor(data, None, ("a",), *scales, first.step, 7, first.reading)
+    assets = json.loads(json.dumps(known.assets()))
+    known = ForecastingProcessor.from_assets(data, None, assets)
+    history = known.read(write("date;a\n01.03.2024;1,125\n02.03.2024;2,125\n"))
     np.testing.assert_array_equal(history.past[:, 0], [np.nan, 1.125, 2.125])
     assert history.start == np.datetime64("2024-03-01", "us")
-    assert times_ahead(history, known.step) == ["2024-03-03", "2024-03-04"]
+    assert history.times_ahead(known.step) == ["2024-03-03", "2024-03-04"]
     unsure = dataclasses.replace(known, reading=Reading())
-    with pytest.raises(UserError, match="tells which; write it as 1234"):
-        read_history(write("date;a\n2024-03-01;1,125\n"), unsure, 3, 2)
+    with pytest.raises(UserError, match="of the column decides; write it as 1234"):
+        unsure.read(write("date;a\n2024-03-01;1,125\n"))
     with pytest.raises(UserError, match="told apart by any cell of the column; write dates as"):
-        read_history(write("date;a\n01.03.2024;1\n"), unsure, 3, 2)
+        unsure.read(write("date;a\n01.03.2024;1\n"))
     # Runs of before have no such entry.
-    assert Known.from_assets({**known.assets(), "reading": {}}, DataConfig()).reading == Reading()
+    del assets["reading"]
+    assert ForecastingProcessor.from_assets(data, None, assets).reading == Reading()
 
 
 def test_json_lines_hold_series(write, capsys):

@@ -218,9 +218,9 @@ def _events(rng: random.Random | None, folder: Path, header: bool = True) -> Cas
 
 
 def _read_events(path: Path) -> Counter:
-    from tasks.recommendation.user_files import read_own
+    from tasks.recommendation.user_files import read_events
 
-    events = read_own(str(path))
+    events = read_events(str(path))
     times = [0] * len(events.user) if events.seconds is None else events.seconds.tolist()
     return Counter(
         (events.users[user], events.names[item], time)

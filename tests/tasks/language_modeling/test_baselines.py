@@ -63,7 +63,7 @@ def test_longer_contexts_tell_more():
 
 def test_orders_whose_codes_do_not_fit_are_refused():
     assert highest_order(69) == 10
-    with pytest.raises(ValueError, match="order: got 11, expected 1 to 10 with 69 ids"):
+    with pytest.raises(ValueError, match="order: got 11, expected 1 to 10 with 69 tokens"):
         KneserNey([np.array([0])], 69, 11)
     with pytest.raises(ValueError, match="order: got 0"):
         KneserNey([np.array([0])], 69, 0)

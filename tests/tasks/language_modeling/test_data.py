@@ -154,7 +154,7 @@ def test_lines_go_by_their_hash(tmp_path):
         (b"", "is empty"),
         (b" \n\t", "is empty"),
         (b"fine\n\xff\xfe", "line 2 is not UTF-8"),
-        (b"short", "is too short to split, validation would be empty"),
+        (b"short", "too short to split, validation would be empty"),
     ],
 )
 def test_files_that_cannot_be_had(tmp_path, content, message):
@@ -171,12 +171,12 @@ def test_files_that_cannot_be_had(tmp_path, content, message):
     ("fields", "message"),
     [
         ({"name": "tiny_shakespear"}, "did you mean 'tiny_shakespeare'"),
-        ({"test_file": "a"}, "train_file must be given with test_file"),
-        ({"lines": True}, "lines needs train_file"),
-        ({"length": 3}, "length must be at least 4"),
-        ({"text": TextConfig(ngrams=2)}, r"text\.ngrams must be 1"),
-        ({"text": TextConfig(max_length=9)}, r"text\.max_length must be 512"),
-        ({"text": TextConfig(unique=True)}, r"text\.unique must be False"),
+        ({"test_file": "a"}, "train_file: got None, expected a file beside test_file"),
+        ({"lines": True}, "train_file: got None, expected a file with lines"),
+        ({"length": 3}, "length: got 3, expected at least 4"),
+        ({"text": TextConfig(ngrams=2)}, r"text\.ngrams: got 2, expected 1"),
+        ({"text": TextConfig(max_length=9)}, r"text\.max_length: got 9, expected 512"),
+        ({"text": TextConfig(unique=True)}, r"text\.unique: got True, expected False"),
     ],
 )
 def test_impossible_settings_are_named(fields, message):
@@ -201,7 +201,7 @@ def test_lines_end_at_line_ends_alone_and_blank_ones_are_counted(tmp_path, capsy
     texts = sorted(text for split in corpus.splits.values() for text in split)
     assert len(texts) == 201
     assert texts[0] == "line 0 one\u2028two\x0cthree"
-    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; left out\n"
+    assert capsys.readouterr().err == f"{path}: 2 of 203 lines are blank; skipped\n"
 
 
 def test_lines_in_two_files_are_named(tmp_path, capsys):

@@ -15,7 +15,10 @@ def ids(*numbers):
 
 
 def rows(examples):
-    return [{k: v.tolist() for k, v in examples[i].items()} for i in range(len(examples))]
+    # Without the position to predict, which only examples of inputs have.
+    found = [{k: v.tolist() for k, v in examples[i].items()} for i in range(len(examples))]
+    assert all(row.pop("blank", 0) == 0 for row in found)
+    return found
 
 
 def test_every_window_of_a_running_text_is_seen_once():
@@ -53,7 +56,7 @@ def test_texts_begin_and_end():
 
 
 def test_long_texts_go_on_in_the_next_piece():
-    found = sequences.pieces([ids(3, 4, 5, 6, 7), ids(), ids(8)], 2)
+    found = sequences.chunk_texts([ids(3, 4, 5, 6, 7), ids(), ids(8)], 2)
     assert [piece.tolist() for piece in found] == [[3, 4], [5, 6], [7], [8]]
 
 
@@ -100,26 +103,26 @@ def test_texts_without_a_token_have_no_ids():
 
 def test_prompts_keep_their_ends():
     found = sequences.prompts([ids(4, 5, 6, 7), ids(), ids(8)], None, 3, 3)
-    assert [(r["prompt"], r["length"]) for r in rows(found)] == [
+    assert [(r["tokens"], r["length"]) for r in rows(found)] == [
         ([5, 6, 7], 3),
         ([3, 0, 0], 1),
         ([8, 0, 0], 1),
     ]
     found = sequences.prompts([ids(4), ids()], 2, 2, 3)
-    assert [r["prompt"] for r in rows(found)] == [[2, 4, 0], [2, 0, 0]]
+    assert [r["tokens"] for r in rows(found)] == [[2, 4, 0], [2, 0, 0]]
 
 
 def test_each_blank_has_what_is_around_it():
     mask = 98
-    (row,) = sequences.blanks([[ids(5, 6), ids(7)]], mask, END, 8)
+    (row,) = sequences.masked_rows([[ids(5, 6), ids(7)]], mask, END, 8)
     assert row["tokens"].tolist() == [2, 5, 6, mask, 7, END, 0, 0]
     assert (row["length"], row["blank"]) == (6, 3)
-    two = sequences.blanks([[ids(), ids(5), ids()]], mask, END, 8)
+    two = sequences.masked_rows([[ids(), ids(5), ids()]], mask, END, 8)
     assert [row["tokens"][row["blank"]] for row in two] == [mask, mask]
     assert [int(row["blank"]) for row in two] == [1, 3]
     long = np.arange(100, 1100, dtype=np.int32)
     for before in (0, 1, 500, 999, 1000):
-        (row,) = sequences.blanks([[long[:before], long[before:]]], mask, END, 10)
+        (row,) = sequences.masked_rows([[long[:before], long[before:]]], mask, END, 10)
         assert row["length"] == 10
         assert row["tokens"][row["blank"]] == mask
         kept = row["tokens"][1:-1].tolist()

@@ -6,7 +6,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from tasks.recommendation import baselines
 from tasks.recommendation.baselines import Baselines, _Fitted, _item_scores, _mixed_scores
-from tasks.recommendation.data import DataConfig, examples, in_order
+from tasks.recommendation.data import DataConfig, RecommendationDataset, in_order
 from tasks.recommendation.user_files import Events
 
 USERS, ITEMS = 30, 12
@@ -29,7 +29,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def splits(data):
-    return {split: examples(data, DataConfig(), split) for split in ("validation", "test")}
+    return RecommendationDataset(data, DataConfig()).splits
 
 
 def everyone(scores):
@@ -103,7 +103,7 @@ def test_all_of_them_have_figures_on_test(data, splits, monkeypatch):
     for metrics in found.values():
         assert 0 < metrics["ndcg_at_10"] <= metrics["hr_at_10"] <= 1
         assert 0 < metrics["coverage"] <= 1
-        assert metrics["correctness"].mean() == pytest.approx(metrics["ndcg_at_10"], rel=1e-5)
+        assert metrics["example_scores"].mean() == pytest.approx(metrics["ndcg_at_10"], rel=1e-5)
     # What comes next is told by what came last.
     assert found["markov"]["mrr"] > found["popularity"]["mrr"] + 0.1
     popularity = data.popularity(with_validation=True)

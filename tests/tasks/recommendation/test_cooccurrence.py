@@ -7,13 +7,13 @@ import pytest
 import scipy.sparse as sp
 
 from tasks.recommendation.models import cooccurrence
-from tasks.recommendation.models.losses import cross_entropy, gbce
+from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 from tasks.recommendation.models.score_terms import (
+    Ease,
     History,
-    Neighbours,
-    PlaceAttention,
-    Ridge,
-    Transitions,
+    MarkovChain,
+    RecencyAttention,
+    UserKnn,
 )
 
 USERS, ITEMS, S = 6, 9, 5
@@ -47,7 +47,7 @@ def test_transitions(both_ways):
 
 def test_largest():
     matrix = sp.random(5, 8, 0.5, "csr", np.float32, random_state=0)
-    columns, entries = cooccurrence.largest(matrix, 3)
+    columns, entries = cooccurrence.top_k_per_row(matrix, 3)
     for row, whole in enumerate(matrix.toarray()):
         expected = np.sort(whole)[::-1][:3]
         np.testing.assert_allclose(entries[row], expected)
@@ -77,7 +77,7 @@ def test_ridge_without_the_user_is_that_of_the_others(user, known):
     popular items alone, where they are many.
     """
     weights = (RNG.random((1, 1, S)) * (np.arange(S) < 3)).astype(np.float32)
-    part = Ridge(matrix_of(HISTORIES), STRENGTH, 4.0, known)
+    part = Ease(matrix_of(HISTORIES), STRENGTH, 4.0, known)
     part.mix = lambda x: x
     found = np.asarray(jax.jit(lambda: part(history(user, True), weights))())[0, 0]
     everyone = np.asarray(matrix_of(HISTORIES).todense() > 0, float).sum(axis=0)
@@ -97,7 +97,7 @@ def test_ridge_without_the_user_is_that_of_the_others(user, known):
 def test_transitions_without_the_user_are_those_of_the_others(both_ways):
     user = 2
     weights = RNG.random((1, 1, S)).astype(np.float32)
-    part = Transitions(matrix_of(HISTORIES), WINDOW, DECAY, 4.0, 10, both_ways)
+    part = MarkovChain(matrix_of(HISTORIES), WINDOW, DECAY, 4.0, 10, both_ways)
     part.mix = lambda x: x
     found = np.asarray(jax.jit(lambda: part(history(user, True), weights))())[0, 0]
     C = counted(without(user), both_ways)[HISTORIES[user][:S]]
@@ -107,9 +107,9 @@ def test_transitions_without_the_user_are_those_of_the_others(both_ways):
 
 def test_neighbours_are_the_others_most_alike():
     user, k = 1, 3
-    part = Neighbours(matrix_of(HISTORIES), k, 4.0, 10)
+    part = UserKnn(matrix_of(HISTORIES), k, 4.0, 10)
     weights = np.ones((1, 1, S), np.float32) * (np.arange(S) < 2)
-    shares, ids = jax.jit(lambda: part.shares(history(user, False), weights))()
+    shares, ids = jax.jit(lambda: part.neighbor_weights(history(user, False), weights))()
     X = np.asarray(matrix_of(HISTORIES).todense() > 0, float)
     x = np.zeros(ITEMS)
     x[HISTORIES[user][:2]] = 1
@@ -123,7 +123,7 @@ def test_neighbours_are_the_others_most_alike():
 
 
 def test_places_count_half_at_the_half_life():
-    attention = PlaceAttention(ITEMS, 1.0)
+    attention = RecencyAttention(ITEMS, 1.0)
     items = jnp.arange(2)[None]
     one = History(items, jnp.zeros((1, 2)), jnp.zeros(1, int), jnp.array([[0, 1]]))
     weights = np.asarray(jax.jit(lambda: attention(one))())[0]
@@ -143,7 +143,10 @@ def test_gbce_by_hand():
 
 
 def test_cross_entropy_by_hand():
-    logits = RNG.normal(size=(2, 4)).astype(np.float32)
-    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    found = jax.jit(cross_entropy, static_argnums=2)(logits, np.array([2, -1]), 0.1)
-    np.testing.assert_allclose(found, [-0.9 * logs[0, 2] - 0.1 * logs[0].mean(), 0], rtol=1e-5)
+    hidden, bias = RNG.normal(size=(1, 2, 3)), RNG.normal(size=4)
+    table = RNG.normal(size=(4, 3))
+    logits = hidden[0, 0] @ table.T + bias
+    logs = logits - np.log(np.exp(logits).sum())
+    config, targets = LossConfig(label_smoothing=0.1), np.array([[2, -1]])
+    found = next_item_loss(config, hidden, table, targets, np.ones(1), None, bias)
+    np.testing.assert_allclose(found, -0.9 * logs[2] - 0.1 * logs.mean(), rtol=1e-5)

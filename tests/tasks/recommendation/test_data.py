@@ -8,7 +8,7 @@ import pytest
 
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.recommendation.data import DataConfig, RecommendationData, examples, load
+from tasks.recommendation.data import DataConfig, RecommendationData, RecommendationDataset, load
 from tests.tasks.public import needed
 
 # Out of order; Ann has Öl again; two of Ann's stamps are equal; Bo has but one event.
@@ -32,6 +32,10 @@ def own(tmp_path, text, name="mine.csv", **fields):
     return config, load(config, None)
 
 
+def examples(data, config, split, with_validation=False):
+    return RecommendationDataset(data, config, with_validation).splits[split]
+
+
 def named(data, items):
     return [data.names[item] for item in items if item >= 0]
 
@@ -48,8 +52,8 @@ def test_own_events_are_put_in_order(tmp_path, capsys):
     titles = dict(zip(data.names, data.titles, strict=True))
     assert titles == {"a": "Øl, öl", "b": "Brötchen", "c": "Crème", "d": "d"}
     np.testing.assert_allclose(data.ages[:4], [7, 7, 5, 0])
-    assert json.loads(json.dumps(data.assets())) == data.assets()
-    assert RecommendationData.restore(data.assets()).fingerprint == data.fingerprint
+    assert json.loads(json.dumps(data.to_json())) == data.to_json()
+    assert RecommendationData.from_json(data.to_json()).fingerprint == data.fingerprint
 
 
 def test_last_event_is_test_and_the_one_before_validation(tmp_path):
@@ -113,7 +117,7 @@ def test_weights_of_a_history(tmp_path):
         ("a,b,1\na,c,soon\n", r"line 2: timestamp 'soon' is neither a number"),
         ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is no moment"),
         ("user,item\na,b\n", r"no column 'timestamp'; there are: user, item"),
-        ("user,item,timestamp,user\n", r"column 'user' stands in the header twice"),
+        ("user,item,timestamp,user\n", r"column 'user' occurs twice in the header"),
         ("user,item,timestamp\n", r"no events are in the file"),
         (b"a,b,1\na,\xff,2\n", r"line 2 is not UTF-8"),
         ('a,"b,1\n', r"line 1 is malformed"),
@@ -145,7 +149,7 @@ def test_one_user_is_enough(tmp_path):
 
 def test_train_needs_one_transition(tmp_path):
     config, data = own(tmp_path, "a,x,1\na,y,2\na,z,3\n")
-    with pytest.raises(UserError, match="none of 1 users has two events in train"):
+    with pytest.raises(UserError, match="none of 1 users has two training events"):
         examples(data, config, "train")
     # With validation there is one.
     assert len(examples(data, config, "train", with_validation=True)) == 1
@@ -180,7 +184,7 @@ def test_a_share_of_beautys_targets_never_occurs_before():
 
 
 def test_memory_is_of_arrays_not_of_objects(tmp_path):
-    rng, count = np.random.default_rng(0), 50_000
+    rng, count = np.random.default_rng(0), 20_000
     rows = np.stack([rng.integers(0, high, count) for high in (500, 1000, 10**9)], axis=1)
     np.savetxt(tmp_path / "many.csv", rows, "%d", delimiter=",")
     tracemalloc.start()

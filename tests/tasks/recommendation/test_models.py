@@ -19,12 +19,18 @@ USERS, ITEMS, S, R = 7, 12, 5, 3
 RNG = np.random.default_rng(0)
 SMALL = {"model_size": 8, "feedforward_size": 8, "num_layers": 1, "num_heads": 2, "max_length": S}
 CONFIGS = {
-    "user_neighbours": {"neighbours": 3, "places": 2},
-    "nais": {"model_size": 4, "hidden_size": 3, "places": 2, "negatives": 3},
-    "acf": {"model_size": 4, "component_size": 3, "hidden_size": 3, "places": 2},
+    "user_neighbours": {"neighbours": 3, "positions_per_step": 2},
+    "nais": {"model_size": 4, "hidden_size": 3, "positions_per_step": 2, "negatives": 3},
+    "acf": {"model_size": 4, "component_size": 3, "hidden_size": 3, "positions_per_step": 2},
     "sasrec": {**SMALL, "objective": LossConfig("gbce", negatives=4)},
     "bert4rec": SMALL,
-    "hybrid": {**SMALL, "sequence": True, "transitions": 0, "neighbours": 0, "places": 2},
+    "hybrid": {
+        **SMALL,
+        "sequence": True,
+        "transition_window": 0,
+        "neighbours": 0,
+        "positions_per_step": 2,
+    },
 }
 
 
@@ -87,7 +93,7 @@ def found(request):
         model = merge_model(graph, params, kept)
         scores = jax.lax.map(model.scores, asked)
         first = jax.tree.map(lambda x: x[0], asked)
-        reasons = model.reasons(first, TOP)
+        reasons = model.attributions(first, TOP)
         return {"losses": values, "gradients": gradients, "scores": scores, "reasons": reasons}
 
     # With a row of weight 0, and with another content of that row.
@@ -158,8 +164,8 @@ def test_sasrec_does_not_look_ahead():
 
 
 def test_lists_are_the_matrix_where_none_is_cut(monkeypatch):
-    counted = {"ridge": 0, "neighbours": 3, "together": 3, "lists": ITEMS}
-    config = MODEL_CONFIGS["hybrid"](**SMALL, **counted, places=2)
+    counted = {"ridge": 0, "neighbours": 3, "cooccurrence_window": 3, "top_k_entries": ITEMS}
+    config = MODEL_CONFIGS["hybrid"](**SMALL, **counted, positions_per_step=2)
     batch = {name: jnp.asarray(value) for name, value in ASKED.items()}
 
     def scores():
@@ -178,7 +184,7 @@ def test_lists_are_the_matrix_where_none_is_cut(monkeypatch):
 def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
     """It is made with a matrix without entries, and filled from the checkpoint."""
     monkeypatch.setattr(cooccurrence, "DENSE", most)
-    config = MODEL_CONFIGS["hybrid"](neighbours=3, together=2)
+    config = MODEL_CONFIGS["hybrid"](neighbours=3, cooccurrence_window=2)
 
     def shapes(matrix):
         model = jax.eval_shape(
@@ -197,15 +203,15 @@ def test_a_restored_model_has_the_shapes_of_the_trained(monkeypatch, most):
         (BERT4RecConfig, {"mask_rate": 1.0}, "mask_rate: got 1.0"),
         (NAISConfig, {"beta": 2.0}, "beta: got 2.0"),
         (NAISConfig, {"calibration": 2.0}, "calibration: got 2.0"),
-        (ACFConfig, {"places": 0}, "places: got 0"),
+        (ACFConfig, {"positions_per_step": 0}, "positions_per_step: got 0"),
         (LossConfig, {"name": "bpr"}, "name: got 'bpr', expected one of"),
         (MODEL_CONFIGS["hybrid"], {"decay": 0.0}, "decay: got 0.0"),
         (MODEL_CONFIGS["hybrid"], {"neighbours": -1}, "neighbours: got -1"),
         (MODEL_CONFIGS["user_neighbours"], {"neighbours": 0}, "neighbours: got 0"),
         (
             MODEL_CONFIGS["hybrid"],
-            {"ridge": 0.0, "transitions": 0, "neighbours": 0},
-            "ridge: got 0, expected above 0",
+            {"ridge": 0.0, "transition_window": 0, "neighbours": 0},
+            "ridge: got 0.0, expected above 0",
         ),
     ],
 )

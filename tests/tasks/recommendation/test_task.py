@@ -17,7 +17,7 @@ from launch.runs.ablation import load_ablation, resolve_ablation
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import Curves, Recommendations
-from tasks.recommendation.data import DataConfig, in_order
+from tasks.recommendation.data import DataConfig, RecommendationDataset, in_order
 from tasks.recommendation.task import TASK
 from tasks.recommendation.user_files import Events
 
@@ -59,11 +59,16 @@ def experiment():
     )
 
 
+def task_of(data, model):
+    dataset = RecommendationDataset(events(), data)
+    return TASK(data, model, TASK.fit(dataset, data, model, None), dataset)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A task refitted on validation, its steps, its variables, and the losses."""
     config = experiment()
-    task = TASK(config.data, config.model, events()).with_validation()
+    task = task_of(config.data, config.model).with_validation()
     steps = make_steps(task, config)
     state, losses = steps.init(), []
     for _ in range(12):
@@ -86,23 +91,26 @@ def test_it_learns_what_comes_next(trained, evaluated):
     assert evaluated.statistics["users"] == USERS - 1
     assert 0 < metrics["diversity"] < 1
     assert metrics["known_targets"] == 1
-    by_user = trained[0].correctness(evaluated.outputs, "test")
+    by_user = trained[0].example_scores(evaluated.outputs, "test")
     assert by_user.shape == (USERS - 1,)
     np.testing.assert_allclose(by_user.mean(), metrics["ndcg_at_10"], rtol=1e-5)
-    with pytest.raises(UserError, match="--split=train"):
-        trained[0].finalize({}, {}, "train")
+    with pytest.raises(UserError, match="--split: got train"):
+        trained[0].metrics({}, {}, "train")
 
 
 def test_refitting_adds_the_validation_events(trained):
     refitted = trained[0]
-    task = TASK(refitted.data, refitted.model, refitted.events)
+    task = task_of(refitted.data, refitted.model)
     assert task.fingerprint == refitted.fingerprint
     counts = []
     for each in (task, refitted):
         train = each.examples("train")
         counts.append(sum(np.sum(train[index]["next"] >= 0) for index in range(len(train))))
     assert counts[1] - counts[0] == USERS - 1
-    assert refitted.events.popularity(True).sum() == task.events.popularity().sum() + USERS - 1
+    assert (
+        refitted.processor.events.popularity(True).sum()
+        == task.processor.events.popularity().sum() + USERS - 1
+    )
     assert not task.assets()["with_validation"]
 
 
@@ -114,9 +122,9 @@ def test_report_shows_reasons(trained, evaluated):
     assert [type(figure) for figure in drawn] == [Curves, *[Recommendations] * 6]
     page = drawn[1]
     held = task.examples("test")
-    assert page.truth == task.events.titles[held.target[0]]
-    assert page.history[0] == task.events.titles[held.history(0)[-1]]
-    latest = {task.events.titles[item] for item in held.history(0)[-5:]}
+    assert page.truth == task.processor.events.titles[held.target[0]]
+    assert page.history[0] == task.processor.events.titles[held.history(0)[-1]]
+    latest = {task.processor.events.titles[item] for item in held.history(0)[-5:]}
     for reasons in page.reasons:
         assert {name for name, _ in reasons} <= latest
         assert [share for _, share in reasons] == sorted((s for _, s in reasons), reverse=True)
@@ -137,7 +145,7 @@ def test_anybody_has_an_answer(trained):
     task, _, variables, _ = trained
     restored = TASK.restore(task.data, task.model, json.loads(json.dumps(task.assets())))
     steps = make_steps(restored, experiment())
-    last = task.events.items[task.events.starts[1] - 1]
+    last = task.processor.events.items[task.processor.events.starts[1] - 1]
     raw = [
         "user:u0",
         "e; f",
@@ -148,39 +156,42 @@ def test_anybody_has_an_answer(trained):
         "øl",
         f"user:u{USERS - 1}",
     ]
-    batches = evaluation_batches(restored.inputs(raw), batch_size=BATCH)
+    batches = evaluation_batches(restored.processor.encode(raw), batch_size=BATCH)
     outputs = gather(
-        (batch["id"], steps.outputs(variables, steps.place(batch))) for batch in batches
+        (batch["id"], steps.predict(variables, steps.place(batch))) for batch in batches
     )
     assert "rank" not in outputs
-    found = json.loads(json.dumps(restored.describe(raw, outputs)))
+    found = json.loads(json.dumps(restored.processor.decode(raw, outputs)))
     assert [answer["cold"] for answer in found] == [False] * 3 + [True] * 2 + [False] * 3
     best = [[entry["title"] for entry in answer["recommendations"]] for answer in found]
     # A user's test event is had too: of 14 items 6 are left.
     assert len(best[0]) == ITEMS - 8
-    assert task.events.names[last] not in [e["item"] for e in found[0]["recommendations"]]
+    assert task.processor.events.names[last] not in [e["item"] for e in found[0]["recommendations"]]
     assert best[1][0] == "g"
     assert found[1]["recommendations"][0]["because"][0]["what"] in "ef"
     assert found[2]["unknown"] == {"nobody's": None, "crème brulee": "Crème brûlée"}
     assert "did you mean 'Crème brûlée'?" in found[2]["text"]
-    popularity = task.events.popularity(True)
-    counts = [popularity[task.events.names.index(e["item"])] for e in found[3]["recommendations"]]
+    popularity = task.processor.events.popularity(True)
+    counts = [
+        popularity[task.processor.events.names.index(e["item"])]
+        for e in found[3]["recommendations"]
+    ]
     assert counts == sorted(popularity, reverse=True)[:10]
     assert "the most popular" in found[3]["text"]
     assert "there is no user 'someone'" in found[4]["text"]
     assert found[5]["unknown"] == {}
     # Of two items of one title the more popular is meant.
-    counts = np.bincount(task.events.items, minlength=ITEMS)
-    two = [task.events.names.index(name) for name in ("n0", "n13")]
+    counts = np.bincount(task.processor.events.items, minlength=ITEMS)
+    two = [task.processor.events.names.index(name) for name in ("n0", "n13")]
     meant = max(two, key=lambda number: counts[number])
-    items = restored.inputs(["Øl"])[0]["items"]
+    items = restored.processor.encode(["Øl"])[0]["items"]
     assert items.tolist() == [meant, -1, -1, -1, -1]
 
 
 def test_what_does_not_fit_is_said_before_training(trained):
     task = trained[0]
     model = dataclasses.replace(task.model, max_length=3)
-    with pytest.raises(UserError, match=r"config.model.max_length must be at least 5, .* got 3"):
+    with pytest.raises(UserError, match=r"config.model.max_length: got 3, .*max_length=5"):
         TASK.prepare(DataConfig(max_length=5), model, None)
     with pytest.MonkeyPatch.context() as patch:
 

@@ -8,9 +8,9 @@ from tasks.common.errors import UserError
 from tasks.recommendation import models
 from tasks.recommendation.columns import Wanted
 from tasks.recommendation.data import DataConfig, in_order
-from tasks.recommendation.processor import Reader
+from tasks.recommendation.processor import QueryParser
 from tasks.recommendation.task import TASK
-from tasks.recommendation.user_files import read_own
+from tasks.recommendation.user_files import read_events
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def read(tmp_path):
     def done(text, name="mine.csv", **wanted):
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
-        return read_own(str(path), Wanted(**wanted))
+        return read_events(str(path), Wanted(**wanted))
 
     return done
 
@@ -159,9 +159,7 @@ def test_json_values_that_are_no_ids_are_refused(read):
 def test_ratings_are_named_or_left_out(read, capsys):
     text = "user,item,rating,timestamp\nu,a,5,1609459200\nu,b,2,1609459201\nu,c,4,1609459202\n"
     assert len(read(text).user) == 3
-    assert "column 'rating' is ignored, every event counts; set config.data.min_rating" in (
-        capsys.readouterr().err
-    )
+    assert "column 'rating' is ignored; set config.data.min_rating" in (capsys.readouterr().err)
     assert [item for _, item, _ in pairs(read(text, min_rating=4.0))] == ["a", "c"]
     assert "1 of 3 events have a rating below 4; left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="line 3: rating is 'x', expected a number"):
@@ -177,7 +175,7 @@ def test_one_and_one_point_zero_are_one_id(read):
     data, _ = in_order(read("1,7,1609459200\n1.0,8.0,1609459201\n01,8,1609459202\n"))
     assert data.users == ("1", "01")
     assert set(data.names) == {"7", "8"}
-    ask = Reader(data)
+    ask = QueryParser(data)
     assert ask("user:1.0").user == ask("user:1").user == 0
     assert ask("7.0; 8").unknown == {}
     assert ask("user: ").user == -1
@@ -197,7 +195,7 @@ def test_splits_are_counted_and_checked(tmp_path):
         "test": held_out,
     }
     path.write_text("u,a,1\nu,b,2\nu,c,3\n")
-    with pytest.raises(UserError, match="none of 1 users has two events in train"):
+    with pytest.raises(UserError, match="none of 1 users has two training events"):
         TASK.prepare(config, models.MODEL_CONFIGS["hybrid"](), None)
 
 
