@@ -1,4 +1,4 @@
-"""Examples of sound or handwriting with their transcripts, and hashes of their parts."""
+"""Examples of speech or handwriting with their transcripts, and hashes of their parts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tasks.task import SPLITS
 
 
 class TranscriptionExamples:
-    """Something of any length - samples of sound, columns of a picture - with what it says.
+    """Sequences of any length (samples of sound, columns of an image) with their transcripts.
 
     Args:
-      field: name of it in an example.
+      field: name of the sequence in an example.
       read: index -> array [n, ...].
-      lengths: int [n], of each.
-      targets: units of each; None where nobody knows them.
-      texts: what they say, for the figures.
-      groups: int [n], which condition each belongs to; all 0 if None.
+      lengths: int [n], of the sequences.
+      targets: units of each transcript; None if unknown.
+      texts: transcripts, for metrics and figures.
+      groups: int [n], condition of each example; all 0 if None.
 
     Attributes:
       field, texts, groups: as given.
-      greedy: whether they are to be decoded greedily, which is quick.
+      greedy: whether to decode them greedily, which is faster.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TranscriptionExamples:
         sizes = np.asarray(lengths, np.int32)
         self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
         self.padded: Mapping[str, int] = {field: 0}
-        # An array of no length has no bucket.
+        # No bucket has length 0.
         self.lengths: Mapping[str, np.ndarray] = {field: np.maximum(sizes, 1)}
         if targets is not None:
             self.padded = {field: 0, "target": PAD}
@@ -53,9 +53,9 @@ class TranscriptionExamples:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)
-        nothing = np.zeros((1, *given.shape[1:]), given.dtype)
+        padding = np.zeros((1, *given.shape[1:]), given.dtype)
         example = {
-            self.field: given if len(given) else nothing,
+            self.field: given if len(given) else padding,
             "length": np.int32(len(given)),
         }
         if self._targets is not None:
@@ -69,12 +69,12 @@ class TranscriptionExamples:
 def transcription_fingerprints(
     splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, what: str
 ) -> dict[str, str]:
-    """Returns the hash of each part of transcribed data; see `tasks.task.Task.fingerprints`.
+    """Returns the hash of each part of the data; see `tasks.task.Task.fingerprints`.
 
     Args:
       splits: by name.
       tokenizer: fitted on train.
-      what: plural of what is read, for the names.
+      what: plural of the sequences, for the names.
     """
     found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
     for split in SPLITS:
@@ -88,6 +88,6 @@ def transcription_fingerprints(
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Units of each text; none of one that says nothing."""
+    """Returns the units of each text; none of an empty text."""
     found = tokenizer.encode_batch(texts)
     return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

@@ -142,7 +142,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         (
             "a.csv",
             "text,label\nx,a\ny,a\n",
-            "all labelled examples of the train split are of the class 'a'",
+            "all labeled examples of the train split are of the class 'a'",
         ),
         ("a.csv", b"text,label\nfine,a\nna\xefve,b\n", r"line 3 is not UTF-8 \(byte 0xef\)"),
         ("a.tsv", b"text\tlabel\n\xff\ta\n", "line 2 is not UTF-8"),
@@ -182,8 +182,8 @@ def test_a_class_that_train_lacks_is_named_with_its_line(paths, write):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "sst"}, "^name: no data set is called 'sst' .did you mean 'sst2'.*spam_assassin"),
-        ({"name": "zzz"}, "^name: no data set is called 'zzz'; there are movie_reviews.*tfds:NAME"),
+        ({"name": "sst"}, "^name: got 'sst' .did you mean 'sst2'.*spam_assassin"),
+        ({"name": "zzz"}, "^name: got 'zzz', expected one of movie_reviews.*tfds:NAME"),
         ({"test_file": "x.csv"}, "^train_file must be given with test_file"),
         ({"text_column": ""}, "^text_column must not be empty"),
         ({"text_column": "a", "label_column": "a"}, "^label_column must differ"),
@@ -294,5 +294,5 @@ def test_texts_in_two_files_are_named(paths, write, capsys):
     own(paths, train, test_file=test)
     assert capsys.readouterr().err == (
         f"{train}: 3 texts of test are in another split too, such as b.csv:3, which is a.csv:2 of "
-        "train; metrics on them are too good\n"
+        "train; metrics on them are too optimistic\n"
     )

@@ -54,7 +54,7 @@ def test_channels_are_averaged():
 
 def test_what_is_no_sound_is_named(tmp_path):
     whole = written(tone(RATE), RATE)
-    with pytest.raises(UserError, match=r"cut.wav: cut off: 1022 bytes are missing"):
+    with pytest.raises(UserError, match=r"cut.wav: is truncated: 1022 bytes are missing"):
         files.read_audio(whole[:3022], RATE, "cut.wav")
     with pytest.raises(UserError, match=r"x.wav: not sound that can be read"):
         files.read_audio(b"RIFF....WAVE what", RATE, "x.wav")
