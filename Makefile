@@ -53,9 +53,9 @@ bench: $(VENV)/.oracles
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_choices
 	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.steps.language_model
-	$(BIN)/python -m benchmarks.steps.patchtst
-	$(BIN)/python -m benchmarks.steps.speech
+	$(BIN)/python -m benchmarks.steps --model=language_model
+	$(BIN)/python -m benchmarks.steps --model=patchtst
+	$(BIN)/python -m benchmarks.steps --model=speech
 	$(BIN)/python -m benchmarks.cache_layout
 
 # What "auto" chooses a kernel by, on this machine.

@@ -29,10 +29,10 @@ from typing import Any
 from absl import flags
 
 from benchmarks import records, report
-from benchmarks.attention_backends import TORCH, Prepared, installed, ways
+from benchmarks.attention_backends import TORCH, Prepared, backends, installed
 from benchmarks.attention_cases import Case, arrays, cases, structured_mask
 from benchmarks.comparison import grown_by
-from benchmarks.interleaved import in_turns, let_torch_wait, slope, summary
+from benchmarks.interleaved import let_torch_wait, slope, summary, time_interleaved
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -75,7 +75,7 @@ def run() -> None:
         _print_memory(values.only)
         return
     waiting = let_torch_wait() if installed("torch") else None
-    known = ways(values.suite)
+    known = backends(values.suite)
     if TORCH not in known:
         print("torch is not installed: no ratios, the ways by torch are left out")
     path = pathlib.Path(values.json or records.FOLDER / f"{values.suite}.json")
@@ -137,7 +137,7 @@ def measure(
         found[name] = {"difference": float(f"{off:.1e}")}
         if prepared.temporaries is not None:
             found[name]["temporaries"] = prepared.temporaries
-    times = in_turns({name: one.run for name, one in ready.items()}, rounds=rounds)
+    times = time_interleaved({name: one.run for name, one in ready.items()}, rounds=rounds)
     for name, one in summary(times, TORCH).items():
         found[name] |= one
     # "auto" is one of the kernels: nothing is measured twice.
@@ -223,7 +223,7 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
 def _print_memory(name: str) -> None:
     """Bytes by which the process grows in its first call; all is compiled before."""
     case = _shrunk(MEMORY)
-    prepared = ways(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
+    prepared = backends(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
     # Nothing is held from before: what is made already does not count.
     print(grown_by(lambda: None, lambda _: prepared.run()))
 

@@ -43,7 +43,7 @@ class Prepared:
     temporaries: int | None = None
 
 
-def ways(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
+def backends(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
     """Name -> `make(case, passed, arrays, limit)`, torch first where it is installed.
 
     `limit` is in bytes: a compiled program that needs more is refused before it runs.
@@ -52,7 +52,7 @@ def ways(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], 
     if installed("torch"):
         found[TORCH] = functools.partial(_in_torch, suite, False)
         found["torch flex"] = functools.partial(_in_torch, suite, True)
-    found |= house_ways()
+    found |= house_backends()
     found["jax.nn"] = functools.partial(_in_jax, _jax_nn("xla"))
     if suite == "gpu":
         found["jax.nn cudnn"] = functools.partial(_in_jax, _jax_nn("cudnn"))
@@ -62,7 +62,7 @@ def ways(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], 
     return found
 
 
-def house_ways() -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
+def house_backends() -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
     """Those of `ways` that are kernels of this project."""
     from attention import registry
 

@@ -22,7 +22,7 @@ NAP = 0.01
 LONG = 0.5
 
 
-def in_turns(
+def time_interleaved(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, least: float = 0.05
 ) -> dict[str, list[float]]:
     """Seconds a call of each, one number a round.

@@ -23,7 +23,7 @@ from absl import flags
 
 from benchmarks import records, report
 from benchmarks.comparison import resident_peak
-from benchmarks.interleaved import in_turns, summary
+from benchmarks.interleaved import summary, time_interleaved
 from benchmarks.train_step import MODELS
 from launch import cli
 from tasks.common.errors import UserError
@@ -82,7 +82,7 @@ def measure(name: str) -> dict[str, dict[str, Any]]:
             else:
                 found[choice] = {"skipped": answer}
         asks: dict[str, Callable[[], Any]] = {c: s.step for c, s in steppers.items()}
-        seconds = in_turns(asks, rounds=values.rounds, least=values.seconds)
+        seconds = time_interleaved(asks, rounds=values.rounds, least=values.seconds)
         found |= summary(seconds, PLAIN)
         for choice, stepper in steppers.items():
             found[choice]["peak"] = int(stepper.ask("peak"))
@@ -130,12 +130,12 @@ def _serve(name: str, choice: str) -> None:
     from launch.engine import config as configs
     from launch.engine.sharding import request_devices
 
-    module = importlib.import_module(f"benchmarks.{name}_step")
+    module = importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(flags.FLAGS.batch_size)
     try:
         config = configs.override(config, CHOICES[choice][0])
         request_devices(config.mesh)
-        step = module.here(config, data)
+        step = module.jax_step(config, data)
     except UserError as error:
         print(str(error).splitlines()[0], flush=True)
         return

@@ -25,18 +25,12 @@ from absl import flags
 
 from benchmarks import records, report
 from benchmarks.attention_backends import installed
-from benchmarks.interleaved import in_turns, let_torch_wait, summary
+from benchmarks.interleaved import let_torch_wait, summary, time_interleaved
+from benchmarks.steps import MODELS as ALL_MODELS
 from launch import cli
 from tasks.common.errors import UserError
 
-MODELS = {
-    "transformer": "text classifier: sst2, 32 tokens",
-    "unet": "segmentation: camvid",
-    "recurrent": "translation: rnn, 24 tokens, additive attention",
-}
-
-TARGETS = {"transformer": 1.2, "unet": 1.3, "recurrent": 1.3}
-"""Wanted at most: time here over that of torch.compile."""
+MODELS = {name: model for name, model in ALL_MODELS.items() if model.what}
 
 
 def define_flags() -> None:
@@ -84,18 +78,18 @@ def run() -> None:
 
 def measure(name: str) -> dict[str, Any]:
     """The row of a model: `ways`, name -> what `summary` gives, and "over", the ratio of here."""
-    values, module = flags.FLAGS, importlib.import_module(f"benchmarks.{name}_step")
+    values, module = flags.FLAGS, importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(values.batch_size)
-    makers = {"here": functools.partial(module.here, config, data)}
+    makers = {"here": functools.partial(module.jax_step, config, data)}
     if installed("torch"):
         import os
 
         import torch
 
         torch.set_num_threads(os.cpu_count())
-        makers["torch"] = functools.partial(module.in_torch, config, data)
+        makers["torch"] = functools.partial(module.torch_step, config, data)
         if values.compiled:
-            makers["torch compiled"] = functools.partial(module.in_torch, config, data, True)
+            makers["torch compiled"] = functools.partial(module.torch_step, config, data, True)
     steps, found = {}, {}
     for way, make in makers.items():
         try:
@@ -110,7 +104,7 @@ def measure(name: str) -> dict[str, Any]:
         if not math.isfinite(loss):
             sys.exit(f"{name}, {way}: the loss is {loss}")
     runs = {way: functools.partial(step, 1) for way, step in steps.items()}
-    seconds = in_turns(runs, rounds=values.rounds, least=values.seconds)
+    seconds = time_interleaved(runs, rounds=values.rounds, least=values.seconds)
     found |= summary(seconds, "here")
     for one in found.values():
         if "ratio" in one:
@@ -118,9 +112,9 @@ def measure(name: str) -> dict[str, Any]:
             one["over"] = round(1 / one.pop("ratio"), 3)
             one["over_range"] = [round(1 / high, 3), round(1 / low, 3)]
     batch_size = len(data[0]["weight"])
-    what = f"{MODELS[name]}, batch {batch_size}"
+    what = f"{MODELS[name].what}, batch {batch_size}"
     ways = {way: found[way] for way in makers}
-    return {"model": name, "what": what, "target": TARGETS[name], "ways": ways}
+    return {"model": name, "what": what, "target": MODELS[name].target, "ways": ways}
 
 
 def show(row: dict[str, Any]) -> str:

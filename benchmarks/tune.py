@@ -20,9 +20,9 @@ from typing import Any
 from absl import flags
 
 from benchmarks import records
-from benchmarks.attention_backends import house_ways
+from benchmarks.attention_backends import house_backends
 from benchmarks.attention_cases import Case, arrays
-from benchmarks.interleaved import in_turns
+from benchmarks.interleaved import time_interleaved
 from launch import cli
 from tasks.common.errors import UserError
 
@@ -105,12 +105,12 @@ def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, An
     drawn, found = arrays(case), {"forward": {}, "both": {}}
     for passed in case.passes:
         runs = {}
-        for name, make in house_ways().items():
+        for name, make in house_backends().items():
             try:
                 runs[name] = make(case, passed, drawn, LIMIT).run
             except NotImplementedError:
                 continue
-        for name, times in in_turns(runs, rounds=rounds, least=least).items():
+        for name, times in time_interleaved(runs, rounds=rounds, least=least).items():
             found[passed][name] = float(f"{1e3 * statistics.median(times):.3g}")
     return {
         "batch": case.batch,

@@ -20,7 +20,7 @@ python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/min
 
 Forecasts from the end of a file, the horizon or more steps ahead, as CSV or JSON, and drawn:
 
-python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --pictures=drawn
+python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --figures=drawn
 
 The error under Gaussian noise on what is looked back at, of the model and of the baselines:
 --config.data.noise="(0.1, 0.2, 0.3, 0.4, 0.5)".

@@ -21,7 +21,7 @@ Masks that are black and white take --config.data.mask_values="(0, 255)"; withou
 Large pictures whose scale must stay, as from a microscope or the air, are cut into windows of
 image_size with --config.data.fit=tiles. Drawn over a picture of any size, with where it looked:
 
-python -m launch.predict --workdir=runs/mine --input=new.jpg --pictures=drawn
+python -m launch.predict --workdir=runs/mine --input=new.jpg --figures=drawn
 """
 
 import re

@@ -322,6 +322,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
     changes: dict[str, Any] = {}
     taken: set[int] = set()
     for place, negated, key, value in found:
+        key = configs.current_key(values, key)
         hint = typed.field_type(values, key)
         taken.add(place)
         if hint is bool and value is None:
@@ -367,7 +368,7 @@ def _given_config(words: Sequence[str]) -> str | None:
 
 def _unknown_flag(name: str) -> str:
     """Says whose flag it is, or which is the nearest."""
-    from launch.engine.config import nearest
+    from launch.engine.config import did_you_mean
 
     command = Path(sys.argv[0]).stem
     if name.startswith(("config.", "noconfig.")) and not _overrides.allowed:
@@ -381,7 +382,9 @@ def _unknown_flag(name: str) -> str:
             f"--{name}: no such flag of launch.{command}; it is one of "
             f"{', '.join(f'launch.{other}' for other in others)}, see --help"
         )
-    return f"--{name}: no such flag of launch.{command}{nearest(name, list(FLAGS))}; see --help"
+    return (
+        f"--{name}: no such flag of launch.{command}{did_you_mean(name, list(FLAGS))}; see --help"
+    )
 
 
 def _flags_of_commands() -> dict[str, set[str]]:

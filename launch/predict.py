@@ -10,7 +10,7 @@ predictions beside, or with --format=json under "row".
 
 A task that looks at pictures draws what it found and where it looked, on request:
 
-python -m launch.predict --workdir=runs/camvid --input=street.jpg --pictures=drawn
+python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 
 A model that writes text does so as its config.model.decoding says; --set changes that here:
 
@@ -21,6 +21,7 @@ python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ flags.DEFINE_string(
     "was trained on, whose rows are written with the predictions beside.",
 )
 flags.DEFINE_multi_string("set", [], "key=value of config.model.decoding, for this once.")
-flags.DEFINE_string("pictures", None, "A folder to write pictures of what was found into, as PNG.")
+flags.DEFINE_string("figures", None, "Directory for figures of the predictions, as PNG files.")
+flags.DEFINE_string("pictures", None, "Former name of --figures.")
 flags.DEFINE_enum("format", "text", ["text", "json"], "Lines for people, or JSON lines.")
 
 # What may differ from training.
@@ -65,8 +67,11 @@ def predict() -> None:
     config = directory.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
-    if cli.FLAGS.pictures == "":
-        raise UserError("--pictures is empty, expected a folder")
+    if cli.FLAGS.pictures is not None:
+        print("--pictures is now --figures", file=sys.stderr)
+        cli.FLAGS.figures = cli.FLAGS.pictures
+    if cli.FLAGS.figures == "":
+        raise UserError("--figures is empty, expected a directory")
     config = _changed(config)
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)
@@ -80,8 +85,8 @@ def predict() -> None:
 def _answered(
     predictor: Predictor, given: Iterator[Input]
 ) -> Iterator[tuple[Sequence[Input], list[dict[str, Any]]]]:
-    """Yields portions of the inputs and their answers; with --pictures each names its files."""
-    if cli.FLAGS.pictures is None:
+    """Yields portions of the inputs and their answers; with --figures each names its files."""
+    if cli.FLAGS.figures is None:
         for portion in _portions(given, PORTION):
             yield portion, predictor([one.raw for one in portion])
         return
@@ -89,13 +94,14 @@ def _answered(
     for portion in _portions(given, DRAWN_PORTION):
         raw = [one.raw for one in portion]
         answers, drawn = predictor.with_figures(raw)
-        files = write_pictures(Path(cli.FLAGS.pictures), raw, drawn, first)
+        files = write_figures(Path(cli.FLAGS.figures), raw, drawn, first)
+        key = "figures" if cli.FLAGS.pictures is None else "pictures"
         named = zip(answers, files, strict=True)
-        yield portion, [{**answer, "pictures": names} for answer, names in named]
+        yield portion, [{**answer, key: names} for answer, names in named]
         first += len(portion)
 
 
-def write_pictures(
+def write_figures(
     folder: Path,
     raw: Sequence[str],
     drawn: Sequence[Sequence[Figure]],
@@ -131,7 +137,7 @@ def write_pictures(
             for path, figure in zip(found[-1], pictures, strict=True):
                 Path(path).write_bytes(figures.png(figure))
     except OSError as error:
-        raise UserError(f"--pictures={folder}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--figures={folder}: cannot be written ({error.strerror})") from None
     return found
 
 
@@ -154,7 +160,7 @@ def _changed(config: Experiment) -> Experiment:
         if not equals or key not in known:
             there_are = ", ".join(known) or "none for this model"
             raise UserError(
-                f"--set={setting}: write key=value{configs.nearest(key, known)}; keys that a "
+                f"--set={setting}: write key=value{configs.did_you_mean(key, known)}; keys that a "
                 f"prediction may change: {there_are}"
             )
         changes[key] = typed.parse(values, key, value)

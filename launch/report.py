@@ -33,7 +33,7 @@ def report() -> None:
             raise UserError(f"--readme={readme}: no such file")
         try:
             text = readme.read_text(encoding="utf-8")
-            write_text(readme, tables.with_glance(text, records))
+            write_text(readme, tables.insert_summary(text, records))
         except ValueError as error:
             raise UserError(f"--readme={readme}: {error}") from None
     text = tables.results_markdown(records)

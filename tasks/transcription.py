@@ -263,7 +263,7 @@ class TranscriptionTask(OldTask):
         """
         if not self.writer.aligns:
             raise UserError(
-                "--pictures: CTC writes alone in this run; an alignment is drawn of a decoder with "
+                "--figures: CTC writes alone in this run; an alignment is drawn of a decoder with "
                 "attention"
             )
         captions = self._written(outputs)

@@ -1,1 +1,49 @@
-"""Train steps compared with other libraries, one file per model."""
+"""Train steps of models compared with other libraries, one file per model.
+
+Each file has `setup(batch_size, ...)`, which returns the experiment and its batches, and
+`jax_step` and `torch_step`, which return functions that take train steps on them.
+"""
+
+from typing import NamedTuple
+
+
+class Model(NamedTuple):
+    """How `python -m benchmarks.steps` runs a model.
+
+    Attributes:
+      task: module with the task, loaded before memory is measured.
+      library: module of the other implementation, loaded before memory is measured.
+      steps: train steps per round.
+      rounds: number of rounds.
+      memory: whether peak memory is compared too.
+      what: description in the report of `benchmarks.train_step`, empty if it leaves the model out.
+      target: largest wanted ratio of the time here to that of `torch.compile`, for that report.
+    """
+
+    task: str
+    library: str = "torch"
+    steps: int = 4
+    rounds: int = 5
+    memory: bool = True
+    what: str = ""
+    target: float = 0.0
+
+
+MODELS = {
+    "language_model": Model("tasks.language_modeling.task", steps=2000, rounds=2, memory=False),
+    "mask_rcnn": Model("tasks.detection.task"),
+    "patchtst": Model("tasks.forecasting.task", "transformers"),
+    "recurrent": Model(
+        *("tasks.translation.task", "torch", 3, 5, False),
+        what="translation: rnn, 24 tokens, additive attention",
+        target=1.3,
+    ),
+    "sasrec": Model("launch.engine.steps"),
+    "speech": Model("tasks.speech_recognition.task", "transformers"),
+    "transformer": Model(
+        *("tasks.text_classification.task", "torch", 100, 5, False),
+        what="text classifier: sst2, 32 tokens",
+        target=1.2,
+    ),
+    "unet": Model("tasks.segmentation.task", what="segmentation: camvid", target=1.3),
+}

@@ -1,35 +1,35 @@
-"""nanoGPT's CPU budget, here and in PyTorch eager, side by side.
+"""nanoGPT on its CPU budget, in JAX and in PyTorch eager.
 
-python -m benchmarks.steps.language_model        (make bench brings torch)
-
-The same model: configs/language_modeling.py:tiny_shakespeare (4 layers, 4 heads, 128 wide, context
-64, batch 12), AdamW and clipping; the same batches, drawn once. The two take turns in rounds, and
-the ratio is that of the medians. With the default of 2,000 steps a round is a whole training.
+The model is configs/language_modeling.py:tiny_shakespeare: 4 layers, 4 heads, model size 128,
+context 64, batch size 12, AdamW and gradient clipping. A round of 2,000 steps is a whole training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import compare, engine_steps, experiment, torch_steps
-
-flags.DEFINE_integer("steps", 2000, "Train steps a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 2, "Rounds of each.", lower_bound=1)
+from benchmarks.comparison import engine_steps, experiment, torch_steps
 
 CHARACTERS = 65
 
 
 class _Vocabulary:
-    """Stands for a fitted tokenizer: the step needs its size alone."""
+    """A stand-in for a fitted tokenizer: the train step needs only its size."""
 
     size = CHARACTERS
 
 
+def setup(batch_size: int | None = None) -> tuple[Any, list]:
+    """Returns the experiment and its batches."""
+    config = experiment("configs/language_modeling.py:tiny_shakespeare")
+    return config, batches(batch_size or config.training.batch_size, config.data.length)
+
+
 def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.ndarray]]:
-    """Random characters, and those that follow."""
+    """Returns batches of random characters, with the next character as the target."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):
@@ -46,16 +46,16 @@ def batches(batch_size: int, length: int, count: int = 20) -> list[dict[str, np.
     return drawn
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.language_modeling.task import LanguageModeling
 
     task = LanguageModeling(config.data, config.model, _Vocabulary(), None, 3)
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """nanoGPT's model in PyTorch: scaled_dot_product_attention, tied embeddings."""
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns the same for PyTorch: scaled_dot_product_attention and tied embeddings."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -82,12 +82,12 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.tokens, self.places = nn.Embedding(CHARACTERS + 2, D), nn.Embedding(T, D)
+            self.tokens, self.positions = nn.Embedding(CHARACTERS + 2, D), nn.Embedding(T, D)
             self.blocks = nn.ModuleList(Block() for _ in range(sizes.num_layers))
             self.norm = nn.LayerNorm(D)
 
         def forward(self, tokens):
-            x = self.tokens(tokens) + self.places(torch.arange(T))
+            x = self.tokens(tokens) + self.positions(torch.arange(T))
             for block in self.blocks:
                 x = block(x)
             return self.norm(x) @ self.tokens.weight.T
@@ -104,18 +104,3 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
         return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
     return torch_steps(model, config, tensors, loss)
-
-
-def main(_: list[str]) -> None:
-    """Prints seconds a round of each, and the ratio; see `compare`."""
-    logging.set_verbosity(logging.WARNING)
-    config = experiment("configs/language_modeling.py:tiny_shakespeare")
-    data = batches(config.training.batch_size, config.data.length)
-    runs = {"here": here(config, data), "torch": torch_eager(config, data)}
-    for run in runs.values():
-        run(len(data))
-    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
-
-
-if __name__ == "__main__":
-    app.run(main)

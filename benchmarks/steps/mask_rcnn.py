@@ -1,15 +1,9 @@
-"""Train steps of Mask R-CNN at batch 4, here and in torchvision, side by side: time, and memory at
-its peak.
+"""Mask R-CNN at batch size 4, in JAX and in torchvision.
 
-python -m benchmarks.steps.mask_rcnn
-
-in an environment where torchvision loads: tests/oracles/families/torchvision_detection.py says how
-to make one; add requirements.txt. The same model: sizes and options of configs/detection.py:nuclei,
-AdamW, clipping; the same pictures, drawn once, with no augmentation on either side. torchvision
-takes as many proposals and regions, but masks only of those that are objects: what is padding here,
-it does not compute. The two take turns in rounds, and the ratio is that of the medians. Memory is
-measured in a process of each one's own: how much larger its resident set is at most, in steps after
-the first, than before the model is made.
+tests/oracles/families/torchvision_detection.py describes an environment in which torchvision loads;
+add requirements.txt. The model has the sizes and options of configs/detection.py:nuclei with AdamW
+and gradient clipping, without augmentation. torchvision uses the same number of proposals and
+regions, but masks only for regions that are objects. Here padding regions are computed too.
 """
 
 from __future__ import annotations
@@ -17,45 +11,43 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import (
-    define_flags,
-    engine_steps,
-    time_and_memory,
-    torch_steps,
-    unaugmented,
-)
+from benchmarks.comparison import engine_steps, torch_steps, unaugmented
 
-define_flags()
-flags.DEFINE_integer("objects", 30, "Objects of a picture.", lower_bound=1)
-
-CONFIG, SIDE, PLACES = "configs/detection.py:nuclei", 256, 101
+CONFIG, SIDE, MAX_OBJECTS = "configs/detection.py:nuclei", 256, 101
 
 
-def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Batches of bright discs on noise, each on top of those before it."""
+def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
+    """Returns the experiment without augmentation, and batches with `objects` per image."""
+    changes = {} if batch_size is None else {"training__batch_size": batch_size}
+    config = unaugmented(CONFIG, **changes)
+    return config, batches(config.training.batch_size, objects)
+
+
+def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
+    """Returns batches of n bright discs per image on noise; later discs cover earlier ones."""
     from tasks.detection.ops.masks import boxes_of
 
-    rng, B, n = np.random.default_rng(0), config.training.batch_size, flags.FLAGS.objects
+    rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
     drawn = []
     for _ in range(count):
         batch = {
             "image": rng.integers(0, 60, (B, SIDE, SIDE, 3)).astype(np.uint8),
             "size": np.full((B, 2), SIDE, np.int32),
-            "boxes": np.zeros((B, PLACES, 4), np.float32),
-            "labels": np.full((B, PLACES), -1, np.int32),
+            "boxes": np.zeros((B, MAX_OBJECTS, 4), np.float32),
+            "labels": np.full((B, MAX_OBJECTS), -1, np.int32),
             "instances": np.zeros((B, SIDE, SIDE), np.uint16),
             "weight": np.ones(B, np.float32),
             "id": np.arange(B, dtype=np.int32),
         }
         for row in range(B):
             for number in range(n):
-                radius, middle = rng.integers(3, 14), rng.integers(14, SIDE - 14, 2)
-                disc = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 <= radius**2
+                radius, center = rng.integers(3, 14), rng.integers(14, SIDE - 14, 2)
+                disc = (y - center[0]) ** 2 + (x - center[1]) ** 2 <= radius**2
                 batch["image"][row][disc] = rng.integers(90, 255)
                 batch["instances"][row][disc] = number + 1
             masks = batch["instances"][row] == np.arange(1, n + 1)[:, None, None]
@@ -66,16 +58,16 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     return drawn
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.detection.task import Detection
 
     task = Detection(config.data, config.model, ["object"], True, SIDE)
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """The same with torchvision's Mask R-CNN on a residual network of the same sizes."""
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns the same for torchvision's Mask R-CNN with a residual network of the same sizes."""
     import torch
     from torch import nn
 
@@ -178,20 +170,3 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
         for batch in data
     ]
     return torch_steps(model, config, tensors, lambda model, batch: sum(model(*batch).values()))
-
-
-def main(_: list[str]) -> None:
-    """See `time_and_memory`."""
-    logging.set_verbosity(logging.WARNING)
-    config = unaugmented(CONFIG)
-    data = batches(config)
-    time_and_memory(
-        "benchmarks.steps.mask_rcnn",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
-        {"here": "tasks.detection.task", "torch": "torch"},
-        [f"--objects={flags.FLAGS.objects}"],
-    )
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -1,40 +1,34 @@
-"""Train steps of PatchTST, here and by transformers in PyTorch eager, side by side: time, and
-memory at its peak.
+"""PatchTST in JAX and in Hugging Face transformers (PyTorch eager).
 
-python -m benchmarks.steps.patchtst        (make bench brings torch and transformers)
-
-The same model: sizes and options of configs/forecasting.py:etth1,patchtst with layer norm after
-each part, dropout, AdamW, clipping and squared error; the same batches of noise, drawn once. A
-training epoch of etth1 is 8,209 windows: its time is that of a round by the steps it takes, and its
-ratio that of the rounds. The two take turns in rounds, and the ratio is that of the medians. Memory
-is measured in a process of each one's own: how much larger its resident set is at most, in steps
-after the first, than before the model is made.
+The model has the sizes and options of configs/forecasting.py:etth1,patchtst with layer
+normalization after each sublayer, dropout, AdamW, gradient clipping and squared error. A training
+epoch of etth1 has 8,209 windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import (
-    define_flags,
-    engine_steps,
-    experiment,
-    time_and_memory,
-    torch_steps,
-)
+from benchmarks.comparison import engine_steps, experiment, torch_steps
 
-define_flags()
-flags.DEFINE_integer("batch_size", 128, "Windows a step.", lower_bound=1)
-
-CONFIG, WINDOWS = "configs/forecasting.py:etth1,patchtst", 8209
+CONFIG = "configs/forecasting.py:etth1,patchtst"
 CHANNELS = tuple("ABCDEFG")
 
 
+def setup(batch_size: int | None = None) -> tuple[Any, list]:
+    """Returns the experiment with 128 windows per step by default, and batches."""
+    from launch.engine import config as configs
+
+    changes = {"training.batch_size": batch_size or 128, "mesh.data": 1}
+    config = configs.override(experiment(CONFIG), changes)
+    return config, batches(config)
+
+
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Batches of noise."""
+    """Returns batches of noise."""
     rng, B = np.random.default_rng(0), config.training.batch_size
     L, F, C = config.data.lookback, config.data.horizon, len(CHANNELS)
     return [
@@ -51,8 +45,8 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.forecasting.processor import Known
     from tasks.forecasting.task import Forecasting
 
@@ -62,8 +56,8 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """The same by transformers."""
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns the same for transformers."""
     import torch
     from transformers import PatchTSTConfig, PatchTSTForPrediction
 
@@ -98,25 +92,3 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     return torch_steps(
         PatchTSTForPrediction(theirs).train(), config, tensors, lambda m, batch: m(**batch).loss
     )
-
-
-def main(_: list[str]) -> None:
-    """See `time_and_memory`."""
-    from launch.engine import config as configs
-
-    logging.set_verbosity(logging.WARNING)
-    B = flags.FLAGS.batch_size
-    config = configs.override(experiment(CONFIG), {"training.batch_size": B, "mesh.data": 1})
-    if not flags.FLAGS.only:
-        print(f"an epoch of etth1: {-(-WINDOWS // B)} steps")
-    data = batches(config)
-    time_and_memory(
-        "benchmarks.steps.patchtst",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
-        {"here": "tasks.forecasting.task", "torch": "transformers"},
-        [f"--batch_size={B}"],
-    )
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -1,10 +1,8 @@
-"""Train steps of the recurrent translator, here and in PyTorch, side by side.
+"""Recurrent translator in JAX and in PyTorch.
 
-python -m benchmarks.steps.recurrent        (make bench brings torch)
-
-The same model: sizes and options of configs/translation.py:rnn (a bidirectional GRU, and a GRU that
-looks at its states by additive attention at every step), dropout, smoothed labels, AdamW, clipping;
-the same batches, drawn once. The two take turns in rounds, and the ratio is that of the medians.
+The model has the sizes and options of configs/translation.py:rnn: a bidirectional GRU encoder, a
+GRU decoder with additive attention at every step, dropout, label smoothing, AdamW and gradient
+clipping.
 """
 
 from __future__ import annotations
@@ -13,22 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import compare, engine_steps, experiment, torch_steps
+from benchmarks.comparison import engine_steps, experiment, torch_steps
 
 CONFIG, VOCABULARY = "configs/translation.py:rnn", 5000
 
 
-def define_flags() -> None:
-    """Those of this command."""
-    flags.DEFINE_integer("steps", 3, "Train steps a round.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
-    flags.DEFINE_integer("length", 24, "Tokens of the longest sentence.", lower_bound=2)
-
-
 def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
-    """The experiment, without what the peer lacks (means of the weights), and batches."""
+    """Returns the experiment without EMA, which the PyTorch model lacks, and batches."""
     from launch.engine import config as configs
 
     changes: dict[str, Any] = {"optimizer.average_decay": 0.0}
@@ -39,7 +29,7 @@ def setup(batch_size: int | None = None, length: int = 24) -> tuple[Any, list]:
 
 
 def batches(batch_size: int, length: int, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Random sentences of half to full length on both sides, an end token after each."""
+    """Returns random sentence pairs of half to full length, each with an end token."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):
@@ -56,13 +46,13 @@ def batches(batch_size: int, length: int, count: int = 3) -> list[dict[str, np.n
 
 
 class _Vocabulary:
-    """Stands for a fitted tokenizer: the step needs its size alone."""
+    """A stand-in for a fitted tokenizer: the train step needs only its size."""
 
     size = VOCABULARY
 
 
-def here(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.translation.processor import TranslationProcessor
     from tasks.translation.task import Translation
 
@@ -70,11 +60,12 @@ def here(config: Any, data: list[dict[str, np.ndarray]]) -> Callable[[int], floa
     return engine_steps(Translation(config.data, config.model, processor), config, data)
 
 
-def in_torch(
+def torch_step(
     config: Any, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """The same with PyTorch's own GRUs: packed for the encoder, a cell for the decoder, of which
-    `torch.compile` gets the step, as a loop of steps would be unrolled.
+    """Returns the same for PyTorch's GRUs: a packed encoder, and a cell in the decoder.
+
+    `torch.compile` compiles the decoder step alone, because it would unroll the loop.
     """
     import torch
     from torch import nn
@@ -94,8 +85,8 @@ def in_torch(
             self.combine, self.classify = nn.Linear(2 * D, D), nn.Linear(D, V)
             self.dropout = nn.Dropout(sizes.dropout_rate)
 
-        def look(self, word, context, state, memory, keys, hidden):
-            """One step: the next state, and what it sees."""
+        def decode(self, word, context, state, memory, keys, hidden):
+            """Returns the next state and the context vector."""
             state = self.cell(torch.cat([word, context], -1), state)
             scores = self.score(torch.tanh(self.query(state)[:, None] + keys))[..., 0]
             weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
@@ -114,16 +105,16 @@ def in_torch(
             words = self.dropout(self.words(torch.cat([start, target[:, :-1]], 1)))
             context, tops, contexts = torch.zeros_like(state), [], []
             for word in words.unbind(1):
-                state, context = self.look(word, context, state, memory, keys, hidden)
+                state, context = self.decode(word, context, state, memory, keys, hidden)
                 tops.append(state)
                 contexts.append(context)
-            seen = torch.cat([torch.stack(contexts, 1), torch.stack(tops, 1)], -1)
-            return self.classify(self.dropout(torch.tanh(self.combine(seen))))
+            read = torch.cat([torch.stack(contexts, 1), torch.stack(tops, 1)], -1)
+            return self.classify(self.dropout(torch.tanh(self.combine(read))))
 
     torch.manual_seed(0)
     model = Translator().train()
     if compiled:
-        model.look = torch.compile(model.look, dynamic=False)
+        model.decode = torch.compile(model.decode, dynamic=False)
     tensors = []
     for batch in data:
         source, target = (torch.from_numpy(batch[side]).long() for side in ("source", "target"))
@@ -139,18 +130,3 @@ def in_torch(
         )
 
     return torch_steps(model, config, tensors, loss)
-
-
-def main(_: list[str]) -> None:
-    """Prints seconds a round of each, and the ratio; see `compare`."""
-    logging.set_verbosity(logging.WARNING)
-    config, data = setup(length=flags.FLAGS.length)
-    runs = {"here": here(config, data), "torch": in_torch(config, data)}
-    for run in runs.values():
-        run(len(data))
-    compare(runs, steps=flags.FLAGS.steps, rounds=flags.FLAGS.rounds)
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

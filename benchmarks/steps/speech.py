@@ -1,43 +1,34 @@
-"""Train steps of a Conformer with CTC, here and in PyTorch eager, side by side: time, and memory at
-its peak.
+"""A Conformer with CTC in JAX and in PyTorch eager.
 
-python -m benchmarks.steps.speech        (make bench brings torch and transformers)
-
-The same model: sizes of configs/speech_recognition.py:conformer,ctc - log-mel features, two
-convolutions, Conformer layers, CTC, dropout, AdamW, clipping - on the same batches of noise, drawn
-once, without augmentation. In PyTorch the layers are those that transformers has of SeamlessM4T v2,
-without positions; ours turn queries and keys (RoPE). The two take turns in rounds, and the ratio is
-that of the medians. Memory is measured in a process of each one's own: how much larger its resident
-set is at most, in steps after the first, than before the model is made.
+The model has the sizes of configs/speech_recognition.py:conformer,ctc: log-mel features, two
+convolutions, Conformer layers, CTC, dropout, AdamW and gradient clipping, without augmentation. The
+PyTorch layers are those of SeamlessM4T v2 in transformers, without position embeddings; the layers
+here use RoPE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import (
-    define_flags,
-    engine_steps,
-    time_and_memory,
-    torch_steps,
-    unaugmented,
-)
-
-define_flags()
-flags.DEFINE_integer("batch_size", 32, "Clips a step.", lower_bound=1)
-flags.DEFINE_float("seconds", 2.0, "Length of a clip.", 0.1, 60.0)
+from benchmarks.comparison import engine_steps, torch_steps, unaugmented
 
 CONFIG = "configs/speech_recognition.py:conformer,ctc"
 WORDS = 5
 
 
-def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Batches of noise, and words that nobody said."""
+def setup(batch_size: int | None = None, seconds: float = 2.0) -> tuple[Any, list]:
+    """Returns the experiment and batches of clips of this length."""
+    config = unaugmented(CONFIG, training__batch_size=batch_size or 32)
+    return config, batches(config, seconds)
+
+
+def batches(config, seconds: float, count: int = 3) -> list[dict[str, np.ndarray]]:
+    """Returns batches of noise with random words."""
     rng, B = np.random.default_rng(0), config.training.batch_size
-    P = round(flags.FLAGS.seconds * config.data.features.sample_rate)
+    P = round(seconds * config.data.features.sample_rate)
     return [
         {
             "samples": (1000 * rng.normal(size=(B, P))).astype(np.int16),
@@ -50,8 +41,8 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.common.text.tokenizer import Tokenizer
     from tasks.speech_recognition.datasets.spoken_digits import WORDS as DIGITS
     from tasks.speech_recognition.task import SpeechRecognition
@@ -64,8 +55,8 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     )
 
 
-def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """The same in PyTorch."""
+def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns the same for PyTorch."""
     import torch
     from transformers import SeamlessM4Tv2Config
     from transformers.models.seamless_m4t_v2 import modeling_seamless_m4t_v2 as library
@@ -120,21 +111,3 @@ def torch_eager(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], fl
     torch.manual_seed(0)
     tensors = [{name: torch.tensor(b[name]).long() for name in ("samples", "target")} for b in data]
     return torch_steps(Recognizer().train(), config, tensors, lambda m, batch: m(**batch))
-
-
-def main(_: list[str]) -> None:
-    """See `time_and_memory`."""
-    logging.set_verbosity(logging.WARNING)
-    B = flags.FLAGS.batch_size
-    config = unaugmented(CONFIG, training__batch_size=B)
-    data = batches(config)
-    time_and_memory(
-        "benchmarks.steps.speech",
-        {"here": lambda: here(config, data), "torch": lambda: torch_eager(config, data)},
-        {"here": "tasks.speech_recognition.task", "torch": "transformers"},
-        [f"--batch_size={B}", f"--seconds={flags.FLAGS.seconds}"],
-    )
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -1,9 +1,7 @@
-"""100 train steps of the Transformer text classifier, here and in PyTorch eager, side by side.
+"""Transformer text classifier in JAX and in PyTorch.
 
-python -m benchmarks.steps.transformer        (make bench brings torch)
-
-The same model: sizes and options of configs/text_classification.py:sst2, dropout, AdamW, clipping;
-the same batches, drawn once. The two take turns in rounds, and the ratio is that of the medians.
+The model has the sizes and options of configs/text_classification.py:sst2 with dropout, AdamW and
+gradient clipping.
 """
 
 from __future__ import annotations
@@ -12,28 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import compare, engine_steps, experiment, torch_steps
+from benchmarks.comparison import engine_steps, experiment, torch_steps
 
 CONFIG, VOCABULARY, CLASSES = "configs/text_classification.py:sst2", 14_000, 2
 
 
-def define_flags() -> None:
-    """Those of this command."""
-    flags.DEFINE_integer("steps", 100, "Train steps a round.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
-    flags.DEFINE_integer("length", 32, "Tokens of each text.", lower_bound=1)
-
-
 def setup(batch_size: int | None = None, length: int = 32) -> tuple[Any, list]:
-    """The experiment and its batches."""
+    """Returns the experiment and its batches."""
     config = experiment(CONFIG)
     return config, batches(batch_size or config.training.batch_size, length)
 
 
 def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.ndarray]]:
-    """Random batches with texts of half to full length."""
+    """Returns random batches with texts of half to full length."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):
@@ -53,13 +43,13 @@ def batches(batch_size: int, length: int, count: int = 10) -> list[dict[str, np.
 
 
 class _Vocabulary:
-    """Stands for a fitted tokenizer: the step needs its size alone."""
+    """A stand-in for a fitted tokenizer: the train step needs only its size."""
 
     size = VOCABULARY
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.text_classification.task import TextClassification, TextProcessor
 
     buckets = [data[0]["tokens"].shape[1]]
@@ -68,10 +58,10 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def in_torch(
+def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """The same with PyTorch's own encoder layer, optimizer and clipping; or all of it compiled."""
+    """Returns the same for PyTorch's encoder layer, optionally with `torch.compile`."""
     import torch
     from torch import nn
 
@@ -100,18 +90,18 @@ def in_torch(
             self.dropout = nn.Dropout(model_config.dropout_rate)
             self.head_dropout = nn.Dropout(model_config.head_dropout_rate)
             self.classify = nn.Linear(size, CLASSES)
-            place = torch.arange(512)[:, None]
+            position = torch.arange(512)[:, None]
             rate = torch.exp(torch.arange(0, size, 2) * (-np.log(10000.0) / size))
-            table = torch.stack([torch.sin(place * rate), torch.cos(place * rate)], -1)
+            table = torch.stack([torch.sin(position * rate), torch.cos(position * rate)], -1)
             self.register_buffer("positions", table.reshape(512, size))
 
         def forward(self, tokens, lengths):
             length = tokens.shape[1]
             valid = torch.arange(length)[None, :] < lengths[:, None]
-            seen = valid & (torch.rand(valid.shape) >= model_config.token_dropout_rate)
+            visible = valid & (torch.rand(valid.shape) >= model_config.token_dropout_rate)
             x = self.dropout(self.tokens(tokens) + self.positions[:length])
-            x = self.encoder(x, src_key_padding_mask=~seen)
-            weight = seen.float()[..., None]
+            x = self.encoder(x, src_key_padding_mask=~visible)
+            weight = visible.float()[..., None]
             pooled = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
             return self.classify(self.head_dropout(pooled))
 
@@ -127,23 +117,3 @@ def in_torch(
 
     model = torch.compile(model) if compiled else model
     return torch_steps(model, config, tensors, loss)
-
-
-def main(_: list[str]) -> None:
-    """Prints seconds a round of each, and the ratio; see `compare`."""
-    logging.set_verbosity(logging.WARNING)
-    config, data = setup(length=flags.FLAGS.length)
-    runs = {"here": here(config, data), "torch": in_torch(config, data)}
-    for run in runs.values():
-        run(len(data))
-    compare(
-        runs,
-        steps=flags.FLAGS.steps,
-        rounds=flags.FLAGS.rounds,
-        wanted=", at most 1.5 wanted",
-    )
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

@@ -1,12 +1,7 @@
-"""Train steps of the U-Net, here and in PyTorch eager, side by side: time, and memory at its peak.
+"""U-Net in JAX and in PyTorch.
 
-python -m benchmarks.steps.unet        (make bench brings torch)
-
-The same model: sizes and options of configs/segmentation.py:camvid, dropout, AdamW, clipping, and
-cross-entropy alone; the same batches of noise, drawn once, with no augmentation on either side. The
-two take turns in rounds, and the ratio is that of the medians. Memory is measured in a process of
-each one's own: how much larger its resident set is at most, in steps after the first, than before
-the model is made.
+The model has the sizes and options of configs/segmentation.py:camvid with dropout, AdamW, gradient
+clipping and cross-entropy alone, without augmentation.
 """
 
 from __future__ import annotations
@@ -16,27 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from benchmarks.comparison import (
-    define_flags,
-    engine_steps,
-    time_and_memory,
-    torch_steps,
-    unaugmented,
-)
+from benchmarks.comparison import engine_steps, torch_steps, unaugmented
 
 CONFIG, CLASSES = "configs/segmentation.py:camvid", 11
 
 
 def setup(batch_size: int | None = None) -> tuple[Any, list]:
-    """The experiment, with cross-entropy alone and without augmentation, and batches."""
+    """Returns the experiment with cross-entropy alone and without augmentation, and batches."""
     config = unaugmented(CONFIG, training__batch_size=batch_size or 8, model__loss__dice=0.0)
     return config, batches(config)
 
 
 def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
-    """Batches of noise."""
+    """Returns batches of noise."""
     rng, B = np.random.default_rng(0), config.training.batch_size
     size = (B, *config.data.image_size)
     return [
@@ -50,8 +38,8 @@ def batches(config, count: int = 3) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """A function that takes steps with this project's engine and returns the last loss."""
+def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
+    """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.segmentation.task import Segmentation
 
     names = [str(number) for number in range(CLASSES)]
@@ -60,12 +48,10 @@ def here(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
     return engine_steps(task, config, data)
 
 
-def in_torch(
+def torch_step(
     config, data: list[dict[str, np.ndarray]], compiled: bool = False
 ) -> Callable[[int], float]:
-    """The same with PyTorch's own layers, in its layout for convolutions (channels last);
-    `torch.compile`d or not.
-    """
+    """Returns the same for PyTorch in channels-last layout, optionally with `torch.compile`."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -123,21 +109,3 @@ def in_torch(
 
     model = torch.compile(model) if compiled else model
     return torch_steps(model, config, tensors, loss)
-
-
-def main(_: list[str]) -> None:
-    """See `time_and_memory`."""
-    logging.set_verbosity(logging.WARNING)
-    config, data = setup(flags.FLAGS.batch_size)
-    time_and_memory(
-        "benchmarks.steps.unet",
-        {"here": lambda: here(config, data), "torch": lambda: in_torch(config, data)},
-        {"here": "tasks.segmentation.task", "torch": "torch"},
-        [f"--batch_size={flags.FLAGS.batch_size}"],
-    )
-
-
-if __name__ == "__main__":
-    define_flags()
-    flags.DEFINE_integer("batch_size", 8, "Pictures a step.", lower_bound=1)
-    app.run(main)

@@ -11,11 +11,13 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import json
 import math
 import re
+import sys
 import traceback
 import types
 import typing
@@ -113,7 +115,7 @@ def task_class(name: str) -> type:
     """
     if name not in task_names():
         raise UserError(
-            f"config.task: no task is called {name!r}{nearest(name, task_names())}; "
+            f"config.task: no task is called {name!r}{did_you_mean(name, task_names())}; "
             f"there are {', '.join(task_names())}"
         )
     return importlib.import_module(f"tasks.{name}.task").TASK
@@ -154,7 +156,68 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
       UserError: an unknown key (the nearest is named), a wrong type or an impossible value.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return _build(Experiment, values, "config", part_types(values))
+    return _build(Experiment, with_current_keys(values), "config", part_types(values))
+
+
+def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested mapping of an experiment with former keys replaced by the current ones.
+
+    A field names its former key in its metadata: `{"formerly": "old_name"}`. If both keys are
+    given, the value of the former one is used: a config file has set it over the default.
+    """
+    return _with_current_keys(Experiment, values, "config", part_types(values))
+
+
+def _with_current_keys(
+    kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]
+) -> dict[str, Any]:
+    found, hints = dict(values), typing.get_type_hints(kind)
+    for old, new in _former_keys(kind).items():
+        if old in found:
+            _notify(f"{path}.{old}", f"{path}.{new}")
+            found[new] = found.pop(old)
+    for key, value in found.items():
+        inner = group_type(parts.get(key, hints.get(key)))
+        if inner is not None and isinstance(value, Mapping):
+            found[key] = _with_current_keys(inner, value, f"{path}.{key}", {})
+    return found
+
+
+def current_key(values: Mapping[str, Any], key: str) -> str:
+    """Returns a dotted key with former names replaced by the current ones.
+
+    Args:
+      values: nested mapping of an experiment.
+      key: dotted, without "config.".
+    """
+    kind, parts, names = Experiment, part_types(values), []
+    for name in key.split("."):
+        names.append(_former_keys(kind).get(name, name) if kind else name)
+        hints = typing.get_type_hints(kind) if kind else {}
+        kind, parts = group_type(parts.get(names[-1], hints.get(names[-1]))), {}
+    found = ".".join(names)
+    if found != key:
+        _notify(f"config.{key}", f"config.{found}")
+    return found
+
+
+def _former_keys(kind: type) -> dict[str, str]:
+    return {
+        field.metadata["formerly"]: field.name
+        for field in dataclasses.fields(kind)
+        if "formerly" in field.metadata
+    }
+
+
+@functools.cache
+def _notify(old: str, new: str) -> None:
+    """Prints that a key has a new name, once per process."""
+    print(f"{old} is now {new}", file=sys.stderr, flush=True)
+
+
+def group_type(hint: Any) -> type | None:
+    """Returns the dataclass among the alternatives of a type, or None."""
+    return next((kind for kind in alternatives(hint) if dataclasses.is_dataclass(kind)), None)
 
 
 def part_types(values: Mapping[str, Any]) -> dict[str, type]:
@@ -174,7 +237,7 @@ def part_types(values: Mapping[str, Any]) -> dict[str, type]:
     if model_name not in task.model_configs:
         raise UserError(
             f"config.model.name: {values['task']} has no model {model_name!r}"
-            f"{nearest(str(model_name), task.model_configs)}; "
+            f"{did_you_mean(str(model_name), task.model_configs)}; "
             f"there are {', '.join(task.model_configs)}"
         )
     return {"data": task.data_config, "model": task.model_configs[model_name]}
@@ -185,7 +248,7 @@ def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str,
     names = [field.name for field in dataclasses.fields(kind)]
     for key in values:
         if key not in names:
-            raise UserError(f"{path}.{key}: no such key{nearest(key, names)}")
+            raise UserError(f"{path}.{key}: no such key{did_you_mean(key, names)}")
     built = {}
     for key, value in values.items():
         hint = parts.get(key, hints[key])
@@ -228,7 +291,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 return value
         elif origin is Any or isinstance(value, origin):
             return value
-    raise UserError(f"{path}: expected {spell_type(hint)}, got {value!r}")
+    raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")
 
 
 def _finite(value: float, path: str) -> float:
@@ -241,7 +304,7 @@ def _finite(value: float, path: str) -> float:
     raise UserError(f"{path}: got {str(value)[:20]}, expected a finite number")
 
 
-def spell_type(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """Returns a type as messages name it: 'int or None'."""
     return " or ".join(
         "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
@@ -249,7 +312,7 @@ def spell_type(hint: Any) -> str:
     )
 
 
-def nearest(name: str, known) -> str:
+def did_you_mean(name: str, known) -> str:
     """', did you mean ...?' for the closest of `known`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -290,7 +353,9 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: an unknown key, a wrong type or an impossible value.
     """
-    return resolve(replaced(to_dict(config), changes))
+    values = to_dict(config)
+    changes = {current_key(values, key): value for key, value in changes.items()}
+    return resolve(replaced(values, changes))
 
 
 def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,23 +371,34 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"config.{key}: no such key{nearest(key, flatten(values))}")
+            raise UserError(f"config.{key}: no such key{did_you_mean(key, flatten(values))}")
         place[last] = value
     return values
 
 
 def identity(config: Experiment) -> str:
-    """Hash of everything that a result depends on; the mesh and what the backward pass computes
-    anew are matters of speed and memory only. Fields of the data config that were added later are
-    left out at their defaults, so that older experiments keep their hash.
+    """Returns a hash of all settings that affect results.
+
+    The mesh and rematerialization are excluded: they affect speed and memory only. Earlier
+    experiments keep their hash: renamed fields are hashed under their former names, and fields of
+    the data config that were added later are excluded at their defaults.
     """
-    values = to_dict(config)
+    values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
     values["model"].pop("rematerialize", None)
     for field in dataclasses.fields(config.data):
         if field.metadata.get("later") and getattr(config.data, field.name) == field.default:
-            del values["data"][field.name]
+            del values["data"][field.metadata.get("formerly", field.name)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _with_former_keys(instance: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(instance):
+        inner, value = getattr(instance, field.name), values[field.name]
+        name = field.metadata.get("formerly", field.name)
+        found[name] = _with_former_keys(inner, value) if dataclasses.is_dataclass(inner) else value
+    return found
 
 
 def load_file(specification: str) -> Experiment:
@@ -344,11 +420,11 @@ def load_values(specification: str) -> dict[str, Any]:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: has no get_config function")
-    with one_line(path):
+    with located_error(path):
         config = module.get_config(argument) if argument else module.get_config()
     if not hasattr(config, "to_dict"):
         raise UserError(f"{path}: get_config returned {config!r}, expected experiment(...)")
-    return config.to_dict()
+    return with_current_keys(config.to_dict())
 
 
 def load_module(path: str) -> types.ModuleType:
@@ -368,17 +444,17 @@ def load_module(path: str) -> types.ModuleType:
             raise UserError(f"--config={path}: is a folder, expected a file of Python in it")
         if Path(path).exists():
             raise UserError(f"--config={path}: expected a file of Python, whose name ends in .py")
-        raise UserError(f"{path}: no such config file{nearest(path, others)}")
+        raise UserError(f"{path}: no such config file{did_you_mean(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
-    with one_line(path):
+    with located_error(path):
         specification.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def one_line(path: str) -> Iterator[None]:
+def located_error(path: str) -> Iterator[None]:
     """Tells a mistake inside a config file in one line, with its number.
 
     Raises:

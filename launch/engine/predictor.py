@@ -28,8 +28,11 @@ class Predictor:
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
         """Returns an answer for each input; see `Processor.decode`."""
         processor = self._task.processor
-        outputs = self._gathered(processor.encode(raw), self._steps.predict)
-        return processor.decode(raw, outputs)
+        return processor.decode(raw, self.outputs(processor.encode(raw)))
+
+    def outputs(self, examples: Any) -> dict[str, np.ndarray]:
+        """Returns the outputs of examples in their order; see `Task.predict`."""
+        return self._gathered(examples, self._steps.predict)
 
     def with_figures(self, raw: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Figure]]]:
         """Returns answers, and figures for each input; see `Task.input_figures`.
@@ -42,7 +45,7 @@ class Predictor:
                 "--figures: this task draws no figures of predictions; leave the flag out"
             )
         examples = self._task.processor.encode(raw)
-        outputs = self._gathered(examples, self._steps.predict)
+        outputs = self.outputs(examples)
         attention = self._gathered(examples, self._steps.attention)
         figures = self._task.input_figures(raw, outputs, attention)
         if len(raw) and not any(figures):

@@ -43,12 +43,11 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
         if name not in hints or not isinstance(place, Mapping) or name not in place:
             known = configs.flatten(values)
-            raise UserError(f"config.{key}: no such key{configs.nearest(key, known)}")
+            raise UserError(f"config.{key}: no such key{configs.did_you_mean(key, known)}")
         kind, place, parts = parts.get(name, hints[name]), place[name], {}
-        found = [kind for kind in configs.alternatives(kind) if dataclasses.is_dataclass(kind)]
-        # A group that may be None is one where it is not.
-        if found and isinstance(place, Mapping):
-            kind = found[0]
+        # The type of a group that may be None is that of the group unless it is None.
+        if isinstance(place, Mapping):
+            kind = configs.group_type(kind) or kind
     if isinstance(place, Mapping):
         inner = next((f"{key}.{name}" for name in configs.flatten(place)), "")
         raise UserError(f"config.{key}: is a group of keys; set one of them, such as {inner}")
@@ -83,11 +82,11 @@ def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
                 return _PARSERS[origin].parse(text)
             except ValueError:
                 continue
-    raise UserError(f"config.{key}: got {text!r}, expected {configs.spell_type(hint)}")
+    raise UserError(f"config.{key}: got {text!r}, expected {configs.type_name(hint)}")
 
 
 def _tuple(text: str, item: Any, path: str) -> tuple[Any, ...]:
-    expected = f"tuple of {configs.spell_type(item)}, such as {_EXAMPLES.get(item, '(3, 4)')}"
+    expected = f"tuple of {configs.type_name(item)}, such as {_EXAMPLES.get(item, '(3, 4)')}"
     try:
         found = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -18,7 +18,7 @@ from tasks.common.errors import UserError
 from tasks.task import Task
 
 
-def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
+def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
     """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
 
     If a baseline has scores of the examples, "gain" is the model's gain on the primary metric,
@@ -50,7 +50,8 @@ def beside(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, fl
         found[name].pop("examples", None)
         if scores is not None and (theirs := found[name].pop("example_scores", None)) is not None:
             gain = sign * (scores.astype(np.float64) - np.asarray(theirs, np.float64))
-            found[name]["gain"], found[name]["gain_95"] = paired.interval(gain, task.overlap)
+            mean, half = paired.mean_and_interval(gain, task.overlap)
+            found[name] |= {"gain": mean, "gain_95": half}
     return found
 
 

@@ -198,10 +198,10 @@ def _segmented_image(figure: SegmentedImage):
     import matplotlib.figure
     from matplotlib.patches import Patch
 
-    shown = {"image": overlays.colours(figure.image)}
+    shown = {"image": overlays.to_rgb(figure.image)}
     if figure.truth is not None:
-        shown["true"] = overlays.segmented(figure.image, figure.truth, len(figure.names))
-    shown["predicted"] = overlays.segmented(figure.image, figure.labels, len(figure.names))
+        shown["true"] = overlays.overlay_classes(figure.image, figure.truth, len(figure.names))
+    shown["predicted"] = overlays.overlay_classes(figure.image, figure.labels, len(figure.names))
     height, width = np.shape(figure.image)[:2]
     wide = 3.0 * len(shown)
     canvas = matplotlib.figure.Figure(
@@ -235,7 +235,7 @@ def _detected_image(figure: DetectedImage):
         figsize=(8.0, min(max(3.9 * height / width, 1.0), 8.0) + 0.3), layout="constrained"
     )
     left, right = canvas.subplots(1, 2)
-    image = overlays.colours(figure.image)
+    image = overlays.to_rgb(figure.image)
     left.imshow(image, interpolation="nearest")
     names = sorted(set(figure.labels))
     # One class: each object a colour of its own, so that those that touch can be told apart.
@@ -245,7 +245,7 @@ def _detected_image(figure: DetectedImage):
     palette = overlays.palette(max(chosen, default=0) + 1)
     drawn = [palette[number] for number in chosen]
     if figure.masks is not None:
-        image = overlays.masked(image, figure.masks, drawn)
+        image = overlays.overlay_masks(image, figure.masks, drawn)
     right.imshow(image, interpolation="nearest")
     for number, (box, colour) in enumerate(zip(figure.boxes, drawn, strict=True)):
         _box(right, box, colour / 255, "solid")

@@ -27,7 +27,7 @@ def palette(count: int) -> np.ndarray:
     return np.array(first[:count], np.uint8).reshape(-1, 3)
 
 
-def colours(image: np.ndarray) -> np.ndarray:
+def to_rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [Y, X, 3] of an image [Y, X] or [Y, X, 1 or 3], uint8 or from 0 to 1.
 
     Raises:
@@ -43,13 +43,13 @@ def colours(image: np.ndarray) -> np.ndarray:
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def segmented(
+def overlay_classes(
     image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.6
 ) -> np.ndarray:
     """The image under the colours of its pixels' classes.
 
     Args:
-      image: see `colours`.
+      image: see `to_rgb`.
       labels: int [Y, X]; what is not in [0, classes) has no colour, but is darkened.
       classes: number of them.
       opacity: of the colours.
@@ -60,7 +60,7 @@ def segmented(
     Raises:
       ValueError: labels of another size than the image.
     """
-    below, labels = colours(image), np.asarray(labels)
+    below, labels = to_rgb(image), np.asarray(labels)
     if labels.shape != below.shape[:2]:
         raise ValueError(f"labels: got shape {labels.shape}, expected {below.shape[:2]}")
     known = (labels >= 0) & (labels < classes)
@@ -69,13 +69,13 @@ def segmented(
     return _mixed(below, above, opacity)
 
 
-def masked(
+def overlay_masks(
     image: np.ndarray, masks: np.ndarray, shades: Sequence[np.ndarray], opacity: float = 0.45
 ) -> np.ndarray:
     """The image under the masks of its objects, the later over the earlier.
 
     Args:
-      image: see `colours`.
+      image: see `to_rgb`.
       masks: bool [n, Y, X].
       shades: for each mask uint8 [3].
       opacity: of the masks.
@@ -86,7 +86,7 @@ def masked(
     Raises:
       ValueError: masks of another size than the image, or not one shade for each.
     """
-    result, masks = colours(image), np.asarray(masks, bool)
+    result, masks = to_rgb(image), np.asarray(masks, bool)
     expected = (len(shades), *result.shape[:2])
     if masks.shape != expected:
         raise ValueError(f"masks: got shape {masks.shape}, expected {expected}")

@@ -21,7 +21,7 @@ class Scores:
       path: file they were read from.
       values: float64 [n], whose mean is the primary metric.
       ids: uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier versions.
-      overlap: see `interval`.
+      overlap: see `mean_and_interval`.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class Scores:
     ids: np.ndarray | None
     overlap: int
 
-    def beside(self, base: Scores, same_data: bool) -> np.ndarray:
+    def aligned_to(self, base: Scores, same_data: bool) -> np.ndarray:
         """Returns `values` in the order of the examples of `base`, joined by their ids.
 
         Args:
@@ -88,7 +88,7 @@ def read(folder: Path) -> Scores:
         ) from None
 
 
-def interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
+def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
     """Mean of differences, and half its 95 % interval, the normal one.
 
     Examples that overlap, as the windows of a series do, err together: with an overlap of h the
@@ -116,6 +116,6 @@ def interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
     return mean, 1.96 * math.sqrt(max(variance, 0.0) / n)
 
 
-def spell(mean: float, half: float) -> str:
+def format_difference(mean: float, half: float) -> str:
     """'+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

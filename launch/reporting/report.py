@@ -12,7 +12,7 @@ import numpy as np
 from launch.engine.evaluation import Evaluation
 from launch.engine.writers import read_lines, write_text
 from launch.reporting import figures
-from launch.reporting.tables import spell_gains, spell_seconds
+from launch.reporting.tables import format_gains, format_seconds
 from tasks.figures import AttendedText
 from tasks.task import Task
 
@@ -89,8 +89,8 @@ def write_report(
             record=record,
             metrics=shown,
             others={name: value for name, value in record["metrics"].items() if name not in shown},
-            gains=spell_gains(record),
-            seconds=spell_seconds(record["seconds"]),
+            gains=format_gains(record),
+            seconds=format_seconds(record["seconds"]),
             curves=Markup(_curves(folder, task)),
             pictures=Markup("".join(figures.draw(figure) for figure in pictures)),
             texts=Markup("".join(figures.draw(figure) for figure in texts)),

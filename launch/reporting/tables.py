@@ -28,28 +28,28 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
-def spell(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float]) -> str:
     """'0.8012 ± 0.0031' or, for one value, '0.8012'."""
     mean, spread = mean_and_spread(values)
     return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
 
-def spell_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """`spell` of a metric of some runs' records; empty where a run does not have it."""
+def format_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """`format_mean` of a metric of some runs' records; empty where a run does not have it."""
     found = [run["metrics"].get(metric) for run in runs]
-    return "" if None in found else spell(found)
+    return "" if None in found else format_mean(found)
 
 
-def spell_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """'12 s' or '3 min 05 s'."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def spell_gains(record: Record) -> dict[str, str]:
+def format_gains(record: Record) -> dict[str, str]:
     """The model's gain over each baseline that tells of each example, spelled."""
     return {
-        name: paired.spell(*(values[key] for key in _GAIN))
+        name: paired.format_difference(*(values[key] for key in _GAIN))
         for name, values in record["baselines"].items()
         if _GAIN[0] in values
     }
@@ -97,21 +97,21 @@ def results_markdown(records: Iterable[Record]) -> str:
         "model's over a baseline on the first metric, positive where the model is better, example "
         "by example, with its 95 % interval; of several seeds it is the mean of each.",
     ]
-    lines += ["", *_at_a_glance(groups)]
+    lines += ["", *_summary_table(groups)]
     for (task, data), group in groups.items():
         lines += ["", f"## {task}: {data}", *_section(task_class(task), group)]
     return "\n".join(lines) + "\n"
 
 
-def at_a_glance(records: Iterable[Record]) -> str:
+def summary_table(records: Iterable[Record]) -> str:
     """The first table of `results_markdown`: for each data set the model that is best on
     validation, beside the baseline that is best on test.
     """
-    return "\n".join(_at_a_glance(_by_data(records)))
+    return "\n".join(_summary_table(_by_data(records)))
 
 
-def with_glance(text: str, records: Iterable[Record]) -> str:
-    """A text with `at_a_glance` between its lines <!-- results --> and <!-- /results -->.
+def insert_summary(text: str, records: Iterable[Record]) -> str:
+    """A text with `summary_table` between its lines <!-- results --> and <!-- /results -->.
 
     Raises:
       ValueError: the text has no such lines.
@@ -120,7 +120,7 @@ def with_glance(text: str, records: Iterable[Record]) -> str:
     _, last, after = rest.partition("<!-- /results -->\n")
     if not first or not last:
         raise ValueError("has no lines <!-- results --> and <!-- /results -->")
-    return f"{before}{first}\n{at_a_glance(records)}\n\n{last}{after}"
+    return f"{before}{first}\n{summary_table(records)}\n\n{last}{after}"
 
 
 def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -161,7 +161,7 @@ def _by_row(
     return runs, given
 
 
-def _at_a_glance(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str]:
+def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[str]:
     rows = []
     for (name, data), group in groups.items():
         task, (runs, given) = task_class(name), _by_row(group)
@@ -214,8 +214,8 @@ def _main_table(
         rows.append(
             [
                 row.label,
-                *(spell_metric(own, metric) for metric in metrics),
-                spell([run["validation"][primary] for run in own]),
+                *(format_metric(own, metric) for metric in metrics),
+                format_mean([run["validation"][primary] for run in own]),
                 ", ".join(map(str, sorted({run["seed"] for run in own}))),
                 f"{own[0]['parameters']:,}",
                 f"{mean_and_spread([run['seconds'] for run in own])[0]:.0f}",
@@ -249,7 +249,7 @@ def _conditions(
         [
             row.label,
             *(
-                spell([values[key] for values in figures[row]])
+                format_mean([values[key] for values in figures[row]])
                 if all(key in values for values in figures[row])
                 else ""
                 for key in columns
@@ -280,7 +280,9 @@ def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> lis
     rows = []
     for row in filter(found.get, models):
         cells = [
-            paired.spell(*(mean_and_spread([v[key] for v in values])[0] for key in _GAIN))
+            paired.format_difference(
+                *(mean_and_spread([v[key] for v in values])[0] for key in _GAIN)
+            )
             if (values := found[row].get(name))
             else ""
             for name in names
@@ -313,24 +315,24 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
     table.add_column("model", no_wrap=True)
     for metric in metrics:
         table.add_column(metric, justify="right", overflow="fold")
-    gains = spell_gains(record)
+    gains = format_gains(record)
     if gains:
         table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(
         record["experiment"],
-        *(spell_metric([record], metric) for metric in metrics),
+        *(format_metric([record], metric) for metric in metrics),
         *([""] if gains else []),
         str(record["seed"]),
-        spell_seconds(record["seconds"]),
+        format_seconds(record["seconds"]),
     )
     for name, values in record["baselines"].items():
         cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
         if gains:
             cells.append(gains.get(name, ""))
         table.add_row(
-            f"baseline {name}", *cells, "", spell_seconds(values["seconds"])
+            f"baseline {name}", *cells, "", format_seconds(values["seconds"])
             if "seconds" in values else "",
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 140).print(table)

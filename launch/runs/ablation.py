@@ -23,7 +23,7 @@ from launch.engine import values as typed
 from launch.engine.config import Experiment
 from launch.engine.errors import Interrupted, signal_of, system_error, terminable
 from launch.reporting import paired
-from launch.reporting.tables import mean_and_spread, spell_metric
+from launch.reporting.tables import format_metric, mean_and_spread
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
@@ -95,7 +95,7 @@ def load_ablation(path: str) -> Ablation:
     module = configs.load_module(path)
     ablation = None
     if hasattr(module, "get_ablation"):
-        with configs.one_line(path):
+        with configs.located_error(path):
             ablation = module.get_ablation()
     if not isinstance(ablation, Ablation):
         raise UserError(f"{path}: has no get_ablation function that returns an Ablation")
@@ -110,7 +110,7 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
     """
     base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
-    for key, text in _keys_and_values(settings):
+    for key, text in _keys_and_values(settings, base):
         overrides[key] = typed.parse(base, key, text)
     return dataclasses.replace(ablation, overrides=overrides)
 
@@ -132,17 +132,18 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
         start = configs.load_file(delta.config) if delta.config else base
         start = configs.override(start, {**delta.overrides, "name": ablation.base_name})
         changed = configs.differences(base, start)
+        declares = [configs.current_key(configs.to_dict(start), key) for key in delta.declares]
         for key in changed:
-            if key not in delta.declares:
+            if key not in declares:
                 raise UserError(
                     f"delta {name!r} also changes {key}, which it does not declare; declare it, "
                     "or take it out"
                 )
-        for key in delta.declares:
+        for key in declares:
             if key not in changed:
                 raise UserError(
                     f"delta {name!r} declares {key} but does not change it "
-                    f"{configs.nearest(key, changed).strip()}".rstrip()
+                    f"{configs.did_you_mean(key, changed).strip()}".rstrip()
                 )
         found[name] = configs.override(start, {"name": name})
     return found
@@ -156,7 +157,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
     """
     values = configs.to_dict(base)
     axes = []
-    for key, text in _keys_and_values(settings):
+    for key, text in _keys_and_values(settings, values):
         parsed = [(key, one, typed.parse(values, key, one)) for one in typed.split(text)]
         for number, (_, one, value) in enumerate(parsed):
             if value in (earlier for *_, earlier in parsed[:number]):
@@ -180,8 +181,9 @@ def _short(name: str) -> str:
     return f"{name[: _LONGEST_NAME - 9]}-{code}"
 
 
-def _keys_and_values(settings: Sequence[str]) -> list[tuple[str, str]]:
-    found = [_key_value(setting) for setting in settings]
+def _keys_and_values(settings: Sequence[str], base: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = [_key_value(setting) for setting in settings]
+    found = [(configs.current_key(base, key), text) for key, text in pairs]
     for number, (key, _) in enumerate(found):
         if key in (earlier for earlier, _ in found[:number]):
             raise UserError(f"--set: {key} is given twice; write all of its values in one --set")
@@ -271,7 +273,7 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
     """Mean difference to the base on the primary metric, and half its 95 % interval.
 
     Paired by example: for each test example the mean correctness over the common seeds, the
-    base's taken away; see `launch.reporting.paired.interval`.
+    base's taken away; see `launch.reporting.paired.mean_and_interval`.
 
     Returns:
       Mean and half the interval; None if no seed has both.
@@ -287,8 +289,8 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
     differences, first = [], paired.read(base.folders[common[0]])
     for seed in common:
         own, other = paired.read(outcome.folders[seed]), paired.read(base.folders[seed])
-        differences.append(own.beside(first, same_data) - other.beside(first, same_data))
-    return paired.interval(np.mean(differences, axis=0), first.overlap)
+        differences.append(own.aligned_to(first, same_data) - other.aligned_to(first, same_data))
+    return paired.mean_and_interval(np.mean(differences, axis=0), first.overlap)
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
@@ -319,8 +321,8 @@ def _rows(
                 print(f"{name}: not paired with the base: {error}", file=sys.stderr)
         yield [
             name,
-            *(spell_metric(runs, metric) for metric in metrics),
-            paired.spell(*pair) if pair else "",
+            *(format_metric(runs, metric) for metric in metrics),
+            paired.format_difference(*pair) if pair else "",
             str(len(runs)),
             f"{runs[0]['parameters']:,}",
             f"{mean_and_spread([run['seconds'] for run in runs])[0]:.0f}",

@@ -194,7 +194,7 @@ def _finish(
         task,
         metrics=test.metrics,
         validation=validation,
-        baselines=baselines.beside(task, paths, test) if with_baselines else {},
+        baselines=baselines.baseline_metrics(task, paths, test) if with_baselines else {},
         steps_taken=best,
         seconds=seconds,
         parameters=states.parameter_count(variables),

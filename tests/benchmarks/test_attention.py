@@ -11,7 +11,7 @@ from attention.kernels import dispatch
 from benchmarks import attention as command
 from benchmarks import attention_backends, report, tune
 from benchmarks.attention_cases import Case, arrays, cases
-from benchmarks.interleaved import in_turns, slope, summary
+from benchmarks.interleaved import slope, summary, time_interleaved
 from tests.attention.test_registry import ROOT
 
 TINY = Case("causal", 1, 2, 16, 8, causal=True, targets={"both": 1.25}, growth=True)
@@ -41,7 +41,7 @@ def without_torch(monkeypatch):
 )
 def test_every_way_is_held_to_the_reference_and_timed(changes):
     case = dataclasses.replace(TINY, **({"keys": None} | changes))
-    known = attention_backends.ways("cpu")
+    known = attention_backends.backends("cpu")
     assert {"reference", "jax.nn", "flax.linen"} <= known.keys()
     for passed in case.passes:
         row = command.measure(case, passed, known, 1, "cpu")
@@ -54,7 +54,7 @@ def test_every_way_is_held_to_the_reference_and_timed(changes):
 
 @pytest.mark.usefixtures("without_torch")
 def test_what_is_wrong_or_fails_is_not_timed():
-    known = attention_backends.ways("cpu")
+    known = attention_backends.backends("cpu")
 
     def wrong(case, passed, drawn, limit):
         right = known["reference"](case, passed, drawn, limit)
@@ -74,9 +74,9 @@ def test_what_is_wrong_or_fails_is_not_timed():
         "both",
         {
             "reference": known["reference"],
-            "needy": lambda case, passed, drawn, limit: attention_backends.ways("cpu")["jax.nn"](
-                case, passed, drawn, 1
-            ),
+            "needy": lambda case, passed, drawn, limit: attention_backends.backends("cpu")[
+                "jax.nn"
+            ](case, passed, drawn, 1),
         },
         1,
         "cpu",
@@ -98,7 +98,7 @@ def test_cases_are_what_the_tables_promise():
 def test_turns():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    seconds = in_turns(runs, rounds=3, least=0.0)
+    seconds = time_interleaved(runs, rounds=3, least=0.0)
     assert [len(times) for times in seconds.values()] == [3, 3]
     # Two calls each to see how long it takes; then one that is not timed and one that is.
     assert "".join(order) == "aabb" + "aabb" * 3

@@ -287,12 +287,16 @@ def test_unknown_flags_are_named(verb):
 
 
 @pytest.mark.slow
-def test_pictures_of_a_task_that_draws_none(run, verb, tmp_path):
+def test_figures_of_a_task_that_draws_none(run, verb, tmp_path):
     folder = tmp_path / "drawn"
-    done = verb("predict", f"--workdir={run}", "--input=fine", f"--pictures={folder}")
+    done = verb("predict", f"--workdir={run}", "--input=fine", f"--figures={folder}")
     assert "--figures: this task draws no figures of predictions" in one_line(done)
     assert done.stdout == ""
     assert not folder.exists()
-    assert "--pictures is empty" in one_line(
-        verb("predict", f"--workdir={run}", "--input=fine", "--pictures=")
+    assert "--figures is empty" in one_line(
+        verb("predict", f"--workdir={run}", "--input=fine", "--figures=")
     )
+    done = verb("predict", f"--workdir={run}", "--input=fine", "--pictures=")
+    notice, line = done.stderr.splitlines()
+    assert notice == "--pictures is now --figures"
+    assert "--figures is empty" in line

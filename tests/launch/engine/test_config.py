@@ -1,12 +1,16 @@
 """From config files and flags to dataclasses, and what is refused on the way."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 
+from launch import cli
 from launch.engine import config as configs
 from launch.engine.config import TrainingConfig, load_file, override, resolve, to_dict
+from launch.runs import ablation as ablations
+from launch.runs.directory import saved_config
 from tasks.common.errors import UserError
 
 CONFIG = "configs/text_classification.py:sst2"
@@ -133,3 +137,101 @@ def test_config_of_every_model_resolves():
     task = configs.task_class("text_classification")
     for name in task.model_configs:
         assert load_file(f"configs/text_classification.py:movie_reviews,{name}").model.name == name
+
+
+# ---------------------------------------------------------------------- renamed keys
+
+
+@dataclasses.dataclass(frozen=True)
+class _OldGroup:
+    candidates: int = 5
+    other: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Old:
+    name: str = "tiny"
+    width: int = 3
+    group: _OldGroup = dataclasses.field(default_factory=_OldGroup)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    pre_nms: int = dataclasses.field(default=5, metadata={"formerly": "candidates"})
+    other: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    name: str = "tiny"
+    kernel_size: int = dataclasses.field(default=3, metadata={"formerly": "width"})
+    group: _Group | None = dataclasses.field(default_factory=_Group)
+
+
+@pytest.fixture
+def renamed(sst2, monkeypatch):
+    """The same experiment before and after two of its keys were renamed."""
+    configs._notify.cache_clear()
+    old = dataclasses.replace(sst2, model=_Old(width=7, group=_OldGroup(candidates=9)))
+    task = configs.task_class("text_classification")
+    monkeypatch.setattr(task, "model_configs", {"tiny": _Renamed})
+    model = _Renamed(kernel_size=7, group=_Group(pre_nms=9))
+    return old, dataclasses.replace(sst2, model=model)
+
+
+WIDTH = "config.model.width is now config.model.kernel_size"
+CANDIDATES = "config.model.group.candidates is now config.model.group.pre_nms"
+
+
+def test_former_keys_of_a_saved_run_are_read_and_keep_its_hash(renamed, tmp_path, capsys):
+    old, new = renamed
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(old)), encoding="utf-8")
+    assert saved_config(tmp_path) == saved_config(tmp_path) == new
+    # Each notice is printed once.
+    assert capsys.readouterr().err.splitlines() == [WIDTH, CANDIDATES]
+    assert configs.identity(old) == configs.identity(new)
+    other = override(new, {"model.kernel_size": 8})
+    assert configs.identity(other) != configs.identity(new)
+    assert configs.differences(new, other) == ["model.kernel_size"]
+
+
+def test_former_keys_of_flags_and_config_files(renamed, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from launch.engine.config import experiment\n"
+        "from tests.launch.engine.test_config import _Renamed\n"
+        "def get_config():\n"
+        "    config = experiment(task='text_classification', name='x', data=load_data(),\n"
+        "                        model=_Renamed())\n"
+        "    config.model.width = 4\n"
+        "    return config\n"
+        "def load_data():\n"
+        "    from tasks.text_classification.data import DataConfig\n"
+        "    return DataConfig(name='sst2')\n",
+        encoding="utf-8",
+    )
+    assert load_file(str(file)).model.kernel_size == 4
+    assert capsys.readouterr().err.splitlines() == [WIDTH]
+    monkeypatch.setattr(cli, "_overrides", cli._Overrides(allowed=True))
+    words = ["x", f"--config={file}", "--config.model.group.candidates=6"]
+    cli._without_overrides(words)
+    assert cli.experiment().model == _Renamed("tiny", 4, _Group(6))
+    # A command line overrides the file, by either name.
+    cli._without_overrides([*words[:2], "--config.model.width=5"])
+    assert cli.experiment().model.kernel_size == 5
+    cli._without_overrides([*words[:2], "--config.model.kernel_size=6"])
+    assert cli.experiment().model.kernel_size == 6
+    assert capsys.readouterr().err.splitlines() == [CANDIDATES]
+
+
+def test_former_keys_in_sweeps_and_ablations(renamed, monkeypatch, capsys):
+    _, new = renamed
+    found = ablations.resolve_sweep(new, ["model.width=1,2"])
+    assert [one.model.kernel_size for one in found.values()] == [1, 2]
+    monkeypatch.setattr(configs, "load_file", lambda _: new)
+    delta = ablations.Delta(["model.group.candidates"], {"model.group.candidates": 4})
+    ablation = ablations.Ablation("base", {"fewer": delta})
+    assert ablations.resolve_ablation(ablation)["fewer"].model.group.pre_nms == 4
+    with pytest.raises(UserError, match=r"'model\.group\.pre_nms'"):
+        override(new, {"model.group.pre_nm": 4})
+    assert capsys.readouterr().err.splitlines() == [WIDTH, CANDIDATES]

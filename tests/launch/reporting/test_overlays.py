@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.predict import write_pictures
+from launch.predict import write_figures
 from launch.reporting import figures, overlays
 from tasks.common.errors import UserError
 from tasks.figures import AttendedImage, AttendedText, DetectedImage, SegmentedImage
@@ -29,32 +29,32 @@ def test_colours_are_apart_and_keep_their_numbers():
 def test_images_of_any_kind_become_rgb():
     expected = np.full((4, 6, 3), 100, np.uint8)
     for image in (GREY, GREY[..., None], np.full((4, 6, 3), 100 / 255)):
-        np.testing.assert_array_equal(overlays.colours(image), expected)
+        np.testing.assert_array_equal(overlays.to_rgb(image), expected)
     with pytest.raises(ValueError, match=r"image: got shape \(4, 6, 2\)"):
-        overlays.colours(np.zeros((4, 6, 2)))
+        overlays.to_rgb(np.zeros((4, 6, 2)))
 
 
 def test_classes_are_mixed_into_the_image():
     labels = np.array([[0, 1, -1, 255, 1, 0]] * 4)
-    drawn = overlays.segmented(GREY, labels, 2, opacity=0.5)
+    drawn = overlays.overlay_classes(GREY, labels, 2, opacity=0.5)
     first, second = overlays.palette(2).astype(float)
     np.testing.assert_array_equal(drawn[0, 0], np.round(50 + first / 2))
     np.testing.assert_array_equal(drawn[0, 1], np.round(50 + second / 2))
     # What has no class is darkened.
     np.testing.assert_array_equal(drawn[0, 2:4], np.full((2, 3), 50))
     with pytest.raises(ValueError, match=r"labels: got shape \(2, 2\), expected \(4, 6\)"):
-        overlays.segmented(GREY, np.zeros((2, 2), int), 2)
+        overlays.overlay_classes(GREY, np.zeros((2, 2), int), 2)
 
 
 def test_masks_are_mixed_in_their_order():
     masks = np.zeros((2, 4, 6), bool)
     masks[0, :2], masks[1, 1] = True, True
-    drawn = overlays.masked(GREY, masks, [np.array([200, 0, 0]), np.array([0, 0, 200])], 0.5)
+    drawn = overlays.overlay_masks(GREY, masks, [np.array([200, 0, 0]), np.array([0, 0, 200])], 0.5)
     np.testing.assert_array_equal(drawn[0, 0], [150, 50, 50])
     np.testing.assert_array_equal(drawn[1, 0], [75, 25, 125])
     np.testing.assert_array_equal(drawn[3], np.full((6, 3), 100))
     with pytest.raises(ValueError, match="masks: got shape"):
-        overlays.masked(GREY, masks[:, :2], [np.zeros(3)] * 2)
+        overlays.overlay_masks(GREY, masks[:, :2], [np.zeros(3)] * 2)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -89,14 +89,14 @@ def test_predictions_are_written_as_png_files(tmp_path):
     found = SegmentedImage("found", GREY, np.zeros((4, 6), int), ["sky"])
     looked = AttendedImage("looked", GREY, np.eye(4))
     raw = ["a/my street.jpg", "other.png"]
-    names = write_pictures(tmp_path / "new", raw, [[found, looked], [found]], first=7)
+    names = write_figures(tmp_path / "new", raw, [[found, looked], [found]], first=7)
     stems = [["0007-my_street", "0007-my_street-2"], ["0008-other"]]
     assert names == [[str(tmp_path / "new" / f"{stem}.png") for stem in row] for row in stems]
     for name in [*names[0], *names[1]]:
         with Image.open(name) as picture:
             assert min(picture.size) > 100
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--pictures=.*cannot be written"):
-        write_pictures(tmp_path / "file", raw[:1], [[found]])
+    with pytest.raises(UserError, match=r"--figures=.*cannot be written"):
+        write_figures(tmp_path / "file", raw[:1], [[found]])
     with pytest.raises(TypeError, match="no drawing for AttendedText"):
         figures.png(AttendedText("t", ["a"], np.ones(1)))

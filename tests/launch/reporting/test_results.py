@@ -10,11 +10,11 @@ from launch.engine.config import task_class
 from launch.reporting import results
 from launch.reporting.results import load_records, save_record
 from launch.reporting.tables import (
-    at_a_glance,
+    insert_summary,
     mean_and_spread,
     results_markdown,
     show,
-    with_glance,
+    summary_table,
 )
 from tasks.common.errors import UserError
 
@@ -84,15 +84,15 @@ def test_the_files_here_are_those_of_the_run_files():
     records = load_records(Path("results"))
     assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
     readme = Path("README.md").read_text(encoding="utf-8")
-    assert readme == with_glance(readme, records)
+    assert readme == insert_summary(readme, records)
     with pytest.raises(ValueError, match="has no lines <!-- results -->"):
-        with_glance("# Title\n", records)
+        insert_summary("# Title\n", records)
 
 
 def test_at_a_glance_is_the_best_on_validation_beside_the_best_baseline():
     other = seeded(0, 0.99) | {"experiment": "other", "validation": {"accuracy": 0.5}}
     cheaper = {"majority": {"accuracy": 0.5}} | RECORD["baselines"]
-    text = at_a_glance([seeded(0, 0.8), seeded(1, 0.82), other | {"baselines": cheaper}])
+    text = summary_table([seeded(0, 0.8), seeded(1, 0.82), other | {"baselines": cheaper}])
     row = (
         "| text_classification | sst2 | accuracy | attention_pooling 0.810 ± 0.014 | nb_svm 0.810 |"
     )
@@ -111,7 +111,7 @@ def test_the_mean_over_a_setting_has_a_row(monkeypatch):
     assert "| baseline nb_svm (size=2, speaker=all (mean)) | 0.8100 |" in text
     assert "| attention_pooling (size=2, speaker=Bob) | 0.9000 |" in text
     assert text.count("`python -m launch.train --config=x`") == 3
-    assert "attention_pooling 0.800 ± 0.141" in at_a_glance([*records, alone])
+    assert "attention_pooling 0.800 ± 0.141" in summary_table([*records, alone])
 
 
 def test_metrics_under_conditions_stand_apart(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
         assert picture.outputs[1] == "end"
         assert picture.over.shape[0] == task.data.features.bands
     else:
-        with pytest.raises(UserError, match="--pictures: CTC writes alone in this run"):
+        with pytest.raises(UserError, match="--figures: CTC writes alone in this run"):
             again.pictures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
         again.inputs([str(tmp_path / "none.wav")])

@@ -1,0 +1,362 @@
+"""Checks of the task contract. Each takes a `Subject` and raises AssertionError on a violation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from launch.engine import config as configs
+from launch.engine import state as states
+from launch.engine.evaluation import Subset, evaluate, gather, prediction_inputs
+from launch.engine.predictor import Predictor, attention_of_first_examples
+from launch.engine.steps import make_steps
+from launch.reporting import figures
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import evaluation_batches
+from tasks.common.errors import UserError
+from tasks.task import SPLITS, Processor, Task
+from tests.launch.own_data import CASES
+
+TASKS = (*CASES, "sequence_copy")
+BATCH = 4
+# Raw inputs that no task has seen: each gives an answer or a UserError.
+ODD = ("", " ", "\n", "\0", "no/such/file.png", "x" * 5000, "日本語 ärger \U0001f600", "-1", "nan")
+# Parameters that no loss of the subject depends on, by task: regular expressions of paths.
+WITHOUT_GRADIENT: dict[str, str] = {}
+
+
+@dataclasses.dataclass
+class Subject:
+    """A tiny task on made-up data.
+
+    Attributes:
+      name: of the task.
+      config: its experiment.
+      paths: folders of data and caches.
+      raw: valid raw inputs.
+      task: prepared.
+    """
+
+    name: str
+    config: Any
+    paths: Paths
+    raw: list[str]
+    task: Task
+
+    @functools.cached_property
+    def steps(self) -> Any:
+        """Compiled functions."""
+        return make_steps(self.task, self.config)
+
+    @functools.cached_property
+    def variables(self) -> Any:
+        """Variables of an initialized model."""
+        return states.evaluation_variables(self.steps.init())
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """Answers raw inputs with the initialized model."""
+        return Predictor(self.task, self.config, self.steps, self.variables)
+
+    def with_task(self, kind: type[Task]) -> Subject:
+        """Returns the subject with a task of another class on the same data."""
+        task = kind(self.task.data, self.task.model, self.task.processor, self.task.dataset)
+        return Subject(self.name, self.config, self.paths, self.raw, task)
+
+    def batch(self, split: str = "train", size: int = BATCH) -> dict[str, np.ndarray]:
+        """Returns the first examples of a split as a batch without padding rows."""
+        examples = Subset(self.task.examples(split), range(size))
+        return next(iter(evaluation_batches(examples, batch_size=size, buckets=self.longest)))
+
+    @property
+    def longest(self) -> list[Any] | None:
+        """The longest bucket alone."""
+        return None if self.task.buckets is None else [self.task.buckets[-1]]
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The initialized model."""
+        from flax import nnx
+
+        return self.task.build_model(nnx.Rngs(0))
+
+
+def make_subject(name: str, folder: Path) -> Subject:
+    """Writes the data of a task, and prepares it."""
+    if name == "sequence_copy":
+        sizes = {"train_size": 40, "validation_size": 9, "test_size": 10, "max_length": 6}
+        changes = {f"data.{key}": value for key, value in sizes.items()}
+        changes |= {"model.state_size": 8, "model.embedding_size": 8, "data.min_length": 3}
+        config, raw = configs.load_file("configs/sequence_copy.py"), ["314", "15926"]
+    else:
+        case = CASES[name]
+        (folder / "data").mkdir(parents=True)
+        case.write(folder / "data")
+        config, changes = configs.load_file(case.config), case.overrides(folder / "data")
+        raw = case.inputs(folder / "data") * 2
+    changes |= {"training.batch_size": BATCH, "training.evaluation_batch_size": BATCH}
+    config = configs.override(config, changes)
+    paths = Paths(folder / "prepared", folder / "cache", None)
+    task = configs.task_class(config.task).prepare(config.data, config.model, paths)
+    return Subject(name, config, paths, raw, task)
+
+
+def _evaluated(subject: Subject, batch_size: int = BATCH, split: str = "validation") -> Any:
+    return evaluate(subject.task, subject.steps, subject.variables, split, batch_size)
+
+
+def _assert_close(actual: Any, expected: Any, what: str) -> None:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if actual.ndim > 1 and actual.shape != expected.shape:
+        # Outputs are padded to the longest of their batches.
+        sizes = tuple(slice(min(pair)) for pair in zip(actual.shape, expected.shape, strict=True))
+        actual, expected = actual[sizes], expected[sizes]
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5, err_msg=what)
+
+
+def check_padding_rows(subject: Subject) -> None:
+    """The batch size, and so the number of padding rows, changes no metric and no output."""
+    one, other = _evaluated(subject), _evaluated(subject, 3)
+    assert one.metrics.keys() == other.metrics.keys()
+    for name, value in one.metrics.items():
+        _assert_close(other.metrics[name], value, name)
+    for name, value in one.outputs.items():
+        _assert_close(other.outputs[name], value, name)
+
+
+def check_order(subject: Subject) -> None:
+    """Outputs follow the ids of their examples, in whatever batches these are."""
+    task, split = subject.task, "validation"
+    expected = _evaluated(subject).outputs
+    examples = task.examples(split)
+    order = np.random.default_rng(0).permutation(len(examples))
+    pending = []
+    batches = evaluation_batches(Subset(examples, order), batch_size=BATCH, buckets=task.buckets)
+    for batch in batches:
+        ids = np.where(batch["id"] < 0, -1, order[batch["id"]])
+        placed = subject.steps.place(dict(batch, id=ids.astype(batch["id"].dtype)))
+        _, outputs = subject.steps.evaluate(subject.variables, placed)
+        if task.decodes:
+            predict = subject.steps.predict_fast
+            outputs = predict(subject.variables, prediction_inputs(task, placed))
+        pending.append((ids, outputs))
+    found = gather(pending)
+    for name, value in expected.items():
+        _assert_close(found[name], value, name)
+
+
+def check_restored(subject: Subject) -> None:
+    """Assets survive JSON, and the restored task encodes inputs to the same arrays."""
+    task = subject.task
+    assets = json.loads(json.dumps(task.assets()))
+    restored = type(task).restore(task.data, task.model, assets)
+    assert json.loads(json.dumps(restored.assets())) == assets
+    assert restored.buckets == task.buckets or list(restored.buckets) == list(task.buckets)
+    one, other = (each.processor.encode(subject.raw) for each in (task, restored))
+    assert len(one) == len(other) == len(subject.raw)
+    for index in range(len(one)):
+        left, right = one[index], other[index]
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    outputs = subject.predictor.outputs(one)
+    expected, found = (each.processor.decode(subject.raw, outputs) for each in (task, restored))
+    assert json.dumps(found) == json.dumps(expected)
+
+
+def check_signature(subject: Subject) -> None:
+    """Encoded inputs and examples of splits have the arrays that the signature names."""
+    task = subject.task
+    specs = task.processor.signature()
+    assert specs
+    encoded = task.processor.encode(subject.raw)
+    found = [subject.batch(), *evaluation_batches(encoded, batch_size=BATCH, buckets=task.buckets)]
+    for batch in found:
+        sizes: dict[str, int] = {}
+        for name, spec in specs.items():
+            assert name in batch, f"{name}: named by the signature, but not encoded"
+            array = batch[name]
+            assert str(array.dtype) == spec.dtype, (name, array.dtype, spec.dtype)
+            assert array.ndim == len(spec.shape), (name, array.shape, spec.shape)
+            for size, given in zip(spec.shape, array.shape, strict=True):
+                known = sizes.setdefault(size, given) if isinstance(size, str) else size
+                assert known == given, (name, array.shape, spec.shape)
+
+
+def check_metrics(subject: Subject) -> None:
+    """Metrics are numbers for JSON, and the mean of the scores is the primary metric."""
+    task = subject.task
+    for split in ("validation", "test"):
+        found = _evaluated(subject, split=split)
+        assert task.primary_metric in found.metrics
+        for name, value in found.metrics.items():
+            assert isinstance(value, float), (name, value)
+            assert math.isfinite(value), (name, value)
+        scores = task.example_scores(found.outputs, split)
+        if scores is None:
+            continue
+        assert scores.shape == task.example_ids(split).shape
+        _assert_close(np.mean(scores), found.metrics[task.primary_metric], task.primary_metric)
+
+
+def _loss(subject: Subject) -> Any:
+    graphdef = states.graph_definition(subject.task, 0)
+
+    @jax.jit
+    def loss(variables: Any, batch: Any, key: Any) -> Any:
+        def objective(params: Any) -> Any:
+            model = states.merge_model(graphdef, params, variables["statistics"])
+            return subject.task.loss(model, batch, key)[0]
+
+        return jax.value_and_grad(objective)(variables["params"])
+
+    return loss
+
+
+def check_loss(subject: Subject) -> None:
+    """Rows of weight 0 change neither loss nor gradient; every parameter has a finite gradient."""
+    loss, key = _loss(subject), jax.random.key(0)
+    batch = {**subject.batch(), "weight": np.array([1, 1, 1, 0], np.float32)}
+    changed = {}
+    for name, array in batch.items():
+        changed[name] = array.copy()
+        if name not in ("weight", "id"):
+            # Another valid example in the row that does not count.
+            changed[name][3] = array[0]
+    one, gradients = loss(subject.variables, batch, key)
+    other, others = loss(subject.variables, changed, key)
+    again, _ = loss(subject.variables, batch, key)
+    assert float(one) == float(again), "the loss depends on more than its arguments"
+    _assert_close(other, one, "loss with another row of weight 0")
+    for (path, left), right in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(others), strict=True
+    ):
+        name = states.path_name(path)
+        assert np.isfinite(left).all(), f"{name}: gradient is not finite"
+        scale = float(jnp.max(jnp.abs(left))) + 1e-3
+        _assert_close(right / scale, left / scale, name)
+
+
+def check_every_parameter_is_trained(subject: Subject) -> None:
+    """Each parameter has a nonzero gradient after some steps, but those that are named."""
+    import re
+
+    loss, variables = _loss(subject), subject.variables
+    optimizer = optax.adam(1e-2)
+    state, params = optimizer.init(variables["params"]), variables["params"]
+    allowed = re.compile(WITHOUT_GRADIENT.get(subject.name, r"(?!)"))
+    seen: dict[str, bool] = {}
+    for step in range(4):
+        _, gradients = loss({**variables, "params": params}, subject.batch(), jax.random.key(step))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+            name = states.path_name(path)
+            seen[name] = seen.get(name, False) or bool(jnp.any(leaf != 0))
+        updates, state = optimizer.update(gradients, state)
+        params = optax.apply_updates(params, updates)
+    missing = [name for name, found in seen.items() if not found and not allowed.search(name)]
+    assert not missing, f"no gradient: {', '.join(missing)}"
+
+
+def check_overfits(subject: Subject, steps: int = 150) -> None:
+    """The loss of four examples falls below a quarter of its first value."""
+    loss, batch = _loss(subject), subject.batch()
+    optimizer, variables = optax.adam(1e-2), subject.variables
+    state, params = optimizer.init(variables["params"]), variables["params"]
+    key = jax.random.key(0)
+    first, gradients = loss({**variables, "params": params}, batch, key)
+    best = math.inf
+    for _ in range(steps):
+        updates, state = optimizer.update(gradients, state)
+        params = optax.apply_updates(params, updates)
+        value, gradients = loss({**variables, "params": params}, batch, key)
+        best = min(best, float(value))
+    assert best < float(first) / 4, (float(first), best)
+
+
+def check_predictions(subject: Subject) -> None:
+    """Every valid input has a JSON answer with the line to print, in the order of the inputs."""
+    answers = subject.predictor(subject.raw)
+    assert len(answers) == len(subject.raw)
+    for raw, answer in zip(subject.raw, answers, strict=True):
+        assert isinstance(answer["text"], str)
+        assert answer["input"] == raw
+        json.dumps(answer, allow_nan=False)
+
+
+def check_odd_inputs(subject: Subject) -> None:
+    """Odd inputs give an answer or a UserError of one line that names the input or its flag."""
+    for raw in ODD:
+        try:
+            (answer,) = subject.predictor([raw])
+        except UserError as error:
+            message = str(error).strip()
+        else:
+            assert isinstance(answer["text"], str)
+            continue
+        assert "\n" not in message
+
+
+def check_figures(subject: Subject) -> None:
+    """The figures of a report draw as HTML."""
+    found = _evaluated(subject, split="test")
+    weights = attention_of_first_examples(subject.task, subject.steps, subject.variables, "test")
+    drawn = subject.task.figures(found.statistics, found.outputs, "test", weights)
+    for figure in drawn:
+        assert figures.draw(figure)
+
+
+def check_fingerprint(subject: Subject) -> None:
+    """The data read again have the same hashes; every split has some."""
+    task = subject.task
+    config = subject.config
+    again = type(task).prepare(config.data, config.model, subject.paths)
+    assert again.fingerprint == task.fingerprint
+    assert dict(again.fingerprints) == dict(task.fingerprints)
+    assert json.dumps(again.assets()) == json.dumps(task.assets())
+    for split in SPLITS:
+        np.testing.assert_array_equal(again.example_ids(split), task.example_ids(split))
+        assert len(task.examples(split)) == len(task.example_ids(split)) or split == "train"
+
+
+def check_baselines(subject: Subject) -> None:
+    """Baselines run on the data of the subject and return the primary metric."""
+    for name, fit in subject.task.baselines().items():
+        with contextlib.suppress(UserError):
+            metrics = fit()
+            assert math.isfinite(metrics[subject.task.primary_metric]), name
+
+
+def check_declarations(subject: Subject) -> None:
+    """Class attributes are there, and the processor is a frozen dataclass."""
+    task = subject.task
+    assert task.primary_metric == task.table_metrics[0]
+    assert {field.name for field in dataclasses.fields(task.data_config)} >= {"name"}
+    assert subject.config.model.name in task.model_configs
+    assert isinstance(task.processor, Processor)
+    assert isinstance(task.processor, task.processor_type)
+
+
+FAST = (
+    check_declarations,
+    check_restored,
+    check_signature,
+    check_padding_rows,
+    check_order,
+    check_metrics,
+    check_loss,
+    check_predictions,
+    check_odd_inputs,
+    check_figures,
+    check_fingerprint,
+)
+SLOW = (check_every_parameter_is_trained, check_overfits, check_baselines)

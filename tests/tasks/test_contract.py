@@ -1,0 +1,151 @@
+"""The task contract on every task, and faults that its checks must find."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tasks.text_classification.task import TextClassification, TextProcessor
+from tests.tasks import contract
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """Name -> subject, made once each."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = contract.make_subject(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def _id(check):
+    return check.__name__.removeprefix("check_")
+
+
+@pytest.mark.parametrize("check", contract.FAST, ids=_id)
+@pytest.mark.parametrize("name", contract.TASKS)
+def test_contract(subjects, name, check):
+    check(subjects(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", contract.SLOW, ids=_id)
+@pytest.mark.parametrize("name", contract.TASKS)
+def test_contract_slow(subjects, name, check):
+    check(subjects(name))
+
+
+# ---------------------------------------------------------------- planted faults
+
+
+class CountsPadding(TextClassification):
+    def evaluate(self, model, batch):
+        statistics, outputs = super().evaluate(model, batch)
+        rows = jnp.float32(len(batch["weight"]))
+        return {**statistics, "weight": rows, "loss": statistics["loss"] + rows}, outputs
+
+
+class MixesRows(TextClassification):
+    def evaluate(self, model, batch):
+        statistics, outputs = super().evaluate(model, batch)
+        probabilities = outputs["probabilities"]
+        return statistics, {"probabilities": probabilities + probabilities.mean(axis=0)}
+
+
+class TrainsOnPadding(TextClassification):
+    def loss(self, model, batch, dropout_key):
+        return super().loss(model, {**batch, "weight": jnp.ones_like(batch["weight"])}, dropout_key)
+
+
+class NotFinite(TextClassification):
+    def loss(self, model, batch, dropout_key):
+        loss, metrics = super().loss(model, batch, dropout_key)
+        return loss + jnp.sqrt(loss - jax.lax.stop_gradient(loss)), metrics
+
+
+class OtherScores(TextClassification):
+    def example_scores(self, outputs, split):
+        return 1 - super().example_scores(outputs, split)
+
+
+class NotANumber(TextClassification):
+    def metrics(self, statistics, outputs, split):
+        return {**super().metrics(statistics, outputs, split), "share": float("nan")}
+
+
+class RandomLoss(TextClassification):
+    def loss(self, model, batch, dropout_key):
+        loss, metrics = super().loss(model, batch, dropout_key)
+        self.calls = getattr(self, "calls", 0) + 1
+        noise = jax.pure_callback(lambda: np.float32(np.random.rand()), jnp.float32(0))
+        return loss + noise, metrics
+
+
+def _processor(**methods):
+    """A task whose processor has other methods."""
+    kind = dataclasses.dataclass(frozen=True)(type("Changed", (TextProcessor,), methods))
+
+    class Changed(TextClassification):
+        processor_type = kind
+
+        def __init__(self, data, model, processor, dataset=None):
+            fields = {f.name: getattr(processor, f.name) for f in dataclasses.fields(processor)}
+            super().__init__(data, model, kind(**fields), dataset)
+
+    return Changed
+
+
+def _lose_labels(self):
+    return {**TextProcessor.assets(self), "labels": []}
+
+
+def _no_text(self, raw, outputs):
+    return [{"input": one} for one in raw]
+
+
+def _crash(self, raw):
+    if not raw[0].strip():
+        raise IndexError("list index out of range")
+    return TextProcessor.encode(self, raw)
+
+
+def _other_dtype(self):
+    specs = TextProcessor.signature(self)
+    return {**specs, "tokens": dataclasses.replace(specs["tokens"], dtype="int64")}
+
+
+def _process_hash(self):
+    return f"{TextClassification.fingerprint.fget(self)}{id(self)}"
+
+
+FAULTS = {
+    "padding rows are counted": (CountsPadding, "padding_rows"),
+    "rows depend on each other": (MixesRows, "order"),
+    "padding rows are trained on": (TrainsOnPadding, "loss"),
+    "a gradient is not finite": (NotFinite, "loss"),
+    "the loss is random": (RandomLoss, "loss"),
+    "scores are not the metric": (OtherScores, "metrics"),
+    "a metric is NaN": (NotANumber, "metrics"),
+    "assets lose the labels": (_processor(assets=_lose_labels), "restored"),
+    "an answer has no text": (_processor(decode=_no_text), "predictions"),
+    "an odd input crashes": (_processor(encode=_crash), "odd_inputs"),
+    "the signature names another dtype": (_processor(signature=_other_dtype), "signature"),
+    "the fingerprint depends on the process": (
+        type("Hash", (TextClassification,), {"fingerprint": property(_process_hash)}),
+        "fingerprint",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(subjects, fault):
+    kind, name = FAULTS[fault]
+    subject = subjects("text_classification").with_task(kind)
+    with pytest.raises((AssertionError, KeyError, IndexError)):
+        getattr(contract, f"check_{name}")(subject)
