@@ -123,7 +123,7 @@ def by_header(name: str, header: Sequence[str], wanted: Wanted) -> Layout:
       UserError: a column is missing, stands there twice, or cannot be told from another.
     """
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {quote(twice)} stands in the header twice; rename one")
+        raise UserError(f"{name}: column {quote(twice)} is in the header twice; rename one")
     places, names = {}, {}
     for role in _NAMES:
         column = wanted.named.get(role)

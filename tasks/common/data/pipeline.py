@@ -241,7 +241,7 @@ def bucket_lengths(
     Args:
       lengths: of the examples, [n], or by field.
       quantiles: of the lengths, ascending; each gives a bucket, rounded up.
-      multiple: of which the buckets are multiples; an integer, or one per field.
+      multiple: common divisor of the buckets; an integer, or one per field.
       longest: last bucket, and limit of the others; the greatest length, rounded up, if None.
 
     Returns:

@@ -212,7 +212,7 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
             (other, of), name = before[shared[0]], mine[shared[0]]
             warn_once(
                 f"{where}: {len(shared)} {kind} of {split} are in another split too, such as "
-                f"{name}, which is {of} of {other}; metrics on them are too optimistic"
+                f"{name}, which is {of} of {other}; metrics on them are biased"
             )
         before |= {key: (split, name) for key, name in mine.items()}
 

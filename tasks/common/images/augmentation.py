@@ -54,7 +54,7 @@ class AugmentationConfig(Config):
 
     @property
     def needs_color(self) -> bool:
-        """Whether images must have red, green and blue."""
+        """True if images must have red, green and blue."""
         return self.saturation > 0 or self.hue > 0
 
 

@@ -113,7 +113,7 @@ def test_weights_of_a_history(tmp_path):
         ("a,b,1\na,c,soon\n", r"line 2: timestamp 'soon' is neither a number"),
         ("a,b,1\na,c,nan\n", r"line 2: timestamp 'nan' is no moment"),
         ("user,item\na,b\n", r"no column 'timestamp'; there are: user, item"),
-        ("user,item,timestamp,user\n", r"column 'user' stands in the header twice"),
+        ("user,item,timestamp,user\n", r"column 'user' is in the header twice"),
         ("user,item,timestamp\n", r"no events are in the file"),
         (b"a,b,1\na,\xff,2\n", r"line 2 is not UTF-8"),
         ('a,"b,1\n', r"line 1 is malformed"),

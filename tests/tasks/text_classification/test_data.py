@@ -138,7 +138,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, the header has 2"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
-        ("a.csv", "text,text,label\nx,y,a\n", "column 'text' stands in the header twice"),
+        ("a.csv", "text,text,label\nx,y,a\n", "column 'text' is in the header twice"),
         (
             "a.csv",
             "text,label\nx,a\ny,a\n",
@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         (
             "a.xlsx",
             "PK",
-            r"unknown kind of file '.xlsx'; it must end in .csv, .tsv, .tab, .jsonl, .ndjson",
+            r"got extension '.xlsx', expected one of .csv, .tsv, .tab, .jsonl, .ndjson",
         ),
         ("a.csv", "text,label\nx,a\ny,b\n", "examples are too few to split"),
     ],
@@ -294,5 +294,5 @@ def test_texts_in_two_files_are_named(paths, write, capsys):
     own(paths, train, test_file=test)
     assert capsys.readouterr().err == (
         f"{train}: 3 texts of test are in another split too, such as b.csv:3, which is a.csv:2 of "
-        "train; metrics on them are too optimistic\n"
+        "train; metrics on them are biased\n"
     )
