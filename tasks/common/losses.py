@@ -1,7 +1,7 @@
-"""Cross-entropy of integer labels, with a gradient that is made in one pass over the logits.
+"""Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-V classes. What is kept for the gradient is the logits and two numbers a row, no probabilities; the
-label's part of it is a comparison, not a scatter into an array of zeros as large as the logits.
+V classes. The residuals of the gradient are the logits and two numbers per row, no probabilities.
+The gradient compares classes with labels, which needs no scatter into an array of zeros.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Array = jax.Array
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """How surprising each label is.
+    """Computes the negative log-likelihood of integer labels under softmax(logits).
 
         l = log Σ_v exp(x_v) - x_y
 
     Args:
       logits: x, floating point [..., V].
-      labels: y, int [...], in [0, V); the loss of any other is NaN.
+      labels: y, int [...], in [0, V); any other label has the loss NaN.
 
     Returns:
       l, [...] in at least float32.
@@ -30,7 +30,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
-    """Cross-entropy with a share of the target spread over all classes (Szegedy et al. 2016).
+    """Computes cross-entropy with label smoothing (Szegedy et al. 2016).
 
         log Σ_v exp(x_v) - (1 - ε) x_y - ε · mean over v of x_v
 
@@ -39,13 +39,13 @@ def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> tu
       smoothing: ε, in [0, 1).
 
     Returns:
-      It, and the cross-entropy without smoothing, which has no gradient; [...] each.
+      The loss, and the cross-entropy without smoothing, which has no gradient; [...] each.
 
     Raises:
-      ValueError: the share is out of range.
+      ValueError: smoothing is outside [0, 1).
     """
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing: got {smoothing}, expected a share in [0, 1)")
+        raise ValueError(f"smoothing: got {smoothing}, expected a rate in [0, 1)")
     smoothed, plain = _smoothed(logits, labels, smoothing)
     return smoothed, jax.lax.stop_gradient(plain)
 
@@ -57,25 +57,27 @@ def _smoothed(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Ar
 
 def _forward(logits: Array, labels: Array, smoothing: float) -> tuple[tuple[Array, Array], tuple]:
     x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # Few bits of a label need not be able to count the classes.
+    # An 8-bit label dtype may be too small for the number of classes.
     labels = labels.astype(jnp.int32)
-    highest = jnp.max(x, axis=-1)
-    rest = jnp.log(jnp.sum(jnp.exp(x - highest[..., None]), axis=-1))
-    # Differences to the highest logit, so that small losses keep their digits.
-    plain = rest - (jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0] - highest)
+    largest = jnp.max(x, axis=-1)
+    log_sum = jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
+    # Differences to the largest logit, so that small losses keep their precision.
+    plain = log_sum - (jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0] - largest)
     smoothed = plain
     if smoothing:
-        spread = rest - (jnp.mean(x, axis=-1) - highest)
+        spread = log_sum - (jnp.mean(x, axis=-1) - largest)
         smoothed = (1 - smoothing) * plain + smoothing * spread
-    return (smoothed, plain), (logits, labels, highest, rest)
+    return (smoothed, plain), (logits, labels, largest, log_sum)
 
 
-def _backward(smoothing: float, kept: tuple, gradients: tuple[Array, Array]) -> tuple[Array, None]:
-    logits, labels, highest, rest = kept
-    upstream, shifted = gradients[0][..., None], logits.astype(rest.dtype) - highest[..., None]
-    shares = jnp.exp(shifted - rest[..., None]) - smoothing / logits.shape[-1]
+def _backward(
+    smoothing: float, residuals: tuple, gradients: tuple[Array, Array]
+) -> tuple[Array, None]:
+    logits, labels, largest, log_sum = residuals
+    upstream, shifted = gradients[0][..., None], logits.astype(log_sum.dtype) - largest[..., None]
+    base = jnp.exp(shifted - log_sum[..., None]) - smoothing / logits.shape[-1]
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    gradient = jnp.where(classes == labels[..., None], shares - (1 - smoothing), shares)
+    gradient = jnp.where(classes == labels[..., None], base - (1 - smoothing), base)
     return (upstream * gradient).astype(logits.dtype), None
 
 

@@ -28,35 +28,41 @@ Array = jax.Array
 
 
 def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
-    """y_t = Σ_j k_j ⊙ x_{t+j}, j from -W // 2 to W // 2, or, causal, from 1 - W to 0; zeros beyond.
+    """Computes a zero-padded depthwise convolution, y_t = Σ_j k_j ⊙ x_{t+j}.
 
     Args:
       x: [B, T, D].
       kernel: k, [W, D], W odd.
+      causal: whether j runs from 1 - W to 0, not from -(W // 2) to W // 2.
+
+    Returns:
+      y, [B, T, D].
 
     Raises:
-      ValueError: shapes do not fit, or W is even.
+      ValueError: shapes do not match, or W is even.
     """
     sizes: dict[str, int] = {}
     shapes.expect("x", x, "B T D", sizes)
     shapes.expect("kernel", kernel, "W D", sizes)
     W, T = sizes["W"], sizes["T"]
     if W % 2 == 0:
-        raise ValueError(f"kernel: got a width of {W}, expected an odd one")
+        raise ValueError(f"kernel: got a width of {W}, expected an odd width")
     before = W - 1 if causal else W // 2
     x = jnp.pad(x, ((0, 0), (before, W - 1 - before), (0, 0)))
-    # A sum that fuses: several times quicker on a CPU than a grouped convolution.
+    # XLA fuses this sum, which on CPU is several times faster than a grouped convolution.
     return sum(kernel[j] * x[:, j : j + T] for j in range(W))
 
 
 class ConvolutionModule(nnx.Module):
-    """y = swish(norm(depthwise(GLU(x W_in)))) W_out, section 2.2, with layer norm for batch norm:
-    neither padding nor the other examples change anything.
+    """Convolution module: y = swish(norm(depthwise(GLU(x W_in)))) W_out, section 2.2.
+
+    Layer norm replaces batch norm, so that the result is independent of padding and of the other
+    examples.
 
     Args:
       config: of the encoder.
       width: W.
-      causal: whether it looks back only.
+      causal: whether the convolution is causal.
     """
 
     def __init__(self, config: EncoderConfig, width: int, causal: bool, *, rngs: nnx.Rngs):
@@ -70,7 +76,7 @@ class ConvolutionModule(nnx.Module):
         self.down = Projection((D,), (D,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, valid: Array | None) -> Array:
-        """x [B, T, D], valid bool [B, T] -> [B, T, D]."""
+        """Maps x [B, T, D], with valid bool [B, T], to [B, T, D]."""
         hidden, gate = jnp.split(self.expand(x), 2, axis=-1)
         hidden = hidden * jax.nn.sigmoid(gate)
         if valid is not None:
@@ -81,7 +87,7 @@ class ConvolutionModule(nnx.Module):
 
 
 class ConformerLayer(EncoderLayer):
-    """Two halves of a feed-forward around attention and convolution, section 2.4:
+    """Attention and convolution between two half-step feed-forward modules, section 2.4:
 
     x = x + ½ FF(norm(x)),   x = x + attention(norm(x)),   x = x + convolution(norm(x))
     y = norm(x + ½ FF(norm(x)))
@@ -104,7 +110,7 @@ class ConformerLayer(EncoderLayer):
         return_weights: bool,
         valid: Array | None = None,
     ) -> tuple[Array, Array | None]:
-        """As `EncoderLayer`; valid bool [B, T]."""
+        """Maps x [B, T, D], with valid bool [B, T], as `EncoderLayer` does."""
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
         x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[1])
@@ -116,15 +122,15 @@ class ConformerLayer(EncoderLayer):
 
 
 class Conformer(Encoder):
-    """A stack of `ConformerLayer`; called as `Encoder`, with valid alone for padding.
+    """Stack of `ConformerLayer`, called as `Encoder`.
 
     Args:
-      config: as for an encoder; norm "pre", since each layer ends in a norm of its own.
+      config: as for an encoder; the norm is "pre", since each layer ends with a norm.
       width: W of the convolutions, odd.
-      causal: whether the convolutions look back only.
+      causal: whether the convolutions are causal.
 
     Raises:
-      ValueError: another norm, or an even width.
+      ValueError: the norm is not "pre", or the width is even.
     """
 
     def __init__(self, config: EncoderConfig, width: int, causal: bool, *, rngs: nnx.Rngs):
@@ -139,24 +145,7 @@ class Conformer(Encoder):
     def _layer(self, rngs: nnx.Rngs) -> ConformerLayer:
         return ConformerLayer(self.config, self.width, self.causal, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        mask: masks.Mask | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """[B, T, D] -> [B, T, D], or that and the weights [L, B, N, T, T]."""
-        if valid is not None:
-            shapes.expect("valid", valid, "B T", {"B": x.shape[0], "T": x.shape[1]})
-            real = masks.valid(key=valid)
-            mask = real if mask is None else mask & real
-        x, keys = self._input(x, None, dropout_key)
-        all_weights = []
-        for layer, key in zip(self.layers, keys, strict=True):
-            options = {"mask": mask, "dropout_key": key, "return_weights": return_weights}
-            x, weights = self._run(layer, x, **options, valid=valid)
-            all_weights.append(weights)
-        return (x, jnp.stack(all_weights)) if return_weights else x
+    def _layer_options(
+        self, valid: Array | None, lengths: Array | None, T: int
+    ) -> dict[str, Array | None]:
+        return {"valid": valid if lengths is None else jnp.arange(T) < lengths[:, None]}

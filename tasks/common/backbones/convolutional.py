@@ -1,5 +1,4 @@
-"""What convolutional networks are made of: convolutions with a norm, stages with a place for
-attention, pooling, and where a map attention looks.
+"""Parts of convolutional networks: normalized convolutions, stages with attention, and pooling.
 
 B batch, Y X height and width, C channels.
 """
@@ -24,28 +23,28 @@ from tasks.common.configs import Config, Dtype, PositiveInts, within
 Array = jax.Array
 
 NORMS = ("batch", "group", "none")
-# Of group norm (Wu & He 2018): at most 32 groups, and in each at least 8 channels where there are.
+# Group norm (Wu & He 2018) has at most 32 groups, each of at least 8 channels if possible.
 _MOST_GROUPS, _GROUP_CHANNELS = 32, 8
 
-# Output channels of a convolution are split like hidden units of a Transformer. To stand last
-# among a task's rules: what has a kernel of four axes and another name is a convolution.
+# Output channels of a convolution are split like hidden units of a Transformer. This rule has to be
+# the last one of a task: it takes every kernel that no other rule matches for a convolution.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)kernel$", (None, None, None, ("fsdp", "tensor"))),
 )
 
 
-# ---------------------------------------------------------------- the place for attention
+# ---------------------------------------------------------------- map attention
 
 
 def map_attention_entry(spec: str) -> registry.Mechanism | None:
-    """The registry's line of a map attention; None for "none".
+    """Returns the registry entry of a map attention; None for "none".
 
     Args:
       spec: "none", or a map attention of `attention.registry`, with options if any: "cbam",
         "se(reduction=4)".
 
     Raises:
-      ValueError: it cannot be read, or the name is unknown.
+      ValueError: the spec cannot be parsed, or its name is unknown.
     """
     names = ["none", *registry.names("map_attention")]
     name, options = registry.parse("attention", spec, names)
@@ -55,10 +54,10 @@ def map_attention_entry(spec: str) -> registry.Mechanism | None:
 
 
 def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) -> nnx.Module | None:
-    """The module of `map_attention_entry(spec)` for maps of so many channels; None for "none".
+    """Builds the map attention of a spec for maps of `channels` channels; None for "none".
 
     Raises:
-      ValueError: an unknown name or option, or one that does not fit.
+      ValueError: a name or option is unknown or not valid.
     """
     if map_attention_entry(spec) is None:
         return None
@@ -66,10 +65,10 @@ def build_map_attention(spec: str, channels: int, dtype: str, rngs: nnx.Rngs) ->
 
 
 def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
-    """Holds a spec to maps of each of those numbers of channels; no weight is drawn.
+    """Checks a spec for maps with these numbers of channels; no parameters are created.
 
     Raises:
-      ValueError: as `build_map_attention`; the message begins with "attention".
+      ValueError: as for `build_map_attention`; the message begins with "attention".
     """
     if map_attention_entry(spec) is None:
         return
@@ -124,16 +123,16 @@ class StagesConfig(Config):
 
 
 def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -> np.ndarray | None:
-    """How much each place of a map counts, by the weights of one picture.
+    """Computes a spatial importance map from the attention weights of one image.
 
     Args:
-      weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P].
+      weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
       grid: Y and X.
-      gate: whether they are a gate's: "gate" in `map_attention_entry(spec).can`.
+      gate: whether the weights are those of a gate: "gate" in `map_attention_entry(spec).can`.
 
     Returns:
-      [Y, X]: of a gate its mean over channels; else how much is taken of each position, on average
-      over heads and takers. None for a gate that is the same everywhere.
+      [Y, X]: the mean of a gate over channels; else the attention to each position, averaged over
+      heads and queries. None for a gate without spatial axes.
     """
     if not gate:
         return weights.mean(axis=(0, 1)).reshape(grid)
@@ -146,11 +145,11 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
 
 
 def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
-    """The maximum of each block; of what is left over at a side that is no multiple as well.
+    """Computes the maximum of each block, including incomplete blocks at the end of an axis.
 
     Args:
       x: [B, Y, X, C].
-      window: h, w: rows and columns of a block.
+      window: h and w, rows and columns of a block.
 
     Returns:
       [B, ceil(Y / h), ceil(X / w), C].
@@ -158,32 +157,32 @@ def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
     for axis, size in enumerate(window, 1):
         missing = -x.shape[axis] % size
         if missing:
-            # The last row or column again changes no maximum.
+            # Repeating the last row or column changes no maximum.
             x = jnp.pad(x, [(0, missing * (a == axis)) for a in range(4)], mode="edge")
-        # Slices, as the gradient of `jax.lax.reduce_window` is slow on CPU.
+        # Slices, because the gradient of `jax.lax.reduce_window` is slow on CPU.
         parts = [jax.lax.slice_in_dim(x, i, None, size, axis) for i in range(size)]
         x = functools.reduce(jnp.maximum, parts)
     return x
 
 
 class Convolution(nnx.Module):
-    """y = relu(norm(x * k)), * being cross-correlation with zeros around.
+    """Convolution, norm and ReLU: y = relu(norm(x * k)), with zero-padded cross-correlation *.
 
-    The kernel is drawn for ReLU (He et al. 2015). With an odd side the kernel's middle stands on
-    the places 0, s, 2s ... of the map, as in PyTorch with a padding of (size - 1) / 2.
+    The kernel is initialized for ReLU (He et al. 2015). The center of a kernel of odd size is at
+    cells 0, s, 2s, ... of the map, as in PyTorch with a padding of (size - 1) / 2.
 
     Args:
-      inputs, outputs: channels.
-      size: of the kernel's side.
+      inputs, outputs: number of channels.
+      size: height and width of the kernel.
       stride: s.
-      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018), by the picture alone, for small
-        batches: `groups_of` says how many; "none": a bias in its place.
-      relu: whether the relu is there.
-      momentum: of batch norm: share of the newest batch in the running statistics.
-      dtype: of the computation; weights are float32.
+      norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018) with `groups_of` groups, which is
+        independent of the other images, for small batches; "none": a bias instead.
+      relu: whether ReLU is applied.
+      momentum: of batch norm: weight of the newest batch in the running statistics.
+      dtype: of the computation; parameters are float32.
 
     Raises:
-      ValueError: an unknown norm, a number below 1, or the momentum is out of range.
+      ValueError: the norm is unknown, a number is below 1, or the momentum is out of range.
     """
 
     def __init__(
@@ -212,8 +211,8 @@ class Convolution(nnx.Module):
 
         Args:
           x: [B, Y, X, inputs].
-          valid: bool [B], the pictures that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
+          valid: bool [B], images included in batch statistics; all if None.
+          training: whether to normalize by statistics of the batch, and to update the running ones.
 
         Returns:
           [B, ceil(Y / s), ceil(X / s), outputs] in `dtype`.
@@ -239,9 +238,7 @@ class Convolution(nnx.Module):
 
 
 def groups_of(channels: int) -> int:
-    """How many groups group norm makes of so many channels: the most up to 32 that divide them
-    into groups of at least 8; one where there are fewer than 16.
-    """
+    """Returns the number of groups: at most 32, of at least 8 channels if possible."""
     most = max(min(_MOST_GROUPS, channels // _GROUP_CHANNELS), 1)
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
@@ -258,10 +255,10 @@ def _norm(
 
 
 class Stage(nnx.Module):
-    """Two convolutions and the attention, if there is one.
+    """Two convolutions, and a map attention or none.
 
     Args:
-      inputs, outputs: channels.
+      inputs, outputs: number of channels.
       attention: as for `map_attention_entry`.
       For the others see `Convolution`.
     """
@@ -290,9 +287,7 @@ class Stage(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> tuple[Array, Array | None]:
-        """x [B, Y, X, inputs] -> [B, Y, X, outputs], and the attention's weights if asked for;
-        None where there is no attention.
-        """
+        """Maps x [B, Y, X, inputs] to [B, Y, X, outputs] and the attention weights or None."""
         flags = {"valid": valid, "training": training}
         x = self.second(self.first(x, **flags), **flags)
         return apply_map_attention(self.attention, x, **flags, return_weights=return_weights)
@@ -301,7 +296,7 @@ class Stage(nnx.Module):
 def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
-    """What a slot makes of a map, and its weights if asked for; x and None for an empty slot."""
+    """Applies a map attention or none: the map, and the attention weights or None."""
     if attention is None:
         return x, None
     if return_weights:

@@ -1,4 +1,4 @@
-"""Vectors of tokens, and logits by the same table (Press & Wolf 2017, Inan et al. 2017)."""
+"""Token embedding with a tied output layer (Press & Wolf 2017, Inan et al. 2017)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Array = jax.Array
 
 
 class TokenEmbedding(nnx.Module):
-    """Rows of a table by id, and the table as a tied output layer.
+    """Embedding table that is also the output layer.
 
         x_t = scale · E[token_t],   logits_t = x_t Eᵀ
 
-    Weights: embedding, E [vocabulary, D], normal.
+    Parameters: embedding, E [vocabulary, D], initialized from a normal distribution.
 
     Args:
       vocabulary: number of rows.
       model_size: D.
-      scale: factor on what is looked up, not on the logits: sqrt(D) in Vaswani et al. 2017.
-      init_scale: deviation of E at the start; 0.02 is that of Devlin et al. 2019.
+      scale: factor on the embeddings, not on the logits: sqrt(D) in Vaswani et al. 2017.
+      init_scale: standard deviation of the initial E; 0.02 is that of Devlin et al. 2019.
 
     Raises:
       ValueError: a size is below 1.
@@ -45,13 +45,13 @@ class TokenEmbedding(nnx.Module):
         self.embedding = nnx.Param(table)
 
     def __call__(self, tokens: Array) -> Array:
-        """tokens int [...] -> float32 [..., D]; NaN for an id that is not in the table."""
+        """Embeds tokens int [...]: float32 [..., D], NaN for an id outside the table."""
         shapes.expect_integer("tokens", tokens)
         rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
         return rows if self.scale == 1.0 else self.scale * rows
 
     def logits(self, x: Array) -> Array:
-        """x [..., D] -> float32 [..., vocabulary]."""
+        """Computes logits float32 [..., vocabulary] from x [..., D]."""
         if x.shape[-1] != self.model_size:
             got, expected = shapes.show(x.shape), f"[..., D] with D={self.model_size}"
             raise ValueError(f"x: got shape {got}, expected {expected}")

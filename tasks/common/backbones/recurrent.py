@@ -1,7 +1,7 @@
-"""Recurrent networks, one and two ways: the gated recurrent unit (Cho et al. 2014; Chung et al.
-2014) and long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+"""Unidirectional and bidirectional recurrent networks: GRU (Cho et al. 2014; Chung et al. 2014)
+and LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
-B batch, T length, D input size, H state size. Padding changes nothing: the state is held there.
+B batch, T length, D input size, H state size. At padding the state is held.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from attention.projection import Projection
 
 Array = jax.Array
 
-# As in the Transformer: gates are split over "tensor", what comes in over "fsdp". The recurrent
-# kernel is used at every step; it stays whole, so that no step has to wait for other devices.
+# The input kernel is split over "fsdp". The recurrent kernel is used at every step; it is
+# replicated, so that no step waits for other devices.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)input/kernel$", ("fsdp", None)),
     (r"(^|/)embedding$", (None, ("fsdp", "tensor"))),
@@ -27,7 +27,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 
 
 def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
-    """One step, in the form of cuDNN and PyTorch (the reset gate after the product):
+    """Computes a GRU step as cuDNN and PyTorch do, with the reset gate after the product:
 
         r = σ(x_r + h U_r + b_r),   z = σ(x_z + h U_z + b_z)
         n = tanh(x_n + r ⊙ (h U_n + b_n)),   h' = (1 - z) ⊙ n + z ⊙ h
@@ -51,14 +51,14 @@ def gru_step(projected: Array, state: Array, kernel: Array, bias: Array) -> Arra
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM carries: [B, H] each; others see `hidden`."""
+    """Recurrent state of an LSTM, [B, H] each; `hidden` is its output."""
 
     hidden: Array
     cell: Array
 
 
 def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) -> LSTMState:
-    """One step (Gers et al. 2000), with the gates in PyTorch's order:
+    """Computes an LSTM step (Gers et al. 2000), with the gates in the order of PyTorch:
 
         i = σ(x_i + h U_i + b_i),   f = σ(x_f + h U_f + b_f)
         g = tanh(x_g + h U_g + b_g),   o = σ(x_o + h U_o + b_o)
@@ -82,16 +82,16 @@ def lstm_step(projected: Array, state: LSTMState, kernel: Array, bias: Array) ->
 
 
 class Recurrent(nnx.Module):
-    """What the networks here share: a run over a padded batch, or a step at a time.
+    """Base class of recurrent networks over padded batches or single steps.
 
-    Weights: input/kernel [D, GH], input/bias [GH], recurrent/kernel [H, GH], recurrent/bias [GH],
-    where G is the number of gates. Kernels are uniform in ±1/sqrt(H), as PyTorch's.
+    Parameters: input/kernel [D, GH], input/bias [GH], recurrent/kernel [H, GH], recurrent/bias
+    [GH], where G is the number of gates. Kernels are uniform in ±1/sqrt(H), as in PyTorch.
 
     Args:
       input_size: D.
       state_size: H.
-      dtype: of the computation; weights are float32.
-      unroll: steps that one turn of the compiled loop makes.
+      dtype: of the computation; parameters are float32.
+      unroll: number of steps per iteration of the compiled loop.
 
     Raises:
       ValueError: a size is below 1.
@@ -122,19 +122,19 @@ class Recurrent(nnx.Module):
             projection.kernel[...] = kernel
 
     def initial_state(self, batch_size: int) -> Any:
-        """Zeros, leaves [B, H]."""
+        """Returns the initial state, zeros with leaves [B, H]."""
         raise NotImplementedError
 
     def hidden(self, state: Any) -> Array:
-        """What others see of a state, [B, H]."""
+        """Returns the output [B, H] of a state."""
         raise NotImplementedError
 
     def advance(self, projected: Array, state: Any, kernel: Array, bias: Array) -> Any:
-        """One step, from x W + b [B, GH], as the function of the network's name does it."""
+        """Computes the next state from x W + b [B, GH]."""
         raise NotImplementedError
 
     def step(self, x: Array, state: Any) -> Any:
-        """x [B, D], state with leaves [B, H] -> the next state; for decoders."""
+        """Computes the next state from x [B, D] and a state with leaves [B, H]."""
         return self.advance(self.input(x), state, *self._recurrent_weights())
 
     def __call__(
@@ -145,7 +145,7 @@ class Recurrent(nnx.Module):
         initial_state: Any = None,
         reverse: bool = False,
     ) -> tuple[Array, Any]:
-        """Runs along the sequence.
+        """Computes the states along sequences.
 
         Args:
           x: [B, T, D].
@@ -154,8 +154,8 @@ class Recurrent(nnx.Module):
           reverse: from the last position to the first.
 
         Returns:
-          What others see of the states, [B, T, H] (where the position is padding, the state held
-          there), and the state after the last step taken, leaves [B, H].
+          Outputs [B, T, H], which at padding are those of the held state, and the final state with
+          leaves [B, H].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -169,7 +169,7 @@ class Recurrent(nnx.Module):
             initial_state = self.initial_state(sizes["B"])
         expect_state("initial_state", initial_state, self, sizes)
         kernel, bias = self._recurrent_weights()
-        # One large product outside of the loop in place of T small ones inside.
+        # One large product outside the loop replaces T small ones inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
         steps = None if valid is None else jnp.swapaxes(valid, 0, 1)[..., None]
 
@@ -195,29 +195,28 @@ class Recurrent(nnx.Module):
 
 
 class GRU(Recurrent):
-    """A gated recurrent unit: `gru_step`, with the gates in the order r, z, n. Its state is an
-    array [B, H]. Weights and arguments: `Recurrent`.
+    """Gated recurrent unit, with the gates in the order r, z, n.
+
+    The state is an array [B, H]. Parameters and arguments: see `Recurrent`.
     """
 
     gates = 3
 
     def initial_state(self, batch_size: int) -> Array:
-        """Zeros [B, H]."""
         return jnp.zeros((batch_size, self.state_size), self.dtype)
 
     def hidden(self, state: Array) -> Array:
-        """All of it, [B, H]."""
         return state
 
     def advance(self, projected: Array, state: Array, kernel: Array, bias: Array) -> Array:
-        """See `gru_step`."""
         return gru_step(projected, state, kernel, bias)
 
 
 class LSTM(Recurrent):
-    """Long short-term memory: `lstm_step`, with the gates in the order i, f, g, o. Its state is an
-    `LSTMState`. Weights and arguments: `Recurrent`; the forget gate's input/bias is 1 at the start
-    (Gers et al. 2000; Jozefowicz et al. 2015).
+    """Long short-term memory, with the gates in the order i, f, g, o.
+
+    The state is an `LSTMState`. Parameters and arguments: see `Recurrent`. The input/bias of the
+    forget gate is initialized to 1 (Gers et al. 2000; Jozefowicz et al. 2015).
     """
 
     gates = 4
@@ -228,16 +227,13 @@ class LSTM(Recurrent):
         self.input.bias[...] = self.input.bias[...].at[forget].set(1.0)
 
     def initial_state(self, batch_size: int) -> LSTMState:
-        """Zeros, [B, H] twice."""
         zeros = jnp.zeros((batch_size, self.state_size), self.dtype)
         return LSTMState(zeros, zeros)
 
     def hidden(self, state: LSTMState) -> Array:
-        """h, [B, H]."""
         return state.hidden
 
     def advance(self, projected: Array, state: LSTMState, kernel: Array, bias: Array) -> LSTMState:
-        """See `lstm_step`."""
         return lstm_step(projected, state, kernel, bias)
 
 
@@ -245,10 +241,10 @@ CELLS: dict[str, type[Recurrent]] = {"gru": GRU, "lstm": LSTM}
 
 
 def find_cell(name: str) -> type[Recurrent]:
-    """A network of `CELLS`.
+    """Returns the network of a name in `CELLS`.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: the name is unknown.
     """
     if name not in CELLS:
         raise ValueError(f"cell: got {name!r}, expected one of {', '.join(map(repr, CELLS))}")
@@ -256,10 +252,10 @@ def find_cell(name: str) -> type[Recurrent]:
 
 
 def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str, int]) -> None:
-    """Holds a state to the kind of the network and its leaves to [B, H].
+    """Checks that a state has the structure of the network's and leaves [B, H].
 
     Raises:
-      ValueError: otherwise.
+      ValueError: it has not.
     """
     kind = jax.eval_shape(lambda: network.initial_state(1))
     if jax.tree.structure(state) != jax.tree.structure(kind):
@@ -270,11 +266,11 @@ def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str,
 
 
 class Bidirectional(nnx.Module):
-    """One network each way over the sequence (Schuster & Paliwal 1997).
+    """Bidirectional recurrent network (Schuster & Paliwal 1997).
 
     Args:
       input_size: D.
-      state_size: H of each way.
+      state_size: H of each direction.
       cell: one of `CELLS`.
       dtype, unroll: as for `Recurrent`.
     """
@@ -295,10 +291,10 @@ class Bidirectional(nnx.Module):
         self.backward = network(input_size, state_size, **options)
 
     def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
-        """x [B, T, D], valid bool [B, T] -> states [B, T, 2H] and the final state, leaves [B, 2H].
+        """Computes outputs [B, T, 2H] and the final state with leaves [B, 2H].
 
-        The final state is that after the last real position forwards, and after the first
-        backwards.
+        Arguments are those of `Recurrent`. The final state is that after the last real position
+        forwards, and after the first one backwards.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)

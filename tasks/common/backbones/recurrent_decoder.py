@@ -1,11 +1,11 @@
-"""A recurrent decoder that looks at a memory at every step.
+"""Recurrent decoder with attention to a memory.
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate";
-Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". With the
-alignment "none" the control of Sutskever et al. 2014: one fixed vector.
+Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation". The
+alignment "none" is the control of Sutskever et al. 2014: one fixed vector.
 
-B batch, R rows (B, or B·beams), S source length, T target length, V words, E embedding size, D
-state size, M memory size, N heads.
+B batch, R rows (B, or B·beams), S source length, T target length, V vocabulary size, E embedding
+size, D state size, M memory size, N heads.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Array = jax.Array
 
 
 class DecoderState(NamedTuple):
-    """All that a step reads; each leaf has the leading axis R, so that beams can be moved.
+    """State between steps; each leaf has the leading axis R, so that beams can be reordered.
 
     Attributes:
-      cells: the state of each layer's network.
-      context: c of the step before, [R, M].
-      alignment_state: what the alignment carries.
-      memory: what the alignment looks at.
-      past: the cache of temporal attention, () without.
+      cells: recurrent state of each layer.
+      context: c of the previous step, [R, M].
+      alignment_state: recurrent state of the alignment.
+      memory: prepared memory of the alignment.
+      past: cache of temporal attention, () without it.
     """
 
     cells: tuple[Any, ...]
@@ -45,15 +45,15 @@ class DecoderState(NamedTuple):
 
 
 class AttentionDecoder(nnx.Module):
-    """Writes words by a recurrent network and what it looks at.
+    """Recurrent network that attends to a memory at every step.
 
         x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
         c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
 
-    with c_0 = 0 (Luong's input feeding, of the context). With temporal attention it is W_c [c_t;
-    s_t; p_t], where p_t is what s_t sees of s_1 ... s_{t-1} (Paulus et al. 2018, section 2.2). The
-    networks start from the state that is given, or, where M is not D, from tanh(W_i s + b_i) of it,
-    a W_i for each part of each layer's state.
+    with c_0 = 0 (input feeding of Luong et al., of the context). With temporal attention it is W_c
+    [c_t; s_t; p_t], where p_t is the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018,
+    section 2.2). All layers start from the given state, or, if M differs from D, from
+    tanh(W_i s + b_i), with a W_i for each part of the state of each layer.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)
@@ -62,16 +62,16 @@ class AttentionDecoder(nnx.Module):
       vocabulary: V.
       embedding_size: E.
       state_size: D.
-      memory_size: M of the encoder's states, and of its last.
+      memory_size: M, of the encoder's states and its final state.
       alignment: an alignment of `attention.registry`, with options if any.
       cell: one of `recurrent.CELLS`.
-      num_layers: L; all but the first read the states of the one before.
-      temporal_attention: heads of the attention to the decoder's own past states; 0 for none.
-      dropout_rate: of the words read, between layers, and of what the words are written from.
-      embedding: shared with others; one of its own if None.
+      num_layers: L.
+      temporal_attention: number of heads of the attention to the decoder's past states; 0 for none.
+      dropout_rate: of embedded tokens, between layers, and before the output projection.
+      embedding: an embedding shared with other modules; a new one if None.
 
     Raises:
-      ValueError: an argument does not fit.
+      ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -121,20 +121,20 @@ class AttentionDecoder(nnx.Module):
         *,
         max_length: int | None = None,
     ) -> DecoderState:
-        """What the first step reads.
+        """Returns the state before the first step.
 
         Args:
-          memory: the encoder's states, [B, S, M].
+          memory: states of the encoder, [B, S, M].
           valid: bool [B, S], True = a real position; all if None.
-          initial: the encoder's last state, of the same kind as the decoder's, leaves [B, M]; zeros
-            if None.
-          max_length: most steps there will be; needed with temporal attention, and only there.
+          initial: final state of the encoder, of the same cell as the decoder's, leaves [B, M];
+            zeros if None.
+          max_length: largest number of steps; given with temporal attention only.
 
         Raises:
-          ValueError: shapes do not fit.
+          ValueError: shapes do not match, or max_length is missing or superfluous.
         """
         if (max_length is None) != (self.temporal is None):
-            expected = "none without temporal attention" if max_length else "the most steps"
+            expected = "None without temporal attention" if max_length else "a number of steps"
             raise ValueError(f"max_length: got {max_length}, expected {expected}")
         state = self._first(memory, valid, initial)
         if self.temporal is None:
@@ -142,11 +142,11 @@ class AttentionDecoder(nnx.Module):
         return state._replace(past=self.temporal.init_cache(len(memory), max_length))
 
     def step(self, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState, dict]:
-        """One word each, for `decoding.generate`.
+        """Computes the logits of the next token of each row, for `decoding.generate`.
 
         Args:
-          tokens: int [R], the words before.
-          state: of `prepare`, or of the step before.
+          tokens: int [R], the previous tokens.
+          state: of `prepare`, or of the previous step.
 
         Returns:
           logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
@@ -170,74 +170,70 @@ class AttentionDecoder(nnx.Module):
         *,
         dropout_key: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Teacher forcing: each step reads the true word before.
+        """Computes logits of all steps with teacher forcing.
 
         Args:
           memory, valid, initial: as for `prepare`.
-          target_inputs: int [B, T], a start token and all words but the last.
+          target_inputs: int [B, T], a start token and all tokens but the last.
           dropout_key: None for evaluation.
 
         Returns:
-          logits float32 [B, T, V] and the alignment's weights of every step: [B, T, S], or
-          [B, T, N, S] of an alignment with N heads.
+          logits float32 [B, T, V] and the attention weights of every step: [B, T, S], or
+          [B, T, N, S] for an alignment with N heads.
 
         Raises:
-          ValueError: shapes do not fit.
+          ValueError: shapes do not match.
         """
         B, T = len(memory), target_inputs.shape[-1]
         shapes.expect("target_inputs", target_inputs, "B T", {"B": B})
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
         between = None if dropout_key is None else jax.random.split(keys[1], T)
         first = self._first(memory, valid, initial)
-        words = self._dropped(self.embedding(target_inputs), keys[0])
+        words = self._dropout(self.embedding(target_inputs), keys[0])
 
         def step(carry, inputs):
             state = DecoderState(*carry, first.memory, ())
             cells, context, weights, alignment_state = self._advance(inputs[0], state, inputs[1])
             return (cells, context, alignment_state), (context, self._top(cells), weights)
 
-        # What no later step reads stays outside of the loop.
+        # The output layers, which no later step reads, are applied outside the loop.
         _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
         contexts, tops, weights = (jnp.swapaxes(leaf, 0, 1) for leaf in found)
         parts = [contexts, tops]
         if self.temporal is not None:
             parts.append(self.temporal(tops))
-        features = self._dropped(self._features(parts), keys[2])
+        features = self._dropout(self._features(parts), keys[2])
         return self.classify(features), weights
 
     def _advance(
         self, word: Array, state: DecoderState, key: Array | None = None
     ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-        """word [R, E] -> the layers' states, context [R, M], weights, the alignment's state."""
+        """Returns the states of layers, context [R, M], weights and state of the alignment."""
         x, cells = jnp.concatenate([word, state.context], axis=-1), []
         for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
             if layer and key is not None:
-                x = self._dropped(x, jax.random.fold_in(key, layer))
+                x = self._dropout(x, jax.random.fold_in(key, layer))
             cells.append(cell.step(x, old))
             x = cell.hidden(cells[-1])
-        context, weights, alignment_state = self.alignment.step(
-            x, state.memory, state.alignment_state
-        )
-        return tuple(cells), context, weights, alignment_state
+        return tuple(cells), *self.alignment.step(x, state.memory, state.alignment_state)
 
     def _top(self, cells: tuple[Any, ...]) -> Array:
-        """What others see of the last layer, [R, D]."""
+        """Returns the output of the last layer, [R, D]."""
         return self.cells[-1].hidden(cells[-1])
 
     def _features(self, parts: list[Array]) -> Array:
         return jnp.tanh(self.combine(jnp.concatenate(parts, axis=-1)))
 
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
-        """The state before the first step, without a cache."""
+        """Returns the state before the first step, without a cache."""
         alignment_memory = self.alignment.prepare(memory, valid=valid)
         context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
-        return DecoderState(
-            self._started(initial, len(memory)), context, alignment_state, alignment_memory, ()
-        )
+        cells = self._initial_cells(initial, len(memory))
+        return DecoderState(cells, context, alignment_state, alignment_memory, ())
 
-    def _started(self, initial: Any, B: int) -> tuple[Any, ...]:
-        """The state of each layer, leaves [B, D]."""
+    def _initial_cells(self, initial: Any, B: int) -> tuple[Any, ...]:
+        """Returns the initial state of each layer, leaves [B, D]."""
         if initial is None:
             return tuple(cell.initial_state(B) for cell in self.cells)
         expect_state("initial", initial, self.cells[0], {"B": B, "H": self.memory_size})
@@ -250,5 +246,5 @@ class AttentionDecoder(nnx.Module):
             for _ in self.cells
         )
 
-    def _dropped(self, x: Array, key: Array | None) -> Array:
+    def _dropout(self, x: Array, key: Array | None) -> Array:
         return x if key is None else dropout(x, self.dropout_rate, key)

@@ -1,7 +1,7 @@
-"""A residual network (He et al. 2016, "Deep Residual Learning") with a place for attention.
+"""Residual network (He et al. 2016, "Deep Residual Learning") with optional map attention.
 
-B batch, Y X height and width, C channels. Basic blocks in stages, each stage's map half as high and
-wide as the one before, and after each stage a map attention or none.
+B batch, Y X height and width, C channels. Each stage consists of basic blocks and a map attention
+or none; its map has half the height and width of the map before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig(StagesConfig):
-    """Maps of several scales from a picture.
+    """Residual network that computes feature maps of several scales.
 
     Attributes:
       depths: number of blocks of each stage.
@@ -59,7 +59,7 @@ class ResNetConfig(StagesConfig):
 
 
 def max_pool_3x3(x: Array) -> Array:
-    """The maximum of each 3 x 3 block around every second place.
+    """Computes the maximum of the 3 x 3 block around every second cell.
 
     Args:
       x: [B, Y, X, C].
@@ -72,13 +72,13 @@ def max_pool_3x3(x: Array) -> Array:
 
 
 class BasicBlock(nnx.Module):
-    """y = relu(norm(relu(norm(x * k_1)) * k_2) + s(x)) (He et al. 2016, figure 5, left).
+    """Basic block: y = relu(norm(relu(norm(x * k_1)) * k_2) + s(x)) (figure 5, left).
 
-    s is x itself where the shapes are equal, else a 1 x 1 convolution with the stride and a norm
+    s is the identity if the shapes are equal, else a 1 x 1 convolution with the stride and a norm
     (option B of section 4.1).
 
     Args:
-      inputs, outputs: channels.
+      inputs, outputs: number of channels.
       stride: of the first convolution.
       For the others see `Convolution`.
     """
@@ -94,14 +94,14 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """x [B, Y, X, inputs] -> [B, ceil(Y / stride), ceil(X / stride), outputs]."""
+        """Maps x [B, Y, X, inputs] to [B, ceil(Y / stride), ceil(X / stride), outputs]."""
         flags = {"valid": valid, "training": training}
         y = self.second(self.first(x, **flags), **flags)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, **flags)))
 
 
 class ResNetStage(nnx.Module):
-    """Basic blocks, the first with a stride, and the attention, if there is one."""
+    """Basic blocks, the first one with a stride, and a map attention or none."""
 
     def __init__(
         self, inputs: int, outputs: int, *, depth: int, stride: int, attention: str, **options
@@ -121,11 +121,11 @@ class ResNetStage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The maps of all stages of a residual network.
+    """Residual network; returns the maps of all stages.
 
     Args:
       config: see `ResNetConfig`.
-      image_channels: of the picture.
+      image_channels: number of channels of the images.
     """
 
     def __init__(self, config: ResNetConfig, image_channels: int, *, rngs: nnx.Rngs):
@@ -158,21 +158,21 @@ class ResNet(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> tuple[list[Array], dict[str, Array]]:
-        """Maps of a batch.
+        """Computes the maps of a batch.
 
         Args:
           images: [B, Y, X, image_channels], of any size.
-          valid: bool [B], the pictures that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
-          return_weights: whether to give the attention weights.
+          valid: bool [B], images included in batch statistics; all if None.
+          training: whether to normalize by statistics of the batch, and to update the running ones.
+          return_weights: whether to return attention weights.
 
         Returns:
           The map of each stage, [B, Y_i, X_i, C_i] in the config's dtype with the sides of
-          `ResNetConfig.sides`; and "stage_1", "stage_2", ...: what the attention after each stage
-          gives, if it was asked for.
+          `ResNetConfig.sides`; and the attention weights "stage_1", "stage_2", ... after each
+          stage, if requested.
 
         Raises:
-          ValueError: images of another shape.
+          ValueError: the images have another shape.
         """
         shapes.expect("images", images, "B Y X C", {"C": self.stem.kernel.shape[2]})
         flags = {"valid": valid, "training": training}

@@ -1,12 +1,12 @@
-"""From encoded frames to written units: CTC, a decoder with attention, or the two together.
+"""Hybrid CTC/attention model that transcribes encoded frames: CTC, an attention decoder, or both.
 
 Chan et al. 2016, "Listen, Attend and Spell"; Kim, Hori & Watanabe 2017, "Joint CTC-Attention based
-End-to-End Speech Recognition using Multi-task Learning"; decoding by both in one pass: Watanabe et
-al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-C.
+End-to-End Speech Recognition using Multi-task Learning"; joint one-pass decoding: Watanabe et al.
+2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-C.
 
-B batch, S frames, M memory size, T units, U units with the blank, V = U + 2 what a decoder writes,
-R rows of decoding, N heads, L layers. Unit 0 is CTC's blank, and padding in what is written; START
-and END come after the units.
+B batch, S frames, M memory size, T units, U units with the blank, V = U + 2 outputs of a decoder, R
+rows of decoding, N heads, L layers. Unit 0 is the blank of CTC and padding of transcripts. The
+start token and the end token follow the units.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from attention import registry, shapes
@@ -29,6 +28,7 @@ from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
 from tasks.common.decoding import ctc
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
+from tasks.common.losses import smoothed_cross_entropy
 
 Array = jax.Array
 
@@ -37,27 +37,27 @@ PAD = ctc.BLANK
 
 @dataclasses.dataclass(frozen=True)
 class TranscriberConfig(Config):
-    """What writes, and how.
+    """Loss, decoder and decoding method of a `Transcriber`.
 
     Attributes:
-      decoder: "recurrent" (Chan et al. 2016), "transformer", or "none": CTC alone.
-      ctc_weight: share of CTC in the loss; 1 without a decoder. At 0 there is no CTC.
-      decoding_ctc_weight: share of CTC in the scores by which a decoder's beam writes.
-      alignment: of a recurrent decoder: one of `attention.registry`, with options if any:
+      decoder: "recurrent" (Chan et al. 2016), "transformer", or "none" for CTC alone.
+      ctc_weight: weight of CTC in the loss; 1 without a decoder, 0 for no CTC.
+      decoding_ctc_weight: weight of CTC in the scores of beam search with a decoder.
+      alignment: of a recurrent decoder: an alignment of `attention.registry`, with options if any:
         "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the control, one fixed
         vector.
       cell: of a recurrent decoder, "gru" or "lstm".
-      state_size: of the decoder.
+      state_size: of the decoder; the model size of a Transformer.
       embedding_size: of the units that a recurrent decoder reads.
       num_layers: of the decoder.
       num_heads, feedforward_size: of a Transformer decoder.
-      temporal_attention: heads of a recurrent decoder's attention to its own past; 0 for none.
+      temporal_attention: number of heads of a recurrent decoder's attention to its past; 0 for
+        none.
       dropout_rate: of the decoder.
-      label_smoothing: share of the target's probability that is spread over all units, in the
-        decoder's loss.
-      max_length: units written at most.
-      decoding: how units are chosen on test and in predictions; on validation it is greedy. CTC
-        alone takes the best path where it is greedy.
+      label_smoothing: probability of the target spread over all units, in the decoder's loss.
+      max_length: largest number of units of a transcript.
+      decoding: method on the test split and in predictions; validation is greedy. Greedy decoding
+        with CTC alone takes the best path.
     """
 
     decoder: one_of("recurrent", "transformer", "none") = "recurrent"
@@ -96,7 +96,7 @@ class TranscriberConfig(Config):
             self.transformer()
 
     def transformer(self) -> EncoderConfig:
-        """What a Transformer decoder is made of."""
+        """Returns the config of a Transformer decoder."""
         return EncoderConfig(
             model_size=self.state_size,
             num_layers=self.num_layers,
@@ -104,24 +104,25 @@ class TranscriberConfig(Config):
             feedforward_size=self.feedforward_size,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.dropout_rate,
-            # One more for the end.
+            # One position more for the end token.
             max_length=self.max_length + 1,
         )
 
     @property
     def aligns(self) -> bool:
-        """Whether a decoder has weights over the frames."""
+        """True if there is a decoder with attention weights over the frames."""
         return self.decoder == "transformer" or (
             self.decoder == "recurrent" and self.alignment.partition("(")[0] != "none"
         )
 
 
 class Losses(NamedTuple):
-    """Sums over the units of each example.
+    """Losses summed over the units of each example.
 
     Attributes:
-      decoder: float32 [B], smoothed cross-entropy of the units and the end; 0 without a decoder.
-      ctc: float32 [B]; 0 without CTC, and where no path is long enough.
+      decoder: float32 [B], smoothed cross-entropy of the units and the end token; 0 without a
+        decoder.
+      ctc: float32 [B]; 0 without CTC, and for examples without a path.
       num_units: float32 [B], units and the end token: the divisor of the losses.
       has_path: bool [B], whether CTC has a path.
     """
@@ -133,14 +134,14 @@ class Losses(NamedTuple):
 
 
 class Transcriber(nnx.Module):
-    """Writes what frames say.
+    """Hybrid CTC/attention model: transcribes frames of an encoder.
 
         loss = (1 - λ) · -log P_decoder(units) + λ · -log P_ctc(units)
 
     Args:
       config: see `TranscriberConfig`.
       memory_size: M of the frames.
-      units: U, the blank included.
+      units: U, including the blank.
     """
 
     def __init__(self, config: TranscriberConfig, memory_size: int, units: int, *, rngs: nnx.Rngs):
@@ -179,54 +180,51 @@ class Transcriber(nnx.Module):
         self,
         memory: Array,
         valid: Array,
-        last: Any,
+        final_state: Any,
         targets: Array,
         *,
         dropout_key: Array | None = None,
         smoothing: bool = True,
     ) -> Losses:
-        """Losses of what is known to be said.
+        """Computes the losses of transcripts, with teacher forcing.
 
         Args:
           memory: [B, S, M].
           valid: bool [B, S], True = a real frame.
-          last: the encoder's last state, leaves [B, M], of the kind of the decoder's cell; None
-            where there is none.
+          final_state: of the encoder, leaves [B, M], of the decoder's cell; None without one.
           targets: int [B, T], units, PAD after them.
           dropout_key: None for evaluation.
           smoothing: whether labels are smoothed.
 
         Raises:
-          ValueError: shapes do not fit.
+          ValueError: shapes do not match.
         """
         sizes = {"M": self.memory_size}
         shapes.expect("memory", memory, "B S M", sizes)
         shapes.expect("valid", valid, "B S", sizes)
         shapes.expect("targets", targets, "B T", sizes)
         targets = jnp.asarray(targets, jnp.int32)
-        said = jnp.sum(targets != PAD, axis=1)
-        zeros = jnp.zeros(said.shape, jnp.float32)
-        losses = Losses(zeros, zeros, said + 1.0, jnp.ones(said.shape, bool))
+        lengths = jnp.sum(targets != PAD, axis=1)
+        zeros = jnp.zeros(lengths.shape, jnp.float32)
+        losses = Losses(zeros, zeros, lengths + 1.0, jnp.ones(lengths.shape, bool))
         if self.frames is not None:
             found, has_path = ctc.ctc_loss(self.frames(memory), valid, targets)
             losses = losses._replace(ctc=found, has_path=has_path)
         if self.config.decoder == "none":
             return losses
         outputs = jnp.pad(targets, ((0, 0), (0, 1)), constant_values=PAD)
-        places = jnp.arange(outputs.shape[1])
-        outputs = jnp.where(places == said[:, None], self.end, outputs)
+        positions = jnp.arange(outputs.shape[1])
+        outputs = jnp.where(positions == lengths[:, None], self.end, outputs)
         start = jnp.full((len(targets), 1), self.start, jnp.int32)
-        logits = self._forced(
-            memory, valid, last, jnp.concatenate([start, targets], axis=1), dropout_key
-        )
+        inputs = jnp.concatenate([start, targets], axis=1)
+        logits = self._teacher_forcing(memory, valid, final_state, inputs, dropout_key)
         rate = self.config.label_smoothing if smoothing else 0.0
-        wanted = optax.smooth_labels(jax.nn.one_hot(outputs, self.units + 2), rate)
-        found = optax.softmax_cross_entropy(logits, wanted)
-        counted = places <= said[:, None]
-        return losses._replace(decoder=jnp.sum(jnp.where(counted, found, 0.0), axis=1))
+        found, _ = smoothed_cross_entropy(logits, outputs, rate)
+        found = jnp.where(positions <= lengths[:, None], found, 0.0)
+        return losses._replace(decoder=jnp.sum(found, axis=1))
 
     def joint(self, losses: Losses) -> Array:
-        """[B], the two weighed as the config has it."""
+        """Computes the weighted sum [B] of both losses."""
         weight = self.config.ctc_weight
         return (1 - weight) * losses.decoder + weight * losses.ctc
 
@@ -234,19 +232,18 @@ class Transcriber(nnx.Module):
         self,
         memory: Array,
         valid: Array,
-        last: Any,
+        final_state: Any,
         *,
         decoding: DecodingConfig | None = None,
         return_weights: bool = False,
     ) -> DecodingResult:
-        """Writes until the end token, which comes after as many units as there are frames at the
-        latest, or `max_length`.
+        """Decodes transcripts of at most as many units as real frames, or `max_length`.
 
         Args:
-          memory, valid, last: as when called.
-          decoding: in place of the config's.
-          return_weights: `extras` has the decoder's weights of every step under "alignment":
-            [B, n_best, T, ..., S].
+          memory, valid, final_state: as for `__call__`.
+          decoding: replaces that of the config.
+          return_weights: whether `extras` contains the decoder's attention weights of every step,
+            "alignment" [B, n_best, T, ..., S].
         """
         config = self.config
         decoding = decoding or config.decoding
@@ -256,29 +253,29 @@ class Transcriber(nnx.Module):
         joint = config.decoder == "none" or (config.decoding_ctc_weight > 0 and not greedy)
         weight = 1.0 if config.decoder == "none" else config.decoding_ctc_weight
         T = min(config.max_length, memory.shape[1]) + 1
-        left = jnp.minimum(jnp.sum(valid, axis=1) + 1, T).astype(jnp.int32)
+        steps_left = jnp.minimum(jnp.sum(valid, axis=1) + 1, T).astype(jnp.int32)
         prefix = ctc.empty_prefix(self.frames(memory), valid) if joint else ()
 
         def step(tokens: Array, state: Any) -> tuple[Array, Any, dict[str, Array]]:
-            inner, prefix, left = state
+            inner, prefix, steps_left = state
             scores, extras = jnp.zeros((len(tokens), self.units + 2)), {}
             if config.decoder != "none":
                 logits, inner, weights = self._step(tokens, inner)
                 scores = jax.nn.log_softmax(logits.astype(jnp.float32))
                 extras = {"alignment": weights} if return_weights else {}
             if joint:
-                prefix = _extended(prefix, tokens, self.start)
+                prefix = _extend_prefix(prefix, tokens, self.start)
                 units, end = ctc.next_scores(prefix)
-                nothing = jnp.full_like(end, -jnp.inf)
-                heard = jnp.concatenate([units, nothing[:, None], end[:, None]], axis=1)
-                scores = weight * heard + ((1 - weight) * scores if weight < 1 else 0)
+                start = jnp.full_like(end, -jnp.inf)
+                ctc_scores = jnp.concatenate([units, start[:, None], end[:, None]], axis=1)
+                scores = weight * ctc_scores + ((1 - weight) * scores if weight < 1 else 0)
             others = jnp.arange(self.units + 2) != self.end
-            scores = jnp.where((left <= 1)[:, None] & others, -jnp.inf, scores)
-            return scores, (inner, prefix, left - 1), extras
+            scores = jnp.where((steps_left <= 1)[:, None] & others, -jnp.inf, scores)
+            return scores, (inner, prefix, steps_left - 1), extras
 
         return generate(
             step,
-            (self._begin(memory, valid, last, T), prefix, left),
+            (self._begin(memory, valid, final_state, T), prefix, steps_left),
             config=decoding,
             batch_size=len(memory),
             max_length=T,
@@ -292,34 +289,36 @@ class Transcriber(nnx.Module):
     def _best_path(self, memory: Array, valid: Array) -> DecodingResult:
         logits = self.frames(memory)
         tokens = ctc.best_path(logits, valid)
-        sure = jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+        log_probs = jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
         T = min(self.config.max_length, memory.shape[1]) + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=PAD)
-        # As a decoder would end it.
+        # An end token, as with a decoder.
         ends = jnp.arange(tokens.shape[1]) == jnp.sum(tokens != PAD, axis=1)[:, None]
         tokens = jnp.where(ends, self.end, tokens)[:, None, :T]
-        return DecodingResult(tokens, jnp.sum(jnp.where(valid, sure, 0.0), axis=1)[:, None], {})
+        return DecodingResult(
+            tokens, jnp.sum(jnp.where(valid, log_probs, 0.0), axis=1)[:, None], {}
+        )
 
-    def _forced(
-        self, memory: Array, valid: Array, last: Any, before: Array, key: Array | None
+    def _teacher_forcing(
+        self, memory: Array, valid: Array, final_state: Any, inputs: Array, key: Array | None
     ) -> Array:
-        """Logits [B, T, V] after the true units before."""
+        """Computes logits [B, T, V] with teacher forcing."""
         if self.recurrent is not None:
-            return self.recurrent(memory, valid, last, before, dropout_key=key)[0]
-        x = self.embedding(before)
+            return self.recurrent(memory, valid, final_state, inputs, dropout_key=key)[0]
+        x = self.embedding(inputs)
         x = self.transformer(x, memory, memory_valid=valid, dropout_key=key)
         return self.embedding.logits(x)
 
-    def _begin(self, memory: Array, valid: Array, last: Any, T: int) -> Any:
+    def _begin(self, memory: Array, valid: Array, final_state: Any, T: int) -> Any:
         if self.recurrent is not None:
             longest = T if self.recurrent.temporal is not None else None
-            return self.recurrent.prepare(memory, valid, last, max_length=longest)
+            return self.recurrent.prepare(memory, valid, final_state, max_length=longest)
         if self.transformer is not None:
             return self.transformer.init_cache(memory, valid, T)
         return ()
 
     def _step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """tokens int [R] -> logits [R, V], the next state, weights [R, ..., S]."""
+        """Returns logits [R, V], the next state and weights [R, ..., S] for tokens int [R]."""
         if self.recurrent is not None:
             logits, state, extras = self.recurrent.step(tokens, state)
             return logits, state, extras["alignment"]
@@ -327,20 +326,20 @@ class Transcriber(nnx.Module):
         return self.embedding.logits(x[:, 0]), state, weights[..., 0, :]
 
 
-def _extended(prefix: ctc.Prefix, tokens: Array, start: int) -> ctc.Prefix:
-    """With the units just written; rows that have only begun, or ended, stay as they are."""
-    units = (tokens != PAD) & (tokens < start)
-    longer = ctc.extend(prefix, jnp.where(units, tokens, PAD + 1))
+def _extend_prefix(prefix: ctc.Prefix, tokens: Array, start: int) -> ctc.Prefix:
+    """Appends the last units; rows whose token is no unit stay as they are."""
+    is_unit = (tokens != PAD) & (tokens < start)
+    longer = ctc.extend(prefix, jnp.where(is_unit, tokens, PAD + 1))
 
     def chosen(new: Array, old: Array) -> Array:
-        return jnp.where(units.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+        return jnp.where(is_unit.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     kept = jax.tree.map(chosen, longer._replace(log_probs=()), prefix._replace(log_probs=()))
     return kept._replace(log_probs=prefix.log_probs)
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder gives.
+    """Output of an encoder.
 
     Attributes:
       memory: [B, S, M].

@@ -1,5 +1,4 @@
-"""The Transformer's encoder and decoder (Vaswani et al. 2017), with the choices made since then by
-config.
+"""Transformer encoder and decoder (Vaswani et al. 2017) with configurable layers.
 
 B batch, T length, S length of the memory, D model size, N heads, F feed-forward size, L layers.
 """
@@ -18,28 +17,15 @@ from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
     EncoderConfig,
     EncoderLayer,
-    FeedForward,
     maybe_dropout,
 )
-
-__all__ = [
-    "SHARDING_RULES",
-    "Decoder",
-    "DecoderState",
-    "Encoder",
-    "EncoderCache",
-    "EncoderConfig",
-    "EncoderLayer",
-    "FeedForward",
-]
 
 Array = jax.Array
 
 # (regex on the parameter path, mesh axis of each dimension). Heads and hidden units are split over
 # "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce after `out` and one after `down`), the
-# model dimension over "fsdp". A path that matches none is held whole by every device. Token
-# embeddings are split along D by both: a look-up then needs no communication, and any vocabulary
-# size fits.
+# model dimension over "fsdp". Parameters that match no rule are replicated. Token embeddings are
+# split along D by both axes: lookups need no communication, and any vocabulary size is possible.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)(query|key|value)(_global)?/kernel$", ("fsdp", "tensor", None)),
     (r"(^|/)(query|key|value)(_global)?/bias$", ("tensor", None)),
@@ -54,8 +40,11 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...]
 
 
 class EncoderCache(NamedTuple):
-    """What decoding keeps: of each layer what its mixer keeps, and how many positions each example
-    has seen, int32 [B].
+    """Cache of decoding.
+
+    Attributes:
+      layers: cache of the mixer of each layer.
+      length: int32 [B], number of past positions of each example.
     """
 
     layers: tuple[Any, ...]
@@ -63,13 +52,13 @@ class EncoderCache(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """What decoding keeps; every leaf begins with B.
+    """State of decoding; every leaf has the leading axis B.
 
     Attributes:
-      layers: of each layer, what its mixer keeps.
-      memory: of each layer, keys [B, N, S, H] and values [B, N, S, H] of the memory.
+      layers: cache of the mixer of each layer.
+      memory: keys and values [B, N, S, H] of the memory, for each layer.
       memory_valid: bool [B, S].
-      length: int32 [B], how many positions each example has seen.
+      length: int32 [B], number of past positions of each example.
     """
 
     layers: tuple[Any, ...]
@@ -79,7 +68,7 @@ class DecoderState(NamedTuple):
 
 
 class _Stack(nnx.Module):
-    """What encoder and decoder have in common: positions, layers and the last norm."""
+    """Base class of encoder and decoder: positions, layers and the final norm."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -92,7 +81,7 @@ class _Stack(nnx.Module):
         raise NotImplementedError
 
     def _run(self, layer: nnx.Module, *arrays: Array, **options: Any) -> Any:
-        """A layer's result; with `rematerialize` the backward pass computes the layer anew."""
+        """Applies a layer, under rematerialization if `rematerialize` is set."""
 
         def run(layer, arrays):
             return layer(*arrays, **options)
@@ -100,11 +89,11 @@ class _Stack(nnx.Module):
         return (nnx.remat(run) if self.config.rematerialize else run)(layer, arrays)
 
     def _input(
-        self, x: Array, seen: Array | None, dropout_key: Array | None
+        self, x: Array, past: Array | None, dropout_key: Array | None
     ) -> tuple[Array, list[Array | None]]:
-        """Checks and adds what comes before the layers; also a key for each of them.
+        """Checks the input, adds positions, and returns it with a dropout key for each layer.
 
-        `seen`, int [B]: how many positions there were before these; none if None.
+        `past`, int [B], is the number of earlier positions; 0 if None.
         """
         config = self.config
         sizes = {"D": config.model_size}
@@ -117,11 +106,11 @@ class _Stack(nnx.Module):
         if dropout_key is not None:
             keys = [jax.random.fold_in(dropout_key, i) for i in range(len(keys))]
         x = x.astype(config.dtype)
-        if self.positions is not None and seen is None:
+        if self.positions is not None and past is None:
             x = x + self.positions(sizes["T"]).astype(x.dtype)
         elif self.positions is not None:
-            shapes.expect("cache", seen, "B", sizes)
-            x = x + self.positions.at(seen[:, None] + jnp.arange(sizes["T"])).astype(x.dtype)
+            shapes.expect("cache", past, "B", sizes)
+            x = x + self.positions.at(past[:, None] + jnp.arange(sizes["T"])).astype(x.dtype)
         if self.input_norm is not None:
             x = self.input_norm(x)
         return maybe_dropout(x, config.dropout_rate, keys[0]), keys[1:]
@@ -143,7 +132,7 @@ class _Stack(nnx.Module):
 
 
 class Encoder(_Stack):
-    """A stack of layers over vectors that are embedded already; adds the positions."""
+    """Transformer encoder over embedded inputs; adds positions."""
 
     def _layer(self, rngs: nnx.Rngs) -> EncoderLayer:
         return EncoderLayer(self.config, rngs=rngs)
@@ -164,38 +153,42 @@ class Encoder(_Stack):
           x: [B, T, D].
           valid: bool [B, T], True = a real position; or
           lengths: int [B], the number of real positions, which come first. All are real if both
-            are None. Padding changes nothing at the real positions.
-          mask: joined to that, for instance `masks.causal()`.
+            are None. Results at real positions are independent of padding.
+          mask: combined with the padding mask, for instance `masks.causal()`.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights, where the mixer has any.
+          return_weights: whether to return the attention weights, if the mixer has any.
 
         Returns:
-          [B, T, D], or that and the weights [L, B, N, T, T]. What stands at padding means nothing.
+          [B, T, D], or that and the weights [L, B, N, T, T]. Values at padding are undefined.
 
         Raises:
-          ValueError: shapes do not fit, T > max_length, or both valid and lengths are given.
-          NotImplementedError: the mixer cannot honour the mask, or has no weights to return.
+          ValueError: shapes do not match, T > max_length, or both valid and lengths are given.
+          NotImplementedError: the mixer does not support the mask, or has no weights to return.
         """
-        mask = _joined(mask, valid, lengths)
         x, keys = self._input(x, None, dropout_key)
+        options = self._layer_options(valid, lengths, x.shape[1])
+        options |= {"mask": _combine_masks(mask, valid, lengths), "return_weights": return_weights}
         all_weights = []
         for layer, key in zip(self.layers, keys, strict=True):
-            options = {"mask": mask, "dropout_key": key, "return_weights": return_weights}
-            x, weights = self._run(layer, x, **options)
+            x, weights = self._run(layer, x, **options, dropout_key=key)
             all_weights.append(weights)
         x = self._output(x)
         return (x, jnp.stack(all_weights)) if return_weights else x
 
+    def _layer_options(self, valid: Array | None, lengths: Array | None, T: int) -> dict[str, Any]:
+        """Returns arguments of the layers beside the mask."""
+        return {}
+
     def init_cache(self, batch_size: int, max_length: int) -> EncoderCache:
-        """An empty cache for `decode`; every leaf begins with B.
+        """Returns an empty cache for `decode`; every leaf has the leading axis B.
 
         Args:
           batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
+          max_length: largest number of positions, including the prompt.
 
         Raises:
-          ValueError: a size is below 1, or max_length above the config's.
-          NotImplementedError: the mixer cannot decode step by step.
+          ValueError: a size is below 1, or max_length above that of the config.
+          NotImplementedError: the mixer does not support decoding.
         """
         layers = self._caches(batch_size, max_length)
         return EncoderCache(layers, jnp.zeros((batch_size,), jnp.int32))
@@ -203,41 +196,41 @@ class Encoder(_Stack):
     def decode(
         self, x: Array, cache: EncoderCache, lengths: Array | None = None
     ) -> tuple[Array, EncoderCache]:
-        """The next T positions of sequences that see only what is past: a prompt, then steps.
+        """Computes the next T positions under a causal mask: of a prompt, then step by step.
 
         Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
+          cache: of `init_cache`, or of the previous call.
+          lengths: int [B], the number of real positions, which come first; all if None. The others
+            are ignored, and the next call continues after the real ones.
 
         Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new cache.
-          More positions than the cache has places give NaN under jit.
+          [B, T, D], undefined at positions that are not real, and the new cache. Under jit, results
+          are NaN beyond the capacity of the cache.
 
         Raises:
-          ValueError: shapes do not fit, or, outside jit, more positions than places.
+          ValueError: shapes do not match, or, outside jit, the capacity of the cache is exceeded.
         """
         x, _ = self._input(x, cache.length, None)
         layers = []
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            x, kept = layer.decode(x, kept, lengths)
-            layers.append(kept)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x, layer_cache = layer.decode(x, layer_cache, lengths)
+            layers.append(layer_cache)
         new = real_lengths(lengths, *x.shape[:2])
         return self._output(x), EncoderCache(tuple(layers), cache.length + new)
 
 
 class Decoder(_Stack):
-    """A stack of layers that look back at themselves and all over a memory; adds the positions.
+    """Transformer decoder with causal self-attention and cross-attention; adds positions.
 
     Args:
       config: as for an encoder.
       memory_size: D_m of the memory.
 
     Raises:
-      ValueError: the mixer cannot look back only.
+      ValueError: the mixer does not support a causal mask.
     """
 
     def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
@@ -262,63 +255,65 @@ class Decoder(_Stack):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Decodes a padded batch whose inputs are all known (teacher forcing).
+        """Decodes a padded batch with teacher forcing.
 
         Args:
-          x: [B, T, D]; position t sees those up to t.
+          x: [B, T, D]; position t attends to positions up to t.
           memory: [B, S, D_m].
           memory_valid: bool [B, S], True = a real position; all if None.
-          mask: joined to the causal one.
-          valid: bool [B, T], True = a real position of x. Padding that comes last needs none: no
-            real position sees it.
+          mask: combined with the causal mask.
+          valid: bool [B, T], True = a real position of x. Not needed for padding at the end, which
+            the causal mask hides.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
+          return_weights: whether to return the attention weights.
 
         Returns:
-          [B, T, D], or that and the weights: "cross" [L, B, N, T, S] and, where the mixer has any,
-          "self" [L, B, N, T, T]. What stands at padding means nothing.
+          [B, T, D], or that and the weights: "cross" [L, B, N, T, S] and, if the mixer has any,
+          "self" [L, B, N, T, T]. Values at padding are undefined.
 
         Raises:
-          ValueError: shapes do not fit, or T > max_length.
-          NotImplementedError: the mixer cannot honour the mask.
+          ValueError: shapes do not match, or T > max_length.
+          NotImplementedError: the mixer does not support the mask.
         """
-        mask = _joined(masks.causal() if mask is None else masks.causal() & mask, valid, None)
+        mask = _combine_masks(
+            masks.causal() if mask is None else masks.causal() & mask, valid, None
+        )
         x, keys = self._input(x, None, dropout_key)
         memory_valid = self._expect_memory(memory, memory_valid, x.shape[0])
-        asked = {
+        requested = {
             "self": return_weights and "weights" in self.config.line.can,
             "cross": return_weights,
         }
         all_weights: dict[str, list[Array]] = {"self": [], "cross": []}
         for layer, key in zip(self.layers, keys, strict=True):
-            x, among, across = self._run(
+            x, self_weights, cross_weights = self._run(
                 layer,
                 x,
                 memory,
                 mask=mask,
                 memory_mask=None if memory_valid is None else masks.valid(key=memory_valid),
                 dropout_key=key,
-                return_weights=(asked["self"], asked["cross"]),
+                return_weights=(requested["self"], requested["cross"]),
             )
-            all_weights["self"].append(among)
-            all_weights["cross"].append(across)
+            all_weights["self"].append(self_weights)
+            all_weights["cross"].append(cross_weights)
         x = self._output(x)
         if not return_weights:
             return x
-        return x, {name: jnp.stack(all_weights[name]) for name in asked if asked[name]}
+        return x, {name: jnp.stack(all_weights[name]) for name in requested if requested[name]}
 
     def init_cache(
         self, memory: Array, memory_valid: Array | None, max_length: int
     ) -> DecoderState:
-        """The state before the first position: the memory's keys and values, and empty caches.
+        """Returns the state before the first position: projected memory and empty caches.
 
         Args:
           memory, memory_valid: as for `__call__`.
-          max_length: how many positions there will be at most.
+          max_length: largest number of positions.
 
         Raises:
-          ValueError: shapes do not fit, a size is below 1, or max_length above the config's.
-          NotImplementedError: the mixer cannot decode step by step.
+          ValueError: shapes do not match, a size is below 1, or max_length exceeds the config.
+          NotImplementedError: the mixer does not support decoding.
         """
         B, S = memory.shape[:2]
         memory_valid = self._expect_memory(memory, memory_valid, B)
@@ -334,11 +329,11 @@ class Decoder(_Stack):
     def decode(
         self, x: Array, state: DecoderState, lengths: Array | None = None
     ) -> tuple[Array, DecoderState, Array]:
-        """The next T positions; equal to `self(x_of_all_positions, memory)` there.
+        """Computes the next T positions; equal to `self(x_of_all_positions, memory)` there.
 
         Args:
           x: [B, T, D].
-          state: of `init_cache`, or of the call before.
+          state: of `init_cache`, or of the previous call.
           lengths: as for `Encoder.decode`.
 
         Returns:
@@ -350,9 +345,9 @@ class Decoder(_Stack):
         x, _ = self._input(x, state.length, None)
         mask = masks.valid(key=state.memory_valid)
         layers, weights = [], []
-        for layer, kept, memory in zip(self.layers, state.layers, state.memory, strict=True):
-            x, kept, cross = layer.decode(x, kept, lengths, memory, mask)
-            layers.append(kept)
+        for layer, cache, memory in zip(self.layers, state.layers, state.memory, strict=True):
+            x, cache, cross = layer.decode(x, cache, lengths, memory, mask)
+            layers.append(cache)
             weights.append(cross)
         length = state.length + real_lengths(lengths, *x.shape[:2])
         state = state._replace(layers=tuple(layers), length=length)
@@ -367,7 +362,7 @@ class Decoder(_Stack):
         return valid
 
 
-def _joined(
+def _combine_masks(
     mask: masks.Mask | None, valid: Array | None, lengths: Array | None
 ) -> masks.Mask | None:
     if valid is not None and lengths is not None:

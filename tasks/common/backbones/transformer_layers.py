@@ -1,4 +1,4 @@
-"""What Transformers are made of: the config, and one layer of an encoder and of a decoder.
+"""Config and layers of Transformers.
 
 B batch, T length, S length of the memory, D model size, N heads, F feed-forward size.
 """
@@ -34,38 +34,37 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Config):
-    """What a Transformer's stack of layers is made of, encoder or decoder.
+    """Layers of a Transformer encoder or decoder.
 
     Attributes:
       model_size: D.
-      num_layers: L, at least 1.
+      num_layers: L.
       num_heads: N, divides D.
       feedforward_size: F.
       dropout_rate: after embeddings, attention and feed-forward.
-      attention_dropout_rate: of the attention weights, or of what the mixer has in their place.
-      norm: "pre" (Xiong et al. 2020) or "post" (the paper's).
+      attention_dropout_rate: of the attention weights, or of their substitute in the mixer.
+      norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
-      positions: added to the input: "sinusoidal", "learned" or, with the sines before the cosines,
-        "sinusoidal(interleaved=False)"; inside the mixer, where it can: a spec of
+      positions: added to the input: "sinusoidal", "sinusoidal(interleaved=False)" with the sines
+        before the cosines, or "learned"; inside a mixer that supports it: a spec of
         `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or "none".
-      max_length: longest input; only learned positions and some mixers depend on it, but all hold
-        to it.
+      max_length: largest length of the input, also for positions and mixers of any length.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
       normalization: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
-      norm_epsilon: what the norms add to the variance or the mean square.
-      use_bias: whether feed-forward, layer norms and cross-attention have biases. Those of the
-        mixer are an option of its own: "dot_product(use_bias=False)".
-      input_norm: whether embeddings with positions are normalised, before dropout (Devlin et al.
+      norm_epsilon: added to the variance or the mean square in norms.
+      use_bias: whether feed-forward, layer norms and cross-attention have biases. The mixer has
+        its own option: "dot_product(use_bias=False)".
+      input_norm: whether embeddings with positions are normalized, before dropout (Devlin et al.
         2019).
-      rematerialize: whether each layer is computed once more in the backward pass rather than kept
-        (Chen et al. 2016): memory for time, the same numbers.
+      rematerialize: whether activations of layers are recomputed in the backward pass (Chen et al.
+        2016). This saves memory and costs time; results are the same.
 
     Class attributes:
-      one_length: whether all inputs have one length. Where they are padded, to one length or
-        another, no mixer is taken whose result changes with it.
+      one_length: whether all inputs have the same length. If not, mixers whose result changes with
+        the length of the padding are rejected.
     """
 
     one_length: ClassVar[bool] = False
@@ -112,14 +111,14 @@ class EncoderConfig(Config):
         return registry.find("mixer", self.mixer)
 
     def positions_are(self, *names: str) -> bool:
-        """Whether `positions` is one of these names, with options or without."""
+        """Tests if `positions` is one of these names, with options or without."""
         return self.positions.partition("(")[0].strip() in names
 
     def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The mixer of one layer.
+        """Builds the mixer of one layer.
 
         Raises:
-          ValueError: an unknown mixer, position or option, or one that does not fit.
+          ValueError: the mixer, the positions or an option is unknown or not valid.
         """
         can, options = self.line.can, {}
         if not self.positions_are(*ADDED_POSITIONS, "none"):
@@ -146,25 +145,26 @@ class EncoderConfig(Config):
         )
 
     def build_positions(self, rngs: nnx.Rngs) -> nnx.Module | None:
-        """What is added to the input; None where there is nothing.
+        """Builds the positions added to the input; None if there are none.
 
         Raises:
-          ValueError: an unknown option, or one that does not fit.
+          ValueError: an option is unknown or not valid.
         """
         if not self.positions_are(*ADDED_POSITIONS):
             return None
         return build_added_positions(self.positions, self.max_length, self.model_size, rngs=rngs)
 
     def build_norm(self) -> nnx.Module:
-        """A norm of the model's vectors."""
+        """Builds a norm over the model dimension."""
         if self.normalization == "rms":
             return RMSNorm(self.model_size, epsilon=self.norm_epsilon)
         return LayerNorm(self.model_size, epsilon=self.norm_epsilon, use_bias=self.use_bias)
 
 
 class FeedForward(nnx.Module):
-    """y = f(x W_up + b) W_down + b, or gated (f(x W_gate + b) ⊙ (x W_up + b)) W_down + b, with f
-    the activation.
+    """Feed-forward module with activation f, plain or gated:
+
+    y = f(x W_up + b) W_down + b,   y = (f(x W_gate + b) ⊙ (x W_up + b)) W_down + b
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
@@ -183,7 +183,7 @@ class FeedForward(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Attention and feed-forward, each with its residual, norm and dropout.
+    """Attention and feed-forward, each with residual connection, norm and dropout.
 
     pre:  x + f(norm(x)),   post: norm(x + f(x))
     """
@@ -203,7 +203,7 @@ class EncoderLayer(nnx.Module):
         dropout_key: Array | None,
         return_weights: bool,
     ) -> tuple[Array, Array | None]:
-        """[B, T, D] -> [B, T, D], and the weights [B, N, T, T] or None."""
+        """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None."""
         keys = split_keys(dropout_key, 3)
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[0])
         x, weights = self._residual(self.attention_norm, attend, x, keys[1])
@@ -211,7 +211,7 @@ class EncoderLayer(nnx.Module):
         return x, weights
 
     def decode(self, x: Array, cache: Any, lengths: Array | None) -> tuple[Array, Any]:
-        """The next T positions, with the mixer's cache: [B, T, D] and the new cache."""
+        """Computes the next T positions [B, T, D] and the new cache of the mixer."""
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
@@ -223,14 +223,14 @@ class EncoderLayer(nnx.Module):
     def _residual(
         self, norm: nnx.Module, compute: Callable, x: Array, dropout_key: Array | None
     ) -> tuple[Array, Any]:
-        """One sublayer; `compute` gives its result and something else."""
+        """Applies a sublayer; `compute` returns its output and another value to pass on."""
         y, other = compute(norm(x) if self.norm == "pre" else x)
         x = x + maybe_dropout(y, self.dropout_rate, dropout_key)
         return (norm(x) if self.norm == "post" else x), other
 
 
 class DecoderLayer(EncoderLayer):
-    """An encoder layer with attention to a memory between its two parts (Vaswani et al. 2017)."""
+    """Encoder layer with cross-attention before the feed-forward module (Vaswani et al. 2017)."""
 
     def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -255,8 +255,10 @@ class DecoderLayer(EncoderLayer):
         dropout_key: Array | None,
         return_weights: tuple[bool, bool],
     ) -> tuple[Array, Array | None, Array | None]:
-        """[B, T, D], [B, S, D_m] -> [B, T, D], and the weights [B, N, T, T] and [B, N, T, S], each
-        where it is asked for.
+        """Maps x [B, T, D] and memory [B, S, D_m] to [B, T, D], and returns the attention weights.
+
+        Self-attention weights are [B, N, T, T], those of cross-attention [B, N, T, S]; each is None
+        unless requested.
         """
         keys, (asked, cross_asked) = split_keys(dropout_key, 5), return_weights
         attend = with_weights(self.attention, asked, mask=mask, dropout_key=keys[0])
@@ -287,7 +289,7 @@ class DecoderLayer(EncoderLayer):
 
 
 def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
-    """x -> what the module makes of it, and its weights or None."""
+    """Returns a function of x whose results are the module's output and its weights or None."""
 
     def compute(x: Array) -> tuple[Array, Array | None]:
         result = module(x, return_weights=return_weights, **options)
@@ -297,7 +299,7 @@ def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Ca
 
 
 def maybe_dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """`dropout` where there is a key."""
+    """Applies dropout if there is a key."""
     return x if key is None else dropout(x, rate, key)
 
 

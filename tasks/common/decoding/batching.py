@@ -1,6 +1,6 @@
-"""Rows of arrays in any tree: what decoding does to all that its steps carry.
+"""Operations on pytrees whose leaves hold the rows of a decoder.
 
-B examples, K rows of each, T steps.
+B examples, K rows of each example, N selected rows, T steps.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def take_rows(leaf: Array, places: Array) -> Array:
-    """leaf [B, K, ...], places [B, N] -> [B, N, ...]."""
-    return jnp.take_along_axis(leaf, places.reshape(*places.shape, *[1] * (leaf.ndim - 2)), axis=1)
+def take_rows(leaf: Array, rows: Array) -> Array:
+    """Selects rows [B, N] of each example: [B, K, ...] -> [B, N, ...]."""
+    return jnp.take_along_axis(leaf, rows.reshape(*rows.shape, *[1] * (leaf.ndim - 2)), axis=1)
 
 
 def unflatten_beams(leaf: Array, K: int) -> Array:
-    """[B·K, ...] -> [B, K, ...]."""
+    """Splits the rows by example: [B·K, ...] -> [B, K, ...]."""
     return leaf.reshape(len(leaf) // K, K, *leaf.shape[1:])
 
 
 def flatten_beams(leaf: Array) -> Array:
-    """[B, K, ...] -> [B·K, ...]."""
+    """Joins the rows of all examples: [B, K, ...] -> [B·K, ...]."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
 def write_step(buffers: Any, t: Array, values: Any) -> Any:
-    """Each buffer [T, ...] with the value of step t."""
+    """Writes the values of step t into buffers [T, ...]."""
     return jax.tree.map(lambda buffer, value: buffer.at[t].set(value), buffers, values)
 
 
-def mask_leaves(kept: Array, tree: Any) -> Any:
-    """Each leaf, which has the axes of `kept` first, 0 where it is False."""
+def mask_leaves(mask: Array, tree: Any) -> Any:
+    """Sets leaves to 0 where `mask` is False; its axes are the first axes of every leaf."""
 
-    def cleared(leaf: Array) -> Array:
-        kept_here = kept.reshape(*kept.shape, *[1] * (leaf.ndim - kept.ndim))
-        return jnp.where(kept_here, leaf, jnp.zeros((), leaf.dtype))
+    def masked(leaf: Array) -> Array:
+        aligned = mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim))
+        return jnp.where(aligned, leaf, jnp.zeros((), leaf.dtype))
 
-    return jax.tree.map(cleared, tree)
+    return jax.tree.map(masked, tree)

@@ -1,10 +1,10 @@
-"""Beam search over anything that steps, all examples at once.
+"""Beam search with any step function, over all examples at once.
 
-Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. What
-is finished and when to stop is as in the library transformers, whose tokens these are. To be called
-by `tasks.common.decoding.generate.generate`.
+Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. Rules
+for finished hypotheses and for stopping follow the library transformers and give the same tokens.
+Called by `tasks.common.decoding.generate.generate`.
 
-B batch, K beams, T steps, V words, N sequences wanted.
+B batch, K beams, T steps, V vocabulary size, N returned sequences.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ Array = jax.Array
 
 
 def length_normalized(total: Array, length: Array | int, penalty: float) -> Array:
-    """score = Σ log-probabilities / length^p."""
+    """Computes the score Σ log-probabilities / length^p (simplified from Wu et al. 2016)."""
     return total / jnp.asarray(length, jnp.float32) ** penalty
 
 
 class _Finished(NamedTuple):
-    """The best K of each example that are finished so far, each leaf [B, K].
+    """The best K finished hypotheses of each example, each leaf [B, K].
 
     Attributes:
-      score: -inf where there is none.
-      length: tokens, the end token included; 0 where there is none.
-      row: which prefix the last token was written after, token: that one.
+      score: -inf for a missing one.
+      length: number of tokens, end token included; 0 for a missing one.
+      row: index of the prefix that the last token continues.
+      token: the last token.
     """
 
     score: Array
@@ -47,16 +48,16 @@ class _Finished(NamedTuple):
 
 
 class _Beams(NamedTuple):
-    """Prefixes [B, K], best first; steps are kept with what they came from, and joined at the end.
+    """Prefixes [B, K], best first, as tokens with back-pointers.
 
     Attributes:
-      t: steps taken.
-      tokens, state, total: the last token, state [B·K, ...] and summed log-probability of each
-        prefix; -inf where there is none.
-      written, parents: int32 [T, B, K], the token of each step and the prefix it was written after.
+      t: number of steps taken.
+      tokens, state, total: last token, state [B·K, ...] and summed log-probability of each prefix;
+        the sum is -inf for a missing prefix.
+      written, parents: int32 [T, B, K], the token of each step and the prefix that it continues.
       extras: [T, B·K, ...], of the prefixes before each step.
-      finished: what has ended.
-      closed: bool [B], examples that look no further.
+      finished: finished hypotheses.
+      closed: bool [B], examples whose search is over.
     """
 
     t: Array
@@ -84,18 +85,19 @@ def beam_search(
     end: int | None,
     pad: int,
 ) -> tuple[Array, Array, Any]:
-    """The best sequences of each example.
+    """Finds the best sequences of each example.
 
-    Of the K·V continuations the best 2K are looked at: among the first K, those that end are
-    finished; the best K that do not end go on. After T steps all are finished.
+    The best 2K of the K·V continuations are considered. Those among the first K that end are
+    finished; the best K that do not end are continued. After T steps all are finished.
 
     Args:
-      scored: tokens [B·K], state -> log-probabilities [B·K, V], -inf of what must not be written;
-        the next state; extras.
+      scored: maps tokens [B·K] and state to log-probabilities [B·K, V] (-inf for forbidden tokens),
+        the next state, and extras.
       start, state: int32 [B·K] and leaves [B·K, ...], before the first step.
-      extras: where those of each step go, leaves [T, B·K, ...].
-      K, N, max_length: K, N and T.
-      length_penalty, exact: see `tasks.common.decoding.generate.DecodingConfig`.
+      extras: buffers for the extras of each step, leaves [T, B·K, ...].
+      K, N, max_length: number of beams, of returned sequences, and T.
+      length_penalty, exact: see `tasks.common.decoding.generate.DecodingConfig`; `exact` is its
+        stopping.
       end, pad: see `tasks.common.decoding.generate.generate`.
 
     Returns:
@@ -103,12 +105,12 @@ def beam_search(
     """
     B, T = len(start) // K, max_length
 
-    def write(now: _Beams) -> _Beams:
+    def advance(now: _Beams) -> _Beams:
         scores, state, seen = scored(now.tokens.reshape(-1), now.state)
         V = scores.shape[-1]
         totals = (now.total[..., None] + scores.reshape(B, K, V)).reshape(B, K * V)
-        totals, places = jax.lax.top_k(totals, min(2 * K, K * V))
-        rows, tokens = (places // V).astype(jnp.int32), (places % V).astype(jnp.int32)
+        totals, indices = jax.lax.top_k(totals, min(2 * K, K * V))
+        rows, tokens = (indices // V).astype(jnp.int32), (indices % V).astype(jnp.int32)
         length = now.t + 1
         ends = jnp.broadcast_to(length == T, tokens.shape) | (
             False if end is None else tokens == end
@@ -125,13 +127,13 @@ def beam_search(
         rows, tokens = take_rows(rows, best), take_rows(tokens, best)
 
         def moved(before: Array, after: Array) -> Array:
-            # What a step hands on as it got it is the same in all beams of an example.
+            # A leaf that the step returns unchanged is equal in all beams of an example.
             if after is before:
                 return after
             return flatten_beams(take_rows(unflatten_beams(after, K), rows))
 
-        farthest = T if exact and length_penalty > 0 else length
-        hope = length_normalized(totals[:, 0], farthest, length_penalty)
+        longest = T if exact and length_penalty > 0 else length
+        bound = length_normalized(totals[:, 0], longest, length_penalty)
         return _Beams(
             length,
             tokens,
@@ -141,12 +143,12 @@ def beam_search(
             now.parents.at[now.t].set(rows),
             write_step(now.extras, now.t, seen),
             finished,
-            now.closed | (hope <= finished.score[:, -1]),
+            now.closed | (bound <= finished.score[:, -1]),
         )
 
-    # At first all prefixes of an example are the same empty one: only one of them counts.
+    # All K prefixes of an example begin empty and equal: only the first one counts.
     total = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)
-    nothing = jnp.zeros((B, K), jnp.int32)
+    zeros = jnp.zeros((B, K), jnp.int32)
     first = _Beams(
         jnp.int32(0),
         start.reshape(B, K),
@@ -155,20 +157,20 @@ def beam_search(
         jnp.zeros((T, B, K), jnp.int32),
         jnp.zeros((T, B, K), jnp.int32),
         extras,
-        _Finished(jnp.full((B, K), -jnp.inf, jnp.float32), nothing, nothing, nothing),
+        _Finished(jnp.full((B, K), -jnp.inf, jnp.float32), zeros, zeros, zeros),
         jnp.zeros((B,), bool),
     )
-    last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.closed), write, first)
-    return _joined(last, N, pad)
+    last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.closed), advance, first)
+    return _backtrack(last, N, pad)
 
 
-def _joined(beams: _Beams, N: int, pad: int) -> tuple[Array, Array, Any]:
-    """The best N finished sequences of each example, followed from their ends to their starts."""
+def _backtrack(beams: _Beams, N: int, pad: int) -> tuple[Array, Array, Any]:
+    """Returns the best N finished sequences of each example, followed from the end to the start."""
     finished = _Finished(*(leaf[:, :N] for leaf in beams.finished))
     B, K = beams.tokens.shape
 
     def back(after: Array, step: Any) -> tuple[Array, tuple[Array, Any]]:
-        """after: which prefix, of those after this step, each sequence goes on with, [B, N]."""
+        """Takes and returns the prefix of each sequence, [B, N], after and before a step."""
         t, written, parents, extras = step
         at_end = t + 1 == finished.length
         token = jnp.where(at_end, finished.token, take_rows(written, after))

@@ -1,4 +1,4 @@
-"""Writing token by token: greedy decoding, beam search and sampling, for every model that steps.
+"""Autoregressive decoding with any step function: greedy, beam search and sampling.
 
     decoded = generate(
         step, state, config=DecodingConfig("beam", beam_size=5),
@@ -8,7 +8,8 @@
 Beam search: see `tasks.common.decoding.beam_search`. Top-k: Fan et al. 2018, "Hierarchical Neural
 Story Generation"; top-p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
 
-B batch, K beams, T steps, V words, R = B, or B·K with the beams of an example side by side.
+B batch, K beams, T steps, V vocabulary size, R = B rows, or B·K with the beams of an example side
+by side.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ Step = Callable[[Array, Any], tuple[Array, Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig(Config):
-    """How tokens are chosen.
+    """Decoding method and its options.
 
     Attributes:
-      method: "greedy", the likeliest token each time; "beam"; or "sample".
-      beam_size: K, prefixes that are kept of each example. One is greedy decoding.
-      length_penalty: p of score = Σ log-probabilities / length^p (Wu et al. 2016, simplified); the
-        length counts the end token. Above 0 it favours long sequences.
-      stopping: when the beam of an example is closed. "heuristic": the best prefix, were it
-        finished at the length it has, is no better than the worst of K finished ones
-        (early_stopping=False in transformers). "exact": no prefix can be better at any length
-        ("never" there), which takes more steps and differs where length_penalty is above 0.
-      n_best: sequences given for each example: of the beam, or independent samples.
-      temperature: of samples; logits are divided by it.
-      top_k: sample from as many of the likeliest tokens; 0 is all.
-      top_p: sample from the fewest of the likeliest tokens that have this probability together,
-        after temperature and top_k.
+      method: "greedy", "beam" or "sample".
+      beam_size: K, number of prefixes kept for each example; 1 is greedy decoding.
+      length_penalty: p of score = Σ log-probabilities / length^p (Wu et al. 2016, simplified). The
+        length includes the end token; values above 0 prefer long sequences.
+      stopping: condition that ends the search of an example. "heuristic": the best prefix, scored
+        at its present length, is no better than the worst of K finished hypotheses
+        (early_stopping=False in transformers). "exact": no prefix can become better at any length
+        (early_stopping="never"). It takes more steps and differs if length_penalty is above 0.
+      n_best: number of sequences returned for each example: of the beam, or independent samples.
+      temperature: divisor of the logits of samples.
+      top_k: number of most likely tokens to sample from; 0 for all.
+      top_p: samples are drawn from the fewest most likely tokens whose probabilities sum to at
+        least top_p, after temperature and top_k.
       seed: of samples; see `example_keys`.
     """
 
@@ -69,14 +70,13 @@ class DecodingConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        # What a method does not read would have no effect.
+        # An option of another method would have no effect.
         read = {"beam": ("beam_size", "stopping"), "sample": ("temperature", "top_k", "top_p")}
         for method, names in read.items():
-            for field in dataclasses.fields(self):
-                is_default = getattr(self, field.name) == field.default
-                reads = field.name not in names or method == self.method
-                expected = f"{field.default!r}, or method {method!r}"
-                self.expect(field.name, reads or is_default, expected)
+            for name in names if method != self.method else ():
+                default = getattr(DecodingConfig, name)
+                expected = f"{default!r}, or method {method!r}"
+                self.expect(name, getattr(self, name) == default, expected)
         most = {"greedy": 1, "beam": self.beam_size}.get(self.method, self.n_best)
         expected = f"at most {most} with method {self.method!r}"
         expected += " and this beam_size" if self.method == "beam" else ""
@@ -84,13 +84,13 @@ class DecodingConfig(Config):
 
 
 class DecodingResult(NamedTuple):
-    """What was written. Where there is no n-th sequence, it is all `pad` with score -inf.
+    """Decoded sequences. A missing n-th sequence is all `pad` with score -inf.
 
     Attributes:
-      tokens: int32 [B, n_best, T], the end token included, `pad` after it.
-      scores: float32 [B, n_best], best first; by the model's own probabilities, whatever the
-        temperature. A sequence that T cuts off has the score of what there is.
-      extras: what the steps gave beside logits: leaves [B, n_best, T, ...], 0 after the end.
+      tokens: int32 [B, n_best, T], end token included, `pad` after it.
+      scores: float32 [B, n_best], best first, from the probabilities before temperature. A
+        sequence cut off at T has the score of its T tokens.
+      extras: extras of the steps, leaves [B, n_best, T, ...], 0 after the end.
     """
 
     tokens: Array
@@ -112,25 +112,24 @@ def generate(
     forbidden: Sequence[int] = (),
     scores_are_log_probs: bool = False,
 ) -> DecodingResult:
-    """Writes up to T tokens for each example; ends as soon as all have ended.
+    """Decodes up to T tokens for each example; stops as soon as all sequences have ended.
 
-    What is written for one example depends on nothing but its own rows of `state`, as far as `step`
-    does so.
+    The result of an example depends on its own rows of `state` only, if that holds for `step`.
 
     Args:
-      step: tokens int32 [R], state -> logits [R, V], the next state, extras. The state keeps its
-        shapes and dtypes; each leaf of state and extras has the leading axis R. Rows that have
-        ended read `pad`, and what comes of it is dropped.
-      state: before the first step, with B rows; for beams it is repeated. After a prompt: what is
-        left by all its tokens but the last, which is `start`.
-      config: how tokens are chosen.
+      step: maps tokens int32 [R] and state to logits [R, V], the next state, and extras. Shapes and
+        dtypes of the state stay; each leaf of state and extras has the leading axis R. Rows that
+        have ended read `pad`, and their results are discarded.
+      state: before the first step, with B rows; it is repeated for beams. After a prompt it is the
+        state after all tokens of the prompt but the last, which is `start`.
+      config: decoding method.
       batch_size: B.
-      max_length: T, tokens written at most, the end token included.
+      max_length: T, largest number of decoded tokens, end token included.
       start: the first token read, int or int [B].
-      end: the token after which a sequence has ended, or None where all go on to T.
-      pad: what stands after the end.
-      keys: one for each example, [B], for samples; see `example_keys`.
-      forbidden: tokens that are never written. Probabilities stay those of the model.
+      end: the token that ends a sequence; None if all sequences have T tokens.
+      pad: the token after the end.
+      keys: random keys [B] of samples; see `example_keys`.
+      forbidden: tokens that are never decoded. The probabilities of the others stay.
       scores_are_log_probs: whether `step` returns scores to be summed without a softmax, such as
         weighted log-probabilities of two models, instead of logits.
 
@@ -155,16 +154,16 @@ def generate(
     V, seen = _expect_step(step, start, state)
     for name, token in (("end", end), *(("forbidden", token) for token in forbidden)):
         if token is not None and not 0 <= token < V:
-            raise ValueError(f"{name}: got token {token}, expected one of the {V} that are written")
-    closed = jnp.zeros((V,), bool).at[jnp.array(forbidden, jnp.int32)].set(True)
+            raise ValueError(f"{name}: got token {token}, expected one of {V} tokens")
+    is_forbidden = jnp.zeros((V,), bool).at[jnp.array(forbidden, jnp.int32)].set(True)
 
     def scored(tokens: Array, state: Any) -> tuple[Array, Any, Any]:
-        """Log-probabilities [R, V], -inf of what must not be written; state; extras."""
+        """Returns log-probabilities [R, V] (-inf for forbidden tokens), the state and extras."""
         logits, state, extras = step(tokens, state)
         logits = logits.astype(jnp.float32)
-        impossible = closed | (logits == -jnp.inf)
+        excluded = is_forbidden | (logits == -jnp.inf)
         scores = logits if scores_are_log_probs else jax.nn.log_softmax(logits)
-        return jnp.where(impossible, -jnp.inf, scores), state, extras
+        return jnp.where(excluded, -jnp.inf, scores), state, extras
 
     extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), seen)
     options = {"max_length": T, "end": end, "pad": pad}
@@ -175,8 +174,8 @@ def generate(
     return _decode_independently(scored, start, state, extras, config, keys, **options)
 
 
-class _Written(NamedTuple):
-    """Rows that know nothing of each other."""
+class _Rows(NamedTuple):
+    """Independent rows of greedy decoding or sampling, written up to step t."""
 
     t: Array
     tokens: Array
@@ -200,12 +199,12 @@ def _decode_independently(
     end: int | None,
     pad: int,
 ) -> DecodingResult:
-    """Greedy decoding, or n_best samples of each example."""
+    """Decodes greedily, or draws n_best samples of each example."""
     R, N, T = len(start), config.n_best, max_length
     if keys is not None:
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
-    def write(now: _Written) -> _Written:
+    def advance(now: _Rows) -> _Rows:
         scores, state, seen = scored(now.tokens, now.state)
         if keys is None:
             token = jnp.argmax(scores, axis=-1)
@@ -213,9 +212,9 @@ def _decode_independently(
             token = _sample(jax.vmap(jax.random.fold_in, (0, None))(keys, now.t), scores, config)
         gained = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
-        # Where nothing can be written, nothing comes after it either.
+        # A row whose tokens are all excluded ends.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)
-        return _Written(
+        return _Rows(
             now.t + 1,
             token,
             state,
@@ -226,7 +225,7 @@ def _decode_independently(
             write_step(now.extras, now.t, mask_leaves(~now.ended, seen)),
         )
 
-    first = _Written(
+    first = _Rows(
         jnp.int32(0),
         start,
         state,
@@ -236,41 +235,40 @@ def _decode_independently(
         jnp.full((T, R), pad, jnp.int32),
         extras,
     )
-    last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.ended), write, first)
+    last = jax.lax.while_loop(lambda now: (now.t < T) & ~jnp.all(now.ended), advance, first)
     scores = length_normalized(last.total, last.length, config.length_penalty).reshape(-1, N)
-    possible = scores != -jnp.inf
+    exists = scores != -jnp.inf
     best = jnp.argsort(-scores, axis=1, stable=True)
 
     def ordered(leaf: Array) -> Array:
-        """[T, R, ...] -> [B, N, T, ...], best first."""
+        """Sorts the rows of each example, best first: [T, R, ...] -> [B, N, T, ...]."""
         return take_rows(jnp.moveaxis(leaf, 0, 1).reshape(-1, N, T, *leaf.shape[2:]), best)
 
-    possible, scores = take_rows(possible, best), take_rows(scores, best)
-    tokens = jnp.where(possible[..., None], ordered(last.written), pad)
-    return DecodingResult(tokens, scores, mask_leaves(possible, jax.tree.map(ordered, last.extras)))
+    exists, scores = take_rows(exists, best), take_rows(scores, best)
+    tokens = jnp.where(exists[..., None], ordered(last.written), pad)
+    return DecodingResult(tokens, scores, mask_leaves(exists, jax.tree.map(ordered, last.extras)))
 
 
 def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
-    """Keys [R], log-probabilities [R, V] -> tokens [R]."""
+    """Draws tokens [R] with keys [R] from log-probabilities [R, V]."""
     logits, V = scores / config.temperature, scores.shape[-1]
     draw = jax.vmap(jax.random.categorical)
     if config.top_k == 0 and config.top_p == 1.0:
         return draw(keys, logits)
-    # Likeliest first.
     logits, tokens = jax.lax.top_k(logits, min(config.top_k or V, V))
-    shares = jax.nn.softmax(logits, axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    # The first always stays.
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # The most likely token always stays.
     kept = (before < config.top_p).at[:, 0].set(True)
     drawn = draw(keys, jnp.where(kept, logits, -jnp.inf))
     return jnp.take_along_axis(tokens, drawn[:, None], axis=-1)[:, 0]
 
 
 def _repeated(tree: Any, copies: int, B: int) -> Any:
-    """Each row of each leaf so many times, side by side.
+    """Repeats each row of each leaf `copies` times, side by side.
 
     Raises:
-      ValueError: a leaf has not B rows.
+      ValueError: a leaf does not have B rows.
     """
 
     def repeated(leaf: Any) -> Array:
@@ -284,10 +282,10 @@ def _repeated(tree: Any, copies: int, B: int) -> Any:
 
 
 def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
-    """V, and shapes of the extras.
+    """Returns V and the shapes of the extras.
 
     Raises:
-      ValueError: what the step gives does not fit what it gets.
+      ValueError: logits, state or extras of a step have wrong shapes.
     """
     R = len(tokens)
     with recording.muted():

@@ -63,6 +63,6 @@ def test_infinite_logits_and_large_ones_give_finite_gradients():
     np.testing.assert_allclose(gradient, [0, 0, 0], atol=1e-6)
 
 
-def test_smoothing_is_a_share():
-    with pytest.raises(ValueError, match="smoothing: got 1, expected a share in"):
+def test_smoothing_is_a_rate():
+    with pytest.raises(ValueError, match="smoothing: got 1, expected a rate in"):
         smoothed_cross_entropy(LOGITS, LABELS, 1)

@@ -46,6 +46,8 @@ def test_padding_changes_nothing_and_weights_are_of_the_same_output(x):
     np.testing.assert_allclose(out[0], other[0], atol=1e-5)
     np.testing.assert_allclose(out[1, :5], other[1, :5], atol=1e-5)
     assert not weights[:, 1, :, :, 5:].any()
+    by_length = model._layer_options(None, jnp.array([T, 5]), T)["valid"]
+    np.testing.assert_array_equal(by_length, valid)
 
 
 def test_a_causal_one_does_not_see_what_comes(x):

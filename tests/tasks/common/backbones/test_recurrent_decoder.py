@@ -57,6 +57,12 @@ make = functools.cache(build)
 
 
 @functools.cache
+def forced(name):
+    """Teacher forcing, compiled."""
+    return jax.jit(make(name))
+
+
+@functools.cache
 def encoded(name="plain", padding=0):
     """Memory, valid and last state of a bidirectional encoder."""
     encoder = Bidirectional(3, M // 2, cell=DECODERS[name][1], rngs=nnx.Rngs(0))
@@ -81,7 +87,7 @@ def decoding(name, K):
 @pytest.mark.parametrize("name", DECODERS)
 def test_step_by_step_as_under_teacher_forcing(name):
     decoder, given = make(name), encoded(name)
-    logits, weights = jax.jit(decoder)(*given, TARGET)
+    logits, weights = forced(name)(*given, TARGET)
     assert logits.shape == (B, T, V)
     assert weights.shape == ((B, T, 2, S) if name == "deep" else (B, T, S))
 
@@ -100,12 +106,13 @@ def test_step_by_step_as_under_teacher_forcing(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_what_a_beam_gives_is_what_teacher_forcing_says_of_it(name):
     """Caches, alignments' states and memories move with their prefixes."""
-    decoder, given, K = make(name), encoded(name), 3
+    given, K = encoded(name), 3
     decoded = jax.device_get(decoding(name, K)(given))
-    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, K, axis=0), given)
     tokens = decoded.tokens.reshape(B * K, T)
-    inputs = jnp.concatenate([jnp.full((B * K, 1), START), tokens[:, :-1]], axis=1)
-    logits, weights = jax.jit(decoder)(*repeated, inputs)
+    inputs = np.pad(decoded.tokens, ((0, 0), (0, 0), (1, 0)), constant_values=START)[..., :-1]
+    found = [forced(name)(*given, jnp.asarray(inputs[:, k])) for k in range(K)]
+    logits, weights = (np.stack(parts, axis=1) for parts in zip(*found, strict=True))
+    logits, weights = (leaf.reshape(B * K, *leaf.shape[2:]) for leaf in (logits, weights))
     gained = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[..., None], axis=-1)
     ends = tokens == END
     written = np.cumsum(ends, axis=1) - ends == 0
@@ -196,7 +203,7 @@ def test_dropout_needs_a_key():
 
         return jax.jit(run)
 
-    still, dropped = compiled(make("deep")), compiled(make("deep", dropout_rate=0.5))
+    dropped, still = compiled(make("deep", dropout_rate=0.5)), compiled(make("deep"))
     keys = [jax.random.key(n) for n in range(2)]
     np.testing.assert_array_equal(dropped(None), still(None))
     np.testing.assert_array_equal(dropped(keys[0]), dropped(keys[0]))
@@ -235,7 +242,7 @@ def test_sharding_rules_find_the_networks_and_the_table():
 
 def test_capture_names_the_alignment_and_the_look_back():
     decoder, given = make("deep"), encoded("deep")
-    weights = jax.jit(decoder)(*given, TARGET)[1]
+    weights = forced("deep")(*given, TARGET)[1]
     seen = inspect.capture(decoder, *given, TARGET)
     assert list(seen) == ["alignment", "temporal"]
     np.testing.assert_allclose(seen["alignment"], np.swapaxes(weights, 0, 1), atol=1e-6)
@@ -271,9 +278,9 @@ def test_calls_that_do_not_fit():
         decoder.prepare(memory, valid, last[:, :4])
     with pytest.raises(ValueError, match="initial: got LSTMState, expected the state of GRU"):
         decoder.prepare(memory, valid, encoded("deep")[2])
-    with pytest.raises(ValueError, match="max_length: got 5, expected none without temporal"):
+    with pytest.raises(ValueError, match="max_length: got 5, expected None without temporal"):
         decoder.prepare(memory, valid, last, max_length=5)
-    with pytest.raises(ValueError, match="max_length: got None, expected the most steps"):
+    with pytest.raises(ValueError, match="max_length: got None, expected a number of steps"):
         make("deep").prepare(memory, valid, last)
     with pytest.raises(ValueError, match=r"target_inputs: got shape \[2, 6\], expected \[B, T\]"):
         decoder(memory, valid, last, TARGET[:2])

@@ -84,8 +84,8 @@ def test_the_loss_is_the_weighed_sum_and_padding_changes_nothing(memory):
 
 def test_weights_of_what_was_written(memory):
     model = made("recurrent")
-    decoding = DecodingConfig()
-    decoded = model.transcribe(memory, VALID, None, decoding=decoding, return_weights=True)
+    options = {"decoding": DecodingConfig(), "return_weights": True}
+    decoded = jax.jit(lambda: model.transcribe(memory, VALID, None, **options))()
     weights = decoded.extras["alignment"]
     assert weights.shape == (B, 1, 5, S)
     written = np.asarray(decoded.tokens[:, 0] != PAD)
@@ -97,9 +97,8 @@ def test_weights_of_what_was_written(memory):
 
 def test_the_best_path_ends_as_a_decoder_would():
     model = made("none")
-    decoded = model.transcribe(
-        jnp.ones((1, S, M)), jnp.ones((1, S), bool), None, decoding=DecodingConfig()
-    )
+    frames, valid, config = jnp.ones((1, S, M)), jnp.ones((1, S), bool), DecodingConfig()
+    decoded = jax.jit(lambda: model.transcribe(frames, valid, None, decoding=config))()
     tokens = decoded.tokens[0, 0].tolist()
     assert model.end in tokens[:2]
     assert np.isfinite(decoded.scores).all()
