@@ -14,7 +14,13 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.huggingface.configs import expect_vocabulary, model_fields, model_kind
-from tasks.common.huggingface.tokenizers import SIGNS, TOKENIZER, is_file, read_json, read_tokenizer
+from tasks.common.huggingface.tokenizers import (
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    is_file,
+    read_json,
+    read_tokenizer,
+)
 from tasks.common.huggingface.weights import (
     FIELDS,
     NAMES,
@@ -163,9 +169,9 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(sign, ids[sign]) for sign in ("[CLS]", "[SEP]")],
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
     )
-    tokenizer.add_special_tokens(list(SIGNS))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.save(str(path))
 
 

@@ -17,7 +17,7 @@ from tasks.common.errors import UserError
 from tasks.common.huggingface.weights import LAST, Normalization
 from tasks.common.text.tokenizer import SPECIAL
 
-SIGNS = (*SPECIAL, *LAST)
+SPECIAL_TOKENS = (*SPECIAL, *LAST)
 PREFIX = "##"
 
 # Files of a vocabulary, in order of preference.
@@ -64,11 +64,11 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
         supported; the message names the file and the option.
     """
     options = read_json(folder / "tokenizer_config.json", optional=True)
-    said = _checked_options(folder / "tokenizer_config.json", options)
-    signs = folder / "special_tokens_map.json"
-    _checked_options(signs, read_json(signs, optional=True))
+    given = _checked_options(folder / "tokenizer_config.json", options)
+    special_map = folder / "special_tokens_map.json"
+    _checked_options(special_map, read_json(special_map, optional=True))
     added = folder / "added_tokens.json"
-    _expect_only_signs(added, read_json(added, optional=True))
+    _expect_only_special(added, read_json(added, optional=True))
     if options.get("tokenizer_class") == "PreTrainedTokenizerFast" and not is_file(
         folder / TOKENIZER
     ):
@@ -89,9 +89,9 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
                 f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; bring "
                 "the files of one model"
             )
-    _expect_signs(folder, vocabulary, options)
-    both = Normalization(**{**said, **found})
-    for name, value in said.items():
+    _expect_special_ids(folder, vocabulary, options)
+    both = Normalization(**{**given, **found})
+    for name, value in given.items():
         if found and Normalization(**{**found, name: value}) != both:
             theirs, ours = _NAMES[name][0], _NAMES[name][-1]
             raise UserError(
@@ -170,22 +170,22 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns fields of `Normalization` in tokenizer_config.json or special_tokens_map.json."""
-    said: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     known = {name: field for field, names in _NAMES.items() for name in names}
     for name, value in options.items():
         if name in known:
             field, may_be_null = known[name], name == "strip_accents"
             if not (isinstance(value, bool) or (value is None and may_be_null)):
                 raise UserError(f"{path}: {name} is {json.dumps(value)}, expected true or false")
-            if said.setdefault(field, value) != value:
+            if given.setdefault(field, value) != value:
                 names = " and ".join(_NAMES[field])
                 raise UserError(f"{path}: {names} contradict each other")
         elif name.removesuffix("_token") in _ROLES and name.endswith("_token"):
-            _expect_sign(path, name, value)
+            _expect_special(path, name, value)
         elif name in _MORE_TOKENS:
-            _expect_only_signs(path, dict.fromkeys(_spellings(value)))
+            _expect_only_special(path, dict.fromkeys(_spellings(value)))
         elif name == "added_tokens_decoder":
-            _expect_only_signs(path, dict(_decoded(path, value)))
+            _expect_only_special(path, dict(_decoded(path, value)))
         elif name in _EXPECTED:
             if not any(value == it and type(value) is type(it) for it in _EXPECTED[name]):
                 raise _unsupported(path, name, value, _EXPECTED[name][-1])
@@ -194,7 +194,7 @@ def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"{path}: {name} is {to_json(value)}, an unknown option; remove it if it does not "
                 "affect tokenization"
             )
-    return said
+    return given
 
 
 def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
@@ -204,7 +204,7 @@ def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
     )
 
 
-def _expect_sign(path: Path, name: str, value: Any) -> None:
+def _expect_special(path: Path, name: str, value: Any) -> None:
     """Checks a special token by its role: a string, or an object with the token."""
     content = value.get("content") if isinstance(value, Mapping) else value
     expected = _ROLES[name.removesuffix("_token")]
@@ -232,17 +232,17 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
         yield content, int(number)
 
 
-def _expect_only_signs(path: Path, ids: Mapping[str, Any]) -> None:
+def _expect_only_special(path: Path, ids: Mapping[str, Any]) -> None:
     """Raises for added tokens other than the five special ones, which are matched first."""
     for content in ids:
-        if content not in SIGNS:
+        if content not in SPECIAL_TOKENS:
             raise UserError(
                 f"{path}: has {content!r} as an added token, expected only "
-                f"{', '.join(SIGNS)}; add it to {VOCABULARY} and remove it here"
+                f"{', '.join(SPECIAL_TOKENS)}; add it to {VOCABULARY} and remove it here"
             )
 
 
-def _expect_signs(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
+def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
     """Raises for special tokens with ids that differ from the vocabulary."""
     path = folder / "tokenizer_config.json"
     listed = {
@@ -328,7 +328,7 @@ def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
         raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
     after = values.get("post_processor")
     if after is not None:
-        _expect_between_signs(path, after)
+        _expect_template(path, after)
     truncation = values.get("truncation")
     if isinstance(truncation, dict) and truncation.get("direction", "Right") != "Right":
         raise _unsupported(path, "truncation.direction", truncation["direction"], "Right")
@@ -351,7 +351,7 @@ def _loads(values: Mapping[str, Any]) -> bool:
     return True
 
 
-def _expect_between_signs(path: Path, after: Any) -> None:
+def _expect_template(path: Path, after: Any) -> None:
     """Checks that a text is enclosed by [CLS] and [SEP], with nothing else added."""
     kind = after.get("type") if isinstance(after, dict) else None
     if kind == "BertProcessing":
@@ -378,7 +378,7 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
     ):
         raise UserError(f"{path}: added_tokens is {to_json(added)}, expected a list of objects")
-    _expect_only_signs(path, {token["content"]: token.get("id") for token in added or []})
+    _expect_only_special(path, {token["content"]: token.get("id") for token in added or []})
     for token in added or []:
         content, number = token["content"], token.get("id")
         if ids.setdefault(content, number) != number:

@@ -203,9 +203,9 @@ def image_paths(folder: str | Path) -> list[Path]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     found = []
-    for place, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        paths = [Path(place, name) for name in files if not is_hidden(name)]
+        paths = [Path(parent, name) for name in files if not is_hidden(name)]
         found += [path for path in paths if path.suffix.lower() in SUFFIXES]
     return sorted(found)
 

@@ -190,7 +190,7 @@ def test_masks_hide_stretches_of_frames_and_bands():
 def test_sizes_that_make_no_sense_are_named(changed, said):
     with pytest.raises(ValueError, match=said):
         LogMelConfig(**changed)
-    with pytest.raises(ValueError, match=r"noise: got .* expected the least and the most"):
+    with pytest.raises(ValueError, match=r"noise: got .* expected smallest and largest"):
         SoundAugmentation(noise=(20.0, 5.0))
 
 
