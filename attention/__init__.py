@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from attention.collaborative.acf import profile_scores as profile_scores
     from attention.collaborative.nais import FISM as FISM
     from attention.collaborative.nais import NAIS as NAIS
-    from attention.collaborative.neighbours import UserNeighbours as UserNeighbours
-    from attention.collaborative.neighbours import dense_neighbour_scores as dense_neighbour_scores
-    from attention.collaborative.neighbours import neighbour_scores as neighbour_scores
-    from attention.collaborative.neighbours import top_neighbours as top_neighbours
+    from attention.collaborative.neighbors import UserNeighbors as UserNeighbors
+    from attention.collaborative.neighbors import dense_neighbor_scores as dense_neighbor_scores
+    from attention.collaborative.neighbors import neighbor_scores as neighbor_scores
+    from attention.collaborative.neighbors import top_neighbors as top_neighbors
     from attention.collaborative.valid import without_target as without_target
     from attention.dot_product import attend as attend
     from attention.dot_product import attention_weights as attention_weights
@@ -141,10 +141,10 @@ _EXPORTS = {
     "structured_penalty": "structured_pooling",
     "structured_pool": "structured_pooling",
     "StructuredPool": "structured_pooling",
-    "dense_neighbour_scores": "collaborative.neighbours",
-    "neighbour_scores": "collaborative.neighbours",
-    "top_neighbours": "collaborative.neighbours",
-    "UserNeighbours": "collaborative.neighbours",
+    "dense_neighbor_scores": "collaborative.neighbors",
+    "neighbor_scores": "collaborative.neighbors",
+    "top_neighbors": "collaborative.neighbors",
+    "UserNeighbors": "collaborative.neighbors",
     "without_target": "collaborative.valid",
     "FISM": "collaborative.nais",
     "NAIS": "collaborative.nais",

@@ -1,8 +1,8 @@
-"""The map of the mechanisms, in a terminal.
+"""Prints the map of mechanisms.
 
-python -m attention               # all of them
-python -m attention mixer         # those of a kind
-python -m attention performer     # one, with its docstring
+python -m attention               # all
+python -m attention mixer         # one kind
+python -m attention performer     # one mechanism with its docstring
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INDENT = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is asked for; 2 where there is no such thing."""
+    """Prints the requested part; returns 2 for an unknown one."""
     if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
         kinds = ", ".join(registry.KINDS)
         print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")
@@ -30,39 +30,39 @@ def main(arguments: list[str]) -> int:
     elif arguments[0] in registry.KINDS:
         blocks = [_kind(arguments[0], width)]
     else:
-        lines = registry.mechanisms()
+        entries = registry.mechanisms()
         try:
-            known = dict.fromkeys([*registry.KINDS, *(line.name for line in lines)])
+            known = dict.fromkeys([*registry.KINDS, *(entry.name for entry in entries)])
             name, _ = registry.parse("attention", arguments[0], known)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
-        blocks = [_one(line, width) for line in lines if line.name == name]
+        blocks = [_one(entry, width) for entry in entries if entry.name == name]
     print("\n\n".join(blocks))
     return 0
 
 
 def _kind(kind: str, width: int) -> str:
     title = f"{registry.KINDS[kind]} ({kind})"
-    entries = [_entry(line, width) for line in registry.mechanisms(kind)]
+    entries = [_entry(entry, width) for entry in registry.mechanisms(kind)]
     return "\n".join([title, "=" * len(title), *(entries or ["none yet"])])
 
 
-def _entry(line: registry.Mechanism, width: int, *more: str) -> str:
-    """Name at the left; paper, costs and capabilities beside it."""
-    can = ", ".join(name for name in registry.CAPABILITIES if name in line.can)
-    costs = f"time {line.time}; memory {line.memory}"
+def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
+    """Formats the name with paper, costs and capabilities beside it."""
+    can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
+    costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []
-    for text in (line.paper, *more, costs, can):
+    for text in (entry.paper, *more, costs, can):
         wrapped += textwrap.wrap(text, width - _INDENT, subsequent_indent="  ")
     beside = textwrap.indent("\n".join(wrapped), " " * _INDENT)
-    if len(line.name) > _INDENT - 2:
-        return f"{line.name}\n{beside}"
-    return line.name.ljust(_INDENT) + beside[_INDENT:]
+    if len(entry.name) > _INDENT - 2:
+        return f"{entry.name}\n{beside}"
+    return entry.name.ljust(_INDENT) + beside[_INDENT:]
 
 
-def _one(line: registry.Mechanism, width: int) -> str:
-    title = f"{line.name} ({line.kind}: {line.target})"
+def _one(entry: registry.Mechanism, width: int) -> str:
+    title = f"{entry.name} ({entry.kind}: {entry.target})"
     meanings = [
         textwrap.fill(
             f"{name.ljust(_INDENT - 2)}{meaning}",
@@ -71,19 +71,19 @@ def _one(line: registry.Mechanism, width: int) -> str:
             subsequent_indent=" " * _INDENT,
         )
         for name, meaning in registry.CAPABILITIES.items()
-        if name in line.can
+        if name in entry.capabilities
     ]
     parts = [
         f"{title}\n{'=' * len(title)}",
-        f"{line.paper}\n{line.equation}\ntime {line.time}; memory {line.memory}",
-        "\n".join(["can:", *meanings]),
-        inspect.getdoc(line.load()) or "",
+        f"{entry.paper}\n{entry.equation}\ntime {entry.time}; memory {entry.memory}",
+        "\n".join(["capabilities:", *meanings]),
+        inspect.getdoc(entry.load()) or "",
     ]
     return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    # A terminal without the papers' letters gets question marks, not an error.
+    # A terminal that cannot encode Greek letters prints question marks instead of failing.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))

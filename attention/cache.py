@@ -1,12 +1,11 @@
-"""Keys and values of positions that are past, for decoding step by step (Shazeer 2019, "Fast
-Transformer Decoding").
+"""Cache of keys and values for step-by-step decoding (Shazeer 2019, "Fast Transformer Decoding").
 
     cache = KeyValueCache.empty(batch_size, max_length, key_value_heads, head_size)
     cache, overflow = cache.append(key, value, lengths)
 
-B batch, T new positions, C capacity, K key/value heads, H head size, V value head size. Inside the
-layout is [B, K, C, H], so that what one head reads lies together: for one query against a long
-cache that is many times faster than [B, C, K, H].
+B batch, T new positions, C capacity, K key/value heads, H head size, V value head size. The arrays
+are [B, K, C, H], contiguous for each head: for one query against a long cache this is many times
+faster than [B, C, K, H].
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values so far. A frozen pytree: every change gives a new one.
+    """Keys and values of past positions, a frozen pytree.
 
     Attributes:
       key: [B, K, C, H].
       value: [B, K, C, V].
-      length: int32 [B], how many positions each example has seen.
-      window: None, or how many keys before itself a query sees at most: the cache is then a ring of
-        window + 1 places, in which position p lies at p modulo C.
+      length: int32 [B], number of past positions of each example.
+      window: None, or how many keys before itself a query attends to at most. The cache is then a
+        ring buffer of window + 1 slots, with position p in slot p modulo C.
     """
 
     key: Array
@@ -50,10 +49,10 @@ class KeyValueCache:
         window: int | None = None,
         dtype: jnp.dtype = jnp.float32,
     ) -> KeyValueCache:
-        """A cache of nothing.
+        """Returns an empty cache.
 
         Args:
-          batch_size, max_length: B, and how many positions there will be at most.
+          batch_size, max_length: B, and the largest number of positions.
           key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
           window: see the class; the capacity is then no more than window + 1.
           dtype: of keys and values.
@@ -83,25 +82,25 @@ class KeyValueCache:
         return self.key.shape[2]
 
     def positions(self) -> Array:
-        """int32 [B, C]: the position that lies at each place, below 0 where none does."""
-        places = jnp.arange(self.capacity)
+        """Returns the position in each slot, int32 [B, C]; negative if empty."""
+        slots = jnp.arange(self.capacity)
         if self.window is None:
-            return jnp.where(places < self.length[:, None], places, -1)
+            return jnp.where(slots < self.length[:, None], slots, -1)
         last = self.length[:, None] - 1
-        return last - (last - places) % self.capacity
+        return last - (last - slots) % self.capacity
 
     def append(self, key: Array, value: Array, lengths: Array | None = None) -> KeyValueCache:
-        """The cache with T more positions.
+        """Returns the cache with T more positions.
 
         Args:
           key: [B, T, K, H].
           value: [B, T, K, V].
-          lengths: int [B], how many of the T are real; they come first, the others leave no trace.
-            All if None.
+          lengths: int [B], how many of the T positions are real; these come first, and the others
+            leave no trace. All if None.
 
         Raises:
-          ValueError: shapes or dtypes do not fit; or there are more positions than places, where
-            that can be known: inside jit see `overflow`.
+          ValueError: shapes or dtypes do not fit, or, outside jit, the cache is full; inside jit
+            see `overflow`.
         """
         B, K, C, H = self.key.shape
         sizes = {"B": B, "K": K, "H": H, "V": self.value.shape[-1]}
@@ -112,32 +111,32 @@ class KeyValueCache:
         if lengths is None and T == 1:
             real = jnp.ones((B,), jnp.int32)
         else:
-            real = real_lengths(lengths, B, T)
+            real = valid_lengths(lengths, B, T)
         new = dataclasses.replace(self, length=self.length + real)
         new.expect_room()
         steps = jnp.arange(T)
         kept = steps < real[:, None]
-        places = self.length[:, None] + steps
+        slots = self.length[:, None] + steps
         if self.window is not None:
             kept = kept & (steps >= real[:, None] - C)
-            places = places % C
-        # What is not kept goes to place C, which is not there.
-        places = jnp.where(kept, places, C)
+            slots = slots % C
+        # Positions that are not kept go to slot C, which does not exist.
+        slots = jnp.where(kept, slots, C)
         rows = jnp.arange(B)[:, None]
         write = {"mode": "drop", "unique_indices": False}
         return dataclasses.replace(
             new,
-            key=self.key.at[rows, :, places].set(key, **write),
-            value=self.value.at[rows, :, places].set(value, **write),
+            key=self.key.at[rows, :, slots].set(key, **write),
+            value=self.value.at[rows, :, slots].set(value, **write),
         )
 
     def overflow(self) -> Array:
-        """bool [B]: more positions than places were appended, and what was read is not all."""
+        """Returns bool [B]: whether more positions were appended than the cache holds."""
         full = self.window is None
         return self.length > self.capacity if full else jnp.zeros(self.length.shape, bool)
 
     def expect_room(self) -> None:
-        """Raises ValueError on overflow, where the lengths are known (outside jit)."""
+        """Raises ValueError on overflow, if the lengths are concrete (outside jit)."""
         if self.window is None and not isinstance(self.length, jax.core.Tracer):
             longest = int(self.length.max())
             if longest > self.capacity:
@@ -151,8 +150,8 @@ jax.tree_util.register_dataclass(
 )
 
 
-def real_lengths(lengths: Array | None, B: int, T: int) -> Array:
-    """int32 [B]: how many of T positions are real; T each if None, and never more.
+def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
+    """Returns the number of real positions of T, int32 [B]; T if None, and at most T.
 
     Raises:
       ValueError: lengths are not int [B].
@@ -164,19 +163,19 @@ def real_lengths(lengths: Array | None, B: int, T: int) -> Array:
     return jnp.clip(jnp.asarray(lengths, jnp.int32), 0, T)
 
 
-def extend(
+def append_keys_values(
     cache: KeyValueCache, key: Array, value: Array, lengths: Array | None = None
 ) -> tuple[KeyValueCache, Array, Array, Array, masks.Mask]:
-    """Appends T positions, and gives what their queries may read.
+    """Appends T positions and returns the keys, values and mask of their queries.
 
-        query t of position p = length + t sees keys j <= p, and j >= p - window of a ring
+        query t at position p = length + t attends to keys j <= p, with a window to j >= p - window
 
     Args:
       cache, key, value, lengths: as for `KeyValueCache.append`.
 
     Returns:
       The new cache; keys [B, S, K, H] and values [B, S, K, V]; the positions of these keys, int
-      [S] or [B, S]; and the mask of what the T queries may see of them.
+      [S] or [B, S]; and the mask of the T queries.
 
     Raises:
       ValueError: see `KeyValueCache.append`.
@@ -193,14 +192,14 @@ def extend(
         positions = new.positions()
         real = positions >= 0
     else:
-        # The ring may lose what the first queries still see: read the old one beside the new keys.
+        # The ring may overwrite keys of the first queries: read the old ring and the new keys.
         keys = jnp.concatenate([jnp.swapaxes(cache.key, 1, 2), key], axis=1)
         values = jnp.concatenate([jnp.swapaxes(cache.value, 1, 2), value], axis=1)
         positions = jnp.concatenate([cache.positions(), queries], axis=1)
         real = jnp.concatenate(
             [
                 cache.positions() >= 0,
-                jnp.arange(T) < real_lengths(lengths, B, T)[:, None],
+                jnp.arange(T) < valid_lengths(lengths, B, T)[:, None],
             ],
             axis=1,
         )

@@ -169,12 +169,12 @@ class _Request:
         Raises:
           NotImplementedError: the kernel cannot.
         """
-        self._expect_sizes(registry.find("kernel", name).can)
+        self._expect_sizes(registry.find("kernel", name).capabilities)
         return registry.load("kernel", name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
         """The same, with derivatives refused that the kernel does not have."""
-        can = registry.find("kernel", name).can
+        can = registry.find("kernel", name).capabilities
         if "forward_mode" in can:
             return self
 
@@ -209,7 +209,7 @@ class _Request:
         traced = {k: v for k, v in self.options.items() if k not in static}
         try:
             # First of all, because it costs nothing.
-            can = registry.find("kernel", name).can
+            can = registry.find("kernel", name).capabilities
             devices.expect_device(can)
             self._expect_sizes(can)
             kernel = functools.partial(registry.load("kernel", name), **static)

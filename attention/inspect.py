@@ -1,11 +1,11 @@
-"""Looking inside: the weights of every attention of any model, and what to ask of them.
+"""Attention weights of any model, and statistics of them.
 
     weights = inspect.capture(model, tokens, lengths)
     weights["encoder/layers/0/attention"]                          # [B, N, T, T]
     weights = inspect.capture(model, tokens, lengths, layers="layers/0", heads=[0], rows=range(8))
 
-The model stays as it is: it runs with the kernel it was given, with fused ones too, and the weights
-are computed beside it from the same queries and keys.
+The model is not changed. It runs with its own kernels, fused ones included, and the weights are
+computed besides from the same queries and keys.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from attention.numerics import accumulator
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
-# The modules of the copy that runs carry their path: copies which the model itself makes of them
-# (nnx.split and merge, nnx.scan over layers) keep it, where an id would be lost.
+# Modules of the copy that runs carry their path. Copies that the model makes of them (nnx.split and
+# merge, nnx.scan over layers) keep it, but not the id.
 _TAG = "_path_in_capture"
 _UNNAMED = "attention"
 _LIBRARIES = tuple(os.path.dirname(library.__file__) for library in (jax, flax))
@@ -47,49 +47,48 @@ def capture(
     method: str = "__call__",
     **keywords: Any,
 ) -> dict[str, np.ndarray]:
-    """Runs a model once and gives the weights of every attention in it.
+    """Runs a model once and returns the weights of each attention in it.
 
-    The weights are those that `return_weights` gives: exact, before dropout, in at least float32.
-    They are found through jit, scan, remat, cond and vmap. Each call traces and compiles anew, so
-    this is for looking, not for a training loop.
+    The weights are those of `return_weights`: exact, before dropout, in at least float32. They are
+    found through jit, scan, remat, cond and vmap. Each call traces and compiles the model again, so
+    this is not for a training loop.
 
-    What attends once gives its array as it is: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
-    [B, S] or [B, N, S] of an alignment. What attends several times (a step of a scan, a layer that
-    is shared or stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes
+    An attention that runs once gives its array: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
+    [B, S] or [B, N, S] of an alignment. One that runs several times (in a scan, or a layer that is
+    shared or stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes
     first in each call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX
     takes both).
 
     Names are the paths of the modules: "encoder/layers/0/attention", "pool"; "attention" for the
-    model itself and for a plain function. Further places of the same path get "_1", "_2", ... A
-    function that is jitted on its own is traced once a shape: if several modules call it, their
-    weights stand as calls under the first.
+    model itself and for a plain function. Further calls in the same module get "_1", "_2", ... A
+    function that is jitted separately is traced once for each shape; if several modules call it,
+    all its weights are calls of the first.
 
-    Only what is chosen is computed, and it is cut before it leaves the device.
+    Only chosen weights are computed, and they are sliced on the device.
 
     Args:
       model: a module, or any function of arrays, modules in it included.
-      *inputs, **keywords: as for the model. Arrays are traced, anything else is static.
-      layers: names to keep: a regular expression that is searched for in them, an index among all
-        of them (in the order of the first call; negative from the end), or several of these.
+      *inputs, **keywords: of the model. Arrays are traced, other values are static.
+      layers: names to keep: a regular expression to search for, an index among all names (in the
+        order of the first call; negative from the end), or several of these.
       heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
-      rows: indices into axis 2 of [B, N, T, S], the queries; all if None. A pool and an alignment's
-        step have one query, and it is kept.
-      method: what to call in place of the model itself, such as "generate".
+      rows: indices into axis 2 of [B, N, T, S], the queries; all if None. Has no effect on pools
+        and alignments, which have one query.
+      method: name of the method to call, such as "generate".
 
     Returns:
-      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with [calls, ...]
-      before where there are several. A model that is spread over several devices runs on one of
-      them.
+      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with an
+      axis of calls first if there are several. A model on several devices runs on one of them.
 
     Raises:
-      ValueError: nothing in the model attends, or layers, heads or rows are not there.
+      ValueError: the model has no attention, or layers, heads or rows do not exist.
     """
     if isinstance(model, types.MethodType) and isinstance(model.__self__, nnx.Module):
         model, method = model.__self__, model.__name__
     run, arrays = _prepared(model, method, inputs, keywords)
     everything = _trace(run, arrays, lambda *recorded: None).names
     if not everything:
-        raise ValueError("model: got one in which nothing attends, expected at least one attention")
+        raise ValueError("model: got one without attention, expected at least one attention")
     chosen = everything if layers is None else _chosen_layers(layers, everything)
     taken: dict[str, list[np.ndarray]] = {}
 
@@ -108,7 +107,7 @@ def capture(
 def _prepared(
     model: Any, method: str, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[Callable[..., None], tuple[Any, list[Array]]]:
-    """A function of arrays alone that runs a private copy of the model, and those arrays."""
+    """Returns a function of arrays that runs a copy of the model, and those arrays."""
     leaves, tree = jax.tree.flatten((inputs, keywords))
     traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     graphdef, state = None, ()
@@ -134,7 +133,7 @@ def _prepared(
 
 
 def _on_one_device(tree: Any) -> Any:
-    """Effects in a fixed order are for programs of a single device."""
+    """Moves arrays to one device, as ordered effects need a program of a single device."""
     devices = set()
     for leaf in jax.tree.leaves(tree):
         devices |= leaf.devices() if isinstance(leaf, jax.Array) else set()
@@ -144,7 +143,7 @@ def _on_one_device(tree: Any) -> Any:
 
 
 class _Names:
-    """Names of the places that attend, given when first seen."""
+    """Names of attention calls, in the order of first appearance."""
 
     def __init__(self) -> None:
         self._of: dict[Any, str] = {}
@@ -154,10 +153,10 @@ class _Names:
         return list(self._of.values())
 
     def of(self, shape: tuple[int, ...], frames: Iterator[types.FrameType]) -> str:
-        """The name of the place where the frames, innermost first, come from.
+        """Returns the name of a call with these frames, innermost first.
 
-        A place is a path, the lines between its module and `record`, and a shape: calls of one
-        place can be stacked.
+        Calls with the same module path, lines between module and `record`, and shape have one name,
+        so that their weights can be stacked.
         """
         path, lines = None, []
         for frame in frames:
@@ -166,13 +165,13 @@ class _Names:
             lines.append((frame.f_code, frame.f_lineno, id(module) if path is None else None))
             if path is not None:
                 break
-        place = (path, *lines, shape)
-        if place not in self._of:
+        call = (path, *lines, shape)
+        if call not in self._of:
             base = path or _UNNAMED
             several = (f"{base}_{n}" for n in itertools.count(1))
             free = (name for name in itertools.chain([base], several) if name not in self.names)
-            self._of[place] = next(free)
-        return self._of[place]
+            self._of[call] = next(free)
+        return self._of[call]
 
 
 def _trace(
@@ -181,8 +180,7 @@ def _trace(
     take: Callable[[str, recording.Weights, tuple[int, ...]], None],
     execute: Callable[..., Any] | None = None,
 ) -> _Names:
-    """Runs under a recorder that hands `take` names, weights and their shape; by default it only
-    traces."""
+    """Runs, or only traces, with a recorder that passes names, weights and shapes to `take`."""
     names = _Names()
 
     def start(*arrays: Any) -> None:
@@ -192,8 +190,8 @@ def _trace(
         shape = jax.eval_shape(weights).shape
         take(names.of(shape, _frames(sys._getframe(1), start.__code__)), weights, shape)
 
-    # What the model has jitted before is traced already, without a recorder. The number becomes
-    # part of the key that traces are kept by, so that none of them is met here, nor these later.
+    # Functions jitted before are in JAX's trace cache, without a recorder. The number becomes part
+    # of the cache key, so that these traces and those of the capture are never mixed.
     with set_xla_metadata(capture=next(_NUMBERS)), recording.recorder(named):
         if execute is None:
             jax.eval_shape(start, *arrays)
@@ -203,8 +201,10 @@ def _trace(
 
 
 def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[types.FrameType]:
-    """From `frame` outwards to `last`, without those of libraries, whose lines may differ when
-    they trace a function twice."""
+    """Yields the frames from `frame` outwards to `last`.
+
+    Frames of libraries are skipped, as their lines may differ between traces of a function.
+    """
     while frame is not None and frame.f_code is not last:
         if not frame.f_code.co_filename.startswith(_LIBRARIES):
             yield frame
@@ -212,28 +212,28 @@ def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[typ
 
 
 def _module(frame: types.FrameType) -> nnx.Module | None:
-    """The module whose method this is: its first argument."""
+    """Returns the module whose method runs in the frame, its first argument."""
     code = frame.f_code
     first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
     return first if isinstance(first, nnx.Module) else None
 
 
 def _sender(taken: list[np.ndarray]) -> Callable[[Array], None]:
-    """A function that appends to `taken` when it is run, whatever it is run in."""
+    """Returns a function that appends to `taken` when it runs, under any transformation."""
 
     @jax.custom_batching.custom_vmap
     def send(weights: Array) -> tuple[()]:
-        # Copied: the array given is gone when the callback is.
+        # Copied, as the array is freed after the callback.
         append = lambda array: taken.append(np.array(array))  # noqa: E731
         jax.debug.callback(append, weights, ordered=True)
         return ()
 
     @send.def_vmap
     def whole(size: int, batched: list[bool], weights: Array) -> tuple[tuple[()], tuple[()]]:
-        # By itself a callback is unrolled under vmap; as a whole, its order is the axis.
+        # JAX unrolls callbacks under vmap; here one callback gets the whole axis.
         return _sender(taken)(weights), ()
 
-    # Whoever differentiates inside of the model has nothing to find here.
+    # Derivatives that the model takes itself do not pass through the callback.
     return lambda weights: send(jax.lax.stop_gradient(weights))
 
 
@@ -257,7 +257,7 @@ def _cut(
     rows: Indices | None,
     name: str,
 ) -> Array:
-    """The chosen weights; rows that are not chosen are not computed where that can be."""
+    """Returns the chosen weights; computes only chosen rows if possible."""
     chosen_heads, chosen_rows = None, None
     if heads is not None and len(shape) in (3, 4):
         chosen_heads = _checked("heads", heads, shape[1], name)
@@ -285,16 +285,16 @@ def _checked(argument: str, indices: Indices, size: int, name: str) -> np.ndarra
 
 
 def rollout(weights: Array, *, residual: float = 0.5) -> Array:
-    """How much of each input is in each output of a stack of layers (Abnar & Zuidema 2020).
+    """Computes attention rollout through a stack of layers (Abnar & Zuidema 2020).
 
         A_l = (1 - r) · mean_n W_ln + r · I, rows scaled to sum to 1;   R = A_L ··· A_2 A_1
 
     Args:
-      weights: [L, B, N, T, T], first layer first, none below 0. A row of zeros stays with itself.
-      residual: r, the share of the residual connection, in [0, 1].
+      weights: [L, B, N, T, T], first layer first, at least 0. A row of zeros attends to itself.
+      residual: r, the weight of the residual connection, in [0, 1].
 
     Returns:
-      R, [B, T, T] in at least float32: row t says what output t is made of.
+      R, [B, T, T] in at least float32: row t has the contributions of inputs to output t.
 
     Raises:
       ValueError: weights are not square or r is out of range.
@@ -303,7 +303,7 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
     shapes.expect_floating("weights", weights)
     shapes.expect("weights", weights, "L B N T T", sizes)
     if not 0.0 <= residual <= 1.0:
-        raise ValueError(f"residual: got {residual}, expected a share in [0, 1]")
+        raise ValueError(f"residual: got {residual}, expected a number in [0, 1]")
     if not sizes["L"]:
         raise ValueError("weights: got no layer, expected at least one")
     wide = jnp.asarray(weights).astype(accumulator(jnp.asarray(weights)))
@@ -316,18 +316,18 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
 
 
 def head_entropy(weights: Array, valid: Array | None = None) -> Array:
-    """How widely each head looks: the mean entropy of its rows, in nats (Clark et al. 2019).
+    """Computes the mean entropy of the rows of each head, in nats (Clark et al. 2019).
 
         E_n = mean_t (- Σ_s w_nts ln w_nts), rows scaled to sum to 1
 
-    0 is one key alone, ln S is all alike. Rows that see nothing do not count.
+    0 means one key, ln S means uniform weights. Rows of zeros are excluded.
 
     Args:
-      weights: [..., B, N, T, S], none below 0.
-      valid: bool [B, T]: queries that count; all if None.
+      weights: [..., B, N, T, S], at least 0.
+      valid: bool [B, T], queries to count; all if None.
 
     Returns:
-      [..., B, N] in at least float32; NaN where no row counts.
+      [..., B, N] in at least float32; NaN without rows.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -337,40 +337,39 @@ def head_entropy(weights: Array, valid: Array | None = None) -> Array:
 
 
 def head_similarity(weights: Array, valid: Array | None = None) -> Array:
-    """How unlike the heads of a layer are: the mean Jensen-Shannon divergence of their rows, in
-    nats (Clark et al. 2019, section 6).
+    """Computes the mean Jensen-Shannon divergence between heads, in nats (Clark et al. 2019).
 
         JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2,   H(p) = - Σ_s p_s ln p_s
 
-    0 is the same, ln 2 is nothing in common. Rows count where both heads see something.
+    0 means equal weights, ln 2 disjoint ones. Rows of zeros in either head are excluded.
 
     Args:
-      weights: [..., B, N, T, S], none below 0; rows are scaled to sum to 1.
-      valid: bool [B, T]: queries that count; all if None.
+      weights: [..., B, N, T, S], at least 0; rows are scaled to sum to 1.
+      valid: bool [B, T], queries to count; all if None.
 
     Returns:
-      [..., B, N, N], symmetric, in at least float32; NaN where no row counts for both.
+      [..., B, N, N], symmetric, in at least float32; NaN without common rows.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
     wide, counted = _rows(weights, valid)
-    shares = _scaled(wide)
-    entropy = _entropy(shares)
+    weights = _scaled(wide)
+    entropy = _entropy(weights)
 
     def to_all(n: Array) -> Array:
-        one = jnp.take(shares, n[None], axis=-3)
+        one = jnp.take(weights, n[None], axis=-3)
         alone = (entropy + jnp.take(entropy, n[None], axis=-2)) / 2
         both = counted & jnp.take(counted, n[None], axis=-2)
-        return _mean(_entropy((shares + one) / 2) - alone, both)
+        return _mean(_entropy((weights + one) / 2) - alone, both)
 
-    # A head at a time: all pairs at once would take N times the room of the weights.
-    result = jax.lax.map(to_all, jnp.arange(shares.shape[-3]))
+    # One head at a time: all pairs at once would take N times the memory of the weights.
+    result = jax.lax.map(to_all, jnp.arange(weights.shape[-3]))
     return jnp.moveaxis(result, 0, -2)
 
 
 def _rows(weights: Array, valid: Array | None) -> tuple[Array, Array]:
-    """The weights, and bool [..., B, N, T]: which rows count."""
+    """Returns the weights and the rows to count, bool [..., B, N, T]."""
     shapes.expect_floating("weights", weights)
     weights = jnp.asarray(weights)
     if weights.ndim < 4:
@@ -391,8 +390,8 @@ def _scaled(rows: Array) -> Array:
     return rows / jnp.where(total == 0, 1, total)
 
 
-def _entropy(shares: Array) -> Array:
-    return -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=-1)
+def _entropy(weights: Array) -> Array:
+    return -jnp.sum(jax.scipy.special.xlogy(weights, weights), axis=-1)
 
 
 def _mean(rows: Array, counted: Array) -> Array:

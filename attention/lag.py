@@ -1,12 +1,12 @@
-"""Attention over a series' own past: a forecast is a learned mean of what was, lag by lag.
+"""Attention over the past of a series: a forecast is a learned mean of the last values by lag.
 
     y = attention(x, valid=valid)           # [B, T, C] -> [B, F, C], F steps ahead
 
-An autoregression (Yule 1927) whose coefficients are attention weights, the same at every time: what
-is looked at is how long ago something was, not what it was. Every channel is forecast by itself.
+An autoregression (Yule 1927) whose coefficients are attention weights, the same at every time: they
+depend on the lag of a value, not on the value. Each channel is forecast by itself.
 
-B series, T times given, L lags looked at, F steps of the forecast, C channels, N heads, G groups of
-weights: 1 for all channels, or C of their own.
+B series, T given times, L lags, F steps of the forecast, C channels, N heads, G groups of weights:
+1 for all channels, or one for each.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ Array = jax.Array
 
 
 def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """A mean of the past with weights by lag (Yule 1927; softmax: Vaswani et al. 2017).
+    """Computes a mean of the past with weights by lag (Yule 1927; softmax: Vaswani et al. 2017).
 
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax_i(l_f),   i = 1 ... L
 
-    so that i = 1 is the last value given; one step ahead (f = 1), that is y_t = Σ_i w_i x_(t-i).
-    As the weights are shares, no forecast leaves what its own past spans: min x ≤ ŷ ≤ max x. A
-    trend cannot be followed; `residual_lag_attention` can.
+    so that i = 1 is the last given value; one step ahead (f = 1) this is y_t = Σ_i w_i x_(t-i).
+    The weights sum to 1, so a forecast stays in the range of its past: min x ≤ ŷ ≤ max x. It cannot
+    follow a trend; `residual_lag_attention` can.
 
-    What is missing takes no part, and the weights of the rest are renormalised. Only the last L
-    times matter; of a shorter series, those before it are missing.
+    Missing values are excluded, and the other weights renormalized. Only the last L times have an
+    effect; times before the start of a shorter series are missing.
 
     Args:
       x: [B, T, C]. Masked values may be anything, NaN included.
       logits: l, [1 or C, F, L], lag 1 first.
-      valid: bool [B, T], or [B, T, C]; all are there if None.
+      valid: bool [B, T], or [B, T, C]; all are present if None.
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 where the past is empty; and the weights by time
+      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the weights by time
       [B, 1 or C, F, T], first time first, in at least float32.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
     past, seen = _past(x, logits, valid, "G F L")
-    weights = _shares(logits, seen)
+    weights = _lag_weights(logits, seen)
     return _apply(weights, past).astype(x.dtype), _by_time(weights, x)
 
 
@@ -58,30 +58,29 @@ def residual_lag_attention(
     *,
     level: str = "last",
 ) -> tuple[Array, Array]:
-    """Attention over what the past is above or below its level (level: Zeng et al. 2023, NLinear).
+    """Computes attention over the past minus its level (level: Zeng et al. 2023, NLinear).
 
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax_i(l_nf)
 
-    with c the last value, or the mean of the L values. The value projection W is a number for each
-    head and step, of either sign, so that the forecast can leave what the past spans: it can follow
-    a trend, as two heads, one far back with W < 0 and one near with W > 0, are a slope. With W
-    of both signs, the heads together can be any linear map of the differences.
+    with c the last value, or the mean of the L values. The value projection W is one number of
+    either sign for each head and step, so the forecast can leave the range of the past. It can
+    follow a trend: a head on early values with W < 0 and one on late values with W > 0 form a
+    slope. With W of both signs the heads together can represent any linear map of the differences.
 
-    The forecast goes along with the series' level and scale: ŷ(a x + b) = a ŷ(x) + b. Dividing the
-    window by its deviation and multiplying the result, as Kim et al. 2022 do, would change nothing:
-    the map is linear. What is missing is treated as in `lag_attention`; the last value is the last
-    that is there.
+    The forecast is equivariant to level and scale: ŷ(a x + b) = a ŷ(x) + b. The normalization by
+    the standard deviation of Kim et al. 2022 would have no effect, as the map is linear. Missing
+    values are treated as in `lag_attention`; the last value is the last one that is present.
 
     Args:
       x: [B, T, C]. Masked values may be anything, NaN included.
       logits: l, [1 or C, N, F, L], lag 1 first.
       values: W, [1 or C, N, F].
-      valid: bool [B, T], or [B, T, C]; all are there if None.
+      valid: bool [B, T], or [B, T, C]; all are present if None.
       level: "last" or "mean".
 
     Returns:
-      ŷ, [B, F, C] in x's dtype, 0 where the past is empty; and the matrix [B, 1 or C, F, T] that
-      takes the past to ŷ, level included, in at least float32: its rows sum to 1, with entries of
+      ŷ, [B, F, C] in x's dtype, 0 if the past is empty; and the matrix [B, 1 or C, F, T] that
+      maps the past to ŷ, level included, in at least float32: its rows sum to 1, with entries of
       either sign.
 
     Raises:
@@ -91,8 +90,8 @@ def residual_lag_attention(
     past, seen = _past(x, logits, valid, "G N F L")
     G, N, F, L = logits.shape
     shapes.expect("values", values, "G N F", {"G": G, "N": N, "F": F})
-    shares = _shares(logits.reshape(G, N * F, L), seen)
-    heads = shares.reshape(*shares.shape[:2], N, F, L)
+    weights = _lag_weights(logits.reshape(G, N * F, L), seen)
+    heads = weights.reshape(*weights.shape[:2], N, F, L)
     scale = jnp.broadcast_to(values.astype(heads.dtype), heads.shape[1:4])
     mixed = jnp.einsum("BGNFL,GNF->BGFL", heads, scale)
     at = _level_weights(seen, level)
@@ -108,18 +107,18 @@ class LagAttention(nnx.Module):
 
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax(l_f)
 
-    A forecast stays between the least and the largest of its past, however long it is trained: a
-    trend cannot be followed. This is the mechanism as it is usually described, and the control of
-    `ResidualLagAttention`, which can. It begins as the mean of the last L values.
+    A forecast stays between the minimum and the maximum of its past, so it cannot follow a trend.
+    This is the mechanism as usually described, and the control of `ResidualLagAttention`. It is
+    initialized to the mean of the last L values.
 
-    Weights: logits [1 or C, F, L] (l), lag 1, the last value, first.
+    Parameters: logits [1 or C, F, L] (l), lag 1, the last value, first.
 
     Args:
       channels: C.
-      lags: L, how far back is looked.
-      horizon: F, how many steps are forecast, each with weights of its own.
-      individual: whether each channel has weights of its own, or all share them.
-      dtype: of the result; weights and sums are float32.
+      lags: L, number of lags.
+      horizon: F, number of forecast steps, each with its own weights.
+      individual: whether each channel has its own weights.
+      dtype: of the result; parameters and sums are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -143,8 +142,10 @@ class LagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """x [B, T, C], valid bool [B, T] or [B, T, C] -> [B, F, C] in `dtype`, or that and the
-        weights [B, 1 or C, F, T]; see `lag_attention`."""
+        """Forecasts x [B, T, C]: [B, F, C] in `dtype`, or that and the weights [B, 1 or C, F, T].
+
+        Arguments are those of `lag_attention`.
+        """
         expect_series(x, self.channels)
         y, weights = lag_attention(x.astype(self.dtype), self.logits[...], valid)
         recording.record(lambda: weights)
@@ -152,25 +153,26 @@ class LagAttention(nnx.Module):
 
 
 class ResidualLagAttention(nnx.Module):
-    """Attention over differences from the series' level, which can follow a trend (the level as in
+    """Attention over differences from the level of a series, which can follow a trend (level as in
     NLinear, Zeng et al. 2023).
 
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax(l_nf)
 
-    See `residual_lag_attention`. W begins with 1, -1, 1, ... and l with 0: of an even number of
-    heads the first forecast repeats the level c, of which the last value is hard to beat where a
-    series wanders.
+    See `residual_lag_attention`. W is initialized to 1, -1, 1, ... and l to 0, so with an even
+    number of heads the initial forecast repeats the level c. The last value is a strong baseline
+    for a random walk.
 
-    Weights: logits [1 or C, N, F, L] (l), lag 1, the last value, first; values [1 or C, N, F] (W).
+    Parameters: logits [1 or C, N, F, L] (l), lag 1, the last value, first; values [1 or C, N, F]
+    (W).
 
     Args:
       channels: C.
-      lags: L, how far back is looked.
-      horizon: F, how many steps are forecast, each with weights of its own.
+      lags: L, number of lags.
+      horizon: F, number of forecast steps, each with its own weights.
       num_heads: N.
       level: c, "last" (the last value) or "mean" (of the L values).
-      individual: whether each channel has weights of its own, or all share them.
-      dtype: of the result; weights and sums are float32.
+      individual: whether each channel has its own weights.
+      dtype: of the result; parameters and sums are float32.
 
     Raises:
       ValueError: a number is below 1, or level is neither.
@@ -199,8 +201,10 @@ class ResidualLagAttention(nnx.Module):
     def __call__(
         self, x: Array, *, valid: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, Array]:
-        """x [B, T, C], valid bool [B, T] or [B, T, C] -> [B, F, C] in `dtype`, or that and the
-        matrix [B, 1 or C, F, T] that takes x to it; see `residual_lag_attention`."""
+        """Forecasts x [B, T, C]: [B, F, C] in `dtype`, or that and the matrix [B, 1 or C, F, T].
+
+        Arguments are those of `residual_lag_attention`.
+        """
         expect_series(x, self.channels)
         y, weights = residual_lag_attention(
             x.astype(self.dtype), self.logits[...], self.values[...], valid, level=self.level
@@ -223,14 +227,16 @@ def expect_numbers(**numbers: int) -> None:
 
 
 def expect_level(level: str) -> None:
-    """Raises ValueError unless it is one of those that there are."""
+    """Raises ValueError for an unknown level."""
     if level not in ("last", "mean"):
         raise ValueError(f"level: got {level!r}, expected 'last' or 'mean'")
 
 
 def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[Array, Array]:
-    """The last L values, the last first, [B, L, C] in at least float32 with 0 for what is missing;
-    and whether they are there, bool [B or 1, L, C or 1]."""
+    """Returns the last L values, the last first, and whether they are present.
+
+    They are [B, L, C] in at least float32, 0 if missing, and bool [B or 1, L, C or 1].
+    """
     sizes: dict[str, int] = {}
     shapes.expect_floating("x", x)
     shapes.expect_floating("logits", logits)
@@ -249,10 +255,10 @@ def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[A
 
 
 def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
-    """bool [B or 1, T, C or 1]"""
+    """Returns which values are present, bool [B or 1, T, C or 1]."""
     if valid is None:
         return jnp.ones((1, sizes["T"], 1), bool)
-    shapes.expect_boolean("valid", valid, true_means="a value that is there")
+    shapes.expect_boolean("valid", valid, true_means="a value that is present")
     if jnp.ndim(valid) == 3:
         shapes.expect("valid", valid, "B T C", sizes)
         return jnp.asarray(valid)
@@ -261,17 +267,17 @@ def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
     return jnp.asarray(valid)[:, :, None]
 
 
-def _shares(logits: Array, seen: Array) -> Array:
-    """[1 or C, R, L], bool [B or 1, L, C or 1] -> [B or 1, 1 or C, R, L] in at least float32.
+def _lag_weights(logits: Array, seen: Array) -> Array:
+    """Returns the softmax over present lags, [B or 1, 1 or C, R, L] in at least float32.
 
-    Without a mask the weights are one set for the whole batch.
+    Without a mask the weights are the same for the whole batch.
     """
     there = jnp.swapaxes(seen, 1, 2)[:, :, None]
     return softmax(jnp.where(there, logits.astype(accumulator(logits)), -jnp.inf))
 
 
 def _apply(weights: Array, past: Array) -> Array:
-    """[B or 1, 1 or C, F, L], [B, L, C] -> [B, F, C]."""
+    """Applies weights [B or 1, 1 or C, F, L] to the past [B, L, C]: [B, F, C]."""
     many, groups = weights.shape[:2]
     if groups == 1:
         return jnp.matmul(weights[:, 0], past)
@@ -281,7 +287,7 @@ def _apply(weights: Array, past: Array) -> Array:
 
 
 def _level_weights(seen: Array, level: str) -> Array:
-    """[B or 1, 1 or C, 1, L]: what takes the past to its level."""
+    """Returns the weights of the level, [B or 1, 1 or C, 1, L]."""
     there = jnp.swapaxes(seen, 1, 2)[:, :, None].astype(jnp.float32)
     if level == "last":
         return there * (jnp.cumsum(there, axis=-1) == 1)
@@ -289,7 +295,7 @@ def _level_weights(seen: Array, level: str) -> Array:
 
 
 def _by_time(weights: Array, x: Array) -> Array:
-    """Weights by lag [B or 1, G, F, L] as weights by time, [B, G, F, T]."""
+    """Converts weights by lag [B or 1, G, F, L] to weights by time [B, G, F, T]."""
     B, T, _ = x.shape
     L = weights.shape[-1]
     forward = weights[..., ::-1]

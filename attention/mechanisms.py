@@ -1,15 +1,15 @@
-"""The table of mechanisms: names, where they are, what they cost and what they can do.
+"""The table of mechanisms: names, modules, costs and capabilities.
 
-A new mechanism is one file and one line of `TABLE`; the contract suite then runs on it. Nothing is
-imported before it is asked for; `attention.registry` is how to ask.
+A new mechanism is one file and one entry of `TABLE`; the contract suite then tests it. Modules are
+imported on first use; `attention.registry` is the interface.
 
-Kinds and how each is built and called:
+Signatures of each kind:
 
 * kernel: a function with the signature of `attention.attend`.
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
-  weights. Those that can decode have `cache = mixer.init_cache(batch_size, max_length)` and
-  `y, cache = mixer.decode(x, cache, lengths=None)`; those that are built for a longest length take
+  weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and
+  `y, cache = mixer.decode(x, cache, lengths=None)`; those with "max_length" are built with
   `max_length`.
 * alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
   `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
@@ -17,32 +17,33 @@ Kinds and how each is built and called:
   [B, N, S].
 * map_attention: `cls(channels, dtype=float32, rngs=rngs, **options)`, then
   `y = attention(x, *, valid=None, training=False, return_weights=False)`, or with the weights; x
-  and y [B, Y, X, C]. `training` and `valid`, bool [B], matter to batch statistics alone. The
-  weights of a gate are what x is multiplied by, [B, Y or 1, X or 1, C or 1]; those of one that
-  attends between positions are [B, N, P, P], P = Y·X row by row.
+  and y [B, Y, X, C]. `training` and `valid`, bool [B], affect batch statistics only. The
+  weights of a gate are the factors of x, [B, Y or 1, X or 1, C or 1]; those between positions are
+  [B, N, P, P], P = Y·X in row-major order.
 * gate: `cls(channels, signal_channels, dtype=float32, rngs=rngs, **options)`, then
-  `y = gate(x, signal, ...)` as above; the signal is a map [B, Y', X', G] no finer than x.
+  `y = gate(x, gating_signal, ...)` as above; the gating signal is a map [B, Y', X', G] no finer
+  than x.
 * pool: `cls(model_size, rngs=rngs, **options)`, then
-  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T], where
-  several queries or hops count as heads.
-* neighbours: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
-  `scores = attention(user, neighbours, ratings, *, valid=None, return_weights=False)`, [B, I] for I
-  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbours [B, S, D], ratings
-  [B, S, I]; valid bool [B, S], or [B, I, S] where it differs by candidate. One with a number for
-  each user takes the neighbours' as `ids`, int [B, S].
+  `pooled, weights = pool(states, valid=..., dropout_key=None)`, [B, D] and [B, heads, T]; several
+  queries or hops count as heads.
+* `neighbours`: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
+  `scores = attention(user, neighbors, ratings, *, valid=None, return_weights=False)`, [B, I] for I
+  candidates, or with the weights [B, 1, I, S]; user [B, D], neighbors [B, S, D], ratings [B, S, I];
+  valid bool [B, S], or [B, I, S] if it differs by candidate. One with a parameter for each user
+  takes the indices of the neighbors as `ids`, int [B, S].
 * history: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `scores = attention(candidates, history, *, bias=None, valid=None, return_weights=False)`, [B, I],
   or with the weights [B, 1, I, S]; candidates [B, I, D], history [B, S, D]; valid as above.
 * profile: `cls(model_size, dtype=float32, rngs=rngs, **options)`, then
   `profile = attention(user, items, auxiliary, *, valid=None, return_weights=False)`, [B, D], or
   with the weights [B, 1, 1, S]; user [B, D], items and auxiliary [B, S, D]; valid bool [B, S]. One
-  that looks at content too takes it as `content`, [B, S, C].
+  with content takes it as `content`, [B, S, C].
 * components: `cls(model_size, component_size, dtype=float32, rngs=rngs, **options)`, then
   `content = attention(user, components, *, valid=None, return_weights=False)`, [B, S, C], or with
   the weights [B, 1, S, M]; user [B, D], components [B, S, M, C]; valid bool [B, S, M].
 * lags: `cls(channels, lags, horizon, dtype=float32, rngs=rngs, **options)`, then
-  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] of which the last `lags` are
-  looked at, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
+  `y = attention(x, *, valid=None, return_weights=False)`, x [B, T, C] with the last `lags` times
+  used, y [B, horizon, C], or with the weights [B, 1 or C, horizon, T]; valid bool [B, T] or
   [B, T, C].
 """
 
@@ -53,65 +54,63 @@ import importlib
 from typing import Any
 
 KINDS = {
-    "kernel": "Kernels: ways to compute `attend`",
+    "kernel": "Kernels: implementations of `attend`",
     "mixer": "Sequence mixers",
     "alignment": "Alignments for recurrent decoders",
     "map_attention": "Attention over feature maps",
     "gate": "Gates of a feature map by a coarser one",
     "pool": "Pools: a sequence to one vector",
-    "neighbours": "Users who are alike: scores by what they thought",
-    "history": "The items that a user had: scores by how alike they are",
-    "profile": "The items that a user had: a vector of the user",
-    "components": "The components of an item: what a user sees in it",
-    "lags": "A series' own past: forecasts",
+    "neighbours": "Similar users: scores from their ratings",
+    "history": "Histories: scores by the similarity of items",
+    "profile": "Histories: a vector of the user",
+    "components": "Components of an item: its content for a user",
+    "lags": "The past of a series: forecasts",
 }
 
 CAPABILITIES = {
-    "mask": "honours any `Mask`",
-    "padding": "honours `masks.lengths` and `masks.valid`, or `valid` where a pool or an alignment "
-    "takes one",
-    "causal": "no position depends on a later one under `masks.causal()`",
-    "one_way": "is causal, asked or not",
+    "mask": "supports any `Mask`",
+    "padding": "supports `masks.lengths` and `masks.valid`, or the argument `valid`",
+    "causal": "supports `masks.causal()`: no position depends on a later one",
+    "always_causal": "is causal with any mask",
     "cross": "queries and keys may come from different sequences (T != S)",
-    "weights": "gives its weights: what takes the values to the result",
-    "shares": "its weights are at least 0, and rows sum to 1 where anything is seen",
+    "weights": "returns its weights, the matrix from values to results",
+    "normalized": "weights are at least 0, and rows with a visible key sum to 1",
     "bias": "adds a bias to the logits",
     "logit_cap": "bounds the logits",
-    "sinks": "learned logits that take weight and give nothing",
+    "sinks": "learned logits of keys without values",
     "grouped_query": "fewer key/value heads than query heads",
     "value_size": "value head size may differ from head size",
-    "dropout": "drops weights, or where they are never formed, parts of the result",
-    "positions": "takes positions='rope', 'alibi', 't5' or 'shaw'",
-    "permutation": "without positions, the order of the keys does not matter",
-    "sparse": "a query sees part of what the mask allows",
-    "cpu": "runs on a CPU alone",
-    "cuda": "runs on an NVIDIA GPU alone",
-    "tpu": "runs on a TPU alone",
+    "dropout": "drops weights or, if they are never formed, parts of the result",
+    "positions": "supports positions='rope', 'alibi', 't5' or 'shaw'",
+    "permutation": "without positions, the result does not depend on the order of the keys",
+    "sparse": "a query attends to a subset of the visible keys",
+    "cpu": "runs only on a CPU",
+    "cuda": "runs only on an NVIDIA GPU",
+    "tpu": "runs only on a TPU",
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
-    "max_length": "is built for a longest length",
-    "one_length": "what it gives changes with the length, padding included: for inputs of one "
-    "length",
-    "state": "carries something from step to step",
-    "gate": "its weights are what the input is multiplied by",
+    "max_length": "is built for a maximum length",
+    "length_dependent": "results change with the length of the padding; for inputs of one length",
+    "state": "carries a state from step to step",
+    "gate": "its weights are factors of the input",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",
     "higher_derivatives": "has reverse-mode derivatives of derivatives",
-    "symbolic": "takes a batch, or more, whose size is a symbol of `jax.export`",
-    "mesh": "splits sequences over the mesh axis 'sequence', and works there alone",
-    "batch_statistics": "normalises by the batch in training, by running statistics in evaluation",
+    "symbolic": "supports symbolic batch sizes of `jax.export`",
+    "mesh": "shards sequences over the mesh axis 'sequence', and runs only there",
+    "batch_statistics": "normalizes by the batch in training, by running statistics in evaluation",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:
-    """One registry line.
+    """One registry entry.
 
     Attributes:
-      name: what a config says.
+      name: the name in configs.
       kind: one of `KINDS`.
-      target: `module:attribute`, imported when asked for.
-      paper, equation, time, memory: one short phrase each, for the README table.
-      can: names from `CAPABILITIES`; the contract suite tests exactly these.
+      target: `module:attribute`, imported on first use.
+      paper, equation, time, memory: short phrases for the README table.
+      capabilities: names from `CAPABILITIES`; the contract suite tests exactly these.
     """
 
     name: str
@@ -121,12 +120,12 @@ class Mechanism:
     equation: str
     time: str
     memory: str
-    can: frozenset[str]
+    capabilities: frozenset[str]
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.name}: got kind {self.kind!r}, expected one of {list(KINDS)}")
-        unknown = sorted(self.can - CAPABILITIES.keys())
+        unknown = sorted(self.capabilities - CAPABILITIES.keys())
         if unknown:
             raise ValueError(f"{self.name}: unknown capabilities {unknown}")
 
@@ -136,7 +135,7 @@ class Mechanism:
         return getattr(importlib.import_module(module), attribute)
 
 
-def _line(
+def _entry(
     kind: str, name: str, target: str, paper: str, equation: str, time: str, memory: str, can: str
 ) -> Mechanism:
     return Mechanism(
@@ -144,9 +143,9 @@ def _line(
     )
 
 
-# Kernels stand in the order in which "auto" tries them; the reference, which can do all, is last.
+# Kernels are in the order in which "auto" tries them; the reference, which supports all, is last.
 TABLE: list[Mechanism] = [
-    _line(
+    _entry(
         "kernel",
         "ring",
         "kernels.blockwise.ring:attend",
@@ -154,10 +153,10 @@ TABLE: list[Mechanism] = [
         "Σ_r exp(z_r - z)·o_r, r over the parts of the keys",
         "O(T·S / R), R devices",
         "O((T + S) / R)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation mesh",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation mesh",
     ),
-    _line(
+    _entry(
         "kernel",
         "ulysses",
         "kernels.blockwise.ulysses:attend",
@@ -165,10 +164,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v, some heads a device",
         "O(T·S / R), R devices",
         "O((T + S) / R)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation mesh",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation mesh",
     ),
-    _line(
+    _entry(
         "kernel",
         "cudnn",
         "kernels.gpu.cudnn:attend",
@@ -178,7 +177,7 @@ TABLE: list[Mechanism] = [
         "O(T + S)",
         "causal cross bias grouped_query permutation cuda",
     ),
-    _line(
+    _entry(
         "kernel",
         "triton",
         "kernels.gpu.triton:attend",
@@ -189,7 +188,7 @@ TABLE: list[Mechanism] = [
         "mask padding causal cross bias logit_cap sinks grouped_query value_size permutation cuda "
         "interpreted",
     ),
-    _line(
+    _entry(
         "kernel",
         "splash",
         "kernels.tpu.splash:attend",
@@ -199,7 +198,7 @@ TABLE: list[Mechanism] = [
         "O(T + S)",
         "padding causal cross logit_cap sinks grouped_query value_size permutation tpu interpreted",
     ),
-    _line(
+    _entry(
         "kernel",
         "tokamax",
         "kernels.gpu.tokamax:attend",
@@ -209,7 +208,7 @@ TABLE: list[Mechanism] = [
         "O(T + S); O(T·S) for masks that are not causal",
         "mask padding causal cross bias logit_cap grouped_query value_size permutation cuda",
     ),
-    _line(
+    _entry(
         "kernel",
         "native",
         "kernels.cpu.attention:attend",
@@ -217,10 +216,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v by blocks, in C++ on a CPU",
         "O(T·S); of seen blocks only",
         "O(T + S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation cpu higher_derivatives",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation cpu higher_derivatives",
     ),
-    _line(
+    _entry(
         "kernel",
         "blockwise",
         "kernels.blockwise.attention:attend",
@@ -228,10 +227,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v, block by block",
         "O(T·S), less what the mask hides",
         "O(T + S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation symbolic",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation symbolic",
     ),
-    _line(
+    _entry(
         "kernel",
         "reference",
         "kernels.reference:attend",
@@ -239,10 +238,10 @@ TABLE: list[Mechanism] = [
         "softmax(cap(scale·qkᵀ + bias))·v",
         "O(T·S)",
         "O(T·S)",
-        "mask padding causal cross weights shares bias logit_cap sinks grouped_query value_size "
-        "dropout permutation forward_mode higher_derivatives symbolic",
+        "mask padding causal cross weights normalized bias logit_cap sinks grouped_query "
+        "value_size dropout permutation forward_mode higher_derivatives symbolic",
     ),
-    _line(
+    _entry(
         "mixer",
         "dot_product",
         "multi_head:MultiHeadAttention",
@@ -250,10 +249,10 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(xW_q, mW_k, mW_v))·W_o",
         "O(T·S·D + T·D²)",
         "O(T·S)",
-        "mask padding causal cross weights shares bias logit_cap grouped_query value_size dropout "
-        "positions permutation cache",
+        "mask padding causal cross weights normalized bias logit_cap grouped_query value_size "
+        "dropout positions permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "sliding_window",
         "sequence.sparse:SlidingWindow",
@@ -261,10 +260,10 @@ TABLE: list[Mechanism] = [
         "attend over -right ≤ t - s ≤ left",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "strided",
         "sequence.sparse:Strided",
@@ -272,10 +271,10 @@ TABLE: list[Mechanism] = [
         "attend over -L < t - s < L or (t - s) mod L = 0",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "fixed",
         "sequence.sparse:Fixed",
@@ -283,10 +282,10 @@ TABLE: list[Mechanism] = [
         "attend over ⌊t/L⌋ = ⌊s/L⌋ or s mod L ≥ L - c",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "longformer",
         "sequence.longformer:Longformer",
@@ -294,10 +293,10 @@ TABLE: list[Mechanism] = [
         "attend over a window and global s; global t over all, by W_q', W_k', W_v'",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "bigbird",
         "sequence.sparse:BigBird",
@@ -305,10 +304,10 @@ TABLE: list[Mechanism] = [
         "attend over blocks near by, at the front and at random",
         "O(T·W·D + T·D²) where blocks are skipped",
         "O(T²); O(T·W) where blocks are skipped",
-        "mask padding causal weights shares bias logit_cap grouped_query value_size dropout "
+        "mask padding causal weights normalized bias logit_cap grouped_query value_size dropout "
         "positions sparse cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "linformer",
         "sequence.low_rank:Linformer",
@@ -318,7 +317,7 @@ TABLE: list[Mechanism] = [
         "O(T·R)",
         "padding weights dropout max_length",
     ),
-    _line(
+    _entry(
         "mixer",
         "prob_sparse",
         "sequence.prob_sparse:ProbSparse",
@@ -326,9 +325,9 @@ TABLE: list[Mechanism] = [
         "softmax(qkᵀ)·v of the queries that prefer some keys; the mean of v of the others",
         "O(T·log T·D + T·D²)",
         "O(T·log T)",
-        "padding weights shares dropout one_length",
+        "padding weights normalized dropout length_dependent",
     ),
-    _line(
+    _entry(
         "mixer",
         "nystromformer",
         "sequence.nystrom:Nystromformer",
@@ -338,7 +337,7 @@ TABLE: list[Mechanism] = [
         "O(T·M)",
         "padding weights dropout",
     ),
-    _line(
+    _entry(
         "mixer",
         "linear",
         "sequence.linear:LinearAttention",
@@ -346,9 +345,9 @@ TABLE: list[Mechanism] = [
         "φ(q)ᵀ·Σₛ φ(kₛ)vₛᵀ / φ(q)·Σₛ φ(kₛ), φ = elu + 1",
         "O(T·D·H)",
         "O(T·D)",
-        "padding causal weights shares dropout permutation cache",
+        "padding causal weights normalized dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "performer",
         "sequence.performer:Performer",
@@ -356,9 +355,9 @@ TABLE: list[Mechanism] = [
         "as linear, φ = exp(Ωx - |x|²/2) or ReLU(Ωx) + ε",
         "O(T·N·F·H), F features",
         "O(T·N·F)",
-        "padding causal weights shares dropout permutation cache",
+        "padding causal weights normalized dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "gated_delta_net",
         "sequence.gated_delta_net:GatedDeltaNet",
@@ -366,9 +365,9 @@ TABLE: list[Mechanism] = [
         "Sₜ = αₜ(I - βₜkₜkₜᵀ)Sₜ₋₁ + βₜkₜvₜᵀ, oₜ = Sₜᵀqₜ",
         "O(T·D·H + T·D²)",
         "O(T·D)",
-        "padding causal one_way weights dropout cache",
+        "padding causal always_causal weights dropout cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "fourier",
         "sequence.fourier:Fourier",
@@ -378,7 +377,7 @@ TABLE: list[Mechanism] = [
         "O(T·D); with padding O(T²)",
         "padding dropout",
     ),
-    _line(
+    _entry(
         "mixer",
         "talking_heads",
         "sequence.talking_heads:TalkingHeadsAttention",
@@ -388,7 +387,7 @@ TABLE: list[Mechanism] = [
         "O(N·T·S)",
         "mask padding causal cross weights dropout permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "latent",
         "sequence.latent:LatentAttention",
@@ -396,9 +395,9 @@ TABLE: list[Mechanism] = [
         "attend([q; q_rope], [U c; k_rope], W c), c = norm(xW_c)",
         "O(T·S·D + T·D²); a step O(S·N·C)",
         "O(T·S); cache O(S·C)",
-        "mask padding causal weights shares dropout cache",
+        "mask padding causal weights normalized dropout cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "differential",
         "sequence.differential:DifferentialAttention",
@@ -408,7 +407,7 @@ TABLE: list[Mechanism] = [
         "O(T·S)",
         "mask padding causal weights grouped_query dropout positions permutation cache",
     ),
-    _line(
+    _entry(
         "mixer",
         "temporal",
         "recurrent.temporal:TemporalAttention",
@@ -416,9 +415,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(hₜW_q, hₛW_k, hₛW_v))·W_o over s ≤ t",
         "O(T²·D + T·D²); a step O(T·D + D²)",
         "O(T²); cache O(T·D)",
-        "mask padding causal one_way weights shares dropout cache",
+        "mask padding causal always_causal weights normalized dropout cache",
     ),
-    _line(
+    _entry(
         "alignment",
         "additive",
         "recurrent.additive:AdditiveAlignment",
@@ -426,9 +425,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(Wq + Uhₛ + b))",
         "O(S·A) a step",
         "O(S·(A + D))",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "dot",
         "recurrent.dot_product:DotAlignment",
@@ -436,9 +435,9 @@ TABLE: list[Mechanism] = [
         "softmax(q·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "general",
         "recurrent.dot_product:GeneralAlignment",
@@ -446,9 +445,9 @@ TABLE: list[Mechanism] = [
         "softmax(qᵀW·hₛ)",
         "O(S·D) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "concat",
         "recurrent.additive:ConcatAlignment",
@@ -456,9 +455,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(W[q; hₛ]))",
         "O(S·A) a step",
         "O(S·(A + D))",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "local_p",
         "recurrent.local:LocalAlignment",
@@ -468,7 +467,7 @@ TABLE: list[Mechanism] = [
         "O(S·D)",
         "padding cross weights",
     ),
-    _line(
+    _entry(
         "alignment",
         "location_aware",
         "recurrent.location:LocationAwareAlignment",
@@ -476,9 +475,9 @@ TABLE: list[Mechanism] = [
         "softmax(v·tanh(Wq + Vhₛ + U(F * αₜ₋₁)ₛ + b))",
         "O(S·K·(A + W)) a step, K filters W wide",
         "O(S·(A + D))",
-        "padding cross weights shares state",
+        "padding cross weights normalized state",
     ),
-    _line(
+    _entry(
         "alignment",
         "multi_head",
         "recurrent.multi_head:MultiHeadAlignment",
@@ -486,9 +485,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(softmax(qW_q·hₛW_k)·hW_v)·W_o",
         "O(S·D + D²) a step",
         "O(S·D)",
-        "padding cross weights shares permutation",
+        "padding cross weights normalized permutation",
     ),
-    _line(
+    _entry(
         "alignment",
         "none",
         "recurrent.dot_product:NoAlignment",
@@ -496,9 +495,9 @@ TABLE: list[Mechanism] = [
         "the last valid state, at every step",
         "O(1) a step",
         "O(S·D)",
-        "padding cross weights shares",
+        "padding cross weights normalized",
     ),
-    _line(
+    _entry(
         "map_attention",
         "se",
         "image.channel:SqueezeExcite",
@@ -508,7 +507,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "eca",
         "image.channel:EfficientChannel",
@@ -518,7 +517,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam",
         "image.cbam:CBAM",
@@ -528,7 +527,7 @@ TABLE: list[Mechanism] = [
         "O(P + C)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam_channel",
         "image.cbam:ChannelGate",
@@ -538,7 +537,7 @@ TABLE: list[Mechanism] = [
         "O(C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "cbam_spatial",
         "image.cbam:SpatialGate",
@@ -548,7 +547,7 @@ TABLE: list[Mechanism] = [
         "O(P)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "scse",
         "image.scse:ChannelAndSpatial",
@@ -558,7 +557,7 @@ TABLE: list[Mechanism] = [
         "O(P + C)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "map_attention",
         "coordinate",
         "image.coordinate:Coordinate",
@@ -568,7 +567,7 @@ TABLE: list[Mechanism] = [
         "O((Y + X)·C)",
         "weights gate batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "non_local",
         "image.non_local:NonLocal",
@@ -576,9 +575,9 @@ TABLE: list[Mechanism] = [
         "x + BN(softmax(θ(x)φ(x)ᵀ)·g(x)·W_z)",
         "O(P²·C + P·C²)",
         "O(P²)",
-        "weights shares batch_statistics",
+        "weights normalized batch_statistics",
     ),
-    _line(
+    _entry(
         "map_attention",
         "axial",
         "image.axial:Axial",
@@ -586,9 +585,9 @@ TABLE: list[Mechanism] = [
         "h = x + attend(rows of x), y = h + attend(columns of h)",
         "O(P·(Y + X)·C + P·C²)",
         "O(P·(Y + X))",
-        "weights shares positions",
+        "weights normalized positions",
     ),
-    _line(
+    _entry(
         "map_attention",
         "shifted_window",
         "image.window:ShiftedWindow",
@@ -596,9 +595,9 @@ TABLE: list[Mechanism] = [
         "x + softmax(qkᵀ + b)·v in shifted windows",
         "O(P·S²·C + P·C²)",
         "O(P·S²)",
-        "weights shares",
+        "weights normalized",
     ),
-    _line(
+    _entry(
         "gate",
         "attention_gate",
         "image.attention_gate:AttentionGate",
@@ -608,7 +607,7 @@ TABLE: list[Mechanism] = [
         "O(P·F)",
         "weights gate",
     ),
-    _line(
+    _entry(
         "pool",
         "mean",
         "pooling:MeanPool",
@@ -616,9 +615,9 @@ TABLE: list[Mechanism] = [
         "Σₜ xₜ / T",
         "O(T·D)",
         "O(D)",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "max",
         "pooling:MaxPool",
@@ -626,9 +625,9 @@ TABLE: list[Mechanism] = [
         "maxₜ xₜ, a channel at a time",
         "O(T·D)",
         "O(D)",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "attention",
         "pooling:AttentionPool",
@@ -636,9 +635,9 @@ TABLE: list[Mechanism] = [
         "Σₜ softmax(u·tanh(Wxₜ + b))·xₜ",
         "O(T·D·A)",
         "O(T·A)",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "multi_head",
         "pooling:MultiHeadPool",
@@ -646,9 +645,9 @@ TABLE: list[Mechanism] = [
         "concatₙ(attend(seedₙ, xW_k, xW_v))·W_o",
         "O(T·D²)",
         "O(T·D)",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "pool",
         "structured",
         "structured_pooling:StructuredPool",
@@ -656,19 +655,19 @@ TABLE: list[Mechanism] = [
         "concatᵣ(softmax(w₂ᵣ·tanh(W₁xₜ))·x)·W_o",
         "O(T·D·A + T·R·(A + D) + R·D²), R hops",
         "O(T·(A + R))",
-        "padding weights shares dropout permutation",
+        "padding weights normalized dropout permutation",
     ),
-    _line(
+    _entry(
         "neighbours",
         "user_neighbours",
-        "collaborative.neighbours:UserNeighbours",
+        "collaborative.neighbors:UserNeighbors",
         "after Resnick et al. 1994",
         "Σᵥ wᵥ·sim(u, v)·r(v, i) / Σᵥ |wᵥ·sim(u, v)|",
         "O(S·(D + I))",
         "O(S·D + I)",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "history",
         "fism",
         "collaborative.nais:FISM",
@@ -678,7 +677,7 @@ TABLE: list[Mechanism] = [
         "O(I·S)",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "history",
         "nais",
         "collaborative.nais:NAIS",
@@ -688,7 +687,7 @@ TABLE: list[Mechanism] = [
         "O(I·S·(D + A))",
         "padding weights permutation",
     ),
-    _line(
+    _entry(
         "profile",
         "acf",
         "collaborative.acf:ItemAttention",
@@ -696,9 +695,9 @@ TABLE: list[Mechanism] = [
         "Σₗ softmax(w·relu(W_u u + W_v vₗ + W_p pₗ + W_x x̄ₗ + b))·pₗ",
         "O(S·D·A)",
         "O(S·(D + A))",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "components",
         "acf",
         "collaborative.acf:ComponentAttention",
@@ -706,9 +705,9 @@ TABLE: list[Mechanism] = [
         "Σₘ softmax(w·relu(W_u u + W_x xₗₘ + b))·xₗₘ",
         "O(S·M·C·A), M components",
         "O(S·M·(C + A))",
-        "padding weights shares permutation",
+        "padding weights normalized permutation",
     ),
-    _line(
+    _entry(
         "lags",
         "lag",
         "lag:LagAttention",
@@ -716,9 +715,9 @@ TABLE: list[Mechanism] = [
         "Σᵢ softmax(l)ᵢ·xₜ₋ᵢ",
         "O(F·L·C)",
         "O(F·L + L·C)",
-        "padding weights shares",
+        "padding weights normalized",
     ),
-    _line(
+    _entry(
         "lags",
         "lag_residual",
         "lag:ResidualLagAttention",

@@ -1,6 +1,6 @@
-"""Multi-head attention: the module that owns the weights around `attend`.
+"""Multi-head attention: the module with the projections around `attend`.
 
-Vaswani et al. 2017, "Attention Is All You Need". Its options: grouped-query attention (Ainslie et
+Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attention (Ainslie et
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
 gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gpt-oss 2025).
 """
@@ -12,25 +12,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.positions import build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 
 
-class MultiHeadAttention(nnx.Module):
+class MultiHeadAttention(CachedAttention):
     """Self-attention, cross-attention and grouped-query attention.
 
         head_n = attend(x W_q,n, m W_k,n', m W_v,n'),   y = concat_n(head_n) W_o
 
-    where m is x itself, or the memory given, and n' = n // (num_heads / key_value_heads). With a
-    gate, head_n is multiplied by sigmoid(x W_g,n) before W_o.
+    where m is x, or the given memory, and n' = n // (num_heads / key_value_heads). With a gate,
+    head_n is multiplied by sigmoid(x W_g,n) before W_o.
 
-    Weights: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
-      [N, V, D], biases [N, H], [K, H], [K, V], [D]; where asked for gate/kernel [D, N, V or 1],
+    Parameters: query/kernel [D, N, H], key/kernel [D_m, K, H], value/kernel [D_m, K, V], out/kernel
+      [N, V, D], biases [N, H], [K, H], [K, V], [D]; as options gate/kernel [D, N, V or 1],
       query_norm/scale and key_norm/scale [H], sinks [N] and those of the positions.
 
     Args:
@@ -43,18 +43,19 @@ class MultiHeadAttention(nnx.Module):
       use_bias: whether the projections have biases.
       positions: "none", or a spec of `attention.positions.POSITIONS`: "rope", "alibi", "t5",
         "shaw", "rope(base=500000, fraction=0.25)", ...
-      qk_norm: whether query and key are scaled by their root mean square, one learned scale a
-        feature, before positions.
-      gate: "none", "elementwise" (one gate a feature) or "headwise" (one a head).
-      sinks: whether each head has a learned logit that takes weight and gives nothing, 0 at the
-        start.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
+      qk_norm: whether queries and keys are divided by their root mean square and scaled by a
+        learned vector, before positions.
+      gate: "none", "elementwise" (one gate for each feature) or "headwise" (one for each head).
+      sinks: whether each head has a learned logit of a key without value, initialized to 0.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
       scale, logit_cap, implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
     """
+
+    takes_memory = True
 
     def __init__(
         self,
@@ -106,22 +107,6 @@ class MultiHeadAttention(nnx.Module):
         )
         self.sinks = nnx.Param(jnp.zeros((num_heads,))) if sinks else None
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
-        """What a query may see whatever the caller's mask says; None, all, unless overridden.
-
-        Args:
-          query_offset: position of the first query among the keys, as for `masks.causal`.
-        """
-        return None
-
-    def cache_window(self) -> int | None:
-        """How many keys before itself a query sees at most; None for all.
-
-        With a number, `structure` must be just that window to the left: decoding then keeps no more
-        keys than it needs, and asks `structure` no more.
-        """
-        return None
-
     def __call__(
         self,
         x: Array,
@@ -140,11 +125,10 @@ class MultiHeadAttention(nnx.Module):
           x: [B, T, D].
           memory: [B, S, D_m]; x if None.
           mask, bias: as for `attend`.
-          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], where there are
-            positions. Without a memory both are 0, 1, ... unless given; with one, both must be
-            given.
+          query_positions, key_positions: int [T] or [B, T], [S] or [B, S], only with positions.
+            Without a memory both default to 0, 1, ...; with a memory both are required.
           dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
+          return_weights: whether to return the weights before dropout.
 
         Returns:
           [B, T, D], or that and the weights [B, N, T, S].
@@ -152,10 +136,7 @@ class MultiHeadAttention(nnx.Module):
         Raises:
           ValueError: shapes do not fit, or positions are missing or not used.
         """
-        sizes = {"D": self.model_size, "M": self.memory_size}
-        shapes.expect("x", x, "B T D", sizes)
-        source = x if memory is None else memory
-        shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
+        source = self._source(x, memory)
         if self.positions is not None:
             query_positions, key_positions = _both_positions(
                 x, memory, query_positions, key_positions
@@ -165,23 +146,25 @@ class MultiHeadAttention(nnx.Module):
         query = self._query(x, query_positions)
         key, value = self._key_value(source, key_positions)
         options = {
-            "mask": self._joined(mask, self.structure()),
+            "mask": self._combine_masks(mask, self.pattern_mask()),
             "bias": self._bias(query, query_positions, key_positions, bias),
         }
         result = self._attend(x, query, key, value, dropout_key=dropout_key, **options)
         if return_weights:
-            return result, attention_weights(query, key, **options, **self._logit_options())
+            return result, self._weights(query, key, **options)
         return result
 
-    def prepare(self, memory: Array, *, key_positions: Array | None = None) -> tuple[Array, Array]:
-        """Keys and values of a memory, computed once for many calls of `read`.
+    def project_memory(
+        self, memory: Array, *, key_positions: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Computes the keys and values of a memory once for many calls of `attend_memory`.
 
         Args:
           memory: [B, S, D_m].
           key_positions: as for `__call__`.
 
         Returns:
-          [B, K, S, H] and [B, K, S, V]: laid out as in `KeyValueCache`.
+          [B, K, S, H] and [B, K, S, V], the layout of `KeyValueCache`.
 
         Raises:
           ValueError: shapes do not fit, or positions are missing or not used.
@@ -191,7 +174,7 @@ class MultiHeadAttention(nnx.Module):
         key, value = self._key_value(memory, key_positions)
         return jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
 
-    def read(
+    def attend_memory(
         self,
         x: Array,
         memory: tuple[Array, Array],
@@ -200,11 +183,11 @@ class MultiHeadAttention(nnx.Module):
         query_positions: Array | None = None,
         key_positions: Array | None = None,
     ) -> tuple[Array, Array]:
-        """`self(x, memory)` from what `prepare` gave of the memory, for decoding.
+        """Computes `self(x, memory)` for a memory of `project_memory`, for decoding.
 
         Args:
           x: [B, T, D].
-          memory: of `prepare`.
+          memory: of `project_memory`.
           mask: as for `attend`.
           query_positions, key_positions: as for `__call__`.
 
@@ -219,66 +202,11 @@ class MultiHeadAttention(nnx.Module):
         query = self._query(x, query_positions)
         key, value = (jnp.swapaxes(y, 1, 2).astype(query.dtype) for y in memory)
         options = {
-            "mask": self._joined(mask, self.structure()),
-            "bias": self._bias(query, query_positions, key_positions, None),
+            "mask": self._combine_masks(mask, self.pattern_mask()),
+            "bias": self._bias(query, query_positions, key_positions),
         }
         result = self._attend(x, query, key, value, **options)
-        return result, attention_weights(query, key, **options, **self._logit_options())
-
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of keys and values; that of the computation if None.
-        """
-        K, H, V = self.cache_sizes
-        return KeyValueCache.empty(
-            batch_size,
-            max_length,
-            K,
-            H,
-            value_head_size=V,
-            window=self.cache_window(),
-            dtype=self.dtype if dtype is None else dtype,
-        )
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new cache.
-          An example with more positions than the cache has places gives NaN under jit.
-
-        Raises:
-          ValueError: shapes do not fit, or, outside jit, more positions than places.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        query = self._query(x, places)
-        key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, places))
-        offset = cache.length
-        cache, keys, values, key_positions, mask = extend(cache, key, value, lengths)
-        if cache.window is None:
-            mask = self._joined(mask, self.structure(offset))
-        bias = self._bias(query, places, key_positions, None)
-        result = self._attend(
-            x, query, keys.astype(query.dtype), values.astype(query.dtype), mask=mask, bias=bias
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+        return result, self._weights(query, key, **options)
 
     def _expect_positions(self, **positions: Array | None) -> None:
         for name, given in positions.items():
@@ -291,12 +219,12 @@ class MultiHeadAttention(nnx.Module):
     def _query(self, x: Array, positions: Array | None) -> Array:
         query = self.query(x)
         query = query if self.query_norm is None else self.query_norm(query)
-        return query if self.positions is None else self.positions.turn(query, positions)
+        return query if self.positions is None else self.positions.rotate(query, positions)
 
     def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
         key = self.key(x)
         key = key if self.key_norm is None else self.key_norm(key)
-        key = key if self.positions is None else self.positions.turn(key, positions)
+        key = key if self.positions is None else self.positions.rotate(key, positions)
         return key, self.value(x)
 
     def _bias(
@@ -304,13 +232,23 @@ class MultiHeadAttention(nnx.Module):
         query: Array,
         query_positions: Array | None,
         key_positions: Array | None,
-        bias: Array | None,
+        bias: Array | None = None,
     ) -> Array | None:
-        """The caller's bias and that of the positions."""
+        """Returns the sum of the caller's bias and that of the positions."""
         if self.positions is None:
             return bias
         own = self.positions.bias(query, query_positions, key_positions, scale=self.scale)
         return bias if own is None else own if bias is None else own + bias
+
+    def _weights(
+        self,
+        query: Array,
+        key: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return attention_weights(query, key, mask=mask, bias=bias, **self._logit_options())
 
     def _logit_options(self) -> dict[str, Array | float | None]:
         sinks = None if self.sinks is None else self.sinks[...]
@@ -327,7 +265,7 @@ class MultiHeadAttention(nnx.Module):
         bias: Array | None,
         dropout_key: Array | None = None,
     ) -> Array:
-        """From query, key and value to the result [B, T, D]."""
+        """Returns the result [B, T, D] for query, key and value."""
         heads = attend(
             query,
             key,
@@ -342,12 +280,6 @@ class MultiHeadAttention(nnx.Module):
         if self.gate is not None:
             heads = heads * jax.nn.sigmoid(self.gate(x))
         return self.out(heads)
-
-    @staticmethod
-    def _joined(mask: masks.Mask | Array | None, structure: masks.Mask | None):
-        if mask is None or structure is None:
-            return structure if mask is None else mask
-        return structure & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
 
 
 def _both_positions(x, memory, query_positions, key_positions) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ Array = jax.Array
 def layer_norm(
     x: Array, scale: Array, bias: Array | None = None, *, epsilon: float = 1e-5
 ) -> Array:
-    """Centres and scales each vector (Ba et al. 2016, "Layer Normalization").
+    """Normalizes each vector to mean 0 and variance 1 (Ba et al. 2016, "Layer Normalization").
 
         y = (x - mean(x)) / sqrt(var(x) + ε) · scale + bias
 
@@ -28,14 +28,14 @@ def layer_norm(
       TypeError: scale or bias does not broadcast against x.
     """
     wide = _wide(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(variance + epsilon) * scale
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    normal = centered * jax.lax.rsqrt(variance + epsilon) * scale
     return (normal if bias is None else normal + bias).astype(x.dtype)
 
 
 def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> Array:
-    """Scales each vector by its root mean square (Zhang & Sennrich 2019).
+    """Divides each vector by its root mean square (Zhang & Sennrich 2019).
 
         y = x / sqrt(mean(x²) + ε) · scale
 
@@ -58,7 +58,7 @@ def rms_norm(x: Array, scale: Array | None = None, *, epsilon: float = 1e-6) -> 
 
 
 class LayerNorm(nnx.Module):
-    """`layer_norm` with its scale and, unless without, its bias, [size] each."""
+    """`layer_norm` with parameters scale and, if used, bias, [size] each."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-5, use_bias: bool = True):
         self.epsilon = epsilon
@@ -71,7 +71,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with its scale, [size]."""
+    """`rms_norm` with the parameter scale [size]."""
 
     def __init__(self, size: int, *, epsilon: float = 1e-6):
         self.epsilon = epsilon

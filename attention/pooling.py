@@ -1,8 +1,8 @@
-"""Pools: a sequence of states to one vector, with the weights that say where it came from.
+"""Pools: one vector of a sequence of states, and its weights.
 
-All take `valid` (bool [B, T], True = a real position) and give 0 for a sequence without any. All
-modules are called alike, `pooled, weights = pool(states, valid=..., dropout_key=None)`, so that a
-config picks one by name.
+All take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without valid
+positions. All modules have the signature `pooled, weights = pool(states, valid=...,
+dropout_key=None)`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """The mean of the valid states (the control of Yang et al. 2016).
+    """Computes the mean of the valid states (the control of Yang et al. 2016).
 
         s = Σ_t x_t / T, t over the T that are valid
 
@@ -30,12 +30,12 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
       valid: bool [B, T]; all if None.
 
     Returns:
-      [B, D], and the weights [B, 1, T]: equal shares.
+      [B, D], and the weights [B, 1, T].
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     weights = valid / count.astype(jnp.float32)
     recording.record(lambda: weights[:, None])
@@ -43,7 +43,7 @@ def mean_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
 
 
 def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
-    """The largest valid value of each channel (Collobert et al. 2011).
+    """Computes the largest valid value of each channel (Collobert et al. 2011).
 
         s_d = max_t x_td
 
@@ -52,19 +52,19 @@ def max_pool(states: Array, valid: Array | None = None) -> tuple[Array, Array]:
       valid: bool [B, T]; all if None.
 
     Returns:
-      [B, D], and the weights [B, 1, T]: the share of channels whose (first) maximum is at t.
+      [B, D], and the weights [B, 1, T]: the fraction of channels whose first maximum is at t.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     B, T, D = states.shape
     if not T:
         weights = jnp.zeros((B, 1, 0))
         recording.record(lambda: weights)
         return jnp.zeros((B, D), states.dtype), weights
     masked = jnp.where(valid[..., None], states, -jnp.inf)
-    # The gradient goes to one position, the first maximum, as the weights say.
+    # The gradient goes to the first maximum alone, in agreement with the weights.
     winner = jnp.argmax(masked, axis=1)
     pooled = jnp.take_along_axis(states, winner[:, None], axis=1)[:, 0]
     any_valid = jnp.any(valid, axis=1, keepdims=True)
@@ -81,7 +81,7 @@ def attention_pool(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The mean of the valid states weighted by the softmax of their scores (Yang et al. 2016).
+    """Computes the mean of states weighted by the softmax of their scores (Yang et al. 2016).
 
         s = Σ_t α_t x_t,   α = softmax_t(scores)
 
@@ -97,7 +97,7 @@ def attention_pool(
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     shapes.expect("scores", scores, "B T", {"B": states.shape[0], "T": states.shape[1]})
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = softmax(jnp.where(valid, wide, -jnp.inf))
@@ -107,7 +107,7 @@ def attention_pool(
 
 
 class MeanPool(nnx.Module):
-    """`mean_pool` with the common signature (the control of Yang et al. 2016), without weights.
+    """`mean_pool` as a module without parameters (the control of Yang et al. 2016).
 
         s = Σ_t x_t / T
 
@@ -122,13 +122,13 @@ class MeanPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
+        """Pools states [B, T, D] to [B, D], with weights [B, 1, T]; dropout_key has no effect."""
         expect_size(states, self.model_size)
         return mean_pool(states.astype(self.dtype), valid)
 
 
 class MaxPool(nnx.Module):
-    """`max_pool` with the common signature (Collobert et al. 2011), without weights.
+    """`max_pool` as a module without parameters (Collobert et al. 2011).
 
         s_d = max_t x_td
 
@@ -143,7 +143,7 @@ class MaxPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and weights [B, 1, T]; nothing is dropped."""
+        """Pools states [B, T, D] to [B, D], with weights [B, 1, T]; dropout_key has no effect."""
         expect_size(states, self.model_size)
         return max_pool(states.astype(self.dtype), valid)
 
@@ -157,8 +157,8 @@ class AttentionPool(nnx.Module):
     Args:
       model_size: D.
       hidden_size: A, the size of u; D if None.
-      dropout_rate: of α, active where a dropout_key is given.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of α, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: the rate is out of range.
@@ -182,7 +182,7 @@ class AttentionPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and α [B, 1, T]."""
+        """Pools states [B, T, D] to [B, D], with α [B, 1, T]."""
         expect_size(states, self.model_size)
         states = states.astype(self.dtype)
         scores = jnp.tanh(self.hidden(states)).astype(jnp.float32) @ self.context[...]
@@ -195,18 +195,18 @@ class MultiHeadPool(nnx.Module):
 
         s = concat_in(attend(seed_in, x W_k,n, x W_v,n)) W_o,   i = 1 ... queries
 
-    With one query this is PMA with one seed vector. Of several, each looks on its own, and W_o
-    makes one vector of what they saw.
+    With one query this is PMA with one seed vector. Several queries attend independently, and W_o
+    combines their results.
 
-    Weights: seed [I, N, H], key/kernel and value/kernel [D, N, H], biases [N, H], out/kernel
+    Parameters: seed [I, N, H], key/kernel and value/kernel [D, N, H], biases [N, H], out/kernel
     [N, I·H, D].
 
     Args:
       model_size: D.
       num_heads: N, divides D.
-      queries: I, how many learned queries look.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
-      dtype: of the computation; weights are float32.
+      queries: I, number of learned queries.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads does not divide model_size, queries is below 1, or the rate is out of
@@ -234,7 +234,7 @@ class MultiHeadPool(nnx.Module):
         self.seed = nnx.Param(jax.random.normal(rngs.params(), (queries, N, H)))
         self.key = Projection((model_size,), (N, H), dtype=dtype, rngs=rngs)
         self.value = Projection((model_size,), (N, H), dtype=dtype, rngs=rngs)
-        # Heads first, as in every `out`: that is the axis a mesh splits.
+        # Heads first, as in every `out`: a mesh shards that axis.
         self.out = Projection(
             (N, queries * H), (model_size,), use_bias=False, dtype=dtype, rngs=rngs
         )
@@ -242,19 +242,19 @@ class MultiHeadPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and weights [B, I·N, T], the N heads of the first query first.
+        """Pools states [B, T, D] to [B, D], with weights [B, I·N, T], heads of a query together.
 
-        There is no bias after the sum: no states give 0.
+        There is no output bias, so that a sequence without valid states gives 0.
         """
         expect_size(states, self.model_size)
-        valid = checked_valid(states, valid)
+        valid = validate_valid(states, valid)
         seed = self.seed[...].astype(self.dtype)
         B, T, _ = states.shape
         queries, N, H = seed.shape
         query = jnp.broadcast_to(seed, (B, *seed.shape))
         key, value = self.key(states), self.value(states)
         mask = masks.valid(key=valid)
-        with recording.muted():
+        with recording.suppressed():
             pooled = attend(
                 query,
                 key,
@@ -270,15 +270,15 @@ class MultiHeadPool(nnx.Module):
 
 
 def _weighted_sum(weights: Array, states: Array) -> Array:
-    """[B, T], [B, T, D] -> [B, D] in the states' dtype, summed in at least float32."""
+    """Returns Σ_t w x, [B, D] in the states' dtype, summed in at least float32."""
     sums = jnp.promote_types(states.dtype, jnp.float32)
     weights = weights.astype(states.dtype)
     total = jnp.einsum("BT,BTD->BD", weights, states, preferred_element_type=sums)
     return total.astype(states.dtype)
 
 
-def checked_valid(states: Array, valid: Array | None) -> Array:
-    """bool [B, T] of states [B, T, D]: which are real, all if None.
+def validate_valid(states: Array, valid: Array | None) -> Array:
+    """Returns bool [B, T] for states [B, T, D]; all are valid if None.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

@@ -1,4 +1,4 @@
-"""A linear map between groups of axes, with weights that keep the head axes by name."""
+"""A linear map between groups of axes that keeps the head axis of its kernel."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from attention import shapes
 class Projection(nnx.Module):
     """y = x·W + b from the last axes `inputs` to the axes `outputs`.
 
-    The kernel is kept as [*inputs, *outputs], so that a sharding rule can name its head axis; the
+    The kernel has shape [*inputs, *outputs], so that a sharding rule can name its head axis. The
     product is one matrix multiplication with sums in float32.
 
     Args:
       inputs, outputs: sizes of the axes contracted and made.
-      use_bias: whether there is a b, of shape `outputs`.
-      dtype: of the computation; weights are float32.
+      use_bias: whether to add b, of shape `outputs`.
+      dtype: of the computation; parameters are float32.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Projection(nnx.Module):
             raise ValueError(f"x: got shape {got}, expected [..., {expected}]")
         rows, sums = x.shape[:-axes], jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
-        # Of two axes, not three: for more, XLA copies an operand to compute the kernel's gradient.
+        # Two axes, not three: for more, XLA copies an operand to compute the kernel's gradient.
         flat = x.astype(self.dtype).reshape(-1, kernel.shape[0])
         y = jnp.matmul(flat, kernel, preferred_element_type=sums)
         if self.bias is not None:

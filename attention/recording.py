@@ -48,7 +48,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     """
     take = _RECORDER.get()
     if take is not None:
-        with muted():
+        with suppressed():
             take(Weights(compute, of_rows))
 
 
@@ -62,6 +62,6 @@ def recorder(take: Take | None) -> Iterator[None]:
         _RECORDER.reset(token)
 
 
-def muted() -> contextlib.AbstractContextManager[None]:
+def suppressed() -> contextlib.AbstractContextManager[None]:
     """For a mechanism made of others that records its own weights instead of theirs."""
     return recorder(None)

@@ -1,9 +1,9 @@
-"""Names of mechanisms -> the mechanisms: find, load and build them, and write the map.
+"""Registry of mechanisms: finds, loads and builds them by name, and writes attention/README.md.
 
-`attention.mechanisms` is the table, and says how each kind is built and called.
+`attention.mechanisms` has the table and the signatures of each kind.
 
     python -m attention.registry            # writes attention/README.md
-    python -m attention.registry --check    # exit status 1 where it is out of date
+    python -m attention.registry --check    # exit status 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ __all__ = ["CAPABILITIES", "KINDS", "TABLE", "Mechanism"]
 
 
 def mechanisms(kind: str | None = None) -> list[Mechanism]:
-    """All registry lines, or those of one kind, in registry order."""
+    """Returns all registry entries, or those of one kind, in the order of the table."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {list(KINDS)}")
-    return [line for line in TABLE if kind in (None, line.kind)]
+    return [entry for entry in TABLE if kind in (None, entry.kind)]
 
 
 def names(kind: str) -> list[str]:
-    """The names that a config may choose from."""
-    return [line.name for line in mechanisms(kind)]
+    """Returns the names of a kind."""
+    return [entry.name for entry in mechanisms(kind)]
 
 
 def find(kind: str, name: str) -> Mechanism:
-    """The registry line of a name, or of a spec that begins with it (see `parse`).
+    """Returns the registry entry of a name or spec (see `parse`).
 
     Raises:
-      ValueError: no such name; the nearest and all of the kind are listed.
+      ValueError: an unknown name; the message lists the nearest name and all of the kind.
     """
-    lines = {line.name: line for line in mechanisms(kind)}
-    return lines[parse(kind, name, lines)[0]]
+    entries = {entry.name: entry for entry in mechanisms(kind)}
+    return entries[parse(kind, name, entries)[0]]
 
 
 def load(kind: str, name: str) -> Any:
-    """The function or class behind a name: `find(kind, name).load()`."""
+    """Returns the function or class of a name: `find(kind, name).load()`."""
     return find(kind, name).load()
 
 
-# What `build` is given in order; the rest of a constructor's arguments are options.
+# Positional arguments of `build`; the other arguments of a constructor are options.
 _POSITIONAL = (
     *("model_size", "query_size", "memory_size", "component_size"),
     *("channels", "signal_channels", "lags", "horizon"),
@@ -57,7 +57,7 @@ _POSITIONAL = (
 
 
 def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
-    """The module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
+    """Builds the module of a spec: `load(kind, name)(*arguments, **fixed, **options)`.
 
     Raises:
       ValueError: an unknown name or option, or one that does not fit.
@@ -68,21 +68,20 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
     return target(*arguments, **fixed, **options)
 
 
-def expect_usable(
+def check_spec(
     argument: str, spec: str, use: Callable, *inputs: Any, others: Iterable[str] = ()
 ) -> None:
-    """Holds the options of a spec to what they are used for: `use` builds a module of it and calls
-    it, but no weight is drawn and nothing computed.
+    """Checks a spec by building and calling its module under `jax.eval_shape`, without parameters.
 
     Args:
-      argument: name of the argument that has the spec, for the message.
+      argument: name of the argument with the spec, for the message.
       spec: as for `build`.
-      use: a function of the inputs.
+      use: a function of the inputs that builds and calls the module.
       inputs: arrays, or `jax.ShapeDtypeStruct`s.
-      others: arguments that a message of `use` may begin with, besides this one.
+      others: other arguments that a message of `use` may begin with.
 
     Raises:
-      ValueError: what `use` raises, with argument and spec before it unless it names one already.
+      ValueError: the error of `use`, prefixed by argument and spec unless it names an argument.
     """
     from flax import nnx
 
@@ -97,16 +96,16 @@ def expect_usable(
 
 
 def parse(argument: str, spec: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
-    """Name and options of a spec such as "performer(features=64, kernel='relu')".
+    """Parses a spec such as "performer(features=64, kernel='relu')" into name and options.
 
     Args:
-      argument: what the caller calls it, for messages.
-      spec: a name, or a name with options in brackets: numbers, True, False, None and words, with
-        or without quotes.
-      known: the names that there are.
+      argument: name of the argument, for messages.
+      spec: a name, or a name with options in parentheses: numbers, True, False, None and words,
+        with or without quotes.
+      known: all names.
 
     Raises:
-      ValueError: it cannot be read, or the name is unknown (the nearest is named).
+      ValueError: the spec cannot be parsed, or the name is unknown.
     """
     names = list(known)
     name, options = spec, {}
@@ -133,11 +132,10 @@ def _literal(node: ast.expr) -> Any:
 def check_options(
     argument: str, spec: str, target: Any, options: Mapping[str, Any], taken: Iterable[str]
 ) -> None:
-    """Refuses options that `target` does not have, that its caller gives (`taken`), or of a type
-    that its signature does not name.
+    """Checks names and types of options against the signature of `target`.
 
     Raises:
-      ValueError: names the option, and what is expected.
+      ValueError: an option is unknown, is given by the caller (`taken`), or has another type.
     """
     taken = {*taken, "rngs", "self", "dtype", "dropout_rate"}
     hints = {name: hint for name, hint in _parameters(target).items() if name not in taken}
@@ -162,7 +160,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _parameters(target: type) -> dict[str, Any]:
-    """Names and types that a class can be built with; `**options` stands for those of its base."""
+    """Returns names and types of constructor arguments; `**options` are those of the base class."""
     found: dict[str, Any] = {}
     for kind in target.__mro__:
         if "__init__" in vars(kind):
@@ -177,41 +175,43 @@ def _parameters(target: type) -> dict[str, Any]:
 
 
 def readme() -> str:
-    """The text of attention/README.md."""
+    """Returns the text of attention/README.md."""
     parts = [
         "# attention: the map",
-        "Written by `python -m attention.registry` from `mechanisms.py`; edit that, not this. "
-        "`python -m attention` prints it to a terminal, `python -m attention NAME` one mechanism "
-        "with its docstring. [How to add one](../docs/ADDING_A_MECHANISM.md).",
-        "T queries, S keys, D model size, A hidden size of a score, W keys that a sparse pattern "
-        "shows a query; of a map P = Y·X positions, C channels, R of a bottleneck, F hidden ones, "
-        "K and S the sides of a convolution and a window; of a recommendation I candidates, S "
-        "neighbours or items that a user had; of a series L lags, F steps of the forecast. Time "
-        "and memory are those of one sequence, map, user or series; "
-        'what "can" names is what the contract suite tests.',
+        "Generated by `python -m attention.registry` from `mechanisms.py`; edit that file instead. "
+        "`python -m attention` prints the map, `python -m attention NAME` one mechanism with its "
+        "docstring. [How to add one](../docs/ADDING_A_MECHANISM.md).",
+        "T queries, S keys, D model size, A hidden size of a score, W keys of a query in a sparse "
+        "pattern; for maps P = Y·X positions, C channels, R channels of a bottleneck, F hidden "
+        "channels, K and S the sides of a convolution and a window; for recommendation I "
+        "candidates, S neighbors or items of a history; for series L lags, F steps of the "
+        "forecast. Time and memory are those of one sequence, map, user or series. The contract "
+        "suite tests exactly the listed capabilities.",
     ]
-    header = "| name | paper | equation | time | memory | can | file |\n" + "|---" * 7 + "|"
+    header = (
+        "| name | paper | equation | time | memory | capabilities | file |\n" + "|---" * 7 + "|"
+    )
     for kind, title in KINDS.items():
-        lines = mechanisms(kind)
-        if lines:
-            rows = [_row(line) for line in lines]
+        entries = mechanisms(kind)
+        if entries:
+            rows = [_row(entry) for entry in entries]
             parts += [f"## {title}", "\n".join([header, *rows])]
     words = "\n".join(f"- **{name}**: {meaning}" for name, meaning in CAPABILITIES.items())
-    return "\n\n".join([*parts, "## What the capabilities mean", words]) + "\n"
+    return "\n\n".join([*parts, "## Capabilities", words]) + "\n"
 
 
-def _row(line: Mechanism) -> str:
-    module = line.target.split(":")[0].removeprefix("attention.")
+def _row(entry: Mechanism) -> str:
+    module = entry.target.split(":")[0].removeprefix("attention.")
     file = module.replace(".", "/") + ".py"
-    can = ", ".join(name for name in CAPABILITIES if name in line.can)
-    cells = [f"`{line.name}`", line.paper, line.equation, line.time, line.memory, can]
+    can = ", ".join(name for name in CAPABILITIES if name in entry.capabilities)
+    cells = [f"`{entry.name}`", entry.paper, entry.equation, entry.time, entry.memory, can]
     # An absolute value must not end a cell.
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return "| " + " | ".join(escaped) + f" | [{file}]({file}) |"
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the README, or with --check says whether it is up to date."""
+    """Writes the README, or with --check returns 1 if it is out of date."""
     path = pathlib.Path(__file__).with_name("README.md")
     if arguments == ["--check"]:
         current = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,6 +1,6 @@
-"""Structured self-attention: several hops over a sequence, and the penalty that keeps them apart.
+"""Structured self-attention: several hops over a sequence, and a penalty on their overlap.
 
-Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". Called as the other pools are
+Lin et al. 2017, "A Structured Self-attentive Sentence Embedding". Called like the other pools
 (`attention.pooling`):
 
     pooled, weights = pool(states, valid=valid, dropout_key=key)
@@ -16,7 +16,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
-from attention.pooling import checked_valid, expect_size
+from attention.pooling import expect_size, validate_valid
 from attention.projection import Projection
 
 Array = jax.Array
@@ -30,13 +30,13 @@ def structured_pool(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """A mean of the valid states for each hop (Lin et al. 2017, equations 6 and 7).
+    """Computes a weighted mean of valid states for each hop (Lin et al. 2017, equations 6 and 7).
 
         A = softmax_t(scores),   M = A X
 
     Args:
       states: X, [B, T, D].
-      scores: [B, R, T], a row a hop.
+      scores: [B, R, T], one row for each hop.
       valid: bool [B, T]; all if None.
       dropout_rate, dropout_key: of A.
 
@@ -46,7 +46,7 @@ def structured_pool(
     Raises:
       ValueError: shapes, dtypes or the rate do not fit.
     """
-    valid = checked_valid(states, valid)
+    valid = validate_valid(states, valid)
     sizes = {"B": states.shape[0], "T": states.shape[1]}
     shapes.expect("scores", scores, "B R T", sizes)
     wide = scores.astype(accumulator(scores))
@@ -59,13 +59,13 @@ def structured_pool(
 
 
 def structured_penalty(weights: Array) -> Array:
-    """How far hops are from each looking at one position of its own (Lin et al. 2017, equation 8).
+    """Computes the penalty on overlapping or spread hops (Lin et al. 2017, equation 8).
 
         P = |A Aᵀ - I|²_F = Σ_ij ((A Aᵀ)_ij - [i = j])²
 
-    0 where every hop has all its weight on one position and no two on the same. To be added to a
-    loss with a small factor, 0.3 to 1 in the paper. A sequence without any position has P = R, with
-    no gradient.
+    It is 0 if each hop has all its weight on one position and no two on the same. It is added to a
+    loss with a factor of 0.3 to 1 in the paper. A sequence without valid positions has P = R and
+    gradient 0.
 
     Args:
       weights: A, [B, R, T], of `structured_pool` or of a pool with several heads.
@@ -89,18 +89,18 @@ class StructuredPool(nnx.Module):
 
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
 
-    A hop is a row of A, with a sum of the states of its own. The paper hands the R sums to a fully
-    connected layer; W_o makes one vector of them here, so that this pool fits where others do.
-    `structured_penalty` keeps the hops apart. There are no biases, as in the paper.
+    A hop is a row of A. The paper passes the R sums to a fully connected layer; here W_o combines
+    them to one vector, as for other pools. `structured_penalty` keeps the hops apart. There are no
+    biases, as in the paper.
 
-    Weights: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
+    Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 
     Args:
       model_size: D.
       hops: R.
       hidden_size: A; D if None.
-      dropout_rate: of A's entries, active where a dropout_key is given.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of the entries of A, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1, or the rate is out of range.
@@ -130,7 +130,7 @@ class StructuredPool(nnx.Module):
     def __call__(
         self, states: Array, *, valid: Array | None = None, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """[B, T, D] -> [B, D] and A, [B, R, T]."""
+        """Pools states [B, T, D] to [B, D], with A [B, R, T]."""
         expect_size(states, self.model_size)
         states = states.astype(self.dtype)
         scores = jnp.swapaxes(self.hops(jnp.tanh(self.hidden(states))), 1, 2)

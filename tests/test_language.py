@@ -16,6 +16,24 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Folders and files that follow the rules.
 CHECKED: tuple[str, ...] = (
+    "attention/__init__.py",
+    "attention/__main__.py",
+    "attention/cache.py",
+    "attention/collaborative",
+    "attention/image",
+    "attention/inspect.py",
+    "attention/lag.py",
+    "attention/mechanisms.py",
+    "attention/multi_head.py",
+    "attention/normalization.py",
+    "attention/pooling.py",
+    "attention/positions",
+    "attention/projection.py",
+    "attention/recurrent",
+    "attention/registry.py",
+    "attention/sequence",
+    "attention/structured_pooling.py",
+    "docs/ADDING_A_MECHANISM.md",
     "tasks/classification.py",
     "tasks/common/audio",
     "tasks/common/configs.py",
@@ -65,7 +83,9 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 # Names that users have typed or files have stored: registry names, config keys, data of others.
-ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
+ALLOWED = re.compile(
+    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)|^neighbours$"
+)
 SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 
 

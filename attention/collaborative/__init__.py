@@ -1,1 +1,1 @@
-"""Attention over neighbours: over users who are alike, and over the items that a user had."""
+"""Attention for collaborative filtering: over similar users, and over the items of a history."""

@@ -1,9 +1,9 @@
-"""Attentive collaborative filtering: which items speak for a user, and which parts of an item.
+"""Attentive collaborative filtering: attention over the items of a user and their components.
 
 Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
-Component-Level Attention". Two modules, each of use without the other:
+Component-Level Attention". Two modules that can also be used separately:
 
-    content = component_attention(user, components, valid=parts)        # what is in each item
+    content = component_attention(user, components, valid=parts)        # of each item
     profile = item_attention(user, items, auxiliary, content=content, valid=history)
     scores = profile_scores(user, profile, candidates)
 
@@ -27,7 +27,7 @@ Array = jax.Array
 def attend_components(
     logits: Array, components: Array, valid: Array | None = None
 ) -> tuple[Array, Array]:
-    """What a user sees in each item (Chen et al. 2017).
+    """Computes the content of each item by attention over its components (Chen et al. 2017).
 
         x̄_l = Σ_m β_lm x_lm,   β_l = softmax_m(b_l)
 
@@ -47,7 +47,7 @@ def attend_components(
     shapes.expect_floating("components", components)
     shapes.expect("components", components, "B S M C", sizes)
     shapes.expect("logits", logits, "B S M", sizes)
-    weights = _shares(logits, valid, "B S M", sizes)
+    weights = _masked_softmax(logits, valid, "B S M", sizes)
     sums = accumulator(components)
     content = jnp.einsum(
         "BSM,BSMC->BSC",
@@ -61,7 +61,7 @@ def attend_components(
 def attend_items(
     logits: Array, auxiliary: Array, valid: Array | None = None
 ) -> tuple[Array, Array]:
-    """What a user's items say of the user (Chen et al. 2017).
+    """Computes the profile of a user by attention over the items (Chen et al. 2017).
 
         s = Σ_l α_l p_l,   α = softmax_l(a)
 
@@ -80,7 +80,7 @@ def attend_items(
     shapes.expect_floating("auxiliary", auxiliary)
     shapes.expect("auxiliary", auxiliary, "B S D", sizes)
     shapes.expect("logits", logits, "B S", sizes)
-    weights = _shares(logits, valid, "B S", sizes)
+    weights = _masked_softmax(logits, valid, "B S", sizes)
     sums = accumulator(auxiliary)
     profile = jnp.einsum(
         "BS,BSD->BD", weights.astype(auxiliary.dtype), auxiliary, preferred_element_type=sums
@@ -91,7 +91,7 @@ def attend_items(
 def profile_scores(
     user: Array, profile: Array, candidates: Array, bias: Array | None = None
 ) -> Array:
-    """Scores of items for a user with a profile (Chen et al. 2017).
+    """Computes scores of items for a user with a profile (Chen et al. 2017).
 
         y_i = (u + s)ᵀ v_i + b_i
 
@@ -121,22 +121,22 @@ def profile_scores(
 
 
 class ItemAttention(nnx.Module):
-    """Which items of a history speak for the user (Chen et al. 2017).
+    """Item-level attention: a profile of the user from the items of a history (Chen et al. 2017).
 
         s = Σ_l α_l p_l,   α = softmax_l(w·relu(W_u u + W_v v_l + W_p p_l + W_x x̄_l + b))
 
-    v_l is the item's vector, the one by which it is scored itself; p_l, auxiliary, is the one by
-    which it stands for its user; x̄_l, its content, if there is any. The paper adds a number to the
-    logits, which softmax does not see: there is none here.
+    v_l is the vector by which the item is scored. p_l, auxiliary, is the vector by which it
+    represents its user. x̄_l is its content, if any. The paper adds a constant to the logits, which
+    has no effect on softmax and is omitted.
 
-    Weights: user/kernel [D, A] (W_u) with user/bias [A] (b), items/kernel and auxiliary/kernel
+    Parameters: user/kernel [D, A] (W_u) with user/bias [A] (b), items/kernel and auxiliary/kernel
     [D, A] (W_v, W_p), content/kernel [C, A] (W_x), score [A] (w).
 
     Args:
       model_size: D.
       content_size: C; no content if None.
       hidden_size: A; D if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1.
@@ -175,15 +175,15 @@ class ItemAttention(nnx.Module):
         valid: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """The profile of a user.
+        """Computes the profile of a user.
 
         Args:
           user: u, [B, D].
           items: v, [B, S, D].
           auxiliary: p, [B, S, D].
-          content: x̄, [B, S, C]; with `content_size`, and only then.
+          content: x̄, [B, S, C]; only with `content_size`.
           valid: bool [B, S]; all are real if None.
-          return_weights: also return α.
+          return_weights: whether to return α too.
 
         Returns:
           s, [B, D] in `dtype`, 0 for an empty history; or that and α [B, 1, 1, S].
@@ -213,18 +213,18 @@ class ItemAttention(nnx.Module):
 
 
 class ComponentAttention(nnx.Module):
-    """Which components of an item a user looks at (Chen et al. 2017).
+    """Component-level attention: the content of each item for a user (Chen et al. 2017).
 
         x̄_l = Σ_m β_lm x_lm,   β_l = softmax_m(w·relu(W_u u + W_x x_lm + b))
 
-    Weights: user/kernel [D, A] (W_u) with user/bias [A] (b), components/kernel [C, A] (W_x), score
-    [A] (w).
+    Parameters: user/kernel [D, A] (W_u) with user/bias [A] (b), components/kernel [C, A] (W_x),
+    score [A] (w).
 
     Args:
       model_size: D of the user's vector.
       component_size: C.
       hidden_size: A; D if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.
@@ -257,13 +257,13 @@ class ComponentAttention(nnx.Module):
         valid: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """The content of each item, as this user sees it.
+        """Computes the content of each item for a user.
 
         Args:
           user: u, [B, D].
           components: x, [B, S, M, C].
           valid: bool [B, S, M]; all are real if None.
-          return_weights: also return β.
+          return_weights: whether to return β too.
 
         Returns:
           x̄, [B, S, C] in `dtype`, 0 for an item without components; or that and β [B, 1, S, M].
@@ -284,12 +284,14 @@ class ComponentAttention(nnx.Module):
 
 
 def _logits(parts: list[Array], score: Array) -> Array:
-    """w·relu(Σ parts) over the last axis, in float32."""
+    """Returns w·relu(Σ parts) over the last axis, in float32."""
     return jax.nn.relu(sum(part.astype(jnp.float32) for part in parts)) @ score
 
 
-def _shares(logits: Array, valid: Array | None, letters: str, sizes: dict[str, int]) -> Array:
-    """Softmax over the last axis in at least float32, 0 where not valid."""
+def _masked_softmax(
+    logits: Array, valid: Array | None, letters: str, sizes: dict[str, int]
+) -> Array:
+    """Returns a softmax over the last axis in at least float32, 0 where not valid."""
     wide = logits.astype(accumulator(logits))
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="real")

@@ -1,13 +1,13 @@
-"""Scores of items by the items that a user had: NAIS, and FISM, which it weighs anew.
+"""Scores of items from the items of a history: NAIS, and FISM, its form without attention.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Kabbur et al.
-2013, "FISM: Factored Item Similarity Models". An item has two vectors, p where it is to be scored
-and q where it is part of a history:
+2013, "FISM: Factored Item Similarity Models". An item has two vectors: p as a candidate and q as
+part of a history:
 
     scores = nais(target[candidates], source[history], bias=b[candidates],
                   valid=without_target(candidates, history, valid))
 
-The history stands for the user: there is no vector of users, and one who comes new has scores.
+The history represents the user. There is no vector of users, so new users have scores too.
 
 B users, I candidates, S items of a history, D size of an item's vector, A hidden size of attention.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.valid import checked_valid
+from attention.collaborative.valid import validate_valid
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
 
@@ -27,20 +27,19 @@ Array = jax.Array
 
 
 def smoothed_softmax(logits: Array, beta: float) -> Array:
-    """Softmax with less of its denominator (He et al. 2018).
+    """Computes a softmax whose denominator has the exponent β (He et al. 2018).
 
         a_j = exp(f_j) / (Σ_j' exp(f_j'))^β
 
-    With β < 1 the weights do not sum to 1 but to (Σ exp f)^(1 - β): long histories, whose weights
-    would each be small, are punished less. Computed as softmax(f) · (Σ exp f)^(1 - β), so that no
-    exp(f) by itself can overflow.
+    With β < 1 the weights sum to (Σ exp f)^(1 - β) instead of 1, which penalizes long histories
+    less. Computed as softmax(f) · (Σ exp f)^(1 - β), so that no exp(f) alone can overflow.
 
     Args:
       logits: f, [..., S], -inf where masked.
       beta: β, in [0, 1]; 1 is softmax.
 
     Returns:
-      a, [..., S] in at least float32; 0, with finite gradients, where all is masked.
+      a, [..., S] in at least float32; 0, with finite gradients, if all are masked.
 
     Raises:
       ValueError: beta is out of range.
@@ -48,12 +47,12 @@ def smoothed_softmax(logits: Array, beta: float) -> Array:
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta: got {beta}, expected a number in [0, 1]")
     wide = logits.astype(accumulator(logits))
-    shares = softmax(wide)
+    weights = softmax(wide)
     if beta == 1.0:
-        return shares
+        return weights
     some = jnp.any(wide > -jnp.inf, axis=-1, keepdims=True)
     total = jax.nn.logsumexp(jnp.where(some, wide, 0.0), axis=-1, keepdims=True)
-    return shares * jnp.exp((1.0 - beta) * total)
+    return weights * jnp.exp((1.0 - beta) * total)
 
 
 def item_similarity(
@@ -62,14 +61,14 @@ def item_similarity(
     weights: Array,
     bias: Array | None = None,
 ) -> Array:
-    """Scores by the similarity to each item of the history (He et al. 2018).
+    """Computes scores from the similarity to each item of the history (He et al. 2018).
 
         y_i = b_i + Σ_j w_ij q_jᵀ p_i
 
     Args:
       candidates: p, [B, I, D].
       history: q, [B, S, D].
-      weights: w, [B, I, S], 0 where there is nothing.
+      weights: w, [B, I, S], 0 at padding.
       bias: b, [B, I]; 0 if None.
 
     Returns:
@@ -91,11 +90,11 @@ def item_similarity(
 
 
 def length_factor(valid: Array, alpha: float) -> Array:
-    """How the length of a history is evened out (Kabbur et al. 2013).
+    """Computes the normalization by the length of a history (Kabbur et al. 2013).
 
         c_i = n_i^(-α),   n_i = Σ_j v_ij
 
-    n counts what is summed: not a candidate that is left out of its own history.
+    n counts the summed items, without a candidate that is excluded from its own history.
 
     Args:
       valid: bool [B, 1 or I, S].
@@ -116,7 +115,7 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
 
 class _ItemSimilarity(nnx.Module):
-    """Base: scores = b + Σ_j w_ij q_j·p_i with the weights of `weigh`."""
+    """Base class: scores = b + Σ_j w_ij q_j·p_i with the weights of `weigh`."""
 
     def __init__(self, model_size: int, alpha: float, dtype: jnp.dtype):
         if not 0.0 <= alpha <= 1.0:
@@ -124,7 +123,13 @@ class _ItemSimilarity(nnx.Module):
         self.model_size, self.alpha, self.dtype = model_size, alpha, dtype
 
     def weigh(self, candidates: Array, history: Array, valid: Array) -> Array:
-        """[B, I, D], [B, S, D], bool [B, 1 or I, S] -> [B, 1 or I, S] before the length factor."""
+        """Computes weights [B, 1 or I, S] without the length factor.
+
+        Args:
+          candidates: [B, I, D].
+          history: [B, S, D].
+          valid: bool [B, 1 or I, S].
+        """
         raise NotImplementedError
 
     def __call__(
@@ -136,24 +141,24 @@ class _ItemSimilarity(nnx.Module):
         valid: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Scores candidates by a history.
+        """Computes scores of candidates from a history.
 
         Args:
           candidates: p, [B, I, D].
           history: q, [B, S, D].
           bias: of the candidates, [B, I]; 0 if None.
-          valid: bool [B, S], or [B, I, S] as `without_target` gives it; all are real if None.
-          return_weights: also return what multiplies the similarities.
+          valid: bool [B, S], or [B, I, S] of `without_target`; all are real if None.
+          return_weights: whether to return the weights of the similarities too.
 
         Returns:
-          [B, I] in `dtype`, the bias alone where the history is empty; or that and the weights
+          [B, I] in `dtype`, only the bias for an empty history; or that and the weights
           [B, 1, I, S] in float32.
 
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
         sizes = _expect_items(candidates, history, self.model_size)
-        seen = checked_valid(valid, sizes)
+        seen = validate_valid(valid, sizes)
         candidates, history = candidates.astype(self.dtype), history.astype(self.dtype)
         weights = length_factor(seen, self.alpha) * self.weigh(candidates, history, seen)
         weights = jnp.broadcast_to(weights, (sizes["B"], sizes["I"], sizes["S"]))
@@ -163,11 +168,11 @@ class _ItemSimilarity(nnx.Module):
 
 
 class FISM(_ItemSimilarity):
-    """All items of the history alike: the control of NAIS (Kabbur et al. 2013).
+    """Equal weights for all items of the history: the control of NAIS (Kabbur et al. 2013).
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 
-    Called as `NAIS` is; there is nothing to learn but the items' vectors, which the caller owns.
+    Called like `NAIS`. It has no parameters; the caller owns the items' vectors.
 
     Args:
       model_size: D.
@@ -189,7 +194,6 @@ class FISM(_ItemSimilarity):
         super().__init__(model_size, alpha, dtype)
 
     def weigh(self, candidates: Array, history: Array, valid: Array) -> Array:
-        """1 for what is real."""
         return valid.astype(jnp.float32)
 
 
@@ -198,22 +202,22 @@ class NAIS(_ItemSimilarity):
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) a_ij q_jᵀ p_i,   a_ij = exp(f_ij) / (Σ_j' exp(f_ij'))^β
 
-    with f_ij = hᵀ relu(W (p_i ∘ q_j) + b) ("prod") or hᵀ relu(W [p_i; q_j] + b) ("concat"). That
-    j ≠ i is the caller's to say, by `attention.collaborative.valid.without_target`.
+    with f_ij = hᵀ relu(W (p_i ∘ q_j) + b) ("prod") or hᵀ relu(W [p_i; q_j] + b) ("concat"). The
+    caller excludes j = i by `attention.collaborative.valid.without_target`.
 
-    Weights: hidden/kernel [D, A] or [2D, A], p's rows first, and hidden/bias [A]; score [A] (h),
-    which begins with ones, as the authors' does.
+    Parameters: hidden/kernel [D, A] or [2D, A], p's rows first, and hidden/bias [A]; score [A] (h),
+    initialized to ones as in the authors' code.
 
     Args:
       model_size: D.
-      form: "prod" or "concat", what attention looks at.
+      form: "prod" or "concat", the input of the attention.
       hidden_size: A; D if None.
       beta: β in [0, 1]; with 1 the weights sum to 1.
-      alpha: α, from 0 to 1; 0 in the paper, where the weights take care of length.
-      dtype: of the computation; weights are float32.
+      alpha: α, from 0 to 1; 0 in the paper, whose weights already depend on the length.
+      dtype: of the computation; parameters are float32.
 
     Raises:
-      ValueError: a word or a number is not one of those.
+      ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -241,16 +245,15 @@ class NAIS(_ItemSimilarity):
         self.score = nnx.Param(jnp.ones((A,)))
 
     def weigh(self, candidates: Array, history: Array, valid: Array) -> Array:
-        """a, [B, I, S] in float32."""
         hidden = jax.nn.relu(self._hidden(candidates, history)).astype(jnp.float32)
         logits = hidden @ self.score[...]
         return smoothed_softmax(jnp.where(valid, logits, -jnp.inf), self.beta)
 
     def _hidden(self, candidates: Array, history: Array) -> Array:
-        """[B, I, S, A]"""
+        """Returns the hidden layer before ReLU, [B, I, S, A]."""
         if self.form == "prod":
             return self.hidden(candidates[:, :, None] * history[:, None])
-        # W [p; q] = W_p p + W_q q: the product with W is of I + S vectors, not of I · S.
+        # W [p; q] = W_p p + W_q q: W is applied to I + S vectors, not to I · S.
         kernel, sums = self.hidden.kernel[...].astype(self.dtype), accumulator(history)
         ends = (candidates, kernel[: self.model_size]), (history, kernel[self.model_size :])
         p, q = (jnp.matmul(*pair, preferred_element_type=sums) for pair in ends)

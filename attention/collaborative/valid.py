@@ -1,6 +1,6 @@
-"""Which neighbours count: what all mechanisms of this folder do with `valid`.
+"""Checks of `valid`, the padding mask of the mechanisms in this folder.
 
-B users, S neighbours or items of a history, I candidates to be scored.
+B users, S neighbors or items of a history, I candidates to be scored.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from attention import shapes
 Array = jax.Array
 
 
-def checked_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
-    """bool [B, 1 or I, S] of one [B, S] or [B, I, S]; all count if None.
+def validate_valid(valid: Array | None, sizes: dict[str, int]) -> Array:
+    """Returns bool [B, 1 or I, S] for one [B, S] or [B, I, S]; all are valid if None.
 
     Raises:
       ValueError: shape or dtype do not fit.
     """
     if valid is None:
         return jnp.ones((sizes["B"], 1, sizes["S"]), bool)
-    shapes.expect_boolean("valid", valid, true_means="a real neighbour")
+    shapes.expect_boolean("valid", valid, true_means="a real neighbor")
     if jnp.ndim(valid) == 2:
         shapes.expect("valid", valid, "B S", sizes)
         return jnp.asarray(valid)[:, None]
@@ -35,16 +35,16 @@ def without_target(candidates: Array, history: Array, valid: Array | None = None
 
         v_ij = v_j and (i ≠ j),   so that the sums run over R \\ {i} = {j: v_ij}
 
-    A model that is trained on items of the history learns to find the item itself unless this is
-    done. Of candidates that are not in the history it changes nothing.
+    Without this, a model trained on items of the history learns to find the item itself. Candidates
+    that are not in the history are unaffected.
 
     Args:
       candidates: int [B, I], numbers of items.
       history: int [B, S], numbers of items.
-      valid: bool [B, S], which of the history are real; all if None.
+      valid: bool [B, S], real items of the history; all if None.
 
     Returns:
-      bool [B, I, S], to be given as `valid`.
+      bool [B, I, S], for the argument `valid`.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -55,4 +55,4 @@ def without_target(candidates: Array, history: Array, valid: Array | None = None
         shapes.expect(name, ids, letters, sizes)
     if valid is not None:
         shapes.expect("valid", valid, "B S", sizes)
-    return checked_valid(valid, sizes) & (candidates[:, :, None] != history[:, None])
+    return validate_valid(valid, sizes) & (candidates[:, :, None] != history[:, None])

@@ -1,4 +1,5 @@
-"""Attention U-Net: a coarser map says what passes of a finer one (Oktay et al. 2018)."""
+"""Attention gate of Attention U-Net: a coarse gating signal weights the features of a skip
+connection (Oktay et al. 2018)."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ Array = jax.Array
 
 
 def resize(x: Array, Y: int, X: int) -> Array:
-    """Bilinear interpolation between the middles of pixels (Oktay et al. 2018, section 2.2).
+    """Resizes a map by bilinear interpolation between pixel centers (Oktay et al. 2018).
 
-        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, held at the edges
+        y_i = (1 - a) x_j + a x_(j+1),   j + a = (i + 1/2) · from / to - 1/2, clipped at the edges
 
     Args:
       x: [B, Y', X', C].
-      Y, X: the sizes wanted.
+      Y, X: the new sizes.
 
     Returns:
       [B, Y, X, C] in at least float32.
@@ -43,23 +44,23 @@ def resize(x: Array, Y: int, X: int) -> Array:
 
 def additive_gate(
     x: Array,
-    signal: Array,
+    gating_signal: Array,
     x_kernel: Array,
     signal_kernel: Array,
     signal_bias: Array,
     score_kernel: Array,
     score_bias: Array,
 ) -> Array:
-    """The coefficients of the gate (Oktay et al. 2018, equations 1 and 2).
+    """Computes the coefficients of the gate (Oktay et al. 2018, equations 1 and 2).
 
         α = σ(relu(x W_x + g W_g + b_g)·ψ + b_ψ)
 
-    x W_x is a convolution whose stride is its size, as in the authors' code, so that the sum is
-    made on a coarse grid; g W_g is brought to that grid and α back to x's by `resize`.
+    x W_x is a convolution whose stride is its kernel size, as in the authors' code, so the sum is
+    on a coarse grid. `resize` brings g W_g to that grid and α back to the grid of x.
 
     Args:
       x: [B, Y, X, C].
-      signal: g, [B, Y', X', G], no finer than x.
+      gating_signal: g, [B, Y', X', G], no finer than x.
       x_kernel: W_x, [S, S, C, F].
       signal_kernel: W_g, [G, F].
       signal_bias: b_g, [F].
@@ -72,23 +73,25 @@ def additive_gate(
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
-    sizes = _expect_signal(x, signal, x.shape[-1], signal_kernel.shape[0])
+    sizes = _expect_signal(x, gating_signal, x.shape[-1], signal_kernel.shape[0])
     seen = convolve(x, x_kernel, stride=x_kernel.shape[0])
-    asked = signal.astype(accumulator(signal)) @ signal_kernel + signal_bias
+    asked = gating_signal.astype(accumulator(gating_signal)) @ signal_kernel + signal_bias
     hidden = jax.nn.relu(seen + resize(asked, *seen.shape[1:3]))
     scores = jax.nn.sigmoid(hidden @ score_kernel + score_bias)
     return resize(scores, sizes["Y"], sizes["X"])
 
 
-def _expect_signal(x: Array, signal: Array, channels: int, signal_channels: int) -> dict[str, int]:
+def _expect_signal(
+    x: Array, gating_signal: Array, channels: int, signal_channels: int
+) -> dict[str, int]:
     sizes = expect_map(x, channels)
-    shapes.expect_floating("signal", signal)
+    shapes.expect_floating("gating_signal", gating_signal)
     coarse = {"B": sizes["B"], "G": signal_channels}
-    shapes.expect("signal", signal, "B Y' X' G", coarse)
+    shapes.expect("gating_signal", gating_signal, "B Y' X' G", coarse)
     if not (0 < coarse["Y'"] <= sizes["Y"] and 0 < coarse["X'"] <= sizes["X"]):
-        got, most = shapes.show(signal.shape), f"{sizes['Y']} x {sizes['X']}"
+        got, most = shapes.show(gating_signal.shape), f"{sizes['Y']} x {sizes['X']}"
         raise ValueError(
-            f"signal: got shape {got}, expected 1 to {most} positions: no finer than x"
+            f"gating_signal: got shape {got}, expected 1 to {most} positions, no finer than x"
         )
     return sizes
 
@@ -100,10 +103,10 @@ class AttentionGate(nnx.Module):
 
     Args:
       channels: C of x.
-      signal_channels: G of the gating signal g, which comes from a coarser scale.
+      signal_channels: G of the gating signal g, from a coarser scale.
       hidden_size: F; half of C, at least 1, if None.
       stride: S, the side of the convolution W_x and its stride.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -129,20 +132,20 @@ class AttentionGate(nnx.Module):
     def __call__(
         self,
         x: Array,
-        signal: Array,
+        gating_signal: Array,
         *,
         valid: Array | None = None,
         training: bool = False,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Weighs a map.
+        """Applies the gate to a map.
 
         Args:
           x: [B, Y, X, C].
-          signal: [B, Y', X', G], no finer than x.
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the coefficients.
+          gating_signal: [B, Y', X', G], no finer than x.
+          valid: bool [B]; has no effect, as examples are independent.
+          training: has no effect.
+          return_weights: whether to return the coefficients too.
 
         Returns:
           [B, Y, X, C] in `dtype`, or that and α [B, Y, X, 1].
@@ -150,12 +153,12 @@ class AttentionGate(nnx.Module):
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        expect_valid(valid, _expect_signal(x, signal, self.channels, self.signal_channels))
-        x, signal = x.astype(self.dtype), signal.astype(self.dtype)
+        expect_valid(valid, _expect_signal(x, gating_signal, self.channels, self.signal_channels))
+        x, gating_signal = x.astype(self.dtype), gating_signal.astype(self.dtype)
         projections = [
             p[...] for part in (self.signal, self.score) for p in (part.kernel, part.bias)
         ]
-        gate = additive_gate(x, signal, self.kernel[...], *projections)
+        gate = additive_gate(x, gating_signal, self.kernel[...], *projections)
         recording.record(lambda: gate)
         y = (x * gate).astype(x.dtype)
         return (y, gate) if return_weights else y

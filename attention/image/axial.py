@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_map, expect_positive
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array
@@ -25,13 +25,13 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
     Args:
       x: [B, Y, X, C].
       axis: "row" or "column".
-      mix: [B', T, C] -> [B', T, C'], with B' sequences that do not see one another.
+      mix: [B', T, C] -> [B', T, C'], for B' independent sequences.
 
     Returns:
       [B, Y, X, C'].
 
     Raises:
-      ValueError: x is no map, or there is no such axis.
+      ValueError: x is no map, or the axis is unknown.
     """
     expect_map(x)
     if axis not in AXES:
@@ -43,9 +43,9 @@ def along(x: Array, axis: str, mix: Callable[[Array], Array]) -> Array:
 
 
 def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
-    """Weights along rows or columns as weights between all positions (Ho et al. 2019, section 3).
+    """Expands weights along rows or columns to all positions (Ho et al. 2019, section 3).
 
-        row: w'_(y,x)(y',x') = w_y,xx' where y = y', else 0;   column: likewise
+        row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0;   column: likewise
 
     Args:
       weights: of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
@@ -53,10 +53,10 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
       axis: "row" or "column".
 
     Returns:
-      w', [B, N, P, P] with P = Y·X, row by row.
+      w', [B, N, P, P] with P = Y·X.
 
     Raises:
-      ValueError: there is no such axis.
+      ValueError: the axis is unknown.
     """
     if axis not in AXES:
         raise ValueError(f"axis: got {axis!r}, expected 'row' or 'column'")
@@ -68,21 +68,22 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
     return jnp.einsum(order, weights, same).reshape(-1, N, Y * X, Y * X)
 
 
-class Axial(nnx.Module):
-    """Attention along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
+class Axial(MapAttention):
+    """Axial attention: along the rows, then along the columns (Ho et al. 2019, "Axial Attention in
     Multidimensional Transformers"; Wang et al. 2020, "Axial-DeepLab").
 
         h = x + rows(x),   y = h + columns(h)
 
-    with a `MultiHeadAttention` each: after both every position has seen all, in O(P·(Y + X)).
+    with one `MultiHeadAttention` each: after both, every position depends on all others, in
+    O(P·(Y + X)). The weights [B, 2N, P, P] hold N heads of the rows, then N of the columns.
 
     Args:
       channels: C.
       num_heads: N of each, divides C.
       positions: of each, "none" or a spec of `attention.positions.POSITIONS`, such as "shaw" (Wang
-        et al. 2020 have relative ones) or "rope".
+        et al. 2020 use relative positions) or "rope".
       residual: whether the two inputs are added as above.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -104,45 +105,21 @@ class Axial(nnx.Module):
         self.rows = MultiHeadAttention(channels, num_heads, **options)
         self.columns = MultiHeadAttention(channels, num_heads, **options)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Mixes a map.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, 2N, P, P] with P = Y·X, row by row:
-          N heads between positions of a row, then N between positions of a column.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
-        with recording.muted():
+    def _apply(self, x, *, valid, training):
+        Y, X = x.shape[1:3]
+        with recording.suppressed():
             h = self._passed(x, "row", self.rows)
             y = self._passed(h, "column", self.columns)
 
         def weights() -> Array:
             parts = [
-                between_positions(_weights(module, z, axis), sizes["Y"], sizes["X"], axis)
+                between_positions(_weights(module, z, axis), Y, X, axis)
                 for axis, module, z in (("row", self.rows, x), ("column", self.columns, h))
             ]
             return jnp.concatenate(parts, axis=1)
 
         recording.record(weights)
-        return (y, weights()) if return_weights else y
+        return y, weights
 
     def _passed(self, x: Array, axis: str, module: MultiHeadAttention) -> Array:
         mixed = along(x, axis, module)
@@ -150,7 +127,7 @@ class Axial(nnx.Module):
 
 
 def _weights(module: MultiHeadAttention, x: Array, axis: str) -> Array:
-    """[B', N, T, T] of all rows or columns; computed anew, for those who ask."""
+    """Recomputes the weights [B', N, T, T] of all rows or columns."""
     found = []
 
     def keep(lines: Array) -> Array:
@@ -158,6 +135,6 @@ def _weights(module: MultiHeadAttention, x: Array, axis: str) -> Array:
         found.append(weights)
         return mixed
 
-    with recording.muted():
+    with recording.suppressed():
         along(x, axis, keep)
     return found[0]

@@ -1,4 +1,4 @@
-"""Batch normalisation (Ioffe & Szegedy 2015), its running statistics in variables of their own."""
+"""Batch normalization with running statistics (Ioffe & Szegedy 2015)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Array = jax.Array
 
 
 def batch_moments(x: Array, valid: Array | None = None) -> tuple[Array, Array, Array]:
-    """Mean and variance of each channel over a batch (Ioffe & Szegedy 2015, algorithm 1).
+    """Computes mean and variance of each channel over a batch (Ioffe & Szegedy 2015, algorithm 1).
 
         μ_c = Σ_i x_ic / n,   σ²_c = Σ_i (x_ic - μ_c)² / n
 
-    where i goes over the n positions of all examples that count. On a mesh these are all examples
-    of the whole batch.
+    over the n positions i of all valid examples. On a mesh these are the examples of the global
+    batch.
 
     Args:
       x: [B, ..., C].
-      valid: bool [B], True = counts; all if None.
+      valid: bool [B], True = a real example; all if None.
 
     Returns:
-      μ [C] and σ² [C] in at least float32 (0 where nothing counts), and n [].
+      μ [C] and σ² [C] in at least float32 (0 without valid examples), and n [].
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -46,7 +46,7 @@ def batch_moments(x: Array, valid: Array | None = None) -> tuple[Array, Array, A
 def batch_norm(
     x: Array, mean: Array, variance: Array, scale: Array, bias: Array, *, epsilon: float = 1e-5
 ) -> Array:
-    """Centres and scales each channel (Ioffe & Szegedy 2015, algorithm 1).
+    """Normalizes each channel (Ioffe & Szegedy 2015, algorithm 1).
 
         y_c = (x_c - μ_c) / sqrt(σ²_c + ε) · scale_c + bias_c
 
@@ -71,15 +71,14 @@ class BatchNorm(nnx.Module):
 
         running = (1 - m) · running + m · batch,   the variance times n / (n - 1)
 
-    The running statistics are `nnx.BatchStat`s, no parameters: a training step has to keep what
-    they become. n positions that count in a step give the unbiased variance; a step in which none
-    does leaves them as they are.
+    The running statistics are `nnx.BatchStat`s, not parameters: a training step must store them. n
+    is the number of valid positions; without any the statistics do not change.
 
     Args:
       size: C.
-      momentum: m, the share of the newest batch.
+      momentum: m, the weight of the newest batch.
       epsilon: added to the variance.
-      zero: start with a scale of 0, so that what stands before has no say at first.
+      zero: whether the scale is initialized to 0, so that the branch has no effect at first.
 
     Raises:
       ValueError: the momentum is out of range.
@@ -89,7 +88,7 @@ class BatchNorm(nnx.Module):
         self, size: int, *, momentum: float = 0.1, epsilon: float = 1e-5, zero: bool = False
     ):
         if not 0.0 < momentum <= 1.0:
-            raise ValueError(f"momentum: got {momentum}, expected a share in (0, 1]")
+            raise ValueError(f"momentum: got {momentum}, expected a number in (0, 1]")
         self.momentum, self.epsilon = momentum, epsilon
         self.scale = nnx.Param(jnp.zeros((size,)) if zero else jnp.ones((size,)))
         self.bias = nnx.Param(jnp.zeros((size,)))
@@ -97,7 +96,7 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.ones((size,)))
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """x [B, ..., C] -> the same; valid bool [B] says which examples count."""
+        """Normalizes x [B, ..., C]; valid is bool [B], the examples of the batch statistics."""
         mean, variance = self.mean[...], self.variance[...]
         if training:
             mean, variance, n = batch_moments(x, valid)

@@ -1,4 +1,4 @@
-"""CBAM: a gate of the channels, then one of the places (Woo et al. 2018)."""
+"""CBAM: a channel gate, then a spatial gate (Woo et al. 2018)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def channel_gate(
     reduce_bias: Array | None = None,
     expand_bias: Array | None = None,
 ) -> Array:
-    """What the channels weigh by CBAM (Woo et al. 2018, equation 2).
+    """Computes the channel gate of CBAM (Woo et al. 2018, equation 2).
 
         g = σ(MLP(mean_yx x) + MLP(max_yx x)),   one MLP for both
 
@@ -53,12 +53,12 @@ def channel_gate(
 
 
 def spatial_descriptor(x: Array) -> Array:
-    """What CBAM sees of each place (Woo et al. 2018, section 3).
+    """Computes the input of the spatial gate of CBAM (Woo et al. 2018, section 3).
 
         d_yx = [max_c x_yxc; mean_c x_yxc]
 
     The maximum comes first, as in the authors' code; the paper's equation 3 and timm put the mean
-    first. For weights of theirs the kernel's two inputs have to be swapped.
+    first. To load their weights, swap the kernel's two inputs.
 
     Args:
       x: [B, Y, X, C].
@@ -75,7 +75,7 @@ def spatial_descriptor(x: Array) -> Array:
 
 
 class ChannelGate(MapGate):
-    """CBAM's gate of the channels alone (Woo et al. 2018, equation 2).
+    """The channel gate of CBAM alone (Woo et al. 2018, equation 2).
 
         y = x · σ(MLP(mean_yx x) + MLP(max_yx x)),   MLP(z) = relu(z W_1 + b_1) W_2 + b_2
 
@@ -83,7 +83,7 @@ class ChannelGate(MapGate):
       channels: C.
       reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
       use_bias: whether the MLP has biases.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -108,7 +108,7 @@ class ChannelGate(MapGate):
 
 
 class SpatialGate(MapGate):
-    """CBAM's gate of the places alone (Woo et al. 2018, equation 3).
+    """The spatial gate of CBAM alone (Woo et al. 2018, equation 3).
 
         y = x · σ(BN(conv([max_c x; mean_c x])))
 
@@ -118,9 +118,9 @@ class SpatialGate(MapGate):
     Args:
       channels: C.
       kernel_size: the convolution's side, odd.
-      momentum: share of the newest batch in the running statistics; the authors' 0.01 wants ten
-        thousands of steps.
-      dtype: of the map; gate and weights are float32.
+      momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
+        of thousands of steps.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: kernel_size is even or below 1, or the momentum is out of range.
@@ -158,7 +158,7 @@ class CBAM(MapGate):
       channels: C.
       reduction, use_bias: as for `ChannelGate`.
       kernel_size, momentum: as for `SpatialGate`.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: as for both.

@@ -1,4 +1,4 @@
-"""Gates of the channels from what the map holds on average: squeeze-and-excitation, and ECA."""
+"""Channel gates from the mean of a map: squeeze-and-excitation, and ECA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def excite(
     reduce_bias: Array | None = None,
     expand_bias: Array | None = None,
 ) -> Array:
-    """The bottleneck that turns pooled channels into logits (Hu et al. 2018, equation 3).
+    """Computes logits of channels from their means by a bottleneck (Hu et al. 2018, equation 3).
 
         s = relu(z W_1 + b_1) W_2 + b_2
 
@@ -55,7 +55,7 @@ def squeeze_excite(
     reduce_bias: Array | None = None,
     expand_bias: Array | None = None,
 ) -> Array:
-    """The gate of squeeze-and-excitation (Hu et al. 2018, equations 2 to 4).
+    """Computes the gate of squeeze-and-excitation (Hu et al. 2018, equations 2 to 4).
 
         g = σ(relu(z W_1 + b_1) W_2 + b_2),   z_c = Σ_yx x_yxc / (Y X)
 
@@ -64,7 +64,7 @@ def squeeze_excite(
       reduce_kernel, expand_kernel, reduce_bias, expand_bias: as for `excite`.
 
     Returns:
-      g, [B, 1, 1, C] in at least float32; the map times g is the result.
+      g, [B, 1, 1, C] in at least float32; multiplies the map.
 
     Raises:
       ValueError: shapes do not fit.
@@ -73,8 +73,8 @@ def squeeze_excite(
     return jax.nn.sigmoid(logits)[:, None, None]
 
 
-def neighbouring_channels(x: Array, kernel: Array) -> Array:
-    """The gate of ECA: each channel looks at its neighbours (Wang et al. 2020, equation 6).
+def neighboring_channels(x: Array, kernel: Array) -> Array:
+    """Computes the gate of ECA from neighboring channels (Wang et al. 2020, equation 6).
 
         g_c = σ(Σ_j k_j z_(c + j - ⌊K/2⌋)),   z_c = Σ_yx x_yxc / (Y X), 0 beyond the ends
 
@@ -83,7 +83,7 @@ def neighbouring_channels(x: Array, kernel: Array) -> Array:
       kernel: k, [K], K odd.
 
     Returns:
-      g, [B, 1, 1, C] in at least float32; the map times g is the result.
+      g, [B, 1, 1, C] in at least float32; multiplies the map.
 
     Raises:
       ValueError: shapes do not fit, or K is even.
@@ -98,12 +98,12 @@ def neighbouring_channels(x: Array, kernel: Array) -> Array:
     return jax.nn.sigmoid(near @ kernel)[:, None, None]
 
 
-def neighbourhood(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
-    """How many channels ECA looks at (Wang et al. 2020, equation 12).
+def adaptive_kernel_size(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int:
+    """Computes the kernel size of ECA for a number of channels (Wang et al. 2020, equation 12).
 
         K = |(log₂ C + b) / γ|_odd,
 
-    cut to an integer and, if that is even, one more, as the authors' code has it.
+    truncated to an integer, plus one if that is even, as in the authors' code.
 
     Args:
       channels: C.
@@ -121,14 +121,14 @@ def neighbourhood(channels: int, gamma: float = 2.0, offset: float = 1.0) -> int
 
 
 class SqueezeExcite(MapGate):
-    """Squeeze-and-excitation (Hu et al. 2018): the channels weigh one another.
+    """Squeeze-and-excitation (Hu et al. 2018): a channel gate by a bottleneck.
 
         y = x · σ(relu(z W_1 + b_1) W_2 + b_2),   z = mean_yx x
 
     Args:
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -152,14 +152,14 @@ class SqueezeExcite(MapGate):
 
 
 class EfficientChannel(MapGate):
-    """ECA (Wang et al. 2020, "ECA-Net"): a few weights that slide along the channels.
+    """ECA (Wang et al. 2020, "ECA-Net"): a channel gate by a convolution along the channels.
 
         y = x · σ(conv(z)),   z = mean_yx x
 
     Args:
       channels: C.
-      kernel_size: K, odd; if None what `neighbourhood` gives for C.
-      dtype: of the map; gate and weights are float32.
+      kernel_size: K, odd; `adaptive_kernel_size(C)` if None.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: kernel_size is even or below 1.
@@ -174,16 +174,16 @@ class EfficientChannel(MapGate):
         rngs: nnx.Rngs,
     ):
         super().__init__(channels, dtype=dtype)
-        K = neighbourhood(channels) if kernel_size is None else kernel_size
+        K = adaptive_kernel_size(channels) if kernel_size is None else kernel_size
         if K < 1 or K % 2 == 0:
             raise ValueError(f"kernel_size: got {K}, expected an odd number of at least 1")
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (K,), minval=-1) * K**-0.5)
 
     def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
-        return neighbouring_channels(x, self.kernel[...])
+        return neighboring_channels(x, self.kernel[...])
 
 
 def weights_of(reduce: Projection, expand: Projection) -> tuple[Array | None, ...]:
-    """The arrays of a bottleneck in the order in which `excite` takes them."""
+    """Returns the parameters of a bottleneck in the order of the arguments of `excite`."""
     kernels = reduce.kernel[...], expand.kernel[...]
     return *kernels, *(None if p.bias is None else p.bias[...] for p in (reduce, expand))

@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def coordinate_pools(x: Array) -> Array:
-    """The mean of each row, then of each column (Hou et al. 2021, equations 4 and 5).
+    """Computes the mean of each row, then of each column (Hou et al. 2021, equations 4 and 5).
 
         z^h_yc = Σ_x x_yxc / X,   z^w_xc = Σ_y x_yxc / Y
 
@@ -34,7 +34,7 @@ def coordinate_pools(x: Array) -> Array:
 
 
 def coordinate_gate(rows: Array, columns: Array) -> Array:
-    """The gate of each position from those of its row and column (Hou et al. 2021, equation 8).
+    """Computes the gate of each position from its row and column (Hou et al. 2021, equation 8).
 
         g_yxc = σ(r_yc) · σ(s_xc)
 
@@ -43,7 +43,7 @@ def coordinate_gate(rows: Array, columns: Array) -> Array:
       columns: s, [B, X, C].
 
     Returns:
-      g, [B, Y, X, C]; the map times g is the result.
+      g, [B, Y, X, C]; multiplies the map.
 
     Raises:
       TypeError: B or C differ.
@@ -52,8 +52,7 @@ def coordinate_gate(rows: Array, columns: Array) -> Array:
 
 
 class Coordinate(MapGate):
-    """Coordinate attention (Hou et al. 2021): where a channel matters, row by row and column by
-    column.
+    """Coordinate attention (Hou et al. 2021): a gate of rows and one of columns for each channel.
 
         y_yxc = x_yxc · σ(f^h_y W_h + b_h)_c · σ(f^w_x W_w + b_w)_c
         [f^h; f^w] = hswish(BN([mean_x x; mean_y x] W + b)),   hswish(a) = a · relu6(a + 3) / 6
@@ -61,8 +60,8 @@ class Coordinate(MapGate):
     Args:
       channels: C.
       reduction: r; f has max(⌊C / r⌋, least) channels.
-      least: the authors' 8.
-      dtype: of the map; gate and weights are float32.
+      least: smallest number of channels of f.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.

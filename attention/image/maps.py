@@ -1,10 +1,12 @@
-"""What attention over feature maps shares: sums over a map, convolution, and the module of a gate.
+"""Functions and base classes shared by attention over feature maps.
 
-B batch, Y X height and width, C channels, P = Y·X positions, row by row. What is computed of
-pooled vectors and of gates is in at least float32; a map keeps its dtype.
+B batch, Y X height and width, C channels, P = Y·X positions in row-major order. Pooled vectors and
+gates are computed in at least float32; a map keeps its dtype.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ Array = jax.Array
 
 
 def global_average(x: Array) -> Array:
-    """The mean of each channel over all positions (Lin et al. 2014, "Network In Network").
+    """Computes the mean of each channel over all positions (Lin et al. 2014, "Network In Network").
 
         z_c = Σ_yx x_yxc / (Y X)
 
@@ -36,33 +38,33 @@ def global_average(x: Array) -> Array:
 
 
 def maximum(x: Array, axis: int) -> Array:
-    """The largest entry along an axis, whose first place has all the gradient (Woo et al. 2018).
+    """Computes the maximum along an axis; its first index gets the gradient (Woo et al. 2018).
 
         y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
 
-    The gradient of `jnp.max` goes to where x equals the maximum; a compiler that computes x once
-    more for that comparison, rounded otherwise, finds another place or none.
+    The gradient of `jnp.max` goes to entries equal to the maximum. A compiler that recomputes x for
+    that comparison with other rounding finds another entry or none.
 
     Args:
       x: [..., I, ...].
-      axis: which is I.
+      axis: index of the axis I.
 
     Returns:
       y, [..., ...] in at least float32, without that axis.
 
     Raises:
-      ValueError: the axis is empty or not there.
+      ValueError: the axis is empty or missing.
     """
-    place = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis=axis), axis)
-    return jnp.take_along_axis(x, place, axis=axis).squeeze(axis).astype(accumulator(x))
+    index = jnp.expand_dims(jnp.argmax(jax.lax.stop_gradient(x), axis=axis), axis)
+    return jnp.take_along_axis(x, index, axis=axis).squeeze(axis).astype(accumulator(x))
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Cross-correlation with zeros around, as networks have it (LeCun et al. 1989).
+    """Computes a convolution with zero padding, as in neural networks (LeCun et al. 1989).
 
         y_ijo = Σ_uvc k_uvco · x_(i·s + u - a)(j·s + v - b)c
 
-    where the kernel's middle stands on x_ij for stride 1; the result has ceil(Y / s) rows.
+    For stride 1 the kernel is centered on x_ij; the result has ceil(Y / s) rows.
 
     Args:
       x: [B, Y, X, C].
@@ -84,14 +86,14 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def reduced(channels: int, reduction: int, least: int = 1) -> int:
-    """How many channels a bottleneck has (Hu et al. 2018, section 3.2).
+    """Computes the number of channels of a bottleneck (Hu et al. 2018, section 3.2).
 
         R = max(⌊C / r⌋, least)
 
     Args:
       channels: C.
       reduction: r.
-      least: 1, so that a reduction by more than there is leaves one.
+      least: smallest result.
 
     Returns:
       R.
@@ -104,14 +106,14 @@ def reduced(channels: int, reduction: int, least: int = 1) -> int:
 
 
 def expect_positive(**numbers: int) -> None:
-    """Holds named numbers to at least 1."""
+    """Raises ValueError for the first number below 1."""
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name}: got {number}, expected at least 1")
 
 
 def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
-    """Holds x to [B, Y, X, C] with at least one position; gives the sizes by letter."""
+    """Checks that x is [B, Y, X, C] with at least one position; returns the sizes by letter."""
     sizes = {} if channels is None else {"C": channels}
     shapes.expect_floating("x", x)
     shapes.expect("x", x, "B Y X C", sizes)
@@ -121,33 +123,34 @@ def expect_map(x: Array, channels: int | None = None) -> dict[str, int]:
 
 
 def expect_valid(valid: Array | None, sizes: dict[str, int]) -> None:
-    """Holds `valid` to bool [B]."""
+    """Raises ValueError unless `valid` is None or bool [B]."""
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="a real example")
         shapes.expect("valid", valid, "B", sizes)
 
 
 def kernel_init(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """A convolution's kernel [height, width, C, O], drawn for ReLU (He et al. 2015)."""
+    """Initializes a kernel [height, width, C, O] for ReLU (He et al. 2015)."""
     height, width, inputs, _ = shape
     deviation = (2.0 / (height * width * inputs)) ** 0.5
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
 
 
-class MapGate(nnx.Module):
-    """Base of those that multiply a map by a gate of it: y = x · gate(x).
+class MapAttention(nnx.Module):
+    """Base class of attention over feature maps.
 
-    Args:
-      channels: C.
-      dtype: of the map; gates and weights are float32.
+    A subclass sets `channels` and `dtype`, gives `_apply`, and records its weights.
     """
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
-        expect_positive(channels=channels)
-        self.channels, self.dtype = channels, dtype
+    def _apply(
+        self, x: Array, *, valid: Array | None, training: bool
+    ) -> tuple[Array, Callable[[], Array]]:
+        """Returns the new map [B, Y, X, C] and a function of the weights.
 
-    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
-        """x [B, Y, X, C] -> [B, Y or 1, X or 1, C or 1] in at least float32."""
+        Args:
+          x: [B, Y, X, C] in `dtype`, checked.
+          valid, training: as for `__call__`.
+        """
         raise NotImplementedError
 
     def __call__(
@@ -158,25 +161,44 @@ class MapGate(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Weighs a map.
+        """Applies the attention to a map.
 
         Args:
           x: [B, Y, X, C].
-          valid: bool [B], the examples that count in batch statistics, if there are any; all if
-            None.
-          training: whether to normalise by the batch, and to take its statistics along.
-          return_weights: also return the gate.
+          valid: bool [B], the examples that count in batch statistics; all if None. Without batch
+            statistics it has no effect.
+          training: whether to normalize by the batch and update the running statistics.
+          return_weights: whether to return the weights too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and the gate by which x was multiplied.
+          [B, Y, X, C] in `dtype`, or that and the weights: of a gate the factors of x,
+          [B, Y or 1, X or 1, C or 1]; else [B, N, P, P].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
         """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
+        expect_valid(valid, expect_map(x, self.channels))
+        y, weights = self._apply(x.astype(self.dtype), valid=valid, training=training)
+        return (y, weights()) if return_weights else y
+
+
+class MapGate(MapAttention):
+    """Base class of attention that multiplies a map by a gate: y = x · gate(x).
+
+    Args:
+      channels: C.
+      dtype: of the map; gates and parameters are float32.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):
+        expect_positive(channels=channels)
+        self.channels, self.dtype = channels, dtype
+
+    def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
+        """Computes the gate of x, [B, Y or 1, X or 1, C or 1] in at least float32."""
+        raise NotImplementedError
+
+    def _apply(self, x, *, valid, training):
         gate = self.gate(x, valid=valid, training=training)
         recording.record(lambda: gate)
-        y = (x * gate).astype(x.dtype)
-        return (y, gate) if return_weights else y
+        return (x * gate).astype(x.dtype), lambda: gate

@@ -1,6 +1,8 @@
-"""The non-local block: every position looks at every other (Wang et al. 2018)."""
+"""The non-local block: attention between all positions of a map (Wang et al. 2018)."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax import nnx
 from attention import recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.image.batch_norm import BatchNorm
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_positive
 from attention.numerics import accumulator
 from attention.projection import Projection
 
@@ -21,12 +23,12 @@ SIMILARITIES = ("embedded_gaussian", "dot_product")
 def non_local(
     query: Array, key: Array, value: Array, *, similarity: str = "embedded_gaussian"
 ) -> Array:
-    """A sum over all positions (Wang et al. 2018, equations 1, 4 and 5).
+    """Computes a weighted sum over all positions (Wang et al. 2018, equations 1, 4 and 5).
 
         y_p = Σ_q f(p, q) v_q
         embedded_gaussian: f = softmax_q(q_p·k_q),   dot_product: f = q_p·k_q / P
 
-    There is no 1 / sqrt(H), as in the paper. The dot product is summed keys first: O(P·H²).
+    There is no 1 / sqrt(H), as in the paper. The dot product sums over keys first: O(P·H²).
 
     Args:
       query: θ(x), [B, P, N, H].
@@ -38,7 +40,7 @@ def non_local(
       y, [B, P, N, V] in the query's dtype.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or there is no such similarity.
+      ValueError: shapes or dtypes do not fit, or the similarity is unknown.
     """
     _expect_similarity(similarity)
     if similarity == "embedded_gaussian":
@@ -46,14 +48,14 @@ def non_local(
     shapes.expect_attention(query, key, value)
     recording.record(lambda: non_local_weights(query, key, similarity=similarity))
     sums = accumulator(query)
-    # Divided at once: a sum over a large map would lose bits of a narrow dtype.
+    # Divided first: a sum over a large map would lose bits of a narrow dtype.
     kept = jnp.einsum("BPNH,BPNV->BNHV", key, value, preferred_element_type=sums) / key.shape[1]
     y = jnp.einsum("BPNH,BNHV->BPNV", query.astype(sums), kept)
     return y.astype(query.dtype)
 
 
 def non_local_weights(query: Array, key: Array, *, similarity: str = "embedded_gaussian") -> Array:
-    """The weights of `non_local` (Wang et al. 2018, equations 4 and 5).
+    """Computes the weights of `non_local` (Wang et al. 2018, equations 4 and 5).
 
         embedded_gaussian: f = softmax_q(q_p·k_q),   dot_product: f = q_p·k_q / P
 
@@ -61,10 +63,10 @@ def non_local_weights(query: Array, key: Array, *, similarity: str = "embedded_g
       query, key, similarity: as for `non_local`.
 
     Returns:
-      f, [B, N, P, P] in at least float32; by the dot product they may be below 0.
+      f, [B, N, P, P] in at least float32; may be negative with the dot product.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or there is no such similarity.
+      ValueError: shapes or dtypes do not fit, or the similarity is unknown.
     """
     _expect_similarity(similarity)
     if similarity == "embedded_gaussian":
@@ -80,24 +82,24 @@ def _expect_similarity(similarity: str) -> None:
         raise ValueError(f"similarity: got {similarity!r}, expected {expected}")
 
 
-class NonLocal(nnx.Module):
+class NonLocal(MapAttention):
     """The non-local block (Wang et al. 2018, "Non-local Neural Networks", equation 6).
 
         y = x + BN(non_local(x W_θ, x W_φ, x W_g) W_z)
 
-    The batch norm's scale (W_z where there is none) is 0 at the start, so that the block can stand
-    in a trained network without a change. More than one head is an addition.
+    The batch norm's scale (W_z without a norm) is initialized to 0, so that the block can be added
+    to a trained network without changing it. The paper has one head.
 
     Args:
       channels: C.
       num_heads: N.
-      head_size: H; if None half the channels are shared by the heads, at least one each.
+      head_size: H; if None the heads divide half of the channels, at least one each.
       similarity: "embedded_gaussian" or "dot_product".
-      norm: whether there is the batch norm.
-      dtype: of the computation; weights are float32.
+      norm: whether to use batch norm.
+      dtype: of the computation; parameters are float32.
 
     Raises:
-      ValueError: a number is below 1, or there is no such similarity.
+      ValueError: a number is below 1, or the similarity is unknown.
     """
 
     def __init__(
@@ -125,36 +127,14 @@ class NonLocal(nnx.Module):
         if not norm:
             self.out.kernel[...] = jnp.zeros_like(self.out.kernel[...])
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Adds to each position what it takes of all.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B], the examples that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, N, P, P] with P = Y·X, row by row.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        sizes = expect_map(x, self.channels)
-        expect_valid(valid, sizes)
-        x = x.astype(self.dtype)
-        flat = x.reshape(sizes["B"], sizes["Y"] * sizes["X"], self.channels)
+    def _apply(self, x, *, valid, training):
+        B, Y, X, _ = x.shape
+        flat = x.reshape(B, Y * X, self.channels)
         query, key = self.query(flat), self.key(flat)
         options = {"similarity": self.similarity}
         added = self.out(non_local(query, key, self.value(flat), **options))
         if self.norm is not None:
             added = self.norm(added, valid=valid, training=training)
-        y = x + added.reshape(x.shape)
-        return (y, non_local_weights(query, key, **options)) if return_weights else y
+        return x + added.reshape(x.shape), functools.partial(
+            non_local_weights, query, key, **options
+        )

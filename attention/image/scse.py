@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def spatial_squeeze_excite(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """The gate of the places, sSE (Roy et al. 2018, section 2.2).
+    """Computes the spatial gate, sSE (Roy et al. 2018, section 2.2).
 
         g_yx = σ(Σ_c w_c x_yxc + b)
 
@@ -36,10 +36,10 @@ def spatial_squeeze_excite(x: Array, kernel: Array, bias: Array | None = None) -
 
 
 def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array:
-    """One gate of two that work side by side, scSE (Roy et al. 2018, section 2.3; maximum: Roy et
-    al. 2019).
+    """Combines a channel gate and a spatial gate, scSE (Roy et al. 2018, section 2.3; maximum: Roy
+    et al. 2019).
 
-        add: g = g_c + g_s,   max: g = the one of both that gives the larger x · g
+        add: g = g_c + g_s,   max: g = the one of the two with the larger x · g
 
     Args:
       x: [B, Y, X, C].
@@ -48,7 +48,7 @@ def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array
       join: "add" or "max".
 
     Returns:
-      g, [B, Y, X, C]; the map times g is the result.
+      g, [B, Y, X, C]; multiplies the map.
 
     Raises:
       ValueError: join is neither.
@@ -61,7 +61,7 @@ def joined(x: Array, channel: Array, spatial: Array, join: str = "add") -> Array
 
 
 class ChannelAndSpatial(MapGate):
-    """scSE (Roy et al. 2018): squeeze-and-excitation and a gate of the places, side by side.
+    """scSE (Roy et al. 2018): squeeze-and-excitation and a spatial gate in parallel.
 
         y = x · σ(relu(z W_1 + b_1) W_2 + b_2) + x · σ(x w + b),   z = mean_yx x
 
@@ -69,7 +69,7 @@ class ChannelAndSpatial(MapGate):
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
       join: "add" as above, or "max" of both terms.
-      dtype: of the map; gate and weights are float32.
+      dtype: of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1, or join is neither.

@@ -1,10 +1,12 @@
 """Attention in windows, shifted against the grid (Liu et al. 2021, "Swin Transformer").
 
-W windows of S·S positions each; other letters as everywhere. A map whose sides S does not divide
-is padded below and to the right; what is padded is seen by nobody.
+W windows of S·S positions each; other letters as everywhere. A map whose sides are not multiples of
+S is padded at the bottom and on the right; padding is hidden.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +15,20 @@ from flax import nnx
 
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
-from attention.image.maps import expect_map, expect_positive, expect_valid
+from attention.image.maps import MapAttention, expect_positive
 from attention.projection import Projection
 
 Array = jax.Array
 
 
-def window_places(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions are in which window (Liu et al. 2021, section 3.2, figure 4).
+def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the positions of each window (Liu et al. 2021, section 3.2, figure 4).
 
         window (i, j) has the rows (i·S + shift + a) mod Y', a < S, of Y' = ⌈Y / S⌉·S, and columns
-        likewise = what stands there after the map has been rolled up and to the left by the shift
+        likewise = the positions there after rolling the map up and to the left by the shift
 
-    What the roll brings in from the other side is a region of its own. A side of one window is not
-    shifted: there is no neighbour to be reached.
+    Positions that the roll wraps around form a region of their own. A side of one window is not
+    shifted, as it has no neighboring window.
 
     Args:
       Y, X: the map's sizes.
@@ -34,8 +36,8 @@ def window_places(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray
       shift: in [0, S).
 
     Returns:
-      int [W, S·S] positions y·X + x, Y·X where there is padding; and int [W, S·S] regions: who is
-      in the same window sees whom it shares the region with. The padding's is -1.
+      int [W, S·S] positions y·X + x, Y·X at padding; and int [W, S·S] regions, -1 at padding:
+      positions of a window attend to those of the same region.
 
     Raises:
       ValueError: a size is below 1, or the shift is out of range.
@@ -50,18 +52,18 @@ def window_places(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarray
         sides.append((moved % padded, moved >= padded))
     (rows, wrapped_rows), (columns, wrapped_columns) = sides
     inside = (rows[:, None] < Y) & (columns < X)
-    places = np.where(inside, rows[:, None] * X + columns, Y * X)
+    indices = np.where(inside, rows[:, None] * X + columns, Y * X)
     regions = np.where(inside, 2 * wrapped_rows[:, None] + wrapped_columns, -1)
 
     def cut(grid: np.ndarray) -> np.ndarray:
         cut = grid.reshape(len(rows) // size, size, len(columns) // size, size)
         return cut.transpose(0, 2, 1, 3).reshape(-1, size * size)
 
-    return cut(places), cut(regions)
+    return cut(indices), cut(regions)
 
 
 def relative_bias(table: Array, size: int) -> Array:
-    """The bias of each pair in a window (Liu et al. 2021, equation 4).
+    """Computes the bias of each pair in a window (Liu et al. 2021, equation 4).
 
         b_n,(y,x)(y',x') = table_(y - y' + S - 1)(x - x' + S - 1)n
 
@@ -91,16 +93,16 @@ def window_attention(
     shift: int = 0,
     bias: Array | None = None,
 ) -> Array:
-    """Each position attends over its window (Liu et al. 2021, section 3.2).
+    """Computes attention within windows (Liu et al. 2021, section 3.2).
 
         o_p = Σ_q softmax_q(q_p·k_q / sqrt(H) + b_pq) v_q,   q in the window and region of p
 
-    Weights that are recorded are those of `window_weights`.
+    The recorded weights are those of `window_weights`.
 
     Args:
       query, key: [B, Y, X, N, H].
       value: [B, Y, X, N, V].
-      size, shift: of the windows, as for `window_places`.
+      size, shift: of the windows, as for `window_indices`.
       bias: b, [1, N, S·S, S·S]; none if None.
 
     Returns:
@@ -110,23 +112,23 @@ def window_attention(
       ValueError: shapes, dtypes or values do not fit.
     """
     B, Y, X = _expect_heads(query, key, value)
-    places, regions = window_places(Y, X, size, shift)
+    indices, regions = window_indices(Y, X, size, shift)
     mask = _within(regions, B)
-    arrays = [_gather(array, places) for array in (query, key, value)]
-    with recording.muted():
+    arrays = [_gather(array, indices) for array in (query, key, value)]
+    with recording.suppressed():
         attended = attend(*arrays, mask=mask, bias=bias)
     options = {"size": size, "shift": shift, "bias": bias}
     recording.record(lambda: window_weights(query, key, **options))
-    # Each position stands in one window: the place there, by position.
-    order = np.argsort(places.ravel(), kind="stable")[: Y * X]
-    flat = attended.reshape(B, places.size, *attended.shape[2:])
+    # Each position is in exactly one window; this is its index there.
+    order = np.argsort(indices.ravel(), kind="stable")[: Y * X]
+    flat = attended.reshape(B, indices.size, *attended.shape[2:])
     return flat[:, order].reshape(B, Y, X, *attended.shape[2:])
 
 
 def window_weights(
     query: Array, key: Array, *, size: int, shift: int = 0, bias: Array | None = None
 ) -> Array:
-    """The weights of `window_attention`, between all positions (Liu et al. 2021, section 3.2).
+    """Computes the weights of `window_attention` between all positions (Liu et al. 2021).
 
         w_pq = softmax_q(q_p·k_q / sqrt(H) + b_pq) in a window's region, else 0
 
@@ -134,20 +136,20 @@ def window_weights(
       query, key, size, shift, bias: as for `window_attention`.
 
     Returns:
-      w, [B, N, P, P] with P = Y·X, row by row, in at least float32.
+      w, [B, N, P, P] with P = Y·X, in at least float32.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
     """
     B, Y, X = _expect_heads(query, key)
-    places, regions = window_places(Y, X, size, shift)
-    arrays = [_gather(array, places) for array in (query, key)]
+    indices, regions = window_indices(Y, X, size, shift)
+    arrays = [_gather(array, indices) for array in (query, key)]
     weights = attention_weights(*arrays, mask=_within(regions, B), bias=bias)
-    W, N, P = len(places), query.shape[3], Y * X
+    W, N, P = len(indices), query.shape[3], Y * X
     weights = weights.reshape(B, W, N, size**2, size**2).swapaxes(1, 2)
-    # Padding goes to a row and a column of its own, which are left out.
+    # Padding goes to a row and a column of its own, which are removed.
     dense = jnp.zeros((B, N, P + 1, P + 1), weights.dtype)
-    return dense.at[:, :, places[:, :, None], places[:, None]].set(weights)[:, :, :P, :P]
+    return dense.at[:, :, indices[:, :, None], indices[:, None]].set(weights)[:, :, :P, :P]
 
 
 def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
@@ -159,40 +161,39 @@ def _expect_heads(*arrays: Array) -> tuple[int, int, int]:
     return sizes["B"], sizes["Y"], sizes["X"]
 
 
-def _gather(x: Array, places: np.ndarray) -> Array:
-    """[B, Y, X, N, H] -> [B·W, S·S, N, H], 0 at padding."""
+def _gather(x: Array, indices: np.ndarray) -> Array:
+    """Gathers windows [B·W, S·S, N, H] of [B, Y, X, N, H], 0 at padding."""
     B, Y, X, *heads = x.shape
     flat = x.reshape(B, Y * X, *heads)
-    if (places == Y * X).any():
+    if (indices == Y * X).any():
         flat = jnp.pad(flat, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    return flat[:, places].reshape(-1, places.shape[1], *heads)
+    return flat[:, indices].reshape(-1, indices.shape[1], *heads)
 
 
 def _within(regions: np.ndarray, B: int) -> masks.Mask | None:
-    """Who sees whom; None where that is the whole window for all."""
+    """Returns the mask of regions; None if each window is one region."""
     if (regions == regions[:, :1]).all():
         return None
     ids = jnp.tile(jnp.asarray(regions, jnp.int32), (B, 1))
     return masks.segments(ids, ids)
 
 
-class ShiftedWindow(nnx.Module):
+class ShiftedWindow(MapAttention):
     """Multi-head attention in shifted windows (Liu et al. 2021, "Swin Transformer", equations 3
     and 4).
 
         y = x + concat_n(softmax_q(q_p·k_q / sqrt(H) + b_pq) v) W_o,   q in the window of p
 
-    with learned biases b by relative position. The norm before and the feed-forward layer after
-    are the caller's. Unlike in the authors' code, what is padded is seen by nobody.
+    with learned biases b by relative position. The caller adds the norm before and the feed-forward
+    layer after. Unlike in the authors' code, padding is hidden.
 
     Args:
       channels: C.
       num_heads: N, divides C.
       window: S, the side of a window.
-      shift: of the windows against the grid; S // 2 if None, and 0 for none. A Swin stage has
-        both in turn.
+      shift: of the windows against the grid; S // 2 if None. A Swin stage alternates 0 and S // 2.
       residual: whether x is added.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -225,33 +226,10 @@ class ShiftedWindow(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), (side, side, num_heads))
         self.bias_table = nnx.Param(table)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Mixes a map.
-
-        Args:
-          x: [B, Y, X, C].
-          valid: bool [B]; examples do not see one another, so it changes nothing.
-          training: changes nothing.
-          return_weights: also return the weights.
-
-        Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights [B, N, P, P] with P = Y·X, row by row.
-
-        Raises:
-          ValueError: shapes or dtypes do not fit.
-        """
-        expect_valid(valid, expect_map(x, self.channels))
-        x = x.astype(self.dtype)
+    def _apply(self, x, *, valid, training):
         query, key, value = self.query(x), self.key(x), self.value(x)
         bias = relative_bias(self.bias_table[...], self.window)
         options = {"size": self.window, "shift": self.shift, "bias": bias}
         y = self.out(window_attention(query, key, value, **options))
         y = x + y if self.residual else y
-        return (y, window_weights(query, key, **options)) if return_weights else y
+        return y, functools.partial(window_weights, query, key, **options)

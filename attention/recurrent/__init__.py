@@ -1,1 +1,1 @@
-"""Attention for recurrent networks: alignments of a decoder with what an encoder left."""
+"""Attention for recurrent networks: alignments of a decoder with the states of an encoder."""

@@ -1,7 +1,7 @@
-"""Additive alignments: a small network with one hidden layer says how well query and state fit.
+"""Additive alignments: the score is a network with one hidden layer.
 
 Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning to Align and Translate", and
-the score "concat" of Luong et al. 2015. How they are called: `attention.recurrent.memory`.
+the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has the signatures.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Alignment, Memory, context
 
 Array = jax.Array
 
 
 def additive_scores(query: Array, keys: Array, vector: Array) -> Array:
-    """How well each key fits the query (Bahdanau et al. 2015, appendix A.1.2).
+    """Computes additive scores of keys for a query (Bahdanau et al. 2015, appendix A.1.2).
 
         e_s = v · tanh(q + k_s)
 
     Args:
-      query: q, [B, A], what a matrix made of the decoder's state.
-      keys: k, [B, S, A], what a matrix made of the encoder's states, of the same dtype.
+      query: q, [B, A], a projection of the decoder's state.
+      keys: k, [B, S, A], projections of the encoder's states, of the same dtype.
       vector: v, [A].
 
     Returns:
@@ -47,17 +47,17 @@ def additive_scores(query: Array, keys: Array, vector: Array) -> Array:
 
 
 def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, Array]:
-    """One step of additive alignment (Bahdanau et al. 2015, equations 5 and 6).
+    """Computes a step of additive alignment (Bahdanau et al. 2015, equations 5 and 6).
 
         a = softmax_s(v · tanh(q + k_s)),   c = Σ_s a_s h_s
 
     Args:
       query: q, [B, A].
-      memory: keys k [B, S, A], values h [B, S, D] and which of them are real.
+      memory: keys k [B, S, A], values h [B, S, D] and valid positions.
       vector: v, [A].
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -68,109 +68,102 @@ def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, A
     return context(weights, memory.values), weights
 
 
-class AdditiveAlignment(Stateless, nnx.Module):
+class _ScoredByNetwork(Alignment):
+    """Base class of the two additive alignments: `additive_step` of projections.
+
+    A subclass gives `_project`, which builds the projections, and `_query`.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int,
+        *,
+        hidden_size: int | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
+        A = validate_hidden_size(hidden_size, memory_size)
+        self._project(A, dtype=dtype, rngs=rngs)
+        self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        return additive_step(self._query(query), memory, self.score[...])
+
+
+class AdditiveAlignment(_ScoredByNetwork):
     """The alignment of Bahdanau et al. 2015. U h_s + b is computed once, in `prepare`.
 
         a = softmax_s(v · tanh(W q + U h_s + b)),   c = Σ_s a_s h_s
 
-    Weights: query/kernel [Q, A] (W), key/kernel [D, A] (U), key/bias [A], score [A] (v).
+    Parameters: query/kernel [Q, A] (W), key/kernel [D, A] (U), key/bias [A], score [A] (v).
 
     Args:
       query_size: Q of the decoder's state. In the paper it is the state before the step that the
         context enters; the caller decides.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        hidden_size: int | None = None,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        A = checked_hidden_size(hidden_size, memory_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
-        self.query = Projection((query_size,), (A,), use_bias=False, dtype=dtype, rngs=rngs)
-        self.key = Projection((memory_size,), (A,), dtype=dtype, rngs=rngs)
-        self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+    def _project(self, A: int, **options: Any) -> None:
+        self.query = Projection((self.query_size,), (A,), use_bias=False, **options)
+        self.key = Projection((self.memory_size,), (A,), **options)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(self.key(states), states, valid)
+    def _query(self, query: Array) -> Array:
+        return self.query(query)
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
-        return *additive_step(self.query(query), memory, self.score[...]), state
+    def _keys(self, states: Array) -> Array:
+        return self.key(states)
 
 
-class ConcatAlignment(Stateless, nnx.Module):
+class ConcatAlignment(_ScoredByNetwork):
     """The score "concat" of Luong et al. 2015: one matrix over query and state together.
 
         a = softmax_s(v · tanh(W [q; h_s])),   c = Σ_s a_s h_s
 
     As W [q; h] = W_1 q + W_2 h, the functions are those of `AdditiveAlignment` without its bias,
-    and W_2 h_s is computed once here too, in `prepare`. What differs is that W is drawn as one
-    matrix with Q + D inputs, that its columns are in one kernel, and, in the papers, who asks: here
-    the decoder's state after its step, there the state before.
+    and W_2 h_s is computed once too, in `prepare`. Here W is one kernel, initialized as a matrix
+    with Q + D inputs. In the papers the query differs: here it is the decoder's state after its
+    step, there the state before.
 
-    Weights: hidden/kernel [Q + D, A] (W), score [A] (v).
+    Parameters: hidden/kernel [Q + D, A] (W), score [A] (v).
 
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        hidden_size: int | None = None,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        A = checked_hidden_size(hidden_size, memory_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
-        inputs = (query_size + memory_size,)
-        self.hidden = Projection(inputs, (A,), use_bias=False, dtype=dtype, rngs=rngs)
-        self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
+    def _project(self, A: int, **options: Any) -> None:
+        inputs = (self.query_size + self.memory_size,)
+        self.hidden = Projection(inputs, (A,), use_bias=False, **options)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(self._product(states, slice(self.query_size, None)), states, valid)
+    def _query(self, query: Array) -> Array:
+        return self._product(query, slice(self.query_size))
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
-        query = self._product(query, slice(self.query_size))
-        return *additive_step(query, memory, self.score[...]), state
+    def _keys(self, states: Array) -> Array:
+        return self._product(states, slice(self.query_size, None))
 
     def _product(self, x: Array, rows: slice) -> Array:
-        """x times some rows of the kernel."""
+        """Returns x times some rows of the kernel."""
         kernel = self.hidden.kernel[...][rows].astype(self.dtype)
         return jnp.matmul(x, kernel, preferred_element_type=accumulator(x)).astype(self.dtype)
 
 
-def checked_hidden_size(hidden_size: int | None, memory_size: int) -> int:
-    """A of an additive score: what was given, or D.
+def validate_hidden_size(hidden_size: int | None, memory_size: int) -> int:
+    """Returns A of an additive score: hidden_size, or D if None.
 
     Raises:
-      ValueError: it is below 1.
+      ValueError: hidden_size is below 1.
     """
     if hidden_size is not None and hidden_size < 1:
         raise ValueError(f"hidden_size: got {hidden_size}, expected at least 1, or None")

@@ -1,12 +1,10 @@
-"""Multiplicative alignments of a recurrent decoder, and the control without any.
+"""Multiplicative alignments of a recurrent decoder, and the control without alignment.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.1. How they are called: `attention.recurrent.memory`.
+3.1. `attention.recurrent.memory` has the signatures.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +13,13 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Alignment, Memory, context
 
 Array = jax.Array
 
 
 def dot_scores(query: Array, keys: Array) -> Array:
-    """How well each key fits the query: the score "dot" (Luong et al. 2015, equation 8).
+    """Computes the score "dot" of keys for a query (Luong et al. 2015, equation 8).
 
         e_s = q · k_s
 
@@ -42,16 +40,16 @@ def dot_scores(query: Array, keys: Array) -> Array:
 
 
 def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
-    """One step of dot-product alignment (Luong et al. 2015, equations 7 and 8).
+    """Computes a step of dot-product alignment (Luong et al. 2015, equations 7 and 8).
 
         a = softmax_s(q · k_s),   c = Σ_s a_s h_s
 
     Args:
       query: [B, Q], the decoder's state.
-      memory: keys k [B, S, Q], values h [B, S, D] and which of them are real.
+      memory: keys k [B, S, Q], values h [B, S, D] and valid positions.
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: the query does not fit the keys.
@@ -62,24 +60,20 @@ def dot_step(query: Array, memory: Memory) -> tuple[Array, Array]:
 
 
 def expect_equal_sizes(query_size: int, memory_size: int) -> None:
-    """A product of query and states needs equal sizes.
-
-    Raises:
-      ValueError: they differ.
-    """
+    """Raises ValueError unless the sizes are equal."""
     if query_size != memory_size:
         expected = f"memory_size={memory_size}, or the score 'general'"
         raise ValueError(f"query_size: got {query_size}, expected {expected}")
 
 
-class DotAlignment(Stateless, nnx.Module):
-    """The score "dot" of Luong et al. 2015. It has no weights of its own.
+class DotAlignment(Alignment):
+    """The score "dot" of Luong et al. 2015, without parameters.
 
         a = softmax_s(q · h_s),   c = Σ_s a_s h_s
 
     Args:
       query_size: Q of the decoder's state.
-      memory_size: D of the encoder's states, the same.
+      memory_size: D of the encoder's states, equal to Q.
       dtype: of the computation.
 
     Raises:
@@ -95,20 +89,13 @@ class DotAlignment(Stateless, nnx.Module):
         rngs: nnx.Rngs,
     ):
         expect_equal_sizes(query_size, memory_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states, states, valid)
-
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
-        return *dot_step(query, memory), state
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        return dot_step(query, memory)
 
 
-class GeneralAlignment(Stateless, nnx.Module):
+class GeneralAlignment(Alignment):
     """The score "general" of Luong et al. 2015. W h_s is computed once, in `prepare`.
 
         a = softmax_s(qᵀ W h_s),   c = Σ_s a_s h_s
@@ -116,7 +103,7 @@ class GeneralAlignment(Stateless, nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
     """
 
     def __init__(
@@ -127,50 +114,29 @@ class GeneralAlignment(Stateless, nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         self.key = Projection((memory_size,), (query_size,), use_bias=False, dtype=dtype, rngs=rngs)
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(self.key(states), states, valid)
+    def _keys(self, states: Array) -> Array:
+        return self.key(states)
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
-        return *dot_step(query, memory), state
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        return dot_step(query, memory)
 
 
-class NoAlignment(Stateless, nnx.Module):
-    """The control: every step gets one fixed vector, the last valid state (Sutskever et al. 2014).
+class NoAlignment(Alignment):
+    """The control: the last valid state is the context of every step (Sutskever et al. 2014).
 
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 
     Args:
-      query_size: of the decoder's state, which is not looked at.
+      query_size: of the decoder's state, which has no effect.
       memory_size: D of the encoder's states.
       dtype: of the computation.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
-
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states, states, valid)
-
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] (not looked at) -> context [B, D], weights [B, S], state."""
-        checked_query(query, memory, self.query_size, self.dtype)
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         following = jnp.cumsum(memory.valid[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]
         weights = (memory.valid & (following == 1)).astype(jnp.float32)
         recording.record(lambda: weights)
-        return context(weights, memory.values), weights, state
+        return context(weights, memory.values), weights

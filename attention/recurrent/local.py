@@ -1,7 +1,7 @@
-"""Local alignment: the decoder predicts where to look, and sees a window about that place.
+"""Local alignment: the decoder predicts a position and attends to a window around it.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", section
-3.2, "local-p". How it is called: `attention.recurrent.memory`.
+3.2, "local-p". `attention.recurrent.memory` has the signatures.
 """
 
 from __future__ import annotations
@@ -16,68 +16,67 @@ from attention import recording, shapes
 from attention.numerics import softmax
 from attention.projection import Projection
 from attention.recurrent.dot_product import dot_scores, expect_equal_sizes
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states, context
+from attention.recurrent.memory import Alignment, Memory, context, validate_query
 
 Array = jax.Array
 
 
-def local_step(query: Array, memory: Memory, centre: Array, *, window: int) -> tuple[Array, Array]:
-    """One step of local alignment about a place (Luong et al. 2015, equation 10).
+def local_step(query: Array, memory: Memory, center: Array, *, window: int) -> tuple[Array, Array]:
+    """Computes a step of alignment in a window around a position (Luong et al. 2015, equation 10).
 
         a_s = softmax_s(q · k_s) · exp(-(s - p)² / 2σ²),   σ = D / 2,   c = Σ_s a_s h_s
 
-    where both softmax and a are over |s - p| <= D alone. The Gaussian comes after the softmax, as
-    in the paper: the weights sum to less than 1.
+    with softmax and a over |s - p| <= D only. The Gaussian comes after the softmax, as in the
+    paper, so the weights sum to less than 1.
 
-    Positions s = 0, 1, ... count what is real: padding, wherever it is, shifts nothing.
+    Positions s = 0, 1, ... count valid states only, so padding does not shift them.
 
     Args:
       query: q, [B, Q].
-      memory: keys k [B, S, Q], values h [B, S, D] and which of them are real.
-      centre: p, [B], a real number. It has a gradient through the Gaussian.
+      memory: keys k [B, S, Q], values h [B, S, D] and valid positions.
+      center: p, float [B], with a gradient through the Gaussian.
       window: D, at least 1.
 
     Returns:
-      The context c [B, D] and the weights a [B, S], float32. Both are 0 where the memory is empty.
+      The context c [B, D] and the weights a [B, S], float32. Both are 0 for an empty memory.
 
     Raises:
       ValueError: shapes, dtypes or the window do not fit.
     """
     scores = dot_scores(query, memory.keys)
-    shapes.expect("centre", centre, "B", {"B": scores.shape[0]})
+    shapes.expect("center", center, "B", {"B": scores.shape[0]})
     expect_window(window)
     positions = jnp.cumsum(memory.valid, axis=1) - 1
-    distance = positions.astype(scores.dtype) - centre.astype(scores.dtype)[:, None]
+    distance = positions.astype(scores.dtype) - center.astype(scores.dtype)[:, None]
     seen = memory.valid & (jnp.abs(distance) <= window)
-    shares = softmax(jnp.where(seen, scores, -jnp.inf))
-    weights = shares * jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
+    weights = softmax(jnp.where(seen, scores, -jnp.inf))
+    weights = weights * jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
     recording.record(lambda: weights)
     return context(weights, memory.values), weights
 
 
-class LocalAlignment(Stateless, nnx.Module):
+class LocalAlignment(Alignment):
     """Local alignment with a predicted position, "local-p" of Luong et al. 2015.
 
         p = S · sigmoid(v · tanh(W_p q))
         a_s = softmax_s(score(q, h_s)) · exp(-(s - p)² / 2σ²),   |s - p| <= D,   σ = D / 2
 
-    S is the number of real states of each example, and s = 0 ... S - 1 counts them. The score is
-    Luong's "general", qᵀ W h_s, or "dot". Rows sum to less than 1: the Gaussian comes after the
+    S is the number of valid states of each example, and s = 0 ... S - 1 counts them. The score is
+    Luong's "general", qᵀ W h_s, or "dot". Rows sum to less than 1, as the Gaussian comes after the
     softmax.
 
-    Weights: position/kernel [Q, Q] (W_p), position_score [Q] (v) and, of "general", key/kernel
+    Parameters: position/kernel [Q, Q] (W_p), position_score [Q] (v) and, of "general", key/kernel
     [D_h, Q].
 
     Args:
       query_size: Q of the decoder's state.
       memory_size: D_h of the encoder's states.
-      window: D above, the states seen on each side; the paper's is 10.
+      window: D, states on each side; 10 in the paper.
       score: "general" or "dot".
-      dtype: of the computation; weights are float32, and so is the position.
+      dtype: of the computation; parameters and position are float32.
 
     Raises:
-      ValueError: the window is below 1, the score is unknown, or "dot" is to compare different
-        sizes.
+      ValueError: the window is below 1, the score is unknown, or the sizes differ with "dot".
     """
 
     def __init__(
@@ -96,9 +95,9 @@ class LocalAlignment(Stateless, nnx.Module):
         if score == "dot":
             expect_equal_sizes(query_size, memory_size)
         Q = query_size
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         self.window = window
-        # A rounded place may lie on the other side of a window's edge: not in bfloat16.
+        # Rounded to bfloat16, the position could cross the edge of a window.
         wide = jnp.promote_types(dtype, jnp.float32)
         self.position = Projection((Q,), (Q,), use_bias=False, dtype=wide, rngs=rngs)
         self.position_score = nnx.Param(jax.random.normal(rngs.params(), (Q,)) * Q**-0.5)
@@ -108,29 +107,23 @@ class LocalAlignment(Stateless, nnx.Module):
             else Projection((memory_size,), (Q,), use_bias=False, dtype=dtype, rngs=rngs)
         )
 
-    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D_h] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
-        return Memory(states if self.key is None else self.key(states), states, valid)
+    def _keys(self, states: Array) -> Array:
+        return states if self.key is None else self.key(states)
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D_h], weights [B, S], state."""
-        centre = self.predict(query, memory)
+        """Computes context [B, D_h], weights [B, S] and state for the decoder's state [B, Q]."""
+        center = self.predict(query, memory)
         query = query.astype(self.dtype)
-        return *local_step(query, memory, centre, window=self.window), state
+        return *local_step(query, memory, center, window=self.window), state
 
     def predict(self, query: Array, memory: Memory) -> Array:
-        """query [B, Q] -> the place to look at: p, [B], between 0 and the number of real states."""
-        query = checked_query(query, memory, self.query_size, self.position.dtype)
-        share = jax.nn.sigmoid(jnp.tanh(self.position(query)) @ self.position_score[...])
-        return jnp.sum(memory.valid, axis=1) * share
+        """Computes the position p [B] for a query [B, Q], from 0 to the number of valid states."""
+        query = validate_query(query, memory, self.query_size, self.position.dtype)
+        fraction = jax.nn.sigmoid(jnp.tanh(self.position(query)) @ self.position_score[...])
+        return jnp.sum(memory.valid, axis=1) * fraction
 
 
 def expect_window(window: int) -> None:
-    """A window holds at least the nearest state on each side.
-
-    Raises:
-      ValueError: it is below 1.
-    """
+    """Raises ValueError for a window below 1."""
     if window < 1:
         raise ValueError(f"window: got {window}, expected at least 1")

@@ -1,7 +1,7 @@
-"""Location-aware alignment: the decoder sees where it has looked before.
+"""Location-aware alignment: scores depend on the weights of earlier steps.
 
-Chorowski et al. 2015, "Attention-Based Models for Speech Recognition". How it is called:
-`attention.recurrent.memory`.
+Chorowski et al. 2015, "Attention-Based Models for Speech Recognition". `attention.recurrent.memory`
+has the signatures.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from flax import nnx
 from attention import recording, shapes
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
-from attention.recurrent.additive import additive_scores, checked_hidden_size
-from attention.recurrent.memory import checked_query, checked_states, context
+from attention.recurrent.additive import additive_scores, validate_hidden_size
+from attention.recurrent.memory import context, validate_query, validate_states
 
 Array = jax.Array
 
 
 class LocationMemory(NamedTuple):
-    """Encoder states with the real ones first, so that neighbours are neighbours whatever the
-    padding.
+    """Encoder states with the valid ones first, so that padding does not separate neighbors.
 
     Attributes:
-      keys: [B, S, A], the part of the score that does not change.
+      keys: [B, S, A], the constant term of the score.
       values: [B, S, D].
       valid: bool [B, S], True first.
-      places: int [B, S], where each position of the caller's order lies.
+      places: int [B, S], index here of each position in the caller's order.
     """
 
     keys: Array
@@ -39,11 +38,11 @@ class LocationMemory(NamedTuple):
 
 
 class LocationState(NamedTuple):
-    """Where the decoder has looked, real positions first.
+    """Weights of earlier steps, valid positions first.
 
     Attributes:
       previous: [B, S], the weights of the step before.
-      cumulative: [B, S], those of all steps, summed.
+      cumulative: [B, S], the sum of those of all steps.
     """
 
     previous: Array
@@ -51,12 +50,12 @@ class LocationState(NamedTuple):
 
 
 def location_features(looked: Array, kernel: Array) -> Array:
-    """What was looked at about each position (Chorowski et al. 2015, equation 8).
+    """Computes features of earlier weights by a convolution (Chorowski et al. 2015, equation 8).
 
         f_s = Σ_j F_j · α_(s + j),   |j| <= W / 2,   α = 0 beyond the ends
 
     Args:
-      looked: α, [B, S, L]: the weights of the step before and, with L = 2, those of all steps.
+      looked: α, [B, S, L]: weights of the previous step and, with L = 2, their sum over all steps.
       kernel: F, [W, L, K], W odd.
 
     Returns:
@@ -77,36 +76,36 @@ def location_features(looked: Array, kernel: Array) -> Array:
 
 
 def smoothed(scores: Array, valid: Array) -> Array:
-    """Shares that sum sigmoids in place of exponentials, so that many positions may have their
-    part (Chorowski et al. 2015, section 2.3, "smoothing").
+    """Normalizes sigmoids instead of exponentials, for broader weights (Chorowski et al. 2015,
+    section 2.3, "smoothing").
 
         a_s = σ(e_s) / Σ_s' σ(e_s')
 
     Args:
       scores: e, [B, S].
-      valid: bool [B, S], which of them count.
+      valid: bool [B, S].
 
     Returns:
-      a, [B, S]; 0 where nothing is valid.
+      a, [B, S]; 0 without valid positions.
 
     Raises:
       TypeError: shapes do not broadcast.
     """
-    # As a softmax of ln σ(e): the sum cannot underflow.
+    # As a softmax of ln σ(e), so that the sum cannot underflow.
     return softmax(jnp.where(valid, jax.nn.log_sigmoid(scores), -jnp.inf))
 
 
 class LocationAwareAlignment(nnx.Module):
-    """The hybrid alignment of Chorowski et al. 2015: by content and by where it looked before.
+    """The hybrid alignment of Chorowski et al. 2015, by content and by earlier weights.
 
         f_s = (F * α_{t-1})_s,   e_s = v · tanh(W q + V h_s + U f_s + b)
         α_t = softmax_s(β e_s),   c = Σ_s α_ts h_s
 
-    With `cumulative`, F sees Σ_{t' < t} α_t' too (Shen et al. 2018, Tacotron 2). Before the first
-    step nothing was looked at: α_0 = 0.
+    With `cumulative`, F is also applied to Σ_{t' < t} α_t' (Shen et al. 2018, Tacotron 2). Before
+    the first step α_0 = 0.
 
-    Weights: query/kernel [Q, A] (W), key/kernel [D, A] (V), key/bias [A], filters [width, 1 or 2,
-    K] (F; the cumulative weights come second), location/kernel [K, A] (U), score [A] (v).
+    Parameters: query/kernel [Q, A] (W), key/kernel [D, A] (V), key/bias [A], filters [width, 1 or
+    2, K] (F; the cumulative weights come second), location/kernel [K, A] (U), score [A] (v).
 
     Args:
       query_size: Q of the decoder's state.
@@ -114,10 +113,10 @@ class LocationAwareAlignment(nnx.Module):
       hidden_size: A; D if None.
       num_filters: K.
       width: of the filters, odd.
-      cumulative: whether the weights of all steps are looked at beside those of the step before.
-      smooth: sigmoids in place of exponentials (section 2.3): a wider look.
-      sharpening: β, above 1 for a narrower look; 1 with `smooth`.
-      dtype: of the computation; weights are float32, and so are α and f.
+      cumulative: whether to use the sum over all steps besides the previous step.
+      smooth: whether to use sigmoids instead of exponentials (section 2.3), for broader weights.
+      sharpening: β, above 1 for narrower weights; 1 with `smooth`.
+      dtype: of the computation; parameters, α and f are float32.
 
     Raises:
       ValueError: a size is below 1, the width is even, or β is not positive or not 1 with `smooth`.
@@ -137,7 +136,7 @@ class LocationAwareAlignment(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        A = checked_hidden_size(hidden_size, memory_size)
+        A = validate_hidden_size(hidden_size, memory_size)
         _expect_odd(width)
         if num_filters < 1:
             raise ValueError(f"num_filters: got {num_filters}, expected at least 1")
@@ -155,8 +154,8 @@ class LocationAwareAlignment(nnx.Module):
         self.score = nnx.Param(jax.random.normal(rngs.params(), (A,)) * A**-0.5)
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> LocationMemory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        """Computes what `step` needs of the encoder's states [B, S, D]; valid is bool [B, S]."""
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         order = jnp.argsort(~valid, axis=1, stable=True)
         places = jnp.argsort(order, axis=1)
         states = jnp.take_along_axis(states, order[..., None], axis=1)
@@ -164,15 +163,15 @@ class LocationAwareAlignment(nnx.Module):
         return LocationMemory(self.key(states), states, valid, places)
 
     def initial_state(self, memory: LocationMemory) -> LocationState:
-        """Nothing was looked at."""
-        nothing = jnp.zeros(memory.valid.shape, accumulator(memory.values))
-        return LocationState(nothing, nothing)
+        """Returns weights of 0."""
+        zeros = jnp.zeros(memory.valid.shape, accumulator(memory.values))
+        return LocationState(zeros, zeros)
 
     def step(
         self, query: Array, memory: LocationMemory, state: LocationState
     ) -> tuple[Array, Array, LocationState]:
-        """query [B, Q] -> context [B, D], weights [B, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+        """Computes context [B, D], weights [B, S] and state for the decoder's state [B, Q]."""
+        query = validate_query(query, memory, self.query_size, self.dtype)
         looked = jnp.stack(state if self.cumulative else state[:1], axis=-1)
         features = location_features(looked, self.filters[...])
         keys = memory.keys + self.location(features.astype(self.dtype))

@@ -1,8 +1,8 @@
-"""What an alignment looks at, and what all alignments do with it.
+"""Memory and base class of alignments.
 
     memory = alignment.prepare(states, valid=valid)                  # once, outside the scan
     state = alignment.initial_state(memory)
-    context, weights, state = alignment.step(query, memory, state)   # once a step
+    context, weights, state = alignment.step(query, memory, state)   # every step
 
 B batch, S states of the encoder, D their size, Q size of the decoder's state, A hidden size of a
 score, N heads, H head size.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from attention import shapes
 from attention.numerics import accumulator
@@ -22,11 +23,11 @@ Array = jax.Array
 
 
 class Memory(NamedTuple):
-    """What a decoder looks at.
+    """Encoder states prepared for the steps of a decoder.
 
     Attributes:
-      keys: what is compared with the query: [B, S, Q], [B, S, A] or [B, S, N, H].
-      values: what the context is made of: [B, S, D] or [B, S, N, H].
+      keys: [B, S, Q], [B, S, A] or [B, S, N, H].
+      values: [B, S, D] or [B, S, N, H].
       valid: bool [B, S], True = a real position.
     """
 
@@ -36,7 +37,7 @@ class Memory(NamedTuple):
 
 
 def context(weights: Array, values: Array) -> Array:
-    """What a step of a decoder gets to see (Bahdanau et al. 2015, equation 5).
+    """Computes the context vector of a step (Bahdanau et al. 2015, equation 5).
 
         c = Σ_s a_s h_s
 
@@ -57,10 +58,10 @@ def context(weights: Array, values: Array) -> Array:
     return total.astype(values.dtype)
 
 
-def checked_states(
+def validate_states(
     states: Array, valid: Array | None, memory_size: int, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """The states [B, S, D] in that dtype, and bool [B, S]: all are valid if None.
+    """Returns the states [B, S, D] in dtype, and bool [B, S]; all are valid if None.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -75,20 +76,55 @@ def checked_states(
     return states.astype(dtype), jnp.asarray(valid)
 
 
-def checked_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
-    """The query [B, Q] in that dtype.
+def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype) -> Array:
+    """Returns the query [B, Q] in dtype.
 
     Raises:
-      ValueError: its shape does not fit the memory's batch, or its dtype is no floating point.
+      ValueError: the shape does not fit the memory, or the dtype is not floating point.
     """
     shapes.expect_floating("query", query)
     shapes.expect("query", query, "B Q", {"B": memory.valid.shape[0], "Q": query_size})
     return query.astype(dtype)
 
 
-class Stateless:
-    """For alignments that carry nothing from step to step."""
+class Alignment(nnx.Module):
+    """Base class of alignments that carry nothing from step to step.
+
+    A subclass gives `_step`, and `_keys` if keys are not the encoder's states.
+
+    Args:
+      query_size: Q of the decoder's state.
+      memory_size: D of the encoder's states.
+      dtype: of the computation.
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+
+    def _keys(self, states: Array) -> Array:
+        return states
+
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
+        """Returns context [B, D] and weights [B, S] for a query [B, Q]; records the weights."""
+        raise NotImplementedError
+
+    def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
+        """Computes what `step` needs of the encoder's states [B, S, D]; valid is bool [B, S]."""
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
+        return Memory(self._keys(states), states, valid)
 
     def initial_state(self, memory: Memory) -> tuple[()]:
-        """Nothing is carried from step to step."""
+        """Returns the state before the first step: nothing."""
         return ()
+
+    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
+        """Computes context [B, D], weights [B, S] and state for the decoder's state [B, Q]."""
+        query = validate_query(query, memory, self.query_size, self.dtype)
+        return *self._step(query, memory), state

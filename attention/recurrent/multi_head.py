@@ -1,12 +1,10 @@
-"""Multi-head attention with one query, the decoder's state, over an encoder's states.
+"""Multi-head attention of a decoder's state over an encoder's states.
 
-Vaswani et al. 2017, "Attention Is All You Need", as an alignment. How it is called:
-`attention.recurrent.memory`.
+Vaswani et al. 2017, "Attention Is All You Need", as an alignment. `attention.recurrent.memory` has
+the signatures.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +13,20 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.projection import Projection
-from attention.recurrent.memory import Memory, Stateless, checked_query, checked_states
+from attention.recurrent.memory import Alignment, Memory, validate_states
 
 Array = jax.Array
 
 
-class MultiHeadAlignment(Stateless, nnx.Module):
+class MultiHeadAlignment(Alignment):
     """Scaled dot-product attention of several heads with one query (Vaswani et al. 2017).
 
         a_n = softmax_s(q W_q,n · h_s W_k,n / √H),   c = concat_n(Σ_s a_ns h_s W_v,n) W_o
 
-    Keys and values are computed once, in `prepare`. The weights are those of each head, [B, N, S]:
-    a mean over heads would hide them. There is no bias after W_o, so that an empty memory gives 0.
+    Keys and values are computed once, in `prepare`. The weights are those of each head, [B, N, S].
+    There is no output bias, so that an empty memory gives 0.
 
-    Weights: query/kernel [Q, N, H], key/kernel and value/kernel [D, N, H], biases [N, H],
+    Parameters: query/kernel [Q, N, H], key/kernel and value/kernel [D, N, H], biases [N, H],
     out/kernel [N, H, D].
 
     Args:
@@ -36,7 +34,7 @@ class MultiHeadAlignment(Stateless, nnx.Module):
       memory_size: D of the encoder's states and of the context.
       num_heads: N.
       head_size: H; D / N if None.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads is below 1 or, without a head_size, does not divide memory_size.
@@ -53,7 +51,7 @@ class MultiHeadAlignment(Stateless, nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = shapes.head_size(memory_size, num_heads, head_size)
-        self.query_size, self.memory_size, self.dtype = query_size, memory_size, dtype
+        super().__init__(query_size, memory_size, dtype=dtype, rngs=rngs)
         heads, options = (num_heads, H), {"dtype": dtype, "rngs": rngs}
         self.query = Projection((query_size,), heads, **options)
         self.key = Projection((memory_size,), heads, **options)
@@ -61,16 +59,13 @@ class MultiHeadAlignment(Stateless, nnx.Module):
         self.out = Projection(heads, (memory_size,), use_bias=False, **options)
 
     def prepare(self, states: Array, *, valid: Array | None = None) -> Memory:
-        """Encoder states [B, S, D] and bool [B, S] -> what `step` takes."""
-        states, valid = checked_states(states, valid, self.memory_size, self.dtype)
+        states, valid = validate_states(states, valid, self.memory_size, self.dtype)
         return Memory(self.key(states), self.value(states), valid)
 
-    def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:
-        """query [B, Q] -> context [B, D], weights [B, N, S], state."""
-        query = checked_query(query, memory, self.query_size, self.dtype)
+    def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:
         query, mask = self.query(query)[:, None], masks.valid(key=memory.valid)
-        with recording.muted():
+        with recording.suppressed():
             heads = attend(query, memory.keys, memory.values, mask=mask)
         weights = attention_weights(query, memory.keys, mask=mask)[:, :, 0]
         recording.record(lambda: weights)
-        return self.out(heads)[:, 0], weights, state
+        return self.out(heads)[:, 0], weights

@@ -1,10 +1,9 @@
-"""Temporal attention: a recurrent network's state looks back at its own past states.
+"""Temporal attention: a recurrent state attends to its past states.
 
-Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" (attention to the own
-past, "intra-attention"); Paulus et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
+Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"); Paulus
+et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
 
-The states of an encoder are known as a whole, those of a decoder come one by one; both forms give
-the same:
+One form is for whole sequences, one for the steps of a decoder; the results are equal:
 
     contexts = temporal(states, mask=masks.valid(key=valid))             # [B, T, D]
 
@@ -19,8 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
-from attention.dot_product import attention_weights
+from attention.cache import KeyValueCache, append_keys_values
 from attention.multi_head import MultiHeadAttention
 
 Array = jax.Array
@@ -31,23 +29,25 @@ class TemporalAttention(MultiHeadAttention):
 
         c_t = concat_n(attend(h_t W_q,n, h_s W_k,n, h_s W_v,n)) W_o,   s <= t, or s < t
 
-    No state sees a later one, asked or not. What becomes of h_t and c_t is the caller's: a sum, or
-    tanh(W [c_t; h_t]) (Luong et al. 2015). Without `current` the first state sees nothing, and its
-    c is 0 (Paulus et al. 2018, equation 5) but for the bias of W_o.
+    It is causal with any mask. The caller combines h_t and c_t, by a sum or by tanh(W [c_t; h_t])
+    (Luong et al. 2015). Without `current` the first state attends to nothing, and its c is the bias
+    of W_o (0 in Paulus et al. 2018, equation 5).
 
-    Weights: as of `MultiHeadAttention`.
+    Parameters: those of `MultiHeadAttention`.
 
     Args:
-      model_size: D of the states and of what comes out.
+      model_size: D of the states and of the result.
       num_heads: N.
-      current: whether a state is among those it sees.
+      current: whether a state attends to itself.
       use_bias: whether the projections have biases.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads does not divide model_size, or the rate is out of range.
     """
+
+    takes_memory = False
 
     def __init__(
         self,
@@ -70,55 +70,29 @@ class TemporalAttention(MultiHeadAttention):
             rngs=rngs,
         )
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """The past: s <= t, or s < t."""
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        """Returns the mask of the past, s <= t or s < t."""
         if self.current:
             return masks.causal(query_offset)
         return masks.causal(-1 if query_offset is None else query_offset - 1)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """The states of a whole sequence at once.
-
-        Args:
-          x: h, [B, T, D].
-          mask: joined with the past by `&`.
-          dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
-
-        Returns:
-          c, [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        return super().__call__(
-            x, mask=mask, dropout_key=dropout_key, return_weights=return_weights
-        )
-
     def step(
         self, state: Array, cache: KeyValueCache, *, valid: Array | None = None
     ) -> tuple[Array, Array, KeyValueCache]:
-        """One state of each sequence: what `decode` gives, with the weights.
+        """Computes one step of each sequence as `decode` does, with the weights.
 
         Args:
           state: h_t, [B, D].
-          cache: of `init_cache`, or of the step before.
-          valid: bool [B], True = a real state. One that is not leaves no trace; it sees the real
-            ones before it. All are real if None.
+          cache: of `init_cache`, or of the previous step.
+          valid: bool [B], True = a real state. Others leave no trace, and attend to the real states
+            before them. All are real if None.
 
         Returns:
           c_t, [B, D]; the weights [B, N, max_length], over the real states so far; the new cache.
-          More real states than places give NaN under jit.
+          Under jit more real states than the cache holds give NaN.
 
         Raises:
-          ValueError: shapes do not fit, or, outside jit, more states than places.
+          ValueError: shapes do not fit, or, outside jit, the cache is full.
         """
         B = cache.length.shape[0]
         shapes.expect("state", state, "B D", {"B": B, "D": self.model_size})
@@ -130,12 +104,12 @@ class TemporalAttention(MultiHeadAttention):
         x, before = state[:, None], cache.length
         query = self._query(x, None)
         key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, None))
-        cache, keys, values, _, _ = extend(cache, key, value, lengths)
+        cache, keys, values, _, _ = append_keys_values(cache, key, value, lengths)
         seen = jnp.arange(cache.capacity) < (cache.length if self.current else before)[:, None]
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
         mask = masks.valid(key=seen)
-        with recording.muted():
+        with recording.suppressed():
             result = self._attend(x, query, keys, values, mask=mask, bias=None)[:, 0]
-        weights = attention_weights(query, keys, mask=mask, **self._logit_options())[:, :, 0]
+        weights = self._weights(query, keys, mask=mask)[:, :, 0]
         recording.record(lambda: weights)
         return jnp.where(cache.overflow()[:, None], jnp.nan, result), weights, cache

@@ -1,18 +1,285 @@
-"""What mixers of a sequence with itself share: projections to heads and back."""
+"""Base classes of sequence mixers: calls, recorded weights, decoding, projections."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import shapes
+from attention import masks, recording, shapes
+from attention.cache import KeyValueCache, append_keys_values, valid_lengths
 from attention.projection import Projection
 
+Array = jax.Array
 
-class SelfHeads(nnx.Module):
-    """Query, key, value of as many heads each, and the way back; a subclass mixes them.
 
-    Weights: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
+class CachedAttention(nnx.Module):
+    """Base class of attention that keeps keys and values in a cache for decoding.
+
+    A subclass sets `model_size`, `dtype` and `cache_sizes` (K, H and V of the cache) and gives
+    `_query`, `_key_value`, `_attend` and `_weights`. With `takes_memory` it sets `memory_size` too.
+    """
+
+    takes_memory: ClassVar[bool] = False
+
+    def _query(self, x: Array, positions: Array | None) -> Array:
+        raise NotImplementedError
+
+    def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
+        raise NotImplementedError
+
+    def _attend(
+        self, x: Array, query: Array, key: Array, value: Array, *, mask, bias, dropout_key=None
+    ) -> Array:
+        """Returns the result [B, T, D] and records the weights."""
+        raise NotImplementedError
+
+    def _weights(self, query: Array, key: Array, *, mask, bias) -> Array:
+        raise NotImplementedError
+
+    def _bias(self, query: Array, query_positions: Array, key_positions: Array) -> Any:
+        """Returns the bias of the logits as `_attend` and `_weights` take it."""
+        return None
+
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
+        """Returns the pattern that restricts every mask of a caller; None for no restriction.
+
+        Args:
+          query_offset: position of the first query among the keys, as for `masks.causal`.
+        """
+        return None
+
+    def cache_window(self) -> int | None:
+        """Returns how many keys before itself a query attends to at most; None for all.
+
+        With a number, `pattern_mask` must be exactly that window to the left. The cache then keeps
+        no more keys, and decoding does not call `pattern_mask`.
+        """
+        return None
+
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | None = None,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Attends from x to itself, or to the memory.
+
+        Args:
+          x: [B, T, D], at positions 0 ... T - 1.
+          memory: [B, S, D_m]; x if None.
+          mask: a `Mask` or an array for `masks.dense`; True means may attend.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the weights before dropout.
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, S].
+
+        Raises:
+          ValueError: shapes do not fit.
+          NotImplementedError: the class takes no memory.
+        """
+        source = self._source(x, memory)
+        query_positions, key_positions = (jnp.arange(y.shape[1]) for y in (x, source))
+        query = self._query(x, query_positions)
+        key, value = self._key_value(source, key_positions)
+        options = {"mask": mask, "bias": self._bias(query, query_positions, key_positions)}
+        result = self._attend(x, query, key, value, dropout_key=dropout_key, **options)
+        return (result, self._weights(query, key, **options)) if return_weights else result
+
+    def _source(self, x: Array, memory: Array | None) -> Array:
+        """Returns the checked sequence of the keys: the memory, or x."""
+        if memory is not None and not self.takes_memory:
+            raise NotImplementedError(
+                f"memory: got one, expected none: {type(self).__name__} attends from x to itself; "
+                "mixers with the capability 'cross' take a memory"
+            )
+        sizes = {"D": self.model_size}
+        shapes.expect("x", x, "B T D", sizes)
+        if not self.takes_memory:
+            return x
+        source, sizes["M"] = x if memory is None else memory, self.memory_size
+        shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
+        return source
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> KeyValueCache:
+        """Returns an empty cache for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: largest number of positions, prompt included.
+          dtype: of keys and values; that of the computation if None.
+        """
+        K, H, V = self.cache_sizes
+        return KeyValueCache.empty(
+            batch_size,
+            max_length,
+            K,
+            H,
+            value_head_size=V,
+            window=self.cache_window(),
+            dtype=self.dtype if dtype is None else dtype,
+        )
+
+    def decode(
+        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
+    ) -> tuple[Array, KeyValueCache]:
+        """Computes the next T positions of causal sequences: a prompt, then steps.
+
+        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+
+        Args:
+          x: [B, T, D].
+          cache: of `init_cache`, or of the previous call.
+          lengths: int [B], how many of the T positions are real; these come first. The others leave
+            no trace, and the next call continues after the real ones. All if None.
+
+        Returns:
+          [B, T, D], meaningless at positions that are not real, and the new cache. Under jit an
+          example with more positions than the cache holds gives NaN.
+
+        Raises:
+          ValueError: shapes do not fit, or, outside jit, more positions than the cache holds.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
+        offset = cache.length
+        positions = offset[:, None] + jnp.arange(x.shape[1])
+        query = self._query(x, positions)
+        key, value = (y.astype(cache.key.dtype) for y in self._key_value(x, positions))
+        cache, keys, values, key_positions, mask = append_keys_values(cache, key, value, lengths)
+        if cache.window is None:
+            mask = self._combine_masks(mask, self.pattern_mask(offset))
+        bias = self._bias(query, positions, key_positions)
+        keys, values = keys.astype(query.dtype), values.astype(query.dtype)
+        result = self._attend(x, query, keys, values, mask=mask, bias=bias)
+        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
+
+    @staticmethod
+    def _combine_masks(mask: masks.Mask | Array | None, pattern: masks.Mask | None):
+        if mask is None or pattern is None:
+            return pattern if mask is None else mask
+        return pattern & (mask if isinstance(mask, masks.Mask) else masks.dense(mask))
+
+
+class Mixer(nnx.Module):
+    """Base class of mixers of a sequence with itself that record weights of their own.
+
+    A subclass sets `model_size`, `dropout_rate` and the projection `out`, and gives `_mix`.
+    """
+
+    def _mix(
+        self,
+        x: Array,
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
+        """Returns the heads [B, T, N, V] before `out` and a function of their weights.
+
+        Args:
+          x: [B, T, D].
+          mask: as for `__call__`.
+          dropout_rate, dropout_key: as for `attend`.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: masks.Mask | Array | None = None,
+        dropout_key: Array | None = None,
+        return_weights: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """Mixes the positions of x.
+
+        Args:
+          x: [B, T, D].
+          mask: joined from `masks.lengths` and `masks.valid`, and from `masks.causal` if the mixer
+            is causal; or None.
+          dropout_key: None for evaluation.
+          return_weights: whether to return the weights before dropout, in O(T²).
+
+        Returns:
+          [B, T, D], or that and the weights [B, N, T, T].
+
+        Raises:
+          ValueError: shapes do not fit.
+          NotImplementedError: any other mask.
+        """
+        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        with recording.suppressed():
+            heads, weights = self._mix(x, mask, rate, dropout_key)
+        recording.record(weights)
+        result = self.out(heads)
+        return (result, weights()) if return_weights else result
+
+
+class RecurrentMixer(Mixer):
+    """Base class of mixers that decode with a recurrent state of constant size.
+
+    A subclass gives `_empty_state` and `_decode`.
+    """
+
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> Any:
+        raise NotImplementedError
+
+    def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
+        """Returns the heads of x before `out`, and the state after the valid positions."""
+        raise NotImplementedError
+
+    def init_cache(
+        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
+    ) -> Any:
+        """Returns the initial state for `decode`.
+
+        Args:
+          batch_size: B.
+          max_length: not used; the state has the same size for any length.
+          dtype: of the state, raised to at least float32; float32 if None.
+        """
+        return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
+
+    def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
+        """Computes the next T positions of causal sequences: a prompt, then steps.
+
+        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
+
+        Args:
+          x: [B, T, D].
+          cache: of `init_cache`, or of the previous call.
+          lengths: int [B], how many of the T positions are real; these come first. The others leave
+            no trace, and the next call continues after the real ones. All if None.
+
+        Returns:
+          [B, T, D], meaningless at positions that are not real, and the new state.
+
+        Raises:
+          ValueError: shapes do not fit.
+        """
+        B = jax.tree.leaves(cache)[0].shape[0]
+        sizes = {"D": self.model_size, "B": B}
+        shapes.expect("x", x, "B T D", sizes)
+        valid = None
+        if lengths is not None:
+            valid = jnp.arange(sizes["T"]) < valid_lengths(lengths, B, sizes["T"])[:, None]
+        heads, state = self._decode(x, cache, valid)
+        return self.out(heads), jax.tree.map(lambda new, old: new.astype(old.dtype), state, cache)
+
+
+class MultiHeadMixer(Mixer):
+    """Base class of mixers with as many key and value heads as query heads.
+
+    Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
       [N, H], [D].
 
     Args:
@@ -20,8 +287,8 @@ class SelfHeads(nnx.Module):
       num_heads: N.
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
-      dropout_rate: active where a dropout_key is given; the subclass says of what.
-      dtype: of the computation; weights are float32.
+      dropout_rate: active if a dropout_key is given; the subclass defines the array.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -1,9 +1,9 @@
-"""The gated delta rule: a memory that is written by correcting what it already says.
+"""The gated delta rule: a recurrent state updated by the prediction error of its stored value.
 
-Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers". In
-parallel: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
-Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). K key heads serve N value
-heads, C positions in a chunk; other letters as everywhere. The module is in `gated_delta_net.py`.
+Delta rule: Schlag et al. 2021, "Linear Transformers Are Secretly Fast Weight Programmers". Parallel
+form: Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
+Length". With decay: Yang et al. 2025, "Gated Delta Networks" (ICLR). K key heads and N value heads,
+C positions in a chunk; other letters as everywhere. The module is in `gated_delta_net.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from attention import shapes
 from attention.numerics import accumulator
-from attention.sequence.linear import expect_chunk_size, in_chunks
+from attention.sequence.linear import expect_chunk_size, split_into_chunks
 
 Array = jax.Array
 
@@ -26,18 +26,18 @@ def gated_delta_rule_recurrent(
     beta: Array,
     state: Array | None = None,
 ) -> tuple[Array, Array]:
-    """One position after the other (Yang et al. 2025, equation 10).
+    """Computes the gated delta rule position by position (Yang et al. 2025, equation 10).
 
         S_t = exp(g_t) S_{t-1} + β_t k_t (v_t - (exp(g_t) S_{t-1})ᵀ k_t)ᵀ,   o_t = S_tᵀ q_t
 
-    In at least float32. β_t = 0 with g_t = 0 leaves the state as it is.
+    In at least float32. With β_t = 0 and g_t = 0 the state is unchanged.
 
     Args:
       query: [B, T, K, H].
-      key: [B, T, K, H]; of length 1 where the memory shall be stable.
+      key: [B, T, K, H]; a stable recurrence needs vectors of length 1.
       value: [B, T, N, V]; K divides N, value head n uses query and key head n // (N / K).
       log_decay: g, at most 0, [B, T, N].
-      beta: β, how much of the difference is written, in [0, 1], [B, T, N].
+      beta: β, the fraction of the error that is written, in [0, 1], [B, T, N].
       state: S before the first position, [B, N, H, V]; 0 if None.
 
     Returns:
@@ -71,9 +71,9 @@ def gated_delta_rule_chunked(
     *,
     chunk_size: int = 64,
 ) -> tuple[Array, Array]:
-    """The same, a chunk at a time (Yang et al. 2024, section 3.2; Yang et al. 2025, section 3.3).
+    """Computes the gated delta rule in chunks (Yang et al. 2024, section 3.2; 2025, section 3.3).
 
-    In a chunk that begins with the state S, with G_i = Σ_{j <= i} g_j, what is written is
+    For a chunk that begins with the state S, with G_i = Σ_{j <= i} g_j, the updates are
 
         k_i u_iᵀ,   u_i = β_i (v_i - exp(G_i) Sᵀ k_i - Σ_{j < i} exp(G_i - G_j) (k_i·k_j) u_j),
 
@@ -82,8 +82,8 @@ def gated_delta_rule_chunked(
         o_i = exp(G_i) Sᵀ q_i + Σ_{j <= i} exp(G_i - G_j) (q_i·k_j) u_j
         S'  = exp(G_C) S + Σ_j exp(G_C - G_j) k_j u_jᵀ
 
-    The system is solved for β v and β exp(G) k in all chunks at once; that and the scan over
-    chunks are products of matrices alone. O(T·C) weights and O(T/C) states exist at a time.
+    The system is solved for β v and β exp(G) k in all chunks at once. This and the scan over chunks
+    are matrix products. O(T·C) weights and O(T/C) states exist at a time.
 
     Args:
       query, key, value, log_decay, beta, state: as for `gated_delta_rule_recurrent`.
@@ -99,7 +99,7 @@ def gated_delta_rule_chunked(
     expect_chunk_size(chunk_size)
     dtype, T = value.dtype, value.shape[1]
     arrays, state = _checked(query, key, value, log_decay, beta, state)
-    # Positions that fill the last chunk up have β = 0 and g = 0.
+    # Padding of the last chunk has β = 0 and g = 0.
     chunks = [_chunks_first(x, min(chunk_size, max(T, 1))) for x in arrays]
 
     def step(state, chunk):
@@ -115,9 +115,11 @@ def gated_delta_rule_chunked(
 
 
 def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
-    """What the scan needs of chunks [c, B, N, C, .]: queries that read the chunk's state, keys that
-    write to the next, what is written were the state 0, keys by which the state changes that,
-    weights on what is written, decay of the state."""
+    """Returns the inputs of the scan over chunks [c, B, N, C, .].
+
+    They are: queries of the chunk's state, keys of the next state, the updates for a zero state,
+    the keys by which the state changes them, the weights of the updates, and the decay.
+    """
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)
     since = total[..., :, None] - total[..., None, :]
@@ -142,12 +144,12 @@ def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Arra
 
 @jax.custom_jvp
 def _unit_inverse(below: Array) -> Array:
-    """(I + L)⁻¹ of L [..., C, C] that is 0 on its diagonal and above, by products of matrices.
+    """Returns (I + L)⁻¹ for strictly lower triangular L [..., C, C], by matrix products.
 
-    Blocks of 8 by (I - L)(I + L²)(I + L⁴), as L⁸ = 0; larger ones from the inverses of their
-    halves, [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]. Not by powers to the end: those of a
-    large L are huge where the inverse is not. Not by substitution, row after row: the triangular
-    solver of the platform is slow for many small systems, and its threads fight with XLA's.
+    Blocks of 8 by (I - L)(I + L²)(I + L⁴), as L⁸ = 0; larger blocks from the inverses of their
+    halves, [[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹BA⁻¹, D⁻¹]]. Powers of a large L can be huge
+    although the inverse is not. Substitution by the platform's triangular solver is slow for many
+    small systems, and its threads compete with those of XLA.
     """
     C = below.shape[-1]
     size = min(8, 1 << (C - 1).bit_length())
@@ -175,7 +177,7 @@ def _unit_inverse_jvp(primals, tangents):
 
 
 def _diagonal_blocks(x: Array, size: int) -> Array:
-    """[..., C, C] -> [..., C / size, size, size]."""
+    """Returns the diagonal blocks [..., C / size, size, size] of [..., C, C]."""
     count = x.shape[-1] // size
     blocks = x.reshape(*x.shape[:-2], count, size, count, size)
     return jnp.stack([blocks[..., i, :, i, :] for i in range(count)], axis=-3)
@@ -184,7 +186,7 @@ def _diagonal_blocks(x: Array, size: int) -> Array:
 def gated_delta_rule_weights(
     query: Array, key: Array, log_decay: Array, beta: Array, *, chunk_size: int = 64
 ) -> Array:
-    """The matrix that takes the values to the results (Yang et al. 2025, equation 10 unrolled).
+    """Computes the matrix from values to results (Yang et al. 2025, equation 10 unrolled).
 
         w_ts = β_s q_tᵀ (Π_{j = t ... s+1} exp(g_j) (I - β_j k_j k_jᵀ)) k_s   for s <= t, else 0
 
@@ -206,14 +208,14 @@ def gated_delta_rule_weights(
 
 
 def _chunks_first(x: Array, C: int) -> Array:
-    """[B, T, N, ...] -> [c, B, N, C, ...]."""
-    return jnp.moveaxis(in_chunks(x, C), (1, 3), (0, 2))
+    """Splits [B, T, N, ...] into chunks [c, B, N, C, ...]."""
+    return jnp.moveaxis(split_into_chunks(x, C), (1, 3), (0, 2))
 
 
 def _checked(
     query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array | None
 ) -> tuple[list[Array], Array]:
-    """The arrays with one head for each value head, and the state, in at least float32."""
+    """Returns the arrays, repeated to N heads, and the state, in at least float32."""
     arrays = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta}
     letters = ("B T K H", "B T K H", "B T N V", "B T N", "B T N")
     sizes: dict[str, int] = {}

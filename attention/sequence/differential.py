@@ -1,4 +1,4 @@
-"""Differential attention: the difference of two softmax maps, which cancels what both attend to.
+"""Differential attention: the difference of two softmax maps, which cancels common-mode noise.
 
 Ye et al. 2024, "Differential Transformer".
 """
@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.positions import build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 Biases = tuple[Array | None, Array | None]
 
 
 def lambda_init_of_layer(layer: int) -> float:
-    """What λ starts near, by depth (Ye et al. 2024, section 2.1).
+    """Computes λ_init of a layer by its depth (Ye et al. 2024, section 2.1).
 
         λ_init = 0.8 - 0.6 exp(-0.3 (l - 1))
 
@@ -47,61 +47,61 @@ def differential_attention(
     query: Array,
     key: Array,
     value: Array,
-    strength: Array | float,
+    lam: Array | float,
     *,
     mask: masks.Mask | Array | None = None,
     biases: Biases = (None, None),
     scale: float | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """The values by the difference of two maps (Ye et al. 2024, equation 1), before any norm.
+    """Computes attention by the difference of two maps (Ye et al. 2024, equation 1), without norm.
 
         o = (softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))) v
 
-    A query that sees nothing gives 0, with finite gradients.
+    A query that may attend to nothing gives 0, with finite gradients.
 
     Args:
-      query: [B, T, N, 2H], q₁ and q₂ one after the other.
+      query: [B, T, N, 2H], q₁ and q₂ concatenated.
       key: [B, S, K, 2H], k₁ and k₂; K divides N.
       value: [B, S, K, V].
-      strength: λ, a number.
+      lam: λ, a number.
       mask: as for `attend`, of both maps.
       biases: added to the logits of the first map and of the second.
       scale, implementation: as for `attend`.
 
     Returns:
-      [B, T, N, V] in at least float32: the difference is not yet rounded.
+      [B, T, N, V] in at least float32, before rounding.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
       NotImplementedError: see `attend`.
     """
     pairs = _pairs(query, key, value)
-    with recording.muted():
+    with recording.suppressed():
         first, second = (
             attend(
                 q, k, value, mask=mask, bias=bias, scale=scale, implementation=implementation
             ).astype(accumulator(value))
             for (q, k), bias in zip(pairs, biases, strict=True)
         )
-    return first - strength * second
+    return first - lam * second
 
 
 def differential_weights(
     query: Array,
     key: Array,
-    strength: Array | float,
+    lam: Array | float,
     *,
     mask: masks.Mask | Array | None = None,
     biases: Biases = (None, None),
     scale: float | None = None,
 ) -> Array:
-    """The map of `differential_attention` (Ye et al. 2024), which may be negative.
+    """Computes the map of `differential_attention` (Ye et al. 2024), which may be negative.
 
         w = softmax(q₁k₁ᵀ / sqrt(H)) - λ softmax(q₂k₂ᵀ / sqrt(H))
 
     Args:
-      query, key, strength, mask, biases, scale: as for `differential_attention`; query is
+      query, key, lam, mask, biases, scale: as for `differential_attention`; query is
         [B, T, N, 2H], key [B, S, K, 2H].
 
     Returns:
@@ -114,19 +114,19 @@ def differential_weights(
         attention_weights(q, k, mask=mask, bias=bias, scale=scale)
         for (q, k), bias in zip(_pairs(query, key), biases, strict=True)
     )
-    return first - strength * second
+    return first - lam * second
 
 
-class DifferentialAttention(nnx.Module):
+class DifferentialAttention(CachedAttention):
     """Multi-head self-attention by `differential_attention` (Ye et al. 2024).
 
         λ = exp(λ_q1·λ_k1) - exp(λ_q2·λ_k2) + λ_init,   head_n = (1 - λ_init) · rmsnorm(o_n)
 
     All heads share λ and the norm's scale. A head has two queries and keys of H features each and
-    one value of 2H, so that with the default sizes there are as many weights as in multi-head
-    attention with twice the heads.
+    one value of 2H. With the default sizes there are as many parameters as in multi-head attention
+    with twice the heads. The returned weights are those before the norm.
 
-    Weights: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
+    Parameters: query/kernel [D, N, 2H], key and value: kernel [D, K, 2H], their biases; lambda_q1,
       lambda_k1, lambda_q2, lambda_k2 [H]; norm/scale [2H]; out: kernel [N, 2H, D], bias [D]; those
       of the positions.
 
@@ -135,13 +135,13 @@ class DifferentialAttention(nnx.Module):
       num_heads: N.
       key_value_heads: K, divides N; N if None.
       head_size: H; D / 2N if None.
-      lambda_init: in [0, 1); see `lambda_init_of_layer` for what the paper takes.
+      lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
       epsilon: of the norm.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads after the norm, active where a dropout_key is given.
+      dropout_rate: of the heads after the norm, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -173,7 +173,7 @@ class DifferentialAttention(nnx.Module):
         if not epsilon > 0:
             raise ValueError(f"epsilon: got {epsilon}, expected a number above 0")
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H)
+        self.model_size, self.dtype, self.cache_sizes = model_size, dtype, (K, 2 * H, 2 * H)
         self.lambda_init, self.scale = lambda_init, H**-0.5
         self.dropout_rate, self.implementation = dropout_rate, implementation
         options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
@@ -190,118 +190,62 @@ class DifferentialAttention(nnx.Module):
         self.lambda_q1, self.lambda_k1 = vector(), vector()
         self.lambda_q2, self.lambda_k2 = vector(), vector()
 
-    def strength(self) -> Array:
-        """λ as it is now, float32 []."""
+    def lambda_value(self) -> Array:
+        """Computes the current λ, float32 []."""
         first = jnp.exp(jnp.sum(self.lambda_q1[...] * self.lambda_k1[...]))
         second = jnp.exp(jnp.sum(self.lambda_q2[...] * self.lambda_k2[...]))
         return first - second + self.lambda_init
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself; position t of x is t.
+    def _query(self, x: Array, positions: Array) -> Array:
+        return self._rotate(self.query(x), positions)
 
-        Args:
-          x: [B, T, D].
-          mask: as for `attend`.
-          dropout_key: None for evaluation.
-          return_weights: also return `differential_weights`, which come before the norm.
+    def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        return self._rotate(self.key(x), positions), self.value(x)
 
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
-        places = jnp.arange(x.shape[1])
-        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
-        options = {"mask": mask, "biases": self._biases(query, places, places)}
-        result = self._attend(query, key, self.value(x), dropout_key=dropout_key, **options)
-        if return_weights:
-            return result, self._weights(query, key, **options)
-        return result
-
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of keys and values; that of the computation if None.
-        """
-        dtype = self.dtype if dtype is None else dtype
-        return KeyValueCache.empty(batch_size, max_length, *self.cache_sizes, dtype=dtype)
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past; see
-        `MultiHeadAttention.decode`.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        query, key = self._turned(self.query(x), places), self._turned(self.key(x), places)
-        key, value = (y.astype(cache.key.dtype) for y in (key, self.value(x)))
-        cache, keys, values, key_places, mask = extend(cache, key, value, lengths)
-        result = self._attend(
-            query,
-            keys.astype(query.dtype),
-            values.astype(query.dtype),
-            mask=mask,
-            biases=self._biases(query, places, key_places),
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
-
-    def _turned(self, x: Array, places: Array) -> Array:
-        """[B, T, N, 2H], both halves with their positions in them."""
+    def _rotate(self, x: Array, positions: Array) -> Array:
+        """Rotates both halves of [B, T, N, 2H]."""
         if self.positions is None:
             return x
-        halves = [self.positions.turn(half, places) for half in jnp.split(x, 2, axis=-1)]
+        halves = [self.positions.rotate(half, positions) for half in jnp.split(x, 2, axis=-1)]
         return jnp.concatenate(halves, axis=-1)
 
-    def _biases(self, query: Array, query_places: Array, key_places: Array) -> Biases:
+    def _bias(self, query: Array, query_positions: Array, key_positions: Array) -> Biases:
         if self.positions is None:
             return None, None
         first, second = (
-            self.positions.bias(half, query_places, key_places, scale=self.scale)
+            self.positions.bias(half, query_positions, key_positions, scale=self.scale)
             for half in jnp.split(query, 2, axis=-1)
         )
         return first, second
 
-    def _weights(self, query, key, *, mask, biases) -> Array:
+    def _weights(self, query, key, *, mask, bias) -> Array:
         return differential_weights(
-            query, key, self.strength(), mask=mask, biases=biases, scale=self.scale
+            query, key, self.lambda_value(), mask=mask, biases=bias, scale=self.scale
         )
 
-    def _attend(self, query, key, value, *, mask, biases, dropout_key=None) -> Array:
+    def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         heads = differential_attention(
             query,
             key,
             value,
-            self.strength(),
+            self.lambda_value(),
             mask=mask,
-            biases=biases,
+            biases=bias,
             scale=self.scale,
             implementation=self.implementation,
         )
-        recording.record(lambda: self._weights(query, key, mask=mask, biases=biases))
+        recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
         heads = (1 - self.lambda_init) * self.norm(heads)
         rate = 0.0 if dropout_key is None else self.dropout_rate
         return self.out(dropout(heads.astype(self.dtype), rate, dropout_key))
 
 
 def _pairs(query, key, value=None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """(q₁, k₁) and (q₂, k₂)."""
+    """Returns (q₁, k₁) and (q₂, k₂)."""
     H, odd = divmod(shapes.expect_attention(query, key, value)["H"], 2)
     if odd:
         got = shapes.show(jnp.shape(query))
-        raise ValueError(f"query: got shape {got}, expected an even last axis: two queries a head")
+        raise ValueError(
+            f"query: got shape {got}, expected an even last axis, two queries for each head"
+        )
     return (query[..., :H], key[..., :H]), (query[..., H:], key[..., H:])

@@ -1,4 +1,4 @@
-"""FNet: mixing by a Fourier transform, the control that has no attention and no weights.
+"""FNet: mixing by a Fourier transform, a control without attention or parameters.
 
 Lee-Thorp et al. 2022, "FNet: Mixing Tokens with Fourier Transforms".
 """
@@ -21,26 +21,25 @@ Array = jax.Array
 def fourier_mix(
     x: Array, *, mask: masks.Mask | Array | None = None, orthonormal: bool = False
 ) -> Array:
-    """The real part of the transform over positions and features (Lee-Thorp et al. 2022, equation
-    3).
+    """Computes the real part of the 2D Fourier transform (Lee-Thorp et al. 2022, equation 3).
 
         y = Re(F_seq F_hidden x),   y_td = Re Σ_s Σ_c x_sc exp(-2πi (r_t r_s / L + d c / D))
 
-    with L real positions and r_t the number of those before t: hidden positions change nothing,
-    wherever they are. Without hidden ones r_t is t and L is T, and it is done by FFT; with them, by
-    each example's own matrix [T, T] of cosines and sines. Both are in at least float32.
+    with L real positions and r_t the number of those before t. Hidden positions have no effect.
+    Without hidden positions r_t is t and L is T, and the FFT is used; with them, each example has a
+    matrix [T, T] of cosines and sines. Both are in at least float32.
 
     Args:
       x: [B, T, D].
       mask: joined from `masks.lengths` and `masks.valid`, or None.
-      orthonormal: divide by sqrt(L D), so that the result is as large as x. The paper does not.
+      orthonormal: whether to divide by sqrt(L D), which keeps the norm of x. The paper does not.
 
     Returns:
-      [B, T, D] in x's dtype; 0 where the mask hides a query, and where no position is real.
+      [B, T, D] in x's dtype; 0 at hidden queries, and for examples without real positions.
 
     Raises:
       ValueError: the shape or dtype does not fit.
-      NotImplementedError: any other mask; a transform of all positions cannot be causal.
+      NotImplementedError: any other mask; the transform cannot be causal.
     """
     sizes: dict[str, int] = {}
     shapes.expect_floating("x", x)
@@ -61,18 +60,18 @@ def fourier_mix(
 
 
 class Fourier(nnx.Module):
-    """`fourier_mix` in the place of attention (Lee-Thorp et al. 2022, FNet). It has no weights.
+    """`fourier_mix` as a mixer without parameters (Lee-Thorp et al. 2022, FNet).
 
         y = Re(F_T x F_D) / sqrt(T D)
 
     Args:
       model_size: D of x and of the result.
-      num_heads: taken because every mixer takes it; there are no heads, and it has no effect.
-      orthonormal: whether to divide by sqrt(T D). FNet does not, and norms the sum of y and x
-        behind it; where the norm is before, an undivided y drowns x, and nothing is learned.
-      dropout_rate: of the result, active where a dropout_key is given.
+      num_heads: has no effect; every mixer has this argument.
+      orthonormal: whether to divide by sqrt(T D). FNet does not, and normalizes y + x afterwards.
+        With pre-norm an undivided y dominates x, and training fails.
+      dropout_rate: of the result, active if a dropout_key is given.
       dtype: of the result.
-      rngs: as num_heads; nothing is drawn.
+      rngs: has no effect.
 
     Raises:
       ValueError: an argument does not fit.
@@ -103,13 +102,13 @@ class Fourier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array:
-        """Mixes the positions of x, and its features.
+        """Mixes the positions and the features of x.
 
         Args:
           x: [B, T, D].
           mask: joined from `masks.lengths` and `masks.valid`, or None.
           dropout_key: None for evaluation.
-          return_weights: refused.
+          return_weights: not supported.
 
         Returns:
           [B, T, D].
@@ -120,8 +119,8 @@ class Fourier(nnx.Module):
         """
         if return_weights:
             raise NotImplementedError(
-                "return_weights: fourier has none, as it mixes features with the positions; mixers "
-                "whose `can` has 'weights' give theirs"
+                "return_weights: got True, expected False, as fourier mixes features too; "
+                "mixers with the capability 'weights' return theirs"
             )
         shapes.expect("x", x, "B T D", {"D": self.model_size})
         x = jnp.asarray(x, self.dtype)
@@ -130,16 +129,16 @@ class Fourier(nnx.Module):
 
 
 def _mixed_by_matrix(x: Array, valid: Array) -> Array:
-    """[B, T, D], 0 where not valid; bool [B, T]."""
+    """Transforms x [B, T, D], which is 0 where not valid, over the valid positions."""
     rank = jnp.cumsum(valid, axis=1) - valid
     count = jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
-    # In integers: float32 angles of thousands of turns would be off.
+    # Integers: float32 angles of thousands of turns would be inaccurate.
     turns = rank[:, :, None] * rank[:, None, :] % count
     angles = (2 * math.pi / count.astype(x.dtype)) * turns.astype(x.dtype)
     features = jnp.fft.fft(x, axis=-1)
 
     def transformed(matrix, part):
-        # As exact as the FFT, where a platform would take fewer bits by default.
+        # Some platforms use fewer bits by default.
         return jnp.matmul(matrix, part, precision=jax.lax.Precision.HIGHEST)
 
     # Re((cos - i sin)(a + i b)) = cos a + sin b.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import masks, recording, shapes
-from attention.cache import real_lengths
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.projection import Projection
+from attention.sequence.base import RecurrentMixer
 from attention.sequence.delta_rule import gated_delta_rule_chunked, gated_delta_rule_weights
 from attention.sequence.linear import expect_chunk_size
 
@@ -31,39 +32,39 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class DeltaState:
-    """All that later positions need of the earlier ones. A frozen pytree.
+    """Recurrent state of `GatedDeltaNet`, a frozen pytree.
 
     Attributes:
-      tail: the last W - 1 inputs of the convolution, [B, W - 1, C].
+      conv_state: the last W - 1 inputs of the convolution, [B, W - 1, C].
       memory: S, [B, N, H, V].
     """
 
-    tail: Array
+    conv_state: Array
     memory: Array
 
 
-jax.tree_util.register_dataclass(DeltaState, data_fields=["tail", "memory"], meta_fields=[])
+jax.tree_util.register_dataclass(DeltaState, data_fields=["conv_state", "memory"], meta_fields=[])
 
 
-def short_convolution(
-    x: Array, filters: Array, *, valid: Array | None = None, tail: Array | None = None
+def causal_depthwise_convolution(
+    x: Array, filters: Array, *, valid: Array | None = None, conv_state: Array | None = None
 ) -> tuple[Array, Array]:
-    """A causal convolution of each channel by itself (Yang et al. 2025, section 3.4).
+    """Computes a causal convolution of each channel (Yang et al. 2025, section 3.4).
 
         y_t = Σ_{j < W} f_j x_{t-j}
 
-    x_{t-j} is the j-th real position before t: those that are not real are skipped, however many
-    there are. Before the first are the tail's.
+    x_{t-j} is the j-th real position before t; positions that are not real are skipped. Those
+    before the first come from `conv_state`.
 
     Args:
       x: [B, T, C].
       filters: f, [W, C]; f_0 is for t itself.
       valid: bool [B, T], True = a real position; all if None.
-      tail: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
+      conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the tail after x. At positions that are not real y is
-      what would stand there were they real, and the others not aware of it.
+      y, [B, T, C], in at least float32, and the state after x. At a position that is not real, y is
+      its value if that position alone were real.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -76,17 +77,17 @@ def short_convolution(
     before = len(filters) - 1
     wide = jnp.promote_types(accumulator(x), filters.dtype)
     x, filters = x.astype(wide), filters.astype(wide)
-    tail = jnp.zeros((B, before, C), wide) if tail is None else tail.astype(wide)
-    shapes.expect("tail", tail, "B W C", {"B": B, "W": before, "C": C})
+    conv_state = jnp.zeros((B, before, C), wide) if conv_state is None else conv_state.astype(wide)
+    shapes.expect("conv_state", conv_state, "B W C", {"B": B, "W": before, "C": C})
     real = x
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="a real position")
         shapes.expect("valid", valid, "B T", sizes)
-        # Real positions first, in their order; what stands behind them is never read.
+        # Real positions first, in their order; the others are never read.
         order = jnp.argsort(~valid, axis=1, stable=True)
         real = jnp.take_along_axis(x, order[..., None], axis=1)
-    history = jnp.concatenate([tail, real], axis=1)
-    # past[r] is what a position sees that has r real ones before it.
+    history = jnp.concatenate([conv_state, real], axis=1)
+    # past[r] is the sum over past inputs for a position with r real positions before it.
     past = jnp.zeros((B, T, C), wide)
     for j in range(1, before + 1):
         past = past + filters[j] * history[:, before - j : before - j + T]
@@ -99,13 +100,13 @@ def short_convolution(
 
 
 def l2_normalize(x: Array, *, epsilon: float = 1e-6) -> Array:
-    """Vectors of length 1 (as in Yang et al. 2024, section 3.3).
+    """Scales vectors to length 1 (Yang et al. 2024, section 3.3).
 
         y = x / sqrt(Σ x² + ε)
 
     Args:
       x: [..., H].
-      epsilon: ε, above 0: zeros stay zeros, with finite gradients.
+      epsilon: ε, above 0; vectors of zeros stay 0, with finite gradients.
 
     Returns:
       [..., H] in x's dtype.
@@ -129,21 +130,22 @@ class _Inputs(NamedTuple):
     beta: Array
 
 
-class GatedDeltaNet(nnx.Module):
-    """Gated DeltaNet (Yang et al. 2025); causal, whether the mask says so or not.
+class GatedDeltaNet(RecurrentMixer):
+    """Gated DeltaNet (Yang et al. 2025); causal with any mask.
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
         g = -exp(a) softplus(x W_a + b_a),   β = sigmoid(x W_β)
         o = gated_delta_rule(q / (|q| sqrt(H)), k / |k|, v, g, β)
         y = (rms_norm(o) silu(x W_z)) W_o
 
-    Masks: a key that is masked is skipped by the convolution, and neither writes to the memory nor
-    lets it decay; so what stands at other positions is as if it had been taken out of the sequence,
-    at its beginning, its end or in the middle. A query there still reads the memory. Queries that
-    are masked give 0, as keys they stay.
+    Masked keys are removed from the sequence: the convolution skips them, and the state is neither
+    updated nor decayed at their positions. Their queries still read the state. Masked queries give
+    0, but remain keys. The returned weights map the values v to the outputs o, before gate and
+    norm.
 
-    Weights: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V], beta/kernel,
-      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias is there always, b_a
+    Parameters: query/kernel, key/kernel [D, K, H], value/kernel, gate/kernel [D, N, V],
+    beta/kernel,
+      decay/kernel [D, N] and out/kernel [N, V, D] with biases (decay/bias always, b_a
       above); log_rate [N], a above; query_filter, key_filter [W, K, H], value_filter [W, N, V];
       norm/scale [V].
 
@@ -153,13 +155,13 @@ class GatedDeltaNet(nnx.Module):
       key_heads: K, divides N; N if None.
       key_head_size: H; D / N if None.
       value_head_size: V; D / N if None.
-      conv_size: W; 1 sees the position itself alone.
+      conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
-      use_bias: whether the projections have biases (Qwen3-Next: no, but for the decay's).
-      dropout_rate: of what goes into the out projection, active where a dropout_key is given: the
-        weights are never formed, and behind them is a norm.
+      use_bias: whether the projections have biases (Qwen3-Next: only the decay).
+      dropout_rate: of the input of the output projection, active if a dropout_key is given; the
+        weights are never formed.
       epsilon: of the norm.
-      dtype: of the projections; the rest is in at least float32, and so are weights.
+      dtype: of the projections; the rest is in at least float32, parameters in float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -208,99 +210,45 @@ class GatedDeltaNet(nnx.Module):
         log_rate, self.decay.bias[...] = _decay_parameters(rngs.params(), num_heads)
         self.log_rate = nnx.Param(log_rate)
 
-    def __call__(
+    def _mix(
         self,
         x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Runs over x from an empty memory.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.causal`, `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return what takes the values v to the memory's answers o, before
-            gate and norm, in O(T²).
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T], of either sign.
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: the mask holds anything else.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of="gated_delta_net")
         inputs, _ = self._inputs(x, valid=padding.key)
-        weigh = functools.partial(self._weights, inputs, padding.query)
-        recording.record(weigh)
         heads, _ = gated_delta_rule_chunked(*inputs, chunk_size=self.chunk_size)
         if padding.query is not None:
             heads = jnp.where(padding.query[:, :, None, None], heads, 0)
-        result = self._result(heads, x, dropout_key)
-        return (result, weigh()) if return_weights else result
+        weights = functools.partial(self._weights, inputs, padding.query)
+        return dropout(self._gated(heads, x), dropout_rate, dropout_key), weights
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> DeltaState:
-        """An empty state for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: no limit here: the state is as large for any length.
-          dtype: of tail and memory, raised to at least float32; float32 if None.
-        """
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> DeltaState:
         K, H, N, V = self.sizes.values()
-        dtype = jnp.promote_types(dtype or jnp.float32, jnp.float32)
-        tail = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
-        return DeltaState(tail, jnp.zeros((batch_size, N, H, V), dtype))
+        conv_state = jnp.zeros((batch_size, self.conv_size - 1, 2 * K * H + N * V), dtype)
+        return DeltaState(conv_state, jnp.zeros((batch_size, N, H, V), dtype))
 
-    def decode(
-        self, x: Array, cache: DeltaState, *, lengths: Array | None = None
-    ) -> tuple[Array, DeltaState]:
-        """The next T positions: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions)` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new state.
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": len(cache.memory)})
-        B, T = x.shape[:2]
-        valid = None
-        if lengths is not None:
-            valid = jnp.arange(T) < real_lengths(lengths, B, T)[:, None]
-        inputs, tail = self._inputs(x, valid=valid, tail=cache.tail)
-        heads, memory = gated_delta_rule_chunked(*inputs, cache.memory, chunk_size=self.chunk_size)
-        new = jax.tree.map(lambda new, old: new.astype(old.dtype), DeltaState(tail, memory), cache)
-        return self._result(heads, x, None), new
+    def _decode(self, x: Array, state: DeltaState, valid: Array | None) -> tuple[Array, DeltaState]:
+        inputs, conv_state = self._inputs(x, valid=valid, conv_state=state.conv_state)
+        heads, memory = gated_delta_rule_chunked(*inputs, state.memory, chunk_size=self.chunk_size)
+        return self._gated(heads, x), DeltaState(conv_state, memory)
 
     def _inputs(
-        self, x: Array, *, valid: Array | None, tail: Array | None = None
+        self, x: Array, *, valid: Array | None, conv_state: Array | None = None
     ) -> tuple[_Inputs, Array]:
-        """What the delta rule takes, and the convolution's new tail."""
+        """Returns the arguments of the delta rule and the new state of the convolution."""
         B, T = x.shape[:2]
         projected = (self.query(x), self.key(x), self.value(x))
         filters = (self.query_filter[...], self.key_filter[...], self.value_filter[...])
-        mixed, tail = short_convolution(
+        mixed, conv_state = causal_depthwise_convolution(
             jnp.concatenate([y.reshape(B, T, math.prod(y.shape[2:])) for y in projected], axis=-1),
             jnp.concatenate([f.reshape(self.conv_size, -1) for f in filters], axis=-1),
             valid=valid,
-            tail=tail,
+            conv_state=conv_state,
         )
         ends = np.cumsum([math.prod(y.shape[2:]) for y in projected])[:-1]
         query, key, value = (
@@ -314,12 +262,10 @@ class GatedDeltaNet(nnx.Module):
         if valid is not None:
             key, value = (jnp.where(valid[:, :, None, None], y, 0) for y in (key, value))
             log_decay, beta = (jnp.where(valid[:, :, None], y, 0) for y in (log_decay, beta))
-        return _Inputs(query, key, value, log_decay, beta), tail
+        return _Inputs(query, key, value, log_decay, beta), conv_state
 
-    def _result(self, heads: Array, x: Array, dropout_key: Array | None) -> Array:
-        gated = self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        return self.out(dropout(gated, rate, dropout_key))
+    def _gated(self, heads: Array, x: Array) -> Array:
+        return self.norm(heads) * jax.nn.silu(self.gate(x).astype(heads.dtype))
 
     def _weights(self, inputs: _Inputs, query_valid: Array | None) -> Array:
         query, key, _, log_decay, beta = inputs
@@ -344,8 +290,10 @@ def _filter(key: Array, *shape: int) -> Array:
 
 
 def _decay_parameters(key: Array, num_heads: int) -> tuple[Array, Array]:
-    """a and b_a of the decay, so that exp(a) is uniform in [1, 16] and softplus(b_a) log-uniform in
-    [0.001, 0.1], as Gu & Dao 2024 begin ("Mamba-2"): no memory is lost at once."""
+    """Initializes a and b_a of the decay as in Gu & Dao 2024 ("Mamba-2").
+
+    exp(a) is uniform in [1, 16] and softplus(b_a) log-uniform in [0.001, 0.1].
+    """
     rate_key, step_key = jax.random.split(key)
     rates = jax.random.uniform(rate_key, (num_heads,), minval=1.0, maxval=16.0)
     logs = jax.random.uniform(step_key, (num_heads,), minval=math.log(0.001), maxval=math.log(0.1))

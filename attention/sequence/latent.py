@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values made from one small vector a position.
+"""Multi-head latent attention: keys and values from one small vector for each position.
 
 DeepSeek-AI 2024, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
 Model", section 2.1.
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, shapes
-from attention.cache import KeyValueCache, extend
 from attention.dot_product import attend, attention_weights
 from attention.normalization import RMSNorm
 from attention.numerics import accumulator
 from attention.positions import RotaryPositions, build_positions
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 
@@ -34,23 +34,23 @@ def latent_attention(
     dropout_key: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Attention to keys and values that are linear maps of latents (DeepSeek-AI 2024, equations 9
-    to 19).
+    """Computes attention to keys and values that are linear maps of latents (DeepSeek-AI 2024,
+    equations 9 to 19).
 
         l_tns = (q_tn · [U_n c_s; k_s]) / sqrt(H + R),   o_tn = W_nᵀ Σ_s softmax(l_tn)_s c_s
 
-    with c the latent, k the rotary key that all heads share, U and W the up-projections. Expanded,
-    keys and values are made for each head; absorbed, U goes into the query and W comes after the
-    sum, so that what is read of each position is [c; k] alone, as of one key head with C + R
-    features.
+    with c the latent, k the rotary key shared by all heads, U and W the up-projections. The
+    expanded form computes keys and values for each head. The absorbed form multiplies U into the
+    query and applies W after the sum, so that it reads only [c; k] of each position, like one key
+    head with C + R features.
 
     Args:
-      query: [B, T, N, H + R]: H features to be compared with content, then R turned ones.
+      query: [B, T, N, H + R]: H content features, then R rotated features.
       latent: c, [B, S, C].
-      rotary_key: k, [B, S, R], turned.
+      rotary_key: k, [B, S, R], rotated.
       key_up: U, [C, N, H].
       value_up: W, [C, N, V].
-      absorbed: which way to compute; the result is the same.
+      absorbed: which form to compute; the results are equal.
       mask, dropout_rate, dropout_key, implementation: as for `attend`.
 
     Returns:
@@ -80,7 +80,7 @@ def latent_attention(
 
 
 def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
-    """The keys of each head (DeepSeek-AI 2024, equation 17).
+    """Computes the keys of each head (DeepSeek-AI 2024, equation 17).
 
         k_sn = [U_n c_s; k_s]
 
@@ -101,15 +101,17 @@ def expanded_keys(latent: Array, rotary_key: Array, key_up: Array) -> Array:
     return jnp.concatenate([content, shared], axis=-1)
 
 
-class LatentAttention(nnx.Module):
-    """Multi-head latent attention (MLA), with its decoupled rotary key (DeepSeek-AI 2024).
+class LatentAttention(CachedAttention):
+    """Multi-head latent attention (MLA) with a decoupled rotary key (DeepSeek-AI 2024).
 
-        c = rmsnorm(x W_c),   k = turn(x W_k),   q_n = [a W_n; turn(a W'_n)],   a = rmsnorm(x W_a)
+        c = rmsnorm(x W_c),   k = rotate(x W_k)
+        a = rmsnorm(x W_a),   q_n = [a W_n; rotate(a W'_n)]
 
-    where a is x itself without a query_rank. The cache holds c and k: C + R numbers a position,
-    for all heads together.
+    where a is x without a query_rank. The cache holds c and k, C + R numbers for each position and
+    all heads together; decoding uses the absorbed form.
 
-    Weights: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there is
+    Parameters: latent/kernel [D, C], rotary_key/kernel [D, R], query_latent/kernel [D, A] if there
+    is
       a query_rank, their biases, latent_norm and query_norm: scale [C], [A]; query/kernel
       [D or A, N, H + R], key/kernel [C, N, H], value/kernel [C, N, V], without biases; out/kernel
       [N, V, D], bias [D].
@@ -118,15 +120,15 @@ class LatentAttention(nnx.Module):
       model_size: D of x and of the result.
       num_heads: N.
       key_value_rank: C; 4 H if None, as in the paper.
-      query_rank: A of the low-rank query; None for a query straight from x.
+      query_rank: A of the low-rank query; None for a query projected from x.
       head_size: H of the part without positions; D / N if None.
-      rotary_size: R, even; the even number next to H / 2 if None.
+      rotary_size: R, even; H / 2 rounded down to an even number if None, at least 2.
       value_head_size: V; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
-      use_bias: whether what leads down to the latents, and out, have biases.
-      dropout_rate: of the attention weights, active where a dropout_key is given.
+      use_bias: whether the down-projections and the output projection have biases.
+      dropout_rate: of the attention weights, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; weights are float32.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -162,12 +164,16 @@ class LatentAttention(nnx.Module):
             if size is not None and size < 1:
                 raise ValueError(f"{name}: got {size}, expected at least 1")
         if R % 2:
-            raise ValueError(f"rotary_size: got {R}, expected an even one: it is turned in pairs")
+            raise ValueError(
+                f"rotary_size: got {R}, expected an even one; features are rotated in pairs"
+            )
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         self.positions = build_positions(positions, num_heads, R, rngs=rngs)
         if not isinstance(self.positions, RotaryPositions):
-            raise ValueError(f"positions: got {positions!r}, expected 'rope', with options or not")
-        self.model_size, self.cache_size = model_size, C + R
+            raise ValueError(
+                f"positions: got {positions!r}, expected 'rope' with or without options"
+            )
+        self.model_size, self.cache_sizes = model_size, (1, C + R, 0)
         self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
         down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         up = down | {"use_bias": False}
@@ -182,107 +188,49 @@ class LatentAttention(nnx.Module):
         self.value = Projection((C,), (num_heads, V), **up)
         self.out = Projection((num_heads, V), (model_size,), **down)
 
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself; position t of x is t.
+    def _query(self, x: Array, positions: Array) -> Array:
+        """Returns queries [B, T, N, H + R], the last R features rotated."""
+        if self.query_latent is not None:
+            x = self.query_norm(self.query_latent(x))
+        query, H = self.query(x), self.key.outputs[-1]
+        rotated = self.positions.rotate(query[..., H:], positions)
+        return jnp.concatenate([query[..., :H], rotated], axis=-1)
 
-        Args:
-          x: [B, T, D].
-          mask: as for `attend`.
-          dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
+    def _key_value(self, x: Array, positions: Array) -> tuple[Array, Array]:
+        """Returns the latents and rotated keys [B, T, 1, C + R], and no values."""
+        rotary_key = self.positions.rotate(self.rotary_key(x)[:, :, None], positions)
+        entry = jnp.concatenate([self.latent_norm(self.latent(x))[:, :, None], rotary_key], axis=-1)
+        return entry, entry[..., :0]
 
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
-        positions = jnp.arange(x.shape[1])
-        query, (latent, rotary_key) = self._query(x, positions), self._latents(x, positions)
+    def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         heads = latent_attention(
             query,
-            latent,
-            rotary_key,
+            *self._split(key),
             *self._ups(),
+            # Decoding, with fewer queries than keys, never expands the latents in the cache.
+            absorbed=query.shape[1] < key.shape[1],
             mask=mask,
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
             implementation=self.implementation,
         )
-        result = self.out(heads)
-        if return_weights:
-            key = expanded_keys(latent, rotary_key, self._ups()[0])
-            return result, attention_weights(query, key, mask=mask)
-        return result
+        return self.out(heads)
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`: one key head of C + R features, and no values.
+    def _weights(self, query, key, *, mask, bias) -> Array:
+        keys = expanded_keys(*self._split(key), self._ups()[0])
+        return attention_weights(query, keys, mask=mask)
 
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of what is kept; that of the computation if None.
-        """
-        dtype = self.dtype if dtype is None else dtype
-        return KeyValueCache.empty(
-            batch_size, max_length, 1, self.cache_size, value_head_size=0, dtype=dtype
-        )
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past, by the absorbed form: the
-        latents in the cache are never expanded to keys and values of heads.
-
-        Arguments, result and errors are those of `MultiHeadAttention.decode`.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        places = cache.length[:, None] + jnp.arange(x.shape[1])
-        entry = jnp.concatenate(self._latents(x, places), axis=-1)[:, :, None]
-        entry = entry.astype(cache.key.dtype)
-        cache, entries, _, _, mask = extend(cache, entry, entry[..., :0], lengths)
+    def _split(self, entry: Array) -> tuple[Array, Array]:
+        """Returns the latents [B, S, C] and rotated keys [B, S, R] of [B, S, 1, C + R]."""
         C = self.latent.outputs[0]
-        entries = entries[:, :, 0].astype(self.dtype)
-        heads = latent_attention(
-            self._query(x, places),
-            entries[..., :C],
-            entries[..., C:],
-            *self._ups(),
-            absorbed=True,
-            mask=mask,
-            implementation=self.implementation,
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, self.out(heads)), cache
-
-    def _query(self, x: Array, positions: Array) -> Array:
-        """[B, T, N, H + R], the last R turned."""
-        if self.query_latent is not None:
-            x = self.query_norm(self.query_latent(x))
-        query, H = self.query(x), self.key.outputs[-1]
-        turned = self.positions.turn(query[..., H:], positions)
-        return jnp.concatenate([query[..., :H], turned], axis=-1)
-
-    def _latents(self, x: Array, positions: Array) -> tuple[Array, Array]:
-        """[B, T, C], and [B, T, R] turned."""
-        rotary_key = self.positions.turn(self.rotary_key(x)[:, :, None], positions)
-        return self.latent_norm(self.latent(x)), rotary_key[:, :, 0]
+        return entry[:, :, 0, :C], entry[:, :, 0, C:]
 
     def _ups(self) -> tuple[Array, Array]:
         return self.key.kernel[...].astype(self.dtype), self.value.kernel[...].astype(self.dtype)
 
 
 def _checked(query, latent, rotary_key, key_up, value_up) -> int:
-    """H."""
+    """Returns H after checking all arrays."""
     arrays = {"query": query, "latent": latent, "rotary_key": rotary_key}
     arrays |= {"key_up": key_up, "value_up": value_up}
     for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""Linear attention: a kernel's features instead of the softmax, so that sums over keys are shared.
+"""Linear attention: kernel features instead of the softmax, so that queries share sums over keys.
 
 Katharopoulos et al. 2020, "Transformers are RNNs". F features, C positions in a chunk; other
 letters as everywhere.
@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from attention import masks, recording, shapes
-from attention.cache import real_lengths
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer, RecurrentMixer
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearState:
-    """All that later queries need of the keys and values so far. A frozen pytree.
+    """Sums over the past keys and values, a frozen pytree.
 
     Attributes:
       sums: Σ_s φ(k_s) v_sᵀ, [B, N, F, V].
@@ -39,12 +39,12 @@ jax.tree_util.register_dataclass(LinearState, data_fields=["sums", "total"], met
 
 
 def elu_features(x: Array) -> Array:
-    """The features of linear attention, above 0 (Katharopoulos et al. 2020, equation 7).
+    """Computes the positive features of linear attention (Katharopoulos et al. 2020, equation 7).
 
-        φ(x) = elu(x) + 1 = x + 1 where x > 0, else exp(x)
+        φ(x) = elu(x) + 1 = x + 1 if x > 0, else exp(x)
 
-    No less than exp(-34): 1.7e-15 is nothing beside other features, but products of smaller ones
-    would be nothing at all, and a query that sees only such keys would see none.
+    Features are at least exp(-34) = 1.7e-15. This is negligible beside other features, but products
+    of smaller ones would underflow for a query whose keys are all small.
 
     Args:
       x: [..., H].
@@ -57,7 +57,7 @@ def elu_features(x: Array) -> Array:
     """
     shapes.expect_floating("x", x)
     x = x.astype(accumulator(x))
-    # Not elu(x) + 1: that rounds what is far below 0 to multiples of 2^-24.
+    # elu(x) + 1 would round values far below 0 to multiples of 2^-24.
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, -34, 0)))
 
 
@@ -73,25 +73,25 @@ def linear_attention(
     state: LinearState | None = None,
     return_state: bool = False,
 ) -> Array | tuple[Array, LinearState]:
-    """Attention with a kernel of features (Katharopoulos et al. 2020, equations 5, 6 and 9 to 12).
+    """Computes linear attention (Katharopoulos et al. 2020, equations 5, 6 and 9 to 12).
 
         o_t = φ(q_t)ᵀ S_t / φ(q_t)·z_t,   S_t = Σ_s φ(k_s) v_sᵀ,   z_t = Σ_s φ(k_s)
 
-    over all s, or if causal over s <= t. The causal form takes chunks of C positions: dense inside
-    a chunk, sums over all chunks before it; O(T·C) weights and O(T/C) sums exist at a time. A
-    query that sees nothing gives 0, with finite gradients, and so does one whose denominator is no
-    normal number. Sums are in at least float32.
+    over all s, or if causal over s <= t. The causal form uses chunks of C positions: dense weights
+    in a chunk, and sums over all chunks before it. O(T·C) weights and O(T/C) sums exist at a time.
+    A query that may attend to nothing, or whose denominator is subnormal, gives 0 with finite
+    gradients. Sums are in at least float32.
 
     Args:
       query_features: φ(q), [B, T, N, F], at least 0.
       key_features: φ(k), [B, S, N, F], at least 0.
       value: [B, S, N, V].
-      causal: whether query t sees keys s <= t alone; then S = T.
-      query_valid: bool [B, T], True = a real query; the others give 0.
-      key_valid: bool [B, S], True = a real key; the others change nothing.
+      causal: whether query t attends only to keys s <= t; then S = T.
+      query_valid: bool [B, T], True = a real query; others give 0.
+      key_valid: bool [B, S], True = a real key; others have no effect.
       chunk_size: C.
-      state: sums of the keys and values before these, which all queries see.
-      return_state: also return the sums with these.
+      state: sums over earlier keys and values, visible to all queries.
+      return_state: whether to return the updated sums.
 
     Returns:
       [B, T, N, V] in the value's dtype, or that and the state.
@@ -104,10 +104,10 @@ def linear_attention(
     )
     wide = jnp.promote_types(accumulator(query_features), value.dtype)
     query, key, values = (x.astype(wide) for x in (query_features, key_features, value))
-    # A query's features may be scaled at will: it cancels. So the denominator keeps clear of 0.
+    # The scale of a query's features cancels; this one keeps the denominator away from 0.
     highest = jax.lax.stop_gradient(jnp.max(query, axis=-1, keepdims=True))
     query = query / jnp.where(highest > 0, highest, 1)
-    values = with_ones(values)
+    values = append_ones(values)
     if key_valid is not None:
         seen = key_valid[:, :, None, None]
         key, values = jnp.where(seen, key, 0), jnp.where(seen, values, 0)
@@ -120,22 +120,22 @@ def linear_attention(
     else:
         after = before + jnp.einsum("BSNF,BSNV->BNFV", key, values)
         sums = jnp.einsum("BTNF,BNFV->BTNV", query, after)
-    out = quotient(sums, query_valid).astype(value.dtype)
+    out = normalize_sums(sums, query_valid).astype(value.dtype)
     return (out, LinearState(after[..., :-1], after[..., -1])) if return_state else out
 
 
 def _causal_sums(
     query: Array, key: Array, values: Array, before: Array, C: int
 ) -> tuple[Array, Array]:
-    """Σ_{s <= t} φ(q_t)·φ(k_s) v_s, [B, T, N, V], and the sums [B, N, F, V] after all."""
-    query_chunks, key_chunks, value_chunks = (in_chunks(x, C) for x in (query, key, values))
+    """Returns Σ_{s <= t} φ(q_t)·φ(k_s) v_s, [B, T, N, V], and the final sums [B, N, F, V]."""
+    query_chunks, key_chunks, value_chunks = (split_into_chunks(x, C) for x in (query, key, values))
     sums = jnp.einsum("BcSNF,BcSNV->BcNFV", key_chunks, value_chunks)
     sums = jnp.cumsum(jnp.concatenate([before[:, None], sums], axis=1), axis=1)
     inside = jnp.einsum("BcTNF,BcSNF->BcNTS", query_chunks, key_chunks)
     inside = jnp.where(jnp.tri(C, dtype=bool), inside, 0)
     result = jnp.einsum("BcNTS,BcSNV->BcTNV", inside, value_chunks)
     result = result + jnp.einsum("BcTNF,BcNFV->BcTNV", query_chunks, sums[:, :-1])
-    return joined_chunks(result, query.shape[1]), sums[:, -1]
+    return join_chunks(result, query.shape[1]), sums[:, -1]
 
 
 def expect_features(
@@ -147,7 +147,7 @@ def expect_features(
     key_valid: Array | None,
     chunk_size: int,
 ) -> dict[str, int]:
-    """Holds the arguments of `linear_attention` together; the size of each letter."""
+    """Checks the arguments of `linear_attention`; returns the size of each letter."""
     for name, array in (
         ("query_features", query_features),
         ("key_features", key_features),
@@ -163,8 +163,8 @@ def expect_features(
         shapes.expect_known_length("query_features", query_features)
     if causal and sizes["S"] != sizes["T"]:
         raise ValueError(
-            f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} of them where causal; "
-            f"earlier keys go into state"
+            f"key_features: got S={sizes['S']} keys, expected T={sizes['T']} of them if causal; "
+            f"pass earlier keys by state"
         )
     for name, marks, letters in (
         ("query_valid", query_valid, "B T"),
@@ -178,31 +178,31 @@ def expect_features(
 
 
 def expect_chunk_size(chunk_size: int) -> None:
-    """Raises ValueError unless a chunk has a length."""
+    """Raises ValueError unless chunk_size is an int of at least 1."""
     if not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size: got {chunk_size}, expected an int of at least 1")
 
 
-def in_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
-    """[B, T, ...] -> [B, ceil(T / C), C, ...], filled up at the end."""
+def split_into_chunks(x: Array, C: int, fill: float = 0.0) -> Array:
+    """Splits [B, T, ...] into [B, ceil(T / C), C, ...], padded at the end."""
     B, T = x.shape[:2]
     widths = [(0, 0), (0, -T % C), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, widths, constant_values=fill).reshape(B, -(-T // C), C, *x.shape[2:])
 
 
-def joined_chunks(x: Array, T: int) -> Array:
-    """[B, ceil(T / C), C, ...] -> [B, T, ...]."""
+def join_chunks(x: Array, T: int) -> Array:
+    """Joins chunks [B, ceil(T / C), C, ...] to [B, T, ...]."""
     B, count, C = x.shape[:3]
     return x.reshape(B, count * C, *x.shape[3:])[:, :T]
 
 
-def with_ones(value: Array) -> Array:
-    """One more value that is 1, so that sums of values bring their denominator along."""
+def append_ones(value: Array) -> Array:
+    """Appends a value of 1, so that sums over values include their denominator."""
     return jnp.concatenate([value, jnp.ones((*value.shape[:-1], 1), value.dtype)], axis=-1)
 
 
-def quotient(sums: Array, query_valid: Array | None) -> Array:
-    """The values of `with_ones` summed, over the sum of the ones; 0 where that is none."""
+def normalize_sums(sums: Array, query_valid: Array | None) -> Array:
+    """Divides sums over values of `append_ones` by the sum of the ones; returns 0 without keys."""
     total = sums[..., -1:]
     some = total > jnp.finfo(total.dtype).tiny
     if query_valid is not None:
@@ -216,8 +216,8 @@ def _joined(state: LinearState, sizes: dict[str, int]) -> Array:
     return jnp.concatenate([state.sums, state.total[..., None]], axis=-1)
 
 
-class FeatureAttention(SelfHeads):
-    """What mixers that attend by features share; a subclass gives `_heads` and `_empty`.
+class FeatureAttention(RecurrentMixer, MultiHeadMixer):
+    """Base class of mixers with feature maps: subclasses give `_linear_attention`, `_empty_state`.
 
     Args and errors are those of `LinearAttention`.
     """
@@ -236,38 +236,17 @@ class FeatureAttention(SelfHeads):
         super().__init__(model_size, num_heads, **options)
         self.chunk_size = chunk_size
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
-        """`linear_attention` of projected queries and keys, with its options."""
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+        """Computes `linear_attention` of projected queries and keys, with its options."""
         raise NotImplementedError(f"{self.name}: has no features")
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> Any:
-        """The state of no keys."""
-        raise NotImplementedError(f"{self.name}: has no state")
-
-    def __call__(
+    def _mix(
         self,
         x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.causal`, `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return φ(q_t)·φ(k_s) over its sum, in O(T²).
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: the mask holds anything else.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
         B, T = x.shape[:2]
         padding = masks.padding(mask, B, T, T, of=self.name)
         options = {
@@ -276,63 +255,27 @@ class FeatureAttention(SelfHeads):
             "key_valid": padding.key,
         }
         query, key, value = self.query(x), self.key(x), self.value(x)
-        weigh = functools.partial(self._weights, query, key, **options)
-        recording.record(weigh)
-        heads = self._heads(query, key, value, **options)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        result = self.out(dropout(heads, rate, dropout_key))
-        return (result, weigh()) if return_weights else result
+        heads = dropout(
+            self._linear_attention(query, key, value, **options), dropout_rate, dropout_key
+        )
+        return heads, functools.partial(self._weights, query, key, **options)
 
     def _weights(self, query: Array, key: Array, **options: Any) -> Array:
-        """[B, N, T, S]: what comes of values that are one-hot."""
+        """Returns the weights [B, N, T, S], the result for one-hot values."""
         B, S, N, _ = key.shape
         one_hot = jnp.broadcast_to(jnp.eye(S, dtype=accumulator(key))[:, None], (B, S, N, S))
-        return self._heads(query, key, one_hot, **options).transpose(0, 2, 1, 3)
+        return self._linear_attention(query, key, one_hot, **options).transpose(0, 2, 1, 3)
 
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> Any:
-        """An empty state for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: no limit here: the state is as large for any length.
-          dtype: of the sums, raised to at least float32; float32 if None.
-        """
-        return self._empty(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
-
-    def decode(self, x: Array, cache: Any, *, lengths: Array | None = None) -> tuple[Array, Any]:
-        """The next T positions of sequences that see only what is past: a prompt, then steps.
-
-        Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
-
-        Args:
-          x: [B, T, D].
-          cache: of `init_cache`, or of the call before.
-          lengths: int [B], how many of the T positions are real; they come first, the others leave
-            no trace, and the next call goes on right after the real ones. All if None.
-
-        Returns:
-          [B, T, D] (what stands at positions that are not real means nothing) and the new state.
-
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.total.shape[0]})
-        B, T = x.shape[:2]
-        real = None
-        if lengths is not None:
-            real = jnp.arange(T) < real_lengths(lengths, B, T)[:, None]
-        heads, new = self._heads(
+    def _decode(self, x: Array, state: Any, valid: Array | None) -> tuple[Array, Any]:
+        return self._linear_attention(
             self.query(x),
             self.key(x),
             self.value(x),
             causal=True,
-            key_valid=real,
-            state=cache,
+            key_valid=valid,
+            state=state,
             return_state=True,
         )
-        return self.out(heads), jax.tree.map(lambda new, old: new.astype(old.dtype), new, cache)
 
 
 class LinearAttention(FeatureAttention):
@@ -340,7 +283,7 @@ class LinearAttention(FeatureAttention):
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 
-    Weights: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
+    Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
       [N, H], [D].
 
     Args:
@@ -349,9 +292,9 @@ class LinearAttention(FeatureAttention):
       head_size: H; D / N if None.
       chunk_size: positions in a chunk of the causal form.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active where a dropout_key is given; the weights, which
-        are never formed, cannot be dropped.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of the heads' results, active if a dropout_key is given; the weights are never
+        formed.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -359,10 +302,10 @@ class LinearAttention(FeatureAttention):
 
     name = "linear"
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         features = elu_features(query), elu_features(key)
         return linear_attention(*features, value, chunk_size=self.chunk_size, **options)
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> LinearState:
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> LinearState:
         shape = (batch_size, self.num_heads, self.head_size)
         return LinearState(jnp.zeros((*shape, self.head_size), dtype), jnp.zeros(shape, dtype))

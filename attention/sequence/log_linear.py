@@ -1,8 +1,7 @@
-"""Linear attention with features that are given as logarithms, for kernels such as exp(q·k).
+"""Linear attention with features given as logarithms, for kernels such as exp(q·k).
 
-Choromanski et al. 2021 take exponentials of what may be large, less the largest over all
-positions: so a late key can push an early one below the smallest number. Here each query's sums are
-in the scale of what this query sees.
+Choromanski et al. 2021 subtract the maximum over all positions before the exponential, so that a
+late key can make early ones underflow. Here the sums of a query have the scale of its visible keys.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import jax.numpy as jnp
 from attention import shapes
 from attention.numerics import accumulator
 from attention.sequence.linear import (
+    append_ones,
     expect_features,
-    in_chunks,
-    joined_chunks,
-    quotient,
-    with_ones,
+    join_chunks,
+    normalize_sums,
+    split_into_chunks,
 )
 
 Array = jax.Array
@@ -28,12 +27,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LogLinearState:
-    """All that later queries need of the keys and values so far. A frozen pytree.
+    """Scaled sums over the past keys and values, a frozen pytree.
 
     Attributes:
       sums: Σ_s exp(log φ(k_s) - m) v_sᵀ, [B, N, F, V].
       total: Σ_s exp(log φ(k_s) - m), [B, N, F].
-      highest: m = max_s log φ(k_s), [B, N, F]; -inf where there was no key.
+      highest: m = max_s log φ(k_s), [B, N, F]; -inf without keys.
     """
 
     sums: Array
@@ -58,16 +57,16 @@ def log_linear_attention(
     state: LogLinearState | None = None,
     return_state: bool = False,
 ) -> Array | tuple[Array, LogLinearState]:
-    """`linear_attention` of exp(features), without overflow (after Choromanski et al. 2021).
+    """Computes `linear_attention` of exp(features) without overflow (Choromanski et al. 2021).
 
         o_t = Σ_s φ(q_t)·φ(k_s) v_s / Σ_s φ(q_t)·φ(k_s),   φ = exp(log φ)
 
     Numerator and denominator are computed times exp(-M_t), M_t = max_f max_s (log φ_f(q_t) +
-    log φ_f(k_s)) over the keys that t sees, so that the denominator is at least 1. All exponents
-    are at most 0: a sum over keys is kept, a feature at a time, in the scale of its largest key,
-    and in the causal form no sum holds a key that comes after a query that reads it. Inside a
-    chunk of C the later half reads the sums' scale of the earlier half, and each half is halved
-    again: O(T·F·log C) exponentials, O(T·C) weights, O(T/C) sums.
+    log φ_f(k_s)) over the visible keys of t, so that the denominator is at least 1. All exponents
+    are at most 0: a sum over keys has, for each feature, the scale of its largest key. In the
+    causal form no sum contains a key after a query that reads it. In a chunk of C positions the
+    later half reads sums of the earlier half, and each half is split again: O(T·F·log C)
+    exponentials, O(T·C) weights, O(T/C) sums.
 
     Args:
       log_query_features: log φ(q), [B, T, N, F], finite.
@@ -75,12 +74,12 @@ def log_linear_attention(
       value: [B, S, N, V].
       causal, query_valid, key_valid: as for `linear_attention`.
       chunk_size: C, a power of two if causal.
-      state: of the keys and values before these, which all queries see.
-      return_state: also return the state with these.
+      state: of earlier keys and values, visible to all queries.
+      return_state: whether to return the updated state.
 
     Returns:
-      [B, T, N, V] in the value's dtype, or that and the state. A query that sees nothing gives 0,
-      with finite gradients.
+      [B, T, N, V] in the value's dtype, or that and the state. A query that may attend to nothing
+      gives 0, with finite gradients.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
@@ -92,7 +91,7 @@ def log_linear_attention(
         expect_power_of_two(chunk_size)
     wide = jnp.promote_types(accumulator(log_query_features), value.dtype)
     query, key, values = (x.astype(wide) for x in (log_query_features, log_key_features, value))
-    values = with_ones(values)
+    values = append_ones(values)
     if key_valid is not None:
         seen = key_valid[:, :, None, None]
         key, values = jnp.where(seen, key, -jnp.inf), jnp.where(seen, values, 0)
@@ -103,37 +102,37 @@ def log_linear_attention(
         after = _join(before, _summed(key, values))
         scale = _fixed(jnp.max(query + after[0][:, None], axis=-1, keepdims=True))
         sums = _read(query, scale, after)
-    out = quotient(sums, query_valid).astype(value.dtype)
+    out = normalize_sums(sums, query_valid).astype(value.dtype)
     if not return_state:
         return out
     return out, LogLinearState(after[1][..., :-1], after[1][..., -1], after[0])
 
 
 def expect_power_of_two(chunk_size: int) -> None:
-    """Raises ValueError for a chunk that cannot be halved again and again."""
+    """Raises ValueError unless chunk_size is a power of two."""
     if chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size: got {chunk_size}, expected a power of two")
 
 
 # Sums of keys and values are a pair (m, Σ_s exp(log φ(k_s) - m) v_s): [..., N, F], [..., N, F, V].
-# What they mean does not depend on m, so neither do gradients: none goes through it.
+# The value does not depend on m, so no gradient goes through it.
 
 
 def _fixed(highest: Array) -> Array:
-    """A scale that no gradient goes through; 0 for that of nothing, so that -inf - m is -inf."""
+    """Returns a scale without gradient; 0 for -inf, so that -inf - m stays -inf."""
     highest = jax.lax.stop_gradient(highest)
     return jnp.where(highest == -jnp.inf, 0, highest)
 
 
 def _summed(key: Array, values: Array) -> tuple[Array, Array]:
-    """The pair of keys [..., S, N, F] and values [..., S, N, V]."""
+    """Returns the pair for keys [..., S, N, F] and values [..., S, N, V]."""
     highest = jax.lax.stop_gradient(jnp.max(key, axis=-3, initial=-jnp.inf))
     factors = jnp.exp(key - _fixed(highest)[..., None, :, :])
     return highest, jnp.einsum("...SNF,...SNV->...NFV", factors, values)
 
 
 def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The pair of both's keys."""
+    """Returns the pair for the keys of both."""
     highest = jnp.maximum(first[0], second[0])
     scale = _fixed(highest)
     parts = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
@@ -141,7 +140,7 @@ def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arra
 
 
 def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:
-    """What queries [..., T, N, F] read, times exp(-scale): [..., T, N, V]."""
+    """Returns the sums of queries [..., T, N, F], times exp(-scale): [..., T, N, V]."""
     highest, sums = pair
     factors = jnp.exp(query + highest[..., None, :, :] - scale)
     return jnp.einsum("...TNF,...NFV->...TNV", factors, sums)
@@ -163,11 +162,11 @@ def _before(
 def _causal(
     query: Array, key: Array, values: Array, before: tuple[Array, Array], chunk_size: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Queries' sums over s <= t, [B, T, N, V], times exp(-M_t), and the pair after all."""
+    """Returns the sums over s <= t, [B, T, N, V], times exp(-M_t), and the final pair."""
     T = query.shape[1]
     C = min(chunk_size, 1 << max(T - 1, 0).bit_length())
-    query, values = in_chunks(query, C), in_chunks(values, C)
-    key = in_chunks(key, C, fill=-jnp.inf)
+    query, values = split_into_chunks(query, C), split_into_chunks(values, C)
+    key = split_into_chunks(key, C, fill=-jnp.inf)
     pairs = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[:, None], rest], axis=1),
         before,
@@ -177,7 +176,7 @@ def _causal(
     earlier, after = ([x[:, part] for x in pairs] for part in (slice(-1), -1))
     seen = jnp.maximum(jax.lax.cummax(jax.lax.stop_gradient(key), axis=2), earlier[0][:, :, None])
     scale = _fixed(jnp.max(query + seen, axis=-1, keepdims=True))
-    # The factors are as large as queries and keys, once for each level: made again for gradients.
+    # Rematerialized: each level has factors as large as the queries and keys.
     read = jax.checkpoint(_read)
     result = read(query, scale, earlier)
     itself = jnp.sum(jnp.exp(query + key - scale), axis=-1, keepdims=True)
@@ -187,11 +186,11 @@ def _causal(
         later = jax.checkpoint(functools.partial(_later_half, half=half))
         result = result + later(query, key, values, scale)
         half //= 2
-    return joined_chunks(result, T), tuple(after)
+    return join_chunks(result, T), tuple(after)
 
 
 def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: int) -> Array:
-    """In each 2·half positions: what the later half reads of the earlier; 0 for the earlier."""
+    """Returns the sums of each later half over its earlier half; 0 for earlier halves."""
 
     def parts(x):
         B, count, C = x.shape[:3]
@@ -201,7 +200,7 @@ def _later_half(query: Array, key: Array, values: Array, scale: Array, *, half: 
     key, earlier_values = parts(key)[:, :, 0], parts(values)[:, :, 0]
     highest = jax.lax.stop_gradient(jnp.max(key, axis=2, keepdims=True))
     queries, keys = jnp.exp(query + highest - scale), jnp.exp(key - _fixed(highest))
-    shares = jnp.einsum("bcTNF,bcSNF->bcNTS", queries, keys)
-    read = jnp.einsum("bcNTS,bcSNV->bcTNV", shares, earlier_values)
+    weights = jnp.einsum("bcTNF,bcSNF->bcNTS", queries, keys)
+    read = jnp.einsum("bcNTS,bcSNV->bcTNV", weights, earlier_values)
     both = jnp.stack([jnp.zeros_like(read), read], axis=2)
     return both.reshape(values.shape)

@@ -1,4 +1,4 @@
-"""Longformer: a sliding window, and a few global positions with projections of their own.
+"""Longformer: a sliding window, and a few global positions with separate projections.
 
 Beltagy et al. 2020, "Longformer: The Long-Document Transformer".
 """
@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend, real_lengths
-from attention.dot_product import attention_weights
+from attention.cache import KeyValueCache, append_keys_values, valid_lengths
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
 from attention.projection import Projection
@@ -25,11 +24,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LongformerCache:
-    """What decoding keeps.
+    """Cache of `Longformer`.
 
     Attributes:
       local: keys and values of all positions, by the local projections.
-      start: those of the global positions, by the global projections; None without such.
+      start: those of the global positions, by the global projections; None without them.
     """
 
     local: KeyValueCache
@@ -45,15 +44,16 @@ class Longformer(MultiHeadAttention):
         y_i = attend(x_i W_q, x W_k, x W_v)  over j with  |i - j| <= window  or  j global
         y_g = attend(x_g W_q', x W_k', x W_v')  over all j,  where g is global
 
-    Global are the first positions, as for a classifier's token, or those marked when called.
+    The first positions are global, as for a classification token, or those marked by the caller.
 
-    Weights: those of `MultiHeadAttention`, and query_global, key_global, value_global of the shapes
+    Parameters: those of `MultiHeadAttention`, and query_global, key_global, value_global of the
+    shapes
       of query, key, value.
 
     Args:
-      window: neighbours on each side (half of the paper's w), the query's own position not counted.
-      global_tokens: how many of the first positions are global.
-      share_projections: global positions use W_q, W_k and W_v too.
+      window: keys on each side of the query, without itself (half of the paper's w).
+      global_tokens: number of global first positions.
+      share_projections: whether global positions use W_q, W_k and W_v too.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -82,8 +82,8 @@ class Longformer(MultiHeadAttention):
             for local in (self.query, self.key, self.value)
         )
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """What a query sees where the first positions are global."""
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        """Returns the pattern with the first positions as global ones."""
         first = patterns.global_tokens(self.global_tokens, query_offset)
         return masks.window(self.window, self.window, query_offset) | first
 
@@ -101,12 +101,12 @@ class Longformer(MultiHeadAttention):
 
         Args:
           x: [B, T, D].
-          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. As any row
-            may be global then, the second line above is computed for all: O(T²).
+          global_marks: bool [B, T], True = global, instead of the first `global_tokens`. Any row
+            may then be global, so the second equation is computed for all rows: O(T²).
           mask, bias: as for `attend`.
           dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout. Those of global rows belong to the
-            values by W_v'.
+          return_weights: whether to return the weights before dropout. Those of global rows
+            apply to the values by W_v'.
 
         Returns:
           [B, T, D], or that and the weights [B, N, T, T].
@@ -120,26 +120,29 @@ class Longformer(MultiHeadAttention):
         T = sizes["T"]
         rows = min(self.global_tokens, T) if global_marks is None else T
         split = self.query_global is not None and rows > 0
-        mask = self._joined(mask, self._pattern(global_marks, sizes))
+        mask = self._combine_masks(mask, self._pattern(global_marks, sizes))
         positions = None if self.positions is None else jnp.arange(T)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         projected = (self._query(x, positions), *self._key_value(x, positions))
         near = self._branch(projected, T, positions, mask, bias)
-        with recording.muted():
+        with recording.suppressed():
             result = self._attend(x, **near, dropout_key=keys[0])
         if split:
             wide = self._branch(self._global(x, positions), rows, positions, mask, bias)
-            with recording.muted():
+            with recording.suppressed():
                 others = self._attend(x[:, :rows], **wide, dropout_key=keys[1])
             marks = None if global_marks is None else global_marks[:, :, None]
             result = _merged(result, others, marks, axis=1)
 
+        def weights_of(branch: dict[str, Any]) -> Array:
+            return self._weights(**{name: branch[name] for name in branch if name != "value"})
+
         def weights() -> Array:
-            shares = self._weights(near)
+            near_rows = weights_of(near)
             if not split:
-                return shares
+                return near_rows
             marks = None if global_marks is None else global_marks[:, None, :, None]
-            return _merged(shares, self._weights(wide), marks, axis=2)
+            return _merged(near_rows, weights_of(wide), marks, axis=2)
 
         recording.record(weights)
         return (result, weights()) if return_weights else result
@@ -147,7 +150,10 @@ class Longformer(MultiHeadAttention):
     def init_cache(
         self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
     ) -> LongformerCache:
-        """As `MultiHeadAttention.init_cache`; the first positions are the global ones."""
+        """Returns an empty cache for `decode`; the first positions are global.
+
+        Arguments are those of `MultiHeadAttention.init_cache`.
+        """
         local = super().init_cache(batch_size, max_length, dtype=dtype)
         rows = min(self.global_tokens, max_length)
         if self.query_global is None or not rows:
@@ -157,41 +163,39 @@ class Longformer(MultiHeadAttention):
     def decode(
         self, x: Array, cache: LongformerCache, *, lengths: Array | None = None
     ) -> tuple[Array, LongformerCache]:
-        """As `MultiHeadAttention.decode`."""
         if cache.start is None:
             near, local = super().decode(x, cache.local, lengths=lengths)
             return near, LongformerCache(local, None)
         near_weights: list[Callable[[], Array]] = []
         with recording.recorder(near_weights.append):
             near, local = super().decode(x, cache.local, lengths=lengths)
-        # A global row is among the first and sees what is before it: no other keys are needed.
+        # A global row is among the first positions, and its keys are those before it.
         B, T = x.shape[:2]
-        places = cache.local.length[:, None] + jnp.arange(T)
+        positions = cache.local.length[:, None] + jnp.arange(T)
         left = jnp.maximum(cache.start.capacity - cache.start.length, 0)
-        lengths = jnp.minimum(real_lengths(lengths, B, T), left)
-        query, *new = self._global(x, places)
+        lengths = jnp.minimum(valid_lengths(lengths, B, T), left)
+        query, *new = self._global(x, positions)
         new = (y.astype(cache.start.key.dtype) for y in new)
-        start, keys, values, key_positions, seen = extend(cache.start, *new, lengths)
+        start, keys, values, key_positions, seen = append_keys_values(cache.start, *new, lengths)
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-        bias = self._bias(query, places, key_positions, None)
-        with recording.muted():
+        bias = self._bias(query, positions, key_positions)
+        with recording.suppressed():
             wide = self._attend(x, query, keys, values, mask=seen, bias=bias)
-        first = places < self.global_tokens
+        first = positions < self.global_tokens
 
         def weights() -> Array:
-            shares = near_weights[0]()
-            branch = {"query": query, "key": keys, "mask": seen, "bias": bias}
-            others = self._weights(branch)
-            unseen = shares.shape[-1] - others.shape[-1]
+            near_rows = near_weights[0]()
+            others = self._weights(query, keys, mask=seen, bias=bias)
+            unseen = near_rows.shape[-1] - others.shape[-1]
             others = jnp.pad(others, ((0, 0), (0, 0), (0, 0), (0, unseen)))
-            return jnp.where(first[:, None, :, None], others, shares)
+            return jnp.where(first[:, None, :, None], others, near_rows)
 
         recording.record(weights)
         return jnp.where(first[:, :, None], wide, near), LongformerCache(local, start)
 
     def _pattern(self, global_marks: Array | None, sizes: dict[str, int]) -> masks.Mask:
         if global_marks is None:
-            return self.structure()
+            return self.pattern_mask()
         shapes.expect_boolean("global_marks", global_marks, true_means="a global position")
         shapes.expect("global_marks", global_marks, "B T", dict(sizes))
         marked = patterns.global_marks(global_marks, global_marks)
@@ -205,33 +209,29 @@ class Longformer(MultiHeadAttention):
         mask: masks.Mask,
         bias: Array | None,
     ) -> dict[str, Any]:
-        """What the first `rows` queries need to attend."""
+        """Returns the arguments of `_attend` for the first `rows` queries."""
         query, key, value = projected
         B, T, N, _ = query.shape
         if rows < T:
             query = query[:, :rows]
             mask = masks.dense(mask.materialize(B, N, T, T)[:, :, :rows])
             bias = None if bias is None else bias[:, :, :rows]
-        places = None if positions is None else positions[:rows]
-        bias = self._bias(query, places, positions, bias)
+        query_positions = None if positions is None else positions[:rows]
+        bias = self._bias(query, query_positions, positions, bias)
         return {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
 
-    def _weights(self, branch: dict[str, Any]) -> Array:
-        arguments = {name: branch[name] for name in ("query", "key", "mask", "bias")}
-        return attention_weights(**arguments, **self._logit_options())
-
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
-        """Query, key and value by the global projections; norms and positions are shared."""
+        """Returns query, key and value by the global projections, with shared norms."""
         query, key = self.query_global(x), self.key_global(x)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions is not None:
-            query, key = (self.positions.turn(y, positions) for y in (query, key))
+            query, key = (self.positions.rotate(y, positions) for y in (query, key))
         return query, key, self.value_global(x)
 
 
 def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Array:
-    """Rows of `wide` where they are marked, or as far as it goes; elsewhere those of `near`."""
+    """Returns marked rows of `wide`, or all it has without marks, and other rows of `near`."""
     if marks is not None:
         return jnp.where(marks, wide, near)
     rest = jax.lax.slice_in_dim(near, wide.shape[axis], near.shape[axis], axis=axis)

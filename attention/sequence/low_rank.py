@@ -5,7 +5,9 @@ Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity".
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from flax import nnx
 from attention import masks, recording, shapes
 from attention.dot_product import attend, attention_weights
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -33,12 +35,12 @@ def linformer(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Attention to R mixtures of the S keys and values (Wang et al. 2020, equation 7).
+    """Computes attention to R mixtures of the S keys and values (Wang et al. 2020, equation 7).
 
         o = softmax(q (Eᵀk)ᵀ / sqrt(H)) · (Fᵀv)
 
-    Rows of k and v that the mask hides are set to 0 before they are mixed, so that they change
-    nothing. Where no key is seen the values are 0, and so is the result.
+    Hidden rows of k and v are set to 0 before they are mixed and so have no effect. Without visible
+    keys the result is 0.
 
     Args:
       query: [B, T, N, H].
@@ -48,17 +50,17 @@ def linformer(
       value_projection: F, [1 or N, S, R].
       mask: joined from `masks.lengths` and `masks.valid`, or None.
       dropout_rate: of the weights on the R mixtures.
-      dropout_key: needed where dropout_rate > 0.
+      dropout_key: required if dropout_rate > 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; a mixture of all positions cannot be causal.
+      NotImplementedError: any other mask; the mixtures cannot be causal.
     """
     seen = _checked(query, key, value, key_projection, value_projection, mask)
-    with recording.muted():
+    with recording.suppressed():
         return attend(
             query,
             _mixed(key, key_projection, seen.key),
@@ -77,11 +79,11 @@ def linformer_weights(
     *,
     mask: masks.Mask | Array | None = None,
 ) -> Array:
-    """What takes the values to the result of `linformer` (Wang et al. 2020), dropout apart.
+    """Computes the matrix from values to the result of `linformer` (Wang et al. 2020).
 
         w = softmax(q (Eᵀk)ᵀ / sqrt(H)) · Fᵀ
 
-    The weights may be negative, and 0 at hidden keys.
+    The weights may be negative. They are 0 at hidden keys.
 
     Args:
       query: [B, T, N, H].
@@ -97,22 +99,22 @@ def linformer_weights(
     """
     seen = _checked(query, key, key, key_projection, value_projection, mask)
     queries = None if seen.query is None else masks.valid(query=seen.query)
-    shares = attention_weights(query, _mixed(key, key_projection, seen.key), mask=queries)
+    weights = attention_weights(query, _mixed(key, key_projection, seen.key), mask=queries)
     N, (S, R) = query.shape[2], value_projection.shape[1:]
-    spread = jnp.broadcast_to(value_projection.astype(shares.dtype), (N, S, R))
-    weights = jnp.einsum("BNTR,NSR->BNTS", shares, spread)
+    spread = jnp.broadcast_to(value_projection.astype(weights.dtype), (N, S, R))
+    weights = jnp.einsum("BNTR,NSR->BNTS", weights, spread)
     return weights if seen.key is None else jnp.where(seen.key[:, None, None], weights, 0.0)
 
 
-class Linformer(SelfHeads):
+class Linformer(MultiHeadMixer):
     """Multi-head self-attention by `linformer`, of sequences up to max_length (Wang et al. 2020).
 
         head_n = softmax(q (Eᵀk)ᵀ) (Fᵀv),   y = concat_n(head_n) W_o
 
-    Row s of E and F belongs to position s of the sequence, hidden ones counted; a shorter sequence
-    uses the first rows.
+    Row s of E and F belongs to position s of the sequence, including hidden positions; a shorter
+    sequence uses the first rows.
 
-    Weights: query, key, value: kernel [D, N, H], bias [N, H]; key_projection, value_projection
+    Parameters: query, key, value: kernel [D, N, H], bias [N, H]; key_projection, value_projection
       [1 or N, max_length, R]; out: kernel [N, H, D], bias [D].
 
     Args:
@@ -120,12 +122,12 @@ class Linformer(SelfHeads):
       num_heads: N.
       max_length: rows of E and F.
       projected_length: R, the number of mixtures ("k" in the paper).
-      sharing: "none": each head has its own E and F; "heads": all share one E and one F;
-        "key_value": and F is E.
+      sharing: "none": each head has its own E and F; "heads": all heads share E and F; "key_value":
+        also F = E.
       head_size: H; D / N if None.
       use_bias: whether the projections to and from heads have biases.
-      dropout_rate: of the weights on the mixtures, active where a dropout_key is given.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of the weights on the mixtures, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -158,33 +160,15 @@ class Linformer(SelfHeads):
         self.key_projection = mixtures()
         self.value_projection = None if sharing == "key_value" else mixtures()
 
-    def __call__(
+    def _mix(
         self,
         x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D], T at most max_length.
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `linformer_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit, or x is longer than max_length.
-          NotImplementedError: any other mask.
-        """
-        sizes = {"D": self.model_size}
-        shapes.expect("x", x, "B T D", sizes)
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
-        length = sizes["T"]
+        length = x.shape[1]
         if length > self.max_length:
             expected = f"at most max_length={self.max_length}"
             raise ValueError(f"x: got length {length}, expected {expected}")
@@ -193,15 +177,10 @@ class Linformer(SelfHeads):
         F = E
         if self.value_projection is not None:
             F = self.value_projection[...][:, :length].astype(self.dtype)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
         heads = linformer(
-            query, key, value, E, F, mask=mask, dropout_rate=rate, dropout_key=dropout_key
+            query, key, value, E, F, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key
         )
-        recording.record(lambda: linformer_weights(query, key, E, F, mask=mask))
-        result = self.out(heads)
-        if return_weights:
-            return result, linformer_weights(query, key, E, F, mask=mask)
-        return result
+        return heads, functools.partial(linformer_weights, query, key, E, F, mask=mask)
 
 
 def _checked(query, key, value, key_projection, value_projection, mask) -> masks.Padding:
@@ -216,10 +195,10 @@ def _checked(query, key, value, key_projection, value_projection, mask) -> masks
 
 
 def _mixed(rows: Array, projection: Array, seen: Array | None) -> Array:
-    """[B, S, N, H] and [1 or N, S, R] -> [B, R, N, H], of the rows that are seen."""
+    """Mixes the visible rows [B, S, N, H] by [1 or N, S, R] to [B, R, N, H]."""
     if seen is not None:
         rows = jnp.where(seen[:, :, None, None], rows, jnp.zeros((), rows.dtype))
     projection = jnp.broadcast_to(projection, (rows.shape[2], *projection.shape[1:]))
-    # Transposed afterwards: XLA on CPU has no bfloat16 product summed in float32 for "BRNH" itself.
+    # XLA on CPU cannot sum a bfloat16 product in float32 for "BRNH" directly.
     mixed = jnp.einsum("BSNH,NSR->NBHR", rows, projection, preferred_element_type=accumulator(rows))
     return mixed.transpose(1, 3, 0, 2).astype(rows.dtype)

@@ -1,4 +1,4 @@
-"""Nystromformer: attention through a few landmarks, by the Nyström method.
+"""Nyströmformer: attention through landmarks by the Nyström method.
 
 Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention".
 """
@@ -6,33 +6,36 @@ Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, recording, shapes
+from attention import masks, shapes
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
 
 def iterative_inverse(matrix: Array, *, iterations: int = 6) -> Array:
-    """The Moore-Penrose inverse by products alone (Xiong et al. 2021, equations 11 and 12, after
-    Razavi et al. 2014).
+    """Computes the Moore-Penrose inverse by products (Xiong et al. 2021, equations 11 and 12).
+
+    After Razavi et al. 2014:
 
         Z₀ = Aᵀ / (‖A‖₁ ‖A‖_∞),   Z ← ¼ Z (13 I - AZ (15 I - AZ (7 I - AZ)))
 
-    Each matrix is scaled by its own norms, so that an example's result does not depend on its
-    batch. A matrix of zeros gives 0.
+    Each matrix is scaled by its own norms, so results do not depend on the batch. A matrix of zeros
+    gives 0.
 
     Args:
       matrix: A, [..., M, M].
-      iterations: how many, at least 1.
+      iterations: number of iterations, at least 1.
 
     Returns:
       [..., M, M] in at least float32.
@@ -65,20 +68,19 @@ def nystrom_attention(
     convolution: Array | None = None,
     mask: masks.Mask | Array | None = None,
 ) -> Array:
-    """Attention by way of M landmarks (Xiong et al. 2021, equation 13 and section "Segment-means").
+    """Computes attention through M landmarks (Xiong et al. 2021, equation 13, "Segment-means").
 
         o = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) · v + conv(v),   all logits / sqrt(H)
 
-    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. The segments
-    divide the real positions alone, position of rank r among L of them to segment ⌊r M / L⌋, and
-    the convolution runs over the real positions alone: hidden ones change nothing, wherever they
-    are. A position that is hidden as a key yet asks has the convolution around the first real
-    position after it.
+    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. Segments and
+    convolution are over the L real positions only; the one of rank r is in segment ⌊r M / L⌋.
+    Hidden positions have no effect. A query at a hidden key has the convolution around the first
+    real position after it.
 
-    With L <= M every real key is its own landmark, and what is computed is attention itself, to
-    which the equation tends there, as A A⁺ A = A.
+    With L <= M each real key is its own landmark, and exact attention is computed, the limit of the
+    equation, as A A⁺ A = A.
 
-    Everything is computed in at least float32: the inverse magnifies what was rounded before it.
+    All is computed in at least float32, as the inverse amplifies rounding errors.
 
     Args:
       query: [B, T, N, H].
@@ -86,8 +88,8 @@ def nystrom_attention(
       value: [B, T, N, V].
       num_landmarks: M.
       inverse_iterations: of the inverse.
-      convolution: [size, N], size odd: a kernel a head over the values of neighbouring positions,
-        the middle being the position's own; None for none.
+      convolution: [size, N], size odd: a kernel for each head over the values of neighboring
+        positions, centered on the query; None for none.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
 
     Returns:
@@ -95,24 +97,26 @@ def nystrom_attention(
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; means over all positions cannot be causal.
+      NotImplementedError: any other mask; segment means cannot be causal.
     """
-    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=value)
+    factors = _factors(
+        query, key, num_landmarks, inverse_iterations, convolution, mask, value=value
+    )
     wide = value.astype(accumulator(value))
-    if parts.key is not None:
-        wide = jnp.where(parts.key[:, :, None, None], wide, 0.0)
-    # Small factors first: never [T, S].
-    through = jnp.einsum("BNMS,BSNV->BNMV", parts.to_landmarks, wide)
-    if parts.inverse is not None:
-        through = _product(parts.inverse, through)
-    exact = jnp.einsum("BSM,BSNV->BNMV", parts.segments, wide)
+    if factors.key is not None:
+        wide = jnp.where(factors.key[:, :, None, None], wide, 0.0)
+    # Small factors first, so that [T, S] is never formed.
+    through = jnp.einsum("BNMS,BSNV->BNMV", factors.landmark_to_key, wide)
+    if factors.inverse is not None:
+        through = _product(factors.inverse, through)
+    exact = jnp.einsum("BSM,BSNV->BNMV", factors.segments, wide)
     heads = jnp.einsum(
-        "BNTM,BNMV->BTNV", parts.from_landmarks, jnp.where(parts.few, exact, through)
+        "BNTM,BNMV->BTNV", factors.query_to_landmark, jnp.where(factors.is_exact, exact, through)
     )
     if convolution is not None:
-        heads = heads + _convolved(wide, convolution, parts.key)
-    if parts.query is not None:
-        heads = jnp.where(parts.query[:, :, None, None], heads, 0.0)
+        heads = heads + _convolved(wide, convolution, factors.key)
+    if factors.query is not None:
+        heads = jnp.where(factors.query[:, :, None, None], heads, 0.0)
     return heads.astype(query.dtype)
 
 
@@ -125,12 +129,12 @@ def nystrom_weights(
     convolution: Array | None = None,
     mask: masks.Mask | Array | None = None,
 ) -> Array:
-    """What takes the values to the result of `nystrom_attention` (Xiong et al. 2021).
+    """Computes the matrix from values to the result of `nystrom_attention` (Xiong et al. 2021).
 
         w = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) + c_{r_s - r_t}
 
-    with c the convolution, which is part of it, and r the rank among the real positions. The
-    weights may be negative, and are 0 at hidden keys.
+    with c the convolution and r the rank among the real positions. The weights may be negative.
+    They are 0 at hidden keys.
 
     Args:
       query, key: [B, T, N, H].
@@ -142,46 +146,47 @@ def nystrom_weights(
     Raises:
       ValueError, NotImplementedError: as for `nystrom_attention`.
     """
-    parts = _parts(query, key, num_landmarks, inverse_iterations, convolution, mask)
-    through = parts.to_landmarks
-    if parts.inverse is not None:
-        through = _product(parts.inverse, through)
-    exact = parts.segments.swapaxes(1, 2)[:, None]
+    factors = _factors(query, key, num_landmarks, inverse_iterations, convolution, mask)
+    through = factors.landmark_to_key
+    if factors.inverse is not None:
+        through = _product(factors.inverse, through)
+    exact = factors.segments.swapaxes(1, 2)[:, None]
     weights = jnp.einsum(
-        "BNTM,BNMS->BNTS", parts.from_landmarks, jnp.where(parts.few, exact, through)
+        "BNTM,BNMS->BNTS", factors.query_to_landmark, jnp.where(factors.is_exact, exact, through)
     )
     if convolution is not None:
         size = convolution.shape[0]
-        rank = _rank(parts.key, key.shape[1])
-        place = rank[:, None, :] - rank[:, :, None] + size // 2
-        taps = jnp.take(convolution.astype(weights.dtype).T, jnp.clip(place, 0, size - 1), axis=1)
-        band = jnp.where((place >= 0) & (place < size), taps, 0.0).swapaxes(0, 1)
+        rank = _rank(factors.key, key.shape[1])
+        offset = rank[:, None, :] - rank[:, :, None] + size // 2
+        taps = jnp.take(convolution.astype(weights.dtype).T, jnp.clip(offset, 0, size - 1), axis=1)
+        band = jnp.where((offset >= 0) & (offset < size), taps, 0.0).swapaxes(0, 1)
         weights = weights + band
-    if parts.key is not None:
-        weights = jnp.where(parts.key[:, None, None], weights, 0.0)
-    if parts.query is not None:
-        weights = jnp.where(parts.query[:, None, :, None], weights, 0.0)
+    if factors.key is not None:
+        weights = jnp.where(factors.key[:, None, None], weights, 0.0)
+    if factors.query is not None:
+        weights = jnp.where(factors.query[:, None, :, None], weights, 0.0)
     return weights
 
 
-class Nystromformer(SelfHeads):
+class Nystromformer(MultiHeadMixer):
     """Multi-head self-attention by `nystrom_attention` (Xiong et al. 2021).
 
         head_n = softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v + conv(v),   y = concat_n(head_n) W_o
 
-    Weights: query, key, value: kernel [D, N, H], bias [N, H]; convolution [kernel_size, N], none
-      where that is 0; out: kernel [N, H, D], bias [D].
+    Parameters: query, key, value: kernel [D, N, H], bias [N, H]; convolution [kernel_size, N]
+    unless
+      kernel_size is 0; out: kernel [N, H, D], bias [D].
 
     Args:
       model_size: D of x and of the result.
       num_heads: N.
-      num_landmarks: M; sequences of no more real positions get attention itself.
+      num_landmarks: M; with at most M real positions attention is exact.
       inverse_iterations: of `iterative_inverse`.
       kernel_size: of the convolution, odd; 0 for none.
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active where a dropout_key is given.
-      dtype: of the projections; weights are float32.
+      dropout_rate: of the heads' results, active if a dropout_key is given.
+      dtype: of the projections; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -212,30 +217,13 @@ class Nystromformer(SelfHeads):
         taps = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
         self.convolution = nnx.Param(taps) if kernel_size else None
 
-    def __call__(
+    def _mix(
         self,
         x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `nystrom_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: any other mask.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size})
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         options = {
@@ -244,38 +232,35 @@ class Nystromformer(SelfHeads):
             "convolution": None if self.convolution is None else self.convolution[...],
             "mask": mask,
         }
-        heads = nystrom_attention(query, key, value, **options)
-        recording.record(lambda: nystrom_weights(query, key, **options))
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        result = self.out(dropout(heads, rate, dropout_key))
-        if return_weights:
-            return result, nystrom_weights(query, key, **options)
-        return result
+        heads = dropout(nystrom_attention(query, key, value, **options), dropout_rate, dropout_key)
+        return heads, functools.partial(nystrom_weights, query, key, **options)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
-    """The factors of a map from values to results.
+class _Factors:
+    """Factors of the matrix from values to results.
 
     Attributes:
-      from_landmarks: softmax(q k̃ᵀ), [B, N, T, M].
-      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None where it can never be needed.
-      to_landmarks: softmax(q̃ kᵀ), [B, N, M, S].
-      segments: [B, S, M], 1 where a key is of a segment, divided by the segment's size.
-      few: bool [B, 1, 1, 1], every key its own landmark.
-      query, key: bool [B, T], real ones; None for all.
+      query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
+      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
+      landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
+      segments: [B, S, M], membership of keys in segments, divided by the size of the segment.
+      is_exact: bool [B, 1, 1, 1], whether each key is its own landmark.
+      query, key: bool [B, T], real positions; None for all.
     """
 
-    from_landmarks: Array
+    query_to_landmark: Array
     inverse: Array | None
-    to_landmarks: Array
+    landmark_to_key: Array
     segments: Array
-    few: Array
+    is_exact: Array
     query: Array | None
     key: Array | None
 
 
-def _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, value=None) -> _Parts:
+def _factors(
+    query, key, num_landmarks, inverse_iterations, convolution, mask, value=None
+) -> _Factors:
     sizes = shapes.expect_attention(query, key, value)
     shapes.expect("key", key, "B T N H", sizes)
     B, T, N = sizes["B"], sizes["T"], sizes["N"]
@@ -289,31 +274,31 @@ def _parts(query, key, num_landmarks, inverse_iterations, convolution, mask, val
     marks = masks.padding(mask, B, T, T, of="nystromformer", causal=False)
     M, wide = min(num_landmarks, T), accumulator(query)
     query, key = query.astype(wide) * sizes["H"] ** -0.5, key.astype(wide)
-    # Without marks of their own, the queries that count are those that are real as keys.
+    # Without a query mask, the valid queries are the valid keys.
     asking, _, _ = _segments(marks.key if marks.query is None else marks.query, B, T, M, wide)
-    segments, used, few = _segments(marks.key, B, T, M, wide)
+    segments, used, is_exact = _segments(marks.key, B, T, M, wide)
     query_landmarks = jnp.einsum("BTM,BTNH->BMNH", asking, query)
     key_landmarks = jnp.einsum("BSM,BSNH->BMNH", segments, key)
     used, seen = used[:, None, None], None if marks.key is None else marks.key[:, None, None]
     inverse = None
     if M < T:
-        # A segment without queries is a row of zeros, and stays out of the inverse.
-        between = _shares(query_landmarks, key_landmarks, used)
+        # A segment without queries is a row of zeros, without effect on the inverse.
+        between = _softmax(query_landmarks, key_landmarks, used)
         between = between * (jnp.sum(asking, axis=1) > 0)[:, None, :, None]
         inverse = iterative_inverse(between, iterations=inverse_iterations)
-    return _Parts(
-        from_landmarks=_shares(query, key_landmarks, used),
+    return _Factors(
+        query_to_landmark=_softmax(query, key_landmarks, used),
         inverse=inverse,
-        to_landmarks=_shares(query_landmarks, key, seen),
+        landmark_to_key=_softmax(query_landmarks, key, seen),
         segments=segments,
-        few=few[:, None, None, None],
+        is_exact=is_exact[:, None, None, None],
         query=marks.query,
         key=marks.key,
     )
 
 
 def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
-    """[B, T, M] that takes the mean of each segment; bool [B, M], used; bool [B], at most M."""
+    """Returns the mean operator [B, T, M], used segments [B, M], and whether at most M are real."""
     real = jnp.ones((B, T), bool) if valid is None else valid
     count = jnp.sum(real, axis=1)
     segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
@@ -324,26 +309,26 @@ def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array
 
 
 def _rank(valid: Array | None, T: int) -> Array:
-    """int [B or 1, T]: how many real positions come before."""
+    """Returns the number of real positions before each, int [B or 1, T]."""
     if valid is None:
         return jnp.arange(T)[None]
     return jnp.cumsum(valid, axis=1) - valid
 
 
-def _shares(query: Array, key: Array, seen: Array | None) -> Array:
-    """softmax(q kᵀ) [B, N, T, S] over what is seen, bool [B, 1, 1, S]."""
+def _softmax(query: Array, key: Array, seen: Array | None) -> Array:
+    """Returns softmax(q kᵀ) [B, N, T, S] over the visible keys, bool [B, 1, 1, S]."""
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key)
     return softmax(logits if seen is None else jnp.where(seen, logits, -jnp.inf))
 
 
 def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
-    """[B, T, N, V]: each head's kernel [size, N] over its real positions, in their order."""
+    """Convolves the real positions of each head with its kernel [size, N]: [B, T, N, V]."""
     size, T = taps.shape[0], value.shape[1]
     rank = _rank(valid, T)
     if valid is not None:
-        # Real positions to the front; those hidden are written outside, that is nowhere.
-        place = jnp.where(valid, rank, T)
-        value = jax.vmap(lambda v, i: jnp.zeros_like(v).at[i].set(v, mode="drop"))(value, place)
+        # Real positions to the front; hidden ones are written out of range and dropped.
+        index = jnp.where(valid, rank, T)
+        value = jax.vmap(lambda v, i: jnp.zeros_like(v).at[i].set(v, mode="drop"))(value, index)
     half = size // 2
     padded = jnp.pad(value, ((0, 0), (half, half), (0, 0), (0, 0)))
     taps = taps.astype(value.dtype)[:, :, None]
@@ -354,5 +339,5 @@ def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    # Some platforms take fewer bits by default, which this iteration would magnify.
+    # Some platforms use fewer bits by default, and the iteration amplifies rounding errors.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -26,23 +26,23 @@ KERNELS = ("softmax", "relu")
 
 
 class RandomFeatures(nnx.Variable):
-    """Drawn once, never trained; kept with the module, so that a checkpoint has it."""
+    """Random directions: not trained, stored in checkpoints."""
 
 
 def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bool = True) -> Array:
-    """Random directions ω_1 ... ω_F, each N(0, I) (Choromanski et al. 2021, section 2.4).
+    """Draws directions ω_1 ... ω_F, each N(0, I) (Choromanski et al. 2021, section 2.4).
 
         ω_f = |g_f| · u_f,   g_f ~ N(0, I_H)
 
-    Orthogonal: u_f are rows of uniformly drawn orthogonal matrices, one for each H of them, and
-    |g_f| chi-distributed lengths drawn apart. Each ω_f alone is still N(0, I), so that means over
-    draws stay; their spread falls. Otherwise u_f = g_f / |g_f|.
+    If orthogonal, u_f are rows of uniformly drawn orthogonal matrices, one for every H directions,
+    and |g_f| are independent chi-distributed lengths. Each ω_f alone is still N(0, I), so means are
+    unchanged and the variance is smaller. Otherwise u_f = g_f / |g_f|.
 
     Args:
       key: a key of `jax.random`, [].
       features: F.
       head_size: H.
-      orthogonal: see above.
+      orthogonal: whether directions are orthogonal in blocks of H.
 
     Returns:
       [F, H], float32.
@@ -58,14 +58,14 @@ def draw_directions(key: Array, features: int, head_size: int, *, orthogonal: bo
     if not orthogonal:
         return normal
     blocks = (-(-features // head_size),)
-    # Uniform (Haar): with the signs that a bare QR leaves, the features would be biased.
+    # Uniform (Haar): the signs of a plain QR decomposition would bias the features.
     matrices = jax.random.orthogonal(orthogonal_key, head_size, blocks, jnp.float32)
     lengths = jnp.linalg.norm(normal, axis=-1, keepdims=True)
     return lengths * matrices.reshape(-1, head_size)[:features]
 
 
 def softmax_log_features(x: Array, directions: Array) -> Array:
-    """Logarithms of the positive features of the softmax kernel (Choromanski et al. 2021, lemma 1).
+    """Computes the logarithms of positive softmax features (Choromanski et al. 2021, lemma 1).
 
         log φ_f(x) = ω_f·x' - |x'|²/2 - log(F)/2,   x' = x / H^¼,   E φ(q)·φ(k) = exp(q·k / sqrt(H))
 
@@ -116,24 +116,24 @@ class Performer(FeatureAttention):
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 
-    The softmax kernel's features are kept as logarithms, see `log_linear_attention`: nothing
-    overflows, and no query or key is seen in the scale of another.
+    Features of the softmax kernel are kept as logarithms (see `log_linear_attention`), so nothing
+    overflows, and queries and keys have scales of their own.
 
-    Weights: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
-      [N, H], [D]; and the directions [F, H], which all heads share and nothing trains.
+    Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
+      [N, H], [D]. Buffer: directions [F, H], shared by all heads.
 
     Args:
       model_size: D.
       num_heads: N.
       features: F.
-      kernel: "softmax", which approximates dot-product attention, or "relu".
-      orthogonal: whether directions are orthogonal by blocks.
+      kernel: "softmax", an approximation of dot-product attention, or "relu".
+      orthogonal: whether directions are orthogonal in blocks.
       head_size: H; D / N if None.
       chunk_size: positions in a chunk of the causal form; a power of two with the softmax kernel.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active where a dropout_key is given; the weights, which
-        are never formed, cannot be dropped.
-      dtype: of the computation; weights are float32.
+      dropout_rate: of the heads' results, active if a dropout_key is given; the weights are never
+        formed.
+      dtype: of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -165,14 +165,14 @@ class Performer(FeatureAttention):
         return draw_directions(key, self.features, self.head_size, orthogonal=self.orthogonal)
 
     def redraw(self, key: Array) -> None:
-        """Takes other directions, as the paper does now and then in training.
+        """Redraws the directions, as the paper does repeatedly in training.
 
         Args:
           key: a key of `jax.random`.
         """
         self.directions[...] = self._drawn(key)
 
-    def _heads(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    def _linear_attention(self, query: Array, key: Array, value: Array, **options: Any) -> Any:
         directions = self.directions[...]
         softmax = self.kernel == "softmax"
         features = softmax_log_features if softmax else relu_features
@@ -180,7 +180,7 @@ class Performer(FeatureAttention):
         query, key = features(query, directions), features(key, directions)
         return attention(query, key, value, chunk_size=self.chunk_size, **options)
 
-    def _empty(self, batch_size: int, dtype: jnp.dtype) -> LinearState | LogLinearState:
+    def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> LinearState | LogLinearState:
         shape = (batch_size, self.num_heads, self.features)
         sums, total = jnp.zeros((*shape, self.head_size), dtype), jnp.zeros(shape, dtype)
         if self.kernel == "relu":

@@ -1,4 +1,4 @@
-"""ProbSparse attention: only the queries that prefer some keys attend, the others take the mean.
+"""ProbSparse attention: only queries with sparse weights attend; others get the mean of the values.
 
 Zhou et al. 2021, "Informer: Beyond Efficient Transformer for Long Sequence Time-Series
 Forecasting".
@@ -6,7 +6,9 @@ Forecasting".
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention import masks, recording, shapes
+from attention import masks, shapes
 from attention.dot_product import attend, attention_weights
 from attention.numerics import accumulator
-from attention.sequence.base import SelfHeads
+from attention.sequence.base import MultiHeadMixer
 
 Array = jax.Array
 
@@ -33,24 +35,24 @@ def prob_sparse(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Attention of the A queries whose logits are least even (Zhou et al. 2021, equation 4).
+    """Computes attention of the A queries with the sparsest logits (Zhou et al. 2021, equation 4).
 
         M_i = max_(j ∈ R_i) s_ij - (1 / T) Σ_(j ∈ R_i) s_ij,     s_ij = q_i·k_j / sqrt(H)
 
         o_i = softmax(s_i) v   for the A largest M_i of a head,   mean_j v_j   for the others
 
-    with R_i the keys that query i tries; the factor 1 / T is that of the authors' code. Which
-    queries are active has no gradient. What the mask hides is no key and no active query, and so is
-    a query that tries hidden keys alone.
+    with R_i the sampled keys of query i; the factor 1 / T is that of the authors' code. The choice
+    of active queries has no gradient. Hidden positions are neither keys nor active queries. A query
+    whose samples are all hidden is not active.
 
     Args:
       query, key: [B, T, N, H].
       value: [B, T, N, V].
-      samples: R, int [T, U], places of keys; the same ones for all examples and heads.
+      samples: R, int [T, U], positions of keys, the same for all examples and heads.
       num_active: A, from 1 to T.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
       dropout_rate: of the weights of active queries.
-      dropout_key: needed where dropout_rate > 0.
+      dropout_key: required if dropout_rate > 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -69,8 +71,8 @@ def prob_sparse(
     if seen is not None:
         value = jnp.where(seen[..., None, None], value, 0)
     mean = jnp.sum(value * _uniform(seen, value.shape[1])[..., None, None], axis=1, keepdims=True)
-    lazy = 1 - jnp.swapaxes(jnp.sum(active, axis=2), 1, 2)[..., None]
-    return (rows + lazy * mean).astype(query.dtype)
+    inactive = 1 - jnp.swapaxes(jnp.sum(active, axis=2), 1, 2)[..., None]
+    return (rows + inactive * mean).astype(query.dtype)
 
 
 def prob_sparse_weights(
@@ -81,7 +83,7 @@ def prob_sparse_weights(
     num_active: int,
     mask: masks.Mask | Array | None = None,
 ) -> Array:
-    """What takes the values to the result of `prob_sparse` (Zhou et al. 2021), dropout apart.
+    """Computes the matrix from values to the result of `prob_sparse` (Zhou et al. 2021).
 
         w_i = softmax(s_i) of an active query,   1 / T of the others
 
@@ -98,22 +100,22 @@ def prob_sparse_weights(
     active, chosen, there = _choose(query, key, samples, num_active, seen)
     weights = attention_weights(chosen, key, mask=there)
     rows = jnp.einsum("BNAT,BNAS->BNTS", active, weights.astype(active.dtype))
-    lazy = 1 - jnp.sum(active, axis=2)[..., None]
-    return rows + lazy * _uniform(seen, query.shape[1])[:, None, None]
+    inactive = 1 - jnp.sum(active, axis=2)[..., None]
+    return rows + inactive * _uniform(seen, query.shape[1])[:, None, None]
 
 
-class ProbSparse(SelfHeads):
+class ProbSparse(MultiHeadMixer):
     """Multi-head self-attention by `prob_sparse` (Zhou et al. 2021).
 
-    A = U = factor · ⌈ln(1 + T)⌉, at most T. The keys that a query tries are drawn once and for all
-    from the seed and the length, so that the same input gives the same result.
+    A = U = factor · ⌈ln(1 + T)⌉, at most T. The sampled keys depend only on the seed and the
+    length, so that the same input gives the same result.
 
-    Weights: those of `SelfHeads`.
+    Parameters: those of `MultiHeadMixer`.
 
     Args:
       factor: the paper's c.
-      seed: of the keys tried.
-      options: those of `SelfHeads`; dropout is of the weights of active queries.
+      seed: of the sampled keys.
+      options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -135,57 +137,39 @@ class ProbSparse(SelfHeads):
         self.factor, self.seed = factor, seed
 
     def samples(self, length: int) -> np.ndarray:
-        """R of `prob_sparse` for T = length, int [T, U]."""
+        """Returns R of `prob_sparse` for T = length, int [T, U]."""
         rng = np.random.default_rng(self.seed)
         return rng.integers(length, size=(length, self.num_active(length)))
 
     def num_active(self, length: int) -> int:
-        """A, and U, for T = length."""
+        """Returns A = U for T = length."""
         return min(length, self.factor * math.ceil(math.log1p(length)))
 
-    def __call__(
+    def _mix(
         self,
         x: Array,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself.
-
-        Args:
-          x: [B, T, D].
-          mask: joined from `masks.lengths` and `masks.valid`, or None.
-          dropout_key: None for evaluation.
-          return_weights: also return `prob_sparse_weights`.
-
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, T].
-
-        Raises:
-          ValueError: shapes do not fit.
-          NotImplementedError: any other mask.
-        """
-        sizes = {"D": self.model_size}
-        shapes.expect("x", x, "B T D", sizes)
+        mask: masks.Mask | Array | None,
+        dropout_rate: float,
+        dropout_key: Array | None,
+    ) -> tuple[Array, Callable[[], Array]]:
         shapes.expect_known_length("x", x)
         query, key, value = self.query(x), self.key(x), self.value(x)
-        samples = self.samples(sizes["T"])
-        options = {"num_active": self.num_active(sizes["T"]), "mask": mask}
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        with recording.muted():
-            heads = prob_sparse(
-                query, key, value, samples, dropout_rate=rate, dropout_key=dropout_key, **options
-            )
-        recording.record(lambda: prob_sparse_weights(query, key, samples, **options))
-        result = self.out(heads)
-        if return_weights:
-            return result, prob_sparse_weights(query, key, samples, **options)
-        return result
+        T = x.shape[1]
+        samples, options = self.samples(T), {"num_active": self.num_active(T), "mask": mask}
+        heads = prob_sparse(
+            query,
+            key,
+            value,
+            samples,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+            **options,
+        )
+        return heads, functools.partial(prob_sparse_weights, query, key, samples, **options)
 
 
 def _checked(query, key, value, samples, num_active, mask) -> Array | None:
-    """Which positions are seen, bool [B, T]; None for all."""
+    """Returns the visible positions, bool [B, T]; None for all."""
     sizes = shapes.expect_attention(query, key, value)
     shapes.expect("key", key, "B T N H", sizes)
     shapes.expect_integer("samples", samples)
@@ -204,21 +188,24 @@ def _checked(query, key, value, samples, num_active, mask) -> Array | None:
 def _choose(
     query: Array, key: Array, samples: Array, num_active: int, seen: Array | None
 ) -> tuple[Array, Array, masks.Mask | None]:
-    """Which query each active one is, float [B, N, A, T] of 0 and 1, all 0 for those that are none;
-    their vectors [B, A, N, H]; and the mask of keys.
+    """Chooses the active queries.
+
+    Returns:
+      Their positions as one-hot rows [B, N, A, T], 0 if there are fewer than A; their vectors
+      [B, A, N, H]; and the mask of the keys.
     """
     wide = accumulator(query)
-    places = jnp.asarray(samples)
-    tried = jax.lax.stop_gradient(key)[:, places]
+    samples = jnp.asarray(samples)
+    tried = jax.lax.stop_gradient(key)[:, samples]
     logits = jnp.einsum(
         "BTNH,BTUNH->BNTU", jax.lax.stop_gradient(query), tried, preferred_element_type=wide
     )
-    hidden = jnp.zeros((), bool) if seen is None else ~seen[:, places][:, None]
+    hidden = jnp.zeros((), bool) if seen is None else ~seen[:, samples][:, None]
     most = jnp.max(jnp.where(hidden, -jnp.inf, logits), axis=-1)
-    uneven = most - jnp.sum(jnp.where(hidden, 0, logits), axis=-1) / query.shape[1]
+    sparsity = most - jnp.sum(jnp.where(hidden, 0, logits), axis=-1) / query.shape[1]
     if seen is not None:
-        uneven = jnp.where(seen[:, None], uneven, -jnp.inf)
-    value, number = jax.lax.top_k(uneven, num_active)
+        sparsity = jnp.where(seen[:, None], sparsity, -jnp.inf)
+    value, number = jax.lax.top_k(sparsity, num_active)
     active = jax.nn.one_hot(number, query.shape[1], dtype=wide)
     active = jnp.where(value[..., None] > -jnp.inf, active, 0)
     rows = jnp.take_along_axis(jnp.swapaxes(query, 1, 2), number[..., None], axis=2)
@@ -226,7 +213,7 @@ def _choose(
 
 
 def _uniform(seen: Array | None, T: int) -> Array:
-    """[B or 1, T]: the mean over what is seen, 0 where nothing is."""
+    """Returns uniform weights of the visible positions, [B or 1, T]; 0 without any."""
     if seen is None:
         return jnp.full((1, T), 1 / T)
     return seen / jnp.maximum(jnp.sum(seen, axis=1, keepdims=True), 1)

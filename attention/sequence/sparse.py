@@ -1,10 +1,10 @@
-"""Multi-head attention in which a query sees few keys, by a pattern known before.
+"""Multi-head attention with static sparse patterns.
 
-Sliding windows and dilated ones (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
-pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and Big Bird's
-(Zaheer et al. 2020). The patterns as masks, for `attend` itself: `attention.masks.patterns`.
+Sliding and dilated windows (Beltagy et al. 2020; Jiang et al. 2023), the strided and the fixed
+pattern (Child et al. 2019, "Generating Long Sequences with Sparse Transformers") and that of Big
+Bird (Zaheer et al. 2020). `attention.masks.patterns` has the patterns as masks for `attend`.
 
-Kernels skip the blocks that a pattern leaves empty, where they can (`Mask.static_block_mask`).
+Kernels that support it skip hidden blocks (`Mask.static_block_mask`).
 """
 
 from __future__ import annotations
@@ -12,48 +12,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from attention import masks
 from attention.masks import patterns
 from attention.multi_head import MultiHeadAttention
 
-Array = jax.Array
-
 
 class SparseAttention(MultiHeadAttention):
-    """`MultiHeadAttention` of a sequence to itself, in the pattern that `structure` gives."""
+    """`MultiHeadAttention` of a sequence to itself, in the pattern that `pattern_mask` gives."""
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
-        """The pattern; every mask of a caller is joined with it by `&`."""
+    takes_memory = False
+
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+        """Returns the pattern; masks of the caller are combined with it by `&`."""
         raise NotImplementedError
-
-    def __call__(
-        self, x: Array, memory: Array | None = None, **options: Any
-    ) -> Array | tuple[Array, Array]:
-        """As `MultiHeadAttention`, but from x to itself only.
-
-        Raises:
-          NotImplementedError: a memory was given.
-        """
-        if memory is not None:
-            raise NotImplementedError(
-                f"memory: {type(self).__name__} attends from x to itself, its pattern is one of "
-                "distances; mixers whose `can` has 'cross' take a memory"
-            )
-        return super().__call__(x, **options)
 
 
 class SlidingWindow(SparseAttention):
-    """A query sees its neighbours (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, "Mistral").
+    """Sliding-window attention (Beltagy et al. 2020, section 3.1; Jiang et al. 2023, "Mistral").
 
         y_i = attend over j with  i - j = k·dilation,  -right <= k <= left
 
-    Decoding keeps the last `left` keys only, unless dilated.
+    Decoding caches only the last `left` keys, unless dilated.
 
     Args:
-      left, right: neighbours on each side, the query's own position not counted; None for all.
-      dilation: every which neighbour, 1 for all.
+      left, right: keys on each side of the query, without itself; None for all.
+      dilation: distance between attended keys; 1 for all.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -71,10 +54,10 @@ class SlidingWindow(SparseAttention):
         **options: Any,
     ):
         self.left, self.right, self.dilation = left, right, dilation
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         if self.dilation == 1:
             return masks.window(self.left, self.right, query_offset)
         return patterns.dilated_window(self.left, self.right, self.dilation, query_offset)
@@ -84,12 +67,12 @@ class SlidingWindow(SparseAttention):
 
 
 class Strided(SparseAttention):
-    """A query sees what is near, and every stride-th position (Child et al. 2019, section 4.2).
+    """Strided attention: a window and every stride-th position (Child et al. 2019, section 4.2).
 
         y_i = attend over j with  |i - j| < stride  or  (i - j) mod stride = 0
 
     Args:
-      stride: near the root of the length, or a period of the data (an image's row).
+      stride: about the square root of the length, or a period of the data (the row of an image).
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -98,21 +81,21 @@ class Strided(SparseAttention):
 
     def __init__(self, model_size: int, num_heads: int, *, stride: int = 64, **options: Any):
         self.stride = stride
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.strided(self.stride, query_offset)
 
 
 class Fixed(SparseAttention):
-    """A query sees its block, and the last positions of all (Child et al. 2019, section 4.2).
+    """Fixed attention: own block and ends of all blocks (Child et al. 2019, section 4.2).
 
         y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
 
     Args:
       block: positions in a block, the paper's l.
-      summary: how many at its end all see, the paper's c.
+      summary: positions at its end that all queries attend to, the paper's c.
       options: those of `MultiHeadAttention`.
 
     Raises:
@@ -129,26 +112,25 @@ class Fixed(SparseAttention):
         **options: Any,
     ):
         self.block, self.summary = block, summary
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.fixed(self.block, self.summary, query_offset)
 
 
 class BigBird(SparseAttention):
-    """A block sees blocks near by, at the front and at random (Zaheer et al. 2020, "Big Bird").
+    """Big Bird: local, global and random blocks (Zaheer et al. 2020).
 
         y_i = attend over j with  |I - J| <= window  or  min(I, J) < global_blocks
               or  {I, J} is drawn,      I = ⌊i / block⌋,  J = ⌊j / block⌋
 
     Args:
-      block, window, global_blocks, random_blocks, seed, links: as for `patterns.big_bird`, which
-        says how blocks are drawn.
+      block, window, global_blocks, random_blocks, seed, links: as for `patterns.big_bird`.
       options: those of `MultiHeadAttention`.
 
     Raises:
-      ValueError: a number is out of range; when called, that links are too few.
+      ValueError: a number is out of range; when called, there are too few links.
     """
 
     def __init__(
@@ -167,10 +149,10 @@ class BigBird(SparseAttention):
         self.block, self.window, self.global_blocks = block, window, global_blocks
         self.random_blocks, self.seed = random_blocks, seed
         self.links = None if links is None else patterns.validate_links(links)
-        self.structure()
+        self.pattern_mask()
         super().__init__(model_size, num_heads, **options)
 
-    def structure(self, query_offset: masks.Offset | None = None) -> masks.Mask:
+    def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask:
         return patterns.big_bird(
             self.block,
             window=self.window,

@@ -1,4 +1,4 @@
-"""Talking-heads attention: heads mix their logits before softmax, and their weights after it.
+"""Talking-heads attention: linear maps across heads before and after the softmax.
 
 Shazeer et al. 2020, "Talking-Heads Attention".
 """
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, recording, shapes
-from attention.cache import KeyValueCache, extend
 from attention.dropout import dropout
 from attention.numerics import accumulator, softmax
 from attention.projection import Projection
+from attention.sequence.base import CachedAttention
 
 Array = jax.Array
 
@@ -30,12 +30,12 @@ def talking_heads(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Attention whose heads talk to each other (Shazeer et al. 2020, section 3).
+    """Computes talking-heads attention (Shazeer et al. 2020, section 3).
 
         l_n = Σ_m P_mn (scale · q_m kᵀ_m),   u_n = Σ_m softmax(l_m) R_mn,   o_n = u_n v_n
 
-    What the mask hides stays hidden after both mixings; one that differs by head speaks of the
-    heads after mixing. A query that sees nothing gives 0, with finite gradients.
+    Hidden keys stay hidden after both mixings; a mask with a head axis refers to heads after
+    mixing. A query that may attend to nothing gives 0, with finite gradients.
 
     Args:
       query: [B, T, N, H].
@@ -43,10 +43,10 @@ def talking_heads(
       value: [B, S, N, V].
       logit_mixing: P, [N, N], from the heads of q and k to those of the softmax.
       weight_mixing: R, [N, N], from these to the heads of v.
-      mask: a `Mask`, or what `masks.dense` takes.
+      mask: a `Mask` or an array for `masks.dense`; True means may attend.
       scale: 1 / sqrt(H) if None.
       dropout_rate: of the weights u.
-      dropout_key: needed where dropout_rate > 0.
+      dropout_key: required if dropout_rate > 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -70,7 +70,7 @@ def talking_heads_weights(
     mask: masks.Mask | Array | None = None,
     scale: float | None = None,
 ) -> Array:
-    """The weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
+    """Computes the weights u of `talking_heads` (Shazeer et al. 2020), which may be negative.
 
         u_n = Σ_m softmax(l_m) R_mn
 
@@ -105,13 +105,13 @@ def talking_heads_weights(
     return weights if seen is None else jnp.where(seen, weights, 0.0)
 
 
-class TalkingHeadsAttention(nnx.Module):
+class TalkingHeadsAttention(CachedAttention):
     """Self- or cross-attention by `talking_heads` (Shazeer et al. 2020).
 
-        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits), mixing the heads
+        y = concat_n(Σ_s w_nts v_s) W_o,   w = M_w · softmax(M_l · logits)
 
-    Weights: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
-      [N, N], the identity at the start, which is multi-head attention; out: kernel [N, H, D], bias
+    Parameters: query, key, value: kernel [D or D_m, N, H], bias [N, H]; logit_mixing, weight_mixing
+      [N, N], initialized to the identity (multi-head attention); out: kernel [N, H, D], bias
       [D].
 
     Args:
@@ -120,12 +120,14 @@ class TalkingHeadsAttention(nnx.Module):
       head_size: H; D / N if None.
       memory_size: D_m of the memory; D if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the mixed weights, active where a dropout_key is given.
-      dtype: of the computation; weights are float32, and heads are mixed in at least that.
+      dropout_rate: of the mixed weights, active if a dropout_key is given.
+      dtype: of the computation; parameters are float32, and heads are mixed in at least float32.
 
     Raises:
       ValueError: an argument does not fit the others.
     """
+
+    takes_memory = True
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class TalkingHeadsAttention(nnx.Module):
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
         D_m = model_size if memory_size is None else memory_size
         self.model_size, self.memory_size = model_size, D_m
-        self.num_heads, self.head_size = num_heads, H
+        self.cache_sizes = (num_heads, H, H)
         self.dropout_rate, self.dtype = dropout_rate, dtype
         options = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         self.query = Projection((model_size,), (num_heads, H), **options)
@@ -153,70 +155,16 @@ class TalkingHeadsAttention(nnx.Module):
         self.logit_mixing = nnx.Param(jnp.eye(num_heads))
         self.weight_mixing = nnx.Param(jnp.eye(num_heads))
 
-    def __call__(
-        self,
-        x: Array,
-        memory: Array | None = None,
-        *,
-        mask: masks.Mask | Array | None = None,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, Array]:
-        """Attends from x to itself, or to the memory.
+    def _query(self, x: Array, positions: Array | None) -> Array:
+        return self.query(x)
 
-        Args:
-          x: [B, T, D].
-          memory: [B, S, D_m]; x if None.
-          mask: a `Mask`, or what `masks.dense` takes.
-          dropout_key: None for evaluation.
-          return_weights: also return the weights before dropout.
+    def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
+        return self.key(x), self.value(x)
 
-        Returns:
-          [B, T, D], or that and the weights [B, N, T, S].
+    def _weights(self, query, key, *, mask, bias) -> Array:
+        return talking_heads_weights(query, key, *self._mixings(), mask=mask)
 
-        Raises:
-          ValueError: shapes do not fit.
-        """
-        sizes = {"D": self.model_size, "M": self.memory_size}
-        shapes.expect("x", x, "B T D", sizes)
-        source = x if memory is None else memory
-        shapes.expect("x" if memory is None else "memory", source, "B S M", sizes)
-        query, key, value = self.query(x), self.key(source), self.value(source)
-        result = self._attend(query, key, value, mask, dropout_key)
-        if return_weights:
-            return result, talking_heads_weights(query, key, *self._mixings(), mask=mask)
-        return result
-
-    def init_cache(
-        self, batch_size: int, max_length: int, *, dtype: jnp.dtype | None = None
-    ) -> KeyValueCache:
-        """An empty cache for `decode`.
-
-        Args:
-          batch_size: B.
-          max_length: how many positions there will be at most, prompt included.
-          dtype: of keys and values; that of the computation if None.
-        """
-        dtype = self.dtype if dtype is None else dtype
-        sizes = (batch_size, max_length, self.num_heads, self.head_size)
-        return KeyValueCache.empty(*sizes, dtype=dtype)
-
-    def decode(
-        self, x: Array, cache: KeyValueCache, *, lengths: Array | None = None
-    ) -> tuple[Array, KeyValueCache]:
-        """The next T positions of sequences that see only what is past; see
-        `MultiHeadAttention.decode`.
-        """
-        shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
-        query = self.query(x)
-        key, value = (project(x).astype(cache.key.dtype) for project in (self.key, self.value))
-        cache, keys, values, _, mask = extend(cache, key, value, lengths)
-        result = self._attend(
-            query, keys.astype(query.dtype), values.astype(query.dtype), mask, None
-        )
-        return jnp.where(cache.overflow()[:, None, None], jnp.nan, result), cache
-
-    def _attend(self, query, key, value, mask, dropout_key) -> Array:
+    def _attend(self, x, query, key, value, *, mask, bias, dropout_key=None) -> Array:
         heads = talking_heads(
             query,
             key,
@@ -226,8 +174,7 @@ class TalkingHeadsAttention(nnx.Module):
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
         )
-        mixings = self._mixings()
-        recording.record(lambda: talking_heads_weights(query, key, *mixings, mask=mask))
+        recording.record(lambda: self._weights(query, key, mask=mask, bias=bias))
         return self.out(heads)
 
     def _mixings(self) -> tuple[Array, Array]:

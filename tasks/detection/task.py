@@ -312,7 +312,7 @@ class Detection(OldTask):
         grids = backbone.sides(self._side, self._side)
         for stage, grid in enumerate(grids, 1):
             if f"stage_{stage}" in attention:
-                gate = "gate" in map_attention_entry(backbone.attention).can
+                gate = "gate" in map_attention_entry(backbone.attention).capabilities
                 weights = spatial_importance(attention[f"stage_{stage}"][index], grid, gate)
                 if weights is not None:
                     yield f"stage {stage}", weights

@@ -180,7 +180,7 @@ class ImageClassification(OldTask):
         """What the model returns: of a ViT the encoder's layers [B, L, N, T, T] and what the head
         takes [B, heads, P]; of a convolutional network the map attention of each stage."""
         vit = isinstance(model, VisionTransformer)
-        if vit and "weights" not in registry.find("mixer", self._model.mixer).can:
+        if vit and "weights" not in registry.find("mixer", self._model.mixer).capabilities:
             return {}
         return model(_floating(batch["image"]), return_weights=True)[1]
 
@@ -236,7 +236,9 @@ class ImageClassification(OldTask):
         line = convolutional.map_attention_entry(self._model.attention)
         for index in range(min(map(len, attention.values()), default=0)):
             for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convolutional.spatial_importance(weights[index], grid, "gate" in line.can)
+                found = convolutional.spatial_importance(
+                    weights[index], grid, "gate" in line.capabilities
+                )
                 if found is not None:
                     yield index, f" ({name.replace('_', ' ')})", found
 

@@ -94,14 +94,14 @@ class LanguageModelConfig(EncoderConfig):
                     expected = f"{default!r}, or objective {objective!r}"
                     raise ValueError(f"{name}: got {value!r}, expected {expected}")
         able = {"causal": {"causal"}, "masked": set()}[self.objective]
-        if not able <= self.line.can:
-            fitting = [m.name for m in registry.mechanisms("mixer") if able <= m.can]
+        if not able <= self.entry.capabilities:
+            fitting = [m.name for m in registry.mechanisms("mixer") if able <= m.capabilities]
             raise ValueError(
-                f"mixer: got {self.line.name!r}, which cannot be causal; expected one of {fitting}"
+                f"mixer: got {self.entry.name!r}, which cannot be causal; expected one of {fitting}"
             )
-        if self.objective == "masked" and "one_way" in self.line.can:
+        if self.objective == "masked" and "always_causal" in self.entry.capabilities:
             raise ValueError(
-                f"mixer: got {self.line.name!r}, which sees nothing of what follows; expected "
+                f"mixer: got {self.entry.name!r}, which sees nothing of what follows; expected "
                 "another for objective 'masked'"
             )
 

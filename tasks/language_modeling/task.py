@@ -270,7 +270,7 @@ class LanguageModeling(OldTask):
 
     def attention(self, model: LanguageModel, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Weights of the layers [B, L, N, T, T]; nothing is hidden from a masked model here."""
-        if "weights" not in self.model.line.can:
+        if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
             batch["tokens"], batch["length"], segments=batch.get("segments"), return_weights=True

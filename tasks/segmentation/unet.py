@@ -84,7 +84,7 @@ class UNetConfig(StagesConfig):
         if self.gate is not None:
             return True
         entry = map_attention_entry(self.map_attention)
-        return entry is not None and "gate" in entry.can
+        return entry is not None and "gate" in entry.capabilities
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
         """The gate of a map of `fine` channels by one of `coarse`.
@@ -96,7 +96,7 @@ class UNetConfig(StagesConfig):
         return registry.build("gate", self.gate, fine, coarse, **options)
 
     def _try_gate(self, fine: int, coarse: int) -> None:
-        registry.expect_usable(
+        registry.check_spec(
             "attention",
             self.attention,
             lambda x, signal: self.build_gate(fine, coarse, nnx.Rngs(0))(x, signal),

@@ -50,7 +50,7 @@ class EncoderDecoderConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
-        registry.expect_usable(
+        registry.check_spec(
             "alignment",
             self.alignment,
             lambda states: _one_step(self.build_alignment(nnx.Rngs(0)), states),

@@ -72,7 +72,7 @@ def initial_weights_from(
     skipped = int(began and model.pooling != "cls")
     if by_length and wanted + skipped > learned:
         differing.append(f"config.model.max_length is {wanted}, at most {learned - skipped} fit")
-    elif "max_length" in model.line.can and learned != wanted:
+    elif "max_length" in model.entry.capabilities and learned != wanted:
         differing.append(f"config.model.max_length is {wanted}, there {learned}")
     if differing:
         raise UserError(f"{where}: does not fit: {'; '.join(differing)}")

@@ -120,7 +120,7 @@ class TransformerConfig(EncoderConfig):
             )
         _check_rates(self, "token_dropout_rate", "head_dropout_rate")
         _check_pool(self.pooling, "cls")
-        if self.pooling == "cls" and "one_way" in self.line.can:
+        if self.pooling == "cls" and "always_causal" in self.entry.capabilities:
             raise ValueError(
                 f"pooling must not be 'cls' with mixer {self.mixer!r}: its first position sees "
                 "nothing of the text"
@@ -307,7 +307,7 @@ class TransformerClassifier(nnx.Module):
         seen = _without(valid, config.token_dropout_rate, token_key)
         if self.pool is None:
             seen = seen.at[:, 0].set(valid[:, 0])
-        has_weights = return_weights and "weights" in config.line.can
+        has_weights = return_weights and "weights" in config.entry.capabilities
         encoded = self.encoder(
             self.tokens(tokens),
             valid=seen,

@@ -80,9 +80,13 @@ class TransformerConfig(EncoderConfig):
         _check_smoothing(self)
         if self.decoder_layers < 1:
             raise ValueError(f"decoder_layers: got {self.decoder_layers}, expected at least 1")
-        able = [m.name for m in registry.mechanisms("mixer") if {"causal", "cache"} <= set(m.can)]
+        able = [
+            m.name
+            for m in registry.mechanisms("mixer")
+            if {"causal", "cache"} <= set(m.capabilities)
+        ]
         try:
-            line = self.decoder.line
+            line = self.decoder.entry
         except ValueError as error:
             raise ValueError(f"decoder_{error}") from None
         if line.name not in able:
@@ -150,7 +154,7 @@ class RecurrentConfig:
         find_cell(self.cell)
         _check_smoothing(self)
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        registry.expect_usable(
+        registry.check_spec(
             "alignment",
             self.alignment,
             lambda tokens: RecurrentTranslator(self, 4, rngs=nnx.Rngs(0))(tokens, tokens),

@@ -30,12 +30,12 @@ class MapSubject(Subject):
     training: bool = False
 
     @property
-    def can(self):
-        """What the line declares, less what the options take away."""
+    def capabilities(self):
+        """What the entry declares, less what the options take away."""
         lost = set() if "buffers" in self.constants else {"batch_statistics"}
         if self.options.get("similarity") == "dot_product":
-            lost.add("shares")
-        return self.line.can - lost
+            lost.add("normalized")
+        return self.entry.capabilities - lost
 
     @property
     def valid(self):
@@ -44,12 +44,12 @@ class MapSubject(Subject):
     def resized(self, queries, keys):
         """Maps of that height and width; the signal has half of each."""
         inputs = self.inputs | {"x": normal(keys, B, queries, keys, C)}
-        if "signal" in inputs:
-            inputs["signal"] = normal(queries, B, -(-queries // 2), -(-keys // 2), G)
+        if "gating_signal" in inputs:
+            inputs["gating_signal"] = normal(queries, B, -(-queries // 2), -(-keys // 2), G)
         return inputs, self.valid
 
     def reference(self, inputs, valid, causal=False):
-        function = REFERENCES[self.line.kind, self.line.name]
+        function = REFERENCES[self.entry.kind, self.entry.name]
         return function(inputs | drawn(self.constants), self.training, **self.options)
 
     @functools.cached_property
@@ -66,23 +66,23 @@ class MapSubject(Subject):
 
     @staticmethod
     def maps(inputs):
-        return [jnp.asarray(inputs[name]) for name in ("x", "signal") if name in inputs]
+        return [jnp.asarray(inputs[name]) for name in ("x", "gating_signal") if name in inputs]
 
 
-def subjects_of(line, dtype):
-    """Each variant of a registry line; again in training if it has batch statistics."""
-    for label, options in VARIANTS.get(line.name, {"default": {}}).items():
-        subject = _subject(line, f"{line.name}-{label}", options, False, dtype)
+def subjects_of(entry, dtype):
+    """Each variant of a registry entry; again in training if it has batch statistics."""
+    for label, options in VARIANTS.get(entry.name, {"default": {}}).items():
+        subject = _subject(entry, f"{entry.name}-{label}", options, False, dtype)
         yield subject
-        if "batch_statistics" in subject.can:
-            yield _subject(line, f"{line.name}-{label}-training", options, True, dtype)
+        if "batch_statistics" in subject.capabilities:
+            yield _subject(entry, f"{entry.name}-{label}-training", options, True, dtype)
 
 
-def _subject(line, label, options, training, dtype):
+def _subject(entry, label, options, training, dtype):
     sizes, inputs = [C], {"x": normal(3, B, Y, X, C)}
-    if line.kind == "gate":
-        sizes, inputs = [C, G], inputs | {"signal": normal(4, B, 2, 2, G)}
-    build, params, constants = module_of(line, *sizes, **options, dtype=dtype, prepare=_unsettle)
+    if entry.kind == "gate":
+        sizes, inputs = [C, G], inputs | {"gating_signal": normal(4, B, 2, 2, G)}
+    build, params, constants = module_of(entry, *sizes, **options, dtype=dtype, prepare=_unsettle)
 
     def apply(inputs, valid, causal, dropout_key):
         module = build(inputs["params"])
@@ -91,7 +91,7 @@ def _subject(line, label, options, training, dtype):
 
     return MapSubject(
         label,
-        line,
+        entry,
         {"params": params} | inputs,
         tuple(inputs),
         apply,

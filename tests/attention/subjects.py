@@ -25,20 +25,22 @@ VALID = np.array([[1, 1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], bool)
 DEVICES = {"cuda", "tpu", "mesh"}
 
 
-def runs_here(line):
+def runs_here(entry):
     """Whether a kernel needs no device, mesh or compiler, or has one, or can do without."""
-    if "cpu" in line.can and compiled.find_compiler() is None:
+    if "cpu" in entry.capabilities and compiled.find_compiler() is None:
         return False
-    return not line.can & DEVICES or "interpreted" in line.can
+    return not entry.capabilities & DEVICES or "interpreted" in entry.capabilities
 
 
 def running(name):
     """A context to call a kernel in."""
-    line = registry.find("kernel", name)
-    return kernels.interpreted() if "interpreted" in line.can else contextlib.nullcontext()
+    entry = registry.find("kernel", name)
+    return (
+        kernels.interpreted() if "interpreted" in entry.capabilities else contextlib.nullcontext()
+    )
 
 
-KERNELS = [line.name for line in registry.mechanisms("kernel") if runs_here(line)]
+KERNELS = [entry.name for entry in registry.mechanisms("kernel") if runs_here(entry)]
 
 
 def normal(seed, *shape):
@@ -55,7 +57,7 @@ class Subject:
 
     Attributes:
       label: for the test's name.
-      line: its registry line.
+      entry: its registry entry.
       given: everything it depends on, weights included: a dict, float32, of arrays or of functions
         that give them (`inputs` has them all).
       keys: names of the inputs whose axis 1 is masked.
@@ -64,11 +66,11 @@ class Subject:
       options: what the module was built with, for the reference.
       constants: variables that are no parameters, for the reference; or functions again.
       build: params -> module, where there is a module.
-      first: whether it stands for its line where one variant is enough.
+      first: whether it stands for its entry where one variant is enough.
     """
 
     label: str
-    line: registry.Mechanism
+    entry: registry.Mechanism
     given: dict
     keys: tuple[str, ...]
     apply: object
@@ -85,14 +87,14 @@ class Subject:
             return drawn(self.given)
 
     @property
-    def can(self):
-        """What the line declares, less what the options take away."""
+    def capabilities(self):
+        """What the entry declares, less what the options take away."""
         lost = set()
         if self.options.get("positions", "none") != "none":
             lost.add("permutation")
         if self.options.get("sinks"):
-            lost.add("shares")
-        return self.line.can - lost
+            lost.add("normalized")
+        return self.entry.capabilities - lost
 
     @property
     def valid(self):
@@ -151,19 +153,19 @@ class Subject:
 
     def reference(self, inputs, valid, causal=False):
         """Output and weights by NumPy, in float64."""
-        function = REFERENCES[self.line.kind, self.line.name]
+        function = REFERENCES[self.entry.kind, self.entry.name]
         inputs = inputs | drawn(self.constants)
-        if self.line.kind not in ("kernel", "mixer"):
+        if self.entry.kind not in ("kernel", "mixer"):
             return function(inputs, valid, **self.options)
         rows, columns = inputs[self.inputs_of_queries].shape[1], valid.shape[1]
         allowed = np.broadcast_to(valid[:, None, None, :], (len(valid), 1, rows, columns))
-        if causal or "one_way" in self.line.can:
+        if causal or "always_causal" in self.entry.capabilities:
             allowed = allowed & np.tri(rows, columns, columns - rows, dtype=bool)
         return function(inputs, allowed, **self.options)
 
     @property
     def inputs_of_queries(self):
-        return "x" if self.line.kind == "mixer" else "query" if "query" in self.given else "states"
+        return "x" if self.entry.kind == "mixer" else "query" if "query" in self.given else "states"
 
     def with_keys(self, change):
         """The inputs with `change` applied to each masked sequence."""
@@ -175,9 +177,9 @@ def _mask(valid, causal, queries):
     return mask & masks.causal(valid.shape[1] - queries) if causal else mask
 
 
-def _kernel(line, dtype):
+def _kernel(entry, dtype):
     # What needs a device is tested as far as it goes in kernels/, and that it says so.
-    if not runs_here(line):
+    if not runs_here(entry):
         return
 
     def apply(inputs, valid, causal, dropout_key):
@@ -185,18 +187,18 @@ def _kernel(line, dtype):
         mask = _mask(valid, causal, query.shape[1])
         rate = 0.0 if dropout_key is None else 0.5
         options = {"dropout_rate": rate, "dropout_key": dropout_key}
-        with running(line.name):
-            out = attend(query, key, value, mask=mask, implementation=line.name, **options)
+        with running(entry.name):
+            out = attend(query, key, value, mask=mask, implementation=entry.name, **options)
         return out, attention_weights(query, key, mask=mask)
 
-    k = K if "grouped_query" in line.can else N
-    v = V if "value_size" in line.can else H
+    k = K if "grouped_query" in entry.capabilities else N
+    v = V if "value_size" in entry.capabilities else H
     inputs = {"query": normal(0, B, T, N, H), "key": normal(1, B, S, k, H)}
     inputs["value"] = normal(2, B, S, k, v)
-    yield Subject(line.name, line, inputs, ("key", "value"), apply)
+    yield Subject(entry.name, entry, inputs, ("key", "value"), apply)
 
 
-def module_of(line, *args, prepare=lambda module: None, **options):
+def module_of(entry, *args, prepare=lambda module: None, **options):
     """Functions: from params to the module; to random params, biases included; and, in a dict that
     is empty where there are none, to the other variables. Nothing is drawn before it is needed.
 
@@ -204,7 +206,7 @@ def module_of(line, *args, prepare=lambda module: None, **options):
     """
 
     def make():
-        return registry.load(line.kind, line.name)(*args, **options, rngs=nnx.Rngs(0))
+        return registry.load(entry.kind, entry.name)(*args, **options, rngs=nnx.Rngs(0))
 
     @functools.cache
     def parts():
@@ -235,28 +237,28 @@ def module_of(line, *args, prepare=lambda module: None, **options):
     return build, params, {"buffers": buffers} if nnx.to_pure_dict(others) else {}
 
 
-def _mixer(line, dtype):
-    settings = {"dropout_rate": 0.5} if "dropout" in line.can else {}
+def _mixer(entry, dtype):
+    settings = {"dropout_rate": 0.5} if "dropout" in entry.capabilities else {}
     settings["dtype"] = dtype
 
     def subject(label, options, inputs, key_name, more=None, **fields):
         built = options | settings | (more or {})
-        if "max_length" in line.can:
+        if "max_length" in entry.capabilities:
             built = {"max_length": LONGEST} | built
-        build, params, constants = module_of(line, D, num_heads=2, **built)
+        build, params, constants = module_of(entry, D, num_heads=2, **built)
         inputs = {"params": params} | inputs
 
         def apply(inputs, valid, causal, dropout_key):
             sequences = [inputs[name] for name in ("x", "memory") if name in inputs]
             mask = _mask(valid, causal, inputs["x"].shape[1])
             mixer = build(inputs["params"])
-            if "weights" not in line.can:
+            if "weights" not in entry.capabilities:
                 return mixer(*sequences, mask=mask, dropout_key=dropout_key), None
             return mixer(*sequences, mask=mask, dropout_key=dropout_key, return_weights=True)
 
         return Subject(
-            f"{line.name}-{label}",
-            line,
+            f"{entry.name}-{label}",
+            entry,
             inputs,
             (key_name,),
             apply,
@@ -266,26 +268,26 @@ def _mixer(line, dtype):
             **fields,
         )
 
-    for label, options in VARIANTS.get(line.name, {"self": {}}).items():
+    for label, options in VARIANTS.get(entry.name, {"self": {}}).items():
         inputs = {"x": normal(3, B, T, D)}
         yield subject(label, options, inputs, "x", rows_are_positions=True)
-    if "cross" in line.can:
-        grouped = {"key_value_heads": 1} if "grouped_query" in line.can else {}
-        sized = {"value_head_size": V} if "value_size" in line.can else {}
+    if "cross" in entry.capabilities:
+        grouped = {"key_value_heads": 1} if "grouped_query" in entry.capabilities else {}
+        sized = {"value_head_size": V} if "value_size" in entry.capabilities else {}
         inputs = {"x": normal(3, B, T, D), "memory": normal(4, B, S, H)}
         yield subject("cross", {}, inputs, "memory", grouped | sized | {"memory_size": H})
 
 
-def _labelled(line, *parts):
-    return "-".join([line.name, *filter(None, parts)])
+def _labelled(entry, *parts):
+    return "-".join([entry.name, *filter(None, parts)])
 
 
-def _alignment(line, dtype):
+def _alignment(entry, dtype):
     """One step of the first variant; of all, a scan of four that carries what there is to carry."""
     steps = 4
 
     def subject(label, options, query):
-        build, params, _ = module_of(line, D, D, **options, dtype=dtype)
+        build, params, _ = module_of(entry, D, D, **options, dtype=dtype)
 
         def apply(inputs, valid, causal, dropout_key):
             alignment, queries = build(inputs["params"]), jnp.asarray(inputs["query"])
@@ -302,43 +304,43 @@ def _alignment(line, dtype):
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found)
 
         inputs = {"params": params, "query": query, "states": normal(6, B, S, D)}
-        return Subject(label, line, inputs, ("states",), apply, options=options, build=build)
+        return Subject(label, entry, inputs, ("states",), apply, options=options, build=build)
 
     for index, (label, options) in enumerate(
-        VARIANTS.get((line.kind, line.name), {"": {}}).items()
+        VARIANTS.get((entry.kind, entry.name), {"": {}}).items()
     ):
         if not index:
-            yield subject(_labelled(line, label), options, normal(5, B, D))
-        yield subject(_labelled(line, label, "steps"), options, normal(5, B, steps, D))
+            yield subject(_labelled(entry, label), options, normal(5, B, D))
+        yield subject(_labelled(entry, label, "steps"), options, normal(5, B, steps, D))
 
 
-def _pool(line, dtype):
-    droppable = {"dropout_rate": 0.5} if "dropout" in line.can else {}
+def _pool(entry, dtype):
+    droppable = {"dropout_rate": 0.5} if "dropout" in entry.capabilities else {}
 
     def subject(label, options):
-        build, params, _ = module_of(line, D, **options, **droppable, dtype=dtype)
+        build, params, _ = module_of(entry, D, **options, **droppable, dtype=dtype)
 
         def apply(inputs, valid, causal, dropout_key):
             pool, states = build(inputs["params"]), jnp.asarray(inputs["states"])
             return pool(states, valid=jnp.asarray(valid), dropout_key=dropout_key)
 
         inputs = {"params": params, "states": normal(6, B, S, D)}
-        return Subject(label, line, inputs, ("states",), apply, options=options, build=build)
+        return Subject(label, entry, inputs, ("states",), apply, options=options, build=build)
 
-    for label, options in VARIANTS.get((line.kind, line.name), {"": {}}).items():
-        yield subject(_labelled(line, label), options)
+    for label, options in VARIANTS.get((entry.kind, entry.name), {"": {}}).items():
+        yield subject(_labelled(entry, label), options)
 
 
-def _map(line, dtype):
+def _map(entry, dtype):
     from tests.attention import map_subjects
 
-    yield from map_subjects.subjects_of(line, dtype)
+    yield from map_subjects.subjects_of(entry, dtype)
 
 
-def _neighbours(line, dtype):
-    from tests.attention import neighbour_subjects
+def _neighbours(entry, dtype):
+    from tests.attention import neighbor_subjects
 
-    yield from neighbour_subjects.subjects_of(line, dtype)
+    yield from neighbor_subjects.subjects_of(entry, dtype)
 
 
 _BUILDERS = {
@@ -354,10 +356,10 @@ _BUILDERS = {
 
 @functools.cache
 def subjects(dtype="float32"):
-    """All of them, computing in that dtype: one or more for each registry line."""
+    """All of them, computing in that dtype: one or more for each registry entry."""
     found = []
-    for line in registry.mechanisms():
-        for index, subject in enumerate(_BUILDERS[line.kind](line, jnp.dtype(dtype))):
+    for entry in registry.mechanisms():
+        for index, subject in enumerate(_BUILDERS[entry.kind](entry, jnp.dtype(dtype))):
             first = not index or subject.label.endswith("-cross")
             found.append(dataclasses.replace(subject, first=first))
     return found

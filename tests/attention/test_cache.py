@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from attention import MultiHeadAttention, masks, registry
-from attention.cache import KeyValueCache, extend
+from attention.cache import KeyValueCache, append_keys_values
 from attention.inspect import capture
 from tests.attention.subjects import normal
 
@@ -61,7 +61,7 @@ def test_ring_shows_each_query_its_window(chunks):
     cache, first = empty(length, window, batch=1), 0
     for count in chunks:
         key, value = numbered(first, count, batch=1)
-        cache, keys, _, positions, mask = extend(cache, key, value)
+        cache, keys, _, positions, mask = append_keys_values(cache, key, value)
         seen = np.asarray(mask.materialize(1, 1, count, keys.shape[1]))[0, 0]
         for t in range(count):
             now = first + t
@@ -131,9 +131,9 @@ def test_wrong_batch_is_told():
 
 # name -> options under which it shows its pattern at seven positions, and keeps no ring
 RECORDING = {
-    line.name: options
-    for line in registry.mechanisms("mixer")
-    if {"mask", "cache", "weights"} <= line.can
+    entry.name: options
+    for entry in registry.mechanisms("mixer")
+    if {"mask", "cache", "weights"} <= entry.capabilities
     for options in [
         {
             "sliding_window": "(left=6)",
@@ -141,7 +141,7 @@ RECORDING = {
             "fixed": "(block=3, summary=1)",
             "longformer": "(window=2, global_tokens=4)",
             "bigbird": "(block=2)",
-        }.get(line.name, "")
+        }.get(entry.name, "")
     ]
 }
 

@@ -21,12 +21,12 @@ from tests.attention.subjects import LONGEST, B, D, H, S, T, normal
 def each(*capabilities, dtype="float32", variants=True, quick=()):
     """Parameterises over the mechanisms that declare all of these, in all their variants, or in
     the first alone; where kinds are named as quick, those of other kinds are slow tests."""
-    able = [s for s in subjects.subjects(dtype) if s.can.issuperset(capabilities)]
+    able = [s for s in subjects.subjects(dtype) if s.capabilities.issuperset(capabilities)]
     able = [
         pytest.param(
             subject,
-            id=f"{subject.line.kind}-{subject.label}",
-            marks=[pytest.mark.slow] * (bool(quick) and subject.line.kind not in quick),
+            id=f"{subject.entry.kind}-{subject.label}",
+            marks=[pytest.mark.slow] * (bool(quick) and subject.entry.kind not in quick),
         )
         for subject in able
         if variants or subject.first
@@ -85,7 +85,7 @@ def test_jit_equals_eager(subject):
     assert_weights_close(eager_weights, weights, atol=1e-6)
 
 
-@each("shares")
+@each("normalized")
 def test_weights_are_shares(subject):
     _, weights, _ = subject.run()
     assert (weights >= 0).all()
@@ -147,7 +147,7 @@ def test_causal_by_gradient(subject):
         seen = t + length - queries
         for name in subject.keys:
             influence = np.abs(gradient[name]).reshape(B, length, -1).max(-1)
-            if "sparse" not in subject.line.can:
+            if "sparse" not in subject.entry.capabilities:
                 assert (influence[:, : seen + 1] > 0).all(), (name, t)
             assert influence[:, seen].min() > 0, (name, t)
             np.testing.assert_array_equal(influence[:, seen + 1 :], 0, err_msg=f"{name} {t}")
@@ -214,7 +214,7 @@ def test_bfloat16_is_close_and_stays(subject):
 def test_bfloat16_gradients_are_close(subject):
     _, _, gradient = subject.run()
     full = next(
-        s for s in subjects.subjects() if s.label == subject.label and s.line == subject.line
+        s for s in subjects.subjects() if s.label == subject.label and s.entry == subject.entry
     )
     _, _, expected = full.run()
     # By the largest of all: the gradient of a key's bias is 0, as a shift leaves softmax alone.
@@ -228,7 +228,7 @@ def test_bfloat16_gradients_are_close(subject):
 
 def lengths_of(subject):
     """Queries and keys; just one length where there is one sequence."""
-    if subject.rows_are_positions or subject.line.kind not in ("kernel", "mixer"):
+    if subject.rows_are_positions or subject.entry.kind not in ("kernel", "mixer"):
         return [(1, 1), (LONGEST, LONGEST)]
     return [(1, 1), (1, 7), (5, 1), (3, LONGEST)]
 
@@ -239,7 +239,7 @@ def lengths_of(subject):
         pytest.param(
             s,
             *sizes,
-            id=f"{s.line.kind}-{s.label}-{sizes[0]}x{sizes[1]}",
+            id=f"{s.entry.kind}-{s.label}-{sizes[0]}x{sizes[1]}",
             marks=[pytest.mark.slow] * (sizes[1] != LONGEST),
         )
         for s in subjects.subjects()
@@ -261,7 +261,7 @@ def emptied(subject):
     inputs = {name: x for name, x in subject.inputs.items() if name != "params"}
     kept = {name: x for name, x in subject.inputs.items() if name == "params"}
     found = {"examples": ({name: x[:0] for name, x in inputs.items()}, subject.valid[:0])}
-    if subject.line.kind in ("map_attention", "gate"):
+    if subject.entry.kind in ("map_attention", "gate"):
         for axis, name in ((1, "rows"), (2, "columns")):
             found[name] = {n: np.take(x, [], axis) for n, x in inputs.items()}, subject.valid
     else:
@@ -275,7 +275,7 @@ def emptied(subject):
 
 @pytest.mark.parametrize(
     "subject",
-    [s for s in subjects.subjects() if s.line.kind == "mixer" and s.first],
+    [s for s in subjects.subjects() if s.entry.kind == "mixer" and s.first],
     ids=lambda subject: subject.label,
 )
 def test_symbols_of_an_export_are_taken_or_refused(subject):
@@ -287,7 +287,7 @@ def test_symbols_of_an_export_are_taken_or_refused(subject):
 
         def output(*inputs):
             mask = masks.lengths(key=jnp.full((inputs[0].shape[0],), 3))
-            mask = mask & masks.causal() if "causal" in subject.can else mask
+            mask = mask & masks.causal() if "causal" in subject.capabilities else mask
             return subject.build(subject.inputs["params"])(*inputs, mask=mask)
 
         _, refused = result_or_refusal(
@@ -309,7 +309,7 @@ def result_or_refusal(call):
 def test_what_has_no_elements_is_empty_or_refused(subject):
     """With gradients; traced alone where nothing is left to compute."""
     for name, (inputs, valid) in emptied(subject).items():
-        for causal in {False, "causal" in subject.can}:
+        for causal in {False, "causal" in subject.capabilities}:
 
             def output(inputs, valid=valid, causal=causal):
                 return subject.apply(inputs, valid, causal, None)
@@ -329,13 +329,13 @@ def test_what_has_no_elements_is_empty_or_refused(subject):
             assert len(out.shape) == len(like)
             assert out.shape[0] == (0 if name == "examples" else like[0])
             assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, inputs)
-            if name == "positions" and subject.line.kind in ("kernel", "pool", "alignment"):
+            if name == "positions" and subject.entry.kind in ("kernel", "pool", "alignment"):
                 np.testing.assert_array_equal(output(inputs)[0], 0)
 
 
 @pytest.mark.parametrize(
     "subject",
-    [s for s in subjects.subjects() if "cache" in s.line.can and s.rows_are_positions],
+    [s for s in subjects.subjects() if "cache" in s.entry.capabilities and s.rows_are_positions],
     ids=lambda subject: subject.label,
 )
 def test_cached_equals_uncached(subject):
@@ -359,10 +359,14 @@ def test_cached_equals_uncached(subject):
 
 def refusing(*capabilities):
     """Mixers that do not declare one of these."""
-    lines = [line for line in registry.mechanisms("mixer") if not line.can & set(capabilities)]
-    named = {subject.line.name: subject for subject in reversed(subjects.subjects())}
+    entries = [
+        entry
+        for entry in registry.mechanisms("mixer")
+        if not entry.capabilities & set(capabilities)
+    ]
+    named = {subject.entry.name: subject for subject in reversed(subjects.subjects())}
     return pytest.mark.parametrize(
-        "subject", [named[line.name] for line in lines], ids=[line.name for line in lines]
+        "subject", [named[entry.name] for entry in entries], ids=[entry.name for entry in entries]
     )
 
 
@@ -396,21 +400,21 @@ def test_more_than_the_longest_is_refused(subject):
 
 
 def test_every_mechanism_has_a_subject():
-    lines = {line for line in registry.mechanisms() if subjects.runs_here(line)}
-    assert {s.line for s in subjects.subjects()} == lines
+    entries = {entry for entry in registry.mechanisms() if subjects.runs_here(entry)}
+    assert {s.entry for s in subjects.subjects()} == entries
     assert S != subjects.T
 
 
-FOR_DEVICES = [line for line in registry.mechanisms() if line.can & {"cuda", "tpu"}]
+FOR_DEVICES = [entry for entry in registry.mechanisms() if entry.capabilities & {"cuda", "tpu"}]
 
 
-@pytest.mark.parametrize("line", FOR_DEVICES, ids=[line.name for line in FOR_DEVICES])
-def test_what_needs_a_device_says_so_and_who_needs_none(line):
+@pytest.mark.parametrize("entry", FOR_DEVICES, ids=[entry.name for entry in FOR_DEVICES])
+def test_what_needs_a_device_says_so_and_who_needs_none(entry):
     query, key, value = normal(0, B, T, 2, 8), normal(1, B, S, 2, 8), normal(2, B, S, 2, 8)
-    device = "an NVIDIA GPU" if "cuda" in line.can else "a TPU"
-    expected = f"^{line.name}: needs {device}, JAX runs on .* here; these can: .*reference$"
+    device = "an NVIDIA GPU" if "cuda" in entry.capabilities else "a TPU"
+    expected = f"^{entry.name}: needs {device}, JAX runs on .* here; these can: .*reference$"
     with pytest.raises(NotImplementedError, match=expected):
-        attend(query, key, value, implementation=line.name)
-    if "interpreted" not in line.can:
+        attend(query, key, value, implementation=entry.name)
+    if "interpreted" not in entry.capabilities:
         with kernels.interpreted(), pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
-            attend(query, key, value, implementation=line.name)
+            attend(query, key, value, implementation=entry.name)

@@ -1,4 +1,4 @@
-"""docs/ADDING_A_MECHANISM.md followed to the letter, and what every docstring has to say."""
+"""The examples of docs/ADDING_A_MECHANISM.md, and the required content of docstrings."""
 
 import ast
 import inspect
@@ -13,24 +13,27 @@ import pytest
 from attention import registry
 from tests.attention.test_registry import ROOT
 
+ADDED = ("cosine", "retention")
 PAGE = ROOT / "docs" / "ADDING_A_MECHANISM.md"
 
 
 def blocks():
-    """file -> the code block of the page that says what is in it."""
+    """Returns file -> the code of the page for it; the two registry entries are joined."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.findall(r"^`([\w/]+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", text, re.M | re.S)
-    assert [file for file, _ in found] == [
-        "attention/sequence/cosine.py",
-        "attention/mechanisms.py",
-        "tests/attention/references/cosine.py",
-    ]
-    return dict(found)
+    entries = "".join(code for file, code in found if file == "attention/mechanisms.py")
+    files = dict(found) | {"attention/mechanisms.py": entries}
+    assert sorted(files) == sorted(
+        ["attention/mechanisms.py"]
+        + [f"attention/sequence/{name}.py" for name in ADDED]
+        + [f"tests/attention/references/{name}.py" for name in ADDED]
+    )
+    return files
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of what the page touches, with the page's mechanism in it."""
+    """A copy of attention/ and its tests with the mechanisms of the page."""
     root = tmp_path_factory.mktemp("walk")
     skipped = shutil.ignore_patterns("__pycache__", "oracles", "launch", "tasks")
     for folder in ("attention", "tests"):
@@ -38,10 +41,12 @@ def copy(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", root)
     written = blocks()
     registry = root / "attention" / "mechanisms.py"
-    line = written.pop("attention/mechanisms.py")
+    entries = written.pop("attention/mechanisms.py")
     text = registry.read_text(encoding="utf-8")
-    before, after = text.split('    _line(\n        "alignment",', 1)
-    registry.write_text(f'{before}{line}    _line(\n        "alignment",{after}', encoding="utf-8")
+    before, after = text.split('    _entry(\n        "alignment",', 1)
+    registry.write_text(
+        f'{before}{entries}    _entry(\n        "alignment",{after}', encoding="utf-8"
+    )
     for file, code in written.items():
         assert not (root / file).exists()
         (root / file).write_text(code, encoding="utf-8")
@@ -49,7 +54,7 @@ def copy(tmp_path_factory):
 
 
 def run(root, *arguments):
-    """The end of what a Python module prints, and its exit status. Compiled programs are kept."""
+    """Runs a Python module; returns its output and its exit status."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=root,
@@ -62,25 +67,27 @@ def run(root, *arguments):
 
 
 @pytest.mark.slow
-def test_the_walk_passes_the_contract(copy):
-    out, status = run(copy, "pytest", "-k", "cosine", "tests/attention/test_contract.py")
+@pytest.mark.parametrize("name", ADDED)
+def test_the_examples_pass_the_contract(name, copy):
+    out, status = run(copy, "pytest", "-k", name, "tests/attention/test_contract.py")
     assert status == 0, out
     assert int(re.search(r"(\d+) passed", out)[1]) > 10
     assert "failed" not in out
     assert "skipped" not in out
 
 
-def test_the_walk_renews_the_map(copy):
+def test_the_examples_renew_the_map(copy):
     assert "README.md is out of date" in run(copy, "attention.registry", "--check")[0]
     assert run(copy, "attention.registry")[1] == 0
     assert run(copy, "attention.registry", "--check") == ("", 0)
-    assert "sequence/cosine.py" in (copy / "attention" / "README.md").read_text(encoding="utf-8")
+    written = (copy / "attention" / "README.md").read_text(encoding="utf-8")
+    assert all(f"sequence/{name}.py" in written for name in ADDED)
     out, status = run(copy, "attention", "cosine")
     assert status == 0
     assert "with a learned temperature" in out
 
 
-def test_the_walk_is_formatted(copy):
+def test_the_examples_are_formatted(copy):
     files = [str(copy / file) for file in blocks()]
     for command in (["check"], ["format", "--check"]):
         out, status = run(copy, "ruff", *command, *files)
@@ -97,11 +104,16 @@ SAME = re.compile(r"\b(as|those) (for|of|in)( the)? `")
 INFRASTRUCTURE = {"__init__", "__main__", "dispatch", "build", "devices", "recording", "registry"}
 INFRASTRUCTURE |= {"ffi", "shapes", "tracing"}
 # Nor do these functions, which say the rest.
-TOOLS = {"inspect.capture", "dot_product.explain_choice", "masks.mask.padding", "cache.extend"}
+TOOLS = {
+    "inspect.capture",
+    "dot_product.explain_choice",
+    "masks.mask.padding",
+    "cache.append_keys_values",
+}
 # And what several files of attention/ share and nobody else calls may do with a sentence, as may
-# checks (expect_..., checked_...).
+# checks (expect_..., checked_..., validate_...).
 SHARED = {
-    "cache.real_lengths",
+    "cache.valid_lengths",
     "image.channel.weights_of",
     "image.maps.kernel_init",
     "kernels.blockwise.attention.make_spec",
@@ -122,10 +134,10 @@ SHARED = {
     "masks.terms.positions",
     "masks.terms.query_positions",
     "masks.terms.static_offset",
-    "sequence.linear.in_chunks",
-    "sequence.linear.joined_chunks",
-    "sequence.linear.quotient",
-    "sequence.linear.with_ones",
+    "sequence.linear.split_into_chunks",
+    "sequence.linear.join_chunks",
+    "sequence.linear.normalize_sums",
+    "sequence.linear.append_ones",
 }
 
 
@@ -169,12 +181,12 @@ def test_functions_say_paper_equation_shapes_and_errors(name, function):
     assert SAME.search(parts["Args"]) or not missing, "not in Args:"
 
 
-CLASSES = [line for line in registry.mechanisms() if line.kind != "kernel"]
+CLASSES = [entry for entry in registry.mechanisms() if entry.kind != "kernel"]
 
 
-@pytest.mark.parametrize("line", CLASSES, ids=[f"{line.kind}-{line.name}" for line in CLASSES])
-def test_modules_say_paper_equation_and_arguments(line):
-    module = line.load()
+@pytest.mark.parametrize("entry", CLASSES, ids=[f"{entry.kind}-{entry.name}" for entry in CLASSES])
+def test_modules_say_paper_equation_and_arguments(entry):
+    module = entry.load()
     text = inspect.cleandoc(module.__doc__)
     head, parts = sections(text)
     assert PAPER.search(text), "no author and year"

@@ -48,7 +48,8 @@ CASES = [
     pytest.param(line.name, option, id=f"{line.name}-{option}")
     for line in map(functools.partial(registry.find, "kernel"), subjects.KERNELS)
     for option, case in OPTIONS.items()
-    if runs_here(line) and {"mask", case[-1], *(case[-2].keys() & CAPABILITIES)} <= line.can
+    if runs_here(line)
+    and {"mask", case[-1], *(case[-2].keys() & CAPABILITIES)} <= line.capabilities
 ]
 
 

@@ -90,16 +90,16 @@ def test_the_model_runs_with_its_own_kernel(monkeypatch):
 WEIGHING = [
     subject
     for subject in subjects.subjects()
-    if subject.first and subject.build is not None and "weights" in subject.line.can
+    if subject.first and subject.build is not None and "weights" in subject.entry.capabilities
 ]
 
 
 @pytest.mark.parametrize(
-    "subject", WEIGHING, ids=[f"{subject.line.kind}-{subject.label}" for subject in WEIGHING]
+    "subject", WEIGHING, ids=[f"{subject.entry.kind}-{subject.label}" for subject in WEIGHING]
 )
 def test_captured_equals_returned(subject):
     module = subject.build(subject.inputs["params"])
-    if subject.line.kind == "alignment":
+    if subject.entry.kind == "alignment":
 
         def run(query, states):
             return subject.apply(
@@ -109,12 +109,12 @@ def test_captured_equals_returned(subject):
         weights = inspect.capture(run, subject.inputs["query"], subject.inputs["states"])
         if subject.inputs["query"].ndim == 3:
             weights = {name: calls.swapaxes(0, 1) for name, calls in weights.items()}
-    elif subject.line.kind == "pool":
+    elif subject.entry.kind == "pool":
         weights = inspect.capture(module, subject.inputs["states"], valid=subject.valid)
-    elif subject.line.kind in ("map_attention", "gate"):
+    elif subject.entry.kind in ("map_attention", "gate"):
         maps = subject.maps(subject.inputs)
         weights = inspect.capture(module, *maps, training=subject.training)
-    elif subject.line.kind != "mixer":
+    elif subject.entry.kind != "mixer":
         run = lambda inputs: subject.apply(inputs, subject.valid, False, None)  # noqa: E731
         weights = inspect.capture(run, subject.inputs)
     else:
@@ -222,7 +222,7 @@ def test_what_is_not_there_is_told(options, message):
 
 
 def test_a_model_without_attention_is_told():
-    with pytest.raises(ValueError, match="model: got one in which nothing attends"):
+    with pytest.raises(ValueError, match="model: got one without attention"):
         inspect.capture(Projection((8,), (3,), rngs=nnx.Rngs(0)), X)
 
 
@@ -520,7 +520,7 @@ def test_head_similarity_against_scipy():
     [
         (lambda: inspect.rollout(LAYERS[0]), r"weights: got shape .*, expected \[L, B, N, T, T\]"),
         (lambda: inspect.rollout(LAYERS[..., :3]), r"weights: got shape \[3, 2, 2, 4, 3\], exp"),
-        (lambda: inspect.rollout(LAYERS, residual=1.5), "residual: got 1.5, expected a share in"),
+        (lambda: inspect.rollout(LAYERS, residual=1.5), "residual: got 1.5, expected a number in"),
         (lambda: inspect.rollout(LAYERS[:0]), "weights: got no layer"),
         (lambda: inspect.head_entropy(LAYERS[0, 0]), r"weights: .* expected \[..., B, N, T, S\]"),
         (lambda: inspect.head_entropy(LAYERS > 0), "weights: got dtype bool, expected a floating"),

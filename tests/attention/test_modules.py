@@ -196,15 +196,17 @@ def test_a_prepared_memory_is_read_as_the_memory_itself(options):
     names = ("query_positions", "key_positions")
     mask, positions = masks.lengths(key=jnp.array([6, 2])), dict(zip(names, places, strict=True))
     expected = module(X, memory, mask=mask, return_weights=True, **positions)
-    prepared = module.prepare(memory, key_positions=places[1])
-    for got, whole in zip(module.read(X, prepared, mask=mask, **positions), expected, strict=True):
+    prepared = module.project_memory(memory, key_positions=places[1])
+    for got, whole in zip(
+        module.attend_memory(X, prepared, mask=mask, **positions), expected, strict=True
+    ):
         np.testing.assert_allclose(got, whole, atol=1e-6)
     wrong = jnp.arange(6) if not options else None
     got = "positions, expected none" if not options else "none, expected both"
     with pytest.raises(ValueError, match=f"key_positions: got {got} with positions"):
-        module.prepare(memory, key_positions=wrong)
+        module.project_memory(memory, key_positions=wrong)
     with pytest.raises(ValueError, match=r"memory: got shape \[2, 5, 8\], expected .* with M=3"):
-        module.prepare(X)
+        module.project_memory(X)
 
 
 def test_norm_without_a_bias():

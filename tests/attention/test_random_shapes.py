@@ -41,7 +41,8 @@ def problems(draw):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kernel", [name for name in subjects.KERNELS if registry.find("kernel", name).can >= ALL]
+    "kernel",
+    [name for name in subjects.KERNELS if registry.find("kernel", name).capabilities >= ALL],
 )
 @settings(
     max_examples=60,

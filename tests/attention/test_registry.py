@@ -21,15 +21,15 @@ def test_readme_is_up_to_date():
 
 
 def test_every_line_of_the_map_points_to_a_file():
-    for line in registry.mechanisms():
-        module = line.target.split(":")[0]
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), line.name
-        assert callable(line.load()), line.name
+    for entry in registry.mechanisms():
+        module = entry.target.split(":")[0]
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), entry.name
+        assert callable(entry.load()), entry.name
 
 
 def test_names_are_unique_in_their_kind():
-    lines = [(line.kind, line.name) for line in registry.mechanisms()]
-    assert len(lines) == len(set(lines))
+    entries = [(entry.kind, entry.name) for entry in registry.mechanisms()]
+    assert len(entries) == len(set(entries))
     # "auto" ends at the one that can do everything.
     assert registry.names("kernel")[-1] == "reference"
 
@@ -74,10 +74,10 @@ def test_the_map_in_a_terminal(capsys, monkeypatch, columns):
     assert status == 0
     assert max(map(len, out.splitlines())) <= columns
     words = " ".join(out.split())
-    for line in registry.mechanisms():
-        costs = f"time {line.time}; memory {line.memory}"
-        can = ", ".join(name for name in registry.CAPABILITIES if name in line.can)
-        assert f"{line.name} {line.paper} {costs} {can}" in words
+    for entry in registry.mechanisms():
+        costs = f"time {entry.time}; memory {entry.memory}"
+        can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
+        assert f"{entry.name} {entry.paper} {costs} {can}" in words
 
 
 def test_the_map_of_a_kind_and_of_one(capsys):
@@ -86,11 +86,11 @@ def test_the_map_of_a_kind_and_of_one(capsys):
     assert "multi_head " in out
     assert "dot_product" not in out
     status, out, _ = run_map(capsys, "general")
-    line = registry.find("alignment", "general")
+    entry = registry.find("alignment", "general")
     assert status == 0
-    assert line.equation in out
+    assert entry.equation in out
     assert registry.CAPABILITIES["cross"] in " ".join(out.split())
-    assert inspect.getdoc(line.load()) in out
+    assert inspect.getdoc(entry.load()) in out
 
 
 def test_the_map_knows_no_such_name(capsys):

@@ -16,7 +16,7 @@ import pytest
 from tests.attention import subjects
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = {f"{s.line.kind}-{s.label}": s for s in subjects.subjects() if s.first}
+NAMES = {f"{s.entry.kind}-{s.label}": s for s in subjects.subjects() if s.first}
 
 
 def make_mesh():
@@ -136,11 +136,11 @@ def answers(request, tmp_path_factory, worker_id):
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_equals_single(name, answers):
     assert answers[name]["error"] < 2e-5
-    if NAMES[name].line.kind == "mixer" and "params" in NAMES[name].inputs:
+    if NAMES[name].entry.kind == "mixer" and "params" in NAMES[name].inputs:
         has_heads = any("kernel" in leaf for leaf in NAMES[name].inputs["params"].values())
         assert answers[name]["split"] == has_heads
-    if NAMES[name].line.kind == "map_attention":
-        assert answers[name]["split"] == ("gate" not in NAMES[name].line.can)
+    if NAMES[name].entry.kind == "map_attention":
+        assert answers[name]["split"] == ("gate" not in NAMES[name].entry.capabilities)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_unknown_names(kind, name, nearest):
 
 def one_of_each(kind):
     """The first subject of each registry line of a kind."""
-    named = {s.line.name: s for s in reversed(subjects.subjects()) if s.line.kind == kind}
+    named = {s.entry.name: s for s in reversed(subjects.subjects()) if s.entry.kind == kind}
     return pytest.mark.parametrize(
         "subject", [named[name] for name in registry.names(kind)], ids=registry.names(kind)
     )
@@ -227,11 +227,11 @@ def test_mixers(subject):
     told(r"mask lengths\(key=\): got shape \[3\], expected \[B\] with", mixer, X, mask=lengths)
     valid = masks.valid(key=np.ones((B, T + 1), bool))
     told(r"mask valid\(key=\): got shape \[2, 6\], expected \[B, S\] w", mixer, X, mask=valid)
-    options = {"max_length": T} if "max_length" in subject.line.can else {}
-    build = registry.load("mixer", subject.line.name)
-    if subject.line.name not in HEADLESS:
+    options = {"max_length": T} if "max_length" in subject.entry.capabilities else {}
+    build = registry.load("mixer", subject.entry.name)
+    if subject.entry.name not in HEADLESS:
         told("num_heads: got 3, expected", build, D, 3, **options, rngs=nnx.Rngs(0))
-    if "dropout" in subject.line.can:
+    if "dropout" in subject.entry.capabilities:
         for rate, message in RATES:
             options["dropout_rate"] = rate
             told(message, build, D, 2, **options, rngs=nnx.Rngs(0))

@@ -73,7 +73,7 @@ def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
     if map_attention_entry(spec) is None:
         return
     for size in channels:
-        registry.expect_usable(
+        registry.check_spec(
             "attention",
             spec,
             lambda x: build_map_attention(spec, x.shape[-1], dtype, nnx.Rngs(0))(x, training=True),
@@ -128,7 +128,7 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
     Args:
       weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
       grid: Y and X.
-      gate: whether the weights are those of a gate: "gate" in `map_attention_entry(spec).can`.
+      gate: whether the weights are those of a gate: "gate" is in the capabilities of the entry.
 
     Returns:
       [Y, X]: the mean of a gate over channels; else the attention to each position, averaged over

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import masks, registry, shapes
-from attention.cache import real_lengths
+from attention.cache import valid_lengths
 from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
     EncoderConfig,
@@ -123,10 +123,10 @@ class _Stack(nnx.Module):
         if max_length > config.max_length:
             expected = f"at most the config's max_length={config.max_length}"
             raise ValueError(f"max_length: got {max_length}, expected {expected}")
-        if "cache" not in config.line.can:
-            able = [m.name for m in registry.mechanisms("mixer") if "cache" in m.can]
+        if "cache" not in config.entry.capabilities:
+            able = [m.name for m in registry.mechanisms("mixer") if "cache" in m.capabilities]
             raise NotImplementedError(
-                f"mixer: {config.line.name!r} cannot decode step by step; expected one of {able}"
+                f"mixer: {config.entry.name!r} cannot decode step by step; expected one of {able}"
             )
         return tuple(layer.attention.init_cache(batch_size, max_length) for layer in self.layers)
 
@@ -218,7 +218,7 @@ class Encoder(_Stack):
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x, layer_cache = layer.decode(x, layer_cache, lengths)
             layers.append(layer_cache)
-        new = real_lengths(lengths, *x.shape[:2])
+        new = valid_lengths(lengths, *x.shape[:2])
         return self._output(x), EncoderCache(tuple(layers), cache.length + new)
 
 
@@ -234,9 +234,9 @@ class Decoder(_Stack):
     """
 
     def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
-        if "causal" not in config.line.can:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.can]
-            got = f"{config.line.name!r}, which cannot be causal"
+        if "causal" not in config.entry.capabilities:
+            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
+            got = f"{config.entry.name!r}, which cannot be causal"
             raise ValueError(f"mixer: got {got}, expected for a decoder one of {able}")
         self.memory_size = memory_size
         super().__init__(config, rngs=rngs)
@@ -281,7 +281,7 @@ class Decoder(_Stack):
         x, keys = self._input(x, None, dropout_key)
         memory_valid = self._expect_memory(memory, memory_valid, x.shape[0])
         requested = {
-            "self": return_weights and "weights" in self.config.line.can,
+            "self": return_weights and "weights" in self.config.entry.capabilities,
             "cross": return_weights,
         }
         all_weights: dict[str, list[Array]] = {"self": [], "cross": []}
@@ -321,7 +321,7 @@ class Decoder(_Stack):
             memory_valid = jnp.ones((B, S), bool)
         return DecoderState(
             self._caches(B, max_length),
-            tuple(layer.cross_attention.prepare(memory) for layer in self.layers),
+            tuple(layer.cross_attention.project_memory(memory) for layer in self.layers),
             memory_valid,
             jnp.zeros((B,), jnp.int32),
         )
@@ -349,7 +349,7 @@ class Decoder(_Stack):
             x, cache, cross = layer.decode(x, cache, lengths, memory, mask)
             layers.append(cache)
             weights.append(cross)
-        length = state.length + real_lengths(lengths, *x.shape[:2])
+        length = state.length + valid_lengths(lengths, *x.shape[:2])
         state = state._replace(layers=tuple(layers), length=length)
         return self._output(x), state, jnp.stack(weights, axis=1)
 

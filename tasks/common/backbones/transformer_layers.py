@@ -93,11 +93,15 @@ class EncoderConfig(Config):
         self.expect("num_heads", divides, f"a divisor of model_size={self.model_size}")
         fits = not self.positions_are("sinusoidal") or self.model_size % 2 == 0
         self.expect("model_size", fits, "an even size for 'sinusoidal' positions")
-        if "one_length" in self.line.can and not self.one_length:
-            able = [m.name for m in registry.mechanisms("mixer") if "one_length" not in m.can]
-            got = f"{self.line.name!r}, whose result changes with the length of the padding"
+        if "length_dependent" in self.entry.capabilities and not self.one_length:
+            able = [
+                m.name
+                for m in registry.mechanisms("mixer")
+                if "length_dependent" not in m.capabilities
+            ]
+            got = f"{self.entry.name!r}, whose result changes with the length of the padding"
             raise ValueError(f"mixer: got {got}; expected one of {able}")
-        registry.expect_usable(
+        registry.check_spec(
             "mixer",
             self.mixer,
             lambda x: (self.build_mixer(nnx.Rngs(0))(x), self.build_positions(nnx.Rngs(0)))[0],
@@ -106,7 +110,7 @@ class EncoderConfig(Config):
         )
 
     @property
-    def line(self) -> registry.Mechanism:
+    def entry(self) -> registry.Mechanism:
         """The mixer's line in the registry."""
         return registry.find("mixer", self.mixer)
 
@@ -120,15 +124,17 @@ class EncoderConfig(Config):
         Raises:
           ValueError: the mixer, the positions or an option is unknown or not valid.
         """
-        can, options = self.line.can, {}
+        can, options = self.entry.capabilities, {}
         if not self.positions_are(*ADDED_POSITIONS, "none"):
             choices = ["none", *ADDED_POSITIONS, *POSITIONS]
             registry.parse("positions", self.positions, choices)
             if "positions" not in can:
-                able = [m.name for m in registry.mechanisms("mixer") if "positions" in m.can]
+                able = [
+                    m.name for m in registry.mechanisms("mixer") if "positions" in m.capabilities
+                ]
                 raise ValueError(
-                    f"positions: got {self.positions!r}, which mixer {self.line.name!r} cannot do; "
-                    f"expected one of {choices[:3]}, or a mixer of {able}"
+                    f"positions: got {self.positions!r}, which mixer {self.entry.name!r} "
+                    f"cannot do; expected one of {choices[:3]}, or a mixer of {able}"
                 )
             options["positions"] = self.positions
         if "max_length" in can:
@@ -277,12 +283,14 @@ class DecoderLayer(EncoderLayer):
         memory: tuple[Array, Array],
         memory_mask: masks.Mask,
     ) -> tuple[Array, Any, Array]:
-        """The next T positions, with the memory as `MultiHeadAttention.prepare` gives it: [B, T,
-        D], the mixer's new cache and the weights [B, N, T, S].
+        """The next T positions, with the memory of `MultiHeadAttention.project_memory`: [B, T, D],
+        the mixer's new cache and the weights [B, N, T, S].
         """
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
-        read = functools.partial(self.cross_attention.read, memory=memory, mask=memory_mask)
+        read = functools.partial(
+            self.cross_attention.attend_memory, memory=memory, mask=memory_mask
+        )
         x, cross = self._residual(self.cross_attention_norm, read, x, None)
         x, _ = self._residual(self.feedforward_norm, self._feed, x, None)
         return x, cache, cross

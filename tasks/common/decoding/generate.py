@@ -288,7 +288,7 @@ def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
       ValueError: logits, state or extras of a step have wrong shapes.
     """
     R = len(tokens)
-    with recording.muted():
+    with recording.suppressed():
         logits, after, extras = jax.eval_shape(step, tokens, state)
     shapes.expect("logits", logits, "R V", {"R": R})
     before, after = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, after))

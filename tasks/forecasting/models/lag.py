@@ -83,7 +83,7 @@ def attended(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, A
     Where nothing is missing the weights are one set for the whole batch, at a tenth of the cost.
     """
     _, weights = attention(past, valid=valid, return_weights=True)
-    with recording.muted():
+    with recording.suppressed():
         point = jax.lax.cond(
             jnp.all(valid), lambda: attention(past), lambda: attention(past, valid=valid)
         )

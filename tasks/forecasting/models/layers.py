@@ -63,7 +63,7 @@ def encoded(
     [B, layers, N, T, T], None unless asked for or where the mixer has none.
     """
     weights = None
-    if return_weights and "weights" in encoder.config.line.can:
+    if return_weights and "weights" in encoder.config.entry.capabilities:
         x, weights = encoder(x, valid=valid, dropout_key=dropout_key, return_weights=True)
         weights = jnp.moveaxis(weights, 1, 0)
     else:

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from flax import nnx
 
 from attention.collaborative.nais import smoothed_softmax
-from attention.collaborative.neighbours import neighbour_shares
+from attention.collaborative.neighbors import neighbor_weights
 from tasks.recommendation.models.base import Kept, events, is_event, known
 from tasks.recommendation.models.cooccurrence import Rows, had, ridge_inverse, transitions
 
@@ -222,7 +222,7 @@ class Neighbours(nnx.Module):
         score_i = Σ_v α_v r(v, i),   α_v = w_v sim_v^p / Σ_v' w_v' sim_v'^p,
         sim_v = Σ_j a_j r(v, j) / (|a| sqrt(n_v))
 
-    over the k users most alike, without the user: see `attention.collaborative.neighbours`. r is 1
+    over the k users most alike, without the user: see `attention.collaborative.neighbors`. r is 1
     for an item that v had; n_v, how many these are; a, the attention over the user's history; w_v
     and p are learned.
 
@@ -254,7 +254,7 @@ class Neighbours(nnx.Module):
         valid = flat > 0
         sharp = jnp.exp(PACE * self.sharpness[...]) * jnp.log(jnp.where(valid, flat, 1))
         learned = jax.nn.softplus(PACE * self.weight[...])[ids.reshape(B * T, self.k)]
-        shares = neighbour_shares(jnp.exp(sharp), learned, valid)
+        shares = neighbor_weights(jnp.exp(sharp), learned, valid)
         return shares.reshape(B, T, self.k), ids.astype(jnp.int32)
 
     def __call__(self, history: History, weights: Array) -> Array:

@@ -62,9 +62,9 @@ class SASRecConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         expect_scale(self.embedding_scale)
-        if "causal" not in self.line.can:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.can]
-            got = f"{self.line.name!r}, which cannot be causal"
+        if "causal" not in self.entry.capabilities:
+            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
+            got = f"{self.entry.name!r}, which cannot be causal"
             raise ValueError(f"mixer: got {got}, expected one of {able}")
 
 
@@ -96,8 +96,8 @@ class BERT4RecConfig(EncoderConfig):
         expect_scale(self.embedding_scale)
         if not 0 < self.mask_rate < 1:
             raise ValueError(f"mask_rate: got {self.mask_rate}, expected a rate in (0, 1)")
-        if "one_way" in self.line.can:
-            got = f"{self.line.name!r}, which sees nothing of what follows"
+        if "always_causal" in self.entry.capabilities:
+            got = f"{self.entry.name!r}, which sees nothing of what follows"
             raise ValueError(f"mixer: got {got}, expected another")
 
 
@@ -147,7 +147,7 @@ class SASRec(Recommender):
         """See `Recommender.reasons`: the attention of the latest place in the last layer, the mean
         of its heads and the same for all items; nothing where the mixer has no weights.
         """
-        if "weights" not in self.config.line.can:
+        if "weights" not in self.config.entry.capabilities:
             return {}
         _, weights = self.hidden(batch["items"], return_weights=True)
         return alike(at_places(jnp.mean(weights[-1], axis=1), last_places(batch["items"])), items)
@@ -219,7 +219,7 @@ class BERT4Rec(Recommender):
 
     def reasons(self, batch: Batch, items: Array) -> dict[str, Array]:
         """See `Recommender.reasons`: as for `SASRec`, of the hidden place, without itself."""
-        if "weights" not in self.config.line.can:
+        if "weights" not in self.config.entry.capabilities:
             return {}
         asked, place = self._asked(batch["items"])
         _, weights = self._hidden(asked, return_weights=True)

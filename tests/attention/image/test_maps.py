@@ -21,7 +21,7 @@ def each(*capabilities, training=None):
     able = [
         subject
         for subject in MAPS
-        if subject.can.issuperset(capabilities) and training in (None, subject.training)
+        if subject.capabilities.issuperset(capabilities) and training in (None, subject.training)
     ]
     return pytest.mark.parametrize("subject", able, ids=[subject.label for subject in able])
 
@@ -92,9 +92,9 @@ def test_examples_that_are_not_valid_count_for_nothing(subject):
 
 
 def test_who_keeps_batch_statistics():
-    keeping = {s.line.name for s in MAPS if "buffers" in s.constants}
+    keeping = {s.entry.name for s in MAPS if "buffers" in s.constants}
     assert keeping == {"cbam", "cbam_spatial", "coordinate", "non_local"}
-    assert keeping == {s.line.name for s in MAPS if "batch_statistics" in s.line.can}
+    assert keeping == {s.entry.name for s in MAPS if "batch_statistics" in s.entry.capabilities}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,7 +149,7 @@ def test_maps_that_do_not_fit_are_refused(name):
         ("eca", {"kernel_size": 4}, "kernel_size: got 4, expected an odd number"),
         ("eca", {"kernel_size": -1}, "kernel_size: got -1, expected an odd number"),
         ("cbam", {"kernel_size": 2}, "kernel_size: got 2, expected an odd number"),
-        ("cbam_spatial", {"momentum": 0.0}, r"momentum: got 0.0, expected a share in \(0, 1\]"),
+        ("cbam_spatial", {"momentum": 0.0}, r"momentum: got 0.0, expected a number in \(0, 1\]"),
         ("scse", {"join": "mul"}, "join: got 'mul', expected 'add' or 'max'"),
         ("coordinate", {"least": 0}, "least: got 0, expected at least 1"),
         ("non_local", {"similarity": "cosine"}, "similarity: got 'cosine', expected one of"),
@@ -181,10 +181,15 @@ def test_the_gate_refuses_a_signal_that_does_not_fit():
     gate = registry.load("gate", "attention_gate")(C, G, rngs=nnx.Rngs(0))
     x, signal = jnp.ones((B, 4, 6, C)), jnp.ones((B, 2, 3, G))
     assert gate(x, signal).shape == x.shape
-    told(r"signal: got shape \[2, 5, 3, 3\], expected 1 to 4 x 6", gate, x, jnp.ones((B, 5, 3, G)))
-    told(r"signal: got shape \[2, 0, 3, 3\], expected 1 to", gate, x, signal[:, :0])
-    told(r"signal: got shape \[1, 2, 3, 3\], expected .* with B=2, G=3", gate, x, signal[:1])
-    told(r"signal: got shape \[2, 2, 3, 2\], expected", gate, x, signal[..., :2])
+    told(
+        r"gating_signal: got shape \[2, 5, 3, 3\], expected 1 to 4 x 6",
+        gate,
+        x,
+        jnp.ones((B, 5, 3, G)),
+    )
+    told(r"gating_signal: got shape \[2, 0, 3, 3\], expected 1 to", gate, x, signal[:, :0])
+    told(r"gating_signal: got shape \[1, 2, 3, 3\], expected .* with B=2, G=3", gate, x, signal[:1])
+    told(r"gating_signal: got shape \[2, 2, 3, 2\], expected", gate, x, signal[..., :2])
     told(r"x: got shape \[2, 4, 6, 3\], expected \[B, Y, X, C\] with C=4", gate, x[..., :3], signal)
     build = registry.load("gate", "attention_gate")
     told("stride: got 0, expected at least 1", build, C, G, stride=0, rngs=nnx.Rngs(0))

@@ -14,7 +14,7 @@ from attention.image.attention_gate import AttentionGate, resize
 from attention.image.axial import Axial, along, between_positions
 from attention.image.batch_norm import BatchNorm, batch_moments, batch_norm
 from attention.image.cbam import CBAM, SpatialGate, spatial_descriptor
-from attention.image.channel import EfficientChannel, SqueezeExcite, neighbourhood
+from attention.image.channel import EfficientChannel, SqueezeExcite, adaptive_kernel_size
 from attention.image.coordinate import Coordinate
 from attention.image.maps import convolve, maximum
 from attention.image.non_local import NonLocal, non_local, non_local_weights
@@ -23,7 +23,7 @@ from attention.image.window import (
     ShiftedWindow,
     relative_bias,
     window_attention,
-    window_places,
+    window_indices,
     window_weights,
 )
 from attention.multi_head import MultiHeadAttention
@@ -71,8 +71,8 @@ def test_squeeze_excite_by_hand():
 # The paper's figure 5 and table: 3 at 64 to 128 channels or so, 5 at 256 and above.
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (8, 3), (64, 3), (256, 5), (2048, 7)])
 def test_how_far_eca_looks(channels, size):
-    assert neighbourhood(channels) == size
-    assert neighbourhood(channels) % 2 == 1
+    assert adaptive_kernel_size(channels) == size
+    assert adaptive_kernel_size(channels) % 2 == 1
 
 
 def test_the_spatial_descriptor_has_the_maximum_first():
@@ -240,25 +240,25 @@ def test_weights_of_lines_between_positions():
 
 def test_windows_by_hand():
     """4 x 4 in windows of 2, moved by 1: nine regions, of which the middle one is a window."""
-    places, regions = window_places(4, 4, 2, 1)
+    places, regions = window_indices(4, 4, 2, 1)
     np.testing.assert_array_equal(
         places, [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
     )
     np.testing.assert_array_equal(regions, [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 2, 2], [0, 1, 2, 3]])
     # A side of one window is left alone, padding is nobody's region.
-    places, regions = window_places(1, 3, 2, 1)
+    places, regions = window_indices(1, 3, 2, 1)
     np.testing.assert_array_equal(places, [[1, 2, 3, 3], [3, 0, 3, 3]])
     np.testing.assert_array_equal(regions, [[0, 0, -1, -1], [-1, 1, -1, -1]])
 
 
 @pytest.mark.parametrize(("Y", "X", "size", "shift"), [(5, 7, 3, 1), (8, 8, 4, 2), (1, 1, 4, 2)])
 def test_every_position_stands_in_one_window(Y, X, size, shift):
-    places, regions = window_places(Y, X, size, shift)
+    places, regions = window_indices(Y, X, size, shift)
     real = places[places < Y * X]
     np.testing.assert_array_equal(np.sort(real), np.arange(Y * X))
     np.testing.assert_array_equal(regions == -1, places == Y * X)
-    told("shift: got 3, expected one in", window_places, 5, 5, 3, 3)
-    told("size: got 0, expected at least 1", window_places, 5, 5, 0)
+    told("shift: got 3, expected one in", window_indices, 5, 5, 3, 3)
+    told("size: got 0, expected at least 1", window_indices, 5, 5, 0)
 
 
 def heads(seed, Y, X):

@@ -96,9 +96,9 @@ def test_several_devices_need_shard_map(machine, kernel, backend):
 def test_auto_passes_them_by_and_says_why():
     choice = explain_choice(X, X, X)
     for line in registry.mechanisms("kernel"):
-        if "cuda" in line.can:
+        if "cuda" in line.capabilities:
             assert choice.unsupported[line.name].startswith("needs an NVIDIA GPU, JAX runs on")
-        if "tpu" in line.can:
+        if "tpu" in line.capabilities:
             assert choice.unsupported[line.name].startswith("needs a TPU, JAX runs on")
 
 

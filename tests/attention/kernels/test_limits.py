@@ -41,7 +41,7 @@ def arrays(dtype=np.float32, **sizes):
 
 def learned(name, dtype=np.float32):
     """Bias and sinks for a kernel that has them."""
-    can = registry.find("kernel", name).can
+    can = registry.find("kernel", name).capabilities
     given = {"bias": normal(10, 1, N, T, S), "sinks": normal(11, N)}
     return {key: np.asarray(array, dtype) for key, array in given.items() if key in can}
 
@@ -83,7 +83,9 @@ def assert_same(found, expected, atol=3e-6):
 
 
 @pytest.mark.parametrize("queries", [1, T])
-@pytest.mark.parametrize("name", [n for n in KERNELS if "sinks" in registry.find("kernel", n).can])
+@pytest.mark.parametrize(
+    "name", [n for n in KERNELS if "sinks" in registry.find("kernel", n).capabilities]
+)
 def test_a_sink_of_minus_infinity_and_rows_that_see_nothing(name, queries):
     """The first example sees nothing. Without a sink it gives 0, and so do its gradients."""
     inputs = arrays(T=queries) | learned(name)
@@ -102,7 +104,7 @@ def test_a_sink_of_minus_infinity_and_rows_that_see_nothing(name, queries):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in OTHERS if registry.find("kernel", n).can >= {"sinks", "bias"}]
+    "name", [n for n in OTHERS if registry.find("kernel", n).capabilities >= {"sinks", "bias"}]
 )
 def test_a_sink_of_minus_infinity_is_less_than_any_logit(name):
     inputs = arrays() | {"sinks": np.full(N, -np.inf, np.float32)}

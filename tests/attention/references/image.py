@@ -235,7 +235,7 @@ def resize(x, Y, X):
 def attention_gate(inputs, training, stride=2, **options):
     p, x = inputs["params"], inputs["x"]
     seen = correlate(x, p["kernel"], stride)
-    asked = resize(linear(inputs["signal"], p["signal"]), *seen.shape[1:3])
+    asked = resize(linear(inputs["gating_signal"], p["signal"]), *seen.shape[1:3])
     coarse = sigmoid(linear(relu(seen + asked), p["score"]))
     gate = resize(coarse, *x.shape[1:3])
     return x * gate, gate

@@ -14,7 +14,11 @@ from attention.sequence.delta_rule import (
     gated_delta_rule_recurrent,
     gated_delta_rule_weights,
 )
-from attention.sequence.gated_delta_net import GatedDeltaNet, l2_normalize, short_convolution
+from attention.sequence.gated_delta_net import (
+    GatedDeltaNet,
+    causal_depthwise_convolution,
+    l2_normalize,
+)
 from tests.attention.subjects import normal
 
 B, T, K, N, H, V, D = 2, 70, 2, 4, 6, 3, 8
@@ -126,30 +130,34 @@ def test_float64_stays():
 
 def test_convolution_equals_numpys():
     x, filters = normal(0, B, 9, 3), normal(1, 4, 3)
-    out, tail = short_convolution(x, filters)
+    out, conv_state = causal_depthwise_convolution(x, filters)
     for b, c in np.ndindex(B, 3):
         np.testing.assert_allclose(
             out[b, :, c], np.convolve(x[b, :, c], filters[:, c])[:9], atol=1e-6
         )
-    np.testing.assert_array_equal(tail, x[:, -3:])
+    np.testing.assert_array_equal(conv_state, x[:, -3:])
 
 
 def test_convolution_skips_what_is_not_real():
-    x, filters, tail = normal(0, 2, 9, 3), normal(1, 4, 3), normal(2, 2, 3, 3)
+    x, filters, conv_state = normal(0, 2, 9, 3), normal(1, 4, 3), normal(2, 2, 3, 3)
     valid = np.array([[0, 0, 1, 1, 0, 0, 1, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0, 0]], bool)
-    out, after = jax.jit(short_convolution)(x, filters, valid=valid, tail=tail)
+    out, after = jax.jit(causal_depthwise_convolution)(
+        x, filters, valid=valid, conv_state=conv_state
+    )
     for b in range(2):
         real = x[b : b + 1, valid[b]]
-        expected, last = short_convolution(real, filters, tail=tail[b : b + 1])
+        expected, last = causal_depthwise_convolution(
+            real, filters, conv_state=conv_state[b : b + 1]
+        )
         np.testing.assert_allclose(out[b : b + 1, valid[b]], expected, atol=1e-6)
         np.testing.assert_array_equal(after[b : b + 1], last)
 
 
 def test_convolution_of_one_tap_has_no_tail():
     x, filters = normal(0, B, 5, 3), normal(1, 1, 3)
-    out, tail = short_convolution(x, filters, valid=np.ones((B, 5), bool))
+    out, conv_state = causal_depthwise_convolution(x, filters, valid=np.ones((B, 5), bool))
     np.testing.assert_allclose(out, x * filters[0], rtol=1e-6)
-    assert tail.shape == (B, 0, 3)
+    assert conv_state.shape == (B, 0, 3)
 
 
 def test_unit_length_by_hand():
@@ -276,7 +284,7 @@ def test_memory_begins_long():
             r"key: got K=2 heads, expected a divisor of the value's N=3",
         ),
         (
-            lambda: short_convolution(normal(0, B, 5, 3), normal(1, 4, 2)),
+            lambda: causal_depthwise_convolution(normal(0, B, 5, 3), normal(1, 4, 2)),
             r"filters: got shape \[4, 2\], expected .*C=3",
         ),
     ],

@@ -69,7 +69,7 @@ def test_lambda_is_learned():
     module.lambda_q1[...], module.lambda_k1[...] = one, two
     module.lambda_q2[...], module.lambda_k2[...] = two, two
     expected = np.exp(0.5) - np.exp(0.3) + 0.3
-    np.testing.assert_allclose(module.strength(), expected, rtol=1e-6)
+    np.testing.assert_allclose(module.lambda_value(), expected, rtol=1e-6)
     rows = module(normal(0, B, T, D), return_weights=True)[1].sum(-1)
     np.testing.assert_allclose(rows, 1 - expected, atol=1e-6)
 

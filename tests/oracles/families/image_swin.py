@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attention.image.window import ShiftedWindow, window_places
+from attention.image.window import ShiftedWindow, window_indices
 from attention.normalization import layer_norm
 from tests.oracles.problems import differentiate, torch_answers
 
@@ -70,7 +70,7 @@ def _ours(case, a):
     hidden = layer_norm(h, a["after_scale"], a["after_bias"]) @ a["up"] + a["up_bias"]
     out = h + jax.nn.gelu(hidden, approximate=False) @ a["down"] + a["down_bias"]
     # Theirs are of windows: [B·W, N, S·S, S·S].
-    places, _ = window_places(Y, X, S, shift)
+    places, _ = window_indices(Y, X, S, shift)
     of_windows = weights[:, :, places[:, :, None], places[:, None]]
     return {"out": out, "weights": jnp.swapaxes(of_windows, 1, 2).reshape(-1, N, S * S, S * S)}
 

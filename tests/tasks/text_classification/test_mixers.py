@@ -13,7 +13,9 @@ from tests.tasks.text_classification.test_model import batch, build
 SMALL = {"model_size": 8, "num_layers": 1, "num_heads": 2, "feedforward_size": 8}
 
 
-ONE_LENGTH = [line.name for line in registry.mechanisms("mixer") if "one_length" in line.can]
+ONE_LENGTH = [
+    line.name for line in registry.mechanisms("mixer") if "length_dependent" in line.capabilities
+]
 
 
 @pytest.mark.parametrize("mixer", ONE_LENGTH)
@@ -51,7 +53,9 @@ def test_every_mixer_reads_text(mixer):
 
 
 def test_one_way_mixers_have_no_cls():
-    one_way = [line.name for line in registry.mechanisms("mixer") if "one_way" in line.can]
+    one_way = [
+        line.name for line in registry.mechanisms("mixer") if "always_causal" in line.capabilities
+    ]
     assert one_way
     for mixer in one_way:
         with pytest.raises(ValueError, match=f"pooling must not be 'cls' with mixer '{mixer}'"):

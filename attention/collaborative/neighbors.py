@@ -1,12 +1,12 @@
-"""Attention over users who are alike: what they thought of an item, by how much they count.
+"""Attention over similar users: their ratings of an item, weighted by similarity.
 
-User-based collaborative filtering (Resnick et al. 1994, "GroupLens") in which each neighbour has a
-learned weight beside its similarity. Two forms of the same sum:
+User-based collaborative filtering (Resnick et al. 1994, "GroupLens") in which each neighbor has a
+learned weight besides its similarity. There are two forms of the same sum:
 
-* a list of neighbours for each user, [B, S], such as `top_neighbours` gives: `neighbour_scores`;
-* all U users for each user: `dense_neighbour_scores`, two matrix products.
+* `neighbor_scores`: a list of neighbors [B, S] for each user, such as that of `top_neighbors`;
+* `dense_neighbor_scores`: all U users for each user, by two matrix products.
 
-B users who ask, S neighbours, U users that there are, I candidate items, D size of a user's vector.
+B querying users, S neighbors, U users in all, I candidate items, D size of a user's vector.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import recording, shapes
-from attention.collaborative.valid import checked_valid
+from attention.collaborative.valid import validate_valid
 from attention.numerics import accumulator
 from attention.projection import Projection
 
@@ -28,45 +28,45 @@ Array = jax.Array
 _ONE = math.log(math.expm1(1.0))
 
 
-def cosine_similarity(user: Array, neighbours: Array) -> Array:
-    """How alike users are (Breese et al. 1998, "Vector Similarity").
+def cosine_similarity(user: Array, neighbors: Array) -> Array:
+    """Computes the cosine similarity of users (Breese et al. 1998, "Vector Similarity").
 
         sim(u, v) = e_u · e_v / (|e_u| |e_v|)
 
     Args:
       user: e_u, [B, D].
-      neighbours: e_v, [B, S, D], or [U, D] where all users ask the same.
+      neighbors: e_v, [B, S, D], or [U, D] if all users have the same neighbors.
 
     Returns:
-      [B, S] or [B, U] in at least float32; 0, with finite gradients, where a vector is 0.
+      [B, S] or [B, U] in at least float32; 0, with finite gradients, if a vector is 0.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
     sizes: dict[str, int] = {}
     shapes.expect_floating("user", user)
-    shapes.expect_floating("neighbours", neighbours)
+    shapes.expect_floating("neighbors", neighbors)
     shapes.expect("user", user, "B D", sizes)
-    dense = jnp.ndim(neighbours) == 2
-    shapes.expect("neighbours", neighbours, "U D" if dense else "B S D", sizes)
+    dense = jnp.ndim(neighbors) == 2
+    shapes.expect("neighbors", neighbors, "U D" if dense else "B S D", sizes)
     equation = "BD,UD->BU" if dense else "BD,BSD->BS"
-    return jnp.einsum(equation, _unit(user), _unit(neighbours))
+    return jnp.einsum(equation, _unit(user), _unit(neighbors))
 
 
-def top_neighbours(similarity: Array, k: int, valid: Array | None = None) -> tuple[Array, Array]:
-    """The k users most alike (Herlocker et al. 1999: best-n neighbours).
+def top_neighbors(similarity: Array, k: int, valid: Array | None = None) -> tuple[Array, Array]:
+    """Returns the k most similar users (Herlocker et al. 1999: best-n neighbors).
 
         N(u) = the k users v ≠ u with the largest sim(u, v) -> indices
 
-    Who asks is left out by `valid`, where it is among those who are asked.
+    If the querying user is among the U users, `valid` must exclude it.
 
     Args:
       similarity: [B, U].
-      k: how many, 1 to U.
-      valid: bool [B, U], who may be chosen; all if None.
+      k: number of neighbors, 1 to U.
+      valid: bool [B, U], users that may be chosen; all if None.
 
     Returns:
-      int [B, k], most alike first, and bool [B, k]: False where fewer than k may be chosen.
+      int [B, k], most similar first, and bool [B, k], False if fewer than k may be chosen.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or k is out of range.
@@ -84,19 +84,19 @@ def top_neighbours(similarity: Array, k: int, valid: Array | None = None) -> tup
     return indices, best > -jnp.inf
 
 
-def neighbour_shares(similarity: Array, weight: Array | None, valid: Array | None) -> Array:
-    """How much each neighbour counts, with its sign (Resnick et al. 1994).
+def neighbor_weights(similarity: Array, weight: Array | None, valid: Array | None) -> Array:
+    """Computes the signed weight of each neighbor (Resnick et al. 1994).
 
         α_uv = w_v sim(u, v) / Σ_v' |w_v' sim(u, v')|
 
     Args:
       similarity: sim(u, v), [B, S].
       weight: w_v, [B, S]; 1 if None.
-      valid: bool [B, S], or [B, I, S] where it depends on the item, as when not all have rated all;
-        all count if None.
+      valid: bool [B, S], or [B, I, S] if it depends on the item, as with missing ratings; all are
+        valid if None.
 
     Returns:
-      α, [B, 1 or I, S] in at least float32: the sum of |α| is 1, or 0 where nobody counts.
+      α, [B, 1 or I, S] in at least float32: the sum of |α| is 1, or 0 without valid neighbors.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -109,34 +109,34 @@ def neighbour_shares(similarity: Array, weight: Array | None, valid: Array | Non
         shapes.expect_floating("weight", weight)
         shapes.expect("weight", weight, "B S", sizes)
         products = products * weight
-    products = jnp.where(checked_valid(valid, sizes), products[:, None], 0)
+    products = jnp.where(validate_valid(valid, sizes), products[:, None], 0)
     return _ratio(products, jnp.sum(jnp.abs(products), axis=-1, keepdims=True))
 
 
-def neighbour_scores(
+def neighbor_scores(
     similarity: Array,
     ratings: Array,
     weight: Array | None = None,
     valid: Array | None = None,
 ) -> Array:
-    """What a user's neighbours thought of items (Resnick et al. 1994).
+    """Computes scores of items from the ratings of neighbors (Resnick et al. 1994).
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|
 
-    over a list of neighbours v for each user. This formula is often printed with a similarity
-    between a user and an item in place of r(v, i); users and items are not compared here, and such
-    a number would have no meaning: what is averaged is what neighbours v thought of i.
+    over a list of neighbors v for each user. The formula is often printed with a similarity between
+    a user and an item instead of r(v, i). Users and items are not compared here: the average is
+    over the ratings that neighbors v gave to i.
 
-    Resnick et al. average deviations from each neighbour's own mean and add the mean of u: for that
-    give r(v, i) less the mean of v.
+    Resnick et al. average deviations from each neighbor's mean and add the mean of u. For that form
+    pass r(v, i) minus the mean of v.
 
     Args:
       similarity: [B, S].
       ratings: r(v, i), [B, S, I].
-      weight, valid: as for `neighbour_shares`.
+      weight, valid: as for `neighbor_weights`.
 
     Returns:
-      [B, I] in the ratings' dtype; 0 where nobody counts.
+      [B, I] in the ratings' dtype; 0 without valid neighbors.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -144,17 +144,17 @@ def neighbour_scores(
     _expect_ratings(similarity, ratings, "B S I")
     if valid is not None and jnp.ndim(valid) == 3:
         shapes.expect("valid", valid, "B I S", {"I": ratings.shape[2]})
-    return _weighted(neighbour_shares(similarity, weight, valid), ratings)
+    return _weighted(neighbor_weights(similarity, weight, valid), ratings)
 
 
-def dense_neighbour_scores(
+def dense_neighbor_scores(
     similarity: Array,
     ratings: Array,
     weight: Array | None = None,
     valid: Array | None = None,
     rated: Array | None = None,
 ) -> Array:
-    """`neighbour_scores` with all users as neighbours (Resnick et al. 1994).
+    """Computes `neighbor_scores` with all users as neighbors (Resnick et al. 1994).
 
         score = (W ∘ Sim) R / (|W ∘ Sim| Rated)
 
@@ -162,11 +162,11 @@ def dense_neighbour_scores(
       similarity: [B, U].
       ratings: [U, I].
       weight: w_v, [U]; 1 if None.
-      valid: bool [B, U]: who is a neighbour of whom; all if None, who asks included.
-      rated: bool [U, I]: what was rated; all if None, as in implicit feedback.
+      valid: bool [B, U], neighbors of each user; all if None, the user included.
+      rated: bool [U, I], items rated by each user; all if None, as in implicit feedback.
 
     Returns:
-      [B, I] in the ratings' dtype; 0 where nobody counts.
+      [B, I] in the ratings' dtype; 0 without valid neighbors.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -178,7 +178,7 @@ def dense_neighbour_scores(
         shapes.expect("weight", weight, "U", sizes)
         products = products * weight
     if valid is not None:
-        shapes.expect_boolean("valid", valid, true_means="a neighbour")
+        shapes.expect_boolean("valid", valid, true_means="a neighbor")
         shapes.expect("valid", valid, "B U", sizes)
         products = jnp.where(valid, products, 0)
     wide = ratings.astype(products.dtype)
@@ -192,24 +192,24 @@ def dense_neighbour_scores(
     return _ratio(products @ wide, total).astype(ratings.dtype)
 
 
-class UserNeighbours(nnx.Module):
-    """Attention over users who are alike, each with a learned weight (after Resnick et al. 1994).
+class UserNeighbors(nnx.Module):
+    """Attention over similar users, each with a learned weight (after Resnick et al. 1994).
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
 
-    How much a neighbour is worth whoever asks, w_v = softplus(a·e_v + c), is read from its vector;
-    or with `num_users`, w_v = softplus(c_v) is a number for each user. It is above 0, so that the
-    sign is the similarity's, and grows no faster than its logit, so that one neighbour does not
-    silence all others at once. At the start all are 1: the plain average over neighbours.
+    The weight of a neighbor, the same for all queries, is w_v = softplus(a·e_v + c); with
+    `num_users` it is w_v = softplus(c_v), one number for each user. It is positive, so the
+    similarity has the sign, and grows no faster than its logit, so one neighbor cannot dominate at
+    once. All weights are initialized to 1, the plain average over neighbors.
 
-    See `neighbour_scores` for what the formula is not. Attentive collaborative filtering by the
-    items that a user had is `attention.collaborative.acf`.
+    Attentive collaborative filtering over the items of a history is in
+    `attention.collaborative.acf`.
 
-    Weights: weight/kernel [D, 1] and weight/bias [1] (a, c), or weight [U] (c_v).
+    Parameters: weight/kernel [D, 1] and weight/bias [1] (a, c), or weight [U] (c_v).
 
     Args:
       model_size: D.
-      num_users: U; the weight is of the neighbour's vector if None.
+      num_users: U; if None the weight depends on the neighbor's vector.
       dtype: of vectors and ratings; similarities and weights are float32.
 
     Raises:
@@ -237,7 +237,7 @@ class UserNeighbours(nnx.Module):
     def __call__(
         self,
         user: Array,
-        neighbours: Array,
+        neighbors: Array,
         ratings: Array,
         *,
         ids: Array | None = None,
@@ -245,19 +245,19 @@ class UserNeighbours(nnx.Module):
         valid: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, Array]:
-        """Scores items by what neighbours thought of them.
+        """Computes scores of items from the ratings of neighbors.
 
         Args:
           user: e_u, [B, D].
-          neighbours: e_v, [B, S, D].
+          neighbors: e_v, [B, S, D].
           ratings: r(v, i), [B, S, I].
-          ids: int [B, S], the neighbours' numbers; with `num_users`, and only then.
-          similarity: [B, S], in place of the cosine.
-          valid: bool [B, S], or [B, I, S] where it depends on the item; all count if None.
-          return_weights: also return α.
+          ids: int [B, S], indices of the neighbors; only with `num_users`.
+          similarity: [B, S]; the cosine if None.
+          valid: bool [B, S], or [B, I, S] if it depends on the item; all are valid if None.
+          return_weights: whether to return α too.
 
         Returns:
-          [B, I] in `dtype`, 0 where nobody counts; or that and α [B, 1, I, S].
+          [B, I] in `dtype`, 0 without valid neighbors; or that and α [B, 1, I, S].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -265,32 +265,32 @@ class UserNeighbours(nnx.Module):
         sizes = {"D": self.model_size}
         for name, array, letters in (
             ("user", user, "B D"),
-            ("neighbours", neighbours, "B S D"),
+            ("neighbors", neighbors, "B S D"),
             ("ratings", ratings, "B S I"),
         ):
             shapes.expect_floating(name, array)
             shapes.expect(name, array, letters, sizes)
-        weight = self._weight(neighbours, ids, sizes)
+        weight = self._weight(neighbors, ids, sizes)
         if similarity is None:
-            similarity = cosine_similarity(user.astype(self.dtype), neighbours.astype(self.dtype))
+            similarity = cosine_similarity(user.astype(self.dtype), neighbors.astype(self.dtype))
         shapes.expect("similarity", similarity, "B S", sizes)
-        checked_valid(valid, sizes)
-        shares = neighbour_shares(similarity, weight, valid)
+        validate_valid(valid, sizes)
+        alpha = neighbor_weights(similarity, weight, valid)
 
         def weights() -> Array:
             size = (sizes["B"], 1, sizes["I"], sizes["S"])
-            return jnp.broadcast_to(shares[:, None], size)
+            return jnp.broadcast_to(alpha[:, None], size)
 
         recording.record(weights)
-        scores = _weighted(shares, ratings.astype(self.dtype))
+        scores = _weighted(alpha, ratings.astype(self.dtype))
         return (scores, weights()) if return_weights else scores
 
-    def _weight(self, neighbours: Array, ids: Array | None, sizes: dict[str, int]) -> Array:
-        """w_v, [B, S] in float32."""
+    def _weight(self, neighbors: Array, ids: Array | None, sizes: dict[str, int]) -> Array:
+        """Returns w_v, [B, S] in float32."""
         if self.num_users is None:
             if ids is not None:
                 raise ValueError("ids: got some, expected none without num_users")
-            return jax.nn.softplus(self.weight(neighbours.astype(self.dtype))[..., 0])
+            return jax.nn.softplus(self.weight(neighbors.astype(self.dtype))[..., 0])
         if ids is None:
             raise ValueError(f"ids: got none, expected [B, S] with num_users={self.num_users}")
         shapes.expect_integer("ids", ids)
@@ -299,24 +299,24 @@ class UserNeighbours(nnx.Module):
 
 
 def _unit(x: Array) -> Array:
-    """x over its length, 0 where that is 0, in at least float32."""
+    """Returns x / |x| in at least float32; 0 if x is 0."""
     wide = x.astype(accumulator(x))
     squares = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return jnp.where(squares > 0, wide * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def _ratio(over: Array, under: Array) -> Array:
-    """0 where both are 0."""
+    """Divides; returns 0 where the denominator is 0."""
     return over / jnp.where(under == 0, 1, under)
 
 
-def _weighted(shares: Array, ratings: Array) -> Array:
-    """[B, 1 or I, S], [B, S, I] -> [B, I] in the ratings' dtype, summed in at least float32."""
+def _weighted(alpha: Array, ratings: Array) -> Array:
+    """Returns Σ_s α r, [B, I] in the ratings' dtype, summed in at least float32."""
     wide = ratings.astype(accumulator(ratings))
-    if shares.shape[1] == 1:
-        total = jnp.einsum("BS,BSI->BI", shares[:, 0], wide)
+    if alpha.shape[1] == 1:
+        total = jnp.einsum("BS,BSI->BI", alpha[:, 0], wide)
     else:
-        total = jnp.einsum("BIS,BSI->BI", shares, wide)
+        total = jnp.einsum("BIS,BSI->BI", alpha, wide)
     return total.astype(ratings.dtype)
 
 

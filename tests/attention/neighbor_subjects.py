@@ -1,4 +1,4 @@
-"""Subjects of attention over neighbours and over lags: what differs from sequences is here.
+"""Subjects of attention over neighbors and over lags: what differs from sequences is here.
 
 The masked axis is axis 1, as everywhere; there are no queries but candidates, users and steps of a
 forecast, whose number is not that of the keys.
@@ -17,13 +17,13 @@ from tests.attention.subjects import LONGEST, B, D, S, Subject, module_of, norma
 CANDIDATES, ITEMS, C, CHANNELS, LAGS, STEPS = 3, 2, 3, 3, 6, 2
 
 
-# A number for each neighbour of each user; where there are more than S, some share one.
+# A number for each neighbor of each user; where there are more than S, some share one.
 IDS = (np.arange(B)[:, None] * S + np.arange(LONGEST)) % (B * S)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeighbourSubject(Subject):
-    """A mechanism over neighbours, items or lags.
+    """A mechanism over neighbors, items or lags.
 
     Attributes:
       per_query: input -> its axis of candidates or items, which may have any length.
@@ -32,12 +32,12 @@ class NeighbourSubject(Subject):
     per_query: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def can(self):
-        # The neighbours' numbers are not among what is reordered.
-        return self.line.can - ({"permutation"} if "num_users" in self.options else set())
+    def capabilities(self):
+        # The neighbors' indices are not among what is reordered.
+        return self.entry.capabilities - ({"permutation"} if "num_users" in self.options else set())
 
     def resized(self, queries, keys):
-        """As many candidates or items, and as many neighbours, components or times."""
+        """As many candidates or items, and as many neighbors, components or times."""
         inputs = dict(self.inputs)
         for name in {*self.keys, *self.per_query}:
             shape = list(inputs[name].shape)
@@ -108,23 +108,23 @@ def _inputs(kind, options):
     return [CHANNELS, LAGS, STEPS], {"x": normal(5, B, S, CHANNELS)}, {}, {}
 
 
-def subjects_of(line, dtype):
-    """Each variant of a registry line."""
-    for label, options in VARIANTS.get((line.kind, line.name), {"plain": {}}).items():
-        sizes, keyed, others, per_query = _inputs(line.kind, options)
-        build, params, _ = module_of(line, *sizes, **options, dtype=dtype)
+def subjects_of(entry, dtype):
+    """Each variant of a registry entry."""
+    for label, options in VARIANTS.get((entry.kind, entry.name), {"plain": {}}).items():
+        sizes, keyed, others, per_query = _inputs(entry.kind, options)
+        build, params, _ = module_of(entry, *sizes, **options, dtype=dtype)
 
         def apply(inputs, valid, causal, dropout_key, build=build):
-            return _CALLS[line.kind](build(inputs["params"]), inputs, valid)
+            return _CALLS[entry.kind](build(inputs["params"]), inputs, valid)
 
         yield NeighbourSubject(
-            f"{line.name}-{label}",
-            line,
+            f"{entry.name}-{label}",
+            entry,
             {"params": params} | keyed | others,
             tuple(keyed),
             apply,
             options=options,
-            constants={"ids": IDS} if line.kind == "neighbours" else {},
+            constants={"ids": IDS} if entry.kind == "neighbours" else {},
             build=build,
             per_query=per_query,
         )

@@ -1,0 +1,82 @@
+"""Position modules by the names and options of a spec."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from attention import registry
+from attention.positions.absolute import LearnedPositions, SinusoidalPositions
+from attention.positions.relative import (
+    AlibiPositions,
+    RelativePositions,
+    ShawPositions,
+    T5Positions,
+)
+from attention.positions.rotary import RotaryPositions
+
+ADDED_POSITIONS = {"sinusoidal": SinusoidalPositions, "learned": LearnedPositions}
+
+POSITIONS = {
+    "rope": RotaryPositions,
+    "alibi": AlibiPositions,
+    "t5": T5Positions,
+    "shaw": ShawPositions,
+}
+
+
+def build_positions(
+    spec: str, num_heads: int, head_size: int, *, rngs: nnx.Rngs
+) -> RelativePositions | None:
+    """Builds the positions of an attention, which enter its logits.
+
+        l_ts = scale · rotate(q_t)·rotate(k_s) + bias_ts
+
+    Args:
+      spec: "none", or a name of `POSITIONS` with or without options, such as "rope(base=500000)".
+      num_heads, head_size: N, H of [B, T, N, H].
+      rngs: for learned positions.
+
+    Returns:
+      The module, or None for "none".
+
+    Raises:
+      ValueError: an unknown name or option, or one that does not fit.
+    """
+    return _build(spec, POSITIONS, {"num_heads": num_heads, "head_size": head_size}, rngs)
+
+
+def build_added_positions(
+    spec: str, max_length: int, model_size: int, *, rngs: nnx.Rngs
+) -> SinusoidalPositions | LearnedPositions | None:
+    """Builds the positions that are added to the input of the first layer.
+
+        x_t -> x_t + position_t
+
+    Args:
+      spec: "none", or a name of `ADDED_POSITIONS` with or without options, such as
+        "sinusoidal(interleaved=False)".
+      max_length: of learned positions.
+      model_size: D of [B, T, D].
+      rngs: for learned positions.
+
+    Returns:
+      The module, or None for "none".
+
+    Raises:
+      ValueError: an unknown name or option, or one that does not fit.
+    """
+    sizes = {"max_length": max_length, "model_size": model_size}
+    return _build(spec, ADDED_POSITIONS, sizes, rngs)
+
+
+def _build(spec: str, kinds: dict[str, type], sizes: dict[str, int], rngs: nnx.Rngs):
+    name, options = registry.parse("positions", spec, ["none", *kinds])
+    if name == "none":
+        if options:
+            raise ValueError(f"positions: got {spec!r}, expected no options for 'none'")
+        return None
+    registry.check_options("positions", spec, kinds[name], options, sizes)
+    try:
+        return kinds[name](**sizes, **options, rngs=rngs)
+    except ValueError as error:
+        raise ValueError(f"positions: {spec!r}: {error}") from None
