@@ -15,22 +15,12 @@ from tasks.common.errors import UserError, warn_once
 
 # Samples per frame of loudness when silence is trimmed.
 _TRIMMED = 256
-
-
 # Frames decoded at a time, and the number from which on the header has no real length.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-
-
 # Peak of the average relative to that of the channels, below which it is only rounding error.
 _CANCELLED = 1e-3
-
-
 _RATES = (1000, 1_000_000)
-
-
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
-
-
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
 
