@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: what it is, and the choice of a kernel to compute it.
+"""Scaled dot-product attention, and the choice of the kernel that computes it.
 
-Vaswani et al. 2017, "Attention Is All You Need". The meaning is that of `kernels/reference.py`;
-every other kernel computes the same, or refuses.
+Vaswani et al. 2017, "Attention Is All You Need". `kernels/reference.py` defines the result. Every
+other kernel computes the same or raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ def attend(
     dropout_key: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Each query's mean of the values, weighted by how well its key fits.
+    """Computes the mean of the values for each query, weighted by the softmax of its logits.
 
         l_ts = cap(scale · q_t·k_s + bias_ts),   cap(x) = c·tanh(x / c)
-        w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   s' over what the mask lets t see
+        w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   s' over the keys visible to t
         o_t  = Σ_s w_ts v_s
 
-    A query that sees nothing gives 0, with finite gradients. Softmax and sums are in at least
-    float32. What the mask hides has no influence, but has to be finite: its weight is 0, and 0
+    Rows that may attend to nothing return 0 and have finite gradients. Softmax and sums are
+    computed in at least float32. Hidden keys and values have no influence but must be finite: 0
     times NaN is NaN.
 
     Args:
       query: [B, T, N, H].
-      key: [B, S, K, H]; K divides N, query head n uses key/value head n // (N / K).
+      key: [B, S, K, H]. K divides N; query head n uses key/value head n // (N / K).
       value: [B, S, K, V].
-      mask: a `Mask` of `attention.masks`, or what `masks.dense` takes. True = may attend.
+      mask: a `Mask` or an array for `masks.dense`; True means may attend.
       bias: [B or 1, N or 1, T, S], floating point.
       scale: 1 / sqrt(H) if None.
-      logit_cap: the c above (Gemma 2 Team 2024), positive; None for none.
-      sinks: [N], floating point: a logit a head that takes weight and gives nothing.
-      dropout_rate: share of the weights set to 0, in [0, 1); the others are scaled up.
-      dropout_key: needed where dropout_rate > 0.
-      implementation: a kernel's name, or "auto": the fastest that can, by what was measured on
-        such a device (`explain_choice` says which and why). Forward-mode derivatives and those of
-        derivatives need "reference"; "native" has the latter in reverse mode. Where an array has no
-        elements it is always the reference.
+      logit_cap: c above (Gemma 2 Team 2024), positive; no cap if None.
+      sinks: [N], floating point, one logit per head that takes weight but has no value.
+      dropout_rate: probability of setting a weight to 0, in [0, 1). The others are scaled up.
+      dropout_key: required if dropout_rate > 0.
+      implementation: name of a kernel, or "auto": the fastest supported kernel by the measurements
+        on this kind of device (see `explain_choice`). Forward-mode and higher derivatives need
+        "reference"; "native" has higher ones in reverse mode. Arrays without elements always take
+        the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: the kernel asked for cannot do this; the message names those that can.
-        Or a derivative is taken that the kernel does not have.
+      NotImplementedError: the kernel does not support the arguments (the message names kernels that
+        do), or does not have a derivative that is taken.
     """
     request = _checked(
         query, key, value, mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key
@@ -90,11 +90,11 @@ def attention_weights(
     logit_cap: float | None = None,
     sinks: Array | None = None,
 ) -> Array:
-    """The weights of `attend`, for those who want to look (Vaswani et al. 2017).
+    """Computes the attention weights of `attend` (Vaswani et al. 2017).
 
         w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   l as for `attend`
 
-    Rows sum to 1, to less with sinks, and to 0 where a query sees nothing. There is no dropout.
+    Rows sum to 1, to less with sinks, and to 0 if they may attend to nothing. There is no dropout.
 
     Args:
       query: [B, T, N, H].
@@ -112,17 +112,19 @@ def attention_weights(
 
 
 def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> KernelChoice:
-    """What `attend(query, key, value, **options)` would choose under "auto". Computes nothing.
+    """Returns the kernel that `attend(query, key, value, **options)` takes under "auto".
+
+    Nothing is computed.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], or `jax.ShapeDtypeStruct`s.
       **options: as for `attend`, without the implementation.
 
     Returns:
-      The `KernelChoice`: a kernel, the times it was chosen by, and why not those asked before it.
+      The `KernelChoice`: the kernel, the measurements behind it, and why others were passed over.
 
     Raises:
-      ValueError: as for `attend`, or an option that it does not have.
+      ValueError: as for `attend`, or an unknown option.
     """
     defaults: dict[str, Any] = dict.fromkeys(
         ["mask", "bias", "scale", "logit_cap", "sinks", "dropout_key"]
@@ -141,7 +143,7 @@ class _Request:
     options: dict[str, Any]
 
     def of_rows(self, rows: Array) -> _Request:
-        """The same for the queries of these indices, int [R]."""
+        """Returns the request for the queries with these indices, int [R]."""
         query, key = self.arrays[:2]
         B, T, N, _ = query.shape
         mask, bias = self.options["mask"], self.options["bias"]
@@ -155,25 +157,20 @@ class _Request:
 
     @property
     def is_empty(self) -> bool:
-        """Whether an array has no elements: there is nothing for a kernel to do."""
+        """True if an array has no elements."""
         return any(_is_zero(size) for array in self.arrays for size in array.shape)
 
-    @property
-    def is_symbolic(self) -> bool:
-        """Whether a size is a symbol (`jax.export`)."""
-        return not all(shapes.is_known(array) for array in self.arrays)
-
     def run(self, name: str) -> Array:
-        """The kernel's result.
+        """Runs a kernel.
 
         Raises:
-          NotImplementedError: the kernel cannot.
+          NotImplementedError: the kernel does not support the request.
         """
         self._expect_sizes(registry.find("kernel", name).capabilities)
         return registry.load("kernel", name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
-        """The same, with derivatives refused that the kernel does not have."""
+        """Returns the request with guards against derivatives that the kernel does not have."""
         can = registry.find("kernel", name).capabilities
         if "forward_mode" in can:
             return self
@@ -188,27 +185,27 @@ class _Request:
         return _Request(tuple(map(guarded, self.arrays)), self.options | learned)
 
     def _expect_sizes(self, can: Container[str]) -> None:
-        """Refuses symbols for a kernel that needs numbers."""
+        """Raises NotImplementedError if the kernel does not support symbolic sizes."""
         if "symbolic" in can:
             return
         for name, array in zip(("query", "key", "value"), self.arrays, strict=False):
             if not shapes.is_known(array):
                 got = shapes.show(array.shape)
-                raise NotImplementedError(f"{name}: got shape {got}, expected no symbols in it")
+                raise NotImplementedError(f"{name}: got shape {got}, expected no symbolic size")
 
     def slower_reason(self, name: str) -> str | None:
-        """Why a kernel is not worth it here, or None: what `slower_reason` of its module says."""
+        """Returns why another kernel is faster, or None, by `slower_reason` of its module."""
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
 
     def unsupported_reason(self, name: str) -> str | None:
-        """Why a kernel cannot do this, or None if it can. Traces it without computing."""
+        """Returns why a kernel does not support the request, or None. Only traces the kernel."""
         static = {
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
         }
         traced = {k: v for k, v in self.options.items() if k not in static}
         try:
-            # First of all, because it costs nothing.
+            # Checked first because it costs nothing.
             can = registry.find("kernel", name).capabilities
             devices.expect_device(can)
             self._expect_sizes(can)
@@ -249,13 +246,13 @@ def _run_named(name: str, request: _Request) -> Array:
         raise NotImplementedError(f"{name}: {error}; these can: {', '.join(able)}") from error
 
 
-# A cap from here on changes no logit of a lesser size than 2^80; far above, it would be infinite
-# in float32, and 0 times infinity is NaN. One below the other would be 0 in float32.
+# A cap of at least 2^100 changes no logit below 2^80. A larger one may be infinite in float32, and
+# 0 times infinity is NaN. A cap below 2^-100 may be 0 in float32.
 _NO_CAP, _LEAST_CAP = 2.0**100, 2.0**-100
 
 
 def _checked_cap(logit_cap: float | None) -> float | None:
-    """The cap, None for one that changes nothing."""
+    """Returns the cap, or None if it changes nothing."""
     if logit_cap is None:
         return None
     if not logit_cap > 0:
@@ -279,16 +276,16 @@ def _checked(
         shapes.expect_floating("sinks", sinks)
         shapes.expect("sinks", sinks, "N", {"N": N})
     if scale is None:
-        # Of vectors without elements all logits are 0.
+        # For vectors without elements all logits are 0.
         scale = sizes["H"] ** -0.5 if sizes["H"] else 1.0
     logit_cap = _checked_cap(logit_cap)
     shapes.expect_rate("dropout_rate", dropout_rate, dropout_key)
     if dropout_rate and not (shapes.is_known(query) and shapes.is_known(key)):
         got = f"{dropout_rate} with a query of shape {shapes.show(jnp.shape(query))}"
-        raise ValueError(f"dropout_rate: got {got}, expected 0 where sizes are symbols")
+        raise ValueError(f"dropout_rate: got {got}, expected 0 with symbolic sizes")
     if mask is not None:
         mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
-        # Kernels may never materialize it: whether it fits is found out here, at no cost.
+        # Checks its sizes at no cost; kernels may never materialize it.
         jax.eval_shape(lambda m: m.materialize(B, N, T, sizes["S"]), mask)
     arrays = (query, key) if value is None else (query, key, value)
     return _Request(

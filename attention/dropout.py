@@ -15,18 +15,18 @@ _LEVELS = 2**16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets entries to 0 at random, the mean stays (Srivastava et al. 2014).
+    """Sets entries to 0 at random and scales up the others (Srivastava et al. 2014).
 
         y = x · m / p,   m ~ Bernoulli(p),   p = 1 - rate
 
-    Each entry is decided by 16 threefry bits, half of what `jax.random.bernoulli` draws: p is
-    rounded to a multiple of 2⁻¹⁶ and the scale is of the rounded p, so that the mean is exact. The
-    draw depends on key and shape alone, not on vmap or mesh.
+    Each entry uses 16 threefry bits, half of `jax.random.bernoulli`. p is rounded to a multiple of
+    2⁻¹⁶, and the scale is that of the rounded p, so the mean is exact. The draw depends on key and
+    shape only, not on vmap or mesh.
 
     Args:
       x: [...], any shape.
-      rate: the probability of a 0, in [0, 1).
-      key: needed where rate > 0.
+      rate: probability of setting an entry to 0, in [0, 1).
+      key: required if rate > 0.
 
     Returns:
       y, [...] in x's dtype.
@@ -37,12 +37,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     shapes.expect_rate("dropout_rate", rate, key)
     if rate == 0.0:
         return x
-    kept = keep_mask(key, rate, x.shape)
-    return jnp.where(kept, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    keep = keep_mask(key, rate, x.shape)
+    return jnp.where(keep, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 def keep_probability(rate: float) -> float:
-    """The probability that `keep_mask` really has (Srivastava et al. 2014).
+    """Returns the rounded probability of `keep_mask` (Srivastava et al. 2014).
 
         p = round((1 - rate) · 2¹⁶) / 2¹⁶, at least 2⁻¹⁶
 
@@ -53,13 +53,13 @@ def keep_probability(rate: float) -> float:
       p.
 
     Raises:
-      OverflowError, ValueError: rate is no finite number.
+      OverflowError, ValueError: rate is not finite.
     """
     return keep_levels(rate)[1]
 
 
 def keep_levels(rate: float) -> tuple[int, float]:
-    """`keep_probability` as it is drawn (Srivastava et al. 2014): kept is what is below k of 2¹⁶.
+    """Returns the threshold below which 16 random bits keep an entry (Srivastava et al. 2014).
 
         k = round((1 - rate) · 2¹⁶), at least 1;   p = k / 2¹⁶
 
@@ -70,27 +70,27 @@ def keep_levels(rate: float) -> tuple[int, float]:
       k and p.
 
     Raises:
-      OverflowError, ValueError: rate is no finite number.
+      OverflowError, ValueError: rate is not finite.
     """
     levels = max(1, round((1.0 - rate) * _LEVELS))
     return levels, levels / _LEVELS
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """What dropout keeps (Srivastava et al. 2014).
+    """Draws which entries dropout keeps (Srivastava et al. 2014).
 
         m ~ Bernoulli(p),   p = keep_probability(rate)
 
     Args:
       key: a key of `jax.random`, [].
       rate: in [0, 1).
-      shape: of the result.
+      shape: shape of the result.
 
     Returns:
       m, a bool array of that shape.
 
     Raises:
-      TypeError: key is no key.
+      TypeError: key is not a key.
     """
     threshold, _ = keep_levels(rate)
     if threshold == _LEVELS:
@@ -101,25 +101,25 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
 def keep_block(
     key: jax.Array, rate: float, shape: tuple[int, ...], spans: tuple[Span, ...]
 ) -> jax.Array:
-    """A block of `keep_mask` without the rest of it (Srivastava et al. 2014).
+    """Draws a block of `keep_mask` without the rest of it (Srivastava et al. 2014).
 
         m = keep_mask(key, rate, shape)[start_1 : start_1 + size_1, start_2 : ...]
 
-    A threefry word depends on the key and its own number alone (Salmon et al. 2011), and an entry
-    on the word of half its flat index, which is counted in 64 bits. Starts may be traced, and
-    sizes may reach beyond the shape: what stands there means nothing.
+    A threefry word depends on the key and its number only (Salmon et al. 2011), and an entry on the
+    word with half its flat index, counted in 64 bits. Starts may be traced. Spans may extend beyond
+    the shape; entries there are undefined.
 
     Args:
       key: a threefry key of `jax.random`, [].
       rate: in [0, 1).
-      shape: of the whole, each size below 2³².
-      spans: for each dimension, which part.
+      shape: shape of the whole, each size below 2³².
+      spans: span of each dimension.
 
     Returns:
       m, a bool array [size_1, size_2, ...].
 
     Raises:
-      NotImplementedError: the words of this key cannot be drawn one by one (`validate_threefry`).
+      NotImplementedError: words of this key cannot be drawn individually (`validate_threefry`).
     """
     words = validate_threefry(key)
     threshold, _ = keep_levels(rate)
@@ -128,12 +128,13 @@ def keep_block(
         return jnp.ones([span.size for span in spans], bool)
     index = jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32)
     for axis, (size, span) in enumerate(zip(shape, outer, strict=False)):
-        places = jnp.asarray(span.start).astype(jnp.uint32) + jnp.arange(span.size, dtype="uint32")
-        places = places.reshape(-1, *[1] * (len(outer) - 1 - axis))
-        index = _multiply_add(*index, size, places)
+        start = jnp.asarray(span.start).astype(jnp.uint32)
+        positions = start + jnp.arange(span.size, dtype="uint32")
+        positions = positions.reshape(-1, *[1] * (len(outer) - 1 - axis))
+        index = _multiply_add(*index, size, positions)
     high, low = _multiply_add(*index, shape[-1], jnp.asarray(columns.start).astype(jnp.uint32))
     second = (low & 1).astype(bool)[..., None]
-    # The words from the one that has a row's first entry to the one that has its last.
+    # Words from the one with the first entry of a row to the one with its last entry.
     first = ((low >> 1) | (high << 31))[..., None]
     lows = first + jnp.arange(columns.size // 2 + 1, dtype="uint32")
     highs = (high >> 1)[..., None] + (lows < first).astype("uint32")
@@ -145,28 +146,29 @@ def keep_block(
 
 
 def validate_threefry(key: jax.Array) -> jax.Array:
-    """The two words that a threefry key is made of, and `keep_block` draws with.
+    """Returns the data of a threefry key, with which `keep_block` draws.
 
     Args:
       key: a key of `jax.random`, [].
 
     Returns:
-      uint32 [2], itself a key that `keep_block` takes.
+      uint32 [2], itself a key for `keep_block`.
 
     Raises:
-      NotImplementedError: the key is none of threefry, or the flag jax_threefry_partitionable is
-        off, so that a word depends on how many are drawn.
+      NotImplementedError: the key is not a threefry key, or the flag jax_threefry_partitionable is
+        off, so that a word depends on the number of words drawn.
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         kind, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
     else:
-        # Raw words, as `jax.random.PRNGKey` gives them: only those of threefry are two.
+        # Raw words of `jax.random.PRNGKey`; only threefry has two.
         kind, words = "threefry2x32" if key.shape == (2,) else f"{key.shape} words", key
     if kind != "threefry2x32":
-        raise NotImplementedError(f"dropout_key: draws block by block need threefry, got {kind}")
+        raise NotImplementedError(f"dropout_key: got {kind}, expected threefry for draws by block")
     if not jax.config.jax_threefry_partitionable:
         raise NotImplementedError(
-            "dropout_key: draws block by block need the flag jax_threefry_partitionable"
+            "dropout_key: got the flag jax_threefry_partitionable=False, expected True for draws "
+            "by block"
         )
     return words
 
@@ -175,7 +177,7 @@ def _multiply_add(
     high: jax.Array, low: jax.Array, factor: int, summand: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(high·2³² + low)·factor + summand in two words, mod 2⁶⁴, for numbers below 2³²."""
-    # By half words: a product of two fits one word.
+    # By half words, so that a product of two fits one word.
     factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)
     low_high, low_low = low >> 16, low & 0xFFFF
     least = low_low * factor_low
@@ -189,7 +191,7 @@ def _multiply_add(
 
 
 def _bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """16 random bits an entry, two entries from each 32-bit draw."""
+    """16 random bits per entry, two entries from each 32-bit draw."""
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)

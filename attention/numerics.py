@@ -1,4 +1,4 @@
-"""Accumulation dtypes, and the softmax in which a row without keys gives 0."""
+"""Accumulation dtypes, and a softmax that returns 0 for rows of -inf."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Array = jax.Array
 
 
 def accumulator(array: Array) -> jnp.dtype:
-    """The dtype to accumulate in: at least float32."""
+    """Returns the accumulation dtype, at least float32."""
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def softmax(logits: Array, sinks: Array | None = None) -> Array:
-    """Softmax over the last axis in which a row of -inf gives 0, and so do its gradients.
+    """Computes the softmax over the last axis; rows of -inf return 0, with gradients of 0.
 
         w_s = exp(l_s) / (Σ_s' exp(l_s') + exp(sink))
 
@@ -47,7 +47,7 @@ def _softmax(logits: Array) -> Array:
 
 @_softmax.defjvp
 def _softmax_jvp(primals, tangents):
-    # By hand, because the derivative through max and sum is slower and would be NaN for empty rows.
+    # The automatic derivative through max and sum is slower, and NaN for rows of -inf.
     # dw = w (dl - Σ w dl), and w = 0 wherever l = -inf.
     (logits,), (logits_dot,) = primals, tangents
     probabilities = _softmax(logits)

@@ -1,7 +1,6 @@
-"""Where mechanisms hand out their weights to whoever looks; see `attention.inspect.capture`.
+"""Hooks through which mechanisms expose their attention weights to `attention.inspect.capture`.
 
-A mechanism calls `record(compute)` where it attends. Unless somebody captures, that does nothing
-and costs nothing: `compute` is not even called.
+A mechanism calls `record(compute)` where it attends. `compute` is called only under a recorder.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights that are computed when called.
+    """Attention weights that are computed when called.
 
     Attributes:
-      compute: gives all of them.
-      of_rows: indices of queries, int [R] -> the same as [B, N, R, S]; None where there is nothing
-        cheaper than to compute all.
+      compute: returns all weights.
+      of_rows: indices of queries, int [R] -> weights [B, N, R, S]; None if that is not cheaper than
+        computing all.
     """
 
     compute: Callable[[], Array]
@@ -34,16 +33,16 @@ class Weights:
 
 
 Take = Callable[[Weights], None]
-# Of the context: what another thread traces meanwhile stays as it is.
+# A context variable, so that traces of other threads are not recorded.
 _RECORDER: ContextVar[Take | None] = ContextVar("recorder", default=None)
 
 
 def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | None = None) -> None:
-    """Hands a mechanism's weights to the innermost recorder, if there is one.
+    """Passes a mechanism's weights to the innermost recorder, if there is one.
 
     Args:
-      compute: gives the weights, before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T] of
-        a pool, [B, S] or [B, N, S] of an alignment's step.
+      compute: returns the weights before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T]
+        of a pool, [B, S] or [B, N, S] of a step of an alignment.
       of_rows: see `Weights`.
     """
     take = _RECORDER.get()
@@ -54,7 +53,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
 
 @contextlib.contextmanager
 def recorder(take: Take | None) -> Iterator[None]:
-    """While it lasts, `take` gets all that is recorded."""
+    """Passes everything recorded within the context to `take`."""
     token = _RECORDER.set(take)
     try:
         yield
@@ -63,5 +62,5 @@ def recorder(take: Take | None) -> Iterator[None]:
 
 
 def suppressed() -> contextlib.AbstractContextManager[None]:
-    """For a mechanism made of others that records its own weights instead of theirs."""
+    """Disables recording, for mechanisms that record weights of their own."""
     return recorder(None)

@@ -1,7 +1,6 @@
-"""Checks of what callers pass: one `ValueError` that names the argument, what came, what was
-expected.
+"""Checks of arguments: a `ValueError` names the argument, the value and the expectation.
 
-Dimension letters are the project's own: B batch, T query length, S key length, N query heads,
+Dimension letters: B batch, T query length, S key length, N query heads,
 K key/value heads, H head size, V value head size, D model size.
 """
 
@@ -16,36 +15,32 @@ LAYOUT_HINT = "did you pass [B, N, T, H]? The layout here is [B, T, N, H]"
 
 
 def show(shape: Sequence[int]) -> str:
-    """`(2, 3)` as `[2, 3]`, the way shapes are written in every message."""
+    """Returns a shape as it is written in messages: `[2, 3]`."""
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
 def is_known(array: Any) -> bool:
-    """Whether all sizes are numbers, none a symbol of `jax.export`."""
+    """Returns whether no size is a symbol of `jax.export`."""
     return all(isinstance(size, int) for size in jnp.shape(array))
 
 
 def expect_known_length(argument: str, array: Any) -> None:
-    """Refuses a length, axis 1, that is a symbol of `jax.export`.
-
-    Raises:
-      NotImplementedError: it is one.
-    """
+    """Raises NotImplementedError if the length, axis 1, is a symbol of `jax.export`."""
     if not isinstance(jnp.shape(array)[1], int):
-        expected = "a number for T, as a symbol can be that of the batch alone"
+        expected = "a number for T; only the batch may be symbolic"
         raise NotImplementedError(_line(argument, f"shape {show(jnp.shape(array))}", expected))
 
 
 def expect(
     argument: str, array: Any, dimensions: str, sizes: dict[str, int], *, hint: str = ""
 ) -> None:
-    """Holds `array` to named dimensions and binds the letters that are not yet known.
+    """Checks the shape of an array against named dimensions, and binds new letters.
 
     Args:
       argument: name of the argument, for the message.
       array: anything with a shape.
-      dimensions: letters separated by spaces, such as `"B S K H"`; a letter twice is one size.
-      sizes: letter -> size; known letters are compared, unknown ones are added.
+      dimensions: letters separated by spaces, such as `"B S K H"`. A repeated letter has one size.
+      sizes: letter -> size. Known letters are compared, new ones are added.
       hint: appended to the message.
 
     Raises:
@@ -82,14 +77,14 @@ def expect_integer(argument: str, array: Any) -> None:
 
 
 def expect_boolean(argument: str, array: Any, *, true_means: str) -> None:
-    """Raises ValueError unless `array` is boolean; says what True stands for."""
+    """Raises ValueError unless `array` is boolean; the message says what True means."""
     dtype = jnp.result_type(array)
     if dtype != jnp.bool_:
         raise ValueError(_line(argument, f"dtype {dtype.name}", f"bool (True = {true_means})"))
 
 
 def expect_same_dtype(**arrays: Any) -> None:
-    """Raises ValueError unless all the named arrays share one dtype: nothing is promoted."""
+    """Raises ValueError unless all named arrays have the same dtype."""
     names = {name: jnp.result_type(array).name for name, array in arrays.items()}
     first, dtype = next(iter(names.items()))
     for name, other in names.items():
@@ -107,7 +102,7 @@ def expect_broadcastable(
     free: str = "B N",
     hint: str = "",
 ) -> None:
-    """Like `expect` with every letter known, but the letters in `free` may also have size 1."""
+    """Checks like `expect`, with all letters known; those in `free` may also have size 1."""
     letters, may_be_one = dimensions.split(), free.split()
     shape = tuple(jnp.shape(array))
     fits = len(shape) == len(letters) and all(
@@ -123,11 +118,7 @@ def expect_broadcastable(
 
 
 def expect_rate(argument: str, rate: float, key: Any) -> None:
-    """A dropout rate lies in [0, 1), and above 0 it needs a key.
-
-    Raises:
-      ValueError: otherwise.
-    """
+    """Raises ValueError unless a dropout rate is in [0, 1), with a key if it is above 0."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(_line(argument, str(rate), "a rate in [0, 1)"))
     if rate > 0.0 and key is None:
@@ -136,10 +127,10 @@ def expect_rate(argument: str, rate: float, key: Any) -> None:
 
 
 def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str, int]:
-    """Holds query [B, T, N, H], key [B, S, K, H], value [B, S, K, V] together.
+    """Checks query [B, T, N, H], key [B, S, K, H] and value [B, S, K, V] against each other.
 
     Returns:
-      The size of each letter.
+      Letter -> size.
 
     Raises:
       ValueError: a shape or dtype does not fit, or K does not divide N.
@@ -162,11 +153,11 @@ def expect_attention(query: Any, key: Any, value: Any | None = None) -> dict[str
 
 
 def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
-    """H of a mixer: what was given, or D / N.
+    """Returns H of a mixer, by default D / N.
 
     Raises:
-      ValueError: num_heads is below 1, or nothing was given and it does not divide model_size, or
-        the size is below 1.
+      ValueError: num_heads is below 1 or, without a given size, does not divide model_size; or the
+        size is below 1.
     """
     if num_heads < 1 or (given is None and model_size % num_heads):
         expected = f"a positive divisor of model_size={model_size} (or give head_size)"
@@ -177,10 +168,10 @@ def head_size(model_size: int, num_heads: int, given: int | None = None) -> int:
 
 
 def key_heads(argument: str, num_heads: int, given: int | None) -> int:
-    """K of a mixer: what was given, or as many as there are query heads.
+    """Returns K of a mixer, by default the number of query heads.
 
     Raises:
-      ValueError: it does not divide num_heads.
+      ValueError: K does not divide num_heads.
     """
     K = num_heads if given is None else given
     if K < 1 or num_heads % K:
@@ -190,13 +181,13 @@ def key_heads(argument: str, num_heads: int, given: int | None) -> int:
 
 
 def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
-    """The hint where what should be positions in `got` are all the size of axis 2, "" elsewhere."""
+    """Returns `LAYOUT_HINT` if the positions in `got` have the number of heads, else ""."""
     swapped = N > 1 and tuple(got) != tuple(expected) and all(size == N for size in got)
     return LAYOUT_HINT if swapped else ""
 
 
 def _looks_heads_first(query: Any, key: Any) -> bool:
-    """Whether axis 1 reads like heads and axis 2 like positions: [B, N, T, H]."""
+    """Returns whether axis 1 looks like heads and axis 2 like positions: [B, N, T, H]."""
     query_shape, key_shape = jnp.shape(query), jnp.shape(key)
     if len(query_shape) != 4 or len(key_shape) != 4 or not key_shape[1] or not key_shape[2]:
         return False

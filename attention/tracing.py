@@ -1,4 +1,4 @@
-"""Flags of traces that only need shapes."""
+"""The flag of traces that only need shapes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _shapes_only: list[bool] = []
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Traces for shapes alone, as under `jax.eval_shape`: nothing is computed.
+    """Traces for shapes only, as under `jax.eval_shape`.
 
-    Within it "auto" takes the reference kernel and looks for no device, so there may be none yet.
+    Within it "auto" takes the reference kernel and does not start the devices.
     """
     _shapes_only.append(True)
     try:
@@ -22,5 +22,5 @@ def shapes_only() -> Iterator[None]:
 
 
 def only_shapes() -> bool:
-    """Returns whether `shapes_only` is in force."""
+    """Returns whether `shapes_only` is active."""
     return bool(_shapes_only)

@@ -101,7 +101,7 @@ def grid() -> Iterator[tuple[str, Case]]:
 
 
 def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, Any]:
-    """One entry, as `choice.Entry` has it: kernels that refuse are left out."""
+    """One entry, as `dispatch.Timing` has it: kernels that refuse are left out."""
     drawn, found = arrays(case), {"forward": {}, "both": {}}
     for passed in case.passes:
         runs = {}

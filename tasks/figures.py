@@ -1,4 +1,4 @@
-"""What a task shows a person, as plain data; `launch.reporting.figures` draws it."""
+"""Figures of tasks as plain data; `launch.reporting.figures` draws them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ConfusionMatrix:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedText:
-    """One text with a weight for each token: the darker, the more attended.
+    """A text with a weight for each token; darker tokens have larger weights.
 
     Attributes:
-      caption: what was predicted, and what is true.
+      caption: prediction and truth.
       tokens: pieces of the text, in order.
-      weights: [tokens], not negative.
+      weights: [tokens], nonnegative.
     """
 
     caption: str
@@ -34,7 +34,7 @@ class AttendedText:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedImage:
-    """One image [Y, X] or [Y, X, C] with a weight map [y, x] over it."""
+    """An image [Y, X] or [Y, X, C] with a weight map [y, x] over it."""
 
     caption: str
     image: np.ndarray
@@ -43,12 +43,12 @@ class AttendedImage:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentedImage:
-    """An image with the class of each pixel over it, beside what is true where that is known.
+    """An image with the class of each pixel over it, next to the truth if it is known.
 
     Attributes:
       caption: what is shown.
       image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
-      labels: int [Y, X], predicted classes; what is no index of `names` has no colour.
+      labels: int [Y, X], predicted classes; other values than indices of `names` have no color.
       names: of the classes.
       truth: int [Y, X], likewise.
     """
@@ -62,16 +62,16 @@ class SegmentedImage:
 
 @dataclasses.dataclass(frozen=True)
 class DetectedImage:
-    """An image with the objects found in it, n of them or none.
+    """An image with n detected objects; n may be 0.
 
     Attributes:
       caption: what is shown.
       image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
       boxes: [n, 4], corners x1, y1, x2, y2 in pixels of the image.
-      labels: a class' name for each.
+      labels: class name of each.
       scores: [n].
       masks: bool [n, Y, X].
-      truth_boxes: [m, 4], the true ones.
+      truth_boxes: true boxes, [m, 4].
     """
 
     caption: str
@@ -85,14 +85,14 @@ class DetectedImage:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Weights [outputs, inputs] of a decoder's steps over what it reads.
+    """Attention weights of decoding steps over the inputs.
 
     Attributes:
       caption: what is shown.
       weights: [outputs, inputs].
-      outputs, inputs: names; an input may have "".
-      over: [rows, columns], what the inputs stand for from left to right, as a picture: drawn above
-        the weights, over the same width.
+      outputs, inputs: names; those of inputs may be "".
+      over: [rows, columns], an image of the inputs from left to right, drawn above the weights at
+        the same width.
     """
 
     caption: str
@@ -104,7 +104,7 @@ class Alignment:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Lines over one axis: series' name -> (x, y)."""
+    """Lines over one axis; `series` maps names to (x, y)."""
 
     title: str
     x_label: str
@@ -113,15 +113,15 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A series' past and what is forecast of it, beside what came where that is known.
+    """The past of a series and its forecast, with the truth if it is known.
 
     Attributes:
       caption: what is shown.
-      x_label: of the axis of time: step 1 is the first that is forecast.
-      past: [T], the steps up to 0; NaN where it is missing.
-      forecast: [F], the steps from 1 on.
-      intervals: share of the truth that each is to hold -> lower and upper bound, [F] each.
-      truth: [F], NaN where it is missing.
+      x_label: of the time axis; step 1 is the first forecast.
+      past: [T], steps up to 0; NaN for missing values.
+      forecast: [F], steps from 1.
+      intervals: coverage -> lower and upper bound, [F] each.
+      truth: [F], NaN for missing values.
     """
 
     caption: str
@@ -136,15 +136,15 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendations:
-    """What was recommended to a person, and why.
+    """Recommendations to a user with their attributions.
 
     Attributes:
-      caption: who it is.
-      history: titles of what the person had, the latest first.
-      titles: what is recommended, the best first.
-      reasons: for each of `titles` what speaks for it and its share of all that does, the greatest
-        first; empty where a model names none.
-      truth: title of what the person took next; None where that is not known.
+      caption: name of the user.
+      history: titles of the items of the user, latest first.
+      titles: recommended items, best first.
+      reasons: for each of `titles` items of the history and their fractions of the score, largest
+        first; empty for models without attributions.
+      truth: title of the next item of the user; None if unknown.
     """
 
     caption: str

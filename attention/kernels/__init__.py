@@ -1,7 +1,7 @@
-"""Ways to compute `attention.attend`, one file each, all with its signature.
+"""Kernels of `attention.attend`, one file each, all with its signature.
 
-Those that need a device which is not here refuse; `interpreted()` runs what is written in Pallas
-anywhere, `lowering_for(platform)` lowers it for a machine elsewhere.
+A kernel raises NotImplementedError on platforms that it does not support. `interpreted()` runs
+Pallas kernels anywhere; `lowering_for(platform)` lowers a kernel for another platform.
 """
 
 from attention.kernels.devices import interpreted, lowering_for

@@ -1,18 +1,17 @@
-"""Convolution of maps: XLA's, and on a CPU C++ that XLA calls on its own threads.
+"""Convolution of feature maps: by XLA, or on CPUs by C++ that runs on XLA's threads.
 
-XLA's convolutions on a CPU, most of all the gradient of the kernel, take a multiple of the time of
-the same products by blocks that the caches hold. The sources are in native/ beside those of
-attention, compiled at first use (`kernels.compiled`); without a compiler, for other dtypes, on
-other devices and spread over several it is XLA's. Which one is settled when a program is lowered.
+XLA's convolutions on CPUs, above all the gradient of the kernel, are several times slower than the
+same products in blocks that fit the caches. The sources are in cpu/source, compiled at first use
+(`cpu.build`). XLA is used without a compiler, for other dtypes, on other platforms and on several
+devices. The choice is made when a program is lowered.
 
-A convolution and its two transposes are primitives, each bilinear, and their transposes are each
-other: derivatives of any order and both modes follow.
+A convolution and its two transposes are bilinear primitives, whose transposes are each other.
+Derivatives of any order in both modes follow.
 """
 
 from __future__ import annotations
 
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -28,22 +27,22 @@ from attention.kernels.cpu import build
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_SOURCES = pathlib.Path(__file__).parent / "cpu" / "source"
+_TARGETS = "Convolution", "ConvolutionByMap", "ConvolutionByKernel"
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
-    """Cross-correlation with zeros around (LeCun et al. 1989).
+    """Computes a cross-correlation with zero padding (LeCun et al. 1989).
 
         y_ijo = Σ_uvc k_uvco · x_(i·s + u - top)(j·s + v - left)c
 
     Args:
       x: [B, Y, X, C].
       kernel: [height, width, C, O] in x's dtype.
-      stride: s.
-      padding: rows of zeros above and below, columns to the left and the right.
+      stride: s, at least 1.
+      padding: rows of zeros above and below, and columns on the left and on the right.
 
     Returns:
-      y, [B, rows, columns, O] in x's dtype; of bfloat16 the sums are float32.
+      y, [B, rows, columns, O] in x's dtype. Sums of bfloat16 are accumulated in float32.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or a number is out of range.
@@ -59,7 +58,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
         raise ValueError(f"padding: got {padding}, expected numbers of at least 0")
     options = {"stride": stride, "padding": padding}
     y = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel)
-    # On a mesh whose axes types tell of, XLA's operation knows how its result lies.
+    # On a mesh with explicit axes only XLA's operation determines the sharding of its result.
     typed = any(kind != AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
     if typed or 0 in (x.size, kernel.size, y.size):
         return _by_xla(x, kernel, **options)
@@ -87,14 +86,6 @@ def _kernel_by_xla(x: Array, y: Array, *, stride: int, padding: Padding, size) -
 # ------------------------------------------------------------------ on a CPU
 
 
-@functools.cache
-def _registered() -> None:
-    """Compiles the sources, and tells XLA of them."""
-    library = build.load_library(_SOURCES, "convolution.cc", ())
-    for name in ("Convolution", "ConvolutionByMap", "ConvolutionByKernel"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-
-
 def _natively(target: str, by_xla, first: Array, second: Array, **parameters) -> Array:
     like = jax.eval_shape(functools.partial(by_xla, **parameters), first, second)
     (top, _), (left, _) = parameters["padding"]
@@ -108,16 +99,16 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
-    """Whether what is lowered can be the C++: for one CPU, in a dtype that it has."""
+    """Returns whether the program being lowered can use the C++: one CPU, a supported dtype."""
     module = context.module_context
-    # What is spread over several devices XLA cuts up by itself, if it is XLA's.
+    # XLA partitions its own operations over several devices.
     if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
         return False
-    # An exported program runs where these sources are not.
+    # An exported program runs elsewhere, without these sources.
     if module.lowering_parameters.for_export or dtype not in (jnp.float32, jnp.bfloat16):
         return False
     try:
-        _registered()
+        build.register_targets("convolution.cc", _TARGETS)
     except NotImplementedError:
         return False
     return True
@@ -127,7 +118,7 @@ def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
 
 
 def _primitive(name: str, target: str, by_xla) -> core.Primitive:
-    """Abstract values, eager calls, `vmap` and lowering; derivatives are below."""
+    """A primitive with abstract values, eager calls, `vmap` and lowering; derivatives are below."""
     primitive = core.Primitive(name)
 
     def outline(first: Any, second: Any, **parameters) -> Any:
@@ -151,7 +142,7 @@ def _primitive(name: str, target: str, by_xla) -> core.Primitive:
 
 
 def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
-    """Maps join the batch; a kernel that is mapped, or its gradient, goes one by one."""
+    """Maps under `vmap` join the batch; kernels and their gradients are computed one by one."""
     arrays = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

@@ -1,4 +1,4 @@
-"""Which device a kernel needs, whether it is here, and how to do without.
+"""Platforms of kernels: checks of the device, interpreter mode, lowering for other platforms.
 
 A kernel for a GPU or a TPU calls `require_platform` before it imports its library, so that "auto"
 rejects it at once on other platforms.
@@ -14,20 +14,19 @@ import jax
 
 PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 
-# What the context managers below set, innermost last.
+# Set by the context managers below, innermost last.
 _interpreted: list[bool] = []
 _assumed: list[str] = []
 
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Runs what is written in Pallas in its interpreter: on any machine, slowly, for tests.
+    """Runs Pallas kernels in the interpreter: on any platform, slowly, for tests.
 
         with kernels.interpreted():
             attend(query, key, value, implementation="triton")
 
-    What is traced within stays interpreted: a `jax.jit` that is called again later does not trace
-    again.
+    A `jax.jit` function traced within stays interpreted when it is called again later.
     """
     _interpreted.append(True)
     try:
@@ -38,7 +37,7 @@ def interpreted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lowering_for(platform: str) -> Iterator[None]:
-    """Traces as if the device were here: to lower or export a program for a machine that has it.
+    """Traces as if on a platform, to lower or export a program for it.
 
         with kernels.lowering_for("cuda"):
             exported = jax.export.export(jax.jit(f), platforms=["cuda"])(x)
@@ -59,12 +58,12 @@ def lowering_for(platform: str) -> Iterator[None]:
         _assumed.pop()
 
 
-# The least device of each platform that a program is lowered for: JAX asks for one from 0.12 on.
+# The minimal device of each platform to lower for; JAX requires one from 0.12 on.
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
 
 def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which JAX lowers for the platform's least device, on the mesh that is set."""
+    """A context in which JAX lowers for the platform's minimal device, on the current mesh."""
     if platform not in _LEAST or default_platform() == platform:
         return contextlib.nullcontext()
     name, kind = _LEAST[platform]
@@ -74,10 +73,10 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
-    """Whether to interpret; refuses where that is not asked for and the device is not here.
+    """Returns whether to interpret a kernel for a platform.
 
     Raises:
-      NotImplementedError: names the device.
+      NotImplementedError: another platform is in use and the kernel is not interpreted.
     """
     if _interpreted and can_be_interpreted:
         return True
@@ -89,9 +88,9 @@ def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
 
 
 def expect_one_device() -> None:
-    """Refuses where a program may be spread over devices that the caller's kernel cannot be.
+    """Raises if the program may be partitioned, which the calling kernel does not support.
 
-    Within a `jax.shard_map` over all axes of a mesh each device runs its own.
+    Within a `jax.shard_map` over all axes of a mesh each device runs a program of its own.
 
     Raises:
       NotImplementedError: there are several devices.
@@ -102,16 +101,15 @@ def expect_one_device() -> None:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names or set(mesh.manual_axes) != set(mesh.axis_names):
         raise NotImplementedError(
-            f"is not spread over devices by itself, and there are {count}: call it within "
-            f"jax.shard_map"
+            f"is not partitioned over the {count} devices by itself; call it within jax.shard_map"
         )
 
 
 def expect_device(can: Container[str]) -> None:
-    """Asks `require_platform` for what a kernel's capabilities say, without loading or tracing it.
+    """Calls `require_platform` for the capabilities of a kernel, without loading or tracing it.
 
     Raises:
-      NotImplementedError: names the device.
+      NotImplementedError: the kernel needs another platform.
     """
     for platform in PLATFORMS:
         if platform in can:
@@ -119,17 +117,17 @@ def expect_device(can: Container[str]) -> None:
 
 
 def expected_platform() -> str:
-    """What is traced for: the platform of `lowering_for`, or that of `default_platform`."""
+    """Returns the platform that is traced for: of `lowering_for`, else `default_platform`."""
     return _assumed[-1] if _assumed else default_platform()
 
 
 def context() -> tuple[bool, str | None]:
-    """What the context managers say: whether to interpret, and the platform that is assumed."""
+    """Returns whether to interpret, and the platform of `lowering_for` or None."""
     return bool(_interpreted), _assumed[-1] if _assumed else None
 
 
 def default_platform() -> str:
-    """Where JAX runs what is not placed elsewhere: "cuda", "tpu", "cpu", "rocm", ..."""
+    """Returns the default platform of JAX: "cuda", "tpu", "cpu", "rocm", ..."""
     platform = jax.default_backend()
     if platform == "gpu":
         version = jax.devices()[0].client.platform_version
@@ -138,12 +136,12 @@ def default_platform() -> str:
 
 
 def device_kind_here() -> str:
-    """What a message calls the device that is here."""
+    """Returns the kind of the first device, for messages."""
     return jax.devices()[0].device_kind
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Of the first NVIDIA GPU, (9, 0) for Hopper; None where there is none to ask."""
+    """Returns that of the first NVIDIA GPU, (9, 0) for Hopper, or None without one."""
     if _assumed or default_platform() != "cuda":
         return None
     major, _, minor = str(jax.devices()[0].compute_capability).partition(".")

@@ -1,9 +1,9 @@
-"""The kernel that "auto" takes: by what was measured on this kind of device, else by the registry.
+"""The kernel that "auto" takes: the fastest measured on this kind of device, else by the registry.
 
-`timings.json` beside this file holds how long each kernel took at a few sizes on a few kinds of
-device (`python -m benchmarks.tune` adds the machine it runs on). Of a call the nearest entry is
-looked up, and kernels are asked, fastest first, whether they can do what is wanted. What was found
-is kept, so that a call outside of jit does not pay for it again.
+`timings.json` holds the times of all kernels at a few sizes on a few kinds of device
+(`python -m benchmarks.tune` adds the device it runs on). The nearest measurement orders the
+kernels, and the first one that supports the call is taken. Choices are cached, for calls outside
+jit.
 
 B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 """
@@ -30,7 +30,7 @@ Array = jax.Array
 
 TIMINGS = pathlib.Path(__file__).with_name("timings.json")
 
-# A few queries against many keys: nobody takes the gradient of it, so the forward pass counts.
+# Decoding has few queries and many keys and needs no gradient, so only the forward pass is timed.
 DECODE_QUERIES = 8
 
 _KEPT = 4096
@@ -39,13 +39,12 @@ _found: dict[Any, KernelChoice] = {}
 
 @dataclasses.dataclass(frozen=True)
 class KernelChoice:
-    """What `implementation="auto"` takes, and why.
+    """The kernel that `implementation="auto"` takes, and why.
 
     Attributes:
-      name: the kernel.
-      refused: kernel -> its reason, for those that were asked before.
-      reason: why this one of those that can: the times measured nearest to these sizes, or that
-        there are none.
+      name: name of the kernel.
+      unsupported: kernel -> reason, for the kernels that were passed over.
+      reason: measurements that led to the choice, or that there are none.
     """
 
     name: str
@@ -55,7 +54,7 @@ class KernelChoice:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What was measured at one size on one kind of device.
+    """Times of the kernels at one size on one kind of device.
 
     Attributes:
       batch, heads, queries, keys, size: B, N, T, S, H.
@@ -76,11 +75,11 @@ class Timing:
 
     @property
     def milliseconds(self) -> Mapping[str, float]:
-        """What counts here: with the backward pass, where anybody takes one."""
+        """Times that decide: of both passes, or of the forward pass for decoding."""
         return self.forward if self.options == "decode" else self.both
 
     def distance(self, batch: int, heads: int, queries: int, keys: int, size: int) -> float:
-        """How far from other sizes: 1 for each factor of e in a length, the head size, B·N."""
+        """Returns the distance to other sizes: 1 per factor of e in T, S, H and B·N."""
         pairs = (
             (self.queries, queries),
             (self.keys, keys),
@@ -91,17 +90,17 @@ class Timing:
 
 
 WORKLOADS = {
-    "dense": "every query sees every key, or all but padding",
-    "causal": "no query sees a later key",
-    "sparse": "a window or another pattern that leaves blocks out",
-    "array": "a mask that came as an array, or packed segments",
+    "dense": "no mask, or padding only",
+    "causal": "no query attends to a later key",
+    "sparse": "a window or another pattern with hidden blocks",
+    "array": "a dense mask, or packed segments",
     "bias": "a bias for each query and key",
-    "decode": f"at most {DECODE_QUERIES} queries against more keys",
+    "decode": f"at most {DECODE_QUERIES} queries and more keys",
 }
 
 
 def workload_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str:
-    """The one of `WORKLOADS` that a call belongs to, by what matters most for its time."""
+    """Returns the class of a call, one of `WORKLOADS`."""
     if queries <= DECODE_QUERIES and keys > queries:
         return "decode"
     if bias is not None:
@@ -112,30 +111,30 @@ def workload_class(queries: int, keys: int, mask: Mask | None, bias: Any) -> str
             return "array"
         if isinstance(term, Lengths | Valid):
             continue
-        arrow = isinstance(term, Prefix)
-        arrow = arrow or (isinstance(term, Window) and None in (term.left, term.right))
-        # What "or" joins may hide anything.
-        one = "array" if isinstance(term, Or) else "causal" if arrow else "sparse"
+        causal = isinstance(term, Prefix)
+        causal = causal or (isinstance(term, Window) and None in (term.left, term.right))
+        # A disjunction may hide anything.
+        one = "array" if isinstance(term, Or) else "causal" if causal else "sparse"
         found = max(found, one, key=["dense", "causal", "sparse", "array"].index)
     return found
 
 
 def dtype_class(dtype: Any) -> str:
-    """ "half" for 16 bits, "single" for more."""
+    """Returns "half" for 16 bits, "single" for more."""
     return "half" if jnp.dtype(dtype).itemsize <= 2 else "single"
 
 
 @functools.cache
 def timings() -> dict[str, tuple[Timing, ...]]:
-    """What `TIMINGS` holds; read once."""
+    """Returns the measurements of `TIMINGS`; reads the file once."""
     return read(TIMINGS)
 
 
 def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
-    """Device kind -> what was measured there; nothing where there is no file.
+    """Reads measurements by device kind; empty if there is no file.
 
     Raises:
-      ValueError: the file is not what `benchmarks.tune` writes.
+      ValueError: the file was not written by `benchmarks.tune`.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -144,7 +143,7 @@ def read(path: pathlib.Path) -> dict[str, tuple[Timing, ...]]:
             for kind, device in found.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: expected what benchmarks.tune writes: {error}") from error
+        raise ValueError(f"{path}: expected a file of benchmarks.tune: {error}") from error
 
 
 def choose(
@@ -153,31 +152,31 @@ def choose(
     unsupported_reason: Callable[[str], str | None],
     slower_reason: Callable[[str], str | None] = lambda name: None,
 ) -> KernelChoice:
-    """The kernel for these arguments of `attend`.
+    """Chooses the kernel for these arguments of `attend`.
 
     Args:
       arrays: query [B, T, N, H], key [B, S, K, H], value, or `jax.ShapeDtypeStruct`s.
-      options: the others, by name, checked.
-      refusal: kernel -> why it cannot do this, or None; traces it.
-      unsuited: kernel -> why it is not worth it at these sizes, or None: what its author says,
-        asked where there is no measurement.
+      options: the other arguments by name, checked.
+      unsupported_reason: kernel -> why it does not support the arguments, or None; traces it.
+      slower_reason: kernel -> why another one is faster at these sizes, or None. Used for kernels
+        without a measurement.
 
     Returns:
       The `KernelChoice`, the same for the same shapes, dtypes, options, mesh and device kind.
     """
     if tracing.only_shapes():
-        return KernelChoice(registry.names("kernel")[-1], {}, "nothing is computed")
+        return KernelChoice(registry.names("kernel")[-1], {}, "shapes only")
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     context = devices.context()
-    # Nothing is known of a device that is only assumed.
+    # There are no measurements of a device that is only assumed.
     measured = () if context[1] else timings().get(device, ())
     sizes, entry = _sizes(arrays), None
     try:
-        # Symbols of another `jax.export` cannot be compared with: nothing is kept.
+        # Symbols of different `jax.export` scopes cannot be compared (TypeError): not cached.
         known = None if sizes is None else (_signature(arrays, options), kernels, device, context)
         if known in _found:
             return dataclasses.replace(_found[known], unsupported=dict(_found[known].unsupported))
-    except TypeError:  # an option that cannot be hashed: nothing is kept
+    except TypeError:  # an option that is not hashable: not cached
         known = None
     names = [line.name for line in kernels]
     if sizes is not None:
@@ -190,7 +189,7 @@ def choose(
     unsupported: dict[str, str] = {}
     times = {} if entry is None else entry.milliseconds
     for name in in_order(names, unknown, times):
-        # The last of the registry can do all.
+        # The last kernel of the registry supports everything.
         reason = None
         if name != names[-1]:
             reason = (None if name in times else slower_reason(name)) or unsupported_reason(name)
@@ -209,7 +208,7 @@ def choose(
 def nearest(
     entries: Sequence[Timing], sizes: tuple[int, ...], dtype: str, options: str
 ) -> Timing | None:
-    """The entry of the same dtype and options that is nearest, the first of several; or None."""
+    """Returns the nearest timing with the same dtype and options, or None."""
     same = [entry for entry in entries if (entry.dtype, entry.options) == (dtype, options)]
     return min(same, key=lambda entry: entry.distance(*sizes), default=None)
 
@@ -217,11 +216,10 @@ def nearest(
 def in_order(
     names: Sequence[str], unknown: set[str], milliseconds: Mapping[str, float]
 ) -> list[str]:
-    """Kernels in the order in which they are asked.
+    """Returns kernels in the order in which they are tried.
 
-    Those that were never measured on this device keep their places in the registry's order, so that
-    a new kernel in front is taken; the others share the remaining places, fastest first, then those
-    that this entry lacks.
+    Kernels never measured on this device keep their ranks in the registry, so that a new kernel in
+    front is taken. The others share the remaining ranks, fastest first, those without a time last.
     """
     if not milliseconds:
         return list(names)
@@ -231,20 +229,20 @@ def in_order(
 
 
 def device_kind() -> str:
-    """The kind of device that runs what is not placed elsewhere: "cpu", "NVIDIA H100 80GB HBM3"."""
+    """Returns the kind of the default device: "cpu", "NVIDIA H100 80GB HBM3", ..."""
     device = jax.config.jax_default_device
     return getattr(device, "device_kind", None) or jax.local_devices()[0].device_kind
 
 
 def _sizes(arrays: Sequence[Array]) -> tuple[int, int, int, int, int] | None:
-    """B, N, T, S, H; None where one is a symbol (`jax.export`)."""
+    """B, N, T, S, H; None if one is symbolic (`jax.export`)."""
     (B, T, N, H), S = arrays[0].shape, arrays[1].shape[1]
     sizes = B, N, T, S, H
     return sizes if all(isinstance(size, int) for size in sizes) else None
 
 
 def _signature(arrays: Sequence[Array], options: Mapping[str, Any]) -> tuple:
-    """All that whether a kernel refuses may depend on, hashable."""
+    """Everything that support by a kernel may depend on, hashable."""
     leaves, tree = jax.tree.flatten((tuple(arrays), dict(options)))
     return tuple(map(_abstract, leaves)), tree, jax.sharding.get_abstract_mesh()
 
@@ -266,12 +264,12 @@ def _reason(
     unknown: bool,
 ) -> str:
     if entry is None:
-        return f"nothing like it was measured on {device}: the first of the registry that can"
+        return f"no similar call was measured on {device}: first supported kernel of the registry"
     if unknown:
-        return f"was never measured on {device}: taken by its place in the registry"
+        return f"was never measured on {device}: taken by its rank in the registry"
     times = entry.milliseconds
     if name not in times:
-        return f"was not measured on {device} at such sizes: taken after those that were"
+        return f"was not measured on {device} at such sizes: taken after the measured kernels"
     at = (entry.batch, entry.heads, entry.queries, entry.keys, entry.size)
     others = sorted(
         (value, other)

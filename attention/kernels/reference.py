@@ -1,4 +1,4 @@
-"""The kernel that defines what `attend` means: dense, every option, every platform."""
+"""The kernel "reference", which defines `attend`: dense, with every option, on every platform."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Dense attention (Vaswani et al. 2017); see `attention.attend`, which checks the arguments.
+    """Computes dense attention (Vaswani et al. 2017); see `attention.attend`.
 
         o_t = Σ_s w_ts v_s,   w as for `weights`
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       mask, bias, scale, logit_cap, sinks: as for `weights`.
-      dropout_rate, dropout_key: of the weights; no key where the rate is 0.
+      dropout_rate, dropout_key: of the weights; the key may be None if the rate is 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -50,8 +50,8 @@ def attend(
         kept = keep_mask(dropout_key, dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(dropout_rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
-    # Transposed afterwards: for values out of a cache, which lie by heads, XLA on CPU has no
-    # bfloat16 product summed in float32 straight to "BTKGV".
+    # Transposed afterwards: for values of a cache, stored by heads, XLA on CPU has no bfloat16
+    # product that accumulates in float32 directly to "BTKGV".
     result = jnp.einsum(
         "BKGTS,BSKV->BKGTV", grouped, value, preferred_element_type=accumulator(value)
     )
@@ -70,13 +70,13 @@ def weights(
     logit_cap: float | None,
     sinks: Array | None,
 ) -> Array:
-    """The softmax of the logits (Vaswani et al. 2017); see `attention.attention_weights`.
+    """Computes the attention weights (Vaswani et al. 2017); see `attention.attention_weights`.
 
         w = softmax_s(cap(scale · q·k + bias)), with a sink's logit in the sum
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
-      mask: what may be seen; None for all.
+      mask: a `Mask`, or None if all is visible.
       bias: [B or 1, N or 1, T, S], or None.
       scale, logit_cap: numbers; no cap if None.
       sinks: [N], or None.

@@ -5,8 +5,8 @@
     mask = masks.causal() & masks.lengths(key=lengths)
 
 The constructors are in `mask.py`, sparse patterns in `patterns.py`. To add a mask term, see
-`terms.py` and `pattern_terms.py`; `block_mask.py`, `arrays.py` and `pallas.py` turn terms into what
-kernels compute with.
+`terms.py` and `pattern_terms.py`; `block_mask.py`, `arrays.py` and `pallas.py` convert terms for
+kernels.
 """
 
 from attention.masks.mask import (

@@ -1,6 +1,4 @@
-"""A mask as the few arrays that a compiled kernel looks at, none of them of T x S entries unless
-the mask came as one.
-"""
+"""A mask as the arrays of a compiled kernel, without T x S entries unless the mask is dense."""
 
 from __future__ import annotations
 
@@ -18,15 +16,16 @@ Array = jax.Array
 
 
 class MaskArrays(NamedTuple):
-    """All must allow; None where there is nothing to say.
+    """Arrays whose conjunction is the mask; None if there is no such term.
 
     Attributes:
-      low, high: int32 [B or 1, T]: a query sees the keys low <= s < high.
-      query_ids, key_ids: int32 [B or 1, T], [B or 1, S]: it sees keys of its id.
+      low, high: int32 [B or 1, T]; a query attends to keys low <= s < high.
+      query_ids, key_ids: int32 [B or 1, T], [B or 1, S]; a query attends to keys with its id.
       valid: bool [B or 1, S].
       dense: bool [B or 1, N or 1, T, S].
-      codes: int32 [query blocks, key blocks]: 0 nothing is seen, 1 all, k + 2 what pattern k shows.
-      tiles: bool [patterns, query block, key block].
+      block_codes: int32 [query blocks, key blocks]: 0 for a hidden block, 1 for a full one, k + 2
+        for one with pattern k.
+      block_patterns: bool [patterns, query block, key block].
     """
 
     low: Array | None = None
@@ -42,11 +41,10 @@ class MaskArrays(NamedTuple):
 def mask_arrays(
     mask: Mask | None, B: int, T: int, S: int, query_block: int, key_block: int
 ) -> MaskArrays:
-    """The arrays of a mask.
+    """Converts a mask to arrays.
 
     Raises:
-      NotImplementedError: it holds a condition that depends on data and is none of intervals, ids
-        and arrays.
+      NotImplementedError: a term depends on data and is not given by intervals, ids or an array.
     """
     found: dict[str, Array] = {}
     patterns: list[MaskTerm] = []
@@ -76,7 +74,7 @@ def mask_arrays(
                 intersect("valid", term.key, jnp.logical_and)
             if term.query is not None:
                 intersect("high", _rows(term.query, S), jnp.minimum)
-        elif isinstance(term, Segments) and "query_ids" not in found and _narrow(term):
+        elif isinstance(term, Segments) and "query_ids" not in found and not term.is_wide:
             found |= {"query_ids": term.query_ids, "key_ids": term.key_ids}
         elif isinstance(term, Dense):
             intersect("dense", term.array, jnp.logical_and)
@@ -92,17 +90,12 @@ def mask_arrays(
     return MaskArrays(**found)
 
 
-def _narrow(term: Segments) -> bool:
-    """Whether ids stay different as int32."""
-    return term.query_ids.dtype.itemsize <= 4 and term.key_ids.dtype.itemsize <= 4
-
-
 def _column(number: terms.Offset) -> Array:
     return jnp.asarray(number).reshape(-1, 1)
 
 
 def _rows(real: Array, S: int) -> Array:
-    """The upper end of what a query sees: nothing, where it is padding."""
+    """Upper bounds that hide all keys from padding queries."""
     return jnp.where(real, S, 0)
 
 
@@ -110,9 +103,9 @@ def _rows(real: Array, S: int) -> Array:
 def _table(
     terms: tuple[MaskTerm, ...], T: int, S: int, query_block: int, key_block: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and tiles of conditions that are known before running."""
+    """Returns the block codes and patterns of static terms."""
     mask = Mask(terms)
-    # Under jit too these are numbers, not operations of the program.
+    # Keeps them NumPy arrays under jit, not operations of the program.
     with jax.ensure_compile_time_eval():
         visible, full = (
             np.asarray(x)[0] for x in mask.block_visibility(1, T, S, query_block, key_block)
@@ -126,7 +119,7 @@ def _table(
             rows = Span(int(row) * query_block, min(query_block, T))
             strip = np.asarray(mask.materialize(1, 1, T, S, rows))
             strip = np.broadcast_to(strip, (1, 1, rows.size, S))[0, 0]
-            # What lies beyond the last query and key means nothing.
+            # Entries beyond the last query and key are undefined.
             strip = np.pad(
                 strip[: T - rows.start],
                 ((0, query_block - min(rows.size, T - rows.start)), (0, -S % key_block)),

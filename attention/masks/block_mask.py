@@ -1,12 +1,11 @@
-"""Which pairs of blocks of queries and keys are computed, and what a piece of attention is.
+"""Block masks: which pairs of query and key blocks a kernel computes, for every blockwise kernel.
 
-Lists of blocks instead of bounds: causal, padded, windowed and block-sparse attention (Zaheer et
-al. 2020) are then one loop each way, whose length is the number of blocks that are seen.
+Causal, padded, windowed and block-sparse attention (Zaheer et al. 2020) are then one loop over a
+list of blocks, whose length is the number of visible blocks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -18,97 +17,83 @@ from attention.masks import Mask
 Array = jax.Array
 
 
-class BlockOffset(NamedTuple):
-    """Where a piece lies in the whole; traced where devices differ.
+class BlockMask(NamedTuple):
+    """For each query block, the key blocks to visit (or the reverse); NumPy arrays if static.
 
     Attributes:
-      example, head: the first of them; the mask has those of the piece alone.
-      rows, columns: the numbers, in the whole, of its query blocks and of its key blocks, int32
-        [blocks]; None for all of them in order.
+      indices: int32 [1 or B, 1 or blocks, most], block numbers: full blocks, then partial ones,
+        then hidden ones.
+      num_full: int32 [1 or B, 1 or blocks], number of full blocks: each query attends to each key.
+      num_visible: int32 [1 or B, 1 or blocks], number of full and partial blocks.
     """
 
-    example: int | Array = 0
-    head: int | Array = 0
-    rows: Array | None = None
-    columns: Array | None = None
+    indices: Any
+    num_full: Any
+    num_visible: Any
+
+    @property
+    def has_partial(self) -> bool:
+        """True if a block may be partial, so that the mask has to be evaluated."""
+        return not isinstance(self.num_full, np.ndarray) or bool(
+            (self.num_full != self.num_visible).any()
+        )
 
 
-NO_OFFSET = BlockOffset()
+def make_block_mask(
+    mask: Mask | None,
+    B: int,
+    T: int,
+    S: int,
+    query_block: int,
+    key_block: int,
+    *,
+    rows: Array | None = None,
+    columns: Array | None = None,
+    by_key: bool = False,
+    hidden: bool = False,
+) -> BlockMask:
+    """Sorts the blocks of a mask into full, partial and hidden ones (Dao et al. 2022).
 
+        indices_i = (j full for i), (j partial for i), (j hidden for i)
 
-@dataclasses.dataclass(frozen=True)
-class BlockwiseSpec:
-    """What all pieces share, known before running.
+    Args:
+      mask: a mask of [B, N, T, S], or None if all is visible.
+      B, T, S: number of examples, queries and keys.
+      query_block, key_block: positions in a block.
+      rows, columns: int32 [blocks], numbers of the query and key blocks of a shard; None for all.
+      by_key: list the query blocks of each key block instead.
+      hidden: keep the hidden blocks in a static list.
 
-    Attributes:
-      whole: B, N, T, S of all of the attention.
-      scale, logit_cap, dropout_rate: as for `attend`.
-      bias_slopes: whether the gradient of a bias, T x S, is asked for.
-      query_block, key_block: sizes of a block; they have to divide what is not the whole.
+    Returns:
+      The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, most].
+
+    Raises:
+      ValueError: the mask was made for other sizes.
     """
-
-    whole: tuple[int, int, int, int]
-    scale: float
-    logit_cap: float | None
-    dropout_rate: float
-    query_block: int
-    key_block: int
-    needs_bias_grad: bool = True
-
-
-class Visible(NamedTuple):
-    """For each block of one side, which blocks of the other it meets; NumPy's where static.
-
-    Attributes:
-      order: int32 [1 or B, blocks, most], their numbers, the first `count` of which count.
-      count: int32 [1 or B, blocks].
-    """
-
-    order: Any
-    count: Any
-
-
-class Plan(NamedTuple):
-    """Which pairs of blocks are computed, and for which the elements of the mask are asked.
-
-    Attributes:
-      by_row, by_column: what each query block and each key block meets.
-      whole: bool [1 or B, query blocks, key blocks], True where all see all.
-      masked: whether any may be not whole; known before running.
-    """
-
-    by_row: Visible
-    by_column: Visible
-    whole: Any
-    masked: bool
-
-
-def make_plan(mask: Mask | None, B: int, spec: BlockwiseSpec, offset: BlockOffset) -> Plan:
-    """The plan of a piece of B examples. Its lists are short: one entry a pair of blocks."""
-    _, _, T, S = spec.whole
-    sides = spec.query_block, spec.key_block
-    some = whole = np.ones((1, 1, 1), bool)
+    visible = full = np.ones((1, 1, 1), bool)
     if mask is not None:
-        some, whole = mask.block_visibility(B, T, S, *sides)
-    counts = -(-T // sides[0]), -(-S // sides[1])
-    numbers = offset.rows, offset.columns
-    static = all(x is None or isinstance(x, np.ndarray) for x in (some, whole, *numbers))
+        visible, full = mask.block_visibility(B, T, S, query_block, key_block)
+    counts = [-(-T // query_block), -(-S // key_block)]
+    if S % key_block:
+        # The last key block contains padding, so it is never full.
+        full = full & (np.arange(counts[1]) < counts[1] - 1)
+    for axis, numbers in enumerate((rows, columns)):
+        if numbers is not None:
+            visible, full = (_take(x, numbers, axis + 1, counts[axis]) for x in (visible, full))
+            counts[axis] = len(numbers)
+    if by_key:
+        visible, full = visible.swapaxes(1, 2), full.swapaxes(1, 2)
+    static = isinstance(visible, np.ndarray) and isinstance(full, np.ndarray)
     xp = np if static else jnp
-    some, whole = (xp.broadcast_to(x, (x.shape[0], *counts)) for x in (some, whole))
-    if S % sides[1]:
-        # What stands beyond the last key is not to be seen.
-        whole = whole & (np.arange(counts[1]) < counts[1] - 1)
-    for axis, chosen in enumerate(numbers, start=1):
-        if chosen is not None:
-            some, whole = (xp.take(x, chosen, axis) for x in (some, whole))
-    masked = not (isinstance(some, np.ndarray) and (whole | ~some).all())
-    return Plan(_visible(some), _visible(some.swapaxes(1, 2)), whole, masked)
+    kind = xp.where(visible, xp.where(full, 0, 1), 2)
+    kind = xp.broadcast_to(kind, (*kind.shape[:2], counts[0 if by_key else 1]))
+    indices = xp.argsort(kind, axis=-1, stable=True).astype(np.int32)
+    num_full, num_visible = ((kind < limit).sum(-1, dtype=np.int32) for limit in (1, 2))
+    if static and not hidden:
+        indices = indices[..., : max(1, num_visible.max())]
+    return BlockMask(indices, num_full, num_visible)
 
 
-def _visible(some: Any) -> Visible:
-    xp = np if isinstance(some, np.ndarray) else jnp
-    order = xp.argsort(~some, axis=-1, stable=True).astype(np.int32)
-    count = some.sum(-1, dtype=np.int32)
-    if xp is np:
-        order = order[..., : max(int(count.max()), 1)]
-    return Visible(order, count)
+def _take(x: Any, numbers: Array, axis: int, count: int) -> Array:
+    """Selects blocks of an axis that has size 1 or `count`."""
+    return jnp.take(x, numbers if x.shape[axis] == count else jnp.zeros_like(numbers), axis)

@@ -1,14 +1,12 @@
 """Masks: which query may attend to which key. True always means "may attend".
 
 A `Mask` keeps its structure (causal, lengths, ...) as a frozen pytree, so that kernels can skip
-what nobody sees and an array is made only where one is needed. Masks are joined with `&` (both
-must allow) and `|` (either may):
+hidden blocks and need not form an array. Masks are combined with `&` and `|`:
 
     mask = masks.causal() & masks.lengths(key=lengths)
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
     mask.materialize(B, N, T, S, Span(start, 256), Span(0, 512))   # of a block
-    mask.visible_blocks(T, S, 256, 512)       # bool [query blocks, key blocks], known before
-    running
+    mask.static_block_mask(T, S, 256, 512)    # bool [query blocks, key blocks], without the data
 
 Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.masks.patterns`.
 """
@@ -43,7 +41,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """A conjunction of conditions; build it with the functions of this module."""
+    """A conjunction of mask terms; build it with the functions of this module."""
 
     terms: tuple[MaskTerm, ...]
 
@@ -60,11 +58,11 @@ class Mask:
     def materialize(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """The mask as an array: bool [B or 1, N or 1, T, S], 1 where all share it.
+        """Returns the mask as an array, bool [B or 1, N or 1, T, S].
 
         Args:
-          B, N, T, S: sizes of what it is for.
-          rows, columns: of a block only: which queries and which keys.
+          B, N, T, S: number of examples, heads, queries and keys.
+          rows, columns: queries and keys of a block, to return that block only.
 
         Raises:
           ValueError: the mask was made for other sizes, or is causal with T != S and no offset.
@@ -76,15 +74,15 @@ class Mask:
         return result
 
     def select(self, example: int | Array, heads: Span) -> Mask:
-        """The mask of one example, B = 1, and of some of the heads, N = heads.size."""
+        """Returns the mask of one example (B = 1) and some heads (N = heads.size)."""
         return Mask(tuple(term.select(example, heads) for term in self.terms))
 
     def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
-        """Which key blocks a query block may see, known before running.
+        """Returns which blocks may be visible, without the data.
 
         Returns:
-          NumPy bool [ceil(T / query_block), ceil(S / key_block)]. False is certain: no query of the
-          block sees any key of the block. Conditions that depend on data count as True.
+          NumPy bool [ceil(T / query_block), ceil(S / key_block)]. A block marked False is hidden:
+          no query attends to any key. Terms that depend on data count as True.
         """
         if query_block < 1 or key_block < 1:
             raise ValueError(
@@ -100,16 +98,17 @@ class Mask:
     def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
-        """Which blocks may be seen, and of which each query surely sees each key, with the data.
+        """Returns which blocks are visible and which are fully visible, given the data.
 
         Returns:
-          Twice bool [1 or B, ceil(T / query_block) or 1, ceil(S / key_block) or 1]: no False in the
-          first, no True in the second is ever wrong. NumPy arrays where no data are asked.
+          Two bool arrays [1 or B, ceil(T / query_block) or 1, ceil(S / key_block) or 1]. Both are
+          conservative: a visible block is never marked hidden, and a partial block is never marked
+          full. They are NumPy arrays if the mask does not depend on data.
         """
         visible = full = np.ones((1, 1, 1), bool)
         for term in self.terms:
-            seen, wholly = term.block_visibility(B, T, S, query_block, key_block)
-            visible, full = visible & seen, full & wholly
+            pair = term.block_visibility(B, T, S, query_block, key_block)
+            visible, full = visible & pair[0], full & pair[1]
         return visible, full
 
 
@@ -118,50 +117,43 @@ jax.tree_util.register_dataclass(Mask, data_fields=["terms"], meta_fields=[])
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """A mask of which only padding and the arrow of time are left; see `padding`.
+    """A mask reduced to causality and padding; see `padding`.
 
     Attributes:
-      causal: no query sees a later key.
-      query: bool [B, T], True = a real query; None for all.
-      key: bool [B, S], True = a real key; None for all.
+      causal: whether a query attends to no later key.
+      query: bool [B, T], True = a real query; None if all are real.
+      key: bool [B, S], True = a real key; None if all are real.
     """
 
     causal: bool
     query: Array | None
     key: Array | None
 
-    @property
-    def seen(self) -> Array | None:
-        """bool [B, T] of a sequence that attends to itself: neither query nor key is padding."""
-        if self.query is None or self.key is None:
-            return self.key if self.query is None else self.query
-        return self.query & self.key
-
 
 def padding(
     mask: Mask | Array | None, B: int, T: int, S: int, *, of: str, causal: bool = True
 ) -> Padding:
-    """What a mechanism needs of a mask that never forms a weight for each query and key.
+    """Reduces a mask to causality and padding, for mechanisms without a weight per query and key.
 
     Args:
-      mask: joined from `causal()`, `lengths(...)` and `valid(...)`, or None; an array
-        [B or 1, N or 1, T, S] is refused as a `Mask` of other kinds is.
-      B, T, S: batch, queries, keys.
-      of: the mechanism's name, for the message.
-      causal: whether it can be causal.
+      mask: conjunction of `causal()`, `lengths(...)` and `valid(...)`, or None. Other masks and
+        arrays [B or 1, N or 1, T, S] are not supported.
+      B, T, S: number of examples, queries and keys.
+      of: name of the mechanism, for the message.
+      causal: whether the mechanism supports `causal()`.
 
     Returns:
-      What is left: `Padding`, with bool [B, T] and [B, S] or None.
+      The `Padding`, with bool [B, T] and [B, S] or None.
 
     Raises:
-      NotImplementedError: the mask holds anything else: it would not be honoured.
+      NotImplementedError: the mask has another term.
       ValueError: the mask was made for other sizes.
     """
     found: dict[str, Any] = {"causal": False, "query": None, "key": None}
     if mask is None:
         return Padding(**found)
     for term in (mask if isinstance(mask, Mask) else dense(mask)).terms:
-        # Whether it fits, at no cost: T x S is never formed.
+        # Checks the sizes without forming T x S entries.
         jax.eval_shape(lambda term=term: term.allowed(B, 1, T, S))
         if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
@@ -169,53 +161,50 @@ def padding(
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(term, side)
-                if marks is None:
-                    continue
-                if isinstance(term, Lengths):
-                    marks = jnp.arange(length) < marks[:, None]
-                found[side] = marks if found[side] is None else found[side] & marks
+                real = term.real(side, length)
+                if real is not None:
+                    found[side] = real if found[side] is None else found[side] & real
         else:
             can = "causal(), lengths() and valid()" if causal else "lengths() and valid()"
             raise NotImplementedError(
-                f"mask: {of} honours {can} alone, got {term.describe()}; mixers whose `can` has "
-                f"'mask' take any"
+                f"mask: {of} supports {can} only, got {term.describe()}; use a mixer with the "
+                f"capability 'mask'"
             )
     return Padding(**found)
 
 
 def causal(query_offset: Offset | None = None) -> Mask:
-    """A query sees keys at or before its own position (Vaswani et al. 2017, section 3.2.3).
+    """Returns the causal mask: no query attends to later keys (Vaswani et al. 2017, section 3.2.3).
 
         allowed_ts = (s <= t + query_offset)
 
     Args:
       query_offset: position of the first query among the keys, an int, or an int array [] or [B].
-        May be left out only where T == S.
+        Required if T != S.
 
     Returns:
       The `Mask`.
 
     Raises:
-      ValueError: query_offset is no integer, or not of that shape.
+      ValueError: query_offset is not an integer or has another shape.
     """
     return Mask((Window(None, 0, validate_offset(query_offset)),))
 
 
 def window(left: int | None, right: int | None, query_offset: Offset | None = None) -> Mask:
-    """A query sees its neighbours, itself not counted (Beltagy et al. 2020, "Longformer").
+    """Returns a sliding-window mask (Beltagy et al. 2020, "Longformer").
 
         allowed_ts = (t - left <= s <= t + right),   with query_offset added to t
 
     Args:
-      left, right: how many before and after, ints of at least 0; None for all.
+      left, right: number of keys before and after a query's own position, at least 0; None for all.
       query_offset: an int, [] or [B], as for `causal`.
 
     Returns:
       The `Mask`.
 
     Raises:
-      ValueError: a number is no integer or below 0.
+      ValueError: a number is not an integer or below 0.
     """
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, int) or size < 0):
@@ -224,12 +213,12 @@ def window(left: int | None, right: int | None, query_offset: Offset | None = No
 
 
 def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
-    """Real positions that come first (Vaswani et al. 2017, section 3.2.3: what must not be seen).
+    """Returns the mask of sequences with padding at the end (Vaswani et al. 2017, section 3.2.3).
 
         allowed_bts = (t < query_b) and (s < key_b)
 
     Args:
-      query, key: how many are real, int [B]; None for all.
+      query, key: number of real positions, int [B]; None if all are real.
 
     Returns:
       The `Mask`.
@@ -243,12 +232,12 @@ def lengths(query: Array | None = None, key: Array | None = None) -> Mask:
 
 
 def valid(query: Array | None = None, key: Array | None = None) -> Mask:
-    """Real positions that are marked one by one (as `lengths`; Vaswani et al. 2017).
+    """Returns the mask of sequences with padding anywhere (Vaswani et al. 2017).
 
         allowed_bts = query_bt and key_bs
 
     Args:
-      query, key: bool [B, T], bool [B, S], True = a real position; None for all.
+      query, key: bool [B, T], bool [B, S], True = a real position; None if all are real.
 
     Returns:
       The `Mask`.
@@ -264,7 +253,7 @@ def valid(query: Array | None = None, key: Array | None = None) -> Mask:
 
 
 def segments(query_ids: Array, key_ids: Array) -> Mask:
-    """Packed sequences: a query sees its own segment (Raffel et al. 2020; Krell et al. 2021).
+    """Returns the mask of packed sequences (Raffel et al. 2020; Krell et al. 2021).
 
         allowed_bts = (query_ids_bt = key_ids_bs)
 
@@ -281,37 +270,37 @@ def segments(query_ids: Array, key_ids: Array) -> Mask:
 
 
 def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
-    """The prefix-LM mask: all see the first keys, the rest is causal (Raffel et al. 2020).
+    """Returns the prefix-LM mask: causal, with a prefix visible to all (Raffel et al. 2020).
 
         allowed_ts = (s < length) or (s <= t + query_offset)
 
     Args:
-      length: an int, or an int array [] or [B].
+      length: number of keys in the prefix, an int, or an int array [] or [B].
       query_offset: an int, [] or [B], as for `causal`.
 
     Returns:
       The `Mask`.
 
     Raises:
-      ValueError: a number is no integer, or not of that shape.
+      ValueError: a number is not an integer or has another shape.
     """
     return Mask((Prefix(validate_offset(length, "length"), validate_offset(query_offset)),))
 
 
 def dense(array: Array) -> Mask:
-    """Any mask as an array (Vaswani et al. 2017, section 3.2.3).
+    """Returns the mask given by an array (Vaswani et al. 2017, section 3.2.3).
 
         allowed_bnts = array_bnts
 
     Args:
-      array: bool [B or 1, N or 1, T, S], True = may attend. The last two are never broadcast, so
-        that [B, S] cannot pass for [T, S].
+      array: bool [B or 1, N or 1, T, S], True = may attend. The last two axes do not broadcast, so
+        that [B, S] is not mistaken for [T, S].
 
     Returns:
       The `Mask`.
 
     Raises:
-      ValueError: it is not boolean, or not of rank 4.
+      ValueError: the array is not boolean or not of rank 4.
     """
     shapes.expect_boolean("mask", array, true_means="may attend; float masks go into bias")
     if jnp.ndim(array) != 4:
@@ -323,7 +312,7 @@ def dense(array: Array) -> Mask:
 
 
 def validate_offset(number: Any, argument: str = "query_offset") -> Offset | None:
-    """The number as an int or an array; ValueError unless it is an int, [] or [B]."""
+    """Returns the number as an int or an array; ValueError unless it is an int, [] or [B]."""
     if number is None:
         return None
     shapes.expect_integer(argument, number)
@@ -345,7 +334,7 @@ def _lengths(argument: str, array: Any) -> Array | None:
 def _ids(argument: str, array: Any) -> Array:
     shapes.expect_integer(argument, array)
     if isinstance(array, np.ndarray) and array.size:
-        # JAX would drop the upper half, and other ids might become equal.
+        # JAX would drop the upper 32 bits, so that different ids might become equal.
         limits = jnp.iinfo(jnp.asarray(array[:0]).dtype)
         for number in (array.min(), array.max()):
             if not limits.min <= number <= limits.max:
@@ -355,7 +344,7 @@ def _ids(argument: str, array: Any) -> Array:
 
 
 def _int32(numbers: Any) -> Array:
-    """Lengths and offsets of any integer type; what does not fit an int32 is clipped to it."""
+    """Converts lengths and offsets of any integer dtype to int32, clipped to its range."""
     numbers = numbers if hasattr(numbers, "dtype") else np.asarray(numbers)
     limits = jnp.iinfo(jnp.int32)
     if numbers.dtype.itemsize >= 4 and numbers.dtype != jnp.int32:

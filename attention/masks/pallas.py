@@ -1,4 +1,4 @@
-"""Masks inside a kernel: which blocks are gone through, and what is seen within one.
+"""Evaluation of masks inside a Pallas kernel, block by block.
 
 `prepare_for_kernel` turns the arrays of a mask into integers padded to whole blocks. They enter the
 kernel as references, from which `evaluate_block` reads one block. Terms that depend on positions
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from attention.masks import Mask, pattern_terms, terms
 from attention.masks.terms import MaskTerm, Offset
@@ -22,7 +21,7 @@ Array = jax.Array
 
 
 class Sizes(NamedTuple):
-    """Of what a mask is for; rows and columns are T and S, padded to whole blocks."""
+    """Sizes that a mask is for; rows and columns are T and S padded to whole blocks."""
 
     T: int
     S: int
@@ -31,8 +30,10 @@ class Sizes(NamedTuple):
 
 
 class BlockIndex(NamedTuple):
-    """A block of the logits: whose it is, where it begins, and its positions [rows, 1] and
-    [1, columns]."""
+    """A block of the logits: example and head, first row and column, and positions.
+
+    `rows` and `columns` are the positions, [rows, 1] and [1, columns].
+    """
 
     example: Any
     head: Any
@@ -42,71 +43,9 @@ class BlockIndex(NamedTuple):
     columns: Array
 
 
-class Steps(NamedTuple):
-    """The order in which one axis of blocks goes through the other.
-
-    Attributes:
-      order: int [1 or B, 1 or blocks, steps], numbers of blocks: first those wholly seen, then
-        those seen in part, then the others.
-      bounds: int [1 or B, 1 or blocks, 2], where the second and the third kind begin.
-    """
-
-    order: Array
-    bounds: Array
-
-
-def steps(
-    mask: Mask | None,
-    B: int,
-    T: int,
-    S: int,
-    query_block: int,
-    key_block: int,
-    *,
-    by_key: bool = False,
-    unseen: bool = False,
-) -> Steps:
-    """Which key blocks each query block goes through (block-sparse attention: Dao et al. 2022).
-
-        steps_i = (j wholly seen by i), (j seen in part by i)
-
-    Args:
-      mask: of [B, 1, T, S], or None for all.
-      B, T, S: sizes of what it is for.
-      query_block, key_block: positions in a block.
-      by_key: the other way round, which query blocks each key block goes through.
-      unseen: whether the order has to hold those that nobody sees as well.
-
-    Returns:
-      The `Steps`, of shapes [1 or B, 1 or blocks, steps] and [1 or B, 1 or blocks, 2]; constants
-      unless the data tell.
-
-    Raises:
-      ValueError: the mask was made for other sizes.
-    """
-    visible = full = np.ones((1, 1, 1), bool)
-    if mask is not None:
-        visible, full = mask.block_visibility(B, T, S, query_block, key_block)
-    if S % key_block:
-        # The last block holds padding, which is seen by nobody.
-        full = full & (np.arange(-(-S // key_block)) < S // key_block)
-    if by_key:
-        visible, full = visible.swapaxes(1, 2), full.swapaxes(1, 2)
-    blocks = -(-T // query_block) if by_key else -(-S // key_block)
-    static = isinstance(visible, np.ndarray) and isinstance(full, np.ndarray)
-    xp = np if static else jnp
-    kind = xp.where(visible, xp.where(full, 0, 1), 2)
-    kind = xp.broadcast_to(kind, (*kind.shape[:2], blocks))
-    order = xp.argsort(kind, axis=-1, stable=True)
-    bounds = xp.stack([(kind < 1).sum(-1), (kind < 2).sum(-1)], axis=-1)
-    if static and not unseen:
-        order = order[..., : max(1, bounds[..., 1].max())]
-    return Steps(jnp.asarray(order, jnp.int32), jnp.asarray(bounds, jnp.int32))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Table(MaskTerm):
-    """A block of positions sees another where the table says so."""
+    """Visibility of pairs of blocks of positions, given by a table."""
 
     block: int
     table: Array
@@ -115,19 +54,19 @@ class _Table(MaskTerm):
 
 @functools.singledispatch
 def prepare_for_kernel(term: MaskTerm | Mask, sizes: Sizes) -> MaskTerm | Mask:
-    """The condition with arrays as kernels read them (masks in the kernel: Dao et al. 2022).
+    """Converts the arrays of a term for a kernel (masks in the kernel: Dao et al. 2022).
 
-        ready(m)_ts = m_ts,   and nothing is seen by or of padding that an array tells about
+        prepared_ts = m_ts,   0 at the padding of arrays
 
     Args:
-      term: a condition, or a whole `Mask`.
-      sizes: of what it is for.
+      term: a mask term or a `Mask`.
+      sizes: sizes that it is for.
 
     Returns:
-      The condition; arrays are integers of shape [B, rows], [B, columns], [1 or B], ...
+      The term with integer arrays of shape [B, rows], [B, columns], [1 or B], ...
 
     Raises:
-      NotImplementedError: this condition has no form by blocks.
+      NotImplementedError: the term cannot be evaluated by blocks.
     """
     raise NotImplementedError(f"mask: {term.describe()} cannot be computed by blocks")
 
@@ -147,7 +86,7 @@ def _(term: terms.Window, sizes):
     low, high = (
         each if terms.is_static(each) else _numbers(each) for each in term.bounds(sizes.T, sizes.S)
     )
-    # Of each side an offset alone is left, which no sum of positions overflows.
+    # Each side becomes an offset alone, so that no sum of positions overflows.
     sides = () if low is None else (terms.Window(0, None, low),)
     return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 
@@ -194,7 +133,7 @@ def _(term: pattern_terms.GlobalPositions, sizes):
 
 @prepare_for_kernel.register
 def _(term: terms.Segments, sizes):
-    if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
+    if term.is_wide:
         raise NotImplementedError("mask: segments() with ids of 64 bits")
     return terms.Segments(_vector(term.query_ids, sizes.rows), _vector(term.key_ids, sizes.columns))
 
@@ -213,24 +152,24 @@ def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
 
 
 def _numbers(array: Array) -> Array:
-    """[1 or B]."""
+    """[] or [B] as int32 [1 or B]."""
     return array.reshape(-1).astype(jnp.int32)
 
 
 def _vector(array: Array, length: int) -> Array:
-    """[B, length], zeros at the end."""
+    """[B, T] as int32 [B, length], padded with zeros."""
     return jnp.pad(array.astype(jnp.int32), ((0, 0), (0, length - array.shape[1])))
 
 
 @functools.singledispatch
 def evaluate_block(term: MaskTerm, index: BlockIndex) -> Array:
-    """What a block sees, within a kernel (masks in the kernel: Dao et al. 2022).
+    """Evaluates a term for a block, within a kernel (masks in the kernel: Dao et al. 2022).
 
-        tile_ij = m_ts,   t and s positions of the block
+        result_ij = m_ts,   t and s positions of the block
 
     Args:
-      term: a term from `prepare_for_kernel`, with references for arrays, or a whole `Mask`.
-      index: of the block: positions [rows, 1] and [1, columns].
+      term: a term or a `Mask` from `prepare_for_kernel`, with references instead of arrays.
+      index: the block, with positions [rows, 1] and [1, columns].
 
     Returns:
       bool [rows or 1, columns or 1].
@@ -279,10 +218,10 @@ def _(term: pattern_terms.Pattern, index):
 @evaluate_block.register
 def _(term: _Table, index):
     last = term.table.shape[0] - 1
-    seeing = jnp.clip(_query_position(term.query_offset, index) // term.block, 0, last)
-    seen = jnp.minimum(index.columns // term.block, last)
-    seeing, seen = jnp.broadcast_arrays(seeing, seen)
-    return term.table[seeing, seen] != 0
+    row = jnp.clip(_query_position(term.query_offset, index) // term.block, 0, last)
+    column = jnp.minimum(index.columns // term.block, last)
+    row, column = jnp.broadcast_arrays(row, column)
+    return term.table[row, column] != 0
 
 
 @evaluate_block.register
@@ -323,13 +262,13 @@ def _(term: terms.Dense, index):
 
 
 def of_shared(shape: tuple[int, ...], *indices: Any) -> tuple[Any, ...]:
-    """The indices of leading axes, 0 where an axis has one entry for all."""
+    """Returns indices of leading axes, with 0 for axes of size 1."""
     return tuple(0 if size == 1 else index for size, index in zip(shape, indices, strict=False))
 
 
 def slice_of(start: Any, size: int) -> Any:
-    """Positions start, start + 1, ... of a reference's axis."""
-    # Imported here, because it takes time and those who are refused need none of it.
+    """Returns the slice start, start + 1, ... of an axis of a reference."""
+    # Imported here because it is slow, and kernels that are not supported do not need it.
     from jax.experimental import pallas as pl
 
     return pl.ds(start, size)
@@ -340,7 +279,7 @@ def _query_position(offset: Any, index: BlockIndex) -> Array:
 
 
 def _number(number: Any, index: BlockIndex) -> Any:
-    """An int, or the example's entry."""
+    """An int unchanged; of [1 or B] the entry of the example."""
     if isinstance(number, int):
         return number
     return number[of_shared(number.shape, index.example)[0]]

@@ -1,7 +1,4 @@
-"""The conditions that sparse patterns are made of; `attention.masks.patterns` says what they mean.
-
-T queries, S keys.
-"""
+"""Mask terms of sparse patterns; `attention.masks.patterns` defines them. T queries, S keys."""
 
 from __future__ import annotations
 
@@ -20,33 +17,26 @@ Array = jax.Array
 
 
 class Pattern(MaskTerm):
-    """A condition on the positions of a query and a key; `query_offset` is its last field."""
+    """A term that depends on query and key positions alone; `query_offset` is its last field."""
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         queries = terms.query_positions(self.query_offset, B, T, S, rows)
         return self.mask_mod(queries, terms.positions(S, columns))
 
-    def static_block_mask(
-        self, T: int, S: int, query_block: int, key_block: int
-    ) -> np.ndarray | None:
-        if not terms.is_static(self.query_offset):
-            return None
-        return self.any_visible(*self._ends(T, S, query_block, key_block))
-
     def block_visibility(self, B, T, S, query_block, key_block):
-        visible, full = super().block_visibility(B, T, S, query_block, key_block)
-        if terms.is_static(self.query_offset):
-            full = self.all_visible(*self._ends(T, S, query_block, key_block))[None]
-        return visible, full
+        if not terms.is_static(self.query_offset):
+            return super().block_visibility(B, T, S, query_block, key_block)
+        ends = self._ends(T, S, query_block, key_block)
+        return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
 
     def _ends(self, T: int, S: int, query_block: int, key_block: int) -> tuple[np.ndarray, ...]:
-        """Arguments of `any_visible`."""
+        """Arguments of `any_visible` and `all_visible`."""
         offset = terms.static_offset(self.query_offset, T, S)
         first, last = (ends[:, None] + offset for ends in terms.block_ends(T, query_block))
         return first, last, *terms.block_ends(S, key_block)
 
     def mask_mod(self, query_index: Array, key_index: Array) -> Array:
-        """bool [..., T, S] for positions [..., T, 1] and [S]."""
+        """Returns bool [..., T, S] for query positions [..., T, 1] and key positions [S]."""
         raise NotImplementedError
 
     def any_visible(
@@ -56,17 +46,24 @@ class Pattern(MaskTerm):
         key_first: np.ndarray,
         key_last: np.ndarray,
     ) -> np.ndarray:
-        """Whether a query of a block sees a key of another, exactly: first and last positions of
-        the query blocks [Q, 1] and the key blocks [K] -> bool [Q, K]."""
+        """Returns whether any query of a block attends to any key of another, exactly.
+
+        Args:
+          query_first, query_last: first and last positions of the query blocks, [Q, 1].
+          key_first, key_last: first and last positions of the key blocks, [K].
+
+        Returns:
+          bool [Q, K].
+        """
         raise NotImplementedError
 
     def all_visible(self, query_first, query_last, key_first, key_last) -> np.ndarray:
-        """As `any_visible`: whether every query of a block surely sees every key of another."""
+        """Returns whether all queries of a block attend to all keys of another, or False."""
         return np.zeros((len(query_first), len(key_first)), bool)
 
 
 def _holds_multiple(low: np.ndarray, high: np.ndarray, number: int) -> np.ndarray:
-    """Whether one of low, ..., high is a multiple."""
+    """Returns whether one of low, ..., high is a multiple of a number."""
     return high // number * number >= low
 
 
@@ -87,7 +84,7 @@ class Dilated(Pattern):
         return result
 
     def any_visible(self, query_first, query_last, key_first, key_last):
-        # Every distance between these two occurs, as both blocks are without gaps.
+        # Blocks are contiguous, so every distance between these two occurs.
         low, high = query_first - key_last, query_last - key_first
         if self.left is not None:
             high = np.minimum(high, self.left * self.dilation)
@@ -127,7 +124,7 @@ class Fixed(Pattern):
     def any_visible(self, query_first, query_last, key_first, key_last):
         same = query_first // self.block <= key_last // self.block
         same = same & (key_first // self.block <= query_last // self.block)
-        # The first summary position that is not before the first key.
+        # Distance from the first key to the first summary position at or after it.
         wait = np.maximum(self.block - self.summary - key_first % self.block, 0)
         return same | (key_first + wait <= key_last)
 
@@ -186,23 +183,16 @@ class BigBird(MaskTerm):
     def allowed(self, B, N, T, S, rows=None, columns=None):
         table = self.table(S)
         queries = terms.query_positions(self.query_offset, B, T, S, rows)[:, 0, :, 0]
-        seeing = jnp.clip(queries // self.block, 0, len(table) - 1)
-        seen = terms.positions(S, columns) // self.block
-        return jnp.asarray(table)[seeing[:, None, :, None], seen]
-
-    def static_block_mask(
-        self, T: int, S: int, query_block: int, key_block: int
-    ) -> np.ndarray | None:
-        if not terms.is_static(self.query_offset):
-            return None
-        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
+        row = jnp.clip(queries // self.block, 0, len(table) - 1)
+        column = terms.positions(S, columns) // self.block
+        return jnp.asarray(table)[row[:, None, :, None], column]
 
     def block_visibility(self, B, T, S, query_block, key_block):
         if not terms.is_static(self.query_offset):
             return super().block_visibility(B, T, S, query_block, key_block)
         table, offset = self.table(S), terms.static_offset(self.query_offset, T, S)
-        # How many pairs of blocks are seen above and left of a place: what lies within a rectangle
-        # of the table are four of these.
+        # Summed-area table: the number of visible pairs within a rectangle of the table is the
+        # signed sum of four entries.
         sums = np.pad(table.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         top, bottom = (
             np.clip((ends[:, None] + offset) // self.block, 0, len(table) - 1)
@@ -215,12 +205,12 @@ class BigBird(MaskTerm):
         return (inside > 0)[None], (inside == area)[None]
 
     def table(self, S: int) -> np.ndarray:
-        """bool [blocks, blocks]: which block sees which."""
+        """Returns bool [blocks, blocks]: whether a block attends to another."""
         if not isinstance(S, int):
             raise NotImplementedError(
-                f"mask: {self.describe()} got {S} keys, expected a number of them"
+                f"mask: {self.describe()} got {S} keys, expected a static number"
             )
-        # Without keys one block, as something has to be looked up.
+        # At least one block, so that lookups are valid without keys.
         count = max(-(-S // self.block), 1)
         number = np.arange(count)
         result = np.abs(number[:, None] - number) <= self.window
@@ -241,12 +231,12 @@ class BigBird(MaskTerm):
 
 @functools.lru_cache(maxsize=64)
 def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
-    """bool [count, count]: which earlier blocks each block drew. A row depends on its number and
-    the seed alone, not on the count."""
+    """The earlier blocks that each block drew, bool [count, count]. A row depends on its number and
+    the seed, not on the count."""
     drawn = np.zeros((count, count), bool)
     for row in range(count):
         others = np.arange(global_blocks, row - window)
-        # NumPy keeps the stream of this generator for good.
+        # NumPy guarantees the stream of this legacy generator.
         order = np.random.RandomState([seed, row]).permutation(len(others))
         drawn[row, others[order[:random_blocks]]] = True
     return drawn

@@ -1,11 +1,11 @@
-"""Sparse patterns as masks: which few keys a query sees, whatever the data.
+"""Sparse patterns as masks, independent of the data.
 
-Parts of a `Mask` like those of `attention.masks`, joined with `&` and `|`. They look both ways in
-time; with `& masks.causal()` they are those of the causal papers:
+They combine with the masks of `attention.masks` by `&` and `|`. They are bidirectional; with
+`& masks.causal()` they are the patterns of the papers on causal attention:
 
     mask = patterns.strided(64) & masks.causal() & masks.lengths(key=lengths)
 
-i is the position of a query among the keys (t + query_offset), j that of a key.
+i is the position of a query among the keys (t + query_offset), j the position of a key.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Array = jax.Array
 def dilated_window(
     left: int | None, right: int | None, dilation: int, query_offset: Offset | None = None
 ) -> Mask:
-    """Every `dilation`-th neighbour (Beltagy et al. 2020, "Longformer", section 3.1).
+    """Returns a dilated sliding window (Beltagy et al. 2020, "Longformer", section 3.1).
 
-        i sees j  where  i - j = k·dilation,  -right <= k <= left
+        allowed_ij = (i - j = k·dilation),  -right <= k <= left
 
     Args:
-      left, right: how many on each side, itself not counted; None for all.
+      left, right: number of keys on each side besides the query's own position; None for all.
       dilation: at least 1, which is `masks.window`.
       query_offset: position of the first query among the keys: an int, or an int array [] or [B].
-        May be left out only where T == S.
+        Required if T != S.
 
     Returns:
       A mask, [1 or B, 1, T, S] as an array.
@@ -52,11 +52,12 @@ def dilated_window(
 
 
 def strided(stride: int, query_offset: Offset | None = None) -> Mask:
-    """The strided pattern of the Sparse Transformer (Child et al. 2019, section 4.2).
+    """Returns the strided pattern of the Sparse Transformer (Child et al. 2019, section 4.2).
 
-        i sees j  where  |i - j| < stride  or  (i - j) mod stride = 0
+        allowed_ij = |i - j| < stride  or  (i - j) mod stride = 0
 
-    With a stride near sqrt(T), a query sees O(sqrt(T)) keys and any position in two steps.
+    With a stride near sqrt(T), a query attends to O(sqrt(T)) keys and reaches any position in two
+    steps.
 
     Args:
       stride: at least 1.
@@ -74,15 +75,15 @@ def strided(stride: int, query_offset: Offset | None = None) -> Mask:
 
 
 def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> Mask:
-    """The fixed pattern of the Sparse Transformer (Child et al. 2019, section 4.2).
+    """Returns the fixed pattern of the Sparse Transformer (Child et al. 2019, section 4.2).
 
-        i sees j  where  floor(i / block) = floor(j / block)  or  j mod block >= block - summary
+        allowed_ij = floor(i / block) = floor(j / block)  or  j mod block >= block - summary
 
-    Each block is seen by itself, and its last positions, which sum it up, by all.
+    A block is visible to itself, and its last `summary` positions are visible to all queries.
 
     Args:
-      block: the paper's l, at least 1.
-      summary: the paper's c, how many positions of a block all see: 1 to `block`.
+      block: positions in a block (l in the paper), at least 1.
+      summary: summary positions in a block (c in the paper), 1 to `block`.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -98,12 +99,12 @@ def fixed(block: int, summary: int = 1, query_offset: Offset | None = None) -> M
 
 
 def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
-    """The first positions see all and are seen by all (Beltagy et al. 2020, section 3.1).
+    """Returns global attention of the first positions (Beltagy et al. 2020, section 3.1).
 
-        i sees j  where  min(i, j) <= count - 1
+        allowed_ij = min(i, j) <= count - 1
 
     Args:
-      count: how many, at least 0.
+      count: number of global positions, at least 0.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -116,18 +117,18 @@ def global_tokens(count: int, query_offset: Offset | None = None) -> Mask:
 
 
 def global_marks(query: Array, key: Array) -> Mask:
-    """`global_tokens` with the global positions marked one by one (Beltagy et al. 2020).
+    """Returns global attention of marked positions (Beltagy et al. 2020, section 3.1).
 
-        i sees j  where  query_i or key_j = True
+        allowed_ij = query_i or key_j
 
     Args:
-      query, key: bool [B, T], bool [B, S], True = global. For self-attention twice the same.
+      query, key: bool [B, T], bool [B, S], True = global; the same array for self-attention.
 
     Returns:
       A mask, [B, 1, T, S] as an array.
 
     Raises:
-      ValueError: not boolean, or of another rank.
+      ValueError: an array is not boolean or not of rank 2.
     """
     for name, marks in (("query", query), ("key", key)):
         shapes.expect_boolean(name, marks, true_means="a global position")
@@ -145,25 +146,24 @@ def big_bird(
     links: Sequence[Sequence[int]] | None = None,
     query_offset: Offset | None = None,
 ) -> Mask:
-    """Blocks near by, blocks at the front and blocks at random (Zaheer et al. 2020, "Big Bird").
+    """Returns window, global and random blocks (Zaheer et al. 2020, "Big Bird").
 
-        i sees j  where  |I - J| <= window  or  min(I, J) < global_blocks  or  {I, J} is drawn,
+        allowed_ij = |I - J| <= window  or  min(I, J) < global_blocks  or  {I, J} is drawn,
         I = floor(i / block),  J = floor(j / block)
 
-    Each block draws `random_blocks` of those before it that it does not see anyway, and a pair that
-    is drawn sees one another. So, unlike in the paper, where each block draws among all, what a
-    position sees does not depend on how long the sequence is or how much padding follows. Together
-    with `masks.causal()` a block sees `random_blocks` random ones, without it twice as many in the
-    mean.
+    Each block draws `random_blocks` among the earlier blocks that it does not attend to otherwise;
+    drawn pairs attend to each other. In the paper a block draws among all blocks. Drawing among
+    earlier ones makes the pattern independent of the length of the sequence and its padding. With
+    `masks.causal()` a block has `random_blocks` random ones, otherwise twice as many on average.
 
     Args:
       block: positions in a block, at least 1.
-      window: blocks seen on each side, at least 0.
-      global_blocks: how many of the first blocks see all and are seen by all.
-      random_blocks: how many each draws (all there are, where there are fewer).
-      seed: of the draws, 0 to 2³² - 1; all heads share them.
-      links: instead of draws, for each query block the key blocks that it sees besides window and
-        global ones, one way: the plan of weights that were trained elsewhere.
+      window: number of neighboring blocks on each side, at least 0.
+      global_blocks: number of global blocks at the start.
+      random_blocks: number of blocks that each block draws (fewer if there are fewer).
+      seed: seed of the draws, 0 to 2³² - 1. All heads share them.
+      links: replaces the draws: for each query block, the key blocks visible besides window and
+        global ones, in one direction. For weights trained with another implementation.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -187,13 +187,13 @@ def big_bird(
 
 
 def expect_int(argument: str, number: Any, least: int) -> int:
-    """The number as an int.
+    """Returns the number as an int.
 
     Raises:
-      ValueError: it is none, below `least`, or so large that positions would overflow.
+      ValueError: it is not an int, below `least`, or so large that positions would overflow.
     """
-    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not whole or number < least:
+    is_int = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_int or number < least:
         raise ValueError(f"{argument}: got {number!r}, expected an int of at least {least}")
     if number > _MOST.get(argument, FAR):
         most = _MOST.get(argument, FAR)
@@ -201,12 +201,12 @@ def expect_int(argument: str, number: Any, least: int) -> int:
     return int(number)
 
 
-# Seeds are no positions.
+# Seeds are not positions, so another limit holds.
 _MOST = {"seed": 2**32 - 1}
 
 
 def _expect_offset(offset: Offset | None) -> Offset | None:
-    """`masks.validate_offset`, and no further off than positions of an int32 allow."""
+    """`masks.validate_offset` with the limit of int32 positions."""
     offset = masks.validate_offset(offset)
     if isinstance(offset, int) and abs(offset) > FAR:
         raise ValueError(f"query_offset: got {offset}, expected an int from {-FAR} to {FAR}")
@@ -218,7 +218,7 @@ def _mask(term: MaskTerm) -> Mask:
 
 
 def validate_links(links: Any) -> tuple[tuple[int, ...], ...]:
-    """The links of `big_bird` as tuples, hashable.
+    """Returns the links of `big_bird` as hashable tuples.
 
     Raises:
       ValueError: they are not the numbers of key blocks for each query block.

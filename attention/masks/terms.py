@@ -1,8 +1,8 @@
-"""The conditions that masks are made of; `attention.masks` joins them.
+"""Mask terms, which `attention.masks` combines into masks.
 
-T queries, S keys. Kernels ask a condition twice: for an array where they need one, of all or of a
-block (`allowed`), and for the visibility of blocks (`static_block_mask` without the data,
-`block_visibility` with them), to skip hidden blocks and to evaluate no array in full ones.
+T queries, S keys. A kernel evaluates a term as an array of all positions or of a block (`allowed`).
+It asks for the visibility of blocks (`static_block_mask`, `block_visibility`) to skip hidden blocks
+and to evaluate no array in full ones.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from attention import shapes
 Array = jax.Array
 Offset = int | Array
 
-# Positions are below it: a larger offset, length or width means the same, and sums of a position
-# and what is clipped to it fit an int32.
+# Positions are below FAR, so larger offsets, lengths and widths are clipped to it. The sum of a
+# position and a clipped number fits an int32.
 FAR = 2**30 - 1
 
 
@@ -28,8 +28,9 @@ class Span(NamedTuple):
     """Positions start, start + 1, ... of a sequence.
 
     Attributes:
-      start: the first; may be traced.
-      size: how many, at most the sequence's length; those beyond its end mean nothing.
+      start: first position; may be traced.
+      size: number of positions, at most the length of the sequence. Positions beyond its end are
+        undefined.
     """
 
     start: int | Array
@@ -38,37 +39,38 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MaskTerm:
-    """One condition. Fields that are ints, tuples or None are static, arrays are pytree leaves."""
+    """One term of a mask. Ints, tuples and None in its fields are static, arrays pytree leaves."""
 
     def allowed(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """bool [B or 1, N or 1, T or 1, S or 1], or of a span of the queries and of the keys."""
+        """Returns bool [B or 1, N or 1, T or 1, S or 1], or that of a span of queries and keys."""
         raise NotImplementedError
 
     def static_block_mask(
         self, T: int, S: int, query_block: int, key_block: int
     ) -> np.ndarray | None:
-        """bool [query blocks, key blocks], or None where only the data tell."""
-        return None
+        """Returns bool [query blocks or 1, key blocks or 1], or None if it depends on data."""
+        if jax.tree.leaves(self):
+            return None
+        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
     def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
     ) -> tuple[Array | np.ndarray, Array | np.ndarray]:
-        """Whether some query of a block may see some key of another, and whether all surely see
-        all: bool [1 or B, query blocks or 1, key blocks or 1] each, NumPy's unless the data tell.
+        """Returns which blocks are visible and which are full, each conservatively.
+
+        Both are bool [1 or B, query blocks or 1, key blocks or 1], NumPy arrays if static.
         """
-        seen = self.static_block_mask(T, S, query_block, key_block)
-        visible = np.ones((1, 1, 1), bool) if seen is None else seen[None]
-        return visible, np.zeros((1, 1, 1), bool)
+        return np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
 
     def select(self, example: int | Array, heads: Span) -> MaskTerm:
-        """The condition for one example of the batch and some heads."""
+        """Returns the term for one example of the batch and some heads."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return type(self)(**{name: _row(value, example) for name, value in given.items()})
 
     def describe(self) -> str:
-        """What a message calls it."""
+        """Returns its name in messages."""
         return type(self).__name__.removeprefix("_").lower() + "()"
 
     def __init_subclass__(cls) -> None:
@@ -78,8 +80,7 @@ class MaskTerm:
 
 
 def _flatten(term: MaskTerm) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
-    # A Python int stays outside the leaves: jit would otherwise trace it, and with it the block
-    # skipping.
+    # A Python int is no leaf: jit would trace it, and blocks could not be skipped statically.
     fields = [(field.name, getattr(term, field.name)) for field in dataclasses.fields(term)]
     leaves = tuple(value for _, value in fields if not is_static(value))
     return leaves, tuple((name, value if is_static(value) else _LEAF) for name, value in fields)
@@ -94,7 +95,7 @@ _LEAF = "leaf"
 
 
 def is_static(value: Any) -> bool:
-    """Whether jit knows it: it is no leaf of the pytree."""
+    """Returns whether a field is static under jit, not a leaf of the pytree."""
     return value is None or isinstance(value, int | tuple)
 
 
@@ -115,18 +116,11 @@ class Window(MaskTerm):
         return result
 
     def bounds(self, T: int, S: int) -> tuple[Offset | None, Offset | None]:
-        """low and high of t + low <= s <= t + high, clipped to `FAR`; None for all on that side."""
+        """Returns low and high of t + low <= s <= t + high, clipped to `FAR`; None if unbounded."""
         offset = self.query_offset
         offset = static_offset(offset, T, S) if is_static(offset) else offset
         low = None if self.left is None else clipped_sum(offset, -self.left)
         return low, None if self.right is None else clipped_sum(offset, self.right)
-
-    def static_block_mask(
-        self, T: int, S: int, query_block: int, key_block: int
-    ) -> np.ndarray | None:
-        if not is_static(self.query_offset):
-            return None
-        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
     def block_visibility(self, B, T, S, query_block, key_block):
         low, high = self.bounds(T, S)
@@ -154,13 +148,6 @@ class Prefix(MaskTerm):
         keys = positions(S, columns)
         in_prefix = keys < _per_example(clipped_sum(self.length, 0), B, "length")
         return in_prefix | (keys <= query_positions(self.query_offset, B, T, S, rows))
-
-    def static_block_mask(
-        self, T: int, S: int, query_block: int, key_block: int
-    ) -> np.ndarray | None:
-        if not is_static(self.length) or not is_static(self.query_offset):
-            return None
-        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
 
     def block_visibility(self, B, T, S, query_block, key_block):
         queries, keys = _block_pairs(T, S, query_block, key_block)
@@ -205,6 +192,11 @@ class Lengths(MaskTerm):
     query: Array | None
     key: Array | None
 
+    def real(self, side: str, length: int) -> Array | None:
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        lengths = getattr(self, side)
+        return None if lengths is None else jnp.arange(length) < lengths[:, None]
+
     def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
         if self.query is not None:
@@ -231,6 +223,10 @@ class Lengths(MaskTerm):
 class Valid(MaskTerm):
     query: Array | None
     key: Array | None
+
+    def real(self, side: str, length: int) -> Array | None:
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        return getattr(self, side)
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
         result = jnp.ones((1, 1, 1, 1), bool)
@@ -260,6 +256,11 @@ class Segments(MaskTerm):
     query_ids: Array
     key_ids: Array
 
+    @property
+    def is_wide(self) -> bool:
+        """True for 64-bit ids, which kernels cannot compare as int32."""
+        return max(self.query_ids.dtype.itemsize, self.key_ids.dtype.itemsize) > 4
+
     def allowed(self, B, N, T, S, rows=None, columns=None):
         sizes = {"B": B, "T": T, "S": S}
         for name, ids, axes, size in (
@@ -272,7 +273,7 @@ class Segments(MaskTerm):
         return queries[:, None, :, None] == keys[:, None, None, :]
 
     def block_visibility(self, B, T, S, query_block, key_block):
-        # Ids of a block lie between its least and its greatest.
+        # Bounds by the smallest and largest id of a block.
         queries, keys = (
             split_into_blocks(self.query_ids, query_block),
             split_into_blocks(self.key_ids, key_block),
@@ -306,32 +307,33 @@ class Dense(MaskTerm):
 
 
 def _row(value: Any, example: int | Array) -> Any:
-    """One example's of an array that may have one for each: [B, ...] -> [1, ...]."""
+    """[B or 1, ...] -> [1, ...], the entry of an example."""
     if is_static(value) or value.ndim == 0 or value.shape[0] == 1:
         return value
     return jax.lax.dynamic_slice_in_dim(value, example, 1)
 
 
 def positions(length: int, span: Span | None) -> Array:
-    """[length], or [size] of a span."""
+    """Returns the positions [length], or those of a span, [size]."""
     return jnp.arange(length) if span is None else span.start + jnp.arange(span.size)
 
 
 def slice_span(array: Array, axis: int, span: Span | None) -> Array:
-    """The span of an axis; beyond the end stands anything."""
+    """Returns a span of an axis; entries beyond its end are undefined."""
     if span is None:
         return array
     result = jax.lax.dynamic_slice_in_dim(array, span.start, span.size, axis)
     length = array.shape[axis]
     if length % span.size == 0:
         return result
-    # A slice that would end beyond the array begins earlier instead.
+    # JAX moves the start of a slice that would end beyond the array; undo it.
     return jnp.roll(result, jnp.minimum(length - span.size - span.start, 0), axis)
 
 
 def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> Array:
-    """[..., length] -> [..., blocks, block]; in the last one stands `beyond`, or its last entry
-    again, for what the length does not fill.
+    """Reshapes [..., length] to [..., blocks, block].
+
+    The last block is padded with `beyond`, or with the last entry if None.
     """
     missing = -array.shape[-1] % block
     widths = [(0, 0)] * (array.ndim - 1) + [(0, missing)]
@@ -343,7 +345,7 @@ def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> A
 def query_positions(
     offset: Offset | None, B: int, T: int, S: int, rows: Span | None = None
 ) -> Array:
-    """[1 or B, 1, T, 1]: the place of each query, or of a span of them, among the keys."""
+    """Returns the positions of the queries, or of a span, among the keys: [1 or B, 1, T, 1]."""
     queries = positions(T, rows)
     if is_static(offset):
         offset = static_offset(offset, T, S)
@@ -352,7 +354,7 @@ def query_positions(
 
 
 def static_offset(offset: int | None, T: int, S: int) -> int:
-    """The offset, 0 if None; ValueError where it is needed and not given."""
+    """Returns the offset, 0 if None; ValueError if it is None but T != S."""
     if offset is None and T != S:
         raise ValueError(
             f"query_offset: got none with T={T} queries and S={S} keys, expected an explicit one "
@@ -362,7 +364,7 @@ def static_offset(offset: int | None, T: int, S: int) -> int:
 
 
 def clipped_sum(offset: Offset, more: int) -> Offset:
-    """offset + more, as it is or clipped to `FAR` either way; exact whatever the two are."""
+    """Returns offset + more clipped to ±`FAR`, without overflow."""
     if is_static(offset):
         return max(-FAR, min(offset + more, FAR))
     offset = offset.astype(jnp.promote_types(offset.dtype, jnp.int32))
@@ -370,12 +372,12 @@ def clipped_sum(offset: Offset, more: int) -> Offset:
     least, most = max(-FAR - more, limits.min), min(FAR - more, limits.max)
     if least > most:
         return jnp.full(offset.shape, -FAR if more < 0 else FAR, jnp.int32)
-    # The difference is at most twice FAR, and `least + more` a number within FAR.
+    # The difference is at most 2·FAR, and `least + more` is within ±FAR.
     return (jnp.clip(offset, least, most) - least).astype(jnp.int32) + (least + more)
 
 
 def _per_example(number: Offset, B: int, argument: str) -> Array:
-    """[1 or B, 1, 1, 1] of an int, [] or [B]."""
+    """An int, [] or [B] as [1 or B, 1, 1, 1]."""
     number = jnp.asarray(number)
     if number.ndim:
         shapes.expect(f"mask {argument}", number, "B", {"B": B})
@@ -383,17 +385,17 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
 
 
 def _of_blocks(number: Offset, B: int, argument: str) -> int | Array:
-    """An int, or [1 or B, 1, 1]."""
+    """An int unchanged; [] or [B] as [1 or B, 1, 1]."""
     return number if is_static(number) else _per_example(number, B, argument)[:, 0]
 
 
 def _block_pairs(T: int, S: int, query_block: int, key_block: int) -> tuple[Any, Any]:
-    """First and last position of query blocks [1, blocks, 1], and of key blocks [blocks]."""
+    """First and last positions of query blocks [1, blocks, 1] and of key blocks [blocks]."""
     ends = block_ends(T, query_block)
     return tuple(end[None, :, None] for end in ends), block_ends(S, key_block)
 
 
 def block_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last position of each block."""
+    """Returns the first and the last position of each block, [blocks]."""
     first = np.arange(0, length, block)
     return first, np.minimum(first + block, length) - 1

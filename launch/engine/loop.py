@@ -1,4 +1,4 @@
-"""The one training loop. Every task and every mechanism goes through `train`."""
+"""The training loop of all tasks and mechanisms."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
 from tasks.task import Task
 
-# Score of a checkpoint made between two evaluations: kept while it is the newest.
-NEVER_BEST = -1e30
+# Score of a checkpoint between two evaluations, which is kept while it is the newest.
+UNRANKED = -1e30
 
 
 def train(
-    task: Task, config: Experiment, folder: Path, until: int | None = None
+    task: Task, config: Experiment, folder: Path, stop_after: int | None = None
 ) -> tuple[Steps, Any, int]:
-    """Trains, or resumes, until the last step or until patience has run out.
+    """Trains or resumes until the last step or until patience is exhausted.
 
-    Each evaluation on validation ends in a checkpoint of state and data iterator together, so that
-    a run that is killed goes on with the batch that would have come next.
+    Each validation ends with a checkpoint of state and data iterator, so that a killed run resumes
+    with the next batch.
 
     Args:
       task: prepared, with data.
       config: the experiment.
-      folder: of the run.
-      until: stop after this step, chosen elsewhere, and do not look at validation, which is
-        trained on; schedules stay those of all steps.
+      folder: run directory.
+      stop_after: last step, without validation, for a run that also trains on the validation
+        split; schedules are those of all steps.
 
     Returns:
-      The compiled steps, the variables of the best validation step (or of `until`), and that step.
+      The compiled functions, the variables of the best step on validation (or of `stop_after`), and
+      that step.
 
     Raises:
-      UserError: the loss is no longer finite, or checkpoints cannot be read.
-      Interrupted: SIGINT or SIGTERM came.
+      UserError: the loss is not finite, or checkpoints cannot be read.
+      Interrupted: SIGINT or SIGTERM was received.
     """
     plan, metric = config.training, task.primary_metric
-    last = until or plan.steps
+    last = stop_after or plan.steps
     sign = 1 if task.higher_is_better else -1
     steps = make_steps(task, config)
     batches = train_iterator(
@@ -74,7 +75,7 @@ def train(
             for note in notes:
                 progress.say(note)
             if step:
-                progress.say(f"going on from step {step}")
+                progress.say(f"resuming from step {step}")
             clock = _Clock(step)
             window: list[Any] = []
             over = _patience_over(folder, metric, sign, plan.patience)
@@ -90,14 +91,14 @@ def train(
                 window = []
                 if not math.isfinite(means["loss"]):
                     raise UserError(
-                        f"the loss is {means['loss']} after step {step}: lower "
-                        "config.optimizer.learning_rate, or look at the data; the checkpoints "
-                        "before are kept"
+                        f"loss: got {means['loss']} after step {step}, expected a finite number; "
+                        "lower config.optimizer.learning_rate, or check the data; earlier "
+                        "checkpoints are kept"
                     )
                 writers.metrics(step, "train", means)
                 writers.timing(step, **clock.lap(step))
                 progress.trained(step, means["loss"])
-                if until and (step % plan.evaluate_every == 0 or step == last):
+                if stop_after and (step % plan.evaluate_every == 0 or step == last):
                     checkpoints.save(step, state, batches, step)
                 elif step % plan.evaluate_every == 0 or step == last:
                     clock.restart(step)
@@ -110,11 +111,11 @@ def train(
                 if stop.received is not None:
                     checkpoints.wait()
                     if step not in checkpoints.steps():
-                        checkpoints.save(step, state, batches, NEVER_BEST)
+                        checkpoints.save(step, state, batches, UNRANKED)
                     checkpoints.wait()
                     raise Interrupted(step, stop.received)
         checkpoints.wait()
-        best = until or best_step(folder, metric, task.higher_is_better)
+        best = stop_after or best_step(folder, metric, task.higher_is_better)
         if best != step:
             state = checkpoints.restore(best, steps.abstract_state)
         return steps, states.evaluation_variables(state), best
@@ -140,7 +141,7 @@ def _means(window: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class _Signals:
-    """Notes SIGINT and SIGTERM, so that the loop can stop between two steps; a second one kills."""
+    """Records SIGINT and SIGTERM, so that the loop stops between steps; a second one kills."""
 
     def __init__(self):
         self.received: int | None = None
@@ -151,7 +152,7 @@ class _Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         except ValueError:
-            # Not the main thread: whoever runs us there handles signals.
+            # Only the main thread can handle signals.
             pass
         return self
 
@@ -167,7 +168,7 @@ class _Signals:
 
 
 class _Clock:
-    """Steps a second and the part of the time spent waiting for data."""
+    """Measures steps per second and the fraction of the time spent waiting for data."""
 
     def __init__(self, step: int):
         self.restart(step)

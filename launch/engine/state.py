@@ -1,7 +1,7 @@
-"""From nnx modules to plain nested dicts and back, and the train state made of them.
+"""Conversion of nnx modules to nested dicts and back, and the train state.
 
-The only module that splits and merges. A train state is a dict of `params`, `statistics` (what a
-module updates beside its parameters), `optimizer`, `step` and, where asked for, `average`.
+A train state is a dict of `params`, `statistics` (batch statistics and other non-parameter
+variables), `optimizer`, `step` and optionally `average`, an exponential moving average of `params`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from flax import nnx
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """'/'-joined name of a key path of `jax.tree_util`."""
+    """Returns the "/"-joined name of a key path of `jax.tree_util`."""
     return "/".join(
         str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
     )
 
 
 def split_model(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Graph definition, parameters and other variables of a module, as nested dicts of arrays.
+    """Returns graph definition, parameters and other variables of a module, as nested dicts.
 
     Keys of lists become strings, which Orbax and path patterns need.
     """
@@ -36,7 +36,7 @@ def split_model(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]
 
 
 def merge_model(graphdef: Any, params: Mapping, statistics: Mapping) -> nnx.Module:
-    """The module again; the inverse of `split_model`."""
+    """Returns the module; the inverse of `split_model`."""
     return nnx.merge(graphdef, _integer_keys(params), _integer_keys(statistics))
 
 
@@ -55,7 +55,7 @@ def _integer_keys(tree: Any) -> Any:
 
 
 def graph_definition(task: Any, seed: int) -> Any:
-    """The static half of the task's model; no weight is drawn."""
+    """Returns the graph definition of the task's model without initializing parameters."""
     found = {}
 
     def build():
@@ -69,7 +69,7 @@ def graph_definition(task: Any, seed: int) -> Any:
 def initial_state(
     task: Any, optimizer: optax.GradientTransformation, seed: int, average: bool
 ) -> dict[str, Any]:
-    """The state before the first step; to be called under `jax.jit` or `jax.eval_shape`."""
+    """Returns the state before the first step; called under `jax.jit` or `jax.eval_shape`."""
     _, params, statistics = split_model(task.build_model(nnx.Rngs(seed)))
     state = {
         "params": params,
@@ -83,10 +83,10 @@ def initial_state(
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What evaluation reads of a state: the averaged parameters where there are some."""
+    """Returns the variables for evaluation: with the averaged parameters if there are any."""
     return {"params": state.get("average", state["params"]), "statistics": state["statistics"]}
 
 
 def parameter_count(state: Mapping[str, Any]) -> int:
-    """Number of trained weights of a state, or of the variables of evaluation."""
+    """Returns the number of trained parameters of a state or of the variables for evaluation."""
     return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))

@@ -27,16 +27,16 @@ from tasks.task import Pretrained, Task
 
 
 def saved_config(folder: Path, required: bool = True) -> Experiment | None:
-    """The experiment of a run folder.
+    """Returns the experiment of a run directory.
 
     Raises:
-      UserError: there is no run in the folder, or its config.json is not one.
+      UserError: the directory holds no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.exists():
         if not required:
             return None
-        raise UserError(f"--workdir={folder}: no run is there (no config.json); train one first")
+        raise UserError(f"--workdir={folder}: holds no run (no config.json); train one first")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -50,8 +50,9 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
 
 
 def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
-    """Compiled steps and the variables of a run's best validation step, and that step; of a
-    refitted run those of its last.
+    """Returns compiled functions, the variables of the best step on validation, and that step.
+
+    The last step if the run was refitted.
 
     Raises:
       UserError: the folder has no checkpoint, or the best one cannot be read.
@@ -67,20 +68,20 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
 
 
 def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
-    """The best step on validation; of a refitted run the last one."""
+    """Returns the best step on validation; the last one if the run was refitted."""
     whole = finished_steps(folder / "checkpoints")
     if not whole:
-        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+        raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")
     if config.training.refit:
         return max(whole)
     check_logs(folder, whole, config.training.evaluate_every, config.training.steps)
     curve = dict(validation_curve(folder, task.primary_metric))
     if not curve:
-        raise UserError(f"--workdir={folder}: no checkpoint is there yet; train first")
+        raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")
     best = best_step(folder, task.primary_metric, task.higher_is_better)
     if best in whole or (folder / "checkpoints" / str(best)).exists():
         return best
-    # The run was stopped while it wrote that checkpoint.
+    # The run was stopped while writing that checkpoint.
     sign = 1 if task.higher_is_better else -1
     found = max(whole, key=lambda step: (sign * curve.get(step, -sign * math.inf), -step))
     print(
@@ -108,12 +109,12 @@ def load_predictor(task: Task, config: Experiment, folder: Path) -> Predictor:
 
 
 def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
-    """The task with its data, and where config.model.init_from names a run, with what that learned.
+    """Returns the task with its data and, if config.model.init_from names a run, its parameters.
 
     Args:
       config, paths: of the experiment.
-      trained: its run folder where weights are there already: the run that it started from is not
-        needed any more.
+      trained: run directory that has parameters already, so that the run it started from is not
+        needed.
 
     Raises:
       UserError: the data cannot be had, or the run to start from cannot be read or does not fit.
@@ -132,7 +133,7 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
 
     try:
         saved = saved_config(folder)
-        # Laid out as this run is; the layout changes no weight.
+        # With the mesh of this run.
         training = dataclasses.replace(config.training, refit=saved.training.refit)
         placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
         variables = load_variables(restored_task(saved, folder), placed, folder)[1]
@@ -144,7 +145,7 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
 
 
 def restored_task(config: Experiment, folder: Path) -> Task:
-    """The task of a run folder, able to predict but without data.
+    """Returns the task of a run directory, able to predict but without data.
 
     Raises:
       UserError: assets.json is missing, damaged or another task's.
@@ -155,12 +156,12 @@ def restored_task(config: Experiment, folder: Path) -> Task:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / 'assets.json'}: not what {config.task} wrote "
-            f"({type(error).__name__}: {error}); bring the file back, or train anew"
+            f"({type(error).__name__}: {error}); restore the file, or train again"
         ) from None
 
 
 def check_assets(task: Task, folder: Path) -> None:
-    """Refuses data that differ from those that the run of a directory was trained on.
+    """Raises if the data differ from those that the run was trained on.
 
     Raises:
       UserError: data, labels or tokenizer differ.

@@ -1,10 +1,10 @@
-"""Record of the data that a run was trained on, and its comparison with the data as they are now.
+"""Record of the data that a run was trained on, and its comparison with the present data.
 
 `data.json` of a run directory is written before training: the task's fingerprint, the hash of each
 part of the data and the number of examples of each split. `assets.json` holds labels and tokenizer.
-A run that goes on, or is asked for again, is refused where either differs. Run directories of
-earlier versions have no data.json: only their assets are compared, and no data.json is added, for
-it would vouch for data that nobody compared.
+A run is not resumed or repeated if either differs. Run directories of earlier versions have no
+data.json: only their assets are compared, and no data.json is added, since it would vouch for data
+that were never compared.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _IN_ASSETS = {"class names", "tokenizer", "channels"}
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What tells whether two tasks have the same data.
+    """Hashes by which the data of two tasks are compared.
 
     Attributes:
       assets: labels and tokenizer, as JSON values.
@@ -47,7 +47,7 @@ class Description:
 
     @classmethod
     def of(cls, task: Task) -> Description:
-        """Describes a task that has its data."""
+        """Returns the description of a task with data."""
         data = {
             "fingerprint": task.fingerprint,
             "parts": dict(task.fingerprints),
@@ -61,7 +61,7 @@ class Description:
         write_json(folder / DATA, self.data)
 
     def check(self, folder: Path, remedy: str) -> None:
-        """Refuses data that differ from those that the run of a directory was trained on.
+        """Raises if the data differ from those that the run was trained on.
 
         Args:
           folder: run directory.
@@ -112,7 +112,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def saved_assets(folder: Path) -> dict[str, Any]:
-    """What prediction needs beside the parameters, from a run directory's assets.json.
+    """Returns the content of a run directory's assets.json; see `Processor.assets`.
 
     Raises:
       UserError: the file is missing or damaged.

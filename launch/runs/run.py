@@ -1,4 +1,4 @@
-"""A run folder from beginning to end: what train, sweep and ablate do for one experiment."""
+"""Training, testing and reporting of one experiment in a run directory."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def run(
     with_baselines: bool = True,
     known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains, tests and reports one experiment; a finished one is only verified.
+    """Trains, tests and reports one experiment; a finished run is only verified.
 
     Args:
       config: the experiment.
       folder: run directory; new, or holding a run of the same config, which is then resumed.
-      paths: where data is kept.
-      command: as typed, for the record.
-      with_baselines: fit the task's cheap baselines (cached) and put them beside.
+      paths: folders of data and caches.
+      command: command line, for the record.
+      with_baselines: whether to evaluate the task's baselines (cached).
       known: descriptions of data that this process has read, so that several finished runs on the
         same data read them once.
 
@@ -78,9 +78,9 @@ def run(
     final = task.with_validation() if config.training.refit else task
     described = described_splits(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
-        # Without a checkpoint nothing was learned, and the run begins with the data as they are.
+        # Without a checkpoint the run starts with the present data.
         if whole := finished_steps(place / "checkpoints"):
-            # A training up to a chosen step looks at no validation.
+            # Refitting up to a selected step has no validation.
             plan = config.training
             every = 0 if plan.refit and place == folder else plan.evaluate_every
             check_logs(place, whole, every, plan.steps)
@@ -89,12 +89,12 @@ def run(
     for line in described:
         print(line, file=sys.stderr, flush=True)
     with alone(folder):
-        chosen = _choose(config, task, folder / SELECTION) if config.training.refit else None
-        return _finish(config, final, folder, paths, command, with_baselines, chosen)
+        selected = _select_step(config, task, folder / SELECTION) if config.training.refit else None
+        return _finish(config, final, folder, paths, command, with_baselines, selected)
 
 
 def described_splits(task: Task) -> list[str]:
-    """Returns one line per split with what it holds.
+    """Returns one line per split with its counts.
 
     Raises:
       UserError: a split cannot be used; see `tasks.common.data.splits.check_splits`.
@@ -110,7 +110,7 @@ def _selecting(config: Experiment) -> Experiment:
 
 
 def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict[str, Any]) -> None:
-    """Refuses to repeat the results of a finished run whose data are not as they were."""
+    """Raises if the data of a finished run have changed."""
     kept = f"{folder / 'result.json'} and report.html hold what was recorded"
     values = configs.to_dict(config)
     key = json.dumps([values["task"], values["data"], values["model"], config.training.refit])
@@ -130,18 +130,18 @@ def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict
     known[key].check(folder, f"restore the data, or name another --workdir; {kept}")
 
 
-def _choose(config: Experiment, task: Task, folder: Path) -> int:
-    """Best step on validation of a training on train alone, in a run folder of its own."""
+def _select_step(config: Experiment, task: Task, folder: Path) -> int:
+    """Returns the best step on validation of a run on the training split alone."""
     config = _selecting(config)
     write_json(folder / "config.json", configs.to_dict(config))
-    _write_surroundings(task, folder)
+    _write_environment(task, folder)
     best = train(task, config, folder)[2]
-    print(f"step {best} is best on validation: from the start again up to it, on train and "
-          "validation together", file=sys.stderr, flush=True)  # fmt: skip
+    print(f"step {best} is best on validation; training again up to it on train and validation",
+          file=sys.stderr, flush=True)  # fmt: skip
     return best
 
 
-def _write_surroundings(task: Task, folder: Path) -> None:
+def _write_environment(task: Task, folder: Path) -> None:
     write_json(folder / "environment.json", environment())
     if not finished_steps(folder / "checkpoints"):
         Description.of(task).write(folder)
@@ -149,7 +149,7 @@ def _write_surroundings(task: Task, folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds the run folder against a second training in it.
+    """Locks a run directory against a second training.
 
     Raises:
       UserError: another process trains there.
@@ -170,10 +170,10 @@ def _finish(
     paths: Paths,
     command: str,
     with_baselines: bool,
-    chosen: int | None,
+    selected: int | None,
 ) -> dict[str, Any]:
-    _write_surroundings(task, folder)
-    steps, variables, best = train(task, config, folder, until=chosen)
+    _write_environment(task, folder)
+    steps, variables, best = train(task, config, folder, stop_after=selected)
     seconds = sum(
         line.get("seconds", 0) + line.get("evaluation_seconds", 0)
         for place in (folder / SELECTION, folder)
@@ -181,11 +181,11 @@ def _finish(
         for line in read_lines(place / "timing.jsonl")
     )
     size = config.training.evaluation_batch_size
-    if chosen is None:
+    if selected is None:
         validation = evaluate(task, steps, variables, "validation", size).metrics
     else:
         curve = validation_curve(folder / SELECTION, task.primary_metric)
-        validation = {task.primary_metric: dict(curve)[chosen]}
+        validation = {task.primary_metric: dict(curve)[selected]}
     test = evaluate(task, steps, variables, "test", size)
     save_outputs(folder, task, test, "test")
     attention = attention_of_first_examples(task, steps, variables, "test")
@@ -201,7 +201,7 @@ def _finish(
         command=command,
     )
     write_report(folder, task, record, test, attention)
-    # Last, for it says that the run is finished.
+    # Last, since it marks the run as finished.
     write_json(folder / "result.json", record)
     return record
 

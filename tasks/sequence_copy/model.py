@@ -1,7 +1,7 @@
-"""A GRU encoder-decoder with an alignment of the registry.
+"""A GRU encoder-decoder with an alignment of `attention.registry`.
 
 Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation"; with the
-alignment "none" the control of Sutskever et al. 2014: all that the decoder has is one fixed vector.
+alignment "none" the model of Sutskever et al. 2014, whose decoder reads one fixed vector.
 
 B batch, S source length, T target length, E embedding size, D state size.
 """
@@ -27,15 +27,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig:
-    """Two GRUs and what joins them.
+    """Two GRUs and the alignment between them.
 
     Attributes:
       embedding_size: E.
       state_size: D of both GRUs.
       alignment: an alignment of `attention.registry`, with options if any: "dot", "additive",
-        "location_aware(width=5)"; "none" is the fixed-vector control, with as many weights as
+        "location_aware(width=5)"; "none" is the fixed-vector control, with as many parameters as
         "dot".
-      dropout_rate: of the embeddings and of what the words are read from.
+      dropout_rate: of the embeddings and of the inputs of the output layer.
     """
 
     name: str = "gru"
@@ -59,11 +59,11 @@ class EncoderDecoderConfig:
 
     @property
     def aligns(self) -> bool:
-        """Whether there is any attention."""
+        """True if the decoder attends to the source."""
         return registry.find("alignment", self.alignment).name != "none"
 
     def build_alignment(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The alignment, from its spec.
+        """Returns the alignment of the spec.
 
         Raises:
           ValueError: an unknown alignment or option, or one that does not fit.
@@ -81,11 +81,11 @@ MODEL_CONFIGS = {"gru": EncoderDecoderConfig}
 
 
 class EncoderDecoder(nnx.Module):
-    """Reads the source, then writes token by token.
+    """Encodes the source and decodes token by token.
 
         h_1 ... h_S = GRU(E x),   s_0 = h_S
 
-    and from there on `AttentionDecoder`, by the same E.
+    followed by `AttentionDecoder` with the same E.
     """
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
@@ -105,17 +105,17 @@ class EncoderDecoder(nnx.Module):
     def __call__(
         self, source: Array, lengths: Array, target: Array, *, dropout_key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Teacher forcing: before each token the decoder reads the true one before it.
+        """Computes logits under teacher forcing.
 
         Args:
           source: int [B, S].
-          lengths: int [B], the digits of each source, which come first.
+          lengths: int [B], number of digits of each source.
           target: int [B, T].
           dropout_key: None for evaluation.
 
         Returns:
-          logits float32 [B, T, words] and the weights of every step: [B, T, S], or [B, T, N, S]
-          of an alignment with N heads.
+          Logits float32 [B, T, vocabulary] and the weights of every step: [B, T, S], or
+          [B, T, N, S] of an alignment with N heads.
 
         Raises:
           ValueError: shapes do not fit.
@@ -128,16 +128,16 @@ class EncoderDecoder(nnx.Module):
         return self.decoder(*encoded, inputs, dropout_key=keys[1])
 
     def generate(self, source: Array, lengths: Array, steps: int) -> tuple[Array, Array]:
-        """Greedy decoding: each step reads the likeliest token of the one before.
+        """Decodes greedily.
 
         Args:
           source: int [B, S].
           lengths: int [B].
-          steps: T, the most tokens written.
+          steps: T, largest number of tokens.
 
         Returns:
           Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
-          [B, T, N, S], 0 where PAD is written.
+          [B, T, N, S], 0 for PAD.
         """
         decoded = generate.generate(
             self.decoder.step,
@@ -154,7 +154,7 @@ class EncoderDecoder(nnx.Module):
     def _encode(
         self, source: Array, lengths: Array, key: Array | None
     ) -> tuple[Array, Array, Array]:
-        """States [B, S, D], which of them are real [B, S], and the last one [B, D]."""
+        """Returns states [B, S, D], their validity [B, S], and the final state [B, D]."""
         sizes: dict[str, int] = {}
         shapes.expect("source", source, "B S", sizes)
         shapes.expect("lengths", lengths, "B", sizes)

@@ -1,4 +1,4 @@
-"""Labelled texts in three splits: the project's data sets, a catalogue's, a person's own files."""
+"""Labeled texts in three splits: built-in data sets, the TFDS catalog, user files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tasks.text_classification.user_files import read_labelled
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which texts, and how they become ids.
+    """Config of the texts and their tokenizer.
 
     Attributes:
-      name: one of the project's data sets, or tfds:NAME of the TFDS catalogue. With train_file it
-        only names the results, and is own_<file> unless something else is given.
-      train_file: a CSV, TSV or JSONL file of one's own.
+      name: a built-in data set, or tfds:NAME of the TFDS catalog. With train_file it only names the
+        results; own_<file> by default.
+      train_file: a CSV, TSV or JSONL file of the user.
       validation_file: likewise; None: a tenth of train_file, by the hash of the text.
       test_file: likewise; None: another tenth.
-      text_column: column, key or feature that holds the text.
-      label_column: column, key or feature that holds the class.
+      text_column: column, key or feature of the text.
+      label_column: column, key or feature of the class.
       text: tokenizer.
     """
 
@@ -45,16 +45,18 @@ class DataConfig:
     def __post_init__(self):
         for other in ("validation_file", "test_file"):
             if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file must be given with {other}")
+                raise ValueError(f"train_file: got None, expected a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
-        rest = ", and tfds:NAME for one of the TFDS catalogue; train_file takes your own"
+        rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
         name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
             if not getattr(self, column):
-                raise ValueError(f"{column} must not be empty")
+                raise ValueError(f"{column}: got '', expected the name of a column")
         if self.text_column == self.label_column:
-            raise ValueError(f"label_column must differ from text_column, got {self.text_column!r}")
+            raise ValueError(
+                f"label_column: got {self.text_column!r}, expected another than text_column"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Split:
     Attributes:
       texts: as read.
       labels: int32 [n], index into the label names.
-      ids: where each comes from.
+      ids: source of each text.
     """
 
     texts: list[str]
@@ -115,29 +117,30 @@ class TextData:
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
-    """Reads a data set, preparing one of the project's own first when it is not.
+    """Reads a data set, and prepares a built-in one if necessary.
 
     Args:
-      config: which.
-      paths: where things are kept.
+      config: of the data.
+      paths: folders of data and caches.
 
     Raises:
-      UserError: what is wrong with a file, a source or the catalogue; one class only; a class that
-        train lacks.
+      UserError: a file, source or catalog entry cannot be read; there is only one class; a split
+        has a class that train lacks.
     """
     if config.train_file is not None:
         return _user_data(config)
     if config.name.startswith(catalog.PREFIX):
         return _catalog(config, paths)
-    return _project(config, paths)
+    return _builtin(config, paths)
 
 
-def _project(config: DataConfig, paths: Paths) -> TextData:
+def _builtin(config: DataConfig, paths: Paths) -> TextData:
     definition = DEFINITIONS[config.name]
     for column, expected in (("text_column", "text"), ("label_column", "label")):
         if getattr(config, column) != expected:
             raise UserError(
-                f"{column} must be {expected!r} for {config.name}, got {getattr(config, column)!r}"
+                f"{column}: got {getattr(config, column)!r}, expected {expected!r} for "
+                f"{config.name}"
             )
     builders.prepare(definition, paths)
     splits = {}
@@ -175,13 +178,13 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
     for column in ("text_column", "label_column"):
         if getattr(config, column) not in features:
             raise UserError(
-                f"{column}: {config.name} has no feature {getattr(config, column)!r}; there are: "
-                f"{', '.join(features)}"
+                f"{column}: {config.name} has no feature {getattr(config, column)!r}, expected "
+                f"one of {', '.join(features)}"
             )
     read = {}
     if "test" in data.splits:
         wanted = {"train": "train", "validation": "validation", "test": "test"}
-    else:  # competitions keep their test split: their validation split is what one can test on
+    else:  # competitions do not publish test labels: their validation split is used for testing
         wanted = {"train": "train", "test": "validation"}
     names = getattr(features[config.label_column], "names", None)
     for split, given in wanted.items():
@@ -200,8 +203,8 @@ def _catalog(config: DataConfig, paths: Paths) -> TextData:
 def _as_text(config: DataConfig, value: object) -> str:
     if not isinstance(value, bytes):
         raise UserError(
-            f"text_column: {config.text_column!r} of {config.name} holds {type(value).__name__}, "
-            "not text"
+            f"text_column: {config.text_column!r} of {config.name} has {type(value).__name__}, "
+            "expected text"
         )
     return value.decode("utf-8", "replace")
 
@@ -211,7 +214,8 @@ def _as_label(config: DataConfig, split: str, value: object, names: Sequence[str
         return value.decode("utf-8", "replace")
     if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.integer):
         raise UserError(
-            f"label_column: {config.label_column!r} of {config.name} is no class but {value!r}"
+            f"label_column: {config.label_column!r} of {config.name} has {value!r}, expected a "
+            "class"
         )
     if names is None:
         return str(int(value))
@@ -234,7 +238,7 @@ class _Rows:
 
 
 def _assemble(name: str, read: dict[str, _Rows], where: Mapping[str, str | None]) -> TextData:
-    """Cuts off the splits that are not given and turns labels into numbers."""
+    """Splits off the splits that are not given, and converts labels to numbers."""
     read = _with_all_splits(read, where["train"])
     names = sorted(set(read["train"].labels))
     number = {label: index for index, label in enumerate(names)}

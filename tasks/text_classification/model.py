@@ -1,8 +1,8 @@
 """Text classifiers: attention over embeddings, Transformer encoder, BiGRU with attention.
 
-B batch, T length, D model size, C classes. All are called alike:
-`logits = model(tokens, lengths, dropout_key=None)`, with `return_weights=True` also the attention
-weights by name.
+B batch, T length, D model size, C classes. All have the same call:
+`logits = model(tokens, lengths, dropout_key=None)`; with `return_weights=True` it also returns the
+attention weights by name.
 """
 
 from __future__ import annotations
@@ -20,115 +20,85 @@ from attention.dropout import dropout, keep_mask
 from attention.projection import Projection
 from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.configs import Config, PositiveFloat, PositiveInt, Rate, one_of
 from tasks.common.text.tokenizer import CLS
 from tasks.text_classification.finetuning import InitialWeights
 
 Array = jax.Array
 
 
-def _check_rates(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-
-
-def _check_embedding(config: Any) -> None:
-    for name in ("embedding_scale", "prior_scale"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    if config.prior not in ("none", "naive_bayes"):
-        raise ValueError(f"prior must be 'none' or 'naive_bayes', got {config.prior!r}")
-
-
-def _check_pool(value: str, *more: str) -> None:
-    choices = (*registry.names("pool"), *more)
-    if value not in choices:
-        raise ValueError(f"pooling must be one of {', '.join(choices)}, got {value!r}")
+Pool = one_of(*registry.names("pool"))
+PoolOrCls = one_of(*registry.names("pool"), "cls")
+Prior = one_of("none", "naive_bayes")
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionPoolingConfig:
+class AttentionPoolingConfig(Config):
     """A pool over embeddings of words and n-grams, and a linear layer.
 
     Attributes:
       embedding_size: D.
-      embedding_scale: standard deviation of the embeddings at the start.
+      embedding_scale: standard deviation of the initial embeddings.
       pooling: a pool of `attention.registry`.
-      attention_size: hidden size of the attention's score; only `pooling="attention"` has one.
-      length_scaling: multiply the pooled vector by sqrt(T), so that long texts speak louder.
-      prior: "naive_bayes" puts the log-count ratios of the train split (Wang & Manning 2012) into
-        the first coordinates of the embeddings at the start; "none" starts at random.
-      prior_scale: factor on those ratios.
+      attention_size: hidden size of the attention's score; only for `pooling="attention"`.
+      length_scaling: whether to multiply the pooled vector by sqrt(T), so that the logits of longer
+        texts are larger.
+      prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
+        ratios of the training split (Wang & Manning 2012); "none": all random.
+      prior_scale: factor of those ratios.
       token_dropout_rate: of whole tokens.
       dropout_rate: of the pooled vector.
     """
 
     name: str = "attention_pooling"
-    embedding_size: int = 32
-    embedding_scale: float = 0.1
-    pooling: str = "attention"
-    attention_size: int = 32
+    embedding_size: PositiveInt = 32
+    embedding_scale: PositiveFloat = 0.1
+    pooling: Pool = "attention"
+    attention_size: PositiveInt = 32
     length_scaling: bool = True
-    prior: str = "none"
-    prior_scale: float = 0.3
-    token_dropout_rate: float = 0.5
-    dropout_rate: float = 0.5
-
-    def __post_init__(self):
-        _check_positive(self, "embedding_size", "attention_size")
-        _check_rates(self, "token_dropout_rate", "dropout_rate")
-        _check_pool(self.pooling)
-        _check_embedding(self)
+    prior: Prior = "none"
+    prior_scale: PositiveFloat = 0.3
+    token_dropout_rate: Rate = 0.5
+    dropout_rate: Rate = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """A Transformer encoder over embeddings of the tokens, a pool and a linear layer.
+    """A Transformer encoder over token embeddings, a pool and a linear layer.
 
     Attributes:
-      pooling: a pool of `attention.registry`, or "cls": the state of a token put first.
+      pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.
       token_dropout_rate: of whole tokens at the input.
       head_dropout_rate: of the pooled vector.
       embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
-      init_from: folder of a language_modeling run whose embeddings, encoder and tokenizer this one
-        starts from; "": at random.
+      init_from: run directory of language_modeling whose embeddings, encoder and tokenizer this run
+        starts from; "": random initialization.
       For the others see `EncoderConfig`.
     """
 
     name: str = "transformer"
-    pooling: str = "mean"
-    token_dropout_rate: float = 0.1
-    head_dropout_rate: float = 0.3
-    embedding_scale: float = 0.1
-    prior: str = "none"
-    prior_scale: float = 0.3
+    pooling: PoolOrCls = "mean"
+    token_dropout_rate: Rate = 0.1
+    head_dropout_rate: Rate = 0.3
+    embedding_scale: PositiveFloat = 0.1
+    prior: Prior = "none"
+    prior_scale: PositiveFloat = 0.3
     init_from: str = ""
 
     def __post_init__(self):
         super().__post_init__()
-        _check_embedding(self)
-        if self.init_from and self.prior != "none":
-            raise ValueError(
-                f"prior must be 'none' with init_from, which gives the embeddings, got "
-                f"{self.prior!r}"
-            )
-        _check_rates(self, "token_dropout_rate", "head_dropout_rate")
-        _check_pool(self.pooling, "cls")
-        if self.pooling == "cls" and "always_causal" in self.entry.capabilities:
-            raise ValueError(
-                f"pooling must not be 'cls' with mixer {self.mixer!r}: its first position sees "
-                "nothing of the text"
-            )
+        free = not self.init_from or self.prior == "none"
+        self.expect("prior", free, "'none' with init_from, which gives the embeddings")
+        reads = self.pooling != "cls" or "always_causal" not in self.entry.capabilities
+        self.expect(
+            "pooling",
+            reads,
+            f"a pool with mixer {self.mixer!r}, whose first position does not attend to the text",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class BiGRUConfig:
+class BiGRUConfig(Config):
     """A bidirectional GRU and attention over its states (Yang et al. 2016, one level).
 
     Attributes:
@@ -141,20 +111,14 @@ class BiGRUConfig:
     """
 
     name: str = "bigru"
-    embedding_size: int = 64
-    state_size: int = 64
-    pooling: str = "attention"
-    token_dropout_rate: float = 0.2
-    dropout_rate: float = 0.5
-    embedding_scale: float = 0.1
-    prior: str = "none"
-    prior_scale: float = 0.3
-
-    def __post_init__(self):
-        _check_embedding(self)
-        _check_positive(self, "embedding_size", "state_size")
-        _check_rates(self, "token_dropout_rate", "dropout_rate")
-        _check_pool(self.pooling)
+    embedding_size: PositiveInt = 64
+    state_size: PositiveInt = 64
+    pooling: Pool = "attention"
+    token_dropout_rate: Rate = 0.2
+    dropout_rate: Rate = 0.5
+    embedding_scale: PositiveFloat = 0.1
+    prior: Prior = "none"
+    prior_scale: PositiveFloat = 0.3
 
 
 MODEL_CONFIGS = {
@@ -165,12 +129,12 @@ MODEL_CONFIGS = {
 
 
 class Embedding(nnx.Module):
-    """Rows of a table by id; `embedding` [vocabulary, D]."""
+    """Token embeddings; `embedding` [vocabulary, D]."""
 
     def __init__(
         self, config: Any, vocabulary: int, size: int, prior: np.ndarray | None, *, rngs: nnx.Rngs
     ):
-        """Args: model config; sizes; what its first coordinates start with, [vocabulary, k]."""
+        """Args: model config; sizes; initial values of the first coordinates, [vocabulary, k]."""
         table = jax.random.normal(rngs.params(), (vocabulary, size)) * config.embedding_scale
         if prior is not None:
             table = table.at[:, : prior.shape[1]].set(prior * config.prior_scale)
@@ -181,7 +145,7 @@ class Embedding(nnx.Module):
 
 
 def positions_valid(tokens: Array, lengths: Array) -> Array:
-    """bool [B, T], True where there is a token and not padding."""
+    """Returns True for tokens and False for padding, bool [B, T]."""
     return jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]
 
 
@@ -194,14 +158,14 @@ def _dropped(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def _without(valid: Array, rate: float, key: Array | None) -> Array:
-    """`valid` with each position taken out with probability `rate`."""
+    """Returns `valid` without positions that are dropped with probability `rate`."""
     if key is None or rate == 0:
         return valid
     return valid & keep_mask(key, rate, valid.shape)
 
 
-def _chosen_by_pool(config: Any, weights: Array) -> dict[str, Array]:
-    """Returns the weights of a pool as "pool"; nothing for the mean, which weights all alike."""
+def _pool_weights(config: Any, weights: Array) -> dict[str, Array]:
+    """Returns the weights of a pool as "pool"; nothing for the mean, whose weights are uniform."""
     return {} if config.pooling == "mean" else {"pool": weights}
 
 
@@ -238,8 +202,9 @@ class AttentionPoolingClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T], none
-        for the mean.
+        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
+
+        Weights: "pool" [B, heads, T], except for the mean.
         """
         config = self.config
         token_key, pooled_key = _keys(dropout_key, 2)
@@ -249,11 +214,11 @@ class AttentionPoolingClassifier(nnx.Module):
             count = jnp.sum(valid, axis=1, keepdims=True)
             pooled = pooled * jnp.sqrt(jnp.maximum(count, 1).astype(pooled.dtype))
         logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, _chosen_by_pool(config, weights)) if return_weights else logits
+        return (logits, _pool_weights(config, weights)) if return_weights else logits
 
 
 def _prior_readout(columns: int, classes: int) -> np.ndarray:
-    """[columns, classes]: each class reads its own column; two classes share one, with signs."""
+    """Returns the classifier of the prior, [columns, classes]; two classes share a column."""
     if columns == 1:
         return np.array([[-0.5, 0.5]], np.float32)
     return np.eye(columns, classes, dtype=np.float32)
@@ -291,26 +256,25 @@ class TransformerClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """tokens int [B, T], lengths int [B] -> logits [B, C].
+        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
 
-        Weights: "encoder" [B, L, N, T, T] where the mixer has any and, with a pool other than the
-        mean, "pool" [B, heads, T].
+        Weights: "encoder" [B, L, N, T, T] if the mixer has weights, and "pool" [B, heads, T]
+        except for the mean.
         """
         config = self.config
         token_key, encoder_key, pooled_key = _keys(dropout_key, 3)
         if self.pool is None:
             first = jnp.full((tokens.shape[0], 1), CLS, tokens.dtype)
-            # The last column goes: texts leave room for the first, see `TextClassification`.
             tokens = jnp.concatenate([first, tokens], axis=1)
             lengths = jnp.where(lengths > 0, lengths + 1, 0)
         valid = positions_valid(tokens, lengths)
-        seen = _without(valid, config.token_dropout_rate, token_key)
+        visible = _without(valid, config.token_dropout_rate, token_key)
         if self.pool is None:
-            seen = seen.at[:, 0].set(valid[:, 0])
+            visible = visible.at[:, 0].set(valid[:, 0])
         has_weights = return_weights and "weights" in config.entry.capabilities
         encoded = self.encoder(
             self.tokens(tokens),
-            valid=seen,
+            valid=visible,
             dropout_key=encoder_key,
             return_weights=has_weights,
         )
@@ -321,8 +285,8 @@ class TransformerClassifier(nnx.Module):
         if self.pool is None:
             pooled = encoded[:, 0]
         else:
-            pooled, taken = self.pool(encoded, valid=seen)
-            weights |= _chosen_by_pool(config, taken)
+            pooled, pool_weights = self.pool(encoded, valid=visible)
+            weights |= _pool_weights(config, pool_weights)
         logits = self.classify(_dropped(pooled, config.head_dropout_rate, pooled_key))
         return (logits, weights) if return_weights else logits
 
@@ -355,8 +319,9 @@ class BiGRUClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """tokens int [B, T], lengths int [B] -> logits [B, C]; weights "pool" [B, heads, T], none
-        for the mean.
+        """Computes logits [B, C] of tokens int [B, T] with lengths int [B].
+
+        Weights: "pool" [B, heads, T], except for the mean.
         """
         config = self.config
         token_key, input_key, pooled_key = _keys(dropout_key, 3)
@@ -365,7 +330,7 @@ class BiGRUClassifier(nnx.Module):
         states, _ = self.encoder(embedded, valid=valid)
         pooled, weights = self.pool(states, valid=valid)
         logits = self.classify(_dropped(pooled, config.dropout_rate, pooled_key))
-        return (logits, _chosen_by_pool(config, weights)) if return_weights else logits
+        return (logits, _pool_weights(config, weights)) if return_weights else logits
 
 
 def build(
@@ -377,7 +342,7 @@ def build(
     start: InitialWeights | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The model of a config; `start` where it has `init_from` and is to be trained."""
+    """Returns the model of a config; `start` has parameters for `init_from`."""
     kinds = {
         "attention_pooling": AttentionPoolingClassifier,
         "transformer": TransformerClassifier,

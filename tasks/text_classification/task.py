@@ -13,6 +13,7 @@ from tasks.classification import ClassificationTask, classes_by_probability
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
@@ -160,7 +161,7 @@ class TextClassification(ClassificationTask):
                 "train split; lower config.data.text.min_count, or set "
                 "config.data.text.tokenizer to bpe"
             )
-        buckets = _buckets(train.lengths, data.text.max_length)
+        buckets = bucket_lengths(train.lengths, _BUCKET_QUANTILES, 8, data.text.max_length)
         return TextProcessor(data, model, list(dataset.label_names), buckets, tokenizer)
 
     # ------------------------------------------------------------------ data
@@ -268,15 +269,6 @@ class TextClassification(ClassificationTask):
             return self.timed(lambda: fit(train.texts, train.labels)(test.texts))
 
         return {name: functools.partial(evaluate, fit) for name, fit in fits.items()}
-
-
-def _buckets(lengths: np.ndarray, longest: int) -> list[int]:
-    """Returns a few lengths, multiples of 8, with little padding; the last holds any text."""
-    chosen = {
-        min(-(-int(np.quantile(lengths, quantile)) // 8) * 8, longest)
-        for quantile in _BUCKET_QUANTILES
-    }
-    return sorted(chosen | {longest})
 
 
 TASK = TextClassification

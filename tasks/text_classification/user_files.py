@@ -1,4 +1,4 @@
-"""Labelled texts of the user: CSV, TSV or JSON lines, see `tasks.common.data.tables`."""
+"""Labeled texts of the user: CSV, TSV or JSON lines, see `tasks.common.data.tables`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def read_labelled(
     """Reads texts, labels and ids (file name and line) of a file.
 
     Args:
-      name: of the file.
+      name: path of the file.
       text_column, label_column: names of two columns, or keys of JSON objects.
 
     Raises:
       UserError: the file cannot be read, is malformed or lacks a column, or a row has no text or
-        no label; the line is named where there is one.
+        no label; the message names the line.
     """
     columns = (text_column, label_column)
     texts, labels, ids = [], [], []

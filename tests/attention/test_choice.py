@@ -110,7 +110,7 @@ def test_nothing_like_it_was_measured():
         found = chosen(16, **options)
         assert found.name == "quick"
         assert found.reason == (
-            "nothing like it was measured on cpu: the first of the registry that can"
+            "no similar call was measured on cpu: first supported kernel of the registry"
         )
 
 
@@ -136,7 +136,7 @@ def test_what_an_entry_lacks_comes_last(monkeypatch):
     monkeypatch.setattr(dispatch, "timings", lambda: {"cpu": table})
     found = chosen(4096, mask=masks.causal(), sinks=jnp.zeros(4))
     assert found.name == "steady"
-    assert found.reason == "was not measured on cpu at such sizes: taken after those that were"
+    assert found.reason == "was not measured on cpu at such sizes: taken after the measured kernels"
 
 
 def test_it_says_why():
@@ -230,6 +230,6 @@ def test_the_table_in_the_project_is_well_formed():
 def test_a_broken_table_is_named(tmp_path):
     file = tmp_path / "timings.json"
     file.write_text(json.dumps({"cpu": {"entries": [{"batch": 1}]}}))
-    with pytest.raises(ValueError, match=r"timings\.json: expected what benchmarks\.tune writes"):
+    with pytest.raises(ValueError, match=r"timings\.json: expected a file of benchmarks\.tune"):
         dispatch.read(file)
     assert dispatch.read(tmp_path / "none.json") == {}

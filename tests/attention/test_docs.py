@@ -123,7 +123,6 @@ SHARED = {
     "kernels.derivatives.guard_derivatives",
     "numerics.accumulator",
     "masks.arrays.mask_arrays",
-    "masks.block_mask.make_plan",
     "masks.pallas.of_shared",
     "masks.pallas.slice_of",
     "masks.terms.block_ends",

@@ -1,7 +1,6 @@
 """Masks against small arrays written out by hand."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -199,13 +198,12 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     assert found.causal
     np.testing.assert_array_equal(found.key, [[1, 0, 0], [1, 1, 1]])
     np.testing.assert_array_equal(found.query, [[1, 0, 0], [1, 1, 1]])
-    np.testing.assert_array_equal(found.seen, [[1, 0, 0], [1, 1, 1]])
     nothing = masks.padding(None, 2, 3, 3, of="x")
-    assert (nothing.causal, nothing.query, nothing.key, nothing.seen) == (False, None, None, None)
+    assert (nothing.causal, nothing.query, nothing.key) == (False, None, None)
     for bad, says in [
         (
             masks.window(1, 0),
-            r"mask: x honours causal\(\), lengths\(\) and valid\(\) alone, got wi",
+            r"mask: x supports causal\(\), lengths\(\) and valid\(\) only, got wi",
         ),
         (np.ones((1, 1, 3, 3), bool), r"got dense\(\)"),
         (masks.causal() | masks.window(1, 1), "joined with |"),
@@ -213,7 +211,7 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
     ]:
         with pytest.raises(NotImplementedError, match=says):
             masks.padding(bad, 2, 3, 3, of="x")
-    with pytest.raises(NotImplementedError, match=r"x honours lengths\(\) and valid\(\) alone"):
+    with pytest.raises(NotImplementedError, match=r"x supports lengths\(\) and valid\(\) only"):
         masks.padding(masks.causal(), 2, 3, 3, of="x", causal=False)
     with pytest.raises(ValueError, match="lengths"):
         masks.padding(masks.lengths(key=jnp.array([1])), 2, 3, 3, of="x")
@@ -238,39 +236,47 @@ KINDS = {
 }
 
 
+SIZES = [(1, 1), (2, 3), (4, 5), (7, 10)]
+
+
 @pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 5), (7, 10)])
-def test_a_block_is_what_the_whole_has_there(mask, blocks):
+def test_a_block_is_what_the_whole_has_there(mask):
     """Also where the last block ends beyond the sequence, and where the start is traced."""
-    T, S, (height, width) = 7, 10, blocks
-    full = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
+    T, S = 7, 10
+    array = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
+    starts = {size: np.mgrid[: T : size[0], : S : size[1]].reshape(2, -1) for size in SIZES}
 
     @jax.jit
-    def block(top, left):
-        place = masks.Span(top, height), masks.Span(left, width)
-        return jnp.broadcast_to(mask.materialize(2, 2, T, S, *place), (2, 2, height, width))
+    def blocks(starts):
+        def block(height, width, top, left):
+            spans = masks.Span(top, height), masks.Span(left, width)
+            return jnp.broadcast_to(mask.materialize(2, 2, T, S, *spans), (2, 2, height, width))
 
-    for top, left in itertools.product(range(0, T, height), range(0, S, width)):
-        expected = full[:, :, top : top + height, left : left + width]
-        found = np.asarray(block(top, left))[:, :, : expected.shape[2], : expected.shape[3]]
-        np.testing.assert_array_equal(found, expected)
+        return {size: jax.lax.map(lambda at: block(*size, *at), starts[size].T) for size in SIZES}  # noqa: B023
+
+    for (height, width), found in blocks(starts).items():
+        for (top, left), block in zip(starts[height, width].T, found, strict=True):
+            expected = array[:, :, top : top + height, left : left + width]
+            block = block[:, :, : expected.shape[2], : expected.shape[3]]
+            np.testing.assert_array_equal(block, expected)
 
 
 @pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (4, 5), (7, 10), (16, 16)])
-def test_what_reach_says_of_blocks_is_true(mask, blocks):
-    T, S, (height, width) = 7, 10, blocks
+def test_block_visibility_is_never_wrong(mask):
+    T, S = 7, 10
     array = np.broadcast_to(mask.materialize(2, 2, T, S), (2, 2, T, S))
-    counts = (-(-T // height), -(-S // width))
-    visible, full = jax.jit(lambda mask: mask.block_visibility(2, T, S, height, width))(mask)
-    visible, full = (np.broadcast_to(told, (2, *counts)) for told in (visible, full))
-    for b, i, j in np.ndindex(2, *counts):
-        block = array[b, :, i * height : (i + 1) * height, j * width : (j + 1) * width]
-        assert visible[b, i, j] or not block.any()
-        assert block.all() or not full[b, i, j]
-    if len(mask.terms) == 1 and blocks == (1, 1):
-        assert (visible == array.any(1)).all()
-        assert (full == array.all(1)).all()
+    sizes = [*SIZES, (16, 16)]
+    found = jax.jit(lambda mask: [mask.block_visibility(2, T, S, *size) for size in sizes])(mask)
+    for (height, width), pair in zip(sizes, found, strict=True):
+        counts = (-(-T // height), -(-S // width))
+        visible, full = (np.broadcast_to(x, (2, *counts)) for x in pair)
+        for b, i, j in np.ndindex(2, *counts):
+            block = array[b, :, i * height : (i + 1) * height, j * width : (j + 1) * width]
+            assert visible[b, i, j] or not block.any()
+            assert block.all() or not full[b, i, j]
+        if len(mask.terms) == 1 and (height, width) == (1, 1):
+            assert (visible == array.any(1)).all()
+            assert (full == array.all(1)).all()
 
 
 @pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS)
@@ -278,9 +284,12 @@ def test_one_example_and_head_of_a_mask(mask):
     full = np.broadcast_to(mask.materialize(2, 2, 7, 10), (2, 2, 7, 10))
 
     @jax.jit
-    def one(example, head):
-        mine = mask.select(example, masks.Span(head, 1))
-        return jnp.broadcast_to(mine.materialize(1, 1, 7, 10), (1, 1, 7, 10))
+    def each(pairs):
+        def one(pair):
+            mine = mask.select(pair[0], masks.Span(pair[1], 1))
+            return jnp.broadcast_to(mine.materialize(1, 1, 7, 10), (1, 1, 7, 10))
 
-    for example, head in np.ndindex(2, 2):
-        np.testing.assert_array_equal(one(example, head)[0, 0], full[example, head])
+        return jax.lax.map(one, pairs)
+
+    found = each(jnp.array(list(np.ndindex(2, 2))))
+    np.testing.assert_array_equal(found[:, 0, 0].reshape(full.shape), full)

@@ -3,20 +3,28 @@
 The devices are in a process of their own, which answers for all mechanisms that were selected.
 """
 
-import fcntl
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from tests.attention import subjects
+from tests.attention.kernels.cases import on_eight_devices_once
 
-ROOT = pathlib.Path(__file__).parents[2]
 NAMES = {f"{s.entry.kind}-{s.label}": s for s in subjects.subjects() if s.first}
+# Mechanisms whose operations another one of their kind has as well; these are slow tests.
+ALIKE = {
+    "kernel": {"triton", "splash"},
+    "mixer": {"dot_product-cross", "talking_heads-cross", "sliding_window-both", "strided-grouped"}
+    | {"fixed-summary", "performer-softmax"},
+    "alignment": {"dot", "general", "concat", "none"},
+    "map_attention": {"cbam_channel-half", "cbam_spatial-default", "eca-default"},
+    "pool": {"mean", "max", "attention"},
+    "history": {"fism-plain"},
+    "lags": {"lag-shared"},
+}
+SLOW = {f"{kind}-{label}" for kind, labels in ALIKE.items() for label in labels}
 
 
 def make_mesh():
@@ -38,6 +46,10 @@ def mechanisms(names):
     mesh = make_mesh()
     batch = NamedSharding(mesh, PartitionSpec("data"))
     for name in names:
+        if name == "encoder":
+            encoder()
+            print(json.dumps({"name": name}), flush=True)
+            continue
         subject = NAMES[name]
         one = subject.program(subject.inputs, subject.valid, subject.cotangent, False)
         where = {key: batch for key in subject.inputs}
@@ -92,48 +104,31 @@ def encoder():
     np.testing.assert_allclose(split[0], single[0], rtol=1e-5)
     for one, many in zip(jax.tree.leaves(single[1]), jax.tree.leaves(split[1]), strict=True):
         np.testing.assert_allclose(many, one, atol=2e-5)
-    print("same on 8 devices")
-
-
-def on_eight_devices(*arguments):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.attention.test_sharding", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout
-
-
-def test_encoder_with_its_rules_is_the_same():
-    assert "same on 8 devices" in on_eight_devices("encoder")
 
 
 @pytest.fixture(scope="session")
 def answers(request, tmp_path_factory, worker_id):
-    """name -> what the process said; one process, though there be several workers."""
-    selected = [
+    """name -> what the process said."""
+    selected = ["encoder"] + [
         item.callspec.params["name"]
         for item in request.session.items
         if getattr(item, "originalname", "") == "test_sharded_equals_single"
     ]
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
-    with open(shared / "sharded.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        file = shared / "sharded.jsonl"
-        if not file.exists():
-            file.write_text(on_eight_devices("mechanisms", *selected))
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return {line["name"]: line for line in lines}
+    given = tmp_path_factory, worker_id, "tests.attention.test_sharding"
+    return {line["name"]: line for line in on_eight_devices_once(*given, *selected)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_encoder_with_its_rules_is_the_same(answers):
+    assert "encoder" in answers
+
+
+def test_slow_ones_exist():
+    assert not SLOW - NAMES.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES]
+)
 def test_sharded_equals_single(name, answers):
     assert answers[name]["error"] < 2e-5
     if NAMES[name].entry.kind == "mixer" and "params" in NAMES[name].inputs:
@@ -144,4 +139,4 @@ def test_sharded_equals_single(name, answers):
 
 
 if __name__ == "__main__":
-    encoder() if sys.argv[1] == "encoder" else mechanisms(sys.argv[2:])
+    mechanisms(sys.argv[1:])

@@ -144,7 +144,7 @@ def test_folder_without_a_run_or_checkpoint(verb, tmp_path, name):
     more = ["--input=fine"] if name == "predict" else []
     done = verb(name, f"--workdir={tmp_path}", *more)
     assert done.returncode == 2
-    assert "no run is there" in done.stderr
+    assert "holds no run" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_cannot_be_written(flags, cache, tmp_path):
             command(name, cache, f"--workdir={folder}", *more),
             cwd=ROOT, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
-        assert "no checkpoint is there yet; train first" in one_line(done)
+        assert "has no checkpoint yet; train first" in one_line(done)
     # With room the same command trains.
     done = subprocess.run(
         command("train", cache, *flags, f"--workdir={folder}", "--config.model.embedding_size=512"),

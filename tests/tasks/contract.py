@@ -27,8 +27,24 @@ from tasks.common.errors import UserError
 from tasks.task import SPLITS, Processor, Task
 from tests.launch.own_data import CASES
 
-TASKS = (*CASES, "sequence_copy")
 BATCH = 4
+# Tasks whose data are generated: config file, changes of keys, and raw inputs.
+GENERATED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "sequence_copy": (
+        "configs/sequence_copy.py",
+        {
+            "data.train_size": 40,
+            "data.validation_size": 9,
+            "data.test_size": 10,
+            "data.min_length": 3,
+            "data.max_length": 6,
+            "model.state_size": 8,
+            "model.embedding_size": 8,
+        },
+        ["314", "15926"],
+    ),
+}
+TASKS = (*CASES, *GENERATED)
 # Raw inputs that no task has seen: each gives an answer or a UserError.
 ODD = ("", " ", "\n", "\0", "no/such/file.png", "x" * 5000, "日本語 ärger \U0001f600", "-1", "nan")
 # Parameters that no loss of the subject depends on, by task: regular expressions of paths.
@@ -93,19 +109,16 @@ class Subject:
 
 def make_subject(name: str, folder: Path) -> Subject:
     """Writes the data of a task, and prepares it."""
-    if name == "sequence_copy":
-        sizes = {"train_size": 40, "validation_size": 9, "test_size": 10, "max_length": 6}
-        changes = {f"data.{key}": value for key, value in sizes.items()}
-        changes |= {"model.state_size": 8, "model.embedding_size": 8, "data.min_length": 3}
-        config, raw = configs.load_file("configs/sequence_copy.py"), ["314", "15926"]
+    if name in GENERATED:
+        file, changes, raw = GENERATED[name]
     else:
         case = CASES[name]
         (folder / "data").mkdir(parents=True)
         case.write(folder / "data")
-        config, changes = configs.load_file(case.config), case.overrides(folder / "data")
+        file, changes = case.config, case.overrides(folder / "data")
         raw = case.inputs(folder / "data") * 2
-    changes |= {"training.batch_size": BATCH, "training.evaluation_batch_size": BATCH}
-    config = configs.override(config, changes)
+    sizes = {"training.batch_size": BATCH, "training.evaluation_batch_size": BATCH}
+    config = configs.override(configs.load_file(file), {**changes, **sizes})
     paths = Paths(folder / "prepared", folder / "cache", None)
     task = configs.task_class(config.task).prepare(config.data, config.model, paths)
     return Subject(name, config, paths, raw, task)

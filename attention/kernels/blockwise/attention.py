@@ -1,8 +1,8 @@
-"""Attention in O(T) memory: blocks of queries and keys, computed again for the gradient.
+"""The kernel "blockwise": attention in O(T) memory, in portable JAX.
 
-Dao et al. 2022, "FlashAttention", in plain JAX, for every platform. Blocks that nobody sees are
-skipped, and the elements of a mask are asked for only where a block is seen in part, so that the
-time is in proportion to the blocks that are seen. `blocks.py` has the computation.
+Dao et al. 2022, "FlashAttention": blocks of queries and keys, recomputed in the backward pass.
+Hidden blocks are skipped, and a mask is evaluated in partial blocks only. `online_softmax.py` has
+the computation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
-# From how many pairs of a query and a key on it is faster on a CPU. An accelerator is faster with
-# one large product, as long as memory has room for that many weights.
+# Number of query-key pairs from which it is faster on a CPU. An accelerator is faster with one
+# large product as long as its memory holds that many weights.
 _PAIRS, _WEIGHTS = 2**18, 2**28
 
 
@@ -42,21 +42,21 @@ def attend(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> Array:
-    """Attention with a running softmax (Dao et al. 2022); see `attention.attend`, which checks.
+    """Computes attention with an online softmax (Dao et al. 2022); see `attention.attend`.
 
         o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`; what is
-        dropped is what the reference drops.
-      query_block, key_block: rows and columns of scores at a time. Heads that share keys are rows.
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`. The draws of
+        dropout are those of the reference.
+      query_block, key_block: rows and columns of a block of logits. Heads that share keys are rows.
 
     Returns:
-      [B, T, N, V] in the query's dtype. It can be differentiated once, in reverse.
+      [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
 
     Raises:
-      NotImplementedError: the dropout key is none of threefry, or scale or logit_cap is traced.
+      NotImplementedError: the dropout key is not a threefry key, or scale or logit_cap is traced.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
@@ -64,12 +64,12 @@ def attend(
     for name, array in (("query", query), ("key", key), ("value", value)):
         if not all(isinstance(size, int) for size in array.shape[1:]):
             got = shapes.show(array.shape)
-            raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B alone")
+            raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B only")
     numbers = scale, logit_cap, dropout_rate
     spec = make_spec((B, N, T, S), N // K, numbers, query_block, key_block)
     key_data = validate_threefry(dropout_key) if dropout_rate else None
     options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
-    # Left to itself, the compiler would gather what a mesh has split before it loops over it.
+    # Without shard_map the compiler would gather sharded arrays before it loops over them.
     split = mesh.mesh_split(B, N, K)
     method = gradient.LocalMethod()
     if split is not None:
@@ -86,11 +86,11 @@ def make_spec(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> online_softmax.BlockwiseSpec:
-    """The rules of a piece that has all positions.
+    """Returns the spec of a shard with all positions.
 
     Args:
       whole: B, N, T, S.
-      group: heads that share keys: with them, fewer queries make as many rows.
+      group: number of query heads per key/value head, all of them rows of a block.
       numbers: scale, logit_cap, dropout_rate.
       query_block, key_block: as for `attend`.
 
@@ -102,7 +102,7 @@ def make_spec(
 
 
 def slower_reason(query: Array, key: Array) -> str | None:
-    """Why "auto" leaves short sequences to the reference, or None where they are long.
+    """Returns why "auto" leaves short sequences to the reference, or None for long ones.
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
@@ -112,15 +112,14 @@ def slower_reason(query: Array, key: Array) -> str | None:
         return None
     if T * S < _PAIRS:
         return f"dense is faster for T x S = {T * S} below {_PAIRS}"
-    # Asked last: it starts the devices, and configs are checked, by short sequences, before that.
-    known = isinstance(B, int)
-    if known and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
+    # Checked last, as `default_backend` starts the devices and checks of configs must not.
+    if isinstance(B, int) and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
         return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
     return None
 
 
 def validate_numbers(*numbers: Any) -> list[float | None]:
-    """The numbers as they are; NotImplementedError where one is traced."""
+    """Returns the numbers as floats; NotImplementedError if one is traced."""
     for number in numbers:
         if isinstance(number, jax.Array):
             raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")

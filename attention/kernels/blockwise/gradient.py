@@ -1,7 +1,7 @@
-"""One gradient for all kernels that compute block by block, on one device or on many.
+"""The gradient of all blockwise kernels, on one device or several.
 
-The gradient needs the output and the logarithm of each row's sum alone; the weights are computed
-again (Dao et al. 2022).
+It needs only the output and the log-sum-exp of each row; the weights are recomputed (Dao et al.
+2022).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class BlockwiseMethod(Protocol):
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
-        """As `online_softmax.forward`."""
+        """Computes what `online_softmax.forward` does."""
 
     def backward(self, arrays: tuple[Array, ...], options: dict) -> tuple:
-        """As `online_softmax.backward`, for its first six arguments."""
+        """Computes what `online_softmax.backward` does, from its first six arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalMethod:
-    """On the device, or the part of a device, where it is called."""
+    """Computation on the calling device, without communication."""
 
     def forward(self, query, key, value, options):
         return online_softmax.forward(query, key, value, **options)
@@ -56,12 +56,12 @@ def attention(
     key_data: Array | None,
     offset: online_softmax.BlockOffset = online_softmax.NO_OFFSET,
 ) -> Array:
-    """Attention with its gradient by hand, by a method (Dao et al. 2022).
+    """Computes attention with a hand-written gradient (Dao et al. 2022).
 
         o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log(Σ_s exp(l_ts) + exp(sink))
 
     Args:
-      method: how the blocks are computed.
+      method: forward and backward passes over the blocks.
       spec, query, key, value, mask, bias, key_data, offset: as for `online_softmax.forward`.
       sinks: [N], or None.
 
@@ -97,7 +97,7 @@ def _forward_with_residuals(method, spec, *given):
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
     out, lse = _forward(method, spec, query, *others)
-    # What a residual is made of is known before running, unlike a flag in it.
+    # The structure of a residual is static, unlike a flag in it.
     return out, ((query, *others), out, lse, () if fixed else None)
 
 
@@ -119,45 +119,45 @@ def _backward(method, spec, residuals, cotangent):
     return *(None if grad is None else grad.astype(x.dtype) for grad, x in pairs), None
 
 
-# With symbolic zeros it is known whether a bias is learned: else its gradient is not formed.
+# Symbolic zeros tell whether a bias is differentiated; if not, its gradient is not computed.
 _differentiable.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
-# Compiled, so that calls outside of jit are traced once.
+# Compiled, so that calls outside jit are traced once.
 _attention = jax.jit(_differentiable, static_argnums=(0, 1))
 
 
 def _with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """Adds a sink to each row of what `forward` gave (Xiao et al. 2024).
+    """Adds a sink to each row of the output of `forward` (Xiao et al. 2024).
 
         o' = o · exp(z - z'),   z' = log(exp(z) + exp(sink))
 
     Args:
       out: [B, T, N, V], without sinks.
-      lse: [B, T, N], -inf for a row that sees nothing.
+      lse: [B, T, N], -inf for a row that may attend to nothing.
       sinks: [N], or None.
 
     Returns:
-      o' and z', shaped as out and lse are; z' = inf for a row that sees nothing, as `backward`
-      takes it.
+      o' and z', shaped like out and lse; z' = inf, as `backward` expects it, for a row that may
+      attend to nothing.
 
     Raises:
       TypeError: sinks of another shape.
     """
-    seen = lse > -jnp.inf
+    visible = lse > -jnp.inf
     if sinks is None:
-        return out, jnp.where(seen, lse, jnp.inf)
+        return out, jnp.where(visible, lse, jnp.inf)
     total = jnp.logaddexp(lse, sinks.astype(lse.dtype))
-    share = jnp.where(seen, jnp.exp(lse - jnp.where(seen, total, 0.0)), 0.0)
-    return out * share[..., None], jnp.where(seen, total, jnp.inf)
+    fraction = jnp.where(visible, jnp.exp(lse - jnp.where(visible, total, 0.0)), 0.0)
+    return out * fraction[..., None], jnp.where(visible, total, jnp.inf)
 
 
 def _sink_grad(sinks: Array, lse: Array, delta: Array) -> Array:
-    """The gradient of the sinks, of which each has the weight exp(sink - z) (Xiao et al. 2024).
+    """Computes the gradient of the sinks, whose weight is exp(sink - z) (Xiao et al. 2024).
 
         dsink = -Σ_bt exp(sink - z_bt) δ_bt
 
     Args:
       sinks: [N].
-      lse, delta: as for `backward`; a row that sees nothing has no part in it.
+      lse, delta: as for `backward`; rows that may attend to nothing do not contribute.
 
     Returns:
       dsink, [N].

@@ -1,8 +1,7 @@
-"""Where the parts of attention lie on the mesh in context (`jax.set_mesh`), for kernels that split
-it over devices.
+"""Sharding of attention over the mesh of `jax.set_mesh`, for kernels that run on several devices.
 
-Examples are split over the mesh axes "data" and "fsdp", heads over "tensor", and sequences over
-"sequence", each where it divides.
+Examples are sharded over the mesh axes "data" and "fsdp", heads over "tensor" and sequences over
+"sequence", each if the axis divides them.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ BATCH, HEADS, SEQUENCE = ("data", "fsdp"), "tensor", "sequence"
 
 @dataclasses.dataclass(frozen=True)
 class MeshSplit:
-    """Which mesh axes split what.
+    """Assignment of the dimensions of attention to mesh axes.
 
     Attributes:
       mesh: the `jax.sharding.AbstractMesh` in context.
-      batch: axes that split the examples.
-      heads: axes that split query and key/value heads.
-      sequence: the axis that splits queries and keys, or None.
+      batch: axes that shard the examples.
+      heads: axes that shard query and key/value heads.
+      sequence: axis that shards queries and keys, or None.
     """
 
     mesh: Any
@@ -40,14 +39,13 @@ class MeshSplit:
 
     @property
     def num_shards(self) -> int:
-        """How many parts a sequence has."""
+        """Number of shards of a sequence."""
         return self.mesh.shape[self.sequence] if self.sequence else 1
 
     def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
-        """`PartitionSpec` of each array of a tree whose dimensions are these letters.
+        """Returns the `PartitionSpec` of each array of a tree, whose dimensions are letters.
 
-        What a kernel was not given, None, has none; a dimension of size 1 that stands for all, and
-        letters other than B, T, S, N and K, are not split.
+        Dimensions of size 1 and letters other than B, T, S, N and K are not sharded.
         """
         names = dict.fromkeys("TS", self.sequence) | dict.fromkeys("NK", self.heads)
         names["B"] = self.batch
@@ -62,31 +60,32 @@ class MeshSplit:
         )
 
     def mask_specs(self, mask: Any, B: int, N: int) -> Any:
-        """Of a mask: each device has its examples and heads, and all positions."""
-        # Only a dense mask has four dimensions, and heads; all others begin with the examples.
+        """Returns the specs of a mask: sharded by examples and heads, not by positions."""
+        # Only a dense mask has heads, and four dimensions; all others begin with the examples.
         return jax.tree.map(
             lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask
         )
 
     def index(self, axes: tuple[str, ...]) -> Array:
-        """Which of the parts that these axes make this device has; inside of `jax.shard_map`."""
+        """Returns the index of the local shard along these axes, inside `jax.shard_map`."""
         return jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32)
 
     def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        """Maps a function over the shards of the mesh."""
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
 
 def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
-    """The split by the mesh in context, or None where there is none, or it splits nothing."""
+    """Returns the split by the mesh in context, or None if it shards nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or not mesh.axis_names:
         return None
     sizes = {
         name: mesh.shape[name]
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        # Axes of a `shard_map` that is being traced are not there to be split over once more.
+        # Manual axes belong to a `shard_map` that is being traced and cannot be used again.
         if kind != AxisType.Manual and mesh.shape[name] > 1
     }
     batch: tuple[str, ...] = ()
@@ -99,10 +98,10 @@ def mesh_split(B: int, N: int, K: int) -> MeshSplit | None:
 
 
 def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
-    """The split by the mesh in context, one that splits sequences.
+    """Returns the split by the mesh in context, with a sequence axis.
 
     Raises:
-      NotImplementedError: there is none, or it does not divide T and S.
+      NotImplementedError: there is no such axis, or it does not divide T and S.
     """
     split = mesh_split(B, N, K)
     if split is None or split.sequence is None:
@@ -120,11 +119,11 @@ def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
 
 @dataclasses.dataclass(frozen=True)
 class ShardedMethod:
-    """A `differentiable.BlockwiseMethod`: each device does another, `local`, on its part.
+    """A `BlockwiseMethod` in which each device applies another one, `local`, to its shard.
 
     Attributes:
-      split: which part that is.
-      local: `LocalMethod`, or one that talks to the other devices of the sequence axis.
+      split: assignment of the dimensions to mesh axes.
+      local: `LocalMethod`, or a method that communicates along the sequence axis.
     """
 
     split: MeshSplit
@@ -173,7 +172,7 @@ class ShardedMethod:
             inner = self._local_options(arrays[0], given, spec)
             *grads, bias_grad = self.local.backward(arrays, inner)
             if bias is not None:
-                # Devices that share a bias have their parts of its gradient.
+                # Each of the devices that share a bias has a part of its gradient.
                 shared = [
                     *(split.batch if bias.shape[0] == 1 else ()),
                     *(split.heads if bias.shape[1] == 1 else ()),

@@ -1,29 +1,68 @@
-"""Softmax attention block by block, forward and backward: what the kernels of this folder share.
+"""Online softmax over blocks, forward and backward, for all kernels of this folder.
 
 The running maximum and sum of Milakov & Gimelshein 2018 and Rabe & Staats 2021, and the backward
-pass of Dao et al. 2022 ("FlashAttention"), which computes the weights again. All memory is O(T + S)
-but for what is given, and for the gradient of a bias.
+pass of Dao et al. 2022 ("FlashAttention"), which recomputes the weights. Memory is O(T + S) besides
+the inputs and the gradient of a bias.
 
-A piece may be all of the attention or, for kernels that split sequences over devices, some of the
-examples, heads, queries and keys of it; masks and dropout go by the place in the whole.
+A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from attention.dropout import keep_block, keep_probability
 from attention.masks import Mask
-from attention.masks.block_mask import NO_OFFSET, BlockOffset, BlockwiseSpec, Plan, make_plan
+from attention.masks.block_mask import BlockMask, make_block_mask
 from attention.masks.terms import Span, slice_span
 from attention.numerics import accumulator
 
 Array = jax.Array
+
+
+class BlockOffset(NamedTuple):
+    """Position of a shard in the whole attention; traced if it differs between devices.
+
+    Attributes:
+      example, head: index of the first example and of the first query head. The mask of a shard
+        has the shard's examples and heads only.
+      rows, columns: int32 [blocks], numbers of its query and key blocks in the whole; None for all
+        blocks in order.
+    """
+
+    example: int | Array = 0
+    head: int | Array = 0
+    rows: Array | None = None
+    columns: Array | None = None
+
+
+NO_OFFSET = BlockOffset()
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockwiseSpec:
+    """Static settings, the same for all shards.
+
+    Attributes:
+      whole: B, N, T, S of the whole attention.
+      scale, logit_cap, dropout_rate: as for `attend`.
+      query_block, key_block: positions in a block. They divide the lengths of a shard that is not
+        the whole.
+      needs_bias_grad: whether to compute the gradient of a bias, [T, S] per head.
+    """
+
+    whole: tuple[int, int, int, int]
+    scale: float
+    logit_cap: float | None
+    dropout_rate: float
+    query_block: int
+    key_block: int
+    needs_bias_grad: bool = True
 
 
 def forward(
@@ -37,19 +76,20 @@ def forward(
     spec: BlockwiseSpec,
     offset: BlockOffset = NO_OFFSET,
 ) -> tuple[Array, Array]:
-    """Attention of a piece, and what is needed to join it with others (Rabe & Staats 2021).
+    """Computes attention of a shard, and the log-sum-exp to merge it (Rabe & Staats 2021).
 
         o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
 
     Args:
-      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the piece.
-      mask: of its examples and heads, and all positions.
-      bias: [B or 1, N or 1, T, S] of the piece, but with all keys of the whole.
-      key_data: of the dropout key, uint32 [2]; needed where the rate is above 0.
-      spec, offset: of the whole, and where the shard lies in it.
+      query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the shard.
+      mask: of the shard's examples and heads, and of all positions.
+      bias: [B or 1, N or 1, T, S] of the shard, but with the keys of the whole.
+      key_data: uint32 [2], data of the dropout key; required if the dropout rate is above 0.
+      spec, offset: settings, and the position of the shard in the whole.
 
     Returns:
-      o, [B, T, N, V] in at least float32, and z, [B, T, N]; 0 and -inf for a row that sees nothing.
+      o, [B, T, N, V] in at least float32, and z, [B, T, N]. Rows that may attend to nothing return
+      0 and -inf.
 
     Raises:
       ValueError: the mask was made for other sizes.
@@ -57,20 +97,21 @@ def forward(
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
     blocks = _Blocks(mask, bias, key_data, spec, offset, (B, N, K, T, S))
-    plan = blocks.plan
+    block_mask = blocks.block_mask()
     dtype = accumulator(query)
     queries, keys, values = blocks.rows(query), blocks.columns(key), blocks.columns(value)
     R = queries.shape[2]
 
     def item(number: Array, query: Array, key: Array, value: Array):
-        b, heads = blocks.place(number)
-        pick = functools.partial(_of_example, b)
+        b, heads = blocks.example_and_heads(number)
+        pick = functools.partial(_pick, b)
 
         def row(i: Array):
             def step(n: Array, carry):
                 row_max, row_sum, acc = carry
-                j = pick(plan.by_row.order)[i, n]
-                logits = blocks.logits(query[i], key[j], b, heads, i, j)[0]
+                j = pick(block_mask.indices, i)[n]
+                partial = n >= pick(block_mask.num_full, i) if block_mask.has_partial else None
+                logits = blocks.logits(query[i], key[j], partial, b, heads, i, j)[0]
                 new_max = jnp.maximum(row_max, logits.max(-1))
                 level = jnp.where(new_max == -jnp.inf, 0.0, new_max)
                 weights = jnp.exp(logits - level[:, None])
@@ -82,12 +123,12 @@ def forward(
                 return new_max, row_sum, acc * shrink[:, None] + more
 
             start = jnp.full(R, -jnp.inf, dtype), jnp.zeros(R, dtype), jnp.zeros((R, V), dtype)
-            count = pick(plan.by_row.count)[i]
+            count = pick(block_mask.num_visible, i)
             row_max, row_sum, acc = jax.lax.fori_loop(0, count, step, start)
-            share = keep_probability(spec.dropout_rate)
-            seen = row_sum > 0
-            acc = acc / jnp.where(seen, row_sum * share, 1.0)[:, None]
-            return acc, jnp.where(seen, row_max + jnp.log(jnp.where(seen, row_sum, 1.0)), -jnp.inf)
+            visible = row_sum > 0
+            row_sum = jnp.where(visible, row_sum, 1.0)
+            acc = acc / (row_sum * keep_probability(spec.dropout_rate))[:, None]
+            return acc, jnp.where(visible, row_max + jnp.log(row_sum), -jnp.inf)
 
         return jax.lax.map(row, jnp.arange(query.shape[0]))
 
@@ -110,20 +151,20 @@ def backward(
     offset: BlockOffset = NO_OFFSET,
     bias_grad: Array | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """The gradients of a piece (Dao et al. 2022, algorithm 4).
+    """Computes the gradients of a shard (Dao et al. 2022, algorithm 4).
 
         dl_ts = w_ts (do_t·v_s - δ_t),   w_ts = exp(l_ts - z_t),   δ_t = do_t·o_t
 
     Args:
       query, key, value, mask, bias, key_data, spec, offset: as for `forward`.
       cotangent: do, [B, T, N, V].
-      lse, delta: z of all keys, sinks included, and δ, [B, T, N]; z = inf for a row that sees
+      lse, delta: z of all keys and the sink, and δ, [B, T, N]; z = inf for a row that may attend to
         nothing.
-      bias_grad: what to add the gradient of the bias to, shaped as it is; of whole blocks only.
+      bias_grad: array to add the gradient of the bias to, shaped like it, with whole blocks only.
 
     Returns:
-      Of query, key, value and bias, shaped as they are, in at least float32; None for a bias that
-      there is not, or whose gradient is not asked for.
+      Gradients of query, key, value and bias, shaped like them, in at least float32. The last is
+      None without a bias or if its gradient is not needed.
 
     Raises:
       ValueError: the mask was made for other sizes.
@@ -131,30 +172,31 @@ def backward(
     B, T, N, _ = query.shape
     S, K, _ = value.shape[1:]
     blocks = _Blocks(mask, bias, key_data, spec, offset, (B, N, K, T, S))
-    plan = blocks.plan
+    block_mask = blocks.block_mask(by_key=True)
     dtype = accumulator(query)
-    share = keep_probability(spec.dropout_rate)
+    keep_rate = keep_probability(spec.dropout_rate)
 
     def item(bias_grad: Array | None, given):
         number, query, key, value, cotangent, lse, delta = given
-        b, heads = blocks.place(number)
-        pick = functools.partial(_of_example, b)
+        b, heads = blocks.example_and_heads(number)
+        pick = functools.partial(_pick, b)
 
-        # Scores lie as [keys, queries] here: of four products three then need no transposition.
+        # Logits are [keys, queries] here, so that three of four products need no transposition.
         def column(carry, j: Array):
             def step(n: Array, carry):
                 query_grad, bias_grad, key_grad, value_grad = carry
-                i = pick(plan.by_column.order)[j, n]
+                i = pick(block_mask.indices, j)[n]
+                partial = n >= pick(block_mask.num_full, j) if block_mask.has_partial else None
                 logits, tanh_logits = blocks.logits(
-                    query[i], key[j], b, heads, i, j, transposed=True
+                    query[i], key[j], partial, b, heads, i, j, transposed=True
                 )
                 weights = jnp.exp(logits - lse[i, None, :])
                 logits_grad = _dot(value[j], cotangent[i], (1, 1), dtype)
                 dropped = weights
                 if spec.dropout_rate:
                     keep = blocks.keep_mask(b, heads, i, j, transposed=True)
-                    dropped = jnp.where(keep, weights / share, 0.0)
-                    logits_grad = jnp.where(keep, logits_grad / share, 0.0)
+                    dropped = jnp.where(keep, weights / keep_rate, 0.0)
+                    logits_grad = jnp.where(keep, logits_grad / keep_rate, 0.0)
                 value_grad += _dot(dropped.astype(value.dtype), cotangent[i], (1, 0), dtype)
                 logits_grad = weights * (logits_grad - delta[i, None, :])
                 if tanh_logits is not None:
@@ -167,7 +209,7 @@ def backward(
                 return query_grad, bias_grad, key_grad, value_grad
 
             zeros = [jnp.zeros(x.shape[1:], dtype) for x in (key, value)]
-            count = pick(plan.by_column.count)[j]
+            count = pick(block_mask.num_visible, j)
             *carry, key_grad, value_grad = jax.lax.fori_loop(0, count, step, (*carry, *zeros))
             return tuple(carry), (key_grad, value_grad)
 
@@ -190,11 +232,11 @@ def backward(
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """A piece cut into blocks: rows are those of a query block in all heads of a group.
+    """A shard split into blocks; the rows of a block are its queries in all heads of a group.
 
     Attributes:
       mask, bias, key_data, spec, offset: as for `forward`.
-      sizes: B, N, K, T, S of the piece.
+      sizes: B, N, K, T, S of the shard.
     """
 
     mask: Mask | None
@@ -204,19 +246,21 @@ class _Blocks:
     offset: BlockOffset
     sizes: tuple[int, int, int, int, int]
 
-    @functools.cached_property
-    def plan(self) -> Plan:
-        return make_plan(self.mask, self.sizes[0], self.spec, self.offset)
+    def block_mask(self, by_key: bool = False) -> BlockMask:
+        spec, B = self.spec, self.sizes[0]
+        sizes = B, *spec.whole[2:], spec.query_block, spec.key_block
+        numbers = {"rows": self.offset.rows, "columns": self.offset.columns}
+        return make_block_mask(self.mask, *sizes, **numbers, by_key=by_key)
 
     def rows(self, x: Array) -> Array:
-        """[B, T, N, E] -> [B·K, blocks, rows, E]."""
-        return self._cut(x, self.spec.query_block)
+        """Reshapes [B, T, N, E] to [B·K, blocks, rows, E]."""
+        return self._split(x, self.spec.query_block)
 
     def columns(self, x: Array) -> Array:
-        """[B, S, K, E] -> [B·K, blocks, key block, E]."""
-        return self._cut(x, self.spec.key_block)
+        """Reshapes [B, S, K, E] to [B·K, blocks, key block, E]."""
+        return self._split(x, self.spec.key_block)
 
-    def _cut(self, x: Array, block: int) -> Array:
+    def _split(self, x: Array, block: int) -> Array:
         B, length, heads, E = x.shape
         K = self.sizes[2]
         x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0)))
@@ -224,27 +268,37 @@ class _Blocks:
         return x.reshape(B * K, x.shape[2], -1, E)
 
     def from_rows(self, x: Array) -> Array:
-        """Back to [B, T, N, E]."""
+        """Inverts `rows`."""
         B, N, K, T, _ = self.sizes
         x = x.reshape(B, K, x.shape[1], N // K, self.spec.query_block, -1)
         return x.transpose(0, 2, 4, 1, 3, 5).reshape(B, -1, N, x.shape[-1])[:, :T]
 
     def from_columns(self, x: Array) -> Array:
-        """Back to [B, S, K, E]."""
+        """Inverts `columns`."""
         B, _, K, _, S = self.sizes
         x = x.reshape(B, K, -1, x.shape[-1])
         return x.transpose(0, 2, 1, 3)[:, :S]
 
-    def place(self, number: Array) -> tuple[Array, Span]:
-        """Example and query heads of the item."""
+    def example_and_heads(self, number: Array) -> tuple[Array, Span]:
+        """Returns the example and the query heads of an entry of B·K."""
         _, N, K, _, _ = self.sizes
         return number // K, Span(number % K * (N // K), N // K)
 
     def logits(
-        self, query: Array, key: Array, b: Array, heads: Span, i: Array, j: Array, transposed=False
+        self,
+        query: Array,
+        key: Array,
+        partial: Array | None,
+        b: Array,
+        heads: Span,
+        i: Array,
+        j: Array,
+        transposed: bool = False,
     ) -> tuple[Array, Array | None]:
-        """[rows, keys] of a pair of blocks, -inf where masked, or across [keys, rows]; and what
-        tanh gave where there is a cap.
+        """Computes the logits of a pair of blocks and, with a cap, the value of tanh.
+
+        The shape is [rows, keys], or [keys, rows] if `transposed`. Only in a `partial` block are
+        logits masked with -inf.
         """
         cap, tanh_logits = self.spec.logit_cap, None
         first, second = (key, query) if transposed else (query, key)
@@ -252,30 +306,29 @@ class _Blocks:
         if self.bias is not None:
             bias = _of_example(b, self.bias)
             bias = bias if bias.shape[0] == 1 else slice_span(bias, 0, heads)
-            bias = slice_span(slice_span(bias, 1, self._rows(i)), 2, self._span(1, j))
+            bias = slice_span(slice_span(bias, 1, self._local_rows(i)), 2, self._span(1, j))
             logits = logits + self._flat(bias, transposed)
         if cap is not None:
             tanh_logits = jnp.tanh(logits / cap)
             logits = cap * tanh_logits
-        if not self.plan.masked:
+        if partial is None:
             return logits, tanh_logits
-        whole = _of_example(b, self.plan.whole)[i, j]
         masked = functools.partial(self._masked, b=b, heads=heads, i=i, j=j, transposed=transposed)
-        return jax.lax.cond(whole, lambda x: x, masked, logits), tanh_logits
+        return jax.lax.cond(partial, masked, lambda x: x, logits), tanh_logits
 
     def _masked(self, logits: Array, b: Array, heads: Span, i: Array, j: Array, transposed: bool):
         _, _, T, S = self.spec.whole
         rows, columns = self._span(0, i), self._span(1, j)
         allowed = jnp.ones((1, 1, 1, 1), bool)
         if self.mask is not None:
-            here = self.mask.select(b, heads)
-            allowed = here.materialize(1, heads.size, T, S, rows, columns)
+            mask = self.mask.select(b, heads)
+            allowed = mask.materialize(1, heads.size, T, S, rows, columns)
         if S % columns.size:
             allowed = allowed & (columns.start + jnp.arange(columns.size) < S)
         return jnp.where(self._flat(allowed[0], transposed), logits, -jnp.inf)
 
     def keep_mask(self, b: Array, heads: Span, i: Array, j: Array, transposed=False) -> Array:
-        """What dropout keeps, [rows, keys] or across."""
+        """Returns the weights that dropout keeps, bool [rows, keys], or [keys, rows]."""
         example = Span(self.offset.example + b, 1)
         heads = Span(self.offset.head + heads.start, heads.size)
         spans = example, heads, self._span(0, i), self._span(1, j)
@@ -283,18 +336,18 @@ class _Blocks:
         return self._flat(keep[0], transposed)
 
     def zero_bias_grad(self, dtype: Any) -> Array | None:
-        """Zeros for the gradient of the bias, with whole blocks."""
+        """Returns zeros for the gradient of the bias, padded to whole blocks."""
         if self.bias is None or not self.spec.needs_bias_grad:
             return None
         *outer, T, S = self.bias.shape
-        numbers = self.spec.query_block, self.spec.key_block
-        return jnp.zeros((*outer, T + -T % numbers[0], S + -S % numbers[1]), dtype)
+        rows, columns = T + -T % self.spec.query_block, S + -S % self.spec.key_block
+        return jnp.zeros((*outer, rows, columns), dtype)
 
     def add_to_bias(
         self, bias_grad: Array, logits_grad: Array, b: Array, heads: Span, i: Array, j: Array
     ) -> Array:
-        """Adds a block, [keys, rows]; examples and heads that share a bias are summed."""
-        rows, columns = self._rows(i), self._span(1, j)
+        """Adds a block [keys, rows]; sums over the examples and heads that share a bias."""
+        rows, columns = self._local_rows(i), self._span(1, j)
         block = logits_grad.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
         if bias_grad.shape[1] == 1:
             block = block.sum(1, keepdims=True)
@@ -304,17 +357,17 @@ class _Blocks:
             rows.start,
             columns.start,
         )
-        # With 64 bits enabled some would be int64, and the indices of a slice are of one type.
+        # With 64 bits enabled some would be int64, but the indices of a slice share one dtype.
         start = [jnp.asarray(index, jnp.int32) for index in start]
         before = jax.lax.dynamic_slice(bias_grad, start, block.shape)
         return jax.lax.dynamic_update_slice(bias_grad, before + block, start)
 
-    def _rows(self, number: Array) -> Span:
-        """Queries of a block in the piece."""
+    def _local_rows(self, number: Array) -> Span:
+        """Positions of a query block in the shard."""
         return Span(number * self.spec.query_block, self.spec.query_block)
 
     def _span(self, side: int, number: Array) -> Span:
-        """Positions of a block of queries (0) or keys (1) in the whole."""
+        """Positions of a query block (side 0) or key block (1) in the whole."""
         numbers = (self.offset.rows, self.offset.columns)[side]
         block = (self.spec.query_block, self.spec.key_block)[side]
         if numbers is not None:
@@ -322,7 +375,7 @@ class _Blocks:
         return Span(number * block, block)
 
     def _flat(self, x: Array, transposed: bool) -> Array:
-        """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or across."""
+        """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or [keys, rows]."""
         _, N, K, _, _ = self.sizes
         shape = N // K, self.spec.query_block, self.spec.key_block
         x = jnp.broadcast_to(x, shape)
@@ -332,9 +385,14 @@ class _Blocks:
 
 
 def _of_example(b: Array, x: Any) -> Array:
-    """x[b], or what all examples share."""
+    """x[b], or x[0] if all examples share it."""
     x = jnp.asarray(x)
     return x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, b, keepdims=False)
+
+
+def _pick(b: Array, x: Any, block: Array) -> Array:
+    """x[b, block] of an array of a `BlockMask`, whose leading axes may be shared."""
+    return _of_example(block, _of_example(b, x))
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:

@@ -1,8 +1,8 @@
-"""Attention of sequences that are split over devices, whose keys and values go round in a ring.
+"""The kernel "ring": attention of sharded sequences, with keys and values passed around a ring.
 
-Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask each device has an early
-and a late part of the sequence, so that causal attention is as much work for all (Brandon et al.
-2023, "Striped Attention", for stripes; two parts keep the blocks of keys in one piece).
+Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask each device computes an
+early and a late part of the sequence, which balances causal attention (Brandon et al. 2023,
+"Striped Attention", use stripes; two parts keep key blocks contiguous).
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ def attend(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> Array:
-    """Attention over the mesh axis "sequence" (Liu et al. 2023); see `attention.attend`.
+    """Computes attention over the mesh axis "sequence" (Liu et al. 2023); see `attend`.
 
         o_t = Σ_r exp(z_tr - z_t) o_tr,   z_t = log Σ_r exp(z_tr),   r over devices
 
-    o_tr and z_tr are a query's mean over the keys that began on device r, and the logarithm of its
-    sum. The mesh is the one in context (`jax.set_mesh`); examples and heads are split as well.
+    o_tr and z_tr are the output and log-sum-exp of a query over the keys of device r. The mesh is
+    the one in context (`jax.set_mesh`); examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
-      query_block, key_block: as for the kernel "blockwise", at most.
+      query_block, key_block: as for the kernel "blockwise", upper bounds.
 
     Returns:
-      [B, T, N, V] in the query's dtype. It can be differentiated once, in reverse.
+      [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
 
     Raises:
-      NotImplementedError: no mesh with such an axis, or one that does not divide T and S; or as the
-        kernel "blockwise" does.
+      NotImplementedError: no mesh with such an axis, one that does not divide T and S, or an
+        argument that the kernel "blockwise" does not support.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
     split = mesh.expect_sequence_split(B, N, K, T, S)
-    # Without a mask all devices have the same to do.
+    # Without a mask all devices have equal work.
     parts = (
         2
         if mask is not None and T % (2 * split.num_shards) == S % (2 * split.num_shards) == 0
@@ -82,7 +82,7 @@ def attend(
 
 
 def _divisor(length: int, most: int) -> int:
-    """The largest number of at most `most` that divides the length."""
+    """The largest divisor of the length of at most `most`."""
     return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
 
 
@@ -91,9 +91,9 @@ class Ring:
     """A `BlockwiseMethod` of a device that holds one shard of a sequence, inside `jax.shard_map`.
 
     Attributes:
-      axis: of the mesh, over which the sequence is split.
-      devices: how many the axis has.
-      parts: 2 where each is to work on an early and a late part, 1 where on its own.
+      axis: mesh axis that shards the sequence.
+      devices: number of devices of the axis.
+      parts: 2 if each device computes an early and a late part, 1 if it computes its own shard.
     """
 
     axis: str
@@ -110,7 +110,7 @@ class Ring:
 
         def step(carry, n):
             (key, value), out, lse = carry
-            # Sent before it is used, so that sending and computing may go on together.
+            # Sent before it is used, so that communication and computation overlap.
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
             more = online_softmax.forward(query, key, value, bias=bias, **here)
@@ -139,7 +139,7 @@ class Ring:
             more, *others, bias_grad = online_softmax.backward(
                 *given, bias=bias, bias_grad=bias_grad, **here
             )
-            # Gradients go with what they belong to, and are at home after the last step.
+            # Gradients travel with their keys and values, and are home after the last step.
             grads = self._pass_on(tuple(a + b for a, b in zip(grads, others, strict=True)))
             return (following, grads, query_grad + more, bias_grad), None
 
@@ -150,7 +150,7 @@ class Ring:
         return *(self._collect(x, 1) for x in (query_grad, *grads)), bias_grad
 
     def _rows(self, query: Array, options: dict, device: Array) -> tuple[Array, Any, dict]:
-        """Queries and bias as dealt out, and the other options, which say so."""
+        """Redistributes queries and bias, and sets the numbers of their blocks in the options."""
         options = dict(options)
         bias, spec = options.pop("bias"), options["spec"]
         rows = self._numbers(device, query.shape[1], spec.query_block)
@@ -158,12 +158,12 @@ class Ring:
         return self._deal(query, 1), None if bias is None else self._deal(bias, 2), options
 
     def _of_columns(self, options: dict, device: Array, length: int) -> dict:
-        """The options for keys that began on a device."""
+        """The options for the keys that came from a device."""
         columns = self._numbers(device % self.devices, length, options["spec"].key_block)
         return options | {"offset": options["offset"]._replace(columns=columns)}
 
     def _numbers(self, device: Array, length: int, block: int) -> Array:
-        """Of the blocks that a device works on, their numbers in the whole."""
+        """Numbers, in the whole, of the blocks that a device computes."""
         count = length // self.parts // block
         first = [device, 2 * self.devices - 1 - device][: self.parts]
         return jnp.concatenate([part * count + jnp.arange(count, dtype="int32") for part in first])
@@ -172,9 +172,8 @@ class Ring:
         pairs = [(r, (r + 1) % self.devices) for r in range(self.devices)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), arrays)
 
-    # Of 2·devices parts, device r is given the two that lie at 2r and 2r + 1, and is to work on
-    # part r and part 2·devices - 1 - r. Those with even numbers are sent at once, then the odd
-    # ones: either way each device sends one part and gets one.
+    # Device r holds parts 2r and 2r + 1 of 2·devices, and computes parts r and 2·devices - 1 - r.
+    # First the even parts are exchanged, then the odd ones: each device sends and receives one.
 
     def _routes(self, odd: int) -> list[tuple[int, int]]:
         parts = [2 * r + odd for r in range(self.devices)]
@@ -182,7 +181,7 @@ class Ring:
         return [(r, min(part, last - part)) for r, part in enumerate(parts)]
 
     def _deal(self, x: Array, axis: int) -> Array:
-        """Own parts of an axis -> the early and the late one."""
+        """Redistributes the shards of an axis as early and late parts."""
         if self.parts == 1:
             return x
         even, odd = (
@@ -192,7 +191,7 @@ class Ring:
         return self._ordered(even, odd, axis)
 
     def _collect(self, x: Array, axis: int) -> Array:
-        """The way back."""
+        """Inverts `_deal`."""
         if self.parts == 1:
             return x
         early, late = jnp.split(x, 2, axis)
@@ -206,14 +205,14 @@ class Ring:
         )
 
     def _ordered(self, first: Array, second: Array, axis: int) -> Array:
-        """Device r's early part has the number r: the even one where r is even."""
+        """Puts the early part first: part r of device r, so the even one if r is even."""
         odd = jax.lax.axis_index(self.axis) % 2 == 1
         pair = jnp.where(odd, second, first), jnp.where(odd, first, second)
         return jnp.concatenate(pair, axis)
 
 
 def _joined(out: Array, lse: Array, more: Array, others: Array) -> tuple[Array, Array]:
-    """Means over two sets of keys as one over both, and so the logarithms of their sums."""
+    """Merges the outputs and log-sum-exps over two sets of keys."""
     total = jnp.logaddexp(lse, others)
     level = jnp.where(total == -jnp.inf, 0.0, total)
     out = out * jnp.exp(lse - level)[..., None] + more * jnp.exp(others - level)[..., None]

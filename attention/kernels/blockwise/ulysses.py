@@ -1,7 +1,7 @@
-"""Attention of sequences that are split over devices, which change them for heads and back.
+"""The kernel "ulysses": attention of sharded sequences, resharded by heads with all-to-alls.
 
 Jacobs et al. 2023, "DeepSpeed Ulysses": between two all-to-alls each device has all positions of
-some of the heads, and any kernel of one device will do.
+some heads and uses any single-device kernel.
 """
 
 from __future__ import annotations
@@ -33,43 +33,42 @@ def attend(
     dropout_key: Array | None,
     kernel: str = "blockwise",
 ) -> Array:
-    """Attention over the mesh axis "sequence" (Jacobs et al. 2023); see `attention.attend`.
+    """Computes attention over the mesh axis "sequence" (Jacobs et al. 2023); see `attend`.
 
         o = heads_to_positions(attend(positions_to_heads(q), positions_to_heads(k), ...))
 
-    The mesh is the one in context (`jax.set_mesh`); examples and heads are split as well.
+    The mesh is the one in context (`jax.set_mesh`); examples and heads are sharded as well.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`.
-      kernel: what each device computes its heads with; dropout is for "blockwise" alone.
+      kernel: name of the kernel for the heads of each device. Only "blockwise" supports dropout.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no mesh with such an axis, or one that does not divide T, S and heads; or
-        what the kernel refuses.
+      NotImplementedError: no mesh with such an axis, one that does not divide T, S and heads, or an
+        argument that the kernel does not support.
       ValueError: the mask was made for other sizes.
     """
     B, T, N, _ = query.shape
     S, K, V = value.shape[1:]
     split = mesh.expect_sequence_split(B, N, K, T, S)
-    count = split.num_shards
-    shared = count
+    shared = split.num_shards
     for axis in split.heads:
         shared *= split.mesh.shape[axis]
     for name, heads in (("N", N), ("K", K)):
         if heads % shared:
             raise NotImplementedError(
                 f"mesh: {name}={heads} heads cannot be split over tensor x sequence = {shared}; "
-                "the kernel 'ring' takes any number"
+                "use the kernel 'ring'"
             )
     if dropout_rate and kernel != "blockwise":
         raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
     key_data = validate_threefry(dropout_key) if dropout_rate else None
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
-    # What goes by heads is split by those that a device has in between.
+    # Arrays with heads are sharded by the heads of a device between the all-to-alls.
     inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)
     spec = attention.make_spec((B, N, T, S), N // K, (scale, logit_cap, dropout_rate))
     options = {"scale": scale, "logit_cap": logit_cap}
@@ -111,9 +110,9 @@ def attend(
 
 
 def slower_reason(query: Array, key: Array) -> str:
-    """Why "auto" does not come here: "ring" does as well for any number of heads.
+    """Returns why "auto" does not take it: "ring" supports any number of heads.
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
     """
-    return "asked for by name alone, as 'ring' takes any number of heads"
+    return "by name only, since 'ring' supports any number of heads"

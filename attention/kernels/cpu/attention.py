@@ -1,19 +1,18 @@
-"""The kernel for CPUs: C++ that XLA calls on its own threads.
+"""The kernel "native": C++ for CPUs that runs on XLA's threads.
 
-Online softmax (Milakov & Gimelshein 2018) over blocks that the first caches hold, recomputed in the
-backward pass (Dao et al. 2022, "FlashAttention"): memory in proportion to T + S. Blocks that nobody
-sees are skipped, and elements are masked only in blocks that some see in part. A few queries
-against many keys read these once, as `attention.cache` lays them.
+Online softmax (Milakov & Gimelshein 2018) over blocks that fit the first caches, recomputed in the
+backward pass (Dao et al. 2022, "FlashAttention"): memory is O(T + S). Hidden blocks are skipped and
+masks evaluated in partial blocks only. Decoding reads each key once, in the layout of
+`attention.cache`.
 
-The sources are in native/, compiled at first use (`kernels.compiled`). On a mesh it is partitioned
-by examples and heads.
+The sources are in source/, compiled at first use (`build`). On a mesh the kernel is partitioned by
+examples and heads.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -31,9 +30,8 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 
 Array = jax.Array
 
-_SOURCES = pathlib.Path(__file__).with_name("source")
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
-# So many queries of a key/value head, or fewer, are not worth packing the keys for.
+# Up to this number of queries per key/value head, packing the keys does not pay.
 _FEW = 16
 
 
@@ -50,36 +48,39 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Attention by blocks on a CPU (Dao et al. 2022); see `attention.attend`.
+    """Computes attention by blocks on a CPU (Dao et al. 2022); see `attention.attend`.
 
         o_t = Σ_s exp(l_ts - m_t)·v_s / Σ_s exp(l_ts - m_t),   m_t = max_s l_ts
 
-    with sums that are scaled by exp(m_old - m_new) from block to block.
+    The sums are rescaled by exp(m_old - m_new) from block to block.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; float32 or bfloat16.
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `reference.attend`;
-        the draw is the same.
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `reference.attend`. The
+        draws of dropout are those of the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no CPU, no C++ compiler, another dtype, keys that are not threefry's, or
-        a mask that is none of intervals, ids, patterns known before running, and arrays.
+      NotImplementedError: no CPU, no C++ compiler, another dtype, a dropout key that is not a
+        threefry key, or a mask term not given by intervals, ids, static patterns or arrays.
     """
     devices.require_platform("cpu", can_be_interpreted=False)
     if devices.context()[1] is not None:
-        raise NotImplementedError("is compiled for the CPU of this machine alone")
+        raise NotImplementedError("is compiled for the CPU of this host only")
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
-            raise NotImplementedError(f"{name}: {array.dtype}, not float32 or bfloat16 for all")
+            raise NotImplementedError(
+                f"{name}: got dtype {array.dtype}, expected float32 or bfloat16 for all"
+            )
     key_data = validate_threefry(dropout_key) if dropout_rate else None
     if query.size == 0 or key.size == 0 or value.size == 0:
-        raise NotImplementedError("an array without elements")
-    _registered()
+        raise NotImplementedError("got an array without elements")
+    sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
+    build.register_targets("attention.cc", ("AttentionForward", "AttentionBackward"), sizes)
     B, T = query.shape[:2]
-    # What it refuses is found out now, not under the gradient.
+    # Raises for an unsupported mask here, not within the gradient.
     jax.eval_shape(lambda m: _arrays_of(m, B, T, key.shape[1]), mask)
     scale, logit_cap, dropout_rate = validate_numbers(scale, logit_cap, dropout_rate)
     options = _Options(scale, logit_cap or 0.0, dropout_rate)
@@ -91,15 +92,6 @@ class _Options:
     scale: float
     logit_cap: float
     dropout_rate: float
-
-
-@functools.cache
-def _registered() -> None:
-    """Compiles the sources, and tells XLA of them."""
-    sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
-    library = build.load_library(_SOURCES, "attention.cc", sizes)
-    for name in ("AttentionForward", "AttentionBackward"):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def _arrays_of(mask: Mask | None, B: int, T: int, S: int) -> MaskArrays:
@@ -119,7 +111,7 @@ def _attend_forward(options, *arguments):
     given = jax.tree.map(lambda leaf: leaf.value, arguments)
     query, key, value, bias, sinks, others = given
     output, log_sum = _pair(options, query, key, value, bias, sinks, others)
-    # A bias that is no variable, such as the slopes of ALiBi, gets no gradient.
+    # A bias that is not differentiated, such as that of ALiBi, gets no gradient.
     wanted = bias is not None and jax.tree.leaves(arguments[3])[0].perturbed
     return output, (*given, output, log_sum, jnp.zeros(()) if wanted else None)
 
@@ -138,7 +130,7 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair(options, query, key, value, bias, sinks, others):
-    """Output and sum, for who derives the gradient itself."""
+    """Output and log-sum-exp, differentiated again for higher derivatives."""
     return _forward(options, query, key, value, bias, sinks, others)
 
 
@@ -148,7 +140,7 @@ def _pair_forward(options, *arguments):
 
 
 def _pair_backward(options, saved, cotangents):
-    # Nothing comes for the sum: `_gradient` says of what is saved that it is no variable.
+    # The log-sum-exp has no cotangent: `_gradient` treats the residuals as constants.
     static = (options, saved[3] is not None)
     return (*_gradient(static, *saved, cotangents[0]), None)
 
@@ -158,7 +150,7 @@ _pair.defvjp(_pair_forward, _pair_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, cotangent):
-    """Gradients of query, key, value, bias (None if not wanted) and sinks."""
+    """Gradients of query, key, value, bias (None if not needed) and sinks."""
     options, bias_wanted = static
     problem = _Problem(options, query, key, value, bias, sinks, others)
     found = problem.run(
@@ -179,7 +171,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
     by_bias = by_bias.astype(bias.dtype) if bias_wanted else None
     by_sinks = None
     if sinks is not None:
-        # d log Σ / d sink is the sink's weight, and the output does not hold it.
+        # d log Σ / d sink is the weight of the sink, which has no value in the output.
         pull = jnp.einsum("btnv,btnv->bnt", output, cotangent, preferred_element_type=jnp.float32)
         weight = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum)
         by_sinks = -jnp.sum(weight * pull, (0, 2)).astype(sinks.dtype)
@@ -187,7 +179,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
 
 
 def _by_reference(static, query, key, value, bias, sinks, others, cotangent):
-    """The same by the kernel that defines it, which can be derived again."""
+    """The same gradients by the reference, which has higher derivatives."""
     (options, bias_wanted), (mask, key_data) = static, others
 
     def run(query, key, value, bias, sinks):
@@ -208,7 +200,7 @@ def _gradient_forward(static, *arguments):
 def _gradient_backward(static, saved, cotangents):
     *given, others, output, log_sum, cotangent = saved
     _, pull = jax.vjp(lambda *a: _by_reference(static, *a[:-1], others, a[-1]), *given, cotangent)
-    # Output and sum follow from the others: their share is in these gradients already.
+    # Output and log-sum-exp are functions of the other inputs; these gradients include them.
     *gradients, by_cotangent = pull(cotangents)
     return (*gradients, None, jnp.zeros_like(output), jnp.zeros_like(log_sum), by_cotangent)
 
@@ -220,7 +212,7 @@ _gradient.defvjp(_gradient_forward, _gradient_backward)
 
 
 def _forward(options, query, key, value, bias, sinks, others) -> tuple[Array, Array]:
-    """The output and, [B, N, T], the logarithm of the sum of exponentials."""
+    """The output and the log-sum-exp [B, N, T]."""
     B, T, N, _ = query.shape
     problem = _Problem(options, query, key, value, bias, sinks, others)
     few = T * (N // key.shape[2]) <= _FEW
@@ -254,7 +246,7 @@ class _Problem:
             Operand(None if bias is None else bias.astype(jnp.float32), "BNts"),
             Operand(None if sinks is None else sinks.astype(jnp.float32)[None], "Bn"),
             Operand(key_data[None] if drawn else None, "Bc"),
-            # Places in the whole batch: dropout is the same on any mesh.
+            # Global positions: dropout is the same on any mesh.
             Operand(jnp.arange(B, dtype=jnp.int32) if drawn else None, "b"),
             Operand(jnp.arange(self._heads, dtype=jnp.int32) if drawn else None, "n"),
         ]

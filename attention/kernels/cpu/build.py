@@ -1,4 +1,4 @@
-"""C++ beside a Python file, compiled at first use for the machine it runs on."""
+"""Compilation of C++ sources at first use, for the CPU of the host."""
 
 from __future__ import annotations
 
@@ -23,18 +23,29 @@ _FLAGS = (
 )
 
 
+_SOURCES = pathlib.Path(__file__).with_name("source")
+
+
+@functools.cache
+def register_targets(main: str, names: tuple[str, ...], macros: tuple = ()) -> None:
+    """Compiles a file of source/ and registers its functions with XLA; see `load_library`."""
+    library = load_library(_SOURCES, main, macros)
+    for name in names:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
 def load_library(
     folder: pathlib.Path, main: str, macros: tuple[tuple[str, int], ...]
 ) -> ctypes.CDLL:
-    """The shared library of the C++ in a folder; compiled once for each machine and kept.
+    """Loads the shared library of C++ sources, compiled once per host and cached on disk.
 
     Args:
-      folder: of the sources.
-      main: the file that includes the others.
-      macros: names and numbers that the sources are given.
+      folder: folder of the sources.
+      main: file that includes the others.
+      macros: names and numbers of preprocessor macros.
 
     Raises:
-      NotImplementedError: there is no compiler, or it failed: the first line it said is told.
+      NotImplementedError: there is no compiler, or it failed; the message quotes its first error.
     """
     found = _try_load(folder, main, macros)
     if isinstance(found, str):
@@ -44,7 +55,7 @@ def load_library(
 
 @functools.cache
 def _try_load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
-    """The library, or why there is none: what failed once is not tried again."""
+    """The library, or why there is none; a failure is cached and not retried."""
     try:
         return _load(folder, main, macros)
     except NotImplementedError as error:
@@ -70,12 +81,10 @@ def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
 
 
 def find_compiler() -> list[str] | None:
-    """The C++ compiler with its arguments: what CXX says ("ccache g++"), or g++ or c++; None if it
-    is not there.
-    """
+    """Returns the C++ compiler with arguments: of CXX ("ccache g++"), g++ or c++; else None."""
     named = os.environ.get("CXX", "").strip()
     try:
-        # A path may hold spaces.
+        # A path may contain spaces.
         words = [named] if shutil.which(named) else shlex.split(named)
     except ValueError:  # a quote is not closed
         return None
@@ -89,7 +98,7 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
     logging.info("compiling %s", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may do this at once: each writes a file of its own.
+        # Several processes may compile at once: each writes its own file.
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".so")
         os.close(handle)
     except OSError as error:
@@ -97,8 +106,9 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
     try:
         done = subprocess.run([*command, "-o", name], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = next((line for line in done.stderr.splitlines() if "error" in line), "no reason")
-            raise NotImplementedError(f"{command[0]} failed: {said}")
+            lines = done.stderr.splitlines()
+            reason = next((line for line in lines if "error" in line), "no error message")
+            raise NotImplementedError(f"{command[0]} failed: {reason}")
         os.replace(name, path)
     except OSError as error:
         raise NotImplementedError(f"{command[0]} cannot be run ({error})") from None
@@ -108,14 +118,14 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 
 
 def _cache() -> pathlib.Path:
-    """Where data sets are kept too: see tasks/common/data/paths.py."""
+    """The cache folder of tasks/common/data/paths.py."""
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"
 
 
 def _fingerprint(folder: pathlib.Path, compiler: list[str], command: list[str]) -> str:
-    """Of all that what comes out depends on: sources, compiler, flags, processor."""
+    """Hash of all inputs of the compilation: sources, compiler, flags, processor."""
     digest = hashlib.sha256(" ".join(command).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix in (".h", ".cc"):

@@ -1,4 +1,4 @@
-"""Calls of compiled code that a mesh cuts by examples and heads, and `vmap` joins to the batch."""
+"""Calls of compiled code, partitioned by examples and heads on a mesh and batched under `vmap`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = jax.Array
 
 
 class Operand(NamedTuple):
-    """An array, or None, and its dimensions.
+    """An array with named dimensions.
 
     Attributes:
-      array: what is given.
-      dims: a letter each: b examples, n query heads, k key/value heads; B and N are these or 1;
-        any other letter is never cut.
+      array: the array, or None.
+      dims: one letter per dimension: b examples, n query heads, k key/value heads. B and N are b
+        and n, or 1. Other letters are never partitioned.
     """
 
     array: Any
@@ -28,10 +28,10 @@ class Operand(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What does not change with the arrays of a call."""
+    """Static arguments of a call."""
 
     target: str
-    dims: tuple[str, ...]  # "" where there is no operand
+    dims: tuple[str, ...]  # "" for an operand that is None
     results: tuple[tuple[str, tuple[int, ...], Any], ...]
     attributes: tuple[tuple[str, Any], ...]
     layouts: tuple[tuple[int, tuple[int, ...]], ...]
@@ -44,20 +44,21 @@ def call_partitioned(
     attributes: Mapping[str, Any],
     layouts: Mapping[int, tuple[int, ...]],
 ) -> tuple[Array, ...]:
-    """Calls a target of `jax.ffi`. An operand that is None is an array without elements.
+    """Calls a target of `jax.ffi`. An operand that is None becomes an array without elements.
 
     Args:
-      target: its name.
-      operands: the first has examples and query heads, the second key/value heads, at 0 and 2.
+      target: name of the target.
+      operands: axes 0 and 2 of the first are examples and query heads; axis 2 of the second is the
+        key/value heads.
       results: dims -> shape and dtype.
-      attributes: of the target.
-      layouts: operand's number -> order of its dimensions in memory.
+      attributes: attributes of the target.
+      layouts: number of an operand -> order of its dimensions in memory.
     """
     batch, heads = operands[0].array.shape[0], operands[0].array.shape[2]
     full = {"B": batch, "N": heads}
 
     def fit(dims: str, shape: Sequence[int]) -> str:
-        """B and N become b and n, or 1 where all share it."""
+        """Replaces B and N by b and n, or by 1 for size 1."""
         return "".join(
             d if d not in full else d.lower() if size == full[d] else "1"
             for d, size in zip(dims, shape, strict=True)
@@ -78,7 +79,7 @@ def call_partitioned(
 
 
 def _sized(what: _Call, arrays: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    """The results for these operands, which may be part of the whole."""
+    """Shapes of the results for these operands, which may be local shards."""
     (batch, _, heads, _), kv_heads = arrays[0].shape, arrays[1].shape[2]
     sizes = {"b": batch, "n": heads, "k": kv_heads}
     found = []
@@ -109,7 +110,7 @@ def _mapped(what: _Call):
         if any(
             on and dims[:1] not in ("b", "1") for on, dims in zip(mapped, what.dims, strict=True)
         ):
-            # A table of blocks, or heads: one by one.
+            # Tables of blocks, and heads, cannot join the batch.
             return _one_by_one(what, size, mapped, arrays)
         batch = arrays[0].shape[1 if mapped[0] else 0]
         summed = [i for i, (dims, *_) in enumerate(what.results) if dims[:1] == "1"]
@@ -160,7 +161,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     results = [dims for dims, *_ in what.results]
 
     def cuts(mesh, argument_shapes):
-        """Examples and heads as the queries have them: mesh axes by letter."""
+        """Returns mesh axes by letter, as the queries are sharded."""
         spec = (*argument_shapes[0].sharding.spec, *[None] * 4)
         axes = {"b": spec[0], "n": spec[2]}
         names = axes["n"] if isinstance(axes["n"], tuple) else (axes["n"],)
@@ -180,7 +181,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
         axes = cuts(mesh, argument_shapes)
 
         def run_part(*arrays):
-            # What all examples or heads share gets something from each part.
+            # Results shared by examples or heads are summed over the shards.
             return tuple(
                 _summed(x, [axes[full] for d, full in zip(dims, "bn", strict=False) if d == "1"])
                 for x, dims in zip(_direct(what, *arrays), results, strict=True)
@@ -205,9 +206,9 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
 
 
 def _sharding_rule(operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int):
-    """What Shardy is told: which dimensions are the same."""
+    """The sharding rule of Shardy: which dimensions correspond."""
     alone = iter(range(10_000))
-    # A factor of size 1 is none.
+    # Shardy does not accept a factor of size 1.
     alone_heads = kv_heads == 1 and group > 1
 
     def side(arrays: Sequence[str]) -> str:
@@ -222,7 +223,7 @@ def _sharding_rule(operands: Sequence[str], results: Sequence[str], kv_heads: in
             return "k"
         if dim == "n":
             return "(k g)"
-        # Everything else stays whole: each has a name of its own.
+        # Other dimensions are not sharded: each gets a unique name.
         return f"z{next(alone)}"
 
     text = f"{side(operands)} -> {side(results)}"

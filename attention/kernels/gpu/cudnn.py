@@ -1,8 +1,8 @@
 """The kernel "cudnn": cuDNN's fused attention on NVIDIA GPUs, through `jax.nn`.
 
-What `jax.nn.dot_product_attention` means by its arguments differs from `attention.attend` where a
-query sees nothing: there it gives the mean of the values or NaN, and gradients of padding may be
-anything. `arguments` says a mask in its words, or refuses; `compute` sets right what differs.
+`jax.nn.dot_product_attention` differs from `attention.attend` in rows that may attend to nothing:
+it returns the mean of the values or NaN there, and gradients of padding are undefined. `arguments`
+translates a mask; `compute` corrects the difference.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _TILE = 128
 
 
 class Arguments(NamedTuple):
-    """A mask as `jax.nn.dot_product_attention` takes it.
+    """A mask as arguments of `jax.nn.dot_product_attention`.
 
     Attributes:
-      causal: no query sees a later key.
-      left: how many keys before its own position a query sees, or None for all.
-      query, key: int32 [B], how many are real; None for all.
+      causal: whether a query attends to no later key.
+      left: number of keys visible before a query's own position, or None for all.
+      query, key: int32 [B], number of real positions; None if all are real.
     """
 
     causal: bool
@@ -49,17 +49,17 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Fused attention by cuDNN (Dao 2024, "FlashAttention-2"); see `attention.attend`.
+    """Computes fused attention by cuDNN (Dao 2024, "FlashAttention-2"); see `attention.attend`.
 
         o = softmax(scale·qkᵀ + bias)·v
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H], bfloat16 or float16; H a multiple
         of 8 up to 128, on Hopper up to 256.
-      mask: joined from `causal()` and `window(left, 0)`, which line up the first positions of as
-        many queries as keys, and `lengths(...)`; or None.
-      bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None; it
-        is spread over the heads.
+      mask: conjunction of `causal()` and `window(left, 0)` for T == S without an offset, and
+        `lengths(...)`; or None.
+      bias: [B or 1, N or 1, T, S] in the query's dtype with T and S multiples of 128, or None. It
+        is broadcast over the heads in memory.
       scale: a number.
       logit_cap, sinks, dropout_rate, dropout_key: None, and a rate of 0.
 
@@ -67,7 +67,7 @@ def attend(
       [B, T, N, H] in the query's dtype.
 
     Raises:
-      NotImplementedError: no NVIDIA GPU or no cuDNN, or anything else than the above.
+      NotImplementedError: no NVIDIA GPU or no cuDNN, or an argument not listed above.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
     for name, given in (
@@ -76,7 +76,7 @@ def attend(
         ("dropout_rate", dropout_rate),
     ):
         if given:
-            raise NotImplementedError(f"{name}: cuDNN has none that means the same")
+            raise NotImplementedError(f"{name}: not supported by cuDNN")
     expect_sizes(query, value, bias)
     found = arguments(mask, query.shape[1], key.shape[1])
     try:
@@ -88,36 +88,37 @@ def attend(
 
 
 def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
-    """Holds dtypes and sizes to what cuDNN takes, in both passes.
+    """Checks dtypes and sizes against what cuDNN supports in both passes.
 
     Raises:
-      NotImplementedError: names the argument.
+      NotImplementedError: one of them is not supported.
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"dtype: {query.dtype.name} is neither bfloat16 nor float16")
+        raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float16")
     H, V = query.shape[-1], value.shape[-1]
     if H != V:
-        raise NotImplementedError(f"value: head size {V} differs from the query's {H}")
-    # Other generations have no backward pass for wider heads, or have one since lately.
+        raise NotImplementedError(f"value: got head size {V}, expected the query's {H}")
+    # Other generations have no backward pass for wider heads, or only in recent versions.
     capability = devices.compute_capability()
     most = 256 if capability is not None and capability[0] == 9 else 128
     if H % 8 != 0 or most < H:
-        raise NotImplementedError(f"head size: {H} is no multiple of 8 up to {most}")
+        raise NotImplementedError(f"head size: got {H}, expected a multiple of 8 up to {most}")
     if bias is None:
         return
     if bias.dtype != query.dtype:
         raise NotImplementedError(
-            f"bias: {bias.dtype.name} would be rounded to the query's {query.dtype.name}"
+            f"bias: got dtype {bias.dtype.name}, expected the query's {query.dtype.name}"
         )
     if bias.shape[2] % _TILE or bias.shape[3] % _TILE:
-        # Backward passes of some versions give NaN there, or are refused once they are asked for.
+        # Backward passes of some versions return NaN there or fail.
         raise NotImplementedError(
-            f"bias: {bias.shape[2]} queries and {bias.shape[3]} keys are no multiples of {_TILE}"
+            f"bias: got {bias.shape[2]} queries and {bias.shape[3]} keys, expected multiples of "
+            f"{_TILE}"
         )
 
 
 def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
-    """The mask in cuDNN's words (as NVIDIA 2024 documents them, through Bradbury et al. 2018).
+    """Converts a mask to arguments of cuDNN (NVIDIA 2024, through Bradbury et al. 2018).
 
         allowed_bts = (t - left <= s <= t) and (t < query_b) and (s < key_b)
 
@@ -129,7 +130,7 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
       The `Arguments`, lengths of shape [B].
 
     Raises:
-      NotImplementedError: the mask cannot be said so.
+      NotImplementedError: the mask has another term.
     """
     left: int | None = None
     causal = False
@@ -137,10 +138,10 @@ def arguments(mask: Mask | None, T: int, S: int) -> Arguments:
     for term in () if mask is None else mask.terms:
         if isinstance(term, terms.Window):
             if term.right != 0:
-                raise NotImplementedError("mask: cuDNN knows no window to the right")
+                raise NotImplementedError("mask: cuDNN has no window to the right")
             if T != S or not terms.is_static(term.query_offset) or term.query_offset:
                 raise NotImplementedError(
-                    "mask: cuDNN is causal for as many queries as keys with query_offset=0 alone"
+                    f"mask: got T={T}, S={S} or a query_offset, expected T == S and query_offset=0"
                 )
             causal = True
             if term.left is not None and term.left < S:
@@ -170,9 +171,9 @@ def compute(
     scale: float,
     implementation: str,
 ) -> Array:
-    """`jax.nn.dot_product_attention` made to mean what `attend` does (Vaswani et al. 2017).
+    """Computes `attend` by `jax.nn.dot_product_attention` (Vaswani et al. 2017).
 
-        o_t = Σ_s softmax_s(scale·q_t·k_s + bias_ts) v_s, and 0 where t sees nothing
+        o_t = Σ_s softmax_s(scale·q_t·k_s + bias_ts) v_s, and 0 if t may attend to nothing
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, H].
@@ -185,34 +186,34 @@ def compute(
       [B, T, N, H] in the query's dtype.
 
     Raises:
-      NotImplementedError: cuDNN cannot.
+      NotImplementedError: cuDNN does not support the arguments.
     """
     B, T, N, _ = query.shape
     S = key.shape[1]
     query_lengths, key_lengths = found.query, found.key
     if key_lengths is not None and found.left is not None:
-        # Later queries see none of the keys that are real.
-        seeing = jnp.where(key_lengths > 0, key_lengths + found.left, 0)
-        query_lengths = jnp.minimum(seeing, T if query_lengths is None else query_lengths)
-    seen = None
+        # Later queries have no real key in their window.
+        last = jnp.where(key_lengths > 0, key_lengths + found.left, 0)
+        query_lengths = jnp.minimum(last, T if query_lengths is None else query_lengths)
+    visible = None
     if query_lengths is not None:
-        seen = _before(query_lengths, T)
+        visible = _before(query_lengths, T)
     if key_lengths is not None:
         some = (key_lengths > 0)[:, None, None, None]
-        seen = some if seen is None else seen & some
-        # Chosen here, so that gradients of padding are 0 whatever the backward pass leaves there.
+        visible = some if visible is None else visible & some
+        # Selected here, so that gradients of padding are 0.
         real = _before(key_lengths, S)
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
-    if seen is not None:
-        query = jnp.where(seen, query, 0)
+    if visible is not None:
+        query = jnp.where(visible, query, 0)
     if bias is not None:
         bias = jnp.broadcast_to(bias, (bias.shape[0], N, T, S))
         if key_lengths is not None or query_lengths is not None:
-            bias = jnp.where(_seen_pairs(B, T, S, seen, key_lengths), bias, 0)
+            bias = jnp.where(_real_pairs(B, T, S, visible, key_lengths), bias, 0)
     if S % _TILE and key_lengths is None:
-        # Or the backward pass may take what fills its last tile for keys.
+        # Otherwise the backward pass may treat the padding of its last tile as keys.
         key_lengths = jnp.full((B,), S, jnp.int32)
-    # An example without a query or a key is computed as if it had one, and set to 0 after.
+    # An example without a query or a key is computed with one and then set to 0.
     lengths = [
         None if each is None else jnp.maximum(each, 1) for each in (query_lengths, key_lengths)
     ]
@@ -228,20 +229,20 @@ def compute(
         key_value_seq_lengths=lengths[1],
         implementation=implementation,
     )
-    if seen is not None:
-        result = jnp.where(seen, result, 0)
+    if visible is not None:
+        result = jnp.where(visible, result, 0)
     chex.assert_equal_shape([result, query])
     return result
 
 
 def _before(lengths: Array, length: int) -> Array:
-    """[B, length, 1, 1]: the positions that are real."""
+    """Real positions, bool [B, length, 1, 1]."""
     return (jnp.arange(length) < lengths[:, None])[:, :, None, None]
 
 
-def _seen_pairs(B: int, T: int, S: int, seen: Array, key_lengths: Array | None) -> Array:
-    """[B, 1, T, S]: real queries with real keys."""
-    rows = jnp.broadcast_to(seen, (B, T, 1, 1)).transpose(0, 2, 1, 3)
+def _real_pairs(B: int, T: int, S: int, visible: Array, key_lengths: Array | None) -> Array:
+    """Pairs of real queries and real keys, bool [B, 1, T, S]."""
+    rows = jnp.broadcast_to(visible, (B, T, 1, 1)).transpose(0, 2, 1, 3)
     if key_lengths is None:
         return jnp.broadcast_to(rows, (B, 1, T, S))
     return rows & _before(key_lengths, S).transpose(0, 2, 3, 1)

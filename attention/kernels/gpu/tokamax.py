@@ -1,6 +1,6 @@
-"""The kernel "tokamax": what the library tokamax has for the GPU that is here.
+"""The kernel "tokamax": attention of the library tokamax on NVIDIA GPUs.
 
-An extra, tried where it is installed: `pip install tokamax`, from Python 3.12 on.
+Optional: `pip install tokamax`, from Python 3.12 on.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Attention by tokamax (DeepMind 2025); see `attention.attend`.
+    """Computes attention by tokamax (DeepMind 2025); see `attention.attend`.
 
         o = softmax(cap(scale·qkᵀ + bias))·v
 
-    A mask other than `causal()` travels as an array, O(T·S). On several devices it runs within
-    `jax.shard_map` alone.
+    A mask other than `causal()` is passed as an array, O(T·S). On several devices it runs only
+    within `jax.shard_map`.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
@@ -48,15 +48,16 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no NVIDIA GPU or no tokamax, sinks or dropout, or what it refuses itself.
+      NotImplementedError: no NVIDIA GPU or no tokamax, sinks, dropout, or an argument that tokamax
+        does not support.
       ValueError: the mask was made for other sizes.
     """
     devices.require_platform("cuda", can_be_interpreted=False)
     devices.expect_one_device()
     if sinks is not None:
-        raise NotImplementedError("sinks: tokamax has none")
+        raise NotImplementedError("sinks: not supported by tokamax")
     if dropout_rate:
-        raise NotImplementedError("dropout_rate: no dropout of weights")
+        raise NotImplementedError("dropout_rate: dropout is not supported")
     try:
         tokamax = importlib.import_module("tokamax")
     except ImportError:
@@ -64,14 +65,14 @@ def attend(
     B, T, N, _ = query.shape
     S = key.shape[1]
     causal = mask is not None and _is_causal(mask, T, S)
-    allowed = seen = None
+    allowed = visible = None
     if mask is not None and not causal:
         allowed = mask.materialize(B, N, T, S)
-        seen = allowed.any(-1, keepdims=True)
-        # A row that sees nothing is computed as if it saw all, and set to 0 after.
-        allowed = allowed | ~seen
-    # One after the other, without its last resort, a dense one: that is our reference.
-    result = _first_that_can(
+        visible = allowed.any(-1, keepdims=True)
+        # A row that may attend to nothing is computed as if all were visible, then set to 0.
+        allowed = allowed | ~visible
+    # Without its dense fallback, which would be no better than the reference.
+    result = _first_supported(
         tokamax.dot_product_attention,
         ("mosaic", "triton"),
         query,
@@ -83,21 +84,21 @@ def attend(
         is_causal=causal,
         logits_soft_cap=logit_cap,
     )
-    if seen is not None:
-        result = jnp.where(seen.transpose(0, 2, 1, 3), result, 0)
+    if visible is not None:
+        result = jnp.where(visible.transpose(0, 2, 1, 3), result, 0)
     chex.assert_shape(result, (B, T, N, value.shape[-1]))
     return result
 
 
 def _is_causal(mask: Mask, T: int, S: int) -> bool:
-    """Whether it is `causal()` and nothing else, from the first position on."""
+    """Returns whether the mask is `causal()` alone, without an offset."""
     if T != S or len(mask.terms) != 1 or not isinstance(mask.terms[0], terms.Window):
         return False
     left, right, offset = (getattr(mask.terms[0], n) for n in ("left", "right", "query_offset"))
     return left is None and right == 0 and terms.is_static(offset) and not offset
 
 
-def _first_that_can(function, names, *arrays, **options) -> Array:
+def _first_supported(function, names, *arrays, **options) -> Array:
     reasons = []
     for name in names:
         try:

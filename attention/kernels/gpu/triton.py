@@ -1,7 +1,7 @@
 """The kernel "triton": blockwise attention on NVIDIA GPUs, through Pallas.
 
-For what cuDNN cannot do: float32, any mask, caps, sinks and a bias with its gradient. The programs
-are in `triton_kernels.py`, masks by block in `attention/masks/pallas.py`.
+For what cuDNN does not support: float32, any mask, caps, sinks and a bias with its gradient. The
+programs are in `triton_kernels.py`, masks by block in `attention/masks/pallas.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from attention.kernels import devices
 from attention.masks import Mask, pallas
+from attention.masks.block_mask import BlockMask, make_block_mask
 
 Array = jax.Array
 
@@ -35,13 +36,13 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Blockwise attention (Dao 2024, "FlashAttention-2"); see `attention.attend`.
+    """Computes blockwise attention (Dao 2024, "FlashAttention-2"); see `attention.attend`.
 
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink)),   s block by block
 
-    Memory is O(T + S), besides what mask and bias hold themselves; the gradient of a bias, where
-    it is asked for, takes O(B·N·T·S). Blocks that the mask hides are skipped, in both passes. There
-    are no derivatives of derivatives. On several devices it runs within `jax.shard_map` alone.
+    Memory is O(T + S) besides mask and bias; the gradient of a bias, if needed, takes O(B·N·T·S).
+    Hidden blocks are skipped in both passes. There are no higher derivatives. On several devices it
+    runs only within `jax.shard_map`.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V]; bfloat16, float16 or float32, H
@@ -64,16 +65,16 @@ def attend(
     if not interpret:
         devices.expect_one_device()
     if dropout_rate:
-        raise NotImplementedError("dropout_rate: no dropout of weights")
+        raise NotImplementedError("dropout_rate: dropout is not supported")
     if query.dtype.name not in DTYPES:
-        raise NotImplementedError(f"dtype: {query.dtype.name} is none of {', '.join(DTYPES)}")
+        raise NotImplementedError(f"dtype: got {query.dtype.name}, expected {', '.join(DTYPES)}")
     width = max(query.shape[-1], value.shape[-1])
     if width > WIDEST:
-        raise NotImplementedError(f"head size: {width} is above {WIDEST}")
+        raise NotImplementedError(f"head size: got {width}, expected at most {WIDEST}")
     from attention.kernels.gpu import triton_kernels
 
     T, S = query.shape[1], key.shape[1]
-    # Each number of float32 is two of TF32 on its way through the tensor cores.
+    # A float32 number is two TF32 numbers in the tensor cores.
     parts = 2 if query.dtype == jnp.float32 else 1
     width = _power(width) * query.dtype.itemsize * parts
     query_block, key_block = block_sizes(T, S, width)
@@ -86,20 +87,20 @@ def attend(
 
 
 def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
-    """How many queries and keys a block has (Dao et al. 2022, "FlashAttention", theorem 2).
+    """Returns the number of queries and keys in a block (Dao et al. 2022, theorem 2).
 
         size ~ M / width,   M bytes of fast memory
 
-    Four such blocks and their sums have to fit a multiprocessor, in the backward pass as well: for
-    NVIDIA's H100 the programs are compiled to at most 255 registers a thread, and all but none in
-    memory instead (below 0.9 KB for heads of 256 float32, none for those of 64).
+    Four such blocks and their sums have to fit a multiprocessor, also in the backward pass. On an
+    H100 the programs use at most 255 registers per thread and spill almost nothing (below 0.9 KB
+    for heads of 256 float32, none for heads of 64).
 
     Args:
-      T, S: queries, keys.
-      width: bytes of a head's vector, twice those of float32.
+      T, S: number of queries and keys.
+      width: bytes of a head's vector, doubled for float32.
 
     Returns:
-      Two powers of 2, from 16 on.
+      Two powers of 2, at least 16.
 
     Raises:
       Nothing.
@@ -121,7 +122,7 @@ def _forward(settings: Any, query, key, value, bias, sinks, mask) -> tuple[Array
         *_padded(settings, query, key, value, bias),
         None if sinks is None else sinks.astype(jnp.float32),
         None if mask is None else pallas.prepare_for_kernel(mask, settings.sizes),
-        _steps(settings, query.shape[0], mask),
+        _block_mask(settings, query.shape[0], mask),
     )
     return out[:, : settings.queries, :, : value.shape[-1]], log_sum
 
@@ -130,7 +131,7 @@ def _attend_forward(settings, query, key, value, bias, sinks, mask):
     given = (query, key, value, bias, sinks, mask)
     arrays = jax.tree.map(lambda leaf: leaf.value, given, is_leaf=_is_primal)
     out, log_sum = _forward(settings, *arrays)
-    # The gradient of a bias is a large array: only where somebody asks for it.
+    # The gradient of a bias is large, so it is computed only if the bias is differentiated.
     wanted = () if bias is not None and bias.perturbed else None
     return out, (arrays, out, log_sum, wanted)
 
@@ -150,17 +151,17 @@ def _attend_backward(settings, residuals, cotangent):
     arrays = _padded(settings, query, key, value, bias)
     ready = None if mask is None else pallas.prepare_for_kernel(mask, sizes)
     dq, logits_grad = triton_kernels.query_gradient(
-        settings, *arrays, ready, _steps(settings, B, mask, unseen=with_bias), given, with_bias
+        settings, *arrays, ready, _block_mask(settings, B, mask, hidden=with_bias), given, with_bias
     )
     dk, dv = triton_kernels.key_gradient(
-        settings, *arrays, ready, _steps(settings, B, mask, by_key=True), given
+        settings, *arrays, ready, _block_mask(settings, B, mask, by_key=True), given
     )
     dbias = dsinks = None
     if with_bias:
         shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
         dbias = logits_grad[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
     if sinks is not None:
-        # What the sink takes from each row: p_sink (0 - δ).
+        # The gradient of a sink's logit in each row: p_sink (0 - δ).
         taken = jnp.exp(sinks.astype(jnp.float32)[:, None] - log_sum) * delta
         dsinks = -taken.sum((0, 2)).astype(sinks.dtype)
     S = settings.keys
@@ -174,13 +175,13 @@ def _is_primal(node: Any) -> bool:
     return isinstance(node, jax.custom_derivatives.CustomVJPPrimal)
 
 
-def _steps(settings: Any, B: int, mask: Mask | None, **options: bool) -> pallas.Steps:
-    blocks = (settings.query_block, settings.key_block)
-    return pallas.steps(mask, B, settings.queries, settings.keys, *blocks, **options)
+def _block_mask(settings: Any, B: int, mask: Mask | None, **options: bool) -> BlockMask:
+    sizes = B, settings.queries, settings.keys, settings.query_block, settings.key_block
+    return jax.tree.map(jnp.asarray, make_block_mask(mask, *sizes, **options))
 
 
 def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:
-    """Lengths to whole blocks, head sizes to powers of 2."""
+    """Pads lengths to whole blocks and head sizes to powers of 2."""
     sizes, H, V = settings.sizes, _power(query.shape[-1]), _power(value.shape[-1])
     return (
         _grown(query, {1: sizes.rows, 3: H}),
@@ -191,7 +192,7 @@ def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Arr
 
 
 def _grown(array: Array, lengths: dict[int, int]) -> Array:
-    """Zeros at the end of some axes."""
+    """Pads axes with zeros at the end."""
     missing = {axis: length - array.shape[axis] for axis, length in lengths.items()}
     if not any(missing.values()):
         return array
@@ -199,5 +200,5 @@ def _grown(array: Array, lengths: dict[int, int]) -> Array:
 
 
 def _power(number: int) -> int:
-    """The next power of 2, at least the 16 that a product on tensor cores takes."""
+    """The next power of 2, at least 16, the minimum of tensor cores."""
     return max(16, 1 << (number - 1).bit_length())

@@ -1,8 +1,8 @@
 """The programs of the kernel "triton" in Pallas: forward, and backward in two.
 
-Dao 2024, "FlashAttention-2". A program of the forward pass and of dq owns a block of queries and
-goes through blocks of keys; one of dk and dv owns a block of keys and goes through the queries of
-all heads that share them. All arrays are padded to whole blocks.
+Dao 2024, "FlashAttention-2". A program of the forward pass or of dq owns a query block and loops
+over key blocks. A program of dk and dv owns a key block and loops over the query blocks of all
+heads that share it. All arrays are padded to whole blocks.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pallas_triton
 
 from attention.masks import Mask, pallas
+from attention.masks.block_mask import BlockMask
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is known before running.
+    """Static settings of the programs.
 
     Attributes:
       scale, logit_cap: as for `attend`.
-      queries, keys: how many there are without padding.
+      queries, keys: number of queries and keys without padding.
       query_block, key_block: positions in a block, powers of 2.
       interpret: whether to run in the interpreter.
     """
@@ -42,7 +43,7 @@ class Settings:
 
     @property
     def sizes(self) -> pallas.Sizes:
-        """For `pallas`."""
+        """Sizes for `pallas.prepare_for_kernel`."""
         blocks = (self.query_block, self.key_block)
         lengths = (self.queries, self.keys)
         padded = (-(-n // block) * block for n, block in zip(lengths, blocks, strict=True))
@@ -57,50 +58,42 @@ def forward(
     bias: Array | None,
     sinks: Array | None,
     mask: Mask | None,
-    steps: pallas.Steps,
+    block_mask: BlockMask,
 ) -> tuple[Array, Array]:
-    """Blockwise attention with a running softmax (Dao 2024, "FlashAttention-2", algorithm 1).
+    """Computes attention with an online softmax (Dao 2024, "FlashAttention-2", algorithm 1).
 
         o_t = Σ_s exp(l_ts - L_t) v_s,   L_t = log(Σ_s exp(l_ts) + exp(sink))
 
     Args:
-      settings: what is known before running.
+      settings: static settings.
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       bias: [B or 1, N or 1, T, S], or None.
       sinks: float32 [N], or None.
       mask: `pallas.prepare_for_kernel`, or None.
-      steps: of each query block.
+      block_mask: key blocks of each query block.
 
     Returns:
-      o [B, T, N, V] in the query's dtype and L, float32 [B, N, T]; 0 where nothing is seen.
+      o [B, T, N, V] in the query's dtype and L, float32 [B, N, T]; 0 in rows that may attend to
+      nothing.
 
     Raises:
       NotImplementedError: the mask is not ready.
     """
-    B, rows, N, H = query.shape
-    S, K, V = value.shape[1:]
-    G, block = N // K, settings.query_block
-    shared = (bias, sinks, mask, steps)
+    B, rows, N, _ = query.shape
+    *in_specs, out_spec, row_spec = _query_specs(settings, query, value)
     return _call(
         _forward,
         settings,
         "attend_forward",
-        (rows // block, N, B),
+        (rows // settings.query_block, N, B),
+        in_specs,
+        [out_spec, row_spec],
         [
-            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
-        ],
-        [
-            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i)),
-        ],
-        [
-            jax.ShapeDtypeStruct((B, rows, N, V), query.dtype),
+            jax.ShapeDtypeStruct((B, rows, N, value.shape[-1]), query.dtype),
             jax.ShapeDtypeStruct((B, N, rows), jnp.float32),
         ],
         (query, key, value),
-        shared,
+        (bias, sinks, mask, block_mask),
     )
 
 
@@ -111,19 +104,19 @@ def query_gradient(
     value: Array,
     bias: Array | None,
     mask: Mask | None,
-    steps: pallas.Steps,
+    block_mask: BlockMask,
     given: tuple[Array, Array, Array],
     with_bias: bool,
 ) -> tuple[Array, Array | None]:
-    """The gradient of queries and bias (Dao 2024, "FlashAttention-2", algorithm 2).
+    """Computes the gradient of queries and bias (Dao 2024, "FlashAttention-2", algorithm 2).
 
         dl_ts = p_ts (do_t·v_s - δ_t),   p_ts = exp(l_ts - L_t),   dq_t = scale Σ_s dl_ts k_s
 
     Args:
-      settings, query, key, value, bias, mask, steps: as for `forward`; with_bias, the steps hold
-        the unseen blocks as well.
+      settings, query, key, value, bias, mask, block_mask: as for `forward`; with `with_bias` the
+        block mask also lists the hidden blocks.
       given: do [B, T, N, V]; L and δ = do·o, float32 [B, N, T].
-      with_bias: whether the bias' gradient is wanted.
+      with_bias: whether to compute the gradient of the bias.
 
     Returns:
       dq [B, T, N, H] and dl, float32 [B, N, T, S] or None.
@@ -132,11 +125,9 @@ def query_gradient(
       NotImplementedError: the mask is not ready.
     """
     B, rows, N, H = query.shape
-    S, K, V = value.shape[1:]
-    G, block = N // K, settings.query_block
-    row = pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i))
-    outputs = [pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0))]
-    shapes = [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
+    S, block = value.shape[1], settings.query_block
+    *in_specs, row_spec = _query_specs(settings, query, value)
+    outputs, shapes = in_specs[:1], [jax.ShapeDtypeStruct((B, rows, N, H), query.dtype)]
     if with_bias:
         outputs.append(pl.BlockSpec((None, None, block, S), lambda i, n, b: (b, n, i, 0)))
         shapes.append(jax.ShapeDtypeStruct((B, N, rows, S), jnp.float32))
@@ -145,18 +136,11 @@ def query_gradient(
         settings,
         "attend_dq",
         (rows // block, N, B),
-        [
-            pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
-            pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
-            pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
-            row,
-            row,
-        ],
+        [*in_specs, row_spec, row_spec],
         outputs,
         shapes,
         (query, key, value, *given),
-        (bias, mask, steps),
+        (bias, mask, block_mask),
     )
     return found[0], found[1] if with_bias else None
 
@@ -168,16 +152,16 @@ def key_gradient(
     value: Array,
     bias: Array | None,
     mask: Mask | None,
-    steps: pallas.Steps,
+    block_mask: BlockMask,
     given: tuple[Array, Array, Array],
 ) -> tuple[Array, Array]:
-    """The gradient of keys and values (Dao 2024, "FlashAttention-2", algorithm 2).
+    """Computes the gradient of keys and values (Dao 2024, "FlashAttention-2", algorithm 2).
 
         dv_s = Σ_t p_ts do_t,   dk_s = scale Σ_t dl_ts q_t,   over all heads that share s
 
     Args:
       settings, query, key, value, bias, mask: as for `forward`.
-      steps: of each key block.
+      block_mask: query blocks of each key block.
       given: as for `query_gradient`, [B, T, N, V] and float32 [B, N, T] twice.
 
     Returns:
@@ -212,12 +196,25 @@ def key_gradient(
             jax.ShapeDtypeStruct((B, columns, K, V), value.dtype),
         ],
         (query, key, value, *given),
-        (bias, mask, steps),
+        (bias, mask, block_mask),
+    )
+
+
+def _query_specs(settings: Settings, query: Array, value: Array) -> tuple[pl.BlockSpec, ...]:
+    """Block specs of a program per query block: query, key, value, output, and a number per row."""
+    S, K, V = value.shape[1:]
+    H, G, block = query.shape[3], query.shape[2] // K, settings.query_block
+    return (
+        pl.BlockSpec((None, block, None, H), lambda i, n, b: (b, i, n, 0)),
+        pl.BlockSpec((None, S, None, H), lambda i, n, b: (b, 0, n // G, 0)),
+        pl.BlockSpec((None, S, None, V), lambda i, n, b: (b, 0, n // G, 0)),
+        pl.BlockSpec((None, block, None, V), lambda i, n, b: (b, i, n, 0)),
+        pl.BlockSpec((None, None, block), lambda i, n, b: (b, n, i)),
     )
 
 
 def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked, shared):
-    """Runs a kernel with blocks of some arrays and, of the others, the whole."""
+    """Runs a kernel on blocks of the arrays `blocked` and on the whole of `shared`."""
 
     def whole(array):
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
@@ -230,7 +227,7 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
         out_shape=out_shape,
         interpret=settings.interpret,
         compiler_params=pallas_triton.CompilerParams(
-            # Sums of wide heads take the registers of more threads.
+            # Accumulators of wide heads need the registers of more threads.
             num_warps=8 if settings.query_block * blocked[0].shape[-1] >= 8192 else 4,
             num_stages=2 if blocked[0].dtype.itemsize == 2 else 1,
         ),
@@ -238,52 +235,65 @@ def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked,
     )(*blocked, *shared)
 
 
-def _forward(settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, steps, out_ref, log_sum_ref):
+def _forward(
+    settings, q_ref, k_ref, v_ref, bias_ref, sinks_ref, mask, block_mask, out_ref, log_sum_ref
+):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     query = q_ref[...]
 
     def step(number, carry, masked):
-        total, highest, result = carry
-        j = _block(steps.order, example, i, number)
+        row_sum, row_max, acc = carry
+        j = _entry(block_mask.indices, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
         index = _block_index(settings, example, head, i, j)
         logits = _logits(settings, query, k_ref[columns, :], bias_ref, index)
         if masked:
-            logits = jnp.where(_seen(settings, mask, index), logits, -jnp.inf)
-        higher = jnp.maximum(highest, logits.max(axis=-1))
-        # Of a row that has seen nothing yet, so that no infinities are subtracted.
-        base = jnp.where(higher == -jnp.inf, 0.0, higher)
-        shrink, weights = jnp.exp(highest - base), jnp.exp(logits - base[:, None])
+            logits = jnp.where(_visible(settings, mask, index), logits, -jnp.inf)
+        new_max = jnp.maximum(row_max, logits.max(axis=-1))
+        # Avoids inf - inf in a row without a visible key so far.
+        base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
+        shrink, weights = jnp.exp(row_max - base), jnp.exp(logits - base[:, None])
         value = v_ref[columns, :]
-        result = shrink[:, None] * result + _dot(settings, weights.astype(value.dtype), value)
-        return shrink * total + weights.sum(axis=-1), higher, result
+        acc = shrink[:, None] * acc + _dot(settings, weights.astype(value.dtype), value)
+        return shrink * row_sum + weights.sum(axis=-1), new_max, acc
 
     zeros = jnp.zeros((settings.query_block,), jnp.float32)
     carry = (zeros, zeros - jnp.inf, jnp.zeros(out_ref.shape, jnp.float32))
-    total, highest, result = _through(steps, example, i, step, carry)
+    row_sum, row_max, acc = _over_blocks(block_mask, example, i, step, carry)
     if sinks_ref is not None:
         sink = sinks_ref[head]
-        higher = jnp.maximum(highest, sink)
-        # Of a row that sees nothing, under a sink of -inf.
-        base = jnp.where(higher == -jnp.inf, 0.0, higher)
-        shrink = jnp.exp(highest - base)
-        total, result = shrink * total + jnp.exp(sink - base), shrink[:, None] * result
-        highest = higher
-    empty = total == 0.0
-    total = jnp.where(empty, 1.0, total)
-    out_ref[...] = (result / total[:, None]).astype(out_ref.dtype)
-    log_sum_ref[...] = jnp.where(empty, 0.0, highest) + jnp.log(total)
+        new_max = jnp.maximum(row_max, sink)
+        # A row that may attend to nothing, with a sink of -inf.
+        base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
+        shrink = jnp.exp(row_max - base)
+        row_sum, acc = shrink * row_sum + jnp.exp(sink - base), shrink[:, None] * acc
+        row_max = new_max
+    empty = row_sum == 0.0
+    row_sum = jnp.where(empty, 1.0, row_sum)
+    out_ref[...] = (acc / row_sum[:, None]).astype(out_ref.dtype)
+    log_sum_ref[...] = jnp.where(empty, 0.0, row_max) + jnp.log(row_sum)
 
 
 def _query_gradient(
-    settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dq_ref, db_ref=None
+    settings,
+    q_ref,
+    k_ref,
+    v_ref,
+    do_ref,
+    sum_ref,
+    di_ref,
+    bias,
+    mask,
+    block_mask,
+    dq_ref,
+    db_ref=None,
 ):
     i, head, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     query, cotangent = q_ref[...], do_ref[...]
     log_sum, delta = sum_ref[...], di_ref[...]
 
     def step(number, result, masked):
-        j = _block(steps.order, example, i, number)
+        j = _entry(block_mask.indices, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
         index = _block_index(settings, example, head, i, j)
         key = k_ref[columns, :]
@@ -295,29 +305,31 @@ def _query_gradient(
             db_ref[:, columns] = logits_grad
         return result + _dot(settings, logits_grad.astype(key.dtype), key)
 
-    result = _through(steps, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
+    result = _over_blocks(block_mask, example, i, step, jnp.zeros(dq_ref.shape, jnp.float32))
     dq_ref[...] = (settings.scale * result).astype(dq_ref.dtype)
     if db_ref is None:
         return
 
     def clear(number, _):
-        j = _block(steps.order, example, i, number)
+        j = _entry(block_mask.indices, example, i, number)
         columns = pl.ds(j * settings.key_block, settings.key_block)
         db_ref[:, columns] = jnp.zeros((settings.query_block, settings.key_block), jnp.float32)
 
-    jax.lax.fori_loop(_block(steps.bounds, example, i, 1), steps.order.shape[-1], clear, None)
+    num_visible = _entry(block_mask.num_visible, example, i)
+    jax.lax.fori_loop(num_visible, block_mask.indices.shape[-1], clear, None)
 
 
 def _key_gradient(
-    G, settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, steps, dk_ref, dv_ref
-):
+    G, settings, q_ref, k_ref, v_ref, do_ref, sum_ref, di_ref, bias, mask, block_mask,
+    dk_ref, dv_ref,
+):  # fmt: skip
     j, shared, example = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     key, value = k_ref[...], v_ref[...]
 
     def of_head(g, carry):
         def step(number, carry, masked):
             dk, dv = carry
-            i = _block(steps.order, example, j, number)
+            i = _entry(block_mask.indices, example, j, number)
             rows = pl.ds(i * settings.query_block, settings.query_block)
             index = _block_index(settings, example, shared * G + g, i, j)
             query, cotangent = q_ref[rows, g, :], do_ref[rows, g, :]
@@ -328,7 +340,7 @@ def _key_gradient(
             dv = dv + _dot(settings, weights.astype(cotangent.dtype).T, cotangent)
             return dk + _dot(settings, logits_grad.astype(query.dtype).T, query), dv
 
-        return _through(steps, example, j, step, carry)
+        return _over_blocks(block_mask, example, j, step, carry)
 
     zeros = (jnp.zeros(dk_ref.shape, jnp.float32), jnp.zeros(dv_ref.shape, jnp.float32))
     dk, dv = jax.lax.fori_loop(0, G, of_head, zeros)
@@ -336,17 +348,17 @@ def _key_gradient(
     dv_ref[...] = dv.astype(dv_ref.dtype)
 
 
-def _through(steps: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
-    """step(number, carry, masked) over the blocks wholly seen, then over those seen in part."""
-    wholly = _block(steps.bounds, example, block, 0)
-    partly = _block(steps.bounds, example, block, 1)
-    carry = jax.lax.fori_loop(0, wholly, lambda n, c: step(n, c, False), carry)
-    return jax.lax.fori_loop(wholly, partly, lambda n, c: step(n, c, True), carry)
+def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
+    """Folds step(number, carry, masked) over the full blocks, then over the partial ones."""
+    num_full = _entry(block_mask.num_full, example, block)
+    num_visible = _entry(block_mask.num_visible, example, block)
+    carry = jax.lax.fori_loop(0, num_full, lambda n, c: step(n, c, False), carry)
+    return jax.lax.fori_loop(num_full, num_visible, lambda n, c: step(n, c, True), carry)
 
 
-def _block(table: Any, example: Any, block: Any, number: Any) -> Array:
-    """An entry of `Steps`."""
-    return table[(*pallas.of_shared(table.shape[:2], example, block), number)]
+def _entry(array: Any, example: Any, block: Any, *number: Any) -> Array:
+    """An entry of an array of a `BlockMask`, whose leading axes may be shared."""
+    return array[(*pallas.of_shared(array.shape[:2], example, block), *number)]
 
 
 def _block_index(settings: Settings, example: Any, head: Any, i: Any, j: Any) -> pallas.BlockIndex:
@@ -356,11 +368,11 @@ def _block_index(settings: Settings, example: Any, head: Any, i: Any, j: Any) ->
     return pallas.BlockIndex(example, head, row, column, rows, columns)
 
 
-def _seen(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) -> Array:
-    seen = jnp.ones((1, 1), bool) if mask is None else pallas.evaluate_block(mask, index)
+def _visible(settings: Settings, mask: Mask | None, index: pallas.BlockIndex) -> Array:
+    visible = jnp.ones((1, 1), bool) if mask is None else pallas.evaluate_block(mask, index)
     if settings.keys % settings.key_block:
-        seen = seen & (index.columns < settings.keys)
-    return jnp.broadcast_to(seen, (settings.query_block, settings.key_block))
+        visible = visible & (index.columns < settings.keys)
+    return jnp.broadcast_to(visible, (settings.query_block, settings.key_block))
 
 
 def _logits(
@@ -380,11 +392,11 @@ def _logits(
 def _logits_grad(
     settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index
 ) -> tuple[Array, Array]:
-    """The weights of a block, and the gradient of its logits before the scale."""
+    """The weights of a block, and the gradient of its logits before scaling."""
     logits = _logits(settings, query, key, bias, index)
     weights = jnp.exp(logits - log_sum[:, None])
     if masked:
-        weights = jnp.where(_seen(settings, mask, index), weights, 0.0)
+        weights = jnp.where(_visible(settings, mask, index), weights, 0.0)
     logits_grad = weights * (_dot(settings, cotangent, value.T) - delta[:, None])
     if settings.logit_cap is not None:
         logits_grad = logits_grad * (1.0 - jnp.square(logits / settings.logit_cap))
@@ -392,14 +404,14 @@ def _logits_grad(
 
 
 def _dot(settings: Settings, left: Array, right: Array) -> Array:
-    """Summed in float32; of float32 by three products of TF32, which keep all but its last bits.
+    """Matrix product accumulated in float32; float32 inputs use three TF32 products.
 
-    Without tensor cores, each thread would hold whole rows and columns of the blocks: more than it
-    has registers for, at a head size of 64 by far.
+    Without tensor cores each thread would hold whole rows and columns of the blocks, which exceeds
+    its registers at a head size of 64 already.
     """
     exact = None
     if left.dtype == jnp.float32:
         exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        # The interpreter runs where there may be none.
+        # The interpreter runs on platforms without this preset.
         exact = jax.lax.Precision.HIGHEST if settings.interpret else exact
     return jnp.dot(left, right, precision=exact, preferred_element_type=jnp.float32)

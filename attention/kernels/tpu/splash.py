@@ -1,7 +1,6 @@
-"""The kernel "splash": blockwise attention on TPUs, by the splash kernel that JAX brings along.
+"""The kernel "splash": blockwise attention on TPUs, by the splash attention of JAX.
 
-It takes structure where `attend` has a mask: windows known before running, and ids, of which a
-query sees the keys that have its own. Lengths, marks and padding are ids as well.
+It takes static windows and segment ids instead of a mask. Lengths, validity and padding become ids.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from attention.masks import Mask, terms
 
 Array = jax.Array
 
-# A sink of this logit takes no weight from anything, and all of it where nothing is seen: such rows
-# are 0, with gradients of 0, where the kernel alone would give them a mean of values. What the
-# kernel masks has a logit far below.
+# A sink with this logit takes all weight of rows that may attend to nothing, and no weight of other
+# rows. Without it the kernel would return the mean of the values instead of 0. Logits that the
+# kernel masks are far below.
 NOTHING = -1e30
-# Ids of queries and of keys that nobody has in common.
+# Ids of padding queries and keys, which match no id.
 NO_QUERY, NO_KEY = -(2**31), -(2**31) + 1
 LANES = 128
 
 
 class Structure(NamedTuple):
-    """A mask as the kernel takes it.
+    """A mask as arguments of the kernel.
 
     Attributes:
-      low, high: a query t sees t + low <= s <= t + high; None for all on that side.
-      query_ids, key_ids: int32 [B, T] and [B, S], what has to be equal; None where all see all.
+      low, high: query t attends to t + low <= s <= t + high; None if unbounded.
+      query_ids, key_ids: int32 [B, T] and [B, S], equal for visible pairs; None without ids.
     """
 
     low: int | None
@@ -53,18 +52,18 @@ def attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    """Blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attention.attend`.
+    """Computes blockwise attention on a TPU (Dao 2024, "FlashAttention-2"); see `attend`.
 
         o_t = Σ_s w_ts v_s,   w = softmax_s(cap(scale·q·k)), with a sink's logit in the sum
 
-    Queries are scaled before, in their own dtype; products of float32 are as exact as the TPU's
-    default is. Blocks that windows hide are skipped. There are no derivatives of derivatives. On
-    several devices it runs within `jax.shard_map` alone.
+    Queries are scaled first, in their own dtype. Products of float32 have the TPU's default
+    precision. Blocks hidden by windows are skipped. There are no higher derivatives. On several
+    devices it runs only within `jax.shard_map`.
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V], bfloat16 or float32.
-      mask: joined from `causal` and `window` with a query_offset known before running, `lengths`,
-        `valid` and `segments`, of the last one at most; or None.
+      mask: conjunction of `causal` and `window` with a static query_offset, `lengths`, `valid` and
+        at most one `segments`; or None.
       bias: None.
       scale, logit_cap: numbers; no cap if None.
       sinks: [N], or None.
@@ -74,20 +73,21 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or anything
-        else than the above.
+      NotImplementedError: no TPU (nor `kernels.interpreted()`), 64 bits are enabled, or an argument
+        not listed above.
     """
     interpret = devices.require_platform("tpu")
     if not interpret:
         devices.expect_one_device()
     if bias is not None:
-        raise NotImplementedError("bias: none is added to the logits")
+        raise NotImplementedError("bias: not supported by splash attention")
     if dropout_rate:
-        raise NotImplementedError("dropout_rate: no dropout of weights")
+        raise NotImplementedError("dropout_rate: dropout is not supported")
     if query.dtype not in (jnp.bfloat16, jnp.float32):
-        raise NotImplementedError(f"dtype: {query.dtype.name} is neither bfloat16 nor float32")
+        raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float32")
     if jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64:
-        raise NotImplementedError("jax_enable_x64: the kernel of JAX mixes types of integers then")
+        # The kernel of JAX then mixes integer dtypes.
+        raise NotImplementedError("jax_enable_x64: got True, expected False")
     B, T, N, _ = query.shape
     S = key.shape[1]
     found = structure(mask, B, T, S)
@@ -109,19 +109,19 @@ def attend(
 
 
 def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
-    """The mask as bounds and ids (packed sequences: Krell et al. 2021).
+    """Converts a mask to bounds and ids (packed sequences: Krell et al. 2021).
 
         allowed_bts = (t + low <= s <= t + high) and (query_ids_bt = key_ids_bs)
 
     Args:
       mask: as for `attend`.
-      B, T, S: examples, queries, keys.
+      B, T, S: number of examples, queries and keys.
 
     Returns:
       The `Structure`, ids of shapes [B, T] and [B, S].
 
     Raises:
-      NotImplementedError: the mask cannot be said so.
+      NotImplementedError: the mask has another term.
     """
     low = high = None
     ids: dict[str, Array | None] = {"query": None, "key": None}
@@ -129,7 +129,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
     for term in () if mask is None else mask.terms:
         if isinstance(term, terms.Window):
             if not terms.is_static(term.query_offset):
-                raise NotImplementedError("mask: a query_offset has to be known before running")
+                raise NotImplementedError("mask: got a traced query_offset, expected a static one")
             lower, upper = term.bounds(T, S)
             if lower is not None and lower > -T:
                 low = min(lower, S) if low is None else max(low, min(lower, S))
@@ -137,36 +137,33 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
                 high = max(upper, -T) if high is None else min(high, max(upper, -T))
         elif isinstance(term, terms.Lengths | terms.Valid):
             for side, length in (("query", T), ("key", S)):
-                marks = getattr(term, side)
-                if marks is None:
-                    continue
-                if isinstance(term, terms.Lengths):
-                    marks = jnp.arange(length) < marks[:, None]
-                real[side] = marks if real[side] is None else real[side] & marks
+                marks = term.real(side, length)
+                if marks is not None:
+                    real[side] = marks if real[side] is None else real[side] & marks
         elif isinstance(term, terms.Segments):
             if ids["query"] is not None:
-                raise NotImplementedError("mask: segments() twice")
-            if max(term.query_ids.dtype.itemsize, term.key_ids.dtype.itemsize) > 4:
-                raise NotImplementedError("mask: segments() with ids of 64 bits")
+                raise NotImplementedError("mask: got segments() twice, expected one")
+            if term.is_wide:
+                raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32 bits")
             ids = {"query": term.query_ids, "key": term.key_ids}
         else:
-            raise NotImplementedError(f"mask: {term.describe()} is no window and no ids")
+            raise NotImplementedError(f"mask: got {term.describe()}, expected windows and ids")
     if low is not None and high is not None and low > high:
-        raise NotImplementedError("mask: windows that leave nothing to see")
+        raise NotImplementedError("mask: got windows without a common key")
     if all(each is None for each in (*ids.values(), *real.values())):
         return Structure(low, high, None, None)
     marked = []
-    for side, length, nobody in (("query", T, NO_QUERY), ("key", S, NO_KEY)):
+    for side, length, no_match in (("query", T, NO_QUERY), ("key", S, NO_KEY)):
         each = jnp.zeros((B, length), jnp.int32) if ids[side] is None else ids[side]
         each = each.astype(jnp.int32)
-        marked.append(each if real[side] is None else jnp.where(real[side], each, nobody))
+        marked.append(each if real[side] is None else jnp.where(real[side], each, no_match))
     return Structure(low, high, *marked)
 
 
 def _kernel(
     found: Structure, N: int, rows: int, columns: int, logit_cap: float | None, interpret: bool
 ) -> Any:
-    # Imported here, because it takes time and those who are refused need none of it.
+    # Imported here because it is slow and not needed for unsupported arguments.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     shape = (rows, columns)
@@ -199,8 +196,10 @@ def _kernel(
 
 @jax.custom_vjp
 def _full_precision(sinks: Array) -> Array:
-    """The sinks, float32 [N], and their gradient in the same dtype: JAX 0.10 gives it in the
-    query's, and what follows would be a TypeError for bfloat16."""
+    """The sinks, float32 [N], with a float32 gradient.
+
+    JAX 0.10 returns the gradient in the query's dtype, a TypeError for bfloat16 otherwise.
+    """
     return sinks
 
 
@@ -215,16 +214,16 @@ def _padded_ids(found: Structure, B: int, T: int, S: int, rows: int, columns: in
     if found.query_ids is None and rows == T and columns == S:
         return None
     ids = []
-    for each, length, padded, nobody in (
+    for each, length, padded, no_match in (
         (found.query_ids, T, rows, NO_QUERY),
         (found.key_ids, S, columns, NO_KEY),
     ):
         each = jnp.zeros((B, length), jnp.int32) if each is None else each
-        ids.append(jnp.pad(each, ((0, 0), (0, padded - length)), constant_values=nobody))
+        ids.append(jnp.pad(each, ((0, 0), (0, padded - length)), constant_values=no_match))
     return splash_attention.SegmentIds(*ids)
 
 
 def _by_head(array: Array, length: int) -> Array:
-    """[B, T, N, H] -> [B, N, length, H], zeros at the end."""
+    """[B, T, N, H] -> [B, N, length, H], padded with zeros."""
     missing = length - array.shape[1]
     return jnp.pad(array.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, missing), (0, 0)))

@@ -56,10 +56,10 @@ def assert_alike(found, expected, atol=1e-5):
 @pytest.mark.parametrize(
     ("sizes", "stride", "padding"),
     [
-        ((2, 9, 11, 3, 5), 1, AROUND),
-        ((1, 1, 1, 1, 1), 1, AROUND),
+        pytest.param((2, 9, 11, 3, 5), 1, AROUND, marks=pytest.mark.slow),
+        pytest.param((1, 1, 1, 1, 1), 1, AROUND, marks=pytest.mark.slow),
         ((2, 9, 12, 7, 17), 2, AROUND),
-        ((2, 10, 12, 7, 17), 2, ((0, 1), (0, 1))),
+        pytest.param((2, 10, 12, 7, 17), 2, ((0, 1), (0, 1)), marks=pytest.mark.slow),
         ((3, 8, 9, 16, 33, 1, 1), 1, ((0, 0), (0, 0))),
         ((3, 8, 9, 16, 33, 1, 1), 2, ((0, 0), (0, 0))),
         ((2, 20, 21, 3, 64, 7, 7), 2, ((3, 3), (3, 3))),
@@ -67,7 +67,7 @@ def assert_alike(found, expected, atol=1e-5):
         ((2, 5, 6, 2, 1, 7, 7), 1, ((3, 3), (3, 3))),
         # Neither square nor even, strides that leave something out, borders of one side.
         ((2, 12, 13, 8, 24, 4, 2), 3, ((2, 0), (0, 1))),
-        ((2, 12, 12, 8, 24, 4, 4), 4, ((0, 0), (0, 0))),
+        pytest.param((2, 12, 12, 8, 24, 4, 4), 4, ((0, 0), (0, 0)), marks=pytest.mark.slow),
         # Several blocks of rows and of depth, parts of the kernel's gradient.
         ((1, 30, 40, 130, 200), 1, AROUND),
         ((9, 33, 70, 24, 24), 1, AROUND),
@@ -81,7 +81,7 @@ def test_equals_xla_with_gradients(sizes, stride, padding):
     assert_alike(found, values_and_slopes(by_xla, x, kernel, **options))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_derivatives_of_both_modes_and_second_order(stride):
     x, kernel = arrays(2, 5, 6, 3, 4)
     tangents = jnp.asarray(normal(2, *x.shape)), jnp.asarray(normal(3, *kernel.shape))
@@ -98,7 +98,9 @@ def test_derivatives_of_both_modes_and_second_order(stride):
     assert_alike(jax.jit(found, static_argnums=0)(ours), jax.jit(found, static_argnums=0)(by_xla))
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 3)])
+@pytest.mark.parametrize(
+    "axes", [(0, None), (None, 0), (2, 3), pytest.param((0, 0), marks=pytest.mark.slow)]
+)
 def test_vmap(axes):
     x, kernel = arrays(2, 5, 6, 3, 4)
     stacked = [

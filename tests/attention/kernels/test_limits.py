@@ -4,6 +4,8 @@ A new kernel is tested by its registry line. Those that need a mesh are in test_
 """
 
 import contextlib
+import functools
+import re
 import sys
 
 import jax
@@ -82,9 +84,17 @@ def assert_same(found, expected, atol=3e-6):
 # ------------------------------------------------------------------ sinks
 
 
-@pytest.mark.parametrize("queries", [1, T])
+WITH_SINKS = [n for n in KERNELS if "sinks" in registry.find("kernel", n).capabilities]
+
+
 @pytest.mark.parametrize(
-    "name", [n for n in KERNELS if "sinks" in registry.find("kernel", n).capabilities]
+    ("name", "queries"),
+    [(name, T) for name in WITH_SINKS if name != "reference"]
+    + [
+        # One query is another program in the native kernel alone.
+        pytest.param(name, 1, marks=[pytest.mark.slow] * (name != "native"))
+        for name in WITH_SINKS
+    ],
 )
 def test_a_sink_of_minus_infinity_and_rows_that_see_nothing(name, queries):
     """The first example sees nothing. Without a sink it gives 0, and so do its gradients."""
@@ -130,21 +140,28 @@ def test_arrays_without_elements(empty):
         "bias": np.ones((1, n, t, s), np.float32),
         "sinks": np.zeros(n, np.float32),
     }
-    for name in ("auto", *EVERY):
-        out = attend(**inputs, **options, implementation=name)
+    for name in EVERY:
+        out = jax.eval_shape(lambda i, n=name: attend(**i, **options, implementation=n), inputs)
         assert out.shape == (b, t, n, v)
-        if empty == "S":
-            np.testing.assert_array_equal(out, 0)
+
+    @jax.jit
+    def everything(inputs):
+        out, backward = jax.vjp(lambda i: attend(**i, **options), inputs)
+        weights = attention_weights(inputs["query"], inputs["key"], **options)
+        plain = attend(**inputs, mask=options["mask"], sinks=options["sinks"])
+        return out, backward(jnp.ones_like(out))[0], weights, plain
+
+    out, gradients, weights, plain = everything(inputs)
+    assert out.shape == (b, t, n, v)
+    if empty == "S":
+        np.testing.assert_array_equal(out, 0)
     if empty == "H":
         # All logits are 0: of 4 keys at the first position, and with the sink, 1/5 each.
-        plain = attend(**inputs, mask=options["mask"], sinks=options["sinks"])
         expected = np.repeat(inputs["value"][:, :4].sum(1) / 5, N // K, axis=1)
         np.testing.assert_allclose(plain[:, 0], expected, atol=1e-6)
     choice = explain_choice(**inputs, **options)
     assert (choice.name, choice.reason) == ("reference", "an array has no elements")
-    weights = attention_weights(inputs["query"], inputs["key"], **options)
     assert weights.shape == (b, n, t, s)
-    gradients = jax.grad(lambda i: attend(**i, **options).sum())(inputs)
     for key, gradient in gradients.items():
         assert gradient.shape == inputs[key].shape
         assert np.isfinite(gradient).all()
@@ -187,7 +204,8 @@ def test_auto_with_64_bits_enabled():
         x, bias = normal(0, 1, 520, 1, 4).astype(np.float64), np.zeros((1, 1, 520, 520))
         assert explain_choice(x, x, x, bias=bias).name == "blockwise"
         loss = lambda bias, name: (attend(x, x, x, bias=bias, implementation=name) ** 2).sum()  # noqa: E731
-        found, expected = (jax.grad(loss)(bias, name) for name in ("auto", "reference"))
+        gradient = jax.jit(jax.grad(loss), static_argnums=1)
+        found, expected = (gradient(bias, name) for name in ("auto", "reference"))
         np.testing.assert_allclose(found, expected, atol=1e-13)
 
 
@@ -307,11 +325,19 @@ def test_a_kernel_is_asked_without_other_exceptions(case, context):
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_cap_of_infinity_is_none(name):
     inputs = arrays()
-    with running(name):
-        expected = attend(**inputs, implementation=name)
-        for cap in (float("inf"), 1e300, 1e39, np.float32("inf")):
-            out = attend(**inputs, logit_cap=cap, implementation=name)
-            np.testing.assert_array_equal(out, expected)
+
+    def program(cap):
+        with running(name):
+            out = lambda i: attend(**i, logit_cap=cap, implementation=name)  # noqa: E731
+            return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(out)(inputs)))
+
+    for cap in (float("inf"), 1e300, 1e39, np.float32("inf")):
+        assert program(cap) == program(None)
+    assert program(1e3) != program(None)
+
+
+def test_weights_under_a_cap_of_infinity():
+    inputs = arrays()
     weights = attention_weights(inputs["query"], inputs["key"], logit_cap=float("inf"))
     np.testing.assert_array_equal(weights, attention_weights(inputs["query"], inputs["key"]))
 
@@ -380,21 +406,39 @@ def test_numbers_beyond_32_bits_mean_what_they_say(name):
             assert mask.static_block_mask(T, S, 2, 3).shape == (3, 3)
 
 
-@pytest.mark.parametrize("case", ["wide", "both", "before", "beyond", "prefixes"])
+LARGE = ["wide", "both", "before", "beyond", "prefixes"]
+
+
+@functools.cache
+def large_by_reference():
+    def output(inputs, dense):
+        return attend(**inputs, mask=masks.dense(dense), implementation="reference")
+
+    output = jax.jit(output)
+    return {case: np.asarray(output(arrays(), allowed(case)[1])) for case in LARGE}
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_kernels_with_numbers_beyond_32_bits(name, case):
-    mask, dense = allowed(case)
-    inputs = arrays()
-    outputs = []
-    with running(name):
-        refused = refusal(lambda: outputs.append(attend(**inputs, mask=mask, implementation=name)))
-    if refused:
-        # It takes no mask of that kind, or none that depends on data.
-        assert refused.startswith(f"{name}: mask: ")
-        return
-    (out,) = outputs
-    expected = attend(**inputs, mask=masks.dense(dense), implementation="reference")
-    np.testing.assert_allclose(out, expected, atol=2e-6)
+def test_kernels_with_numbers_beyond_32_bits(name):
+    inputs, taken = arrays(), []
+    for case in LARGE:
+        call = functools.partial(attend, **inputs, mask=FAR[case][0], implementation=name)
+        with running(name):
+            refused = refusal(lambda call=call: jax.eval_shape(call))
+        if refused:
+            # It takes no mask of that kind, or none that depends on data.
+            assert refused.startswith(f"{name}: mask: ")
+        else:
+            taken.append(case)
+
+    @jax.jit
+    def outputs(inputs):
+        with running(name):
+            return {c: attend(**inputs, mask=FAR[c][0], implementation=name) for c in taken}
+
+    assert {"wide", "both"} <= set(taken)
+    for case, out in outputs(inputs).items():
+        np.testing.assert_allclose(out, large_by_reference()[case], atol=2e-6, err_msg=case)
 
 
 def test_ids_that_jax_would_cut_are_refused():
@@ -432,15 +476,27 @@ DERIVATIVES = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+def test_the_reference_has_all_derivatives():
+    loss, x = total("reference")
+    take = jax.jit(lambda x: {name: of(loss)(x) for name, of in DERIVATIVES.items()})
+    for name, found in take(x).items():
+        assert np.isfinite(found).all(), name
+
+
 @pytest.mark.parametrize("derivative", DERIVATIVES)
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(name, True) for name in OTHERS]
+    # Outside of jit another rule of the same primitives refuses, for all kernels alike.
+    + [
+        pytest.param(name, False, marks=[pytest.mark.slow] * (name != "blockwise"))
+        for name in OTHERS
+    ],
+)
 def test_other_derivatives_are_the_reference_s_or_name_it(name, derivative, compiled):
     loss, x = total(name)
     take = DERIVATIVES[derivative](loss)
     take = jax.jit(take) if compiled else take
-    expected = DERIVATIVES[derivative](total("reference")[0])(x)
-    assert np.isfinite(expected).all()
     outputs = []
     refused = refusal(lambda: outputs.append(take(x)))
     if derivative != "grad_of_grad" or name != "native":
@@ -448,6 +504,7 @@ def test_other_derivatives_are_the_reference_s_or_name_it(name, derivative, comp
         assert "expected 'reference'" in refused
         return
     (found,) = outputs
+    expected = jax.jit(DERIVATIVES[derivative](total("reference")[0]))(x)
     np.testing.assert_allclose(found, expected, atol=2e-5, rtol=2e-5)
 
 
@@ -458,15 +515,25 @@ def of_scan(loss):
     return lambda x: jax.lax.scan(step, x, None, length=2)[0].sum()
 
 
+WRAPS = {
+    "checkpoint": jax.checkpoint,
+    "scan": of_scan,
+    "scan of checkpoint": lambda loss: of_scan(jax.checkpoint(loss)),
+}
+
+
+@functools.cache
+def wrapped_gradients(name):
+    """Gradients through each of `WRAPS`, from one program."""
+    loss, x = total(name)
+    take = lambda x: {key: jax.vmap(jax.grad(wrap(loss)))(x) for key, wrap in WRAPS.items()}  # noqa: E731
+    return jax.jit(take)(jnp.stack([x, 2 * x]))
+
+
 @pytest.mark.parametrize("name", ["native", "blockwise"])
-@pytest.mark.parametrize(
-    "wrap", [jax.checkpoint, of_scan, lambda loss: of_scan(jax.checkpoint(loss))]
-)
-def test_first_derivatives_pass_through_transformations(name, wrap):
+def test_first_derivatives_pass_through_transformations(name):
     if name not in KERNELS:
         pytest.skip("needs a C++ compiler")
-    loss, x = total(name)
-    both = jnp.stack([x, 2 * x])
-    found = jax.vmap(jax.grad(wrap(loss)))(both)
-    expected = jax.vmap(jax.grad(wrap(total("reference")[0])))(both)
-    np.testing.assert_allclose(found, expected, atol=3e-6)
+    for key, expected in wrapped_gradients("reference").items():
+        found = wrapped_gradients(name)[key]
+        np.testing.assert_allclose(found, expected, atol=3e-6, err_msg=key)

@@ -3,11 +3,7 @@
 The 8 virtual devices are in a process of their own.
 """
 
-import fcntl
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import jax
@@ -20,9 +16,10 @@ from attention import attend, explain_choice, masks
 from attention.kernels.blockwise import online_softmax, ring
 from attention.kernels.cpu import build
 from attention.masks import patterns
+from tests.attention.kernels import cases
 from tests.attention.subjects import normal
 
-ROOT = pathlib.Path(__file__).parents[3]
+MODULE = "tests.attention.kernels.test_split"
 B, T, H, V = 4, 16, 6, 3
 WIDTHS = {"data": 2, "tensor": 1, "sequence": 4}
 LENGTHS = jnp.array([16, 5, 0, 11])
@@ -131,6 +128,12 @@ CASES = {
 }
 
 
+# Covered by "all", "blocks" and "bias" in what they have in common.
+SLOW = ("ring-plain", "ring-causal", "ring-window", "ring-bigbird", "ring-x64", "ulysses-no_sink")
+SLOW += ("ulysses-causal",)
+QUICK = [name for name in CASES if name not in SLOW]
+
+
 def make_mesh(sizes):
     count = int(np.prod(list(sizes.values())))
     return jax.make_mesh(
@@ -225,40 +228,28 @@ def balance():
     print(json.dumps(np.bincount(counts, minlength=4).tolist()), flush=True)
 
 
-def on_eight_devices(*arguments):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.attention.kernels.test_split", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 @pytest.fixture(scope="session")
 def answers(tmp_path_factory, worker_id):
-    """name -> errors, what is refused, the balance; one process for several workers."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
-    with open(shared / "split.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        file = shared / "split.jsonl"
-        if not file.exists():
-            file.write_text(on_eight_devices(*CASES, "refusals", "balance"))
-    *cases, refused, counts = [json.loads(line) for line in file.read_text().splitlines()]
-    return {case["name"]: case["errors"] for case in cases}, refused, counts
+    """Errors of each case, what is refused, the balance."""
+    given = tmp_path_factory, worker_id, MODULE
+    *found, refused, counts = cases.on_eight_devices_once(*given, *QUICK, "refusals", "balance")
+    return found, refused, counts
+
+
+def assert_small(found, names):
+    assert [case["name"] for case in found] == list(names)
+    for case in found:
+        assert {"out", "query", "key", "value"} <= case["errors"].keys()
+        assert max(case["errors"].values()) < 1e-5, case["name"]
 
 
 def test_on_a_mesh_equals_one_device_with_gradients(answers):
-    assert answers[0].keys() == CASES.keys()
-    for name, errors in answers[0].items():
-        assert {"out", "query", "key", "value"} <= errors.keys()
-        assert max(errors.values()) < 1e-5, name
+    assert_small(answers[0], QUICK)
+
+
+@pytest.mark.slow
+def test_other_cases_on_a_mesh():
+    assert_small(cases.on_eight_devices(MODULE, *SLOW), SLOW)
 
 
 def test_what_cannot_be_split_is_refused_and_auto_goes_on(answers):

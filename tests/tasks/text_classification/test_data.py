@@ -184,9 +184,9 @@ def test_a_class_that_train_lacks_is_named_with_its_line(paths, write):
     [
         ({"name": "sst"}, "^name: got 'sst' .did you mean 'sst2'.*spam_assassin"),
         ({"name": "zzz"}, "^name: got 'zzz', expected one of movie_reviews.*tfds:NAME"),
-        ({"test_file": "x.csv"}, "^train_file must be given with test_file"),
-        ({"text_column": ""}, "^text_column must not be empty"),
-        ({"text_column": "a", "label_column": "a"}, "^label_column must differ"),
+        ({"test_file": "x.csv"}, "^train_file: got None, expected a file with test_file"),
+        ({"text_column": ""}, "^text_column: got '', expected the name"),
+        ({"text_column": "a", "label_column": "a"}, "^label_column: got 'a', expected another"),
     ],
 )
 def test_an_impossible_config_names_its_field_first(fields, message):
@@ -195,7 +195,7 @@ def test_an_impossible_config_names_its_field_first(fields, message):
 
 
 def test_columns_of_public_sets_are_fixed(paths):
-    with pytest.raises(UserError, match="text_column must be 'text' for sst2, got 'review'"):
+    with pytest.raises(UserError, match="text_column: got 'review', expected 'text' for sst2"):
         load(DataConfig(name="sst2", text_column="review"), paths)
 
 
@@ -261,9 +261,9 @@ def test_catalogue_splits_that_are_missing(paths, splits, test_prefix, validatio
 
 def test_catalogue_mistakes(paths):
     prepared(paths, {"train": 2, "test": 2})
-    with pytest.raises(UserError, match=r"no feature 'text'; there are: .*sentence"):
+    with pytest.raises(UserError, match=r"no feature 'text', expected one of .*sentence"):
         load(DataConfig(name="tfds:toy"), paths)
-    with pytest.raises(UserError, match="'label' of tfds:toy holds int, not text"):
+    with pytest.raises(UserError, match="'label' of tfds:toy has int, expected text"):
         load(DataConfig(name="tfds:toy", text_column="label", label_column="sentence"), paths)
     with pytest.raises(UserError, match="tfds:imdb_reviews is not prepared as array_record"):
         load(DataConfig(name="tfds:imdb_reviews"), paths)

@@ -1,4 +1,4 @@
-// Attention on a CPU, called by XLA: see kernels/native.py, which says what the arguments are.
+// Attention on a CPU, called by XLA; kernels/cpu/attention.py defines the arguments.
 
 #include "backward.h"
 #include "decode.h"
@@ -15,7 +15,7 @@ T* data(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() ? static_cast<T*>(buffer.untyped_data()) : nullptr;
 }
 
-// How far an array goes on by its first two dimensions; 0 where one is 1, as all share it.
+// Strides of the first two dimensions of an array; 0 for size 1, which is shared.
 template <typename T>
 Shared<T> shared(const ffi::AnyBuffer& buffer, bool by_head) {
   auto sizes = buffer.dimensions();
@@ -68,7 +68,7 @@ Problem problem(const Arguments& a, const Options& o) {
   return p;
 }
 
-// One for each example, or one for all where no mask differs.
+// One per example, or one for all if they share the mask.
 std::vector<Sight> sights(const Problem& p) {
   bool differ = p.low.batch || p.high.batch || p.query_ids.batch || p.key_ids.batch ||
                 p.valid.batch || p.dense.batch;
@@ -94,7 +94,7 @@ void forward(ffi::ThreadPool& pool, const Problem& p, const ForwardOutputs& out)
   }
   long chunk = chunk_of(p), chunks = (p.T + chunk - 1) / chunk;
   share(pool, p.B * p.K * chunks, [&](long item) {
-    // Late queries first: under a causal mask they take longest.
+    // Late queries first: they take longest under a causal mask.
     long from = (chunks - 1 - item / (p.B * p.K)) * chunk, head = item % (p.B * p.K);
     forward_chunk(p, out, sight(head / p.K), head / p.K, head % p.K, from,
                   std::min(p.T, from + chunk));

@@ -1,4 +1,4 @@
-// The gradient of attention, from probabilities computed again (Dao et al. 2022, algorithm 4).
+// The gradient of attention, from recomputed probabilities (Dao et al. 2022, algorithm 4).
 #pragma once
 
 #include "problem.h"
@@ -6,14 +6,14 @@
 namespace attention {
 
 struct BackwardArrays {
-  const void *output, *cotangent;  // [B, T, N, V], as the query
+  const void *output, *cotangent;  // [B, T, N, V], the dtype of the query
   const float* log_sum;            // [B, N, T]
-  void *query, *key, *value;       // gradients, shaped as their arrays, key and value not by heads
-  Shared<float> bias;              // gradient, as the bias; null: not wanted
+  void *query, *key, *value;       // gradients, shaped like the arrays, never heads first
+  Shared<float> bias;              // gradient, shaped like the bias; null if not needed
 };
 
-// How the work is cut: examples and heads whose biases are one array stay with one thread, and key
-// blocks are dealt out to `splits`.
+// Partition of the work: examples and heads that share a bias stay with one thread, and key blocks
+// are distributed over `splits`.
 struct Cut {
   long groups_of_examples, groups_of_heads, splits;
   long items() const { return groups_of_examples * groups_of_heads * splits; }
@@ -26,8 +26,8 @@ inline Cut cut(const Problem& p, const BackwardArrays& a, long threads) {
   return c;
 }
 
-// Rows of scores become probabilities with dropout, rows of `slopes`, which hold dO·V, the gradient
-// of the logits.
+// Turns rows of scores into probabilities with dropout, and rows of `slopes`, which hold dO·V, into
+// the gradient of the logits.
 inline void gradient_rows(const Problem& p, const BackwardArrays& a, const Sight& sight,
                           const View& v, long b, long n, long first, long rows, long key_block,
                           const float* log_sum, const float* delta, float* scores, float* slopes) {
@@ -65,8 +65,8 @@ inline void gradient_rows(const Problem& p, const BackwardArrays& a, const Sight
   }
 }
 
-// Gradients of one key/value head's keys and values, for the key blocks of a split, and what these
-// give to the queries, in `query_sums` [G, T, head width].
+// Gradients of the keys and values of one key/value head, for the key blocks of a split, and their
+// contribution to the gradient of the queries, `query_sums` [G, T, head width].
 inline void backward_head(const Problem& p, const BackwardArrays& a, const Sight& sight, long b,
                           long k, long split, long splits, float* query_sums) {
   static thread_local Buffer query_buffer, cotangent_buffer, state_buffer, key_buffer, value_buffer,
@@ -87,7 +87,7 @@ inline void backward_head(const Problem& p, const BackwardArrays& a, const Sight
     long n = k * G + g;
     float* rows = cotangents + g * T * Vw;
     query_rows(p, b, n).pack_rows(queries + g * T * Hw, Hw, 0, T, p.H, p.scale);
-    // The outputs lie where the gradient of the queries will, until delta is known.
+    // The buffer of the query gradient holds the outputs until delta is computed.
     Rows(a.output, p.half, false, T, p.N, p.V, b, n).pack_rows(rows, Vw, 0, T, p.V);
     std::vector<float> wide(Vw);
     Rows cotangent(a.cotangent, p.half, false, T, p.N, p.V, b, n);
@@ -141,7 +141,7 @@ inline void backward_head(const Problem& p, const BackwardArrays& a, const Sight
   }
 }
 
-// The gradient of the bias begins at 0 in the columns of a split.
+// Zeros the gradient of the bias in the columns of a split.
 inline void clear_bias(const Problem& p, const BackwardArrays& a, long b, long n, long split,
                        long splits) {
   for (long t = 0; t < p.T; ++t)
@@ -151,8 +151,8 @@ inline void clear_bias(const Problem& p, const BackwardArrays& a, long b, long n
     }
 }
 
-// One item of a cut. `partial` holds what each split gives to all queries, [splits, B, N, T, head
-// width]; null where there is one split.
+// One item of the partition. `partial` holds the query gradients of each split, [splits, B, N, T,
+// head width]; null with one split.
 inline void backward_item(const Problem& p, const BackwardArrays& a,
                           const std::vector<Sight>& sights, const Cut& c, long item,
                           float* partial) {
@@ -176,7 +176,7 @@ inline void backward_item(const Problem& p, const BackwardArrays& a,
     }
 }
 
-// Adds up what the splits gave to the queries of example b, key/value head k.
+// Sums the query gradients of the splits for example b and key/value head k.
 inline void join_splits(const Problem& p, const BackwardArrays& a, long splits, long b, long k,
                         float* partial) {
   long G = p.group(), Hw = p.head_width(), block = G * p.T * Hw;

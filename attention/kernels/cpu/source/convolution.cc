@@ -1,5 +1,4 @@
-// Convolution of maps on a CPU, called by XLA: see kernels/convolution.py, which says what the
-// arguments are.
+// Convolution of feature maps on a CPU, called by XLA; see kernels/convolution.py.
 
 #include "convolution.h"
 
@@ -10,7 +9,7 @@ namespace {
 
 using Floats = ffi::Buffer<ffi::F32, 4>;
 
-// Of x [B, Y, X, C], the kernel [height, width, C, O] and y [B, rows, columns, O].
+// Sizes of x [B, Y, X, C], the kernel [height, width, C, O] and y [B, rows, columns, O].
 Maps maps(const int64_t* x, const int64_t* kernel, const int64_t* y, int64_t stride, int64_t top,
           int64_t left) {
   return {x[0], x[1], x[2], x[3], kernel[0], kernel[1], kernel[3], y[1], y[2], stride, top, left};
@@ -33,7 +32,7 @@ ffi::Error by_map(ffi::ThreadPool pool, int64_t stride, int64_t top, int64_t lef
                 top, left);
   const float* weights = kernel.typed_data();
   if (stride == 1) {
-    // A convolution with the kernel turned round.
+    // A convolution with the flipped kernel.
     const long steps[] = {-m.depth() * m.O, -m.C * m.O, 1, m.O};
     Maps turned{m.B, m.rows, m.columns, m.O, m.height, m.width, m.C, m.Y, m.X, 1,
                 m.height - 1 - top, m.width - 1 - left};

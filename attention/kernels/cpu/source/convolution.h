@@ -1,12 +1,11 @@
-// Convolution of maps and its two transposes, by products of small blocks.
+// Convolution of feature maps and its two transposes, by products of small blocks.
 //
 //   y_ijo = sum_uvc k_uvco x_(i s + u - top)(j s + v - left)c,   x being 0 outside
 //
 // B batch, Y X height and width, C channels; height, width and O of the kernel; rows and columns of
-// y. A block is some rows of y with what they are made of, its borders filled up with zeros, so that
-// the `width` places that an element of y sees in a row lie side by side: a product of depth
-// width C for each u. With a stride of 1 the rows of a block are one long row: what is computed at
-// the places between two rows is dropped.
+// y. A block is some rows of y with their input rows, padded with zeros, so that the `width` inputs
+// of an element of y in a row are contiguous: a product of depth width C for each u. With a stride
+// of 1 the rows of a block form one long row, and the results between two rows are discarded.
 #pragma once
 
 #include <algorithm>
@@ -22,10 +21,10 @@ struct Maps {
   long B, Y, X, C, height, width, O, rows, columns, stride, top, left;
 
   long depth() const { return width * C; }
-  // Places of a row of a block, and rows of x below `count` rows of y.
+  // Positions in a row of a block, and rows of x under `count` rows of y.
   long pitch() const { return (columns - 1) * stride + width; }
   long rows_below(long count) const { return (count - 1) * stride + height; }
-  // Rows of y at once: what they take stays in the second cache, and each thread gets some.
+  // Rows of y per block: their inputs fit the second cache, and each thread gets some.
   long block() const {
     constexpr long kFloats = 48 * 1024;
     long row = pitch() * (stride * C + round_up(O, kLanes));
@@ -34,9 +33,9 @@ struct Maps {
   }
 };
 
-// How much of a block's long row there is for `count` rows of y: with a stride of 1 one row for all.
+// Rows of a block for `count` rows of y; with a stride of 1 one long row.
 struct Runs {
-  long number, length, input_step, output_step;  // steps in places
+  long number, length, input_step, output_step;  // steps in positions
   Runs(const Maps& m, long count) {
     bool joined = m.stride == 1;
     number = joined ? 1 : count;
@@ -46,7 +45,7 @@ struct Runs {
   }
 };
 
-// Rows first, ..., first + count - 1 of example b, with `left` zeros before and enough after.
+// Rows first, ..., first + count - 1 of example b, with `left` zeros before and padding after.
 inline void pad_rows(const Maps& m, const float* x, long b, long first, long count, float* to) {
   long pitch = m.pitch(), before = std::min(m.left, pitch), some = std::min(m.X, pitch - before);
   some = std::max(some, 0L);
@@ -113,8 +112,8 @@ inline void convolve(xla::ffi::ThreadPool& pool, const Maps& m, const float* x, 
   });
 }
 
-// Rows first, ... of x's gradient by that of y, for a stride above 1: each element of y gives to the
-// places it saw.
+// Rows first, ... of the gradient of x from that of y, for a stride above 1: each element of y
+// contributes to its inputs.
 inline void scatter_block(const Maps& m, const float* y, const Packed& kernel, float* x, long b,
                           long first, long count) {
   static thread_local Buffer row_buffer, part_buffer;
@@ -143,9 +142,8 @@ inline void scatter_block(const Maps& m, const float* y, const Packed& kernel, f
 
 // ---------------------------------------------------------------- the kernel's gradient
 
-// Blocks of rows go to `parts` sums, so that these are few where the kernel is large; which those
-// are does not depend on the threads. Where parts are few, rows and columns of the kernel are
-// shared out as well.
+// Blocks of rows are accumulated in `parts` sums, fewer for a large kernel, independently of the
+// number of threads. With few parts, rows and columns of the kernel are distributed as well.
 struct Cuts {
   long block, blocks, parts, heights, panels, wide;
   explicit Cuts(const Maps& m) {

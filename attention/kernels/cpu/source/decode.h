@@ -1,11 +1,11 @@
-// A few queries against many keys: read once, as they lie in a cache; nothing is packed.
+// Decoding, few queries and many keys: each key is read once from the cache, without packing.
 #pragma once
 
 #include "forward.h"
 
 namespace attention {
 
-// What one part of the keys gives: highest, total [rows], sums [rows, value width].
+// Results of one part of the keys: row maximum, row sum [rows], accumulator [rows, value width].
 struct Part {
   float *highest_so_far, *total, *sums;
 };
@@ -74,7 +74,7 @@ void decode_keys(const Problem& p, const Sight& sight, long b, long k, long from
   }
 }
 
-// Parts that the keys of a head are cut into, so that every thread has some.
+// Number of parts of the keys of a head, so that every thread has work.
 inline long decode_splits(const Problem& p, long threads) {
   long heads = std::max<long>(1, p.B * p.K);
   return std::clamp<long>((2 * threads + heads - 1) / heads, 1, std::max<long>(1, p.key_blocks()));
@@ -100,7 +100,7 @@ inline void decode_part(const Problem& p, const Sight& sight, long b, long k, lo
     // The sink counts once.
     float start = p.sinks && split == 0 ? p.sinks.at(b, 0)[n] : -__builtin_inff();
     std::fill_n(part.highest_so_far + g * p.T, p.T, start);
-    // A sink of minus infinity takes nothing.
+    // A sink of minus infinity takes no weight.
     std::fill_n(part.total + g * p.T, p.T, start > -__builtin_inff() ? 1.0f : 0.0f);
   }
   long blocks = p.key_blocks(), from = blocks * split / splits, to = blocks * (split + 1) / splits;
@@ -110,7 +110,7 @@ inline void decode_part(const Problem& p, const Sight& sight, long b, long k, lo
     decode_keys<float>(p, sight, b, k, from, to, queries, part);
 }
 
-// Joins the parts of one head, `parts` [splits, part_size].
+// Merges the parts of one head, `parts` [splits, part_size].
 inline void decode_join(const Problem& p, const ForwardOutputs& out, long b, long k, long splits,
                         float* parts) {
   long G = p.group(), Vw = p.value_width();

@@ -6,19 +6,19 @@
 namespace attention {
 
 struct ForwardOutputs {
-  void* output;           // [B, T, N, V], as the query
-  float* log_sum;         // [B, N, T]: of the exponentials, 0 for a query that sees nothing
+  void* output;           // [B, T, N, V], the dtype of the query
+  float* log_sum;         // [B, N, T], log-sum-exp; 0 for a query that may attend to nothing
 };
 
-// Queries that a thread takes at a time: their sums stay in the second cache.
+// Queries per thread at a time: their accumulators fit the second cache.
 constexpr long kChunk = 1024;
 
 inline long chunk_of(const Problem& p) {
   return std::max(kQueries, kChunk / p.group() / kQueries * kQueries);
 }
 
-// Columns [v.begin, v.end) of scores become exp(l - highest so far), with dropout; sums and what is
-// summed already are brought to the new highest.
+// Turns columns [v.begin, v.end) of scores into exp(l - running maximum), with dropout, and
+// rescales the accumulators to the new maximum.
 inline void softmax_rows(const Problem& p, const Sight& sight, const View& v, long b, long n,
                          long first, long rows, long key_block, float* scores, float* highest_so_far,
                          float* total, float* sums) {
@@ -35,7 +35,7 @@ inline void softmax_rows(const Problem& p, const Sight& sight, const View& v, lo
     for (long j = 0; j < count; j += kLanes) most = larger(most, load(row + j));
     float before = highest_so_far[i], now = std::max(before, highest(most));
     if (now == never) {
-      // NaN is no maximum, and has to be seen all the same.
+      // A maximum ignores NaN, which must be propagated.
       for (long j = 0; j < count; ++j) row[j] = row[j] != row[j] ? row[j] : 0;
       continue;
     }
@@ -76,7 +76,7 @@ inline void forward_chunk(const Problem& p, const ForwardOutputs& out, const Sig
     query_rows(p, b, n).pack_rows(queries + g * rows * Hw, Hw, from, rows, p.H, p.scale);
     float start = p.sinks ? p.sinks.at(b, 0)[n] : -__builtin_inff();
     std::fill_n(highest_so_far + g * rows, rows, start);
-    // A sink of minus infinity takes nothing.
+    // A sink of minus infinity takes no weight.
     std::fill_n(total + g * rows, rows, start > -__builtin_inff() ? 1.0f : 0.0f);
   }
   for (long key_block = 0; key_block < p.key_blocks(); ++key_block) {

@@ -1,4 +1,4 @@
-// What is asked of a kernel: arrays, options, and which query sees which key.
+// Arguments of a kernel: arrays, options and the mask.
 //
 // B batch, T queries, S keys, N query heads, K key/value heads, H head size, V value head size.
 #pragma once
@@ -12,8 +12,8 @@
 
 namespace attention {
 
-// Queries and keys of a block: ATTENTION_QUERY_BLOCK and ATTENTION_KEY_BLOCK come from the compiler's
-// command line, so that one file says what they are.
+// Queries and keys of a block: ATTENTION_QUERY_BLOCK and ATTENTION_KEY_BLOCK are set on the
+// compiler's command line, so that one file defines them.
 constexpr long kQueries = ATTENTION_QUERY_BLOCK, kKeys = ATTENTION_KEY_BLOCK;
 // A row of scores: some floats more than a power of two, so that rows do not share cache sets.
 constexpr long kRow = kKeys + kLanes;
@@ -22,7 +22,7 @@ constexpr long kRow = kKeys + kLanes;
 template <typename T>
 struct Shared {
   T* data = nullptr;
-  long batch = 0, head = 0;  // floats from one to the next, 0 where all share it
+  long batch = 0, head = 0;  // stride in floats, 0 if shared
   T* at(long b, long n) const { return data + b * batch + n * head; }
   explicit operator bool() const { return data != nullptr; }
 };
@@ -30,9 +30,9 @@ struct Shared {
 struct Problem {
   long B, T, S, N, K, H, V;
   bool half;          // query, key and value are bfloat16
-  bool heads_first;   // key and value lie as [B, K, S, ...] in memory
+  bool heads_first;   // key and value are [B, K, S, ...] in memory
   const void *query, *key, *value;
-  float scale, cap;   // cap 0: none
+  float scale, cap;   // no cap if 0
   Shared<const int32_t> low, high;             // [B or 1, T]: the keys low <= s < high
   Shared<const int32_t> query_ids, key_ids;    // [B or 1, T], [B or 1, S]: equal ids
   Shared<const uint8_t> valid;                 // [B or 1, S]
@@ -42,9 +42,9 @@ struct Problem {
   Shared<const float> bias;                    // [B or 1, N or 1, T, S]
   Shared<const float> sinks;                   // [B or 1, N]
   Shared<const uint32_t> keys;                 // [B or 1, 2]: of dropout
-  const int32_t *examples = nullptr, *heads = nullptr;  // [B], [N]: places in the whole batch
+  const int32_t *examples = nullptr, *heads = nullptr;  // [B], [N]: global positions
   long total_heads = 0;
-  uint32_t threshold = 0;                      // of 2^16; what is below is kept
+  uint32_t threshold = 0;                      // of 2^16; bits below it keep a weight
   float kept_scale = 1;
 
   long group() const { return N / K; }
@@ -56,7 +56,7 @@ struct Problem {
 
 // ---------------------------------------------------------------- packing
 
-// Rows of an array become float32, times a factor, filled up with zeros to `width`.
+// Converts rows of an array to float32, times a factor, padded with zeros to `width`.
 template <typename T>
 void pack_rows_of(float* to, long width, const T* from, long stride, long rows, long size,
                   float factor) {
@@ -68,13 +68,13 @@ void pack_rows_of(float* to, long width, const T* from, long stride, long rows, 
   }
 }
 
-// Rows become columns, kPanel of them a panel [size, kPanel]; columns beyond them are zeros.
+// Transposes rows into panels [size, kPanel] of kPanel columns, padded with zeros.
 template <typename T>
 void pack_panels_of(float* to, const T* from, long stride, long rows, long size) {
   for (long first = 0; first < rows; first += kPanel, to += size * kPanel) {
     long some = std::min<long>(kPanel, rows - first);
     const T* corner = from + first * stride;
-    // A few features at a time: what is read of a row lies on one cache line.
+    // A few features at a time, within one cache line of a row.
     for (long h = 0; h < size; h += 16) {
       long last = std::min(size, h + 16);
       for (long s = 0; s < some; ++s)
@@ -124,7 +124,7 @@ inline Rows value_rows(const Problem& p, long b, long k) {
   return Rows(p.value, p.half, p.heads_first, p.S, p.K, p.V, b, k);
 }
 
-// Float32 rows [rows, width] times a factor go to one head of an array [B, length, heads, size].
+// Writes float32 rows [rows, width] times a factor to one head of [B, length, heads, size].
 inline void unpack_rows(void* data, bool half, long length, long heads, long size, long b, long head,
                         long first, long rows, const float* from, long width, float factor = 1) {
   long at = ((b * length + first) * heads + head) * size;
@@ -136,14 +136,14 @@ inline void unpack_rows(void* data, bool half, long length, long heads, long siz
 
 // ---------------------------------------------------------------- masks
 
-// The part of a block that some query sees: columns [begin, end) from the block's first key on.
+// The visible part of a block: columns [begin, end) from the first key of the block.
 struct View {
   bool seen = false, whole = false;
   long begin = 0, end = 0;             // multiples of kPanel and of kLanes
   const uint8_t* pattern = nullptr;    // [kQueries, kKeys]
 };
 
-// What one example's mask says, for all blocks.
+// The mask of one example, for all blocks.
 class Sight {
  public:
   Sight(const Problem& p, long b) : p_(p), b_(b), rows_(p.query_blocks()) {
@@ -203,8 +203,8 @@ class Sight {
     return v;
   }
 
-  // Sets the scores that query t may not see to minus infinity: `scores` are of columns
-  // [v.begin, v.end) of a key block.
+  // Sets the scores hidden from query t to minus infinity; `scores` has columns [v.begin, v.end)
+  // of a key block.
   void hide(float* scores, const View& v, long t, long key_block, long head) const {
     const float never = -__builtin_inff();
     long first = key_block * kKeys + v.begin, count = v.end - v.begin;
@@ -238,7 +238,7 @@ class Sight {
     long low = INT64_MAX, high = 0, inner_low = 0, inner_high = INT64_MAX;
   };
 
-  // The least and the greatest of each block.
+  // The smallest and the largest id of each block.
   template <typename T>
   static std::vector<std::pair<T, T>> ends(const T* values, long length, long block) {
     std::vector<std::pair<T, T>> result;
@@ -288,8 +288,8 @@ inline uint32_t threefry(uint32_t k0, uint32_t k1, uint32_t high, uint32_t low) 
   return x0 ^ x1;
 }
 
-// Factors of dropout, 0 or 1 / p, for `count` weights of query t from key `first` on. The draw is
-// the one of attention/dropout.py: 16 bits a weight, by its place in [B, N, T, S].
+// Factors of dropout, 0 or 1 / p, for `count` weights of query t from key `first` on. The draws are
+// those of attention/dropout.py: 16 bits per weight, by its position in [B, N, T, S].
 inline void draw(const Problem& p, long b, long n, long t, long first, long count, float* factors) {
   const uint32_t* key = p.keys.at(b, 0);
   uint64_t place = ((static_cast<uint64_t>(p.examples[b]) * p.total_heads + p.heads[n]) * p.T + t) *

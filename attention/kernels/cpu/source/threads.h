@@ -1,4 +1,4 @@
-// Work on the threads that XLA has, and memory for it.
+// Parallel work on the threads of XLA, and buffers for it.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace attention {
 
-// Floats on a cache line's border.
+// Floats aligned to a cache line.
 class Buffer {
  public:
   float* reserve(long count) {
@@ -31,8 +31,8 @@ class Buffer {
   long size_ = 0;
 };
 
-// Does work(0), ..., work(count - 1), on this thread and on those of the pool that are free. Nothing
-// waits for a thread that has not begun, so that calls on every thread of the pool at once end.
+// Runs work(0), ..., work(count - 1) on this thread and on free threads of the pool. It does not
+// wait for threads that have not started, so simultaneous calls on all threads cannot deadlock.
 template <typename Work>
 void share(xla::ffi::ThreadPool& pool, long count, const Work& work) {
   struct State {
@@ -41,7 +41,7 @@ void share(xla::ffi::ThreadPool& pool, long count, const Work& work) {
     std::condition_variable ended;
   };
   auto state = std::make_shared<State>();
-  // What a thread that comes late must not touch is the work; it sees that nothing is left.
+  // A late thread must not touch `work`; it finds that no item is left.
   auto run = [state, count, &work] {
     long finished = 0;
     for (long i; (i = state->next.fetch_add(1)) < count; ++finished) work(i);

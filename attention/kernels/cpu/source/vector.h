@@ -1,4 +1,4 @@
-// Vectors of the machine's width, what softmax needs of them, and a matrix product of small blocks.
+// Vectors of native width, the functions of softmax, and a matrix product of small blocks.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace attention {
 
-// Lanes of a vector, and the rows and vectors of the part of a product that registers hold.
+// Lanes of a vector, and rows and vectors of the block of a product held in registers.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX__)
@@ -70,7 +70,7 @@ inline float sum(Vector x) {
   if constexpr (Distance > 1) return sum<Distance / 2>(x);
   return x[0];
 }
-// The sums of four vectors, with half the exchanges that one by one they take.
+// The sums of four vectors, with half the shuffles of separate sums.
 inline void sums(Vector a, Vector b, Vector c, Vector d, float* to) {
   constexpr int half = kLanes / 2, quarter = kLanes / 4;
   Integers lower{}, upper{}, first{}, second{};
@@ -112,12 +112,12 @@ inline Vector exponential(Vector x) {
   p = p * (r * r) + r + 1.0f;
   Integers power = (reinterpret_cast<Integers>(shifted) << 23) + (127 << 23);
   Vector result = p * reinterpret_cast<Vector>(power);
-  // The upper end: 2^127 and beyond do not fit the way above.
+  // Above 88 the way above would overflow.
   result = x > 88.0f ? splat(__builtin_inff()) : result;
   return x < -87.3f ? Vector{} : result;
 }
 
-// c tanh(x / c), and its derivative by x.
+// c tanh(x / c) and its derivative with respect to x.
 struct Capped {
   Vector value, slope;
 };
@@ -168,8 +168,7 @@ inline void tile(long depth, const float* a, long a_row, long a_column, const fl
     for (int j = 0; j < V; ++j) store(c + i * c_row + j * kLanes, sums[i][j]);
 }
 
-// All rows of V vectors: as many at once as registers hold, and enough that sums do not wait for
-// each other.
+// All rows of V vectors: as many at once as fit the registers, enough to hide the latency of sums.
 template <int V>
 void columns(long rows, long depth, const float* a, long a_row, long a_column, const float* b,
              long b_row, float* c, long c_row, bool add) {
@@ -189,7 +188,7 @@ void columns(long rows, long depth, const float* a, long a_row, long a_column, c
 // kLanes; a has any strides.
 inline void multiply(long rows, long width, long depth, const float* a, long a_row, long a_column,
                      Right b, float* c, long c_row, bool add) {
-  // As much of a panel as the first cache holds.
+  // As much of a panel as fits the first cache.
   constexpr long kDepth = 128;
   for (long from = 0; from < depth; from += kDepth) {
     long some = depth - from < kDepth ? depth - from : kDepth;
