@@ -23,7 +23,7 @@ endif
 endif
 endif
 
-.PHONY: train test test-slow test-oracles lint format bench tune results clean
+.PHONY: train test test-slow test-oracles lint format docs bench tune results clean
 
 train: $(VENV)/.run
 	$(BIN)/python -m launch.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -41,11 +41,16 @@ test-oracles: $(VENV)/.oracles
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 	$(BIN)/python -m attention.registry --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site: build/site/index.html. Warnings are errors; no link outside is fetched.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # Attention and train steps go to benchmarks/results/, README.md and attention.png; the others print.
 bench: $(VENV)/.oracles
@@ -91,6 +96,10 @@ $(VENV)/.run: requirements.txt constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(call install,requirements-dev.txt)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run requirements-docs.txt
+	$(call install,requirements-docs.txt)
 	@touch $@
 
 $(VENV)/.oracles: $(VENV)/.dev requirements-oracles.txt

@@ -1,18 +1,18 @@
-"""Attention, here and elsewhere, side by side: time as ratios over PyTorch's, memory, growth.
+"""Attention compared with other libraries: time as ratios over PyTorch, memory and growth.
 
 python -m benchmarks.attention                      (make bench brings torch)
 python -m benchmarks.attention --suite=gpu
 python -m benchmarks.attention --cases='decode|window' --rounds=9
 
-Ways are every kernel of the registry that can, "auto", jax.nn and flax.linen, PyTorch's
-scaled_dot_product_attention and flex_attention, and tokamax where it is installed. Cases, with the
-ratios that are wanted, are in `benchmarks.attention_cases`. First all ways are held to the
-reference on a few queries, output and gradients: a way that is wrong is not timed. Then they take
-turns in rounds (`benchmarks.interleaved`). All use all cores, in one process; peak memory is that
-of a separate process for each.
+Backends are all supported kernels of the registry, "auto", jax.nn and flax.linen, PyTorch's
+scaled_dot_product_attention and flex_attention, and tokamax if it is installed. Cases and their
+target ratios are in `benchmarks.attention_cases`. First the output and gradients of each backend
+are compared with the reference on a few queries; backends with errors are not timed. Then their
+rounds alternate in one process with all cores (`benchmarks.interleaved`). Peak memory is that of a
+separate process per backend.
 
-What is found goes to benchmarks/results/SUITE.json, or where --json says; with --readme also to
-README.md and its figure (`benchmarks.report`).
+Results are written to benchmarks/results/SUITE.json or --json, with --readme also to README.md and
+its figure (`benchmarks.report`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from benchmarks.interleaved import let_torch_wait, slope, summary, time_interlea
 from launch import cli
 from tasks.common.errors import UserError
 
-# What a way may need besides arguments and results: at 8,192 positions the weights of 8 heads alone
-# are 2 GB, and ways that keep them take most of the time of a run.
+# Bytes of temporaries that a backend may use: at 8,192 positions the weights of 8 heads alone are
+# 2 GB, and backends that store them take most of the time of a run.
 LIMIT = 4e9
-# Queries that are held to the reference.
+# Number of queries that are compared with the reference.
 ROWS = 64
-# Largest difference, as a share of the largest number; GPUs multiply float32 in TF32.
+# Largest difference relative to the largest number; GPUs multiply float32 in TF32.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 3e-2}
 GPU_FLOAT32 = 5e-3
 
@@ -49,19 +49,19 @@ MEMORY = Case("causal", 1, 8, 8192, causal=True)
 
 
 def define_flags() -> None:
-    """Those of this command."""
+    """Defines the flags of this command."""
     flags.DEFINE_enum("suite", "cpu", ["cpu", "gpu"], "Which devices.")
-    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/SUITE.json if none.")
-    flags.DEFINE_string("cases", "", "Only cases whose name, sizes and dtype fit this expression.")
+    flags.DEFINE_string("json", None, "File of the results; benchmarks/results/SUITE.json if none.")
+    flags.DEFINE_string("cases", "", "Regular expression of cases by name, sizes and dtype.")
     flags.DEFINE_integer("rounds", 5, "Rounds of each case.", lower_bound=1)
     flags.DEFINE_float("shrink", 1.0, "Divides lengths, for a quick look.", lower_bound=1.0)
     flags.DEFINE_bool("memory", True, "Whether peak memory is measured too.")
     flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
-    flags.DEFINE_string("only", None, "Print the peak memory of one way, in bytes.")
+    flags.DEFINE_string("only", None, "Print the peak memory of one backend, in bytes.")
 
 
 def run() -> None:
-    """Measures and prints case by case."""
+    """Runs the command."""
     values = flags.FLAGS
     try:
         wanted = [case for case in map(_shrunk, cases()) if re.search(values.cases, case.label)]
@@ -77,7 +77,7 @@ def run() -> None:
     waiting = let_torch_wait() if installed("torch") else None
     known = backends(values.suite)
     if TORCH not in known:
-        print("torch is not installed: no ratios, the ways by torch are left out")
+        print("torch is not installed: no ratios and no torch backends")
     path = pathlib.Path(values.json or records.FOLDER / f"{values.suite}.json")
     rows: list[dict[str, Any]] = []
     for case in wanted:
@@ -94,7 +94,7 @@ def run() -> None:
 
 
 def _take_devices(suite: str) -> None:
-    """The same kind for JAX as PyTorch is given."""
+    """Selects the same platform for JAX as for PyTorch."""
     import jax
 
     if suite == "cpu":
@@ -106,11 +106,11 @@ def _take_devices(suite: str) -> None:
 def measure(
     case: Case, passed: str, known: Mapping[str, Any], rounds: int, suite: str
 ) -> dict[str, Any]:
-    """One row: every way that can, checked, then timed.
+    """Checks and times all backends on a case.
 
     Returns:
-      What the case is, `target`, and `ways`: name -> what `summary` gives, "temporaries" and what
-      "auto" took and why, as "kernel" and "why"; or "skipped", the reason.
+      The row of the case: its description, `target`, and `ways`: backend -> result of `summary`,
+      "temporaries", and for "auto" its "kernel" and "why"; or "skipped", the reason.
     """
     drawn = arrays(case)
     ready: dict[str, Prepared] = {}
@@ -127,7 +127,7 @@ def measure(
             found[name] = {"skipped": _line(error)}
             continue
         except Exception as error:
-            # A library that fails must not take the others' numbers with it.
+            # A failing library must not abort the others.
             found[name] = {"skipped": f"failed: {type(error).__name__}: {_line(error)}"}
             continue
         if not off <= tolerance:
@@ -140,7 +140,7 @@ def measure(
     times = time_interleaved({name: one.run for name, one in ready.items()}, rounds=rounds)
     for name, one in summary(times, TORCH).items():
         found[name] |= one
-    # "auto" is one of the kernels: nothing is measured twice.
+    # "auto" is one of the kernels and is not measured twice.
     auto = chosen(case, drawn)
     found = {"auto": {"kernel": auto.name, "why": auto.reason, **found.get(auto.name, {})}, **found}
     return {
@@ -156,7 +156,7 @@ def measure(
 
 
 def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
-    """The `Choice` of "auto" for a case and its arrays."""
+    """Returns the choice of "auto" for a case and its arrays."""
     import jax
 
     from attention import explain_choice
@@ -169,7 +169,7 @@ def chosen(case: Case, drawn: Mapping[str, Any]) -> Any:
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Way -> exponents of time and of temporaries over T, forward + backward, and from which T."""
+    """Fits exponents of time and temporaries over T, forward + backward, for each backend."""
     points: dict[str, list[tuple[int, float, int | None]]] = {}
     for row in rows:
         if not row["grows"] or row["pass"] != "both":
@@ -191,7 +191,7 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def memory(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Way -> bytes by which a process of its own grows, forward + backward, and temporaries."""
+    """Measures the memory growth of a process per backend, forward + backward, and temporaries."""
     case, found = _shrunk(MEMORY), {}
     drawn = arrays(case)
     for name, make in known.items():
@@ -202,7 +202,7 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
             continue
         values = flags.FLAGS
         if values.suite == "gpu":
-            # The memory of a process tells nothing of a GPU's.
+            # The memory of a process is not that of the GPU.
             found[name] = {"grown": None, "temporaries": temporaries}
             continue
         options = [f"--suite={values.suite}", f"--shrink={values.shrink}", f"--only={name}"]
@@ -221,15 +221,15 @@ def memory(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_memory(name: str) -> None:
-    """Bytes by which the process grows in its first call; all is compiled before."""
+    """Prints the growth of the process in its first call, which is compiled before."""
     case = _shrunk(MEMORY)
     prepared = backends(flags.FLAGS.suite)[name](case, "both", arrays(case), LIMIT)
-    # Nothing is held from before: what is made already does not count.
+    # Arrays that exist already do not count.
     print(grown_by(lambda: None, lambda _: prepared.run()))
 
 
 def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, Any, Any]:
-    """What the reference gives for a few queries: arrays, the cotangent (0 elsewhere), the rows."""
+    """Returns the reference results of a few queries, the cotangent (0 elsewhere), and the rows."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -242,7 +242,7 @@ def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, 
     cotangent = np.zeros_like(drawn["cotangent"])
     cotangent[:, rows] = drawn["cotangent"][:, rows]
     moving = [drawn["query"][:, rows], drawn["key"], drawn["value"]]
-    # Rounded as what is tested is given it, then in float32.
+    # Rounded to the tested dtype, then computed in float32.
     moving = [jnp.asarray(x, case.dtype).astype(jnp.float32) for x in moving]
     if bias is not None:
         bias = jnp.asarray(bias[:, :, rows], case.dtype).astype(jnp.float32)
@@ -260,7 +260,7 @@ def _expected(case: Case, passed: str, drawn: Mapping[str, Any]) -> tuple[list, 
 
 
 def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
-    """The largest difference, each array's as a share of its largest number."""
+    """Returns the largest difference of arrays relative to their largest number."""
     import numpy as np
 
     given = list(given)
@@ -277,7 +277,7 @@ def _difference(given: list, expected: list, rows: Any, passed: str) -> float:
 
 
 def _shrunk(case: Case) -> Case:
-    """The case with shorter sequences, as --shrink says."""
+    """Returns the case with lengths divided by --shrink."""
     by = flags.FLAGS.shrink
     if by == 1:
         return case

@@ -1,12 +1,12 @@
-"""Ways to compute a case of `benchmarks.attention`: kernels of this project, JAX, Flax, PyTorch.
+"""Backends of `benchmarks.attention`: kernels of this project, JAX, Flax and PyTorch.
 
-A way makes, for a case and a pass, a function without arguments that does the work and waits for
-it, and one that gives what came out as float32 NumPy arrays. What cannot be done raises
+For a case and a pass a backend makes a function that runs it and waits for the result, and a
+function that returns the results as float32 NumPy arrays. Unsupported cases raise
 NotImplementedError with the reason.
 
-PyTorch gets tensors as it likes them, [B, N, T, H] in memory, and what skips most for it:
-`is_causal` where that is all there is, else a boolean mask; the gradient of a bias only where it is
-learned. Everybody's layout is made before anything is timed.
+PyTorch receives tensors in its preferred layout [B, N, T, H] and its fastest options: `is_causal`
+for causal masks alone, else a boolean mask, and the gradient of a bias only if it is learned.
+Layouts are converted before the timing.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ import numpy as np
 from benchmarks.attention_cases import Case, structured_mask
 
 TORCH = "torch"
-"""What ratios are over."""
+"""Backend that ratios refer to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A way, ready to run.
+    """A backend prepared for a case and a pass.
 
     Attributes:
-      run: does the work once and waits for it.
-      result: NumPy arrays of what came out with this cotangent: the output, or the gradients of
-        query, key and value (and of a learned bias).
-      temporaries: bytes that the compiled program needs besides arguments and results; None where
-        nobody says.
+      run: runs the pass once and waits for it.
+      result: cotangent -> NumPy arrays: the output, or the gradients of query, key, value and a
+        learned bias.
+      temporaries: bytes of temporaries of the compiled program; None if unknown.
     """
 
     run: Callable[[], Any]
@@ -44,9 +43,9 @@ class Prepared:
 
 
 def backends(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
-    """Name -> `make(case, passed, arrays, limit)`, torch first where it is installed.
+    """Returns the backends, name -> `make(case, passed, arrays, limit)`, with torch first.
 
-    `limit` is in bytes: a compiled program that needs more is refused before it runs.
+    `limit` is in bytes: programs with more temporaries raise NotImplementedError.
     """
     found: dict[str, Any] = {}
     if installed("torch"):
@@ -63,14 +62,14 @@ def backends(suite: str) -> dict[str, Callable[[Case, str, Mapping[str, Any], in
 
 
 def house_backends() -> dict[str, Callable[[Case, str, Mapping[str, Any], int], Prepared]]:
-    """Those of `ways` that are kernels of this project."""
+    """Returns the backends that are kernels of this project."""
     from attention import registry
 
     return {name: functools.partial(_in_jax, _house(name)) for name in registry.names("kernel")}
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be imported."""
+    """Returns whether a module can be imported."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -111,7 +110,7 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
     except NotImplementedError:
         raise
     except (ValueError, RuntimeError) as error:
-        # jax.nn says so by either, of cuDNN for one.
+        # jax.nn raises either, for example for cuDNN.
         raise NotImplementedError(str(error).strip().splitlines()[0][:120]) from error
     analysis = compiled.memory_analysis()
     temporaries = getattr(analysis, "temp_size_in_bytes", None)
@@ -126,7 +125,7 @@ def _in_jax(attention: Callable, case: Case, passed: str, arrays: Mapping, limit
 
 
 def _house(implementation: str) -> Callable:
-    """`attend` of this project, told what every case is in its own words."""
+    """Returns a function that calls `attend` with the mask of the case."""
     from attention import attend
 
     def attention(case, given):
@@ -166,7 +165,7 @@ def _jax_nn(implementation: str) -> Callable:
 
 
 def _flax(case: Case, given: Mapping[str, Any]) -> Any:
-    """flax.linen's; that of flax.nnx calls jax.nn's where nothing is dropped."""
+    """Calls flax.linen. The function of flax.nnx calls jax.nn without dropout."""
     import jax.numpy as jnp
     from flax import linen
 
@@ -180,7 +179,7 @@ def _flax(case: Case, given: Mapping[str, Any]) -> Any:
 
 
 def _tokamax(case: Case, given: Mapping[str, Any]) -> Any:
-    """tokamax's own choice."""
+    """Calls tokamax with its default implementation."""
     import tokamax
 
     whole = case.causal and case.window is None and not case.lengths
@@ -204,7 +203,7 @@ def _in_torch(
     if device == "cpu":
         torch.set_num_threads(os.cpu_count())
     else:
-        # As JAX does by default.
+        # The default of JAX.
         torch.set_float32_matmul_precision("high")
     dtype = getattr(torch, case.dtype)
 
@@ -213,7 +212,7 @@ def _in_torch(
         if value is None:
             return None
         if name == "mask" and case.lengths and not (case.causal or case.window):
-            # Padding is the same for all queries; torch broadcasts it.
+            # Padding is equal for all queries, and torch broadcasts it.
             value = value[:, :, :1]
         found = torch.from_numpy(np.array(value)).to(device)
         if name in ("query", "key", "value", "cotangent"):
@@ -264,23 +263,23 @@ def _sdpa(case: Case, given: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def _flex(case: Case, passed: str, given: Mapping[str, Any], device: str) -> Callable[[], Any]:
-    """flex_attention, compiled, with the case's mask in its own words."""
+    """Returns a call of compiled flex_attention with a block mask of the case."""
     import torch
     from torch.nn.attention import flex_attention as flex
 
     if device == "cpu" and passed == "both":
         raise NotImplementedError("has no backward pass on a CPU")
-    # Compiling takes seconds a case: only where it has something to gain.
+    # Compilation takes seconds per case, so only long cases are measured.
     if case.bias or case.cached or case.dtype != "float32" or case.queries < 2048:
         raise NotImplementedError("is measured in float32, from 2048 on, without bias")
 
-    def sees(b, h, t, s):
+    def mask_mod(b, h, t, s):
         if case.window is not None:
             return (s <= t) & (s >= t - case.window)
         return s <= t
 
-    seen = given["mask"]
-    rule = (lambda b, h, t, s: seen[0, 0, t, s]) if case.big_bird else sees
+    visible = given["mask"]
+    rule = (lambda b, h, t, s: visible[0, 0, t, s]) if case.big_bird else mask_mod
     blocks = None
     if case.causal or case.window is not None or case.big_bird:
         blocks = flex.create_block_mask(rule, None, None, case.queries, case.keys, device=device)

@@ -1,4 +1,4 @@
-"""What `benchmarks.attention` measures: sizes, dtypes and options, and the ratios that are wanted.
+"""Cases of `benchmarks.attention`: sizes, dtypes, options and target ratios.
 
 B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 """
@@ -17,20 +17,20 @@ class Case:
     """One call of attention.
 
     Attributes:
-      name: what the tables call it.
+      name: name in tables.
       batch, heads, queries, size: B, N, T, H.
       keys, key_value_heads: S and K; T and N if None.
       dtype: "float32" or "bfloat16".
-      causal: no query sees a later key.
-      lengths: of each example, half to all of the keys are real.
-      window: how many keys before itself a query sees; None for all.
-      big_bird: a query sees blocks of 64 near by, at the front and at random.
-      scattered: nine of ten keys are seen, by a mask that comes as an array.
-      bias: "constant", a number for each head, query and key; "learned", with its gradient; None.
-      cached: keys and values lie as `attention.cache` keeps them, [B, K, S, H].
-      passes: of `PASSES`.
-      targets: pass -> the ratio over torch that is wanted at most.
-      growth: belongs to the line of sizes from which growth over T is read.
+      causal: whether the mask is causal.
+      lengths: whether examples have half to all of the keys.
+      window: number of visible keys before a query; None for all.
+      big_bird: whether a query attends to local, global and random blocks of 64.
+      scattered: whether a random nine tenths of the keys are visible, by an array mask.
+      bias: "constant", "learned" (with its gradient) or None.
+      cached: whether keys and values have the layout of `attention.cache`, [B, K, S, H].
+      passes: keys of `PASSES`.
+      targets: pass -> largest wanted ratio over torch.
+      growth: whether the case counts for the growth over T.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Name, sizes and dtype in one line, which `--cases` is matched with."""
+        """Name, sizes and dtype, which `--cases` matches."""
         heads = f"{self.heads}"
         if self.key_value_heads != self.heads:
             heads += f"/{self.key_value_heads}"
@@ -68,12 +68,12 @@ class Case:
 
     @property
     def entries(self) -> int:
-        """B·N·T·S: how many weights there are."""
+        """Number of attention weights, B·N·T·S."""
         return self.batch * self.heads * self.queries * self.keys
 
 
 def cases() -> Iterator[Case]:
-    """All of them, short ones first."""
+    """Yields all cases, short ones first."""
     for dtype in ("float32", "bfloat16"):
         half = dtype == "bfloat16"
         for batch, heads, length in ((8, 8, 128), (4, 8, 512), (1, 8, 2048), (1, 8, 8192)):
@@ -119,7 +119,7 @@ def cases() -> Iterator[Case]:
 
 
 def arrays(case: Case) -> dict[str, Any]:
-    """NumPy arrays of a case, float32, drawn from one seed.
+    """Draws the arrays of a case, float32 NumPy arrays from a fixed seed.
 
     Returns:
       query, key, value and cotangent of the result, [B, T or S, N or K, H]; mask, bool [B or 1, 1,
@@ -147,20 +147,20 @@ def arrays(case: Case) -> dict[str, Any]:
     }
     if case.lengths:
         drawn["lengths"] = np.linspace(S, S // 2, B + 1, dtype=np.int32)[1:]
-    seen = rng.random((1, 1, T, S)) < 0.9 if case.scattered else None
-    mask = structured_mask(case, drawn["lengths"], seen)
+    visible = rng.random((1, 1, T, S)) < 0.9 if case.scattered else None
+    mask = structured_mask(case, drawn["lengths"], visible)
     if mask is not None:
         drawn["mask"] = np.asarray(mask.materialize(B, N, T, S))
     return drawn
 
 
 def structured_mask(case: Case, lengths: Any, array: Any = None) -> Any:
-    """The mask as this project writes it, or None.
+    """Returns the `Mask` of a case, or None.
 
     Args:
-      case: see `Case`.
-      lengths: int [B], of the keys, or None.
-      array: bool [B or 1, 1, T, S], looked at where nothing else says what is seen.
+      case: case of a benchmark.
+      lengths: lengths of the keys, int [B], or None.
+      array: mask of scattered cases, bool [B or 1, 1, T, S].
     """
     from attention import masks
     from attention.masks import patterns

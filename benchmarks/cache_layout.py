@@ -1,10 +1,10 @@
-"""One query against a long cache, by the cache's two layouts, side by side.
+"""Decoding with one query and a long cache, compared for two layouts of the cache.
 
 python -m benchmarks.cache_layout
 
-`attention.cache` keeps [B, K, S, H], so that what one head reads lies together; the other way is
-the layout of the public functions, [B, S, K, H]. The two take turns in rounds; the ratio is that of
-the medians.
+`attention.cache` stores [B, K, S, H], so that the keys of a head are contiguous. The other layout
+is that of the public functions, [B, S, K, H]. Their rounds alternate; the ratio is that of the
+medians.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from absl import app, flags
 flags.DEFINE_integer("length", 4096, "Keys in the cache.", lower_bound=1)
 flags.DEFINE_multi_integer("batch", [1, 8], "Batch sizes.", lower_bound=1)
 flags.DEFINE_integer("heads", 8, "Heads.", lower_bound=1)
-flags.DEFINE_integer("head_size", 64, "Features of a head.", lower_bound=1)
-flags.DEFINE_integer("steps", 20, "Steps a round.", lower_bound=1)
+flags.DEFINE_integer("head_size", 64, "Size of a head.", lower_bound=1)
+flags.DEFINE_integer("steps", 20, "Steps per round.", lower_bound=1)
 flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 
 def layouts(batch: int) -> dict[str, Callable[[], object]]:
-    """A step of each layout, compiled."""
+    """Returns a compiled step of each layout."""
     import jax
     import jax.numpy as jnp
 

@@ -9,18 +9,17 @@ import numpy as np
 
 
 def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) -> int:
-    """Bytes by which work takes the resident set of this process, at its peak, beyond what it is
-    now.
+    """Returns the growth in bytes of the resident set of this process, from now to its peak.
 
     Args:
-      work: what is done.
-      then: done after it with what it gives; where there is one, the peak is that of this part
-        alone, so that what compiling takes for a while does not count.
+      work: function to measure.
+      then: called with the result of `work`. If given, the peak is that of this call alone, which
+        excludes the memory of compilation.
     """
     before = _resident("VmRSS")
     given = work()
     if then is not None:
-        # Linux forgets the peak so far.
+        # This resets the peak in Linux.
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
         then(given)
@@ -28,23 +27,23 @@ def grown_by(work: Callable[[], Any], then: Callable[[Any], Any] | None = None) 
 
 
 def resident_peak() -> int:
-    """Bytes of this process's resident set at its peak."""
+    """Returns the peak of the resident set of this process, in bytes."""
     return _resident("VmHWM")
 
 
 def _resident(field: str) -> int:
-    """Bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
+    """Returns bytes of the resident set: "VmRSS" now, "VmHWM" at its peak."""
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 
 def unaugmented(path: str, **changes: Any) -> Any:
-    """The experiment of a config file on pictures, without augmentation, on one device.
+    """Loads the experiment of a config file without augmentation, for one device.
 
     Args:
-      path: of the config file.
-      **changes: by key with __ for a dot.
+      path: config file.
+      **changes: values of keys, with __ for a dot.
     """
     from launch.engine import config as configs
 
@@ -56,7 +55,7 @@ def unaugmented(path: str, **changes: Any) -> Any:
 
 
 def experiment(path: str) -> Any:
-    """The experiment of a config file, with this process set up as `launch.train` does it."""
+    """Loads the experiment of a config file and sets up this process as `launch.train` does."""
     from launch.engine import config as configs
     from launch.engine.memory import keep_large_buffers
     from launch.engine.sharding import request_devices
@@ -70,7 +69,7 @@ def experiment(path: str) -> Any:
 def engine_steps(
     task: Any, config: Any, data: Sequence[Mapping[str, np.ndarray]]
 ) -> Callable[[int], float]:
-    """Takes train steps with this project's engine, through the batches again and again."""
+    """Returns a function that takes train steps with the engine, cycling through the batches."""
     import jax
 
     from launch.engine.steps import make_steps
@@ -90,7 +89,7 @@ def engine_steps(
 def torch_steps(
     model: Any, config: Any, batches: Sequence[Any], loss: Callable[[Any, Any], Any]
 ) -> Callable[[int], float]:
-    """Takes train steps with PyTorch: AdamW and clipping of the config; `loss(model, batch)`."""
+    """Returns a function that takes train steps with PyTorch, AdamW and gradient clipping."""
     import torch
 
     optimizer = torch.optim.AdamW(

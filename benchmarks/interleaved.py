@@ -1,8 +1,8 @@
-"""Short work timed in turns, so that no way pays for what ran before it.
+"""Timing of short functions in interleaved rounds, without effects of the previous function.
 
-PyTorch's OpenMP threads spin for some milliseconds after its last call and take the cores from
-whoever comes next; XLA's do not. So each turn begins with a nap and an untimed call of its own.
-Whether its threads spin at all (OMP_WAIT_POLICY) is left as it is best for PyTorch alone: see
+PyTorch's OpenMP threads spin for some milliseconds after its last call and occupy the cores of the
+next function; those of XLA do not. Each timing therefore begins with a pause and an untimed call.
+Whether the threads spin at all (OMP_WAIT_POLICY) is set to the fastest for PyTorch: see
 `let_torch_wait`.
 """
 
@@ -18,22 +18,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 NAP = 0.01
-# Of a call that takes this long, what came before it is no matter.
+# Seconds of a call from which on the previous function has no effect.
 LONG = 0.5
 
 
 def time_interleaved(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, least: float = 0.05
 ) -> dict[str, list[float]]:
-    """Seconds a call of each, one number a round.
+    """Measures the seconds per call of each function, one number per round.
 
     Args:
-      runs: name -> the work, which waits for its end; compiled already.
-      rounds: at most; half as many, but at least two, where a way is `LONG`.
-      least: seconds that a timing lasts: short work is done again and again.
+      runs: name -> compiled function that waits for its result.
+      rounds: number of rounds; half of it, but at least two, if a call takes `LONG` seconds.
+      least: minimum seconds per timing; short functions are called repeatedly.
 
     Returns:
-      Name -> seconds. The n-th numbers of all belong to one round.
+      Name -> seconds of each round.
     """
     counts: dict[str, int] = {}
     for name, run in runs.items():
@@ -56,7 +56,7 @@ def time_interleaved(
 
 
 def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Medians, and the ratios over one of them.
+    """Returns medians and their ratios to one of them.
 
     Returns:
       Name -> milliseconds (median), milliseconds_range, ratio (of the medians), ratio_range (of the
@@ -77,7 +77,7 @@ def summary(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-    """The exponent: least squares on logarithms."""
+    """Fits an exponent by least squares on logarithms."""
     x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
     return statistics.linear_regression(x, y).slope
 
@@ -90,7 +90,7 @@ def _seconds(run: Callable[[], Any], count: int = 1) -> float:
 
 
 def _round(number: float) -> float:
-    """Four digits that count."""
+    """Rounds to four significant digits."""
     return float(f"{number:.4g}")
 
 
@@ -112,13 +112,13 @@ print(statistics.median(seconds() for _ in range(9)))
 
 
 def let_torch_wait() -> dict[str, Any]:
-    """Sets OMP_WAIT_POLICY to what is faster for PyTorch: to spin (its default), or PASSIVE.
+    """Sets OMP_WAIT_POLICY to the faster for PyTorch: spinning (its default) or PASSIVE.
 
-    A short forward and backward pass is timed in processes of PyTorch alone. To be called before it
-    is imported here; does nothing where the variable is set.
+    A short forward and backward pass is timed in separate processes. Call it before importing
+    PyTorch. It does nothing if the variable is set.
 
     Returns:
-      policy, and milliseconds of either.
+      The policy, and milliseconds of both.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {"policy": os.environ["OMP_WAIT_POLICY"]}

@@ -1,7 +1,7 @@
-"""What was measured, on disk: one JSON file a suite, from which README.md and its figure are made.
+"""Files of benchmark results: one JSON file per suite, the source of README.md and its figure.
 
-A file holds sections ("attention", "memory", "train_step"), each with the machine, the command and
-its rows. A command replaces its own section and leaves the others. Nothing in it tells the time.
+A file holds sections ("attention", "memory", "train_step"), each with machine, command and rows. A
+command replaces its own section and keeps the others. Files contain no dates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "torch", "tokamax")
 
 
 def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
-    """Writes a section, with the machine and the command."""
+    """Writes a section with machine and command."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     whole[name] = {"machine": machine(), "command": command(), **section}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,19 +30,19 @@ def put(path: pathlib.Path, name: str, section: Mapping[str, Any]) -> None:
 
 
 def command() -> str:
-    """The words that were typed, without where the result goes."""
+    """Returns the command line without --json."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = module.name if module else pathlib.Path(sys.argv[0]).stem
     flags = [word for word in sys.argv[1:] if not word.startswith("--json")]
     return " ".join(["python -m", name, *flags])
 
 
-# Of others: when this is imported, nothing has been measured yet.
+# Load by other processes: at import nothing has been measured yet.
 _LOAD = round(os.getloadavg()[0], 1)
 
 
 def machine() -> dict[str, Any]:
-    """Device, processor, versions and commit."""
+    """Returns device, processor, versions and commit."""
     import jax
 
     device = jax.local_devices()[0]
@@ -59,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """Returns the name of the CPU."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
@@ -75,7 +75,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the tree, "+" where it differs from it (what was measured aside)."""
+    """Returns the commit, with "+" if the tree differs from it outside of results."""
 
     def git(*words: str) -> str:
         folder = pathlib.Path(__file__).parent

@@ -1,8 +1,7 @@
-"""Loads the registry's torchvision, built for CUDA, beside the CPU build of PyTorch.
+"""Loading of a torchvision wheel for CUDA with a CPU build of PyTorch.
 
-What the wheel's library needs of CUDA is compiled as functions that do nothing, under the names of
-the libraries that are missing. The kernels for the CPU are in the same library and need none of
-them. Requires Linux with gcc and nm.
+The missing CUDA libraries are replaced by compiled libraries whose functions do nothing. The CPU
+kernels of the wheel do not call them. Requires Linux with gcc and nm.
 """
 
 import functools
@@ -10,7 +9,7 @@ import functools
 
 @functools.cache
 def load_torchvision():
-    """The package, its compiled operations loaded without CUDA."""
+    """Returns the package with its compiled operations, loaded without CUDA."""
     import ctypes
     import importlib.util
     import pathlib

@@ -1,11 +1,10 @@
-"""What choices cost in a train step: devices a core, dtype, layers computed anew, no compiler.
+"""Cost of options in a train step: devices per core, dtype, rematerialization, C++ compiler.
 
 python -m benchmarks.train_choices
 python -m benchmarks.train_choices --models=unet --rounds=9
 
-The models are those of `benchmarks.train_step`. Each choice runs in a process of its own; the
-processes stay, and take turns in rounds. What is found goes to benchmarks/results/cpu.json, or
-where --json says.
+The models are those of `benchmarks.train_step`. Each choice runs in a separate process, and the
+rounds of the processes alternate. Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -29,30 +28,32 @@ from launch import cli
 from tasks.common.errors import UserError
 
 PLAIN = "as configured"
-# Choice -> what it changes in the config, and in the environment.
+# Choice -> changes of the config and of the environment.
 CHOICES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     PLAIN: ({}, {}),
     "a device a core": ({"mesh.cpu_devices": os.cpu_count(), "mesh.data": -1}, {}),
     "bfloat16": ({"model.dtype": "bfloat16"}, {}),
-    "layers computed anew": ({"model.rematerialize": True}, {}),
+    "rematerialization": ({"model.rematerialize": True}, {}),
     "without a C++ compiler": ({}, {"CXX": "none"}),
 }
 
 
 def define_flags() -> None:
-    """Those of this command."""
+    """Defines the flags of this command."""
     flags.DEFINE_multi_enum("models", [], list(MODELS), "Only these; all if none.")
-    flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "What a timing lasts at least.", lower_bound=0.0)
-    flags.DEFINE_integer("batch_size", None, "Examples a step; the config's if none.")
-    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/cpu.json if none.")
+    flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
+    flags.DEFINE_integer("batch_size", None, "Examples per step; the config's if none.")
+    flags.DEFINE_string("json", None, "File of the results; benchmarks/results/cpu.json if none.")
     flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
-    flags.DEFINE_enum("only", None, list(MODELS), "Take steps of this model, as asked on stdin.")
-    flags.DEFINE_enum("choice", PLAIN, list(CHOICES), "With --only: which choice.")
+    flags.DEFINE_enum(
+        "only", None, list(MODELS), "Take steps of this model on requests from stdin."
+    )
+    flags.DEFINE_enum("choice", PLAIN, list(CHOICES), "Choice of --only.")
 
 
 def run() -> None:
-    """Measures and prints, model by model."""
+    """Runs the command."""
     values = flags.FLAGS
     if values.batch_size is not None and values.batch_size < 1:
         raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
@@ -70,7 +71,7 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, dict[str, Any]]:
-    """Choice -> what `summary` gives, and "peak", the bytes of its process; or "skipped"."""
+    """Returns for each choice the result of `summary` and the "peak" in bytes, or "skipped"."""
     values, found = flags.FLAGS, {}
     with contextlib.ExitStack() as stack:
         steppers = {}
@@ -90,14 +91,14 @@ def measure(name: str) -> dict[str, dict[str, Any]]:
 
 
 class _Stepper:
-    """A process that takes steps when it is asked to."""
+    """A process that takes train steps on request."""
 
     def __init__(self, process: subprocess.Popen):
         self._process = process
 
     def answer(self) -> str:
         line = self._process.stdout.readline().strip()
-        return line or "it ended without a word"
+        return line or "the process ended without a message"
 
     def ask(self, word: str) -> str:
         self._process.stdin.write(f"{word}\n")
@@ -126,7 +127,7 @@ def _process(name: str, choice: str) -> Iterator[_Stepper]:
 
 
 def _serve(name: str, choice: str) -> None:
-    """The process of one choice: "ready" or why not, then an answer to each line."""
+    """Runs the process of a choice: prints "ready" or an error, then answers each line."""
     from launch.engine import config as configs
     from launch.engine.sharding import request_devices
 
@@ -150,7 +151,7 @@ def _serve(name: str, choice: str) -> None:
 
 
 def show(row: dict[str, Any]) -> str:
-    """A row as a terminal sees it."""
+    """Formats a row for the terminal."""
     lines = [row["model"]]
     for choice, one in row["choices"].items():
         if "skipped" in one:

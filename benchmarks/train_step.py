@@ -1,12 +1,11 @@
-"""Train steps of whole models, here and in PyTorch, eager and compiled, side by side.
+"""Train steps of models compared with PyTorch, eager and compiled.
 
 python -m benchmarks.train_step                    (make bench brings torch)
 python -m benchmarks.train_step --models=unet --rounds=9
 
-Each model is a file of its own: the Transformer text classifier (`transformer_step`), the U-Net
-(`unet_step`) and the recurrent translator (`recurrent_step`). Each runs in a process of its own,
-in which the ways take turns in rounds. Ratios are of this project's time over PyTorch's, of the
-medians. What is found goes to benchmarks/results/cpu.json, or where --json says.
+The models are those of `benchmarks.steps` with a target. Each runs in a separate process, in which
+the rounds of the implementations alternate. Ratios are this project's median time over PyTorch's.
+Results are written to benchmarks/results/cpu.json or --json.
 """
 
 from __future__ import annotations
@@ -34,30 +33,30 @@ MODELS = {name: model for name, model in ALL_MODELS.items() if model.what}
 
 
 def define_flags() -> None:
-    """Those of this command."""
+    """Defines the flags of this command."""
     flags.DEFINE_multi_enum("models", [], list(MODELS), "Only these; all if none.")
-    flags.DEFINE_integer("rounds", 7, "Rounds of each.", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "What a timing lasts at least.", lower_bound=0.0)
-    flags.DEFINE_integer("batch_size", None, "Examples a step; the config's if none.")
-    flags.DEFINE_bool("compiled", True, "Whether torch.compile takes part.")
-    flags.DEFINE_string("json", None, "Where results go; benchmarks/results/cpu.json if none.")
+    flags.DEFINE_integer("rounds", 7, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "Minimum seconds per timing.", lower_bound=0.0)
+    flags.DEFINE_integer("batch_size", None, "Examples per step; the config's if none.")
+    flags.DEFINE_bool("compiled", True, "Whether to time torch.compile.")
+    flags.DEFINE_string("json", None, "File of the results; benchmarks/results/cpu.json if none.")
     flags.DEFINE_bool("readme", False, "Writes README.md and attention.png too.")
     flags.DEFINE_enum("only", None, list(MODELS), "Print one model's row as JSON.")
 
 
 def run() -> None:
-    """Measures and prints, model by model."""
+    """Runs the command."""
     values = flags.FLAGS
     if values.batch_size is not None and values.batch_size < 1:
         raise UserError(f"--batch_size={values.batch_size}: expected at least 1")
-    # The peers' files are of PyTorch on a CPU.
+    # The PyTorch implementations are for CPUs.
     jax.config.update("jax_platforms", "cpu")
     if values.only:
         print(json.dumps(measure(values.only)))
         return
     waiting = let_torch_wait() if installed("torch") else None
     if waiting is None:
-        print("torch is not installed: no ratios, the ways by torch are left out")
+        print("torch is not installed: no ratios")
     path = pathlib.Path(values.json or records.FOLDER / "cpu.json")
     rows = []
     for name in values.models or MODELS:
@@ -77,7 +76,7 @@ def run() -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The row of a model: `ways`, name -> what `summary` gives, and "over", the ratio of here."""
+    """Returns the row of a model: `ways`, name -> result of `summary`, with the ratio "over"."""
     values, module = flags.FLAGS, importlib.import_module(f"benchmarks.steps.{name}")
     config, data = module.setup(values.batch_size)
     makers = {"here": functools.partial(module.jax_step, config, data)}
@@ -118,7 +117,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def show(row: dict[str, Any]) -> str:
-    """A row as a terminal sees it."""
+    """Formats a row for the terminal."""
     lines = [f"{row['model']} ({row['what']})"]
     for name, one in row["ways"].items():
         if "skipped" in one:

@@ -1,12 +1,11 @@
-"""Measures the kernels on this machine, for "auto" to choose by.
+"""Timings of the kernels on this machine, by which "auto" selects one.
 
-python -m benchmarks.tune                      # all options of `choice.OPTIONS`, minutes
+python -m benchmarks.tune                      # all classes of options, minutes
 python -m benchmarks.tune --options=decode --seconds=0.2
 
-Every kernel of the registry that can is timed, forward and forward + backward, at a few sizes, in
-single and half precision. What is found becomes the entries of this kind of device in
-attention/kernels/timings.json; those of other devices stay, and so do those of this one that were
-not measured again.
+All supported kernels of the registry are timed, forward and forward + backward, at a few sizes, in
+single and half precision. The results replace the entries of this kind of device in
+attention/kernels/timings.json with the same sizes and options; other entries stay.
 """
 
 from __future__ import annotations
@@ -29,25 +28,27 @@ from tasks.common.errors import UserError
 CLASSES = ("dense", "causal", "sparse", "array", "bias", "decode")
 DTYPES = {"float32": "single", "bfloat16": "half"}
 LIMIT = 4e9
-"""Bytes: what needs more is not measured, and so never chosen at such sizes."""
+"""Bytes of temporaries beyond which a kernel is not measured, and so never selected."""
 
-# B, N, T, H. Most of what models ask for; between them the nearest counts.
+# B, N, T, H of common models; other sizes use the nearest entry.
 SIZES = ((8, 8, 32, 64), (8, 8, 128, 64), (4, 8, 512, 64), (1, 8, 2048, 64), (4, 8, 512, 128))
 LONG = (1, 8, 8192, 64)
 DECODES = ((1, 8, 512, 64), (8, 8, 512, 64), (1, 8, 4096, 64), (8, 8, 4096, 64))
 
 
 def define_flags() -> None:
-    """Those of this command."""
+    """Defines the flags of this command."""
     flags.DEFINE_multi_enum("options", [], CLASSES, "Only these; all if none.")
-    flags.DEFINE_integer("rounds", 3, "Rounds of each.", lower_bound=1)
-    flags.DEFINE_float("seconds", 0.05, "What a timing lasts at least.", lower_bound=0.0)
-    flags.DEFINE_integer("longest", 8192, "No lengths beyond.", lower_bound=1)
-    flags.DEFINE_string("timings", None, "Where the table is; attention/kernels/timings.json.")
+    flags.DEFINE_integer("rounds", 3, "Number of rounds.", lower_bound=1)
+    flags.DEFINE_float("seconds", 0.05, "Minimum seconds per timing.", lower_bound=0.0)
+    flags.DEFINE_integer("longest", 8192, "Largest length.", lower_bound=1)
+    flags.DEFINE_string(
+        "timings", None, "File of the table; attention/kernels/timings.json if none."
+    )
 
 
 def run() -> None:
-    """Measures, prints and writes."""
+    """Runs the command."""
     from attention.kernels import dispatch
 
     values = flags.FLAGS
@@ -72,7 +73,7 @@ def run() -> None:
 
 
 def grid() -> Iterator[tuple[str, Case]]:
-    """What is measured: the class of options, and the call."""
+    """Yields the class of options and the case of each measurement."""
     for dtype in DTYPES:
         for options in CLASSES[:-1]:
             for batch, heads, length, size in (*SIZES, LONG):
@@ -101,7 +102,7 @@ def grid() -> Iterator[tuple[str, Case]]:
 
 
 def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, Any]:
-    """One entry, as `dispatch.Timing` has it: kernels that refuse are left out."""
+    """Measures one entry of the table; unsupported kernels have none."""
     drawn, found = arrays(case), {"forward": {}, "both": {}}
     for passed in case.passes:
         runs = {}
@@ -125,7 +126,7 @@ def measure(options: str, case: Case, rounds: int, least: float) -> dict[str, An
 
 
 def write(path: pathlib.Path, kind: str, entries: list[dict[str, Any]]) -> None:
-    """Puts entries in the place of those of the same sizes and options on this kind of device."""
+    """Replaces the entries with the same sizes and options on this kind of device."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = {_key(entry): entry for entry in entries}
     kept = {_key(entry): entry for entry in whole.get(kind, {}).get("entries", ())}
@@ -144,7 +145,7 @@ def _key(entry: Mapping[str, Any]) -> tuple:
 
 
 def _text(whole: Mapping[str, Any]) -> str:
-    """JSON with one line an entry, so that changes can be read."""
+    """Returns JSON with one line per entry, which makes readable diffs."""
     devices = []
     for kind, device in sorted(whole.items()):
         entries = ",\n".join(f"   {json.dumps(entry)}" for entry in device["entries"])

@@ -87,7 +87,7 @@ def _augmentation(**changed):
 
 
 # Digits are few, and so are their speakers.
-_SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "width": 7}
+_SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "conv_kernel_size": 7}
 
 
 def _strings():

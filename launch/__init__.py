@@ -1,1 +1,1 @@
-"""The verbs a person types: `python -m launch.<verb> --help`."""
+"""Commands: `python -m launch.<command> --help`."""

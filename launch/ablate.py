@@ -1,8 +1,8 @@
-"""Runs a base and its declared one-change deltas over seeds, and prints one table.
+"""Runs a base experiment and its declared deltas over seeds and prints one table.
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 
-Finished runs are skipped, so the same command goes on where it stopped.
+Finished runs are skipped, so the same command resumes an interrupted ablation.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from launch import cli
 cli.define_workdir()
 cli.define_record()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
-flags.DEFINE_integer("seeds", None, "Number of seeds, in place of the file's.", lower_bound=1)
-flags.DEFINE_multi_string("set", [], "key=value, on the base and so on every delta.")
+flags.DEFINE_integer("seeds", None, "Number of seeds; overrides that of the file.", lower_bound=1)
+flags.DEFINE_multi_string("set", [], "key=value, set on the base and every delta.")
 
 
 def ablate() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.runs import ablation as ablations
 
     path, folder = cli.required("config"), cli.workdir()

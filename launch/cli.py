@@ -1,4 +1,4 @@
-"""What every verb does around its work: flags, paths, and mistakes told in one line."""
+"""Command-line entry point shared by all commands: flags, data paths, one-line error messages."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass
 class _Overrides:
-    """Keys of the config as given on the command line.
+    """Config of the command line.
 
     Attributes:
-      allowed: whether the command takes --config.key=value.
-      values: nested dict of the config file with the overrides; None before the flags are parsed.
+      allowed: whether the command accepts --config.key=value.
+      values: nested dict of the config file with its overrides; None before the flags are parsed.
     """
 
     allowed: bool = False
@@ -40,23 +40,25 @@ class _Overrides:
 _overrides = _Overrides()
 
 flags.DEFINE_string(
-    "data_dir", None, "Folder of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir)."
+    "data_dir",
+    None,
+    "Directory of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir).",
 )
 flags.DEFINE_string(
     "cache_dir",
     None,
-    "Folder for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, or "
+    "Directory for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, or "
     "~/.cache/attention).",
 )
 flags.DEFINE_string(
     "data_mirror",
     None,
-    "Folder where sources are looked for first (default: ATTENTION_DATA_MIRROR).",
+    "Directory that is searched first for downloads (default: ATTENTION_DATA_MIRROR).",
 )
 
 
 def paths():
-    """Where data is kept, from flags and environment."""
+    """Returns the directories of data sets and caches, from flags and environment."""
     from tasks.common.data.paths import Paths
 
     return Paths.default(
@@ -79,7 +81,7 @@ def define_workdir() -> None:
     """Defines --workdir."""
     # Two commands in one process share it.
     if "workdir" not in FLAGS:
-        flags.DEFINE_string("workdir", None, "Run folder, for example runs/first.")
+        flags.DEFINE_string("workdir", None, "Run directory, for example runs/first.")
 
 
 def define_record() -> None:
@@ -87,13 +89,13 @@ def define_record() -> None:
     flags.DEFINE_bool(
         "record",
         False,
-        "Also write a run file under --results; refuses a tree that is not committed.",
+        "Also write a run file under --results; requires a clean git tree.",
     )
-    flags.DEFINE_string("results", "results", "Folder of the run files that --record writes.")
+    flags.DEFINE_string("results", "results", "Directory of the run files that --record writes.")
 
 
 def check_recordable() -> None:
-    """With --record: refuses a tree whose commit would not tell what ran."""
+    """Checks that --record is not set or that the git tree is clean."""
     if FLAGS.record:
         from launch.reporting import results
 
@@ -101,7 +103,7 @@ def check_recordable() -> None:
 
 
 def record(records: Iterable[Mapping[str, Any]]) -> None:
-    """With --record: writes the run files."""
+    """Writes the run files if --record is set."""
     if FLAGS.record:
         from launch.reporting import results
 
@@ -110,10 +112,10 @@ def record(records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def required(name: str) -> str:
-    """Value of a flag that has to be given.
+    """Returns the value of a required flag.
 
     Raises:
-      UserError: it was not.
+      UserError: the flag is not set.
     """
     if not FLAGS[name].value:
         raise UserError(f"--{name} is missing; see --help")
@@ -121,12 +123,12 @@ def required(name: str) -> str:
 
 
 def workdir() -> Path:
-    """The run folder that --workdir names."""
+    """Returns the run directory, --workdir."""
     return Path(required("workdir")).expanduser()
 
 
 def experiment():
-    """The experiment that --config and its overrides describe."""
+    """Returns the experiment of --config and its overrides."""
     from launch.engine.config import resolve
 
     if _overrides.values is None:
@@ -135,13 +137,13 @@ def experiment():
 
 
 def command() -> str:
-    """The command as typed, for records."""
-    verb = Path(sys.argv[0]).stem
-    return shlex.join(["python", "-m", f"launch.{verb}", *sys.argv[1:]])
+    """Returns the command line, for records."""
+    name = Path(sys.argv[0]).stem
+    return shlex.join(["python", "-m", f"launch.{name}", *sys.argv[1:]])
 
 
 def set_up_determinism() -> None:
-    """Random numbers that do not depend on the mesh."""
+    """Makes random numbers independent of the mesh."""
     import jax
 
     jax.config.update("jax_default_prng_impl", "threefry2x32")
@@ -149,7 +151,7 @@ def set_up_determinism() -> None:
 
 
 def set_up_jax(config=None) -> None:
-    """Devices and compilation cache; before anything is compiled."""
+    """Sets up devices and the compilation cache. Call it before anything is compiled."""
     import jax
 
     from launch.engine.memory import keep_large_buffers
@@ -161,7 +163,7 @@ def set_up_jax(config=None) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(paths().cache_dir / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # A cache that cannot be written is slower, no more.
+    # Without a writable cache compilation is slower; nothing else changes.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     if config is not None:
         request_devices(config.mesh)
@@ -169,9 +171,7 @@ def set_up_jax(config=None) -> None:
 
 
 def _check_xla_flags() -> None:
-    """Refuses XLA_FLAGS that XLA does not know, at which it aborts the process: a copy of the
-    process tries them.
-    """
+    """Checks XLA_FLAGS in a forked process, because XLA aborts the process at unknown flags."""
     given = os.environ.get("XLA_FLAGS", "").strip()
     if not given or not hasattr(os, "fork"):
         return
@@ -179,7 +179,7 @@ def _check_xla_flags() -> None:
 
     with tempfile.TemporaryFile() as printed:
         with warnings.catch_warnings():
-            # The copy starts no thread, and ends at once.
+            # JAX warns of forks; this child starts no thread and exits at once.
             warnings.simplefilter("ignore")
             child = os.fork()
         if not child:
@@ -194,7 +194,7 @@ def _check_xla_flags() -> None:
             return
         printed.seek(0)
         lines = printed.read().decode(errors="replace").splitlines()
-    # Fatal lines begin with F and the date; without one, the first line says what is wrong.
+    # Fatal lines begin with F and the date. Without one the first line has the reason.
     fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
     reason = (fatal or lines or ["the process was aborted"])[0]
     raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
@@ -206,15 +206,15 @@ def _check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        # JAX asserts where a platform is known to it but nothing supports it.
+        # JAX raises AssertionError if it knows a platform but no backend supports it.
         reason = (str(error).splitlines() or ["no such device"])[0]
         if named := os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms:
             reason = f"JAX_PLATFORMS={named}: not available ({reason}); unset it, or set it to cpu"
         raise UserError(reason) from None
 
 
-def main(verb: Callable[[], None], usage: str) -> None:
-    """Runs a command: a user's mistake is one line on standard error and exit status 2."""
+def main(command: Callable[[], None], usage: str) -> None:
+    """Runs a command. User errors are one line on standard error and exit status 2."""
     logging.set_verbosity(logging.WARNING)
     if output.reopen_closed():
         fail("standard output is closed; send it to a file, a pipe or /dev/null")
@@ -224,16 +224,16 @@ def main(verb: Callable[[], None], usage: str) -> None:
     sys.modules["__main__"].__doc__ = usage
     for name in ("config", "workdir", "data_dir", "cache_dir", "data_mirror"):
         if name in FLAGS:
-            # So that --help shows it, though it is defined here.
+            # --help shows only key flags of the main module.
             FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     keep_interrupts()
-    app.run(lambda _: _guarded(verb), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+    app.run(lambda _: _guarded(command), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 
 
-def _guarded(verb: Callable[[], Any]) -> Any:
+def _guarded(function: Callable[[], Any]) -> Any:
     try:
-        result = verb()
-        # Here a pipe that is closed, or a disk that is full, can still be reported.
+        result = function()
+        # A closed pipe or a full disk can still be reported here.
         sys.stdout.flush()
         return result
     except UserError as error:
@@ -242,41 +242,40 @@ def _guarded(verb: Callable[[], Any]) -> Any:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt as stopped:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(128 + signal_of(stopped))
     except BrokenPipeError:
         output.discard_closed()
         fail("the reader of the output has closed the pipe")
     except Exception as error:
-        # flags reports its own errors; what remains is a fault of the program.
+        # absl reports errors of flags itself. Other exceptions are bugs.
         reason = system_error(error)
         if reason is None:
             raise
         if ": " not in reason:
-            # Of streams the system tells no name.
+            # The system names no path for streams.
             folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
             reason = f"{folder}standard output: {reason}"
         fail(reason)
 
 
 def _failed_thread(failure: Any) -> None:
-    """Threads that write (events, checkpoints) fail for the reasons of their caller, who reports
-    them; anything else is a fault of the program.
-    """
+    """Ignores system errors in writer threads, which the main thread reports too."""
     if failure.exc_value is None or system_error(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
 
 def _failed_callback(failure: Any) -> None:
-    """TensorStore's callbacks report to an event loop that the first error has closed; the error
-    itself is raised by the save.
+    """Ignores TensorStore callbacks on an event loop that the first error has closed.
+
+    The save raises the error itself.
     """
     if "Event loop is closed" not in str(failure.exc_value):
         sys.__unraisablehook__(failure)
 
 
 def fail(message: str) -> None:
-    """One line on standard error, exit status 2."""
+    """Prints one line on standard error and exits with status 2."""
     with contextlib.suppress(OSError):
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -321,53 +320,53 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
     values = configs.load_values(given)
     changes: dict[str, Any] = {}
     taken: set[int] = set()
-    for place, negated, key, value in found:
+    for position, negated, key, value in found:
         key = configs.current_key(values, key)
         hint = typed.field_type(values, key)
-        taken.add(place)
+        taken.add(position)
         if hint is bool and value is None:
             changes[key] = not negated
             continue
         if negated:
-            raise UserError(f"--noconfig.{key}: is not a truth value; write --config.{key}=VALUE")
+            raise UserError(f"--noconfig.{key}: is not a bool; write --config.{key}=VALUE")
         if value is None:
-            if place + 1 >= len(words):
+            if position + 1 >= len(words):
                 raise UserError(f"--config.{key}: has no value; write --config.{key}=VALUE")
-            taken.add(place + 1)
-            value = words[place + 1]
+            taken.add(position + 1)
+            value = words[position + 1]
         parsed = typed.parse(values, key, value)
-        # A tuple may be given by several flags, an item each.
-        together = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
-        changes[key] = changes[key] + parsed if together else parsed
+        # A tuple may be given by several flags, one item each.
+        appends = isinstance(parsed, tuple) and isinstance(changes.get(key), tuple)
+        changes[key] = changes[key] + parsed if appends else parsed
     _overrides.values = configs.replaced(values, changes)
-    return [word for place, word in enumerate(words) if place not in taken]
+    return [word for position, word in enumerate(words) if position not in taken]
 
 
 def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | None]]:
-    """(place, whether it says no, key, value or None) of each override."""
+    """Returns (position, whether it is negated, key, value or None) of each override."""
     found = []
-    for place, word in enumerate(words[1:], 1):
+    for position, word in enumerate(words[1:], 1):
         if word == "--":
             break
         if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL):
-            found.append((place, bool(match[1]), match[2], match[3]))
+            found.append((position, bool(match[1]), match[2], match[3]))
     return found
 
 
 def _given_config(words: Sequence[str]) -> str | None:
-    """The last --config, as flags have it; None: there is none."""
+    """Returns the last --config, or None."""
     given = None
-    for place, word in enumerate(words[1:], 1):
+    for position, word in enumerate(words[1:], 1):
         name, equals, value = word.partition("=")
         if word == "--":
             break
         if name in ("--config", "-config"):
-            given = value if equals else next(iter(words[place + 1 : place + 2]), "")
+            given = value if equals else next(iter(words[position + 1 : position + 2]), "")
     return given
 
 
 def _unknown_flag(name: str) -> str:
-    """Says whose flag it is, or which is the nearest."""
+    """Returns a message that names the command with this flag, or the closest flag."""
     from launch.engine.config import did_you_mean
 
     command = Path(sys.argv[0]).stem
@@ -388,7 +387,7 @@ def _unknown_flag(name: str) -> str:
 
 
 def _flags_of_commands() -> dict[str, set[str]]:
-    """Names of the flags of each command, from the text of its file, which is not imported."""
+    """Returns the flags of each command, read from the text of its file without importing it."""
     shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
     found = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):

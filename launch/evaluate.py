@@ -1,8 +1,8 @@
-"""Evaluates the best checkpoint of a run folder on a split.
+"""Evaluates the best checkpoint of a run directory on a split.
 
 python -m launch.evaluate --workdir=runs/sst2 --split=test
 
-Writes evaluation-<split>.json into the folder and prints it.
+Writes evaluation-<split>.json into the directory and prints it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from tasks.common.data.paths import Paths
 
 cli.define_workdir()
-flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which split.")
+flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to evaluate on.")
 
 
 def evaluate() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.runs import directory
 
     folder = cli.workdir()
@@ -35,13 +35,13 @@ def evaluate() -> None:
 
 
 def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run directory, and writes what it found there.
+    """Evaluates the best checkpoint of a run directory and writes the metrics there.
 
     Args:
       config: of the run.
       folder: run directory.
-      split: which split.
-      paths: where data is kept.
+      split: split to evaluate on.
+      paths: directories of data sets and caches.
 
     Returns:
       Split, step and metrics.

@@ -1,11 +1,11 @@
-"""Writes a masked language model as a BERT or DistilBERT folder for the library transformers.
+"""Exports a masked language model as a BERT or DistilBERT directory for Hugging Face transformers.
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-The run is one of configs/language_modeling.py:DATA,bert, or made by launch.import_weights: then the
-folder holds the tensors that were read, equal in every bit, in the order that they had. With
-segments it is a BERT, without a DistilBERT. A tokenizer that was fitted here also brings compatible
-characters together (NFKC) before anything else, which vocab.txt cannot say.
+The run was trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. In
+the second case the exported tensors equal the imported ones in every bit and in their order. A
+model with segments is exported as BERT, one without as DistilBERT. A tokenizer that was fitted here
+applies NFKC normalization first, which vocab.txt cannot express.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
-flags.DEFINE_string("to", None, "Folder to write: config.json, model.safetensors, vocab.txt.")
+flags.DEFINE_string("to", None, "Directory to write: config.json, model.safetensors, vocab.txt.")
 
 
 def export_weights() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.runs import directory
 
     folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
@@ -35,14 +35,14 @@ def export_weights() -> None:
     check_exportable(config, folder, target)
     cli.set_up_jax(config)
     export(config, folder, target)
-    print(f"folder: {target}")
+    print(f"directory: {target}")
 
 
 def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
-    """Refuses a run that is no masked language model, and a folder that is there already.
+    """Checks that the run is a masked language model and that the target does not exist.
 
     Raises:
-      UserError: either.
+      UserError: one of the conditions does not hold.
     """
     from tasks.common.errors import UserError
 
@@ -51,11 +51,11 @@ def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
             f"--workdir={folder}: a run of {config.task}, expected a masked language_modeling"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to={target}: is there already; name a new folder")
+        raise UserError(f"--to={target}: already exists; name a new directory")
 
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
-    """Writes the folder; needs the run directory, and no data."""
+    """Writes the exported directory. Needs the run directory but no data set."""
     from tasks.common.huggingface.files import write_folder
 
     check_exportable(config, folder, target)
@@ -86,7 +86,7 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
-    """Pieces in the order in which they are written, and how text is normalised."""
+    """Returns the pieces in their order in vocab.txt, and the normalization of text."""
     from launch.runs import directory
     from tasks.common.errors import UserError
     from tasks.common.huggingface.weights import IMPORTED, fitted_tokenizer
@@ -98,7 +98,7 @@ def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{imported}: not a JSON file ({error})") from None
         if not isinstance(values, dict) or "vocabulary" not in values:
-            raise UserError(f"{imported}: has no vocabulary; it is not whole")
+            raise UserError(f"{imported}: has no vocabulary; restore the file")
         return values
     return fitted_tokenizer(directory.restored_task(config, folder).tokenizer)
 

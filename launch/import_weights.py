@@ -1,13 +1,13 @@
-"""Makes a run folder of a BERT or DistilBERT folder as the library transformers saves it.
+"""Makes a run directory from a BERT or DistilBERT directory of Hugging Face transformers.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
-The folder holds config.json, model.safetensors, and vocab.txt or tokenizer.json. Options that would
-change what the model computes or how text is cut are honoured or refused, and files that contradict
-each other are refused. The run is one of language_modeling that no training has made: predict reads
-it, and a text classifier starts from it with configs/text_classification.py:DATA,from:runs/bert.
-launch.export_weights is the way back.
+The source holds config.json, model.safetensors, and vocab.txt or tokenizer.json. Unsupported
+options of the model or the tokenizer raise an error, and so do files that contradict each other.
+The result is an untrained run of language_modeling: launch.predict reads it, and
+configs/text_classification.py:DATA,from:runs/bert fine-tunes it. launch.export_weights is the
+inverse.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
     from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
-flags.DEFINE_string("from", None, "Folder with config.json, model.safetensors and vocab.txt.")
+flags.DEFINE_string("from", None, "Directory with config.json, model.safetensors and vocab.txt.")
 
-# Ids that a prediction looks at: what was mostly trained on, and quick without an accelerator.
+# Length of inputs in predictions: the usual length in pre-training, and fast on a CPU.
 _LENGTH = 128
 
 
 def import_weights() -> None:
-    """The verb."""
+    """Runs the command."""
     from tasks.common.errors import UserError
 
     source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--workdir={folder}: is there already; name a new folder")
+        raise UserError(f"--workdir={folder}: already exists; name a new directory")
     from tasks.common.huggingface.files import read_folder
 
     saved = read_folder(source)
     config = _experiment(saved, source)
     cli.set_up_jax(config)
-    drawn = _write_run(saved, config, folder)
-    if drawn:
-        print(f"not in {source}, at random: {', '.join(drawn)}")
+    initialized = _write_run(saved, config, folder)
+    if initialized:
+        print(f"not in {source}, initialized at random: {', '.join(initialized)}")
     for note in saved.notes:
         print(note)
     if saved.padding:
         count = len(saved.padding["embedding"])
-        print(f"rows of the embeddings that pad the vocabulary, never predicted: {count}")
+        print(f"embedding rows that pad the vocabulary and are never predicted: {count}")
     if saved.left_out:
-        print(f"left out: {', '.join(saved.left_out)}")
-    print(f"run folder: {folder}")
+        print(f"not imported: {', '.join(saved.left_out)}")
+    print(f"run directory: {folder}")
 
 
 def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
@@ -68,10 +68,10 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
         {
             "task": "language_modeling",
             "name": f"imported_{saved.kind}",
-            # There are no texts: whoever asks for them is told that this is a folder.
+            # There are no texts. A command that needs them reports that this is a directory.
             "data": {"train_file": str(source.absolute()), "length": length, "text": text},
             "model": dict(saved.model),
-            # It keeps nothing beside the weights.
+            # This optimizer has no state.
             "optimizer": {"name": "sgd", "beta1": 0.0},
             "training": {"evaluation_batch_size": 8},
         }
@@ -79,7 +79,7 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
 
 
 def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> list[str]:
-    """Writes config, assets and one checkpoint; gives the names of weights that had to be drawn."""
+    """Writes config, assets and one checkpoint; returns the names of initialized parameters."""
     import jax
 
     from launch.engine import config as configs
@@ -99,22 +99,23 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     task = configs.task_class(config.task).restore(config.data, config.model, assets)
     steps = make_steps(task, config)
     state = steps.init()
-    drawn = []
+    initialized = []
 
-    def chosen(path, leaf):
+    def imported(path, leaf):
         name = states.path_name(path)
         if name not in saved.params:
-            drawn.append(name)
+            initialized.append(name)
             return leaf
         array = saved.params[name]
         if array.shape != leaf.shape:
             got, expected = list(array.shape), list(leaf.shape)
             raise UserError(
-                f"--from: model.safetensors has {got} as {name}, config.json says {expected}"
+                f"--from: {name} has the shape {got} in model.safetensors, expected {expected} by "
+                "config.json"
             )
         return jax.device_put(array, leaf.sharding)
 
-    state["params"] = jax.tree_util.tree_map_with_path(chosen, state["params"])
+    state["params"] = jax.tree_util.tree_map_with_path(imported, state["params"])
     write_json(folder / "config.json", configs.to_dict(config))
     write_json(folder / "environment.json", environment())
     write_json(folder / "assets.json", assets)
@@ -122,10 +123,10 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(0, state, None, 0.0)
         checkpoints.wait()
-    # Nothing was measured; the checkpoint is the best because it is the only one.
+    # The only checkpoint is the best one; its metric is unknown.
     line = {"step": 0, "split": "validation", task.primary_metric: float("nan")}
     write_text(folder / "metrics.jsonl", json.dumps(line) + "\n")
-    return drawn
+    return initialized
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Predicts for what a person gives, with the best checkpoint of a run folder; needs no data.
+"""Predicts for user inputs with the best checkpoint of a run directory. Needs no data set.
 
 python -m launch.predict --workdir=runs/sst2 --input="a gripping, funny film"
 python -m launch.predict --workdir=runs/sst2 --input=- < lines.txt
 python -m launch.predict --workdir=runs/sst2 --input_file=lines.txt --format=json
 python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.csv
 
-Of a table the column that the run was trained on is read; its rows are printed as CSV with the
-predictions beside, or with --format=json under "row".
+In a table the column that the run was trained on is read. Its rows are printed as CSV with columns
+of predictions, or with --format=json under "row".
 
-A task that looks at pictures draws what it found and where it looked, on request:
+Tasks with images, forecasts or alignments also draw their predictions:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 
-A model that writes text does so as its config.model.decoding says; --set changes that here:
+Text is generated with the options of config.model.decoding, which --set overrides:
 
 python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
     --set=model.decoding.temperature=0.5 --set=model.max_new_tokens=500
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
     from tasks.figures import Figure
 
 cli.define_workdir()
-flags.DEFINE_multi_string("input", [], "One input; - reads one a line from standard input.")
+flags.DEFINE_multi_string("input", [], "One input; - reads one per line from standard input.")
 flags.DEFINE_string(
     "input_file",
     None,
-    "A file of inputs, one a line; or a table (.csv, .tsv, .jsonl) with the column that the run "
-    "was trained on, whose rows are written with the predictions beside.",
+    "A file of inputs, one per line, or a table (.csv, .tsv, .jsonl) with the column that the run "
+    "was trained on; its rows are printed with the predictions.",
 )
-flags.DEFINE_multi_string("set", [], "key=value of config.model.decoding, for this once.")
+flags.DEFINE_multi_string("set", [], "key=value of config.model.decoding, for this command.")
 flags.DEFINE_string("figures", None, "Directory for figures of the predictions, as PNG files.")
 flags.DEFINE_string("pictures", None, "Former name of --figures.")
-flags.DEFINE_enum("format", "text", ["text", "json"], "Lines for people, or JSON lines.")
+flags.DEFINE_enum("format", "text", ["text", "json"], "Plain text, or JSON lines.")
 
-# What may differ from training.
+# Keys that a prediction may override.
 _FREE = re.compile(r"model\.decoding\..+|model\.max_new_tokens|training\.evaluation_batch_size")
-# Inputs that are read and answered together: bounds memory, and shows answers as they come.
+# Inputs per batch of answers: bounds memory and prints answers early.
 PORTION = 2048
-# Likewise where attention is kept too, to be drawn.
+# The same if attention weights are kept for figures.
 DRAWN_PORTION = 16
 
 
 def predict() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.engine import inputs
     from launch.runs import directory
     from tasks.common.errors import UserError
@@ -85,7 +85,7 @@ def predict() -> None:
 def _answered(
     predictor: Predictor, given: Iterator[Input]
 ) -> Iterator[tuple[Sequence[Input], list[dict[str, Any]]]]:
-    """Yields portions of the inputs and their answers; with --figures each names its files."""
+    """Yields portions of the inputs and their answers, which name their files with --figures."""
     if cli.FLAGS.figures is None:
         for portion in _portions(given, PORTION):
             yield portion, predictor([one.raw for one in portion])
@@ -107,16 +107,16 @@ def write_figures(
     drawn: Sequence[Sequence[Figure]],
     first: int = 1,
 ) -> list[list[str]]:
-    """Writes NUMBER-NAME.png, NUMBER-NAME-2.png, ... of each input; NAME is that of its file.
+    """Writes the figures of each input as NUMBER-NAME.png, NUMBER-NAME-2.png, ....
 
     Args:
-      folder: made where it is not there.
-      raw: the inputs.
-      drawn: figures of each.
+      folder: created if it does not exist.
+      raw: inputs; NAME is their file name.
+      drawn: figures of each input.
       first: number of the first input.
 
     Returns:
-      The paths of each.
+      Paths of the figures of each input.
 
     Raises:
       UserError: the folder cannot be written.
@@ -127,14 +127,13 @@ def write_figures(
     found = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (source, pictures) in enumerate(zip(raw, drawn, strict=True), first):
+        for number, (source, shown) in enumerate(zip(raw, drawn, strict=True), first):
             name = re.sub(r"[^\w.-]+", "_", Path(source).stem)[:60]
             stems = [
-                f"{number:04d}-{name}{f'-{i}' if i > 1 else ''}"
-                for i in range(1, len(pictures) + 1)
+                f"{number:04d}-{name}{f'-{i}' if i > 1 else ''}" for i in range(1, len(shown) + 1)
             ]
             found.append([str(folder / f"{stem}.png") for stem in stems])
-            for path, figure in zip(found[-1], pictures, strict=True):
+            for path, figure in zip(found[-1], shown, strict=True):
                 Path(path).write_bytes(figures.png(figure))
     except OSError as error:
         raise UserError(f"--figures={folder}: cannot be written ({error.strerror})") from None
@@ -142,10 +141,10 @@ def write_figures(
 
 
 def _changed(config: Experiment) -> Experiment:
-    """The experiment with what --set says of decoding; anything else is part of what was trained.
+    """Returns the experiment with the decoding options of --set; other keys cannot change.
 
     Raises:
-      UserError: not key=value, or a key that is no matter of decoding, or that has no such value.
+      UserError: a setting is not key=value, is no decoding option, or has a wrong value.
     """
     from launch.engine import config as configs
     from launch.engine import values as typed

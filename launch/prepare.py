@@ -1,4 +1,4 @@
-"""Fetches and builds the data of a config ahead of training, and fits its tokenizer.
+"""Downloads and builds the data set of a config, and fits its tokenizer.
 
 python -m launch.prepare --config=configs/text_classification.py:sst2
 """
@@ -11,7 +11,7 @@ cli.define_config()
 
 
 def prepare() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.runs.directory import prepared_task
     from launch.runs.run import described_splits
 

@@ -2,7 +2,7 @@
 
 python -m launch.report --results=results --output=RESULTS.md --readme=README.md
 
-With --readme the first of them also goes into a file, between lines <!-- results --> and
+With --readme the summary table is also written into a file, between the lines <!-- results --> and
 <!-- /results -->.
 """
 
@@ -14,13 +14,13 @@ from absl import flags
 
 from launch import cli
 
-flags.DEFINE_string("results", "results", "Folder of run files.")
-flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints.")
-flags.DEFINE_string("readme", None, "File with a place for the first table.")
+flags.DEFINE_string("results", "results", "Directory of run files.")
+flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints the tables.")
+flags.DEFINE_string("readme", None, "File to insert the summary table into.")
 
 
 def report() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.engine.writers import write_text
     from launch.reporting import results, tables
     from tasks.common.errors import UserError

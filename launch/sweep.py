@@ -3,7 +3,7 @@
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/sweep
     --seeds=3 --set model.num_layers=1,2
 
-Several --set give every combination. The first combination is what the others are compared with.
+Several --set give every combination. The others are compared with the first combination.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from launch import cli
 
 cli.define_config()
 cli.define_workdir()
-flags.DEFINE_integer("seeds", 1, "Number of seeds, from the config's on.", lower_bound=1)
+flags.DEFINE_integer("seeds", 1, "Number of seeds, starting at that of the config.", lower_bound=1)
 flags.DEFINE_multi_string("set", [], "key=a,b,c")
 cli.define_record()
 
 
 def sweep() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.runs import ablation as ablations
 
     config, folder = cli.experiment(), cli.workdir()

@@ -1,8 +1,8 @@
-"""Trains one experiment and prints the test table, the baselines beside.
+"""Trains one experiment and prints its test metrics and those of the baselines.
 
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
-The same command on the same folder goes on where it stopped, and does nothing once it is done.
+The same command resumes an interrupted run in the same directory and only verifies a finished one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from launch import cli
 cli.define_config()
 cli.define_workdir()
 cli.define_record()
-flags.DEFINE_bool("baselines", True, "Fit the cheap baselines (once) and show them beside.")
+flags.DEFINE_bool("baselines", True, "Fit the baselines (cached) and show their metrics.")
 
 
 def train() -> None:
-    """The verb."""
+    """Runs the command."""
     from launch.engine.config import task_class
     from launch.reporting import tables
     from launch.runs.run import run

@@ -1,13 +1,15 @@
-"""What tasks share that write down what they hear or see: examples with texts, and the part of the
-contract between an encoder and the error rates.
+"""Base of tasks that transcribe sound or images: data set, processor, and objective from an encoder
+to error rates.
 """
 
 from __future__ import annotations
 
 import abc
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,99 +17,201 @@ import numpy as np
 
 from tasks.common.backbones.transcriber import EncoderOutput, TranscriberConfig
 from tasks.common.data import digests
-from tasks.common.data.transcribed import TranscriptionExamples
+from tasks.common.data.manifests import summarize
+from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import bucket_lengths
+from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import SPLITS, OldTask
+from tasks.task import ArraySpec, Processor, Task
 
-# Below them batches are padded to the examples' quantiles.
-_QUANTILES = (0.25, 0.5, 0.8)
+# Quantiles of the lengths to which batches are padded.
+_BUCKET_QUANTILES = (0.25, 0.5, 0.8)
+
+FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
+"""Metrics of decoding failures, for `Task.condition_metrics`."""
 
 
-FAILURES = r"(repeats|skips|early_stops)(_long)?|invention_rate"
-"""Metrics of how decoders fail, for `Task.condition_metrics`."""
-
-
-class TranscriptionTask(OldTask):
-    """The contract from the encoder on. A subclass says how to encode a batch.
+@dataclasses.dataclass(frozen=True)
+class TranscriptionData:
+    """A data set of inputs with their transcripts.
 
     Class attributes:
-      field: of an example, what is read.
-      words: whether the primary metric is of words, "wer", or of characters, "cer".
-      multiple: of the lengths of what is read, to which batches are padded.
+      unit: plural of an example, for messages.
+      kind: plural of an input, for the names of `parts`.
 
     Attributes:
-      tokenizer: text to units and back.
-      conditions: names of the groups of test: the first is what the metrics are about, the others
-        stand beside as <metric>_<condition>.
+      splits: by name.
+      tokenizer: fitted on the training split.
+      conditions: names of the groups of the test split. Metrics are of the first one; those of the
+        others are <metric>_<condition>.
     """
 
-    field: str
-    words: bool = True
-    multiple: int = 8
-    higher_is_better = False
+    splits: Mapping[str, TranscriptionExamples]
+    tokenizer: Tokenizer
+    conditions: tuple[str, ...] = ("",)
+
+    unit: ClassVar[str]
+    kind: ClassVar[str]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Returns the counts of each split."""
+        texts = {split: part.texts for split, part in self.splits.items()}
+        return summarize(texts, self.unit)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        return transcription_fingerprints(self.splits, self.tokenizer, self.kind)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parts."""
+        return digests.joined(self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TranscriptionProcessor(Processor):
+    """Converts paths of files to arrays, and units to transcripts.
+
+    Class attributes:
+      field: name of the input array.
+      input_spec: its shape and dtype.
+      input_kind: of a file, for messages.
+
+    Attributes:
+      tokenizer: of transcripts.
+    """
 
     tokenizer: Tokenizer
-    conditions: Sequence[str] = ("",)
-    _splits: Mapping[str, TranscriptionExamples] | None = None
+
+    field: ClassVar[str]
+    input_spec: ClassVar[ArraySpec]
+    input_kind: ClassVar[str]
+    input_column = "path"
+
+    @abc.abstractmethod
+    def read(self, path: str) -> np.ndarray:
+        """Returns the input array of a file.
+
+        Raises:
+          UserError: it cannot be read, or is too long.
+        """
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the padded input and its length."""
+        return {self.field: self.input_spec, "length": ArraySpec(("batch",), "int32")}
+
+    def encode(self, raw: Sequence[str]) -> TranscriptionExamples:
+        """Reads files by their paths."""
+        arrays = []
+        for path in raw:
+            try:
+                arrays.append(self.read(path.strip()))
+            except UserError as error:
+                message = f"input {path!r}: {error}; give the path of {self.input_kind}"
+                raise UserError(message) from None
+        return TranscriptionExamples(self.field, arrays.__getitem__, [len(x) for x in arrays])
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns the transcript of each input and its log-probability."""
+        rows = zip(raw, self.hypotheses(outputs), outputs["score"], strict=True)
+        return [
+            {"input": path, "output": text, "score": round(float(score), 4), "text": text}
+            for path, text, score in rows
+        ]
+
+    def table_input(self, value: str, folder: Path) -> str:
+        """Returns the path; it is relative to the folder of the manifest."""
+        return str(folder / Path(value).expanduser())
+
+    def hypotheses(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the transcripts."""
+        size = self.tokenizer.size
+        return [
+            self.tokenizer.decode([token for token in tokens if PAD < token < size])
+            for tokens in outputs["tokens"]
+        ]
+
+    def pieces(self, tokens: np.ndarray) -> list[str]:
+        """Returns the text of each decoding step, for axes of figures."""
+        return [
+            "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
+            for token in map(int, tokens)
+            if token != PAD
+        ]
+
+
+class TranscriptionTask(Task):
+    """A task whose model has a `transcriber`, from `_encode` alone.
+
+    Class attributes:
+      word_level: whether the primary metric is "wer", not "cer".
+      length_multiple: lengths of padded inputs are multiples of this.
+    """
+
+    processor_type: ClassVar[type[TranscriptionProcessor]]
+    word_level: ClassVar[bool] = True
+    length_multiple: ClassVar[int] = 8
+    higher_is_better = False
+    decodes = True
+
+    @property
+    def decoder_config(self) -> TranscriberConfig:
+        """Config of the transcriber."""
+        return self.model.transcriber
 
     @abc.abstractmethod
     def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
-        """What the model's transcriber reads; with a key as in training."""
+        """Returns what the transcriber reads; with a key as in training."""
 
-    @property
-    @abc.abstractmethod
-    def writer(self) -> TranscriberConfig:
-        """The config of the transcriber."""
+    @classmethod
+    def fit(
+        cls, dataset: TranscriptionData, data: Any, model: Any, paths: Paths, **fitted: Any
+    ) -> TranscriptionProcessor:
+        """Returns the processor with the tokenizer of the data set.
 
-    def _adopt(self, splits: Mapping[str, TranscriptionExamples]) -> None:
-        """Takes the splits, and holds their texts to what can be written.
+        Args:
+          dataset, data, model, paths: as for `Task.fit`.
+          **fitted: further fields of the processor.
 
         Raises:
-          UserError: a text is longer.
+          UserError: a text is longer than the transcriber's `max_length`.
         """
         for split in SPLITS:
-            longest = int(splits[split].lengths["target"].max())
-            if longest > self.writer.max_length:
+            longest = int(dataset.splits[split].lengths["target"].max())
+            if longest > model.transcriber.max_length:
                 raise UserError(
-                    f"config.model.transcriber.max_length: got {self.writer.max_length}, expected "
-                    f"at least {longest}, the units of the longest text of {split}"
+                    f"config.model.transcriber.max_length: got {model.transcriber.max_length}, "
+                    f"expected at least {longest}, the units of the longest text of {split}"
                 )
-        splits["validation"].greedy = True
-        self._splits = splits
-
-    def examples(self, split: str) -> TranscriptionExamples:
-        """See `Task.examples`."""
-        return self._splits[split]
+        return cls.processor_type(data, model, dataset.tokenizer, **fitted)
 
     @property
     def buckets(self) -> Sequence[Mapping[str, int]] | None:
-        """A few pairs of lengths that waste little padding; the last holds any."""
-        if self._splits is None:
-            return None
-        lengths = {
-            field: np.concatenate([part.lengths[field] for part in self._splits.values()])
-            for field in (self.field, "target")
-        }
-        multiples = {self.field: self.multiple, "target": 4}
-        chosen = [
-            {
-                field: -(-int(np.quantile(values, quantile)) // multiples[field]) * multiples[field]
-                for field, values in lengths.items()
-            }
-            for quantile in (*_QUANTILES, 1.0)
-        ]
-        return [bucket for place, bucket in enumerate(chosen) if bucket not in chosen[:place]]
+        """A few pairs of lengths that waste little padding, the last one the longest.
 
-    # ------------------------------------------------------------------ model
+        None without data: they depend on all splits, so the processor does not have them.
+        """
+        if self.dataset is None:
+            return None
+        multiples = {self.processor.field: self.length_multiple, "target": 4}
+        parts = self.dataset.splits.values()
+        lengths = {
+            name: np.concatenate([part.lengths[name] for part in parts]) for name in multiples
+        }
+        return bucket_lengths(lengths, _BUCKET_QUANTILES, multiples)
+
+    # ------------------------------------------------------------------ objective
 
     def loss(
         self, model: Any, batch: Mapping[str, Any], dropout_key: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Of a unit, with smoothed labels."""
+        """Computes the label-smoothed loss per unit, and its parts."""
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
         losses = model.transcriber(
@@ -121,106 +225,89 @@ class TranscriptionTask(OldTask):
         }
         return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
 
-    def batch_statistics(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Summed losses without smoothing, the number of units, and how many texts have no path in
-        CTC.
-        """
+    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Sums losses without smoothing, units, and texts for which CTC has no path."""
         found = self._encode(model, batch)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], smoothing=False
         )
         weight = batch["weight"]
-        return {
+        statistics = {
             "loss": jnp.sum(model.transcriber.joint(losses) * weight),
             "units": jnp.sum(losses.num_units * weight),
-            "without_path": jnp.sum(~losses.has_path * weight),
+            "ctc_infeasible": jnp.sum(~losses.has_path * weight),
         }
+        return statistics, {}
 
-    def outputs(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Units of the best transcript, [B, T], padded with 0, and its score [B]."""
-        decoded = self._decode(model, batch)
-        tokens, width = decoded.tokens[:, 0], self.writer.max_length + 1
+    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+        """Returns units of the best transcript, [B, T] padded with 0, and its score [B]."""
+        decoded = self._decode(model, inputs, **{"decoding": DecodingConfig()} if fast else {})
+        tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
-    def attention(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What each step of the decoder looked at, [B, T, S]: the mean over heads and layers."""
-        if not self.writer.aligns:
+    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the decoder's weights [B, T, S] over frames, means over heads and layers."""
+        if not self.decoder_config.aligns:
             return {}
-        weights = self._decode(model, batch, return_weights=True).extras["alignment"][:, 0]
+        weights = self._decode(model, inputs, return_weights=True).extras["alignment"][:, 0]
         if weights.ndim > 3:
             weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
         return {"alignment": weights}
 
-    def _decode(self, model: Any, batch: Mapping[str, Any], **options: Any) -> DecodingResult:
-        found = self._encode(model, batch)
-        if "greedy" in batch:
-            options["decoding"] = DecodingConfig()
+    def _decode(self, model: Any, inputs: Mapping[str, Any], **options: Any) -> DecodingResult:
+        found = self._encode(model, inputs)
         return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
+    def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """See `transcript_metrics`; of test's other conditions `<metric>_<condition>`. `loss` is of
-        a unit, over all conditions.
+        """Returns `transcript_metrics` and the loss per unit.
+
+        Metrics of further conditions of the test split are <metric>_<condition>; `loss` is over all
+        conditions.
         """
         metrics = {
             "loss": float(statistics["loss"]) / float(statistics["units"]),
-            "without_path": float(statistics["without_path"]),
+            "ctc_infeasible": float(statistics["ctc_infeasible"]),
         }
-        for number, name in enumerate(self.conditions if split == "test" else ("",)):
-            said, written = self._pairs(outputs, split, number)
-            found = transcript_metrics(said, written, words=self.words)
+        for group, name in enumerate(self.dataset.conditions if split == "test" else ("",)):
+            pair = self._references_and_hypotheses(outputs, split, group)
+            found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
-            # Where nobody says anything there is one figure, which needs no other name.
-            alone = set(found) == {"invention_rate"}
+            # A condition without speech has one metric, which needs no suffix.
+            alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Of the first condition: an example is known by its settings, its place and its text, for
-        how it is read (sample rate, size) depends on the config.
+        """Returns hashes of settings, index and text of each example of the first condition.
+
+        The arrays are left out: they depend on the config (sample rate, size).
         """
-        part = self._splits[split]
+        part = self.dataset.splits[split]
         chosen = np.flatnonzero(part.groups == 0)
         settings = sorted(self.settings.items())
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Errors of each text of the first condition over their mean length; the mean is the
-        primary metric.
-        """
-        errors = text_errors(*self._pairs(outputs, split, 0), words=self.words)
-        return errors.astype(np.float32)
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns errors of each text of the first condition over the mean length of texts."""
+        pair = self._references_and_hypotheses(outputs, split, 0)
+        return text_errors(*pair, words=self.word_level).astype(np.float32)
 
-    def _pairs(
+    def _references_and_hypotheses(
         self, outputs: Mapping[str, np.ndarray], split: str, group: int
     ) -> tuple[list[str], list[str]]:
-        """What was said and what was written in one condition."""
-        part, written = self._splits[split], self._written(outputs)
+        """Returns the texts of one condition."""
+        part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         chosen = np.flatnonzero(part.groups == group)
-        return [part.texts[i] for i in chosen], [written[i] for i in chosen]
-
-    def _written(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
-        size = self.tokenizer.size
-        return [
-            self.tokenizer.decode([token for token in tokens if PAD < token < size])
-            for tokens in outputs["tokens"]
-        ]
-
-    def _pieces(self, tokens: np.ndarray) -> list[str]:
-        """What each step wrote."""
-        return [
-            "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
-            for token in map(int, tokens)
-            if token != PAD
-        ]
+        return [part.texts[i] for i in chosen], [hypotheses[i] for i in chosen]
 
     @abc.abstractmethod
-    def _read_from(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-        """An example as a picture from left to right, and names of what the encoder makes of it."""
+    def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """Returns an example as an image, left to right, and a label of each encoded frame."""
 
     def _alignments(
         self,
@@ -229,13 +316,13 @@ class TranscriptionTask(OldTask):
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """What the steps of the first transcripts looked at, as many as there are weights of."""
+        """Draws the alignments of the first examples, as many as have weights."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("alignment", ())):
-            steps = self._pieces(outputs["tokens"][index])
-            picture, places = self._read_from(examples[index])
-            shown = weights[: len(steps), : len(places)]
-            drawn.append(Alignment(captions[index], shown, steps, places, over=picture))
+            steps = self.processor.pieces(outputs["tokens"][index])
+            image, labels = self._input_image(examples[index])
+            shown = weights[: len(steps), : len(labels)]
+            drawn.append(Alignment(captions[index], shown, steps, labels, over=image))
         return drawn
 
     def figures(
@@ -245,44 +332,26 @@ class TranscriptionTask(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """What the steps of the first transcripts looked at."""
-        part, written = self._splits[split], self._written(outputs)
-        captions = [f"{said}\n{wrote}" for said, wrote in zip(part.texts, written, strict=True)]
+        """Returns the alignments of the first transcripts."""
+        part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
+        captions = [f"{said}\n{wrote}" for said, wrote in zip(part.texts, hypotheses, strict=True)]
         return self._alignments(part, captions, outputs, attention)
 
-    def pictures(
+    def input_figures(
         self,
         raw: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """Of each input what the steps of its transcript looked at.
+        """Returns the alignment of each input.
 
         Raises:
-          UserError: CTC writes alone.
+          UserError: the model is CTC alone, which has no alignment.
         """
-        if not self.writer.aligns:
+        if not self.decoder_config.aligns:
             raise UserError(
-                "--figures: CTC writes alone in this run; an alignment is drawn of a decoder with "
-                "attention"
+                "--figures: this run writes by CTC alone, expected a decoder with attention; leave "
+                "the flag out"
             )
-        captions = self._written(outputs)
-        return [[each] for each in self._alignments(self.inputs(raw), captions, outputs, attention)]
-
-    @property
-    def input_column(self) -> str:
-        """The paths of a manifest."""
-        return "path"
-
-    def table_input(self, value: str, folder: Path) -> str:
-        """Paths are relative to the manifest's folder."""
-        return str(folder / Path(value).expanduser())
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """What was written of each, and its log-probability."""
-        return [
-            {"input": path, "output": text, "score": round(float(score), 4), "text": text}
-            for path, text, score in zip(raw, self._written(outputs), outputs["score"], strict=True)
-        ]
+        examples, captions = self.processor.encode(raw), self.processor.hypotheses(outputs)
+        return [[each] for each in self._alignments(examples, captions, outputs, attention)]

@@ -41,17 +41,44 @@ CHECKED: tuple[str, ...] = (
     "attention/shapes.py",
     "attention/structured_pooling.py",
     "attention/tracing.py",
+    "benchmarks",
     "docs/ADDING_A_MECHANISM.md",
+    "launch/__init__.py",
+    "launch/ablate.py",
+    "launch/cli.py",
+    "launch/engine/checkpoints.py",
+    "launch/engine/config.py",
+    "launch/engine/environment.py",
+    "launch/engine/errors.py",
     "launch/engine/evaluation.py",
+    "launch/engine/inputs.py",
     "launch/engine/loop.py",
+    "launch/engine/memory.py",
+    "launch/engine/optimizers.py",
+    "launch/engine/output.py",
+    "launch/engine/progress.py",
+    "launch/engine/sharding.py",
     "launch/engine/state.py",
     "launch/engine/steps.py",
+    "launch/engine/values.py",
+    "launch/engine/writers.py",
+    "launch/evaluate.py",
+    "launch/export_weights.py",
+    "launch/import_weights.py",
+    "launch/predict.py",
+    "launch/prepare.py",
+    "launch/report.py",
+    "launch/reporting",
+    "launch/runs/ablation.py",
     "launch/runs/directory.py",
     "launch/runs/provenance.py",
     "launch/runs/run.py",
+    "launch/sweep.py",
+    "launch/train.py",
     "tasks/__init__.py",
     "tasks/classification.py",
     "tasks/common/audio",
+    "tasks/common/backbones",
     "tasks/common/configs.py",
     "tasks/common/data/__init__.py",
     "tasks/common/data/builders.py",
@@ -81,13 +108,17 @@ CHECKED: tuple[str, ...] = (
     "tasks/common/metrics",
     "tasks/common/text",
     "tasks/figures.py",
+    "tasks/handwriting_recognition",
     "tasks/sequence_copy",
     "tasks/sequence_copy/data.py",
     "tasks/sequence_copy/task.py",
+    "tasks/speech_recognition",
     "tasks/text_classification",
     "tasks/text_classification/baselines.py",
     "tasks/text_classification/figures.py",
     "tasks/text_classification/task.py",
+    "tasks/transcription.py",
+    "tasks/translation",
 )
 
 RETIRED = re.compile(
@@ -101,11 +132,10 @@ BRITISH = re.compile(
     r"|minimis|maximis(?!e\b)|parametris|modell|cancell(?!ation)|artefact|\bgrey\b)\w*",
     re.IGNORECASE,
 )
-# Names that users have typed or files have stored: registry names, config keys, data of others.
-ALLOWED = re.compile(r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)")
-SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of)\b")
+# Keys, flags and names that users have typed or files have stored.
 ALLOWED = re.compile(
-    r"`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|[\w./]+\.(py|json|md)|^neighbours$"
+    r"^\w+$|--\w+|`[^`]*`|\"[^\"\s]*\"|'[^'\s]*'|\w+_\w+|https?://\S+|config\.[\w.]+"
+    r"|(?m:^ {6}\w+(?=:))|[\w./]+\.(py|json|md)"
 )
 SUMMARY = re.compile(r"^(What|Where|How|Which|Who|When|That|Of|Whether)\b")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Model(NamedTuple):
-    """How `python -m benchmarks.steps` runs a model.
+    """Settings of a model in `python -m benchmarks.steps`.
 
     Attributes:
       task: module with the task, loaded before memory is measured.

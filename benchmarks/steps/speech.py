@@ -45,14 +45,14 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.common.text.tokenizer import Tokenizer
     from tasks.speech_recognition.datasets.spoken_digits import WORDS as DIGITS
+    from tasks.speech_recognition.processor import SpeechProcessor
     from tasks.speech_recognition.task import SpeechRecognition
 
     bands = config.data.features.bands
     scale = (np.zeros(bands, np.float32), np.ones(bands, np.float32))
     tokenizer = Tokenizer.fit(DIGITS, config.data.text)
-    return engine_steps(
-        SpeechRecognition(config.data, config.model, tokenizer, scale), config, data
-    )
+    processor = SpeechProcessor(config.data, config.model, tokenizer, *scale)
+    return engine_steps(SpeechRecognition(config.data, config.model, processor), config, data)
 
 
 def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
@@ -68,7 +68,7 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         speech_encoder_intermediate_size=model.feedforward_size,
         speech_encoder_dropout=model.dropout_rate,
         speech_encoder_hidden_act="swish",
-        conv_depthwise_kernel_size=model.width,
+        conv_depthwise_kernel_size=model.conv_kernel_size,
         position_embeddings_type="none",
         attn_implementation="sdpa",
     )

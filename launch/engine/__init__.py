@@ -1,1 +1,1 @@
-"""What the verbs share: config, loop, state, optimizers, sharding, checkpoints, writers."""
+"""Training and evaluation of any task: configs, the train loop, checkpoints and logs."""

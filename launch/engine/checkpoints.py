@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax: the train state and the data iterator together, the newest and the best.
+"""Checkpoints by Orbax: train state and data iterator of the newest and the best step.
 
-A save is atomic: a process killed in the middle leaves the step before. The sizes and CRC-32 sums
-of a finished step's files are written down beside the folder, and checked before anything is read:
-what is damaged is named in a line, and the newest whole step before it is taken.
+A save is atomic: if the process is killed during it, the previous step remains. A file next to the
+directory holds the sizes and CRC-32 sums of every finished step, which are checked before reading.
+A damaged step is reported, and the newest undamaged step before it is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ COMMITTED = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a run."""
+    """The checkpoints/ directory of a run."""
 
     def __init__(self, folder: Path):
-        """Opens the folder, which need not exist."""
+        """Opens the directory, which need not exist."""
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
@@ -31,12 +31,13 @@ class Checkpoints:
         self._ocp = ocp
         self._folder = folder.absolute()
         self._sums = self._folder.with_name(f"{self._folder.name}.sums.json")
-        policies = [
-            # Two, so that there is one to go back to when the newest is damaged.
+        policies: list[Any] = [
+            # The second one is used if the newest is damaged.
             checkpoint_managers.LatestN(2),
-            # The earliest of equals, as `best_step` has it.
+            # The earliest of equals, as in `best_step`.
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]), n=1
+                get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),  # pyright: ignore
+                n=1,
             ),
         ]
         self._manager = ocp.CheckpointManager(
@@ -48,24 +49,23 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, iterator: Any, score: float) -> None:
-        """Starts to save; the copy off the devices is done before this returns.
+        """Starts to save. The state is copied from the devices before this returns.
 
         Args:
           step: number of finished steps.
           state: train state.
-          iterator: data iterator, as it stands after the batch of this step; None: no training is
-            to go on from here.
-          score: the higher, the longer the step is kept.
+          iterator: data iterator after the batch of this step; None if no training resumes here.
+          score: the step with the highest score is kept.
         """
         import grain.checkpoint
 
         self.wait()
         known = self._written_down()
         if known.pop(str(step), None) is not None:
-            # Of a checkpoint of this step that was removed.
+            # These are the sums of a removed checkpoint of the same step.
             write_json(self._sums, known)
         args = self._ocp.args
-        items = {"state": args.StandardSave(state)}
+        items: dict[str, Any] = {"state": args.StandardSave(state)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self._manager.save(
@@ -76,7 +76,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Finished steps, oldest first."""
+        """Returns the finished steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def restore(
@@ -86,13 +86,13 @@ class Checkpoints:
         iterator: Any = None,
         remedy: str = "restore it, or train in another --workdir",
     ) -> Any:
-        """The state at a step; the iterator, where given, is set to it too.
+        """Returns the state at a step, and sets the iterator to it.
 
         Args:
-          step: of a finished checkpoint.
+          step: step of a finished checkpoint.
           abstract_state: see `launch.engine.steps`.
-          iterator: data iterator; None where no training goes on.
-          remedy: end of the message.
+          iterator: data iterator; None if no training resumes.
+          remedy: end of the error message.
 
         Raises:
           UserError: the step is missing or damaged.
@@ -100,7 +100,7 @@ class Checkpoints:
         import grain.checkpoint
 
         args = self._ocp.args
-        items = {"state": args.StandardRestore(abstract_state)}
+        items: dict[str, Any] = {"state": args.StandardRestore(abstract_state)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         folder = self._folder / str(step)
@@ -111,7 +111,7 @@ class Checkpoints:
             file = folder / name
             if not file.is_file() or _file_sums(file) != sums:
                 raise UserError(
-                    f"{folder}: the checkpoint is damaged, {name} is not what was saved; {remedy}"
+                    f"{folder}: the checkpoint is damaged, {name} has changed; {remedy}"
                 )
         try:
             return self._manager.restore(step, args=args.Composite(**items))["state"]
@@ -122,19 +122,19 @@ class Checkpoints:
             ) from None
 
     def restore_newest(self, abstract_state: Any, iterator: Any, warn: Any) -> tuple[int, Any]:
-        """The newest whole step and its state; (0, None) where there is none at all.
+        """Returns the newest undamaged step and its state; (0, None) without checkpoints.
 
         Args:
           abstract_state: see `launch.engine.steps`.
-          iterator: set to the step.
-          warn: called with a line for each damaged step passed over.
+          iterator: data iterator, which is set to the step.
+          warn: called with a line for each damaged step.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: none of the checkpoints can be read.
         """
         fresh = iterator.get_state() if iterator is not None else None
         steps = self.steps()
-        back = "going back to the one before"
+        back = "the previous one is used"
         for step in reversed(steps):
             try:
                 return step, self.restore(step, abstract_state, iterator, back)
@@ -150,12 +150,12 @@ class Checkpoints:
         return 0, None
 
     def delete_after(self, step: int) -> None:
-        """Removes the steps after one: damaged ones that training will come to again."""
+        """Removes the steps after one: they are damaged, and training will reach them again."""
         for later in [later for later in self.steps() if later > step]:
             self._manager.delete(later)
 
     def wait(self) -> None:
-        """Until the save under way is on disk, and its sums beside it."""
+        """Waits until the pending save and its sums are on disk."""
         self._manager.wait_until_finished()
         known = self._written_down()
         steps = [str(step) for step in self.steps()]
@@ -175,21 +175,21 @@ class Checkpoints:
         try:
             found = json.loads(self._sums.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            # None yet, or not ours to read: then the reader itself has to find what is wrong.
+            # There are none, or they cannot be read. Orbax then detects damage itself.
             return {}
         whole = isinstance(found, dict) and all(isinstance(sums, dict) for sums in found.values())
         return found if whole else {}
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
+        """Waits for the pending save and closes the directory."""
         self._manager.close()
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints were written to their end, ascending; none if there is no folder.
+    """Returns the steps of complete checkpoints, ascending; [] if there is no directory.
 
     Args:
-      folder: checkpoints/ of a run. It is only looked at.
+      folder: checkpoints/ of a run; it is only read.
     """
     if not folder.is_dir():
         return []
@@ -205,5 +205,5 @@ def _file_sums(file: Path) -> list[int]:
 def _quiet() -> None:
     for name in ("orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Threads that write log their traceback, which the caller gets as an exception anyway.
+    # Writer threads log tracebacks of errors that the caller receives as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

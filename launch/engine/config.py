@@ -1,8 +1,8 @@
-"""Experiments as frozen dataclasses, and the one way from a config file and flags to them.
+"""Experiments as frozen dataclasses, built from config files and flags.
 
-A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that the
-flags override; `resolve` turns it into an `Experiment` once, checking every key, type and value.
-Beyond this module nothing sees a ConfigDict.
+A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that flags
+override. `resolve` checks every key, type and value and returns an `Experiment`. No other module
+uses a ConfigDict.
 """
 
 from __future__ import annotations
@@ -22,64 +22,58 @@ import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, within
 from tasks.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """How long to train and how often to look.
+class TrainingConfig(Config):
+    """Length of training and intervals of evaluation and logging.
 
     Attributes:
-      steps: optimizer steps in all.
-      batch_size: examples a step, over all devices.
-      evaluation_batch_size: examples a step of evaluation.
-      evaluate_every: steps between evaluations on the validation split; each ends in a checkpoint.
+      steps: number of optimizer steps.
+      batch_size: examples per step, over all devices.
+      evaluation_batch_size: examples per step of evaluation.
+      evaluate_every: steps between evaluations on validation, each followed by a checkpoint.
       log_every: steps between lines of training metrics; divides evaluate_every.
-      patience: evaluations without a better validation metric before training stops; 0 = never.
-      refit: once the best step is known, train anew up to that step on train and validation
-        together, where a task's protocol has it so; the first training is kept in the folder's
-        `selection`.
+      patience: evaluations without improvement before training stops; 0 disables it.
+      refit: whether to train a second time on training and validation examples together, up to the
+        best step of the first training, which stays in the run's `selection` directory.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    evaluation_batch_size: int = 128
-    evaluate_every: int = 200
-    log_every: int = 50
-    patience: int = 0
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 64
+    evaluation_batch_size: PositiveInt = 128
+    evaluate_every: PositiveInt = 200
+    log_every: PositiveInt = 50
+    patience: NonNegativeInt = 0
     refit: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluation_batch_size", "evaluate_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.patience < 0:
-            raise ValueError(f"patience must not be negative, got {self.patience}")
-        if self.evaluate_every % self.log_every:
-            raise ValueError(
-                f"log_every must divide evaluate_every, got {self.log_every} and "
-                f"{self.evaluate_every}"
-            )
+        super().__post_init__()
+        divides = self.evaluate_every % self.log_every == 0
+        self.expect("log_every", divides, f"a divisor of evaluate_every={self.evaluate_every}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One training run, whole: what its folder and its result file are about.
+class Experiment(Config):
+    """All settings of one training run.
 
     Attributes:
       task: folder name under tasks/.
-      name: what this setting is called in results tables.
-      seed: of the weights, the order of the data and the dropout.
+      name: name of these settings in results tables.
+      seed: seed of the parameters, the order of the data and dropout.
       data: the task's data config.
-      model: one of the task's model configs, chosen by its `name` field.
+      model: one of the task's model configs, selected by its `name` field.
       optimizer: optimizer and schedule.
       training: lengths and intervals.
-      mesh: how devices are laid out.
+      mesh: layout of the devices.
     """
 
     task: str
@@ -89,29 +83,27 @@ class Experiment:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    seed: int = 0
+    seed: within("[0, 2147483648)", "in [0, 2**31)", int) = 0
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}")
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise ValueError(f"name must be letters, digits, '_', '.' or '-', got {self.name!r}")
-        # It stands in the names of folders, before seed and hash; file systems take 255 bytes.
-        if len(self.name) > 230:
-            raise ValueError(f"name must have at most 230 letters, got {len(self.name)}")
+        super().__post_init__()
+        valid = re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is not None
+        self.expect("name", valid, "letters, digits, '_', '.' or '-'")
+        # Run directories are named after it, with seed and hash; file systems allow 255 bytes.
+        self.expect("name", len(self.name) <= 230, "at most 230 letters")
 
 
 def task_names() -> list[str]:
     """Names of the task folders that exist."""
-    root = Path(importlib.import_module("tasks").__file__).parent
+    root = Path(importlib.import_module("tasks").__path__[0])
     return sorted(path.parent.name for path in root.glob("*/task.py"))
 
 
 def task_class(name: str) -> type:
-    """The class that fulfils the task contract in tasks/<name>/task.py.
+    """Returns the class `TASK` of tasks/<name>/task.py.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: there is no such task.
     """
     if name not in task_names():
         raise UserError(
@@ -122,10 +114,9 @@ def task_class(name: str) -> type:
 
 
 def experiment(**fields: Any):
-    """An overridable config from the fields of `Experiment`: what a config file returns.
+    """Returns a config file's `ml_collections.ConfigDict` of the fields of `Experiment`.
 
-    Returns:
-      An `ml_collections.ConfigDict`; fields that are None by default keep their type.
+    Fields that are None by default keep their type.
     """
     return _config_dict(Experiment(**fields))
 
@@ -137,7 +128,7 @@ def _config_dict(instance: Any):
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if dataclasses.is_dataclass(value):
+        if is_dataclass(value):
             value = _config_dict(value)
         elif value is None:
             kinds = [kind for kind in alternatives(hints[field.name]) if kind is not type(None)]
@@ -147,15 +138,15 @@ def _config_dict(instance: Any):
 
 
 def resolve(config: Mapping[str, Any]) -> Experiment:
-    """Checks a nested mapping and turns it into an `Experiment`.
+    """Checks a nested mapping and returns its `Experiment`.
 
     Args:
       config: ConfigDict of a config file with its overrides, or the dict of a run's config.json.
 
     Raises:
-      UserError: an unknown key (the nearest is named), a wrong type or an impossible value.
+      UserError: an unknown key (the message names the closest), a wrong type or an invalid value.
     """
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values: dict[str, Any] = getattr(config, "to_dict", lambda: dict(config))()
     return _build(Experiment, with_current_keys(values), "config", part_types(values))
 
 
@@ -217,7 +208,7 @@ def _notify(old: str, new: str) -> None:
 
 def group_type(hint: Any) -> type | None:
     """Returns the dataclass among the alternatives of a type, or None."""
-    return next((kind for kind in alternatives(hint) if dataclasses.is_dataclass(kind)), None)
+    return next((k for k in alternatives(hint) if isinstance(k, type) and is_dataclass(k)), None)
 
 
 def part_types(values: Mapping[str, Any]) -> dict[str, type]:
@@ -274,7 +265,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if kind is type(None):
             if value is None:
                 return None
-        elif dataclasses.is_dataclass(kind):
+        elif isinstance(kind, type) and is_dataclass(kind):
             if isinstance(value, kind):
                 return value
             if isinstance(value, Mapping):
@@ -299,7 +290,7 @@ def _finite(value: float, path: str) -> float:
         if math.isfinite(value):
             return float(value)
     except OverflowError:
-        # An integer beyond the floats.
+        # The integer is larger than any float.
         pass
     raise UserError(f"{path}: got {str(value)[:20]}, expected a finite number")
 
@@ -313,18 +304,18 @@ def type_name(hint: Any) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-    """', did you mean ...?' for the closest of `known`, or nothing."""
+    """Returns ' (did you mean ...?)' with the closest of `known`, or ''."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
-    """Plain nested dict, as config.json holds it."""
+    """Returns the nested dict that config.json holds."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping to one level with dotted keys."""
+    """Flattens a nested mapping to dotted keys."""
     return dict(_leaves(values, prefix))
 
 
@@ -337,7 +328,7 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def differences(left: Experiment, right: Experiment) -> list[str]:
-    """Dotted names of the fields in which two experiments differ."""
+    """Returns the dotted keys of the fields in which two experiments differ."""
     left_flat, right_flat = flatten(to_dict(left)), flatten(to_dict(right))
     missing = object()
     return sorted(
@@ -348,10 +339,10 @@ def differences(left: Experiment, right: Experiment) -> list[str]:
 
 
 def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """The experiment with dotted keys replaced, checked anew.
+    """Returns the experiment with dotted keys replaced, and checks it.
 
     Raises:
-      UserError: an unknown key, a wrong type or an impossible value.
+      UserError: an unknown key, a wrong type or an invalid value.
     """
     values = to_dict(config)
     changes = {current_key(values, key): value for key, value in changes.items()}
@@ -362,17 +353,17 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """Returns a copy of a nested mapping with dotted keys replaced.
 
     Raises:
-      UserError: an unknown key; the nearest is named.
+      UserError: an unknown key; the message names the closest.
     """
     values = copy.deepcopy(dict(values))
     for key, value in changes.items():
         *parents, last = key.split(".")
-        place = values
+        group = values
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            group = group.get(parent) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or last not in group:
             raise UserError(f"config.{key}: no such key{did_you_mean(key, flatten(values))}")
-        place[last] = value
+        group[last] = value
     return values
 
 
@@ -397,7 +388,7 @@ def _with_former_keys(instance: Any, values: Mapping[str, Any]) -> dict[str, Any
     for field in dataclasses.fields(instance):
         inner, value = getattr(instance, field.name), values[field.name]
         name = field.metadata.get("formerly", field.name)
-        found[name] = _with_former_keys(inner, value) if dataclasses.is_dataclass(inner) else value
+        found[name] = _with_former_keys(inner, value) if is_dataclass(inner) else value
     return found
 
 
@@ -411,7 +402,7 @@ def load_file(specification: str) -> Experiment:
 
 
 def load_values(specification: str) -> dict[str, Any]:
-    """Returns what get_config of 'path/to/config.py:argument' gives, as a nested dict.
+    """Returns the config of 'path/to/config.py:argument' as a nested dict.
 
     Raises:
       UserError: no such file, no get_config in it, or one that returns something else.
@@ -428,7 +419,7 @@ def load_values(specification: str) -> dict[str, Any]:
 
 
 def load_module(path: str) -> types.ModuleType:
-    """Executes a Python file as a module of its own name.
+    """Executes a Python file as a module.
 
     Raises:
       UserError: no such file.
@@ -441,12 +432,14 @@ def load_module(path: str) -> types.ModuleType:
         folder = Path(path).parent
         others = [str(other) for other in sorted(folder.glob("*.py"))] if folder.is_dir() else []
         if Path(path).is_dir():
-            raise UserError(f"--config={path}: is a folder, expected a file of Python in it")
+            raise UserError(f"--config={path}: is a directory, expected a Python file")
         if Path(path).exists():
-            raise UserError(f"--config={path}: expected a file of Python, whose name ends in .py")
+            raise UserError(f"--config={path}: expected a Python file, whose name ends in .py")
         raise UserError(f"{path}: no such config file{did_you_mean(path, others)}")
     path = str(path)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     with located_error(path):
         specification.loader.exec_module(module)
@@ -455,10 +448,10 @@ def load_module(path: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def located_error(path: str) -> Iterator[None]:
-    """Tells a mistake inside a config file in one line, with its number.
+    """Raises errors inside a config file as a `UserError` with the line number.
 
     Raises:
-      UserError: the file has a mistake.
+      UserError: executing the file raises an exception.
     """
     try:
         yield
@@ -468,7 +461,7 @@ def located_error(path: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
-        # Bad syntax may be that of a file that the config imports.
+        # A syntax error may be in a file that the config imports.
         file = (isinstance(error, SyntaxError) and error.filename) or path
         where = f"{file}, line {line}" if line else path
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, revision of the code."""
+"""Environment of a run: versions, device and commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a figure may depend on."""
+    """Returns the versions of Python and of the packages that metrics may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         found[package] = importlib.metadata.version(package)
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """For example 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
+    """Returns the devices, such as 'cpu x2 (2 cores)' or 'NVIDIA H100 x1'."""
     import jax
 
     devices = jax.devices()
@@ -32,13 +32,13 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Hash of the checked-out commit, with '+dirty' where files differ; '' outside a checkout."""
+    """Returns the hash of the commit, with '+dirty' if files differ; '' outside a checkout."""
     head = _git("rev-parse", "HEAD")
     return f"{head}+dirty" if head and dirty_files() else head
 
 
 def dirty_files() -> list[str]:
-    """Files that differ from the commit, results/ and RESULTS.md excepted."""
+    """Lists the files that differ from the commit, except results/ and RESULTS.md."""
     lines = _git("status", "--porcelain", "--untracked-files=normal").splitlines()
     paths = [line.split(maxsplit=1)[-1] for line in lines if line.strip()]
     return [path for path in paths if not path.startswith(("results/", "RESULTS.md"))]
@@ -59,7 +59,7 @@ def _git(*arguments: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """All of it, as environment.json holds it."""
+    """Returns the content of environment.json."""
     return {
         "versions": versions(),
         "device": device(),

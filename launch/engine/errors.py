@@ -1,4 +1,4 @@
-"""Exceptions that end a command without being a fault of the program."""
+"""Interrupts and system errors, which end a command without being bugs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and has saved where it stands."""
+    """Training was interrupted and has saved a checkpoint."""
 
     def __init__(self, step: int, signal_number: int):
-        """Args: finished steps; number of the signal that asked."""
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        """Args: finished steps; number of the signal."""
+        super().__init__(f"stopped after step {step}; the same command resumes from there")
         self.signal_number = signal_number
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came outside of training, where nothing has to be saved."""
+    """SIGTERM outside of training, where nothing has to be saved."""
 
 
 def signal_of(stopped: KeyboardInterrupt) -> int:
@@ -34,7 +34,7 @@ def signal_of(stopped: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raises `Terminated` at SIGTERM, so that the caller can finish; a second one kills."""
+    """Raises `Terminated` at the first SIGTERM; a second one kills the process."""
 
     def terminate(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -52,8 +52,10 @@ def terminable() -> Iterator[None]:
 
 
 def keep_interrupts() -> None:
-    """Raises an interrupt once more where Python drops it: exceptions of destructors and of
-    callbacks of weak references go to `sys.unraisablehook`, and the program goes on.
+    """Raises interrupts again that Python ignores.
+
+    Exceptions in destructors and callbacks of weak references go to `sys.unraisablehook`, after
+    which the program continues.
     """
     earlier = sys.unraisablehook
 
@@ -63,9 +65,9 @@ def keep_interrupts() -> None:
             return
         thread = threading.main_thread().ident
         kind = ctypes.py_object(type(failure.exc_value))
-        # A moment later, when the callback has returned.
+        # The delay lets the callback return first.
         timer = threading.Timer(
-            0.01, ctypes.pythonapi.PyThreadState_SetAsyncExc, [ctypes.c_ulong(thread), kind]
+            0.01, ctypes.pythonapi.PyThreadState_SetAsyncExc, [ctypes.c_ulong(thread or 0), kind]
         )
         timer.daemon = True
         timer.start()
@@ -73,7 +75,7 @@ def keep_interrupts() -> None:
     sys.unraisablehook = again
 
 
-# Reasons of the operating system that are no fault of the program.
+# Reasons of the operating system that are not bugs.
 _REASONS = frozenset(
     getattr(errno, name)
     for name in (
@@ -82,20 +84,20 @@ _REASONS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-# A handled ENOENT is often the context of another error, and then not its reason.
+# A handled ENOENT is often the context of another error without being its reason.
 _REASONS_OF_CONTEXT = _REASONS - {errno.ENOENT}
 # TensorStore, which writes the arrays of checkpoints, reports errors as text.
 _IN_TEXT = re.compile(r"os_error_code='?(\d+)|\[OS error (\d+)")
-# The file, or else the folder.
+# The file, or else the directory.
 _PATH_IN_TEXT = (re.compile(r'Failed writing: "([^"]+)"'), re.compile(r'local file "([^"]+)"'))
 
 
 def system_error(error: BaseException) -> str | None:
-    """Returns 'PATH: reason' if the operating system's refusal is the reason of an exception.
+    """Returns 'PATH: reason' if an error of the operating system caused an exception.
 
     Args:
-      error: any exception. Its causes, contexts and groups are searched too, for libraries that
-        write in threads raise another exception from the operating system's.
+      error: any exception. Its causes, contexts and groups are searched too, because libraries that
+        write in threads raise other exceptions from the system error.
 
     Returns:
       One line that names the path, if known, and the reason; None for any other exception.
@@ -104,12 +106,12 @@ def system_error(error: BaseException) -> str | None:
         if isinstance(found, OSError) and found.errno in reasons:
             names = [os.fsdecode(name) for name in (found.filename, found.filename2)
                      if isinstance(name, str | bytes | os.PathLike)]  # fmt: skip
-            # A long name is shortened: the line stays readable.
+            # Long names are shortened to keep the line readable.
             where = " to ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names)
             reason = found.strerror or os.strerror(found.errno)
             return f"{where}: {reason}" if where else reason
         if isinstance(found, RuntimeError) and "determine home directory" in str(found):
-            return "a path begins with ~: no home directory is known; write the path out"
+            return "a path begins with ~, but no home directory is known; write the full path"
         if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
             number = int(code[1] or code[2])
             if number in reasons:

@@ -1,4 +1,4 @@
-"""Inputs of predictions: words of the command line, lines of a stream or file, rows of a table."""
+"""Inputs of predictions: flags, lines of a stream or file, rows of a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREFIX = "predicted_"
 
 
 class Input(NamedTuple):
-    """One input, and the row of the table that it is from, by column; None if it is from none."""
+    """One input, and its row of the table by column; None if there is no table."""
 
     raw: str
     row: Mapping[str, Any] | None = None
@@ -32,10 +32,10 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
     """Yields the inputs of --input, then those of --input_file.
 
     Args:
-      given: texts; "-" stands for the lines of standard input.
-      file: a table with the `input_column` of the task's processor, known by its extension, or
-        a text file with one input a line.
-      task: that predicts.
+      given: texts; "-" means the lines of standard input.
+      file: a table with the `input_column` of the task's processor, recognized by its extension,
+        or a text file with one input per line.
+      task: task of the run.
 
     Raises:
       UserError: an input is not text, or the file cannot be read, is malformed, or is a table
@@ -53,7 +53,7 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
         yield Input(text)
     if file is None:
         return
-    # Of JSON `open_table` says how it is to be written.
+    # `open_table` raises an error that describes the expected form of JSON.
     if Path(file).suffix.lower() in (*EXTENSIONS, ".json"):
         yield from _table_inputs(file, task)
         return
@@ -66,16 +66,16 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Yields the lines of a stream as they come, without line ends and byte order mark.
+    """Yields the lines of a stream as they arrive, without line ends and byte order mark.
 
     Args:
       stream: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-      name: of the stream, for messages.
+      name: name of the stream, for messages.
 
     Raises:
-      UserError: a line is not in that encoding; it is named.
+      UserError: a line is not in that encoding.
     """
-    start = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
+    start = getattr(stream, "peek", lambda _: b"")(4)[:4]
     encoding = detect_encoding(start)
     if encoding not in ("utf-8", "utf-8-sig"):
         try:
@@ -87,25 +87,25 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
         if b"\0" in line:
             raise UserError(
-                f"{name}: line {number} has a zero byte, expected text in UTF-8; convert it first"
+                f"{name}: line {number} has a zero byte, expected text in UTF-8; convert the file"
             )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if number == 1 and not text.endswith("\n"):
-                # All of the file: one line, or lines that end in CR.
+                # The whole file: one line, or lines that end in CR.
                 yield from split_lines(text)
             else:
                 yield text.removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
-            raise UserError(f"{name}: line {number} is not UTF-8; convert it first") from None
+            raise UserError(f"{name}: line {number} is not UTF-8; convert the file") from None
 
 
 def _table_inputs(file: str, task: Task) -> Iterator[Input]:
     column = task.processor.input_column
     if column is None:
         raise UserError(
-            f"--input_file={file}: is a table by its extension, but this task reads one input a "
-            "line; give a text file, such as inputs.txt"
+            f"--input_file={file}: is a table, but this task reads one input per line; give a "
+            "text file, such as inputs.txt"
         )
     table = open_table(file, (column,), extensions=None)
     for line, row in _rows(table):
@@ -121,23 +121,23 @@ def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from table.objects()
         return
     # Spreadsheets write columns without a name.
-    names = [name or _unnamed(place, table) for place, name in enumerate(table.header, 1)]
+    names = [name or _unnamed(number, table) for number, name in enumerate(table.header, 1)]
     for line, row in table.rows():
         yield line, dict(zip(names, row, strict=True))
 
 
-def _unnamed(place: int, table: Table) -> str:
-    name = f"column_{place}"
+def _unnamed(number: int, table: Table) -> str:
+    name = f"column_{number}"
     while name in table.header:
         name += "_"
     return name
 
 
 class Answers:
-    """Prints answers as they come: as text, as JSON lines, or beside the rows of a table.
+    """Printer of answers as text, as JSON lines, or with the rows of a table.
 
-    Of the rows of a table the text format is CSV: the columns of the table, then a column
-    predicted_<key> for each key of an answer. JSON lines have the row under "row".
+    The text format of tables is CSV: the columns of the table, then a column predicted_<key> for
+    each key of an answer. JSON lines have the row under "row".
     """
 
     def __init__(self, form: str):
@@ -149,7 +149,7 @@ class Answers:
         """Prints one answer for each input.
 
         Raises:
-          UserError: a row has a column predicted_<key> already.
+          UserError: a row already has a column predicted_<key>.
         """
         for given, answer in zip(inputs, answers, strict=True):
             if self._form == "json":
@@ -169,7 +169,7 @@ class Answers:
         }
         if both := [key for key in found if key in row]:
             raise UserError(
-                f"--input_file: the table has a column {both[0]!r} already; rename it, or take "
+                f"--input_file: the table already has a column {both[0]!r}; rename it, or set "
                 "--format=json"
             )
         header = [*row, *found]
@@ -179,7 +179,7 @@ class Answers:
         cells = {**{key: _cell(value) for key, value in row.items()}, **found}
         if strange := [key for key in cells if key not in self._header]:
             raise UserError(
-                f"--input_file: a row has the key {strange[0]!r}, which the first one lacks; take "
+                f"--input_file: a row has the key {strange[0]!r}, which the first row lacks; set "
                 "--format=json"
             )
         print(_line([cells.get(key, "") for key in self._header]))

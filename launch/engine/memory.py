@@ -1,8 +1,8 @@
-"""Keeps large buffers in the process between steps.
+"""Settings of glibc that keep large buffers in the process between steps.
 
-glibc gives every block above 32 MB back to the system when it is freed, and XLA asks for such a
-block at each step on a CPU: tens of thousands of page faults a step. With these settings the heap
-keeps them (mallopt(3)).
+glibc returns every freed block above 32 MB to the system, and XLA allocates such blocks in each
+step on a CPU. This costs tens of thousands of page faults per step. With these settings the heap
+keeps the blocks (mallopt(3)).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# Parameters of mallopt in <malloc.h> and what they are set to.
+# Parameters of mallopt in <malloc.h> and their values.
 _OPTIONS = (
-    (-8, 1),  # M_ARENA_MAX: one arena, so that what one thread frees another can have
+    (-8, 1),  # M_ARENA_MAX: one arena, so that threads share freed blocks
     (-3, 1 << 30),  # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is not given back
-    (-2, 1 << 26),  # M_TOP_PAD: it grows by 64 MB
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap is never returned
+    (-2, 1 << 26),  # M_TOP_PAD: the heap grows by 64 MB
 )
 
 
 def keep_large_buffers() -> bool:
-    """Tells glibc so, before JAX allocates; False where there is no glibc."""
+    """Sets the options before JAX allocates; returns False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

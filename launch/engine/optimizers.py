@@ -18,22 +18,22 @@ from tasks.common.configs import (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Config):
-    """What `optax` is asked for.
+    """Optimizer and schedule.
 
     Attributes:
       name: "adamw", "lion" or "sgd".
-      learning_rate: at the end of the warm-up.
+      learning_rate: learning rate after the warm-up.
       schedule: "constant", "linear", "cosine" or "inverse_sqrt"; linear and cosine decay to
         `final_fraction` of the rate.
       warmup_steps: steps of linear increase from 0.
       final_fraction: last rate as a fraction of `learning_rate`.
-      weight_decay: decoupled decay of the parameters that `weight_decay_on` names.
-      weight_decay_on: regular expression searched in the parameter's path.
-      clip_norm: largest global norm of a gradient; 0 = no clipping.
+      weight_decay: decoupled weight decay of the parameters that match `weight_decay_on`.
+      weight_decay_on: regular expression that is searched in the path of a parameter.
+      clip_norm: largest global norm of the gradient; 0 disables clipping.
       beta1: decay of the first moment (the momentum of sgd).
       beta2: decay of the second moment.
-      average_decay: decay of an exponential moving average of the parameters, which evaluation and
-        prediction then use; 0 = none.
+      average_decay: decay of the exponential moving average (EMA) of the parameters, which
+        evaluation and prediction use; 0 disables it.
     """
 
     name: one_of("adamw", "lion", "sgd") = "adamw"
@@ -57,7 +57,7 @@ class OptimizerConfig(Config):
 
 
 def make_schedule(config: OptimizerConfig, steps: int):
-    """Learning rate as a function of the step, an `optax` schedule."""
+    """Returns the learning rate as a function of the step, an `optax` schedule."""
     import jax.numpy as jnp
     import optax
 
@@ -79,15 +79,15 @@ def make_schedule(config: OptimizerConfig, steps: int):
         after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
     if not warmup:
         return after
-    # The first step has a rate above 0: a step that changes nothing helps nobody.
+    # The first step has a rate above 0: with 0 it would change nothing.
     ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int):
-    """The `optax.GradientTransformation` of a config.
+    """Returns the `optax.GradientTransformation` of a config.
 
-    Weight decay touches only parameters whose '/'-joined path matches `weight_decay_on`.
+    Weight decay applies only to parameters whose '/'-joined path matches `weight_decay_on`.
     """
     import optax
 

@@ -1,8 +1,9 @@
-"""Standard output and standard error with any encoding, and after their reader has gone."""
+"""Standard streams: closed streams, narrow encodings and closed pipes."""
 
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import sys
@@ -12,8 +13,9 @@ _HANDLER = "attention.backslashreplace"
 
 
 def reopen_closed() -> bool:
-    """Opens what was closed of standard input, output and error on the null device: otherwise the
-    next file gets its number, and what libraries write to it.
+    """Opens closed standard streams on the null device.
+
+    Otherwise the next opened file would get the stream's number and receive its output.
 
     Returns:
       Whether standard output was closed.
@@ -29,24 +31,24 @@ def reopen_closed() -> bool:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-        # Another file may have the number by now; then the null device stands beside it.
+        # If another file has the number by now, the null device gets another one.
         stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
         setattr(sys, name, stream)
     return closed
 
 
 def tolerate_narrow_encodings() -> None:
-    """Lets both streams write a character that their encoding lacks as its escape, such as \\xf6.
+    """Makes both streams write characters outside their encoding as escapes, such as \\xf6.
 
-    A message on standard error says so, once.
+    The first escape prints a notice on standard error.
     """
-    said = False
+    notified = False
 
-    def escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-        nonlocal said
+    def escaped(error: Any) -> tuple[str | bytes, int]:
+        nonlocal notified
         found = codecs.backslashreplace_errors(error)
-        if not said:
-            said = True
+        if not notified:
+            notified = True
             print(
                 f"output: encoding {error.encoding} lacks some characters, which are written as "
                 "escapes; set PYTHONIOENCODING=utf-8",
@@ -56,12 +58,12 @@ def tolerate_narrow_encodings() -> None:
 
     codecs.register_error(_HANDLER, escaped)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """Returns JSON that standard output can encode: characters it lacks are JSON's own escapes."""
+    """Returns JSON that standard output can encode; other characters are JSON escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -71,9 +73,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def discard_closed() -> None:
-    """Sends what a stream still holds nowhere if its reader has gone, so that no second error comes
-    at exit.
-    """
+    """Discards buffers of streams whose reader has gone; exit then raises no second error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,9 +1,8 @@
-"""The device mesh, and rules as data for what lies where on it.
+"""Device mesh, and sharding rules of parameters.
 
-A rule is a regular expression on the parameter's path and, for each dimension, one axis name, a
-tuple of names, or None. The first rule that matches decides; what matches none, or has another
-number of dimensions, is kept whole on every device. An axis that does not divide a dimension is
-left out there.
+A rule is a regular expression for the path of a parameter and, for each dimension, an axis name, a
+tuple of names or None. The first matching rule applies. Parameters that match no rule or have
+another number of dimensions are replicated. Axes that do not divide a dimension are ignored there.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tasks.common.configs import Config, PositiveInt, within
 from tasks.common.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -22,59 +22,52 @@ Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Config):
     """Sizes of the mesh axes; their product is the number of devices.
 
     Attributes:
-      data: copies of the model that each take a part of the batch; -1 = what the others leave.
-      fsdp: parts into which weights and optimizer state are split; the batch is split as well.
-      tensor: parts into which heads and hidden units are split.
-      sequence: parts into which attention splits sequences (the kernel "ring"); of what comes
-        between, the compiler decides.
-      cpu_devices: virtual devices made of one CPU, 0 = as JAX has it; ignored where there is an
+      data: replicas of the model, which share the batch; -1 uses the remaining devices.
+      fsdp: shards of parameters and optimizer state; the batch is sharded too.
+      tensor: shards of heads and hidden units.
+      sequence: shards of sequences in attention (the kernel "ring"); XLA decides the sharding of
+        other layers.
+      cpu_devices: number of virtual CPU devices; 0 keeps JAX's default. Ignored with an
         accelerator.
     """
 
     data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
-    cpu_devices: int = 0
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+    sequence: PositiveInt = 1
+    # Each device has its own threads: JAX needs minutes to start with thousands of them.
+    cpu_devices: within("[0, 1024]", "a number from 0 to 1024", int) = 0
 
     def __post_init__(self):
-        for name in ("fsdp", "tensor", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.cpu_devices < 0:
-            raise ValueError(f"cpu_devices must not be negative, got {self.cpu_devices}")
-        # Each has threads of its own: with many thousands JAX does not start in minutes.
-        if self.cpu_devices > 1024:
-            raise ValueError(f"cpu_devices must be at most 1024, got {self.cpu_devices}")
-        if self.data < 1 and self.data != -1:
-            raise ValueError(f"data must be at least 1, or -1 for the rest, got {self.data}")
+        super().__post_init__()
+        self.expect("data", self.data >= 1 or self.data == -1, "at least 1, or -1")
 
 
 def request_devices(config: MeshConfig) -> None:
-    """Asks JAX for virtual CPU devices; to be called before anything touches a device."""
+    """Requests virtual CPU devices from JAX. Call it before JAX initializes devices."""
     import jax
 
     if config.cpu_devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:
-            # The devices exist already: an ablation's second run, or a notebook.
+            # The devices exist already: the second run of an ablation, or a notebook.
             if jax.local_device_count() < config.cpu_devices:
                 raise UserError(
-                    f"config.mesh.cpu_devices: {config.cpu_devices} asked for, but this process "
-                    f"already runs on {jax.local_device_count()}; start a new one"
+                    f"config.mesh.cpu_devices: got {config.cpu_devices}, but this process already "
+                    f"runs on {jax.local_device_count()}; start a new process"
                 ) from None
 
 
 def make_mesh(config: MeshConfig):
-    """The `jax.sharding.Mesh` with axes data, fsdp, tensor and sequence.
+    """Makes the `jax.sharding.Mesh` with axes data, fsdp, tensor and sequence.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     import jax
     from jax.sharding import AxisType
@@ -95,7 +88,7 @@ def make_mesh(config: MeshConfig):
 
 
 def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
-    """The function, called with the mesh in context, where attention's kernels look for it."""
+    """Returns the function, called with the mesh as `jax.set_mesh`, which attention kernels use."""
     import jax
 
     @functools.wraps(function)
@@ -107,7 +100,7 @@ def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
 
 
 def check_batch(mesh: Any, name: str, size: int) -> None:
-    """Refuses a batch that the mesh cannot split evenly.
+    """Checks that the mesh divides the batch evenly.
 
     Raises:
       UserError: the data and fsdp axes do not divide `size`.
@@ -121,23 +114,23 @@ def check_batch(mesh: Any, name: str, size: int) -> None:
 
 
 def batch_sharding(mesh: Any):
-    """Sharding of a batch: its first dimension over data and fsdp."""
+    """Returns the sharding of a batch: its first dimension over data and fsdp."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Any):
-    """Sharding of what every device holds whole."""
+    """Returns the sharding of replicated arrays."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     return NamedSharding(mesh, PartitionSpec())
 
 
 def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
-    """`NamedSharding` of every leaf of a tree of shapes, by the rules.
+    """Returns the `NamedSharding` of every leaf of a tree of shapes.
 
-    Optimizer moments repeat the parameters' paths and so follow the same rules.
+    Optimizer moments have the paths of their parameters and follow the same rules.
     """
     import jax
     from jax.sharding import NamedSharding
@@ -155,12 +148,12 @@ def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
 def leaf_spec(
     path: str, shape: tuple[int, ...], rules: Sequence[Rule], sizes: Mapping[str, int]
 ) -> Any:
-    """`PartitionSpec` of one array.
+    """Returns the `PartitionSpec` of one array.
 
     Args:
       path: '/'-joined path of the parameter.
-      shape: its shape.
-      rules: see the module.
+      shape: shape of the array.
+      rules: sharding rules; see the module.
       sizes: size of each mesh axis.
     """
     from jax.sharding import PartitionSpec

@@ -1,8 +1,8 @@
-"""Values of config keys as typed: after --config.key= of train and in --set of other commands.
+"""Parsing of config values in flags: --config.key=value and --set.
 
-Every key has the type of its field. `None` and `null` mean None where the field may be None; a file
-of that name is written ./None. A tuple is written (3, 4) or [3, 4]; a single item stands for a
-tuple of one. Numbers and truth values are written as for any other flag.
+A value is parsed by the type of its field. `None` and `null` mean None if the field may be None; a
+file of that name is written ./None. A tuple is written (3, 4) or [3, 4]; a single item means a
+tuple of one. Numbers and bools are parsed as in other flags.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
     """Returns the type of a config's field.
 
     Args:
-      values: nested mapping of an experiment: what `Experiment` holds.
+      values: nested mapping of an experiment.
       key: dotted, without "config.".
 
     Raises:
-      UserError: there is no such key; the nearest is named.
+      UserError: there is no such key; the message names the closest.
     """
     *parents, last = key.split(".")
-    kind, place = configs.Experiment, values
+    kind, group = configs.Experiment, values
     parts = configs.part_types(values)
     for name in (*parents, last):
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        if name not in hints or not isinstance(place, Mapping) or name not in place:
+        if name not in hints or not isinstance(group, Mapping) or name not in group:
             known = configs.flatten(values)
             raise UserError(f"config.{key}: no such key{configs.did_you_mean(key, known)}")
-        kind, place, parts = parts.get(name, hints[name]), place[name], {}
+        kind, group, parts = parts.get(name, hints[name]), group[name], {}
         # The type of a group that may be None is that of the group unless it is None.
-        if isinstance(place, Mapping):
+        if isinstance(group, Mapping):
             kind = configs.group_type(kind) or kind
-    if isinstance(place, Mapping):
-        inner = next((f"{key}.{name}" for name in configs.flatten(place)), "")
+    if isinstance(group, Mapping):
+        inner = next((f"{key}.{name}" for name in configs.flatten(group)), "")
         raise UserError(f"config.{key}: is a group of keys; set one of them, such as {inner}")
     return kind
 
 
 def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
-    """Returns the value of a key as typed.
+    """Parses the value of a key.
 
     Args:
       values: nested mapping of the experiment.
       key: dotted, without "config.".
-      text: as typed.
+      text: the value in the flag.
 
     Raises:
-      UserError: there is no such key, or the text is no value of its type.
+      UserError: there is no such key, or the text is not of its type.
     """
     hint = field_type(values, key)
     kinds = configs.alternatives(hint)
@@ -90,7 +90,7 @@ def _tuple(text: str, item: Any, path: str) -> tuple[Any, ...]:
     try:
         found = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        # A word without quotes is an item.
+        # A word without quotes is one item.
         if item is not str or text.strip()[:1] in "([":
             raise UserError(f"{path}: got {text!r}, expected {expected}") from None
         return (text,)
@@ -103,25 +103,25 @@ _EXAMPLES = {str: "('one', 'two')", int: "(3, 4)", float: "(0.5, 1)"}
 
 
 def split(text: str) -> list[str]:
-    """Splits values at commas that stand outside brackets and quotes.
+    """Splits values at commas outside brackets and quotes.
 
     Args:
       text: 'mean,max', '(3,4),(2,3)' or 'performer(features=64,kernel=relu),linear'.
     """
     found, depth, quote = [""], 0, ""
-    for sign in text:
-        # A quote begins where a value or an item does; elsewhere it is an apostrophe.
+    for letter in text:
+        # A quote begins at the start of a value or an item; elsewhere it is an apostrophe.
         begins = found[-1].strip()[-1:] in ("", "(", "[", ",")
         if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"" and begins:
-            quote = sign
-        elif sign in "([":
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and begins:
+            quote = letter
+        elif letter in "([":
             depth += 1
-        elif sign in ")]":
+        elif letter in ")]":
             depth = max(depth - 1, 0)
-        elif sign == "," and not depth:
+        elif letter == "," and not depth:
             found.append("")
             continue
-        found[-1] += sign
+        found[-1] += letter
     return found

@@ -1,7 +1,7 @@
-"""What a run writes down while it goes: metrics.jsonl, timing.jsonl, TensorBoard events.
+"""Logs of a run: metrics.jsonl, timing.jsonl and TensorBoard events.
 
-metrics.jsonl holds nothing that depends on the clock: the same command gives the same bytes, also
-after a kill and a resume, because the lines past the restored step are cut off first.
+metrics.jsonl does not depend on the clock. The same command gives the same bytes, also if it was
+killed and resumed, because the lines after the restored step are removed first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks.common.errors import UserError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl file, none where there is no file; a last line cut short is left out.
+    """Returns the records of a .jsonl file, without a truncated last line; [] without a file.
 
     Args:
       path: metrics.jsonl or timing.jsonl of a run.
@@ -49,18 +49,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 _RESTORE = "restore the file, or train in another --workdir"
-_REMEDIES = {"timing.jsonl": "remove it, and the seconds of the run count from here"}
+_REMEDIES = {"timing.jsonl": "remove it; the seconds of the run then count from here"}
 
 
 def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: int) -> None:
-    """Refuses logs that do not belong to the checkpoints: where the metrics of a validation are
-    missing, the best step would be chosen among those that are left.
+    """Checks that the logs match the checkpoints.
+
+    If validation metrics were missing, the best step would be selected among the remaining ones.
 
     Args:
-      folder: of the run.
-      steps: of its checkpoints.
-      evaluate_every: steps between validations; 0: there are none.
-      last: step of the last validation, whether or not `evaluate_every` divides it.
+      folder: run directory.
+      steps: steps of its checkpoints.
+      evaluate_every: steps between validations; 0 if there are none.
+      last: step of the last validation, which `evaluate_every` need not divide.
 
     Raises:
       UserError: metrics.jsonl is missing, damaged or lacks a step, or timing.jsonl is damaged.
@@ -89,7 +90,7 @@ def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: in
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Returns the content of a JSON file.
 
     Raises:
       UserError: it cannot be read, or is not JSON.
@@ -103,13 +104,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; into a device or pipe it is only written.
+    """Writes a file atomically; devices and pipes are written directly.
 
-    Half of a surrogate pair, as in names that are not UTF-8, is written as its JSON escape, from
-    which JSON reads the same half again.
+    Unpaired surrogates, as in file names that are not UTF-8, are written as their JSON escapes.
 
     Raises:
-      UserError: the folder cannot be made or written.
+      UserError: the directory cannot be created or written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -127,7 +127,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -135,26 +135,26 @@ class Writers:
     """The three logs of a run."""
 
     def __init__(self, folder: Path, step: int):
-        """Opens them, metrics and timing cut back to what was written up to `step`."""
+        """Opens the logs and removes the lines of metrics and timing after `step`."""
         import logging
 
         from tensorboardX import SummaryWriter
 
-        # A loss that is not finite ends the training with a message of its own.
+        # The training loop reports losses that are not finite.
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._metrics = _cut_back(folder / "metrics.jsonl", step)
         self._timing = _cut_back(folder / "timing.jsonl", step)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """One line, and the same figures as TensorBoard scalars."""
+        """Writes one line, and the same values as TensorBoard scalars."""
         values = {name: float(value) for name, value in metrics.items()}
         self._write(self._metrics, {"step": step, "split": split, **values})
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def timing(self, step: int, **values: float) -> None:
-        """One line of what depends on the clock; memory is added."""
+        """Writes one line of values that depend on the clock, and the peak memory."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # Kilobytes on Linux, bytes on macOS.
         megabytes = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
@@ -169,13 +169,13 @@ class Writers:
             raise UserError(f"{file.name}: cannot be written ({error.strerror})") from None
 
     def close(self) -> None:
-        """Closes the three.
+        """Closes the logs.
 
         Raises:
           UserError: the events cannot be written.
         """
         for log in (self._metrics, self._timing):
-            # Every line is written already, or its failure told.
+            # Every line was flushed, or its error was reported.
             with contextlib.suppress(OSError):
                 log.close()
         try:
@@ -187,7 +187,7 @@ class Writers:
 
 
 def _cut_back(path: Path, step: int) -> Any:
-    # Before the first checkpoint nothing is kept, and what is there need not be read.
+    # Before the first checkpoint no line is kept, so the file need not be readable.
     records = read_lines(path) if step else []
     kept = [json.dumps(record) for record in records if record["step"] <= step]
     write_text(path, "".join(f"{line}\n" for line in kept))
@@ -195,7 +195,7 @@ def _cut_back(path: Path, step: int) -> Any:
 
 
 def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
-    """(step, value) of a validation metric, from metrics.jsonl.
+    """Yields (step, value) of a validation metric from metrics.jsonl.
 
     Raises:
       UserError: the file is damaged, or lacks the metric.
@@ -209,6 +209,6 @@ def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
 
 
 def best_step(folder: Path, metric: str, higher_is_better: bool) -> int:
-    """Step of the best value of a validation metric, the earliest of equals."""
+    """Returns the step of the best validation metric, the earliest of equals."""
     sign = 1 if higher_is_better else -1
     return max(validation_curve(folder, metric), key=lambda point: (sign * point[1], -point[0]))[0]

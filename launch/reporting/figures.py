@@ -1,4 +1,4 @@
-"""Draws the plain figures of `tasks.figures` and training curves as HTML that needs no file."""
+"""Drawing of the figures of `tasks.figures` and of training curves as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tasks.figures import (
     SegmentedImage,
 )
 
-# What neither a font nor XML knows: control characters, and halves of surrogate pairs, which names
-# that are not UTF-8 have.
+# Characters that neither fonts nor XML have: control characters, and unpaired surrogates, which
+# occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 def draw(figure: Figure) -> str:
-    """HTML of one figure.
+    """Returns the HTML of one figure.
 
     Raises:
       TypeError: an unknown kind of figure.
@@ -48,14 +48,14 @@ def draw(figure: Figure) -> str:
     if isinstance(figure, Curves):
         return curves(figure.title, figure.series, figure.x_label)
     title = figure.title if isinstance(figure, ConfusionMatrix) else getattr(figure, "caption", "")
-    return _picture(_drawn(figure), title)
+    return _svg(_drawn(figure), title)
 
 
 def png(figure: Figure) -> bytes:
-    """A PNG file of one figure that is a picture.
+    """Returns the PNG file of one figure.
 
     Raises:
-      TypeError: another kind of figure.
+      TypeError: the kind of figure is text.
     """
     buffer = io.BytesIO()
     with _plain_text():
@@ -80,7 +80,7 @@ def _drawn(figure: Figure):
 
 
 def _printable(value: Any) -> Any:
-    """A figure, or a part of one, in whose texts escapes stand for what nobody can draw."""
+    """Returns a figure, or a part of one, with escapes for characters that cannot be drawn."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
     if dataclasses.is_dataclass(value):
@@ -94,9 +94,9 @@ def _printable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _plain_text() -> Iterator[None]:
-    """Texts are drawn as they are: a dollar sign is a dollar sign, and text stays text in SVG, so
-    that the reader's browser has glyphs for any script. In PNG a box stands for a letter that the
-    font lacks.
+    """Draws texts literally: without math mode, and as text in SVG.
+
+    The browser then has glyphs for any script. PNG files show a box for missing glyphs.
     """
     import matplotlib
 
@@ -111,7 +111,7 @@ def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_label: str = "step",
 ) -> str:
-    """Lines over steps, or over what else is named: name -> (steps, values)."""
+    """Draws lines over steps, or over the quantity `x_label`: name -> (steps, values)."""
     title, x_label = _printable(title), _printable(x_label)
     with _plain_text():
         canvas, axes = _canvas(4.3, 2.8)
@@ -122,15 +122,15 @@ def curves(
         axes.set_title(title)
         axes.grid(alpha=0.3)
         axes.legend()
-    return _picture(canvas, title)
+    return _svg(canvas, title)
 
 
 def _confusion_matrix(figure: ConfusionMatrix):
     matrix, count = np.asarray(figure.matrix), len(figure.labels)
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(3.2, 1.6 + 0.42 * count), 11)
     canvas, axes = _canvas(side + 0.6, side)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(count), figure.labels, rotation=60, ha="right")
     axes.set_yticks(range(count), figure.labels)
     axes.set_xlabel("predicted")
@@ -139,9 +139,9 @@ def _confusion_matrix(figure: ConfusionMatrix):
     if count <= 25:
         for (row, column), value in np.ndenumerate(matrix):
             if value:
-                colour = "white" if share[row, column] > 0.5 else "black"
+                color = "white" if fraction[row, column] > 0.5 else "black"
                 axes.text(
-                    column, row, str(value), ha="center", va="center", color=colour, fontsize=7
+                    column, row, str(value), ha="center", va="center", color=color, fontsize=7
                 )
     return canvas
 
@@ -194,7 +194,7 @@ def _attended_image(figure: AttendedImage):
 
 
 def _segmented_image(figure: SegmentedImage):
-    """A canvas: the image, the truth if it is known, the prediction, and what the colours mean."""
+    """Draws the image, the true labels if known, the prediction, and a legend of colors."""
     import matplotlib.figure
     from matplotlib.patches import Patch
 
@@ -227,7 +227,7 @@ def _segmented_image(figure: SegmentedImage):
 
 
 def _detected_image(figure: DetectedImage):
-    """A canvas: the image beside the same with masks, boxes and scores; true boxes are dashed."""
+    """Draws the image, with dashed true boxes, and the image with masks, boxes and scores."""
     import matplotlib.figure
 
     height, width = np.shape(figure.image)[:2]
@@ -238,7 +238,7 @@ def _detected_image(figure: DetectedImage):
     image = overlays.to_rgb(figure.image)
     left.imshow(image, interpolation="nearest")
     names = sorted(set(figure.labels))
-    # One class: each object a colour of its own, so that those that touch can be told apart.
+    # With one class each object has its own color, which separates touching objects.
     chosen = [names.index(name) for name in figure.labels]
     if len(names) == 1:
         chosen = list(range(len(figure.labels)))
@@ -247,13 +247,13 @@ def _detected_image(figure: DetectedImage):
     if figure.masks is not None:
         image = overlays.overlay_masks(image, figure.masks, drawn)
     right.imshow(image, interpolation="nearest")
-    for number, (box, colour) in enumerate(zip(figure.boxes, drawn, strict=True)):
-        _box(right, box, colour / 255, "solid")
+    for number, (box, color) in enumerate(zip(figure.boxes, drawn, strict=True)):
+        _box(right, box, color / 255, "solid")
         name = figure.labels[number] if len(names) > 1 else ""
         score = "" if figure.scores is None else f"{figure.scores[number]:.2f}"
         if text := f"{name} {score}".strip():
             spare = {"fontsize": 5, "color": "white", "va": "bottom"}
-            under = {"facecolor": colour / 255, "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
+            under = {"facecolor": color / 255, "edgecolor": "none", "pad": 0.5, "alpha": 0.7}
             right.text(box[0] - 0.5, box[1] - 0.5, text, bbox=under, clip_on=True, **spare)
     if figure.truth_boxes is not None:
         for box in figure.truth_boxes:
@@ -266,17 +266,17 @@ def _detected_image(figure: DetectedImage):
     return canvas
 
 
-def _box(axes, box: np.ndarray, colour, line: str) -> None:
-    """The edges of x1, y1, x2, y2, which are corners of pixels; pixel 0 is drawn around 0."""
+def _box(axes, box: np.ndarray, color, line: str) -> None:
+    """Draws the edges of x1, y1, x2, y2 in pixel corners; matplotlib centers pixel 0 at 0."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = (float(side) for side in box)
-    edge = {"fill": False, "edgecolor": colour, "linestyle": line, "linewidth": 0.8}
+    edge = {"fill": False, "edgecolor": color, "linestyle": line, "linewidth": 0.8}
     axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, **edge))
 
 
 def _alignment(figure: Alignment):
-    # Letters of the caption take 0.07 inches of width.
+    # A letter of the caption is about 0.07 inches wide.
     each = 0.26 if figure.over is None else 0.06
     width = max(3.0, 1.4 + each * len(figure.inputs))
     rows = [
@@ -294,9 +294,11 @@ def _alignment(figure: Alignment):
         above.set_yticks([])
         above.tick_params(bottom=False)
     axes.imshow(figure.weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    turned = {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
-    named = [place for place, name in enumerate(figure.inputs) if name]
-    axes.set_xticks(named, [figure.inputs[place] for place in named], **turned)
+    rotated = (
+        {"rotation": 60, "ha": "right"} if any(len(name) > 3 for name in figure.inputs) else {}
+    )
+    named = [index for index, name in enumerate(figure.inputs) if name]
+    axes.set_xticks(named, [figure.inputs[index] for index in named], **rotated)
     axes.set_yticks(range(len(figure.outputs)), figure.outputs)
     axes.set_xlabel("input")
     axes.set_ylabel("output")
@@ -330,7 +332,7 @@ def _canvas(width: float, height: float, **grid: Any):
     return canvas, canvas.subplots(**grid)
 
 
-def _picture(canvas, alternative: str) -> str:
+def _svg(canvas, alternative: str) -> str:
     buffer = io.BytesIO()
     with _plain_text():
         canvas.savefig(buffer, format="svg")

@@ -1,6 +1,6 @@
-"""Classes and objects as colours over an image, pixel by pixel, in NumPy.
+"""Overlays of classes and object masks on images, in NumPy.
 
-Y X image height and width. Images are shown in shades of grey or RGB.
+Y, X are image height and width. Images are grayscale or RGB.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Shades that stay apart beside one another; after these the circle of hues goes on.
+# Distinct colors; further ones are spread over the circle of hues.
 _FIRST = (
     "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 17becf bcbd22 aec7e8 "
     "ffbb78 98df8a ff9896 c5b0d5 c49c94 f7b6d2 9edae5 dbdb8d"
@@ -19,7 +19,7 @@ _GOLDEN = 0.618034
 
 
 def palette(count: int) -> np.ndarray:
-    """uint8 [count, 3]: the same colour for the same number, whatever the count."""
+    """Returns colors, uint8 [count, 3]; those of a smaller count are a prefix."""
     first = [tuple(bytes.fromhex(shade)) for shade in _FIRST.split()]
     for number in range(len(first), count):
         hue, value = number * _GOLDEN % 1, (0.95, 0.75, 0.55)[number % 3]
@@ -28,7 +28,7 @@ def palette(count: int) -> np.ndarray:
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 [Y, X, 3] of an image [Y, X] or [Y, X, 1 or 3], uint8 or from 0 to 1.
+    """Converts an image [Y, X] or [Y, X, 1 or 3], uint8 or in [0, 1], to uint8 [Y, X, 3].
 
     Raises:
       ValueError: another shape.
@@ -46,19 +46,19 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 def overlay_classes(
     image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.6
 ) -> np.ndarray:
-    """The image under the colours of its pixels' classes.
+    """Returns the image with the colors of its pixel classes.
 
     Args:
       image: see `to_rgb`.
-      labels: int [Y, X]; what is not in [0, classes) has no colour, but is darkened.
-      classes: number of them.
-      opacity: of the colours.
+      labels: int [Y, X]; pixels outside [0, classes) are darkened.
+      classes: number of classes.
+      opacity: opacity of the colors.
 
     Returns:
       uint8 [Y, X, 3].
 
     Raises:
-      ValueError: labels of another size than the image.
+      ValueError: labels and image have different sizes.
     """
     below, labels = to_rgb(image), np.asarray(labels)
     if labels.shape != below.shape[:2]:
@@ -72,19 +72,19 @@ def overlay_classes(
 def overlay_masks(
     image: np.ndarray, masks: np.ndarray, shades: Sequence[np.ndarray], opacity: float = 0.45
 ) -> np.ndarray:
-    """The image under the masks of its objects, the later over the earlier.
+    """Returns the image with the masks of its objects, later masks over earlier ones.
 
     Args:
       image: see `to_rgb`.
       masks: bool [n, Y, X].
-      shades: for each mask uint8 [3].
-      opacity: of the masks.
+      shades: color of each mask, uint8 [3].
+      opacity: opacity of the masks.
 
     Returns:
       uint8 [Y, X, 3].
 
     Raises:
-      ValueError: masks of another size than the image, or not one shade for each.
+      ValueError: masks and image have different sizes, or masks and shades different numbers.
     """
     result, masks = to_rgb(image), np.asarray(masks, bool)
     expected = (len(shades), *result.shape[:2])

@@ -1,4 +1,4 @@
-"""Paired comparisons by example: the mean of differences and its interval."""
+"""Paired comparisons of runs by example: mean difference and confidence interval."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Scores:
 
         Args:
           base: of another run.
-          same_data: whether both runs have the same config of the data; without ids nothing else
-            tells that the examples are the same.
+          same_data: whether both runs have the same data config, which without ids is the only
+            evidence of equal examples.
 
         Raises:
-          UserError: the examples are not the same, or nothing tells that they are.
+          UserError: the examples differ, or cannot be compared.
         """
         if len(self.values) != len(base.values):
             raise UserError(
@@ -65,7 +65,7 @@ class Scores:
 
 
 def read(folder: Path) -> Scores:
-    """Scores of the test examples of a run directory.
+    """Reads the scores of the test examples of a run directory.
 
     Raises:
       UserError: outputs-test.npz is missing or damaged.
@@ -89,17 +89,17 @@ def read(folder: Path) -> Scores:
 
 
 def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
-    """Mean of differences, and half its 95 % interval, the normal one.
+    """Computes the mean of differences and half its 95 % normal confidence interval.
 
-    Examples that overlap, as the windows of a series do, err together: with an overlap of h the
-    variance of the mean is that of Newey & West (1987), with 2 (h - 1) lags, for the test of
+    Overlapping examples, such as windows of a series, have correlated errors. With an overlap of h
+    the variance of the mean is that of Newey & West (1987) with 2 (h - 1) lags, for the test of
     Diebold & Mariano (1995).
 
         Var = (γ_0 + 2 Σ_k (1 - k / (m + 1)) γ_k) / n,      k = 1 ... m = 2 (h - 1)
 
     Args:
-      difference: [n], in the order of the examples.
-      overlap: h, how many examples in a row have a part of their truth in common; 1: none.
+      difference: differences [n] in the order of the examples.
+      overlap: h, the number of successive examples that share a part of their targets; 1 if none.
 
     Returns:
       Mean and half the interval; the half is 0 for one example.
@@ -107,15 +107,15 @@ def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, 
     mean, n = float(difference.mean()), len(difference)
     if n < 2:
         return mean, 0.0
-    centred = difference.astype(np.float64) - mean
+    centered = difference.astype(np.float64) - mean
     lags = min(2 * (overlap - 1), n - 1)
-    variance = float(centred @ centred) / (n - 1)
+    variance = float(centered @ centered) / (n - 1)
     for lag in range(1, lags + 1):
-        covariance = float(centred[lag:] @ centred[:-lag]) / (n - 1)
+        covariance = float(centered[lag:] @ centered[:-lag]) / (n - 1)
         variance += 2 * (1 - lag / (lags + 1)) * covariance
     return mean, 1.96 * math.sqrt(max(variance, 0.0) / n)
 
 
 def format_difference(mean: float, half: float) -> str:
-    """'+0.0120 ± 0.0031'."""
+    """Formats a difference and half its interval, such as '+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

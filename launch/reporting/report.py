@@ -1,4 +1,4 @@
-"""report.html of a run: curves, test table, the task's figures; one file that needs no other."""
+"""report.html of a run: training curves, test metrics and figures in one self-contained file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 <h1>{{ title }}</h1>
 <p><code>{{ record.command }}</code></p>
 <p>{{ record.steps }} steps to the best {{ record.selected_by }}, {{ seconds }},
-{{ "{:,}".format(record.parameters) }} weights, {{ record.device }}, seed {{ record.seed }}
+{{ "{:,}".format(record.parameters) }} parameters, {{ record.device }}, seed {{ record.seed }}
 {%- if record.commit %}, commit {{ record.commit[:9] }}{{ "+dirty" if "dirty" in record.commit }}
 {%- endif %}.</p>
 <h2>Test split</h2>
@@ -47,14 +47,15 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 {% for name, value in others.items() %}<tr><td>{{ name }}</td><td>{{ "%.4f" | format(value) }}</td>
 </tr>{% endfor %}</table></details>{% endif %}
 <h2>Training</h2>{{ curves }}
-{% if pictures %}<h2>Pictures</h2>{{ pictures }}{% endif %}
+{% if figures %}<h2>Figures</h2>{{ figures }}{% endif %}
 {% if texts %}<h2>Attention over examples</h2>
-<p>The darker, the more attended; point at a word to read its weight.</p>{{ texts }}{% endif %}
+<p>Darker words have larger attention weights; point at a word to read its weight.</p>
+{{ texts }}{% endif %}
 </body></html>
 """
 
 
-# Where a run that is refitted keeps the training that chose its step.
+# Subdirectory with the training that selected the step of a refitted run.
 SELECTION = "selection"
 
 
@@ -79,7 +80,7 @@ def write_report(
 
     drawn = task.figures(evaluation.statistics, evaluation.outputs, "test", attention)
     texts = [figure for figure in drawn if isinstance(figure, AttendedText)]
-    pictures = [figure for figure in drawn if not isinstance(figure, AttendedText)]
+    drawings = [figure for figure in drawn if not isinstance(figure, AttendedText)]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
     shown = list(task.table_metrics)
     write_text(
@@ -92,14 +93,14 @@ def write_report(
             gains=format_gains(record),
             seconds=format_seconds(record["seconds"]),
             curves=Markup(_curves(folder, task)),
-            pictures=Markup("".join(figures.draw(figure) for figure in pictures)),
+            figures=Markup("".join(figures.draw(figure) for figure in drawings)),
             texts=Markup("".join(figures.draw(figure) for figure in texts)),
         ),
     )
 
 
 def _curves(folder: Path, task: Task) -> str:
-    # Of a refitted run those of the training that chose its step, which looked at validation.
+    # A refitted run shows the curves of the training that selected its step on validation.
     selection = folder / SELECTION
     lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
 

@@ -1,7 +1,7 @@
 """Result records and the run files under results/.
 
-A run file is results/<task>/<data>/<experiment>/<seed>.json. Where runs of one experiment differ in
-`settings` (a horizon, a speaker), the settings stand in the file's name too.
+A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one experiment differ in
+`settings` (a horizon, a speaker), the file name contains the settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_record(
     parameters: int,
     command: str,
 ) -> dict[str, Any]:
-    """The record of one finished run, all its metrics on the test split."""
+    """Makes the record of a finished run; its metrics are those of the test split."""
     return {
         "task": config.task,
         "data": config.data.name,
@@ -61,7 +61,7 @@ def make_record(
 
 
 def check_recordable() -> None:
-    """Refuses to record from a tree whose commit would not tell what ran.
+    """Checks that the commit describes the code that runs.
 
     Raises:
       UserError: files differ from the commit, or there is no commit.
@@ -88,7 +88,7 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
 
 
 def _faults(record: Any) -> str:
-    """What keeps a JSON value from being a record, in a few words; '' if nothing does."""
+    """Describes why a JSON value is not a record; '' if it is one."""
     if not isinstance(record, dict):
         return "it is not an object"
     missing = [field for field in FIELDS if field not in record]
@@ -116,7 +116,7 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """The record of a finished run.
+    """Reads the record of a finished run.
 
     Raises:
       UserError: the file is damaged.
@@ -127,17 +127,17 @@ def load_result(path: Path) -> dict[str, Any]:
         record = None
     if faults := _faults(record):
         raise UserError(
-            f"{path}: is damaged ({faults}); remove this file, and the same command writes it "
+            f"{path}: is damaged ({faults}); remove the file; the same command writes it "
             "again from the checkpoints"
         )
     return record
 
 
 def load_records(root: Path) -> list[dict[str, Any]]:
-    """All run files under a folder, in the order of their paths.
+    """Reads all run files under a directory, in the order of their paths.
 
     Raises:
-      UserError: no such folder, no files in it, or a file that is not a run file.
+      UserError: there is no such directory, it has no files, or a file is not a run file.
     """
     if not root.is_dir():
         raise UserError(f"--results={root}: no such folder")

@@ -1,4 +1,4 @@
-"""Tables of runs: of one on screen, and of all records as RESULTS.md holds them."""
+"""Tables of one run for the terminal, and of all records for RESULTS.md."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from launch.reporting import paired
 
 Record = Mapping[str, Any]
 
-# In the place of a setting's value: what follows is the mean over all of its values, and the
-# deviation among them.
+# Value of a setting in rows with the mean and deviation over all of its values.
 _MEAN = "all (mean)"
-# Of a baseline's values: the model's gain over it and half the interval.
+# Keys of a baseline: the gain of the model over it, and half its confidence interval.
 _GAIN = ("gain", "gain_95")
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value)."""
+    """Computes mean and sample standard deviation (0 for one value)."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, 0.0
@@ -29,25 +28,25 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """'0.8012 ± 0.0031' or, for one value, '0.8012'."""
+    """Formats mean and deviation as '0.8012 ± 0.0031', or one value as '0.8012'."""
     mean, spread = mean_and_spread(values)
     return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
 
 def format_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """`format_mean` of a metric of some runs' records; empty where a run does not have it."""
+    """Formats a metric of several runs; empty if a run lacks it."""
     found = [run["metrics"].get(metric) for run in runs]
     return "" if None in found else format_mean(found)
 
 
 def format_seconds(seconds: float) -> str:
-    """'12 s' or '3 min 05 s'."""
+    """Formats a duration as '12 s' or '3 min 05 s'."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def format_gains(record: Record) -> dict[str, str]:
-    """The model's gain over each baseline that tells of each example, spelled."""
+    """Formats the model's gain over each baseline that has scores of examples."""
     return {
         name: paired.format_difference(*(values[key] for key in _GAIN))
         for name, values in record["baselines"].items()
@@ -56,7 +55,7 @@ def format_gains(record: Record) -> dict[str, str]:
 
 
 class _Row(NamedTuple):
-    """One row of a table: the runs of a model, or what a baseline gave, under the same settings."""
+    """One row of a table: a model or a baseline under the same settings."""
 
     settings: tuple[tuple[str, Any], ...]
     baseline: bool
@@ -64,7 +63,7 @@ class _Row(NamedTuple):
 
     @property
     def mean(self) -> bool:
-        """Whether it is the mean over a setting."""
+        """True if the row is the mean over a setting."""
         return _MEAN in dict(self.settings).values()
 
     @property
@@ -75,7 +74,7 @@ class _Row(NamedTuple):
 
     @property
     def order(self) -> tuple:
-        """Settings that are numbers by size, others by the alphabet; baselines last."""
+        """Sort key: numeric settings by size, others alphabetically, baselines last."""
         settings = [
             (key, not isinstance(x, int | float), x if isinstance(x, int | float) else str(x))
             for key, x in self.settings
@@ -84,18 +83,18 @@ class _Row(NamedTuple):
 
 
 def results_markdown(records: Iterable[Record]) -> str:
-    """Tables of all records, a section a task and data set, as RESULTS.md holds them."""
+    """Returns the content of RESULTS.md: one section per task and data set."""
     groups = _by_data(records)
     lines = [
         "# Results",
         "",
         "Generated from the run files under `results/` by "
         "`python -m launch.report --results=results --output=RESULTS.md`.",
-        "Figures are on the test split, read once, at the best validation step: mean ± standard "
-        "deviation over the seeds. Baselines are fitted on the same train split; where a model is "
-        "fitted again on train and validation, as its table says, they are too. A gain is a "
-        "model's over a baseline on the first metric, positive where the model is better, example "
-        "by example, with its 95 % interval; of several seeds it is the mean of each.",
+        "Metrics are those of the test split, evaluated once at the best validation step: "
+        "mean ± standard deviation over the seeds. Baselines are fitted on the same training "
+        "split, or on training and validation examples if the model is refitted on both. A gain "
+        "is the paired difference of model and baseline on the first metric, positive if the "
+        "model is better, with its 95 % confidence interval; both are averaged over the seeds.",
     ]
     lines += ["", *_summary_table(groups)]
     for (task, data), group in groups.items():
@@ -104,14 +103,12 @@ def results_markdown(records: Iterable[Record]) -> str:
 
 
 def summary_table(records: Iterable[Record]) -> str:
-    """The first table of `results_markdown`: for each data set the model that is best on
-    validation, beside the baseline that is best on test.
-    """
+    """Returns the table of the best model on validation and the best baseline of each data set."""
     return "\n".join(_summary_table(_by_data(records)))
 
 
 def insert_summary(text: str, records: Iterable[Record]) -> str:
-    """A text with `summary_table` between its lines <!-- results --> and <!-- /results -->.
+    """Inserts `summary_table` between the lines <!-- results --> and <!-- /results -->.
 
     Raises:
       ValueError: the text has no such lines.
@@ -133,9 +130,7 @@ def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def _by_row(
     group: Sequence[Record],
 ) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
-    """Runs of each model by seed, and what each baseline gave; those of the mean over a setting
-    too.
-    """
+    """Groups runs and baselines by row, with rows of the mean over a setting."""
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
@@ -174,11 +169,11 @@ def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[s
         best = max(means or runs, key=lambda row: sign * on_validation(row))
         cheap = [row for row in given if row.settings == best.settings and primary in given[row]]
         strongest = max(cheap, key=lambda row: sign * given[row][primary], default=None)
-        told = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
+        baseline = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
         mean, spread = mean_and_spread([run["metrics"][primary] for run in runs[best]])
         figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
         better = "" if task.higher_is_better else " (less is better)"
-        rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", told])
+        rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", baseline])
     return _markdown(["task", "data", "metric on test", "best on validation", "baseline"], rows)
 
 
@@ -200,8 +195,8 @@ def _main_table(
 ) -> list[str]:
     metrics, primary = list(task.table_metrics), task.primary_metric
     header = [
-        "model", *metrics, f"validation {primary}", "seeds", "weights", "seconds a run", "device",
-        "commit",
+        "model", *metrics, f"validation {primary}", "seeds", "parameters", "seconds per run",
+        "device", "commit",
     ]  # fmt: skip
     rows = []
     for row in order:
@@ -232,7 +227,7 @@ def _conditions(
     runs: Mapping[_Row, Sequence[Record]],
     given: Mapping[_Row, Mapping[str, float]],
 ) -> list[str]:
-    """The metrics under further conditions; nothing where no run has them."""
+    """Returns the table of metrics under further conditions; empty if no run has them."""
     pattern = task.condition_metrics
     figures = {
         row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]
@@ -242,7 +237,7 @@ def _conditions(
         row: {key for values in some for key in values if pattern and re.fullmatch(pattern, key)}
         for row, some in figures.items()
     }
-    # wer_snr_5 comes before wer_snr_10.
+    # wer_snr_5 precedes wer_snr_10.
     found = sorted(set().union(*named.values()), key=_natural)
     columns = [task.primary_metric, *found]
     rows = [
@@ -262,12 +257,12 @@ def _conditions(
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """By which names are in the order of the numbers in them."""
+    """Sort key of names by the numbers in them."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
-    """Gains over each baseline that tells of each example; nothing where none does."""
+    """Returns the table of gains over baselines that have scores of examples, or []."""
     found = {
         row: {
             name: [run["baselines"][name] for run in runs[row]]
@@ -307,7 +302,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
-    """Prints the test table of one run: the model, then the baselines."""
+    """Prints the test metrics of one run and its baselines."""
     from rich.console import Console
     from rich.table import Table
 
@@ -317,7 +312,7 @@ def show(record: Mapping[str, Any], metrics: Sequence[str]) -> None:
         table.add_column(metric, justify="right", overflow="fold")
     gains = format_gains(record)
     if gains:
-        table.add_column("gain over it (95 %)", justify="right", no_wrap=True)
+        table.add_column("gain (95 %)", justify="right", no_wrap=True)
     table.add_column("seed", justify="right")
     table.add_column("time", justify="right")
     table.add_row(

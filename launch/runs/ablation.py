@@ -1,8 +1,8 @@
-"""Ablations: a base, named one-change deltas, seeds; and the proof that nothing else changed.
+"""Ablations: a base experiment, named deltas and seeds.
 
 `configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything
-runs, the resolved config of every delta is compared with the base's, field by field: what differs
-must be what the delta declares, no more and no less.
+runs, the config of every delta is compared with that of the base: exactly the fields that the delta
+declares may differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from launch.reporting.tables import format_metric, mean_and_spread
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
-# Of an experiment's name: file systems take 255 bytes, and seed and hash stand behind it.
+# Longest name of an experiment: file systems allow 255 bytes, and seed and hash follow the name.
 _LONGEST_NAME = 160
 
 
@@ -36,9 +36,9 @@ class Delta:
     """One named change to the base.
 
     Attributes:
-      declares: the fields that it means to change, as dotted keys ('model.pooling').
+      declares: dotted keys of the fields that it changes ('model.pooling').
       overrides: dotted key -> value, set on the base.
-      config: a config file (with ':argument') in place of the base, before the overrides.
+      config: a config file (with ':argument') that replaces the base before the overrides.
     """
 
     declares: Sequence[str]
@@ -53,14 +53,14 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A base and what is compared with it.
+    """A base experiment and its deltas.
 
     Attributes:
       base: config file with ':argument'.
-      deltas: by name.
-      overrides: dotted key -> value, for the base and so for every delta on it.
-      base_name: what the base is called in the table.
-      seeds: how many seeds, from 0.
+      deltas: deltas by name.
+      overrides: dotted key -> value, for the base and every delta.
+      base_name: name of the base in the table.
+      seeds: number of seeds, from 0.
     """
 
     base: str
@@ -87,10 +87,11 @@ def _check(part: Ablation | Delta, **kinds: Any) -> None:
 
 
 def load_ablation(path: str) -> Ablation:
-    """The ablation of a file.
+    """Loads the ablation of a file.
 
     Raises:
-      UserError: no such file, no get_ablation in it that returns an Ablation, or a mistake in it.
+      UserError: there is no such file, it raises an exception, or it has no `get_ablation` that
+        returns an `Ablation`.
     """
     module = configs.load_module(path)
     ablation = None
@@ -103,10 +104,10 @@ def load_ablation(path: str) -> Ablation:
 
 
 def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
-    """The ablation with `key=value` settings added to its base.
+    """Adds `key=value` settings to the base of an ablation.
 
     Raises:
-      UserError: a setting is not key=value, or does not fit its key.
+      UserError: a setting is not key=value, or has a wrong value.
     """
     base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
@@ -116,11 +117,11 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
 
 
 def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
-    """Name -> experiment, the base first.
+    """Returns the experiments by name, the base first.
 
     Raises:
-      UserError: a delta changes a field that it does not declare, declares one that it does not
-        change, or a config does not resolve.
+      UserError: a delta changes a field that it does not declare, declares a field that it does not
+        change, or a config is invalid.
     """
     base = configs.override(
         configs.load_file(ablation.base), {**ablation.overrides, "name": ablation.base_name}
@@ -150,10 +151,10 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
 
 
 def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
-    """Every combination of `key=a,b,c` settings, by name; the base alone where there are none.
+    """Returns every combination of `key=a,b,c` settings by name; the base alone without settings.
 
     Raises:
-      UserError: a setting is not key=values, or a value does not fit its key.
+      UserError: a setting is not key=values, or a value is wrong.
     """
     values = configs.to_dict(base)
     axes = []
@@ -174,7 +175,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
 
 
 def _short(name: str) -> str:
-    """A name that fits into a file's, with a hash in place of what is cut off."""
+    """Shortens a name for file systems; a hash replaces the removed end."""
     if len(name) <= _LONGEST_NAME:
         return name
     code = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -202,7 +203,7 @@ def _key_value(setting: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one experiment gave over the seeds: records, and the message of what failed."""
+    """Results of one experiment by seed: records, error messages and run directories."""
 
     experiment: Experiment
     records: Mapping[int, Mapping[str, Any]]
@@ -218,18 +219,18 @@ def run_all(
     command: str,
     say: Any,
 ) -> tuple[dict[str, Outcome], int]:
-    """Runs every experiment at every seed; finished ones are found by their config's hash.
+    """Runs every experiment at every seed. Finished runs are found by the hash of their config.
 
     Args:
-      experiments: by name, the base first.
-      seeds: how many, from the experiment's own seed on.
-      folder: gets one run folder a config hash.
-      paths: where data is kept.
-      command: as typed, for the records.
+      experiments: experiments by name, the base first.
+      seeds: number of seeds, starting at the seed of the experiment.
+      folder: directory for the run directories, one per config hash.
+      paths: directories of data sets and caches.
+      command: command line, for the records.
       say: called with a line about each run.
 
     Returns:
-      Outcomes by name, and the number of the signal that stopped the runs; 0 if none did.
+      Outcomes by name, and the number of the signal that stopped the runs; 0 without one.
 
     Raises:
       BrokenPipeError: the reader of the output has gone.
@@ -238,7 +239,7 @@ def run_all(
 
     known: dict[str, Any] = {}
     outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
-    # Seed by seed, so that a stopped ablation has compared all it could.
+    # Seeds are the outer loop, so that a stopped ablation can compare all experiments.
     runs = itertools.product(range(seeds), outcomes.items())
     try:
         with terminable():
@@ -264,27 +265,27 @@ def run_all(
         say(str(stopped))
         return outcomes, stopped.signal_number
     except KeyboardInterrupt as stopped:
-        say("stopped; the same command goes on from the last checkpoint")
+        say("stopped; the same command resumes from the last checkpoint")
         return outcomes, signal_of(stopped)
     return outcomes, 0
 
 
 def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
-    """Mean difference to the base on the primary metric, and half its 95 % interval.
+    """Computes the mean difference to the base on the primary metric, and half its 95 % interval.
 
-    Paired by example: for each test example the mean correctness over the common seeds, the
-    base's taken away; see `launch.reporting.paired.mean_and_interval`.
+    Scores are paired by example and averaged over the common seeds; see
+    `launch.reporting.paired.mean_and_interval`.
 
     Returns:
       Mean and half the interval; None if no seed has both.
 
     Raises:
-      UserError: the runs were tested on different examples, or their outputs cannot be read.
+      UserError: the test examples differ, or outputs cannot be read.
     """
     common = sorted(outcome.records.keys() & base.records.keys())
     if not common:
         return None
-    # Files of earlier versions have no ids: there equal configs of the data are required.
+    # Files of earlier versions have no ids; they require equal data configs.
     same_data = getattr(outcome.experiment, "data", None) == getattr(base.experiment, "data", None)
     differences, first = [], paired.read(base.folders[common[0]])
     for seed in common:
@@ -294,12 +295,13 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: mean ± spread over the seeds, and the paired difference to the base."""
+    """Returns header and rows: mean ± deviation, and the paired difference to the base."""
     first = next(iter(outcomes.values()))
     task = configs.task_class(first.experiment.task)
     metrics = list(task.table_metrics)
     header = [
-        "experiment", *metrics, f"{metrics[0]} - base (95 %)", "seeds", "weights", "seconds a run",
+        "experiment", *metrics, f"{metrics[0]} - base (95 %)", "seeds", "parameters",
+        "seconds per run",
     ]  # fmt: skip
     return header, list(_rows(outcomes, metrics, first))
 
@@ -335,17 +337,17 @@ def _rows(
 
 
 def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome], stopped: int = 0) -> int:
-    """Prints the table, writes it as table.md and its figures as table.json.
+    """Prints the table and writes it as table.md and table.json.
 
     Args:
-      folder: for the files.
-      title: of the table.
-      outcomes: of `run_all`.
-      stopped: number of the signal that stopped the runs; the title then says that the table is
-        partial. 0: none did.
+      folder: directory of the files.
+      title: title of the table.
+      outcomes: result of `run_all`.
+      stopped: number of the signal that stopped the runs, which marks the table as partial; 0
+        without one.
 
     Returns:
-      The exit status: 128 and the signal's number, or 1 if a run failed, or 0.
+      The exit status: 128 plus the number of the signal, 1 if a run failed, or 0.
     """
     from rich.console import Console
     from rich.table import Table

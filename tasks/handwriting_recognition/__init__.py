@@ -1,1 +1,1 @@
-"""Handwriting recognition: from the picture of a line to its text."""
+"""Handwriting recognition: from the image of a line to its text."""

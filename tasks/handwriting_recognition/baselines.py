@@ -1,4 +1,4 @@
-"""What a few lines get of composed strings of digits."""
+"""Baseline of handwriting recognition: an SVM on separate pieces of ink."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.handwriting_recognition.data import HandwritingData
 
 _SIDE, _INK = 16, 110
-# Lines of train whose pieces a classifier is fitted on.
+# Number of training lines.
 _LINES = 3000
 
 
 def cut_and_classify(lines: HandwritingData) -> dict[str, float]:
-    """Connected columns of ink are taken for a digit each, and classified by their pixels with a
-    support vector machine; fitted on the lines of train that have as many pieces as digits.
+    """Evaluates an SVM on the pixels of connected columns of ink, a digit each.
+
+    It is fitted on the training lines with as many pieces as digits.
     """
     from sklearn.svm import SVC
 
@@ -45,7 +46,7 @@ def _read(test: TranscriptionExamples, index: int, model) -> str:
 
 
 def _pieces(columns: np.ndarray) -> list[np.ndarray]:
-    """Stretches of columns with ink, each 16 x 16, flat."""
+    """Returns each run of columns with ink, resized to 16 x 16 and flat."""
     from tasks.common.images.files import resize
 
     inked = np.concatenate([[False], (columns > _INK).any(axis=1), [False]])

@@ -1,7 +1,7 @@
-"""A recogniser of lines: convolutions, a recurrent network both ways, and what writes.
+"""Line recognizer: convolutions, bidirectional GRUs, and a hybrid CTC/attention transcriber.
 
 Shi, Bai & Yao 2017, "An End-to-End Trainable Neural Network for Image-based Sequence Recognition"
-(with CTC); with a decoder that has attention: Bluche, Louradour & Messina 2017, "Scan, Attend and
+(with CTC); with an attention decoder: Bluche, Louradour & Messina 2017, "Scan, Attend and
 Read".
 
 B batch, X columns, Y rows, C channels, S columns after the convolutions, D model size.
@@ -22,48 +22,44 @@ from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution, max_pool
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
+from tasks.common.configs import Config, PositiveInt, Rate
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class LineConfig:
-    """Convolutions, GRUs, and what writes from them.
+class LineConfig(Config):
+    """Encoder and transcriber.
 
     Attributes:
-      channels: of the convolutions. After each of the first two every second column is left, after
-        each every second row.
-      model_size: D, of the two ways of the GRUs together.
+      channels: of the convolutions. Each halves the rows, the first two also the columns.
+      model_size: D, of both directions of the GRUs together.
       num_layers: of the GRUs.
       dropout_rate: after convolutions and GRUs.
-      transcriber: what writes: see `TranscriberConfig`.
+      transcriber: see `TranscriberConfig`.
     """
 
     name: str = "line"
     channels: tuple[int, ...] = (16, 32, 64)
-    model_size: int = 128
-    num_layers: int = 1
-    dropout_rate: float = 0.1
+    model_size: PositiveInt = 128
+    num_layers: PositiveInt = 1
+    dropout_rate: Rate = 0.1
     transcriber: TranscriberConfig = dataclasses.field(default_factory=TranscriberConfig)
 
     def __post_init__(self):
-        if not 2 <= len(self.channels) <= 5 or min(self.channels) < 1:
-            raise ValueError(f"channels: got {list(self.channels)}, expected two to five, above 0")
-        if self.model_size < 2 or self.model_size % 2:
-            raise ValueError(f"model_size: got {self.model_size}, expected an even number")
-        if self.num_layers < 1:
-            raise ValueError(f"num_layers: got {self.num_layers}, expected at least 1")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate: got {self.dropout_rate}, expected a rate in [0, 1)")
+        super().__post_init__()
+        possible = 2 <= len(self.channels) <= 5 and min(self.channels) >= 1
+        self.expect("channels", possible, "two to five numbers above 0")
+        self.expect("model_size", self.model_size % 2 == 0, "an even number")
 
     def frames(self, columns: int) -> int:
-        """Columns after the convolutions."""
+        """Returns the number of encoded frames."""
         return -(-columns // 4)
 
 
 class LineRecognizer(nnx.Module):
-    """Columns of ink -> what the transcriber reads.
+    """Encoder of image columns, and a transcriber.
 
     Args:
       config: see `LineConfig`.
@@ -90,13 +86,13 @@ class LineRecognizer(nnx.Module):
         real: Array | None = None,
         dropout_key: Array | None = None,
     ) -> EncoderOutput:
-        """columns float32 [B, X, Y] in [0, 1], lengths int [B] -> memory [B, S, D].
+        """Encodes columns to memory [B, S, D].
 
         Args:
-          columns: ink; what stands at padding changes nothing in evaluation.
-          lengths: columns of each.
+          columns: float32 [B, X, Y] in [0, 1], 1 for ink. Values at padding are ignored.
+          lengths: int [B], number of columns.
           real: bool [B], rows that count in batch statistics; all if None.
-          dropout_key: None for evaluation, where batch norm has its running statistics.
+          dropout_key: None for evaluation, which uses the running statistics of batch norm.
 
         Raises:
           ValueError: shapes do not fit.

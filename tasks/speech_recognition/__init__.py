@@ -1,1 +1,1 @@
-"""Speech recognition: from sound to the words that were said."""
+"""Speech recognition: from recordings to transcripts."""

@@ -1,4 +1,4 @@
-"""What a few lines get of spoken digits, and an older recogniser of English prompts."""
+"""Baselines of speech recognition: SVMs on cepstra for digits, PocketSphinx for English."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from tasks.common.metrics.error_rates import transcript_metrics
 from tasks.speech_recognition.data import SpeechData
 
 _COEFFICIENTS, _PARTS = 20, 10
-# Decibels below the loudest frame at which silence begins.
+# Frames this many decibels below the loudest are silent.
 _SILENCE = 30.0
-# Of strings: decibels that are tried, shortest silence and shortest word in frames, and how many
-# strings of train a classifier is fitted on.
+# Of strings: thresholds of silence to select from, in decibels; shortest silence and shortest word,
+# in frames; number of training strings.
 _SILENCES, _GAP, _WORD, _STRINGS = (15.0, 20.0, 25.0, 30.0, 35.0, 40.0), 4, 8, 1000
-# Samples a second of PocketSphinx' model.
+# Sample rate of PocketSphinx' model.
 _SPHINX_RATE = 16000
 
 
 def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
-    """A support vector machine with a radial kernel, on the cepstra of the clip without the silence
-    at its ends, as means over ten parts of it; its C by cross-validation on train.
+    """Evaluates an SVM with a radial kernel on cepstra of the trimmed clip.
+
+    Inputs are means over ten segments. C and gamma are selected by cross-validation on the training
+    split.
     """
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -52,9 +54,10 @@ def mfcc_svm(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
 
 
 def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, float]:
-    """Of strings: what stands between silences is taken for a word each, and classified as by
-    `mfcc_svm`; fitted on the strings of train that have as many pieces as words, at the threshold
-    of silence that makes these the most.
+    """Evaluates an SVM on strings that are segmented at silences, a word each.
+
+    It is fitted on the training strings with as many segments as words. The threshold of silence is
+    that which gives most such strings.
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -86,12 +89,13 @@ def cut_and_classify(speech: SpeechData, config: LogMelConfig) -> dict[str, floa
 
 
 def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
-    """PocketSphinx (Huggins-Daines et al. 2006) with the English model that it brings: hidden
-    Markov models and trigrams, not fitted to the data.
+    """Evaluates PocketSphinx (Huggins-Daines et al. 2006) with its own English model.
+
+    The hidden Markov models and trigrams are not fitted to the data.
 
     Args:
-      speech: its test split is written down.
-      rate: samples a second.
+      speech: data set; only the test split is used.
+      rate: sample rate.
     """
     from pocketsphinx import Decoder
 
@@ -110,7 +114,7 @@ def pocketsphinx(speech: SpeechData, rate: int) -> dict[str, float]:
 
 
 def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[str, float]:
-    """Metrics of what was written, and how long it took since a time of `time.monotonic`."""
+    """Returns metrics of hypotheses, and the seconds since a time of `time.monotonic`."""
     metrics = transcript_metrics(said, written)
     chosen = {name: metrics[name] for name in ("wer", "cer", "exact_match")}
     return chosen | {"seconds": round(time.monotonic() - began, 2)}
@@ -119,7 +123,7 @@ def _scored(said: Sequence[str], written: Sequence[str], began: float) -> dict[s
 def _features(
     clips: TranscriptionExamples, chosen: Iterable[int], config: LogMelConfig
 ) -> Iterator[np.ndarray]:
-    """Log-mel features [frames, F] of some clips."""
+    """Yields log-mel features [frames, F] of some clips."""
     import jax
 
     compute = jax.jit(lambda x, length: log_mel(x[None], length[None], config)[0][0])
@@ -133,19 +137,19 @@ def _features(
 
 
 def _loudness(features: np.ndarray) -> np.ndarray:
-    """Decibels of each frame."""
+    """Returns the energy of each frame in decibels."""
     return 10 / np.log(10) * np.log(np.exp(features).sum(axis=1))
 
 
 def _loud(features: np.ndarray) -> np.ndarray:
-    """Without the silence at the ends."""
+    """Trims silence at both ends."""
     loudness = _loudness(features)
     loud = np.flatnonzero(loudness > loudness.max() - _SILENCE)
     return features[loud[0] : loud[-1] + 1]
 
 
 def _cut(features: np.ndarray, silence: float) -> list[np.ndarray]:
-    """What stands between silences, without what is too short for a word."""
+    """Returns the segments between silences that are long enough for a word."""
     loudness = _loudness(features)
     loud = np.flatnonzero(loudness > loudness.max() - silence)
     pieces = np.split(loud, np.flatnonzero(np.diff(loud) > _GAP) + 1)
@@ -154,11 +158,11 @@ def _cut(features: np.ndarray, silence: float) -> list[np.ndarray]:
 
 
 def _cepstra(features: np.ndarray) -> np.ndarray:
-    """Means over ten parts: [parts · coefficients]."""
+    """Returns mean cepstra of ten segments, [segments · coefficients]."""
     from scipy.fft import dct
 
     cepstra = dct(features, norm="ortho", axis=1)[:, :_COEFFICIENTS]
-    # Too short ones have parts of a frame that they share.
+    # In short clips segments share frames.
     edges = np.linspace(0, len(cepstra), _PARTS + 1)
     parts = [
         cepstra[int(low) : max(int(np.ceil(high)), int(low) + 1)].mean(axis=0)

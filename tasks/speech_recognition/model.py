@@ -1,7 +1,7 @@
-"""Recognisers: an encoder over log-mel features, and what writes.
+"""Speech recognizers: an encoder of log-mel features, and a hybrid CTC/attention transcriber.
 
-Listen, attend and spell: Chan et al. 2016 (a pyramid of recurrent networks); the Transformer:
-Dong et al. 2018, "Speech-Transformer"; the Conformer: Gulati et al. 2020.
+Encoders: Chan et al. 2016, "Listen, Attend and Spell" (a pyramid of recurrent networks); Dong et
+al. 2018, "Speech-Transformer"; Gulati et al. 2020, "Conformer".
 
 B batch, S frames, F bands, S' frames after the encoder, M memory size, D model size.
 """
@@ -12,10 +12,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from attention import masks, shapes
 from attention.dropout import dropout
+from attention.masks.pattern_terms import Pattern
+from attention.masks.terms import FAR, Offset
 from attention.projection import Projection
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
@@ -23,6 +26,7 @@ from tasks.common.backbones.convolutional import Convolution
 from tasks.common.backbones.recurrent import Bidirectional, LSTMState
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, at_least, one_of
 
 Array = jax.Array
 
@@ -30,67 +34,52 @@ ENCODERS = ("pyramid", "transformer", "conformer")
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeechConfig:
-    """An encoder, and what writes from it.
+class SpeechConfig(Config):
+    """Encoder and transcriber.
 
     Attributes:
-      encoder: "pyramid", bidirectional GRUs of which each but the first reads two frames of the one
-        before as one; "transformer" or "conformer", over frames that two convolutions make four
-        times fewer.
-      model_size: D; M too.
-      num_layers: of the encoder. A pyramid halves the frames in each.
+      encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
+        or "conformer": attention layers after two convolutions that subsample frames by 4.
+      model_size: D, and M.
+      num_layers: of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: of the encoder's attention layers.
-      width: of the Conformer's convolutions.
-      channels: of the convolutions before attention layers.
-      chunk: frames (of the encoder's, 40 ms by default) of a chunk. An attention layer then sees
-        the chunks up to its own, and the Conformer's convolutions only what was before: the
-        encoder can run while someone speaks. 0: all of it.
-      left_chunks: chunks before its own that an attention layer sees; -1: all.
-      max_length: most frames that the encoder's attention is made for.
+      conv_kernel_size: of the Conformer's convolutions.
+      channels: of the subsampling convolutions.
+      chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
+        attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
+      left_chunks: number of previous chunks that are visible; -1 for all.
+      max_length: largest number of encoded frames.
       dropout_rate: of the encoder.
-      transcriber: what writes: see `TranscriberConfig`.
+      transcriber: see `TranscriberConfig`.
     """
 
     name: str = "speech"
-    encoder: str = "conformer"
-    model_size: int = 96
-    num_layers: int = 3
+    encoder: one_of(*ENCODERS) = "conformer"
+    model_size: PositiveInt = 96
+    num_layers: PositiveInt = 3
     num_heads: int = 4
     feedforward_size: int = 256
-    width: int = 15
-    channels: int = 24
-    chunk: int = 0
-    left_chunks: int = -1
+    conv_kernel_size: PositiveInt = dataclasses.field(default=15, metadata={"formerly": "width"})
+    channels: PositiveInt = 24
+    chunk_size: NonNegativeInt = dataclasses.field(default=0, metadata={"formerly": "chunk"})
+    left_chunks: at_least(-1) = -1
     max_length: int = 2000
     dropout_rate: float = 0.1
     transcriber: TranscriberConfig = dataclasses.field(default_factory=TranscriberConfig)
 
     def __post_init__(self):
-        if self.encoder not in ENCODERS:
-            expected = ", ".join(map(repr, ENCODERS))
-            raise ValueError(f"encoder: got {self.encoder!r}, expected one of {expected}")
-        for name in ("model_size", "num_layers", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if self.width < 1 or self.width % 2 == 0:
-            raise ValueError(f"width: got {self.width}, expected an odd number")
-        if self.chunk < 0 or self.left_chunks < -1:
-            raise ValueError(
-                f"chunk: got {self.chunk} and left_chunks {self.left_chunks}, expected at least 0 "
-                "and -1"
-            )
+        super().__post_init__()
+        self.expect("conv_kernel_size", self.conv_kernel_size % 2 == 1, "an odd number")
         if self.encoder == "pyramid":
-            if self.model_size % 2:
-                got = f"model_size: got {self.model_size}"
-                raise ValueError(f"{got}, expected an even number for a pyramid")
-            if self.chunk:
-                got = f"chunk: got {self.chunk}"
-                raise ValueError(f"{got}, expected 0 for a pyramid, which reads both ways")
+            self.expect("model_size", self.model_size % 2 == 0, "an even number for a pyramid")
+            self.expect(
+                "chunk_size", not self.chunk_size, "0 for a pyramid, which is bidirectional"
+            )
         else:
             self.attention_layers()
 
     def attention_layers(self) -> EncoderConfig:
-        """What the attention layers are made of."""
+        """Returns the config of the attention layers."""
         return EncoderConfig(
             model_size=self.model_size,
             num_layers=self.num_layers,
@@ -104,14 +93,17 @@ class SpeechConfig:
         )
 
     def frames(self, frames: int) -> int:
-        """Frames after the encoder."""
+        """Returns the number of encoded frames."""
         for _ in range(self.num_layers if self.encoder == "pyramid" else 2):
             frames = -(-frames // 2)
         return frames
 
 
 class Pyramid(nnx.Module):
-    """h_l = BiGRU([h_{l-1, 2s}; h_{l-1, 2s+1}]), Chan et al. 2016, equation 5."""
+    """Pyramid of bidirectional GRUs: h_l = BiGRU([h_{l-1, 2s}; h_{l-1, 2s+1}]).
+
+    Chan et al. 2016, equation 5.
+    """
 
     def __init__(self, config: SpeechConfig, bands: int, *, rngs: nnx.Rngs):
         self.dropout_rate, D = config.dropout_rate, config.model_size
@@ -119,7 +111,7 @@ class Pyramid(nnx.Module):
         self.layers = nnx.List(Bidirectional(size, D // 2, rngs=rngs) for size in sizes)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F], valid bool [B, S]."""
         x, last = features, None
         for number, layer in enumerate(self.layers):
             x, valid = _paired(x, valid)
@@ -129,8 +121,41 @@ class Pyramid(nnx.Module):
         return EncoderOutput(x, valid, last)
 
 
+@dataclasses.dataclass(frozen=True)
+class ChunkTerm(Pattern):
+    """Mask term: a frame attends to its own chunk and to previous chunks.
+
+    Attributes:
+      chunk_size: frames of a chunk.
+      left_chunks: number of previous chunks that are visible; -1 for all.
+    """
+
+    chunk_size: int
+    left_chunks: int
+    query_offset: Offset | None = None
+
+    def mask_mod(self, query_index, key_index):
+        distance = query_index // self.chunk_size - key_index // self.chunk_size
+        return (distance >= 0) & (distance <= self._limit)
+
+    def any_visible(self, query_first, query_last, key_first, key_last):
+        # Blocks have no gaps, so every distance between these two occurs.
+        low = query_first // self.chunk_size - key_last // self.chunk_size
+        high = query_last // self.chunk_size - key_first // self.chunk_size
+        return np.maximum(low, 0) <= np.minimum(high, self._limit)
+
+    def all_visible(self, query_first, query_last, key_first, key_last):
+        low = query_first // self.chunk_size - key_last // self.chunk_size
+        high = query_last // self.chunk_size - key_first // self.chunk_size
+        return (low >= 0) & (high <= self._limit)
+
+    @property
+    def _limit(self) -> int:
+        return FAR if self.left_chunks < 0 else self.left_chunks
+
+
 class Subsampled(nnx.Module):
-    """Two convolutions of 3 x 3 that take every second frame and band, and attention layers."""
+    """Two 3 x 3 convolutions with stride 2 over frames and bands, and attention layers."""
 
     def __init__(self, config: SpeechConfig, bands: int, *, rngs: nnx.Rngs):
         self.config, C, D = config, config.channels, config.model_size
@@ -141,41 +166,33 @@ class Subsampled(nnx.Module):
         self.project = Projection((rows * C,), (D,), rngs=rngs)
         layers = config.attention_layers()
         if config.encoder == "conformer":
-            self.layers = Conformer(layers, config.width, config.chunk > 0, rngs=rngs)
+            causal = config.chunk_size > 0
+            self.layers = Conformer(layers, config.conv_kernel_size, causal, rngs=rngs)
         else:
             self.layers = Encoder(layers, rngs=rngs)
 
     def __call__(self, features: Array, valid: Array, key: Array | None) -> EncoderOutput:
-        """features [B, S, F], valid bool [B, S]."""
+        """Encodes features [B, S, F], valid bool [B, S]."""
         x = features[..., None]
         for convolution in self.convolutions:
             x = convolution(jnp.where(valid[:, :, None, None], x, 0.0))
             valid = valid[:, ::2]
         x = self.project(x.reshape(*x.shape[:2], -1))
-        options = {"valid": valid, "mask": self._mask(x.shape[1]), "dropout_key": key}
-        x = self.layers(x, **options)
+        size, mask = self.config.chunk_size, None
+        if size:
+            mask = masks.Mask((ChunkTerm(size, self.config.left_chunks),))
+        x = self.layers(x, valid=valid, mask=mask, dropout_key=key)
         x = jnp.where(valid[..., None], x, 0.0)
         mean = jnp.sum(x, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None]
         return EncoderOutput(x, valid, mean)
 
-    def _mask(self, length: int) -> masks.Mask | None:
-        """Which frames each may see, by chunks."""
-        config = self.config
-        if not config.chunk:
-            return None
-        chunks = jnp.arange(length) // config.chunk
-        seen = chunks[None] <= chunks[:, None]
-        if config.left_chunks >= 0:
-            seen &= chunks[None] >= chunks[:, None] - config.left_chunks
-        return masks.dense(seen[None, None])
-
 
 class SpeechRecognizer(nnx.Module):
-    """Standardised log-mel features, an encoder, and a transcriber.
+    """Encoder of standardized log-mel features, and a transcriber.
 
     Args:
       config: see `SpeechConfig`.
-      features: of the sound.
+      features: config of the features.
       units: U, CTC's blank included.
     """
 
@@ -188,10 +205,11 @@ class SpeechRecognizer(nnx.Module):
     def encode(
         self, features: Array, frames: Array, dropout_key: Array | None = None
     ) -> EncoderOutput:
-        """features float32 [B, S, F], frames int [B] -> what the transcriber reads.
+        """Encodes features for the transcriber.
 
         Args:
-          features, frames: of `log_mel`, standardised.
+          features: float32 [B, S, F], standardized.
+          frames: int [B], number of frames.
           dropout_key: None for evaluation.
 
         Raises:
@@ -210,7 +228,7 @@ class SpeechRecognizer(nnx.Module):
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:
-    """Two neighbours as one: [B, S, F] -> [B, ceil(S / 2), 2F]; real where the first is."""
+    """Joins adjacent frames: [B, S, F] -> [B, ceil(S / 2), 2F]; valid where the first is."""
     x = jnp.where(valid[..., None], x, 0.0)
     B, S, F = x.shape
     x = jnp.pad(x, ((0, 0), (0, S % 2), (0, 0)))

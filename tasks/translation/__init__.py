@@ -1,1 +1,1 @@
-"""Translating sentences, by a Transformer or a recurrent encoder-decoder."""
+"""Translation of sentences by a Transformer or a recurrent encoder-decoder."""

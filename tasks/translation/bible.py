@@ -1,4 +1,4 @@
-"""The Bible verse by verse, in English and Spanish, from two SWORD modules that Debian has."""
+"""The Bible by verse, in English and Spanish, from two SWORD modules packaged by Debian."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from tasks.common.data.debian import members
 from tasks.common.data.fetchers import AptPackage
 from tasks.common.data.sources import Source
 
-# Read by people and set apart from the verse; and what may stand within a word.
+# OSIS elements whose content is not part of the verse, and elements within a sentence.
 _ASIDE = r"note|title|speaker|catchWord|rdg"
 _WITHIN = r"w|seg|q|transChange|name"
-# Books of each kind, with little that other books repeat.
+# Books of several genres that have few parallel passages in other books.
 SPLITS = {
     "validation": ("Ruth", "Esth", "Dan", "Rom", "Jas"),
     "test": ("Judg", "Eccl", "Jonah", "Acts", "Heb"),
 }
-# Where the numbering differs, one verse holds what the other language has in two.
-_MOST_UNEQUAL = 2.2
+# Largest ratio of the lengths of a pair. Where the numbering of verses differs, one verse holds
+# two of the other language.
+_MAX_LENGTH_RATIO = 2.2
 
 
 def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
-    """What makes of a Debian package the file of a source: BOOK, CHAPTER:VERSE, text, with tabs."""
+    """Returns a function from a Debian package to a TSV file: BOOK, CHAPTER:VERSE, text."""
 
     def extract(fetched: Path, output: Path) -> None:
         files = {
@@ -44,7 +45,7 @@ def _verses_of(module: str, versification: str) -> Callable[[Path, Path], None]:
 
 
 def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
-    """All entries of a testament, headings too, by the index files of the format zText."""
+    """Returns all entries of a testament, headings included, from its zText files."""
     books = [
         zlib.decompress(compressed[start : start + size])
         for start, size, _ in struct.iter_unpack("<III", blocks)
@@ -56,8 +57,9 @@ def _texts(blocks: bytes, verses: bytes, compressed: bytes) -> list[str]:
 def _numbered(
     texts: list[str], versification: str, testament: str
 ) -> Iterator[tuple[tuple[str, str], str]]:
-    """The verses of the entries: two headings of the testament come first, and one heading before
-    each book and chapter.
+    """Yields the verses of the entries.
+
+    Two headings precede the testament, one heading each book and chapter.
     """
     from pysword.canons import canons
 
@@ -71,7 +73,7 @@ def _numbered(
 
 
 def plain(text: str) -> str:
-    """A verse without its OSIS markup, notes and headings."""
+    """Removes OSIS markup, notes and headings of a verse."""
     text = re.sub(rf"<({_ASIDE})\b[^>]*/>", " ", text)
     text = re.sub(rf"<({_ASIDE})\b.*?</\1>", " ", text)
     text = re.sub(rf"</?({_WITHIN})\b[^>]*>", "", text)
@@ -107,7 +109,7 @@ SPANISH = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    """Verses that both have, by book."""
+    """Returns the verses that both languages have, split by book."""
     english, spanish = (_read(files[source.name]) for source in (ENGLISH, SPANISH))
     split_of = {book: split for split, books in SPLITS.items() for book in books}
     splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
@@ -116,7 +118,7 @@ def generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
         if (
             left
             and right
-            and max(len(left), len(right)) <= _MOST_UNEQUAL * min(len(left), len(right))
+            and max(len(left), len(right)) <= _MAX_LENGTH_RATIO * min(len(left), len(right))
         ):
             row = {"id": f"{book} {place}", "en": left, "es": right}
             splits[split_of.get(book, "train")].append(row)

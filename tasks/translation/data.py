@@ -1,4 +1,4 @@
-"""Sentence pairs in three splits: the project's data sets, or a person's own files."""
+"""Sentence pairs in three splits: built-in data sets, or user files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.common.configs import Config
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
@@ -17,7 +18,7 @@ from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
 
-# What a tokenizer for classification may do, and one that writes text may not.
+# Options of tokenizers of classification that lose text.
 _WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
 
 
@@ -26,19 +27,18 @@ def _subwords() -> TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which sentences, from which language into which, and how they become ids.
+class DataConfig(Config):
+    """Data set, languages and tokenizer.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<its name> unless something else is given.
-      source: language that is read, by its two-letter code; of own files the ending.
-      target: language that is written.
-      path: own files: a folder with train.SOURCE and train.TARGET, and, where they are,
-        validation (or valid, val, dev) and test; or two files with a comma between. A split that
-        is missing is a tenth of train, by the hash of the source.
-      text: tokenizer, one for both languages, trained on both. max_length holds for either side:
-        longer pairs are left out of train, longer sources of other splits are cut. With lower_case
+      name: a built-in data set. With `path` it names the results; default own_<name of path>.
+      source: language of the source, as a two-letter code; of user files the file extension.
+      target: language of the target.
+      path: user files: a folder with train.SOURCE and train.TARGET, and optionally validation (or
+        valid, val, dev) and test; or two files, separated by a comma. A missing split is a tenth
+        of the training split, by the hash of the source.
+      text: tokenizer of both languages, fitted on both. `max_length` applies to each side: longer
+        pairs are left out of the training split and truncated in the others. With `lower_case`
         outputs and references are lower-case.
     """
 
@@ -49,16 +49,15 @@ class DataConfig:
     text: TextConfig = field(default_factory=_subwords)
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("source", "target"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must not be empty")
-        if self.source == self.target:
-            raise ValueError(f"target must differ from source, got {self.target!r}")
+            self.expect(name, bool(getattr(self, name)), "a language")
+        self.expect("target", self.source != self.target, "another language than source")
         for name, value in _WITHOUT.items():
-            if getattr(self.text, name) != value:
+            got = getattr(self.text, name)
+            if got != value:
                 raise ValueError(
-                    f"text.{name} must be {value!r}, for texts are written too, got "
-                    f"{getattr(self.text, name)!r}"
+                    f"text.{name}: got {got!r}, expected {value!r}, because texts are decoded"
                 )
         first = None if self.path is None else split_paths(self.path)[0]
         name = results_name(self.name, DATA_SETS, first, "; path takes your own files")
@@ -67,11 +66,8 @@ class DataConfig:
             return
         languages = DATA_SETS[self.name].languages
         for name in ("source", "target"):
-            if getattr(self, name) not in languages:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(languages)} for {self.name}, got "
-                    f"{getattr(self, name)!r}"
-                )
+            known = getattr(self, name) in languages
+            self.expect(name, known, f"one of {', '.join(languages)} for {self.name}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +75,9 @@ class Pairs:
     """Sentence pairs of one split.
 
     Attributes:
-      sources: as read.
+      sources: sentences.
       targets: their translations.
-      ids: where each comes from.
+      ids: origin of each pair.
     """
 
     sources: list[str]
@@ -101,14 +97,19 @@ class Pairs:
         return [f"{x}\n{y}" for x, y in zip(self.sources, self.targets, strict=True)]
 
     def only(self, chosen: Sequence[int]) -> Pairs:
-        """Some of them."""
+        """Returns the pairs of some indices."""
         columns = (getattr(self, column.name) for column in dataclasses.fields(self))
         return Pairs(*([column[i] for i in chosen] for column in columns))
 
 
 @dataclass(frozen=True)
 class TranslationData:
-    """A data set: its splits by name."""
+    """A data set.
+
+    Attributes:
+      name: of the data set.
+      splits: by name.
+    """
 
     name: str
     splits: Mapping[str, Pairs]
@@ -129,10 +130,10 @@ class TranslationData:
 
 
 def load(config: DataConfig, paths: Paths) -> TranslationData:
-    """Reads a data set, preparing one of the project's own first when it is not.
+    """Reads a data set; a built-in one is prepared first.
 
     Raises:
-      UserError: what is wrong with a file or a source.
+      UserError: a file or source cannot be used.
     """
     if config.path is not None:
         files = find(config.path, config.source, config.target)
@@ -160,7 +161,7 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
 
 
 def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
-    """What has no files is held out by the hash of the source."""
+    """Holds out missing splits by the hash of the source."""
     train = read["train"]
     remedy = "give files for validation and test"
     parts = split_by_hash(train.sources, list(read), name, remedy, "sources")
@@ -168,10 +169,11 @@ def _with_all_splits(read: dict[str, Pairs], name: str) -> dict[str, Pairs]:
 
 
 class PairExamples:
-    """Pairs of ids as `tasks.common.data.pipeline` reads them, each side ended by an end token.
+    """Pairs of token ids for `tasks.common.data.pipeline`, with an end token on each side.
 
     Attributes:
-      lengths: of each field, the end token included.
+      padded: padding value of each field.
+      lengths: of each field, end tokens included.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The parallel texts of this project, by name."""
+"""Built-in parallel texts, by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tasks.translation import bible
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """Sentences that say the same in some languages.
+    """Sentences with their translations.
 
     Attributes:
-      definition: its examples have the features id and, for each language, a text.
+      definition: examples have the features id and, for each language, a text.
       languages: two-letter codes.
     """
 
@@ -28,7 +28,7 @@ class Parallel:
 
 
 def parallel_features(languages: tuple[str, ...]) -> Callable[[], Mapping[str, Any]]:
-    """Features of an example: id, and a text by language."""
+    """Returns the features of an example: id, and a text by language."""
 
     def features() -> Mapping[str, Any]:
         import tensorflow_datasets as tfds
@@ -82,7 +82,7 @@ MULTI30K = Parallel(
         ),
         generate=_multi30k,
         counts={"train": 29_000, "validation": 1_014, "test": 1_000},
-        description="Captions of Flickr pictures in English and their translations into German "
+        description="Captions of Flickr images in English and their translations into German "
         "(Elliott et al. 2016), raw, in the given splits; test is test_2016_flickr.",
         license="research, non-commercial",
     ),
@@ -100,10 +100,10 @@ BIBLE_EN_ES = Parallel(
         generate=bible.generate,
         counts={"train": 27_688, "validation": 1_146, "test": 2_189},
         description="Verses of the World English Bible and of Reina-Valera 1909, for each book, "
-        "chapter and verse that both have; pairs of which one side is more than 2.2 times as long "
+        "chapter and verse that both have; pairs with a ratio of lengths above 2.2 "
         "are left out. Split by book: validation Ruth, Esther, Daniel, Romans and James; test "
         "Judges, Ecclesiastes, Jonah, Acts and Hebrews; train the others. Books quote each other: "
-        "42 test verses have a near-duplicate in train (leaks.near_duplicates on the English).",
+        "42 test verses have a near-duplicate in train (`near_duplicates` on the English).",
         license="public domain",
     ),
     ("en", "es"),

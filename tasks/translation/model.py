@@ -1,12 +1,12 @@
-"""Translators: a Transformer, and a recurrent encoder-decoder with every alignment.
+"""Translation models: a Transformer, and a recurrent encoder-decoder with an alignment.
 
 B batch, S source length, T target length, D model or state size, E embedding size, N heads, L
-layers, V words, R rows of decoding. Both are called alike:
+layers, V vocabulary, R rows of decoding. Both have the same interface:
 `logits = model(source, target, dropout_key=None)` under teacher forcing, and
 `decoded = model.translate(source, config=DecodingConfig(...), max_length=T)`.
 
-The words are the ids of the tokenizer and two signs after them: START, which a decoder reads first,
-and END, which stands after every sentence of either language.
+The vocabulary is the ids of the tokenizer and two tokens after them: START, the first input of a
+decoder, and END, which ends every sentence of both languages.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
 Array = jax.Array
 
-SIGNS = 2
-"""START and END, after the ids of the tokenizer."""
+_NUM_ADDED_TOKENS = 2
 
 
-def most_tokens(source: Array | int) -> Array | int:
-    """Tokens written at most for a source of that many, end tokens included on both sides."""
+def max_target_length(source: Array | int) -> Array | int:
+    """Returns the largest number of target tokens for a number of source tokens.
+
+    Both numbers include the end token.
+    """
     return 2 * source + 10
 
 
@@ -44,52 +47,44 @@ def _beam() -> DecodingConfig:
     return DecodingConfig(method="beam", beam_size=5)
 
 
-def _check_smoothing(config: Any) -> None:
-    if not 0 <= config.label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {config.label_smoothing}")
-
-
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """The Transformer (Vaswani et al. 2017), one table for both embeddings and the output.
+    """Transformer (Vaswani et al. 2017), one table for both embeddings and the output.
 
     Attributes:
       num_layers: of the encoder.
       decoder_layers: of the decoder; its other sizes are the encoder's.
       mixer: of the encoder; see `EncoderConfig`.
-      decoder_mixer: of the decoder's attention to itself: one that can be causal and has a cache.
-      label_smoothing: share of the target's probability that is spread over all words (Szegedy et
-        al. 2016).
-      decoding: of test and predict; on validation it is greedy.
+      decoder_mixer: of the decoder's self-attention; it needs causal masks and a cache.
+      label_smoothing: fraction of the target's probability that is spread over the vocabulary
+        (Szegedy et al. 2016).
+      decoding: on the test split and in predictions; greedy on the validation split.
       For the others see `EncoderConfig`.
     """
 
     name: str = "transformer"
     num_layers: int = 4
-    decoder_layers: int = 4
+    decoder_layers: PositiveInt = 4
     feedforward_size: int = 256
     attention_dropout_rate: float = 0.0
     activation: str = "relu"
     max_length: int = 256
     decoder_mixer: str = "dot_product"
-    label_smoothing: float = 0.1
+    label_smoothing: Rate = 0.1
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):
         super().__post_init__()
-        _check_smoothing(self)
-        if self.decoder_layers < 1:
-            raise ValueError(f"decoder_layers: got {self.decoder_layers}, expected at least 1")
         able = [
             m.name
             for m in registry.mechanisms("mixer")
             if {"causal", "cache"} <= set(m.capabilities)
         ]
         try:
-            line = self.decoder.entry
+            entry = self.decoder.entry
         except ValueError as error:
             raise ValueError(f"decoder_{error}") from None
-        if line.name not in able:
+        if entry.name not in able:
             raise ValueError(
                 f"decoder_mixer: got {self.decoder_mixer!r}, which cannot decode step by step; "
                 f"expected one of {able}"
@@ -97,7 +92,7 @@ class TransformerConfig(EncoderConfig):
 
     @property
     def decoder(self) -> EncoderConfig:
-        """What the decoder is made of."""
+        """Config of the decoder."""
         names = [field.name for field in dataclasses.fields(EncoderConfig)]
         values = {name: getattr(self, name) for name in names}
         return EncoderConfig(
@@ -106,13 +101,13 @@ class TransformerConfig(EncoderConfig):
 
     @property
     def aligns(self) -> bool:
-        """Whether there are weights over the source."""
+        """True: every Transformer has weights over the source."""
         return True
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentConfig:
-    """A bidirectional encoder and a decoder with an alignment (Bahdanau et al. 2015).
+class RecurrentConfig(Config):
+    """Bidirectional encoder and decoder with an alignment (Bahdanau et al. 2015).
 
     Attributes:
       embedding_size: E; one table for both languages.
@@ -120,39 +115,33 @@ class RecurrentConfig:
       num_layers: of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
-        "location_aware(width=5)"; "none" is the control with one fixed vector (Sutskever et al.
+        "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
         2014).
-      temporal_attention: heads of the decoder's attention to its own past states; 0 for none.
-      dropout_rate: of embeddings, encoder states and what words are read from.
+      temporal_attention: number of heads of the decoder's attention to its past states; 0 for none.
+      dropout_rate: of embeddings, encoder states and the input of the output layer.
       label_smoothing, decoding: see `TransformerConfig`.
     """
 
     name: str = "rnn"
-    embedding_size: int = 256
-    state_size: int = 256
-    num_layers: int = 1
+    embedding_size: PositiveInt = 256
+    state_size: PositiveInt = 256
+    num_layers: PositiveInt = 1
     cell: str = "gru"
     alignment: str = "additive"
-    temporal_attention: int = 0
-    dropout_rate: float = 0.3
-    label_smoothing: float = 0.1
+    temporal_attention: NonNegativeInt = 0
+    dropout_rate: Rate = 0.3
+    label_smoothing: Rate = 0.1
     decoding: DecodingConfig = dataclasses.field(default_factory=_beam)
 
     def __post_init__(self):
-        for name in ("embedding_size", "state_size", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
-        if self.state_size % 2:
-            raise ValueError(f"state_size must be even, got {self.state_size}")
+        super().__post_init__()
+        self.expect("state_size", self.state_size % 2 == 0, "an even number")
         heads = self.temporal_attention
-        if heads < 0 or (heads and self.state_size % heads):
-            raise ValueError(
-                f"temporal_attention must be 0 or divide state_size={self.state_size}, got {heads}"
-            )
+        divides = not heads or self.state_size % heads == 0
+        self.expect(
+            "temporal_attention", divides, f"0 or a divisor of state_size={self.state_size}"
+        )
         find_cell(self.cell)
-        _check_smoothing(self)
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         registry.check_spec(
             "alignment",
@@ -163,7 +152,7 @@ class RecurrentConfig:
 
     @property
     def aligns(self) -> bool:
-        """Whether there is any attention to the source."""
+        """True if the decoder attends to the source."""
         return registry.find("alignment", self.alignment).name != "none"
 
 
@@ -171,24 +160,32 @@ MODEL_CONFIGS = {"transformer": TransformerConfig, "rnn": RecurrentConfig}
 
 
 class Translator(nnx.Module):
-    """What all translators have in common.
+    """Base class of translation models.
 
     Attributes:
       size: V.
-      start, end: the two signs.
+      start, end: ids of START and END.
     """
 
     def __init__(self, vocabulary: int):
-        """Args: vocabulary: ids of the tokenizer."""
-        self.size = vocabulary + SIGNS
+        """Args: vocabulary: number of ids of the tokenizer."""
+        self.size = vocabulary + _NUM_ADDED_TOKENS
         self.start, self.end = vocabulary, vocabulary + 1
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """The state before the first step, every leaf with the leading axis B."""
+        """Returns the decoding state before the first step; every leaf has the leading axis B."""
         raise NotImplementedError
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """tokens int [R], state -> logits [R, V], the next state, weights [R, ..., S]."""
+        """Computes a decoding step.
+
+        Args:
+          tokens: int [R].
+          state: of `begin`, with R rows.
+
+        Returns:
+          Logits [R, V], the next state, attention weights [R, ..., S].
+        """
         raise NotImplementedError
 
     def translate(
@@ -200,19 +197,19 @@ class Translator(nnx.Module):
         ids: Array | None = None,
         return_weights: bool = False,
     ) -> DecodingResult:
-        """Writes until the end token, after `most_tokens` or `max_length` tokens at the latest.
+        """Decodes up to the end token, at most `max_target_length` or `max_length` tokens.
 
         Args:
           source: int [B, S], end token included, PAD after it.
-          config: how tokens are chosen.
+          config: decoding method.
           max_length: T.
-          ids: int [B], numbers of the examples, for sampling.
-          return_weights: `extras` has the weights of every step under "alignment": [B, n_best, T,
-            ..., S]; else it is empty.
+          ids: int [B], ids of the examples, for sampling.
+          return_weights: whether `extras` has the attention weights of every step under
+            "alignment", [B, n_best, T, ..., S]; else it is empty.
         """
-        T = min(max_length, most_tokens(source.shape[1]))
+        T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
-        left = jnp.minimum(most_tokens(lengths), T).astype(jnp.int32)
+        left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
 
         def step(tokens: Array, state: tuple[Any, Array]) -> tuple[Array, Any, dict[str, Array]]:
             inner, left = state
@@ -235,8 +232,8 @@ class Translator(nnx.Module):
             forbidden=(PAD, UNKNOWN, CLS, self.start),
         )
 
-    def _read_by_decoder(self, target: Array) -> Array:
-        """The token before each: START first."""
+    def _shift_right(self, target: Array) -> Array:
+        """Returns the decoder's input: START, then all target tokens but the last."""
         start = jnp.full((len(target), 1), self.start, target.dtype)
         return jnp.concatenate([start, target[:, :-1]], axis=1)
 
@@ -247,7 +244,7 @@ class TransformerTranslator(Translator):
     def __init__(self, config: TransformerConfig, vocabulary: int, *, rngs: nnx.Rngs):
         super().__init__(vocabulary)
         D = config.model_size
-        # Both what is looked up, scaled, and the logits have variance 1 at the start.
+        # At initialization both scaled embeddings and logits have variance 1.
         self.embedding = TokenEmbedding(
             self.size, D, scale=math.sqrt(D), init_scale=1 / math.sqrt(D), rngs=rngs
         )
@@ -255,33 +252,38 @@ class TransformerTranslator(Translator):
         self.decoder = Decoder(config.decoder, D, rngs=rngs)
 
     def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
-        """source int [B, S], target int [B, T], PAD after either -> logits float32 [B, T, V].
+        """Computes logits float32 [B, T, V] under teacher forcing.
+
+        Args:
+          source: int [B, S], PAD after the end token.
+          target: int [B, T], likewise.
+          dropout_key: None for evaluation.
 
         Raises:
-          ValueError: shapes do not fit, or longer than max_length.
+          ValueError: shapes do not fit, or a sequence is longer than max_length.
         """
         _expect_tokens(source, target)
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         valid = source != PAD
         memory = self.encoder(self.embedding(source), valid=valid, dropout_key=keys[0])
-        x = self.embedding(self._read_by_decoder(target))
+        x = self.embedding(self._shift_right(target))
         x = self.decoder(x, memory, memory_valid=valid, dropout_key=keys[1])
         return self.embedding.logits(x)
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """See `Translator.begin`."""
+        """Returns key/value caches with the projected memory."""
         valid = source != PAD
         memory = self.encoder(self.embedding(source), valid=valid)
         return self.decoder.init_cache(memory, valid, max_length)
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """See `Translator.step`; weights [R, L, N, S]."""
+        """Computes a decoding step; weights [R, L, N, S]."""
         x, state, weights = self.decoder.decode(self.embedding(tokens)[:, None], state)
         return self.embedding.logits(x[:, 0]), state, weights[..., 0, :]
 
 
 class RecurrentTranslator(Translator):
-    """Bidirectional encoder, and `AttentionDecoder` over its states."""
+    """Bidirectional recurrent encoder with an `AttentionDecoder`."""
 
     def __init__(self, config: RecurrentConfig, vocabulary: int, *, rngs: nnx.Rngs):
         super().__init__(vocabulary)
@@ -304,25 +306,25 @@ class RecurrentTranslator(Translator):
         )
 
     def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
-        """As `TransformerTranslator`."""
+        """Computes logits; arguments as `TransformerTranslator`."""
         _expect_tokens(source, target)
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         memory, valid, last = self._encode(source, keys[0])
-        before = self._read_by_decoder(target)
+        before = self._shift_right(target)
         return self.decoder(memory, valid, last, before, dropout_key=keys[1])[0]
 
     def begin(self, source: Array, max_length: int) -> Any:
-        """See `Translator.begin`."""
+        """Returns the state of the decoder with the encoded source."""
         longest = max_length if self.decoder.temporal is not None else None
         return self.decoder.prepare(*self._encode(source, None), max_length=longest)
 
     def step(self, tokens: Array, state: Any) -> tuple[Array, Any, Array]:
-        """See `Translator.step`; weights [R, S], or [R, N, S] of an alignment with heads."""
+        """Computes a decoding step; weights [R, S], or [R, N, S] of an alignment with heads."""
         logits, state, extras = self.decoder.step(tokens, state)
         return logits, state, extras["alignment"]
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
-        """States [B, S, D], which are real bool [B, S], and the last state."""
+        """Returns states [B, S, D], which are valid bool [B, S], and the final state."""
         keys = [None] * 2 if key is None else list(jax.random.split(key))
         valid = source != PAD
         x = self._dropped(self.embedding(source), keys[0])
@@ -342,12 +344,12 @@ def _expect_tokens(source: Array, target: Array) -> None:
 def build(
     config: TransformerConfig | RecurrentConfig, vocabulary: int, *, rngs: nnx.Rngs
 ) -> Translator:
-    """The translator of a config.
+    """Returns the model of a config.
 
     Args:
       config: one of MODEL_CONFIGS.
-      vocabulary: ids of the tokenizer.
-      rngs: from which the weights are drawn.
+      vocabulary: number of ids of the tokenizer.
+      rngs: for initialization.
     """
     kind = RecurrentTranslator if isinstance(config, RecurrentConfig) else TransformerTranslator
     return kind(config, vocabulary, rngs=rngs)

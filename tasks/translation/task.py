@@ -15,6 +15,7 @@ import numpy as np
 from tasks.common.backbones import recurrent, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult
 from tasks.common.errors import UserError
@@ -77,7 +78,8 @@ class Translation(Task):
         tokenizer = Tokenizer.fit(texts, data.text, cache_dir=paths.cache_dir)
         processor = TranslationProcessor(data, model, tokenizer.with_max_length(_UNLIMITED), ())
         lengths = cls(data, model, processor, dataset).examples("train").lengths
-        buckets = _buckets(lengths, data.text.max_length + 1)
+        longest = data.text.max_length + 1
+        buckets = bucket_lengths(lengths, _BUCKET_QUANTILES, longest=longest)
         return dataclasses.replace(processor, buckets=buckets)
 
     # ------------------------------------------------------------------ data
@@ -301,22 +303,6 @@ def _by_length(part: Pairs, hypotheses: Sequence[str], lower_case: bool) -> Curv
     means = [float(words[group].mean()) for group in groups]
     title = f"BLEU by length\n{bleu_signature(lower_case, short=True)}"
     return Curves(title, "words of the source", {"BLEU": (means, scores)})
-
-
-def _buckets(lengths: Mapping[str, np.ndarray], longest: int) -> list[dict[str, int]]:
-    """Returns a few pairs of lengths that waste little padding; the last holds any pair.
-
-    Lengths are multiples of 8, or `longest`.
-    """
-
-    def at(quantile: float) -> dict[str, int]:
-        return {
-            field: min(-(-int(np.quantile(values, quantile)) // 8) * 8, longest)
-            for field, values in lengths.items()
-        }
-
-    chosen = [*(at(quantile) for quantile in _BUCKET_QUANTILES), dict.fromkeys(lengths, longest)]
-    return [bucket for i, bucket in enumerate(chosen) if bucket not in chosen[:i]]
 
 
 TASK = Translation

@@ -1,6 +1,4 @@
-"""A person's own sentence pairs: two text files in UTF-8, line n of one the translation of line n
-of the other.
-"""
+"""User files of sentence pairs: two UTF-8 text files with a sentence per line, aligned by line."""
 
 from __future__ import annotations
 
@@ -14,27 +12,28 @@ Files = tuple[Path, Path]
 
 
 def find(path: str, source: str, target: str) -> dict[str, Files]:
-    """The files of each split that is there.
+    """Finds the files of each split.
 
     Args:
       path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; or two files
-        with a comma between, which are the train split.
-      source: ending of the files in the language that is read.
-      target: of those in the language that is written.
+        of the training split, separated by a comma.
+      source: extension of the files in the source language.
+      target: of those in the target language.
 
     Raises:
-      UserError: there is no train split, one file of two, or two pairs of one split.
+      UserError: there is no training split, a file lacks its counterpart, or two pairs of files
+        are of one split.
     """
     names = split_paths(path)
     if len(names) > 1:
         if len(names) != 2 or not all(names):
-            raise UserError(f"path: {path!r} names {len(names)} files; give two, or a folder")
+            raise UserError(f"path: got {len(names)} files in {path!r}, expected two, or a folder")
         return {"train": (Path(names[0]).expanduser(), Path(names[1]).expanduser())}
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"path: {path} is not a folder; give one with train.{source} and train.{target}, or "
-            "two files with a comma between"
+            f"path: got {path!r}, expected a folder with train.{source} and train.{target}, or "
+            "two files, separated by a comma"
         )
     found: dict[str, Files] = {}
     for split, stems in SPLIT_NAMES.items():
@@ -51,7 +50,7 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
             if all(there):
                 found[split] = pair
     if "train" not in found:
-        raise UserError(f"{path}: has no train.{source} and train.{target}")
+        raise UserError(f"{path}: got no train.{source} and train.{target}, expected both")
     _say_left_out(folder, {file for pair in found.values() for file in pair})
     return found
 
@@ -62,28 +61,27 @@ def _say_left_out(folder: Path, used: set[Path]) -> None:
     if others:
         warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0]}; files of a split "
-            "are called train, validation or test, with the language after the point"
+            "are named train, validation or test, with the language as extension"
         )
 
 
 def read_pairs(files: Files) -> tuple[list[str], list[str], list[str]]:
-    """Sources, targets and ids (file name and line) of two files.
+    """Reads sources, targets and ids (file name and line) of two files.
 
-    Spaces around a line do not count. Pairs with an empty side are left out, and counted on
-    standard error.
+    Lines are stripped. Pairs with an empty side are left out; a warning gives their number.
 
     Raises:
-      UserError: a file is missing or not UTF-8, the numbers of lines differ, or nothing is left.
+      UserError: a file is missing or not UTF-8, the numbers of lines differ, or no pair is left.
     """
     source, target = (_lines(file) for file in files)
     if len(source) != len(target):
         raise UserError(
-            f"{files[1]}: has {len(target)} lines, but {files[0]} has {len(source)}; line n of one "
-            "must be the translation of line n of the other"
+            f"{files[1]}: got {len(target)} lines, expected {len(source)} as in {files[0]}; files "
+            "are aligned by line"
         )
     kept = [i for i in range(len(source)) if source[i] and target[i]]
     if not kept:
-        raise UserError(f"{files[0]}: holds no pair")
+        raise UserError(f"{files[0]}: got no pair, expected at least one")
     if dropped := len(source) - len(kept):
         first = next(i for i in range(len(source)) if not (source[i] and target[i]))
         warn_once(

@@ -129,6 +129,16 @@ class Subject:
 
         return jax.jit(run, static_argnums=3)
 
+    @functools.cached_property
+    def forward_program(self):
+        return jax.jit(lambda inputs, valid: self.apply(inputs, valid, False, None))
+
+    def forward(self, inputs=None, valid=None):
+        """Returns output and weights by a program without gradients."""
+        inputs = self.inputs if inputs is None else inputs
+        valid = self.valid if valid is None else valid
+        return jax.tree.map(np.asarray, self.forward_program(inputs, valid))
+
     def run(self, inputs=None, valid=None, causal=False, cotangent=None):
         """Output, weights and the gradient of Σ output · cotangent."""
         inputs = self.inputs if inputs is None else inputs

@@ -18,15 +18,27 @@ from tests.attention.references import base as references
 from tests.attention.subjects import LONGEST, B, D, H, S, T, normal
 
 
-def each(*capabilities, dtype="float32", variants=True, quick=()):
-    """Parameterises over the mechanisms that declare all of these, in all their variants, or in
-    the first alone; where kinds are named as quick, those of other kinds are slow tests."""
+def each(*capabilities, dtype="float32", variants=True, slow=None):
+    """Parametrizes over the mechanisms that declare all capabilities.
+
+    Args:
+      capabilities: of the registry.
+      dtype: of the computation.
+      variants: whether variants besides the first are tested too.
+      slow: marks as slow "all", "variants" besides the first, or those that are "not kernels".
+    """
+
+    def is_slow(subject):
+        kernel = subject.entry.kind == "kernel"
+        cases = {"all": True, "variants": not subject.first, "not kernels": not kernel}
+        return cases.get(slow, False)
+
     able = [s for s in subjects.subjects(dtype) if s.capabilities.issuperset(capabilities)]
     able = [
         pytest.param(
             subject,
             id=f"{subject.entry.kind}-{subject.label}",
-            marks=[pytest.mark.slow] * (bool(quick) and subject.entry.kind not in quick),
+            marks=[pytest.mark.slow] * is_slow(subject),
         )
         for subject in able
         if variants or subject.first
@@ -61,13 +73,37 @@ def rows(subject, out, positions):
 
 @each()
 def test_forward_equals_the_equations(subject):
-    out, weights, _ = subject.run()
+    # The program with gradients serves other tests of the first variant.
+    out, weights = subject.run()[:2] if subject.first else subject.forward()
     expected, expected_weights = subject.reference(double(subject.inputs), subject.valid)
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
     assert_weights_close(weights, expected_weights, atol=1e-6)
 
 
-@each()
+@each(variants=False)
+def test_gradient_equals_the_equations_along_directions(subject):
+    """Each input and parameter along a random direction; single entries are slow tests."""
+    _, _, gradient = subject.run()
+    inputs = double(subject.inputs)
+    rng, step = np.random.default_rng(0), 1e-5
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        signs = rng.choice([-1.0, 1.0], leaf.shape)
+
+        def moved(distance, path=path, signs=signs):
+            changed = jax.tree_util.tree_map_with_path(
+                lambda at, x: x + distance * signs if at == path else x, inputs
+            )
+            return np.sum(subject.reference(changed, subject.valid)[0] * subject.cotangent)
+
+        expected = (moved(step) - moved(-step)) / (2 * step)
+        got = gradient
+        for key in path:
+            got = got[key.key]
+        actual, where = np.sum(np.asarray(got, np.float64) * signs), jax.tree_util.keystr(path)
+        np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=2e-5, err_msg=where)
+
+
+@each(slow="all")
 def test_gradient_equals_the_equations(subject):
     _, _, gradient = subject.run()
     inputs = double(subject.inputs)
@@ -77,7 +113,7 @@ def test_gradient_equals_the_equations(subject):
     assert_trees_close(gradient, expected, atol=2e-5, rtol=2e-5)
 
 
-@each(variants=False, quick=("kernel",))
+@each(variants=False, slow="not kernels")
 def test_jit_equals_eager(subject):
     out, weights, _ = subject.run()
     eager, eager_weights = subject.apply(subject.inputs, subject.valid, False, None)
@@ -85,7 +121,7 @@ def test_jit_equals_eager(subject):
     assert_weights_close(eager_weights, weights, atol=1e-6)
 
 
-@each("normalized")
+@each("normalized", slow="variants")
 def test_weights_are_shares(subject):
     _, weights, _ = subject.run()
     assert (weights >= 0).all()
@@ -96,7 +132,7 @@ def test_weights_are_shares(subject):
     np.testing.assert_array_equal(weights[hidden], 0)
 
 
-@each("padding")
+@each("padding", slow="variants")
 def test_mask_lets_nothing_through(subject):
     valid = subject.valid
     out, weights, _ = subject.run()
@@ -118,7 +154,7 @@ def test_mask_lets_nothing_through(subject):
         assert np.abs(gradient[name][valid]).max() > 0
 
 
-@each("padding")
+@each("padding", slow="variants")
 def test_empty_rows_give_zero_and_finite_gradients(subject):
     valid = subject.valid & np.array([[True], [False]])
     out, weights, gradient = subject.run(valid=valid)
@@ -135,7 +171,7 @@ def test_empty_rows_give_zero_and_finite_gradients(subject):
     np.testing.assert_array_equal(out[0], full[0])
 
 
-@each("causal")
+@each("causal", slow="variants")
 def test_causal_by_gradient(subject):
     everything = np.ones_like(subject.valid)
     length = everything.shape[1]
@@ -153,7 +189,7 @@ def test_causal_by_gradient(subject):
             np.testing.assert_array_equal(influence[:, seen + 1 :], 0, err_msg=f"{name} {t}")
 
 
-@each("causal")
+@each("causal", slow="variants")
 def test_causal_equals_the_equations(subject):
     out, weights, _ = subject.run(causal=True)
     expected, expected_weights = subject.reference(double(subject.inputs), subject.valid, True)
@@ -161,7 +197,7 @@ def test_causal_equals_the_equations(subject):
     assert_weights_close(weights, expected_weights, atol=1e-6)
 
 
-@each("permutation")
+@each("permutation", slow="variants")
 def test_order_of_keys_does_not_matter(subject):
     order = np.random.default_rng(0).permutation(subject.valid.shape[1])
     out, weights, _ = subject.run()
@@ -249,8 +285,7 @@ def lengths_of(subject):
 )
 def test_short_and_odd_lengths(subject, queries, keys):
     inputs, valid = subject.resized(queries, keys)
-    forward = jax.jit(lambda inputs: subject.apply(inputs, valid, False, None))
-    out, weights = forward(inputs)
+    out, weights = subject.forward(inputs, valid)
     expected, expected_weights = subject.reference(double(inputs), valid)
     np.testing.assert_allclose(out, expected, atol=2e-6, rtol=2e-6)
     assert_weights_close(weights, expected_weights, atol=1e-6)
@@ -305,38 +340,43 @@ def result_or_refusal(call):
         return None, str(error)
 
 
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.slow)])
 @each(variants=False)
-def test_what_has_no_elements_is_empty_or_refused(subject):
-    """With gradients; traced alone where nothing is left to compute."""
+def test_what_has_no_elements_is_empty_or_refused(subject, causal):
+    """With gradients; only traced, unless the result has elements."""
+    if causal and "causal" not in subject.capabilities:
+        pytest.skip("is not causal")
     for name, (inputs, valid) in emptied(subject).items():
-        for causal in {False, "causal" in subject.capabilities}:
 
-            def output(inputs, valid=valid, causal=causal):
-                return subject.apply(inputs, valid, causal, None)
+        def output(inputs, valid=valid):
+            return subject.apply(inputs, valid, causal, None)
 
-            def both(inputs, output=output):
-                out, backward, weights = jax.vjp(output, inputs, has_aux=True)
-                return out, weights, backward(jnp.ones_like(out))[0]
+        def both(inputs, output=output):
+            out, backward, weights = jax.vjp(output, inputs, has_aux=True)
+            return out, weights, backward(jnp.ones_like(out))[0]
 
-            found, refused = result_or_refusal(functools.partial(jax.eval_shape, both, inputs))
-            if refused:
-                # Maps need a position, and one mixer chooses among queries.
-                assert re.match(r"\w+: got shape \[.*\b0\b.*\], expected", refused), refused
-                assert name not in ("examples", "queries")
-                continue
-            out, _, gradient = found
-            like = jax.eval_shape(output, subject.inputs, subject.valid)[0].shape
-            assert len(out.shape) == len(like)
-            assert out.shape[0] == (0 if name == "examples" else like[0])
-            assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, inputs)
-            if name == "positions" and subject.entry.kind in ("kernel", "pool", "alignment"):
-                np.testing.assert_array_equal(output(inputs)[0], 0)
+        found, refused = result_or_refusal(functools.partial(jax.eval_shape, both, inputs))
+        if refused:
+            # Maps need a position, and one mixer chooses among queries.
+            assert re.match(r"\w+: got shape \[.*\b0\b.*\], expected", refused), refused
+            assert name not in ("examples", "queries")
+            continue
+        out, _, gradient = found
+        like = jax.eval_shape(output, subject.inputs, subject.valid)[0].shape
+        assert len(out.shape) == len(like)
+        assert out.shape[0] == (0 if name == "examples" else like[0])
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, inputs)
+        if name == "positions" and subject.entry.kind in ("kernel", "pool", "alignment"):
+            np.testing.assert_array_equal(output(inputs)[0], 0)
 
 
 @pytest.mark.parametrize(
     "subject",
-    [s for s in subjects.subjects() if "cache" in s.entry.capabilities and s.rows_are_positions],
-    ids=lambda subject: subject.label,
+    [
+        pytest.param(s, id=s.label, marks=[pytest.mark.slow] * (not s.first))
+        for s in subjects.subjects()
+        if "cache" in s.entry.capabilities and s.rows_are_positions
+    ],
 )
 def test_cached_equals_uncached(subject):
     """A prompt of two, a step, two more; the second example's prompt is one shorter."""

@@ -17,9 +17,12 @@ from attention.lag import (
     lag_attention,
     residual_lag_attention,
 )
+from tests.attention.compiled import compiled
 from tests.attention.references import lag as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+lag_attention, residual_lag_attention = map(compiled, (lag_attention, residual_lag_attention))
 
 B, T, C, L, F, N = 2, 9, 3, 5, 4, 2
 X = normal(0, B, T, C)
@@ -321,7 +324,7 @@ MODULE = LagAttention(C, L, F, rngs=nnx.Rngs(0))
         (r"x: got shape \[9, 3\], expected \[B, T, C\]", lambda: MODULE(X[0])),
         (r"x: got dtype int32", lambda: MODULE(np.ones((B, T, C), np.int32))),
         (
-            r"valid: got dtype float32, expected bool \(True = a value that is there\)",
+            r"valid: got dtype float32, expected bool \(True = a value that is present\)",
             lambda: MODULE(X, valid=np.ones((B, T), "f")),
         ),
         (

@@ -19,7 +19,12 @@ from attention import (
     structured_penalty,
     structured_pool,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, attention_pool, max_pool, mean_pool, structured_penalty, structured_pool = map(
+    compiled, (attend, attention_pool, max_pool, mean_pool, structured_penalty, structured_pool)
+)
 
 X = jnp.asarray(normal(0, 2, 5, 8))
 
@@ -86,7 +91,7 @@ def test_sizes():
             "seed": (queries, 2, 4),
             "out/kernel": (2, 4 * queries, 8),
         }
-        pooled, weights = pool(X)
+        pooled, weights = jax.eval_shape(pool, X)
         assert (pooled.shape, weights.shape) == ((2, 8), (2, 2 * queries, 5))
     pool = StructuredPool(8, hops=3, hidden_size=6, rngs=nnx.Rngs(0))
     assert sizes(pool) == {
@@ -94,7 +99,7 @@ def test_sizes():
         "hops/kernel": (6, 3),
         "out/kernel": (3, 8, 8),
     }
-    pooled, weights = pool(X)
+    pooled, weights = jax.eval_shape(pool, X)
     assert (pooled.shape, weights.shape) == ((2, 8), (2, 3, 5))
 
 

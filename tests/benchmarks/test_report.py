@@ -111,7 +111,7 @@ SUITES = {
                             "ratio_range": [1.05, 1.2],
                             "peak": 900_000_000,
                         },
-                        "layers computed anew": {"skipped": "no such key"},
+                        "rematerialization": {"skipped": "no such key"},
                     },
                 }
             ],
@@ -125,7 +125,7 @@ def test_the_page():
     for line in (
         "## Attention: cpu",
         "`python -m benchmarks.attention` on Abacus 9, 2 cores; jax 0.10.2, torch 2.13.0; commit "
-        "0123456789ab. The machine was doing other work too (load 3.0 when this began).",
+        "0123456789ab. Other processes ran on the machine (load 3.0 at the start).",
         "| case (batch, heads, length, size) | torch, ms | target of auto | auto | native |",
         "| causal (1, 8, 512, 64) float32 | 10 | 1.25: met | 1.10 (0.99 to 1.21) native | "
         "1.10 (0.99 to 1.21) |",

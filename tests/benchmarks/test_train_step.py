@@ -63,7 +63,7 @@ def test_a_choice_that_a_model_lacks_is_told():
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.train_choices", "--only=recurrent"),
-            *("--batch_size=2", "--choice=layers computed anew"),
+            *("--batch_size=2", "--choice=rematerialization"),
         ],
         cwd=ROOT,
         input="",

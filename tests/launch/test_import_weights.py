@@ -227,7 +227,7 @@ def test_a_run_that_predicts(tmp_path, verb):
     tensors = write(source, BERT, bert_shapes() | HEAD)
     done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
-    assert "left out: pooler.dense.bias, pooler.dense.weight" in done.stdout
+    assert "not imported: pooler.dense.bias, pooler.dense.weight" in done.stdout
     config = directory.saved_config(folder)
     assert config.model.dropout_rate == 0.2
     task = directory.restored_task(config, folder)
@@ -248,4 +248,4 @@ def test_a_run_that_predicts(tmp_path, verb):
         assert (written / name).read_bytes() == (source / name).read_bytes()
     again = verb("import_weights", f"--from={source}", f"--workdir={folder}")
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr

@@ -197,7 +197,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (reshaped(WORDS, (V, D - 2)), r"word_embeddings.weight has the shape \[15, 6\]"),
         (
             reshaped("bert.embeddings.position_embeddings.weight", (9, D)),
-            r"position_embeddings.weight has the shape \[9, 8\], config.json says \[16, 8\]",
+            r"position_embeddings.weight has the shape \[9, 8\]",
         ),
         (
             reshaped("bert.embeddings.LayerNorm.weight", (D, 1)),

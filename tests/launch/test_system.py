@@ -270,7 +270,7 @@ def test_one_signal_stops_a_sweep(flags, cache, tmp_path, number, status):
     assert "(partial)" in out
     assert "pooling=max" in out
     assert "Traceback" not in err
-    assert "the same command goes on from there" in err
+    assert "the same command resumes from there" in err
     # The second run was not begun.
     assert len(list(tmp_path.glob("pooling-*"))) == 1
 

@@ -174,7 +174,8 @@ def check_restored(subject: Subject) -> None:
     assets = json.loads(json.dumps(task.assets()))
     restored = type(task).restore(task.data, task.model, assets)
     assert json.loads(json.dumps(restored.assets())) == assets
-    assert restored.buckets == task.buckets or list(restored.buckets) == list(task.buckets)
+    # Buckets that depend on all splits, as those of transcription, are not saved.
+    assert restored.buckets is None or list(restored.buckets) == list(task.buckets)
     one, other = (each.processor.encode(subject.raw) for each in (task, restored))
     assert len(one) == len(other) == len(subject.raw)
     for index in range(len(one)):

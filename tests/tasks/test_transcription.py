@@ -17,5 +17,3 @@ def test_what_has_no_length_has_a_place_in_a_batch():
     empty = TranscriptionExamples("image", lambda index: np.zeros((0, 4), np.uint8), [0])
     assert empty[0]["image"].shape == (1, 4)
     assert "target" not in empty[0]
-    examples.greedy = True
-    assert examples[0]["greedy"]

@@ -101,9 +101,6 @@ def block_sizes(T: int, S: int, width: int) -> tuple[int, int]:
 
     Returns:
       Two powers of 2, at least 16.
-
-    Raises:
-      Nothing.
     """
     most = 64 if width <= 256 else 32 if width <= 512 else 16
     return min(most, _power(T)), min(most, _power(S))

@@ -114,8 +114,8 @@ class ConformerLayer(EncoderLayer):
         rate, keys = self.dropout_rate, split_keys(dropout_key, 5)
         x = x + 0.5 * maybe_dropout(self.first_feedforward(self.first_norm(x)), rate, keys[0])
         attend = with_weights(self.attention, return_weights, mask=mask, dropout_key=keys[1])
-        looked, weights = attend(self.attention_norm(x))
-        x = x + maybe_dropout(looked, rate, keys[2])
+        attended, weights = attend(self.attention_norm(x))
+        x = x + maybe_dropout(attended, rate, keys[2])
         x = x + maybe_dropout(self.convolution(self.convolution_norm(x), valid), rate, keys[3])
         x = x + 0.5 * maybe_dropout(self.feedforward(self.feedforward_norm(x)), rate, keys[4])
         return self.final_norm(x), weights

@@ -153,13 +153,13 @@ class AttentionDecoder(nnx.Module):
           and, with temporal attention, "temporal", [R, N, max_length].
         """
         cells, context, weights, alignment_state = self._advance(self.embedding(tokens), state)
-        top, past, looked = self._top(cells), state.past, {"alignment": weights}
+        top, past, all_weights = self._top(cells), state.past, {"alignment": weights}
         parts = [context, top]
         if self.temporal is not None:
-            seen, looked["temporal"], past = self.temporal.step(top, past)
-            parts.append(seen)
+            attended, all_weights["temporal"], past = self.temporal.step(top, past)
+            parts.append(attended)
         state = DecoderState(cells, context, alignment_state, state.memory, past)
-        return self.classify(self._features(parts)), state, looked
+        return self.classify(self._features(parts)), state, all_weights
 
     def __call__(
         self,

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, registry, shapes
+from attention import masks, shapes
 from attention.cache import valid_lengths
 from tasks.common.backbones.transformer_layers import (
     DecoderLayer,
     EncoderConfig,
     EncoderLayer,
     maybe_dropout,
+    mixers_with,
 )
 
 Array = jax.Array
@@ -124,9 +125,10 @@ class _Stack(nnx.Module):
             expected = f"at most the config's max_length={config.max_length}"
             raise ValueError(f"max_length: got {max_length}, expected {expected}")
         if "cache" not in config.entry.capabilities:
-            able = [m.name for m in registry.mechanisms("mixer") if "cache" in m.capabilities]
+            able = mixers_with("cache")
             raise NotImplementedError(
-                f"mixer: {config.entry.name!r} cannot decode step by step; expected one of {able}"
+                f"mixer: got {config.entry.name!r}, which cannot decode step by step; expected one "
+                f"of {able}"
             )
         return tuple(layer.attention.init_cache(batch_size, max_length) for layer in self.layers)
 
@@ -235,9 +237,8 @@ class Decoder(_Stack):
 
     def __init__(self, config: EncoderConfig, memory_size: int, *, rngs: nnx.Rngs):
         if "causal" not in config.entry.capabilities:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
             got = f"{config.entry.name!r}, which cannot be causal"
-            raise ValueError(f"mixer: got {got}, expected for a decoder one of {able}")
+            raise ValueError(f"mixer: got {got}, expected one of {mixers_with('causal')}")
         self.memory_size = memory_size
         super().__init__(config, rngs=rngs)
 

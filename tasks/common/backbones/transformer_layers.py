@@ -94,11 +94,7 @@ class EncoderConfig(Config):
         fits = not self.positions_are("sinusoidal") or self.model_size % 2 == 0
         self.expect("model_size", fits, "an even size for 'sinusoidal' positions")
         if "length_dependent" in self.entry.capabilities and not self.one_length:
-            able = [
-                m.name
-                for m in registry.mechanisms("mixer")
-                if "length_dependent" not in m.capabilities
-            ]
+            able = sorted({*registry.names("mixer")} - {*mixers_with("length_dependent")})
             got = f"{self.entry.name!r}, whose result changes with the length of the padding"
             raise ValueError(f"mixer: got {got}; expected one of {able}")
         registry.check_spec(
@@ -111,7 +107,7 @@ class EncoderConfig(Config):
 
     @property
     def entry(self) -> registry.Mechanism:
-        """The mixer's line in the registry."""
+        """The registry entry of the mixer."""
         return registry.find("mixer", self.mixer)
 
     def positions_are(self, *names: str) -> bool:
@@ -124,20 +120,18 @@ class EncoderConfig(Config):
         Raises:
           ValueError: the mixer, the positions or an option is unknown or not valid.
         """
-        can, options = self.entry.capabilities, {}
+        capabilities, options = self.entry.capabilities, {}
         if not self.positions_are(*ADDED_POSITIONS, "none"):
             choices = ["none", *ADDED_POSITIONS, *POSITIONS]
             registry.parse("positions", self.positions, choices)
-            if "positions" not in can:
-                able = [
-                    m.name for m in registry.mechanisms("mixer") if "positions" in m.capabilities
-                ]
+            if "positions" not in capabilities:
                 raise ValueError(
-                    f"positions: got {self.positions!r}, which mixer {self.entry.name!r} "
-                    f"cannot do; expected one of {choices[:3]}, or a mixer of {able}"
+                    f"positions: got {self.positions!r}, which mixer {self.entry.name!r} does not "
+                    f"support; expected one of {choices[:3]}, or a mixer of "
+                    f"{mixers_with('positions')}"
                 )
             options["positions"] = self.positions
-        if "max_length" in can:
+        if "max_length" in capabilities:
             options["max_length"] = self.max_length
         return registry.build(
             "mixer",
@@ -165,6 +159,11 @@ class EncoderConfig(Config):
         if self.normalization == "rms":
             return RMSNorm(self.model_size, epsilon=self.norm_epsilon)
         return LayerNorm(self.model_size, epsilon=self.norm_epsilon, use_bias=self.use_bias)
+
+
+def mixers_with(capability: str) -> list[str]:
+    """Returns the names of the mixers that have a capability."""
+    return [m.name for m in registry.mechanisms("mixer") if capability in m.capabilities]
 
 
 class FeedForward(nnx.Module):
@@ -283,8 +282,8 @@ class DecoderLayer(EncoderLayer):
         memory: tuple[Array, Array],
         memory_mask: masks.Mask,
     ) -> tuple[Array, Any, Array]:
-        """The next T positions, with the memory of `MultiHeadAttention.project_memory`: [B, T, D],
-        the mixer's new cache and the weights [B, N, T, S].
+        """Computes the next T positions [B, T, D], the new cache of the mixer and cross-attention
+        weights [B, N, T, S]. The memory is that of `MultiHeadAttention.project_memory`.
         """
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)

@@ -7,24 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tasks.common.data import digests
+from tasks.common.data.splits import SPLITS
 from tasks.common.text.tokenizer import PAD, Tokenizer
-from tasks.task import SPLITS
 
 
 class TranscriptionExamples:
-    """Sequences of any length (samples of sound, columns of an image) with their transcripts.
+    """Arrays of variable length (samples of sound, columns of an image) with their transcripts.
 
     Args:
-      field: name of the sequence in an example.
+      field: name of the array in an example.
       read: index -> array [n, ...].
-      lengths: int [n], of the sequences.
-      targets: units of each transcript; None if unknown.
-      texts: transcripts, for metrics and figures.
-      groups: int [n], condition of each example; all 0 if None.
+      lengths: int [examples], n of each.
+      targets: units of each; None if unknown.
+      texts: transcripts.
+      groups: int [examples], index of the condition of each; all 0 if None.
 
     Attributes:
       field, texts, groups: as given.
-      greedy: whether to decode them greedily, which is faster.
     """
 
     def __init__(
@@ -37,11 +36,11 @@ class TranscriptionExamples:
         groups: np.ndarray | None = None,
     ):
         self.field, self._read, self._targets = field, read, targets
-        self.texts, self.greedy = list(texts), False
+        self.texts = list(texts)
         sizes = np.asarray(lengths, np.int32)
         self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
         self.padded: Mapping[str, int] = {field: 0}
-        # No bucket has length 0.
+        # Length 1 for empty arrays, because a bucket has at least one position.
         self.lengths: Mapping[str, np.ndarray] = {field: np.maximum(sizes, 1)}
         if targets is not None:
             self.padded = {field: 0, "target": PAD}
@@ -61,20 +60,18 @@ class TranscriptionExamples:
         if self._targets is not None:
             target = self._targets[index].astype(np.int32)
             example["target"] = target if len(target) else np.full(1, PAD, np.int32)
-        if self.greedy:
-            example["greedy"] = np.bool_(True)
         return example
 
 
 def transcription_fingerprints(
-    splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, what: str
+    splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, kind: str
 ) -> dict[str, str]:
     """Returns the hash of each part of the data; see `tasks.task.Task.fingerprints`.
 
     Args:
       splits: by name.
-      tokenizer: fitted on train.
-      what: plural of the sequences, for the names.
+      tokenizer: fitted on the training split.
+      kind: plural of an input, for the names.
     """
     found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
     for split in SPLITS:
@@ -82,12 +79,12 @@ def transcription_fingerprints(
         found[f"{split} texts"] = digests.of_rows(part.texts)
         examples = (part[index] for index in range(len(part)))
         rows = ((example[part.field], example["length"]) for example in examples)
-        found[f"{split} {what}"] = digests.of_rows(rows)
+        found[f"{split} {kind}"] = digests.of_rows(rows)
         found[f"{split} conditions"] = digests.of_rows(part.groups)
     return found
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the units of each text; none of an empty text."""
+    """Returns the units of each text, none for an empty text."""
     found = tokenizer.encode_batch(texts)
     return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

@@ -106,7 +106,7 @@ def beam_search(
     B, T = len(start) // K, max_length
 
     def advance(now: _Beams) -> _Beams:
-        scores, state, seen = scored(now.tokens.reshape(-1), now.state)
+        scores, state, values = scored(now.tokens.reshape(-1), now.state)
         V = scores.shape[-1]
         totals = (now.total[..., None] + scores.reshape(B, K, V)).reshape(B, K * V)
         totals, indices = jax.lax.top_k(totals, min(2 * K, K * V))
@@ -141,7 +141,7 @@ def beam_search(
             totals,
             now.written.at[now.t].set(tokens),
             now.parents.at[now.t].set(rows),
-            write_step(now.extras, now.t, seen),
+            write_step(now.extras, now.t, values),
             finished,
             now.closed | (bound <= finished.score[:, -1]),
         )

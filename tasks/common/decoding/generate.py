@@ -151,7 +151,7 @@ def generate(
     start = jnp.broadcast_to(start, (B,))
     copies = config.beam_size if config.method == "beam" else config.n_best
     state, start = _repeated((state, start), copies, B)
-    V, seen = _expect_step(step, start, state)
+    V, extra_shapes = _expect_step(step, start, state)
     for name, token in (("end", end), *(("forbidden", token) for token in forbidden)):
         if token is not None and not 0 <= token < V:
             raise ValueError(f"{name}: got token {token}, expected one of {V} tokens")
@@ -165,7 +165,7 @@ def generate(
         scores = logits if scores_are_log_probs else jax.nn.log_softmax(logits)
         return jnp.where(excluded, -jnp.inf, scores), state, extras
 
-    extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), seen)
+    extras = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), extra_shapes)
     options = {"max_length": T, "end": end, "pad": pad}
     if config.method == "beam" and config.beam_size > 1:
         options |= {"K": config.beam_size, "N": config.n_best, "exact": config.stopping == "exact"}
@@ -205,7 +205,7 @@ def _decode_independently(
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
     def advance(now: _Rows) -> _Rows:
-        scores, state, seen = scored(now.tokens, now.state)
+        scores, state, values = scored(now.tokens, now.state)
         if keys is None:
             token = jnp.argmax(scores, axis=-1)
         else:
@@ -222,7 +222,7 @@ def _decode_independently(
             now.length + ~now.ended,
             now.ended | ends,
             now.written.at[now.t].set(token),
-            write_step(now.extras, now.t, mask_leaves(~now.ended, seen)),
+            write_step(now.extras, now.t, mask_leaves(~now.ended, values)),
         )
 
     first = _Rows(

@@ -16,13 +16,13 @@ def transcript_metrics(
         cer the same of characters
 
     Args:
-      references: transcripts. Empty ones count for `invention_rate` alone.
+      references: transcripts. Empty ones count for `hallucination_rate` alone.
       hypotheses: in the same order.
       words: whether to compute the WER and failures of words; else failures of characters.
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the fractions of texts with
-      such a failure, see `decoding_failures`. With empty references also `invention_rate`, the
+      such a failure, see `decoding_failures`. With empty references also `hallucination_rate`, the
       fraction of them with a hypothesis that is not empty. NaN without references.
 
     Raises:
@@ -36,7 +36,7 @@ def transcript_metrics(
         invented = [
             bool(text.strip()) for text, none in zip(hypotheses, empty, strict=True) if none
         ]
-        metrics["invention_rate"] = float(np.mean(invented))
+        metrics["hallucination_rate"] = float(np.mean(invented))
     pairs = [
         (reference, text)
         for reference, text, none in zip(references, hypotheses, empty, strict=True)

@@ -1,1 +1,1 @@
-"""Public data sets of handwritten digits and lines."""
+"""Built-in data sets of handwritten digits and lines."""

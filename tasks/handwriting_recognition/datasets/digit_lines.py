@@ -8,68 +8,60 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from tasks.common.configs import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, within
+
 HEIGHT = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Lines:
-    """How single digits are written into a line of 32 pixels' height.
+class Lines(Config):
+    """Composition of lines of 32 rows from single digits.
 
     Attributes:
-      least, most: digits of a line.
-      slant: largest shear, as columns by row, the same for a line.
-      scale: largest change of size, as a share.
-      thickness: largest change of the pen's width, as a share of a pixel on either side.
-      spacing: least and most columns between two digits' ink; below 0 they touch.
-      shift: most rows up or down.
-      noise: largest deviation of the noise, of 255.
-      wobble: largest change of a digit's own shape: of each entry of the 2 x 2 matrix that turns,
-        stretches and shears it.
+      least, most: smallest and largest number of digits.
+      slant: largest shear, columns per row, the same for a line.
+      scale: largest relative change of size.
+      thickness: largest change of the stroke, in pixels on each side.
+      spacing: smallest and largest number of columns between two digits; below 0 they touch.
+      shift: largest vertical shift, in rows.
+      noise: largest standard deviation of the noise, of 255.
+      wobble: largest change of each entry of a digit's own 2 x 2 transformation matrix.
     """
 
-    least: int = 3
+    least: PositiveInt = 3
     most: int = 8
-    slant: float = 0.4
-    scale: float = 0.2
-    thickness: float = 0.5
+    slant: NonNegativeFloat = 0.4
+    scale: within("[0, 0.5)") = 0.2
+    thickness: NonNegativeFloat = 0.5
     spacing: tuple[int, ...] = (-2, 8)
-    shift: int = 3
-    noise: float = 30.0
-    wobble: float = 0.0
+    shift: NonNegativeInt = 3
+    noise: NonNegativeFloat = 30.0
+    wobble: within("[0, 0.5)") = 0.0
 
     def __post_init__(self):
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"least must be in [1, most], got {self.least} and {self.most}")
-        if len(self.spacing) != 2 or self.spacing[0] > self.spacing[1]:
-            raise ValueError(f"spacing must be the least and the most, got {self.spacing}")
-        if self.spacing[0] < -6:
-            raise ValueError(f"spacing must be at least -6, got {self.spacing}")
-        if not 0 <= self.scale < 0.5:
-            raise ValueError(f"scale must be in [0, 0.5), got {self.scale}")
-        if not 0 <= self.wobble < 0.5:
-            raise ValueError(f"wobble must be in [0, 0.5), got {self.wobble}")
-        for name in ("slant", "thickness", "shift", "noise"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        super().__post_init__()
+        self.expect("most", self.most >= self.least, f"at least least={self.least}")
+        ordered = len(self.spacing) == 2 and -6 <= self.spacing[0] <= self.spacing[1]
+        self.expect("spacing", ordered, "two numbers in ascending order, at least -6")
 
 
 class WrittenLines:
-    """Lines of random digits, each a pure function of the seed and its number.
+    """Lines of random digits, each a pure function of the seed and its index.
 
     Args:
-      pictures: of each digit, uint8 [n, 28, 28].
-      count: lines.
+      images: of each digit, uint8 [n, 28, 28].
+      count: number of lines.
       config: see `Lines`.
-      seed: of all choices.
+      seed: of all random choices.
 
     Attributes:
       texts: of each line.
     """
 
     def __init__(
-        self, pictures: Sequence[np.ndarray], count: int, config: Lines, seed: Sequence[int]
+        self, images: Sequence[np.ndarray], count: int, config: Lines, seed: Sequence[int]
     ):
-        self._pictures, self._config, self._seed = pictures, config, tuple(seed)
+        self._images, self._config, self._seed = images, config, tuple(seed)
         self.texts = ["".join(map(str, self._digits(index)[1])) for index in range(count)]
 
     def __len__(self) -> int:
@@ -80,47 +72,51 @@ class WrittenLines:
         return rng, rng.integers(0, 10, rng.integers(self._config.least, self._config.most + 1))
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Columns of the picture, uint8 [X, 32], 255 where there is ink."""
+        """Returns the columns of a line, uint8 [X, 32], 255 for ink."""
         config, (rng, digits) = self._config, self._digits(index)
         slant = rng.uniform(-config.slant, config.slant)
         pen = rng.uniform(-config.thickness, config.thickness)
         line = np.zeros((HEIGHT, 8 + 40 * len(digits)), np.float32)
-        place = int(rng.integers(1, 5))
+        left = int(rng.integers(1, 5))
         for digit in digits:
-            chosen = self._pictures[digit][rng.integers(len(self._pictures[digit]))]
+            chosen = self._images[digit][rng.integers(len(self._images[digit]))]
             size = 1 + rng.uniform(-config.scale, config.scale)
             shape = np.array([[1 / size, 0.0], [slant / size, 1 / size]])
             if config.wobble:
                 shape = shape @ (np.eye(2) + rng.uniform(-config.wobble, config.wobble, (2, 2)))
-            glyph = _inked(_bent(chosen.astype(np.float32), shape, pen))
+            glyph = _crop_ink(_transform(chosen.astype(np.float32), shape, pen))
             top = (HEIGHT - len(glyph)) // 2 + int(rng.integers(-config.shift, config.shift + 1))
             top = min(max(top, 0), HEIGHT - len(glyph))
-            place = max(place, 0)
-            under = line[top : top + len(glyph), place : place + glyph.shape[1]]
+            left = max(left, 0)
+            under = line[top : top + len(glyph), left : left + glyph.shape[1]]
             np.maximum(under, glyph, out=under)
-            place += glyph.shape[1] + int(rng.integers(config.spacing[0], config.spacing[1] + 1))
+            left += glyph.shape[1] + int(rng.integers(config.spacing[0], config.spacing[1] + 1))
         ink = np.flatnonzero(line.max(axis=0) > 0)[-1]
         line = line[:, : ink + 1 + int(rng.integers(1, 5))]
         line = line + rng.uniform(0, config.noise) * rng.normal(size=line.shape)
         return np.round(line).clip(0, 255).astype(np.uint8).T
 
 
-def _bent(picture: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
-    """A digit on a larger canvas, whose places are sent to its own by the matrix about its middle,
-    with another pen.
+def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
+    """Transforms a digit about its center, on a larger canvas, and changes its stroke.
+
+    Args:
+      image: of the digit.
+      matrix: maps positions on the canvas to positions in the image.
+      pen: change of the stroke, in pixels on each side.
     """
-    room = 44
-    middle = np.array([(room - 1) / 2] * 2)
-    offset = np.array([(picture.shape[0] - 1) / 2] * 2) - matrix @ middle
-    bent = ndimage.affine_transform(picture, matrix, offset, (room, room), order=1)
-    other = ndimage.grey_dilation(bent, (3, 3)) if pen > 0 else ndimage.grey_erosion(bent, (3, 3))
-    return (1 - abs(pen)) * bent + abs(pen) * other
+    side = 44
+    center = np.array([(side - 1) / 2] * 2)
+    offset = np.array([(image.shape[0] - 1) / 2] * 2) - matrix @ center
+    changed = ndimage.affine_transform(image, matrix, offset, (side, side), order=1)
+    morphology = ndimage.grey_dilation if pen > 0 else ndimage.grey_erosion
+    return (1 - abs(pen)) * changed + abs(pen) * morphology(changed, (3, 3))
 
 
-def _inked(picture: np.ndarray) -> np.ndarray:
-    """The part with ink, at most HEIGHT rows."""
-    inked = picture > 32
-    rows, columns = (np.flatnonzero(inked.any(axis=axis)) for axis in (1, 0))
+def _crop_ink(image: np.ndarray) -> np.ndarray:
+    """Crops to the pixels with ink, at most HEIGHT rows."""
+    ink = image > 32
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return picture[:1, :1]
-    return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][:HEIGHT]
+        return image[:1, :1]
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][:HEIGHT]

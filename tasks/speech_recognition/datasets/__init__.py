@@ -1,4 +1,4 @@
-"""The recordings of this project, by name."""
+"""Built-in recordings, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.speech_recognition.datasets import prompts, spoken_digits
 
 
 def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
-    """Features of a recording: id, samples, and others."""
+    """Returns the features of a recording: id, samples, and others."""
 
     def features() -> Mapping[str, Any]:
         import numpy as np
@@ -37,8 +37,8 @@ SPOKEN_DIGITS = DatasetDefinition(
     generate=spoken_digits.generate,
     counts=dict.fromkeys(spoken_digits.SPEAKERS, 500),
     description="The Free Spoken Digit Dataset (Jackson et al. 2018): the digits 0 to 9, spoken 50 "
-    "times each by six speakers, 8 kHz, a split for each speaker. Which of them are train, "
-    "validation and test is a matter of the task's config.",
+    "times each by six speakers, 8 kHz, a split for each speaker. The task's config assigns them "
+    "to train, validation and test.",
     license="CC BY-SA 4.0",
 )
 
@@ -54,8 +54,8 @@ def _prompts(language: str) -> DatasetDefinition:
         generate=prompts.generate(language),
         counts=dict(zip(("train", "validation", "test"), _COUNTS[language], strict=True)),
         description=f"{prompts.LANGUAGES[language]} prompts of a telephone exchange (Asterisk's "
-        "core sounds), by one speaker, 8 kHz, with what she says in lower case, without "
-        "punctuation. Split by the hash of what is said, near-duplicates together: 0 of 10 is "
+        "core sounds), by one speaker, 8 kHz, with transcripts in lower case, without "
+        "punctuation. Split by the hash of the text, near-duplicates together: 0 of 10 is "
         "test, 1 validation.",
         license="CC BY-SA 3.0",
     )

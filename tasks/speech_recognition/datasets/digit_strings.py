@@ -7,47 +7,45 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tasks.common.configs import Config, NonNegativeFloat, PositiveInt
+
 
 @dataclasses.dataclass(frozen=True)
-class Strings:
-    """How recordings of single digits are joined into strings.
+class Strings(Config):
+    """Composition of strings from recordings of single digits.
 
     Attributes:
-      least, most: digits of a string.
-      pause: longest pause between two, in seconds; half as much again stands at either end.
-      overlap: most that one fades into the next, in seconds.
-      gain: largest change of a recording's loudness, in decibels.
+      least, most: smallest and largest number of digits.
+      pause: longest pause between two digits, in seconds; at both ends up to half of it.
+      overlap: longest cross-fade of two digits, in seconds.
+      gain: largest change of a recording's gain, in decibels.
     """
 
-    least: int = 3
+    least: PositiveInt = 3
     most: int = 7
-    pause: float = 0.25
-    overlap: float = 0.04
-    gain: float = 3.0
+    pause: NonNegativeFloat = 0.25
+    overlap: NonNegativeFloat = 0.04
+    gain: NonNegativeFloat = 3.0
 
     def __post_init__(self):
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"least must be in [1, most], got {self.least} and {self.most}")
-        for name in ("pause", "overlap", "gain"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        super().__post_init__()
+        self.expect("most", self.most >= self.least, f"at least least={self.least}")
 
 
 class JoinedDigits:
-    """Strings of one or more speakers' recordings, each string of one speaker: a pure function of
-    the seed.
+    """Random strings of recordings, each of one speaker; a pure function of the seed.
 
     Args:
       recordings: by speaker, digit and take: int16 [P].
-      count: strings.
+      count: number of strings.
       config: see `Strings`.
-      seed: of the choices.
-      rate: samples a second.
+      seed: of all random choices.
+      rate: sample rate.
 
     Attributes:
       digits: of each string.
       speakers: of each string.
-      lengths: int [count], samples.
+      lengths: int [count], numbers of samples.
     """
 
     def __init__(
@@ -75,9 +73,9 @@ class JoinedDigits:
             sizes = [
                 len(recordings[speaker][d][take]) for d, take in zip(digits, takes, strict=True)
             ]
-            # Two neighbours overlap by half of the shorter at most.
-            for place in range(1, len(digits)):
-                gaps[place] = max(gaps[place], -(min(sizes[place - 1 : place + 1]) // 2))
+            # Adjacent digits overlap by at most half of the shorter one.
+            for i in range(1, len(digits)):
+                gaps[i] = max(gaps[i], -(min(sizes[i - 1 : i + 1]) // 2))
             self._plans.append((takes, gaps, gains))
             self.digits.append(digits)
             self.speakers.append(speaker)
@@ -88,17 +86,17 @@ class JoinedDigits:
         return len(self.digits)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Samples int16 [P] of one string."""
+        """Returns the samples int16 [P] of a string."""
         takes, gaps, gains = self._plans[index]
         speaker = self._recordings[self.speakers[index]]
         result = np.zeros(self.lengths[index], np.float32)
-        place = 0
+        start = 0
         parts = [
             speaker[digit][take].astype(np.float32)
             for digit, take in zip(self.digits[index], takes, strict=True)
         ]
         for number, (part, gain) in enumerate(zip(parts, gains, strict=True)):
-            place += gaps[number]
+            start += gaps[number]
             part = gain * part
             for edge, gap in ((0, gaps[number]), (1, gaps[number + 1])):
                 inner = 0 < number + edge < len(parts)
@@ -106,6 +104,6 @@ class JoinedDigits:
                     ramp = (np.arange(-gap, dtype=np.float32) + 0.5) / -gap
                     faded = slice(0, -gap) if edge == 0 else slice(len(part) + gap, None)
                     part[faded] *= ramp if edge == 0 else ramp[::-1]
-            result[place : place + len(part)] += part
-            place += len(part)
+            result[start : start + len(part)] += part
+            start += len(part)
         return np.round(result).clip(-32768, 32767).astype(np.int16)

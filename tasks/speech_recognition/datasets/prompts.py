@@ -1,6 +1,4 @@
-"""The prompts of a telephone exchange (Asterisk's core sounds): one speaker a language, with what
-she says.
-"""
+"""Prompts of a telephone exchange with transcripts (Asterisk's core sounds), one speaker each."""
 
 from __future__ import annotations
 
@@ -46,34 +44,37 @@ def _source(kind: str) -> Source:
 SOURCES = {language: (_source(f"{language}-wav"), _source(language)) for language in LANGUAGES}
 
 
-def spoken(text: str) -> str:
-    """What is said of a transcript: letters and apostrophes, in lower case, in single spaces."""
+def normalize(text: str) -> str:
+    """Normalizes a transcript to letters and apostrophes, in lower case, with single spaces."""
     text = unicodedata.normalize("NFC", text).lower().replace("’", "'")
     kept = (letter if letter.isalpha() or letter == "'" else " " for letter in text)
     return " ".join(word for word in "".join(kept).split() if word.strip("'"))
 
 
-def transcripts(text: str, language: str) -> dict[str, str]:
-    """Path -> what is said, of a package's list `path: text`; single digits are spelled.
+def transcripts(listing: str, language: str) -> dict[str, str]:
+    """Reads a package's list `path: text`; single digits are spelled out.
 
-    Left out are tones and the like, which stand in brackets, what has other figures in it, which
-    may be said in more than one way, and what says nothing.
+    Left out are sounds in brackets, such as tones; texts with other numbers, whose pronunciation is
+    ambiguous; and empty texts.
+
+    Returns:
+      Transcripts by path.
     """
     found = {}
-    for line in text.splitlines():
-        path, colon, said = line.partition(":")
-        said = re.sub(r"\b\d\b", lambda digit: DIGITS[language][int(digit[0])], said.strip())
-        if line.startswith(";") or not colon or said[:1] in ("[", "(", "<"):
+    for line in listing.splitlines():
+        path, colon, text = line.partition(":")
+        text = re.sub(r"\b\d\b", lambda digit: DIGITS[language][int(digit[0])], text.strip())
+        if line.startswith(";") or not colon or text[:1] in ("[", "(", "<"):
             continue
-        if not any(letter.isdigit() for letter in said) and spoken(said):
-            found[path.strip()] = spoken(said)
+        if not any(letter.isdigit() for letter in text) and normalize(text):
+            found[path.strip()] = normalize(text)
     return found
 
 
 def generate(language: str):
-    """A generator of three splits: by the hash of what is said a tenth is test, a tenth validation.
-    Texts that say nearly the same go together: see
-    `tasks.common.data.deduplication.duplicate_group_hashes`.
+    """Returns a generator of three splits, by the hash of the text: a tenth is test, validation.
+
+    Near-duplicates stay together, see `tasks.common.data.deduplication.duplicate_group_hashes`.
     """
 
     def splits(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:

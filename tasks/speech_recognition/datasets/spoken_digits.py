@@ -14,7 +14,7 @@ RATE = 8000
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TAKES = 50
-"""Recordings of each digit by each speaker."""
+"""Number of recordings of each digit by each speaker."""
 
 _COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 _ADDRESS = f"https://codeload.github.com/Jakobovski/free-spoken-digit-dataset/zip/{_COMMIT}"
@@ -22,7 +22,7 @@ _FOLDER = "recordings/"
 
 
 def _content(path: Path) -> Iterator[bytes]:
-    """Names and bytes of the recordings, in the order of the names."""
+    """Yields names and bytes of the recordings, in the order of the names."""
     with zipfile.ZipFile(path) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".wav")):
             yield name.encode() + b"\0"
@@ -30,7 +30,7 @@ def _content(path: Path) -> Iterator[bytes]:
 
 
 def _select(fetched: Path, output: Path) -> None:
-    """The recordings alone, out of the repository's archive."""
+    """Extracts the recordings from the repository's archive."""
     with zipfile.ZipFile(fetched) as given, zipfile.ZipFile(output, "w") as chosen:
         for name in sorted(given.namelist()):
             _, found, rest = name.partition(f"/{_FOLDER}")
@@ -47,7 +47,7 @@ SOURCE = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, object]]]:
-    """A split for each speaker, in the order of digit and take."""
+    """Returns a split for each speaker, in the order of digit and take."""
     return {speaker: _recordings(files[SOURCE.name], speaker) for speaker in SPEAKERS}
 
 

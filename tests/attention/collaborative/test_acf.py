@@ -13,8 +13,13 @@ from attention.collaborative.acf import (
     attend_items,
     profile_scores,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+attend_components, attend_items, profile_scores = map(
+    compiled, (attend_components, attend_items, profile_scores)
+)
 
 B, S, M, D, C, A, I = 2, 3, 4, 5, 6, 7, 2  # noqa: E741
 USER, ITEMS, AUXILIARY = normal(0, B, D), normal(1, B, S, D), normal(2, B, S, D)

@@ -15,9 +15,12 @@ from attention.collaborative.nais import (
     smoothed_softmax,
 )
 from attention.collaborative.valid import without_target
+from tests.attention.compiled import compiled
 from tests.attention.references import collaborative as references
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+item_similarity = compiled(item_similarity)
 
 B, I, S, D = 2, 3, 5, 4  # noqa: E741
 CANDIDATES, HISTORY = normal(0, B, I, D) / 2, normal(1, B, S, D) / 2

@@ -23,7 +23,15 @@ def each(*capabilities, training=None):
         for subject in MAPS
         if subject.capabilities.issuperset(capabilities) and training in (None, subject.training)
     ]
-    return pytest.mark.parametrize("subject", able, ids=[subject.label for subject in able])
+    seen = set()
+    cases = []
+    for subject in able:
+        # Variants besides the first of a mechanism are slow tests.
+        kind = subject.entry.name, subject.training
+        marks = [pytest.mark.slow] * (kind in seen)
+        cases.append(pytest.param(subject, id=subject.label, marks=marks))
+        seen.add(kind)
+    return pytest.mark.parametrize("subject", cases)
 
 
 def make(name, channels=8, **options):
@@ -32,7 +40,7 @@ def make(name, channels=8, **options):
 
 @each("gate")
 def test_a_gate_multiplies_the_map_and_nothing_else(subject):
-    out, gate, _ = subject.run()
+    out, gate = subject.forward()
     np.testing.assert_allclose(out, subject.inputs["x"] * gate, atol=1e-6)
     assert (gate > 0).all()
     # That is not the map times itself: a gate has its own sizes, and no sign.
@@ -41,12 +49,12 @@ def test_a_gate_multiplies_the_map_and_nothing_else(subject):
 
 @each(training=False)
 def test_examples_do_not_see_one_another(subject):
-    out, weights, _ = subject.run()
+    out, weights = subject.forward()
     changed = {
         name: leaf if name == "params" else np.stack([leaf[0], 100 + 3 * leaf[1]])
         for name, leaf in subject.inputs.items()
     }
-    other, other_weights, _ = subject.run(changed)
+    other, other_weights = subject.forward(changed)
     np.testing.assert_array_equal(other[0], out[0])
     np.testing.assert_array_equal(other_weights[0], weights[0])
     assert np.abs(other[1] - out[1]).max() > 1e-2
@@ -74,8 +82,8 @@ def test_examples_that_are_not_valid_count_for_nothing(subject):
         name: np.stack([subject.inputs[name][0], np.full_like(subject.inputs[name][1], np.inf)])
         for name in arrays
     }
-    expected, _ = subject.apply(alone, np.ones((1, 1), bool), False, None)
-    out, _ = subject.apply(spoilt, first[:, None], False, None)
+    expected, _ = subject.forward(alone, np.ones((1, 1), bool))
+    out, _ = subject.forward(spoilt, first[:, None])
     np.testing.assert_allclose(out[:1], expected, atol=1e-5)
     moved = subject.moved(alone, first[:1])
     jax.tree.map(
@@ -98,7 +106,9 @@ def test_who_keeps_batch_statistics():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(1, 1), (3, 5)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1), pytest.param((3, 5), marks=pytest.mark.slow)], ids=["1x1", "3x5"]
+)
 def test_one_channel_and_one_place(name, size):
     """Handled, with finite gradients, in training as well; or refused in one line."""
     if name in ("axial", "shifted_window"):
@@ -108,14 +118,13 @@ def test_one_channel_and_one_place(name, size):
     x = jnp.asarray(normal(1, 1, *size, 1))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
-    @jax.jit
     def loss(params, x):
         out = nnx.merge(graphdef, params, rest, copy=True)(x, training=True)
         return jnp.sum(jnp.square(out))
 
-    for leaf in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(params, x)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)):
         assert np.isfinite(leaf).all()
-    assert module(x).shape == x.shape
+    assert jax.eval_shape(module, x).shape == x.shape
 
 
 REDUCING = ("se", "cbam", "cbam_channel", "scse", "coordinate")
@@ -127,7 +136,7 @@ def test_a_reduction_by_more_than_there_is_leaves_one(name):
     module = make(name, reduction=100, **options)
     reduce = getattr(module, "channel", module).reduce
     assert reduce.kernel[...].shape == (8, 1)
-    assert module(X).shape == X.shape
+    assert jax.eval_shape(module, X).shape == X.shape
     told("reduction: got 0, expected at least 1", make, name, reduction=0)
 
 

@@ -27,8 +27,30 @@ from attention.image.window import (
     window_weights,
 )
 from attention.multi_head import MultiHeadAttention
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
 from tests.attention.test_wrong_calls import told
+
+(
+    attend,
+    batch_moments,
+    batch_norm,
+    non_local,
+    non_local_weights,
+    window_attention,
+    window_weights,
+) = map(
+    compiled,
+    (
+        attend,
+        batch_moments,
+        batch_norm,
+        non_local,
+        non_local_weights,
+        window_attention,
+        window_weights,
+    ),
+)
 
 X = jnp.asarray(normal(0, 2, 5, 6, 8))
 
@@ -52,7 +74,8 @@ def with_zeros(module):
 )
 def test_without_weights_each_gate_is_a_half(kind, gate):
     """Sigmoids of 0: one, the product of two, or the sum of two."""
-    out, weights = with_zeros(kind(8, rngs=nnx.Rngs(0)))(X, return_weights=True)
+    gate_of = compiled(with_zeros(kind(8, rngs=nnx.Rngs(0))))
+    out, weights = gate_of(X, return_weights=True)
     np.testing.assert_allclose(weights, np.full(weights.shape, gate))
     np.testing.assert_allclose(out, gate * X, rtol=1e-6)
 
@@ -179,8 +202,9 @@ def test_running_statistics_are_no_parameters_and_have_no_gradient():
 @pytest.mark.parametrize("norm", [True, False])
 def test_non_local_is_the_identity_at_the_start(norm):
     module = NonLocal(8, norm=norm, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(module(X), X)
-    gradient = jax.grad(lambda kernel: _with_kernel(module, kernel, norm))(jnp.zeros(8))
+    np.testing.assert_array_equal(compiled(module)(X), X)
+    total = jax.jit(jax.grad(lambda kernel: _with_kernel(module, kernel, norm)))
+    gradient = total(jnp.zeros(8))
     assert np.abs(gradient).max() > 0
 
 
@@ -203,14 +227,15 @@ def test_non_local_weights_take_the_values_to_the_result(similarity):
 
 def test_axial_is_a_mixer_along_rows_and_then_along_columns():
     module = Axial(8, num_heads=2, positions="shaw", residual=False, rngs=nnx.Rngs(0))
-    rows = jnp.stack([module.rows(X[:, y]) for y in range(5)], axis=1)
-    expected = jnp.stack([module.columns(rows[:, :, x]) for x in range(6)], axis=2)
-    np.testing.assert_allclose(module(X), expected, atol=1e-5)
+    mix_row, mix_column = compiled(module.rows), compiled(module.columns)
+    rows = np.stack([mix_row(X[:, y]) for y in range(5)], axis=1)
+    expected = np.stack([mix_column(rows[:, :, x]) for x in range(6)], axis=2)
+    np.testing.assert_allclose(compiled(module)(X), expected, atol=1e-5)
 
 
 def influence(run, x, place):
     """Which positions the result at one place depends on: bool [Y, X]."""
-    gradient = jax.grad(lambda x: jnp.sum(run(x)[0, place[0], place[1]]))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x)[0, place[0], place[1]])))(x)
     return np.abs(gradient[0]).max(axis=-1) > 0
 
 

@@ -19,8 +19,8 @@ def equal_scores(lengths, S):
     return Memory(jnp.zeros((len(lengths), S, 2)), values, valid)
 
 
-def step(memory, centre, window):
-    return local_step(jnp.ones((len(centre), 2)), memory, jnp.array(centre), window=window)
+def step(memory, center, window):
+    return local_step(jnp.ones((len(center), 2)), memory, jnp.array(center), window=window)
 
 
 def test_by_hand():
@@ -51,23 +51,23 @@ def test_the_place_follows_each_length():
     queries = jnp.asarray(np.tile(normal(0, 1, 4), (3, 1)))
     valid = jnp.arange(8) < jnp.array([8, 4, 0])[:, None]
     memory = alignment.prepare(jnp.zeros((3, 8, 4)), valid=valid)
-    centre = alignment.predict(queries, memory)
+    center = alignment.predict(queries, memory)
     share = 1 / (1 + np.exp(-np.tanh(queries[0] @ alignment.position.kernel[...])
                             @ alignment.position_score[...]))  # fmt: skip
-    np.testing.assert_allclose(centre, np.array([8, 4, 0]) * share, rtol=1e-5)
+    np.testing.assert_allclose(center, np.array([8, 4, 0]) * share, rtol=1e-5)
 
 
 def test_the_place_has_a_gradient():
     memory = equal_scores([9], 9)
 
-    def mean_position(centre):
-        context, weights = step(memory, [centre], 3)
+    def mean_position(center):
+        context, weights = step(memory, [center], 3)
         return context[0, 0] / jnp.sum(weights)
 
-    for centre in (3.3, 4.5, 7.8):
-        slope = (mean_position(centre + 0.01) - mean_position(centre - 0.01)) / 0.02
+    for center in (3.3, 4.5, 7.8):
+        slope = (mean_position(center + 0.01) - mean_position(center - 0.01)) / 0.02
         assert slope > 0.1
-        np.testing.assert_allclose(jax.grad(mean_position)(centre), slope, rtol=1e-2)
+        np.testing.assert_allclose(jax.grad(mean_position)(center), slope, rtol=1e-2)
 
 
 def test_a_window_wider_than_the_memory_leaves_softmax_times_gaussian():
@@ -75,9 +75,9 @@ def test_a_window_wider_than_the_memory_leaves_softmax_times_gaussian():
     states, query = jnp.asarray(normal(0, 2, 5, 6)), jnp.asarray(normal(1, 2, 4))
     memory = alignment.prepare(states)
     weights = alignment.step(query, memory)[1]
-    centre = np.asarray(alignment.predict(query, memory))[:, None]
+    center = np.asarray(alignment.predict(query, memory))[:, None]
     shares = jax.nn.softmax(jnp.einsum("bq,bsq->bs", query, states @ alignment.key.kernel[...]))
-    gaussian = np.exp(-((np.arange(5) - centre) ** 2) / (2 * 50**2))
+    gaussian = np.exp(-((np.arange(5) - center) ** 2) / (2 * 50**2))
     np.testing.assert_allclose(weights, shares * gaussian, rtol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_wrong_options(options, message):
 
 def test_wrong_calls():
     memory = equal_scores([3], 3)
-    with pytest.raises(ValueError, match=r"centre: got shape \[2\], expected \[B\] with B=1"):
+    with pytest.raises(ValueError, match=r"center: got shape \[2\], expected \[B\] with B=1"):
         local_step(jnp.ones((1, 2)), memory, jnp.ones(2), window=1)
     with pytest.raises(ValueError, match="window: got 0"):
         step(memory, [1.0], 0)

@@ -7,7 +7,10 @@ from flax import nnx
 
 from attention import AdditiveAlignment, LocationAwareAlignment
 from attention.recurrent.location import location_features, smoothed
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+location_features, smoothed = map(compiled, (location_features, smoothed))
 
 X = jnp.asarray(normal(0, 2, 6, 8))
 

@@ -47,7 +47,8 @@ def test_by_hand(rule):
     # One number of memory, read as it is, keys 1: m becomes α m + β (v - α m).
     gates = (jnp.log(jnp.array([1.0, 1.0, 0.5, 1.0])), jnp.array([1.0, 0.5, 0.0, 1.0]))
     gates = [gate.reshape(1, -1, 1) for gate in gates]
-    out, state = rule(column(1.0, 1, 1, 1), column(1.0, 1, 1, 1), column(8.0, 4, 9, 2), *gates)
+    ones = column(1.0, 1, 1, 1)
+    out, state = jax.jit(rule)(ones, ones, column(8.0, 4, 9, 2), *gates)
     # 8 is written; half way to 4; nothing is written, half is forgotten; 2 replaces all.
     np.testing.assert_allclose(out.reshape(-1), [8.0, 6.0, 3.0, 2.0], rtol=1e-6)
     np.testing.assert_allclose(state.reshape(-1), [2.0], rtol=1e-6)
@@ -59,7 +60,8 @@ def test_a_key_is_read_back_and_another_left_alone():
     value = normal(0, 1, 5, 1, 2)
     query = np.eye(3, dtype=np.float32)[[0, 0, 1, 0, 2]].reshape(1, 5, 1, 3)
     always = np.ones((1, 5, 1), np.float32)
-    out, _ = gated_delta_rule_chunked(query, keys, value, 0 * always, always, chunk_size=2)
+    rule = jax.jit(functools.partial(gated_delta_rule_chunked, chunk_size=2))
+    out, _ = rule(query, keys, value, 0 * always, always)
     np.testing.assert_allclose(out[0, :, 0], value[0, [0, 0, 1, 2, 4], 0], atol=1e-6)
 
 
@@ -101,17 +103,19 @@ def test_chunks_equal_steps_where_it_is_hard(decay):
 
 def test_pieces_with_a_state_equal_the_whole():
     arrays = problem(12)
-    whole, last = gated_delta_rule_chunked(*arrays, chunk_size=4)
-    first, state = gated_delta_rule_chunked(*(x[:, :5] for x in arrays), chunk_size=4)
-    second, state = gated_delta_rule_chunked(*(x[:, 5:] for x in arrays), state, chunk_size=4)
+    rule = jax.jit(functools.partial(gated_delta_rule_chunked, chunk_size=4))
+    whole, last = rule(*arrays)
+    first, state = rule(*(x[:, :5] for x in arrays))
+    second, state = rule(*(x[:, 5:] for x in arrays), state)
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=2e-6)
     np.testing.assert_allclose(state, last, atol=2e-6)
 
 
 def test_weights_take_values_to_results():
     query, key, value, log_decay, beta = problem(11)
-    weights = gated_delta_rule_weights(query, key, log_decay, beta, chunk_size=4)
-    out, _ = gated_delta_rule_recurrent(query, key, value, log_decay, beta)
+    weigh = jax.jit(functools.partial(gated_delta_rule_weights, chunk_size=4))
+    weights = weigh(query, key, log_decay, beta)
+    out, _ = jax.jit(gated_delta_rule_recurrent)(query, key, value, log_decay, beta)
     np.testing.assert_allclose(np.einsum("bnts,bsnv->btnv", weights, value), out, atol=5e-6)
     assert (np.triu(weights, 1) == 0).all()
     assert weights.min() < -0.1
@@ -120,11 +124,12 @@ def test_weights_take_values_to_results():
 def test_float64_stays():
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x, jnp.float64) for x in problem()]
-        out, state = gated_delta_rule_chunked(*arrays)
-        expected, _ = gated_delta_rule_recurrent(*arrays)
+        out, state = jax.jit(gated_delta_rule_chunked)(*arrays)
+        expected, _ = jax.jit(gated_delta_rule_recurrent)(*arrays)
         assert out.dtype == state.dtype == jnp.float64
         np.testing.assert_allclose(out, expected, atol=1e-13)
-    out, state = gated_delta_rule_chunked(*(jnp.asarray(x, jnp.bfloat16) for x in problem()))
+    low = [jnp.asarray(x, jnp.bfloat16) for x in problem()]
+    out, state = jax.eval_shape(gated_delta_rule_chunked, *low)
     assert (out.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
 
 
@@ -191,15 +196,16 @@ def test_padding_anywhere_and_however_much_changes_nothing(places):
 
 
 def test_it_is_causal_asked_or_not():
-    module, x = mixer(), normal(0, B, 9, D)
+    module, x = jax.jit(mixer()), normal(0, B, 9, D)
     np.testing.assert_array_equal(module(x), module(x, mask=masks.causal()))
     np.testing.assert_allclose(module(x)[:, :6], module(x[:, :6]), atol=2e-6)
 
 
 def test_a_call_without_real_positions_leaves_the_state():
     module, x = mixer(), normal(0, B, 4, D)
-    _, cache = module.decode(x, module.init_cache(B, 9), lengths=np.array([4, 2]))
-    _, same = module.decode(x, cache, lengths=np.array([0, 1]))
+    decode = jax.jit(module.decode)
+    _, cache = decode(x, module.init_cache(B, 9), lengths=np.array([4, 2]))
+    _, same = decode(x, cache, lengths=np.array([0, 1]))
     for before, after in zip(jax.tree.leaves(cache), jax.tree.leaves(same), strict=True):
         np.testing.assert_array_equal(before[0], after[0])
         assert np.abs(before[1] - after[1]).max() > 1e-3
@@ -207,7 +213,7 @@ def test_a_call_without_real_positions_leaves_the_state():
 
 def test_large_inputs_stay_finite():
     module, x = mixer(), 30 * normal(0, B, 9, D)
-    value, gradient = jax.value_and_grad(lambda x: jnp.sum(module(x) ** 2))(x)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: jnp.sum(module(x) ** 2)))(x)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
@@ -238,7 +244,7 @@ def test_parameter_layout():
         "out/kernel": (4, 3, 8),
         "out/bias": (8,),
     }
-    bare = GatedDeltaNet(8, 4, use_bias=False, rngs=nnx.Rngs(0))
+    bare = nnx.eval_shape(lambda: GatedDeltaNet(8, 4, use_bias=False, rngs=nnx.Rngs(0)))
     names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(bare))]
     assert [name for name in names if name.endswith("bias")] == ["decay/bias"]
 

@@ -13,7 +13,12 @@ from attention.sequence.differential import (
     differential_weights,
     lambda_init_of_layer,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, attention_weights, differential_attention, differential_weights = map(
+    compiled, (attend, attention_weights, differential_attention, differential_weights)
+)
 
 B, T, S, N, H, V, D = 2, 4, 5, 2, 3, 6, 12
 

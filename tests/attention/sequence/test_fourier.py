@@ -8,7 +8,10 @@ from flax import nnx
 
 from attention import masks, recording
 from attention.sequence.fourier import Fourier, fourier_mix
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+fourier_mix = compiled(fourier_mix)
 
 B, T, D = 2, 6, 8
 

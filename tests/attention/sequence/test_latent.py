@@ -9,7 +9,10 @@ from flax import nnx
 
 from attention import attend, masks
 from attention.sequence.latent import LatentAttention, expanded_keys, latent_attention
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, expanded_keys, latent_attention = map(compiled, (attend, expanded_keys, latent_attention))
 
 B, T, S, N, H, R, V, C, D = 2, 3, 5, 2, 4, 2, 3, 6, 8
 

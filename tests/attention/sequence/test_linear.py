@@ -1,5 +1,7 @@
 """Linear attention: what the contract does not ask. The Performer is in test_performer.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,17 +91,13 @@ def test_gradient_does_not_depend_on_the_chunks():
 
 def test_pieces_with_a_state_equal_the_whole():
     query, key, value, valid = problem()
-    options = {"causal": True, "chunk_size": 4}
-    whole, last = linear_attention(query, key, value, key_valid=valid, return_state=True, **options)
+    options = {"causal": True, "chunk_size": 4, "return_state": True}
+    run = jax.jit(functools.partial(linear_attention, **options))
+    whole, last = run(query, key, value, key_valid=valid)
     state, pieces = None, []
     for part in (slice(0, 3), slice(3, 4), slice(4, T)):
-        out, state = linear_attention(
-            *(x[:, part] for x in (query, key, value)),
-            key_valid=valid[:, part],
-            state=state,
-            return_state=True,
-            **options,
-        )
+        arrays = (x[:, part] for x in (query, key, value))
+        out, state = run(*arrays, key_valid=valid[:, part], state=state)
         pieces.append(out)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-6)
     np.testing.assert_allclose(state.sums, last.sums, rtol=1e-5)
@@ -163,8 +161,8 @@ def test_query_lengths_leave_the_bias(cls):
     module = cls(D, N, rngs=nnx.Rngs(0))
     module.out.bias[...] = jnp.arange(1.0, D + 1)
     x = normal(0, B, 6, D)
-    out, weights = module(x, mask=masks.lengths(query=np.array([6, 2])), return_weights=True)
-    plain = module(x)
+    run = jax.jit(lambda lengths: module(x, mask=masks.lengths(query=lengths), return_weights=True))
+    (plain, _), (out, weights) = run(np.array([6, 6])), run(np.array([6, 2]))
     np.testing.assert_array_equal(out[0], plain[0])
     np.testing.assert_array_equal(out[1, :2], plain[1, :2])
     np.testing.assert_array_equal(out[1, 2:], np.broadcast_to(np.arange(1.0, D + 1), (4, D)))
@@ -218,7 +216,8 @@ def test_float64_stays():
     query, key, value, valid = problem()
     with jax.enable_x64(True):
         arrays = [jnp.asarray(x, jnp.float64) for x in (query, key, value)]
-        out = linear_attention(*arrays, causal=True, key_valid=valid, chunk_size=8)
+        options = {"causal": True, "key_valid": valid, "chunk_size": 8}
+        out = jax.jit(functools.partial(linear_attention, **options))(*arrays)
         assert out.dtype == jnp.float64
         expected = dense(query, key, value, allowed(valid, True))
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-13)

@@ -8,7 +8,12 @@ from flax import nnx
 
 from attention import attend, attention_weights, masks, recording
 from attention.sequence.low_rank import Linformer, linformer, linformer_weights
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, attention_weights, linformer, linformer_weights = map(
+    compiled, (attend, attention_weights, linformer, linformer_weights)
+)
 
 B, T, N, H, R, D = 2, 6, 2, 3, 4, 8
 

@@ -17,7 +17,12 @@ from attention.sequence.performer import (
     relu_features,
     softmax_log_features,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, log_linear_attention, relu_features, softmax_log_features = map(
+    compiled, (attend, log_linear_attention, relu_features, softmax_log_features)
+)
 
 B, T, N, F, V, D = 2, 23, 2, 5, 3, 8
 

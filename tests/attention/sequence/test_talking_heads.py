@@ -11,7 +11,12 @@ from attention.sequence.talking_heads import (
     talking_heads,
     talking_heads_weights,
 )
+from tests.attention.compiled import compiled
 from tests.attention.subjects import normal
+
+attend, talking_heads, talking_heads_weights = map(
+    compiled, (attend, talking_heads, talking_heads_weights)
+)
 
 B, T, S, N, H, V, D = 2, 4, 5, 2, 3, 6, 8
 EYE = np.eye(N, dtype=np.float32)

@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_refused(write, content, name, message):
 
 def test_a_table_is_refused_by_a_task_that_reads_none(write):
     task = types.SimpleNamespace(processor=types.SimpleNamespace(input_column=None))
-    with pytest.raises(UserError, match="reads one input a line"):
+    with pytest.raises(UserError, match="reads one input per line"):
         list(read_inputs((), write("a,b\n1,2\n", "a.csv"), task))
     with pytest.raises(UserError, match="cannot be read"):
         list(read_inputs((), "none.txt", task))
@@ -110,5 +110,5 @@ def test_predictions_stand_beside_the_rows(write, capsys):
 
 def test_a_column_of_predictions_is_not_written_over(write):
     given = list(read_inputs((), write("review,predicted_label\nx,old\n", "a.csv"), TASK))
-    with pytest.raises(UserError, match="has a column 'predicted_label' already"):
+    with pytest.raises(UserError, match="already has a column 'predicted_label'"):
         Answers("text").write(given, [{"input": "x", "label": "new", "text": "new"}])

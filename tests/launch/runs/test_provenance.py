@@ -239,7 +239,7 @@ class TestOneTask:
         shutil.copytree(trained.folder, folder)
         (folder / "result.json").write_text(text)
         before = content(folder)
-        with pytest.raises(UserError, match=r"result\.json: is damaged .*; remove this file"):
+        with pytest.raises(UserError, match=r"result\.json: is damaged .*; remove the file"):
             trained.train(folder)
         assert content(folder) == before
         (folder / "result.json").unlink()

@@ -79,12 +79,13 @@ def test_close_digits_touch(pictures):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"least": 0}, r"least must be in \[1, most\]"),
-        ({"spacing": (3, 1)}, "spacing must be the least and the most"),
-        ({"spacing": (-9, 1)}, "spacing must be at least -6"),
-        ({"scale": 0.6}, r"scale must be in \[0, 0.5\)"),
-        ({"wobble": 0.5}, r"wobble must be in \[0, 0.5\)"),
-        ({"noise": -1.0}, "noise must not be negative"),
+        ({"least": 0}, "least: got 0, expected at least 1"),
+        ({"most": 2}, "most: got 2, expected at least least=3"),
+        ({"spacing": (3, 1)}, "spacing: got .3, 1., expected two numbers in ascending order"),
+        ({"spacing": (-9, 1)}, "spacing: got .-9, 1., expected .* at least -6"),
+        ({"scale": 0.6}, r"scale: got 0.6, expected a number in \[0, 0.5\)"),
+        ({"wobble": 0.5}, r"wobble: got 0.5, expected a number in \[0, 0.5\)"),
+        ({"noise": -1.0}, "noise: got -1.0, expected at least 0"),
     ],
 )
 def test_lines_that_cannot_be_are_named(changed, said):

@@ -49,7 +49,7 @@ def task(folder):
 def test_the_contract(task):
     assert task.data.name.startswith("own_lines")
     graph, state = nnx.split(task.build_model(nnx.Rngs(0)))
-    outputs = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
+    outputs = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
     longest = [task.buckets[-1]]
     examples = task.examples("test")
     batch = next(evaluation_batches(examples, batch_size=8, buckets=longest))
@@ -60,13 +60,15 @@ def test_the_contract(task):
     noisy["columns"] = np.where(beyond[..., None], 77, batch["columns"]).astype(np.uint8)
     np.testing.assert_array_equal(outputs(state, noisy)["tokens"], written["tokens"])
     gathered = {name: np.asarray(x)[: len(examples)] for name, x in written.items()}
-    sums = {"loss": 1.0, "units": 2.0, "without_path": 0.0}
-    metrics = task.finalize(sums, gathered, "test")
+    sums = {"loss": 1.0, "units": 2.0, "ctc_infeasible": 0.0}
+    metrics = task.metrics(sums, gathered, "test")
     assert {"cer", "exact_match", "loss", "early_stops"} <= set(metrics)
-    np.testing.assert_allclose(task.correctness(gathered, "test").mean(), metrics["cer"], rtol=1e-6)
+    np.testing.assert_allclose(
+        task.example_scores(gathered, "test").mean(), metrics["cer"], rtol=1e-6
+    )
     drawn = task.figures(sums, gathered, "test", {"alignment": np.zeros((1, 7, 60))})
     assert drawn[0].over.shape[0] == 32
-    assert json.dumps(task.describe(["a"] * len(examples), gathered))
+    assert json.dumps(task.processor.decode(["a"] * len(examples), gathered))
 
 
 def test_splits_without_a_text_are_refused(folder, tmp_path):
@@ -94,11 +96,11 @@ def test_restored_it_reads_pictures(task, tmp_path):
         task.data, task.model, json.loads(json.dumps(task.assets()))
     )
     Image.fromarray(np.zeros((1, 1), np.uint8)).save(tmp_path / "one.png")
-    assert again.inputs([str(tmp_path / "one.png")])[0]["columns"].shape == (32, 32)
+    assert again.processor.encode([str(tmp_path / "one.png")])[0]["columns"].shape == (32, 32)
     with pytest.raises(UserError, match=r"input '.*none.png': .*no such file; give the path"):
-        again.inputs([str(tmp_path / "none.png")])
+        again.processor.encode([str(tmp_path / "none.png")])
     Image.fromarray(np.zeros((2, 200), np.uint8)).save(tmp_path / "wide.png")
-    with pytest.raises(UserError, match="is 3200 columns wide at 32 rows, more than"):
+    with pytest.raises(UserError, match="got 3200 columns at 32 rows, expected at most"):
         read_line(str(tmp_path / "wide.png"), DataConfig())
 
 
@@ -139,5 +141,5 @@ def test_what_makes_no_sense_is_named():
         get_config("nowhere")
     with pytest.raises(ValueError, match="channels: got"):
         LineConfig(channels=(4,))
-    with pytest.raises(ValueError, match="test_size must be at least 4"):
+    with pytest.raises(ValueError, match="test_size: got 1, expected at least 4"):
         DataConfig(test_size=1)

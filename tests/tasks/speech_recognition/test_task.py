@@ -9,16 +9,23 @@ import pytest
 import soundfile
 from flax import nnx
 
+from attention import masks
 from configs.speech_recognition import get_config
 from launch.engine import config as configs
+from launch.engine.evaluation import gather
 from tasks.common.audio.files import to_pcm
-from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import Tokenizer
 from tasks.speech_recognition.data import DataConfig, SpeechData, encoded
-from tasks.speech_recognition.model import SpeechConfig, SpeechRecognizer, Subsampled
-from tasks.speech_recognition.task import SpeechRecognition, _log_mel
+from tasks.speech_recognition.model import (
+    ChunkTerm,
+    SpeechConfig,
+    SpeechRecognizer,
+    Subsampled,
+)
+from tasks.speech_recognition.processor import normalized_log_mel
+from tasks.speech_recognition.task import SpeechRecognition
 
 RATE, HERTZ = 8000, {"low": 300, "mid": 900, "high": 2500}
 TINY = {"model_size": 16, "num_layers": 1, "num_heads": 2, "feedforward_size": 16, "channels": 4}
@@ -41,68 +48,59 @@ def tones(count, config, tokenizer=None, seed=0):
     return encoded(config, tokenizer, sounds, texts), tokenizer
 
 
-def made(monkeypatch, model, data=None, count=40):
+def made(model, data=None, count=40):
     data = data or DataConfig()
     train, tokenizer = tones(count, data)
     splits = {"train": train}
     for seed, split in enumerate(("validation", "test"), 1):
         splits[split] = tones(12, data, tokenizer, seed)[0]
-    # Of test the last four are a second condition, in which nobody speaks.
+    # The last four test examples are a second condition, without speech.
     test = splits["test"]
     test.groups[8:] = 1
     test.texts[8:] = [""] * 4
     speech = SpeechData(splits, tokenizer, ("", "silence"))
-    monkeypatch.setattr("tasks.speech_recognition.task.load", lambda config, paths: speech)
-    return SpeechRecognition.prepare(data, model, Paths(None, None))
+    processor = SpeechRecognition.fit(speech, data, model, None)
+    return SpeechRecognition(data, model, processor, speech)
 
 
-@pytest.fixture
-def task(monkeypatch):
-    config = get_config("pyramid,joint").model
-    config.update(model_size=16, num_layers=2)
-    config.transcriber.update(state_size=12, max_length=6)
-    return made(monkeypatch, configs.resolve(_with(config)).model)
+@pytest.fixture(scope="module")
+def task():
+    config = get_config("pyramid,joint")
+    config.model.update(model_size=16, num_layers=2)
+    config.model.transcriber.update(state_size=12, max_length=6)
+    return made(configs.resolve(config.to_dict()).model)
 
 
-def _with(model):
-    config = get_config("joint")
-    config.model = model
-    return config.to_dict()
+def test_metrics_of_conditions_and_an_example_alone(task):
+    graph, state = nnx.split(task.build_model(nnx.Rngs(0)))
 
+    @jax.jit
+    def compute(state, batch):
+        model = nnx.merge(graph, state)
+        return task.evaluate(model, batch)[0], task.predict(model, batch)
 
-def test_the_contract(task):
-    model = task.build_model(nnx.Rngs(0))
-    graph, state = nnx.split(model)
-    outputs = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
-    statistics = jax.jit(lambda state, batch: task.batch_statistics(nnx.merge(graph, state), batch))
-    found, sums = {}, None
     longest = [task.buckets[-1]]
-    for batch in evaluation_batches(task.examples("test"), batch_size=5, buckets=longest):
-        result, part = outputs(state, batch), statistics(state, batch)
-        sums = part if sums is None else jax.tree.map(np.add, sums, part)
-        for row, number in enumerate(batch["id"]):
-            if number >= 0:
-                found[int(number)] = {name: np.asarray(x)[row] for name, x in result.items()}
-    assert sorted(found) == list(range(12))
-    gathered = {name: np.stack([found[i][name] for i in range(12)]) for name in found[0]}
-    metrics = task.finalize(sums, gathered, "test")
-    assert {"wer", "cer", "exact_match", "loss", "invention_rate", "skips"} <= set(metrics)
-    np.testing.assert_allclose(task.correctness(gathered, "test").mean(), metrics["wer"], rtol=1e-6)
+    batches = list(evaluation_batches(task.examples("test"), batch_size=5, buckets=longest))
+    found = [compute(state, batch) for batch in batches]
+    sums = jax.tree.map(lambda *parts: np.sum(parts), *(part for part, _ in found))
+    pairs = zip(batches, found, strict=True)
+    outputs = gather((batch["id"], part) for batch, (_, part) in pairs)
+    assert len(outputs["tokens"]) == 12
+    metrics = task.metrics(sums, outputs, "test")
+    assert {"wer", "cer", "exact_match", "loss", "hallucination_rate", "skips"} <= set(metrics)
+    scores = task.example_scores(outputs, "test")
+    np.testing.assert_allclose(scores.mean(), metrics["wer"], rtol=1e-6)
     assert np.isfinite(list(metrics.values())).all()
-    # Alone, without padding by others, the same comes out.
-    alone = task.examples("test")[3]
-    batch = next(evaluation_batches(task.examples("test"), batch_size=5, buckets=longest))
+    # The values of padding change nothing.
+    batch, alone = batches[0], task.examples("test")[3]
     batch["length"][0] = alone["length"]
     for field in ("samples", "target"):
         batch[field][0] = 0
         batch[field][0, : len(alone[field])] = alone[field]
-    again = outputs(state, batch)
-    np.testing.assert_array_equal(again["tokens"][0], found[3]["tokens"])
-    figures = task.figures(sums, gathered, "test", jax.device_get(task.attention(model, batch)))
-    assert len(figures) == 5
-    answers = task.describe(["a.wav"] * 12, gathered)
-    assert len(answers) == 12
-    assert json.dumps(answers[0])
+    again = compute(state, batch)[1]
+    np.testing.assert_array_equal(again["tokens"][0], outputs["tokens"][3])
+    weights = {"alignment": np.ones((5, 7, 20))}
+    assert len(task.figures(sums, outputs, "test", weights)) == 5
 
 
 def test_restored_from_assets_it_reads_files(task, tmp_path):
@@ -110,22 +108,22 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     again = SpeechRecognition.restore(task.data, task.model, assets)
     path = tmp_path / "Straße.wav"
     soundfile.write(path, np.zeros((500, 2)), 44100)
-    clips = again.inputs([str(path)])
+    clips = again.processor.encode([str(path)])
     assert clips[0]["length"] == pytest.approx(500 * RATE / 44100, abs=2)
     outputs, weights = {"tokens": np.array([[4, 6, 0, 0]])}, {"alignment": np.ones((1, 4, 9))}
-    if task.writer.aligns:
-        ((picture,),) = again.pictures([str(path)], outputs, weights)
-        assert picture.weights.shape == (2, len(picture.inputs))
-        assert picture.outputs[1] == "end"
-        assert picture.over.shape[0] == task.data.features.bands
-    else:
-        with pytest.raises(UserError, match="--figures: CTC writes alone in this run"):
-            again.pictures([str(path)], outputs, {})
+    ((figure,),) = again.input_figures([str(path)], outputs, weights)
+    assert figure.weights.shape == (2, len(figure.inputs))
+    assert figure.outputs[1] == "end"
+    assert figure.over.shape[0] == task.data.features.bands
+    alone = dataclasses.replace(task.decoder_config, decoder="none", ctc_weight=1.0)
+    alone = dataclasses.replace(task.model, transcriber=alone)
+    with pytest.raises(UserError, match="--figures: this run writes by CTC alone"):
+        SpeechRecognition.restore(task.data, alone, assets).input_figures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
-        again.inputs([str(tmp_path / "none.wav")])
+        again.processor.encode([str(tmp_path / "none.wav")])
     soundfile.write(path, np.zeros(61 * RATE), RATE)
-    with pytest.raises(UserError, match=r"lasts 61.0 s, longer than"):
-        again.inputs([str(path)])
+    with pytest.raises(UserError, match=r"got 61.0 s, expected at most"):
+        again.processor.encode([str(path)])
     assert again.settings == {"held_out": "george"}
     single = dataclasses.replace(task.data, name="spoken_digits", held_out="official")
     leaking = SpeechRecognition.restore(single, task.model, assets)
@@ -137,12 +135,12 @@ def test_what_a_microphone_adds_changes_nothing(task):
     samples = clip["samples"][None].astype(np.float32) / 32768
     noise = 1e-2 * np.random.default_rng(0).normal(size=samples.shape).astype(np.float32)
     lengths = clip["length"][None]
-    features, _ = task._features(samples + noise, lengths)
-    louder, _ = task._features(3 * (samples + noise), lengths)
+    features, _ = task.processor.features(samples + noise, lengths)
+    louder, _ = task.processor.features(3 * (samples + noise), lengths)
     np.testing.assert_allclose(louder, features, atol=1e-3)
 
 
-def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
+def test_what_is_far_below_the_loudest_is_alike():
     rng = np.random.default_rng(0)
     tone = 0.3 * np.sin(2 * np.pi * 900 * np.arange(4000) / RATE)
     clip = np.concatenate([np.zeros(2000), tone, np.zeros(2000)])[None].astype(np.float32)
@@ -150,27 +148,47 @@ def test_what_is_far_below_the_loudest_is_alike(monkeypatch):
     noisy = (clip + 3e-4 * rng.normal(size=clip.shape)).astype(np.float32)
     lengths, changed = np.array([8000]), {}
     for decibels in (0.0, 30.0):
-        task = made(monkeypatch, SpeechConfig(**TINY), DataConfig(dynamic_range=decibels))
-        quiet, loud = (_log_mel(samples, lengths, task.data)[0] for samples in (clip, noisy))
+        task = made(SpeechConfig(**TINY), DataConfig(dynamic_range=decibels))
+        quiet, loud = (
+            normalized_log_mel(samples, lengths, task.data)[0] for samples in (clip, noisy)
+        )
         changed[decibels] = float(abs(quiet - loud).max())
     assert changed[0.0] > 1.0
     assert changed[30.0] < 0.05
 
 
-def test_a_chunked_encoder_cannot_have_normalised_clips(monkeypatch):
-    with pytest.raises(UserError, match=r"config.data.normalised: with config.model.chunk"):
-        made(monkeypatch, SpeechConfig(**TINY, chunk=4))
+def test_a_chunked_encoder_cannot_have_normalised_clips():
+    with pytest.raises(
+        UserError, match=r"config.data.normalised: got True with config.model.chunk_size"
+    ):
+        SpeechRecognition.check(DataConfig(), SpeechConfig(**TINY, chunk_size=4))
 
 
-def test_texts_longer_than_what_is_written_are_named(monkeypatch):
+def test_texts_longer_than_what_is_written_are_named():
     model = SpeechConfig(**TINY)
     short = {"transcriber": type(model.transcriber)(max_length=2)}
     with pytest.raises(UserError, match="max_length: got 2, expected at least 3"):
-        made(monkeypatch, SpeechConfig(**TINY, **short))
+        made(SpeechConfig(**TINY, **short))
+
+
+@pytest.mark.parametrize("left_chunks", [-1, 0, 2])
+def test_blocks_of_a_chunk_mask(left_chunks):
+    term, T = ChunkTerm(3, left_chunks), 24
+    chunks = np.arange(T) // 3
+    distance = chunks[:, None] - chunks
+    expected = (distance >= 0) & ((distance <= left_chunks) | (left_chunks < 0))
+    np.testing.assert_array_equal(masks.Mask((term,)).materialize(1, 1, T, T)[0, 0], expected)
+    for size in (2, 4, 8):
+        blocks = expected.reshape(T // size, size, T // size, size)
+        visible, full = term.block_visibility(1, T, T, size, size)
+        np.testing.assert_array_equal(visible[0], blocks.any(axis=(1, 3)))
+        np.testing.assert_array_equal(full[0], blocks.all(axis=(1, 3)))
 
 
 def test_chunks_hide_what_comes_later():
-    config = SpeechConfig(encoder="conformer", width=3, chunk=2, left_chunks=1, **TINY)
+    config = SpeechConfig(
+        encoder="conformer", conv_kernel_size=3, chunk_size=2, left_chunks=1, **TINY
+    )
     encoder = Subsampled(config, 8, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 40, 8))
     valid = np.ones((1, 40), bool)
@@ -185,10 +203,10 @@ def test_chunks_hide_what_comes_later():
     ("changed", "said"),
     [
         ({"encoder": "cnn"}, "encoder: got 'cnn', expected one of 'pyramid'"),
-        ({"width": 4}, "width: got 4, expected an odd number"),
-        ({"encoder": "pyramid", "chunk": 4}, "chunk: got 4, expected 0 for a pyramid"),
+        ({"conv_kernel_size": 4}, "conv_kernel_size: got 4, expected an odd number"),
+        ({"encoder": "pyramid", "chunk_size": 4}, "chunk_size: got 4, expected 0 for a pyramid"),
         ({"model_size": 0}, "model_size: got 0"),
-        ({"chunk": -1}, "chunk: got -1"),
+        ({"chunk_size": -1}, "chunk_size: got -1"),
     ],
 )
 def test_configs_that_make_no_sense_are_named(changed, said):
@@ -213,11 +231,11 @@ def test_a_wrong_config_is_named():
 
 
 @pytest.mark.slow
-def test_tones_are_learned(monkeypatch):
+def test_tones_are_learned():
     import optax
 
     model = SpeechConfig(**TINY | {"num_layers": 2, "model_size": 32})
-    task = made(monkeypatch, model, count=200)
+    task = made(model, count=200)
     network: SpeechRecognizer = task.build_model(nnx.Rngs(0))
     graph, state = nnx.split(network, nnx.Param)[0], nnx.state(network, nnx.Param)
     tx = optax.adam(3e-3)
@@ -238,8 +256,8 @@ def test_tones_are_learned(monkeypatch):
         key = jax.random.key(number)
         state, memory, value = step(state, memory, batches[number % len(batches)], key)
     assert value < 0.8
-    outputs = jax.jit(lambda state, batch: task.outputs(nnx.merge(graph, state), batch))
+    outputs = jax.jit(lambda state, batch: task.predict(nnx.merge(graph, state), batch))
     batch = next(evaluation_batches(task.examples("test"), batch_size=20, buckets=longest))
     rows = np.argsort(batch["id"][:12])
     written = {name: np.asarray(x)[:12][rows] for name, x in outputs(state, batch).items()}
-    assert task.correctness(written, "test").mean() < 0.1
+    assert task.example_scores(written, "test").mean() < 0.1

@@ -1,4 +1,4 @@
-"""Own files and every mistake that a person can make with them; the public sets' counts."""
+"""User files and every mistake in them; the counts of the built-in data sets."""
 
 import gzip
 
@@ -78,12 +78,12 @@ def test_two_files_are_split_by_the_hash_of_the_source(folder):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"has no train\.en and train\.de"),
+        ({}, r"got no train\.en and train\.de, expected both"),
         ({"train__en": "a\n"}, r"train\.de: is missing beside train\.en"),
         ({"train__de": "a\n"}, r"train\.en: is missing beside train\.de"),
-        ({"train__en": "a\n", "train__de": "b\nc\n"}, "has 2 lines, but .* has 1"),
+        ({"train__en": "a\n", "train__de": "b\nc\n"}, "got 2 lines, expected 1 as in"),
         ({"train__en": "", "train__de": ""}, r"train\.en: the file is empty"),
-        ({"train__en": "a\n\n", "train__de": "\nb\n"}, "holds no pair"),
+        ({"train__en": "a\n\n", "train__de": "\nb\n"}, "got no pair, expected at least one"),
         ({"train__en": "a\nb\n", "train__de": b"x\n\xe4\n"}, r"line 2 is not UTF-8 \(byte 0xe4\)"),
         ({"train__en": "a\n", "train__de": "b\n"}, "1 examples are too few to split"),
     ],
@@ -96,9 +96,9 @@ def test_mistakes_with_folders(folder, files, message):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere", "nowhere is not a folder; give one with train.en and train.de"),
-        ("a,b,c", "names 3 files"),
-        ("a,", "names 2 files"),
+        ("nowhere", "path: got 'nowhere', expected a folder with train.en and train.de"),
+        ("a,b,c", "got 3 files in"),
+        ("a,", "got 2 files in"),
         ("nowhere,nowhere", r"nowhere: cannot be read \(No such file"),
     ],
 )
@@ -111,11 +111,14 @@ def test_mistakes_with_paths(path, message):
     ("fields", "message"),
     [
         ({"name": "multi30"}, "got 'multi30' .did you mean 'multi30k'"),
-        ({"target": "fr"}, "target must be one of en, de for multi30k, got 'fr'"),
-        ({"source": ""}, "source must not be empty"),
-        ({"source": "de"}, "target must differ from source, got 'de'"),
-        ({"text": TextConfig(ngrams=2)}, "text.ngrams must be 1, for texts are written too"),
-        ({"text": TextConfig(unique=True)}, "text.unique must be False"),
+        ({"target": "fr"}, "target: got 'fr', expected one of en, de for multi30k"),
+        ({"source": ""}, "source: got '', expected a language"),
+        ({"source": "de"}, "target: got 'de', expected another language than source"),
+        (
+            {"text": TextConfig(ngrams=2)},
+            "text.ngrams: got 2, expected 1, because texts are decoded",
+        ),
+        ({"text": TextConfig(unique=True)}, "text.unique: got True, expected False"),
     ],
 )
 def test_impossible_configs(fields, message):
@@ -221,8 +224,8 @@ def test_what_a_folder_has_besides_is_named(folder, capsys):
     data = own(path, source="en", target="de")
     assert len(data.splits["validation"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"{path}: 2 entries are left out, such as test2016.de; files of a split are called train, "
-        "validation or test, with the language after the point",
+        f"{path}: 2 entries are left out, such as test2016.de; files of a split are named train, "
+        "validation or test, with the language as extension",
         f"{path}: 1 pairs of validation are in another split too, such as valid.en:1, which is "
         "train.en:4 of train; metrics on them are biased",
     ]

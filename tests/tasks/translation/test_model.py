@@ -12,7 +12,7 @@ from flax import nnx
 
 from attention import registry
 from tasks.common.decoding.generate import DecodingConfig
-from tasks.translation.model import RecurrentConfig, TransformerConfig, build, most_tokens
+from tasks.translation.model import RecurrentConfig, TransformerConfig, build, max_target_length
 
 VOCABULARY = 11
 START, END = VOCABULARY, VOCABULARY + 1
@@ -78,7 +78,7 @@ def test_scores_of_a_beam_are_those_of_teacher_forcing(name):
     tokens = decoded.tokens.reshape(B * N, T)
     logits = forced(translator(name), np.repeat(SOURCE, N, axis=0), tokens)
     gained = np.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
-    limits = np.repeat(np.minimum(most_tokens((SOURCE > 0).sum(axis=1)), T), N)
+    limits = np.repeat(np.minimum(max_target_length((SOURCE > 0).sum(axis=1)), T), N)
     for row in range(B * N):
         length = int((tokens[row] > 0).sum())
         assert tokens[row, length - 1] == END
@@ -174,7 +174,7 @@ def test_one_table_for_both_languages_and_the_published_number_of_parameters():
     ("fields", "message"),
     [
         ({"decoder_layers": 0}, "decoder_layers: got 0, expected at least 1"),
-        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
+        ({"label_smoothing": 1.0}, "label_smoothing: got 1.0, expected a rate in"),
         ({"decoder_mixer": "fourier"}, "decoder_mixer: got 'fourier', which cannot decode step by"),
         ({"decoder_mixer": "dot"}, "decoder_mixer: got 'dot'"),
         ({"num_heads": 3}, "num_heads: got 3, expected a divisor"),
@@ -191,11 +191,14 @@ def test_impossible_transformers(fields, message):
         ({"cell": "gruu"}, "cell: got 'gruu'"),
         ({"alignment": "dots"}, "^alignment: got 'dots', .* did you mean 'dot'"),
         ({"alignment": "location_aware(width=0)"}, "^alignment: 'location_aware.width=0.': width"),
-        ({"temporal_attention": 3, "state_size": 8}, "must be 0 or divide state_size=8, got 3"),
-        ({"temporal_attention": -1}, "temporal_attention must be 0 or divide"),
-        ({"state_size": 7}, "state_size must be even"),
-        ({"dropout_rate": 1.0}, "dropout_rate must be in"),
-        ({"num_layers": 0}, "num_layers must be at least 1"),
+        (
+            {"temporal_attention": 3, "state_size": 8},
+            "got 3, expected 0 or a divisor of",
+        ),
+        ({"temporal_attention": -1}, "temporal_attention: got"),
+        ({"state_size": 7}, "state_size: got 7, expected an even number"),
+        ({"dropout_rate": 1.0}, "dropout_rate: got 1.0, expected a rate in"),
+        ({"num_layers": 0}, "num_layers: got 0, expected at least 1"),
     ],
 )
 def test_impossible_recurrent_translators(fields, message):

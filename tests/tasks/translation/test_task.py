@@ -12,7 +12,7 @@ from flax import nnx
 
 from attention import registry
 from launch.engine.config import experiment, load_file, resolve
-from launch.engine.evaluation import gather
+from launch.engine.evaluation import gather, prediction_inputs
 from launch.reporting.figures import draw
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
@@ -62,6 +62,13 @@ def task(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(task):
     return task.build_model(nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def predict(task):
+    """Compiled once for a shape: `predict` of the arrays of the signature."""
+    compiled = nnx.jit(task.predict)
+    return lambda model, batch: compiled(model, prediction_inputs(task, batch))
 
 
 def batches_of(task, split, size, buckets=None):
@@ -151,8 +158,8 @@ def test_loss_is_the_mean_over_real_tokens_of_rows_with_weight(task, model):
     assert float(calculate(model, others)[0]) == pytest.approx(float(loss), rel=1e-6)
 
 
-def test_padding_and_buckets_change_no_figure(task, model):
-    evaluate, predict = nnx.jit(task.evaluate), nnx.jit(task.predict)
+def test_padding_and_buckets_change_no_metric(task, model, predict):
+    evaluate = nnx.jit(task.evaluate)
     found = []
     for batches in (batches_of(task, "test", 6), batches_of(task, "test", 20, [13])):
         total = jax.tree.map(
@@ -199,9 +206,9 @@ def test_the_mean_example_score_is_the_primary_metric(task):
     assert set(np.argsort(correct)[:2]) == {3, 8}
 
 
-def test_figures_show_the_steps_that_were_written(task, model):
+def test_figures_show_the_decoding_steps(task, model, predict):
     batch = batches_of(task, "test", 20, [13])[0]
-    outputs = jax.device_get(nnx.jit(task.predict)(model, batch))
+    outputs = jax.device_get(predict(model, batch))
     weights = jax.device_get(nnx.jit(task.attention)(model, batch))["alignment"]
     assert weights.shape == (20, 13, 13)
     by_length, *figures = task.figures({}, outputs, "test", {"alignment": weights[:3]})
@@ -262,22 +269,20 @@ def test_baselines(task):
     assert found["copy"]["length_ratio"] == 1
 
 
-def answers(task, model, typed):
-    write = nnx.jit(task.predict)
-    batches = evaluation_batches(task.processor.encode(typed), batch_size=2, buckets=task.buckets)
-    return task.processor.decode(
-        typed, gather((batch["id"], write(model, batch)) for batch in batches)
-    )
+def answers(task, model, predict, raw):
+    batches = evaluation_batches(task.processor.encode(raw), batch_size=6, buckets=task.buckets)
+    outputs = gather((batch["id"], predict(model, batch)) for batch in batches)
+    return task.processor.decode(raw, outputs)
 
 
-def test_restored_it_answers_in_the_order_of_the_inputs(task, model):
+def test_restored_it_answers_in_the_order_of_the_inputs(task, model, predict):
     restored = TASK.restore(task.data, MODEL, task.assets())
     typed = ["Stone tree.", "", "😀 \udcff", "water", " \t", "river \x00 nile"]
-    found = answers(restored, model, typed)
+    found = answers(restored, model, predict, typed)
     assert [answer["input"] for answer in found] == typed
     for index in (1, 4):
         assert found[index] == {"input": typed[index], "output": "", "score": 0.0, "text": ""}
-    again = answers(restored, model, typed[::-1])
+    again = answers(restored, model, predict, typed[::-1])
     assert again[::-1] == found
     ranked = found[0]["n_best"]
     assert ranked[0] == {"output": found[0]["output"], "score": found[0]["score"]}

@@ -25,7 +25,7 @@ from tests.attention.subjects import normal
 
 
 def correlated(x, kernel, stride):
-    """[B, Y, X, C] and [size, size, C, O] -> every stride-th place, by SciPy; the size is odd."""
+    """[B, Y, X, C] and [size, size, C, O] -> every stride-th cell, by SciPy; the size is odd."""
     maps = [
         [
             sum(
@@ -40,7 +40,7 @@ def correlated(x, kernel, stride):
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2), (7, 2)])
-def test_the_kernel_stands_on_every_stride_th_place(size, stride):
+def test_the_kernel_is_centered_on_every_stride_th_cell(size, stride):
     x = np.array(normal(0, 2, 6, 9, 3))
     layer = Convolution(3, 4, size=size, stride=stride, norm="none", relu=False, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.arange(4.0)
@@ -48,7 +48,7 @@ def test_the_kernel_stands_on_every_stride_th_place(size, stride):
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
 
 
-def test_group_norm_is_of_each_picture_alone():
+def test_group_norm_is_of_each_image_alone():
     x = np.array(normal(1, 2, 5, 4, 3))
     layer = Convolution(3, 16, norm="group", rngs=nnx.Rngs(0))
     layer.norm.scale[...] = jnp.asarray(normal(2, 16))
@@ -84,10 +84,10 @@ def test_a_stage_without_batch_norm_has_no_statistics():
     assert (x.shape, weights.shape) == ((2, 3, 3, 8), (2, 1, 1, 8))
 
 
-# ---------------------------------------------------------------- the place for attention
+# ---------------------------------------------------------------- map attention
 
 
-def test_the_slot():
+def test_map_attention_of_a_spec():
     assert map_attention_entry("none") is None
     assert build_map_attention("none", 8, "float32", nnx.Rngs(0)) is None
     assert map_attention_entry("se(reduction=4)").name == "se"
@@ -98,7 +98,7 @@ def test_the_slot():
         check_map_attention("cbm", (8,), "float32")
 
 
-def test_places_by_hand():
+def test_spatial_importance_by_hand():
     gate = np.array([[[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [0.0, 0.0]]])
     np.testing.assert_array_equal(spatial_importance(gate, (2, 2), True), [[0.5, 0.5], [1, 0]])
     row = np.array([[[0.25]], [[0.75]]])
@@ -136,7 +136,7 @@ def test_max_pool_and_its_gradient_equal_a_window_of_lax(window, size):
     np.testing.assert_allclose(own(cotangent)[0], backward(cotangent)[0], atol=1e-6)
 
 
-def test_pooled_by_hand():
+def test_max_pool_3x3_by_hand():
     image = jnp.arange(15.0).reshape(1, 3, 5, 1)
     np.testing.assert_array_equal(max_pool_3x3(image)[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
 
@@ -165,11 +165,11 @@ def test_maps_have_the_sides_that_the_config_says(fields, strides):
         maps, weights = nnx.eval_shape(call, images)
         expected = [(2, *s, c) for s, c in zip(config.sides(*sides), config.channels, strict=True)]
         assert [found.shape for found in maps] == expected
-        slots = ["stage_1", "stage_2", "stage_3"] if "attention" in fields else []
-        assert list(weights) == slots
+        names = ["stage_1", "stage_2", "stage_3"] if "attention" in fields else []
+        assert list(weights) == names
 
 
-def test_weights_of_the_default_residual_network():
+def test_parameters_of_the_default_residual_network():
     """As a ResNet-18 with a quarter of its channels and another stem, counted by hand."""
 
     def params():
@@ -204,7 +204,7 @@ def test_impossible_configs_begin_with_the_field(fields, message):
         ResNetConfig(**fields)
 
 
-def test_pictures_of_other_channels_are_refused():
+def test_images_of_other_channels_are_rejected():
     model = ResNet(ResNetConfig(channels=(4,), depths=(1,)), 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"images: got shape \[1, 8, 8, 1\], expected .* C=3"):
         model(jnp.ones((1, 8, 8, 1)))

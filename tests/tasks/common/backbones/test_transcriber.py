@@ -1,4 +1,4 @@
-"""What writes units from frames: the two losses, and a beam that hears both."""
+"""Transcriber: both losses, and a beam search that combines their scores."""
 
 import itertools
 
@@ -40,13 +40,13 @@ VALID = jnp.asarray(np.arange(S) < LENGTHS[:, None])
 
 
 def everything(frames):
-    """All that can be written for so many frames."""
+    """All transcripts of a number of frames."""
     most = min(frames, 4)
     return [units for n in range(most + 1) for units in itertools.product((1, 2), repeat=n)]
 
 
 @pytest.mark.parametrize("decoder", KINDS)
-def test_a_wide_beam_finds_what_is_likeliest_by_both(memory, decoder):
+def test_a_wide_beam_finds_the_best_transcript_by_both_scores(memory, decoder):
     model = made(decoder)
     decoded = jax.jit(lambda: model.transcribe(memory, VALID, None))()
     weight = 1.0 if decoder == "none" else model.config.decoding_ctc_weight
@@ -54,8 +54,8 @@ def test_a_wide_beam_finds_what_is_likeliest_by_both(memory, decoder):
     for row, frames in enumerate(LENGTHS):
         texts = everything(frames)
         targets = np.zeros((len(texts), 4), np.int32)
-        for place, units in enumerate(texts):
-            targets[place, : len(units)] = units
+        for index, units in enumerate(texts):
+            targets[index, : len(units)] = units
         pad = [(0, 31 - len(texts)), (0, 0)]
         targets = np.pad(targets, pad)
         same = [jnp.broadcast_to(leaf[row], (31, *leaf.shape[1:])) for leaf in (memory, VALID)]
@@ -68,7 +68,7 @@ def test_a_wide_beam_finds_what_is_likeliest_by_both(memory, decoder):
         np.testing.assert_allclose(decoded.scores[row, 0], scores[best], rtol=1e-3, atol=1e-4)
 
 
-def test_the_loss_is_the_weighed_sum_and_padding_changes_nothing(memory):
+def test_the_loss_is_the_weighted_sum_and_padding_changes_nothing(memory):
     model = made("recurrent", label_smoothing=0.0)
     targets = np.array([[1, 2, 2], [2, 0, 0], [0, 0, 0]])
     compute = jax.jit(lambda memory, targets: model(memory, VALID, None, targets))
@@ -82,7 +82,7 @@ def test_the_loss_is_the_weighed_sum_and_padding_changes_nothing(memory):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_of_what_was_written(memory):
+def test_weights_of_a_transcript(memory):
     model = made("recurrent")
     options = {"decoding": DecodingConfig(), "return_weights": True}
     decoded = jax.jit(lambda: model.transcribe(memory, VALID, None, **options))()
@@ -91,7 +91,7 @@ def test_weights_of_what_was_written(memory):
     written = np.asarray(decoded.tokens[:, 0] != PAD)
     np.testing.assert_allclose(weights[0, 0].sum(-1), written[0], atol=1e-5)
     assert not weights[1, 0, :, 3:].any()
-    # Without a frame there is nothing to say.
+    # Without frames the transcript is empty.
     assert decoded.tokens[2, 0].tolist() == [model.end, 0, 0, 0, 0]
 
 
@@ -105,7 +105,7 @@ def test_the_best_path_ends_as_a_decoder_would():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"decoder": "ctc"}, "decoder: got 'ctc'"),
         ({"decoder": "none"}, "ctc_weight: got 0.3, expected 1 without a decoder"),
@@ -117,6 +117,6 @@ def test_the_best_path_ends_as_a_decoder_would():
         ({"decoding": DecodingConfig(method="sample")}, "decoding.method: got 'sample'"),
     ],
 )
-def test_what_makes_no_sense_is_named(changed, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_configs_are_named(changed, message):
+    with pytest.raises(ValueError, match=message):
         TranscriberConfig(**changed)

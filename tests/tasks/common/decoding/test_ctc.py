@@ -23,19 +23,19 @@ def valid():
     return np.array([[True] * S, [True] * 3 + [False]])
 
 
-def said(path):
-    """What a path says: repeats merged, blanks dropped."""
+def collapsed(path):
+    """Collapses a path: repeats merged, blanks dropped."""
     return tuple(unit for unit, _ in itertools.groupby(path) if unit)
 
 
 def probabilities(logits, frames):
-    """P of everything that can be said in so many frames, path by path."""
+    """P of every sequence of units in a number of frames, path by path."""
     exp = np.exp(np.asarray(logits, np.float64)[:frames])
     exp /= exp.sum(-1, keepdims=True)
     found = {}
     for path in itertools.product(range(V), repeat=frames):
         p = np.prod([exp[t, unit] for t, unit in enumerate(path)])
-        found[said(path)] = found.get(said(path), 0.0) + p
+        found[collapsed(path)] = found.get(collapsed(path), 0.0) + p
     return found
 
 
@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_all_paths(logits, valid, label):
         np.testing.assert_allclose(losses[row], expected, rtol=2e-4)
 
 
-def test_what_has_no_path_is_told_and_gives_no_gradient(logits, valid):
+def test_labels_without_a_path_have_loss_0_and_no_gradient(logits, valid):
     labels = np.array([[1, 1, 1], [1, 2, 0]], np.int32)
     losses, has_path = compute(logits, valid, labels)
     assert has_path.tolist() == [False, True]

@@ -15,7 +15,7 @@ def test_rates_are_jiwers():
     assert metrics["wer"] == jiwer.wer(SAID[:4], WRITTEN[:4]) == 3 / 9
     assert metrics["cer"] == jiwer.cer(SAID[:4], WRITTEN[:4])
     assert metrics["exact_match"] == 0.25
-    assert metrics["invention_rate"] == 1.0
+    assert metrics["hallucination_rate"] == 1.0
     assert (metrics["repeats"], metrics["skips"], metrics["early_stops"]) == (0.25, 0.25, 0.25)
     errors = text_errors(SAID, WRITTEN)
     assert errors.shape == (4,)
@@ -46,7 +46,7 @@ def test_ways_to_fail(written, found):
 
 def test_nothing_said_is_no_rate():
     metrics = transcript_metrics(["", " "], ["", "x"])
-    assert metrics["invention_rate"] == 0.5
+    assert metrics["hallucination_rate"] == 0.5
     assert np.isnan(metrics["wer"])
     with pytest.raises(ValueError, match="hypotheses: got 1 texts, expected 2"):
         transcript_metrics(["a", "b"], ["a"])

@@ -1,0 +1,81 @@
+"""Hooks of mkdocs: pages from files outside docs/ and the pages of the API reference."""
+
+import pathlib
+import posixpath
+import re
+
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parents[1]
+# File of the repository -> its page.
+PAGES = {
+    "README.md": "index.md",
+    "attention/README.md": "mechanisms.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "RESULTS.md": "results.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "docs/ADDING_A_MECHANISM.md": "ADDING_A_MECHANISM.md",
+    "docs/STYLE.md": "STYLE.md",
+    "docs/attention.png": "attention.png",
+    "benchmarks/attention.png": "benchmarks.png",
+}
+LINK = re.compile(r"(\]\()(?!https?:)([^)#\s]+)((?:#[^)]*)?\))")
+
+
+def modules() -> list[str]:
+    """Returns the names of the public modules of `attention`."""
+    found = []
+    for path in sorted((ROOT / "attention").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if not any(part.startswith("_") for part in parts):
+            found.append(".".join(parts))
+    return found
+
+
+def on_files(files, config):
+    """Adds the pages that have no file in docs/."""
+    for source, page in PAGES.items():
+        if source.startswith("docs/"):
+            continue
+        path = ROOT / source
+        text = path.read_bytes() if page.endswith(".png") else linked(source, path)
+        files.append(File.generated(config, page, content=text))
+    for name in modules():
+        page = f"# {name}\n\n::: {name}\n"
+        files.append(File.generated(config, f"api/{name}.md", content=page))
+    index = "".join(f"* [{name}]({name}.md)\n" for name in modules())
+    files.append(File.generated(config, "api/index.md", content=f"# API reference\n\n{index}"))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Rewrites the links of the guides, which are relative to docs/."""
+    if f"docs/{page.file.src_uri}" in PAGES:
+        return relinked(markdown, "docs")
+    return markdown
+
+
+def linked(source: str, path: pathlib.Path) -> str:
+    """Returns a file of the repository with its links rewritten to pages."""
+    return relinked(path.read_text(encoding="utf-8"), posixpath.dirname(source))
+
+
+def relinked(text: str, folder: str) -> str:
+    """Rewrites links to files of the repository: to their page, or to the module's reference.
+
+    Links to other files become plain text. A missing file is an error.
+    """
+
+    def page(match: re.Match) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[2]))
+        if not (ROOT / target).exists():
+            raise FileNotFoundError(f"link to {target}: there is no such file")
+        if target in PAGES:
+            return f"{match[1]}{PAGES[target]}{match[3]}"
+        name = target.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        return f"{match[1]}{f'api/{name}.md' if name in modules() else '#'}{match[3]}"
+
+    return LINK.sub(page, text)

@@ -1,0 +1,107 @@
+"""Processor of speech recognition: sound files to samples and features, units to transcripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks.common.audio.features import log_mel
+from tasks.common.data.transcribed import TranscriptionExamples
+from tasks.speech_recognition.data import DataConfig, read_clip
+from tasks.task import ArraySpec
+from tasks.transcription import TranscriptionProcessor
+
+# Number of training clips from which the scale is computed, and its batch size.
+_SCALE_CLIPS, _SCALE_BATCH = 500, 32
+# Largest sample of a normalized clip; smallest peak that is scaled to it.
+_PEAK, _LEAST_PEAK = 0.5, 1e-3
+
+Change = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechProcessor(TranscriptionProcessor):
+    """Converts paths of sound files to samples, samples to features, and units to transcripts.
+
+    Attributes:
+      mean, deviation: of the features of the training split, [F] each.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    field = "samples"
+    input_spec = ArraySpec(("batch", "length"), "int16", 0)
+    input_kind = "a sound file"
+
+    def read(self, path: str) -> np.ndarray:
+        """Returns the samples of a file, see `read_clip`."""
+        return read_clip(path, self.data)
+
+    def features(
+        self, samples: jax.Array, lengths: jax.Array, change: Change | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns standardized features [B, S, F] of samples, and numbers of frames [B].
+
+        Args:
+          samples: float [B, P] in [-1, 1].
+          lengths: numbers of samples [B].
+          change: augmentation of the log-mel features, applied before normalization.
+        """
+        features, frames = normalized_log_mel(samples, lengths, self.data, change)
+        real = jnp.arange(features.shape[1]) < frames[:, None]
+        return jnp.where(real[..., None], (features - self.mean) / self.deviation, 0.0), frames
+
+
+def normalized_log_mel(
+    samples: jax.Array, lengths: jax.Array, data: DataConfig, change: Change | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-mel features [B, S, F] of samples [B, P], and numbers of frames [B].
+
+    With `data.normalised` clips have the same peak and dynamic range, and bands have mean 0.
+    """
+    if data.normalised:
+        real = jnp.arange(samples.shape[1]) < lengths[:, None]
+        peak = jnp.max(jnp.where(real, jnp.abs(samples), 0.0), axis=1, keepdims=True)
+        samples = samples * _PEAK / jnp.maximum(peak, _LEAST_PEAK)
+    features, frames = log_mel(samples, lengths, data.features)
+    features = features if change is None else change(features)
+    if not data.normalised:
+        return features, frames
+    real = (jnp.arange(features.shape[1]) < frames[:, None])[..., None]
+    if data.dynamic_range:
+        loudest = jnp.max(features, axis=(1, 2), keepdims=True, where=real, initial=-jnp.inf)
+        features = jnp.maximum(features, loudest - data.dynamic_range * math.log(10) / 10)
+    count = jnp.maximum(frames, 1)[:, None, None]
+    mean = jnp.sum(jnp.where(real, features, 0.0), axis=1, keepdims=True) / count
+    return jnp.where(real, features - mean, 0.0), frames
+
+
+def fit_scale(part: TranscriptionExamples, data: DataConfig) -> dict[str, np.ndarray]:
+    """Computes the mean and standard deviation of the features of some clips, [F] each."""
+    step = max(len(part) // _SCALE_CLIPS, 1)
+    chosen = [part[index]["samples"] for index in range(0, len(part), step)]
+    width = max(len(samples) for samples in chosen)
+
+    @jax.jit
+    def features(x: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return normalized_log_mel(x, lengths, data)
+
+    sums, count = np.zeros((2, data.features.bands)), 0
+    for start in range(0, len(chosen), _SCALE_BATCH):
+        padded = np.zeros((_SCALE_BATCH, width), np.float32)
+        lengths = np.zeros(_SCALE_BATCH, np.int32)
+        for row, samples in enumerate(chosen[start : start + _SCALE_BATCH]):
+            padded[row, : len(samples)], lengths[row] = samples / 32768, len(samples)
+        found, frames = features(padded, lengths)
+        for row, size in zip(np.asarray(found, np.float64), np.asarray(frames), strict=True):
+            sums += row[:size].sum(axis=0), np.square(row[:size]).sum(axis=0)
+            count += int(size)
+    mean, square = sums / max(count, 1)
+    deviation = np.sqrt(np.maximum(square - mean**2, 1e-4))
+    return {"mean": mean.astype(np.float32), "deviation": deviation.astype(np.float32)}
