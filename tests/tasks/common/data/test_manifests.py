@@ -139,6 +139,6 @@ def test_a_text_beyond_the_limit_is_not_cut_off(folder):
     assert sum(map(len, splits.values())) == 60
     path.write_text("\n".join(["path,text", *rows[:-1], "59.wav,word word w"]))
     with pytest.raises(
-        UserError, match=r"line 61: has a text of more than 9 units, which config\.da"
+        UserError, match=r"line 61: has a text of more than 9 units; raise config\.da"
     ):
         user_examples(str(path), lambda file: np.zeros(3), config, "x", False)

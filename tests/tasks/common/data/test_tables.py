@@ -111,7 +111,7 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
     ("content", "name", "message"),
     [
         ("text,label\nfine, but long,1\n", "a.csv",
-         "line 2 has 3 fields, the header has 2; a field that holds a comma or a line end must be "
+         "line 2 has 3 fields, the header has 2; quote fields that contain a comma "
          "quoted"),
         ("text,label\nx,1\nshort\n", "a.csv", "line 3 has 1 fields, the header has 2"),
         ('text,label\nx,1\n"open,2\n', "a.csv", "line 3 is malformed (unexpected end of data)"),
@@ -183,7 +183,7 @@ def test_text_is_read_by_its_mark(write):
 def test_json_is_not_read_as_a_table_of_commas(tmp_path):
     path = tmp_path / "reviews.json"
     path.write_text('{"user": "a", "item": "b"}\n')
-    with pytest.raises(UserError, match=r"write an object a line and call the file reviews.jsonl$"):
+    with pytest.raises(UserError, match=r"write one object per line and name the file reviews.jsonl$"):
         open_table(str(path), extensions=None)
 
 

@@ -168,7 +168,7 @@ def test_both_files_may_be_there_if_they_agree(tmp_path):
     values["truncation"] = {"max_length": 8, "direction": "Right", "stride": 0}
     write(folder, tokenizer=values)
     (note,) = read_tokenizer(folder)[2]
-    assert "tokenizer.json: truncation: config.data.length takes" in note
+    assert "tokenizer.json: truncation: config.data.length replaces" in note
 
 
 def with_model(**changes):
