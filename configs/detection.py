@@ -64,13 +64,13 @@ def _fields(data: str, model: str):
 
 def _data(name: str):
     if name == "nuclei":
-        changed = {"turn": True, "flip_vertical": True, "scale_min": 0.8, "scale_max": 1.3}
+        changed = {"transpose": True, "flip_vertical": True, "scale_min": 0.8, "scale_max": 1.3}
         changed |= {"brightness": 0.1, "contrast": 0.3}
     elif name == "clothes_on_satellite":
         changed = {}
     else:
         changed = {"scale_min": 0.7, "scale_max": 1.4, "brightness": 0.1, "contrast": 0.2}
-        changed |= {"turn": True, "flip_vertical": True} if name == "trees" else {}
+        changed |= {"transpose": True, "flip_vertical": True} if name == "trees" else {}
     source = {"path": name.removeprefix(PATH)} if name.startswith(PATH) else {"name": name}
     return DataConfig(**source, augmentation=AugmentationConfig(flip=True, **changed))
 
@@ -128,8 +128,8 @@ def _nuclei(attention: str, long: bool):
             rpn=RPNConfig(sizes=(10, 20, 40), ratios=(1.0,), positive_iou=0.5, samples=256),
             heads=HeadsConfig(
                 samples=256 if long else 128,
-                positive_share=0.375,
-                mask_side=14 if long else 10,
+                positive_fraction=0.375,
+                mask_resolution=14 if long else 10,
                 mask_channels=wide,
                 hidden_size=256 if long else 192,
             ),
@@ -147,11 +147,13 @@ def _clothes(attention: str, long: bool):
             backbone=_backbone(attention, channels),
             first_stage=2,
             pyramid_channels=64,
-            rpn=RPNConfig(sizes=(16, 28, 48), positive_iou=0.6, candidates=100, proposals=60),
+            rpn=RPNConfig(
+                sizes=(16, 28, 48), positive_iou=0.6, pre_nms_top_k=100, post_nms_top_k=60
+            ),
             heads=HeadsConfig(
                 samples=32,
-                canonical_side=24.0,
-                candidates=100,
+                canonical_scale=24.0,
+                pre_nms_top_k=100,
                 detections=20,
             ),
         ),
@@ -169,7 +171,7 @@ def _pictures(attention: str, long: bool):
             first_stage=2,
             pyramid_channels=64,
             rpn=RPNConfig(sizes=(20, 40, 80), positive_iou=0.6),
-            heads=HeadsConfig(samples=64, canonical_side=28.0),
+            heads=HeadsConfig(samples=64, canonical_scale=28.0),
         ),
         "optimizer": _optimizer(),
         "training": _training(6000, 16, 10) if long else _training(960, 4, 4),

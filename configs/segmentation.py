@@ -33,7 +33,7 @@ from tasks.common.images.augmentation import AugmentationConfig
 from tasks.segmentation.data import DataConfig
 from tasks.segmentation.datasets import DATA_SETS, LAND_SIDE
 from tasks.segmentation.losses import LossConfig
-from tasks.segmentation.unet import UNetConfig, matched
+from tasks.segmentation.unet import UNetConfig, match_parameter_count
 
 
 def get_config(argument: str = "camvid"):
@@ -49,7 +49,7 @@ def get_config(argument: str = "camvid"):
         fields = {"camvid": camvid, "land_water": land_water}[data](long)
         model = UNetConfig(**fields.pop("model"), attention=attention)
         if attention != "none":
-            model = matched(model, len(DATA_SETS[data].names))
+            model = match_parameter_count(model, len(DATA_SETS[data].names))
     except ValueError as error:
         raise UserError(f"config: {error}") from None
     name = "_".join(["unet", *options, *(["long"] if long else [])])

@@ -29,7 +29,7 @@ def setup(batch_size: int | None = None, objects: int = 30) -> tuple[Any, list]:
 
 def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
     """Returns batches of n bright discs per image on noise; later discs cover earlier ones."""
-    from tasks.detection.ops.masks import boxes_of
+    from tasks.detection.ops.masks import masks_to_boxes
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -52,7 +52,7 @@ def batches(B: int, n: int, count: int = 3) -> list[dict[str, np.ndarray]]:
                 batch["instances"][row][disc] = number + 1
             masks = batch["instances"][row] == np.arange(1, n + 1)[:, None, None]
             seen = masks.sum(axis=(1, 2)) > 4
-            batch["boxes"][row, :n][seen] = boxes_of(masks[seen])
+            batch["boxes"][row, :n][seen] = masks_to_boxes(masks[seen])
             batch["labels"][row, :n][seen] = 0
         drawn.append(batch)
     return drawn
@@ -62,7 +62,8 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     """Returns a function that takes train steps with the engine and returns the last loss."""
     from tasks.detection.task import Detection
 
-    task = Detection(config.data, config.model, ["object"], True, SIDE)
+    assets = {"names": ["object"], "has_masks": True, "image_size": SIDE}
+    task = Detection.restore(config.data, config.model, assets)
     return engine_steps(task, config, data)
 
 
@@ -123,7 +124,7 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
             return self.neck(maps)
 
     levels = [str(number) for number in range(len(backbone.channels))]
-    scale = {"canonical_scale": int(heads.canonical_side), "canonical_level": 1}
+    scale = {"canonical_scale": int(heads.canonical_scale), "canonical_level": 1}
 
     def pool(side: int):
         return torchvision.ops.MultiScaleRoIAlign(levels, side, 2, **scale)
@@ -135,18 +136,18 @@ def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], flo
         min_size=SIDE,
         max_size=SIDE,
         rpn_anchor_generator=AnchorGenerator(sides, (rpn.ratios,) * len(sides)),
-        rpn_pre_nms_top_n_train=rpn.candidates,
-        rpn_post_nms_top_n_train=rpn.proposals,
-        rpn_nms_thresh=rpn.suppression_iou,
+        rpn_pre_nms_top_n_train=rpn.pre_nms_top_k,
+        rpn_post_nms_top_n_train=rpn.post_nms_top_k,
+        rpn_nms_thresh=rpn.nms_iou,
         rpn_fg_iou_thresh=rpn.positive_iou,
         rpn_bg_iou_thresh=rpn.negative_iou,
         rpn_batch_size_per_image=rpn.samples,
-        box_roi_pool=pool(heads.box_side),
-        box_head=faster_rcnn.TwoMLPHead(C * heads.box_side**2, heads.hidden_size),
+        box_roi_pool=pool(heads.box_resolution),
+        box_head=faster_rcnn.TwoMLPHead(C * heads.box_resolution**2, heads.hidden_size),
         box_predictor=faster_rcnn.FastRCNNPredictor(heads.hidden_size, 2),
         box_batch_size_per_image=heads.samples,
-        box_positive_fraction=heads.positive_share,
-        mask_roi_pool=pool(heads.mask_side),
+        box_positive_fraction=heads.positive_fraction,
+        mask_roi_pool=pool(heads.mask_resolution),
         mask_head=mask_rcnn.MaskRCNNHeads(
             C, (heads.mask_channels,) * heads.mask_convolutions, dilation=1
         ),

@@ -43,8 +43,8 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
     from tasks.segmentation.task import Segmentation
 
     names = [str(number) for number in range(CLASSES)]
-    weights = np.ones(CLASSES, np.float32)
-    task = Segmentation(config.data, config.model, names, class_weights=weights)
+    task = Segmentation.restore(config.data, config.model, {"names": names})
+    task.class_weights = np.ones(CLASSES, np.float32)
     return engine_steps(task, config, data)
 
 

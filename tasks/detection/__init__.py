@@ -1,1 +1,1 @@
-"""Objects in pictures: their boxes, classes and masks, by Mask R-CNN or a DETR-style decoder."""
+"""Object detection and instance segmentation."""

@@ -1,4 +1,4 @@
-"""A detector without learning: a threshold, and inscribed discs that part what touches.
+"""Detection without learning: Otsu's threshold, and inscribed discs that split objects.
 
 Y X height and width.
 """
@@ -14,42 +14,44 @@ import numpy as np
 import scipy.ndimage
 
 from tasks.detection.metrics import Prediction, Truth, contest_scores, detection_metrics
-from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
-# What is tried on validation: factors of Otsu's threshold, pixels between two seeds at least, and
-# pixels of an object at least.
+# Settings tried on validation: factors of Otsu's threshold, least distance of two seeds and least
+# size of an object, in pixels.
 FACTORS = (0.7, 0.85, 1.0)
 DISTANCES = (3, 5, 8)
 SIZES = (12, 30)
-# Validation pictures on which the settings are chosen.
-_CHOOSING = 60
+# Validation images for the selection of settings.
+_SELECTION = 60
 
 
 def otsu_discs(
     splits: Mapping[str, Any], names: Sequence[str], has_masks: bool
 ) -> dict[str, float]:
-    """Objects are what is brighter than Otsu's threshold (darker, where the picture's border is
-    bright), parted by `parted`. All are of the train split's most frequent class, and scored by
-    their contrast. The settings are those of the best AP50 on validation.
+    """Segments by Otsu's threshold and splits touching objects by `split_touching`.
+
+    Objects are brighter than the threshold; darker if the border of the image is bright. All have
+    the most frequent class of the training split; their contrast is the score. Settings are
+    selected by AP50 on validation.
 
     Args:
       splits: `tasks.detection.data.DetectionExamples` by name.
       names: of the classes.
-      has_masks: whether masks are asked for.
+      has_masks: whether masks are predicted.
 
     Returns:
       Metrics on test.
     """
     began = time.monotonic()
     label = _most_frequent(splits["train"], len(names))
-    chosen = range(min(_CHOOSING, len(splits["validation"])))
+    chosen = range(min(_SELECTION, len(splits["validation"])))
 
     def metrics(split: str, numbers: Sequence[int], setting: tuple) -> dict[str, float]:
         examples = splits[split]
         truths = [examples.truth(index) for index in numbers]
         predictions = [
-            prediction(_picture(examples[index], truth), setting, label, has_masks)
+            prediction(_gray_image(examples[index], truth), setting, label, has_masks)
             for index, truth in zip(numbers, truths, strict=True)
         ]
         found = detection_metrics(truths, predictions, names)
@@ -71,8 +73,8 @@ def _most_frequent(examples: Any, classes: int) -> int:
     return int(counts.argmax())
 
 
-def _picture(example: Mapping[str, np.ndarray], truth: Truth) -> np.ndarray:
-    """The picture of an example in grey, at its own size."""
+def _gray_image(example: Mapping[str, np.ndarray], truth: Truth) -> np.ndarray:
+    """Returns the image of an example in gray, at its original size."""
     from PIL import Image
 
     height, width = example["size"]
@@ -81,24 +83,24 @@ def _picture(example: Mapping[str, np.ndarray], truth: Truth) -> np.ndarray:
 
 
 def prediction(
-    grey: np.ndarray, setting: tuple[float, int, int], label: int, has_masks: bool
+    gray: np.ndarray, setting: tuple[float, int, int], label: int, has_masks: bool
 ) -> Prediction:
-    """What a threshold and inscribed discs find in one picture.
+    """Finds objects in one image by a threshold and inscribed discs.
 
     Args:
-      grey: [Y, X].
-      setting: factor of the threshold, distance of seeds, pixels of an object.
+      gray: [Y, X].
+      setting: factor of the threshold, distance of seeds, least pixels of an object.
       label: of all objects.
-      has_masks: whether masks are asked for.
+      has_masks: whether masks are predicted.
     """
     factor, distance, least = setting
-    smooth = scipy.ndimage.gaussian_filter(grey, 1)
+    smooth = scipy.ndimage.gaussian_filter(gray, 1)
     border = np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]])
     if np.median(border) > (smooth.min() + smooth.max()) / 2:
         smooth = smooth.max() - smooth
-    # Of one colour all over, a picture has no object.
+    # A uniform image has no objects.
     inside = (smooth > factor * otsu(smooth)) & (smooth > smooth.min())
-    objects = parted(scipy.ndimage.binary_fill_holes(inside), distance)
+    objects = split_touching(scipy.ndimage.binary_fill_holes(inside), distance)
     numbers, counts = np.unique(objects[objects > 0], return_counts=True)
     numbers = numbers[counts >= least]
     background = float(smooth[~inside].mean()) if (~inside).any() else 0.0
@@ -106,12 +108,13 @@ def prediction(
     contrast = np.array([smooth[mask].mean() - background for mask in masks])
     scores = contrast / max(float(contrast.max(initial=0)), 1e-6)
     labels = np.full(len(masks), label)
-    return Prediction(boxes_of(masks), labels, scores, to_rle(masks) if has_masks else None)
+    return Prediction(masks_to_boxes(masks), labels, scores, to_rle(masks) if has_masks else None)
 
 
 def otsu(values: np.ndarray) -> float:
-    """The threshold that leaves two groups of values with the least variance within (Otsu 1979,
-    equation 12), to the 256th part of their range.
+    """Returns the threshold of least variance within the two groups (Otsu 1979, equation 12).
+
+    Its resolution is 1 / 256 of the range of values.
     """
     counts, edges = np.histogram(values, 256)
     middles = (edges[:-1] + edges[1:]) / 2
@@ -124,17 +127,17 @@ def otsu(values: np.ndarray) -> float:
     return float(edges[1 + np.argmax(between)])
 
 
-def parted(inside: np.ndarray, distance: int) -> np.ndarray:
-    """Parts a region where it is narrow: the power diagram (Aurenhammer 1987) of inscribed discs.
+def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
+    """Splits regions at narrow parts, by the power diagram of inscribed discs (Aurenhammer 1987).
 
         part(p) = argmin_s |p - s|² - r_s²
 
-    over the seeds s of p's connected region, the places farthest from the background, and r_s their
-    distance from it. Of two discs that overlap, the border is the line through where they meet.
+    Seeds s are the local maxima of the distance r_s from the background, in the connected region
+    of p. The border between two overlapping discs is the line through their intersections.
 
     Args:
       inside: bool [Y, X].
-      distance: pixels within which there is one seed at most.
+      distance: least distance of two seeds in pixels.
 
     Returns:
       int [Y, X], numbers of the parts from 1; 0 outside.
@@ -150,8 +153,8 @@ def parted(inside: np.ndarray, distance: int) -> np.ndarray:
     radii = scipy.ndimage.maximum(depth, marked, numbers)
     regions, _ = scipy.ndimage.label(inside)
     own = scipy.ndimage.maximum(regions, marked, numbers)
-    places = np.argwhere(inside)
-    power = ((places[:, None] - seeds) ** 2).sum(axis=-1) - radii**2
+    points = np.argwhere(inside)
+    power = ((points[:, None] - seeds) ** 2).sum(axis=-1) - radii**2
     power[regions[inside][:, None] != own] = np.inf
     result[inside] = power.argmin(axis=1) + 1
     return result

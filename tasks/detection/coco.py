@@ -1,8 +1,7 @@
-"""Annotations in COCO's format (JSON): one file, read and checked.
+"""Reading of annotations in COCO's format (JSON).
 
-Of each annotation bbox, category_id, iscrowd and, where there are masks, segmentation count:
-polygons, or a run-length code, compressed or not. Numbers may be floats that are whole, as some
-tools write sizes and ids.
+Annotations have bbox, category_id, iscrowd and optionally segmentation: polygons, or a run-length
+encoding, compressed or not. Integers may be written as floats, as some tools do.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from tasks.common.errors import UserError, warn_once
 from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import RunLength
 
-# Pixels by which a box may reach over the border: tools round differently.
+# Pixels by which a box may exceed the border: tools round differently.
 _SLACK = 1.0
-# Share of an object's size by which a side of its box may be off its mask's, beside some pixels.
+# Largest distance of the sides of box and mask, as a fraction of the object, beside some pixels.
 _FAR = 0.25
-# Of an image; Pillow deems more unsafe.
+# Pillow's limit of the pixels of an image.
 _MOST_PIXELS = 178_956_970
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture's file and what is annotated in it.
+    """An image file and its annotations.
 
     Attributes:
-      name: as the annotations call it.
-      path: of the picture.
-      truth: everything, crowds included.
+      name: in the annotations.
+      path: of the image.
+      truth: true objects and crowd regions.
     """
 
     name: str
@@ -81,11 +80,11 @@ def read_annotations(
     for number, annotation in enumerate(content["annotations"]):
         reader.take(annotation, number)
     folder = file.parent if images is None else Path(images).expanduser()
-    return reader.names, reader.pictures(folder), reader.has_masks
+    return reader.names, reader.annotated(folder), reader.has_masks
 
 
 class _Reader:
-    """Checks annotations one by one, and gathers them by picture."""
+    """Checks annotations one by one, and collects them by image."""
 
     def __init__(self, file: Path, images: list[Any], categories: list[Any]):
         self._file = file
@@ -101,10 +100,10 @@ class _Reader:
                 for key, kind in (("file_name", str), ("height", int), ("width", int))
             )
             if height < 1 or width < 1:
-                raise UserError(f"{file}: picture {name!r} has the size {width} x {height}")
+                raise UserError(f"{file}: image {name!r} has the size {width} x {height}")
             if height * width > _MOST_PIXELS:
                 raise UserError(
-                    f"{file}: picture {name!r} has the size {width} x {height}, expected at most "
+                    f"{file}: image {name!r} has the size {width} x {height}, expected at most "
                     f"{_MOST_PIXELS:,} pixels"
                 )
             identity = _identity(file, f"image {number}", image, "id")
@@ -173,7 +172,7 @@ class _Reader:
             raise UserError(f"{self._file}: {where} has iscrowd {_shown(crowd)}, expected 0 or 1")
         self._rows[image].append((box, self._label[category], mask, _CROWD[crowd]))
 
-    def pictures(self, folder: Path) -> list[Annotated]:
+    def annotated(self, folder: Path) -> list[Annotated]:
         if self._without_pixels:
             warn_once(
                 f"{self._file}: masks of {len(self._without_pixels)} objects have no pixel, the "
@@ -217,7 +216,7 @@ class _Reader:
         inside = left < right and top < bottom
         if not inside or min(x, y) < -_SLACK or x + width > X + _SLACK or y + height > Y + _SLACK:
             raise UserError(
-                f"{self._file}: {where} has the bbox {box}, which reaches out of the picture of "
+                f"{self._file}: {where} has the bbox {box}, which reaches out of the image of "
                 f"{X} x {Y}"
             )
         return corners
@@ -231,7 +230,7 @@ class _Reader:
             if given != [Y, X]:
                 raise UserError(
                     f"{self._file}: {where} has a mask of size {given}, expected {[Y, X]}, the "
-                    "picture's height and width"
+                    "image's height and width"
                 )
             counts = segmentation.get("counts")
             counts = run_lengths(counts) if isinstance(counts, str) else counts
@@ -241,7 +240,7 @@ class _Reader:
                 or sum(counts) != Y * X
             ):
                 raise UserError(
-                    f"{self._file}: {where} has a mask whose run-length code does not cover "
+                    f"{self._file}: {where} has a mask whose run-length encoding does not cover "
                     f"{Y} x {X} pixels"
                 )
             segmentation = {"size": [Y, X], "counts": counts}
@@ -254,13 +253,13 @@ class _Reader:
         ):
             raise UserError(
                 f"{self._file}: {where} has a segmentation that is neither polygons (lists x, y, "
-                "x, y ... of three points at least) nor a run-length code"
+                "x, y ... of three points at least) nor a run-length encoding"
             )
         else:
             corners = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in segmentation])
             if corners.min() < -_SLACK or (corners.max(axis=0) > np.array([X, Y]) + _SLACK).any():
                 raise UserError(
-                    f"{self._file}: {where} has a polygon that reaches out of the picture of "
+                    f"{self._file}: {where} has a polygon that reaches out of the image of "
                     f"{X} x {Y}"
                 )
         encoded = coco.frPyObjects(segmentation, Y, X)
@@ -271,7 +270,7 @@ class _Reader:
 
 
 def _is_around(box: list[float], mask: RunLength) -> bool:
-    """Whether the sides of a box x1, y1, x2, y2 are near those of a mask's, if that has pixels."""
+    """Returns whether a box x1, y1, x2, y2 is close to the bounding box of a nonempty mask."""
     from pycocotools import mask as coco
 
     x, y, width, height = coco.toBbox(mask).tolist()
@@ -282,10 +281,10 @@ def _is_around(box: list[float], mask: RunLength) -> bool:
 
 
 def run_lengths(code: str) -> list[int] | None:
-    """The lengths that COCO's compressed code stands for; None where it breaks off or is none.
+    """Decodes COCO's compressed run-length encoding; returns None if it is malformed.
 
-    Each is a number of bits by fives, the lowest first, a character each; from the fourth on it is
-    the difference to the last but one.
+    A number has five bits per character, the lowest first. From the fourth on, a number is the
+    difference to the last but one.
     """
     lengths: list[int] = []
     value, shift = 0, 0

@@ -1,16 +1,15 @@
-"""Pictures with boxes, classes and masks, in three splits: the project's data sets, or a person's
-own COCO files.
+"""Images with boxes, classes and masks of objects, from built-in data sets or COCO files.
 
-An example is a square of one size for all pictures: what is larger is scaled down to fit, what is
-smaller stays as it is, and the rest, to the right and below, is 0. Its fields:
+An example is a square of one size. Larger images are scaled down to fit, smaller ones keep their
+size, and both are zero-padded to the right and below. Its fields:
 
 * image: uint8 [Y, X, 3];
-* size: int32 [2], height and width of the part that is picture;
+* size: int32 [2], height and width without padding;
+* original: int32 [2], height and width of the image;
 * boxes: float32 [M, 4], (x1, y1, x2, y2) in pixels of the square;
-* labels: int32 [M], classes from 0; -1 where there is no object, behind all that are;
-* instances: uint16 [Y, X], k + 1 where object k is, 0 where none is; only where there are masks.
-  Where objects overlap, the smaller is on top; figures are computed from the whole masks, which
-  `DetectionExamples.truth` gives.
+* labels: int32 [M], classes from 0; -1 for no object, after all objects;
+* instances: uint16 [Y, X], k + 1 for object k, 0 for none; only with masks. The smaller of two
+  overlapping objects is on top. Metrics use the complete masks of `DetectionExamples.truth`.
 """
 
 from __future__ import annotations
@@ -34,32 +33,28 @@ from tasks.detection.datasets import DATA_SETS
 from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import to_rle
 
-_OWN_SIDE = 256
-# Examples of a split that stay in memory once they are made; what is beyond is made each time.
+_USER_SIDE = 256
+# Bytes of examples of a split that are cached; others are made on each access.
 _KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures, and how they become examples.
+    """Config of the data set.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<its name> unless something else is given.
-      path: own annotations in COCO's format: a file, of which a tenth each is held out for
-        validation and test by the content of the pictures; or a folder with train.json and, where
-        they are, validation.json (or valid, val, dev) and test.json.
-        Each split must have an object that is no crowd region (iscrowd 1). The boxes and masks of
-        an image with an EXIF orientation are in pixels of the image as stored, unless sizes tell
-        otherwise: see `tasks.common.images.orientation`.
-      images: folder to which the file names in the annotations are relative; None: the annotations'
-        own.
-      image_size: side of the examples in pixels; None: that of the data set, 256 for own files.
-      max_objects: objects of an example; None: as many as any picture of the data has. Where a
-        picture has more, the largest are kept.
-      skip_broken: leave out own pictures that are missing or cannot be read, and name them, where
-        otherwise the first of them is an error.
-      augmentation: what is changed at random in training.
+      name: a built-in data set. With `path` the name of the results, own_<file> by default.
+      path: user annotations in COCO's format: a file, whose images are split by the hash of
+        their pixels, a tenth each for validation and test; or a folder with train.json and
+        optionally validation.json (or valid, val, dev) and test.json. Each split must have an
+        object that is no crowd region (iscrowd 1). For images with an EXIF orientation see
+        `tasks.common.images.orientation`.
+      images: folder of the images; that of the annotations if None.
+      image_size: side of the examples in pixels; None: that of the data set, 256 for user files.
+      max_objects: objects of an example; None: the most of any image of the data. If an image has
+        more, the largest are kept.
+      skip_broken: skip user images that are missing or cannot be read, with a message.
+      augmentation: random changes in training.
     """
 
     name: str = "nuclei"
@@ -82,14 +77,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture and its objects, in its own pixels.
+class AnnotatedImage:
+    """An image and its objects, in its own pixels.
 
     Attributes:
       image: uint8 [Y, X, 3].
       boxes: float32 [n, 4].
       labels: int32 [n].
-      instances: int [Y, X], k + 1 where object k is; None without masks.
+      instances: int [Y, X], k + 1 for object k; None without masks.
     """
 
     image: np.ndarray
@@ -102,8 +97,8 @@ class DetectionExamples:
     """Random access to the examples of a split; see the module for their fields.
 
     Attributes:
-      ids: where each comes from: an id of the data set, or a file's name.
-      labels: classes of the objects of a number, and the number of its crowd regions.
+      ids: ids of built-in data sets, or file names.
+      labels: index -> classes of the objects, and number of crowd regions.
     """
 
     lengths = None
@@ -112,26 +107,25 @@ class DetectionExamples:
     def __init__(
         self,
         ids: Sequence[str],
-        picture: Callable[[int], Picture],
+        image: Callable[[int], AnnotatedImage],
         truth: Callable[[int], Truth],
         side: int,
         max_objects: int,
         labels: Callable[[int], tuple[np.ndarray, int]] | None = None,
     ):
-        """Makes the examples.
+        """Stores the functions.
 
         Args:
-          ids: of the pictures.
-          picture: the picture of a number.
-          truth: what it shows.
+          ids: of the images.
+          image: index -> image.
+          truth: index -> true objects.
           side: of an example.
           max_objects: of an example.
-          labels: classes of the objects of a picture and the number of its crowd regions, where
-            they are known without reading it.
+          labels: see the attributes, if known without reading the image.
         """
         self.ids, self.truth = list(ids), truth
         self.labels = self._labels if labels is None else labels
-        self._picture, self._side, self._max_objects = picture, side, max_objects
+        self._image, self._side, self._max_objects = image, side, max_objects
         self._kept: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -140,7 +134,7 @@ class DetectionExamples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if index in self._kept:
             return dict(self._kept[index])
-        example = fit(self._picture(index), self._side, self._max_objects)
+        example = fit(self._image(index), self._side, self._max_objects)
         if (len(self._kept) + 1) * sum(array.nbytes for array in example.values()) <= _KEPT_BYTES:
             self._kept[index] = example
         return dict(example)
@@ -151,7 +145,7 @@ class DetectionExamples:
 
 
 @dataclass(frozen=True)
-class DetectionData:
+class DetectionDataset:
     """A data set.
 
     Attributes:
@@ -160,7 +154,7 @@ class DetectionData:
       names: of the classes.
       has_masks: whether objects have masks.
       image_size: side of the examples.
-      max_objects: objects of an example, M.
+      max_objects: M.
       parts: hash of each part of the data; see `tasks.task.Task.fingerprints`.
     """
 
@@ -178,7 +172,7 @@ class DetectionData:
         return digests.joined(self.parts)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts of each split: objects by class, and crowd regions as ignored."""
+        """Counts the objects of each split by class; crowd regions are ignored ones."""
         found = {}
         for split, examples in self.splits.items():
             counts, crowds = np.zeros(len(self.names), np.int64), 0
@@ -197,31 +191,32 @@ class DetectionData:
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Height and width that a picture of `size` has in an example."""
+    """Returns height and width in an example of an image of `size`."""
     scale = min(1.0, side / max(size))
     height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
     return height, width
 
 
-def fit(picture: Picture, side: int, max_objects: int) -> dict[str, np.ndarray]:
-    """The example of a picture; of objects and masks too, where it has them."""
-    size = picture.image.shape[:2]
+def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.ndarray]:
+    """Returns the example of an image."""
+    size = annotated.image.shape[:2]
     height, width = fitted_size(size, side)
     image = np.zeros((side, side, 3), np.uint8)
-    image[:height, :width] = resize(picture.image, (height, width))
-    boxes = np.asarray(picture.boxes, np.float32).reshape(-1, 4)
+    image[:height, :width] = resize(annotated.image, (height, width))
+    boxes = np.asarray(annotated.boxes, np.float32).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = np.sort(np.argsort(-areas, kind="stable")[:max_objects])
     factors = np.array([width / size[1], height / size[0]] * 2, np.float32)
     example = {
         "image": image,
         "size": np.array([height, width], np.int32),
+        "original": np.array(size, np.int32),
         "boxes": np.zeros((max_objects, 4), np.float32),
         "labels": np.full(max_objects, -1, np.int32),
     }
     example["boxes"][: len(kept)] = boxes[kept] * factors
-    example["labels"][: len(kept)] = picture.labels[kept]
-    if picture.instances is not None:
+    example["labels"][: len(kept)] = annotated.labels[kept]
+    if annotated.instances is not None:
         number = np.zeros(len(boxes) + 1, np.uint16)
         number[kept + 1] = np.arange(1, len(kept) + 1)
         y, x = (
@@ -229,27 +224,27 @@ def fit(picture: Picture, side: int, max_objects: int) -> dict[str, np.ndarray]:
             for new, old in zip((height, width), size, strict=True)
         )
         example["instances"] = np.zeros((side, side), np.uint16)
-        example["instances"][:height, :width] = number[picture.instances[y[:, None], x]]
+        example["instances"][:height, :width] = number[annotated.instances[y[:, None], x]]
     return example
 
 
-def in_own_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Boxes [n, 4] of an example in pixels of the picture of `size`, cut at its border."""
+def to_image_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Maps boxes [n, 4] of an example to pixels of the image of `size`, and clips them."""
     height, width = fitted_size(size, side)
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))
 
 
-def load(config: DataConfig, paths: Paths | None) -> DetectionData:
-    """Reads a data set, preparing one of the project's own first when it is not.
+def load(config: DataConfig, paths: Paths | None) -> DetectionDataset:
+    """Reads the data set; a built-in one is built first.
 
     Raises:
-      UserError: what is wrong with a file or a source.
+      UserError: a file or a source cannot be used.
     """
-    return _load_public(config, paths) if config.path is None else _load_own(config)
+    return _load_built_in(config, paths) if config.path is None else _load_user_files(config)
 
 
-def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
+def _load_built_in(config: DataConfig, paths: Paths) -> DetectionDataset:
     chosen = DATA_SETS[config.name]
     definition = chosen.definition
     side = config.image_size or chosen.side
@@ -267,7 +262,7 @@ def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
             most,
         )
 
-    return DetectionData(
+    return DetectionDataset(
         config.name,
         {split: examples(split) for split in SPLITS},
         chosen.names,
@@ -278,67 +273,67 @@ def _load_public(config: DataConfig, paths: Paths) -> DetectionData:
     )
 
 
-def _prepared(row: Mapping[str, np.ndarray]) -> Picture:
+def _prepared(row: Mapping[str, np.ndarray]) -> AnnotatedImage:
     height, width = (int(length) for length in row["size"])
     instances = row["instances"][:height, :width] if "instances" in row else None
-    return Picture(row["image"][:height, :width], row["boxes"], row["labels"], instances)
+    return AnnotatedImage(row["image"][:height, :width], row["boxes"], row["labels"], instances)
 
 
-def _truth(picture: Picture) -> Truth:
+def _truth(annotated: AnnotatedImage) -> Truth:
     masks = None
-    if picture.instances is not None:
-        numbers = np.arange(1, len(picture.labels) + 1)[:, None, None]
-        masks = to_rle(picture.instances == numbers)
-    return Truth(picture.image.shape[:2], picture.boxes, picture.labels, masks)
+    if annotated.instances is not None:
+        numbers = np.arange(1, len(annotated.labels) + 1)[:, None, None]
+        masks = to_rle(annotated.instances == numbers)
+    return Truth(annotated.image.shape[:2], annotated.boxes, annotated.labels, masks)
 
 
-def _load_own(config: DataConfig) -> DetectionData:
-    side = config.image_size or _OWN_SIDE
-    own = user_files.load(config.path, config.images, skip_broken=config.skip_broken)
-    most = config.max_objects or max(1, own.max_objects)
+def _load_user_files(config: DataConfig) -> DetectionDataset:
+    side = config.image_size or _USER_SIDE
+    user = user_files.load(config.path, config.images, skip_broken=config.skip_broken)
+    most = config.max_objects or max(1, user.max_objects)
 
     def examples(split: str) -> DetectionExamples:
-        pictures = own.splits[split]
+        rows = user.splits[split]
         return DetectionExamples(
-            [annotated.name for annotated in pictures],
-            lambda index: Picture(*own.picture(pictures[index])),
-            lambda index: pictures[index].truth,
+            [annotated.name for annotated in rows],
+            lambda index: AnnotatedImage(*user.image(rows[index])),
+            lambda index: rows[index].truth,
             side,
             most,
-            lambda index: pictures[index].labels(),
+            lambda index: rows[index].labels(),
         )
 
-    parts = {"class names": digests.of_rows(own.names)}
-    for split, pictures in own.splits.items():
-        rows = ((annotated.name, annotated.truth) for annotated in pictures)
+    parts = {"class names": digests.of_rows(user.names)}
+    for split, examples_of_split in user.splits.items():
+        rows = ((annotated.name, annotated.truth) for annotated in examples_of_split)
         parts[f"{split} objects"] = digests.of_rows(rows)
-    parts["annotation files and images"] = own.digest
+    parts["annotation files and images"] = user.digest
     parts["size of an example"] = digests.of_rows([side, most])
-    data = DetectionData(
+    data = DetectionDataset(
         config.name,
         {split: examples(split) for split in SPLITS},
-        own.names,
-        own.has_masks,
+        user.names,
+        user.has_masks,
         side,
         most,
         parts,
     )
     check_splits(config.path, data.summary())
-    _name_lost(config.path, own, side, most)
+    _warn_lost(config.path, user, side, most)
     return data
 
 
-def _name_lost(path: str, own: user_files.OwnFiles, side: int, most: int) -> None:
-    """Names objects that an example cannot show."""
+def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) -> None:
+    """Reports objects that examples cannot show."""
     tiny, beyond = [], []
-    for pictures in own.splits.values():
-        for picture in pictures:
-            truth = picture.truth
+    for rows in user.splits.values():
+        for annotated in rows:
+            truth = annotated.truth
             boxes = truth.boxes[~truth.crowd]
             height, width = fitted_size(truth.size, side)
             sides = (boxes[:, 2:] - boxes[:, :2]) * [width / truth.size[1], height / truth.size[0]]
-            tiny += [picture.name] * int((sides < 1).any(axis=1).sum())
-            beyond += [picture.name] * max(len(boxes) - most, 0)
+            tiny += [annotated.name] * int((sides < 1).any(axis=1).sum())
+            beyond += [annotated.name] * max(len(boxes) - most, 0)
     if tiny:
         warn_once(
             f"{path}: {len(tiny)} objects are narrower than one pixel at config.data.image_size="

@@ -11,23 +11,23 @@ import numpy as np
 
 from tasks.detection.ops.pasting import RunLength
 
-# Of IoU, for either figure.
+# IoU thresholds of both metrics.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Predictions of a picture that count, best first, as COCO has it.
+# Predictions of an image that count, best first, as in COCO.
 MOST = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What a picture shows, in its own pixels.
+    """True objects of an image, in its own pixels.
 
     Attributes:
       size: height and width.
       boxes: float32 [n, 4].
       labels: int [n].
-      masks: of each object, or None where there are boxes alone.
-      crowd: bool [n], regions that stand for any number of objects of a class: predictions within
-        count neither for nor against; None: there are none.
+      masks: of each object; None for boxes alone.
+      crowd: bool [n], regions of any number of objects of a class; predictions within are ignored.
+        None for no crowd regions.
     """
 
     size: tuple[int, int]
@@ -39,13 +39,13 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model found in a picture, in the picture's own pixels.
+    """Predicted objects of an image, in its own pixels.
 
     Attributes:
       boxes: float [n, 4].
       labels: int [n].
       scores: float [n].
-      masks: of each, or None.
+      masks: of each object; None for boxes alone.
     """
 
     boxes: np.ndarray
@@ -57,22 +57,22 @@ class Prediction:
 def detection_metrics(
     truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str]
 ) -> dict[str, float]:
-    """COCO's average precision (Lin et al. 2014): mean over classes and IoU of 0.50 to 0.95.
+    """Computes COCO's average precision (Lin et al. 2014): the mean over classes and IoU.
 
-    At most 100 predictions of a picture count. Classes of which there is no object are left out; a
-    set without any object scores 0.
+    At most 100 predictions of an image count. Classes without objects are excluded; data without
+    objects score 0.
 
     Args:
-      truths: of n pictures.
-      predictions: for each.
+      truths: of n images.
+      predictions: of the same images.
       names: of the classes.
 
     Returns:
       `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for those that
-      occur; the same with `mask_` where truths and predictions have masks.
+      occur; the same with `mask_` if truths and predictions have masks.
 
     Raises:
-      ValueError: not one prediction for each picture, or a label without a name.
+      ValueError: the numbers of truths and predictions differ, or a label has no name.
     """
     _check(truths, predictions, names)
     result = {}
@@ -96,20 +96,20 @@ def detection_metrics(
 def ap50_contributions(
     truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str], kind: str
 ) -> np.ndarray:
-    """What each picture does to AP50, so that two models can be compared in pairs.
+    """Computes contributions of images to AP50, for paired comparisons.
 
-    The jackknife's pseudo-values n·f - (n - 1)·f_i, f_i without picture i, moved by one constant so
-    that their mean is the figure f itself.
+    They are the jackknife's pseudo-values n·f - (n - 1)·f_i, f_i without image i, shifted so that
+    their mean is f.
 
     Args:
-      truths, predictions, names: as `detection_metrics`.
+      truths, predictions, names: as for `detection_metrics`.
       kind: "box" or "mask".
 
     Returns:
       float64 [n].
 
     Raises:
-      ValueError: as `detection_metrics`, or masks are asked for that are not there.
+      ValueError: as for `detection_metrics`; or kind is "mask" without masks.
     """
     _check(truths, predictions, names)
     if kind not in _kinds(truths, predictions):
@@ -121,7 +121,7 @@ def ap50_contributions(
     every = evaluation.evalImgs
     without = np.empty(n)
     for index in range(n):
-        # Classes are the slower: the picture stands at every n-th place.
+        # Ordered by class, then image: the image has every n-th entry.
         evaluation.evalImgs = [None if i % n == index else e for i, e in enumerate(every)]
         without[index] = _mean(_precision(evaluation))
     values = n * whole - (n - 1) * without
@@ -131,43 +131,42 @@ def ap50_contributions(
 def contest_scores(
     truths: Sequence[Truth], predictions: Sequence[Prediction], score: float = 0.5
 ) -> np.ndarray:
-    """The score of each picture in the contest of nuclei (2018 Data Science Bowl).
+    """Computes the score of each image in the 2018 Data Science Bowl (nuclei).
 
-    The mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), TP being the pairs of a true and a
-    predicted mask of IoU greater than t. Classes do not count. A pixel can belong to one mask only:
-    that of the better score has it; what is left of no pixel is dropped. A crowd region is no
-    object, and a predicted mask without a partner of which more than a fraction t lies within one
-    counts for nothing, as in COCO's average precision. Where nothing is and nothing is found, the
-    score is 1.
+    It is the mean over t = 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN), where TP counts pairs of a
+    true and a predicted mask of IoU greater than t. Classes are ignored. A pixel belongs to the
+    mask of the best score; masks without remaining pixels are dropped. As in COCO's average
+    precision, crowd regions are no objects, and an unmatched mask is ignored if more than a
+    fraction t of it lies within one. Without true and predicted masks the score is 1.
 
     Args:
       truths: with masks.
       predictions: with masks.
-      score: predictions below it are left out.
+      score: least score of predictions that count.
 
     Returns:
-      float64 [n]; the contest's figure is their mean.
+      float64 [n]; the score of the contest is their mean.
 
     Raises:
-      ValueError: as `detection_metrics`, or there are no masks.
+      ValueError: as for `detection_metrics`; or there are no masks.
     """
     _check(truths, predictions, None)
     if "mask" not in _kinds(truths, predictions):
-        raise ValueError("truths: got no masks, expected those of each picture")
+        raise ValueError("truths: got no masks, expected those of each image")
     return np.array([_contest(*pair, score) for pair in zip(truths, predictions, strict=True)])
 
 
 def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
     from pycocotools import mask as coco
 
-    # Worst first, so that the better overwrites it; column by column, as the code has it.
+    # Worst first, so that better masks overwrite it; column-major, as in COCO's encoding.
     order = np.argsort(-np.asarray(prediction.scores), kind="stable")[::-1]
     order = [i for i in order if prediction.scores[i] >= score]
     found = np.zeros(truth.size, np.int64, order="F")
     for number, i in enumerate(order, 1):
         found[coco.decode(prediction.masks[i]).view(bool)] = number
     sizes = np.bincount(found.ravel("K"), minlength=len(order) + 1)[1:]
-    # In whole numbers, without a division. Above 0.5 a mask has one partner at most.
+    # In integers, without division. Above IoU 0.5 a mask has at most one partner.
     percents = np.round(100 * THRESHOLDS).astype(np.int64)[:, None]
     matched = np.zeros((len(THRESHOLDS), len(order)), bool)
     ignored = np.zeros_like(matched)
@@ -203,7 +202,7 @@ def _evaluation(
     kind: str,
     thresholds: np.ndarray = THRESHOLDS,
 ):
-    """pycocotools' evaluation of all pictures; None where nothing is predicted or nothing true."""
+    """Runs pycocotools on all images; returns None if nothing is true or nothing predicted."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -231,7 +230,7 @@ def _evaluation(
         "categories": [{"id": label} for label in range(1, classes + 1)],
         "annotations": objects,
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does on every occasion
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
         known = COCO()
         known.dataset = dataset
         known.createIndex()
@@ -259,7 +258,7 @@ def _annotation(image: int, box, label: int, masks, number: int, kind: str) -> d
 
 
 def _precision(evaluation) -> np.ndarray:
-    """Precision [IoU, recall, class]; -1 for classes without objects."""
+    """Returns precision [IoU, recall, class]; -1 for classes without objects."""
     if evaluation is None:
         return np.zeros((len(THRESHOLDS), 1, 1))
     with contextlib.redirect_stdout(io.StringIO()):

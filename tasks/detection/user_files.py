@@ -15,21 +15,21 @@ from tasks.common.errors import UserError, warn_once
 from tasks.common.images.files import read_image, read_oriented
 from tasks.common.images.orientation import AnnotationTurns, turned, turned_boxes, turned_size
 from tasks.detection.coco import Annotated, read_annotations, run_lengths
-from tasks.detection.ops.masks import stacked_codes
+from tasks.detection.ops.masks import rle_to_instance_map
 from tasks.detection.ops.pasting import RunLength, to_rle
 
-__all__ = ["Annotated", "OwnFiles", "load", "run_lengths"]
+__all__ = ["Annotated", "UserDataset", "load", "run_lengths"]
 
 
 @dataclass(frozen=True)
-class OwnFiles:
-    """Own pictures in three splits.
+class UserDataset:
+    """User images in three splits.
 
     Attributes:
       splits: by name.
       names: of the classes, in the order of their ids.
       has_masks: whether every object has a mask.
-      digest: hash of annotations and pictures.
+      digest: hash of annotations and images.
     """
 
     splits: Mapping[str, Sequence[Annotated]]
@@ -39,37 +39,37 @@ class OwnFiles:
 
     @property
     def max_objects(self) -> int:
-        """Greatest number of objects in a picture, crowds apart."""
-        pictures = (picture for split in self.splits.values() for picture in split)
-        return max(int((~picture.truth.crowd).sum()) for picture in pictures)
+        """Greatest number of objects in an image, without crowd regions."""
+        images = (image for split in self.splits.values() for image in split)
+        return max(int((~image.truth.crowd).sum()) for image in images)
 
-    def picture(
+    def image(
         self, annotated: Annotated
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Image, boxes, labels and instances, of which the smaller are on top; without crowds."""
+        """Returns image, boxes, labels and instances (smaller on top), without crowd regions."""
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
         instances = None
         if self.has_masks:
-            instances = stacked_codes([truth.masks[i] for i in kept], *truth.size)
+            instances = rle_to_instance_map([truth.masks[i] for i in kept], *truth.size)
         return read_image(annotated.path), truth.boxes[kept], truth.labels[kept], instances
 
 
-def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
-    """Reads annotations and looks through all pictures.
+def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
+    """Reads annotations, and checks all images.
 
     Args:
-      path: a file of annotations; or a folder with train.json and, where they are, validation.json
-        and test.json.
-      images: folder of the pictures; None: that of the annotations.
-      skip_broken: leave out pictures that are missing or cannot be read, and name them.
+      path: a file of annotations; or a folder with train.json and optionally validation.json and
+        test.json.
+      images: folder of the images; that of the annotations if None.
+      skip_broken: skip images that are missing or cannot be read, with a message.
 
     Returns:
-      Splits for which there is no file are a tenth of train each, by the hash of the pixels, so
-      that equal pictures stay together.
+      The data set. A missing split is a tenth of train, by the hash of the pixels, so that equal
+      images stay together.
 
     Raises:
-      UserError: what is wrong, in one line that names file and entry.
+      UserError: annotations or images cannot be used; the message names file and entry.
     """
     files = _find(path)
     read = {split: read_annotations(file, images) for split, file in files.items()}
@@ -80,33 +80,33 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
                 f"{files[split]}: its categories are {list(others)}, but those of "
                 f"{files['train']} are {list(names)}; give both the same"
             )
-    pictures, hashes, turns = {}, {}, AnnotationTurns()
+    found, hashes, turns = {}, {}, AnnotationTurns()
     for split, (_, given, _) in read.items():
         hashes[split], kept = read_each(
-            given, lambda picture: _pixel_hash(picture, turns), skip_broken=skip_broken
+            given, lambda image: _pixel_hash(image, turns), skip_broken=skip_broken
         )
-        pictures[split] = [given[number] for number in kept]
+        found[split] = [given[number] for number in kept]
         if not kept:
-            raise UserError(f"{files[split]}: has no pictures")
+            raise UserError(f"{files[split]}: has no images")
     by_file = turns.decide(path)
-    for split, given in pictures.items():
-        pictures[split] = [
-            _turned(picture, by_file[picture.path]) if picture.path in by_file else picture
-            for picture in given
+    for split, given in found.items():
+        found[split] = [
+            _turned(image, by_file[image.path]) if image.path in by_file else image
+            for image in given
         ]
     codes = {split: [array.tobytes().hex() for array in hashes[split]] for split in hashes}
     warn_shared(
         path,
         {
-            split: dict(zip(codes[split], (picture.name for picture in given), strict=True))
-            for split, given in pictures.items()
+            split: dict(zip(codes[split], (image.name for image in given), strict=True))
+            for split, given in found.items()
         },
         "images",
     )
     remedy = "give files for all splits"
     held_out = split_by_hash(codes["train"], list(files), str(files["train"]), remedy, "images")
-    train = pictures["train"]
-    pictures |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
+    train = found["train"]
+    found |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}
     if len(masks) > 1:
         raise UserError(f"{path}: some files have segmentations, others none; give all or none")
@@ -115,16 +115,16 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> OwnFiles:
         digest.update(split.encode() + file.read_bytes())
         for array in hashes[split]:
             digest.update(array.tobytes())
-    return OwnFiles(pictures, names, masks == {True}, digest.hexdigest())
+    return UserDataset(found, names, masks == {True}, digest.hexdigest())
 
 
 def _find(path: str) -> dict[str, Path]:
-    place = Path(path).expanduser()
-    if not place.is_dir():
-        return {"train": place}
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        return {"train": root}
     stems = {
         file.stem: file
-        for file in sorted(place.iterdir())
+        for file in sorted(root.iterdir())
         if file.suffix.lower() == ".json" and not file.name.startswith(".")
     }
     found = {split: stems.pop(stem) for split, stem in split_names(list(stems), path).items()}
@@ -136,29 +136,29 @@ def _find(path: str) -> dict[str, Path]:
     return found
 
 
-def _pixel_hash(picture: Annotated, turns: AnnotationTurns) -> np.ndarray:
-    """SHA-256 of the pixels, as bytes; raises UserError for a picture that cannot be used."""
-    image, orientation = read_oriented(picture.path)
+def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
+    """Returns SHA-256 of the pixels as bytes; raises UserError if the image cannot be used."""
+    image, orientation = read_oriented(annotated.path)
     size = image.shape[:2]
-    if not turns.fits(picture.path, orientation, picture.truth.size, size):
-        (height, width), (Y, X) = picture.truth.size, size
+    if not turns.fits(annotated.path, orientation, annotated.truth.size, size):
+        (height, width), (Y, X) = annotated.truth.size, size
         raise UserError(
-            f"{picture.path}: is {X} x {Y} pixels, but its annotations are for {width} x {height}"
+            f"{annotated.path}: is {X} x {Y} pixels, but its annotations are for {width} x {height}"
         )
     content = str(image.shape).encode() + image.tobytes()
     return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
-def _turned(picture: Annotated, orientation: int) -> Annotated:
-    """The annotations of a stored image in pixels of the displayed one."""
-    truth = picture.truth
+def _turned(annotated: Annotated, orientation: int) -> Annotated:
+    """Returns the annotations of a stored image in pixels of the displayed one."""
+    truth = annotated.truth
     masks = truth.masks
     if masks is not None:
         masks = [_turned_mask(mask, orientation) for mask in masks]
     boxes = turned_boxes(truth.boxes, truth.size, orientation)
     size = turned_size(truth.size, orientation)
     truth = dataclasses.replace(truth, size=size, boxes=boxes, masks=masks)
-    return dataclasses.replace(picture, truth=truth)
+    return dataclasses.replace(annotated, truth=truth)
 
 
 def _turned_mask(mask: RunLength, orientation: int) -> RunLength:

@@ -1,1 +1,1 @@
-"""Classification of pictures, by convolutional networks and by a Vision Transformer."""
+"""Image classification."""

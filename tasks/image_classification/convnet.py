@@ -1,7 +1,7 @@
-"""A small convolutional network with a place for attention after each stage.
+"""A small convolutional network with optional map attention after each stage.
 
 B batch, Y X height and width, C channels. A stage is two 3 x 3 convolutions with batch norm (Ioffe
-& Szegedy 2015) and ReLU; between stages the map is halved, as in VGG (Simonyan & Zisserman 2015).
+& Szegedy 2015) and ReLU. Each stage halves the map, as in VGG (Simonyan & Zisserman 2015).
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ConvNetConfig(StagesConfig):
-    """A convolutional network.
+    """Config of a convolutional network; for the other fields see `StagesConfig`.
 
     Attributes:
       dropout_rate: of the pooled vector.
-      For the others see `StagesConfig`.
     """
 
     name: str = "convnet"
@@ -42,8 +41,8 @@ class ConvNet(nnx.Module):
 
     Args:
       config: see `ConvNetConfig`.
-      image_channels: of the picture.
-      classes: number of them.
+      image_channels: of the input.
+      classes: number of classes.
     """
 
     def __init__(self, config: ConvNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
@@ -68,14 +67,14 @@ class ConvNet(nnx.Module):
 
         Args:
           images: [B, Y, X, C], of any size.
-          valid: bool [B], the pictures that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
+          valid: bool [B], the images that count in batch statistics; all if None.
+          training: normalize by the batch, and update the batch statistics.
           dropout_key: None for evaluation.
           return_weights: also return the attention weights.
 
         Returns:
-          logits float32 [B, classes], or those and "stage_1", "stage_2", ...: what the attention
-          after each stage gives; none without attention.
+          logits float32 [B, classes]; with `return_weights` also "stage_1", "stage_2", ...: the
+          weights of the attention after each stage, if there is one.
         """
         shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
         flags = {"valid": valid, "training": training, "return_weights": return_weights}

@@ -1,4 +1,4 @@
-"""Pictures in three splits: the project's data sets, or a person's own folders, in memory."""
+"""Labeled images in memory, from built-in data sets or user folders."""
 
 from __future__ import annotations
 
@@ -16,29 +16,25 @@ from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification import user_files
 from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
 
-OWN_SIDE = 64
+USER_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures, and what is done to them in training.
+    """Config of the data set.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<folder> unless something else is given.
-      path: a folder of one's own with a folder of pictures for each class; or with train/ and, if
-        they are there, validation/ (or valid, val, dev) and test/, each with such folders. A split
-        that is missing is a tenth of train, by the hash of the file, so that splits do not depend
-        on image_size and equal files stay together. All are kept in memory.
-      image_size: pixels a side to which one's own pictures are scaled, after the largest square in
-        the middle is cut out; 64 if not given.
-      skip_broken: leave out what cannot be read of one's own files, and name it, instead of
-        stopping.
-      shift: in training each picture is moved at random, up to this many pixels each way, in parts
-        of a pixel too.
-      augmentation: further changes in training.
-      mixup: in training each picture is mixed with another, by a share from Beta(mixup, mixup);
-        0: not.
+      name: a built-in data set. With `path` the name of the results, own_<folder> by default.
+      path: user folder with a folder of images for each class; or with train/ and optionally
+        validation/ (or valid, val, dev) and test/, each with such folders. A missing split is a
+        tenth of train, by the hash of the file, so that splits do not depend on image_size and
+        equal files stay together. Images are kept in memory.
+      image_size: side in pixels to which user images are scaled, after a central square crop; 64 by
+        default.
+      skip_broken: skip user images that cannot be read, with a message.
+      shift: largest random translation in training, in pixels along each axis.
+      augmentation: other random changes in training.
+      mixup: α of mixup in training: images are mixed with a weight from Beta(α, α); 0 for none.
     """
 
     name: str = "digits"
@@ -50,36 +46,36 @@ class DataConfig:
     mixup: float = 0.0
 
     def __post_init__(self):
-        name = results_name(self.name, DATA_SETS, self.path, "; path takes a folder of your own")
+        name = results_name(self.name, DATA_SETS, self.path, "; path takes your own folder")
         object.__setattr__(self, "name", name)
         if self.path is None and (self.image_size is not None or self.skip_broken):
             field = "skip_broken" if self.image_size is None else "image_size"
-            raise ValueError(f"{field}: is for pictures of your own, give path with it")
+            raise ValueError(f"{field}: is for user images; set path too")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
         if not 0 <= self.shift <= self.side:
-            raise ValueError(f"shift must be in [0, {self.side}], got {self.shift}")
+            raise ValueError(f"shift: got {self.shift}, expected a number in [0, {self.side}]")
         if not self.mixup >= 0:
             raise ValueError(f"mixup: got {self.mixup}, expected at least 0")
         if self.augmentation.needs_color and self.path is None:
-            raise ValueError(f"augmentation: saturation and hue: {self.name} has grey pictures")
+            raise ValueError(f"augmentation: saturation and hue: {self.name} has gray images")
 
     @property
     def side(self) -> int:
-        """Pixels a side."""
+        """Side of the images in pixels."""
         if self.path is None:
             return DATA_SETS[self.name].side
-        return OWN_SIDE if self.image_size is None else self.image_size
+        return USER_SIDE if self.image_size is None else self.image_size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(Y, X, C); one's own have colours."""
+        """(Y, X, C); user images are RGB."""
         return (self.side, self.side, 1 if self.path is None else 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A data set.
+    """Splits, and names of the classes.
 
     Attributes:
       labels: names of the classes.
@@ -90,7 +86,7 @@ class ImageData:
     splits: Mapping[str, Images]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts of each split by class."""
+        """Counts the images of each split by class."""
         return {
             split: SplitSummary(
                 len(images),
@@ -124,14 +120,14 @@ class ImageData:
 
 
 def load(config: DataConfig, paths: Paths | None) -> ImageData:
-    """Reads a data set, preparing one of the project's own first when it is not.
+    """Reads the data set; a built-in one is built first.
 
     Args:
-      config: which.
-      paths: where things are kept; digits come with scikit-learn and need none.
+      config: of the data set.
+      paths: folders of data and caches; None for digits, which come with scikit-learn.
 
     Raises:
-      UserError: what is wrong with a file, a folder or a source.
+      UserError: a file, a folder or a source cannot be used.
     """
     if config.path is None:
         data_set = DATA_SETS[config.name]

@@ -1,9 +1,9 @@
-"""The pictures of this project, by name: grey ones, each data set of one size.
+"""Built-in data sets of gray images.
 
 Digits are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998,
-UCI), as scikit-learn has them: 1,797 pictures of 8 x 8, each pixel the count 0..16 of inked pixels
-in a 4 x 4 block of the scanned digit. Their writers are not recorded, so the same hands are in all
-splits: the figures are for known hands.
+UCI) in scikit-learn: 1,797 images of 8 x 8; each pixel is the number 0..16 of ink pixels in a
+4 x 4 block of the scanned digit. Writers are not recorded, so splits share writers: metrics are for
+known writers.
 
 Fashion-MNIST: see `tasks.common.datasets.fashion_mnist`.
 """
@@ -25,12 +25,12 @@ from tasks.common.datasets import fashion_mnist
 
 
 class Images:
-    """Random access to pictures of one size; `labels` is None where nobody knows them.
+    """Random access to images of one size.
 
     Attributes:
       images: [n, Y, X, C], float32 from 0 to 1 or uint8 from 0 to 255.
-      labels: int32 [n] or None.
-      ids: of own files: a hash of the file of each; None for images of one size.
+      labels: int32 [n]; None if unknown.
+      ids: hashes of user files; None for built-in data sets.
     """
 
     lengths = None
@@ -56,13 +56,13 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Grey pictures of things that are light on a dark ground.
+    """A data set of gray images, light on a dark background.
 
     Attributes:
       labels: names of the classes.
-      side: pixels a side.
-      ink: the largest value of a pixel.
-      load: load(paths) -> the splits.
+      side: of the images in pixels.
+      ink: largest value of a pixel.
+      load: paths -> splits.
     """
 
     labels: tuple[str, ...]
@@ -77,10 +77,9 @@ INK = 16
 
 
 def split_of(pixels: np.ndarray) -> str:
-    """The split of a digit, by its content alone.
+    """Returns the split of a digit, by SHA-256 of its pixels modulo 10.
 
-    SHA-256 of the pixels as bytes, modulo 10: 0 and 1 are test, 2 is validation, the rest train.
-    Pictures that are equal in every pixel therefore never stand in two splits.
+    0 and 1 are test, 2 is validation, the rest train. Equal images are in the same split.
 
     Args:
       pixels: integers 0..16, [Y, X].
@@ -91,7 +90,7 @@ def split_of(pixels: np.ndarray) -> str:
 
 
 def _digits(paths: Paths) -> dict[str, Images]:
-    """The three splits, in the order of the source."""
+    """Returns the splits, in the order of the source."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -130,8 +129,8 @@ FASHION_MNIST = builders.DatasetDefinition(
     sources=fashion_mnist.SOURCES,
     generate=_generate,
     counts={"train": 50_000, "validation": 10_000, "test": 10_000},
-    description="Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): grey pictures of clothes, 28 x 28; "
-    "validation is the last 10,000 of the 60,000 training pictures.",
+    description="Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): gray images of clothes, 28 x 28; "
+    "validation is the last 10,000 of the 60,000 training images.",
     license=fashion_mnist.LICENSE,
 )
 

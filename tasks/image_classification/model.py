@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), small.
+"""A small Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
 
 B batch, Y X image height and width, C channels, P patches, D model size.
 """
@@ -15,6 +15,7 @@ from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
+from tasks.common.configs import Config, PositiveInt, Rate
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
 
@@ -22,26 +23,25 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """A Transformer encoder over the patches of a picture.
+class ViTConfig(Config):
+    """Config of a Transformer encoder over patches; for other fields see `EncoderConfig`.
 
     Attributes:
-      patch_size: pixels a side of a patch; divides the picture's side.
-      head: "cls", the state of a learned token put first, or a pool of `attention.registry`:
+      patch_size: pixels a side of a patch; divides the side of the image.
+      head: "cls", a learned token prepended to the patches, or a pool of `attention.registry`;
         "multi_head" is the MAP head of Zhai et al. 2022.
       head_dropout_rate: of the pooled vector.
-      For the others see `EncoderConfig`.
     """
 
     name: str = "vit"
-    patch_size: int = 2
+    patch_size: PositiveInt = 2
     model_size: int = 64
     num_layers: int = 2
     num_heads: int = 4
     feedforward_size: int = 128
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
-    head_dropout_rate: float = 0.1
+    head_dropout_rate: Rate = 0.1
     norm: str = "pre"
     activation: str = "gelu"
     positions: str = "learned"
@@ -50,20 +50,16 @@ class ViTConfig:
     head: str = "multi_head"
 
     def __post_init__(self):
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size must be at least 1, got {self.patch_size}")
-        if not 0 <= self.head_dropout_rate < 1:
-            raise ValueError(f"head_dropout_rate must be in [0, 1), got {self.head_dropout_rate}")
+        super().__post_init__()
         heads = ("cls", *registry.names("pool"))
-        if self.head not in heads:
-            raise ValueError(f"head must be one of {', '.join(heads)}, got {self.head!r}")
+        self.expect("head", self.head in heads, f"one of {', '.join(heads)}")
         self.encoder(1)
 
     def encoder(self, max_length: int) -> EncoderConfig:
-        """The part that is the encoder's.
+        """Returns the config of the encoder.
 
         Raises:
-          ValueError: a value is impossible; the message begins with the field's name.
+          ValueError: a field is out of range.
         """
         names = {field.name for field in dataclasses.fields(EncoderConfig)}
         names &= {field.name for field in dataclasses.fields(self)}
@@ -74,14 +70,14 @@ MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig, "resnet": ResNetCla
 
 
 def patches(images: Array, size: int) -> Array:
-    """Cuts images into squares, row by row.
+    """Splits images into square patches, row by row.
 
     Args:
       images: [B, Y, X, C].
       size: pixels a side of a patch.
 
     Returns:
-      [B, P, size² C] with P = (Y / size) (X / size); in a patch, rows, columns, channels.
+      [B, P, size² C] with P = (Y / size) (X / size); a patch is ordered by row, column, channel.
 
     Raises:
       ValueError: the size does not divide Y and X.
@@ -90,7 +86,7 @@ def patches(images: Array, size: int) -> Array:
     shapes.expect("images", images, "B Y X C", sizes)
     B, Y, X, C = sizes.values()
     if Y % size or X % size:
-        raise ValueError(f"patch_size must divide the picture's {Y} x {X} pixels, got {size}")
+        raise ValueError(f"patch_size: got {size}, expected a divisor of {Y} and {X} pixels")
     cut = images.reshape(B, Y // size, size, X // size, size, C)
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
 
@@ -101,10 +97,10 @@ class VisionTransformer(nnx.Module):
     Args:
       config: see `ViTConfig`.
       image_shape: (Y, X, C).
-      classes: number of them.
+      classes: number of classes.
 
     Raises:
-      ValueError: the patches do not fit the picture.
+      ValueError: patches do not divide the image.
     """
 
     def __init__(
@@ -136,10 +132,10 @@ class VisionTransformer(nnx.Module):
           return_weights: also return the attention weights.
 
         Returns:
-          logits float32 [B, classes], or those and the weights: "encoder" [B, L, N, T, T], and
-          "head" [B, heads, P], what the head takes of each patch. For "cls" that is what its token
-          looks at in the last layer, which may sum to less than 1: the rest is the token itself.
-          For "mean", which takes all alike, it is the mean of what the patches look at there.
+          logits float32 [B, classes]; with `return_weights` also the weights "encoder"
+          [B, L, N, T, T] and "head" [B, heads, P], of the head over the patches. For "cls" these
+          are the weights of its token in the last layer, without itself, so that they may sum to
+          less than 1. For "mean" they are the mean weights of the patches in the last layer.
         """
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         x = self.embed(patches(images, self.config.patch_size))

@@ -1,4 +1,4 @@
-"""A residual network (He et al. 2016) that classifies, with a place for attention after each stage.
+"""A residual network (He et al. 2016) with optional map attention after each stage.
 
 B batch, Y X height and width, C channels.
 """
@@ -22,11 +22,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ResNetClassifierConfig(ResNetConfig):
-    """A residual network with a classifier.
+    """Config of a residual network with a classifier; for other fields see `ResNetConfig`.
 
     Attributes:
       dropout_rate: of the pooled vector.
-      For the others see `ResNetConfig`.
     """
 
     name: str = "resnet"
@@ -38,8 +37,8 @@ class ResNetClassifier(nnx.Module):
 
     Args:
       config: see `ResNetClassifierConfig`.
-      image_channels: of the picture.
-      classes: number of them.
+      image_channels: of the input.
+      classes: number of classes.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class ResNetClassifier(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies a batch; arguments and results as of `ConvNet`."""
+        """Classifies a batch; arguments and results are those of `ConvNet`."""
         maps, weights = self.backbone(
             images, valid=valid, training=training, return_weights=return_weights
         )

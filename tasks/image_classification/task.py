@@ -1,7 +1,8 @@
-"""Image classification by the task contract."""
+"""Image classification with convolutional networks and Vision Transformers."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from attention import registry
-from tasks.classification import classes_by_probability
+from tasks.classification import ClassificationTask, classes_by_probability, predicted_classes
 from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.images.augmentation import (
     AugmentationConfig,
@@ -26,7 +25,7 @@ from tasks.common.images.augmentation import (
     random_translation,
 )
 from tasks.common.keys import example_keys
-from tasks.common.metrics.classification import classification_metrics
+from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure
 from tasks.image_classification import baselines, user_files
 from tasks.image_classification.convnet import ConvNet, ConvNetConfig
@@ -34,121 +33,120 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import OldTask
+from tasks.task import ArraySpec, Processor
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
 
 
-class ImageClassification(OldTask):
-    """A picture [Y, X, C] -> one of the classes."""
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor(Processor):
+    """Reads images, and names classes.
+
+    Attributes:
+      data, model: configs.
+      labels: names of the classes.
+    """
+
+    labels: Sequence[str]
+
+    def encode(self, raw: Sequence[str]) -> Images:
+        """Reads paths of images, or lists of pixel values; see `user_files.read_inputs`."""
+        return user_files.read_inputs(raw, DATA_SETS.get(self.data.name), self.data.side)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns label and probabilities; the printed line has the three most probable classes."""
+        return classes_by_probability(raw, outputs["probabilities"], self.labels, shown=3)
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the image; built-in data sets may also hold it as uint8."""
+        dtype = "float32" if self.data.path is None else "uint8"
+        return {"image": ArraySpec(("batch", *self.data.image_shape), dtype)}
+
+
+class ImageClassification(ClassificationTask):
+    """Assigns one class to an image [Y, X, C]."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
-    primary_metric = "accuracy"
-    table_metrics = ("accuracy", "macro_f1", "mcc")
+    processor_type = ImageProcessor
     sharding_rules = (*transformer.SHARDING_RULES, *convolutional.SHARDING_RULES)
 
-    def __init__(
-        self,
-        data: DataConfig,
-        model: Config,
-        labels: Sequence[str],
-        pictures: ImageData | None = None,
-    ):
-        """Use `prepare` or `restore`.
-
-        Args:
-          data, model: configs.
-          labels: names of the classes.
-          pictures: the splits; None where only predictions are wanted.
-        """
-        self._data, self._model = data, model
-        self._labels, self._pictures = tuple(labels), pictures
-
-    # ------------------------------------------------------------------ making
+    @classmethod
+    def check(cls, data: DataConfig, model: Config) -> None:
+        """Checks that patches divide the image."""
+        if isinstance(model, ViTConfig) and data.side % model.patch_size:
+            raise UserError(
+                f"config.model.patch_size: got {model.patch_size}, expected a divisor of the "
+                f"images' side of {data.side} pixels"
+            )
 
     @classmethod
-    def prepare(cls, data: DataConfig, model: Config, paths: Paths) -> ImageClassification:
-        """See `Task.prepare`."""
-        if isinstance(model, ViTConfig):
-            _check_patches(model, data.side)
-        pictures = load(data, paths)
-        return cls(data, model, pictures.labels, pictures)
+    def load(cls, data: DataConfig, paths: Paths) -> ImageData:
+        """Reads the images; built-in data sets are built first."""
+        return load(data, paths)
 
     @classmethod
-    def restore(
-        cls, data: DataConfig, model: Config, assets: Mapping[str, Any]
-    ) -> ImageClassification:
-        """See `Task.restore`."""
-        return cls(data, model, assets["labels"])
+    def fit(
+        cls, dataset: ImageData, data: DataConfig, model: Config, paths: Paths
+    ) -> ImageProcessor:
+        """Returns the processor with the data set's classes."""
+        return ImageProcessor(data, model, list(dataset.labels))
 
-    def assets(self) -> dict[str, Any]:
-        """Names of the classes."""
-        return {"labels": list(self._labels)}
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the pictures, their labels and splits."""
-        return self._pictures.fingerprint
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Of the parts of the data."""
-        return self._pictures.parts
-
-    # ------------------------------------------------------------------ data
-
-    def examples(self, split: str) -> Images:
-        """See `Task.examples`."""
-        return self._pictures.splits[split]
-
-    def summary(self) -> dict[str, SplitSummary]:
-        """Images by class."""
-        return self._pictures.summary()
-
-    # ------------------------------------------------------------------ model
+    # ------------------------------------------------------------------ objective
 
     def build_model(self, rngs: nnx.Rngs) -> Model:
-        """See `Task.build_model`."""
-        shape, classes = self._data.image_shape, len(self._labels)
-        if isinstance(self._model, ViTConfig):
-            return VisionTransformer(self._model, shape, classes, rngs=rngs)
-        kind = ConvNet if isinstance(self._model, ConvNetConfig) else ResNetClassifier
-        return kind(self._model, shape[-1], classes, rngs=rngs)
+        """Returns the network of the config's type."""
+        shape, classes = self.data.image_shape, len(self.labels)
+        if isinstance(self.model, ViTConfig):
+            return VisionTransformer(self.model, shape, classes, rngs=rngs)
+        kind = ConvNet if isinstance(self.model, ConvNetConfig) else ResNetClassifier
+        return kind(self.model, shape[-1], classes, rngs=rngs)
+
+    def logits(
+        self,
+        model: Model,
+        batch: Mapping[str, jax.Array],
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns logits [B, classes]; with a key under dropout and with batch statistics."""
+        options: dict[str, Any] = {"dropout_key": dropout_key}
+        if dropout_key is not None and not isinstance(model, VisionTransformer):
+            options |= {"valid": batch["weight"] > 0, "training": True}
+        return model(_to_unit(batch["image"]), **options)
 
     def loss(
         self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy, and the accuracy, both of pictures changed at random and under dropout.
+        """Computes cross-entropy and accuracy of augmented images under dropout.
 
-        With mixup the loss is of both labels, each by its share of the picture, and the accuracy is
-        that of the first.
+        With mixup the loss is the mean over both labels, weighted as the images are mixed; the
+        accuracy is that of the first label.
         """
-        images, mixed = self._changed(batch, dropout_key)
-        options = {"dropout_key": jax.random.split(dropout_key)[1]}
-        if not isinstance(model, VisionTransformer):
-            options |= {"valid": batch["weight"] > 0, "training": True}
-        logits = model(images, **options)
-        rows = jnp.maximum(jnp.sum(batch["weight"]), 1)
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        accuracy = jnp.sum(correct * batch["weight"]) / rows
-        losses = _losses(logits, batch)
+        images, mixed = self._augmented(batch, dropout_key)
+        key = jax.random.split(dropout_key)[1]
+        logits = self.logits(model, {**batch, "image": images}, key)
+        losses = cross_entropy(logits, batch["label"])
         if mixed is not None:
             partner, share = mixed
-            other = _losses(logits, {**batch, "label": batch["label"][partner]})
+            other = cross_entropy(logits, batch["label"][partner])
             losses = share * losses + (1 - share) * other
-        return jnp.sum(losses) / rows, {"accuracy": accuracy}
+        weight = batch["weight"]
+        rows = jnp.maximum(jnp.sum(weight), 1)
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        # Padding rows may be infinite.
+        total = jnp.sum(jnp.where(weight > 0, losses * weight, 0))
+        return total / rows, {"accuracy": jnp.sum(correct * weight) / rows}
 
-    def _changed(
+    def _augmented(
         self, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """The pictures as training sees them, and partners and shares of mixup if it is there."""
-        data = self._data
-        images = random_translation(_floating(batch["image"]), data.shift, jax.random.split(key)[0])
+        """Returns augmented images, and mixup's partners and fractions if it is on."""
+        data = self.data
+        images = random_translation(_to_unit(batch["image"]), data.shift, jax.random.split(key)[0])
         if data.augmentation == AugmentationConfig() and not data.mixup:
             return images, None
-        # Of other numbers than those of split.
+        # Not the numbers that `split` uses.
         augment_keys, mixup_keys = (
             example_keys(jax.random.fold_in(key, number), batch["id"]) for number in (2, 3)
         )
@@ -158,51 +156,24 @@ class ImageClassification(OldTask):
         images, *mixed = mixup(images, mixup_keys, data.mixup, batch["weight"] > 0)
         return images, tuple(mixed)
 
-    def batch_statistics(
-        self, model: Model, batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Summed cross-entropy, number of pictures, confusion counts [true, predicted]."""
-        logits = model(_floating(batch["image"]))
-        classes = len(self._labels)
-        confusion = jnp.zeros((classes, classes), jnp.int32)
-        counted = (batch["weight"] > 0).astype(jnp.int32)
-        return {
-            "loss": jnp.sum(_losses(logits, batch)),
-            "weight": jnp.sum(batch["weight"]),
-            "confusion": confusion.at[batch["label"], jnp.argmax(logits, axis=-1)].add(counted),
-        }
+    def attention(self, model: Model, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns attention weights.
 
-    def outputs(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Probabilities [B, classes]."""
-        return {"probabilities": jax.nn.softmax(model(_floating(batch["image"])))}
-
-    def attention(self, model: Model, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What the model returns: of a ViT the encoder's layers [B, L, N, T, T] and what the head
-        takes [B, heads, P]; of a convolutional network the map attention of each stage."""
+        Those of a ViT are "encoder" [B, L, N, T, T] and "head" [B, heads, P]; those of a
+        convolutional network the map attention of each stage.
+        """
         vit = isinstance(model, VisionTransformer)
-        if vit and "weights" not in registry.find("mixer", self._model.mixer).capabilities:
+        if vit and "weights" not in registry.find("mixer", self.model.mixer).capabilities:
             return {}
-        return model(_floating(batch["image"]), return_weights=True)[1]
+        return model(_to_unit(inputs["image"]), return_weights=True)[1]
 
     # ------------------------------------------------------------------ on the host
 
-    def finalize(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
-        """Loss, and the metrics of `tasks.common.metrics.classification`."""
-        labels = self._pictures.splits[split].labels
-        metrics = classification_metrics(labels, _predicted(outputs), self._labels)
-        return {**metrics, "loss": float(statistics["loss"] / statistics["weight"])}
-
     def example_ids(self, split: str) -> np.ndarray:
-        """Of the files, or of images of one size, and the names of their classes."""
-        part = self._pictures.splits[split]
+        """Hashes image files, or images of built-in data sets, with the names of their classes."""
+        part = self.dataset.splits[split]
         images = part.images if part.ids is None else part.ids
-        return digests.ids(images, [self._labels[label] for label in part.labels])
-
-    def correctness(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """1 where the class is right."""
-        return (_predicted(outputs) == self._pictures.splits[split].labels).astype(np.float32)
+        return digests.ids(images, [self.labels[label] for label in part.labels])
 
     def figures(
         self,
@@ -211,106 +182,73 @@ class ImageClassification(OldTask):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Confusion matrix, and where the model looks in the first pictures."""
+        """Draws the confusion matrix, and attention over the first images."""
         drawn: list[Figure] = [
-            ConfusionMatrix(f"{split} split", statistics["confusion"], self._labels)
+            ConfusionMatrix(f"{split} split", statistics["confusion"], self.labels)
         ]
-        examples = self._pictures.splits[split]
+        examples, predicted = self.dataset.splits[split], predicted_classes(outputs)
         for index, where, weights in self._attended(attention):
-            predicted = self._labels[_predicted(outputs)[index]]
-            true = self._labels[examples.labels[index]]
-            caption = f"predicted {predicted}, true {true}{where}"
-            drawn.append(AttendedImage(caption, _shown(examples.images[index]), weights))
+            true = self.labels[examples.labels[index]]
+            caption = f"predicted {self.labels[predicted[index]]}, true {true}{where}"
+            drawn.append(AttendedImage(caption, _drawable(examples.images[index]), weights))
         return drawn
 
-    def _attended(
-        self, attention: Mapping[str, np.ndarray]
-    ) -> Iterator[tuple[int, str, np.ndarray]]:
-        """Number of the picture, words about the place in the model, and a map [y, x]."""
-        if isinstance(self._model, ViTConfig):
-            grid = [side // self._model.patch_size for side in self._data.image_shape[:2]]
-            for index, weights in enumerate(attention.get("head", ())):
-                yield index, "", weights.mean(axis=0).reshape(grid)
-            return
-        grids = self._model.sides(*self._data.image_shape[:2])
-        line = convolutional.map_attention_entry(self._model.attention)
-        for index in range(min(map(len, attention.values()), default=0)):
-            for grid, (name, weights) in zip(grids, attention.items(), strict=True):
-                found = convolutional.spatial_importance(
-                    weights[index], grid, "gate" in line.capabilities
-                )
-                if found is not None:
-                    yield index, f" ({name.replace('_', ' ')})", found
-
-    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Softmax regression on the pixels, and an SVM: on the pixels of digits, which are few, on
-        oriented gradients of other pictures.
-        """
-        fits = {"logistic_regression": baselines.logistic_regression}
-        if self._data.name == "digits":
-            fits["rbf_svm"] = baselines.rbf_svm
-        else:
-            fits["hog_linear_svc"] = baselines.hog_linear_svc
-        return {
-            name: functools.partial(fit, self._pictures.splits, self._labels)
-            for name, fit in fits.items()
-        }
-
-    # ------------------------------------------------------------------ predict
-
-    def inputs(self, raw: Sequence[str]) -> Images:
-        """Paths of pictures, or numbers; see `files.read_inputs`."""
-        return user_files.read_inputs(raw, DATA_SETS.get(self._data.name), self._data.side)
-
-    def describe(
-        self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """Label and probabilities, the most probable first."""
-        # Ten classes are too many for a line.
-        return classes_by_probability(raw, outputs["probabilities"], self._labels, shown=3)
-
-    def pictures(
+    def input_figures(
         self,
         raw: Sequence[str],
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """Where the model looked in each picture, which is drawn as the model has it."""
+        """Draws attention over each image, as the model receives it."""
         drawn: list[list[Figure]] = [[] for _ in raw]
-        images = self.inputs(raw).images
+        images, predicted = self.processor.encode(raw).images, predicted_classes(outputs)
         for index, where, weights in self._attended(attention):
-            predicted = self._labels[_predicted(outputs)[index]]
-            caption = f"{raw[index]}: {predicted}{where}"
-            drawn[index].append(AttendedImage(caption, _shown(images[index]), weights))
+            caption = f"{raw[index]}: {self.labels[predicted[index]]}{where}"
+            drawn[index].append(AttendedImage(caption, _drawable(images[index]), weights))
         return drawn
 
+    def _attended(
+        self, attention: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Yields index of the image, name of the layer for captions, and a map [y, x]."""
+        if isinstance(self.model, ViTConfig):
+            grid = [side // self.model.patch_size for side in self.data.image_shape[:2]]
+            for index, weights in enumerate(attention.get("head", ())):
+                yield index, "", weights.mean(axis=0).reshape(grid)
+            return
+        grids = self.model.sides(*self.data.image_shape[:2])
+        entry = convolutional.map_attention_entry(self.model.attention)
+        for index in range(min(map(len, attention.values()), default=0)):
+            for grid, (name, weights) in zip(grids, attention.items(), strict=True):
+                gate = "gate" in entry.capabilities
+                found = convolutional.spatial_importance(weights[index], grid, gate)
+                if found is not None:
+                    yield index, f" ({name.replace('_', ' ')})", found
 
-def _predicted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.argmax(outputs["probabilities"], axis=-1)
+    def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Returns softmax regression on pixels and an SVM.
+
+        The SVM is on pixels for digits, which are small, and on oriented gradients otherwise.
+        """
+        fits = {"logistic_regression": baselines.logistic_regression}
+        if self.data.name == "digits":
+            fits["rbf_svm"] = baselines.rbf_svm
+        else:
+            fits["hog_linear_svc"] = baselines.hog_linear_svc
+        return {
+            name: functools.partial(self.timed, functools.partial(fit, self.dataset.splits))
+            for name, fit in fits.items()
+        }
 
 
-def _shown(image: np.ndarray) -> np.ndarray:
-    """[Y, X, C] as figures take it: grey without the last axis."""
+def _drawable(image: np.ndarray) -> np.ndarray:
+    """Removes the channel axis of a gray image [Y, X, 1]."""
     return image[..., 0] if image.shape[-1] == 1 else image
 
 
-def _losses(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Cross-entropy of each row, 0 for padding rows: [B]."""
-    rows = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return jnp.where(batch["weight"] > 0, rows * batch["weight"], 0)
-
-
-def _floating(images: jax.Array) -> jax.Array:
-    """Pictures from 0 to 1; bytes are divided by 255."""
+def _to_unit(images: jax.Array) -> jax.Array:
+    """Returns images from 0 to 1; those of bytes are divided by 255."""
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
-
-
-def _check_patches(model: ViTConfig, side: int) -> None:
-    if side % model.patch_size:
-        raise UserError(
-            f"config.model.patch_size: must divide the pictures' {side} pixels a side, got "
-            f"{model.patch_size}"
-        )
 
 
 TASK = ImageClassification

@@ -1,4 +1,4 @@
-"""Pictures that a person gives: folders of them to train on, and single ones to predict."""
+"""User images: class folders to train on, and single images to predict."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from tasks.image_classification.datasets import SPLITS, DataSet, Images
 def read_folder(
     path: str, side: int, skip_broken: bool
 ) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """All pictures of a folder.
+    """Reads all images of a folder.
 
     Args:
       path: see `DataConfig.path`.
-      side: pixels a side to which they are scaled.
-      skip_broken: leave out what cannot be read, and name it.
+      side: in pixels, to which images are scaled.
+      skip_broken: skip images that cannot be read, with a message.
 
     Returns:
       Names of the classes, in order, and the three splits, uint8 [n, side, side, 3].
 
     Raises:
-      UserError: a folder is missing or empty, a picture cannot be read, there is one class only, a
-        class that train lacks, or too little to hold out validation and test.
+      UserError: a folder is missing or empty, an image cannot be read, there is only one class or a
+        class that train lacks, or images are too few to hold out validation and test.
     """
     folders = split_folders(path)
     found = {split: image_folder(folder) for split, folder in folders.items()}
@@ -62,8 +62,8 @@ def read_folder(
                 )
         splits[split], hashes[split] = _read_classes(classes, labels, side, skip_broken)
         if not len(splits[split]):
-            raise UserError(f"{folders[split]}: has no picture that can be read")
-        _name_conflicts(folders[split], hashes[split], splits[split].labels)
+            raise UserError(f"{folders[split]}: has no image that can be read")
+        _warn_conflicts(folders[split], hashes[split], splits[split].labels)
     warn_shared(path, {split: dict(given) for split, given in hashes.items()}, "images")
     train = splits["train"]
     remedy = "give folders train, validation and test"
@@ -78,14 +78,14 @@ def read_folder(
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """The folder of each split that is there; all is train where train/ has no folders.
+    """Returns the folder of each split; the folder itself is train if train/ has no folders.
 
     Raises:
       UserError: there is no such folder, or two folders are of one split.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"{path}: no such folder; config.data.path names one with your pictures")
+        raise UserError(f"{path}: no such folder; config.data.path names one with your images")
     folders = [each for each in root.iterdir() if each.is_dir()]
     divided = [
         folder.name
@@ -104,7 +104,7 @@ def split_folders(path: str) -> dict[str, Path]:
 def _read_classes(
     classes: Mapping[str, Sequence[Path]], labels: Sequence[str], side: int, skip_broken: bool
 ) -> tuple[Images, list[tuple[str, str]]]:
-    """The pictures, and of each the hash of its file and the path."""
+    """Returns the images, and hash and path of each file."""
     files = [path for paths in classes.values() for path in paths]
     numbers = [labels.index(name) for name, paths in classes.items() for _ in paths]
 
@@ -114,7 +114,7 @@ def _read_classes(
     images, kept = read_each(files, read, skip_broken=skip_broken)
     shape = (-1, side, side, 3)
     stacked = np.stack(images).reshape(shape) if images else np.empty((0, *shape[1:]), np.uint8)
-    # Of the file, not of the picture, which depends on `side`.
+    # Of the file: the scaled image depends on `side`.
     hashes = [
         (hashlib.sha256(files[number].read_bytes()).hexdigest(), str(files[number]))
         for number in kept
@@ -123,8 +123,8 @@ def _read_classes(
     return Images(stacked, np.array(numbers, np.int32)[kept], ids), hashes
 
 
-def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
-    """Names pictures that are in two classes."""
+def _warn_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequence[int]) -> None:
+    """Reports images that are in two classes."""
     before: dict[str, tuple[str, int]] = {}
     conflicts = []
     for (digest, file), label in zip(files, labels, strict=True):
@@ -134,7 +134,7 @@ def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
     if conflicts:
         file, other = conflicts[0]
         warn_once(
-            f"{folder}: {len(conflicts)} pictures are in two classes, such as {file}, which is the "
+            f"{folder}: {len(conflicts)} images are in two classes, such as {file}, which is the "
             f"same as {other}"
         )
 
@@ -143,21 +143,21 @@ def _name_conflicts(folder: Path, files: Sequence[tuple[str, str]], labels: Sequ
 
 
 def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Images:
-    """Pictures from what a person typed.
+    """Reads raw inputs.
 
     Args:
-      raw: paths of pictures; for one of the project's data sets see `read_grey`.
-      data_set: which of these; None for one's own folders, where colours stay.
-      side: pixels a side.
+      raw: paths of images; for built-in data sets see `read_gray`.
+      data_set: built-in data set of the model; None for user images, which are RGB.
+      side: of the images in pixels.
 
     Raises:
-      UserError: one cannot be read.
+      UserError: an input cannot be read.
     """
 
     def read(text: str) -> np.ndarray:
         if data_set is not None:
-            return read_grey(text, data_set)
-        image = _read(text, "RGB", "give the path of a picture")
+            return read_gray(text, data_set)
+        image = _read(text, "RGB", "give the path of an image")
         return resize(center_crop_square(image), (side, side))
 
     channels, kind = (3, np.uint8) if data_set is None else (1, np.float32)
@@ -165,26 +165,26 @@ def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Imag
     return Images(np.stack(images) if images else np.empty((0, side, side, channels), kind))
 
 
-def read_grey(text: str, data_set: DataSet) -> np.ndarray:
-    """One grey picture, light on a dark ground, from numbers or a file.
+def read_gray(text: str, data_set: DataSet) -> np.ndarray:
+    """Reads a gray image, light on a dark background, from numbers or a file.
 
     Args:
-      text: numbers from 0 (paper) to `data_set.ink` with commas between, row by row; or the path of
-        a picture in any format that Pillow reads. That is turned to grey, put in the middle of a
-        square of the colour of its border, and shrunk by the mean of blocks, which is how digits
-        were made; where its border is light, it is taken for dark on light and inverted.
-      data_set: what the picture is to be like.
+      text: comma-separated numbers from 0 (paper) to `data_set.ink`, row by row; or the path of an
+        image in any format that Pillow reads. The image is converted to gray, padded to a square
+        with the color of its border, and downsampled by the mean of blocks, as digits were made.
+        If its border is light, it is inverted.
+      data_set: built-in data set of the model.
 
     Returns:
       float32 [side, side, 1], from 0 to 1.
 
     Raises:
-      UserError: neither, or numbers that do not fit.
+      UserError: the input is neither, or numbers do not fit.
     """
     side, ink = data_set.side, data_set.ink
     numbers = _numbers(text)
     if numbers is None:
-        remedy = f"give the path of a picture, or {side**2} numbers 0..{ink} with commas between"
+        remedy = f"give the path of an image, or {side**2} comma-separated numbers 0..{ink}"
         return _light_on_dark(_read(text, "L", remedy), side)
     shown = f"input {_shortened(text)}"
     if len(numbers) != side**2:
@@ -194,30 +194,30 @@ def read_grey(text: str, data_set: DataSet) -> np.ndarray:
     return (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)
 
 
-def _light_on_dark(grey: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [Y, X] -> float32 [side, side, 1]."""
+def _light_on_dark(gray: np.ndarray, side: int) -> np.ndarray:
+    """Downsamples uint8 [Y, X] to float32 [side, side, 1], light on dark."""
     from PIL import Image
 
-    square = Image.fromarray(_squared(grey))
+    square = Image.fromarray(_padded_to_square(gray))
     light = np.asarray(square.resize((side, side), Image.Resampling.BOX), np.float32) / 255
     return (1 - light if _border(light) > 0.5 else light)[..., None]
 
 
-def _squared(grey: np.ndarray) -> np.ndarray:
-    """The picture in the middle of a square of the mean of its border."""
-    Y, X = grey.shape
+def _padded_to_square(gray: np.ndarray) -> np.ndarray:
+    """Pads an image to a square with the mean of its border."""
+    Y, X = gray.shape
     full = max(Y, X)
-    square = np.full((full, full), round(_border(grey)), np.uint8)
+    square = np.full((full, full), round(_border(gray)), np.uint8)
     top, left = (full - Y) // 2, (full - X) // 2
-    square[top : top + Y, left : left + X] = grey
+    square[top : top + Y, left : left + X] = gray
     return square
 
 
-def _border(grey: np.ndarray) -> float:
-    """The mean of the outermost pixels."""
-    ring = np.ones(grey.shape, bool)
+def _border(gray: np.ndarray) -> float:
+    """Returns the mean of the outermost pixels."""
+    ring = np.ones(gray.shape, bool)
     ring[1:-1, 1:-1] = False
-    return float(grey[ring].mean())
+    return float(gray[ring].mean())
 
 
 def _read(text: str, mode: str, remedy: str) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Semantic segmentation: the class of each pixel of a picture."""
+"""Semantic segmentation of images."""

@@ -1,7 +1,7 @@
-"""Pictures with labelled pixels in three splits: the project's data sets, or a person's own files.
+"""Images with a class for each pixel, from built-in data sets or user files.
 
-All examples are of one size, for which pictures are resized or cut into windows. They are held in
-memory, four bytes a pixel. n pictures, Y X height and width.
+Images are resized or cut into windows of one size, and held in memory at four bytes a pixel.
+n images, Y X height and width.
 """
 
 from __future__ import annotations
@@ -27,33 +27,30 @@ from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
 FITS = ("resize", "tiles")
-# Share of a window that its neighbour has too, when a picture is predicted.
+# Fraction of a window that the next one covers too, in prediction.
 OVERLAP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures, and how they come to one size.
+    """Config of the data set.
 
     Attributes:
-      name: one of the project's data sets. With path it only names the results, and is
-        own_<its name> unless something else is given.
-      path: own files: a folder with images/ and masks/, whose files have equal names; or with such
-        folders in train/ and, where they are, in validation/ and test/. A split that is missing is
-        a tenth of train, by the pixels' hash. A mask holds the number of each pixel's class, as a
-        grey picture or as one with a palette; a file classes.txt in the folder names the classes,
-        one a line, from 0 on. The train split must have pixels of two classes at least. The mask of
-        a picture with an EXIF orientation is of the picture as stored, unless it has an orientation
-        of its own or sizes tell otherwise: see `tasks.common.images.orientation`.
-      image_size: height and width of what the model sees.
-      fit: how a picture of another size comes to it, in training and when predicting: "resize", as
-        a whole; or "tiles", cut into windows at its own scale, whose predictions are blended.
-      void: number in own masks that means no class.
-      mask_values: numbers in own masks of class 0, class 1 and so on, where they are not 0, 1 and
-        so on: (0, 255) for masks that are black and white. A number that is listed is a class, even
-        if it is `void`. Empty: the numbers are those of the classes.
-      skip_broken: leave out own pictures that cannot be read, and name them.
-      augmentation: changes at random in training.
+      name: a built-in data set. With `path` the name of the results, own_<folder> by default.
+      path: user files: a folder with images/ and masks/, whose files have equal names; or with such
+        folders in train/ and optionally in validation/ and test/. A missing split is a tenth of
+        train, by the hash of the pixels. A mask holds the class number of each pixel, in grayscale
+        or with a palette. An optional file classes.txt in the folder names the classes, one a
+        line, from 0 on. The training split must have pixels of at least two classes. For images
+        with an EXIF orientation see `tasks.common.images.orientation`.
+      image_size: height and width of the model's input.
+      fit: how images of other sizes are fitted: "resize", as a whole; or "tiles", cut into windows
+        at their own scale, whose predictions are blended.
+      void: number in user masks that means no class.
+      mask_values: numbers in user masks of class 0, class 1, ...: (0, 255) for masks that are black
+        and white. A listed number is a class even if it is `void`. Empty: numbers are classes.
+      skip_broken: skip user images that cannot be read, with a message.
+      augmentation: random changes in training.
     """
 
     name: str = "camvid"
@@ -89,14 +86,14 @@ class DataConfig:
         object.__setattr__(self, "name", name)
 
 
-class Pictures:
-    """Random access to pictures of one size.
+class SegmentationExamples:
+    """Random access to images of one size.
 
     Attributes:
       images: uint8 [n, Y, X, 3].
-      labels: uint8 [n, Y, X], VOID where there is no class.
-      apart: name -> bool [n], the pictures whose figures are told apart too.
-      void: pixels of the masks that have no class.
+      labels: uint8 [n, Y, X], VOID for no class.
+      subsets: name -> bool [n], the images that have metrics of their own too.
+      void: number of pixels of the masks that have no class.
     """
 
     lengths = None
@@ -106,18 +103,18 @@ class Pictures:
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        apart: Mapping[str, np.ndarray] | None = None,
+        subsets: Mapping[str, np.ndarray] | None = None,
         void: int | None = None,
         ids: np.ndarray | None = None,
     ):
-        """Keeps the arrays.
+        """Stores the arrays.
 
         Args:
-          images, labels, apart: see the attributes.
+          images, labels, subsets: see the attributes.
           void: see the attributes; counted in the labels if None.
-          ids: uint64 [n], of the examples; hashes of images and labels if None.
+          ids: ids of the examples, uint64 [n]; hashes of images and labels if None.
         """
-        self.images, self.labels, self.apart = images, labels, dict(apart or {})
+        self.images, self.labels, self.subsets = images, labels, dict(subsets or {})
         self.void = int(np.sum(labels == VOID)) if void is None else void
         self.ids = digests.ids(images, labels) if ids is None else ids
 
@@ -125,30 +122,31 @@ class Pictures:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"image": self.images[index], "labels": self.labels[index]}
+        place = np.array([index, 0, 0, *self.labels.shape[1:]], np.int32)
+        return {"image": self.images[index], "labels": self.labels[index], "place": place}
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationData:
-    """A data set: its splits by name, and the names of the classes."""
+    """Splits by name, and the names of the classes."""
 
-    splits: Mapping[str, Pictures]
+    splits: Mapping[str, SegmentationExamples]
     names: tuple[str, ...]
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts of each split: pixels by class, and void ones as ignored."""
+        """Counts the pixels of each split by class; void pixels are ignored ones."""
         return {
             split: SplitSummary(
-                len(pictures),
+                len(images),
                 dict(
-                    zip(self.names, user_files.label_counts(pictures.labels).tolist(), strict=False)
+                    zip(self.names, user_files.label_counts(images.labels).tolist(), strict=False)
                 ),
                 unit="pixels",
-                ignored=pictures.void,
+                ignored=images.void,
                 ignored_as="void",
                 least_classes=2,
             )
-            for split, pictures in self.splits.items()
+            for split, images in self.splits.items()
         }
 
     @functools.cached_property
@@ -156,10 +154,10 @@ class SegmentationData:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
         found = {"class names": digests.of_rows(self.names)}
         for split in SPLITS:
-            pictures = self.splits[split]
-            found[f"{split} images"] = digests.of_rows(pictures.images)
-            found[f"{split} masks"] = digests.of_rows(pictures.labels)
-            found[f"{split} conditions"] = digests.of_rows([pictures.apart])
+            examples = self.splits[split]
+            found[f"{split} images"] = digests.of_rows(examples.images)
+            found[f"{split} masks"] = digests.of_rows(examples.labels)
+            found[f"{split} conditions"] = digests.of_rows([examples.subsets])
         return found
 
     @functools.cached_property
@@ -169,16 +167,16 @@ class SegmentationData:
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
-    """Reads a data set, preparing one of the project's own first when it is not.
+    """Reads the data set; a built-in one is built first.
 
     Raises:
-      UserError: what is wrong with a file or a source.
+      UserError: a file or a source cannot be used.
     """
     if config.path is None:
         return _named(config, paths)
     data = _user_data(config)
-    for split, pictures in data.splits.items():
-        if np.all(pictures.labels == VOID):
+    for split, examples in data.splits.items():
+        if np.all(examples.labels == VOID):
             raise UserError(f"config.data: no pixel of the {split} split has a class")
     summary = data.summary()
     train = summary["train"]
@@ -197,19 +195,19 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
 
 
 def _named(config: DataConfig, paths: Paths) -> SegmentationData:
-    labelled = DATA_SETS[config.name]
-    builders.prepare(labelled.definition, paths)
+    built_in = DATA_SETS[config.name]
+    builders.prepare(built_in.definition, paths)
     splits = {}
     for split in SPLITS:
-        source = builders.load(labelled.definition, split, paths)
+        source = builders.load(built_in.definition, split, paths)
         rows = source.__getitems__(range(len(source)))
         pairs = [
-            (row["image"], np.where(row["labels"] < len(labelled.names), row["labels"], VOID))
+            (row["image"], np.where(row["labels"] < len(built_in.names), row["labels"], VOID))
             for row in rows
         ]
         ids = [row["id"].decode() for row in rows]
-        splits[split] = _fitted(pairs, config, ids, labelled.apart if split == "test" else {})
-    return SegmentationData(splits, labelled.names)
+        splits[split] = _fitted(pairs, config, ids, built_in.subsets if split == "test" else {})
+    return SegmentationData(splits, built_in.names)
 
 
 def _user_data(config: DataConfig) -> SegmentationData:
@@ -231,7 +229,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
         )
         kept[split] = [pairs[number] for number in numbers]
         if not read[split]:
-            raise UserError(f"path: no picture of the {split} split of {config.path} can be read")
+            raise UserError(f"path: no image of the {split} split of {config.path} can be read")
     by_file = turns.decide(config.path)
     for split, pairs in read.items():
         read[split] = [
@@ -253,7 +251,7 @@ def _user_data(config: DataConfig) -> SegmentationData:
     }
     warn_shared(config.path, shown, "images")
     train = read["train"]
-    remedy = "give more pictures, or folders for validation and test"
+    remedy = "give more images, or folders for validation and test"
     parts = split_by_hash(hashes["train"], list(read), config.path, remedy, "images")
     read |= {split: [train[i] for i in chosen] for split, chosen in parts.items()}
     splits = {split: _fitted(read[split], config) for split in SPLITS}
@@ -274,34 +272,34 @@ def _fitted(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     config: DataConfig,
     ids: Sequence[str] = (),
-    apart: Mapping[str, str] | None = None,
-) -> Pictures:
-    """Pictures of the size that the config asks for; `apart` goes by the beginning of the ids."""
+    subsets: Mapping[str, str] | None = None,
+) -> SegmentationExamples:
+    """Fits images to the size of the config; `subsets` are prefixes of the ids."""
     size, tiled = tuple(config.image_size), config.fit == "tiles"
     images, labels, source, codes, void = [], [], [], [], 0
     for number, (image, mask) in enumerate(pairs):
         whole = digests.code((image, mask))
         if tiled:
-            cut = tiles.once(image, mask, size, VOID)
-            # Pixels that another window has too are void, but not in the mask.
+            windows = tiles.training_windows(image, mask, size, VOID)
+            # Pixels of an earlier window are void in the window, not in the mask.
             void += int(np.sum(mask == VOID))
         else:
-            cut = [(resize(image, size), nearest(mask, size))]
-            void += int(np.sum(cut[0][1] == VOID))
-        for place, (window, window_labels) in enumerate(cut):
+            windows = [(resize(image, size), nearest(mask, size))]
+            void += int(np.sum(windows[0][1] == VOID))
+        for place, (window, window_labels) in enumerate(windows):
             images.append(window)
             labels.append(window_labels)
             source.append(number)
             codes.append((whole, place, size if tiled else None))
-    told = {
+    masks = {
         name: np.array([ids[number].startswith(start) for number in source])
-        for name, start in (apart or {}).items()
+        for name, start in (subsets or {}).items()
     }
-    return Pictures(np.stack(images), np.stack(labels), told, void, digests.ids(codes))
+    return SegmentationExamples(np.stack(images), np.stack(labels), masks, void, digests.ids(codes))
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Labels [Y, X] at another size: of each new pixel the one at its centre counts."""
+    """Resizes labels [Y, X]; a new pixel has the label at its center."""
     if labels.shape == tuple(size):
         return labels
     y, x = (
@@ -311,38 +309,38 @@ def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return labels[y[:, None], x]
 
 
-class Scenes:
-    """What the model sees of a person's pictures, without labels.
+class InferenceWindows:
+    """Resized images or windows of user files, without labels.
 
     Attributes:
-      place: int32 [n, 5]: of each example the number of its picture, top and left of the window in
-        it, height and width of the picture.
+      place: int32 [n, 5]: index of the image of each example, top and left of the window in it,
+        height and width of the image.
     """
 
     lengths = None
     padded: Mapping[str, int] = {}
 
     def __init__(self, raw: Sequence[str], config: DataConfig):
-        """Reads the pictures once, so that what is wrong is said before anything is computed.
+        """Reads each image once, so that errors come before any computation.
 
         Raises:
-          UserError: a picture cannot be read.
+          UserError: an image cannot be read.
         """
         self._raw, self._size, self._fit = raw, tuple(config.image_size), config.fit
-        self._read = functools.lru_cache(maxsize=1)(self._picture)
+        self._read = functools.lru_cache(maxsize=1)(self._image)
         self._whole, rows = [], []
         for number in range(len(raw)):
             image = self._read(number)
             Y, X = image.shape[:2]
-            places = [(0, 0)]
+            corners = [(0, 0)]
             if self._fit == "tiles":
-                places = tiles.corners(Y, X, self._size, OVERLAP)
+                corners = tiles.window_corners(Y, X, self._size, OVERLAP)
             else:
                 self._whole.append(resize(image, self._size))
-            rows += [(number, *place, Y, X) for place in places]
+            rows += [(number, *corner, Y, X) for corner in corners]
         self.place = np.array(rows, np.int32).reshape(-1, 5)
 
-    def _picture(self, number: int) -> np.ndarray:
+    def _image(self, number: int) -> np.ndarray:
         name = self._raw[number]
         image, orientation = read_oriented(name, called=f"input {name!r}")
         warn_displayed(name, orientation)
@@ -354,19 +352,19 @@ class Scenes:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, top, left, _, _ = self.place[index].tolist()
         if self._fit == "tiles":
-            image = tiles.cut(self._read(number), top, left, self._size)
+            image = tiles.crop_window(self._read(number), top, left, self._size)
         else:
             image = self._whole[number]
         return {"image": image, "place": self.place[index]}
 
 
-def assembled(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The predicted classes of each picture in its own size, uint8 [Y, X].
+def merge_windows(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns the predicted classes of each image in its original size, uint8 [Y, X].
 
     Args:
-      config: that `Scenes` had.
-      outputs: of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] where pictures were
-        resized, or `probabilities` [n, Y, X, K] where they were cut.
+      config: of the `InferenceWindows`.
+      outputs: of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] of resized images, or
+        `probabilities` [n, Y, X, K] of windows.
     """
     place, found = outputs["place"], []
     for number in np.unique(place[:, 0]):
@@ -374,7 +372,9 @@ def assembled(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list[np.
         Y, X = place[mine[0], 3:]
         if config.fit == "tiles":
             corners = [tuple(corner) for corner in place[mine, 1:3].tolist()]
-            found.append(tiles.blend(outputs["probabilities"][mine], corners, int(Y), int(X)))
+            found.append(
+                tiles.blend_windows(outputs["probabilities"][mine], corners, int(Y), int(X))
+            )
         else:
             found.append(nearest(outputs["labels"][mine[0]], (int(Y), int(X))))
     return found

@@ -1,4 +1,4 @@
-"""The pictures with labelled pixels that this project has data sets of, by name."""
+"""Built-in data sets for segmentation."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tasks.common.datasets import blue_marble
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-    """Pictures of one size with a class for each pixel.
+class LabeledImages:
+    """A data set of images of one size with a class for each pixel.
 
     Attributes:
       definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
         a label that is no index of `names` is void.
       names: of the classes.
-      apart: name -> beginning of the ids of test pictures whose figures are told apart too.
+      subsets: name -> prefix of the ids of test images that have metrics of their own too.
     """
 
     definition: DatasetDefinition
     names: tuple[str, ...]
-    apart: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    subsets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:
@@ -58,7 +58,7 @@ _CAMVID_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
-    """CamVid/FOLDER/NAME.png -> its name in the archive, in order."""
+    """Returns CamVid/FOLDER/NAME.png -> name in the archive, sorted."""
     found = {}
     for name in archive.namelist():
         _, mark, rest = name.rpartition("CamVid/")
@@ -68,20 +68,20 @@ def _camvid_files(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def camvid_pixels(path: Path) -> Iterator[bytes]:
-    """Names and pixels of all pictures of an archive: what the source's digest is of."""
+    """Yields names and pixels of all images of an archive; the digest of the source covers them."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:
         for name, inside in _camvid_files(archive).items():
-            with Image.open(io.BytesIO(archive.read(inside))) as picture:
+            with Image.open(io.BytesIO(archive.read(inside))) as image:
                 yield name.encode()
-                yield np.asarray(picture).tobytes()
+                yield np.asarray(image).tobytes()
 
 
 def halve_camvid(fetched: Path, output: Path) -> None:
-    """Writes an archive of the repository's pictures at half their height and width.
+    """Writes an archive of the repository's images at half their height and width.
 
-    Pillow's BOX for pictures, the mean of each 2 x 2 pixels; NEAREST for labels.
+    Images are averaged over 2 x 2 pixels; labels are those of the nearest pixel.
     """
     from PIL import Image
 
@@ -91,8 +91,8 @@ def halve_camvid(fetched: Path, output: Path) -> None:
     ):
         for name, inside in _camvid_files(archive).items():
             way = Image.Resampling.NEAREST if "annot/" in name else Image.Resampling.BOX
-            with Image.open(io.BytesIO(archive.read(inside))) as picture:
-                half = picture.resize((picture.width // 2, picture.height // 2), way)
+            with Image.open(io.BytesIO(archive.read(inside))) as image:
+                half = image.resize((image.width // 2, image.height // 2), way)
             buffer = io.BytesIO()
             half.save(buffer, "png")
             written.writestr(name, buffer.getvalue())
@@ -107,8 +107,8 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
     from PIL import Image
 
     def read(inside: str) -> np.ndarray:
-        with Image.open(io.BytesIO(archive.read(inside))) as picture:
-            return np.asarray(picture)
+        with Image.open(io.BytesIO(archive.read(inside))) as image:
+            return np.asarray(image)
 
     inside = _camvid_files(archive)
     for name in inside:
@@ -134,7 +134,7 @@ _CAMVID = Source(
     content=camvid_pixels,
 )
 
-CAMVID = Labelled(
+CAMVID = LabeledImages(
     DatasetDefinition(
         name="camvid",
         version="1.0.0",
@@ -143,9 +143,9 @@ CAMVID = Labelled(
         generate=_camvid,
         counts={"train": 367, "validation": 101, "test": 233},
         description="Frames of four drives through Cambridge (Brostow et al. 2009) at 240 x 180 "
-        "with 11 classes, what is none of them void, in the splits of SegNet (Badrinarayanan et "
-        "al. 2017). Validation is one clip from between train frames. 62 test frames, 0001TP, go "
-        "on where train frames of that drive end; the 171 of Seq05VD are of a drive of its own.",
+        "with 11 classes, all others void, in the splits of SegNet (Badrinarayanan et al. 2017). "
+        "Validation is one clip from between training frames. 62 test frames, 0001TP, continue a "
+        "training drive; the 171 of Seq05VD are of a separate drive.",
         license="research",
     ),
     CAMVID_NAMES,
@@ -154,15 +154,17 @@ CAMVID = Labelled(
 
 # ---------------------------------------------------------------------- land and water
 
-# Pixels a side of a crop, 7.2°; columns of crops in a band; least share of either class.
+# Pixels a side of a crop, 7.2°; columns of crops in a band; least fraction of either class.
 LAND_SIDE, _BAND, _LEAST = 108, 5, 0.02
 
 
 def land_split(column: int) -> str:
-    """The split of a column of crops: bands of 36° of longitude, of five one test, one validation.
+    """Returns the split of a column of crops.
+
+    Of five bands of 36° of longitude one is test and one is validation.
 
     Args:
-      column: 0 begins at 180° west.
+      column: 0 starts at 180° west.
     """
     band = column // _BAND % 5
     return {3: "test", 1: "validation"}.get(band, "train")
@@ -183,7 +185,7 @@ def _land_water(files: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-LAND_WATER = Labelled(
+LAND_WATER = LabeledImages(
     DatasetDefinition(
         name="land_water",
         version="1.0.0",
@@ -193,13 +195,12 @@ LAND_WATER = Labelled(
         counts={"train": 218, "validation": 67, "test": 109},
         description="Crops of the Blue Marble, 7.2° and 108 pixels a side, with land or water "
         "(seas and lakes) for each pixel; those with at least 2 % of either. Split by bands of 36° "
-        "of longitude from 180° west on, of five the second validation and the fourth test: no "
-        "place is in two splits.",
+        "of longitude from 180° west on; of five the second is validation and the fourth test.",
         license=blue_marble.LICENSE,
     ),
     ("water", "land"),
 )
 
-DATA_SETS: dict[str, Labelled] = {
-    labelled.definition.name: labelled for labelled in (CAMVID, LAND_WATER)
+DATA_SETS: dict[str, LabeledImages] = {
+    images.definition.name: images for images in (CAMVID, LAND_WATER)
 }

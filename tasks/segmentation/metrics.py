@@ -1,6 +1,6 @@
-"""Figures of segmentation, from one confusion matrix of all pixels, and of boundaries.
+"""Metrics of segmentation, from a confusion matrix of all pixels, and of boundaries.
 
-n pictures, Y X height and width, K classes. What is not in [0, K) is void: no pixel at all.
+n images, Y X height and width, K classes. Labels not in [0, K) are void and do not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TOLERANCE = 2
 
 
 def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of pixels, int64 [n, K, K]: of each picture, by true class and predicted class.
+    """Counts the pixels of each image by true and predicted class, int64 [n, K, K].
 
     Args:
       truth: integers [n, Y, X], void allowed.
@@ -22,28 +22,28 @@ def confusion_matrices(truth: np.ndarray, predicted: np.ndarray, classes: int) -
       classes: K.
     """
     counts = np.zeros((len(truth), classes, classes), np.int64)
-    for picture, (true, found) in enumerate(zip(truth, predicted, strict=True)):
+    for image, (true, found) in enumerate(zip(truth, predicted, strict=True)):
         real = (true >= 0) & (true < classes)
         pairs = true[real].astype(np.int64) * classes + found[real]
-        counts[picture] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        counts[image] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     return counts
 
 
 def segmentation_metrics(
     confusion: np.ndarray, names: Sequence[str], suffix: str = ""
 ) -> dict[str, float]:
-    """Pixel accuracy and intersection over union.
+    """Computes pixel accuracy and intersection over union.
 
         IoU_k = TP_k / (TP_k + FP_k + FN_k)
 
     Args:
       confusion: [K, K] counts by true and predicted class.
       names: of the classes.
-      suffix: of the names of the figures.
+      suffix: of the names of the metrics.
 
     Returns:
       `pixel_accuracy`, `iou_<name>` for each class that is true or predicted somewhere, and
-      `mean_iou`, their mean; 0 where there is no pixel.
+      `mean_iou`, their mean; 0 if there is no pixel.
     """
     confusion = np.asarray(confusion, np.float64)
     right = np.diag(confusion)
@@ -64,15 +64,15 @@ def _key(name: str) -> str:
 
 
 def iou_contributions(confusions: np.ndarray) -> np.ndarray:
-    """What each picture does to the mean IoU of all, so that two systems can be compared in pairs.
+    """Computes contributions of images to the mean IoU, for paired comparisons.
 
-    IoU_k is a function of the means over pictures of TP_k and of the union U_k; the figure of a
-    picture is the mean over classes of
+    IoU_k is a function of the means over images of TP_k and of the union U_k. The contribution of
+    image i is the mean over classes of
 
         IoU_k + (TP_k,i - TP_k) / U_k - TP_k (U_k,i - U_k) / U_k²
 
-    the first-order change with its weight (the infinitesimal jackknife, Efron 1982). The mean over
-    pictures is the mean IoU itself.
+    the first-order change with its weight (the infinitesimal jackknife, Efron 1982). Their mean is
+    the mean IoU.
 
     Args:
       confusions: [n, K, K], see `confusion_matrices`.
@@ -97,45 +97,45 @@ def boundary_f1(
     classes: int,
     tolerance: int = TOLERANCE,
 ) -> float:
-    """The boundary F1 measure (Csurka et al. 2013).
+    """Computes the boundary F1 measure (Csurka et al. 2013).
 
         F1 = 2 P R / (P + R)
 
-    for a picture and a class that is true or predicted in it: P is the share of the predicted
-    boundary that lies within a distance of the true one, R the share of the true boundary within
-    that of the predicted one. The mean over pictures, then over classes. A pixel is of a class'
-    boundary when it is of the class and one of its four neighbours of another; void ones are
-    nobody's neighbours, and predictions there are void. A class that fills one of both pictures
-    has no boundary there: 1 where it has none in the other either, else 0.
+    for each image and class that is true or predicted in it; the mean is taken over images, then
+    over classes. P is the fraction of the predicted boundary within a distance of the true one, R
+    the fraction of the true boundary within that distance of the predicted one. A pixel of a class
+    is a boundary pixel if one of its four neighbors has another class. Void neighbors do not
+    count, and predictions of void pixels are void. A class that fills a map has no boundary
+    there: F1 is 1 if it has none in the other map either, else 0.
 
     Args:
-      truth: integers [Y, X] of each picture, void allowed.
+      truth: integers [Y, X] of each image, void allowed.
       predicted: integers [Y, X] in [0, K) of each.
       classes: K.
-      tolerance: the distance, in pixels.
+      tolerance: the distance in pixels.
 
     Returns:
-      The figure; 0 where there is no pixel.
+      The mean F1; 0 if there is no pixel.
     """
-    sums, pictures = np.zeros(classes), np.zeros(classes)
+    sums, images = np.zeros(classes), np.zeros(classes)
     for true, found in zip(truth, predicted, strict=True):
         real = (true >= 0) & (true < classes)
         both = [np.where(real, labels, VOID) for labels in (true, found)]
         present = [k for k in np.unique(np.stack(both)) if k != VOID]
         edges = [boundaries(labels, present) for labels in both]
-        near = [dilated(edge, tolerance) for edge in edges]
+        near = [dilate(edge, tolerance) for edge in edges]
         hits = [np.sum(edges[i] & near[1 - i], axis=(1, 2)) for i in range(2)]
         sizes = [np.sum(edge, axis=(1, 2)) for edge in edges]
         recall, precision = np.stack(hits) / np.maximum(np.stack(sizes), 1)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         sums[present] += np.where(sizes[0] + sizes[1] == 0, 1.0, f1)
-        pictures[present] += 1
-    there = pictures > 0
-    return float(np.mean(sums[there] / pictures[there])) if there.any() else 0.0
+        images[present] += 1
+    there = images > 0
+    return float(np.mean(sums[there] / images[there])) if there.any() else 0.0
 
 
 def boundaries(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Which pixels are of a class' boundary: bool [len(classes), Y, X]; see `boundary_f1`."""
+    """Returns the boundary pixels of each class, bool [classes, Y, X]; see `boundary_f1`."""
     other = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         a, b = (labels[1:], labels[:-1]) if axis == 0 else (labels[:, 1:], labels[:, :-1])
@@ -146,8 +146,8 @@ def boundaries(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     return np.stack([(labels == k) & other for k in classes]) if len(classes) else other[None][:0]
 
 
-def dilated(masks: np.ndarray, distance: int) -> np.ndarray:
-    """Which pixels have one of the mask within a Euclidean distance: bool [n, Y, X] likewise."""
+def dilate(masks: np.ndarray, distance: int) -> np.ndarray:
+    """Dilates masks bool [n, Y, X] by a disc of radius `distance`."""
     _, Y, X = masks.shape
     padded = np.pad(masks, ((0, 0), (distance, distance), (distance, distance)))
     result = np.zeros_like(masks)

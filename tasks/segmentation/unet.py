@@ -1,9 +1,9 @@
-"""The U-Net (Ronneberger et al. 2015), with attention gates or a map attention where wanted.
+"""The U-Net (Ronneberger et al. 2015), optionally with attention gates or map attention.
 
-B batch, Y X height and width, C channels, K classes, P pixels a side of a patch. The encoder's
-stages are two 3 x 3 convolutions each, between them the map is halved; the decoder doubles it step
-by step and puts beside it what the encoder had at that size. Unlike the paper, zeros stand around
-each map, so that it keeps its size, and batch norm follows each convolution.
+B batch, Y X height and width, C channels, K classes, P pixels a side of a patch. Each stage of the
+encoder is two 3 x 3 convolutions and halves the map. The decoder upsamples step by step and
+concatenates the encoder's map of that size (skip connection). Unlike the paper, convolutions are
+zero-padded and followed by batch norm.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ _GATE = "attention_gate"
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig(StagesConfig):
-    """A U-Net.
+    """Config of a U-Net; for the other fields see `StagesConfig`.
 
     Attributes:
-      channels: of each of the encoder's stages; from one to the next the map is halved.
-      patch_size: P, pixels a side that enter as channels of one place and leave so: the largest map
-        has 1 / P of the picture's height and width. 1 is the U-Net of the paper.
-      attention: "none"; "gates", which weigh what the encoder hands over by the coarser map
-        (Oktay et al. 2018), with options if any: "gates(hidden_size=8)"; or a map attention of
-        `attention.registry` after every stage of encoder and decoder: "scse", "cbam(reduction=4)".
-        Attention over all pairs of positions is for small pictures.
+      channels: of each stage of the encoder; each stage halves the map.
+      patch_size: P; the pixels of a patch are the input and output channels of one cell, so the
+        largest map has 1 / P of the image's height and width. 1 is the U-Net of the paper.
+      attention: "none"; "gates", which weight skip connections by the coarser map (Oktay et al.
+        2018), with options such as "gates(hidden_size=8)"; or a map attention of
+        `attention.registry` after each stage of encoder and decoder: "scse", "cbam(reduction=4)".
+        Attention over all pairs of positions is for small images.
       dropout_rate: of the coarsest map.
-      loss: what training minimizes.
-      For the others see `StagesConfig`.
+      loss: see `LossConfig`.
     """
 
     name: str = "unet"
@@ -64,7 +63,7 @@ class UNetConfig(StagesConfig):
 
     @property
     def gate(self) -> str | None:
-        """The spec of the gates, as `attention.registry` has it; None without gates.
+        """Spec of the gates for `attention.registry`; None without gates.
 
         Raises:
           ValueError: the attention cannot be read, or its name is unknown.
@@ -75,22 +74,22 @@ class UNetConfig(StagesConfig):
 
     @property
     def map_attention(self) -> str:
-        """The map attention after each stage, or "none"."""
+        """Map attention after each stage, or "none"."""
         return "none" if self.gate is not None else self.attention
 
     @property
     def is_gate(self) -> bool:
-        """Whether the attention's weights are what a map is multiplied by."""
+        """True if the attention multiplies the map by its weights."""
         if self.gate is not None:
             return True
         entry = map_attention_entry(self.map_attention)
         return entry is not None and "gate" in entry.capabilities
 
     def build_gate(self, fine: int, coarse: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The gate of a map of `fine` channels by one of `coarse`.
+        """Returns the gate of a map with `fine` channels by one with `coarse` channels.
 
         Raises:
-          ValueError: an unknown option, or one that does not fit.
+          ValueError: an option is unknown or does not fit.
         """
         options = {"dtype": jnp.dtype(self.dtype), "rngs": rngs}
         return registry.build("gate", self.gate, fine, coarse, **options)
@@ -113,38 +112,39 @@ class UNetConfig(StagesConfig):
 MODEL_CONFIGS = {"unet": UNetConfig}
 
 
-def matched(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
-    """The config with fewer channels, so that it has as many weights as without its attention.
+def match_parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> UNetConfig:
+    """Reduces the channels so that attention does not increase the number of parameters.
 
-    All channels are scaled by one number and rounded; the number of weights goes with its square.
+    All channels are scaled by one factor and rounded.
 
     Args:
       config: its channels are those of the network without attention.
       classes: K.
-      image_channels: of the picture.
+      image_channels: of the input.
 
     Returns:
-      The config whose number of weights was nearest: within 2 % from some 100,000 weights on.
+      The nearest config; within 2 % for networks of about 100,000 parameters or more.
     """
-    wanted = weights(dataclasses.replace(config, attention="none"), classes, image_channels)
-    share, tried = 1.0, []
+    wanted = parameter_count(dataclasses.replace(config, attention="none"), classes, image_channels)
+    scale, tried = 1.0, []
     for _ in range(4):
-        channels = tuple(max(1, round(size * share)) for size in config.channels)
+        channels = tuple(max(1, round(size * scale)) for size in config.channels)
         candidate = dataclasses.replace(config, channels=channels)
-        got = weights(candidate, classes, image_channels)
+        got = parameter_count(candidate, classes, image_channels)
         tried.append((abs(got - wanted), channels, candidate))
-        share *= (wanted / got) ** 0.5
+        # The number of parameters is about quadratic in the channels.
+        scale *= (wanted / got) ** 0.5
     return min(tried, key=lambda found: found[:2])[2]
 
 
-def weights(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
-    """Number of trained weights; none is drawn."""
+def parameter_count(config: UNetConfig, classes: int, image_channels: int = 3) -> int:
+    """Returns the number of parameters, without initializing any."""
     model = nnx.eval_shape(lambda: UNet(config, image_channels, classes, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def to_patches(images: Array, P: int) -> Array:
-    """[B, Y, X, C] -> [B, ceil(Y / P), ceil(X / P), P² C], with zeros where the picture ends."""
+    """Maps [B, Y, X, C] to zero-padded [B, ceil(Y / P), ceil(X / P), P² C]."""
     B, Y, X, C = images.shape
     images = jnp.pad(images, ((0, 0), (0, -Y % P), (0, -X % P), (0, 0)))
     rows, columns = images.shape[1] // P, images.shape[2] // P
@@ -153,25 +153,25 @@ def to_patches(images: Array, P: int) -> Array:
 
 
 def from_patches(x: Array, Y: int, X: int) -> Array:
-    """[B, rows, columns, P, P, C] -> [B, Y, X, C], of which what is beyond Y and X is cut off."""
+    """Maps [B, rows, columns, P, P, C] to [B, Y, X, C], cropped to Y and X."""
     B, rows, columns, P, _, C = x.shape
     whole = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows * P, columns * P, C)
     return whole[:, :Y, :X]
 
 
 class UNet(nnx.Module):
-    """Logits of each pixel.
+    """U-Net that returns logits of each pixel.
 
         e_1 = stage(patches(image)),   e_i = stage(max_pool(e_(i-1)))
         d_n = e_n,   d_i = stage([α_i · e_i; up(d_(i+1))])
         logits = pixels(d_1 W + b)
 
-    up is the transposed convolution of 2 x 2 with stride 2, α_i the gate of e_i by d_(i+1), 1
+    up is a 2 x 2 transposed convolution with stride 2; α_i is the gate of e_i by d_(i+1), or 1
     without gates.
 
     Args:
       config: see `UNetConfig`.
-      image_channels: of the picture.
+      image_channels: of the input.
       classes: K.
     """
 
@@ -195,8 +195,8 @@ class UNet(nnx.Module):
         )
         self.decoder = nnx.List([stage(2 * fine, fine) for fine, _ in pairs])
         self.classify = Projection((sizes[0],), (P, P, classes), rngs=rngs)
-        # The pixels of a patch start alike, or what separates them at first stays as a chequered
-        # pattern (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution").
+        # All pixels of a patch start equal, against checkerboard patterns (Aitken et al. 2017,
+        # "Checkerboard artifact free sub-pixel convolution").
         kernel = self.classify.kernel
         kernel[...] = jnp.broadcast_to(kernel[...][:, :1, :1], kernel.shape)
 
@@ -209,19 +209,18 @@ class UNet(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies the pixels of a batch.
+        """Computes logits of the pixels of a batch.
 
         Args:
           images: [B, Y, X, C], of any size.
-          valid: bool [B], the pictures that count in batch statistics; all if None.
-          training: whether to normalise by the batch, and to take its statistics along.
+          valid: bool [B], the images that count in batch statistics; all if None.
+          training: normalize by the batch, and update the batch statistics.
           dropout_key: None for evaluation.
           return_weights: also return the attention weights.
 
         Returns:
-          logits float32 [B, Y, X, K], or those and the weights: of gates "gate_1", ...; of a map
-          attention "encoder_1", ..., "decoder_1", ...; 1 is the largest map. None without
-          attention.
+          logits float32 [B, Y, X, K]; with `return_weights` also the weights "gate_1", ... of
+          gates, or "encoder_1", ..., "decoder_1", ... of a map attention; 1 is the largest map.
 
         Raises:
           ValueError: shapes do not fit.

@@ -1,4 +1,4 @@
-"""A person's own pictures with masks: images/NAME and masks/NAME.png, a class for each pixel."""
+"""User files for segmentation: images/NAME and masks/NAME.png."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.common.images.orientation import UPRIGHT, AnnotationTurns
 from tasks.segmentation.metrics import VOID
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
-# Formats that keep a number as it is.
+# Lossless formats.
 _EXACT = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 MOST_CLASSES = 255
 
@@ -29,15 +29,15 @@ Pair = tuple[Path, Path]
 
 
 def find(path: str) -> dict[str, list[Pair]]:
-    """Pictures and their masks by split.
+    """Finds images and their masks by split.
 
     Args:
-      path: a folder with images/ and masks/, which are the train split; or one with such folders
-        in train/ and, where they are, in validation/ (or valid, val) and test/.
+      path: a folder with images/ and masks/, which are the training split; or one with such
+        folders in train/ and optionally in validation/ (or valid, val) and test/.
 
     Raises:
-      UserError: there is no train split, a picture has no mask or a mask no picture, or two have
-        one name.
+      UserError: there is no training split, an image has no mask or a mask no image, or two have
+        the same name.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -78,9 +78,9 @@ def _pairs(folder: Path) -> list[Pair]:
             raise UserError(f"{image}: has no mask; expected {folder / MASKS / stem}.png")
     for stem, mask in masks.items():
         if stem not in images:
-            raise UserError(f"{mask}: has no picture of that name in {folder / IMAGES}")
+            raise UserError(f"{mask}: has no image of that name in {folder / IMAGES}")
     if not images:
-        raise UserError(f"{folder / IMAGES}: has no picture")
+        raise UserError(f"{folder / IMAGES}: has no image")
     return [(images[stem], masks[stem]) for stem in images]
 
 
@@ -96,14 +96,14 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def class_names(path: str) -> list[str] | None:
-    """The lines of classes.txt in the folder, the name of class 0 first; None where it is missing.
+    """Reads classes.txt in the folder; returns None if it is missing.
 
     Raises:
-      UserError: it cannot be read, names a class twice, or too few or too many.
+      UserError: it cannot be read, or names a class twice, too few or too many classes.
     """
     file = Path(path).expanduser() / CLASSES
     if file.is_dir():
-        raise UserError(f"{file}: is a folder, expected a file with the name of a class a line")
+        raise UserError(f"{file}: is a folder, expected a file with one class name a line")
     if not file.is_file():
         return None
     names = [line.strip() for line in split_lines(read_text(file).rstrip())]
@@ -125,18 +125,18 @@ def read_pair(
     values: Sequence[int] = (),
     turns: AnnotationTurns | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A picture uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID where there is none.
+    """Reads an image uint8 [Y, X, 3] and its labels uint8 [Y, X], VOID for no class.
 
     Args:
       pair: the two files.
       void: number in the mask that means no class.
       names: of the classes, if they are known.
       values: see `DataConfig.mask_values`.
-      turns: decides later whether the labels of this picture are to be turned with it.
+      turns: collects images whose labels may have to be turned.
 
     Raises:
-      UserError: a file cannot be read, the mask is of another size or holds no class numbers, or a
-        number is out of range.
+      UserError: a file cannot be read, sizes differ, or the mask holds no class numbers or one out
+        of range.
     """
     image, orientation = read_oriented(pair[0])
     mask, own = read_oriented_mask(pair[1])
@@ -145,7 +145,7 @@ def read_pair(
         fits = turns.fits(pair[0], orientation, mask.shape, image.shape[:2])
     if not fits:
         sizes = [f"{x} x {y}" for y, x in (mask.shape, image.shape[:2])]
-        raise UserError(f"{pair[1]}: is {sizes[0]} pixels, but its picture is {sizes[1]}")
+        raise UserError(f"{pair[1]}: is {sizes[0]} pixels, but its image is {sizes[1]}")
     if values:
         return image, _by_values(pair[1], mask, void, values)
     most = MOST_CLASSES if names is None else len(names)
@@ -174,12 +174,12 @@ def _by_values(file: Path, mask: np.ndarray, void: int, values: Sequence[int]) -
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The numbers of a mask, int64 [Y, X]: grey values, or the indices of a palette.
+    """Reads the numbers of a mask, int64 [Y, X]: gray values, or indices of a palette.
 
-    Colours whose three channels are equal are grey. An EXIF orientation is honoured.
+    RGB masks with three equal channels are gray. The EXIF orientation is applied.
 
     Raises:
-      UserError: it cannot be read, is coloured, or of a format that changes numbers.
+      UserError: it cannot be read, has colors, or is in a lossy format.
     """
     return read_oriented_mask(path)[0]
 
@@ -188,23 +188,23 @@ def read_oriented_mask(path: Path) -> tuple[np.ndarray, int]:
     """Reads a mask as `read_mask` does, and its EXIF orientation."""
     from PIL import ImageOps
 
-    with open_image(path, str(path)) as picture:
-        if picture.format not in _EXACT:
+    with open_image(path, str(path)) as image:
+        if image.format not in _EXACT:
             raise UserError(
-                f"{path}: is {picture.format}, which does not keep class numbers; save masks as PNG"
+                f"{path}: is {image.format}, which does not keep class numbers; save masks as PNG"
             )
-        orientation = orientation_of(picture)
-        turned = ImageOps.exif_transpose(picture)
+        orientation = orientation_of(image)
+        turned = ImageOps.exif_transpose(image)
         numbers = np.asarray(turned)
         if turned.mode in ("LA", "RGB", "RGBA"):
-            numbers = _grey(path, turned.mode, numbers)
+            numbers = _gray(path, turned.mode, numbers)
         elif turned.mode not in ("1", "L", "P") and not turned.mode.startswith("I"):
-            raise _coloured(path, turned.mode)
+            raise _has_colors(path, turned.mode)
         return numbers.astype(np.int64), orientation
 
 
-def _grey(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
-    """The grey values of channels [Y, X, C], the last of which may be alpha."""
+def _gray(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
+    """Returns the gray values of channels [Y, X, C]; the last may be alpha."""
     if mode.endswith("A"):
         if (channels[..., -1] != 255).any():
             raise UserError(
@@ -212,21 +212,21 @@ def _grey(path: Path, mode: str, channels: np.ndarray) -> np.ndarray:
             )
         channels = channels[..., :-1]
     if (channels != channels[..., :1]).any():
-        raise _coloured(path, mode)
+        raise _has_colors(path, mode)
     return channels[..., 0]
 
 
-def _coloured(path: Path, mode: str) -> UserError:
+def _has_colors(path: Path, mode: str) -> UserError:
     return UserError(
-        f"{path}: has colours ({mode}); save class numbers as a grey PNG, or one with a palette"
+        f"{path}: has colors ({mode}); save class numbers as a gray PNG, or one with a palette"
     )
 
 
 def label_counts(labels: Iterable[np.ndarray]) -> np.ndarray:
-    """Number of pixels of each label, int64 [256]."""
+    """Counts the pixels of each label, int64 [256]."""
     counts = np.zeros(VOID + 1, np.int64)
-    for picture in labels:
-        counts += np.bincount(picture.ravel(), minlength=VOID + 1)
+    for each in labels:
+        counts += np.bincount(each.ravel(), minlength=VOID + 1)
     return counts
 
 
@@ -235,7 +235,7 @@ def count_classes(
     read: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
     kept: Mapping[str, Sequence[Pair]],
 ) -> int:
-    """Returns the number of classes by the masks of train, for data without names of classes.
+    """Returns the number of classes in the training masks, for data without class names.
 
     Args:
       path: of the data, for messages.
@@ -243,7 +243,7 @@ def count_classes(
       kept: these pairs.
 
     Raises:
-      UserError: another split has more, or most of the numbers up to the largest are missing.
+      UserError: another split has more, or most numbers up to the largest are missing.
     """
     counts = label_counts(labels for _, labels in read["train"])[:VOID]
     present = np.flatnonzero(counts).tolist()

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ def open_table(
     """
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names that are no path
         raise UserError(f"{str(name) or path}: is a folder, expected a table")
     if extensions is not None and suffix not in extensions:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The pictures with objects of this project, by name."""
+"""Built-in data sets for detection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tasks.detection.datasets import clothes, nuclei, trees
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures with objects.
+class ImageDataset:
+    """A data set of images with objects.
 
     Attributes:
-      definition: its examples have the features of `picture_features`.
+      definition: its examples have the features of `image_features`.
       names: of the classes.
-      side: of the square that holds each picture.
-      max_objects: greatest number of objects in a picture.
+      side: of the square that holds each image.
+      max_objects: greatest number of objects in an image.
       has_masks: whether objects have masks.
     """
 
@@ -30,11 +30,11 @@ class Pictures:
     has_masks: bool
 
 
-def picture_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
-    """Features of an example: image, size, boxes, labels and, where there are masks, instances.
+def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
+    """Returns the features of an example: image, size, boxes, labels and, with masks, instances.
 
-    The picture is the upper left part, of height and width `size`, of a square; boxes and
-    instances are as `tasks.detection.data` has them, but without rows of padding.
+    The image is the upper left part, of height and width `size`, of a square. Boxes and instances
+    are those of `tasks.detection.data`, without padding rows.
     """
 
     def features() -> Mapping[str, Any]:
@@ -54,19 +54,19 @@ def picture_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, An
     return features
 
 
-NUCLEI = Pictures(
+NUCLEI = ImageDataset(
     DatasetDefinition(
         name="nuclei",
         version="1.0.0",
-        features=picture_features(nuclei.SIDE, True),
+        features=image_features(nuclei.SIDE, True),
         sources=(nuclei.SOURCE,),
         generate=nuclei.generate,
         counts={"train": 200, "validation": 67, "test": 67},
         description="Nuclei of cells under the fluorescence microscope, with the mask of each: the "
-        "334 pictures of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
+        "334 images of 256 x 256 of the training set of the 2018 Data Science Bowl (Caicedo et "
         "al. 2019), annotations mended by K. Lopuhin and others. In the order of their ids, every "
         "fifth from the first is test, every fifth from the second validation. Where two masks "
-        "overlap (5 pixels in all) the smaller is on top. No two pictures are alike: at an eighth "
+        "overlap (5 pixels in all) the smaller is on top. No two images are equal: at an eighth "
         "of their size none correlate above 0.46.",
         license="CC0",
     ),
@@ -76,18 +76,18 @@ NUCLEI = Pictures(
     True,
 )
 
-TREES = Pictures(
+TREES = ImageDataset(
     DatasetDefinition(
         name="trees",
         version="1.0.0",
-        features=picture_features(trees.SIDE, False),
+        features=image_features(trees.SIDE, False),
         sources=trees.SOURCES,
         generate=trees.generate,
         counts={"train": 265, "validation": 20, "test": 25},
-        description="Crowns of trees, as boxes, in four pictures from the air that the package "
-        "deepforest brings (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
-        "Test is the second picture of Yellowstone; validation is the east of the first, train its "
-        "west, and two pictures of other forests. Tiles of train overlap by half. A tree that a "
+        description="Crowns of trees, as boxes, in four aerial images of the package "
+        "deepforest (Weinstein et al. 2019; imagery of NEON), in tiles of up to 256 x 256. "
+        "Test is the second image of Yellowstone; validation is the east of the first, train its "
+        "west and two images of other forests. Tiles of train overlap by half. A tree that a "
         "border cuts belongs to the tile if half of its box is there.",
         license="MIT (the package)",
     ),
@@ -97,15 +97,15 @@ TREES = Pictures(
     False,
 )
 
-CLOTHES_ON_SATELLITE = Pictures(
+CLOTHES_ON_SATELLITE = ImageDataset(
     DatasetDefinition(
         name="clothes_on_satellite",
         version="1.0.0",
-        features=picture_features(clothes.SIDE, True),
+        features=image_features(clothes.SIDE, True),
         sources=(blue_marble.IMAGE_SOURCE, blue_marble.LAND_SOURCE, *fashion_mnist.SOURCES),
         generate=clothes.generate,
         counts=clothes.COUNTS,
-        description="Composed pictures of 128 x 128: one to six items of Fashion-MNIST, tinted and "
+        description="Composed images of 128 x 128: one to six items of Fashion-MNIST, tinted and "
         "0.8 to 2 times as large, on crops of the Blue Marble that are at least half land. "
         "No item covers another, so masks and boxes are exact. Splits share neither items (each "
         "has those of its own split) nor ground: bands of 20 degrees of longitude, of every six "
@@ -118,6 +118,6 @@ CLOTHES_ON_SATELLITE = Pictures(
     True,
 )
 
-DATA_SETS: dict[str, Pictures] = {
-    pictures.definition.name: pictures for pictures in (NUCLEI, TREES, CLOTHES_ON_SATELLITE)
+DATA_SETS: dict[str, ImageDataset] = {
+    images.definition.name: images for images in (NUCLEI, TREES, CLOTHES_ON_SATELLITE)
 }

@@ -1,4 +1,4 @@
-"""Composed pictures: items of Fashion-MNIST laid on crops of the Blue Marble, with exact masks."""
+"""Composed images: items of Fashion-MNIST on crops of the Blue Marble, with exact masks."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.datasets import blue_marble, fashion_mnist
-from tasks.detection.ops.masks import boxes_of, stacked
+from tasks.detection.ops.masks import masks_to_boxes, to_instance_map
 from tasks.detection.ops.pasting import stretch
 
 SIDE = 128
 MOST = 6
 COUNTS = {"train": 3000, "validation": 300, "test": 600}
-# Columns of the map in a band, and the bands of six that are not train.
+# Columns of the map in a band, and bands of six of each split.
 _BAND = blue_marble.IMAGE_SIZE[1] // 18
 _BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
 # Rows of the map between 70 degrees north and 56 degrees south.
 _ROWS = (300, 2190)
 _LEAST_LAND = 0.5
 _SCALES = (0.8, 2.0)
-# Pixels of 28 x 28 that an item covers at least; fewer are no shape.
+# Least pixels of an item of 28 x 28; fewer have no shape.
 _LEAST_PIXELS = 60
 _TRIES = 20
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """The splits, each with items and bands of longitude of its own."""
+    """Returns the splits, each with items and bands of longitude of its own."""
     image = blue_marble.read_image(files[blue_marble.IMAGE_SOURCE.name])
     kinds = blue_marble.read_land(files[blue_marble.LAND_SOURCE.name], image.shape[:2])
     land = kinds == blue_marble.LAND
@@ -49,16 +49,16 @@ def compose(
     bands: tuple[int, ...],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """One picture; of equal arguments always the same.
+    """Composes an image, deterministically.
 
     Args:
       ground: the map, uint8 [Y, X, 3].
       land: bool [Y, X].
-      images, labels: of the items to draw from, uint8 [n, 28, 28] and [n].
-      bands: of every six bands of longitude those that may be ground.
-      seed: of what is random.
+      images, labels: of the items to sample from, uint8 [n, 28, 28] and [n].
+      bands: of every six bands of longitude those of the background.
+      seed: random seed.
     """
-    random = np.random.RandomState(seed)  # whose stream numpy holds fixed for ever
+    random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed
     image = _ground(ground, land, bands, random).astype(np.float32)
     taken = np.zeros((SIDE, SIDE), bool)
     masks, kinds = [], []
@@ -69,12 +69,12 @@ def compose(
         height, width = mask.shape
         for _ in range(_TRIES):
             y, x = random.randint(SIDE - height + 1), random.randint(SIDE - width + 1)
-            place = slice(y, y + height), slice(x, x + width)
-            if mask.any() and not (taken[place] & mask).any():
+            where = slice(y, y + height), slice(x, x + width)
+            if mask.any() and not (taken[where] & mask).any():
                 whole = np.zeros((SIDE, SIDE), bool)
-                whole[place] = mask
+                whole[where] = mask
                 taken |= whole
-                image[place][mask] = item[mask][:, None] * tint
+                image[where][mask] = item[mask][:, None] * tint
                 masks.append(whole)
                 kinds.append(labels[index])
                 break
@@ -82,30 +82,30 @@ def compose(
     return {
         "image": np.round(image).astype(np.uint8),
         "size": np.array([SIDE, SIDE], np.int32),
-        "boxes": boxes_of(masks),
+        "boxes": masks_to_boxes(masks),
         "labels": np.array(kinds, np.int32),
-        "instances": stacked(masks),
+        "instances": to_instance_map(masks),
     }
 
 
 def _ground(
     ground: np.ndarray, land: np.ndarray, bands: tuple[int, ...], random: np.random.RandomState
 ) -> np.ndarray:
-    """A crop that lies within one band and is land enough."""
+    """Returns a crop within one band that is mostly land."""
     while True:
         band = 6 * random.randint(3) + bands[random.randint(len(bands))]
         x = band * _BAND + random.randint(_BAND - SIDE + 1)
         y = random.randint(_ROWS[0], _ROWS[1] - SIDE)
-        place = slice(y, y + SIDE), slice(x, x + SIDE)
-        if land[place].mean() >= _LEAST_LAND:
-            return ground[place]
+        where = slice(y, y + SIDE), slice(x, x + SIDE)
+        if land[where].mean() >= _LEAST_LAND:
+            return ground[where]
 
 
 def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """An item and its mask at another size: float32 and bool [Y, X].
+    """Resizes an item and its mask, float32 and bool [Y, X].
 
-    The mask is the largest connected part of what is not background, with its holes filled; it is
-    empty where that is too little.
+    The mask is the largest connected part of the foreground, with its holes filled; it is empty if
+    that is too small.
     """
     from scipy import ndimage
 
@@ -120,5 +120,5 @@ def _scaled(item: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     _, weights = stretch(0, side - 1, len(item), side)
     grown = weights @ mask.astype(np.float32) @ weights.T >= 0.5
     rows, columns = np.flatnonzero(grown.any(axis=1)), np.flatnonzero(grown.any(axis=0))
-    place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return (weights @ item.astype(np.float32) @ weights.T)[place], grown[place]
+    where = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return (weights @ item.astype(np.float32) @ weights.T)[where], grown[where]

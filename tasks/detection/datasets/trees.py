@@ -1,4 +1,4 @@
-"""Crowns of trees from the air: the annotated pictures that the package deepforest brings."""
+"""Tree crowns in aerial images: the annotated images of the package deepforest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.common.data.fetchers import PipPackage, zip_member
 from tasks.common.data.sources import Source
 
 SIDE = 256
-# Column of the first picture from which on it is validation.
+# First column of the first image that is validation.
 _EAST = 1792
 _WEST = "2019_YELL_2_528000_4978000_image_crop2"
 _TEST = "2019_YELL_2_541000_4977000_image_crop"
@@ -43,33 +43,33 @@ SOURCES = tuple(
     for file, digest in _FILES.items()
 )
 
-Picture = tuple[np.ndarray, np.ndarray]
+ImageWithBoxes = tuple[np.ndarray, np.ndarray]
 """An image uint8 [Y, X, 3] and the boxes float32 [n, 4] in it."""
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Tiles of the pictures, those of train in steps of half their side."""
+    """Returns tiles of the images by split; those of train overlap by half."""
 
-    def read(stem: str) -> Picture:
+    def read(stem: str) -> ImageWithBoxes:
         from PIL import Image
 
-        with Image.open(files[f"trees/{stem}.png"]) as picture:
-            image = np.asarray(picture.convert("RGB"))
+        with Image.open(files[f"trees/{stem}.png"]) as opened:
+            image = np.asarray(opened.convert("RGB"))
         return image, read_boxes(files[f"trees/{stem}.xml"].read_text(encoding="utf-8"))
 
     first = read(_WEST)
     height, width = first[0].shape[:2]
-    west, east = cut(first, 0, 0, height, _EAST), cut(first, 0, _EAST, height, width)
+    west, east = crop(first, 0, 0, height, _EAST), crop(first, 0, _EAST, height, width)
     train = [west, read("OSBS_029"), read("SOAP_061")]
     return {
-        "train": (tile for picture in train for tile in tiles(picture, SIDE // 2)),
+        "train": (tile for annotated in train for tile in tiles(annotated, SIDE // 2)),
         "validation": tiles(east, SIDE),
         "test": tiles(read(_TEST), SIDE),
     }
 
 
 def read_boxes(text: str) -> np.ndarray:
-    """Boxes float32 [n, 4] of an annotation in Pascal VOC's XML, whatever their class."""
+    """Reads the boxes float32 [n, 4] of an annotation in Pascal VOC's XML, of any class."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
         [float(box.findtext(side)) for side in sides]
@@ -78,9 +78,9 @@ def read_boxes(text: str) -> np.ndarray:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def cut(picture: Picture, top: int, left: int, bottom: int, right: int) -> Picture:
-    """A part of a picture, with the boxes of which at least half lies in it, cut at its border."""
-    image, boxes = picture
+def crop(annotated: ImageWithBoxes, top: int, left: int, bottom: int, right: int) -> ImageWithBoxes:
+    """Crops an image; boxes with at least half of their area inside are kept and clipped."""
+    image, boxes = annotated
     corner = np.array([left, top, left, top], np.float32)
     limit = np.array([right - left, bottom - top] * 2, np.float32)
     inside = np.clip(boxes - corner, 0, limit)
@@ -88,13 +88,13 @@ def cut(picture: Picture, top: int, left: int, bottom: int, right: int) -> Pictu
     return image[top:bottom, left:right], inside[kept & (_areas(boxes) > 0)]
 
 
-def tiles(picture: Picture, step: int) -> Iterator[dict[str, np.ndarray]]:
-    """A picture in tiles of one size, at most SIDE, about `step` apart, in reading order."""
-    image, _ = picture
+def tiles(annotated: ImageWithBoxes, step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields tiles of one size, at most SIDE, about `step` apart, row by row."""
+    image, _ = annotated
     rows, columns = (_spans(length, step) for length in image.shape[:2])
     for top, bottom in rows:
         for left, right in columns:
-            part, boxes = cut(picture, top, left, bottom, right)
+            part, boxes = crop(annotated, top, left, bottom, right)
             square = np.zeros((SIDE, SIDE, 3), np.uint8)
             square[: bottom - top, : right - left] = part
             yield {
@@ -106,7 +106,7 @@ def tiles(picture: Picture, step: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _spans(length: int, step: int) -> list[tuple[int, int]]:
-    """Beginnings and ends of tiles along an axis: as few as cover it, spread evenly."""
+    """Returns starts and ends of the fewest evenly spread tiles that cover an axis."""
     if step == SIDE:  # side by side
         count = -(-length // SIDE)
         borders = [length * i // count for i in range(count + 1)]

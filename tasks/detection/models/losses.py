@@ -1,7 +1,7 @@
-"""Losses of detectors for one picture, as sums and counts, so that a batch's mean is exact whatever
-stands in its padding rows.
+"""Losses of detectors for one image, as sums and counts.
 
-N anchors, regions or queries, K classes, M places for objects.
+So the mean over a batch is exact without its padding rows. N anchors, regions or queries, K
+classes.
 """
 
 from __future__ import annotations
@@ -12,82 +12,85 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tasks.common.losses import cross_entropy
+
 Array = jax.Array
 
 
-class Part(NamedTuple):
-    """One term of a loss.
+class LossTerm(NamedTuple):
+    """A term of a loss.
 
     Attributes:
-      total: sum over what counts, [].
-      count: by which the sum of a batch is divided, [].
+      total: sum over counted elements, [].
+      count: divisor of the sum of a batch, [].
     """
 
     total: Array
     count: Array
 
 
-def mean(part: Part, real: Array) -> Array:
-    """Σ_b total_b / max(Σ_b count_b, 1) over the real rows of a batch.
+def mean(term: LossTerm, real: Array) -> Array:
+    """Computes Σ_b total_b / max(Σ_b count_b, 1) over the real rows of a batch.
 
     Args:
-      part: total and count [B].
+      term: total and count [B].
       real: bool [B].
     """
-    total = jnp.sum(jnp.where(real, part.total, 0))
-    return total / jnp.maximum(jnp.sum(jnp.where(real, part.count, 0)), 1)
+    total = jnp.sum(jnp.where(real, term.total, 0))
+    return total / jnp.maximum(jnp.sum(jnp.where(real, term.count, 0)), 1)
 
 
 def smooth_l1(predictions: Array, targets: Array, beta: float = 1 / 9) -> Array:
-    """0.5 d² / β where |d| < β, else |d| - β / 2, with d their difference (Girshick 2015).
+    """Computes 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d (Girshick 2015).
 
-    Girshick has β = 1; Faster R-CNN's code 1 / 9.
+    Girshick uses β = 1, the code of Faster R-CNN 1 / 9.
     """
     distance = jnp.abs(predictions - targets)
     return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - beta / 2)
 
 
-def objectness(logits: Array, positive: Array, counted: Array) -> Part:
-    """Binary cross-entropy of an object being there (Ren et al. 2015, equation 1).
+def objectness(logits: Array, positive: Array, counted: Array) -> LossTerm:
+    """Computes binary cross-entropy of objectness (Ren et al. 2015, equation 1).
 
     Args:
       logits: float [N].
       positive, counted: bool [N].
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
-    return Part(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
+    return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
 
 
-def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Part:
-    """Smooth L1 of the box codes of positives, divided by all that counts (Ren et al. 2015,
-    equation 1).
+def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> LossTerm:
+    """Computes smooth L1 of the deltas of positives (Ren et al. 2015, equation 1).
+
+    The count includes negatives.
 
     Args:
       deltas: float [N, 4].
-      targets: float [N, 4], of any value where not positive.
+      targets: float [N, 4]; any value if not positive.
       positive, counted: bool [N].
     """
     positive = (positive & counted)[:, None]
-    # What is not counted must not be infinite either, or its gradient is NaN.
+    # Infinite targets that do not count would make the gradient NaN.
     losses = smooth_l1(deltas, jnp.where(positive, targets, 0))
     total = jnp.sum(jnp.where(positive, losses, 0))
-    return Part(total, jnp.sum(counted, dtype=deltas.dtype))
+    return LossTerm(total, jnp.sum(counted, dtype=deltas.dtype))
 
 
-def classes(logits: Array, labels: Array, counted: Array) -> Part:
-    """Cross-entropy (Girshick 2015, equation 1).
+def classes(logits: Array, labels: Array, counted: Array) -> LossTerm:
+    """Computes cross-entropy (Girshick 2015, equation 1).
 
     Args:
       logits: float [N, K].
       labels: int [N].
       counted: bool [N].
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Part(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
+    losses = cross_entropy(logits, labels)
+    return LossTerm(jnp.sum(jnp.where(counted, losses, 0)), jnp.sum(counted, dtype=logits.dtype))
 
 
-def masks(logits: Array, targets: Array, positive: Array) -> Part:
-    """Binary cross-entropy of each pixel of the true class' mask (He et al. 2017, section 3).
+def masks(logits: Array, targets: Array, positive: Array) -> LossTerm:
+    """Computes binary cross-entropy of the true class's masks (He et al. 2017, section 3).
 
     Args:
       logits: float [N, S, S].
@@ -96,4 +99,6 @@ def masks(logits: Array, targets: Array, positive: Array) -> Part:
     """
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
     per_region = jnp.mean(losses, axis=(1, 2))
-    return Part(jnp.sum(jnp.where(positive, per_region, 0)), jnp.sum(positive, dtype=logits.dtype))
+    return LossTerm(
+        jnp.sum(jnp.where(positive, per_region, 0)), jnp.sum(positive, dtype=logits.dtype)
+    )

@@ -1,9 +1,9 @@
-"""Mask R-CNN (He et al. 2017) with shapes that never change, and so under jit: every picture has
-the same number of proposals, regions and detections, and marks which of them are there. Without
-masks it is Faster R-CNN (Ren et al. 2015).
+"""Mask R-CNN (He et al. 2017) with static shapes; without masks Faster R-CNN (Ren et al. 2015).
 
-B batch, Y X height and width, C channels, N anchors, P proposals, R regions to learn from, D
-detections, M places for objects, K classes, S side of a mask.
+Every image has the same number of proposals, regions and detections, and marks the valid ones.
+
+B batch, Y X height and width, C channels, N anchors, P proposals, R sampled regions, D detections,
+M padded objects, K classes, S side of a mask.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import numpy as np
 from flax import nnx
 
 from tasks.common.backbones.resnet import ResNet, ResNetConfig
+from tasks.common.configs import Config, NonNegativeInt, PositiveInt
 from tasks.detection.models import heads, losses, rpn
 from tasks.detection.models.heads import BoxHead, Detections, HeadsConfig, MaskHead
-from tasks.detection.models.pyramid import FeaturePyramid, standardised
+from tasks.detection.models.pyramid import FeaturePyramid, standardize
 from tasks.detection.models.rpn import RPNConfig, RPNHead
 from tasks.detection.ops.anchors import anchors as make_anchors
-from tasks.detection.ops.roi_align import crop_targets, multilevel_roi_align
+from tasks.detection.ops.roi_align import mask_targets, multilevel_roi_align
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskRCNNConfig:
-    """Mask R-CNN.
+class MaskRCNNConfig(Config):
+    """Config of Mask R-CNN.
 
     Attributes:
-      backbone: see `ResNetConfig`; its `attention` stands after each stage.
-      first_stage: number, from 1, of the first stage that the pyramid takes.
-      extra_levels: of the pyramid beyond the last stage.
+      backbone: see `ResNetConfig`; its `attention` follows each stage.
+      first_stage: first stage of the pyramid, counted from 1.
+      extra_levels: levels of the pyramid beyond the last stage.
       pyramid_channels: C.
       rpn: see `RPNConfig`; one anchor size for each level.
       heads: see `HeadsConfig`.
@@ -44,21 +45,16 @@ class MaskRCNNConfig:
 
     name: str = "mask_rcnn"
     backbone: ResNetConfig = dataclasses.field(default_factory=lambda: ResNetConfig(norm="group"))
-    first_stage: int = 1
-    extra_levels: int = 0
-    pyramid_channels: int = 64
+    first_stage: PositiveInt = 1
+    extra_levels: NonNegativeInt = 0
+    pyramid_channels: PositiveInt = 64
     rpn: RPNConfig = dataclasses.field(default_factory=RPNConfig)
     heads: HeadsConfig = dataclasses.field(default_factory=HeadsConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         stages = len(self.backbone.channels)
-        if not 1 <= self.first_stage <= stages:
-            raise ValueError(
-                f"first_stage: got {self.first_stage}, expected a stage from 1 to {stages}"
-            )
-        if self.extra_levels < 0:
-            raise ValueError(f"extra_levels: got {self.extra_levels}, expected at least 0")
-        rpn.check_counts(self, "pyramid_channels")
+        self.expect("first_stage", self.first_stage <= stages, f"a stage from 1 to {stages}")
         levels = stages - self.first_stage + 1 + self.extra_levels
         if len(self.rpn.sizes) != levels:
             raise ValueError(
@@ -68,20 +64,20 @@ class MaskRCNNConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels from one position to the next on each level, the finest first."""
+        """Pixels per cell of each level, the finest first."""
         strides = self.backbone.strides[self.first_stage - 1 :]
         return (*strides, *(strides[-1] * 2 ** (n + 1) for n in range(self.extra_levels)))
 
 
 class Features(NamedTuple):
-    """What both stages read of a batch.
+    """Features of a batch for both stages.
 
     Attributes:
       pyramid: maps [B, Yi, Xi, C].
       logits: of the anchors, [B, N].
-      deltas: codes of the anchors' boxes, [B, N, 4].
+      deltas: of the anchors' boxes, [B, N, 4].
       anchors: [N, 4].
-      level_sizes: anchors of each level.
+      level_sizes: number of anchors of each level.
       weights: of the backbone's attention, by stage.
     """
 
@@ -94,11 +90,11 @@ class Features(NamedTuple):
 
 
 class MaskRCNN(nnx.Module):
-    """Boxes, classes and masks of what is in a picture.
+    """Detector of boxes, classes and masks.
 
     Args:
       config: see `MaskRCNNConfig`.
-      channels: of the picture.
+      channels: of the images.
       classes: K.
       has_masks: whether there is a mask head.
     """
@@ -132,18 +128,18 @@ class MaskRCNN(nnx.Module):
         training: bool = False,
         return_weights: bool = False,
     ) -> Features:
-        """Pyramid and first stage.
+        """Computes the pyramid and the first stage.
 
         Args:
           images: [B, Y, X, C], values 0 to 255, padded below and to the right.
-          sizes: int [B, 2], real height and width.
-          valid: bool [B], the pictures that count in batch statistics, if there are any.
-          training: whether to take the batch's statistics along, if there are any.
-          return_weights: also return the attention's weights.
+          sizes: int [B, 2], height and width without padding.
+          valid: bool [B], the images that count in batch statistics.
+          training: update the batch statistics.
+          return_weights: also return the attention weights.
         """
         config = self.config
         maps, weights = self.backbone(
-            standardised(images, sizes),
+            standardize(images, sizes),
             valid=valid,
             training=training,
             return_weights=return_weights,
@@ -163,14 +159,13 @@ class MaskRCNN(nnx.Module):
         *,
         valid: Array | None = None,
         training: bool = False,
-    ) -> dict[str, losses.Part]:
-        """The five losses of each picture (He et al. 2017, section 3), or four without masks.
+    ) -> dict[str, losses.LossTerm]:
+        """Computes the five losses of each image (He et al. 2017, section 3), four without masks.
 
         Args:
-          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 where there
-            is no object, and instances [B, Y, X] where there are masks: 0, or the object's number
-            from 1.
-          keys: [B], by which anchors and regions are sampled.
+          batch: image [B, Y, X, C], size [B, 2], boxes [B, M, 4], labels [B, M] with -1 for
+            padding, and with masks instances [B, Y, X]: 0, or the index of the object from 1.
+          keys: random keys [B] of the sampling of anchors and regions.
           valid, training: as for `features`.
 
         Returns:
@@ -192,8 +187,8 @@ class MaskRCNN(nnx.Module):
             found.logits, found.deltas, *truth, batch["size"], split[:, 0]
         )
         regions = jax.vmap(regions_of)(self._propose(found, batch["size"]), *truth, split[:, 1])
-        cut = self._cut(found.pyramid, regions.boxes, self.config.heads.box_side)
-        class_loss, box_loss = jax.vmap(heads.box_losses)(*self.boxes(cut), regions)
+        crops = self._crop(found.pyramid, regions.boxes, self.config.heads.box_resolution)
+        class_loss, box_loss = jax.vmap(heads.box_losses)(*self.boxes(crops), regions)
         result = {
             "objectness": objectness,
             "proposal_box": proposal_box,
@@ -205,43 +200,43 @@ class MaskRCNN(nnx.Module):
         return result
 
     def _mask_losses(
-        self, pyramid: Sequence[Array], regions: heads.Regions, instances: Array
-    ) -> losses.Part:
-        """Of the places that positives can take: they come first."""
+        self, pyramid: Sequence[Array], regions: heads.RegionSamples, instances: Array
+    ) -> losses.LossTerm:
+        """Computes mask losses of the regions that may be positive; they come first."""
         own = jax.tree.map(lambda leaf: leaf[:, : self.config.heads.positives], regions)
         logits = self._mask_logits(pyramid, own.boxes, jnp.maximum(own.labels - 1, 0))
         side = logits.shape[-1]
-        targets = jax.vmap(lambda ids, objects, boxes: crop_targets(ids, objects, boxes, side))(
+        targets = jax.vmap(lambda ids, objects, boxes: mask_targets(ids, objects, boxes, side))(
             instances, own.objects, own.boxes
         )
         return jax.vmap(losses.masks)(logits, targets, (own.labels > 0) & own.valid)
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, Array | None]:
-        """What is in the pictures.
+        """Detects objects.
 
         Args:
           images, sizes: as for `features`.
 
         Returns:
-          detections, and the probability that a part of a detection's box belongs to it, float32
-          [B, D, S, S], 0 where there is no detection; None without a mask head.
+          Detections, and mask probabilities over their boxes, float32 [B, D, S, S], 0 for padding;
+          None without a mask head.
         """
         found = self.features(images, sizes)
         proposals = self._propose(found, sizes)
-        cut = self._cut(found.pyramid, proposals.boxes, self.config.heads.box_side)
+        crops = self._crop(found.pyramid, proposals.boxes, self.config.heads.box_resolution)
 
         def of_one(logits, deltas, proposals, size):
             return heads.detect(logits, deltas, proposals, size, self.config.heads)
 
-        detections = jax.vmap(of_one)(*self.boxes(cut), proposals, sizes)
+        detections = jax.vmap(of_one)(*self.boxes(crops), proposals, sizes)
         if self.masks is None:
             return detections, None
         logits = self._mask_logits(found.pyramid, detections.boxes, detections.labels)
-        there = detections.valid[..., None, None]
-        return detections, jnp.where(there, jax.nn.sigmoid(logits), 0)
+        valid = detections.valid[..., None, None]
+        return detections, jnp.where(valid, jax.nn.sigmoid(logits), 0)
 
     def attention(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """Weights of the attention after each stage, first dimension B."""
+        """Returns the weights of the attention after each stage, first dimension B."""
         return self.features(images, sizes, return_weights=True).weights
 
     def _propose(self, found: Features, sizes: Array) -> rpn.Proposals:
@@ -253,8 +248,8 @@ class MaskRCNN(nnx.Module):
         logits, deltas = jax.lax.stop_gradient((found.logits, found.deltas))
         return jax.vmap(of_one)(logits, deltas, sizes)
 
-    def _cut(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
-        """boxes [B, n, 4] -> [B, n, side, side, C], each out of the level that fits its size."""
+    def _crop(self, pyramid: Sequence[Array], boxes: Array, side: int) -> Array:
+        """Maps boxes [B, n, 4] to features [B, n, side, side, C] of the level for their size."""
 
         def of_one(maps, boxes):
             return multilevel_roi_align(
@@ -262,16 +257,16 @@ class MaskRCNN(nnx.Module):
                 boxes,
                 self.config.strides,
                 side,
-                canonical_size=self.config.heads.canonical_side,
+                canonical_size=self.config.heads.canonical_scale,
                 canonical_level=round(math.log2(self.config.strides[0])),
             )
 
         return jax.vmap(of_one)(list(pyramid), boxes)
 
     def _mask_logits(self, pyramid: Sequence[Array], boxes: Array, classes: Array) -> Array:
-        """boxes [B, n, 4] of classes [B, n] -> [B, n, S, S]."""
+        """Maps boxes [B, n, 4] of classes [B, n] to mask logits [B, n, S, S]."""
         B, n = boxes.shape[:2]
-        cut = self._cut(pyramid, boxes, self.config.heads.mask_side)
-        logits = self.masks(cut.reshape(B * n, *cut.shape[2:]))
-        own = heads.of_class(logits, classes.reshape(-1), 3)
+        crops = self._crop(pyramid, boxes, self.config.heads.mask_resolution)
+        logits = self.masks(crops.reshape(B * n, *crops.shape[2:]))
+        own = heads.select_class(logits, classes.reshape(-1), 3)
         return own.reshape(B, n, *own.shape[1:])

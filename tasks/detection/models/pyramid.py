@@ -1,4 +1,4 @@
-"""What detectors see: pictures made alike, and the feature pyramid over a ResNet.
+"""Standardization of images, and the feature pyramid over a ResNet.
 
 B batch, Y X height and width, C channels.
 """
@@ -17,11 +17,12 @@ from tasks.common.backbones.convolutional import Convolution
 Array = jax.Array
 
 
-def inside(sizes: Array, Y: int, X: int) -> Array:
-    """Which pixels belong to the picture in the padded one.
+def valid_pixels(sizes: Array, Y: int, X: int) -> Array:
+    """Returns which pixels of padded images belong to the image.
 
     Args:
-      sizes: int [B, 2], real height and width.
+      sizes: int [B, 2], height and width without padding.
+      Y, X: height and width with padding.
 
     Returns:
       bool [B, Y, X].
@@ -30,16 +31,16 @@ def inside(sizes: Array, Y: int, X: int) -> Array:
     return rows & (jnp.arange(X) < sizes[:, 1, None, None])
 
 
-def standardised(images: Array, sizes: Array) -> Array:
-    """Each picture with mean 0 and variance 1 over its own pixels and channels; padding is 0.
+def standardize(images: Array, sizes: Array) -> Array:
+    """Standardizes each image over its own pixels and channels; padding is 0.
 
         y = (x - μ) / max(σ, 1)
 
-    with x from 0 to 255: where all is of one colour nothing is blown up.
+    with x from 0 to 255; the maximum keeps noise of uniform images small.
 
     Args:
       images: [B, Y, X, C], uint8 or float.
-      sizes: int [B, 2], real height and width.
+      sizes: int [B, 2], height and width without padding.
 
     Returns:
       float32 [B, Y, X, C].
@@ -47,20 +48,21 @@ def standardised(images: Array, sizes: Array) -> Array:
     known: dict[str, int] = {}
     shapes.expect("images", images, "B Y X C", known)
     shapes.expect("sizes", sizes, "B two", {"B": known["B"], "two": 2})
-    real = inside(sizes, known["Y"], known["X"])[..., None]
+    real = valid_pixels(sizes, known["Y"], known["X"])[..., None]
     x = images.astype(jnp.float32)
     count = jnp.maximum(jnp.sum(real, axis=(1, 2, 3), keepdims=True) * known["C"], 1)
     mean = jnp.sum(jnp.where(real, x, 0), axis=(1, 2, 3), keepdims=True) / count
-    centred = jnp.where(real, x - mean, 0)
-    variance = jnp.sum(centred**2, axis=(1, 2, 3), keepdims=True) / count
-    return centred / jnp.maximum(jnp.sqrt(variance), 1.0)
+    centered = jnp.where(real, x - mean, 0)
+    variance = jnp.sum(centered**2, axis=(1, 2, 3), keepdims=True) / count
+    return centered / jnp.maximum(jnp.sqrt(variance), 1.0)
 
 
-def doubled(x: Array, Y: int, X: int) -> Array:
-    """Each position twice a side, by the nearest, cut to Y x X.
+def upsample_nearest(x: Array, Y: int, X: int) -> Array:
+    """Upsamples by 2 to the nearest cell, cropped to Y x X.
 
     Args:
       x: [B, ceil(Y / 2), ceil(X / 2), C].
+      Y, X: of the result.
 
     Returns:
       [B, Y, X, C].
@@ -69,17 +71,17 @@ def doubled(x: Array, Y: int, X: int) -> Array:
 
 
 class FeaturePyramid(nnx.Module):
-    """Maps of one number of channels at every scale (Lin et al. 2017, section 3).
+    """Feature pyramid network (Lin et al. 2017, section 3).
 
-        P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + doubled(M_i+1),   M_last = conv1x1(C_last)
+        P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + up(M_i+1),   M_last = conv1x1(C_last)
 
-    and beyond the last, where asked for, every second position of the one before.
+    up doubles a map (`upsample_nearest`). Extra levels subsample the level before by 2.
 
     Args:
-      channels: of each map C_i that comes in; each is half as large as the one before.
+      channels: of the input maps C_i; each map is half as large as the one before.
       outputs: channels of each P_i.
-      extra: levels beyond the last.
-      dtype: of the computation; weights are float32.
+      extra: number of levels beyond the last.
+      dtype: of the computation; parameters are float32.
     """
 
     def __init__(
@@ -99,12 +101,12 @@ class FeaturePyramid(nnx.Module):
         self.smooth = nnx.List([Convolution(outputs, outputs, size=3, **options) for _ in channels])
 
     def __call__(self, maps: Sequence[Array]) -> list[Array]:
-        """C_i [B, Yi, Xi, Ci], the finest first -> P_i [B, Yi, Xi, outputs] and the extra ones."""
+        """Maps C_i [B, Yi, Xi, Ci], finest first, to P_i [B, Yi, Xi, outputs] and extra levels."""
         if len(maps) != len(self.lateral):
             raise ValueError(f"maps: got {len(maps)}, expected {len(self.lateral)}")
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for level in reversed(range(len(merged) - 1)):
-            merged[level] += doubled(merged[level + 1], *merged[level].shape[1:3])
+            merged[level] += upsample_nearest(merged[level + 1], *merged[level].shape[1:3])
         pyramid = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
         for _ in range(self.extra):
             pyramid.append(pyramid[-1][:, ::2, ::2])

@@ -1,7 +1,7 @@
-"""The loss of a set of queries that each find an object or none (Carion et al. 2020, section 3.1).
+"""Set prediction loss of DETR (Carion et al. 2020, section 3.1).
 
-Q queries, M places for objects, K classes. Boxes are shares here: middle y and x, height and width,
-by the picture's own.
+Q queries, M padded objects, K classes. Boxes are normalized: center y and x, height and width as
+fractions of those of the image.
 """
 
 from __future__ import annotations
@@ -10,44 +10,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tasks.common.losses import cross_entropy
 from tasks.detection.models import losses
 from tasks.detection.ops.boxes import generalized_iou
 
 Array = jax.Array
 
 
-def as_shares(boxes: Array, Y: int, X: int) -> Array:
-    """Corners x1, y1, x2, y2 in pixels -> middle y and x, height and width as shares of Y and X."""
+def to_normalized_cyxhw(boxes: Array, Y: int, X: int) -> Array:
+    """Maps corners x1, y1, x2, y2 in pixels to normalized center y and x, height and width."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
     parts = (y1 + y2) / (2 * Y), (x1 + x2) / (2 * X), (y2 - y1) / Y, (x2 - x1) / X
     return jnp.stack(parts, axis=-1)
 
 
-def as_corners(shares: Array, Y: int, X: int) -> Array:
-    """The inverse of `as_shares`."""
-    y, x, height, width = jnp.moveaxis(shares, -1, 0)
+def to_xyxy(normalized: Array, Y: int, X: int) -> Array:
+    """Inverts `to_normalized_cyxhw`."""
+    y, x, height, width = jnp.moveaxis(normalized, -1, 0)
     left, right = (x - width / 2) * X, (x + width / 2) * X
     return jnp.stack([left, (y - height / 2) * Y, right, (y + height / 2) * Y], axis=-1)
 
 
-def assign(costs: Array, there: Array) -> tuple[Array, Array]:
-    """The cheapest way to give each object a query of its own (Kuhn 1955).
+def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
+    """Matches each object with a query of its own at least total cost (Kuhn 1955).
 
     Args:
       costs: [Q, M], Q at least M.
-      there: bool [M], which objects are there.
+      real: bool [M]; False for padding.
 
     Returns:
-      number of each query's object, int [Q], any where it has none; and whether it has one, bool
-      [Q].
+      Index of each query's object, int [Q], arbitrary for unmatched queries; and whether the query
+      is matched, bool [Q].
     """
     Q = len(costs)
-    # Objects that are not there cost the same everywhere and so change nothing; a cost that is not
-    # finite would keep the search from ending.
-    costs = jnp.where(there, jnp.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6), 0)
+    # Padding costs the same everywhere and so changes nothing. With costs that are not finite the
+    # search would not end.
+    costs = jnp.where(real, jnp.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6), 0)
     queries, objects = optax.assignment.hungarian_algorithm(costs)
-    taken = jnp.zeros((Q,), bool).at[queries].set(there[objects])
-    return jnp.zeros((Q,), jnp.int32).at[queries].set(objects.astype(jnp.int32)), taken
+    matched = jnp.zeros((Q,), bool).at[queries].set(real[objects])
+    return jnp.zeros((Q,), jnp.int32).at[queries].set(objects.astype(jnp.int32)), matched
 
 
 def set_losses(
@@ -60,36 +61,36 @@ def set_losses(
     box_weight: float,
     overlap_weight: float,
     no_object_weight: float,
-) -> dict[str, losses.Part]:
-    """Losses of one picture after one layer (Carion et al. 2020, equations 1 and 2).
+) -> dict[str, losses.LossTerm]:
+    """Computes the losses of one image after one layer (Carion et al. 2020, equations 1 and 2).
 
     Args:
-      logits: [Q, 1 + K], no object first.
-      boxes: [Q, 4], shares.
-      true_boxes: [M, 4], shares.
-      labels: int [M], -1 where there is no object.
-      class_weight, box_weight, overlap_weight: weights of the three losses, in the matching too.
+      logits: [Q, 1 + K], "no object" first.
+      boxes: [Q, 4], normalized.
+      true_boxes: [M, 4], normalized.
+      labels: int [M], -1 for padding.
+      class_weight, box_weight, overlap_weight: weights of the losses, and of the matching costs.
       no_object_weight: weight of the class "no object" in the classification loss.
     """
-    there = labels >= 0
-    # Any real box in the empty places, so that nothing is divided by nothing.
-    true_boxes = jnp.where(there[:, None], true_boxes, 0.5)
+    real = labels >= 0
+    # Any box in place of padding, against 0 / 0.
+    true_boxes = jnp.where(real[:, None], true_boxes, 0.5)
     distances = jnp.sum(jnp.abs(boxes[:, None] - true_boxes), axis=-1)
-    overlaps = generalized_iou(as_corners(boxes, 1, 1), as_corners(true_boxes, 1, 1))
+    overlaps = generalized_iou(to_xyxy(boxes, 1, 1), to_xyxy(true_boxes, 1, 1))
     probabilities = jax.nn.softmax(logits)[:, jnp.maximum(labels, 0) + 1]
     costs = box_weight * distances - overlap_weight * overlaps - class_weight * probabilities
-    objects, taken = assign(jax.lax.stop_gradient(costs), there)
-    wanted = jnp.where(taken, labels[objects] + 1, 0)
-    weights = jnp.where(taken, 1.0, no_object_weight)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-    count = jnp.sum(taken, dtype=logits.dtype)
+    objects, matched = hungarian_match(jax.lax.stop_gradient(costs), real)
+    targets = jnp.where(matched, labels[objects] + 1, 0)
+    weights = jnp.where(matched, 1.0, no_object_weight)
+    entropies = cross_entropy(logits, targets)
+    count = jnp.sum(matched, dtype=logits.dtype)
 
-    def of_taken(values: Array) -> Array:
+    def of_matched(values: Array) -> Array:
         own = jnp.take_along_axis(values, objects[:, None], axis=1)[:, 0]
-        return jnp.sum(jnp.where(taken, own, 0))
+        return jnp.sum(jnp.where(matched, own, 0))
 
     return {
-        "class": losses.Part(class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
-        "box": losses.Part(box_weight * of_taken(distances), count),
-        "overlap": losses.Part(overlap_weight * of_taken(1 - overlaps), count),
+        "class": losses.LossTerm(class_weight * jnp.sum(weights * entropies), jnp.sum(weights)),
+        "box": losses.LossTerm(box_weight * of_matched(distances), count),
+        "overlap": losses.LossTerm(overlap_weight * of_matched(1 - overlaps), count),
     }

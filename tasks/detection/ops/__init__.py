@@ -1,1 +1,1 @@
-"""Boxes, anchors, instance masks, matching and RoIAlign as pure functions."""
+"""Functions of boxes, anchors, masks, matching and RoIAlign."""

@@ -1,4 +1,4 @@
-"""Anchors: boxes of fixed sizes around every place of the feature maps (Ren et al. 2015)."""
+"""Anchors: boxes of fixed sizes around each cell of the feature maps (Ren et al. 2015)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ def anchors(
     sizes: Sequence[Sequence[float]],
     ratios: Sequence[float],
 ) -> np.ndarray:
-    """The anchors of all levels, level by level, row by row, place by place.
+    """Returns the anchors of all levels, ordered by level, row, column, ratio and size.
 
-    Those of a place are for each ratio r, and within it for each size s, a box around the place's
-    upper left corner (x · stride, y · stride), of height s·√r and width s/√r. Half sides are
-    rounded to whole pixels.
+    An anchor of ratio r and size s is a box around the upper left corner of a cell,
+    (x · stride, y · stride), of height s·√r and width s/√r. Half sides are rounded to whole pixels.
 
     Args:
       sides: Y and X of each level's map.
-      strides: pixels between two places of each level.
-      sizes: of each level, roots of the areas in pixels.
-      ratios: height by width, the same for all levels.
+      strides: pixels per cell of each level.
+      sizes: of each level, square roots of the areas in pixels.
+      ratios: height / width, the same for all levels.
 
     Returns:
-      float32 [A, 4], A = Σ Y·X·len(sizes)·len(ratios); they may reach outside the picture.
+      float32 [A, 4], A = Σ Y·X·len(sizes)·len(ratios); not clipped to the image.
 
     Raises:
-      ValueError: not as many strides or sizes as levels.
+      ValueError: the number of strides or sizes is not that of levels.
     """
     for name, given in (("strides", strides), ("sizes", sizes)):
         if len(given) != len(sides):
@@ -38,13 +37,13 @@ def anchors(
     for (rows, columns), stride, level_sizes in zip(sides, strides, sizes, strict=True):
         around = base_anchors(level_sizes, ratios)
         y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-        places = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4) * stride
-        levels.append((places + around).reshape(-1, 4))
+        corners = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4) * stride
+        levels.append((corners + around).reshape(-1, 4))
     return np.concatenate(levels).astype(np.float32)
 
 
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """The anchors around (0, 0): float32 [len(ratios) · len(sizes), 4], ratios the slower."""
+    """Returns the anchors around (0, 0), float32 [ratios · sizes, 4], ordered by ratio, size."""
     root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
     scale = np.asarray(sizes, np.float32)
     width, height = (1 / root * scale).ravel(), (root * scale).ravel()

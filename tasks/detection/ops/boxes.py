@@ -1,6 +1,6 @@
-"""Boxes (x1, y1, x2, y2) in pixels, corners of areas: x2 - x1 is the width.
+"""Boxes (x1, y1, x2, y2) in pixels, where x2 - x1 is the width.
 
-Everything is float32 of static shape, for one picture; pictures of a batch come by `jax.vmap`.
+Arrays are float32 of static shape, for one image; use `jax.vmap` for batches.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from attention import shapes
 
 Array = jax.Array
 
-# Greatest d_w and d_h that `decode` takes: no side grows more than 62.5-fold.
+# Largest d_w and d_h in `decode`: a side grows at most 62.5-fold.
 LARGEST_LOG_SCALE = math.log(1000 / 16)
-# Pixels that a side has at least where it is divided by; rows of padding have none.
+# Least side in pixels as a divisor; padding has none.
 LEAST_SIDE = 1e-3
 
 
 def area(boxes: Array) -> Array:
-    """Areas [...] of boxes [..., 4]; 0 for a box whose corners are the wrong way round."""
+    """Computes areas [...] of boxes [..., 4]; 0 if corners are reversed."""
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return jnp.maximum(width, 0) * jnp.maximum(height, 0)
 
 
 def iou(a: Array, b: Array) -> Array:
-    """Intersection over union of each box of `a` with each of `b`.
+    """Computes the intersection over union of each box of `a` with each of `b`.
 
     Args:
       a: [n, 4].
       b: [m, 4].
 
     Returns:
-      [n, m] in [0, 1]; 0 where both areas are 0.
+      [n, m] in [0, 1]; 0 if both areas are 0.
 
     Raises:
       ValueError: shapes do not fit.
@@ -45,16 +45,16 @@ def iou(a: Array, b: Array) -> Array:
 
 
 def generalized_iou(a: Array, b: Array) -> Array:
-    """IoU less the part of the enclosing box that neither covers (Rezatofighi et al. 2019, alg. 1).
+    """Computes the generalized IoU (Rezatofighi et al. 2019, algorithm 1).
 
-        GIoU = IoU - (C - U) / C,   C the area of the smallest box around both, U of their union
+        GIoU = IoU - (C - U) / C,   C the area of the smallest enclosing box, U of the union
 
     Args:
       a: [n, 4].
       b: [m, 4].
 
     Returns:
-      [n, m] in [-1, 1]; 0 where the enclosing box has no area.
+      [n, m] in [-1, 1]; 0 if the enclosing box has no area.
 
     Raises:
       ValueError: shapes do not fit.
@@ -78,40 +78,40 @@ def _intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def clip(boxes: Array, height: Array | float, width: Array | float) -> Array:
-    """Boxes [..., 4] cut at the border of a picture [height, width]."""
+    """Clips boxes [..., 4] to an image of [height, width]."""
     limit = jnp.stack([jnp.asarray(side, boxes.dtype) for side in (width, height) * 2])
     return jnp.clip(boxes, 0, limit)
 
 
 def encode(reference: Array, boxes: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
-    """Boxes as deltas from reference boxes (Ren et al. 2015, equation 2).
+    """Encodes boxes as deltas from reference boxes (Ren et al. 2015, equation 2).
 
         d = (w_x (x - x_r) / W_r, w_y (y - y_r) / H_r, w_w log(W / W_r), w_h log(H / H_r))
 
-    with (x, y) the centre, W and H the sides of a box, r its reference. Sides count as 0.001 pixels
-    at least, so that rows of padding give finite numbers.
+    with (x, y) the center, W and H the sides of a box, r its reference. Sides are at least 0.001
+    pixels, so that padding gives finite deltas.
 
     Args:
       reference: anchors or proposals, [..., 4].
-      boxes: what they are to become, [..., 4].
+      boxes: targets, [..., 4].
       weights: (w_x, w_y, w_w, w_h).
 
     Returns:
       [..., 4].
     """
-    reference_centre, reference_sides = _centre_and_sides(reference)
-    centre, sides = _centre_and_sides(boxes)
+    reference_center, reference_sides = _center_and_sides(reference)
+    center, sides = _center_and_sides(boxes)
     scale = jnp.asarray(weights, boxes.dtype)
     reference_sides = jnp.maximum(reference_sides, LEAST_SIDE)
-    shift = (centre - reference_centre) / reference_sides
+    shift = (center - reference_center) / reference_sides
     growth = jnp.log(jnp.maximum(sides, LEAST_SIDE) / reference_sides)
     return jnp.concatenate([shift, growth], axis=-1) * scale
 
 
 def decode(deltas: Array, reference: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
-    """The boxes that deltas from reference boxes mean: the inverse of `encode`.
+    """Decodes deltas from reference boxes; inverts `encode`.
 
-    d_w / w_w and d_h / w_h count as log(1000 / 16) at most.
+    d_w / w_w and d_h / w_h are at most log(1000 / 16).
 
     Args:
       deltas: [..., 4].
@@ -121,13 +121,13 @@ def decode(deltas: Array, reference: Array, weights: Sequence[float] = (1, 1, 1,
     Returns:
       [..., 4], not clipped.
     """
-    centre, sides = _centre_and_sides(reference)
+    center, sides = _center_and_sides(reference)
     deltas = deltas / jnp.asarray(weights, deltas.dtype)
-    centre = centre + deltas[..., :2] * sides
+    center = center + deltas[..., :2] * sides
     half = 0.5 * sides * jnp.exp(jnp.minimum(deltas[..., 2:], LARGEST_LOG_SCALE))
-    return jnp.concatenate([centre - half, centre + half], axis=-1)
+    return jnp.concatenate([center - half, center + half], axis=-1)
 
 
-def _centre_and_sides(boxes: Array) -> tuple[Array, Array]:
+def _center_and_sides(boxes: Array) -> tuple[Array, Array]:
     sides = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * sides, sides

@@ -1,4 +1,4 @@
-"""Masks of objects as one map, and the boxes around them."""
+"""Instance maps and bounding boxes of masks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from tasks.detection.ops.pasting import RunLength
 
 
-def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """The smallest boxes around masks.
+def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
+    """Returns the smallest boxes around masks.
 
     Args:
       masks: bool [n, Y, X].
 
     Returns:
-      float32 [n, 4], (x1, y1, x2, y2): the corners of the outermost pixels, so that a mask of one
-      pixel has a box of one; 0 for a mask of none.
+      float32 [n, 4], (x1, y1, x2, y2): corners of the outermost pixels, so that one pixel has a box
+      of area 1; 0 for an empty mask.
     """
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
@@ -27,19 +27,21 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def stacked(masks: np.ndarray) -> np.ndarray:
-    """Masks as one map, the smaller on top: bool [n, Y, X] to uint16 [Y, X], k + 1 where mask k is,
-    0 where none is.
+def to_instance_map(masks: np.ndarray) -> np.ndarray:
+    """Returns masks bool [n, Y, X] as one map uint16 [Y, X], smaller masks on top.
+
+    The map is k + 1 for mask k, 0 for none.
 
     Raises:
-      ValueError: more masks than the numbers of the map.
+      ValueError: there are more masks than uint16 has numbers.
     """
     return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
 
 
-def stacked_codes(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
-    """`stacked` of run-length codes, of which one is unpacked at a time, for a large picture's
-    masks may not fit into memory together.
+def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
+    """Returns `to_instance_map` of run-length codes.
+
+    Masks are unpacked one at a time: those of a large image may not fit into memory together.
     """
     from pycocotools import mask as coco
 

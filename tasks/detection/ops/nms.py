@@ -14,27 +14,26 @@ Array = jax.Array
 def nms(
     boxes: Array, scores: Array, valid: Array, threshold: float, count: int
 ) -> tuple[Array, Array]:
-    """The boxes that greedy suppression keeps, best first.
+    """Applies greedy non-maximum suppression.
 
-    From the best score down, a box is kept unless its IoU with a box kept before it is greater than
-    `threshold`; of equal scores the earlier box comes first. Instead of one box after another, all
-    are judged at once by those that stand now, until nothing changes:
+    In order of descending score, a box is kept unless its IoU with a kept box exceeds `threshold`;
+    ties go to the earlier box. All boxes are updated at once until nothing changes:
 
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
-    whose one fixed point is the greedy answer. It takes as many rounds as the longest chain of
-    boxes in which each decides on the next: a few, where one box after another would take
-    n. Time and memory n².
+    The only fixed point is the greedy result. The number of rounds is the length of the longest
+    chain of boxes in which each decides about the next: a few, instead of n. Time and memory are
+    n².
 
     Args:
       boxes: [n, 4].
       scores: [n], finite where valid.
       valid: bool [n]; the others are neither kept nor suppress any.
-      threshold: greatest IoU of two that are kept.
-      count: how many to give at most.
+      threshold: largest IoU of two kept boxes.
+      count: largest number of results.
 
     Returns:
-      indices: int32 [count], by falling score; 0 where there are no more.
+      indices: int32 [count], by descending score, padded with 0.
       valid: bool [count].
 
     Raises:
@@ -46,7 +45,7 @@ def nms(
 def batched_nms(
     boxes: Array, scores: Array, labels: Array, valid: Array, threshold: float, count: int
 ) -> tuple[Array, Array]:
-    """`nms` in which only boxes of one class suppress each other; `labels` are int [n]."""
+    """Applies `nms` to each class separately; `labels` are int [n]."""
     sizes = {"4": 4}
     shapes.expect("boxes", boxes, "n 4", sizes)
     for name, array in (("scores", scores), ("labels", labels), ("valid", valid)):
@@ -65,6 +64,6 @@ def batched_nms(
         lambda state: ((new := judge(state[0])), (new != state[0]).any()),
         (standing, jnp.array(True)),
     )
-    (places,) = jnp.nonzero(kept, size=count, fill_value=0)
+    (positions,) = jnp.nonzero(kept, size=count, fill_value=0)
     found = jnp.arange(count) < kept.sum()
-    return jnp.where(found, order[places], 0).astype(jnp.int32), found
+    return jnp.where(found, order[positions], 0).astype(jnp.int32), found

@@ -1,4 +1,4 @@
-"""From a mask head's small squares to masks of the picture, on the host; run-length encoding."""
+"""Masks of the mask head pasted into images, on the host; run-length encoding."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from typing import Any
 import numpy as np
 
 RunLength = dict[str, Any]
-"""A mask as COCO has it: {"size": [Y, X], "counts": str}."""
+"""A mask in COCO's encoding: {"size": [Y, X], "counts": str}."""
 
-# From this probability on a pixel belongs to the object.
+# Least probability of a pixel of an object.
 THRESHOLD = 0.5
 
 
 def paste(
     masks: np.ndarray, boxes: np.ndarray, height: int, width: int, aligned: bool = True
 ) -> np.ndarray:
-    """Each mask stretched over its box, by bilinear interpolation.
+    """Resizes each mask to its box by bilinear interpolation.
 
-    A pixel's centre is placed among the centres of the square's cells, and beyond the square is 0
-    (as Detectron2 does it, the inverse of `roi_align.crop_targets`). What lies outside the picture
-    is dropped.
+    Centers of pixels are interpolated between centers of cells, with 0 beyond the mask, as in
+    Detectron2; this inverts `roi_align.mask_targets`. Pixels outside the image are dropped.
 
     Args:
       masks: float [n, M, M], probabilities.
       boxes: [n, 4] in pixels.
-      height, width: of the picture.
-      aligned: as said; False: as Mask R-CNN's authors and torchvision do it, who grow square and
-        box by a cell all around, cut the corners to whole pixels and include both, so that a mask
-        comes out up to a pixel larger on every side. What that costs small objects: exact squares
-        of 28 x 28 of 24 test pictures of nuclei come back with a mask AP of 0.76, aligned of 1.00.
+      height, width: of the image.
+      aligned: as above. False: as in Mask R-CNN and torchvision, which pad mask and box by a cell,
+        truncate corners to whole pixels and include both, so that a mask grows by up to a pixel on
+        every side. On exact masks of 28 x 28 of 24 test images of nuclei the mask AP is then 0.76,
+        aligned 1.00.
 
     Returns:
-      float32 [n, height, width], 0 outside the boxes; at THRESHOLD and above is the object.
+      float32 [n, height, width], 0 outside the boxes; the object is at THRESHOLD and above.
 
     Raises:
       ValueError: shapes do not fit.
@@ -46,9 +45,9 @@ def paste(
     along = _along
     if not aligned:
         masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-        centre = (boxes[:, :2] + boxes[:, 2:]) * np.float32(0.5)
+        center = (boxes[:, :2] + boxes[:, 2:]) * np.float32(0.5)
         half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((cells + 2) / cells)
-        boxes = np.trunc(np.concatenate([centre - half, centre + half], axis=1)).astype(np.int64)
+        boxes = np.trunc(np.concatenate([center - half, center + half], axis=1)).astype(np.int64)
         along, cells = stretch, cells + 2
     result = np.zeros((len(masks), height, width), np.float32)
     for mask, canvas, (left, top, right, bottom) in zip(masks, result, boxes, strict=True):
@@ -59,7 +58,7 @@ def paste(
 
 
 def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """The pixels of an axis that a box touches, and what each cell counts in each of them."""
+    """Returns the pixels of an axis that a box touches, and the weights [pixels, cells]."""
     scale = cells / max(high - low, 1e-6)
     first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
     at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
@@ -68,8 +67,10 @@ def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.
 
 
 def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """The pixels of an axis from `low` to `high`, both included, and what each of `cells` stretched
-    over them counts in each: a slice within [0, length) and float32 [pixels, cells].
+    """Returns weights of a bilinear resize of `cells` to pixels `low` to `high`, both included.
+
+    Returns:
+      Slice of the pixels within [0, length), and weights float32 [pixels, cells].
     """
     pixels = np.arange(max(low, 0), max(min(max(high, low) + 1, length), 0))
     at = np.clip((pixels - low + 0.5) * (cells / max(high - low + 1, 1)) - 0.5, 0, cells - 1)
@@ -78,7 +79,7 @@ def stretch(low: int, high: int, cells: int, length: int) -> tuple[slice, np.nda
 
 
 def to_rle(masks: np.ndarray) -> list[RunLength]:
-    """Masks bool [n, Y, X], run-length encoded as COCO has it."""
+    """Encodes masks bool [n, Y, X] in COCO's run-length encoding."""
     from pycocotools import mask as coco
 
     columns_first = np.asfortranarray(np.asarray(masks, np.uint8).transpose(1, 2, 0))
@@ -87,10 +88,11 @@ def to_rle(masks: np.ndarray) -> list[RunLength]:
 
 
 def pasted_codes(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[RunLength]:
-    """Run-length codes of masks [n, S, S] over boxes [n, 4] in a picture of that size, each pasted
-    where its box is: of a large picture all at once would not fit into memory.
+    """Pastes masks [n, S, S] over boxes [n, 4], and returns their run-length encodings.
+
+    Masks are pasted one at a time: those of a large image may not fit into memory together.
     """
-    # Columns first, as the code wants it.
+    # COCO's encoding is column-major.
     canvas, found = np.zeros(size[::-1], np.uint8).T, []
     for mask, box in zip(masks, boxes, strict=True):
         # Half a cell around the box may belong to the mask.

@@ -1,8 +1,8 @@
-"""Features of boxes: RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
+"""RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
-The four pixels around every point are gathered from the map, or from the maps of a pyramid laid end
-to end. (Interpolation is separable, so that two matrix products do it too; at 64 to 128 boxes on
-maps of 64 x 64 to 8 x 8 they took two to three times as long on a CPU.)
+The four pixels around each point are gathered from the map, or from the concatenated maps of a
+pyramid. (Two matrix products per box took two to three times as long on a CPU, for 64 to 128 boxes
+on maps of 64 x 64 to 8 x 8.)
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Array:
-    """Each box's part of a map, as `size` x `size` bins.
+    """Pools each box to `size` x `size` bins.
 
-    A bin is the mean of sampling_ratio² points on a regular grid in it; each point is interpolated
-    between the four pixels around it, those of the border being continued for one pixel and 0
-    beyond. There is no gradient to the boxes, as in the paper.
+    A bin is the mean of sampling_ratio² points on a regular grid. Points are interpolated between
+    four pixels; the border is extended by one pixel, with 0 beyond. Boxes have no gradient, as in
+    the paper.
 
     Args:
       features: [Y, X, C].
-      boxes: [n, 4] in pixels of the picture.
-      scale: pixels of the map to one of the picture: 1 / stride.
+      boxes: [n, 4] in pixels of the image.
+      scale: 1 / stride of the map.
       size: bins a side.
-      sampling_ratio: points a bin has each way.
-      aligned: pixel centres at halves, so that a box is moved by -0.5 on the map; False, as first
-        published, moves nothing and takes boxes for one pixel of the map wide at least.
+      sampling_ratio: points of a bin along each axis.
+      aligned: centers of pixels are at halves, which shifts boxes by -0.5 on the map. False, as
+        first published: no shift, and boxes are at least one pixel of the map wide.
 
     Returns:
       [n, size, size, C].
@@ -66,25 +66,25 @@ def multilevel_roi_align(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Array:
-    """`roi_align` from the level of a pyramid that fits each box (Lin et al. 2017, equation 1).
+    """Applies `roi_align` to the pyramid level of each box (Lin et al. 2017, equation 1).
 
         level = ⌊canonical_level + log2(√area / canonical_size)⌋
 
-    level l being the map of stride 2^l, and the nearest one there is.
+    Level l is the map of stride 2^l, or the nearest one.
 
     Args:
       maps: [Y_i, X_i, C] each, strides ascending.
-      boxes: [n, 4] in pixels of the picture.
-      strides: of the maps: powers of 2, each the double of the one before.
-      size, sampling_ratio, aligned: as `roi_align`.
-      canonical_size: root of the area of a box that belongs to canonical_level.
+      boxes: [n, 4] in pixels of the image.
+      strides: of the maps: consecutive powers of 2.
+      size, sampling_ratio, aligned: as for `roi_align`.
+      canonical_size: square root of the area of a box of canonical_level.
       canonical_level: its level.
 
     Returns:
       [n, size, size, C].
 
     Raises:
-      ValueError: as `roi_align`; strides are not as said.
+      ValueError: as for `roi_align`; or strides are not consecutive powers of 2.
     """
     if len(maps) != len(strides):
         raise ValueError(f"strides: got {len(strides)}, expected {len(maps)} as maps")
@@ -104,13 +104,13 @@ def multilevel_roi_align(
 def box_level(
     boxes: Array, lowest: int, count: int, canonical_size: float, canonical_level: int
 ) -> Array:
-    """int32 [n]: which of `count` maps a box belongs to, the first having the stride 2^lowest."""
+    """Returns the map of each box, int32 [n] in [0, count); the first has stride 2^lowest."""
     scale = jnp.sqrt(area(boxes)) / canonical_size
     level = jnp.floor(canonical_level + jnp.log2(jnp.maximum(scale, 1e-6)) + 1e-6)
     return jnp.clip(level - lowest, 0, count - 1).astype(jnp.int32)
 
 
-def crop_targets(
+def mask_targets(
     instances: Array,
     objects: Array,
     boxes: Array,
@@ -118,16 +118,16 @@ def crop_targets(
     sampling_ratio: int = 2,
     aligned: bool = True,
 ) -> Array:
-    """What a mask head is to say of each box: its object's mask, by `roi_align` of the mask.
+    """Computes targets of the mask head, by `roi_align` of the mask of each box's object.
 
     Args:
-      instances: int [Y, X], k + 1 where object k is, 0 where none is.
-      objects: int [n], number of the object of each box; with -1 the result is 0.
+      instances: int [Y, X], k + 1 for object k, 0 for none.
+      objects: int [n], index of the object of each box; the result of -1 is 0.
       boxes: [n, 4] in pixels.
-      size, sampling_ratio, aligned: as `roi_align`.
+      size, sampling_ratio, aligned: as for `roi_align`.
 
     Returns:
-      float32 [n, size, size] in [0, 1], the share of each bin that the object covers.
+      float32 [n, size, size] in [0, 1], the fraction of each bin that the object covers.
 
     Raises:
       ValueError: shapes do not fit.
@@ -158,7 +158,7 @@ def _pooled(
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    """Each box's bins from the map of its level: the maps are laid end to end, and read once."""
+    """Pools each box from the map of its level; maps are concatenated and gathered from once."""
     height, width = (
         jnp.array([features.shape[axis] for features in maps])[level] for axis in (0, 1)
     )
@@ -182,7 +182,7 @@ def _pooled(
 def _points(
     start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Along one axis the two pixels around each point and their weights, all [n, points]."""
+    """Returns the two pixels around each point of an axis, and their weights, all [n, points]."""
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
@@ -201,7 +201,7 @@ def _points(
 
 
 def _mean(values: Array, size: int) -> Array:
-    """[n, points, points, C] to the means of bins, [n, size, size, C]."""
+    """Averages [n, points, points, C] over bins, [n, size, size, C]."""
     n, points, _, channels = values.shape
     ratio = points // size
     return values.reshape(n, size, ratio, size, ratio, channels).mean(axis=(2, 4))

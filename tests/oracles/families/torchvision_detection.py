@@ -157,7 +157,7 @@ def ours(case):
     if case == "mask_pasting":
         row = (arrays["masks"], arrays["boxes"], Y, X)
         return {"masks": pasting.paste(*row, aligned=False), "aligned": pasting.paste(*row)}
-    crop = jax.jit(roi_align.crop_targets, static_argnames=("size", "sampling_ratio", "aligned"))
+    crop = jax.jit(roi_align.mask_targets, static_argnames=("size", "sampling_ratio", "aligned"))
     return {
         name: np.asarray(crop(**arrays, size=5, aligned=aligned))
         for name, aligned in (("targets", False), ("aligned", True))

@@ -1,4 +1,4 @@
-"""Pictures, boxes and instances move alike: held by the boxes around the moved instances."""
+"""Images, boxes and instances move alike: held by the boxes around the moved instances."""
 
 import functools
 
@@ -10,10 +10,10 @@ import pytest
 from tasks.detection.augmentation import (
     AugmentationConfig,
     augment,
-    flipped,
+    flip,
+    scale_and_crop,
     tight_boxes,
-    turned,
-    zoomed,
+    transpose,
 )
 
 SIDE = 20
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 16, 18
 
 
 def example():
-    """Two objects and an empty place, each object of one value in the picture."""
+    """Two objects and an empty place, each object of one value in the image."""
     instances = np.zeros((SIDE, SIDE), np.uint16)
     instances[2:7, 3:6], instances[10:14, 8:17] = 1, 3
     boxes = np.array([[3, 2, 6, 7], [0, 0, 0, 0], [8, 10, 17, 14]], np.float32)
@@ -53,7 +53,7 @@ def test_tight_boxes():
     assert there.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("change", [functools.partial(flipped, axis=a) for a in (0, 1)] + [turned])
+@pytest.mark.parametrize("change", [functools.partial(flip, axis=a) for a in (0, 1)] + [transpose])
 def test_flips_stay_in_the_corner_and_are_their_own_inverse(change):
     given = example()
     found = arrays(change(given))
@@ -69,7 +69,7 @@ def test_flips_stay_in_the_corner_and_are_their_own_inverse(change):
 
 def test_zoom_cuts_and_drops_what_is_hardly_left():
     given = example()
-    found = arrays(jax.jit(zoomed)(given, 2.0, jnp.array([12.0, 9.0])))
+    found = arrays(jax.jit(scale_and_crop)(given, 2.0, jnp.array([12.0, 9.0])))
     # Twice as large: object 0 was rows 4..14, columns 6..12, of which rows 12.. and columns 9..
     # are left: 2 x 3 of 10 x 6, too little. Of object 2, 20..28 x 16..34, all but what juts out.
     assert found["labels"].tolist() == [-1, -1, 5]
@@ -81,7 +81,7 @@ def test_zoom_cuts_and_drops_what_is_hardly_left():
 
 def test_zoom_out_leaves_padding_to_the_right_and_below():
     given = example()
-    found = arrays(jax.jit(zoomed)(given, 0.5, jnp.zeros(2)))
+    found = arrays(jax.jit(scale_and_crop)(given, 0.5, jnp.zeros(2)))
     np.testing.assert_array_equal(found["size"], [8, 9])
     np.testing.assert_array_equal(boxes_by_numpy(found["instances"]), found["boxes"])
     np.testing.assert_allclose(found["boxes"][2], np.array([8, 10, 17, 14]) / 2, atol=0.5)
@@ -89,13 +89,13 @@ def test_zoom_out_leaves_padding_to_the_right_and_below():
     assert not found["image"][:, 9:].any()
     # Without masks the boxes themselves are scaled.
     del given["instances"]
-    found = arrays(jax.jit(zoomed)(given, 0.5, jnp.zeros(2)))
+    found = arrays(jax.jit(scale_and_crop)(given, 0.5, jnp.zeros(2)))
     np.testing.assert_array_equal(found["boxes"][0], [1.5, 1, 3, 3.5])
 
 
 def test_a_row_is_changed_by_its_own_key_alone():
     config = AugmentationConfig(
-        scale_min=0.7, scale_max=1.5, flip=True, turn=True, brightness=0.2, contrast=0.2
+        scale_min=0.7, scale_max=1.5, flip=True, transpose=True, brightness=0.2, contrast=0.2
     )
     row = example()
     batch = {name: np.stack([value] * 3) for name, value in row.items()} | {"id": np.arange(3)}

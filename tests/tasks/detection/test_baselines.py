@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tasks.detection.baselines import otsu, otsu_discs, parted, prediction
+from tasks.detection.baselines import otsu, otsu_discs, prediction, split_touching
 from tasks.detection.metrics import Truth
-from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
 SIDE = 64
@@ -21,7 +21,7 @@ DISCS = np.stack([disc(20, 18, 9), disc(20, 34, 9) & ~disc(20, 18, 9), disc(48, 
 
 
 class Examples:
-    """One picture: discs on dark ground."""
+    """One image: discs on dark ground."""
 
     def __init__(self):
         noise = np.random.default_rng(0).normal(30, 3, (SIDE, SIDE))
@@ -35,7 +35,7 @@ class Examples:
         return {"image": self.image, "size": np.array([SIDE, SIDE])}
 
     def truth(self, index):
-        return Truth((SIDE, SIDE), boxes_of(DISCS), np.array([1, 1, 1]), to_rle(DISCS))
+        return Truth((SIDE, SIDE), masks_to_boxes(DISCS), np.array([1, 1, 1]), to_rle(DISCS))
 
 
 def test_otsu_leaves_the_least_variance_within():
@@ -51,13 +51,13 @@ def test_otsu_leaves_the_least_variance_within():
 
 
 def test_discs_part_what_touches():
-    parts = parted(DISCS.any(axis=0), 5)
+    parts = split_touching(DISCS.any(axis=0), 5)
     assert len(np.unique(parts)) == 4
     for mask in DISCS:
         numbers, counts = np.unique(parts[mask], return_counts=True)
         assert counts.max() > 0.9 * mask.sum()
         assert numbers[counts.argmax()] > 0
-    assert not parted(np.zeros((5, 5), bool), 3).any()
+    assert not split_touching(np.zeros((5, 5), bool), 3).any()
 
 
 def test_bright_and_dark_objects_are_found_alike():
@@ -66,7 +66,7 @@ def test_bright_and_dark_objects_are_found_alike():
         found = prediction(picture, (1.0, 5, 30), 0, has_masks=False)
         assert found.masks is None
         order = np.argsort(found.boxes[:, 0])
-        np.testing.assert_allclose(found.boxes[order], boxes_of(DISCS), atol=2)
+        np.testing.assert_allclose(found.boxes[order], masks_to_boxes(DISCS), atol=2)
     flat = prediction(np.full((8, 8), 7, np.float32), (1.0, 5, 30), 0, has_masks=True)
     assert len(flat.scores) == len(flat.masks) == 0
 

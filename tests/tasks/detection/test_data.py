@@ -11,17 +11,17 @@ from tasks.common.data.paths import Paths
 from tasks.common.datasets import blue_marble
 from tasks.detection import data as detection_data
 from tasks.detection.data import (
+    AnnotatedImage,
     DataConfig,
     DetectionExamples,
-    Picture,
     fit,
     fitted_size,
-    in_own_pixels,
     load,
+    to_image_pixels,
 )
 from tasks.detection.datasets import DATA_SETS, clothes, nuclei, trees
 from tasks.detection.metrics import Truth
-from tasks.detection.ops.masks import boxes_of, stacked, stacked_codes
+from tasks.detection.ops.masks import masks_to_boxes, rle_to_instance_map, to_instance_map
 from tasks.detection.ops.pasting import to_rle
 from tests.tasks.public import needed
 
@@ -45,11 +45,11 @@ def picture(Y, X, objects):
     masks = np.zeros((objects, Y, X), bool)
     for number, mask in enumerate(masks):
         mask[: Y - number, 6 * number : 7 * number + 2] = True
-    return Picture(
+    return AnnotatedImage(
         rng.randint(0, 256, (Y, X, 3)).astype(np.uint8),
-        boxes_of(masks),
+        masks_to_boxes(masks),
         np.arange(objects, dtype=np.int32),
-        stacked(masks),
+        to_instance_map(masks),
     )
 
 
@@ -66,6 +66,7 @@ def test_small_pictures_stay_as_they_are():
     assert kinds == {
         "image": "uint8",
         "size": "int32",
+        "original": "int32",
         "boxes": "float32",
         "labels": "int32",
         "instances": "uint16",
@@ -81,13 +82,13 @@ def test_large_pictures_are_scaled_and_boxes_come_back():
     np.testing.assert_allclose(example["boxes"], given.boxes[2:] / 5)
     assert set(np.unique(example["instances"])) == {0, 1, 2}
     np.testing.assert_array_equal(example["instances"][:8] == 2, given.instances[2::5, 2::5] == 4)
-    back = in_own_pixels(example["boxes"], (40, 80), 16)
+    back = to_image_pixels(example["boxes"], (40, 80), 16)
     np.testing.assert_allclose(back, given.boxes[2:], rtol=1e-6)
-    beyond = in_own_pixels(np.array([[-3, 2, 99, 99]]), (40, 80), 16)
+    beyond = to_image_pixels(np.array([[-3, 2, 99, 99]]), (40, 80), 16)
     np.testing.assert_array_equal(beyond, [[0, 10, 80, 40]])
     assert fitted_size((5000, 4000), 256) == (256, 205)
     assert fitted_size((1, 3000), 256) == (1, 256)
-    tiny = fit(Picture(np.full((1, 1, 3), 9, np.uint8)), 4, 2)
+    tiny = fit(AnnotatedImage(np.full((1, 1, 3), 9, np.uint8)), 4, 2)
     assert tiny["size"].tolist() == [1, 1]
     assert tiny["image"].sum() == 27
     assert "instances" not in tiny
@@ -113,14 +114,18 @@ def test_examples_stay_in_memory_as_far_as_they_may(monkeypatch):
 def test_masks_as_one_map():
     masks = np.zeros((3, 4, 5), bool)
     masks[0, 1, 2], masks[1, :, :3] = True, True
-    np.testing.assert_array_equal(boxes_of(masks), [[2, 1, 3, 2], [0, 0, 3, 4], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(masks_to_boxes(masks), [[2, 1, 3, 2], [0, 0, 3, 4], [0, 0, 0, 0]])
     expected = np.zeros((4, 5), int)
     expected[:, :3], expected[1, 2] = 2, 1
-    np.testing.assert_array_equal(stacked(masks), expected)
-    np.testing.assert_array_equal(stacked_codes(to_rle(masks), 4, 5), expected)
-    assert stacked(masks[:0]).tolist() == stacked_codes([], 4, 5).tolist() == [[0] * 5] * 4
+    np.testing.assert_array_equal(to_instance_map(masks), expected)
+    np.testing.assert_array_equal(rle_to_instance_map(to_rle(masks), 4, 5), expected)
+    assert (
+        to_instance_map(masks[:0]).tolist()
+        == rle_to_instance_map([], 4, 5).tolist()
+        == [[0] * 5] * 4
+    )
     with pytest.raises(ValueError, match="got 65536"):
-        stacked(np.zeros((1 << 16, 1, 1), bool))
+        to_instance_map(np.zeros((1 << 16, 1, 1), bool))
 
 
 def png(array):
@@ -130,7 +135,7 @@ def png(array):
 
 
 def test_nuclei_out_of_the_repository_archive(tmp_path):
-    """Pictures of another size are left out; every fifth is test, every fifth validation."""
+    """Images of another size are left out; every fifth is test, every fifth validation."""
     blank = np.zeros((256, 256), np.uint8)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for number in range(7):
@@ -209,7 +214,7 @@ def test_composed_pictures():
         assert background in ({2}, {5})
         bands |= background
         masks = instances == np.arange(1, count + 1)[:, None, None]
-        np.testing.assert_array_equal(boxes_of(masks), made["boxes"])
+        np.testing.assert_array_equal(masks_to_boxes(masks), made["boxes"])
         for mask, (x1, y1, x2, y2), label in zip(masks, made["boxes"], made["labels"], strict=True):
             # Rectangles without the hole, their corners rounded.
             assert 0 <= (x2 - x1) * (y2 - y1) - mask.sum() <= 8
@@ -220,7 +225,7 @@ def test_composed_pictures():
     assert bands == {2, 5}
     assert seen == {3, 8}
     assert 0.7 < min(scales) < 1.1 < 1.7 < max(scales) < 2.2
-    # Too little is no shape: such a picture is ground alone.
+    # Too little is no shape: such a image is ground alone.
     nothing = clothes.compose(ground, land, items * 0, labels, (2,), 0)
     assert nothing["boxes"].shape == (0, 4)
     assert not nothing["instances"].any()
@@ -236,7 +241,7 @@ def test_bands_of_splits_are_disjoint_and_cover_the_map():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
 def test_public_data(name):
-    """Counts, forms, the greatest number of objects; boxes within pictures and around masks."""
+    """Counts, forms, the greatest number of objects; boxes within images and around masks."""
     with needed():
         data = load(DataConfig(name=name), Paths.default())
     most = 0
@@ -253,7 +258,7 @@ def test_public_data(name):
             assert len(truth.labels) == there.sum()
             if data.has_masks:
                 numbers = np.arange(1, there.sum() + 1)[:, None, None]
-                around = boxes_of(example["instances"] == numbers)
+                around = masks_to_boxes(example["instances"] == numbers)
                 # Of nuclei five pixels are covered by another.
                 np.testing.assert_allclose(around, boxes, atol=2 if name == "nuclei" else 0)
     assert most <= data.max_objects

@@ -6,20 +6,25 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from tasks.detection.models.detr import LOSS_WEIGHTS, DETRConfig, point_encoding
-from tasks.detection.models.set_loss import as_corners, as_shares, assign, set_losses
+from tasks.detection.models.detr import LOSS_WEIGHTS, DETRConfig, sine_embedding
+from tasks.detection.models.set_loss import (
+    hungarian_match,
+    set_losses,
+    to_normalized_cyxhw,
+    to_xyxy,
+)
 from tests.attention.subjects import normal
 
 
 def test_shares_and_corners():
     corners = jnp.array([[10.0, 20, 30, 60]])
-    shares = as_shares(corners, 80, 40)
+    shares = to_normalized_cyxhw(corners, 80, 40)
     np.testing.assert_allclose(shares, [[0.5, 0.5, 0.5, 0.5]])
-    np.testing.assert_allclose(as_corners(shares, 80, 40), corners, rtol=1e-6)
+    np.testing.assert_allclose(to_xyxy(shares, 80, 40), corners, rtol=1e-6)
 
 
 def test_point_encoding():
-    found = np.asarray(point_encoding(jnp.array([[0.25, 0.75]]), 8))
+    found = np.asarray(sine_embedding(jnp.array([[0.25, 0.75]]), 8))
     angles = 2 * np.pi * np.array([[0.25], [0.75]]) / 10_000 ** (np.array([0, 4]) / 8)
     expected = [np.r_[np.sin(row), np.cos(row)] for row in angles]
     np.testing.assert_allclose(found[0], np.concatenate(expected), atol=1e-6)
@@ -29,7 +34,7 @@ def test_assignment_is_the_cheapest_by_scipy():
     costs = normal(0, 9, 6)
     there = np.array([True, True, False, True, True, False])
     costs[0, 0] = np.nan
-    found = jax.jit(assign)
+    found = jax.jit(hungarian_match)
     objects, taken = (np.asarray(x) for x in found(costs, there))
     rows, columns = linear_sum_assignment(np.nan_to_num(costs, nan=1e6)[:, there])
     assert sorted(np.flatnonzero(taken)) == sorted(rows)
@@ -57,7 +62,7 @@ def test_set_loss():
     assert parts["box"].count == parts["overlap"].count == 1
     assert np.abs(slope[1]).max() > 0
     assert not np.asarray(slope)[[0, 2]].any()
-    # A picture without objects: every query is to say so, and nothing else counts.
+    # A image without objects: every query is to say so, and nothing else counts.
     (_, parts), slope = losses(logits, boxes, true, np.array([-1, -1]), config)
     assert parts["class"].total == pytest.approx(-0.2 * log_p[:, 0].sum(), rel=1e-5)
     assert parts["box"].total == parts["box"].count == parts["overlap"].total == 0

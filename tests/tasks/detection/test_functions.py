@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tasks.detection.ops import anchors, boxes, matching, nms, pasting, roi_align
-from tasks.detection.ops.masks import boxes_of
+from tasks.detection.ops.masks import masks_to_boxes
 from tests.tasks.detection.rle import from_rle
 
-nms = jax.jit(nms.batched_nms, static_argnums=5)
+suppress = jax.jit(nms.batched_nms, static_argnums=5)
 
 
 def random_boxes(rng, *shape, side=40):
@@ -108,7 +108,10 @@ def test_sampling_takes_positives_first_and_fills_with_background():
     assert valid.tolist() == [True, True] + [False] * 4
     indices, positive, valid = sample(few, jax.random.key(0), 2, 0.0)
     assert (int(indices[0]), bool(positive.any()), valid.tolist()) == (2, False, [True, False])
-    for count, share, message in ((0, 0.5, "count: got 0"), (1, 1.5, r"positive_share: got 1\.5")):
+    for count, share, message in (
+        (0, 0.5, "count: got 0"),
+        (1, 1.5, r"positive_fraction: got 1\.5"),
+    ):
         with pytest.raises(ValueError, match=message):
             matching.sample(few, jax.random.key(0), count, share)
 
@@ -140,11 +143,11 @@ def test_suppression_is_greedy_under_vmap_with_ties_and_padding():
 
 
 def test_suppression_follows_a_chain_to_its_end():
-    """Each box overlaps its neighbours alone, so that every second one stays."""
+    """Each box overlaps its neighbors alone, so that every second one stays."""
     left = np.arange(12, dtype=np.float32) * 5
     chain = np.stack([left, left * 0, left + 9, left * 0 + 9], axis=1)
     scores = -np.arange(12, dtype=np.float32)
-    indices, there = nms(chain, scores, np.zeros(12, int), np.ones(12, bool), 0.2, 4)
+    indices, there = suppress(chain, scores, np.zeros(12, int), np.ones(12, bool), 0.2, 4)
     assert indices.tolist() == [0, 2, 4, 6]  # as many as are asked for
     assert there.all()
     with pytest.raises(ValueError, match="scores"):
@@ -184,7 +187,7 @@ def test_mask_targets_are_shares_of_the_bins():
     instances = np.zeros((8, 8), np.uint16)
     instances[2:6, 2:4], instances[2:6, 4:6] = 1, 2
     square = np.tile(np.array([2, 2, 6, 6], np.float32), (3, 1))
-    crop = jax.jit(lambda *rows: roi_align.crop_targets(*rows, 4, 1))
+    crop = jax.jit(lambda *rows: roi_align.mask_targets(*rows, 4, 1))
     found = crop(instances, np.array([0, 1, -1]), square)
     left = np.tile([1.0, 1.0, 0.0, 0.0], (4, 1))
     np.testing.assert_array_equal(found, [left, 1 - left, 0 * left])
@@ -196,14 +199,14 @@ def test_what_is_cropped_is_pasted_back_exactly():
     instances[(y - 9) ** 2 + (x - 8) ** 2 / 2 < 40] = 1
     instances[(y - 14) ** 2 / 3 + (x - 23) ** 2 < 20] = 2
     masks = instances == np.arange(1, 3)[:, None, None]
-    around = boxes_of(masks)
-    crop = jax.jit(lambda *rows: roi_align.crop_targets(*rows, 28))
+    around = masks_to_boxes(masks)
+    crop = jax.jit(lambda *rows: roi_align.mask_targets(*rows, 28))
     squares = crop(instances, np.arange(2), around)
     np.testing.assert_array_equal(pasting.paste(squares, around, 24, 30) >= 0.5, masks)
 
 
 def test_pasting_and_run_lengths():
-    """A full square covers its box; outside the picture and without size nothing breaks."""
+    """A full square covers its box; outside the image and without size nothing breaks."""
     masks = np.ones((4, 14, 14), np.float32)
     where = np.array([[2, 1, 7, 5], [-3, -3, 3, 3], [50, 50, 60, 60], [4, 4, 4, 4]], np.float32)
     pasted = pasting.paste(masks, where, 8, 10)

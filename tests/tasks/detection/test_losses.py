@@ -1,4 +1,4 @@
-"""Losses of one picture against NumPy and scikit-learn, and the mean over a padded batch."""
+"""Losses of one image against NumPy and scikit-learn, and the mean over a padded batch."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_mask_loss_is_the_mean_over_the_pixels_of_positives():
 
 
 def test_mean_over_a_batch_is_by_counts_and_of_real_rows():
-    part = losses.Part(jnp.array([2.0, 4.0, jnp.nan]), jnp.array([1.0, 3.0, 5.0]))
+    part = losses.LossTerm(jnp.array([2.0, 4.0, jnp.nan]), jnp.array([1.0, 3.0, 5.0]))
     assert losses.mean(part, jnp.array([True, True, False])) == 1.5
-    nothing = losses.Part(jnp.zeros(2), jnp.zeros(2))
+    nothing = losses.LossTerm(jnp.zeros(2), jnp.zeros(2))
     assert losses.mean(nothing, jnp.array([True, True])) == 0

@@ -15,11 +15,16 @@ from tasks.detection.models.heads import (
     MaskHead,
     box_losses,
     detect,
-    of_class,
     sample_regions,
+    select_class,
 )
 from tasks.detection.models.mask_rcnn import MaskRCNNConfig
-from tasks.detection.models.pyramid import FeaturePyramid, doubled, inside, standardised
+from tasks.detection.models.pyramid import (
+    FeaturePyramid,
+    standardize,
+    upsample_nearest,
+    valid_pixels,
+)
 from tasks.detection.models.rpn import Proposals, RPNConfig, proposal_losses, propose
 from tasks.detection.ops.anchors import anchors as make_anchors
 from tasks.detection.ops.boxes import encode
@@ -35,14 +40,16 @@ def test_pictures_have_mean_0_and_variance_1_and_padding_is_0():
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
     images[2] = 80
     sizes = np.array([[6, 5], [4, 3], [6, 5]], np.int32)
-    found = np.asarray(standardised(jnp.asarray(images), jnp.asarray(sizes)))
+    found = np.asarray(standardize(jnp.asarray(images), jnp.asarray(sizes)))
     picture = images[1, :4, :3].astype(np.float64)
     expected = (picture - picture.mean()) / picture.std()
     np.testing.assert_allclose(found[1, :4, :3], expected, atol=1e-5)
     assert not found[1, 4:].any()
     assert not found[1, :, 3:].any()
     assert not found[2].any()
-    np.testing.assert_array_equal(inside(jnp.asarray(sizes), 6, 5).sum(axis=(1, 2)), [30, 12, 30])
+    np.testing.assert_array_equal(
+        valid_pixels(jnp.asarray(sizes), 6, 5).sum(axis=(1, 2)), [30, 12, 30]
+    )
 
 
 def test_the_pyramid_adds_what_is_coarser():
@@ -56,7 +63,7 @@ def test_the_pyramid_adds_what_is_coarser():
     ]
     above = np.asarray(neck.lateral[1](coarse))
     stretched = above[:, np.arange(5) // 2][:, :, np.arange(7) // 2]
-    np.testing.assert_array_equal(doubled(jnp.asarray(above), 5, 7), stretched)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(above), 5, 7), stretched)
     merged = neck.lateral[0](fine) + stretched
     np.testing.assert_allclose(first, neck.smooth[0](merged), atol=1e-5)
     np.testing.assert_array_equal(third, second[:, ::2, ::2])
@@ -66,7 +73,7 @@ def test_the_pyramid_adds_what_is_coarser():
 
 # ---------------------------------------------------------------- proposals
 
-RPN = RPNConfig(sizes=(8, 16), ratios=(1.0,), candidates=6, proposals=5)
+RPN = RPNConfig(sizes=(8, 16), ratios=(1.0,), pre_nms_top_k=6, post_nms_top_k=5)
 ANCHORS = make_anchors([(5, 5), (3, 3)], (8, 16), [(8,), (16,)], (1.0,))
 LEVELS = [25, 9]
 
@@ -90,7 +97,7 @@ def test_the_best_anchors_are_proposed_once_and_not_in_the_padding():
     np.testing.assert_allclose(
         found.boxes[:3], [[12, 12, 20, 20], [8, 8, 24, 24], [12, 28, 20, 36]]
     )
-    # What follows is cut at the border of the picture.
+    # What follows is cut at the border of the image.
     rest = np.asarray(found.boxes)[3:][np.asarray(found.valid)[3:]]
     assert (rest >= 0).all()
     assert (rest <= [32, 40, 32, 40]).all()
@@ -122,7 +129,7 @@ def test_first_stage_learns_the_object_and_its_box():
 
 # ---------------------------------------------------------------- heads
 
-HEADS = HeadsConfig(samples=8, detections=4, candidates=6)
+HEADS = HeadsConfig(samples=8, detections=4, pre_nms_top_k=6)
 
 
 def proposals(*boxes, invalid=0):
@@ -158,9 +165,9 @@ def test_regions_are_positives_first_then_background():
 
 def test_of_class():
     values = normal(0, 3, 2, 4)
-    found = of_class(jnp.asarray(values), jnp.array([1, 0, 1]), 1)
+    found = select_class(jnp.asarray(values), jnp.array([1, 0, 1]), 1)
     np.testing.assert_array_equal(found, values[[0, 1, 2], [1, 0, 1]])
-    np.testing.assert_array_equal(of_class(jnp.asarray(values[:, :1]), None, 1), values[:, 0])
+    np.testing.assert_array_equal(select_class(jnp.asarray(values[:, :1]), None, 1), values[:, 0])
 
 
 def test_detections_are_the_best_of_each_class():
@@ -193,7 +200,7 @@ def test_detections_are_the_best_of_each_class():
 
 
 def test_each_position_of_a_region_becomes_four_of_the_mask():
-    config = HeadsConfig(mask_side=3, mask_channels=2, mask_convolutions=1)
+    config = HeadsConfig(mask_resolution=3, mask_channels=2, mask_convolutions=1)
     head = MaskHead(config, 2, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = jnp.asarray(normal(0, 1, 3, 3, 2))
     found = np.asarray(head(x))
@@ -217,9 +224,9 @@ def test_each_position_of_a_region_becomes_four_of_the_mask():
             lambda: RPNConfig(negative_iou=0.8),
             "negative_iou: got 0.8, expected .* positive_iou=0.7",
         ),
-        (lambda: RPNConfig(proposals=0), "proposals: got 0, expected at least 1"),
+        (lambda: RPNConfig(post_nms_top_k=0), "post_nms_top_k: got 0, expected at least 1"),
         (lambda: HeadsConfig(score_threshold=2.0), "score_threshold: got 2.0"),
-        (lambda: HeadsConfig(samples=2, positive_share=0.25), "positive_share: got 0.25"),
+        (lambda: HeadsConfig(samples=2, positive_fraction=0.25), "positive_fraction: got 0.25"),
         (lambda: MaskRCNNConfig(first_stage=9), "first_stage: got 9, expected a stage from 1 to 4"),
         (lambda: MaskRCNNConfig(first_stage=2), r"rpn.sizes: got \[8, 16, 32, 64\], .* 3 levels"),
     ],

@@ -89,7 +89,7 @@ def test_pictures_without_objects_and_without_predictions():
     nothing, none = truth([]), prediction([], [])
     figures = detection_metrics([nothing, truth([A])], [none, prediction([A], [0.9])], ["thing"])
     assert list(figures.values()) == pytest.approx([1] * 6)
-    # A false one in the empty picture counts.
+    # A false one in the empty image counts.
     figures = detection_metrics(
         [nothing, truth([A])], [prediction([B], [0.95]), prediction([A], [0.9])], ["thing"]
     )

@@ -36,17 +36,17 @@ BACKBONE = ResNetConfig(
 MODEL = MaskRCNNConfig(
     backbone=BACKBONE,
     pyramid_channels=8,
-    rpn=RPNConfig(sizes=(8, 16), ratios=(1.0,), samples=32, candidates=20, proposals=12),
+    rpn=RPNConfig(sizes=(8, 16), ratios=(1.0,), samples=32, pre_nms_top_k=20, post_nms_top_k=12),
     heads=HeadsConfig(
         samples=12,
-        positive_share=0.5,
-        box_side=3,
+        positive_fraction=0.5,
+        box_resolution=3,
         hidden_size=16,
-        mask_side=4,
+        mask_resolution=4,
         mask_channels=8,
         mask_convolutions=1,
-        canonical_side=8.0,
-        candidates=20,
+        canonical_scale=8.0,
+        pre_nms_top_k=20,
         detections=6,
     ),
 )
@@ -123,11 +123,17 @@ def engine(task, data, model, devices=1):
 
 
 @pytest.fixture(scope="module")
-def learned(task, data):
-    """Steps, and states and losses of some of them on one batch."""
-    steps = engine(task, data, MODEL)
+def compiled(task, data):
+    """Steps, and a batch of the training split."""
     (batch,) = evaluation_batches(task.examples("train"), batch_size=4)
-    return steps, batch, *train(steps, batch, 60)
+    return engine(task, data, MODEL), batch
+
+
+@pytest.fixture(scope="module")
+def learned(compiled):
+    """Steps, and the state and losses after 60 of them on one batch."""
+    steps, batch = compiled
+    return steps, *train(steps, batch, 60)
 
 
 def train(steps, batch, count):
@@ -168,7 +174,7 @@ STATISTICS = {"class": {"total": 3.0, "count": 2.0}, "mask": {"total": 0.0, "cou
 
 @pytest.mark.slow
 def test_steps_lower_every_loss(learned):
-    _, _, _, losses = learned
+    _, _, losses = learned
     names = ["objectness_loss", "proposal_box_loss", "class_loss", "box_loss", "mask_loss"]
     assert set(names) <= losses[0].keys()
     for row in losses:
@@ -182,8 +188,8 @@ def test_steps_lower_every_loss(learned):
         assert last[name] < first[name], name
 
 
-def test_rows_without_weight_count_for_nothing(learned):
-    steps, batch, _, _ = learned
+def test_rows_without_weight_count_for_nothing(compiled):
+    steps, batch = compiled
     weighed = {**batch, "weight": np.array([1, 1, 1, 0], np.float32)}
     other = {name: value.copy() for name, value in weighed.items()}
     other["image"][3], other["boxes"][3], other["labels"][3] = 255, [3, 3, 9, 9], 1
@@ -196,7 +202,7 @@ def test_rows_without_weight_count_for_nothing(learned):
 
 @pytest.mark.slow
 def test_the_trained_model_finds_what_is_there(task, learned):
-    steps, _, state, _ = learned
+    steps, state, _ = learned
     variables = {"params": state["params"], "statistics": state["statistics"]}
     result = evaluate(task, steps, variables, "train", 4)
     assert set(TASK.table_metrics) - {"contest_score"} <= result.metrics.keys()
@@ -207,9 +213,9 @@ def test_the_trained_model_finds_what_is_there(task, learned):
     first = evaluate(task, steps, variables, "test", 4)
     assert first.outputs["valid"].shape == (3, 6)
     assert first.outputs["scores"].max() <= 1
-    again = task.finalize(first.statistics, first.outputs, "test")
+    again = task.metrics(first.statistics, first.outputs, "test")
     assert again == first.metrics
-    assert np.mean(task.correctness(first.outputs, "test")) == pytest.approx(
+    assert np.mean(task.example_scores(first.outputs, "test")) == pytest.approx(
         first.metrics["box_ap50"], abs=1e-6
     )
 
@@ -218,10 +224,10 @@ def test_the_trained_model_finds_what_is_there(task, learned):
 
 
 def test_what_is_right_about_everything_has_an_ap_of_1(task):
-    metrics = task.finalize(STATISTICS, perfect(task, "test"), "test")
+    metrics = task.metrics(STATISTICS, perfect(task, "test"), "test")
     for name in ("box_ap", "box_ap50", "mask_ap50", "mask_ap75"):
         assert metrics[name] == pytest.approx(1, abs=1e-6), name
-    # The second picture is scaled: boxes come back in its own pixels.
+    # The second image is scaled: boxes come back in its own pixels.
     assert metrics["class_loss"] == 1.5
     assert metrics["mask_loss"] == 0
     assert metrics["loss"] == 1.5
@@ -230,10 +236,10 @@ def test_what_is_right_about_everything_has_an_ap_of_1(task):
 def test_nothing_found_is_0_and_no_nan(task):
     outputs = perfect(task, "test")
     outputs["valid"][:] = False
-    metrics = task.finalize(STATISTICS, outputs, "test")
+    metrics = task.metrics(STATISTICS, outputs, "test")
     assert metrics["box_ap50"] == metrics["mask_ap"] == 0
     assert np.isfinite(list(metrics.values())).all()
-    assert not task.correctness(outputs, "test").any()
+    assert not task.example_scores(outputs, "test").any()
 
 
 def test_figures(task):
@@ -263,7 +269,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     paths = [str(tmp_path / f"{name}.png") for name in ("large", "dot")]
     Image.new("RGB", (100, 60)).save(paths[0])
     Image.new("RGB", (1, 1)).save(paths[1])
-    inputs = restored.inputs(paths)
+    inputs = restored.processor.encode(paths)
     assert inputs[0]["size"].tolist() == [19, 32]
     assert inputs[1]["image"].shape == (SIDE, SIDE, 3)
     outputs = {
@@ -275,7 +281,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
         "original": np.stack([inputs[index]["original"] for index in range(2)]),
     }
     attention = {"stage_1": np.ones((2, 16, 16, 8))}
-    found, nothing = restored.describe(paths, outputs)
+    found, nothing = restored.processor.decode(paths, outputs)
     assert (found["height"], found["width"]) == (60, 100)
     first, second = found["objects"]
     assert (first["label"], first["score"], first["box"]) == ("bar", 0.75, [0, 0, 50, 60])
@@ -289,7 +295,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert nothing["objects"] == []
     assert nothing["text"] == f"{paths[1]}: nothing"
     json.dumps([found, nothing])
-    (picture, stage), (empty, _) = restored.pictures(paths, outputs, attention)
+    (picture, stage), (empty, _) = restored.input_figures(paths, outputs, attention)
     assert picture.caption == f"{paths[0]}: 1 found"
     assert picture.truth_boxes is None
     np.testing.assert_array_equal(picture.boxes, [[0, 0, 16, 19]])
@@ -298,7 +304,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert not len(empty.boxes)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: not an image"):
-        restored.inputs([str(tmp_path / "text.png")])[0]
+        restored.processor.encode([str(tmp_path / "text.png")])[0]
 
 
 # ---------------------------------------------------------------- DETR
@@ -307,17 +313,17 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
 @pytest.mark.slow
 def test_detr_learns_the_boxes(data):
     task = TASK.prepare(data, DETR, None)
-    assert not task.gives_masks
+    assert not task.processor.predicts_masks
     steps = engine(task, data, DETR)
     (batch,) = evaluation_batches(task.examples("train"), batch_size=4)
     state, losses = train(steps, batch, 60)
     assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
     assert {"class_loss", "class_1_loss", "overlap_loss"} <= losses[0].keys()
     variables = {"params": state["params"], "statistics": state["statistics"]}
-    outputs = jax.device_get(steps.outputs(variables, batch))
+    outputs = jax.device_get(steps.evaluate(variables, batch)[1])
     assert outputs["boxes"].shape == (4, 6, 4)
     assert (np.diff(outputs["scores"], axis=1) <= 0).all()
-    metrics = task.finalize(STATISTICS, outputs, "train")
+    metrics = task.metrics(STATISTICS, outputs, "train")
     assert "mask_ap" not in metrics
     assert metrics["box_ap50"] > 0.2
 
@@ -335,13 +341,13 @@ def test_attention_of_detr_is_of_its_detections(data):
     weights = np.asarray(nnx.jit(task.attention)(model, batch)["objects"])
     assert weights.shape == (4, 6, 64)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    # The third picture has 24 x 28 pixels: 6 x 7 positions of 8 x 8.
+    # The third image has 24 x 28 pixels: 6 x 7 positions of 8 x 8.
     inside = weights[2].reshape(6, 8, 8)
     assert not inside[:, 6:].any()
     assert not inside[:, :, 7:].any()
     outputs = perfect(task, "train", masks=False)
     drawn = task.figures(STATISTICS, outputs, "train", {"objects": weights})
-    assert drawn[5].caption == "train-2.png (the surest object)"
+    assert drawn[5].caption == "train-2.png (most confident object)"
     np.testing.assert_array_equal(drawn[5].weights, inside[0, :6, :7])
 
 

@@ -36,7 +36,7 @@ def coco(images=1, annotations=(), categories=((5, "cat"), (9, "dog"))):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes annotations, as train.json unless named, and pictures 1.png ... that all differ."""
+    """Writes annotations, as train.json unless named, and images 1.png ... that all differ."""
 
     def write(content, pictures=None, name="train"):
         text = content if isinstance(content, str) else json.dumps(content)
@@ -146,12 +146,12 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         ("{", r"train\.json: line 1 is not JSON"),
         ("[]", r"has no list 'images'; COCO's format has images, annotations, categories"),
         ({"images": [], "annotations": []}, "has no list 'categories'"),
-        (coco(0), r"train\.json: has no pictures"),
+        (coco(0), r"train\.json: has no images"),
         (coco(categories=()), "has no categories"),
         (coco(categories=((5, "a"), (5, "b"))), "two categories have the id 5"),
         (coco(images=[image(1), image(1)]), "two images have the id 1"),
         (coco(images=[image(1, height="10")]), "image 0 has no height, or one of the wrong type"),
-        (coco(images=[image(1, height=0)]), r"picture '1\.png' has the size 12 x 0"),
+        (coco(images=[image(1, height=0)]), r"image '1\.png' has the size 12 x 0"),
         (coco(1, [annotation(7, 3)]), "annotation 7 is of image 3, which is not listed"),
         (
             coco(1, [annotation(7, category_id=6)]),
@@ -162,7 +162,7 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         (
             coco(1, [annotation(7, bbox=[8, 2, 9, 3])]),
             r"annotation 7 of '1\.png' has the bbox \[8, 2, 9, 3\], which reaches out of the "
-            "picture of 12 x 10",
+            "image of 12 x 10",
         ),
         (
             coco(1, [annotation(7, segmentation={"size": [12, 10], "counts": [120]})]),
@@ -170,11 +170,11 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         ),
         (
             coco(1, [annotation(7, segmentation={"size": [10, 12], "counts": [60, 50]})]),
-            "whose run-length code does not cover 10 x 12 pixels",
+            "whose run-length encoding does not cover 10 x 12 pixels",
         ),
         (
             coco(1, [annotation(7, segmentation={"size": [10, 12], "counts": "23"})]),
-            "whose run-length code does not cover",
+            "whose run-length encoding does not cover",
         ),
         (coco(1, [annotation(7, segmentation=[[1, 2, 3, 4]])]), "neither polygons"),
         (coco(1, [annotation(7, segmentation=square(2, 2, 14, 4))]), "a polygon that reaches out"),
@@ -218,7 +218,7 @@ def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, ca
     [(0, 0), ("0", 0), (0.0, 0), (False, 0), (None, 0), (1, 1), ("1", 1), (True, 1)],
 )
 def test_crowds_however_they_are_spelled(folder, crowd, expected):
-    """The fifth object of each picture is spelled so; each of the others is none."""
+    """The fifth object of each image is spelled so; each of the others is none."""
     rows = [annotation(n, n) for n in range(1, 41)]
     rows += [annotation(100 + n, n, iscrowd=crowd) for n in range(1, 41)]
     data = own(folder(coco(40, rows)) / "train.json")
@@ -307,7 +307,7 @@ def test_what_other_tools_write_is_read(folder):
             "has category_id '5'; there are 2, from 5 to 9",
         ),
         (coco(1, [annotation(7, bbox=[1, 2, float("nan"), 3])]), r"has the bbox \[1, 2, nan, 3\]"),
-        (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which reaches out of the picture"),
+        (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which reaches out of the image"),
         (coco(1, [annotation(7, segmentation=5)]), "has a segmentation that is neither polygons"),
         (coco(1, [annotation(7, segmentation=[1, 2, 3, 4, 5, 6])]), "is neither polygons"),
         (coco(1, [["x"]]), "annotation 0 has no image_id"),
@@ -329,7 +329,7 @@ def test_files_of_splits_in_a_folder(folder, capsys):
     assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [30, 2, 3]
     said = capsys.readouterr().err
     assert "1 files are of no split and are left out, such as old.json" in said
-    # The pictures 1 to 3 of test are in train, and in validation.
+    # The images 1 to 3 of test are in train, and in validation.
     assert (
         "2 images of validation are in another split too, such as 1.png, which is 1.png of" in said
     )

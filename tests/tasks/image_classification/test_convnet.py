@@ -74,7 +74,7 @@ def trained(model, count=3):
 
 @functools.partial(nnx.jit, static_argnums=0)
 def evaluated(task, model, batch):
-    return task.outputs(model, batch)["probabilities"], task.attention(model, batch)
+    return task.predict(model, batch)["probabilities"], task.attention(model, batch)
 
 
 def merged(task, state):
@@ -141,7 +141,7 @@ def test_training_normalises_by_the_batch_and_evaluation_does_not():
     call = nnx.jit(ConvNet.__call__, static_argnames="training")
     evaluated, in_training = call(model, images), call(model, images, training=True)
     assert np.abs(evaluated - in_training).max() > 1e-2
-    # In evaluation a picture's logits are its own.
+    # In evaluation a image's logits are its own.
     np.testing.assert_allclose(call(model, images[:1]), call(model, images)[:1], atol=1e-5)
     assert np.abs(call(model, images[:4], training=True) - in_training[:4]).max() > 1e-3
 

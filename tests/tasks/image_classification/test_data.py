@@ -1,4 +1,4 @@
-"""Data sets, their splits, folders of one's own, and what a person gives to be predicted."""
+"""Data sets, their splits, folders of users, and what a person gives to be predicted."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from tasks.common.errors import UserError
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, FASHION_MNIST, Images
-from tasks.image_classification.user_files import read_folder, read_grey, read_inputs
+from tasks.image_classification.user_files import read_folder, read_gray, read_inputs
 
 DIGITS, FASHION = DATA_SETS["digits"], DATA_SETS["fashion_mnist"]
 
@@ -58,7 +58,7 @@ def test_the_fingerprint_tells_of_a_changed_label(splits):
 
 
 def test_fashion_mnist_is_built_of_its_files(tmp_path):
-    """From files of the same form with few pictures, the validation ones last in train."""
+    """From files of the same form with few images, the validation ones last in train."""
 
     def idx(array):
         return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
@@ -130,14 +130,14 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
     assert sum(len(part) for part in splits.values()) == 60
     assert all(len(part) for part in splits.values())
     assert splits["train"].images.dtype == np.uint8
-    # The middle of the picture; the class is what is most.
+    # The middle of the image; the class is what is most.
     first = np.asarray(Image.open(tmp_path / "cat" / "000.png"))[1:11]
     everything = np.concatenate([part.images for part in splits.values()])
     assert any((image == first).all() for image in everything)
     for part in splits.values():
         channel = part.images.mean(axis=(1, 2)).argmax(axis=1)
         np.testing.assert_array_equal(channel, 1 - part.labels)
-    # Equal pictures stand together, and one more changes nothing for the others.
+    # Equal images stand together, and one more changes nothing for the others.
     files = [path for name in ("cat", "dog") for path in sorted((tmp_path / name).iterdir())]
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     rows = split_by_hash(hashes, [], "", "")
@@ -152,7 +152,7 @@ def test_a_folder_of_classes_is_split_by_the_hash_of_the_pictures(tmp_path):
 
 
 def test_splits_do_not_depend_on_the_size(tmp_path):
-    """Each picture of a class has a shade of its own, by which it is known at every size."""
+    """Each image of a class has a shade of its own, by which it is known at every size."""
     for name, hue in (("cat", 0), ("dog", 200)):
         (tmp_path / name).mkdir()
         for number in range(60):
@@ -193,11 +193,11 @@ def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
     assert len(splits["train"]) + len(splits["test"]) == 61
     assert splits["validation"].labels.tolist() == [0, 0, 0, 1, 1]
     said = capsys.readouterr().err
-    # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the picture of another system's folder.
+    # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the image of another system's folder.
     assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
     assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
     assert "1 images are in subfolders, such as more/001.png; they are of the class 'b'" in said
-    assert "Train: 1 pictures are in two classes, such as" in said
+    assert "Train: 1 images are in two classes, such as" in said
     assert "1 images of validation are in another split too, such as" in said
     folder(tmp_path / "dev", ["b"], count=1)
     with pytest.raises(UserError, match="'Val' and 'dev' are both of the validation split"):
@@ -270,7 +270,7 @@ def test_folders_that_cannot_be_learned_from(tmp_path):
 def test_numbers(data_set):
     pixels = np.arange(data_set.side**2) % (data_set.ink + 1)
     typed = ",".join(map(str, pixels))
-    found = read_grey(typed, data_set)
+    found = read_gray(typed, data_set)
     np.testing.assert_allclose(found.ravel() * data_set.ink, pixels, rtol=1e-6)
     unlabelled = read_inputs([typed, typed], data_set, data_set.side)
     assert len(unlabelled) == 2
@@ -283,7 +283,7 @@ def test_colours_of_own_pictures_stay(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     found = read_inputs([str(tmp_path / "a.png")], None, 6).images
     np.testing.assert_array_equal(found[0], pixels[:, 1:7])
-    with pytest.raises(UserError, match=r"^input '1,2,3': no such file; give the path of a pictur"):
+    with pytest.raises(UserError, match=r"^input '1,2,3': no such file; give the path of an imag"):
         read_inputs(["1,2,3"], None, 6)
 
 
@@ -303,14 +303,14 @@ def test_a_picture_file_of_any_mode(tmp_path, mode, dark_on_light):
         Image.fromarray(pixels.astype(np.uint16) * 257).save(path)
     else:
         Image.fromarray(pixels).convert(mode).save(path)
-    np.testing.assert_allclose(read_grey(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
+    np.testing.assert_allclose(read_gray(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
 
 
 def test_a_picture_that_is_no_square_is_put_into_one(tmp_path):
     """Dark on light, narrow: paper left and right of it."""
     path = tmp_path / "bar.png"
     Image.fromarray(np.pad(np.zeros((16, 8), np.uint8), 8, constant_values=255)).save(path)
-    found = read_grey(str(path), DIGITS)[..., 0]
+    found = read_gray(str(path), DIGITS)[..., 0]
     np.testing.assert_allclose(found.sum(), 8, atol=0.01)
     np.testing.assert_allclose(found[2:6, 3:5], 1, atol=0.01)
 
@@ -319,7 +319,7 @@ def test_what_is_transparent_is_paper(tmp_path):
     path = tmp_path / "bar.png"
     black = np.zeros_like(BAR)
     Image.fromarray(np.stack([black, black, black, BAR], axis=-1), "RGBA").save(path)
-    np.testing.assert_allclose(read_grey(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
+    np.testing.assert_allclose(read_gray(str(path), DIGITS)[..., 0], EXPECTED, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -329,15 +329,15 @@ def test_what_is_transparent_is_paper(tmp_path):
         (",".join(["17"] * 64), "each number must be from 0"),
         (",".join(["nan"] * 64), "each number must be from 0"),
         (",".join(["-0.1"] * 64), "each number must be from 0"),
-        ("nowhere.png", "'nowhere.png': no such file; give the path of a picture, or 64 numbers"),
-        ("", "give the path of a picture"),
+        ("nowhere.png", "'nowhere.png': no such file; give the path of an image, or 64 comma"),
+        ("", "give the path of an image"),
         ("a\0b", "not an image"),
-        ("x," * 400, "give the path of a picture"),
+        ("x," * 400, "give the path of an image"),
     ],
 )
 def test_other_input_is_refused_in_one_line(typed, message):
     with pytest.raises(UserError, match=message) as caught:
-        read_grey(typed, DIGITS)
+        read_gray(typed, DIGITS)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 200
 
@@ -350,21 +350,21 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     (tmp_path / "words.png").write_text("not a picture")
     for name in ("half.png", "words.png", "."):
         with pytest.raises(UserError, match=r"not an image.*; give the path"):
-            read_grey(str(tmp_path / name), DIGITS)
+            read_gray(str(tmp_path / name), DIGITS)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("name", "fashion", "name: got 'fashion' .did you mean 'fashion_mnist'"),
-        ("shift", -0.5, r"shift must be in \[0, 8\], got -0.5"),
-        ("image_size", 32, "image_size: is for pictures of your own"),
-        ("skip_broken", True, "skip_broken: is for pictures of your own"),
+        ("shift", -0.5, r"shift: got -0.5, expected a number in \[0, 8\]"),
+        ("image_size", 32, "image_size: is for user images"),
+        ("skip_broken", True, "skip_broken: is for user images"),
         ("mixup", -1.0, "mixup: got -1.0, expected at least 0"),
         (
             "augmentation",
             AugmentationConfig(hue=0.1),
-            "augmentation: saturation and hue: digits has grey pictures",
+            "augmentation: saturation and hue: digits has gray images",
         ),
     ],
 )

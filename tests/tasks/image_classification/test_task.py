@@ -21,7 +21,7 @@ from tasks.image_classification.data import DataConfig, ImageData
 from tasks.image_classification.datasets import Images
 from tasks.image_classification.model import ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.image_classification.task import TASK
+from tasks.image_classification.task import TASK, ImageProcessor
 
 MODEL = ViTConfig(patch_size=4, model_size=8, num_layers=1, num_heads=2, feedforward_size=12)
 
@@ -38,80 +38,43 @@ def model(task):
 
 @pytest.fixture(scope="module")
 def batches(task):
-    """The validation split in one batch of 160 rows, and in three of 64 with padding."""
-    examples = task.examples("validation")
-    return [list(evaluation_batches(examples, batch_size=size)) for size in (160, 64)]
-
-
-def summed(function, model, batches):
-    jitted = nnx.jit(function)
-    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *(jitted(model, b) for b in batches))
-
-
-def test_padding_rows_change_no_statistic(task, model, batches):
-    whole, parts = (summed(task.batch_statistics, model, each) for each in batches)
-    assert [batch["weight"].sum() for batch in batches[1]] == [64, 64, 32]
-    assert whole["weight"] == parts["weight"] == 160
-    np.testing.assert_array_equal(whole["confusion"], parts["confusion"])
-    np.testing.assert_allclose(whole["loss"], parts["loss"], rtol=1e-5)
+    """The validation split in one batch."""
+    return list(evaluation_batches(task.examples("validation"), batch_size=160))
 
 
 def test_statistics_and_metrics_agree_with_scikit_learn(task, model, batches):
     examples = task.examples("validation")
-    (batch,) = batches[0]
-    outputs = {"probabilities": np.asarray(nnx.jit(task.outputs)(model, batch)["probabilities"])}
-    statistics = summed(task.batch_statistics, model, batches[0])
+    (batch,) = batches
+    statistics, outputs = jax.device_get(nnx.jit(task.evaluate)(model, batch))
     predicted = outputs["probabilities"].argmax(axis=1)
     confusion = metrics.confusion_matrix(examples.labels, predicted, labels=range(10))
     np.testing.assert_array_equal(statistics["confusion"], confusion)
-    found = task.finalize(statistics, outputs, "validation")
+    found = task.metrics(statistics, outputs, "validation")
     assert found["loss"] == pytest.approx(
         metrics.log_loss(examples.labels, outputs["probabilities"], labels=range(10)), rel=1e-5
     )
     assert found["accuracy"] == metrics.accuracy_score(examples.labels, predicted)
-    assert task.correctness(outputs, "validation").mean() == pytest.approx(found["accuracy"])
+    assert task.example_scores(outputs, "validation").mean() == pytest.approx(found["accuracy"])
     assert set(TASK.table_metrics) <= found.keys()
 
 
-def test_loss_ignores_rows_without_weight():
-    task = TASK.prepare(DataConfig(shift=0.0), MODEL, None)
-    images = jnp.asarray(task.examples("train").images[:4])
-    labels = jnp.asarray(task.examples("train").labels[:4])
-    plain = dataclasses.replace(MODEL, dropout_rate=0.0, head_dropout_rate=0.0)
-    model = TASK.prepare(DataConfig(), plain, None).build_model(nnx.Rngs(0))
-
-    @nnx.jit
-    def with_slope(model, batch):
-        return nnx.value_and_grad(lambda model: task.loss(model, batch, jax.random.key(0))[0])(
-            model
-        )
-
-    def gradient(batch):
-        value, slope = with_slope(model, batch)
-        return value, jax.tree.leaves(slope)
-
-    real = {"image": images[:3], "label": labels[:3], "weight": jnp.ones(3)}
-    weight = jnp.array([1.0, 1.0, 1.0, 0.0])
-    padded = {"image": images, "label": labels, "weight": weight}
-    expected, slopes = gradient(real)
-    found, others = gradient(padded)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    for left, right in zip(slopes, others, strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-6)
-    # Not even a row that is not finite.
-    broken = {**padded, "image": images.at[3].set(jnp.inf)}
-    assert np.isfinite(gradient(broken)[0])
+def test_loss_ignores_infinite_padding_rows(task, model, batches):
+    (batch,) = batches
+    batch = {name: value[:4] for name, value in batch.items()}
+    batch["weight"], batch["image"] = np.float32([1, 1, 1, 0]), batch["image"].copy()
+    batch["image"][3] = np.inf
+    assert np.isfinite(nnx.jit(task.loss)(model, batch, jax.random.key(0))[0])
 
 
 def test_training_moves_the_pictures_and_evaluation_does_not(batches):
     task = TASK.prepare(DataConfig(), MODEL, None)
-    (batch,) = batches[0]
+    (batch,) = batches
     still = dataclasses.replace(MODEL, dropout_rate=0.0, head_dropout_rate=0.0)
     quiet = task.prepare(DataConfig(), still, None).build_model(nnx.Rngs(0))
     loss = nnx.jit(task.loss)
     losses = {float(loss(quiet, batch, jax.random.key(i))[0]) for i in (0, 0, 1)}
     assert len(losses) == 2
-    statistics = nnx.jit(task.batch_statistics)(quiet, batch)
+    statistics, _ = nnx.jit(task.evaluate)(quiet, batch)
     evaluated = float(statistics["loss"] / statistics["weight"])
     unmoved = TASK.prepare(DataConfig(shift=0.0), still, None)
     assert float(nnx.jit(unmoved.loss)(quiet, batch, jax.random.key(0))[0]) == pytest.approx(
@@ -150,8 +113,8 @@ def test_gradients_are_counted_by_their_directions():
         np.testing.assert_allclose(found, np.tile(share, (4, 1)).T, atol=1e-3)
 
 
-def colourful(count=60):
-    """Two classes that differ in where they are bright, in colours."""
+def colorful(count=60):
+    """Two classes that differ in where they are bright, in colors."""
     rng = np.random.default_rng(0)
     labels = (np.arange(count) % 2).astype(np.int32)
     images = rng.integers(0, 60, (count, 70, 70, 3), np.uint8)
@@ -160,9 +123,13 @@ def colourful(count=60):
     return ImageData(("flat", "square"), dict.fromkeys(("train", "validation", "test"), examples))
 
 
+def colorful_task(data, model):
+    return TASK(data, model, ImageProcessor(data, model, ["flat", "square"]), colorful())
+
+
 def test_baselines_of_own_pictures():
     """Of sizes above those that are looked at."""
-    task = TASK(DataConfig(path="x", image_size=70), MODEL, ("flat", "square"), colourful())
+    task = colorful_task(DataConfig(path="x", image_size=70), MODEL)
     fits = task.baselines()
     assert set(fits) == {"logistic_regression", "hog_linear_svc"}
     assert [fits[name]()["accuracy"] for name in fits] == [1.0, 1.0]
@@ -176,7 +143,7 @@ RESNET = ResNetClassifierConfig(channels=(4, 8), depths=(1, 1), attention="cbam"
 
 
 def own_batch(side=9):
-    pictures = colourful(4).splits["train"]
+    pictures = colorful(4).splits["train"]
     return {
         "image": jnp.asarray(pictures.images[:, 20 : 20 + side, 20 : 20 + side]),
         "label": jnp.asarray(pictures.labels),
@@ -192,7 +159,7 @@ def test_the_residual_network_classifies_own_pictures():
         scale_min=0.8, scale_max=1.2, crop_padding=1, flip=True, brightness=0.2, hue=0.1, cutout=3
     )
     data = DataConfig(path="x", image_size=9, shift=0.0, augmentation=augmentation, mixup=0.4)
-    task = TASK(data, RESNET, ("flat", "square"), colourful())
+    task = colorful_task(data, RESNET)
     batch = own_batch()
 
     @nnx.jit
@@ -220,7 +187,7 @@ def test_the_residual_network_classifies_own_pictures():
     logits, weights = nnx.jit(ResNetClassifier.__call__, static_argnames="return_weights")(
         model, batch["image"] / jnp.float32(255), return_weights=True
     )
-    found = nnx.jit(task.outputs)(model, batch)["probabilities"]
+    found = nnx.jit(task.predict)(model, batch)["probabilities"]
     np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-5)
     attention = {name: np.asarray(each[:1]) for name, each in weights.items()}
     outputs = {"probabilities": np.eye(2)[task.examples("test").labels]}
@@ -231,10 +198,10 @@ def test_the_residual_network_classifies_own_pictures():
 
 
 def test_mixup_takes_both_labels_by_their_shares(monkeypatch):
-    """Of a model that gives the same for every picture: -log p of each label by its share."""
+    """Of a model that gives the same for every image: -log p of each label by its share."""
     logits = jnp.array([2.0, -1.0])
     data = DataConfig(path="x", image_size=9, shift=0.0, mixup=1.0)
-    task = TASK(data, RESNET, ("flat", "square"), None)
+    task = colorful_task(data, RESNET)
     shares = {}
 
     def constant(images, **options):
@@ -262,11 +229,11 @@ def test_dropout_rate_of_the_residual_network():
 
 
 def test_figures(task, model, batches):
-    (batch,) = batches[0]
+    (batch,) = batches
     first = {name: value[:3] for name, value in batch.items()}
     attention = jax.device_get(nnx.jit(task.attention)(model, first))
     outputs = {"probabilities": np.eye(10)[task.examples("validation").labels]}
-    statistics = summed(task.batch_statistics, model, batches[0])
+    statistics = jax.device_get(nnx.jit(task.evaluate)(model, batches[0])[0])
     matrix, *images = task.figures(statistics, outputs, "validation", attention)
     assert isinstance(matrix, ConfusionMatrix)
     assert len(images) == 3
@@ -284,25 +251,25 @@ def test_figures(task, model, batches):
 def test_restored_from_assets_it_predicts(task, model):
     restored = TASK.restore(DataConfig(), MODEL, task.assets())
     typed = ",".join(["0"] * 32 + ["16"] * 32)
-    (batch,) = evaluation_batches(restored.inputs([typed]), batch_size=2)
-    found = nnx.jit(restored.outputs)(model, batch)
+    (batch,) = evaluation_batches(restored.processor.encode([typed]), batch_size=2)
+    found = nnx.jit(restored.predict)(model, batch)
     outputs = {name: np.asarray(value)[:1] for name, value in found.items()}
-    (answer,) = restored.describe([typed], outputs)
+    (answer,) = restored.processor.decode([typed], outputs)
     best = int(outputs["probabilities"][0].argmax())
     assert answer["label"] == str(best)
     assert answer["text"].startswith(f"{best}  {best} 0.")
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     weights = np.random.default_rng(0).uniform(size=(1, 4, 4))
-    (figure,), *none = restored.pictures([typed], outputs, {"head": weights})
+    (figure,), *none = restored.input_figures([typed], outputs, {"head": weights})
     assert not none
     assert figure.caption == f"{typed}: {best}"
     np.testing.assert_array_equal(figure.image, np.repeat([0.0, 1.0], 32).reshape(8, 8))
     np.testing.assert_allclose(figure.weights, weights[0].mean(axis=0).reshape(2, 2))
-    assert restored.pictures([typed, typed], outputs, {}) == [[], []]
+    assert restored.input_figures([typed, typed], outputs, {}) == [[], []]
 
 
 def test_patches_that_do_not_fit_are_refused_before_any_data_is_read():
-    with pytest.raises(UserError, match=r"config\.model\.patch_size: must divide .* 8 pixels"):
+    with pytest.raises(UserError, match=r"config\.model\.patch_size: got 3, .* 8 pixels"):
         TASK.prepare(DataConfig(), dataclasses.replace(MODEL, patch_size=3), None)
 
 
@@ -312,7 +279,7 @@ def test_configs():
     assert load("cls").name == "vit_cls"
     assert load("cls") == load("digits,vit,cls")
     assert load("convnet,cbam") == load("digits,convnet,cbam")
-    with pytest.raises(UserError, match="head must be one of cls"):
+    with pytest.raises(UserError, match=r"head: got .clss., expected one of cls"):
         load("clss")
     found = load("fashion_mnist,resnet,se(reduction=4)")
     assert (found.name, found.data.name) == ("resnet_se_reduction_4", "fashion_mnist")
@@ -336,7 +303,7 @@ def test_networks_for_fashion_mnist_have_less_than_100_000_weights(model, expect
 
 def counted(argument):
     config = config_of("configs/image_classification.py", argument)
-    task = TASK(config.data, config.model, [""] * 10)
+    task = TASK.restore(config.data, config.model, {"labels": [""] * 10})
     shapes = nnx.eval_shape(lambda: nnx.state(task.build_model(nnx.Rngs(0)), nnx.Param))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 

@@ -1,4 +1,4 @@
-"""Own folders of pictures and masks, what is wrong with them, and the data sets' own rules."""
+"""Own folders of images and masks, what is wrong with them, and the data sets' own rules."""
 
 import io
 import zipfile
@@ -11,7 +11,7 @@ from tasks.common import errors
 from tasks.common.datasets import blue_marble
 from tasks.common.errors import UserError
 from tasks.segmentation import datasets, user_files
-from tasks.segmentation.data import DataConfig, Scenes, assembled, load, nearest
+from tasks.segmentation.data import DataConfig, InferenceWindows, load, merge_windows, nearest
 from tasks.segmentation.metrics import VOID
 
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def save(path, array, **options):
 
 
 def folder(root, count=30, classes=3, **sizes):
-    rng = np.random.default_rng(0)  # pictures go into splits by their content
+    rng = np.random.default_rng(0)  # images go into splits by their content
     for number in range(count):
         save(root / "images" / f"{number:02d}.png", image := picture(**sizes, rng=rng))
         labels = rng.integers(0, classes, image.shape[:2]).astype(np.uint8)
@@ -49,14 +49,14 @@ def test_own_folder_is_read_and_split_by_content(tmp_path):
     root = folder(tmp_path / "mine", count=40)
     data = prepared(root)
     assert data.names == ("class_0", "class_1", "class_2")
-    sizes = {split: len(pictures) for split, pictures in data.splits.items()}
+    sizes = {split: len(examples) for split, examples in data.splits.items()}
     assert sum(sizes.values()) == 40
     assert min(sizes.values()) >= 1
     train = data.splits["train"]
     example = train[0]
     assert example["image"].dtype == example["labels"].dtype == np.uint8
     assert example["labels"][0, 0] == VOID
-    # The pictures are those of the files, and a picture stays in its split when others go.
+    # The images are those of the files, and a image stays in its split when others go.
     first = np.asarray(Image.open(root / "images" / "39.png"))
     where = [s for s, p in data.splits.items() if (p.images == first).all(axis=(1, 2, 3)).any()]
     for number in range(5):
@@ -78,7 +78,7 @@ def test_folders_of_splits_names_and_sizes(tmp_path):
     assert data.splits["test"].images.shape == (3, 3, 4, 3)
     tiled = prepared(tmp_path, image_size=(5, 5), fit="tiles")
     assert tiled.splits["test"].images.shape == (3 * 4, 5, 5, 3)
-    # Of a picture's 48 pixels one is void.
+    # Of a image's 48 pixels one is void.
     assert np.sum(tiled.splits["test"].labels != VOID) == 3 * 47
 
 
@@ -95,7 +95,7 @@ def test_masks_of_all_kinds(tmp_path):
     Image.fromarray(labels > 1).save(tmp_path / "two.png")
     np.testing.assert_array_equal(user_files.read_mask(tmp_path / "two.png"), labels > 1)
     save(tmp_path / "colours.png", picture())
-    with pytest.raises(UserError, match=r"colours.png: has colours \(RGB\)"):
+    with pytest.raises(UserError, match=r"colours.png: has colors \(RGB\)"):
         user_files.read_mask(tmp_path / "colours.png")
     save(tmp_path / "lossy.jpg", labels)
     with pytest.raises(UserError, match=r"lossy.jpg: is JPEG, which does not keep class numbers"):
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     (root / "classes.txt").unlink()
 
     save(masks / "03.png", np.zeros((6, 7), np.uint8))
-    refused("masks/03.png: is 7 x 6 pixels, but its picture is 8 x 6; .*skip_broken")
+    refused("masks/03.png: is 7 x 6 pixels, but its image is 8 x 6; .*skip_broken")
     save(masks / "03.png", np.zeros((6, 8), np.uint8))
     whole = (root / "images" / "04.png").read_bytes()
     (root / "images" / "04.png").write_bytes(whole[:60])
@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     refused(r"images/05.png: has no mask; expected .*masks/05.png")
     (masks / "else.png").rename(masks / "05.png")
     (root / "images" / "06.png").unlink()
-    refused("masks/06.png: has no picture of that name")
+    refused("masks/06.png: has no image of that name")
     (root / "images" / "06.jpg").write_bytes(whole)
     (root / "images" / "06.png").write_bytes(whole)
     refused("06.png: 06.jpg has that name too")
@@ -160,7 +160,7 @@ def test_few_or_void_pictures_are_refused(tmp_path):
 
 
 def binary(root, value, mode=None, count=40):
-    """Pictures whose right half is the foreground; it has this value in the masks."""
+    """Images whose right half is the foreground; it has this value in the masks."""
     rng = np.random.default_rng(0)
     for number in range(count):
         save(root / "images" / f"{number}.png", picture(rng=rng))
@@ -205,7 +205,7 @@ def test_black_and_white_masks(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
 def test_foreground_however_masks_are_stored(tmp_path, mode):
-    """One bit a pixel says 0 and 1 by itself; grey may be stored as colours."""
+    """One bit a pixel says 0 and 1 by itself; grey may be stored as colors."""
     root = binary(tmp_path, 255, mode)
     values = () if mode == "1" else (0, 255)
     labels = prepared(root, mask_values=values).splits["train"].labels
@@ -291,8 +291,8 @@ def test_a_class_that_resizing_removes_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["stored", "displayed", "own"])
 def test_masks_of_turned_pictures(tmp_path, capsys, orientation, kind):
-    """The mask of a picture with an EXIF orientation, in pixels of the stored or the displayed
-    picture, or with the orientation of the picture. It is where the picture is bright.
+    """The mask of a image with an EXIF orientation, in pixels of the stored or the displayed
+    image, or with the orientation of the image. It is where the image is bright.
     """
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -327,7 +327,7 @@ def test_predictions_of_a_turned_picture_are_as_displayed(tmp_path, capsys):
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
     errors._warned.discard("EXIF orientation")
-    scenes = Scenes([str(tmp_path / "a.png")] * 2, config(tmp_path))
+    scenes = InferenceWindows([str(tmp_path / "a.png")] * 2, config(tmp_path))
     assert scenes.place[:, 3:].tolist() == [[8, 6]] * 2
     said = capsys.readouterr().err
     assert said.count("EXIF orientation 6 in ") == 1
@@ -375,21 +375,21 @@ def test_predictions_come_back_in_the_pictures_own_pixels(tmp_path, fit):
         save(tmp_path / f"{number}.png", np.repeat(80 * labels[..., None], 3, axis=2))
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
     chosen = DataConfig(image_size=(6, 8), fit=fit)
-    scenes = Scenes(paths, chosen)
+    scenes = InferenceWindows(paths, chosen)
     examples = [scenes[index] for index in range(len(scenes))]
     assert {example["image"].shape for example in examples} == {(6, 8, 3)}
-    # A model that reads the class off the colour.
+    # A model that reads the class off the color.
     seen = np.stack([example["image"][..., 0] for example in examples])
     outputs = {"place": np.stack([example["place"] for example in examples])}
     outputs |= {"labels": np.round(seen / 80).astype(np.uint8)}
     outputs |= {"probabilities": 255 * np.eye(3, dtype=np.uint8)[outputs["labels"]]}
-    found = assembled(chosen, outputs)
+    found = merge_windows(chosen, outputs)
     assert [labels.shape for labels in found] == sizes
     for number in (0, 1) if fit == "resize" else (0, 1, 2):
         np.testing.assert_array_equal(found[number], maps[number])
     with pytest.raises(UserError, match=r"input '.*3.png': no such file"):
-        Scenes([str(tmp_path / "3.png")], chosen)
-    assert len(Scenes([], chosen)) == 0
+        InferenceWindows([str(tmp_path / "3.png")], chosen)
+    assert len(InferenceWindows([], chosen)) == 0
 
 
 # ---------------------------------------------------------------- the project's data sets
@@ -460,7 +460,7 @@ def test_what_a_folder_has_besides_is_named(tmp_path, capsys):
         "images, masks\n"
     )
     (root / "classes.txt").mkdir()
-    with pytest.raises(UserError, match=r"classes.txt: is a folder, expected a file with the name"):
+    with pytest.raises(UserError, match=r"classes.txt: is a folder, expected a file with one"):
         prepared(root)
     divided = tmp_path / "divided"
     folder(divided / "train", count=30)

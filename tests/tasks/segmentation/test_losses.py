@@ -68,7 +68,7 @@ def test_what_does_not_count_has_no_say_and_sure_pixels_no_infinite_slope():
 
 
 def test_median_frequency_by_hand():
-    # Class 0: 6 of 8 pixels; class 1: 2 of the 4 of the first picture; class 2: nowhere.
+    # Class 0: 6 of 8 pixels; class 1: 2 of the 4 of the first image; class 2: nowhere.
     labels = np.array([[[0, 0], [1, 1]], [[0, 0], [0, 0]], [[255, 255], [255, 255]]])
     found = median_frequency(labels, 3)
     np.testing.assert_allclose(found, [0.625 / 0.75, 0.625 / 0.5, 1.0], rtol=1e-6)
@@ -91,7 +91,7 @@ def test_weights_by_config():
     [
         ({"dice": -1.0}, "dice: got -1.0, expected at least 0"),
         ({"focal_gamma": -1.0}, "focal_gamma: got -1.0"),
-        ({"cross_entropy": 0.0}, "cross_entropy: got 0 as of all losses"),
+        ({"cross_entropy": 0.0}, "cross_entropy: got 0.0, expected one of"),
         ({"class_weights": "median"}, "class_weights: got 'median', expected 'none'"),
         ({"class_weights": "1,0"}, "class_weights: got '1,0'"),
         ({"class_weights": "1,nan"}, "class_weights: got '1,nan'"),

@@ -10,7 +10,7 @@ from tasks.segmentation.metrics import (
     boundaries,
     boundary_f1,
     confusion_matrices,
-    dilated,
+    dilate,
     iou_contributions,
     segmentation_metrics,
 )
@@ -87,7 +87,7 @@ def test_dilation_is_a_distance():
     masks = RNG.random((3, 9, 11)) < 0.05
     for distance in (1, 2, 3):
         expected = [scipy.ndimage.distance_transform_edt(~mask) <= distance for mask in masks]
-        np.testing.assert_array_equal(dilated(masks, distance), expected)
+        np.testing.assert_array_equal(dilate(masks, distance), expected)
 
 
 def test_boundaries_by_hand():
@@ -120,7 +120,7 @@ def test_boundary_f1_by_distance_transforms():
     ("truth", "predicted", "expected"),
     [
         (np.eye(6, dtype=int), np.eye(6, dtype=int), 1.0),
-        # One picture of one class, and found so.
+        # One image of one class, and found so.
         (np.zeros((6, 6), int), np.zeros((6, 6), int), 1.0),
         (np.full((6, 6), VOID), np.zeros((6, 6), int), 0.0),
         # A class that is there and not found counts 0; the others have no boundary left.

@@ -1,4 +1,4 @@
-"""The task: a U-Net that learns, exact figures, pictures of them, and answers about any picture."""
+"""Segmentation: a U-Net that learns, exact metrics, figures, and answers for any image."""
 
 import dataclasses
 import json
@@ -10,31 +10,31 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from launch.engine import config as configs
-from launch.engine.evaluation import evaluate, gather
+from launch.engine.evaluation import evaluate, gather, prediction_inputs
 from launch.engine.state import evaluation_variables
 from launch.engine.steps import make_steps
 from tasks.common.data.pipeline import evaluation_batches
 from tasks.common.errors import UserError
 from tasks.figures import AttendedImage, ConfusionMatrix, SegmentedImage
-from tasks.segmentation.data import DataConfig, Pictures, SegmentationData
+from tasks.segmentation.data import DataConfig, SegmentationData, SegmentationExamples
 from tasks.segmentation.losses import LossConfig
 from tasks.segmentation.metrics import VOID, boundary_f1
-from tasks.segmentation.task import TASK
+from tasks.segmentation.task import TASK, SegmentationProcessor
 
 SIZE = (8, 12)
 NAMES = ("dark", "light")
 
 
-def pictures(count, seed):
+def examples(count, seed):
     """A light rectangle on a dark ground, both noisy; a frame of one pixel is void."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, *SIZE), np.uint8)
-    for picture in labels:
+    for mask in labels:
         (top, low), (left, right) = (np.sort(rng.choice(side, 2, False)) for side in SIZE)
-        picture[top : low + 1, left : right + 1] = 1
+        mask[top : low + 1, left : right + 1] = 1
     images = np.where(labels[..., None] == 1, 170, 90) + rng.integers(-60, 60, (count, *SIZE, 3))
     labels[:, 0] = VOID
-    return Pictures(images.astype(np.uint8), labels)
+    return SegmentationExamples(images.astype(np.uint8), labels)
 
 
 def experiment():
@@ -68,12 +68,13 @@ def trained():
     """A task, its steps, the variables after some of them, and the losses."""
     config = experiment()
     splits = {
-        name: pictures(count, count)
+        name: examples(count, count)
         for name, count in {"train": 24, "validation": 5, "test": 6}.items()
     }
-    splits["test"].apart["first"] = np.arange(6) < 2
+    splits["test"].subsets["first"] = np.arange(6) < 2
     data = SegmentationData(splits, NAMES)
-    task = TASK(config.data, config.model, NAMES, data, np.ones(2, np.float32))
+    processor = SegmentationProcessor(config.data, config.model, list(NAMES))
+    task = TASK(config.data, config.model, processor, data)
     steps = make_steps(task, config)
     state, losses = steps.init(), []
     for _ in range(6):
@@ -86,7 +87,7 @@ def trained():
 @pytest.fixture(scope="module")
 def evaluated(trained):
     task, steps, variables, _ = trained
-    # 6 pictures in batches of 4: the last is filled up.
+    # 6 images in batches of 4: the last is filled up.
     return evaluate(task, steps, variables, "test", 4)
 
 
@@ -113,15 +114,17 @@ def test_figures_of_a_split_are_exact(trained, evaluated):
     assert 0 < metrics["mean_iou_first"] <= 1
     np.testing.assert_allclose(metrics["boundary_f1"], boundary_f1(truth, found, 2))
     assert 0 < metrics["loss"] < 1
-    by_picture = task.correctness(evaluated.outputs, "test")
-    assert by_picture.shape == (6,)
-    np.testing.assert_allclose(by_picture.mean(), metrics["mean_iou"], rtol=1e-5)
+    by_image = task.example_scores(evaluated.outputs, "test")
+    assert by_image.shape == (6,)
+    np.testing.assert_allclose(by_image.mean(), metrics["mean_iou"], rtol=1e-5)
 
 
 def test_report_shows_truth_prediction_and_gates(trained, evaluated):
     task, steps, variables, _ = trained
     batch = next(iter(evaluation_batches(task.examples("test"), batch_size=4)))
-    attention = jax.device_get(steps.attention(variables, steps.place(batch)))
+    attention = jax.device_get(
+        steps.attention(variables, prediction_inputs(task, steps.place(batch)))
+    )
     assert attention["gate_1"].shape == (4, *SIZE, 1)
     arguments = (evaluated.statistics, evaluated.outputs, "test", attention)
     drawn = task.figures(*arguments)
@@ -133,7 +136,7 @@ def test_report_shows_truth_prediction_and_gates(trained, evaluated):
 
 
 @pytest.mark.parametrize("fit", ["resize", "tiles"])
-def test_any_picture_has_an_answer(trained, tmp_path, fit):
+def test_any_image_has_an_answer(trained, tmp_path, fit):
     task, steps, variables, _ = trained
     rng = np.random.default_rng(0)
     light = np.zeros((21, 30), bool)
@@ -148,13 +151,14 @@ def test_any_picture_has_an_answer(trained, tmp_path, fit):
     data = dataclasses.replace(task.data, fit=fit, image_size=SIZE)
     restored = TASK.restore(data, task.model, json.loads(json.dumps(task.assets())))
     steps = make_steps(restored, experiment())
-    batches = evaluation_batches(restored.inputs(raw), batch_size=4)
+    batches = evaluation_batches(restored.processor.encode(raw), batch_size=4)
     outputs = gather(
-        (batch["id"], steps.outputs(variables, steps.place(batch))) for batch in batches
+        (batch["id"], steps.predict(variables, prediction_inputs(restored, steps.place(batch))))
+        for batch in batches
     )
-    answers = json.loads(json.dumps(restored.describe(raw, outputs)))
+    answers = json.loads(json.dumps(restored.processor.decode(raw, outputs)))
     gates = {"gate_1": np.full((3, *SIZE, 1), 0.5)}
-    drawn = restored.pictures(raw, outputs, gates)
+    drawn = restored.input_figures(raw, outputs, gates)
     where = [AttendedImage] if fit == "resize" else []
     assert [[type(f) for f in row] for row in drawn] == [[SegmentedImage, *where]] * 3
     assert drawn[0][0].labels.shape == (21, 30)
@@ -173,15 +177,15 @@ def test_what_does_not_fit_is_said_before_training(trained):
     task = trained[0]
     model = dataclasses.replace(task.model, loss=LossConfig(class_weights="1,2,3"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.segmentation.task.load", lambda *_: task._pictures)
+        patch.setattr("tasks.segmentation.task.load", lambda *_: task.dataset)
         with pytest.raises(UserError, match=r"config.model.loss.class_weights: got 3 numbers"):
             TASK.prepare(DataConfig(), model, None)
         ready = TASK.prepare(DataConfig(), task.model, None)
     assert ready.fingerprint == task.fingerprint
-    np.testing.assert_array_equal(ready._class_weights, [1, 1])
+    np.testing.assert_array_equal(ready.class_weights, [1, 1])
 
 
-def test_baselines_know_colour_and_place(trained):
+def test_baselines_know_color_and_position(trained):
     found = {name: fit() for name, fit in trained[0].baselines().items()}
     assert set(found) == {"location_prior", "random_forest"}
     for metrics in found.values():

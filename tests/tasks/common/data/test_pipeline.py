@@ -207,7 +207,10 @@ def test_every_position_of_an_epoch_is_equally_likely():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: evaluation_batches(Toy([]), batch_size=1), "examples: got none, expected at least one"),
+        (
+            lambda: evaluation_batches(Toy([]), batch_size=1),
+            "examples: got none, expected at least one",
+        ),
         (lambda: evaluation_batches(Toy([3]), batch_size=0), "positive multiple of process_count"),
         (
             lambda: evaluation_batches(Toy([3]), batch_size=3, process_count=2),

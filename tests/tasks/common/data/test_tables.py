@@ -183,7 +183,9 @@ def test_text_is_read_by_its_mark(write):
 def test_json_is_not_read_as_a_table_of_commas(tmp_path):
     path = tmp_path / "reviews.json"
     path.write_text('{"user": "a", "item": "b"}\n')
-    with pytest.raises(UserError, match=r"write one object per line and name the file reviews.jsonl$"):
+    with pytest.raises(
+        UserError, match=r"write one object per line and name the file reviews.jsonl$"
+    ):
         open_table(str(path), extensions=None)
 
 

@@ -1,0 +1,129 @@
+"""Images to model inputs, and model outputs to objects in pixels of the image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.common.images.files import read_oriented
+from tasks.common.images.orientation import warn_displayed
+from tasks.detection.data import AnnotatedImage, fit, to_image_pixels
+from tasks.detection.metrics import Prediction
+from tasks.detection.models.mask_rcnn import MaskRCNNConfig
+from tasks.detection.ops.pasting import pasted_codes
+from tasks.task import ArraySpec, Processor
+
+# Least score of objects in figures and in the printed line.
+SHOWN = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionProcessor(Processor):
+    """Reads images, and returns objects with boxes, classes and masks.
+
+    Attributes:
+      data, model: configs.
+      names: of the classes.
+      has_masks: whether the data has masks.
+      image_size: side of the examples in pixels.
+    """
+
+    names: Sequence[str]
+    has_masks: bool
+    image_size: int
+
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the model predicts masks: Mask R-CNN on data with masks."""
+        return self.has_masks and isinstance(self.model, MaskRCNNConfig)
+
+    def encode(self, raw: Sequence[str]) -> UserImages:
+        """Reads images of any size; larger ones are scaled down, smaller ones padded."""
+        return UserImages(raw, self.image_size)
+
+    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Returns the size of each image and its objects, the best first.
+
+        An object has label, score, box (x1, y1, x2, y2) in pixels of the image and, if the model
+        predicts masks, a mask in COCO's encoding. The printed line counts objects with a score of
+        at least 0.5.
+        """
+        answers = []
+        for index, path in enumerate(raw):
+            size = tuple(int(length) for length in outputs["original"][index])
+            found = self.prediction(outputs, index, size)
+            objects = []
+            for number, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True)):
+                row = {
+                    "label": self.names[label],
+                    "score": round(float(found.scores[number]), 4),
+                    "box": [round(float(corner), 2) for corner in box],
+                }
+                if found.masks is not None:
+                    row["mask"] = found.masks[number]
+                objects.append(row)
+            answer = {"input": path, "height": size[0], "width": size[1], "objects": objects}
+            answers.append({**answer, "text": _lines(path, objects)})
+        return answers
+
+    def prediction(
+        self, outputs: Mapping[str, np.ndarray], index: int, size: tuple[int, int]
+    ) -> Prediction:
+        """Returns the objects of one image in its own pixels.
+
+        Args:
+          outputs: of `Task.predict`.
+          index: of the image.
+          size: height and width of the image.
+        """
+        valid = outputs["valid"][index]
+        boxes = to_image_pixels(outputs["boxes"][index][valid], size, self.image_size)
+        masks = None
+        if self.predicts_masks:
+            masks = pasted_codes(outputs["masks"][index][valid], boxes, size)
+        labels, scores = outputs["labels"][index][valid], outputs["scores"][index][valid]
+        return Prediction(boxes, labels, scores, masks)
+
+    def signature(self) -> dict[str, ArraySpec]:
+        """Returns the padded image, its size in it, and its original size."""
+        side = self.image_size
+        return {
+            "image": ArraySpec(("batch", side, side, 3), "uint8"),
+            "size": ArraySpec(("batch", 2), "int32"),
+            "original": ArraySpec(("batch", 2), "int32"),
+        }
+
+
+class UserImages:
+    """Random access to images without labels, by path; each is read on access."""
+
+    lengths = None
+    padded: Mapping[str, Any] = {}
+
+    def __init__(self, paths: Sequence[str], side: int):
+        self._paths, self._side = list(paths), side
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        image, orientation = read_oriented(self._paths[index])
+        warn_displayed(self._paths[index], orientation)
+        example = fit(AnnotatedImage(image), self._side, 1)
+        return {name: example[name] for name in ("image", "size", "original")}
+
+
+def _lines(path: str, objects: Sequence[Mapping[str, Any]]) -> str:
+    shown = [row for row in objects if row["score"] >= SHOWN]
+    counts: dict[str, int] = {}
+    for row in shown:
+        counts[row["label"]] = counts.get(row["label"], 0) + 1
+    summary = ", ".join(f"{count} {label}" for label, count in counts.items()) or "nothing"
+    lines = [
+        f"  {row['score']:.4f}  {row['label']}  at {' '.join(f'{c:g}' for c in row['box'])}"
+        for row in shown
+    ]
+    return "\n".join([f"{path}: {summary}", *lines])
