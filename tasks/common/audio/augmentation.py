@@ -14,24 +14,25 @@ from tasks.common.configs import Config, NonNegativeFloat, NonNegativeInt, Posit
 
 Array = jax.Array
 
-# Of the curve of an equalizer.
+# Of the equalizer curve.
 _KNOTS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class SoundAugmentation(Config):
-    """How training examples are changed, under jit, by a key for each.
+    """Random changes of training examples, under jit, with one key per example.
 
     Attributes:
-      speed: largest change of speed (and pitch), as a share: 0.1 is 0.9 to 1.1 (Ko et al. 2015).
+      speed: largest relative change of speed (and pitch): 0.1 is 0.9 to 1.1 (Ko et al. 2015).
       gain: largest change of loudness, in decibels.
-      noise: least and most signal-to-noise ratio of white noise, in decibels; none if empty.
-      warp: largest stretch of the bands, as a share: throats of other lengths (Jaitly & Hinton
-        2013, "Vocal Tract Length Perturbation").
-      equalizer: deviation, in decibels, of a random curve over the bands: other microphones.
-      time_masks, time_width: how many stretches of frames are blanked, and of at most how many
-        (SpecAugment, Park et al. 2019).
-      band_masks, band_width: the same of bands.
+      noise: smallest and largest signal-to-noise ratio of white noise, in decibels; none if empty.
+      warp: largest relative stretch of the bands, as for other vocal-tract lengths (VTLP, Jaitly &
+        Hinton 2013).
+      equalizer: standard deviation, in decibels, of a random curve over the bands, as for other
+        microphones.
+      time_masks, time_width: number of time masks and their largest width in frames (SpecAugment,
+        Park et al. 2019).
+      band_masks, band_width: the same for bands.
     """
 
     speed: within("[0, 0.5)") = 0.0
@@ -47,19 +48,19 @@ class SoundAugmentation(Config):
     def __post_init__(self):
         super().__post_init__()
         is_range = len(self.noise) in (0, 2) and list(self.noise) == sorted(self.noise)
-        self.expect("noise", is_range, "the least and the most decibels, or none")
+        self.expect("noise", is_range, "smallest and largest decibels, or none")
 
 
 def augment_samples(
     samples: Array, lengths: Array, keys: Array, config: SoundAugmentation
 ) -> tuple[Array, Array]:
-    """Speed, loudness and noise, of each example by its key.
+    """Changes speed and loudness and adds noise, with one random key per example.
 
     Args:
       samples: [B, P].
       lengths: int [B].
       keys: [B].
-      config: what to change.
+      config: changes to apply.
 
     Returns:
       Samples [B, P'] with P' = P / (1 - speed), and the new lengths.
@@ -70,12 +71,12 @@ def augment_samples(
         most = math.ceil(len(x) / (1 - config.speed))
         rate = jax.random.uniform(fast, minval=1 - config.speed, maxval=1 + config.speed)
         if config.speed:
-            # Between neighbours; a search for them, as in jnp.interp, costs more than the network.
-            places = jnp.arange(most) * rate
-            whole = jnp.floor(places).astype(jnp.int32)
+            # Linear interpolation by index. The search of jnp.interp costs more than the network.
+            positions = jnp.arange(most) * rate
+            whole = jnp.floor(positions).astype(jnp.int32)
             padded = jnp.pad(x, (0, 1))
             left, right = (padded.at[whole + i].get(mode="fill", fill_value=0) for i in (0, 1))
-            x = left + (places - whole) * (right - left)
+            x = left + (positions - whole) * (right - left)
             length = jnp.minimum(jnp.ceil(length / rate).astype(length.dtype), most)
         if config.gain:
             x = x * 10 ** (jax.random.uniform(loud, minval=-config.gain, maxval=config.gain) / 20)
@@ -89,7 +90,7 @@ def augment_samples(
 
 
 def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
-    """Samples [P] with white noise at a signal-to-noise ratio in decibels; silence stays so."""
+    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels, none to silence."""
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
     level = jnp.sqrt(power) * 10 ** (-decibels / 20)
@@ -97,26 +98,26 @@ def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array
 
 
 def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Array:
-    """Another throat and another microphone, for each example by its key.
+    """Perturbs vocal-tract length (VTLP) and channel response, with one random key per example.
 
-        y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e a line between random knots
+        y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e linear between random knots
 
     Args:
-      features: x, logarithms of energies, [B, S, F]; the last band stands for those beyond.
+      features: x, log energies, [B, S, F]; the last band is used for those beyond.
       keys: [B].
-      config: what to change.
+      config: changes to apply.
     """
 
     def one(x: Array, key: Array) -> Array:
-        throat, microphone = jax.random.split(key)
+        tract, channel = jax.random.split(key)
         F = x.shape[-1]
         if config.warp:
-            stretch = jax.random.uniform(throat, minval=1 - config.warp, maxval=1 + config.warp)
-            places = jnp.minimum(jnp.arange(F) * stretch, F - 1)
-            low = jnp.minimum(places.astype(jnp.int32), F - 2)
-            x = x[:, low] + (places - low) * (x[:, low + 1] - x[:, low])
+            stretch = jax.random.uniform(tract, minval=1 - config.warp, maxval=1 + config.warp)
+            bands = jnp.minimum(jnp.arange(F) * stretch, F - 1)
+            low = jnp.minimum(bands.astype(jnp.int32), F - 2)
+            x = x[:, low] + (bands - low) * (x[:, low + 1] - x[:, low])
         if config.equalizer:
-            knots = config.equalizer * math.log(10) / 10 * jax.random.normal(microphone, (_KNOTS,))
+            knots = config.equalizer * math.log(10) / 10 * jax.random.normal(channel, (_KNOTS,))
             x = x + jnp.interp(jnp.linspace(0, _KNOTS - 1, F), jnp.arange(_KNOTS), knots)
         return x
 
@@ -124,24 +125,24 @@ def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Ar
 
 
 def spec_augment(features: Array, frames: Array, keys: Array, config: SoundAugmentation) -> Array:
-    """Blanks stretches of frames and of bands with the example's mean (Park et al. 2019).
+    """Masks frames and bands with the mean of the example (SpecAugment, Park et al. 2019).
 
     Args:
       features: [B, S, F].
-      frames: int [B], real ones.
+      frames: int [B], number of valid frames.
       keys: [B].
-      config: how many and how wide.
+      config: number and widths of the masks.
     """
     if not (config.time_masks or config.band_masks):
         return features
 
     def stretch(key: Array, size: Array | int, length: int, width: int) -> Array:
-        """bool [length]: a random stretch of up to `width` within the first `size`."""
+        """Returns a random mask of at most `width` within the first `size`, bool [length]."""
         begin, wide = jax.random.split(key)
         wide = jax.random.randint(wide, (), 0, width + 1)
         start = jax.random.randint(begin, (), 0, jnp.maximum(size - wide, 0) + 1)
-        places = jnp.arange(length)
-        return (places >= start) & (places < start + wide)
+        index = jnp.arange(length)
+        return (index >= start) & (index < start + wide)
 
     def one(x: Array, size: Array, key: Array) -> Array:
         S, F = x.shape

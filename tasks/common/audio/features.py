@@ -1,4 +1,4 @@
-"""Sound: files read to samples of one rate, and log-mel features of them under jit.
+"""Log-mel features of sound, under jit.
 
 B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono.
 """
@@ -23,11 +23,11 @@ class LogMelConfig(Config):
     """Log energies in bands of the mel scale (Davis & Mermelstein 1980; Slaney's scale).
 
     Attributes:
-      sample_rate: samples a second.
-      window, hop: length of a frame and from one to the next, in milliseconds.
-      bands: F.
-      lowest: Hz at which the first band begins; the last ends at half the sample rate.
-      floor: energies below count as this much: what a microphone's own noise has.
+      sample_rate: samples per second.
+      window, hop: length of a frame and distance between frames, in milliseconds.
+      bands: number of bands F.
+      lowest: lower end of the first band in Hz; the last ends at half the sample rate.
+      floor: smallest energy, about that of the noise of a microphone.
     """
 
     sample_rate: PositiveInt = 8000
@@ -48,22 +48,20 @@ class LogMelConfig(Config):
         self.expect("bands", fit, f"fewer, such that each band contains one of {frequencies}")
 
     def samples_of(self, milliseconds: float) -> int:
-        """Samples in so many milliseconds."""
+        """Returns the number of samples in a time in milliseconds."""
         return round(self.sample_rate * milliseconds / 1000)
 
     @property
     def fft_size(self) -> int:
-        """A power of two that holds a window."""
+        """The smallest power of two that is not below the window."""
         return 1 << (self.samples_of(self.window) - 1).bit_length()
 
     def filters(self) -> np.ndarray:
-        """float32 [F, fft_size / 2 + 1], triangles of area 1 (librosa.filters.mel)."""
+        """Returns triangles of area 1, float32 [F, fft_size / 2 + 1] (librosa.filters.mel)."""
         return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
 
     def frames(self, samples: Array | int) -> Array | int:
-        """Frames of so many samples: as many windows as begin before the last is full, and one at
-        least where there is any sample.
-        """
+        """Returns the number of full windows, at least 1 if there are samples."""
         window, hop = self.samples_of(self.window), self.samples_of(self.hop)
         most = np.maximum if isinstance(samples, int | np.ndarray) else jnp.maximum
         return (samples > 0) * (1 + most(samples - window, 0) // hop)
@@ -76,23 +74,23 @@ def _filters(sample_rate: int, fft_size: int, bands: int, lowest: float) -> np.n
     from librosa.filters import mel
 
     with warnings.catch_warnings():
-        # Empty filters are an error of ours.
+        # LogMelConfig raises for empty filters.
         warnings.simplefilter("ignore")
         return mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=lowest)
 
 
 def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array, Array]:
-    """Features of a padded batch.
+    """Computes the features of a padded batch.
 
         X_s = FFT(hann ⊙ x_{s·hop ... s·hop + window}),   features_s = log max(M |X_s|², floor)
 
     Args:
-      samples: [B, P]; what stands at padding changes nothing.
+      samples: [B, P]; padding is ignored.
       lengths: int [B], samples of each.
       config: see `LogMelConfig`.
 
     Returns:
-      float32 [B, S, F], 0 beyond the last frame of each, and the numbers of frames int [B].
+      float32 [B, S, F], 0 beyond the last frame of each, and the numbers of frames, int [B].
 
     Raises:
       ValueError: shapes do not fit.
@@ -105,9 +103,9 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
     samples = jnp.where(jnp.arange(samples.shape[1]) < lengths[:, None], samples, 0.0)
     needed = (most - 1) * hop + window
     samples = jnp.pad(samples, ((0, 0), (0, max(needed - samples.shape[1], 0))))
-    places = hop * np.arange(most)[:, None] + np.arange(window)
+    indices = hop * np.arange(most)[:, None] + np.arange(window)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    spectrum = jnp.fft.rfft(samples[:, places] * hann.astype(np.float32), n=config.fft_size)
+    spectrum = jnp.fft.rfft(samples[:, indices] * hann.astype(np.float32), n=config.fft_size)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     energies = jnp.einsum(
         "BSK,FK->BSF", power, config.filters(), precision=jax.lax.Precision.HIGHEST

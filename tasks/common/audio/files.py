@@ -13,46 +13,35 @@ from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError, warn_once
 
-# Samples of which the loudness is one number when silence is taken off.
+# Samples per frame of loudness when silence is trimmed.
 _TRIMMED = 256
-
-
-# Frames that are decoded at a time, and from how many on a header does not know how many there are.
+# Frames decoded at a time, and the number from which on the header has no real length.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-
-
-# Peak of the average, as a share of that of the channels, below which it is nothing but rounding.
+# Peak of the average relative to that of the channels, below which it is only rounding error.
 _CANCELLED = 1e-3
-
-
 _RATES = (1000, 1_000_000)
-
-
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
-
-
 _CONVERT = "convert it to WAV or FLAC, as by ffmpeg -i FILE out.wav"
 
 
 def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> np.ndarray:
-    """Samples of a sound file: any that libsndfile reads (WAV, FLAC, Ogg, MP3, ...) of any width,
-    rate and number of channels, which are averaged.
+    """Reads a sound file of any format that libsndfile supports (WAV, FLAC, Ogg, MP3, ...).
 
-    A recording that was written to a pipe, whose header does not say how long it is, is read to its
-    end. Samples beyond ±1, which files of floating-point numbers may hold, are not clipped: the
-    whole clip is divided by its peak, and a message says so once.
+    Channels are averaged. A recording from a pipe, whose header has no length, is read to its end.
+    If samples exceed ±1, as they may in floating-point files, the clip is divided by its peak, with
+    a warning.
 
     Args:
       source: a path, or a file's bytes.
-      sample_rate: to which it is resampled (soxr, its high quality).
+      sample_rate: of the result (soxr, high quality).
       name: in messages, for bytes.
 
     Returns:
       float32 [P]; P is 0 for a file without samples.
 
     Raises:
-      UserError: no such file, not sound, cut off, a rate that no recording has, or samples that are
-        not finite.
+      UserError: no such file, not sound, truncated, an implausible rate, or samples that are not
+        finite.
     """
     name = name or str(source)
     if not isinstance(source, bytes):
@@ -65,7 +54,9 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
         raise UserError(f"{name}: the file is empty")
     samples, rate = _decoded(headers.with_true_sizes(data), name)
     if not _RATES[0] <= rate <= _RATES[1]:
-        raise UserError(f"{name}: has a rate of {rate} samples a second, expected {_EXPECTED_RATE}")
+        raise UserError(
+            f"{name}: has a rate of {rate} samples per second, expected {_EXPECTED_RATE}"
+        )
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise UserError(f"{name}: has samples that are not finite")
@@ -77,17 +68,17 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     found = resample(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
     if peak > 1:
         warn_once(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
-        # A filter may go beyond what it is given.
+        # The resampling filter may overshoot.
         found = found / max(np.abs(found).max(initial=0.0), 1)
     return found
 
 
 def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Samples [P, channels] and their rate."""
+    """Returns samples [P, channels] and their rate."""
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        """Never seeks, as reading does after each block: FLAC streams without a length cannot."""
+        """A file without seeks after blocks, which fail for FLAC streams without a length."""
 
         def seekable(self) -> bool:
             return False
@@ -96,21 +87,21 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
     if kind is not None:
         raise UserError(f"{name}: is {kind}, which is not supported; {_CONVERT}")
     if headers.sample_rate(data) == 0:
-        raise UserError(f"{name}: has a rate of 0 samples a second, expected {_EXPECTED_RATE}")
+        raise UserError(f"{name}: has a rate of 0 samples per second, expected {_EXPECTED_RATE}")
     missing = headers.missing_bytes(data)
     try:
         with Forward(io.BytesIO(data)) as sound:
             block = np.empty((_BLOCK, sound.channels), np.float32)
             blocks = []
-            # Not all at once: a header may promise more than any memory holds.
+            # Not at once, because the header may give a length beyond the memory.
             while count := sound.buffer_read_into(block, "float32"):
                 blocks.append(block[:count].copy())
             expected, rate = sound.frames, sound.samplerate
     except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
         if missing:
             raise _cut_off(name, missing, "bytes") from None
-        said = getattr(error, "error_string", str(error)).strip(" .")
-        raise UserError(f"{name}: not sound that can be read ({said}); {_CONVERT}") from None
+        reason = getattr(error, "error_string", str(error)).strip(" .")
+        raise UserError(f"{name}: not sound that can be read ({reason}); {_CONVERT}") from None
     if missing:
         raise _cut_off(name, missing, "bytes")
     samples = np.concatenate([block[:0], *blocks])
@@ -120,16 +111,16 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
 
 
 def _cut_off(name: str, count: int, unit: str) -> UserError:
-    return UserError(f"{name}: cut off: {count} {unit} are missing that its header promises")
+    return UserError(f"{name}: is truncated: {count} {unit} are missing according to its header")
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] -> int16. What resampling puts beyond is clipped, never wrapped around."""
+    """Converts float32 samples in [-1, 1] to int16, clipping overshoots of resampling."""
     return np.round(samples * 32768).clip(-32768, 32767).astype(np.int16)
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """float32 [P] at another rate (soxr)."""
+    """Resamples float32 [P] from `rate` to `sample_rate` (soxr)."""
     if rate == sample_rate or not len(samples):
         return samples.astype(np.float32)
     import soxr
@@ -138,8 +129,9 @@ def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Samples [P] without what is quieter at their ends, by so many decibels, than the loudest
-    frame; all of them for 0 decibels, or where all are alike.
+    """Removes both ends of samples [P] that are quieter than the loudest frame by `decibels`.
+
+    Returns all samples for 0 decibels, or if all frames are equal.
     """
     if not decibels or not len(samples):
         return samples

@@ -1,7 +1,7 @@
-"""Headers of sound files that libsndfile alone would misread: streams, cut files, phone formats.
+"""Headers of sound files that libsndfile misreads: streams, truncated files, phone formats.
 
-A program that writes sound to a pipe cannot go back to fill in how long it is: the sizes in the
-header are 0, or as large as can be.
+A program that writes sound to a pipe cannot fill in its length afterwards: the sizes in the header
+are 0 or placeholders.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 _PLACEHOLDER = 0x7FFFF000
 _LARGEST = 0xFFFFFFFF
 _WAVES = {b"RIFF": "little", b"RIFX": "big", b"RF64": "little"}
-# Bytes at a place -> a kind that libsndfile does not read.
+# Offset, bytes there, and the format, which libsndfile does not read.
 _OTHERS = (
     (4, b"ftyp", "MPEG-4 audio (m4a, mp4, 3gp)"),
     (0, b"#!AMR", "AMR"),
@@ -19,26 +19,26 @@ _OTHERS = (
     (0, b"ADIF", "AAC"),
     (0, b"\xff\xf1", "AAC"),
     (0, b"\xff\xf9", "AAC"),
-    (0, b"MThd", "MIDI, which holds notes and no sound"),
+    (0, b"MThd", "MIDI, which has notes and no sound"),
 )
 
 
 def unsupported_kind(data: bytes) -> str | None:
-    """Returns the name of a known kind of file that is not supported; None for all others."""
-    for place, mark, kind in _OTHERS:
-        if data[place : place + len(mark)] == mark:
+    """Returns the name of a known format that is not supported, or None."""
+    for offset, mark, kind in _OTHERS:
+        if data[offset : offset + len(mark)] == mark:
             return kind
     return None
 
 
 def with_true_sizes(data: bytes) -> bytes:
-    """Returns a WAV or AU file with the sizes that it has, where its header has placeholders.
+    """Replaces placeholders in the header of a WAV or AU file by the true sizes.
 
     Args:
-      data: a file of any kind; others, and those with real sizes, come back as they are.
+      data: a file of any format; all others are returned unchanged.
     """
     if data[:4] == b".snd" and data[8:12] == bytes(4):
-        # The sign of an unknown size.
+        # The mark of an unknown size.
         return data[:8] + b"\xff" * 4 + data[12:]
     found = _data_chunk(data)
     if found is None:
@@ -59,11 +59,12 @@ def with_true_sizes(data: bytes) -> bytes:
 
 
 def missing_bytes(data: bytes) -> int:
-    """Returns by how many bytes a file is shorter than its header says; libsndfile reads what there
-    is.
+    """Returns the number of bytes by which a file is shorter than its header says.
+
+    libsndfile reads truncated files without an error.
 
     Args:
-      data: after `with_true_sizes`; of WAV, AIFF, AU, Wave64 and Ogg, 0 for other kinds.
+      data: after `with_true_sizes`; WAV, AIFF, AU, Wave64 or Ogg, 0 for other formats.
     """
     end = 0
     if data[:4] in _WAVES:
@@ -81,7 +82,7 @@ def missing_bytes(data: bytes) -> int:
 
 
 def sample_rate(data: bytes) -> int | None:
-    """Returns the rate in the header of a WAV file; None if there is none."""
+    """Returns the sample rate in the header of a WAV file, or None."""
     order = _WAVES.get(data[:4])
     for at, name, _ in _chunks(data, order) if order else ():
         if name == b"fmt ":
@@ -90,62 +91,60 @@ def sample_rate(data: bytes) -> int | None:
 
 
 def _chunks(data: bytes, order: str, start: int = 12):
-    """Place, name and size of each chunk that begins within the file."""
-    place = start
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], order)
-        yield place, data[place : place + 4], size
-        place += 8 + size + size % 2
+    """Yields offset, name and size of each chunk that begins within the file."""
+    offset = start
+    while offset + 8 <= len(data):
+        size = int.from_bytes(data[offset + 4 : offset + 8], order)
+        yield offset, data[offset : offset + 4], size
+        offset += 8 + size + size % 2
 
 
 def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
-    """Where the samples of a WAV file begin, their size in bytes, and, if that stands in a chunk of
-    64-bit sizes, where these begin; else 0.
+    """Returns the offset of the samples of a WAV file, their size in bytes, and the offset of the
+    64-bit sizes, 0 without them.
     """
     order = _WAVES.get(data[:4])
     if order is None or data[8:12] != b"WAVE":
         return None
     long = 0
-    for place, name, size in _chunks(data, order):
+    for offset, name, size in _chunks(data, order):
         if name == b"ds64" and data[:4] == b"RF64":
-            long = place + 8
+            long = offset + 8
         elif name == b"data":
             if long and size == _LARGEST:
-                return place + 8, int.from_bytes(data[long + 8 : long + 16], order), long
-            return place + 8, size, 0
+                return offset + 8, int.from_bytes(data[long + 8 : long + 16], order), long
+            return offset + 8, size, 0
     return None
 
 
 def _are_chunks(data: bytes, start: int) -> bool:
-    """Whether a file consists of chunks from here to its end, as of an empty recording with notes;
-    samples do not look like that.
-    """
-    place = start
-    for place, name, size in _chunks(data, _WAVES[data[:4]], start):
-        if not (name.isascii() and name.decode().isprintable()) or place + 8 + size > len(data):
+    """Returns whether the rest of a file is chunks, as in an empty recording with notes."""
+    end = start
+    for offset, name, size in _chunks(data, _WAVES[data[:4]], start):
+        if not (name.isascii() and name.decode().isprintable()) or offset + 8 + size > len(data):
             return False
-        place += 8 + size + size % 2
-    return place >= len(data)
+        end = offset + 8 + size + size % 2
+    return end >= len(data)
 
 
 def _wave64_end(data: bytes) -> int:
-    place = 40
-    while place + 24 <= len(data):
-        size = int.from_bytes(data[place + 16 : place + 24], "little")
-        if data[place : place + 4] == b"data":
-            return place + size
-        place += max(size + -size % 8, 24)
+    offset = 40
+    while offset + 24 <= len(data):
+        size = int.from_bytes(data[offset + 16 : offset + 24], "little")
+        if data[offset : offset + 4] == b"data":
+            return offset + size
+        offset += max(size + -size % 8, 24)
     return 0
 
 
 def _ogg_end(data: bytes) -> int:
-    """Where the last page ends that begins within the file."""
-    place = 0
-    while data[place : place + 4] == b"OggS":
-        segments = data[place + 26] if place + 26 < len(data) else 0
-        table = data[place + 27 : place + 27 + segments]
-        if len(table) < segments or place + 27 > len(data):
-            return max(place + 27 + segments, len(data) + 1)
-        place += 27 + segments + sum(table)
-    # What is left of a page's mark.
-    return len(data) + 1 if b"OggS".startswith(data[place:]) and data[place:] else place
+    """Returns the end of the last page that begins within the file."""
+    offset = 0
+    while data[offset : offset + 4] == b"OggS":
+        segments = data[offset + 26] if offset + 26 < len(data) else 0
+        table = data[offset + 27 : offset + 27 + segments]
+        if len(table) < segments or offset + 27 > len(data):
+            return max(offset + 27 + segments, len(data) + 1)
+        offset += 27 + segments + sum(table)
+    # A truncated mark of a page.
+    return len(data) + 1 if b"OggS".startswith(data[offset:]) and data[offset:] else offset

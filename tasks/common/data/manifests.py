@@ -1,4 +1,4 @@
-"""Files of the user with their texts: manifests of files and texts, or a folder of both."""
+"""User files with transcripts: manifests of files and texts, or a folder with both."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tasks.common.text.tokenizer import UNKNOWN, TextConfig, Tokenizer
 from tasks.task import SPLITS
 
 COLUMNS = ("path", "text")
-# Values of `split_by` that are no columns.
+# Values of `split_by` that are not columns.
 BY_TEXT, BY_FILE = "text", "file"
 
 
 class ManifestRow(NamedTuple):
-    """One file: where it is named (manifest and line), its path, what it says, and its group.
+    """A file: its manifest and line for messages, its path, its text, and its group.
 
-    The group is the value of the column by which splits are made, empty if there is none.
+    The group is the value of the column by which splits are made, empty without one.
     """
 
     where: str
@@ -48,7 +48,7 @@ class ManifestRow(NamedTuple):
 
 
 def check_split_by(split_by: str, path: str | None) -> None:
-    """Raises ValueError for a `split_by` of a data config that cannot be honoured."""
+    """Raises ValueError for an invalid `split_by` of a data config."""
     if not split_by.strip():
         raise ValueError("split_by: is empty, expected text, file or the name of a column")
     if path is None and split_by != BY_TEXT:
@@ -64,20 +64,20 @@ def user_examples(
     split_by: str = BY_TEXT,
     unit: str = "files",
 ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
-    """Files of the user in three splits, and the encoder of their texts, fitted on train.
+    """Reads user files in three splits, and fits the tokenizer of their texts on train.
 
     Args:
-      path: see `find`. A split that is missing is a tenth of train.
-      read: raises UserError for what cannot be used.
-      text: how texts become units.
-      field: of an example.
-      skip_broken: leave out what cannot be used, and name it.
-      split_by: what is in one split alone: "text": equal texts; "file": equal files; else equal
+      path: see `find`. A missing split takes a tenth of train.
+      read: raises UserError for files that cannot be used.
+      text: config of the tokenizer.
+      field: name of the sequence in an example.
+      skip_broken: skip files that cannot be used, with a message.
+      split_by: items that stay in one split: "text": equal texts; "file": equal files; else equal
         values of this column of the manifest, such as speaker.
       unit: of the examples, a plural for messages.
 
     Raises:
-      UserError: what is wrong, with its file and line.
+      UserError: a file or text cannot be used; the message names file and line.
     """
     column = None if split_by in (BY_TEXT, BY_FILE) else split_by
     lines = find(path, column)
@@ -87,7 +87,7 @@ def user_examples(
         lines |= {split: [lines["train"][i] for i in rows] for split, rows in rest.items()}
     elif split_by != BY_TEXT:
         raise UserError(
-            f"config.data.split_by: got {split_by!r}, but {path} has all splits; leave it out"
+            f"config.data.split_by: got {split_by!r}, but {path} has all splits; remove it"
         )
 
     def named(line: ManifestRow) -> np.ndarray:
@@ -119,7 +119,7 @@ def user_examples(
 
 
 def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
-    """Counts of each split: examples with a text and, as ignored, without one.
+    """Counts the examples of each split: with a text and, as ignored, without one.
 
     Args:
       texts: of each split.
@@ -127,12 +127,12 @@ def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitS
     """
     found = {}
     for split, given in texts.items():
-        said = sum(map(bool, given))
+        count = sum(map(bool, given))
         found[split] = SplitSummary(
             len(given),
-            {"with a text": said},
+            {"with a text": count},
             unit=unit,
-            ignored=len(given) - said,
+            ignored=len(given) - count,
             ignored_as="without a text",
         )
     return found
@@ -142,7 +142,7 @@ def _held_out(
     path: str, lines: Mapping[str, Sequence[ManifestRow]], split_by: str
 ) -> Mapping[str, list[int]]:
     train, given = lines["train"], list(lines)
-    manifests = "give validation and test manifests of their own"
+    manifests = "give validation and test manifests"
     other = "set config.data.split_by to file, or to a column of the manifest such as speaker"
     if split_by == BY_TEXT:
         remedy = f"{manifests}, or {other}"
@@ -162,7 +162,7 @@ def _content_hash(line: ManifestRow) -> str:
 
 
 def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> None:
-    """Names files that are listed twice, in one manifest or in two."""
+    """Warns about files that are listed twice, in one manifest or in two."""
     for given in lines.values():
         first: dict[Path, ManifestRow] = {}
         twice = [
@@ -176,7 +176,7 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
             texts = f", {differ} with another text" * bool(differ)
             warn_once(
                 f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
-                f"named twice{texts}"
+                f"listed twice{texts}"
             )
     named = {
         split: {str(line.file): f"{line.file.name} ({line.where})" for line in given}
@@ -186,42 +186,42 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
 
 
 def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
-    """Names a text that is longer than the encoder's limit, which would cut it off."""
+    """Raises for a text that the tokenizer would truncate."""
     limit = tokenizer.config.max_length
     longer = tokenizer.with_max_length(limit + 1)
     for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
         if len(units) > limit:
             raise UserError(
-                f"{line.where}: has a text of more than {limit} units, which "
-                "config.data.text.max_length cuts off; raise it"
+                f"{line.where}: has a text of more than {limit} units; raise "
+                "config.data.text.max_length"
             )
 
 
 def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Sequence[str]) -> None:
-    """Names a text that could never be written, since train has no such unit."""
+    """Raises for a text with units that are not in train, which no model can write."""
     for line, units in zip(lines, encode_units(tokenizer, [x.text for x in lines]), strict=True):
         if UNKNOWN in units:
             known = {letter for text in train for letter in text.lower()}
-            strange = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
-            what = f"characters {''.join(strange)!r}" if strange else "words"
+            unknown = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
+            what = f"characters {''.join(unknown)!r}" if unknown else "words"
             raise UserError(
                 f"{line.where}: has {what} that no text of train has; add such files to train, or "
-                "take --config.data.text.tokenizer=bpe"
+                "set --config.data.text.tokenizer=bpe"
             )
 
 
 def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
-    """Files by split.
+    """Returns the files by split.
 
     Args:
-      path: a manifest, or a folder of files with a text of the same name beside each, as a.png and
-        a.txt: the train split; or manifests with commas between, of train, validation and test,
-        which are known by their names, as train.csv.
-      column: of the train manifest, to group its lines by; none if None.
+      path: of the train split, a manifest or a folder of files with a text file of the same name
+        beside each (a.png and a.txt); or manifests separated by commas, named after their splits,
+        such as train.csv.
+      column: of the train manifest, by which its lines are grouped; none if None.
 
     Raises:
-      UserError: a manifest is missing, empty, or not one; a file or a column is missing; there is
-        no train split.
+      UserError: a manifest is missing, empty or malformed; a file, a column or the train split is
+        missing.
     """
     names = split_paths(path)
     if len(names) == 1:
@@ -240,10 +240,10 @@ def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
         split = next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
         if split is None:
             raise UserError(
-                f"path: {name}: cannot tell its split; call it train, validation or test"
+                f"path: {name}: has no name of a split; name it train, validation or test"
             )
         if split in found:
-            raise UserError(f"path: {name}: there is a {split} split already")
+            raise UserError(f"path: {name}: is a second {split} split; keep one")
         found[split] = read_manifest(name, column if split == "train" else None)
     if "train" not in found:
         raise UserError(f"path: {path}: has no train split")
@@ -251,18 +251,17 @@ def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
 
 
 def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
-    """Lines of a manifest: a table, or JSON lines, with the columns path and text.
+    """Reads a manifest: a table or JSON lines with the columns path and text.
 
-    Paths are relative to the manifest's folder. Names of columns may differ in case.
+    Paths are relative to the folder of the manifest. Names of columns may differ in case.
 
     Args:
-      name: of the manifest; one that ends in .jsonl or .ndjson holds JSON lines, others are CSV or
-        TSV.
-      column: whose values are the groups of the lines; none if None.
+      name: of the manifest: JSON lines if it ends in .jsonl or .ndjson, else CSV or TSV.
+      column: of the groups; none if None.
 
     Raises:
-      UserError: the manifest is malformed, a column or a file is missing, or a value is not as
-        expected; the line is named.
+      UserError: the manifest is malformed, a column or a file is missing, or a value is invalid;
+        the message names the line.
     """
     wanted = [*COLUMNS, *([] if column is None else [column])]
     table = open_table(name, wanted, extensions=None, may_be_empty=True)
@@ -270,36 +269,36 @@ def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
     missing = [each for each in COLUMNS if _spelled(each, table.header) not in table.header]
     if missing and table.delimiter is not None:
         raise UserError(
-            f"{name}: no column {' and '.join(missing)}; its first line names the columns path and "
-            f"text, got {table.column_names}"
+            f"{name}: no column {' and '.join(missing)}; expected the columns path and text, got "
+            f"{table.column_names}"
         )
     if column is not None and table.delimiter is not None and named[-1] not in table.header:
         raise no_column(f"config.data.split_by: {name}", column, table.header)
     folder, lines = Path(name).expanduser().parent, []
-    for number, (file, said, *group) in table.select(named):
-        lines.append(_line(f"{name}: line {number}", folder, file, said, column, *group))
+    for number, (file, text, *group) in table.select(named):
+        lines.append(_line(f"{name}: line {number}", folder, file, text, column, *group))
     if not lines:
-        raise UserError(f"{name}: names no files")
+        raise UserError(f"{name}: has no files")
     return lines
 
 
 def _line(
-    where: str, folder: Path, file: Any, said: Any, column: str | None, group: Any = None
+    where: str, folder: Path, file: Any, text: Any, column: str | None, group: Any = None
 ) -> ManifestRow:
     file = text_value(file, where, "path").strip()
     if not file:
-        raise UserError(f"{where}: names no file")
-    place = find_file(folder, file)
-    if not os.path.isfile(place):  # a name that is too long is no error there
-        raise UserError(f"{where}: no such file: {place}")
-    text = " ".join(text_value(said, where, "text").split())
+        raise UserError(f"{where}: has no path")
+    found = find_file(folder, file)
+    if not os.path.isfile(found):  # False for a name that is too long, unlike Path.is_file
+        raise UserError(f"{where}: no such file: {found}")
+    text = " ".join(text_value(text, where, "text").split())
     return ManifestRow(
-        where, place, text, "" if column is None else label_value(group, where, column)
+        where, found, text, "" if column is None else label_value(group, where, column)
     )
 
 
 def _spelled(column: str, header: Sequence[str]) -> str:
-    """The column as the header spells it, if one differs in case alone."""
+    """Returns the column as written in the header, if exactly one differs in case alone."""
     alike = [name for name in header if name.lower() == column.lower()]
     return alike[0] if column not in header and len(alike) == 1 else column
 
@@ -318,7 +317,7 @@ def _folder(folder: Path) -> list[ManifestRow]:
     for file in files:
         text = texts.get(file.stem)
         if text is None:
-            raise UserError(f"{file}: has no text beside it; expected {file.with_suffix('.txt')}")
+            raise UserError(f"{file}: has no text file, expected {file.with_suffix('.txt')}")
         lines.append(ManifestRow(str(file), file, " ".join(_text(text).split())))
     if not lines:
         raise UserError(f"path: {folder}: has no files")

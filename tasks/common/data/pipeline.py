@@ -1,9 +1,9 @@
-"""Batches of a few fixed shapes, from grain.
+"""Batches of a few fixed shapes, by grain.
 
-The plan of an epoch - which examples stand together in which batch - is a pure function of (seed,
-epoch), and every epoch has the same number of batches. So batch n is a pure function of (seed, n):
-the whole state of an iterator is one number, a run resumes at the exact next batch, and processes
-agree on the plan without a word between them, each taking its rows of every batch.
+The assignment of examples to batches in an epoch is a pure function of (seed, epoch), and all
+epochs have the same number of batches. So batch n is a pure function of (seed, n), and the state of
+an iterator is one number. A run resumes at the exact next batch, and processes agree on the batches
+without communication, each taking its rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Enough for any run; grain wants a length, and an endless MapDataset would lose its index.
+# Enough for any run. grain needs a length, and an endless MapDataset would lose its index.
 _BATCHES = 2**40
 _SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
 
@@ -26,9 +26,9 @@ class Examples(Protocol):
     """Random access to the examples of a split.
 
     Attributes:
-      lengths: by which examples are put into buckets: [n]; or, for fields of lengths of their own,
-        field -> [n], with the fields of `padded`; None: every example has one shape.
-      padded: field -> padding value, for the fields padded on axis 0 to the length of the bucket.
+      lengths: lengths by which examples are assigned to buckets, [n]; field -> [n] for the fields
+        of `padded` if their lengths differ; None: all examples have the same shape.
+      padded: field -> padding value, for fields padded on axis 0 to the length of the bucket.
     """
 
     lengths: np.ndarray | Mapping[str, np.ndarray] | None
@@ -42,13 +42,13 @@ class Examples(Protocol):
 class EpochPlan:
     """The batches of one epoch.
 
-    Examples are grouped by the first bucket that holds them. What does not fill a batch of its
-    bucket moves on to the next longer one, so nothing is dropped, and only one batch, of the
-    longest bucket in use, may have fewer examples than `batch_size`.
+    Examples are grouped by the shortest bucket for their length. Those that do not fill a batch
+    move to the next longer bucket, so no example is dropped, and only one batch, of the longest
+    bucket in use, may have fewer examples than `batch_size`.
 
     Attributes:
       members: indices of the examples of each batch.
-      buckets: bucket of each batch; 0 where there are no buckets.
+      buckets: bucket of each batch; 0 without buckets.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class EpochPlan:
         batch_size: int,
         seed: tuple[int, int] | None,
     ):
-        """Makes the plan.
+        """Assigns the examples.
 
         Args:
-          bucket_of: [n] number of the bucket of each example.
+          bucket_of: [n] index of the bucket of each example.
           buckets: ascending.
-          batch_size: examples of a batch.
+          batch_size: examples per batch.
           seed: (seed, epoch); None: no shuffling.
         """
         self.members: list[np.ndarray] = []
@@ -90,7 +90,7 @@ class EpochPlan:
 
 
 class _Batcher:
-    """Makes batches of examples by the plans of epochs."""
+    """Construction of batches from the plans of epochs."""
 
     def __init__(
         self,
@@ -101,24 +101,24 @@ class _Batcher:
         process_count: int,
     ):
         if len(examples) < 1:
-            raise ValueError("examples must hold at least one example, got none")
+            raise ValueError("examples: got none, expected at least one")
         if batch_size < 1 or process_count < 1 or batch_size % process_count:
             raise ValueError(
-                f"batch_size must be a positive multiple of process_count, got {batch_size} and "
-                f"{process_count}"
+                f"batch_size: got {batch_size}, expected a positive multiple of "
+                f"process_count={process_count}"
             )
         if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+            raise ValueError(f"process_index: got {process_index}, expected [0, {process_count})")
         self.examples, self.batch_size = examples, batch_size
         self.buckets, self.bucket_of = _buckets(examples, buckets)
-        share = batch_size // process_count
-        self.rows = slice(process_index * share, (process_index + 1) * share)
+        rows = batch_size // process_count
+        self.rows = slice(process_index * rows, (process_index + 1) * rows)
 
     def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
-        """This process' rows of a batch, stacked and padded.
+        """Returns the rows of this process in a batch, stacked and padded.
 
-        A missing row repeats the first of the batch, so that no mechanism meets an empty example,
-        and has weight 0 and id -1.
+        Padding rows repeat the first example, so that no mechanism gets an empty example, with
+        weight 0 and id -1.
         """
         missing = self.batch_size - len(members)
         indices = np.concatenate([members, np.repeat(members[:1], missing)])[self.rows]
@@ -133,8 +133,8 @@ class _Batcher:
                 values = [np.asarray(example[field]) for example in examples]
                 if any(value.shape != values[0].shape for value in values):
                     raise ValueError(
-                        f"field {field!r} has shapes {sorted({v.shape for v in values})}; name it "
-                        "in `padded`, or give it one shape"
+                        f"{field}: got shapes {sorted({v.shape for v in values})}, expected one; "
+                        "add the field to `padded`"
                     )
                 batch[field] = np.stack(values)
             assert batch[field].dtype == np.asarray(first).dtype, field
@@ -150,8 +150,8 @@ class _Batcher:
             value = example[field]
             if len(value) > length:
                 raise ValueError(
-                    f"field {field!r} of an example has length {len(value)}, but `lengths` put "
-                    f"it into the bucket {length}"
+                    f"{field}: got an example of length {len(value)}, expected at most the bucket "
+                    f"{length} that `lengths` gives"
                 )
             result[row, : len(value)] = value
         return result
@@ -166,32 +166,32 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ):
-    """Endless shuffled batches; batch n depends on (seed, n) and nothing else.
+    """Returns endless shuffled batches; batch n depends on (seed, n) alone.
 
     Args:
       examples: the train split.
-      batch_size: examples of a batch over all processes; of an epoch's batches one may have fewer.
-      seed: of the plan.
-      buckets: lengths to which batches are padded, ascending; None: the greatest of `lengths`.
-        Where `lengths` is by field, each may be a mapping from fields to lengths; fields that the
-        examples have not do not count.
-      process_index: which rows of each batch are given: a contiguous block.
-      process_count: number of such blocks.
+      batch_size: examples per batch over all processes; one batch per epoch may have fewer.
+      seed: of the shuffling.
+      buckets: lengths to which batches are padded, ascending; None: the greatest of `lengths`. If
+        `lengths` is by field, a bucket may be a mapping from fields to lengths; other fields are
+        ignored.
+      process_index: index of the contiguous block of rows that is returned.
+      process_count: number of blocks.
 
     Returns:
       A grain.DatasetIterator of dicts of arrays [batch_size / process_count, ...], with "weight"
-      float32 (1 real, 0 padding) and "id" int32 (index of the example, -1 padding) added. It works
-      with get_state, set_state, and the checkpoint handlers of grain.
+      float32 (0 for padding rows) and "id" int32 (index of the example, -1 for padding rows)
+      added. It supports get_state, set_state, and the checkpoint handlers of grain.
 
     Raises:
-      ValueError: no examples, an example longer than the longest bucket, or impossible sizes.
+      ValueError: no examples, an example longer than the longest bucket, or invalid sizes.
     """
     import grain
 
     batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
     epoch_batches = epoch_length(examples, batch_size, buckets)
 
-    # Prefetching threads are at the border of two epochs at most.
+    # Prefetching spans at most two epochs.
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> EpochPlan:
         return EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, (seed, epoch))
@@ -214,9 +214,9 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example exactly once, in the order of the buckets; arguments as `train_iterator`.
+    """Yields every example once, in the order of the buckets; arguments as in `train_iterator`.
 
-    The last batch is filled up with rows of weight 0.
+    The last batch is padded with rows of weight 0.
     """
     batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
@@ -226,7 +226,7 @@ def evaluation_batches(
 def epoch_length(
     examples: Examples, batch_size: int, buckets: Sequence[Bucket] | None = None
 ) -> int:
-    """Number of batches in which every example occurs once; the buckets do not change it."""
+    """Returns the number of batches per epoch, which does not depend on the buckets."""
     return -(-len(examples) // batch_size)
 
 
@@ -241,7 +241,7 @@ def bucket_lengths(
     Args:
       lengths: of the examples, [n], or by field.
       quantiles: of the lengths, ascending; each gives a bucket, rounded up.
-      multiple: of which the buckets are multiples; an integer, or one per field.
+      multiple: common divisor of the buckets; an integer, or one per field.
       longest: last bucket, and limit of the others; the greatest length, rounded up, if None.
 
     Returns:
@@ -265,23 +265,23 @@ def bucket_lengths(
 def _buckets(
     examples: Examples, buckets: Sequence[Bucket] | None
 ) -> tuple[list[Bucket], np.ndarray]:
-    """The buckets, and the number of the bucket of each example."""
+    """Returns the buckets, and the index of the bucket of each example."""
     if examples.lengths is None:
         if buckets is not None:
-            raise ValueError("buckets need examples with lengths, got lengths=None")
+            raise ValueError("lengths: got None, expected lengths with buckets")
         return [0], np.zeros(len(examples), np.int64)
     if isinstance(examples.lengths, Mapping):
         return _buckets_by_field(examples, buckets)
     if buckets is not None and any(isinstance(bucket, Mapping) for bucket in buckets):
         raise ValueError(
-            "buckets by field need examples with lengths by field, got one length each"
+            "lengths: got one per example, expected lengths by field with buckets by field"
         )
     lengths = _checked_lengths(examples, examples.lengths, "lengths")
     if buckets is None:
         return [int(lengths.max())], np.zeros(len(examples), np.int64)
     chosen = [int(bucket) for bucket in buckets]
     if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 1:
-        raise ValueError(f"buckets must be positive and ascending, got {chosen}")
+        raise ValueError(f"buckets: got {chosen}, expected positive and ascending lengths")
     return chosen, _first_that_holds(chosen, lengths, "")
 
 
@@ -290,8 +290,8 @@ def _buckets_by_field(
 ) -> tuple[list[Bucket], np.ndarray]:
     if set(examples.lengths) != set(examples.padded):
         raise ValueError(
-            f"lengths must have the fields of padded, {sorted(examples.padded)}, got "
-            f"{sorted(examples.lengths)}"
+            f"lengths: got fields {sorted(examples.lengths)}, expected those of padded, "
+            f"{sorted(examples.padded)}"
         )
     lengths = {
         field: _checked_lengths(examples, values, f"lengths of {field!r}")
@@ -304,14 +304,14 @@ def _buckets_by_field(
     for bucket in buckets:
         by_field = bucket if isinstance(bucket, Mapping) else dict.fromkeys(lengths, bucket)
         if missing := sorted(set(lengths) - set(by_field)):
-            raise ValueError(f"buckets must name each padded field, got {bucket} without {missing}")
+            raise ValueError(f"buckets: got {bucket}, expected a length of {missing} too")
         chosen.append({field: int(by_field[field]) for field in lengths})
     numbers = np.zeros(len(examples), np.int64)
     for field, values in lengths.items():
         row = [bucket[field] for bucket in chosen]
         if not row or row != sorted(row) or row[0] < 1:
             raise ValueError(
-                f"buckets must be positive and ascending in every field, got {row} for {field!r}"
+                f"buckets: got {row} for {field!r}, expected positive and ascending lengths"
             )
         numbers = np.maximum(numbers, _first_that_holds(row, values, f" in field {field!r}"))
     return chosen, numbers
@@ -320,14 +320,14 @@ def _buckets_by_field(
 def _checked_lengths(examples: Examples, lengths: np.ndarray, name: str) -> np.ndarray:
     lengths = np.asarray(lengths)
     if lengths.shape != (len(examples),):
-        raise ValueError(f"{name} must have shape ({len(examples)},), got {lengths.shape}")
+        raise ValueError(f"{name}: got shape {lengths.shape}, expected ({len(examples)},)")
     return lengths
 
 
 def _first_that_holds(buckets: list[int], lengths: np.ndarray, where: str) -> np.ndarray:
     if lengths.max() > buckets[-1]:
         raise ValueError(
-            f"example {int(lengths.argmax())} has length {lengths.max()}{where}, longer than the "
-            f"longest bucket {buckets[-1]}"
+            f"example {int(lengths.argmax())}: got length {lengths.max()}{where}, expected at most "
+            f"the longest bucket {buckets[-1]}"
         )
     return np.searchsorted(buckets, lengths)

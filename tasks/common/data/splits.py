@@ -1,4 +1,4 @@
-"""Counts of each split, and the check that there is something to learn from and to measure on."""
+"""Counts of each split, and the check that the splits can be used."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from tasks.common.errors import UserError, warn_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
-# What databases, spreadsheets and pandas write where there is no value.
+# Missing values as written by databases, spreadsheets and pandas.
 _MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """What a split holds.
+    """Counts of a split.
 
     Attributes:
       examples: their number.
       classes: count of each class by name, in the order of the classes; None for a task without
         classes.
-      unit: what `classes` and `ignored` count: "examples", "objects", "pixels" or "recordings".
-      ignored: labels that are in the files but do not count, such as void pixels, crowd regions
-        or recordings without a text.
-      ignored_as: what those are called in messages.
-      least_classes: classes that the train split needs.
-      note: what else is worth knowing, such as texts without a known word; empty if nothing.
+      unit: of `classes` and `ignored`: "examples", "objects", "pixels" or "recordings".
+      ignored: number of labels that are in the files but not used, such as void pixels, crowd
+        regions or recordings without a text.
+      ignored_as: their description in messages.
+      least_classes: minimum number of classes in the train split.
+      note: further information, such as texts without a known word; may be empty.
     """
 
     examples: int
@@ -54,15 +54,15 @@ class SplitSummary:
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
     """Checks that each split can be used.
 
-    Named on standard error are classes of validation or test that the train split lacks, classes
-    whose names look alike, and those whose name is a sign for a missing value.
+    Warns about classes of validation or test that the train split lacks, about similar names of
+    classes, and about names that denote missing values.
 
     Args:
       where: file or folder of the data, for messages.
       splits: by name.
 
     Raises:
-      UserError: a split has no examples or nothing but ignored labels, or the train split has too
+      UserError: a split has no examples or no labels but ignored ones, or the train split has too
         few classes with at least one example, object or pixel.
     """
     for name, split in splits.items():
@@ -81,7 +81,7 @@ def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
             )
         if name == "train" and len(present) < split.least_classes:
             raise UserError(
-                f"{where}: all labelled {split.unit} of the train split are of the class "
+                f"{where}: all labeled {split.unit} of the train split are of the class "
                 f"{present[0]!r}{ignored}, expected {split.least_classes} classes or more"
             )
     for name, split in splits.items():
@@ -116,27 +116,27 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
         if len(names) > 1:
             listed = " and ".join(map(ascii, names))
             message = (
-                f"classes {listed} differ in case, spaces or invisible characters alone; they are "
-                "classes of their own"
+                f"classes {listed} differ in case, spaces or invisible characters alone; they "
+                "count as different classes"
             )
             warn_once(f"{where}: {message}", key=message)
     for label in _MISSING:
         if counts.get(label):
             message = (
-                f"{counts[label]:,} labels are {label}, which is taken for a class; leave these "
-                "examples out if they have no label"
+                f"{counts[label]:,} labels are {label}, which counts as a class; remove these "
+                "examples if they have no label"
             )
             warn_once(f"{where}: {message}", key=message)
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message that names those of `known` that look like `name`, if any."""
+    """Returns the end of a message with those of `known` that look like `name`; may be empty."""
     same = [ascii(other) for other in known if _looks(other) == _looks(name)]
     return f"; {name!a} is not {' or '.join(same)}" if same else ""
 
 
 def _looks(name: str) -> str:
-    """A name without what nobody sees: case, forms of Unicode, spaces, and marks of direction."""
+    """Returns a name without case, Unicode forms, spaces and invisible characters."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(
         x for x in text if not x.isspace() and unicodedata.category(x) not in ("Cf", "Cc")

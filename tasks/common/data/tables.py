@@ -1,12 +1,12 @@
-"""Tables in the user's files: CSV, TSV and JSON lines, read strictly, with line numbers.
+"""Tables in user files: CSV, TSV and JSON lines, read strictly, with line numbers.
 
-CSV and TSV follow RFC 4180: a quoted field may hold delimiters, line ends and doubled quotes. The
-delimiter (comma, semicolon or tab) is detected from the first lines. JSON lines hold one object per
-line. Files are UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. A file is
-read from the disk once for each pass, so large tables need no memory.
+CSV and TSV follow RFC 4180: a quoted field may contain delimiters, line ends and doubled quotes.
+The delimiter (comma, semicolon or tab) is detected from the first lines. JSON lines have one object
+per line. Files are UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. Each
+pass reads the file from the disk, so large tables need no memory.
 
-Every record of a file is returned or named: a record with more or fewer fields than the first one
-is an error, and records without any content are counted on standard error.
+No record is dropped silently: a record with more or fewer fields than the first one is an error,
+and a warning gives the number of empty records.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -29,19 +30,19 @@ DELIMITERS = ",;\t"
 JSON_LINES = (".jsonl", ".ndjson")
 EXTENSIONS = (".csv", ".tsv", ".tab", *JSON_LINES)
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
-# Lines by which a delimiter is detected.
+# Number of lines from which the delimiter is detected.
 _SAMPLE = 50
 _LONGEST_FIELD = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table in a file, read anew by every pass over it.
+    """A table in a file, which every pass reads again.
 
     Attributes:
       name: of the file, for messages.
-      header: names of the columns, without spaces around them; of JSON lines the keys of the first
-        object; empty for a table that is read without a header.
+      header: stripped names of the columns; for JSON lines the keys of the first object; empty for
+        a table without a header.
       delimiter: None for JSON lines.
     """
 
@@ -56,7 +57,7 @@ class Table:
 
         Args:
           columns: names.
-          optional: those of them that an object of JSON lines may lack; the value is then None.
+          optional: columns that objects of JSON lines may lack; their value is then None.
 
         Yields:
           Strings for CSV and TSV, JSON values for JSON lines.
@@ -72,18 +73,18 @@ class Table:
                 yield line, [row.get(column) for column in columns]
             return
         self.expect(columns)
-        places = [self.header.index(column) for column in columns]
+        indices = [self.header.index(column) for column in columns]
         for line, row in itertools.islice(_records(self.name, self.delimiter), 1, None):
-            yield line, [row[place] for place in places]
+            yield line, [row[index] for index in indices]
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yields the line number and all fields of each record below the header, if there is one.
 
         Raises:
-          UserError: a record is malformed, or the file holds JSON lines.
+          UserError: a record is malformed, or the file has JSON lines.
         """
         if self.delimiter is None:
-            raise UserError(f"{self.name}: holds JSON lines, expected CSV or TSV")
+            raise UserError(f"{self.name}: has JSON lines, expected CSV or TSV")
         yield from itertools.islice(
             _records(self.name, self.delimiter), 1 if self.header else 0, None
         )
@@ -97,8 +98,7 @@ class Table:
         yield from _objects(self.name)
 
     def keys(self) -> tuple[str, ...]:
-        """Returns the keys of all objects of JSON lines, in the order in which they first occur; of
-        CSV and TSV the header.
+        """Returns the keys of all objects of JSON lines, in order of occurrence, or the header.
 
         Raises:
           UserError: a line is malformed.
@@ -131,29 +131,29 @@ def open_table(
 
     Args:
       name: of the file.
-      wanted: columns by which delimiters are told apart where several fit; they need not be there.
-      extensions: that the file may have, in any case; any if None. `JSON_LINES` are JSON lines,
-        all others CSV or TSV.
-      is_header: whether the first record is a header; always if None.
-      may_be_empty: whether there may be no record below the header.
+      wanted: possible columns, which decide between several possible delimiters.
+      extensions: accepted extensions, in any case; all if None. `JSON_LINES` are JSON lines, all
+        others CSV or TSV.
+      is_header: returns whether the first record is a header; always True if None.
+      may_be_empty: accept a header without records.
 
     Raises:
-      UserError: the file cannot be read, has another extension, has no header or no record below
-        it, or names a column twice.
+      UserError: the file cannot be read, has another extension, no header or no record, or two
+        columns of the same name.
     """
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
-    if path.is_dir():
-        raise UserError(f"{str(name) or path}: is a folder, expected a file with a table")
+    if os.path.isdir(path):  # False for names that are no path
+        raise UserError(f"{str(name) or path}: is a folder, expected a table")
     if extensions is not None and suffix not in extensions:
         raise UserError(
-            f"{name}: unknown kind of file {path.suffix!r}; it must end in {', '.join(extensions)}"
+            f"{name}: got extension {path.suffix!r}, expected one of {', '.join(extensions)}"
         )
     name = str(name)
     if suffix == ".json":
         raise UserError(
-            f"{name}: is JSON by its extension, expected a table; write an object a line and call "
-            f"the file {path.stem}{JSON_LINES[0]}"
+            f"{name}: is JSON by its extension, expected a table; write one object per line and "
+            f"name the file {path.stem}{JSON_LINES[0]}"
         )
     if suffix in JSON_LINES:
         first = next(_objects(name), None)
@@ -169,14 +169,14 @@ def open_table(
     if is_header is not None and not is_header(list(header)):
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {quote(twice)} stands in the header twice; rename one")
+        raise UserError(f"{name}: column {quote(twice)} is in the header twice; rename one")
     if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
 
 
 def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
-    """Returns the error for a column that is missing; the nearest of the known ones is named."""
+    """Returns the error for a missing column, with the most similar of the known ones."""
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
     hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
@@ -184,9 +184,9 @@ def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
 
 
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields line number and object of each line that is not blank."""
+    """Yields line number and object of each nonblank line."""
     with open_text(name) as file:
-        # Lines end in LF alone; the separators that TextIO knows may occur within strings.
+        # LF alone ends a line. Other separators of TextIO may occur within strings.
         file.reconfigure(newline="\n")
         try:
             for line, text in enumerate(file, 1):
@@ -205,25 +205,27 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object of its pairs, as `object_pairs_hook` of `json.loads`.
+    """Returns a JSON object from its pairs, as `object_pairs_hook` of `json.loads`.
 
     Raises:
-      ValueError: a key stands there twice.
+      ValueError: a key occurs twice.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"key {twice!r} stands there twice")
+        raise ValueError(f"key {twice!r} occurs twice")
     return found
 
 
 def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
-    """Detects the delimiter: one that the wanted columns ask for, else one that makes records of
-    equal width, else the most frequent of the header.
+    """Detects the delimiter.
+
+    It is the one with most of the wanted columns in the header, then one with records of equal
+    width, then the most frequent one in the header.
 
     Raises:
-      UserError: two fit equally well.
+      UserError: two are equally good.
     """
     with open_text(name) as file:
         try:
@@ -234,7 +236,7 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     if announced := re.fullmatch(r"sep=(.)\s*", lines[0].lstrip("\ufeff"), re.IGNORECASE):
         if announced[1] not in DELIMITERS:
             raise UserError(
-                f"{name}: line 1 announces the delimiter {announced[1]!r}, expected one of "
+                f"{name}: line 1 sets the delimiter {announced[1]!r}, expected one of "
                 f"{', '.join(_NAMES.values())}"
             )
         return announced[1]
@@ -246,7 +248,7 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
             continue
         widths[delimiter] = len(rows[0])
         known = len(set(wanted) & {cell.strip() for cell in rows[0]})
-        # The last record of the sample may be cut off.
+        # The last record of the sample may be truncated.
         even = all(len(row) == len(rows[0]) for row in rows[1:-1])
         found.append(((known, even, len(rows[0])), delimiter))
     if not found:
@@ -258,13 +260,13 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     if len(best) > 1:
         raise UserError(
             f"{name}: line 1 can be separated by {' or '.join(_NAMES[each] for each in best)}; "
-            "quote the names that hold one of them"
+            "quote the names that contain one of them"
         )
     return best[0]
 
 
 def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
-    """Parses a sample as far as it goes."""
+    """Parses a sample up to the first error."""
     rows = []
     try:
         for row in csv.reader(lines, delimiter=delimiter, strict=True):
@@ -276,15 +278,15 @@ def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields first line and fields of each record, the header among them."""
+    """Yields first line number and fields of each record, with the header."""
     empty: list[int] = []
     merged: list[tuple[int, int]] = []
     width = 0
     with open_text(name) as file:
         kept = _Kept(file)
         reader = csv.reader(kept, delimiter=delimiter, strict=True)
-        # The limit is 128 KB by default, short of long texts. It is the module's, so it stays: a
-        # second pass that runs at the same time needs it too.
+        # The default limit of 128 KB is too small for long texts. It is global and not restored,
+        # because concurrent passes need it too.
         csv.field_size_limit(_LONGEST_FIELD)
         line, blank = 1, []
         try:
@@ -293,18 +295,18 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 lines = kept.taken()
                 if start == 1 and re.fullmatch(r"sep=.\s*", lines[0], re.IGNORECASE):
                     continue
-                # One empty field in quotes is a record; a row of delimiters alone is none.
+                # A quoted empty field is a record, a row of delimiters alone is not.
                 if not "".join(lines).strip() or (len(row) > 1 and not any(map(str.strip, row))):
                     blank.append(start)
                     continue
-                # Blank lines at the end of a file are no records.
+                # Blank lines at the end of the file are not counted.
                 empty += blank
                 blank = []
                 width = width or len(row)
                 if len(row) != width:
                     raise UserError(
                         f"{name}: line {start} has {len(row)} fields, the header has {width}; "
-                        f"a field that holds a {_NAMES[delimiter]} or a line end must be quoted"
+                        f"quote fields that contain a {_NAMES[delimiter]} or a line end"
                     )
                 if len(lines) > 1 and all(each.count(delimiter) == width - 1 for each in lines):
                     merged.append((start, line - 1))
@@ -319,18 +321,18 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         first, last = merged[0]
         warn_once(
             f"{name}: {len(merged)} rows span several lines, the first is lines {first} to {last}; "
-            "if these are rows of their own, a quote is missing or too many there"
+            "if these are separate rows, correct the quotes there"
         )
 
 
 def _remedy(error: csv.Error) -> str:
     if "expected after" in str(error) or "unexpected end" in str(error):
-        return '; quotes open and close a whole field, and a quote within it is written twice: ""'
+        return '; quote whole fields, and double the quotes within them: ""'
     return ""
 
 
 class _Kept:
-    """Lines of a file, keeping those since the last call of `taken`."""
+    """Iterator over the lines of a file that keeps those since the last call of `taken`."""
 
     def __init__(self, file: TextIO):
         self._file, self._lines = file, []

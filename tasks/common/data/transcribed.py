@@ -1,4 +1,4 @@
-"""Examples of sound or handwriting with their transcripts, and hashes of their parts."""
+"""Examples of speech or handwriting with their transcripts, and hashes of their parts."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class TranscriptionExamples:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)
-        nothing = np.zeros((1, *given.shape[1:]), given.dtype)
+        padding = np.zeros((1, *given.shape[1:]), given.dtype)
         example = {
-            self.field: given if len(given) else nothing,
+            self.field: given if len(given) else padding,
             "length": np.int32(len(given)),
         }
         if self._targets is not None:
@@ -66,7 +66,7 @@ class TranscriptionExamples:
 def transcription_fingerprints(
     splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, kind: str
 ) -> dict[str, str]:
-    """Returns the hash of each part of transcribed data; see `tasks.task.Task.fingerprints`.
+    """Returns the hash of each part of the data; see `tasks.task.Task.fingerprints`.
 
     Args:
       splits: by name.

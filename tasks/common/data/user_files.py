@@ -1,4 +1,4 @@
-"""What tasks do with a person's own files, and with the name of a data set that is none of them."""
+"""Reading and splitting of user files, and the name under which their results are stored."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tasks.common.errors import UserError, warn_once
 
 _T = TypeVar("_T")
 
-# Metadata of a field of a data config that older runs lack: at its default an experiment is the
-# same with and without it, see `launch.engine.config.identity`.
+# Metadata of config fields that older runs lack. The default value leaves the identity of an
+# experiment unchanged, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
-# How a person may call the files or the folder of a split.
+# Accepted names of the files or the folder of a split.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -34,50 +34,47 @@ SPLIT_NAMES = {
 def results_name(
     name: str, known: Collection[str], path: str | None, rest: str, field: str = "path"
 ) -> str:
-    """The name under which results stand: results of own files never under a public data set's.
+    """Returns the name under which results are stored.
 
     Args:
       name: of a data config.
-      known: names of the project's data sets.
-      path: own file or folder; None: there is none.
-      rest: how to have others than the known, the end of the message.
-      field: of the config that holds `path`.
+      known: names of the built-in data sets.
+      path: user file or folder, or None.
+      rest: end of the message on unknown names, with the alternatives to built-in data sets.
+      field: config field of `path`.
 
     Returns:
-      The name; own_<name of file or folder> for own files that have that of a known data set.
+      `name`, or own_<name of file or folder> if `name` is a built-in data set and there is a path.
 
     Raises:
-      ValueError: no own files, and no data set is called so; the nearest known name is told; or the
-        path is empty.
+      ValueError: no path and an unknown name (the message has the most similar one), or an empty
+        path.
     """
     if path is not None and not path.strip():
         raise ValueError(f"{field}: is empty, expected the name of a file or folder")
     if path is not None:
-        place = Path(path).expanduser().resolve()
-        return f"own_{place.name if place.is_dir() else place.stem}" if name in known else name
+        file = Path(path).expanduser().resolve()
+        return f"own_{file.name if file.is_dir() else file.stem}" if name in known else name
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(
-            f"name: no data set is called {name!r}{hint}; there are {', '.join(known)}{rest}"
-        )
+        raise ValueError(f"name: got {name!r}{hint}, expected one of {', '.join(known)}{rest}")
     return name
 
 
 def split_paths(path: str) -> list[str]:
     """Splits a list of paths at its commas, except at those that are part of a path.
 
-    A path that exists as it is given is one path. Otherwise adjacent pieces are joined so that
-    every path exists, if there is exactly one way to do so. If there is none, or more than one, the
-    list is split at every comma.
+    A path that exists as given is one path. Otherwise adjacent pieces are joined so that every path
+    exists, if there is exactly one way to do so. If not, the list is split at every comma.
 
     Args:
-      path: one path or more, with commas between and spaces around them if any.
+      path: one or more paths, separated by commas and optional spaces.
     """
     pieces = path.split(",")
     if len(pieces) == 1 or _exists(path):
         return [path.strip()]
-    # Ways to split the pieces from each one on: their number, up to 2, and the first of them.
+    # For each suffix of the pieces: the number of ways to split it, up to 2, and the first way.
     ways: list[tuple[int, list[str]]] = [(1, [])]
     for start in reversed(range(len(pieces))):
         count, first = 0, []
@@ -93,15 +90,17 @@ def split_paths(path: str) -> list[str]:
 
 
 def cut_path(argument: str, prefix: str) -> tuple[str, str]:
-    """Cuts 'DATA,REST' of a config at its first comma; where DATA is a path, at the first one whose
-    left side exists, so that a name may have commas.
+    """Splits 'DATA,REST' of a config at its first comma.
+
+    If DATA is a path, at the first comma with an existing path before it, because names may have
+    commas.
 
     Args:
-      argument: DATA, or DATA, a comma and what follows.
-      prefix: with which DATA begins if it is a path.
+      argument: DATA, or DATA, a comma and REST.
+      prefix: of DATA if it is a path.
 
     Returns:
-      DATA with its prefix, and REST, empty if there is none.
+      DATA with its prefix, and REST, empty if missing.
     """
     if argument.startswith(prefix):
         pieces = argument.removeprefix(prefix).split(",")
@@ -114,15 +113,15 @@ def cut_path(argument: str, prefix: str) -> tuple[str, str]:
 
 
 def _exists(path: str) -> bool:
-    # Unlike `Path.exists` it returns False for a name that is too long.
+    # Unlike `Path.exists`, False for a name that is too long.
     return os.path.exists(os.path.expanduser(path.strip()))
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Returns the file that a manifest or annotations name.
+    """Returns the file for a name in a manifest or in annotations.
 
-    Exporting tools write backslashes, percent codes (a%20b.jpg) and other Unicode normal forms: the
-    first spelling that is a file counts. If none is, the path is that of the name as it stands.
+    Exporting tools write backslashes, percent codes (a%20b.jpg) and other Unicode normal forms. The
+    first spelling that is a file is returned; if none is, the name as it is.
 
     Args:
       folder: to which the name is relative.
@@ -133,9 +132,9 @@ def find_file(folder: Path, name: str) -> Path:
     spellings = [name, slashes, decoded]
     spellings += [unicodedata.normalize(form, decoded) for form in ("NFC", "NFD")]
     for spelling in spellings:
-        place = os.path.join(folder, os.path.expanduser(spelling))
-        if os.path.isfile(place):
-            return Path(place)
+        file = os.path.join(folder, os.path.expanduser(spelling))
+        if os.path.isfile(file):
+            return Path(file)
     return folder / name
 
 
@@ -174,14 +173,14 @@ def read_each(
 
 
 def split_names(names: Sequence[str], where: str) -> dict[str, str]:
-    """Returns the names of files or folders that are those of splits, by split.
+    """Returns by split the names of files or folders that name a split.
 
     Args:
-      names: any, without endings; case does not count.
-      where: the folder that has them, for messages.
+      names: without extensions, in any case.
+      where: their folder, for messages.
 
     Raises:
-      UserError: two names are of one split.
+      UserError: two names are of the same split.
     """
     found: dict[str, str] = {}
     for name in sorted(names):
@@ -198,11 +197,11 @@ def split_names(names: Sequence[str], where: str) -> dict[str, str]:
 
 
 def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "files") -> None:
-    """Names files of validation and test that are in a split before them too.
+    """Warns about files of validation and test that are in an earlier split too.
 
     Args:
       where: file or folder of the data, for messages.
-      files: for each split with files of its own, hash of the content -> name of the file.
+      files: for each split with its own files, hash of the content -> name of the file.
       kind: of the files, a plural for messages.
     """
     before: dict[str, tuple[str, str]] = {}
@@ -213,7 +212,7 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
             (other, of), name = before[shared[0]], mine[shared[0]]
             warn_once(
                 f"{where}: {len(shared)} {kind} of {split} are in another split too, such as "
-                f"{name}, which is {of} of {other}; metrics on them are too good"
+                f"{name}, which is {of} of {other}; metrics on them are biased"
             )
         before |= {key: (split, name) for key, name in mine.items()}
 
@@ -231,23 +230,23 @@ def split_by_hash(
     remedy: str,
     kind: str = "texts",
 ) -> Mapping[str, list[int]]:
-    """Splits the rows of train: test has those whose text's hash ends in 0, validation in 1.
+    """Splits the rows of train by the last digit of the hash of the text: 0 test, 1 validation.
 
-    By the hash texts that differ only in case and punctuation stay together, and a row stays where
-    it is when others come.
+    Texts that differ only in case and punctuation stay together, and rows keep their split when
+    others are added.
 
     Args:
       texts: of train.
-      given: splits that have a file of their own, for which nothing is taken away.
+      given: splits with their own file, which take no rows from train.
       where: the train file, for messages.
-      remedy: what to do where a split would be empty, for messages.
+      remedy: against an empty split, for messages.
       kind: of the texts, a plural for messages; "images" for their hashes.
 
     Returns:
       Indices of the rows of train and of each split that is not given.
 
     Raises:
-      UserError: one would be empty.
+      UserError: a split would be empty.
     """
     missing = {digit: split for digit, split in enumerate(HELD_OUT) if split not in given}
     found: dict[str, list[int]] = {split: [] for split in ("train", *missing.values())}
@@ -272,15 +271,15 @@ def split_by_group(
 ) -> Mapping[str, list[int]]:
     """Splits the rows of train so that each group, such as a speaker, is in one split.
 
-    The largest group is train. The others, in the order of the hash of their names, are test until
-    it has a tenth of the rows, then validation likewise, and then train.
+    The largest group is in train. The others, ordered by the hash of their names, fill test up to a
+    tenth of the rows, then validation likewise, then train.
 
     Args:
       groups: name of the group of each row of train.
-      given: splits that have a file of their own, for which nothing is taken away.
+      given: splits with their own file, which take no rows from train.
       where: the train file, for messages.
       kind: of the groups, such as the name of a column, for messages.
-      remedy: what to do where the groups are too few, for messages.
+      remedy: against too few groups, for messages.
 
     Returns:
       Indices of the rows of train and of each split that is not given.
@@ -303,7 +302,7 @@ def split_by_group(
     found = {"train": list(rows[largest])}
     for number, split in enumerate(missing):
         found[split] = []
-        # A group is left for each split that comes after.
+        # At least one group is left for each later split.
         while len(order) > len(missing) - number - 1 and 10 * len(found[split]) < len(groups):
             found[split] += rows[order.pop(0)]
     found["train"] += [index for group in order for index in rows[group]]

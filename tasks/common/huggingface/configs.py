@@ -1,6 +1,4 @@
-"""config.json of BERT and DistilBERT folders: fields that a model here has, and refusal of those
-that it would ignore.
-"""
+"""config.json of BERT and DistilBERT: conversion of supported fields, errors for others."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from tasks.common.huggingface.weights import EPSILON, FIELDS, FIXED, NAMES
 
 _WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")
 _RATES = ("dropout_rate", "attention_dropout_rate")
-# What this model has no other of; checked with its type, for 1 equals True.
+# Supported values of other options; types are compared too, because 1 equals True.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "tie_word_embeddings": (True,),
@@ -32,8 +30,8 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "sinusoidal_pos_embds": (False,),
     "tokenizer_class": (None, *CLASSES),
 }
-# They change nothing of what is computed from a text up to the predictions of hidden tokens: names,
-# storage, heads for other tasks, and parameters of the generation of text.
+# Options without effect on the predictions of masked tokens: names, storage, heads for other tasks,
+# and parameters of text generation.
 _WITHOUT_EFFECT = """
 architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
 transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing
@@ -68,7 +66,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     """Returns the fields of `LanguageModelConfig`.
 
     Raises:
-      UserError: a value is impossible, or an option would be ignored; the message names it.
+      UserError: a value is invalid, or an option is not supported; the message names it.
     """
     model = {**FIXED, "norm_epsilon": EPSILON}
     model |= {ours: config.get(theirs, it) for ours, (theirs, it) in FIELDS[kind].items()}
@@ -94,7 +92,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     for name, value in config.items():
         if name not in known:
             raise UserError(
-                f"{path}: {name} is {to_json(value)}, an option that a {kind} here does not have; "
+                f"{path}: {name} is {to_json(value)}, which is not supported for a {kind}; "
                 "remove it if the model computes the same without it"
             )
     return model
@@ -103,11 +101,11 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
 def expect_vocabulary(
     path: Path, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
 ) -> None:
-    """Refuses a vocabulary size or a padding id that contradicts the other files.
+    """Checks vocabulary size and padding id against the other files.
 
     Raises:
-      UserError: the size is neither that of the vocabulary nor that of the table of embeddings, or
-        the padding id is not [PAD]'s.
+      UserError: the size is neither that of the vocabulary nor of the embedding table, or the
+        padding id is not that of [PAD].
     """
     size = config.get("vocab_size", rows)
     if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
@@ -120,7 +118,7 @@ def expect_vocabulary(
 
 
 def _wanted(field: str, value: Any) -> str:
-    """What a field has to be, where the value is not that; else ""."""
+    """Returns the expectation that the value of a field fails, or an empty string."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field in _WHOLE:
         fits, wanted = number and isinstance(value, int) and value >= 1, "a whole number above 0"

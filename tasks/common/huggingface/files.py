@@ -1,5 +1,6 @@
-"""Folders of BERT and DistilBERT as the library transformers saves them: config.json,
-model.safetensors, and vocab.txt or tokenizer.json.
+"""Folders of BERT and DistilBERT in the format of the library transformers.
+
+They have config.json, model.safetensors, and vocab.txt or tokenizer.json.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.huggingface.configs import expect_vocabulary, model_fields, model_kind
-from tasks.common.huggingface.tokenizers import SIGNS, TOKENIZER, is_file, read_json, read_tokenizer
+from tasks.common.huggingface.tokenizers import (
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    is_file,
+    read_json,
+    read_tokenizer,
+)
 from tasks.common.huggingface.weights import (
     FIELDS,
     NAMES,
@@ -39,16 +46,15 @@ _OTHER = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# What is exact in float32.
+# Types that are exact in float32.
 _TYPES = ("float32", "float16", "bfloat16")
 
 
 def read_folder(folder: Path) -> LanguageModelFolder:
-    """A folder of BERT or DistilBERT as transformers saves it.
+    """Reads a folder of BERT or DistilBERT in the format of transformers.
 
     Raises:
-      UserError: a file is missing or damaged, an option is not supported, or it is another kind of
-        model.
+      UserError: a file is missing or damaged, or an option or kind of model is not supported.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -71,7 +77,7 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     if model["num_layers"] > len(tensors):
         raise UserError(
             f"{path}: has {len(tensors)} tensors, too few for the {model['num_layers']} layers of "
-            "config.json; it is not whole"
+            "config.json; it is incomplete"
         )
     _expect_shapes(path, tensors, expected_shapes(kind, model, rows))
     padding = {
@@ -88,23 +94,24 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     try:
         params, left = from_tensors(kind, model, tensors, order)
     except KeyError as error:
-        raise UserError(f"{path}: has no tensor {error.args[0]!r}; it is not whole") from None
+        raise UserError(f"{path}: has no tensor {error.args[0]!r}; it is incomplete") from None
     more = [name for name in left if re.search(r"\blayer\.\d", name)]
     if more:
-        raise UserError(f"{path}: does not fit config.json, which has no place for {more[0]}")
+        raise UserError(f"{path}: has {more[0]}, which is not in the model of config.json")
     _expect_whole_head(path, kind, left)
     return LanguageModelFolder(kind, model, params, vocabulary, normalization, left, padding, notes)
 
 
 def _fits(rows: int, pieces: int) -> bool:
-    """Whether a table of embeddings belongs to so many pieces: it has as many rows, or is padded to
-    the next multiple of a power of two from 8 to 512.
+    """Returns whether an embedding table of `rows` fits so many pieces.
+
+    It may be padded to the next multiple of a power of two from 8 to 512.
     """
     return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < min(rows & -rows, 512))
 
 
 def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
-    """Writes what `read_folder` reads, for transformers' `from_pretrained` too."""
+    """Writes a folder for `read_folder` and for transformers' `from_pretrained`."""
     from safetensors.numpy import save_file
 
     kind, model = saved.kind, saved.model
@@ -115,10 +122,10 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     rows = len(tensors[_WORDS])
     has_head, pairs = "head/bias" in saved.params, bool(model.get("next_sentence"))
     if has_head:
-        # The encoder is then a part of the whole.
-        own = ("cls.", "vocab_")
+        # With a head, the names of the encoder's tensors have a prefix.
+        head = ("cls.", "vocab_")
         tensors = {
-            name if name.startswith(own) else f"{kind}.{name}": tensor
+            name if name.startswith(head) else f"{kind}.{name}": tensor
             for name, tensor in tensors.items()
         }
     fields = {theirs: model[ours] for ours, (theirs, _) in FIELDS[kind].items()}
@@ -147,7 +154,7 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
 
 
 def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
-    """Writes tokenizer.json where tokenizer_config.json cannot say how text is normalized."""
+    """Writes tokenizer.json if tokenizer_config.json cannot express the normalization."""
     from tokenizers import decoders, processors
 
     normal = saved.normalization
@@ -162,9 +169,9 @@ def _write_tokenizer(path: Path, saved: LanguageModelFolder) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(sign, ids[sign]) for sign in ("[CLS]", "[SEP]")],
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
     )
-    tokenizer.add_special_tokens(list(SIGNS))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.save(str(path))
 
 
@@ -180,17 +187,17 @@ def _expect_shapes(
 
 
 def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
-    """Refuses a head for hidden tokens of which only parts are there."""
+    """Raises for an incomplete head for masked tokens."""
     names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
     parts = [name for name in left if name.rpartition(".")[0] in names]
     if parts:
         raise UserError(
-            f"{path}: has {parts[0]!r}, but not the whole head for hidden tokens; it is not whole"
+            f"{path}: has {parts[0]!r}, but not the whole head for masked tokens; it is incomplete"
         )
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, as they are stored."""
+    """Loads all tensors of a file."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -198,18 +205,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         others = [name for name in _OTHER if is_file(path.with_name(name))]
         other = f"; {others[0]} is not read" if others else ""
         raise UserError(
-            f"{path}: is not there{other}; save the model with transformers' save_pretrained, "
-            "which writes it"
+            f"{path}: no such file{other}; save the model with transformers' save_pretrained"
         )
     try:
         return load_file(path)
-    # A header may name a type that NumPy does not have.
+    # The other errors are from types that NumPy lacks.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    """float32 by name, without the prefix of the encoder, old names brought to the new ones."""
+    """Returns float32 tensors by name, without the encoder's prefix, with current names."""
     path = folder / "model.safetensors"
     tensors: dict[str, np.ndarray] = {}
     for stored, tensor in _load(path).items():
@@ -225,19 +231,19 @@ def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
         tensors[name] = tensor.astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {stored} has values that are not finite")
-    # The output layer is the table of the embeddings; its bias has two names.
+    # The output layer is tied to the embedding table. Its bias has two names.
     for name in ("cls.predictions.decoder", "vocab_projector"):
         table = tensors.pop(f"{name}.weight", None)
         if table is not None and not np.array_equal(table, tensors.get(_WORDS)):
             raise UserError(
-                f"{path}: {name}.weight is not the table of the embeddings; tied ones are needed"
+                f"{path}: {name}.weight differs from the embedding table, expected tied weights"
             )
     bias = tensors.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
-        own = tensors.setdefault("cls.predictions.bias", bias)
-        if not np.array_equal(own, bias):
+        other = tensors.setdefault("cls.predictions.bias", bias)
+        if not np.array_equal(other, bias):
             raise UserError(
-                f"{path}: cls.predictions.decoder.bias is not cls.predictions.bias; tied ones are "
-                "needed"
+                f"{path}: cls.predictions.decoder.bias differs from cls.predictions.bias, expected "
+                "tied biases"
             )
     return tensors

@@ -1,9 +1,8 @@
 """Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json and added_tokens.json.
 
-They are read as WordPiece after BERT's normalizer. An option that would cut text in another way is
-refused, and so are files that contradict each other. Special tokens in a text, as "[SEP]", are
-plain text here.
+They are read as WordPiece with BERT's normalizer. Options for another tokenization are errors, as
+are contradictions between files. Special tokens in a text, such as "[SEP]", are plain text here.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from tasks.common.errors import UserError
 from tasks.common.huggingface.weights import LAST, Normalization
 from tasks.common.text.tokenizer import SPECIAL
 
-SIGNS = (*SPECIAL, *LAST)
+SPECIAL_TOKENS = (*SPECIAL, *LAST)
 PREFIX = "##"
 
-# Files of a vocabulary, in the order in which they are looked for.
+# Files of a vocabulary, in order of preference.
 VOCABULARY, TOKENIZER = "vocab.txt", "tokenizer.json"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _ROLES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -33,7 +32,7 @@ _NAMES = {
     "chinese_characters": ("tokenize_chinese_chars", "handle_chinese_chars"),
     "clean_text": ("clean_text",),
 }
-# Options of tokenizer_config.json that would change how text is cut, and what they have to be.
+# Options of tokenizer_config.json that affect tokenization, and their supported values.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "tokenizer_class": (None, "PreTrainedTokenizerFast", *CLASSES),
     "do_basic_tokenize": (True,),
@@ -45,7 +44,7 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (False,),
     "auto_map": (None,),
 }
-# Options that say nothing of how a text is cut: lengths, names of files, forms of the result.
+# Options without effect on tokenization: lengths, names of files, forms of the result.
 _WITHOUT_EFFECT = """
 model_max_length max_len max_length min_length padding padding_side pad_to_multiple_of
 pad_token_type_id stride truncation truncation_strategy model_input_names name_or_path
@@ -56,20 +55,20 @@ chat_template
 
 
 def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
-    """Reads the pieces by id, how text is normalized, and notes on what has no effect here.
+    """Reads the pieces by id, the normalization, and notes on options without effect.
 
-    vocab.txt with tokenizer_config.json, or tokenizer.json: if both are there they have to agree.
+    Reads vocab.txt with tokenizer_config.json, or tokenizer.json, which have to agree.
 
     Raises:
       UserError: a file is damaged, missing, contradicts another, or has an option that is not
         supported; the message names the file and the option.
     """
     options = read_json(folder / "tokenizer_config.json", optional=True)
-    said = _checked_options(folder / "tokenizer_config.json", options)
-    signs = folder / "special_tokens_map.json"
-    _checked_options(signs, read_json(signs, optional=True))
+    given = _checked_options(folder / "tokenizer_config.json", options)
+    special_map = folder / "special_tokens_map.json"
+    _checked_options(special_map, read_json(special_map, optional=True))
     added = folder / "added_tokens.json"
-    _expect_only_signs(added, read_json(added, optional=True))
+    _expect_only_special(added, read_json(added, optional=True))
     if options.get("tokenizer_class") == "PreTrainedTokenizerFast" and not is_file(
         folder / TOKENIZER
     ):
@@ -90,9 +89,9 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
                 f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; bring "
                 "the files of one model"
             )
-    _expect_signs(folder, vocabulary, options)
-    both = Normalization(**{**said, **found})
-    for name, value in said.items():
+    _expect_special_ids(folder, vocabulary, options)
+    both = Normalization(**{**given, **found})
+    for name, value in given.items():
         if found and Normalization(**{**found, name: value}) != both:
             theirs, ours = _NAMES[name][0], _NAMES[name][-1]
             raise UserError(
@@ -100,15 +99,15 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
                 f"{ours} is {json.dumps(found.get(name))} in {TOKENIZER}; make the two agree"
             )
     cut = [name for name in ("truncation", "padding") if values.get(name) is not None]
-    notes = [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length takes their place"]
+    notes = [f"{folder / TOKENIZER}: {' and '.join(cut)}: config.data.length replaces them"]
     return vocabulary, both, notes if cut else []
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Reads a JSON object; an empty one for an optional file that is not there.
+    """Reads a JSON object; an empty one for a missing optional file.
 
     Raises:
-      UserError: it cannot be read, or is no JSON object.
+      UserError: the file cannot be read, or is not a JSON object.
     """
     try:
         if optional and not is_file(path):
@@ -126,10 +125,10 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file.
+    """Returns whether a file exists.
 
     Raises:
-      UserError: the folder may not be looked into.
+      UserError: no permission for the folder.
     """
     try:
         return path.is_file()
@@ -138,7 +137,7 @@ def is_file(path: Path) -> bool:
 
 
 def _pieces(path: Path) -> list[str]:
-    """The lines of vocab.txt: each is a piece, and its number the id."""
+    """Returns the lines of vocab.txt, which are the pieces in the order of their ids."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -157,8 +156,8 @@ def _pieces(path: Path) -> list[str]:
             raise UserError(f"{path}: line {number} is empty, expected a piece")
         if piece in first:
             raise UserError(
-                f"{path}: line {number} holds {piece!r}, and so does line {first[piece]}; an id "
-                "for each piece is needed"
+                f"{path}: line {number} is {piece!r} like line {first[piece]}, expected one id "
+                "per piece"
             )
         first[piece] = number
     return lines
@@ -170,37 +169,32 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _checked_options(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Normalization` that tokenizer_config.json or special_tokens_map.json names."""
-    said: dict[str, Any] = {}
+    """Returns fields of `Normalization` in tokenizer_config.json or special_tokens_map.json."""
+    given: dict[str, Any] = {}
     known = {name: field for field, names in _NAMES.items() for name in names}
     for name, value in options.items():
         if name in known:
             field, may_be_null = known[name], name == "strip_accents"
             if not (isinstance(value, bool) or (value is None and may_be_null)):
                 raise UserError(f"{path}: {name} is {json.dumps(value)}, expected true or false")
-            if said.setdefault(field, value) != value:
+            if given.setdefault(field, value) != value:
                 names = " and ".join(_NAMES[field])
                 raise UserError(f"{path}: {names} contradict each other")
         elif name.removesuffix("_token") in _ROLES and name.endswith("_token"):
-            _expect_sign(path, name, value)
-        elif name in (
-            "bos_token",
-            "eos_token",
-            "additional_special_tokens",
-            "extra_special_tokens",
-        ):
-            _expect_only_signs(path, dict.fromkeys(_spellings(value)))
+            _expect_special(path, name, value)
+        elif name in _MORE_TOKENS:
+            _expect_only_special(path, dict.fromkeys(_spellings(value)))
         elif name == "added_tokens_decoder":
-            _expect_only_signs(path, dict(_decoded(path, value)))
+            _expect_only_special(path, dict(_decoded(path, value)))
         elif name in _EXPECTED:
             if not any(value == it and type(value) is type(it) for it in _EXPECTED[name]):
                 raise _unsupported(path, name, value, _EXPECTED[name][-1])
         elif name not in _WITHOUT_EFFECT.split():
             raise UserError(
-                f"{path}: {name} is {to_json(value)}, an option that is not known here; remove it "
-                "if text is cut in the same way without it"
+                f"{path}: {name} is {to_json(value)}, an unknown option; remove it if it does not "
+                "affect tokenization"
             )
-    return said
+    return given
 
 
 def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
@@ -210,8 +204,8 @@ def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
     )
 
 
-def _expect_sign(path: Path, name: str, value: Any) -> None:
-    """A special token by its role: a string, or an object with its spelling."""
+def _expect_special(path: Path, name: str, value: Any) -> None:
+    """Checks a special token by its role: a string, or an object with the token."""
     content = value.get("content") if isinstance(value, Mapping) else value
     expected = _ROLES[name.removesuffix("_token")]
     if content not in (None, expected):
@@ -219,7 +213,7 @@ def _expect_sign(path: Path, name: str, value: Any) -> None:
 
 
 def _spellings(value: Any) -> Iterator[str]:
-    """Of one token, or of a list or an object of them; each a string or an object."""
+    """Yields the content of a token, or of a list or object of tokens."""
     if isinstance(value, Mapping) and not isinstance(value.get("content"), str):
         value = list(value.values())
     for token in value if isinstance(value, list) else [] if value is None else [value]:
@@ -228,7 +222,7 @@ def _spellings(value: Any) -> Iterator[str]:
 
 
 def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
-    """Tokens and ids of added_tokens_decoder."""
+    """Yields tokens and ids of added_tokens_decoder."""
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: added_tokens_decoder is {to_json(value)}, expected an object")
     for number, token in value.items():
@@ -238,18 +232,18 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
         yield content, int(number)
 
 
-def _expect_only_signs(path: Path, ids: Mapping[str, Any]) -> None:
-    """Refuses added tokens beside the five signs: they are cut out of a text before all else."""
+def _expect_only_special(path: Path, ids: Mapping[str, Any]) -> None:
+    """Raises for added tokens other than the five special ones, which are matched first."""
     for content in ids:
-        if content not in SIGNS:
+        if content not in SPECIAL_TOKENS:
             raise UserError(
-                f"{path}: has {content!r} as an added token, which is not supported beside "
-                f"{', '.join(SIGNS)}; put it into {VOCABULARY} and remove it here"
+                f"{path}: has {content!r} as an added token, expected only "
+                f"{', '.join(SPECIAL_TOKENS)}; add it to {VOCABULARY} and remove it here"
             )
 
 
-def _expect_signs(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
-    """Refuses signs that are listed with other ids than the vocabulary has for them."""
+def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
+    """Raises for special tokens with ids that differ from the vocabulary."""
     path = folder / "tokenizer_config.json"
     listed = {
         path: dict(_decoded(path, options.get("added_tokens_decoder", {}))),
@@ -266,14 +260,14 @@ def _expect_signs(folder: Path, vocabulary: list[str], options: Mapping[str, Any
 
 
 def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Pieces by id and fields of `Normalization`, of tokenizer.json."""
+    """Returns pieces by id and fields of `Normalization` of tokenizer.json."""
     model = values.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         part = "model.vocab" if isinstance(model, dict) else "model"
         found = model.get("vocab") if isinstance(model, dict) else model
         raise UserError(
-            f"{path}: {part} is {to_json(found)}, expected an object; bring a whole file, or "
-            f"{VOCABULARY} in its place"
+            f"{path}: {part} is {to_json(found)}, expected an object; provide a complete file, "
+            f"or {VOCABULARY} instead"
         )
     expected = {
         "type": "WordPiece",
@@ -291,11 +285,11 @@ def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], 
         )
     others = sorted({*model} - {*expected, "vocab", "max_input_chars_per_word"})
     if others:
-        raise UserError(f"{path}: model.{others[0]} is an option that is not known here; remove it")
+        raise UserError(f"{path}: model.{others[0]} is an unknown option; remove it")
     known = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"}
     others = sorted({*values} - known - {"post_processor", "decoder", "model"})
     if others:
-        raise UserError(f"{path}: {others[0]} is a part that is not known here; remove it")
+        raise UserError(f"{path}: {others[0]} is an unknown part; remove it")
     fields = _normalizer(path, values)
     _expect_parts(path, values)
     return _ids(path, model["vocab"], values.get("added_tokens")), fields | {
@@ -304,7 +298,7 @@ def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], 
 
 
 def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `Normalization`; what a partial normalizer leaves out is as in BERT."""
+    """Returns fields of `Normalization`, with BERT's values for missing ones."""
     normalizer = values.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
         found = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
@@ -320,21 +314,21 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         found[field] = value
     others = sorted({*normalizer} - {"type"} - {names[-1] for names in _NAMES.values()})
     if others:
-        raise UserError(f"{path}: normalizer.{others[0]} is an option that is not known here")
+        raise UserError(f"{path}: normalizer.{others[0]} is an unknown option; remove it")
     return found
 
 
 def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
-    """Refuses other parts than BERT's: what cuts words, and what is put around a text."""
+    """Checks that pre-tokenizer, post-processor, truncation and decoder are those of BERT."""
     cutter = values.get("pre_tokenizer")
-    # The library reads a whole file without this part as one word for each text. A file that it
-    # cannot load at all leaves out what is as in BERT.
+    # Without this part, the library takes each text of a complete file as one word. In a file that
+    # it cannot load, missing parts are those of BERT.
     if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
         found = cutter.get("type") if isinstance(cutter, dict) else cutter
         raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
     after = values.get("post_processor")
     if after is not None:
-        _expect_between_signs(path, after)
+        _expect_template(path, after)
     truncation = values.get("truncation")
     if isinstance(truncation, dict) and truncation.get("direction", "Right") != "Right":
         raise _unsupported(path, "truncation.direction", truncation["direction"], "Right")
@@ -352,13 +346,13 @@ def _loads(values: Mapping[str, Any]) -> bool:
 
     try:
         Tokenizer.from_str(json.dumps(values))
-    except Exception:  # the library raises no narrower one
+    except Exception:  # the library raises no specific error
         return False
     return True
 
 
-def _expect_between_signs(path: Path, after: Any) -> None:
-    """A text stands between [CLS] and [SEP], and nothing else is added."""
+def _expect_template(path: Path, after: Any) -> None:
+    """Checks that a text is enclosed by [CLS] and [SEP], with nothing else added."""
     kind = after.get("type") if isinstance(after, dict) else None
     if kind == "BertProcessing":
         first, last = ((after.get(name) or [None])[0] for name in ("cls", "sep"))
@@ -378,13 +372,13 @@ def _expect_between_signs(path: Path, after: Any) -> None:
 
 
 def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
-    """Pieces in the order of their ids: those of the model, and signs that it lacks."""
+    """Returns pieces in the order of their ids: those of the model, and missing special tokens."""
     ids = dict(vocabulary)
     if not isinstance(added, list | None) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
     ):
         raise UserError(f"{path}: added_tokens is {to_json(added)}, expected a list of objects")
-    _expect_only_signs(path, {token["content"]: token.get("id") for token in added or []})
+    _expect_only_special(path, {token["content"]: token.get("id") for token in added or []})
     for token in added or []:
         content, number = token["content"], token.get("id")
         if ids.setdefault(content, number) != number:
@@ -403,5 +397,5 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
 def _difference(mine: list[str], theirs: list[str]) -> str:
     if len(mine) != len(theirs):
         return f"has {len(mine)} pieces, there are {len(theirs)}"
-    place = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-    return f"has {mine[place]!r} as piece {place}, it is {theirs[place]!r}"
+    index = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    return f"has {mine[index]!r} as piece {index}, it is {theirs[index]!r}"

@@ -1,9 +1,9 @@
-"""Weights of BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019), to and from the terms of
-the library transformers; `huggingface_folders` reads and writes its files.
+"""Conversion of BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) weights.
 
-Here they are a masked language model: names of its config and of its parameters are those of
-tasks/language_modeling. Ids differ: padding, unknown and classification token come first here, mask
-and end token last, so the rows that belong to tokens change places.
+Names of the library transformers are converted to those of masked language models in
+tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Ids differ:
+padding, unknown and classification token are first here, mask and end token last, so the rows of
+tokens are permuted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tasks.common.text.subword_tokenizer import SubwordTokenizer
 from tasks.common.text.tokenizer import SPECIAL, TextConfig, Tokenizer
 
 LAST = ("[MASK]", "[SEP]")
-# In the folder of a run that was made of such weights: `LanguageModelFolder.tokenizer`.
+# `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
-# Our name -> theirs; "{}" is the number of a layer. A module has a matrix (theirs transposed) or a
-# scale, and a bias.
+# Our name -> theirs; "{}" is the index of a layer. A module has a matrix (transposed in theirs) or
+# a scale, and a bias.
 NAMES = {
     "bert": {
         "embedding": "embeddings.word_embeddings",
@@ -61,7 +61,7 @@ NAMES = {
         "head": "vocab_projector",
     },
 }
-# Our field -> theirs, and theirs where it stands in no config.json.
+# Our field -> theirs, and its default.
 FIELDS = {
     "bert": {
         "model_size": ("hidden_size", 768),
@@ -88,9 +88,9 @@ FIELDS = {
         "embedding_scale": ("initializer_range", 0.02),
     },
 }
-# Of the norms; what a DistilBERT has is not in its config.json.
+# Of the norms. DistilBERT has no such field in config.json.
 EPSILON = 1e-12
-# What all of them are.
+# Fields with the same value in all of them.
 FIXED = {
     "name": "transformer",
     "objective": "masked",
@@ -102,14 +102,14 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Normalization:
-    """How BERT normalizes a text before it is cut into pieces.
+    """Normalization of BERT before tokenization.
 
     Attributes:
       lower_case: fold case.
       strip_accents: remove accents; None: as `lower_case`.
       chinese_characters: each Chinese character is a word.
-      clean_text: remove control characters, and make each white space a space.
-      longest_word: characters; a longer word is [UNK].
+      clean_text: remove control characters, and replace each white space by a space.
+      longest_word: maximum number of characters; a longer word is [UNK].
     """
 
     lower_case: bool = True
@@ -144,19 +144,19 @@ class Normalization:
 
 @dataclass(frozen=True)
 class LanguageModelFolder:
-    """What such a folder holds, in the terms of this project.
+    """Content of a folder, with our names.
 
     Attributes:
       kind: "bert" or "distilbert".
       model: fields of `LanguageModelConfig`.
       params: parameters by path, "encoder/layers/0/attention/query/kernel", with rows in the order
-        of our ids. Those of the head are missing where the folder had none.
+        of our ids; without those of the head if the folder has none.
       vocabulary: pieces in the order of their ids.
-      normalization: how text is normalized.
-      left_out: names of tensors that have no place here.
-      padding: rows after those of the vocabulary, which stand for no piece and are no part of the
-        model here: "embedding" [n, D] and, with a head, "bias" [n]; empty if there are none.
-      notes: for the user, on what has no effect here.
+      normalization: of texts.
+      left_out: names of unused tensors.
+      padding: rows beyond the vocabulary, which are not part of the model here: "embedding" [n, D]
+        and, with a head, "bias" [n]; may be empty.
+      notes: for the user, on options without effect.
     """
 
     kind: str
@@ -170,16 +170,16 @@ class LanguageModelFolder:
 
     @property
     def lower_case(self) -> bool:
-        """Whether case is folded."""
+        """Case folding of `normalization`."""
         return self.normalization.lower_case
 
     @property
     def strip_accents(self) -> bool:
-        """Whether accents are removed."""
+        """Removal of accents of `normalization`."""
         return self.normalization.strip_accents
 
     def tokenizer(self) -> dict[str, Any]:
-        """What `of_model` has to be told beside the model, as JSON values."""
+        """Returns the arguments of `of_model` besides the model, as JSON values."""
         padding = {
             name: {"shape": list(rows.shape), "float32": base64.b64encode(rows.tobytes()).decode()}
             for name, rows in self.padding.items()
@@ -191,42 +191,42 @@ class LanguageModelFolder:
         }
 
     def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer with our ids; mask and end token are the task's."""
+        """Returns the tokenizer with our ids, without the mask and end tokens of the task."""
         order = our_order(self.vocabulary)[: -len(LAST)]
-        ids = {self.vocabulary[place]: number for number, place in enumerate(order)}
+        ids = {self.vocabulary[theirs]: ours for ours, theirs in enumerate(order)}
         config = TextConfig("wordpiece", lower_case=self.lower_case, vocabulary_size=len(ids))
         return Tokenizer(config, SubwordTokenizer(self.normalization.pipeline(ids)))
 
 
 def our_order(vocabulary: Sequence[str]) -> np.ndarray:
-    """Their id of each of our ids, int [V].
+    """Returns their id of each of our ids, int [V].
 
     Raises:
-      ValueError: a sign is missing, a piece stands there twice, or there are only signs.
+      ValueError: a special token is missing, a piece occurs twice, or there is no other piece.
     """
-    places = {piece: place for place, piece in enumerate(vocabulary)}
-    missing = [sign for sign in (*SPECIAL, *LAST) if sign not in places]
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    missing = [token for token in (*SPECIAL, *LAST) if token not in ids]
     if missing:
         raise ValueError(f"has no {', '.join(missing)}")
-    if len(places) < len(vocabulary):
-        raise ValueError("holds a piece twice")
-    if len(places) == len(SPECIAL) + len(LAST):
-        raise ValueError(f"has no piece beside {', '.join((*SPECIAL, *LAST))}")
-    signs = {places[sign] for sign in (*SPECIAL, *LAST)}
-    others = [place for place in range(len(vocabulary)) if place not in signs]
-    first, last = ([places[sign] for sign in signs_] for signs_ in (SPECIAL, LAST))
+    if len(ids) < len(vocabulary):
+        raise ValueError("has a piece twice")
+    if len(ids) == len(SPECIAL) + len(LAST):
+        raise ValueError(f"has no piece except {', '.join((*SPECIAL, *LAST))}")
+    first, last = ([ids[token] for token in tokens] for tokens in (SPECIAL, LAST))
+    special = {*first, *last}
+    others = [number for number in range(len(vocabulary)) if number not in special]
     return np.array([*first, *others, *last])
 
 
 def to_tensors(
     kind: str, num_layers: int, params: Mapping[str, Any], order: np.ndarray
 ) -> dict[str, Any]:
-    """Their tensors, by name without a prefix, from our parameters.
+    """Converts our parameters to their tensors, by name without a prefix.
 
     Args:
       kind: "bert" or "distilbert".
       num_layers: L.
-      params: by path; arrays of NumPy or PyTorch, for they are only turned and reordered.
+      params: by path; arrays of NumPy or PyTorch, which are only transposed and permuted.
       order: see `our_order`.
     """
     theirs = np.argsort(order)
@@ -253,10 +253,10 @@ def to_tensors(
 def from_tensors(
     kind: str, model: Mapping[str, Any], tensors: Mapping[str, Any], order: np.ndarray
 ) -> tuple[dict[str, Any], list[str]]:
-    """Our parameters from their tensors, the inverse of `to_tensors`, and names of what is left.
+    """Converts their tensors to our parameters, and returns the names of unused tensors.
 
-    A head that is not there whole is left out, and so are the parts for pairs of sentences unless
-    the model has next_sentence.
+    The inverse of `to_tensors`. An incomplete head is left out, and the modules for pairs of
+    sentences unless the model has next_sentence.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -283,7 +283,7 @@ def from_tensors(
             params[f"{ours}/scale"], params[f"{ours}/bias"] = weight, bias
             continue
         if ours == "follows":
-            # There the first of the two says that the sentence follows.
+            # In theirs, the first of the two classes means that the sentence follows.
             weight, bias = weight[[1, 0]], bias[[1, 0]]
         kernel = weight.T
         if ours.endswith(("attention/query", "attention/key", "attention/value")):
@@ -295,14 +295,14 @@ def from_tensors(
 
 
 def fitted_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`LanguageModelFolder.tokenizer` of one that was fitted here.
+    """Returns `LanguageModelFolder.tokenizer` for a tokenizer fitted here.
 
     Raises:
-      ValueError: it is no WordPiece tokenizer.
+      ValueError: not a WordPiece tokenizer.
     """
     if tokenizer.config.tokenizer != "wordpiece":
         got = tokenizer.config.tokenizer
-        raise ValueError(f"config.data.text.tokenizer is {got!r}, there 'wordpiece'")
+        raise ValueError(f"config.data.text.tokenizer: got {got!r}, expected 'wordpiece'")
     lower = tokenizer.config.lower_case
     pieces = [*tokenizer.pieces(), *LAST]
     return {"vocabulary": pieces, "lower_case": lower, "strip_accents": False}
@@ -314,17 +314,18 @@ def of_model(
     padding: Mapping[str, Any] | None = None,
     **normalization: Any,
 ) -> LanguageModelFolder:
-    """What a masked language model is there, without its weights: with segments a BERT, without a
-    DistilBERT.
+    """Returns the folder of a masked language model, without weights.
+
+    With segments it is a BERT, else a DistilBERT.
 
     Args:
       model: fields of `LanguageModelConfig`.
-      vocabulary: pieces in the order in which they are to be written.
-      padding: as `LanguageModelFolder.tokenizer` gives it.
+      vocabulary: pieces in the order of the file.
+      padding: see `LanguageModelFolder.tokenizer`.
       **normalization: fields of `Normalization`.
 
     Raises:
-      ValueError: a field that neither has; all are named. Or as `our_order`.
+      ValueError: unsupported values, which the message lists, or see `our_order`.
     """
     kind = "bert" if model["segments"] else "distilbert"
     fixed = {
@@ -337,7 +338,7 @@ def of_model(
     if kind == "distilbert":
         fixed["norm_epsilon"] = EPSILON
     differing = [
-        f"config.model.{name} is {model[name]!r}, there {value!r}"
+        f"config.model.{name}: got {model[name]!r}, expected {value!r}"
         for name, value in fixed.items()
         if model[name] != value
     ]
@@ -356,12 +357,12 @@ def of_model(
 
 
 def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors that `from_tensors` may read, by name.
+    """Returns the shapes of all tensors of `from_tensors`, by name.
 
     Args:
       kind: "bert" or "distilbert".
       model: fields of `LanguageModelConfig`.
-      rows: of the table of embeddings.
+      rows: of the embedding table.
     """
     D, F = model["model_size"], model["feedforward_size"]
     tables = {"embedding": rows, "encoder/positions": model["max_length"], "segment_embedding": 2}

@@ -1,8 +1,8 @@
-"""Pictures changed at random in training, by explicit keys, under `jax.jit`.
+"""Random augmentation of images in training, with explicit keys, under `jax.jit`.
 
-B batch, Y X height and width, C channels. What is drawn for an example depends on its own key, and
-on nothing else of the batch: see `example_keys`. Where places move, a label map [B, Y, X] moves
-alike; where nothing is, pictures are 0 and label maps `void`.
+B batch, Y X height and width, C channels. Random numbers of an example depend on its own key alone,
+see `example_keys`. Geometric transforms apply to a label map [B, Y, X] too. Pixels from outside the
+image are 0, in label maps `void`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig(Config):
-    """What is changed at random in training, in this order; what is 0 or False is not.
+    """Random changes of images in training, in this order; 0 or False disables one.
 
     Attributes:
-      scale_min, scale_max: a picture is scaled by a factor between them, uniform in its logarithm,
-        and cut or surrounded at random to the size that it had; both 1: not.
-      crop_padding: pixels by which it is moved at most, up or down and left or right.
-      flip: left and right are exchanged in every second picture.
-      flip_vertical: top and bottom are.
-      brightness: added to all pixels, at most; they go from 0 to 1.
-      contrast: the distance of pixels from their mean grows or shrinks by this share at most.
-      saturation: of the colours, likewise.
-      hue: of the colours, moved by this part of the circle at most.
-      cutout: pixels a side of a square that is filled with the picture's mean.
+      scale_min, scale_max: limits of a log-uniform scale factor; the scaled image is randomly
+        cropped or padded to its size. Both 1: no scaling.
+      crop_padding: largest translation in pixels, vertical and horizontal.
+      flip: horizontal flip with probability 1/2.
+      flip_vertical: vertical flip with probability 1/2.
+      brightness: largest offset of all pixels, which are in [0, 1].
+      contrast: largest relative change of the distances of pixels from their mean.
+      saturation: largest relative change of the saturation.
+      hue: largest shift of the hue, as a fraction of the circle.
+      cutout: side in pixels of a square that is filled with the mean of the image.
     """
 
     scale_min: PositiveFloat = 1.0
@@ -54,7 +54,7 @@ class AugmentationConfig(Config):
 
     @property
     def needs_color(self) -> bool:
-        """Whether pictures must have red, green and blue."""
+        """True if images must have red, green and blue."""
         return self.saturation > 0 or self.hue > 0
 
 
@@ -65,33 +65,33 @@ def augment(
     labels: Array | None = None,
     void: int = 0,
 ) -> Any:
-    """All that a config asks for.
+    """Applies all changes of a config.
 
     Args:
       images: floating-point [B, Y, X, C] from 0 to 1.
       keys: [B].
       config: see `AugmentationConfig`.
-      labels: int [B, Y, X], moved with the pictures.
-      void: label of places where nothing is.
+      labels: int [B, Y, X], transformed with the images.
+      void: label of pixels from outside the image.
 
     Returns:
-      The pictures; with labels both.
+      The images, or the images and labels if there are labels.
 
     Raises:
-      ValueError: colours of pictures that are not of three channels, or no floating point.
+      ValueError: saturation or hue without three channels, or not floating point.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: got dtype {images.dtype}, expected floating point from 0 to 1")
     if config.needs_color and images.shape[-1] != 3:
         raise ValueError(
-            f"augmentation: saturation and hue are of pictures with 3 channels, got "
-            f"{images.shape[-1]}"
+            f"images: got {images.shape[-1]} channels, expected 3 for saturation and hue of "
+            "config.data.augmentation"
         )
-    # A key for each kind, so that one more kind does not change what the others draw.
+    # One key per kind of change, so that enabling one does not affect the others.
     scale_key, crop_key, flip_key, vertical_key, color_key, cutout_key = (
         jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number) for number in range(6)
     )
-    labelled = labels is not None
+    has_labels = labels is not None
     if (config.scale_min, config.scale_max) != (1, 1):
         limits = (config.scale_min, config.scale_max)
         images, labels = scale_and_crop(images, scale_key, limits, labels, void)
@@ -104,36 +104,36 @@ def augment(
     images = color_jitter(images, color_key, config)
     if config.cutout:
         images, labels = cutout(images, cutout_key, config.cutout, labels, void)
-    return (images, labels) if labelled else images
+    return (images, labels) if has_labels else images
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- geometry
 
 
 def random_flip(
     images: Array, keys: Array, labels: Array | None = None, axis: int = 2
 ) -> tuple[Array, Array | None]:
-    """Every second picture mirrored: left and right (axis 2), or top and bottom (axis 1)."""
+    """Flips images with probability 1/2: horizontally (axis 2) or vertically (axis 1)."""
     chosen = jax.vmap(jax.random.bernoulli)(keys)
 
-    def flipped(x: Array) -> Array:
+    def flip(x: Array) -> Array:
         return jnp.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis), x)
 
-    return flipped(images), None if labels is None else flipped(labels)
+    return flip(images), None if labels is None else flip(labels)
 
 
 def random_crop(
     images: Array, keys: Array, padding: int, labels: Array | None = None, void: int = 0
 ) -> tuple[Array, Array | None]:
-    """As large a part of each picture with `padding` around (He et al. 2016, section 4.2).
+    """Pads images and crops them to their size at random (He et al. 2016, section 4.2).
 
-    Moves by whole pixels, -padding to padding each way.
+    This translates them by whole pixels, -padding to padding.
     """
     starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
 
-    def cropped(x: Array, nothing: float) -> Array:
+    def crop(x: Array, fill: float) -> Array:
         around = [(0, 0), (padding, padding), (padding, padding), *[(0, 0)] * (x.ndim - 3)]
-        wide = jnp.pad(x, around, constant_values=nothing)
+        wide = jnp.pad(x, around, constant_values=fill)
         rest = x.ndim - 3
 
         def part(one: Array, start: Array) -> Array:
@@ -141,7 +141,7 @@ def random_crop(
 
         return jax.vmap(part)(wide, starts)
 
-    return cropped(images, 0), None if labels is None else cropped(labels, void)
+    return crop(images, 0), None if labels is None else crop(labels, void)
 
 
 def scale_and_crop(
@@ -151,27 +151,28 @@ def scale_and_crop(
     labels: Array | None = None,
     void: int = 0,
 ) -> tuple[Array, Array | None]:
-    """Each picture scaled by a factor s between the limits, log s uniform, and put into a frame of
-    the size that it had: a part of it at random where s > 1, all of it with nothing around where
-    s < 1. Bilinear with antialiasing; labels are those of the nearest pixel.
+    """Scales images by a log-uniform factor s between the limits, at their size.
+
+    For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
+    padding around it. Images are bilinear with antialiasing, labels of the nearest pixel.
     """
     _, Y, X, C = images.shape
     sides = jnp.array([Y, X], images.dtype)
 
     def draw(key: Array) -> tuple[Array, Array]:
-        scale_key, place_key = jax.random.split(key)
+        scale_key, offset_key = jax.random.split(key)
         low, high = (jnp.log(limit) for limit in limits)
         s = jnp.exp(jax.random.uniform(scale_key, (), minval=low, maxval=high))
-        # Of what juts out, or of what is left free.
-        return s, jax.random.uniform(place_key, (2,)) * sides * (1 - s)
+        # A fraction of the overhang (s > 1, negative) or of the free space (s < 1).
+        return s, jax.random.uniform(offset_key, (2,)) * sides * (1 - s)
 
     scales, offsets = jax.vmap(draw)(keys)
 
-    def moved(image: Array, s: Array, offset: Array) -> Array:
+    def transform(image: Array, s: Array, offset: Array) -> Array:
         both = jnp.stack([s, s])
         return jax.image.scale_and_translate(image, (Y, X, C), (0, 1), both, offset, "linear")
 
-    images = jax.vmap(moved)(images, scales, offsets)
+    images = jax.vmap(transform)(images, scales, offsets)
     if labels is None:
         return images, None
 
@@ -188,7 +189,7 @@ def scale_and_crop(
 
 
 def translate(images: Array, offsets: Array) -> Array:
-    """Moves each picture, in parts of a pixel too; what comes in from outside is 0.
+    """Translates images by fractions of pixels, with 0 outside.
 
         out[y, x] = Σ_j Σ_i tri(y - o_y - j) · tri(x - o_x - i) · image[j, i]
 
@@ -196,7 +197,7 @@ def translate(images: Array, offsets: Array) -> Array:
 
     Args:
       images: [B, Y, X, C].
-      offsets: [B, 2], down and to the right.
+      offsets: [B, 2], downward and to the right.
     """
     _, Y, X, _ = images.shape
     down, right = _translation_matrix(offsets[:, 0], Y), _translation_matrix(offsets[:, 1], X)
@@ -212,9 +213,9 @@ def random_translation(images: Array, largest: float, key: Array) -> Array:
 
 
 def _translation_matrix(offsets: Array, size: int) -> Array:
-    """[B] -> [B, to, from]."""
-    places = jnp.arange(size, dtype=jnp.float32)
-    distance = places[:, None] - offsets[:, None, None] - places
+    """Returns interpolation weights [B, to, from] for offsets [B]."""
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    distance = pixels[:, None] - offsets[:, None, None] - pixels
     return jnp.maximum(0.0, 1.0 - jnp.abs(distance))
 
 
@@ -222,9 +223,9 @@ def _translation_matrix(offsets: Array, size: int) -> Array:
 
 
 def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Array:
-    """Brightness, contrast, saturation and hue by dm_pix, each held to 0..1 after it."""
+    """Changes brightness, contrast, saturation and hue by dm_pix, clipping to [0, 1] after each."""
 
-    def jittered(image: Array, key: Array) -> Array:
+    def jitter(image: Array, key: Array) -> Array:
         first, second, third, fourth = jax.random.split(key, 4)
         if (most := config.brightness) > 0:
             image = jnp.clip(dm_pix.random_brightness(first, image, most), 0, 1)
@@ -236,15 +237,15 @@ def color_jitter(images: Array, keys: Array, config: AugmentationConfig) -> Arra
             image = jnp.clip(dm_pix.random_hue(fourth, image, most), 0, 1)
         return image
 
-    return jax.vmap(jittered)(images, keys)
+    return jax.vmap(jitter)(images, keys)
 
 
 def cutout(
     images: Array, keys: Array, size: int, labels: Array | None = None, void: int = 0
 ) -> tuple[Array, Array | None]:
-    """A square of each picture filled with its mean (DeVries & Taylor 2017, "Cutout").
+    """Fills a square of each image with its mean (DeVries & Taylor 2017, "Cutout").
 
-    Its middle is any pixel, so that it may jut out. Labels within are void.
+    Its center is any pixel, so it may extend beyond the image. Its labels become void.
     """
     _, Y, X, _ = images.shape
 
@@ -264,27 +265,27 @@ def cutout(
 def mixup(
     images: Array, keys: Array, alpha: float, valid: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Each picture mixed with another of the batch (Zhang et al. 2018, "mixup").
+    """Mixes each image with another of the batch (Zhang et al. 2018, "mixup").
 
         x'_b = λ_b x_b + (1 - λ_b) x_p(b),   λ ~ Beta(α, α)
 
-    with p(b) = B - 1 - b. The loss to take is λ_b L(y_b) + (1 - λ_b) L(y_p(b)).
+    with p(b) = B - 1 - b. The loss is λ_b L(y_b) + (1 - λ_b) L(y_p(b)).
 
     Args:
       images: [B, Y, X, C].
       keys: [B].
       alpha: α, above 0.
-      valid: bool [B]: with a picture that does not count, none is mixed (λ is 1); all count if
+      valid: bool [B], False for padding rows, with which no image is mixed (λ is 1); all True if
         None.
 
     Returns:
       x', p int32 [B] and λ [B].
     """
     partner = jnp.arange(len(images))[::-1]
-    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+    fraction = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     if valid is not None:
-        share = jnp.where(valid[partner], share, 1.0)
-    weight = share[:, None, None, None].astype(images.dtype)
-    # Where nothing is mixed, not even what is not finite comes in.
+        fraction = jnp.where(valid[partner], fraction, 1.0)
+    weight = fraction[:, None, None, None].astype(images.dtype)
+    # Unmixed images must not receive NaN or infinity through a product with 0.
     other = jnp.where(weight < 1, images[partner], 0)
-    return weight * images + (1 - weight) * other, partner, share
+    return weight * images + (1 - weight) * other, partner, fraction

@@ -1,6 +1,6 @@
-"""Pictures in files of any format that Pillow reads, as arrays of bytes, and folders of them.
+"""Image files of any format that Pillow reads, and folders of them.
 
-Y X height and width. What is wrong with a file is said in one line that names it.
+Y X height and width. Errors are one line that names the file.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from tasks.common.errors import UserError, warn_once
 from tasks.common.images.orientation import UPRIGHT
 
 if TYPE_CHECKING:
-    from PIL import Image as Pictures
+    from PIL import Image as PillowImage
 
 MODES = ("RGB", "L")
-# What a file must end in to be taken for a picture, in any case of letters.
+# Extensions of image files, in any case.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Of grey pictures with 16 bits a pixel.
+# Of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
 
 
@@ -40,24 +40,23 @@ def read_image(
     size: tuple[int, int] | None = None,
     called: str | None = None,
 ) -> np.ndarray:
-    """One picture.
+    """Reads an image.
 
-    What is transparent shows white paper behind it. Grey of 16 bits is scaled by its full range:
-    65535 becomes 255. The orientation that a camera noted (EXIF) is honoured; of several frames the
-    first counts.
+    Transparent pixels are composed with white. 16-bit grayscale is scaled by its full range: 65535
+    becomes 255. The EXIF orientation is applied. Of several frames the first is read.
 
     Args:
       path: of the file.
-      mode: "RGB", or "L": grey, by the weights of ITU-R 601.
-      size: (Y, X) to which the picture is resized, see `resize`; as it is if None.
-      called: what messages call it; its path if None.
+      mode: "RGB", or "L" for grayscale with the weights of ITU-R 601.
+      size: (Y, X) of the result, see `resize`; unchanged if None.
+      called: name in messages; the path if None.
 
     Returns:
       uint8 [Y, X, 3], or [Y, X] for "L".
 
     Raises:
-      UserError: the file is missing, is no picture, is truncated or damaged, is of more pixels than
-        Pillow deems safe, or its values have no known range.
+      UserError: the file is missing, not an image, truncated or damaged, has more pixels than
+        Pillow considers safe, or values of unknown range.
       ValueError: an unknown mode.
     """
     image, _ = read_oriented(path, mode=mode, called=called)
@@ -67,7 +66,7 @@ def read_image(
 def read_oriented(
     path: str | Path, *, mode: str = "RGB", called: str | None = None
 ) -> tuple[np.ndarray, int]:
-    """Reads an image as it is displayed, as `read_image` does, and its EXIF orientation.
+    """Reads an image like `read_image`, and its EXIF orientation.
 
     Args:
       path: of the file.
@@ -75,7 +74,7 @@ def read_oriented(
       called: name in messages; the path if None.
 
     Returns:
-      The image uint8, and the orientation by which the stored image was turned, 1 to 8.
+      The image as displayed, uint8, and the orientation of the stored image, 1 to 8.
 
     Raises:
       UserError: see `read_image`.
@@ -86,24 +85,24 @@ def read_oriented(
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
     name = str(path) if called is None else called
-    with open_image(path, name) as picture:
-        orientation = orientation_of(picture)
-        turned = ImageOps.exif_transpose(picture)
-        return np.asarray(_flat(turned, name).convert(mode)), orientation
+    with open_image(path, name) as image:
+        orientation = orientation_of(image)
+        displayed = ImageOps.exif_transpose(image)
+        return np.asarray(_to_8_bits(displayed, name).convert(mode)), orientation
 
 
-def orientation_of(picture: Pictures.Image) -> int:
+def orientation_of(image: PillowImage.Image) -> int:
     """Returns the EXIF orientation of an image that is opened and not yet loaded, 1 if unknown.
 
-    Pillow turns TIFF files when it loads them, and forgets their orientation.
+    Pillow rotates TIFF files when it loads them, and drops their orientation.
     """
-    value = picture.getexif().get(0x0112, UPRIGHT)
+    value = image.getexif().get(0x0112, UPRIGHT)
     return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
 
 
 @contextlib.contextmanager
-def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
-    """Opens an image file; errors within the context, of damaged content, are named.
+def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
+    """Opens an image file and turns errors within the context into `UserError`.
 
     Args:
       path: of the file.
@@ -116,21 +115,20 @@ def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
 
     expect_regular(path, name)
     try:
-        # Warnings are of metadata and of too many pixels, which are counted here. A file
-        # that is open already is not mapped into memory: that scrambles TIFF files that are turned
-        # by a quarter.
+        # Warnings concern metadata and the number of pixels, which is checked here. Pillow maps no
+        # open file into memory, which would scramble TIFF files rotated by 90°.
         with (
             warnings.catch_warnings(action="ignore"),
             open(path, "rb") as file,
-            Image.open(file) as picture,
+            Image.open(file) as image,
         ):
             most = Image.MAX_IMAGE_PIXELS
-            if most is not None and picture.width * picture.height > most:
+            if most is not None and image.width * image.height > most:
                 raise UserError(
-                    f"{name}: has {picture.width} x {picture.height} pixels, more than "
+                    f"{name}: has {image.width} x {image.height} pixels, more than "
                     f"{most:,}; make it smaller first"
                 )
-            yield picture
+            yield image
     except UserError:
         raise
     except FileNotFoundError:
@@ -138,42 +136,41 @@ def open_image(path: str | Path, name: str) -> Iterator[Pictures.Image]:
     except Image.DecompressionBombError:
         raise UserError(f"{name}: has too many pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name}: not a picture") from None
+        raise UserError(f"{name}: not an image") from None
     except IsADirectoryError:
-        raise UserError(f"{name}: a folder, not a picture") from None
-    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise UserError(f"{name}: a folder, not an image") from None
+    except Exception as error:  # decoders raise any kind of error on damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(reason.split())[:80]
-        raise UserError(f"{name}: not a picture that can be read ({reason})") from None
+        raise UserError(f"{name}: not an image that can be read ({reason})") from None
 
 
-def _flat(picture: Pictures.Image, name: str) -> Pictures.Image:
-    """The picture in 8 bits a channel and without transparency."""
+def _to_8_bits(image: PillowImage.Image, name: str) -> PillowImage.Image:
+    """Converts an image to 8 bits per channel without transparency."""
     from PIL import Image
 
-    if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
             raise UserError(
-                f"{name}: its values from {values.min():g} to {values.max():g} are not those of 8 "
-                "or 16 bits; save it as one of these"
+                f"{name}: has values from {values.min():g} to {values.max():g}, expected those "
+                "of 8 or 16 bits; convert it"
             )
-        grey = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
-        if (clear := picture.info.get("transparency")) is not None:
-            grey[values == clear] = 255
-        return Image.fromarray(grey.astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture
-    paper = Image.new("RGBA", picture.size, "white")
-    paper.alpha_composite(picture.convert("RGBA"))
-    return paper.convert("RGB")
+        gray = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
+        if (clear := image.info.get("transparency")) is not None:
+            gray[values == clear] = 255
+        return Image.fromarray(gray.astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image.convert("RGBA"))
+    return background.convert("RGB")
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture of another size, height and width each scaled by a factor of its own.
+    """Resizes an image, without keeping its aspect ratio.
 
-    Bilinear; where it shrinks, the triangle is as much wider, so that every pixel counts (Pillow's
-    `BILINEAR`).
+    Bilinear, with antialiasing for smaller sizes (Pillow's `BILINEAR`).
 
     Args:
       image: uint8 [Y, X] or [Y, X, 3].
@@ -188,7 +185,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def center_crop_square(image: np.ndarray) -> np.ndarray:
-    """The largest square in the middle: [Y, X, ...] -> [S, S, ...] with S = min(Y, X)."""
+    """Crops the central square: [Y, X, ...] -> [S, S, ...] with S = min(Y, X)."""
     Y, X = image.shape[:2]
     side = min(Y, X)
     top, left = (Y - side) // 2, (X - side) // 2
@@ -196,29 +193,28 @@ def center_crop_square(image: np.ndarray) -> np.ndarray:
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """All files in a folder and the folders in it whose names end in one of SUFFIXES, in order of
-    their paths; but none that is hidden, see `is_hidden`.
+    """Returns the sorted paths below a folder that end in one of SUFFIXES and are not hidden.
 
     Raises:
-      UserError: one of the folders cannot be read.
+      UserError: a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     found = []
-    for place, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        paths = [Path(place, name) for name in files if not is_hidden(name)]
+        paths = [Path(parent, name) for name in files if not is_hidden(name)]
         found += [path for path in paths if path.suffix.lower() in SUFFIXES]
     return sorted(found)
 
 
 def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
-    """Names the files below a folder that are not used, and links to folders, which nobody follows.
+    """Warns about files below a folder that are not used, and links to folders.
 
     Args:
-      folder: searched with the folders in it.
+      folder: searched recursively.
       used: paths below it: files, and folders that are not searched.
     """
     root, kept = Path(folder), set(used)
@@ -232,22 +228,22 @@ def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
     if others:
         warn_once(
             f"{folder}: {len(others)} files are left out, the first is "
-            f"{others[0].relative_to(root)}; used are files in their places that end in one of "
+            f"{others[0].relative_to(root)}; used are files in their folders that end in one of "
             f"{', '.join(SUFFIXES)} and are not hidden"
         )
 
 
 def image_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Pictures by class: each folder in `folder` is a class and has its pictures (`image_paths`).
+    """Returns image paths by class; each folder in `folder` is a class (see `image_paths`).
 
-    Files that are left out, and pictures in folders of a class folder, are named on standard error.
+    Warns about files that are left out and about images in subfolders of a class.
 
     Returns:
       class -> paths, both in order. Names of classes are in Unicode's composed form (NFC).
 
     Raises:
-      UserError: there is no such folder, it has no folders, one of them has no picture, or two have
-        the same name in different Unicode forms.
+      UserError: no such folder, no folders in it, a folder without images, or two with the same
+        name in different Unicode forms.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -261,18 +257,18 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
         found[name] = image_paths(path)
         if not found[name]:
             raise UserError(
-                f"{path}: has no picture; a class needs files that end in {', '.join(SUFFIXES)}"
+                f"{path}: has no image; a class needs files that end in {', '.join(SUFFIXES)}"
             )
         deeper = [file for file in found[name] if file.parent != path]
         if deeper:
             warn_once(
-                f"{path}: {len(deeper)} pictures are in folders within, such as "
+                f"{path}: {len(deeper)} images are in subfolders, such as "
                 f"{deeper[0].relative_to(path)}; they are of the class {name!r} too"
             )
     if not found:
         raise UserError(
-            f"{folder}: has no folders; put the pictures of each class into a folder that has the "
-            "name of the class"
+            f"{folder}: has no folders; put the images of each class into a folder with the name "
+            "of the class"
         )
     warn_left_out(root, [file for files in found.values() for file in files])
     return found

@@ -1,17 +1,16 @@
 """EXIF orientation: images as stored and as displayed, and the annotations in them.
 
-Images are read as they are displayed: turned and mirrored by the orientation that the camera noted
-(EXIF tag 0x0112, TIFF 6.0 section 8). Annotations, boxes and masks, may be in pixels of the stored
-or of the displayed image. The rule for each data set:
+Images are read as displayed: rotated and mirrored by the orientation of the camera (EXIF tag
+0x0112, TIFF 6.0 section 8). Annotations (boxes and masks) may be in pixels of the stored or of the
+displayed image. The rule for each data set:
 
-* If the image is turned by a quarter, the size of the annotations tells: they are in pixels of the
+* If the image is rotated by 90°, the size of the annotations decides: they are in pixels of the
   image, stored or displayed, that has this size.
-* If the size does not tell (half turns, mirror images, squares), they are in pixels of the image as
-  stored, which is COCO's convention; unless all sizes that tell are those of displayed images.
+* Otherwise (180°, mirror images, squares), they are in pixels of the stored image, which is COCO's
+  convention, unless all sizes that decide are those of displayed images.
 
-Annotations of stored images are turned with the image. A message says once which of the two
-applies.
-A mask with an EXIF orientation of its own is turned by that, and is then as displayed.
+Annotations of stored images are transformed with the image. A warning says once which of the two
+applies. A mask with its own EXIF orientation is transformed by that.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ import numpy as np
 from tasks.common.errors import warn_once
 
 UPRIGHT = 1
-# Of each orientation whether rows and columns are exchanged, then whether rows and columns are
-# reversed.
+# For each orientation: whether to transpose, then whether to reverse rows and columns.
 _STEPS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -38,7 +36,7 @@ _STEPS = {
 
 
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns an array [Y, X, ...] of a stored image as it is displayed.
+    """Transforms an array [Y, X, ...] of a stored image to the displayed image.
 
     Args:
       array: image or mask.
@@ -51,12 +49,12 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Returns height and width as displayed of an image that is stored with `size`."""
+    """Returns height and width of the displayed image from the `size` of the stored one."""
     return (size[1], size[0]) if _STEPS[orientation][0] else (size[0], size[1])
 
 
 def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Returns boxes (x1, y1, x2, y2) of a stored image in pixels of the displayed one.
+    """Transforms boxes (x1, y1, x2, y2) of a stored image to pixels of the displayed one.
 
     Args:
       boxes: [n, 4].
@@ -76,7 +74,7 @@ def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> 
 
 
 class AnnotationTurns:
-    """Decides for a data set which annotations are turned with their images; see the module."""
+    """Decision for a data set which annotations are transformed; see the module."""
 
     def __init__(self):
         self._files: list[tuple[Path, int, bool | None]] = []
@@ -84,34 +82,34 @@ class AnnotationTurns:
     def fits(
         self, file: Path, orientation: int, annotated: tuple[int, int], displayed: tuple[int, int]
     ) -> bool:
-        """Adds an image, unless its annotations are of another size.
+        """Adds an image if its annotations have its size.
 
         Args:
           file: of the image.
           orientation: its EXIF orientation.
-          annotated: height and width by the annotations.
+          annotated: height and width given by the annotations.
           displayed: height and width of the image as displayed.
 
         Returns:
-          Whether the annotations are of the size of the image, as displayed or as stored.
+          Whether the annotations have the size of the displayed or stored image.
         """
-        # A quarter turn is its own inverse as far as sizes are concerned.
+        # For sizes, a rotation by 90° is its own inverse.
         stored = turned_size(displayed, orientation)
         if annotated not in (displayed, stored):
             return False
         if orientation != UPRIGHT:
-            tells = displayed != stored
-            self._files.append((file, orientation, annotated == stored if tells else None))
+            decides = displayed != stored
+            self._files.append((file, orientation, annotated == stored if decides else None))
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Returns the orientations by which annotations are turned, by image, and says so.
+        """Returns by image the orientations by which to transform annotations, with a warning.
 
         Args:
           where: file or folder of the data, for messages.
         """
-        told = {stored for _, _, stored in self._files if stored is not None}
-        usual = told != {False}
+        decided = {stored for _, _, stored in self._files if stored is not None}
+        usual = decided != {False}
         groups: dict[bool, list[tuple[Path, int]]] = {True: [], False: []}
         for file, orientation, stored in self._files:
             groups[usual if stored is None else stored].append((file, orientation))
@@ -120,20 +118,20 @@ class AnnotationTurns:
                 continue
             file, orientation = files[0]
             more = f" (and in {len(files) - 1} more)" * (len(files) > 1)
-            how = "stored, and are turned with it" if stored else "displayed"
+            how = "stored, and are transformed with it" if stored else "displayed"
             warn_once(
                 f"{where}: EXIF orientation {orientation} in {file.name}{more}: annotations are "
                 f"taken to be in pixels of the image as {how}; if they are not, save the images as "
-                "they are displayed, without an EXIF orientation"
+                "displayed, without an EXIF orientation"
             )
         return dict(groups[True])
 
 
 def warn_displayed(name: str, orientation: int) -> None:
-    """Says once that what is predicted for a turned image is in pixels of the displayed one."""
+    """Warns once that predictions for a rotated image are in pixels of the displayed one."""
     if orientation != UPRIGHT:
         warn_once(
             f"EXIF orientation {orientation} in {name}: predictions are in pixels of the image as "
-            "displayed; other images are not named",
+            "displayed; further images are not reported",
             key="EXIF orientation",
         )

@@ -10,13 +10,13 @@ import numpy as np
 def classification_metrics(
     labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy, macro precision, recall and F1, MCC, and the three for each class.
+    """Computes accuracy, macro and per-class precision, recall and F1, and MCC.
 
         precision = TP / (TP + FP),   recall = TP / (TP + FN),   F1 = 2·TP / (2·TP + FP + FN)
 
-    with 0 / 0 = 0. The macro figures are plain means over the classes that occur among labels or
-    predictions, as `sklearn.metrics.f1_score(average="macro")` has them. MCC is Gorodkin's (2004)
-    for many classes, and 0 where labels or predictions are of one class only.
+    with 0 / 0 = 0. Macro values are means over the classes in labels or predictions, as in
+    `sklearn.metrics.f1_score(average="macro")`. MCC is the multi-class one of Gorodkin (2004), and
+    0 if labels or predictions have one class only.
 
     Args:
       labels: int [n], true classes.
@@ -28,7 +28,7 @@ def classification_metrics(
       `precision_<name>`, `recall_<name>`, `f1_<name>`.
 
     Raises:
-      ValueError: no examples, shapes that differ, or a class number without a name.
+      ValueError: no examples, different shapes, or a class number without a name.
     """
     from sklearn import metrics
 

@@ -1,6 +1,4 @@
-"""How far what was written is from what was said: error rates by jiwer, and the known ways in which
-decoders with attention fail.
-"""
+"""Error rates of transcripts by jiwer, and typical failures of attention decoders."""
 
 from __future__ import annotations
 
@@ -10,61 +8,63 @@ import numpy as np
 
 
 def transcript_metrics(
-    references: Sequence[str], written: Sequence[str], words: bool = True
+    references: Sequence[str], hypotheses: Sequence[str], words: bool = True
 ) -> dict[str, float]:
-    """Error rates over all texts together.
+    """Computes error rates over all texts together.
 
         wer = (substitutions + deletions + insertions) / words of the references,
         cer the same of characters
 
     Args:
-      references: what was said. Texts that say nothing count for `hallucination_rate` alone.
-      written: what was written, in the same order.
-      words: whether failures are of words, and there is a WER; else they are of characters.
+      references: transcripts. Empty ones count for `hallucination_rate` alone.
+      hypotheses: in the same order.
+      words: whether to compute the WER and failures of words; else failures of characters.
 
     Returns:
-      `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the shares of texts with
-      such a failure: see `decoding_failures`. With empty references also `hallucination_rate`, the
-      fraction of them for which something was written. NaN if all references are empty.
+      `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the fractions of texts with
+      such a failure, see `decoding_failures`. With empty references also `hallucination_rate`, the
+      fraction of them with a hypothesis that is not empty. NaN without references.
 
     Raises:
       ValueError: the numbers of texts differ.
     """
-    if len(references) != len(written):
-        raise ValueError(f"written: got {len(written)} texts, expected {len(references)}")
-    silent = np.array([not text.strip() for text in references], bool)
+    if len(references) != len(hypotheses):
+        raise ValueError(f"hypotheses: got {len(hypotheses)} texts, expected {len(references)}")
+    empty = np.array([not text.strip() for text in references], bool)
     metrics: dict[str, float] = {}
-    if silent.any():
-        invented = [bool(text.strip()) for text, none in zip(written, silent, strict=True) if none]
+    if empty.any():
+        invented = [
+            bool(text.strip()) for text, none in zip(hypotheses, empty, strict=True) if none
+        ]
         metrics["hallucination_rate"] = float(np.mean(invented))
-    said = [
+    pairs = [
         (reference, text)
-        for reference, text, none in zip(references, written, silent, strict=True)
+        for reference, text, none in zip(references, hypotheses, empty, strict=True)
         if not none
     ]
     names = ("wer", "cer", "exact_match", "repeats", "skips", "early_stops")[not words :]
-    if not said:
+    if not pairs:
         return metrics | dict.fromkeys(names, float("nan"))
     import jiwer
 
-    references, written = ([pair[side] for pair in said] for side in (0, 1))
+    references, hypotheses = ([pair[side] for pair in pairs] for side in (0, 1))
     if words:
-        metrics["wer"] = jiwer.process_words(references, written).wer
-    metrics["cer"] = jiwer.process_characters(references, written).cer
-    same = [a.split() == b.split() for a, b in said]
+        metrics["wer"] = jiwer.process_words(references, hypotheses).wer
+    metrics["cer"] = jiwer.process_characters(references, hypotheses).cer
+    same = [a.split() == b.split() for a, b in pairs]
     metrics["exact_match"] = float(np.mean(same))
-    found = [decoding_failures(*(x.split() if words else x for x in pair)) for pair in said]
-    for place, name in enumerate(names[-3:]):
-        metrics[name] = float(np.mean([row[place] for row in found]))
+    found = [decoding_failures(*(x.split() if words else x for x in pair)) for pair in pairs]
+    for index, name in enumerate(names[-3:]):
+        metrics[name] = float(np.mean([row[index] for row in found]))
     return metrics
 
 
 def text_errors(
-    references: Sequence[str], written: Sequence[str], words: bool = True
+    references: Sequence[str], hypotheses: Sequence[str], words: bool = True
 ) -> np.ndarray:
-    """[n] figures whose mean is the WER, or the CER: errors of each text over their mean length.
+    """Computes [n] values whose mean is the WER or CER: errors of each text over the mean length.
 
-    Texts that say nothing are left out of both.
+    Empty references are left out.
     """
     import jiwer
 
@@ -72,33 +72,36 @@ def text_errors(
     lengths = np.array([len(text.split() if words else text) for text in references], np.float64)
     errors = [
         rate(reference, text) * length
-        for reference, text, length in zip(references, written, lengths, strict=True)
+        for reference, text, length in zip(references, hypotheses, lengths, strict=True)
         if length
     ]
     return np.array(errors) / lengths[lengths > 0].mean() if errors else np.zeros(0)
 
 
-def decoding_failures(reference: Sequence[str], written: Sequence[str]) -> tuple[bool, bool, bool]:
-    """Whether a decoder repeated itself, skipped something, or stopped early.
+def decoding_failures(
+    reference: Sequence[str], hypothesis: Sequence[str]
+) -> tuple[bool, bool, bool]:
+    """Returns whether a decoder repeated, skipped, or stopped early.
 
-    By the alignment with fewest errors: something inserted that stands there twice; something left
-    out that is not at the end; the end left out.
+    By the alignment with fewest errors: an insertion that equals an adjacent word; a deletion
+    before the end; a deletion at the end.
     """
     import jiwer
 
     if not reference:
         return False, False, False
-    if not written:
+    if not hypothesis:
         return False, False, True
-    result = jiwer.process_words(_spaced(reference), _spaced(written))
+    result = jiwer.process_words(_spaced(reference), _spaced(hypothesis))
     repeats = skips = stops = False
     for chunk in result.alignments[0]:
         if chunk.type == "insert":
-            places = range(chunk.hyp_start_idx, chunk.hyp_end_idx)
-            # Which of two equal neighbours is the inserted one is the alignment's whim.
+            inserted = range(chunk.hyp_start_idx, chunk.hyp_end_idx)
+            # For two equal adjacent words the alignment marks either one as inserted; check both
+            # sides.
             repeats |= any(
-                written[place] in (*written[max(place - 1, 0) : place], *written[place + 1 :][:1])
-                for place in places
+                hypothesis[i] in (*hypothesis[max(i - 1, 0) : i], *hypothesis[i + 1 :][:1])
+                for i in inserted
             )
         if chunk.type == "delete":
             last = chunk.ref_end_idx == len(reference)
@@ -108,5 +111,5 @@ def decoding_failures(reference: Sequence[str], written: Sequence[str]) -> tuple
 
 
 def _spaced(parts: Sequence[str]) -> str:
-    """As words for jiwer; a space among characters has a stand-in."""
+    """Joins words for jiwer; spaces among characters are replaced."""
     return " ".join("␣" if part == " " else part for part in parts)

@@ -10,22 +10,21 @@ import numpy as np
 def translation_metrics(
     outputs: Sequence[str], references: Sequence[str], lower_case: bool
 ) -> dict[str, float]:
-    """BLEU (Papineni et al. 2002), chrF (Popović 2015), and the ratio of lengths.
+    """Computes BLEU (Papineni et al. 2002), chrF (Popović 2015), and the ratio of lengths.
 
     Args:
       outputs: n translations, as plain text.
       references: one for each.
-      lower_case: fold case for `bleu` and `chrf`: for a system that knows lower case alone.
+      lower_case: fold case for `bleu` and `chrf`, for systems that write lower case alone.
 
     Returns:
-      `bleu`: sacrebleu's, on its own tokens (13a); with `lower_case` on lower case. See
-        `bleu_signature`.
-      `chrf`: of characters up to 6-grams, beta 2.
-      `bleu4_lowercase_tokenized`: on lower case always. Published figures of Multi30k are on text
-        in lower case that Moses' tokenizer.perl (without -a: hyphens stay) has split, by
-        multi-bleu.perl, the same formula; 13a, the tokens of NIST's mteval, is what sacrebleu has
-        nearest to it. The two differ at apostrophes and at full stops of abbreviations, on the
-        German test_2016_flickr by 0.02 (splitting hyphens, -a, would add 0.3).
+      `bleu`: of sacrebleu, tokenizer 13a; with `lower_case` on lower case. See `bleu_signature`.
+      `chrf`: character n-grams up to 6, beta 2.
+      `bleu4_lowercase_tokenized`: always on lower case. Published results on Multi30k use
+        multi-bleu.perl (the same formula) on lower case, split by Moses' tokenizer.perl without -a,
+        which keeps hyphens. The most similar tokenizer of sacrebleu is 13a, that of NIST's mteval.
+        They differ at apostrophes and at full stops of abbreviations, by 0.02 on the German
+        test_2016_flickr (splitting hyphens, -a, would add 0.3).
       `length_ratio`: tokens of the outputs by tokens of the references, 13a.
 
     Raises:
@@ -47,7 +46,7 @@ def translation_metrics(
 
 
 def bleu_signature(lower_case: bool, short: bool = False) -> str:
-    """How sacrebleu names the settings of `bleu`, version included; with letters if short."""
+    """Returns sacrebleu's signature of `bleu`, with its version; abbreviated if `short`."""
     metric = _bleu(lower_case)
     metric.corpus_score(["a"], [["a"]])
     return metric.get_signature().format(short)
@@ -56,17 +55,17 @@ def bleu_signature(lower_case: bool, short: bool = False) -> str:
 def bleu_contributions(
     outputs: Sequence[str], references: Sequence[str], lower_case: bool
 ) -> np.ndarray:
-    """What each sentence does to the BLEU of all, so that two systems can be compared in pairs.
+    """Computes the contribution of each sentence to BLEU, for paired comparisons of two systems.
 
-    BLEU is a function f of the mean of each sentence's counts s_i, hits and totals of n-grams and
-    lengths; the figure of sentence i is f + ∇f · (s_i - mean), the first-order change of f with its
-    weight (the infinitesimal jackknife, Efron 1982). The mean over sentences is BLEU itself.
+    BLEU is a function f of the mean of the sentences' counts s_i: hits and totals of n-grams, and
+    lengths. The contribution of sentence i is f + ∇f · (s_i - mean), the first-order change of f
+    with its weight (infinitesimal jackknife, Efron 1982). The mean over sentences is BLEU.
 
     Returns:
-      float64 [n]; BLEU for every sentence where some n-gram order has no hit at all.
+      float64 [n]; BLEU for every sentence if some n-gram order has no hit.
 
     Raises:
-      ValueError: as `translation_metrics`.
+      ValueError: see `translation_metrics`.
     """
     _check_texts(outputs, references)
     metric = _bleu(lower_case)
@@ -91,7 +90,7 @@ def bleu_contributions(
 def _bleu(lower_case: bool):
     from sacrebleu.metrics import BLEU
 
-    # It warns of outputs that look tokenized; some tokenizers here cannot be undone wholly.
+    # `force` suppresses the warning about tokenized outputs; some tokenizers are not reversible.
     return BLEU(lowercase=lower_case, force=True)
 
 

@@ -1,4 +1,4 @@
-"""Characters as ids: one for each Unicode code point that the texts hold."""
+"""Character tokenizer: one id per Unicode code point of the texts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
 class CharacterTokenizer:
-    """The characters of the texts as they are: nothing is normalised but case, where that is asked.
+    """Characters without normalization, except optional case folding.
 
-    Ids follow the code points, so that they do not depend on the order of the texts.
+    Ids are in the order of the code points, so they do not depend on the order of the texts.
     """
 
     def __init__(self, characters: Sequence[str], lower_case: bool):
@@ -41,19 +41,19 @@ class CharacterTokenizer:
             if not len(self._points):
                 yield np.full(len(points), UNKNOWN, np.int32)
                 continue
-            places = np.searchsorted(self._points, points).clip(max=len(self._points) - 1)
-            known = self._points[places] == points
-            yield np.where(known, places + len(SPECIAL), UNKNOWN).astype(np.int32)
+            index = np.searchsorted(self._points, points).clip(max=len(self._points) - 1)
+            known = self._points[index] == points
+            yield np.where(known, index + len(SPECIAL), UNKNOWN).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The characters; ids are checked by the caller."""
+        """Returns the characters; the caller checks the ids."""
         table = [*SPECIAL, *self._characters]
         return "".join(table[number] for number in ids)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Character, its place and the next, in the order of the ids of `encode`."""
+        """Returns character, start and end of each id of `encode`."""
         text = text.lower() if self._lower_case else text
-        return [(character, place, place + 1) for place, character in enumerate(text)]
+        return [(character, index, index + 1) for index, character in enumerate(text)]
 
     def to_dict(self) -> dict:
         return {"characters": self._characters}
@@ -64,5 +64,5 @@ class CharacterTokenizer:
 
 
 def _points(text: str) -> np.ndarray:
-    """Code points, uint32 [characters]."""
+    """Returns code points, uint32 [characters]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

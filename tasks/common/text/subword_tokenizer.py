@@ -14,7 +14,7 @@ from tasks.common.text.words import SPECIAL, UNKNOWN
 
 
 class SubwordTokenizer:
-    """Byte-pair encoding or WordPiece, by the tokenizers library."""
+    """Byte-pair encoding or WordPiece tokenizer."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
@@ -35,9 +35,9 @@ class SubwordTokenizer:
                 initial_alphabet=alphabet, special_tokens=list(SPECIAL), **options
             )
         else:
-            # The trainer numbers characters in the order of a hash table that is seeded anew in
-            # each process, and merges equally frequent pairs by their numbers: the same texts give
-            # another vocabulary each time. Tokens that are listed as special have fixed numbers.
+            # The trainer numbers characters in the order of a hash table with a random seed per
+            # process, and merges equally frequent pairs by these numbers, so the vocabulary would
+            # differ between processes. Special tokens have fixed numbers.
             known, rare = _alphabet(texts, tokenizer.normalizer, config)
             texts = [text.translate(rare) for text in texts] if rare else texts
             trainer = trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *known], **options)
@@ -71,7 +71,7 @@ class SubwordTokenizer:
 
     @classmethod
     def _plain(cls, text: str):
-        """The tokenizer without added tokens, so that a text with "[CLS]" in it is just a text."""
+        """Returns the tokenizer without added tokens, so that "[CLS]" in a text is plain text."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
@@ -85,7 +85,7 @@ class SubwordTokenizer:
             yield np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of pieces: bytes that are no UTF-8 become U+FFFD, as a cut character's do."""
+        """Returns the text of ids; invalid UTF-8, as of truncated characters, becomes U+FFFD."""
         from tokenizers import decoders
 
         pieces = [self._tokenizer.id_to_token(number) for number in ids]
@@ -94,13 +94,13 @@ class SubwordTokenizer:
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
     def word_starts(self) -> np.ndarray:
-        """Byte pairs: what follows a space; WordPiece: what does not begin with ##."""
+        """Returns which pieces follow a space (byte pairs) or do not begin with ## (WordPiece)."""
         if self._byte_pairs:
             return np.array([piece.startswith("\u0120") for piece in self.pieces()])
         return np.array([not piece.startswith("##") for piece in self.pieces()])
 
     def pieces(self) -> list[str]:
-        """In the order of the ids."""
+        """Returns the pieces in the order of the ids."""
         return [self._tokenizer.id_to_token(number) for number in range(self.size)]
 
     @property
@@ -110,10 +110,10 @@ class SubwordTokenizer:
         return isinstance(self._tokenizer.model, models.BPE)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Piece, its place and the next, in the order of the ids of `encode`."""
+        """Returns piece, start and end of each id of `encode`."""
         offsets = self._tokenizer.encode(text).offsets
         pieces = [text[start:end].strip() or text[start:end] for start, end in offsets]
-        return [(piece, place, place + 1) for place, piece in enumerate(pieces)]
+        return [(piece, index, index + 1) for index, piece in enumerate(pieces)]
 
     def to_dict(self) -> dict:
         return {"tokenizer": json.loads(self._tokenizer.to_str())}
@@ -124,9 +124,9 @@ class SubwordTokenizer:
 
 
 def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
-    """Pieces of one character for WordPiece, and a table that blanks the characters left out.
+    """Returns pieces of one character for WordPiece, and a table that blanks all other characters.
 
-    The most frequent characters take at most half of the vocabulary (Chinese has thousands).
+    The most frequent characters get at most half of the vocabulary (Chinese has thousands).
     """
     counts: Counter[str] = Counter()
     for text in texts:

@@ -1,8 +1,8 @@
-"""From text to ids and back: words and their n-grams, byte-pair encoding, WordPiece, characters.
+"""Tokenizers: words and their n-grams, byte-pair encoding, WordPiece, characters.
 
-Trained on the texts that are given - the train split, nothing else - and cached by their content.
-Ids: 0 padding, 1 unknown, 2 the classification token (never produced here: a model puts it first),
-3 and up the vocabulary. Sennrich 2016 (byte-pair encoding), Wu 2016 (WordPiece).
+They are trained on the train split and cached by its content. Ids: 0 padding, 1 unknown, 2 the
+classification token (prepended by models, never produced here), 3 and up the vocabulary. Sennrich
+2016 (byte-pair encoding), Wu 2016 (WordPiece).
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ _VERSION = 1
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with "?" for each half of a surrogate pair, which is no character: bytes that are
-    not UTF-8 give such halves.
-    """
+    """Replaces each half of a surrogate pair, as from bytes that are not UTF-8, by "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Tokenizer:
-    """Turns texts into ids. Made by `fit` or `from_json`."""
+    """Conversion of texts to ids and back. Use `fit` or `from_json`."""
 
     def __init__(
         self, config: TextConfig, model: WordTokenizer | SubwordTokenizer | CharacterTokenizer
@@ -49,58 +47,57 @@ class Tokenizer:
     def fit(
         cls, texts: Sequence[str], config: TextConfig, cache_dir: Path | None = None
     ) -> Tokenizer:
-        """Trains a vocabulary, or takes it from the cache.
+        """Trains a tokenizer, or reads it from the cache.
 
         Args:
-          texts: those of the train split.
-          config: how.
-          cache_dir: tokenizers/ under it holds what was trained; None: no cache.
+          texts: of the train split.
+          config: of the tokenizer.
+          cache_dir: tokenizers/ under it is the cache; None: no cache.
 
         Raises:
           ValueError: no texts.
         """
         if not len(texts):
-            raise ValueError("texts must hold at least one text, got none")
+            raise ValueError("texts: got none, expected at least one")
         file = None
         if cache_dir is not None:
             file = Path(cache_dir) / "tokenizers" / f"{_content_hash(texts, config)}.json"
             try:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # not there, or damaged: train and write it anew
+                pass  # missing or damaged: train it and write it
         model = _model_class(config).fit([replace_surrogates(text) for text in texts], config)
         tokenizer = cls(config, model)
         if file is not None:
-            # Without the cache the next run trains it again.
+            # Without a cache, the next run trains it again.
             with contextlib.suppress(OSError):
                 _write(file, tokenizer.to_json())
         return tokenizer
 
     @property
     def size(self) -> int:
-        """Number of ids, the special ones included."""
+        """Number of ids, with the special ones."""
         return self._model.size
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [t], 1 <= t <= max_length; a text without any gives one unknown."""
+        """Returns the ids of a text, int32 [t], 1 <= t <= max_length; [UNK] for an empty text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of many texts: as `encode` of each, and much faster."""
+        """Returns the ids of many texts, much faster than by `encode`."""
         return [ids for ids, _ in self._rows(texts)]
 
     def with_max_length(self, max_length: int) -> Tokenizer:
-        """The same vocabulary with another cut."""
+        """Returns a tokenizer with the same vocabulary and another maximum length."""
         return Tokenizer(replace(self.config, max_length=max_length), self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, as near to what was encoded as the tokenizer allows.
+        """Returns the text of ids, as similar to the encoded text as the tokenizer allows.
 
-        Characters give it back whole, byte pairs too, after normalisation and without one leading
-        space; words and WordPiece give words with a space between any two; stems stay stems. Word
-        n-grams and character n-grams, which repeat what their words say, are left out, and so are
-        padding, the classification token and ids from `size` on: a task's own signs. An unknown one
-        is "[UNK]".
+        Characters are restored exactly; byte pairs up to normalization and one leading space. Words
+        and WordPiece give words separated by spaces; stems remain stems. N-grams, padding, the
+        classification token and ids from `size` on (special tokens of tasks) are left out. Unknown
+        ids are "[UNK]".
 
         Args:
           ids: [t].
@@ -110,32 +107,32 @@ class Tokenizer:
         """
         numbers = [int(number) for number in ids]
         if numbers and min(numbers) < 0:
-            raise ValueError(f"ids must not be negative, got {min(numbers)}")
+            raise ValueError(f"ids: got {min(numbers)}, expected no negative ids")
         size = self.size
         return self._model.decode([n for n in numbers if n < size and n not in (PAD, CLS)])
 
     def word_starts(self) -> np.ndarray:
-        """bool [size]: whether an id begins a word, False for the pieces that go on with one.
+        """Returns which ids begin a word, bool [size]; False for pieces that continue one.
 
         Raises:
-          ValueError: a tokenizer whose ids do not say so.
+          ValueError: a character tokenizer.
         """
         if self.config.tokenizer == "character":
-            raise ValueError("tokenizer: got 'character', whose ids do not say where words begin")
+            raise ValueError("tokenizer: got 'character', expected one with word boundaries")
         return self._model.word_starts()
 
     def pieces(self) -> list[str]:
-        """Spelling of each id, in their order.
+        """Returns the piece of each id, in order.
 
         Raises:
-          ValueError: a tokenizer that has no such pieces.
+          ValueError: not a subword tokenizer.
         """
         if not isinstance(self._model, SubwordTokenizer):
-            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected one of subwords")
+            raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
         return self._model.pieces()
 
     def tokens(self, text: str) -> list[str]:
-        """What stands at each position of `encode(text)`, as the text has it."""
+        """Returns the part of the text at each position of `encode(text)`."""
         _, positions = next(self._rows([text]))
         if not len(positions):
             return [SPECIAL[UNKNOWN]]
@@ -143,17 +140,17 @@ class Tokenizer:
         return [spelled[position][0] for position in positions]
 
     def weights_per_word(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
-        """Weights of positions as weights of words, for people to read.
+        """Sums weights of positions to weights of words.
 
-        The pieces of a word count for it, and an n-gram in equal parts for each of its words. What
-        the tokenizer cannot tell from a word (byte-pair pieces) stands for itself.
+        The weight of an n-gram is divided equally among its words. Pieces that the tokenizer cannot
+        assign to a word (byte pairs) remain separate.
 
         Args:
           text: any.
           weights: [t], one for each position of `encode(text)`.
 
         Returns:
-          The words in order, and a weight for each; the sum of the weights stays.
+          The words in order, and a weight for each; the sum of the weights is unchanged.
         """
         _, positions = next(self._rows([text]))
         if not len(positions):
@@ -162,14 +159,14 @@ class Tokenizer:
         words: dict[int, str] = {}
         for string, start, _ in spelled:
             words.setdefault(start, string)
-        shares = np.zeros(len(words))
+        summed = np.zeros(len(words))
         for position, weight in zip(positions, weights, strict=True):
             _, start, stop = spelled[position]
-            shares[start:stop] += weight / (stop - start)
-        return list(words.values()), shares
+            summed[start:stop] += weight / (stop - start)
+        return list(words.values()), summed
 
     def to_json(self) -> str:
-        """All that `from_json` needs, in one line."""
+        """Returns the tokenizer as JSON in one line, for `from_json`."""
         return json.dumps(
             {"version": _VERSION, "config": asdict(self.config), **self._model.to_dict()},
             ensure_ascii=False,
@@ -177,21 +174,21 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """The encoder that `to_json` wrote.
+        """Returns the tokenizer written by `to_json`.
 
         Raises:
-          ValueError: not the JSON of an encoder, or of another version.
+          ValueError: not the JSON of a tokenizer, or of another version.
         """
         values = json.loads(text)
         if not isinstance(values, dict) or values.get("version") != _VERSION:
-            raise ValueError(f"not a text encoder of version {_VERSION}")
+            raise ValueError(f"text: got other JSON, expected a tokenizer of version {_VERSION}")
         fields = values["config"]
         fields["character_ngrams"] = tuple(fields["character_ngrams"])
         config = TextConfig(**fields)
         return cls(config, _model_class(config).from_dict(values, config))
 
     def _rows(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(ids, their places in what `pieces_with_spans` gives) of each text, cut to max_length."""
+        """Yields the truncated ids of each text and their indices in `pieces_with_spans`."""
         nothing = np.array([UNKNOWN], np.int32), np.zeros(0, np.int64)
         for ids in self._model.encode([replace_surrogates(text) for text in texts]):
             positions = None
@@ -226,7 +223,7 @@ def _content_hash(texts: Sequence[str], config: TextConfig) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    """Writes a file under its name only once it is whole."""
+    """Writes a file, which appears under its name only when complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".part-")
     try:

@@ -1,4 +1,4 @@
-"""Words and their n-grams as ids."""
+"""Word tokenizer with word and character n-grams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.common.text.words import SPECIAL, UNKNOWN, NgramVocabulary
 
 
 class WordTokenizer:
-    """Words, their n-grams and character n-grams."""
+    """Words, their n-grams and character n-grams as ids."""
 
     def __init__(self, config: TextConfig, grams: Sequence[str], characters: Sequence[str]):
         self.config = config
@@ -67,7 +67,7 @@ class WordTokenizer:
         return np.ones(self.size, bool)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """String, first word and word after the last, in the order of the ids of `encode`."""
+        """Returns string, first word and word after the last of each id of `encode`."""
         words = word_parts.split(text, self.config.lower_case)
         found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
         spelled = []
@@ -89,12 +89,12 @@ class WordTokenizer:
         return cls(config, values["grams"], values["characters"])
 
     def _numbers(self, split: list[list[str]]) -> np.ndarray:
-        """Index of every word in the table of unigrams, -1 where it is unknown."""
+        """Returns the index of each word in the table of unigrams, -1 if unknown."""
         table = self._grams.words
         if self._stem is None:
             return np.array([table.get(word, -1) for words in split for word in words], np.int64)
         known = self._known
-        if len(known) > 1_000_000:  # a server sees new words for ever
+        if len(known) > 1_000_000:  # new words never end on a server
             known.clear()
         for words in split:
             for word in words:
@@ -117,7 +117,7 @@ class WordTokenizer:
 
 
 def _frequent_characters(split: list[list[str]], config: TextConfig) -> list[str]:
-    """The character n-grams that most (text, word) pairs hold."""
+    """Returns the character n-grams in most (text, word) pairs."""
     texts_with: dict[str, int] = {}
     for words in split:
         for word in dict.fromkeys(words):

@@ -1,9 +1,9 @@
-"""Words of any script, their stems and n-grams, and the vocabularies made of them.
+"""Words of any script, their stems and n-grams, and vocabularies of them.
 
-Text is brought to Unicode's NFKC form; a word is a run of letters, digits, underscores and the
-marks that belong to them (without which the words of Hindi or Thai would fall to pieces), a Chinese
-character is a word of its own, and so is a punctuation mark or an emoji. Japanese kana, Thai and
-other scripts that write no spaces give long words: use byte-pair encoding there.
+Text is normalized to Unicode NFKC. A word is a run of letters, digits, underscores and their
+combining marks (without which words of Hindi or Thai would be split). Each Chinese character,
+punctuation mark or emoji is a word. Scripts without spaces, such as Japanese kana or Thai, give
+long words; use byte-pair encoding for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ASCII = re.compile(_PATTERN.format(marks=""))
 
 @functools.cache
 def _unicode_pattern() -> re.Pattern:
-    """The pattern with all combining marks, which Python's \\w leaves out.
+    """Returns the pattern with all combining marks, which Python's \\w excludes.
 
     The joiners between them (zero-width, U+200C and U+200D) belong to Indic and Persian words.
     """
@@ -55,18 +55,18 @@ def _normalizer():
 
 
 def split(text: str, lower_case: bool = True) -> list[str]:
-    """The words of a text, in order."""
-    if text.isascii():  # the same as below, ten times faster
+    """Splits a text into its words."""
+    if text.isascii():  # the same result as below, ten times faster
         return _ASCII.findall(text.lower() if lower_case else text)
     text = _normalizer().normalize_str(text)
     return _unicode_pattern().findall(text.lower() if lower_case else text)
 
 
 def stemmer(language: str | None) -> Callable[[str], str] | None:
-    """The Snowball stemmer of a language; None for None.
+    """Returns the Snowball stemmer of a language, or None for None.
 
     Raises:
-      ValueError: there is none for that language; those that exist are listed.
+      ValueError: not a supported language; the message lists them.
     """
     if language is None:
         return None
@@ -74,16 +74,16 @@ def stemmer(language: str | None) -> Callable[[str], str] | None:
 
     if language not in snowballstemmer.algorithms():
         raise ValueError(
-            f"stem must be one of {', '.join(sorted(snowballstemmer.algorithms()))}, "
-            f"got {language!r}"
+            f"stem: got {language!r}, expected one of "
+            f"{', '.join(sorted(snowballstemmer.algorithms()))}"
         )
     return snowballstemmer.stemmer(language).stemWord
 
 
 def character_grams(word: str, shortest: int, longest: int) -> list[str]:
-    """Character n-grams of a word with its borders written as underscores.
+    """Returns the character n-grams of a word with underscores at both ends.
 
-    A word shorter than n gives itself once, like scikit-learn's analyzer "char_wb".
+    A word shorter than n is returned once, as by scikit-learn's analyzer "char_wb".
     """
     padded = f"_{word}_"
     grams = []
@@ -96,14 +96,14 @@ def character_grams(word: str, shortest: int, longest: int) -> list[str]:
 
 
 class NgramVocabulary:
-    """A vocabulary of word n-grams that finds the n-grams of many texts at once.
+    """A vocabulary of word n-grams with vectorized lookup in many texts.
 
-    An n-gram is never more frequent than its first n - 1 words, so a vocabulary cut by frequency
-    holds the beginning of each of its n-grams. Hence a table an order: (index of the beginning in
-    the table before, index of the last word) -> index.
+    An n-gram is never more frequent than its first n - 1 words, so a vocabulary limited by
+    frequency contains the prefix of each of its n-grams. There is one table per order: (index of
+    the prefix in the previous table, index of the last word) -> index.
 
     Args:
-      grams: words of an n-gram joined by spaces, each with its beginnings in the list too.
+      grams: n-grams as words joined by spaces; the prefixes of each are in the list too.
       longest: the largest order.
     """
 
@@ -128,14 +128,14 @@ class NgramVocabulary:
             local = {tuple(split_grams[i]): index for index, (_, i) in enumerate(rows)}
 
     def find(self, words: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Positions in `grams` of the n-grams that begin at each word.
+        """Finds the n-grams that begin at each word.
 
         Args:
-          words: [n] index of each word in `self.words`, -1 for a word it lacks.
-          texts: [n] number of the text that each word belongs to, ascending.
+          words: [n] index of each word in `self.words`, -1 for unknown words.
+          texts: [n] number of the text of each word, ascending.
 
         Returns:
-          [n, longest], -1 where the vocabulary lacks the n-gram or the text ends.
+          Indices in `grams` [n, longest], -1 for unknown n-grams and beyond the end of a text.
         """
         found = np.full((len(words), self.longest), -1, np.int64)
         local = words.astype(np.int64)
@@ -148,19 +148,19 @@ class NgramVocabulary:
             whole = (local[:n] >= 0) & (last >= 0) & (texts[:n] == texts[order - 1 :])
             keys, positions = self._keys[order - 2], self._positions[order - 1]
             wanted = local[:n] * len(self.words) + last
-            place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-            hit = whole & (_take(keys, place) == wanted)
-            local = np.where(hit, place, -1)
-            found[:n, order - 1] = np.where(hit, _take(positions, place), -1)
+            index = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+            hit = whole & (_take(keys, index) == wanted)
+            local = np.where(hit, index, -1)
+            found[:n, order - 1] = np.where(hit, _take(positions, index), -1)
         return found
 
     @classmethod
     def fit(
         cls, texts: Iterable[Sequence[str]], longest: int, min_count: int, size: int
     ) -> NgramVocabulary:
-        """The `size` n-grams that most texts hold, each in at least `min_count` of them.
+        """Returns the `size` most frequent n-grams that are in at least `min_count` texts.
 
-        Equally frequent ones: the shorter first, then by the order of characters.
+        Among equally frequent ones shorter n-grams come first, then by the order of characters.
         """
         index: dict[str, int] = {}
         numbers: list[int] = []
@@ -194,7 +194,7 @@ class NgramVocabulary:
             candidates += [
                 (-int(counts[i]), order, label) for i, label in zip(kept, labels, strict=True)
             ]
-            # What is too rare begins nothing frequent: the ids of the next order leave it out.
+            # Rare n-grams are no prefixes of frequent ones, so the next order excludes them.
             renumber = np.full(len(counts) + 1, -1, np.int64)
             renumber[kept] = np.arange(len(kept))
             ids = renumber[ids]
@@ -203,7 +203,7 @@ class NgramVocabulary:
 
 
 def _text_counts(ids: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """In how many texts each id occurs; ids of -1 do not count."""
+    """Counts the texts in which each id occurs; ids of -1 are ignored."""
     if not len(ids) or ids.max() < 0:
         return np.zeros(0, np.int64)
     size = int(ids.max()) + 1
@@ -213,5 +213,5 @@ def _text_counts(ids: np.ndarray, owners: np.ndarray) -> np.ndarray:
 
 
 def _take(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """table[index], and -1 throughout for an empty table."""
+    """Returns table[index], or only -1 for an empty table."""
     return table[index] if len(table) else np.full(np.shape(index), -1, np.int64)

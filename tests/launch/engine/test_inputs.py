@@ -70,7 +70,7 @@ def test_the_column_of_a_table_is_read(write):
         (b"a\n\xff\n", "a.txt", "line 2 is not UTF-8"),
         (codecs.BOM_UTF16_LE + b"a\0b", "a.txt", "is not UTF-16"),
         ("a\nb\n".encode("utf-16-le"), "a.txt", "a.txt: line 1 has a zero byte, expected text in"),
-        ('[{"review": "x"}]', "a.json", "write an object a line and call the file a.jsonl"),
+        ('[{"review": "x"}]', "a.json", "write one object per line and name the file a.jsonl"),
     ],
 )
 def test_what_cannot_be_read_is_refused(write, content, name, message):

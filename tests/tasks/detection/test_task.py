@@ -303,7 +303,7 @@ def test_predictions_are_in_the_pixels_of_the_file(task, tmp_path):
     assert empty.image.shape == (1, 1, 3)
     assert not len(empty.boxes)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"text\.png: not a picture"):
+    with pytest.raises(UserError, match=r"text\.png: not an image"):
         restored.processor.encode([str(tmp_path / "text.png")])[0]
 
 

@@ -198,7 +198,7 @@ def test_pictures_that_are_not_as_they_should_be_are_named_or_skipped(folder, ca
     Image.new("RGB", (X, Y + 1)).save(where / "3.png")
     for name, message in (
         ("1.png", r"1\.png: no such file.*skip_broken"),
-        ("2.png", r"2\.png: not a picture"),
+        ("2.png", r"2\.png: not an image"),
         ("3.png", r"3\.png: is 12 x 11 pixels, but its annotations are for 12 x 10"),
     ):
         with pytest.raises(UserError, match=message):
@@ -396,7 +396,7 @@ def test_annotations_of_turned_pictures(tmp_path, capsys, orientation, displayed
                 example["instances"][: truth.size[0], : truth.size[1]] == 1,
             )
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "EXIF" in line]
-    assert ("as displayed;" if displayed else "as stored, and are turned with it") in said
+    assert ("as displayed;" if displayed else "as stored, and are transformed with it") in said
     assert f"(and in {9 if orientation == 1 else 39} more)" in said
 
 

@@ -96,7 +96,7 @@ def test_series_that_are_too_short_are_refused(own):
 
 def test_configs_that_cannot_be_are_refused():
     for fields, message in (
-        ({"name": "ettm1"}, r"no data set is called 'ettm1' \(did you mean 'etth1'"),
+        ({"name": "ettm1"}, r"got 'ettm1' \(did you mean 'etth1'"),
         ({"lookback": 0}, "lookback: got 0, expected at least 1"),
         ({"horizon": -1}, "horizon: got -1"),
         ({"split": (7, 3)}, "split: got"),

@@ -192,17 +192,21 @@ def _characters() -> TextConfig:
 # ---------------------------------------------------------------------- predictions
 
 
-class _Reader:
-    input_column = "text"
+class _Task:
+    """A task whose processor reads the column "text"."""
 
-    def table_input(self, value: str, folder: Path) -> str:
-        return value
+    class processor:
+        input_column = "text"
+
+        @staticmethod
+        def table_input(value: str, folder: Path) -> str:
+            return value
 
 
 def _read_inputs(path: Path) -> Counter:
     from launch.engine.inputs import read_inputs
 
-    return Counter(one.raw for one in read_inputs((), str(path), _Reader()))
+    return Counter(one.raw for one in read_inputs((), str(path), _Task()))
 
 
 # ---------------------------------------------------------------------- events and series

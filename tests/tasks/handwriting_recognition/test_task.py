@@ -108,7 +108,7 @@ def test_broken_pictures_are_named(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "ж 3.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"ж 3.png: not a picture; .*skip_broken"):
+    with pytest.raises(UserError, match=r"ж 3.png: not an image; .*skip_broken"):
         load(DataConfig(path=str(tmp_path)), Paths(None, None))
     data = load(DataConfig(path=str(tmp_path), skip_broken=True), Paths(None, None))
     assert sum(len(part) for part in data.splits.values()) == 29

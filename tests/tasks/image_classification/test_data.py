@@ -196,9 +196,7 @@ def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
     # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the image of another system's folder.
     assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
     assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
-    assert (
-        "1 pictures are in folders within, such as more/001.png; they are of the class 'b'" in said
-    )
+    assert "1 images are in subfolders, such as more/001.png; they are of the class 'b'" in said
     assert "Train: 1 images are in two classes, such as" in said
     assert "1 images of validation are in another split too, such as" in said
     folder(tmp_path / "dev", ["b"], count=1)
@@ -219,7 +217,7 @@ def test_counts_by_class_and_a_class_that_is_skipped(tmp_path):
     for file in (tmp_path / "train" / "a").iterdir():
         file.write_bytes(b"x")
     with pytest.raises(
-        UserError, match="all labelled images of the train split are of the class 'b'"
+        UserError, match="all labeled images of the train split are of the class 'b'"
     ):
         load(DataConfig(path=str(tmp_path), skip_broken=True), None)
 
@@ -246,7 +244,7 @@ def test_a_broken_picture_is_named_or_skipped(tmp_path, capsys):
     folder(tmp_path, ["a", "b"])
     broken = tmp_path / "b" / "007.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"b/007\.png: not a picture .*config\.data\.skip_broken"):
+    with pytest.raises(UserError, match=r"b/007\.png: not an image .*config\.data\.skip_broken"):
         read_folder(str(tmp_path), 4, False)
     _, splits = read_folder(str(tmp_path), 4, True)
     assert sum(len(part) for part in splits.values()) == 59
@@ -333,7 +331,7 @@ def test_what_is_transparent_is_paper(tmp_path):
         (",".join(["-0.1"] * 64), "each number must be from 0"),
         ("nowhere.png", "'nowhere.png': no such file; give the path of an image, or 64 comma"),
         ("", "give the path of an image"),
-        ("a\0b", "not a picture"),
+        ("a\0b", "not an image"),
         ("x," * 400, "give the path of an image"),
     ],
 )
@@ -351,14 +349,14 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (tmp_path / "words.png").write_text("not a picture")
     for name in ("half.png", "words.png", "."):
-        with pytest.raises(UserError, match=r"not a picture.*; give the path"):
+        with pytest.raises(UserError, match=r"not an image.*; give the path"):
             read_gray(str(tmp_path / name), DIGITS)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "fashion", "name: no data set is called 'fashion' .did you mean 'fashion_mnist'"),
+        ("name", "fashion", "name: got 'fashion' .did you mean 'fashion_mnist'"),
         ("shift", -0.5, r"shift: got -0.5, expected a number in \[0, 8\]"),
         ("image_size", 32, "image_size: is for user images"),
         ("skip_broken", True, "skip_broken: is for user images"),

@@ -212,5 +212,5 @@ def test_lines_in_two_files_are_named(tmp_path, capsys):
     assert len(load(config, Paths.default()).splits["test"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"{files[0]}: 1 lines of test are in another split too, such as line 2, which is line 8 of "
-        "train; metrics on them are too good"
+        "train; metrics on them are biased"
     )

@@ -124,7 +124,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     save(masks / "03.png", np.zeros((6, 8), np.uint8))
     whole = (root / "images" / "04.png").read_bytes()
     (root / "images" / "04.png").write_bytes(whole[:60])
-    refused("images/04.png: not a picture that can be read")
+    refused("images/04.png: not an image that can be read")
     assert sum(len(split) for split in prepared(root, skip_broken=True).splits.values()) == 39
     (root / "images" / "04.png").write_bytes(whole)
 
@@ -226,7 +226,7 @@ def test_void_is_counted_and_classes_that_are_left_are_enough(tmp_path):
     assert "void: " in str(summary["train"])
     assert "(16.7% of pixels)" in str(summary["train"])
     with pytest.raises(
-        UserError, match="all labelled pixels of the train split are of the class 'cl"
+        UserError, match="all labeled pixels of the train split are of the class 'cl"
     ):
         prepared(binary(tmp_path / "zero", 0))
 
@@ -347,7 +347,7 @@ def stored_again(image, exif):
         ({"path": "x", "mask_values": (0, 0)}, "mask_values: got .0, 0."),
         ({"path": "x", "mask_values": (0, -1)}, "mask_values: got .0, -1."),
         ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected none without path"),
-        ({"name": "camvit"}, r"name: no data set is called 'camvit' \(did you mean 'camvid'\?\)"),
+        ({"name": "camvit"}, r"name: got 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
         ({"fit": "crop"}, "fit: got 'crop', expected one of resize, tiles"),
         ({"void": -1}, "void: got -1"),

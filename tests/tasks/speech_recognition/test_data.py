@@ -62,7 +62,7 @@ def test_own_recordings_are_split_and_read(manifest):
 
 def test_a_folder_of_files_with_their_texts(tmp_path):
     (tmp_path / "b.wav").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"b.wav: has no text beside it; expected .*b.txt"):
+    with pytest.raises(UserError, match=r"b.wav: has no text file, expected .*b.txt"):
         manifests.find(str(tmp_path))
     (tmp_path / "b.txt").write_text(" größer\n ja ", encoding="utf-8")
     (tmp_path / "a.wav").write_bytes(b"x")
@@ -93,7 +93,7 @@ def test_manifests_by_name_and_as_json(manifest, tmp_path):
     ("changed", "said"),
     [
         ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
-        ({"row2": ",ja"}, "train.csv: line 4: names no file"),
+        ({"row2": ",ja"}, "train.csv: line 4: has no path"),
         ({"row2": "é 2.wav"}, "train.csv: line 4 has 1 fields, the header has 2"),
         ({"row2": "é 2.wav,ja, nein"}, "train.csv: line 4 has 3 fields, the header has 2; a field"),
         ({"row2": 'é 2.wav,"ja'}, "train.csv: line 4 is malformed"),
@@ -117,12 +117,12 @@ def test_files_that_are_wrong_are_named(manifest, tmp_path):
     with pytest.raises(UserError, match=r"empty.csv: the file is empty"):
         own(tmp_path / "empty.csv")
     (tmp_path / "header.csv").write_text("path,text\n")
-    with pytest.raises(UserError, match=r"header.csv: names no files"):
+    with pytest.raises(UserError, match=r"header.csv: has no files"):
         own(tmp_path / "header.csv")
     (tmp_path / "other.csv").write_text("file,words\n")
     with pytest.raises(UserError, match=r"other.csv: no column path and text"):
         own(tmp_path / "other.csv")
-    with pytest.raises(UserError, match=r"x.csv: cannot tell its split"):
+    with pytest.raises(UserError, match=r"x.csv: has no name of a split"):
         manifests.find(f"{path},x.csv")
 
 
@@ -166,9 +166,7 @@ def test_commands_are_split_by_file_or_speaker(tmp_path):
     for name in ("train", "val", "test"):
         (tmp_path / f"{name}.csv").write_text("\n".join(rows[:30]) + "\n")
     three = ",".join(str(tmp_path / f"{name}.csv") for name in ("train", "val", "test"))
-    with pytest.raises(
-        UserError, match=r"split_by: got 'file', but .* has all splits; leave it out"
-    ):
+    with pytest.raises(UserError, match=r"split_by: got 'file', but .* has all splits; remove it"):
         own(three, split_by="file")
 
 

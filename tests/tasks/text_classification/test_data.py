@@ -138,11 +138,11 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, the header has 2"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
-        ("a.csv", "text,text,label\nx,y,a\n", "column 'text' stands in the header twice"),
+        ("a.csv", "text,text,label\nx,y,a\n", "column 'text' is in the header twice"),
         (
             "a.csv",
             "text,label\nx,a\ny,a\n",
-            "all labelled examples of the train split are of the class 'a'",
+            "all labeled examples of the train split are of the class 'a'",
         ),
         ("a.csv", b"text,label\nfine,a\nna\xefve,b\n", r"line 3 is not UTF-8 \(byte 0xef\)"),
         ("a.tsv", b"text\tlabel\n\xff\ta\n", "line 2 is not UTF-8"),
@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         (
             "a.xlsx",
             "PK",
-            r"unknown kind of file '.xlsx'; it must end in .csv, .tsv, .tab, .jsonl, .ndjson",
+            r"got extension '.xlsx', expected one of .csv, .tsv, .tab, .jsonl, .ndjson",
         ),
         ("a.csv", "text,label\nx,a\ny,b\n", "examples are too few to split"),
     ],
@@ -182,8 +182,8 @@ def test_a_class_that_train_lacks_is_named_with_its_line(paths, write):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "sst"}, "^name: no data set is called 'sst' .did you mean 'sst2'.*spam_assassin"),
-        ({"name": "zzz"}, "^name: no data set is called 'zzz'; there are movie_reviews.*tfds:NAME"),
+        ({"name": "sst"}, "^name: got 'sst' .did you mean 'sst2'.*spam_assassin"),
+        ({"name": "zzz"}, "^name: got 'zzz', expected one of movie_reviews.*tfds:NAME"),
         ({"test_file": "x.csv"}, "^train_file: got None, expected a file with test_file"),
         ({"text_column": ""}, "^text_column: got '', expected the name"),
         ({"text_column": "a", "label_column": "a"}, "^label_column: got 'a', expected another"),
@@ -294,5 +294,5 @@ def test_texts_in_two_files_are_named(paths, write, capsys):
     own(paths, train, test_file=test)
     assert capsys.readouterr().err == (
         f"{train}: 3 texts of test are in another split too, such as b.csv:3, which is a.csv:2 of "
-        "train; metrics on them are too good\n"
+        "train; metrics on them are biased\n"
     )

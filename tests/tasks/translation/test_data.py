@@ -110,7 +110,7 @@ def test_mistakes_with_paths(path, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "multi30"}, "no data set is called 'multi30' .did you mean 'multi30k'"),
+        ({"name": "multi30"}, "got 'multi30' .did you mean 'multi30k'"),
         ({"target": "fr"}, "target: got 'fr', expected one of en, de for multi30k"),
         ({"source": ""}, "source: got '', expected a language"),
         ({"source": "de"}, "target: got 'de', expected another language than source"),
@@ -227,7 +227,7 @@ def test_what_a_folder_has_besides_is_named(folder, capsys):
         f"{path}: 2 entries are left out, such as test2016.de; files of a split are named train, "
         "validation or test, with the language as extension",
         f"{path}: 1 pairs of validation are in another split too, such as valid.en:1, which is "
-        "train.en:4 of train; metrics on them are too good",
+        "train.en:4 of train; metrics on them are biased",
     ]
     folder(dev__en="y\n", dev__de="y\n")
     with pytest.raises(UserError, match=r"'valid.en' and 'dev.en' are both of the validation spl"):

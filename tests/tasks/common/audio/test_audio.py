@@ -54,7 +54,7 @@ def test_channels_are_averaged():
 
 def test_what_is_no_sound_is_named(tmp_path):
     whole = written(tone(RATE), RATE)
-    with pytest.raises(UserError, match=r"cut.wav: cut off: 1022 bytes are missing"):
+    with pytest.raises(UserError, match=r"cut.wav: is truncated: 1022 bytes are missing"):
         files.read_audio(whole[:3022], RATE, "cut.wav")
     with pytest.raises(UserError, match=r"x.wav: not sound that can be read"):
         files.read_audio(b"RIFF....WAVE what", RATE, "x.wav")
@@ -190,7 +190,7 @@ def test_masks_hide_stretches_of_frames_and_bands():
 def test_sizes_that_make_no_sense_are_named(changed, said):
     with pytest.raises(ValueError, match=said):
         LogMelConfig(**changed)
-    with pytest.raises(ValueError, match=r"noise: got .* expected the least and the most"):
+    with pytest.raises(ValueError, match=r"noise: got .* expected smallest and largest"):
         SoundAugmentation(noise=(20.0, 5.0))
 
 

@@ -110,7 +110,7 @@ def test_recordings_that_are_shorter_than_their_header_says_are_refused():
     assert len(read_audio(buffer.getvalue(), 48000, "whole")) == 48000
     kinds["MP3"] = (buffer.getvalue()[: len(buffer.getvalue()) // 2], "samples")
     for kind, (data, what) in kinds.items():
-        with pytest.raises(UserError, match=f"x: cut off: .*{what} are missing") as refused:
+        with pytest.raises(UserError, match=f"x: is truncated: .*{what} are missing") as refused:
             read_audio(data, RATE, "x")
         assert kind
         assert "\n" not in str(refused.value)
@@ -127,7 +127,7 @@ def test_a_flac_stream_does_not_know_how_long_it_is():
     # A number that no memory holds.
     data[21] |= 0x0F
     data[22:26] = b"\xff" * 4
-    with pytest.raises(UserError, match=r"cut off: .* samples are missing"):
+    with pytest.raises(UserError, match=r"is truncated: .* samples are missing"):
         read(bytes(data))
 
 
@@ -208,9 +208,9 @@ def test_what_is_not_finite_is_refused(value):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (wav(rate=0), "has a rate of 0 samples a second, expected 1000 to 1000000"),
-        (wav(rate=1), "has a rate of 1 samples a second"),
-        (wav(rate=2**31 - 1), "has a rate of 2147483647 samples a second"),
+        (wav(rate=0), "has a rate of 0 samples per second, expected 1000 to 1000000"),
+        (wav(rate=1), "has a rate of 1 samples per second"),
+        (wav(rate=2**31 - 1), "has a rate of 2147483647 samples per second"),
         (wav(channels=0), "not sound that can be read .*convert it to WAV or FLAC"),
         (wav()[:36], "not sound that can be read"),
         (

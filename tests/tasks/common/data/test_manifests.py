@@ -60,10 +60,10 @@ def test_json_lines(folder):
     [
         ("m.csv", "path,text\na.wav,half, of it\n", "line 2 has 3 fields, the header has 2"),
         ("m.csv", 'path,text\na.wav,"half\n', "line 2 is malformed"),
-        ("m.csv", "path,text,text\na.wav,b,c\n", "column 'text' stands in the header twice"),
-        ("m.csv", "a.wav,yes\n", "no column path and text; its first line names the columns"),
-        ("m.csv", "path,words\na.wav,yes\n", "no column text; its first line names the columns"),
-        ("m.csv", "path,text\n,yes\n", "line 2: names no file"),
+        ("m.csv", "path,text,text\na.wav,b,c\n", "column 'text' is in the header twice"),
+        ("m.csv", "a.wav,yes\n", "no column path and text; expected the columns path and text"),
+        ("m.csv", "path,words\na.wav,yes\n", "no column text; expected the columns path and text"),
+        ("m.csv", "path,text\n,yes\n", "line 2: has no path"),
         ("m.csv", "path,text\n.,yes\n", "line 2: no such file"),
         ("m.csv", "path,text\n" + "n" * 300 + ",yes\n", "line 2: no such file"),
         ("m.jsonl", '{"path": "a.wav"}\n', "line 1: no column 'text'"),
@@ -72,7 +72,7 @@ def test_json_lines(folder):
         (
             "m.jsonl",
             '{"path": "a.wav", "text": "", "text": "x"}\n',
-            "key 'text' stands there twice",
+            "key 'text' occurs twice",
         ),
         ("m.jsonl", "[]\n", "line 1 is not a JSON object"),
         ("m.jsonl", '{"path": "a\\nb", "text": ""}\n', r"line 1: no such file: .*/a\\nb$"),
@@ -113,7 +113,7 @@ def test_files_that_are_named_twice(folder, capsys):
         user_examples(path, lambda file: np.zeros(3), TextConfig(min_count=1), "x", False)
     said = capsys.readouterr().err
     assert "train.csv: line 4: a.wav is also at" in said
-    assert "train.csv: line 2; 2 files are named twice, 1 with another text" in said
+    assert "train.csv: line 2; 2 files are listed twice, 1 with another text" in said
     assert "1 files of test are in another split too, such as b b.wav" in said
 
 
@@ -139,6 +139,6 @@ def test_a_text_beyond_the_limit_is_not_cut_off(folder):
     assert sum(map(len, splits.values())) == 60
     path.write_text("\n".join(["path,text", *rows[:-1], "59.wav,word word w"]))
     with pytest.raises(
-        UserError, match=r"line 61: has a text of more than 9 units, which config\.da"
+        UserError, match=r"line 61: has a text of more than 9 units; raise config\.da"
     ):
         user_examples(str(path), lambda file: np.zeros(3), config, "x", False)

@@ -207,25 +207,28 @@ def test_every_position_of_an_epoch_is_equally_likely():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: evaluation_batches(Toy([]), batch_size=1), "at least one example"),
+        (
+            lambda: evaluation_batches(Toy([]), batch_size=1),
+            "examples: got none, expected at least one",
+        ),
         (lambda: evaluation_batches(Toy([3]), batch_size=0), "positive multiple of process_count"),
         (
             lambda: evaluation_batches(Toy([3]), batch_size=3, process_count=2),
-            "positive multiple of process_count, got 3 and 2",
+            "batch_size: got 3, expected a positive multiple of process_count=2",
         ),
         (
             lambda: evaluation_batches(Toy([3]), batch_size=2, process_index=2, process_count=2),
-            r"process_index must be in \[0, 2\), got 2",
+            r"process_index: got 2, expected \[0, 2\)",
         ),
         (
             lambda: evaluation_batches(Toy([3, 9]), batch_size=2, buckets=(4, 8)),
-            "example 1 has length 9, longer than the longest bucket 8",
+            "example 1: got length 9, expected at most the longest bucket 8",
         ),
         (lambda: evaluation_batches(Toy([3]), batch_size=2, buckets=(8, 4)), "ascending"),
         (lambda: evaluation_batches(Toy([3]), batch_size=2, buckets=()), "positive and ascending"),
         (
             lambda: evaluation_batches(Toy([3], padded=False), batch_size=2, buckets=(4,)),
-            "buckets need examples with lengths",
+            "lengths: got None, expected lengths with buckets",
         ),
     ],
 )
@@ -237,7 +240,7 @@ def test_impossible_requests_are_refused(call, message):
 def test_a_field_of_changing_shape_must_be_declared():
     examples = Toy([2, 3])
     examples.padded = {}
-    with pytest.raises(ValueError, match="field 'tokens' has shapes"):
+    with pytest.raises(ValueError, match="tokens: got shapes"):
         next(evaluation_batches(examples, batch_size=2))
 
 

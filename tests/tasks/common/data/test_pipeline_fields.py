@@ -114,11 +114,15 @@ def test_what_is_much_longer_goes_apart_in_fewer_rows():
 @pytest.mark.parametrize(
     ("examples", "buckets", "message"),
     [
-        (Pairs([3], [9]), BUCKETS, "example 0 has length 9 in field 'target'"),
-        (Pairs([3], [2]), [{"source": 4}], r"must name each padded field, .*\['target'\]"),
-        (Pairs([3], [2]), BUCKETS[::-1], r"ascending in every field, got \[9, 4, 4\] for 'source'"),
-        (Pairs([3], [2]), [], "ascending in every field"),
-        (Pairs([3, 1], [2]), BUCKETS, r"lengths of 'target' must have shape \(2,\)"),
+        (Pairs([3], [9]), BUCKETS, "example 0: got length 9 in field 'target'"),
+        (Pairs([3], [2]), [{"source": 4}], r"expected a length of \['target'\] too"),
+        (
+            Pairs([3], [2]),
+            BUCKETS[::-1],
+            r"buckets: got \[9, 4, 4\] for 'source', expected positive and ascending",
+        ),
+        (Pairs([3], [2]), [], "positive and ascending lengths"),
+        (Pairs([3, 1], [2]), BUCKETS, r"lengths of 'target': got shape .*, expected \(2,\)"),
     ],
 )
 def test_impossible_lengths_and_buckets(examples, buckets, message):
@@ -129,7 +133,7 @@ def test_impossible_lengths_and_buckets(examples, buckets, message):
 def test_lengths_and_padded_fields_belong_together():
     examples = Pairs([3], [2])
     examples.padded = {"source": 0}
-    with pytest.raises(ValueError, match="lengths must have the fields of padded"):
+    with pytest.raises(ValueError, match="expected those of padded"):
         list(evaluation_batches(examples, batch_size=1))
 
     class Plain(Pairs):
@@ -143,5 +147,5 @@ def test_lengths_and_padded_fields_belong_together():
 
     plain = Plain()
     plain.lengths = np.array([3])
-    with pytest.raises(ValueError, match="buckets by field need examples with lengths by field"):
+    with pytest.raises(ValueError, match="expected lengths by field with buckets by field"):
         list(evaluation_batches(plain, batch_size=1, buckets=BUCKETS))

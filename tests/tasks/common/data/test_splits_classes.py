@@ -18,7 +18,7 @@ def test_classes_that_look_alike_are_named_once(capsys):
     split = SplitSummary(10, names)
     for where in ("a.csv", "config.data"):
         check_splits(where, {"train": split, "validation": split, "test": split})
-    end = " differ in case, spaces or invisible characters alone; they are classes of their own"
+    end = " differ in case, spaces or invisible characters alone; they count as different classes"
     assert capsys.readouterr().err.splitlines() == [
         f"a.csv: classes 'pos' and 'Pos '{end}",
         f"a.csv: classes 'caf\\xe9' and 'cafe\\u0301'{end}",
@@ -33,6 +33,6 @@ def test_signs_of_missing_labels_are_named(capsys):
     test = SplitSummary(3, {"\\N": 1, "none": 2})
     check_splits("b.csv", {"train": train, "validation": test, "test": test})
     assert capsys.readouterr().err == (
-        "b.csv: 6 labels are \\N, which is taken for a class; leave these examples out if they "
+        "b.csv: 6 labels are \\N, which counts as a class; remove these examples if they "
         "have no label\n"
     )

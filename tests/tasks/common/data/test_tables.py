@@ -111,12 +111,12 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
     ("content", "name", "message"),
     [
         ("text,label\nfine, but long,1\n", "a.csv",
-         "line 2 has 3 fields, the header has 2; a field that holds a comma or a line end must be "
+         "line 2 has 3 fields, the header has 2; quote fields that contain a comma "
          "quoted"),
         ("text,label\nx,1\nshort\n", "a.csv", "line 3 has 1 fields, the header has 2"),
         ('text,label\nx,1\n"open,2\n', "a.csv", "line 3 is malformed (unexpected end of data)"),
         ('text,label\n"a" b,1\n', "a.csv", "line 2 is malformed"),
-        ("text,label,text\nx,1,y\n", "a.csv", "column 'text' stands in the header twice"),
+        ("text,label,text\nx,1,y\n", "a.csv", "column 'text' is in the header twice"),
         ("Text,label\nx,1\n", "a.csv", "no column 'text' (did you mean 'Text'?); there are: Text"),
         ("text,label\n", "a.csv", "the file has a header and no rows"),
         ("", "a.csv", "the file is empty"),
@@ -126,11 +126,11 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
         (b"text,label\nx,1\n\xff,2\n", "a.csv", "line 3 is not UTF-8 (byte 0xff)"),
         (codecs.BOM_UTF16_LE + b"t\0x", "a.csv", "is not UTF-16"),
         ('{"text": "x", "label": 1}\n{"text": "x", "label": 1, "text": "y"}', "a.jsonl",
-         "line 2 is not JSON (key 'text' stands there twice)"),
+         "line 2 is not JSON (key 'text' occurs twice)"),
         ('{"text": "x", "label": 1}\n["x"]', "a.jsonl", "line 2 is not a JSON object"),
         ('{"text": "x", "label": 1}\n{"text": "x"}', "a.jsonl", "line 2: no column 'label'"),
-        ('[{"text": "x"}]', "a.json", "unknown kind of file '.json'"),
-        ("sep=|\ntext|label\nx|1\n", "a.csv", "line 1 announces the delimiter '|'"),
+        ('[{"text": "x"}]', "a.json", "got extension '.json'"),
+        ("sep=|\ntext|label\nx|1\n", "a.csv", "line 1 sets the delimiter '|'"),
         ("[" * 100_000, "a.jsonl", "line 1 is not JSON"),
     ],
 )  # fmt: skip
@@ -183,7 +183,9 @@ def test_text_is_read_by_its_mark(write):
 def test_json_is_not_read_as_a_table_of_commas(tmp_path):
     path = tmp_path / "reviews.json"
     path.write_text('{"user": "a", "item": "b"}\n')
-    with pytest.raises(UserError, match=r"write an object a line and call the file reviews.jsonl$"):
+    with pytest.raises(
+        UserError, match=r"write one object per line and name the file reviews.jsonl$"
+    ):
         open_table(str(path), extensions=None)
 
 

@@ -1,9 +1,10 @@
-"""The public data sets: counts, leaks and what the baselines reach on them.
+"""Built-in data sets of texts: counts, leaks, and accuracies of the baselines.
 
-Counts and figures are those of the protocols that the definitions name, measured independently.
-A data set that cannot be had on this machine is skipped.
+Counts and accuracies are those of the protocols in the definitions, measured independently. Data
+sets that cannot be obtained are skipped.
 """
 
+import functools
 import json
 import tarfile
 
@@ -23,6 +24,7 @@ from tasks.text_classification.data import DataConfig, load
 from tests.tasks.public import needed
 
 
+@functools.cache
 def public(name):
     with needed():
         return load(DataConfig(name=name), Paths.default())

@@ -168,7 +168,7 @@ def test_both_files_may_be_there_if_they_agree(tmp_path):
     values["truncation"] = {"max_length": 8, "direction": "Right", "stride": 0}
     write(folder, tokenizer=values)
     (note,) = read_tokenizer(folder)[2]
-    assert "tokenizer.json: truncation: config.data.length takes" in note
+    assert "tokenizer.json: truncation: config.data.length replaces" in note
 
 
 def with_model(**changes):
@@ -200,7 +200,7 @@ def with_part(name, value):
         ({"do_lower_case": "false"}, 'do_lower_case is "false", expected true or false'),
         ({"tokenize_chinese_chars": None}, "tokenize_chinese_chars is null, expected true or"),
         ({"do_lower_case": True, "lowercase": False}, "do_lower_case and lowercase contradict"),
-        ({"word_tokenizer_type": "mecab"}, "word_tokenizer_type is .*not known here"),
+        ({"word_tokenizer_type": "mecab"}, "word_tokenizer_type is .*an unknown option"),
         ({"truncation_side": "left"}, 'truncation_side is "left", expected "right"'),
     ],
 )
@@ -218,7 +218,7 @@ def test_options_that_are_not_honoured_are_refused(config, message, tmp_path):
         (with_model(unk_token="<unk>"), r'model.unk_token is "<unk>", expected "\[UNK\]"'),
         (with_model(continuing_subword_prefix="@@"), "continuing_subword_prefix is .* expected"),
         (with_model(max_input_chars_per_word=0), "max_input_chars_per_word is 0, expected a whole"),
-        (with_model(dropout=0.1), "model.dropout is an option that is not known"),
+        (with_model(dropout=0.1), "model.dropout is an unknown option"),
         (with_model(vocab={"a": 0, "b": 2}), "its ids have gaps"),
         (with_model(vocab={"a": "0"}), 'model.vocab has "0" as the id of'),
         (with_part("normalizer", None), 'normalizer is null, expected "BertNormalizer"'),
@@ -229,7 +229,7 @@ def test_options_that_are_not_honoured_are_refused(config, message, tmp_path):
         ),
         (
             with_part("normalizer", {"type": "BertNormalizer", "fold": True}),
-            "normalizer.fold is an option that is not known",
+            "normalizer.fold is an unknown option",
         ),
         (with_part("pre_tokenizer", None), 'pre_tokenizer is null, expected "BertPreTokenizer"'),
         (
@@ -258,7 +258,7 @@ def test_options_that_are_not_honoured_are_refused(config, message, tmp_path):
         ),
         (with_part("added_tokens", [{"id": 9, "content": "[SEP]"}]), r"\[SEP\] as 9, model"),
         (with_part("added_tokens", {"a": 1}), "added_tokens is .*, expected a list"),
-        (with_part("sampler", {}), "sampler is a part that is not known here"),
+        (with_part("sampler", {}), "sampler is an unknown part"),
         (
             with_part("truncation", {"direction": "Left"}),
             'truncation.direction is "Left", expected "Right"',
@@ -320,7 +320,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
         ("[PAD]\n[UNK]\n".encode("utf-16"), r"line 1 is not UTF-8 \(byte 0xff\)"),
         (b"", "the file is empty"),
         (b"\n", "line 1 is empty, expected a piece"),
-        (b"[PAD]\na\nb\na\n", "line 4 holds 'a', and so does line 2"),
+        (b"[PAD]\na\nb\na\n", "line 4 is 'a' like line 2"),
     ],
 )
 def test_damaged_vocabularies_are_one_line(data, message, tmp_path):

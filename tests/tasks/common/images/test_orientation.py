@@ -66,8 +66,8 @@ def test_annotations_are_those_of_the_stored_image_unless_sizes_tell(capsys):
     assert decided([half, mirror, upright, square])[0] == ["0", "1", "3"]
     assert capsys.readouterr().err == (
         "data: EXIF orientation 3 in 0.jpg (and in 2 more): annotations are taken to be in pixels "
-        "of the image as stored, and are turned with it; if they are not, save the images as they "
-        "are displayed, without an EXIF orientation\n"
+        "of the image as stored, and are transformed with it; if they are not, save the images as "
+        "displayed, without an EXIF orientation\n"
     )
     assert decided([half, as_displayed, square]) == ([], [True] * 3)
     assert "as displayed; if they are not" in capsys.readouterr().err

@@ -48,5 +48,5 @@ def test_nothing_said_is_no_rate():
     metrics = transcript_metrics(["", " "], ["", "x"])
     assert metrics["hallucination_rate"] == 0.5
     assert np.isnan(metrics["wer"])
-    with pytest.raises(ValueError, match="written: got 1 texts, expected 2"):
+    with pytest.raises(ValueError, match="hypotheses: got 1 texts, expected 2"):
         transcript_metrics(["a", "b"], ["a"])

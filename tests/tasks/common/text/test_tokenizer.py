@@ -235,7 +235,7 @@ def test_ids_give_the_text_back(fields, text, expected):
     assert tokenizer.decode(ids) == expected
     assert tokenizer.decode([0, 2, *ids, tokenizer.size, 0]) == expected
     assert tokenizer.decode([]) == ""
-    with pytest.raises(ValueError, match="ids must not be negative, got -1"):
+    with pytest.raises(ValueError, match="ids: got -1, expected no negative ids"):
         tokenizer.decode([-1])
 
 
@@ -252,22 +252,23 @@ def test_another_cut_of_the_same_vocabulary():
     assert longer.config.max_length == 5
 
 
-@pytest.mark.parametrize("fields", [{"ngrams": 2}, *SUBWORDS], ids=["word", "bpe", "wordpiece"])
-def test_training_is_the_same_in_every_process(fields):
-    """Hash tables of Python and of the tokenizers library are seeded anew in each process."""
+def test_training_is_the_same_in_every_process():
+    """Hash tables of Python and of the tokenizers library have another seed in each process."""
     rng = np.random.default_rng(2)
     letters = list("abcdefgh")
     texts = [" ".join("".join(rng.choice(letters, 4)) for _ in range(30)) for _ in range(20)]
     code = (
         "import hashlib; from tasks.common.text.tokenizer import *;"
-        f"e = Tokenizer.fit({texts!r}, TextConfig(**{fields!r}, min_count=1));"
-        "print(hashlib.sha256(e.to_json().encode()).hexdigest())"
+        f"texts, kinds = {texts!r}, {[{'ngrams': 2}, *SUBWORDS]!r};"
+        "found = [Tokenizer.fit(texts, TextConfig(**kind, min_count=1)) for kind in kinds];"
+        "print(*(hashlib.sha256(each.to_json().encode()).hexdigest() for each in found))"
     )
     run = [sys.executable, "-c", code]
     outputs = {
         subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(3)
     }
     assert len(outputs) == 1
+    assert len(set(outputs.pop().split())) == 3
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_json_round_trip(fields):
     for text in (*TEXTS, "unseen 我 goodness"):
         np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
         assert again.tokens(text) == tokenizer.tokens(text)
-    with pytest.raises(ValueError, match="not a text encoder of version"):
+    with pytest.raises(ValueError, match="expected a tokenizer of version"):
         Tokenizer.from_json('{"version": 99}')
 
 
@@ -312,17 +313,26 @@ def test_the_cache_is_keyed_by_content_and_config_and_survives_damage(tmp_path):
     [
         (
             {"tokenizer": "words"},
-            "tokenizer must be one of word, bpe, wordpiece, character, got 'words'",
+            "tokenizer: got 'words', expected one of 'word', 'bpe', 'wordpiece', 'character'",
         ),
-        ({"tokenizer": "character", "ngrams": 2}, "ngrams needs tokenizer 'word'"),
-        ({"stem": "klingon"}, "stem must be one of .*english.*, got 'klingon'"),
-        ({"ngrams": 0}, "ngrams must be at least 1, got 0"),
-        ({"max_length": 0}, "max_length must be at least 1"),
-        ({"vocabulary_size": 3}, "vocabulary_size must be at least 4"),
-        ({"character_ngrams": (5, 3)}, r"character_ngrams must be \(shortest, longest\)"),
-        ({"tokenizer": "bpe", "vocabulary_size": 100}, "vocabulary_size must be at least 259"),
-        ({"tokenizer": "bpe", "ngrams": 2}, "ngrams needs tokenizer 'word', got 'bpe'"),
-        ({"tokenizer": "wordpiece", "stem": "english"}, "stem needs tokenizer 'word'"),
+        (
+            {"tokenizer": "character", "ngrams": 2},
+            "ngrams: got 2, expected 1 for tokenizer='character'",
+        ),
+        ({"stem": "klingon"}, "stem: got 'klingon', expected one of .*english"),
+        ({"ngrams": 0}, "ngrams: got 0, expected at least 1"),
+        ({"max_length": 0}, "max_length: got 0, expected at least 1"),
+        ({"vocabulary_size": 3}, "vocabulary_size: got 3, expected at least 4"),
+        (
+            {"character_ngrams": (5, 3)},
+            r"character_ngrams: got \[5, 3\], expected \(shortest, longest\)",
+        ),
+        (
+            {"tokenizer": "bpe", "vocabulary_size": 100},
+            "vocabulary_size: got 100, expected at least 259 for bpe",
+        ),
+        ({"tokenizer": "bpe", "ngrams": 2}, "ngrams: got 2, expected 1 for tokenizer='bpe'"),
+        ({"tokenizer": "wordpiece", "stem": "english"}, "stem: got 'english', expected None"),
     ],
 )
 def test_impossible_settings_name_the_field_first(fields, message):
@@ -331,7 +341,7 @@ def test_impossible_settings_name_the_field_first(fields, message):
 
 
 def test_no_texts_is_an_error():
-    with pytest.raises(ValueError, match="texts must hold at least one text"):
+    with pytest.raises(ValueError, match="texts: got none, expected at least one"):
         Tokenizer.fit([], TextConfig())
 
 
@@ -339,7 +349,7 @@ def test_ten_thousand_short_texts_take_seconds():
     rng = np.random.default_rng(3)
     vocabulary = np.array([f"word{i}" for i in range(20_000)])
     texts = [" ".join(vocabulary[rng.zipf(1.3, 20) % 20_000]) for _ in range(10_000)]
-    tokenizer = Tokenizer.fit(texts, TextConfig(ngrams=2))
+    tokenizer = Tokenizer.fit(texts[:2000], TextConfig(ngrams=2))
     start = time.process_time()
     tokenizer.encode_batch(texts)
     assert time.process_time() - start < 3
