@@ -40,7 +40,7 @@ class Predictor:
         Raises:
           UserError: the task or its model draws no figures.
         """
-        if not self._draws():
+        if type(self._task).input_figures is Task.input_figures:
             raise UserError(
                 "--figures: this task draws no figures of predictions; leave the flag out"
             )
@@ -54,14 +54,6 @@ class Predictor:
                 "leave the flag out"
             )
         return self._task.processor.decode(raw, outputs), figures
-
-    def _draws(self) -> bool:
-        # Removed with the bridge of tasks/task.py.
-        if hasattr(self._task, "pictures"):
-            from tasks.task import OldTask
-
-            return type(self._task).pictures is not OldTask.pictures
-        return type(self._task).input_figures is not Task.input_figures
 
     def _gathered(self, examples: Any, step: Any) -> dict[str, np.ndarray]:
         def outputs(batch: dict[str, np.ndarray]) -> Any:
