@@ -49,7 +49,7 @@ def _beam() -> DecodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """Transformer (Vaswani et al. 2017), with one table for both embeddings and the output projection.
+    """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
       num_layers: of the encoder.
