@@ -1,4 +1,4 @@
-"""A run that is fitted again on train and validation: config.training.refit."""
+"""Refitting on the training and validation splits: config.training.refit."""
 
 import copy
 import dataclasses
