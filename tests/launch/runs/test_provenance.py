@@ -196,7 +196,7 @@ class TestOneTask:
         task = configs.task_class("text_classification").prepare(
             trained.config.data, trained.config.model, trained.paths
         )
-        chosen = task._texts.splits["test"]
+        chosen = task.dataset.splits["test"]
         old = f"{chosen.texts[0]},{task.labels[chosen.labels[0]]}"
         new = f"{chosen.texts[0]},{task.labels[1 - chosen.labels[0]]}"
         file = trained.data / "x.csv"
