@@ -266,8 +266,9 @@ class TranscriptionTask(Task):
     ) -> dict[str, float]:
         """Returns `transcript_metrics` and the loss per unit.
 
-        Metrics of further conditions of the test split are <metric>_<condition>; `loss` is over all
-        conditions.
+        The first test condition has plain metric names; those of each other condition are named
+        <metric>_<condition>, except `hallucination_rate` of a condition without speech. `loss` is
+        over all conditions.
         """
         metrics = {
             "loss": float(statistics["loss"]) / float(statistics["units"]),

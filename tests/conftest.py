@@ -18,7 +18,7 @@ QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_spli
 def accepted(flags, cache):
     """Returns those of `flags` that the installed XLA knows: it aborts the process at others.
 
-    Each flag is tried once in a process of its own, and the result kept in the folder `cache`.
+    Each flag is tried once in a process of its own; the result is stored in the folder `cache`.
     """
     kept = pathlib.Path(cache) / f"xla_flags-{importlib.metadata.version('jaxlib')}.json"
     try:
@@ -42,7 +42,7 @@ def accepted(flags, cache):
 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# By environment, so that processes which tests start have them too.
+# Set in the environment, so that subprocesses of tests inherit them.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 )

@@ -12,7 +12,7 @@ from tests.attention.test_registry import ROOT
 
 
 class _Links(html.parser.HTMLParser):
-    """Targets of the links and images of a page."""
+    """Collects the targets of the links and images of a page."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,6 @@
-"""The contract's comparisons with the equations, compiled as users have it: conftest.py's flags
-leave out passes that could change what a program gives."""
+"""Comparisons of the contract with the equations, compiled with XLA's default passes.
+
+The flags of conftest.py skip passes that could change results."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Imports run down: launch -> tasks -> attention, without cycles, TYPE_CHECKING included."""
+"""The import layers launch -> tasks -> attention, without cycles, TYPE_CHECKING included."""
 
 import ast
 import functools
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("attention", "tasks", "launch", "benchmarks", "configs")
-# What a package may import of the others.
+# Packages that each package may import.
 ALLOWED = {
     "attention": {"attention"},
     "tasks": {"attention", "tasks"},
@@ -29,7 +29,7 @@ def modules() -> dict[str, pathlib.Path]:
 
 
 def imported(path: pathlib.Path, package: str) -> set[str]:
-    """Modules that a file imports anywhere in it: at the top, in functions, for type checkers."""
+    """Returns modules that a file imports at the top, in functions or for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -46,13 +46,13 @@ def imported(path: pathlib.Path, package: str) -> set[str]:
 
 @functools.cache
 def arrows() -> dict[str, set[str]]:
-    """Module -> modules of the repository that it imports; a package's own names are left out."""
+    """Returns, by module, the modules of the repository that it imports."""
     known = modules()
     found = {}
     for name, path in known.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         targets = imported(path, package) & known.keys()
-        # Naming a module inside a package is an arrow to the module, not to the package.
+        # An import of a module inside a package counts for the module, not for the package.
         inner = {t for t in targets if any(o.startswith(f"{t}.") for o in targets)}
         found[name] = targets - inner - {name}
     return found
@@ -68,7 +68,7 @@ def test_no_import_runs_up(package):
         assert not wrong, f"{name} imports {', '.join(sorted(wrong))}"
 
 
-# Ground floor of attention: nothing above it is imported there.
+# The lowest layer of attention imports nothing above it.
 GROUND = ("mechanisms", "normalization", "numerics", "projection", "recording",
           "registry", "shapes", "tracing")  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_rooms_of_attention():
 
 
 def components(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Strongly connected components of more than one module (Tarjan)."""
+    """Returns strongly connected components of more than one module (Tarjan)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

@@ -1,4 +1,4 @@
-"""The wheel: what it declares, holds and installs, and that the library works from it."""
+"""The wheel: its metadata, content and installation, and the library used from it."""
 
 import ast
 import pathlib
@@ -13,7 +13,7 @@ import attention
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# Run in a folder without a clone, by a Python that has the wheel.
+# Run outside the clone, by a Python with the wheel installed.
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
@@ -70,7 +70,7 @@ def test_a_wheel_installs_and_works_in_a_fresh_environment(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    # pip builds in the tree that it is given: a copy, of what is under version control.
+    # pip builds in the given tree, so it gets a copy of the files under version control.
     source = tmp_path / "source"
     source.mkdir()
     archive = tmp_path / "source.tar"

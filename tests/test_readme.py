@@ -1,7 +1,7 @@
-"""Every command in the README, run; the code in it, executed.
+"""The commands and the code of the README, executed.
 
-The public data sets are stood in for by small ones, prepared under their names, so that nothing is
-fetched. `make train` and `make test` themselves are run by .ci/run.
+Small data sets under the names of the public ones replace them, so nothing is downloaded.
+`make train` and `make test` themselves are run by .ci/run.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ MORE = {
     "sweep": ["--seeds=1", *(f"--config.{key}={value}" for key, value in SHORT.items())],
     "ablate": ["--seeds=1", *(f"--set={key}={value}" for key, value in SHORT.items())],
 }
-# Of what is not small by itself.
+# Reductions of configs that are not small.
 SMALL = {
     "configs/translation.py": ["--config.model.num_layers=1", "--config.model.decoder_layers=1"],
 }
@@ -44,7 +44,7 @@ def commands() -> list[list[str]]:
 
 
 def small(name: str):
-    """The named data set with a few made-up rows in place of its own."""
+    """Returns the named data set with a few synthetic rows."""
 
     def generate(_):
         rng = random.Random(0)
@@ -62,7 +62,7 @@ def small(name: str):
 
 
 def small_pairs():
-    """Multi30k with a few made-up rows in place of its own."""
+    """Returns Multi30k with a few synthetic rows."""
 
     def generate(_):
         rng = random.Random(0)
@@ -94,10 +94,10 @@ def place(tmp_path_factory):
 
 @pytest.mark.slow
 def test_commands_run_as_they_stand(place):
-    """In their order: what the first trains, the later evaluate and predict with."""
+    """Runs them in order: the later ones evaluate and predict with the first run."""
     ran = []
     for words in commands():
-        verb = words[2].removeprefix("launch.")
+        command = words[2].removeprefix("launch.")
         if ">" in words:  # a shell's
             words = words[: words.index(">")]
         assert words[:2] == ["python", "-m"]
@@ -108,21 +108,21 @@ def test_commands_run_as_they_stand(place):
         for config, smaller in SMALL.items():
             if any(config in word for word in words):
                 flags += smaller
-        if verb not in ("report", *WEIGHTS):
+        if command not in ("report", *WEIGHTS):
             flags += [f"--data_dir={place / 'data'}", f"--cache_dir={place / 'cache'}"]
         done = subprocess.run(
-            [sys.executable, "-m", words[2], *flags, *MORE.get(verb, [])],
+            [sys.executable, "-m", words[2], *flags, *MORE.get(command, [])],
             cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-1500:]}"
         assert done.stdout
-        ran.append(verb)
+        ran.append(command)
     expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
     assert set(ran) == {*expected, *WEIGHTS}
 
 
 def test_configs_that_the_text_names_load():
-    # What stands after from: is a run, which a reader has and this test has not.
+    # A run after `from:` does not exist here.
     names = re.findall(r"`(configs/(?:(?!from:)[^`])+)`", README)
     assert len(names) > 5
     for name in names:
@@ -135,7 +135,7 @@ def test_python_blocks_run(capsys):
     names = {}
     exec(compile(first, "README.md", "exec"), names)
     assert names["y"].shape == (2, 5, 4, 8)
-    # The first query sees the first key alone.
+    # The first query attends to the first key alone.
     printed = capsys.readouterr().out.splitlines()[0].strip("[]").split()
     assert [float(weight) for weight in printed] == [1, 0, 0, 0, 0]
     exec(compile(second, "README.md", "exec"), names)

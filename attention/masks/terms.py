@@ -53,7 +53,9 @@ class MaskTerm:
     def static_block_mask(
         self, T: int, S: int, query_block: int, key_block: int
     ) -> np.ndarray | None:
-        """Returns bool [query blocks or 1, key blocks or 1], or None if it depends on data."""
+        """Returns which blocks may be visible, bool [query blocks or 1, key blocks or 1].
+
+        None if the term depends on data."""
         if jax.tree.leaves(self):
             return None
         return np.asarray(self.block_visibility(1, T, S, query_block, key_block)[0][0])

@@ -59,7 +59,7 @@ def jax_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float
 
 
 def torch_step(config, data: list[dict[str, np.ndarray]]) -> Callable[[int], float]:
-    """Returns the same for transformers."""
+    """Returns a function that takes train steps with PatchTST of `transformers`."""
     import torch
     from transformers import PatchTSTConfig, PatchTSTForPrediction
 

@@ -151,7 +151,9 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
 
 
 def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
-    """Returns every combination of `key=a,b,c` settings by name; the base alone without settings.
+    """Returns a config for each combination of the `key=a,b,c` settings, by name.
+
+    Without settings the result has only the base config.
 
     Raises:
       UserError: a setting is not key=values, or a value is wrong.

@@ -81,7 +81,9 @@ class Description:
             saved = read_json(folder / DATA)
             parts = saved.get("parts") if isinstance(saved, dict) else None
             if not isinstance(parts, dict) or "fingerprint" not in saved:
-                raise UserError(f"{folder / DATA}: not the record of a run's data; restore it")
+                raise UserError(
+                    f"{folder / DATA}: expected a JSON object with parts and fingerprint; restore the file"
+                )
             changed = digests.differing(parts, self.data["parts"])
             if not changed and saved["fingerprint"] != self.data["fingerprint"]:
                 changed = ["data"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from tasks.detection.metrics import Prediction, Truth, contest_scores, detection_metrics
+from tasks.detection.metrics import Prediction, Truth, detection_metrics, dsb2018_scores
 from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
@@ -56,7 +56,7 @@ def otsu_discs(
         ]
         found = detection_metrics(truths, predictions, names)
         if has_masks and len(names) == 1:
-            found["contest_score"] = float(contest_scores(truths, predictions, 0.0).mean())
+            found["dsb2018_score"] = float(dsb2018_scores(truths, predictions, 0.0).mean())
         return found
 
     key = "mask_ap50" if has_masks else "box_ap50"

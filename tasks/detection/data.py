@@ -191,7 +191,7 @@ class DetectionDataset:
 
 
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns height and width in an example of an image of `size`."""
+    """Returns the height and width to which an image of `size` is scaled to fit the square."""
     scale = min(1.0, side / max(size))
     height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
     return height, width

@@ -128,7 +128,7 @@ def ap50_contributions(
     return values - values.mean() + whole
 
 
-def contest_scores(
+def dsb2018_scores(
     truths: Sequence[Truth], predictions: Sequence[Prediction], score: float = 0.5
 ) -> np.ndarray:
     """Computes the score of each image in the 2018 Data Science Bowl (nuclei).

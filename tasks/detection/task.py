@@ -24,8 +24,8 @@ from tasks.detection.metrics import (
     Prediction,
     Truth,
     ap50_contributions,
-    contest_scores,
     detection_metrics,
+    dsb2018_scores,
 )
 from tasks.detection.models import losses
 from tasks.detection.models.detr import DETR, DETRConfig
@@ -51,7 +51,7 @@ class Detection(Task):
     processor_type = DetectionProcessor
     # Of boxes: not all data and models have masks.
     primary_metric = "box_ap50"
-    table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "contest_score")
+    table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")
     sharding_rules = convolutional.SHARDING_RULES
 
     @classmethod
@@ -158,7 +158,7 @@ class Detection(Task):
         truths, predictions = self._truths(split), self._predictions(outputs, split)
         metrics = detection_metrics(truths, predictions, names)
         if self.processor.predicts_masks and len(names) == 1:
-            metrics["contest_score"] = float(contest_scores(truths, predictions).mean())
+            metrics["dsb2018_score"] = float(dsb2018_scores(truths, predictions).mean())
         means = {
             f"{name}_loss": float(term["total"]) / max(float(term["count"]), 1.0)
             for name, term in statistics.items()

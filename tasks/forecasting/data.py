@@ -176,7 +176,7 @@ class ForecastingData:
 
     @functools.cached_property
     def splits(self) -> dict[str, Windows]:
-        """Windows by split, one at every time."""
+        """Windows of each split, one per origin with observed values before and after it."""
         return {
             split: Windows(self, self.origins(split), bool(self.noise) and split == "test")
             for split in SPLITS

@@ -64,7 +64,7 @@ class AttentionPoolingConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """A Transformer encoder over token embeddings, a pool and a linear layer.
+    """Token embeddings, a Transformer encoder, a pool and a linear layer.
 
     Attributes:
       pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.

@@ -49,13 +49,14 @@ def _beam() -> DecodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(EncoderConfig):
-    """Transformer (Vaswani et al. 2017), one table for both embeddings and the output.
+    """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
       num_layers: of the encoder.
       decoder_layers: of the decoder; its other sizes are the encoder's.
       mixer: of the encoder; see `EncoderConfig`.
-      decoder_mixer: of the decoder's self-attention; it needs causal masks and a cache.
+      decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
+        cache.
       label_smoothing: fraction of the target's probability that is spread over the vocabulary
         (Szegedy et al. 2016).
       decoding: on the test split and in predictions; greedy on the validation split.

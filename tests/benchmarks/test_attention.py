@@ -1,4 +1,4 @@
-"""The benchmarks of attention on tiny sizes: ways are checked, timed, kept and told; no torch."""
+"""Attention benchmarks on tiny sizes, without torch: checks, timing, storage, messages."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ TINY = Case("causal", 1, 2, 16, 8, causal=True, targets={"both": 1.25}, growth=T
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """As where it is not installed."""
+    """Simulates that the package is not installed."""
     monkeypatch.setattr(attention_backends, "installed", lambda module: False)
 
 
@@ -100,7 +100,7 @@ def test_turns():
     runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
     seconds = time_interleaved(runs, rounds=3, least=0.0)
     assert [len(times) for times in seconds.values()] == [3, 3]
-    # Two calls each to see how long it takes; then one that is not timed and one that is.
+    # Two calls each to estimate the time; then one warm-up call and one timed call.
     assert "".join(order) == "aabb" + "aabb" * 3
     found = summary({"here": [2.0, 4.0, 3.0], "torch": [1.0, 2.0, 3.0]}, "torch")
     assert found["here"]["milliseconds"] == 3000

@@ -1,4 +1,4 @@
-"""The page and the figure, from a small file of results."""
+"""The report page and figure from a small file of results."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A small data set of one's own, and verbs as a person types them."""
+"""A small user data set, and the commands as a user types them."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ PLAIN = ["film", "the", "a", "story", "plot", "with", "actor", "scene", "ending"
 
 
 def write_csv(path: pathlib.Path, rows: int = 240, seed: int = 0) -> pathlib.Path:
-    """Short reviews whose class shows in one or two of their words."""
+    """Writes short reviews whose class follows from one or two of their words."""
     rng = random.Random(seed)
     lines = ["review,stars"]
     for _ in range(rows):
@@ -30,23 +30,23 @@ def write_csv(path: pathlib.Path, rows: int = 240, seed: int = 0) -> pathlib.Pat
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> pathlib.Path:
-    """One cache folder for all, so that nothing of the person's own is touched."""
+    """Returns one cache folder for all tests, so that the user's own cache is not touched."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def csv_file(tmp_path_factory) -> pathlib.Path:
-    """240 labelled reviews in two columns, review and stars."""
+    """Writes 240 labeled reviews in two columns, review and stars."""
     return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv")
 
 
 @pytest.fixture
-def verb(cache):
+def command(cache):
     """Runs `python -m launch.NAME FLAGS` from the root of the repository."""
 
     def run(name: str, *flags: str, stdin: str | None = None, **environment: str):
         return subprocess.run(
-            command(name, cache, *flags),
+            command_line(name, cache, *flags),
             cwd=ROOT,
             env={**os.environ, **environment},
             input=stdin,
@@ -58,14 +58,14 @@ def verb(cache):
     return run
 
 
-def command(name: str, cache: pathlib.Path, *flags: str) -> list[str]:
-    """The words of a verb's command line, with a cache of its own."""
+def command_line(name: str, cache: pathlib.Path, *flags: str) -> list[str]:
+    """Returns the arguments of a command line, with its own cache folder."""
     return [sys.executable, "-m", f"launch.{name}", f"--cache_dir={cache}", *flags]
 
 
 @pytest.fixture(scope="session")
 def tiny(csv_file) -> list[str]:
-    """Flags of a training that takes a second or two, dropout and all."""
+    """Returns flags of a training run of a second or two, with every dropout."""
     return [
         "--config=configs/text_classification.py:movie_reviews,transformer",
         f"--config.data.train_file={csv_file}",

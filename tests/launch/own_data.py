@@ -30,26 +30,26 @@ class Case:
 
     Attributes:
       config: config file with its argument.
-      changes: of keys; FOLDER in a value is where the data are.
+      changes: new values by key; FOLDER in a value is the folder of the data.
       write: writes the data into a folder.
-      change: changes them so that a run learns something else.
-      reorder: puts them in another order; None: the reader sorts them.
-      told: words of the message after `change`.
-      told_order: after `reorder`.
-      inputs: what is predicted.
+      change: changes the data so that a run learns something else.
+      reorder: reorders the data; None if the reader sorts them.
+      expected: words of the message after `change`.
+      expected_order: words of the message after `reorder`.
+      inputs: inputs of the prediction.
     """
 
     config: str
     changes: Mapping[str, Any]
     write: Callable[[Path], None]
     change: Callable[[Path], None]
-    told: tuple[str, ...]
+    expected: tuple[str, ...]
     inputs: Callable[[Path], list[str]]
     reorder: Callable[[Path], None] | None = None
-    told_order: tuple[str, ...] = ()
+    expected_order: tuple[str, ...] = ()
 
     def overrides(self, folder: Path) -> dict[str, Any]:
-        """Keys and values of a config."""
+        """Returns keys and values of a config."""
         found = {
             key: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
             for key, value in self.changes.items()
@@ -58,7 +58,7 @@ class Case:
 
 
 def replace(file: str, old: str, new: str, count: int = -1) -> Callable[[Path], None]:
-    """A change of a text file."""
+    """Returns a function that replaces text in a file."""
 
     def change(folder: Path) -> None:
         text = (folder / file).read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def replace(file: str, old: str, new: str, count: int = -1) -> Callable[[Path], 
 
 
 def swapped(file: str, first: str, second: str) -> Callable[[Path], None]:
-    """Two words change places everywhere in a text file."""
+    """Returns a function that swaps two words everywhere in a text file."""
 
     def change(folder: Path) -> None:
         text = (folder / file).read_text(encoding="utf-8")
@@ -80,7 +80,7 @@ def swapped(file: str, first: str, second: str) -> Callable[[Path], None]:
 
 
 def reversed_lines(*files: str, header: int = 1) -> Callable[[Path], None]:
-    """The lines after the header in the opposite order."""
+    """Returns a function that reverses the lines after the header."""
 
     def change(folder: Path) -> None:
         for file in files:
@@ -127,14 +127,14 @@ def _write_images(folder: Path) -> None:
 
 
 def _swap_images(folder: Path) -> None:
-    """The classes change places: the same files under the other name."""
+    """Swaps the names of the classes."""
     (folder / "cat").rename(folder / "between")
     (folder / "dog").rename(folder / "cat")
     (folder / "between").rename(folder / "dog")
 
 
 def _rename_images(folder: Path) -> None:
-    """Files are read in the order of their names."""
+    """Renames the files, since they are read in the order of their names."""
     for label in ("cat", "dog"):
         for number in range(30):
             (folder / label / f"{number:02d}.png").rename(folder / label / f"x{99 - number}.png")
@@ -231,7 +231,7 @@ def _write_handwriting(folder: Path) -> None:
 
 
 def _exchange_files(first: str, second: str) -> Callable[[Path], None]:
-    """Two files change names, so that each says what the other did."""
+    """Swaps the names of two files, and so their texts."""
 
     def change(folder: Path) -> None:
         shutil.move(folder / first, folder / "between")
@@ -251,9 +251,9 @@ CASES = {
         changes={"data.train_file": "FOLDER/x.csv", "data.text.min_count": 1},
         write=_write_texts,
         change=swapped("x.csv", ",good", ",bad"),
-        told=("train labels",),
+        expected=("train labels",),
         reorder=reversed_lines("x.csv"),
-        told_order=("train texts (order)", "train labels (order)"),
+        expected_order=("train texts (order)", "train labels (order)"),
         inputs=lambda folder: ["a lovely film"],
     ),
     "language_modeling": Case(
@@ -272,9 +272,9 @@ CASES = {
         },
         write=_write_lines,
         change=swapped("x.txt", "film", "plot"),
-        told=("train texts",),
+        expected=("train texts",),
         reorder=reversed_lines("x.txt", header=0),
-        told_order=("train texts (order)",),
+        expected_order=("train texts (order)",),
         inputs=lambda folder: ["the [MASK] plot"],
     ),
     "translation": Case(
@@ -290,9 +290,9 @@ CASES = {
         },
         write=_write_pairs,
         change=swapped("train.de", "film", "plot"),
-        told=("train targets",),
+        expected=("train targets",),
         reorder=reversed_lines("train.en", "train.de", header=0),
-        told_order=("train sources (order)", "train targets (order)"),
+        expected_order=("train sources (order)", "train targets (order)"),
         inputs=lambda folder: ["a lovely film"],
     ),
     "image_classification": Case(
@@ -300,9 +300,9 @@ CASES = {
         changes={"data.path": "FOLDER", "data.image_size": 8},
         write=_write_images,
         change=_swap_images,
-        told=("train images",),
+        expected=("train images",),
         reorder=_rename_images,
-        told_order=("train images (order)",),
+        expected_order=("train images (order)",),
         inputs=lambda folder: _first(folder, "*.png"),
     ),
     "segmentation": Case(
@@ -310,9 +310,9 @@ CASES = {
         changes={"data.path": "FOLDER", "data.image_size": (16, 16), "model.channels": (4, 8)},
         write=_write_masks,
         change=_swap_masks,
-        told=("train masks",),
+        expected=("train masks",),
         reorder=_rename_masks,
-        told_order=("train images (order)", "train masks (order)"),
+        expected_order=("train images (order)", "train masks (order)"),
         inputs=lambda folder: _first(folder, "images/*.png"),
     ),
     "detection": Case(
@@ -331,9 +331,9 @@ CASES = {
         },
         write=_write_boxes,
         change=replace("x.json", '"category_id": 1', '"category_id": 2', 5),
-        told=("train objects",),
+        expected=("train objects",),
         reorder=_reorder_boxes,
-        told_order=("train objects (order)",),
+        expected_order=("train objects (order)",),
         inputs=lambda folder: _first(folder, "*.png"),
     ),
     "forecasting": Case(
@@ -341,8 +341,8 @@ CASES = {
         changes={"data.path": "FOLDER/x.csv", "data.lookback": 24, "data.horizon": 4},
         write=_write_series,
         change=swapped("x.csv", "load", "heat"),
-        told=("names",),
-        # Rows are put on the grid of their times, so that their order is no matter.
+        expected=("names",),
+        # Rows are placed on the grid of their times, so their order has no effect.
         reorder=None,
         inputs=lambda folder: [str(folder / "x.csv")],
     ),
@@ -359,9 +359,9 @@ CASES = {
         },
         write=_write_events,
         change=replace("x.csv", "i7,", "i8,"),
-        told=("events",),
+        expected=("events",),
         reorder=reversed_lines("x.csv"),
-        told_order=("users (order)",),
+        expected_order=("users (order)",),
         inputs=lambda folder: ["i3, i4"],
     ),
     "speech_recognition": Case(
@@ -381,9 +381,9 @@ CASES = {
         },
         write=_write_sounds,
         change=_exchange_files("03.wav", "30.wav"),
-        told=("recordings",),
+        expected=("recordings",),
         reorder=reversed_lines("x.csv"),
-        told_order=("train texts (order)", "train recordings (order)"),
+        expected_order=("train texts (order)", "train recordings (order)"),
         inputs=lambda folder: _first(folder, "*.wav"),
     ),
     "handwriting_recognition": Case(
@@ -400,9 +400,9 @@ CASES = {
         },
         write=_write_handwriting,
         change=_exchange_files("03.png", "30.png"),
-        told=("images",),
+        expected=("images",),
         reorder=reversed_lines("x.csv"),
-        told_order=("train texts (order)", "train images (order)"),
+        expected_order=("train texts (order)", "train images (order)"),
         inputs=lambda folder: _first(folder, "*.png"),
     ),
 }

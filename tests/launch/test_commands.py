@@ -1,4 +1,4 @@
-"""The verbs end to end on a person's own file: train, evaluate, predict, ablate, resume."""
+"""The commands end to end on a user file: train, evaluate, predict, ablate, resume."""
 
 import csv
 import io
@@ -7,14 +7,14 @@ import subprocess
 
 import pytest
 
-from tests.launch.conftest import ROOT, command
+from tests.launch.conftest import ROOT, command_line
 
 
 @pytest.fixture(scope="module")
 def run(tiny, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     done = subprocess.run(
-        command("train", cache, *tiny, f"--workdir={folder}"),
+        command_line("train", cache, *tiny, f"--workdir={folder}"),
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -50,9 +50,9 @@ def test_report_needs_no_other_file(run):
     assert "title=" in page
 
 
-def test_evaluate_gives_the_figures_that_training_printed(run, verb):
+def test_evaluate_gives_the_figures_that_training_printed(run, command):
     folder, _ = run
-    done = verb("evaluate", f"--workdir={folder}", "--split=test")
+    done = command("evaluate", f"--workdir={folder}", "--split=test")
     assert done.returncode == 0, done.stderr
     written = json.loads((folder / "evaluation-test.json").read_text())
     result = json.loads((folder / "result.json").read_text())
@@ -61,14 +61,14 @@ def test_evaluate_gives_the_figures_that_training_printed(run, verb):
     assert json.loads(done.stdout) == written
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(run, verb):
+def test_evaluation_does_not_depend_on_the_batch_size(run, command):
     folder, _ = run
     config = json.loads((folder / "config.json").read_text())
     result = json.loads((folder / "result.json").read_text())
     config["training"]["evaluation_batch_size"] = 7
     (folder / "config.json").write_text(json.dumps(config))
     try:
-        done = verb("evaluate", f"--workdir={folder}", "--split=test")
+        done = command("evaluate", f"--workdir={folder}", "--split=test")
         assert done.returncode == 0, done.stderr
         metrics = json.loads(done.stdout)["metrics"]
     finally:
@@ -77,8 +77,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, verb):
     assert metrics == pytest.approx(result["metrics"], rel=1e-5)
 
 
-def test_predict_one_text(run, verb):
-    done = verb("predict", f"--workdir={run[0]}", "--input=a lovely superb film")
+def test_predict_one_text(run, command):
+    done = command("predict", f"--workdir={run[0]}", "--input=a lovely superb film")
     assert done.returncode == 0, done.stderr
     label, first, probability, second, other = done.stdout.split()
     assert label == first == "good"
@@ -86,9 +86,9 @@ def test_predict_one_text(run, verb):
     assert float(probability) + float(other) == pytest.approx(1, abs=2e-4)
 
 
-def test_predict_lines_of_any_kind_keep_their_order(run, verb):
+def test_predict_lines_of_any_kind_keep_their_order(run, command):
     texts = ["superb lovely", "awful dull", "", "难看", "🙂 ñandú", "x" * 5000, "fine " * 500]
-    done = verb("predict", f"--workdir={run[0]}", "--input=-", "--format=json",
+    done = command("predict", f"--workdir={run[0]}", "--input=-", "--format=json",
                 stdin="\n".join(texts) + "\n")  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -97,22 +97,22 @@ def test_predict_lines_of_any_kind_keep_their_order(run, verb):
 
 
 @pytest.mark.slow
-def test_predict_ten_thousand_lines(run, verb):
+def test_predict_ten_thousand_lines(run, command):
     lines = [f"{'superb lovely' if n % 3 else 'awful dull'} film {n}" for n in range(10_000)]
-    done = verb("predict", f"--workdir={run[0]}", "--input=-", stdin="\n".join(lines))
+    done = command("predict", f"--workdir={run[0]}", "--input=-", stdin="\n".join(lines))
     assert done.returncode == 0, done.stderr
     answers = done.stdout.splitlines()
     assert len(answers) == 10_000
-    # The numbers are unknown words, so that there are two different texts, and two answers.
+    # The numbers are unknown words, so only two texts and two answers are distinct.
     assert answers[0].split()[0] == "bad"
     assert answers[1].split()[0] == "good"
     assert answers == [answers[1 if n % 3 else 0] for n in range(10_000)]
 
 
-def test_the_same_command_again_does_nothing(run, verb, tiny):
+def test_the_same_command_again_does_nothing(run, command, tiny):
     folder, _ = run
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    done = verb("train", *tiny, f"--workdir={folder}")
+    done = command("train", *tiny, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "baseline nb_svm" in done.stdout
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -120,12 +120,12 @@ def test_the_same_command_again_does_nothing(run, verb, tiny):
 
 
 @pytest.mark.slow
-def test_sweep_skips_finished_runs_and_pairs_with_the_first(verb, tiny, tmp_path):
+def test_sweep_skips_finished_runs_and_pairs_with_the_first(command, tiny, tmp_path):
     flags = [
         *tiny, f"--workdir={tmp_path}", "--config.training.steps=20", "--seeds=1",
         "--set", "model.pooling=mean,max",
     ]  # fmt: skip
-    done = verb("sweep", *flags)
+    done = command("sweep", *flags)
     assert done.returncode == 0, done.stderr
     assert "pooling=max" in done.stdout
     assert "±" in next(
@@ -133,12 +133,12 @@ def test_sweep_skips_finished_runs_and_pairs_with_the_first(verb, tiny, tmp_path
     )
     table = json.loads((tmp_path / "table.json").read_text())
     assert [len(runs) for runs in table["runs"].values()] == [1, 1]
-    again = verb("sweep", *flags)
+    again = command("sweep", *flags)
     assert again.stderr.count("finished already") == 2
 
 
-def test_loss_that_is_not_finite_stops_with_one_line(verb, tiny, tmp_path):
-    done = verb(
+def test_loss_that_is_not_finite_stops_with_one_line(command, tiny, tmp_path):
+    done = command(
         "train", *tiny, f"--workdir={tmp_path / 'nan'}", "--nobaselines",
         "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0",
         "--config.optimizer.schedule=constant", "--config.optimizer.warmup_steps=0",
@@ -148,17 +148,17 @@ def test_loss_that_is_not_finite_stops_with_one_line(verb, tiny, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_predict_reads_the_column_of_a_table(run, verb, tmp_path):
+def test_predict_reads_the_column_of_a_table(run, command, tmp_path):
     texts = ["a lovely, superb film", "dull; awful", "gripping"]
     table = tmp_path / "new.csv"
     table.write_text(
         "\ufeffid,review\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(texts)), "utf-8"
     )
-    done = verb("predict", f"--workdir={run[0]}", f"--input_file={table}")
+    done = command("predict", f"--workdir={run[0]}", f"--input_file={table}")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["review"] for row in rows] == texts
-    single = verb("predict", f"--workdir={run[0]}", "--format=json",
+    single = command("predict", f"--workdir={run[0]}", "--format=json",
                   *[f"--input={text}" for text in texts])  # fmt: skip
     answers = [json.loads(line) for line in single.stdout.splitlines()]
     assert [row["predicted_label"] for row in rows] == [answer["label"] for answer in answers]
@@ -166,6 +166,6 @@ def test_predict_reads_the_column_of_a_table(run, verb, tmp_path):
         answer["probabilities"] for answer in answers
     ]
     table.write_text("id,text\n1,x\n")
-    done = verb("predict", f"--workdir={run[0]}", f"--input_file={table}")
+    done = command("predict", f"--workdir={run[0]}", f"--input_file={table}")
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: {table}: no column 'review'; there are: id, text"

@@ -1,4 +1,4 @@
-"""Folders of BERT and DistilBERT as transformers saves them: read, written, made into runs."""
+"""BERT and DistilBERT folders as saved by transformers: reading, writing, runs made from them."""
 
 import json
 
@@ -25,7 +25,7 @@ def norm(name):
 
 
 def bert_shapes(prefix="bert."):
-    """Names and shapes of BertForPreTraining's file."""
+    """Returns names and shapes of the tensors of BertForPreTraining."""
     embeddings = f"{prefix}embeddings"
     shapes = {
         f"{embeddings}.word_embeddings.weight": (V, D),
@@ -105,7 +105,7 @@ def distilbert_shapes():
 
 
 def write(folder, config, shapes):
-    """The folder with random weights, which are returned."""
+    """Writes a folder with random parameters and returns them."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     tensors = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
@@ -139,17 +139,17 @@ def test_rows_follow_the_tokens(tmp_path):
     tokenizer = read.text_tokenizer()
     words = tensors["bert.embeddings.word_embeddings.weight"]
     table = read.params["embedding/embedding"]
-    # Accents go with the case; "goodly" is two pieces; what is unknown is [UNK].
+    # Accents go with the case; "goodly" is two pieces; an unknown word is [UNK].
     ids = tokenizer.encode("The CAFÉ was goodly zebra")
     pieces = ["the", "cafe", "was", "good", "##ly", "[UNK]"]
     np.testing.assert_array_equal(table[ids], words[[VOCABULARY.index(p) for p in pieces]])
-    # The task's own signs: mask and end after the tokenizer's.
+    # The task's own tokens, mask and end, follow the tokenizer's.
     assert tokenizer.size == V - 2
     np.testing.assert_array_equal(table[-2:], words[[5, 4]])
     np.testing.assert_array_equal(table[:3], words[[0, 2, 3]])
     bias = tensors["cls.predictions.bias"]
     np.testing.assert_array_equal(read.params["head/bias"][-2:], bias[[5, 4]])
-    # Theirs says first that the sentence follows, ours last.
+    # BERT's first class is "next sentence"; here it is the last.
     follows = tensors["cls.seq_relationship.weight"]
     np.testing.assert_array_equal(read.params["follows/kernel"], follows[::-1].T)
 
@@ -222,10 +222,10 @@ def test_what_is_not_such_a_folder_is_one_line(damage, message, tmp_path):
         files.read_folder(tmp_path / "bert")
 
 
-def test_a_run_that_predicts(tmp_path, verb):
+def test_a_run_that_predicts(tmp_path, command):
     source, folder = tmp_path / "bert", tmp_path / "run"
     tensors = write(source, BERT, bert_shapes() | HEAD)
-    done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
+    done = command("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "not imported: pooler.dense.bias, pooler.dense.weight" in done.stdout
     config = directory.saved_config(folder)
@@ -240,12 +240,12 @@ def test_a_run_that_predicts(tmp_path, verb):
     assert len(answer["blanks"][0]) == 5
     assert {blank["word"] for blank in answer["blanks"][0]} <= {*PIECES, "[unused0]", "ly"}
     written = tmp_path / "written"
-    done = verb("export_weights", f"--workdir={folder}", f"--to={written}")
+    done = command("export_weights", f"--workdir={folder}", f"--to={written}")
     assert done.returncode == 0, done.stderr
     without(source, "bert.pooler.dense.weight")
     without(source, "bert.pooler.dense.bias")
     for name in ("model.safetensors", "vocab.txt"):
         assert (written / name).read_bytes() == (source / name).read_bytes()
-    again = verb("import_weights", f"--from={source}", f"--workdir={folder}")
+    again = command("import_weights", f"--from={source}", f"--workdir={folder}")
     assert again.returncode == 2
     assert "already exists" in again.stderr

@@ -1,4 +1,4 @@
-"""A language model by verbs: trained on one's own file, and its decoding changed at prediction."""
+"""Language modeling by commands: training on a user file, decoding settings at prediction."""
 
 import json
 
@@ -15,8 +15,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_train_then_predict(folder, verb):
-    done = verb(
+def test_train_then_predict(folder, command):
+    done = command(
         "train",
         f"--config=configs/language_modeling.py:path:{folder / 'mine.txt'}",
         f"--workdir={folder / 'run'}",
@@ -30,11 +30,11 @@ def test_train_then_predict(folder, verb):
     predict = [f"--workdir={folder / 'run'}", "--input=to be", "--format=json"]
     lengths = {}
     for number in (3, 70):
-        done = verb("predict", *predict, f"--set=model.max_new_tokens={number}")
+        done = command("predict", *predict, f"--set=model.max_new_tokens={number}")
         assert done.returncode == 0, done.stderr
         lengths[number] = len(json.loads(done.stdout)["completion"])
     assert lengths == {3: 3, 70: 70}
-    done = verb("predict", *predict, "--set=model.num_layers=2")
+    done = command("predict", *predict, "--set=model.num_layers=2")
     assert done.returncode == 2
     assert "keys that a prediction may change: model.max_new_tokens, model.dec" in done.stderr
     assert done.stderr.count("\n") == 1

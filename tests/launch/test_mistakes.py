@@ -1,4 +1,4 @@
-"""A person's mistake: one clear line, exit status 2, within seconds, and nothing written."""
+"""User errors: one clear line, exit status 2, within seconds, and nothing written."""
 
 import json
 
@@ -24,12 +24,12 @@ def own(path, *more):
 
 
 @pytest.fixture
-def refused(verb, tmp_path):
-    """Checks that a verb refuses, and gives the line."""
+def refused(command, tmp_path):
+    """Checks that a command fails with one line and writes nothing; returns the line."""
 
     def check(name, *flags, **environment):
         workdir = tmp_path / "run"
-        done = verb(name, f"--workdir={workdir}", *flags, **environment)
+        done = command(name, f"--workdir={workdir}", *flags, **environment)
         assert done.returncode == 2, done.stderr
         lines = done.stderr.strip().splitlines()
         assert len(lines) == 1, done.stderr
@@ -105,8 +105,8 @@ def test_flags_of_other_commands(refused, name, flags, words):
 
 
 @pytest.mark.parametrize("flag", ["--output=", "--results=", "--readme="])
-def test_report_with_an_empty_flag(verb, flag):
-    done = verb("report", "--output=-", flag)
+def test_report_with_an_empty_flag(command, flag):
+    done = command("report", "--output=-", flag)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -129,40 +129,40 @@ def test_source_that_cannot_be_reached(refused, tmp_path):
     assert "no-mirror" in line
 
 
-def test_workdir_with_another_run(verb, tiny, tmp_path):
+def test_workdir_with_another_run(command, tiny, tmp_path):
     flags = [*tiny, f"--workdir={tmp_path}", "--nobaselines", "--config.training.steps=10"]
-    assert verb("train", *flags).returncode == 0
+    assert command("train", *flags).returncode == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    done = verb("train", *flags, "--config.optimizer.learning_rate=0.5")
+    done = command("train", *flags, "--config.optimizer.learning_rate=0.5")
     assert done.returncode == 2
     assert "optimizer.learning_rate" in done.stderr
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_folder_without_a_run_or_checkpoint(verb, tmp_path, name):
+def test_folder_without_a_run_or_checkpoint(command, tmp_path, name):
     more = ["--input=fine"] if name == "predict" else []
-    done = verb(name, f"--workdir={tmp_path}", *more)
+    done = command(name, f"--workdir={tmp_path}", *more)
     assert done.returncode == 2
     assert "holds no run" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_damaged_run_folder(verb, tiny, tmp_path):
+def test_damaged_run_folder(command, tiny, tmp_path):
     flags = [*tiny, f"--workdir={tmp_path}", "--nobaselines", "--config.training.steps=20"]
-    assert verb("train", *flags).returncode == 0
+    assert command("train", *flags).returncode == 0
     for file in (tmp_path / "checkpoints" / "20" / "state" / "d").iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    done = command("predict", f"--workdir={tmp_path}", "--input=fine")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "checkpoints/20" in done.stderr
     (tmp_path / "assets.json").write_text('{"labels": ["bad", "good"]}')
-    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    done = command("predict", f"--workdir={tmp_path}", "--input=fine")
     assert done.returncode == 2
     assert "assets.json" in done.stderr
     (tmp_path / "config.json").write_text(json.dumps({"task": "text_classification"}))
-    done = verb("predict", f"--workdir={tmp_path}", "--input=fine")
+    done = command("predict", f"--workdir={tmp_path}", "--input=fine")
     assert done.returncode == 2
     assert "config.json" in done.stderr

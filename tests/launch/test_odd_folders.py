@@ -1,4 +1,4 @@
-"""BERT folders that are odd or damaged: padded vocabularies, weights of other types, bad values."""
+"""Unusual or damaged BERT folders: padded vocabularies, other dtypes, bad values."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def change(folder, **tensors):
 
 
 def padded(folder, rows, **config):
-    """Pads the vocabulary's rows, and gives all tensors."""
+    """Pads the rows of the vocabulary and returns all tensors."""
     stored = load_file(folder / "model.safetensors")
     rng = np.random.default_rng(7)
     for name, tensor in stored.items():
@@ -87,7 +87,7 @@ def test_padding_rows_stay_beside_the_model(config, shapes, rows, tmp_path):
 
 @pytest.mark.parametrize("rows", [14, 17, 24, 4096])
 def test_other_numbers_of_rows_are_another_model_s(rows, tmp_path):
-    """Fewer than the 15 pieces, no multiple of 8, the multiple after the next, far too many."""
+    """Sizes below the 15 pieces, no multiple of 8, the multiple after the next, far too large."""
     write(tmp_path / "bert", BERT, bert_shapes() | HEAD)
     change(tmp_path / "bert", **{WORDS: np.zeros((rows, D), np.float32)})
     with pytest.raises(UserError, match=f"embeddings of {rows} tokens, the vocabulary {V}"):
@@ -95,17 +95,17 @@ def test_other_numbers_of_rows_are_another_model_s(rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, verb):
+def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, command):
     source, folder, written = tmp_path / "bert", tmp_path / "run", tmp_path / "written"
     write(source, BERT, bert_shapes() | HEAD | PAIRS)
-    # Padding that would win every prediction, if it took part.
+    # Padding rows that would win every prediction if they were not masked.
     padded(source, 16)
     stored = load_file(source / "model.safetensors")
     stored["cls.predictions.bias"][15] = 1e6
     save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
     options = {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": False}
     (source / "tokenizer_config.json").write_text(json.dumps(options))
-    done = verb("import_weights", f"--from={source}", f"--workdir={folder}")
+    done = command("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert "pad the vocabulary, never predicted: 1" in done.stdout
     config = directory.saved_config(folder)
@@ -115,7 +115,7 @@ def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, verb):
     words = {blank["word"] for blank in answer["blanks"][0]}
     assert words <= {piece.removeprefix("##") for piece in VOCABULARY}
     assert np.isfinite([blank["probability"] for blank in answer["blanks"][0]]).all()
-    done = verb("export_weights", f"--workdir={folder}", f"--to={written}")
+    done = command("export_weights", f"--workdir={folder}", f"--to={written}")
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "vocab.txt"):
         assert (written / name).read_bytes() == (source / name).read_bytes()
@@ -307,7 +307,7 @@ def test_options_without_effect_are_read(tmp_path):
 
 
 def test_any_damage_of_a_byte_is_one_line_or_harmless(tmp_path):
-    """Bytes of each file in turn: an answer, or one line that names the file."""
+    """Damages the bytes of each file in turn: an answer, or one line that names the file."""
     source, folder = tmp_path / "good", tmp_path / "bad"
     write(source, BERT, bert_shapes() | HEAD | PAIRS)
     (source / "tokenizer_config.json").write_text('{"do_lower_case": true}')

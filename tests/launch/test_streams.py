@@ -62,8 +62,8 @@ def test_words_that_are_not_text_are_named(flag, tmp_path):
         ("--xla_force_host_platform_device_count=many", "Flag parsing failed"),
     ],
 )
-def test_flags_that_xla_does_not_know_are_named(flags, words, verb, tmp_path):
-    done = verb("train", COPY, f"--workdir={tmp_path / 'run'}", XLA_FLAGS=flags)
+def test_flags_that_xla_does_not_know_are_named(flags, words, command, tmp_path):
+    done = command("train", COPY, f"--workdir={tmp_path / 'run'}", XLA_FLAGS=flags)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: XLA_FLAGS={flags}: ")
     assert words in done.stderr
@@ -72,8 +72,8 @@ def test_flags_that_xla_does_not_know_are_named(flags, words, verb, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_home_that_is_not_known(verb):
-    done = verb("evaluate", "--workdir=~nobody-of-this-name/run")
+def test_home_that_is_not_known(command):
+    done = command("evaluate", "--workdir=~no-user-of-this-name/run")
     assert done.returncode == 2
     assert done.stderr == (
         "error: a path begins with ~: no home directory is known; write the path out\n"

@@ -259,8 +259,8 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
         return usual
     if len(best) > 1:
         raise UserError(
-            f"{name}: line 1 can be separated by {' or '.join(_NAMES[each] for each in best)}; "
-            "quote the names that contain one of them"
+            f"{name}: the delimiter of line 1 is ambiguous, "
+            f"{' or '.join(_NAMES[each] for each in best)}; quote column names that contain one"
         )
     return best[0]
 

@@ -56,8 +56,8 @@ def classification_metrics(
 def _check(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> None:
     if labels.ndim != 1 or labels.shape != predictions.shape:
         raise ValueError(
-            f"predictions: got shape {predictions.shape}, expected that of labels, "
-            f"{labels.shape}, with one dimension"
+            f"predictions: got shape {predictions.shape} with labels {labels.shape}, expected "
+            "equal shapes of one dimension"
         )
     if labels.size == 0:
         raise ValueError("labels: got no examples, expected at least one")

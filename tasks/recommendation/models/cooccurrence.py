@@ -151,7 +151,12 @@ class SparseRows(nnx.Module):
         return flat.reshape(B, T, -1)
 
     def entry(self, rows: Array, columns: Array) -> Array:
-        """Returns M[row, column] of rows int [B, k] and columns int [B, R]: [B, R, k]."""
+        """Returns M[rows[b, j], columns[b, r]] for each pair, [B, R, k].
+
+        Args:
+          rows: int [B, k].
+          columns: int [B, R].
+        """
         if self.dense:
             return self.whole[...][safe_ids(rows)[:, None, :], safe_ids(columns)[:, :, None]]
         kept, entries = self.columns[...][safe_ids(rows)], self.entries[...][safe_ids(rows)]

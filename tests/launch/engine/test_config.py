@@ -1,4 +1,4 @@
-"""From config files and flags to dataclasses, and what is refused on the way."""
+"""Config files and flags to dataclasses, and the errors on the way."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def test_mistakes_in_files_are_named_with_their_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for written, broken, place in (
         ("x = 1\ny = (\n", "", r"mine\.py, line 2: SyntaxError"),
-        ("x = 1\nprint(nobody)\n", "", r"mine\.py, line 2: NameError"),
+        ("x = 1\nprint(missing)\n", "", r"mine\.py, line 2: NameError"),
         ("x = 1\nraise SystemExit(0)\n", "", r"mine\.py, line 2: SystemExit: 0"),
         ("import sys\ndef get_config():\n    sys.exit()\n", "", r"mine\.py, line 3: SystemExit"),
         ("import imported_by_mine\n", "a\nb c\n", r"imported_by_mine\.py, line 2: SyntaxError"),
@@ -98,7 +98,7 @@ def test_fields_that_were_added_later_leave_older_experiments_the_same():
     for field in (*later, "date_order"):
         del values["data"][field]
     assert resolve(values) == config
-    # As computed before these fields were there.
+    # Hashes from before these fields existed.
     assert configs.identity(config) == "8589843e3c8abb43"
     forecasting = load_file("configs/forecasting.py")
     assert configs.identity(forecasting) == "45883166053e31b7"
@@ -170,7 +170,7 @@ class _Renamed:
 
 @pytest.fixture
 def renamed(sst2, monkeypatch):
-    """The same experiment before and after two of its keys were renamed."""
+    """Returns an experiment before and after two of its keys were renamed."""
     configs._notify.cache_clear()
     old = dataclasses.replace(sst2, model=_Old(width=7, group=_OldGroup(candidates=9)))
     task = configs.task_class("text_classification")

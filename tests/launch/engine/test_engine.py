@@ -1,4 +1,4 @@
-"""Pieces of the engine: gathering, writers, state, checkpoints, figures."""
+"""Parts of the engine: gathering, writers, state, checkpoints, figures."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
         first.metrics(step, "train", {"loss": 1 / step})
     first.metrics(30, "validation", {"accuracy": 0.5})
     first.close()
-    # A process that was killed while writing leaves a part of a line.
+    # A process that was killed while writing leaves a partial line.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "spl')
     whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines()[:2]
@@ -79,14 +79,14 @@ def test_logs_of_every_kind_of_training_are_accepted(tmp_path):
         (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
     writers.check_logs(tmp_path, [], 4, 10)
-    # Stopped between two validations; trained to an end that they do not divide; refitted.
+    # Stopped between two evaluations; a last step that the interval does not divide; refitted.
     record((4, "validation"), (6, "train"))
     writers.check_logs(tmp_path, [4, 6], 4, 10)
     record((4, "validation"), (8, "validation"), (10, "validation"))
     writers.check_logs(tmp_path, [8, 10], 4, 10)
     record((10, "train"))
     writers.check_logs(tmp_path, [10], 0, 10)
-    # Imported weights are those of step 0.
+    # Imported parameters are those of step 0.
     record((0, "validation"))
     writers.check_logs(tmp_path, [0], 4, 10)
 
@@ -152,7 +152,7 @@ def abstract(state):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Three steps, the best first; the state and the iterator at each."""
+    """Saves three steps, the best first; returns the state and iterator of each."""
     batches = train_iterator(Rows(), batch_size=2, seed=0)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     after = {}
@@ -220,7 +220,7 @@ def test_text_figure_escapes_what_a_text_holds():
     drawn = figures.draw(AttendedText("<b>", ["<script>", "好", "b"], np.array([0.0, 2.0, 1.0])))
     assert "<script>" not in drawn
     assert "&lt;script&gt;" in drawn
-    # Shade is relative to the strongest.
+    # The shade is relative to the largest value.
     assert "0.00)" in drawn
     assert "1.00)" in drawn
     assert "0.50)" in drawn
@@ -277,7 +277,7 @@ def test_names_that_are_not_utf_8_survive_a_json_file(tmp_path):
     ],
 )
 def test_names_are_drawn_as_they_are(name, shown):
-    """A dollar sign begins no formula, and what is no character is an escape."""
+    """A dollar sign does not begin a formula, and an invalid character is escaped."""
     for figure in (
         ConfusionMatrix(name, np.eye(2, dtype=int), [name, "x"]),
         Alignment(name, np.eye(2), [name, "x"], ["y", name]),

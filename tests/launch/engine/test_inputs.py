@@ -1,4 +1,4 @@
-"""Inputs of predictions: lines of any encoding, rows of tables, and answers beside them."""
+"""Inputs of predictions: lines of any encoding, rows of tables, and answers written beside them."""
 
 import codecs
 import csv

@@ -95,7 +95,7 @@ def test_losses_are_those_of_one_device(found, mesh):
 def test_the_model_learns_and_weights_are_really_split(found):
     losses = found["single"]["losses"]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    # Pieces of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
+    # Shards of a query kernel [D, N, H]: fsdp splits D, tensor splits N.
     assert {mesh: found[mesh]["shards"] for mesh in found} == {
         "single": 1, "8": 1, "2x4": 4, "2x2x2": 4, "sequence": 2,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Schedules against hand computation, weight decay where it belongs."""
+"""Schedules against values computed by hand, and the parameters with weight decay."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ def test_linear_schedule_with_warmup():
         OptimizerConfig(learning_rate=0.4, schedule="linear", warmup_steps=4), steps=12
     )
     rates = [float(schedule(step)) for step in range(12)]
-    # Up in quarters to the peak, then down by an eighth of the peak a step.
+    # Rises to the peak in four steps, then falls by an eighth of the peak per step.
     np.testing.assert_allclose(rates[:4], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     np.testing.assert_allclose(rates[4:], 0.4 * (1 - np.arange(8) / 8), rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Rules as data: which array lies where."""
+"""Sharding rules: the placement of arrays."""
 
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -16,13 +16,13 @@ SIZES = {"data": 2, "fsdp": 2, "tensor": 4, "sequence": 1}
         ("encoder/layers/0/attention/query/kernel", (64, 4, 16), P("fsdp", "tensor", None)),
         ("optimizer/1/mu/encoder/layers/0/attention/out/kernel", (4, 16, 64),
          P("tensor", None, "fsdp")),
-        # Two heads cannot be split over four devices: they stay whole.
+        # Two heads cannot be split over four devices: they are replicated.
         ("encoder/layers/0/attention/query/kernel", (64, 2, 32), P("fsdp", None, None)),
         ("encoder/layers/0/feedforward/up/kernel", (64, 256), P("fsdp", "tensor")),
         ("tokens/embedding", (100, 64), P(None, ("fsdp", "tensor"))),
         ("tokens/embedding", (100, 12), P(None, None)),
         ("classify/kernel", (64, 2), P()),
-        # Another number of dimensions than the rule has: kept whole.
+        # The rule has another number of dimensions: the array is replicated.
         ("optimizer/0/up/kernel", (64,), P()),
     ],
 )  # fmt: skip

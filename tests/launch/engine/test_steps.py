@@ -1,4 +1,4 @@
-"""The compiled train step: how often it is traced, what it averages, how it treats padding rows."""
+"""The compiled train step: number of traces, averages, padding rows."""
 
 import chex
 import jax
@@ -55,7 +55,7 @@ def batch(task, width, weight=(1, 1, 1, 1)):
 
 
 def test_one_trace_a_bucket(config, task, monkeypatch):
-    """Compiling again at every step would hurt: a bucket's shape is traced once."""
+    """Traces each bucket's shape once, not at every step."""
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(task.loss, n=2)
     monkeypatch.setattr(task, "loss", counted)

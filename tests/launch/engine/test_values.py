@@ -125,7 +125,7 @@ def test_an_ablation_takes_them_too():
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """The experiment that words after `launch.train` give."""
+    """Returns a function that parses the arguments of `launch.train`."""
 
     def parse(*words):
         known = flags.FlagValues()
@@ -154,13 +154,13 @@ def test_overrides_in_every_spelling(parsed):
     assert config.data.test_file is None
     assert config.data.train_file == "a=b.csv"
     assert not parsed(f"--config={BASE}", "--noconfig.training.refit").training.refit
-    # The last one counts.
+    # The last value is used.
     config = parsed(f"--config={BASE}", "--config.seed=3", "--config.seed=4")
     assert config.seed == 4
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--config="], "--config is empty"),
         (["--config.seed=3"], "--config is missing"),
@@ -171,7 +171,7 @@ def test_overrides_in_every_spelling(parsed):
         ([f"--config={BASE}", "--seeds=3"], "it is one of launch.ablate, launch.sweep"),
     ],
 )  # fmt: skip
-def test_words_that_are_refused(parsed, words, told):
+def test_words_that_are_refused(parsed, words, expected):
     with pytest.raises(UserError) as refused:
         parsed(*words)
-    assert told in str(refused.value)
+    assert expected in str(refused.value)

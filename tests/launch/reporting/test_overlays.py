@@ -1,4 +1,4 @@
-"""Colours over images, and the figures that show them."""
+"""Color overlays on images, and the figures that show them."""
 
 import base64
 
@@ -40,7 +40,7 @@ def test_classes_are_mixed_into_the_image():
     first, second = overlays.palette(2).astype(float)
     np.testing.assert_array_equal(drawn[0, 0], np.round(50 + first / 2))
     np.testing.assert_array_equal(drawn[0, 1], np.round(50 + second / 2))
-    # What has no class is darkened.
+    # Pixels without a class are darkened.
     np.testing.assert_array_equal(drawn[0, 2:4], np.full((2, 3), 50))
     with pytest.raises(ValueError, match=r"labels: got shape \(2, 2\), expected \(4, 6\)"):
         overlays.overlay_classes(GREY, np.zeros((2, 2), int), 2)

@@ -1,4 +1,4 @@
-"""Paired intervals: by hand, and as often right as they say."""
+"""Paired confidence intervals: values computed by hand, and coverage."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_with_overlap_by_hand():
 
 
 def test_interval_of_windows_that_overlap_covers_the_truth():
-    """Moving means of noise around 0: nineteen of twenty intervals are to hold it."""
+    """Moving means of noise around 0: 95 % of the intervals must contain 0."""
     rng = np.random.default_rng(0)
     kernel = np.full(24, 1 / 24)
     found = {1: 0, 24: 0}
@@ -37,7 +37,7 @@ def test_interval_of_windows_that_overlap_covers_the_truth():
             mean, half = mean_and_interval(difference, overlap)
             found[overlap] += abs(mean) <= half
     assert found[24] / 300 > 0.9
-    # As if they were apart, it would be far too narrow.
+    # Treated as independent, the interval is far too narrow.
     assert found[1] / 300 < 0.5
 
 
@@ -51,7 +51,7 @@ def scores(folder, correctness, ids=None):
 def test_examples_are_joined_by_their_ids(tmp_path):
     base = scores(tmp_path / "base", [0, 0, 0, 0], [7, 3, 3, 2**64 - 1])
     other = scores(tmp_path / "other", [1, 2, 3, 4], [3, 2**64 - 1, 7, 3])
-    # Of equal examples the first of one belongs to the first of the other.
+    # Equal examples are paired in order.
     assert other.aligned_to(base, same_data=False).tolist() == [3, 1, 4, 2]
 
 

@@ -80,7 +80,7 @@ def test_gains_over_baselines_that_tell_of_each_example(tmp_path, capsys):
 
 
 def test_the_files_here_are_those_of_the_run_files():
-    """`make results` has been run."""
+    """The tables are up to date: `make results` changes nothing."""
     records = load_records(Path("results"))
     assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
     readme = Path("README.md").read_text(encoding="utf-8")

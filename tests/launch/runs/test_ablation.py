@@ -1,4 +1,4 @@
-"""An ablation proves that two runs differ only in what was meant to differ."""
+"""Ablations: two runs differ only in the declared keys."""
 
 import signal
 import sys
@@ -187,15 +187,15 @@ def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch):
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
     keep_interrupts()
     one = Destroyed()
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
         del one
         for _ in range(1000):
             time.sleep(0.01)
-    assert told == []
+    assert errors == []
 
     class Broken:
         def __del__(self):
@@ -203,4 +203,4 @@ def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch):
 
     one = Broken()
     del one
-    assert [str(failure.exc_value) for failure in told] == ["another error"]
+    assert [str(failure.exc_value) for failure in errors] == ["another error"]

@@ -1,4 +1,4 @@
-"""A run whose data have changed, are missing or stand in another order, for every task."""
+"""Runs whose data have changed, are missing or are reordered, for every task."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ class Trained:
         return load_predictor(restored_task(saved, self.folder), saved, self.folder)(self.inputs)
 
     def stopped(self, folder):
-        """The same run as it was when its last checkpoint had been written."""
+        """Copies the run as it was after its last checkpoint."""
         shutil.copytree(self.folder, folder)
         for name in ("result.json", "report.html", "outputs-test.npz"):
             (folder / name).unlink()
@@ -81,7 +81,7 @@ def content(folder):
 
 
 def refusal(folder, action):
-    """The line of a refusal after which the run directory is as it was."""
+    """Returns the error message of `action`, which must leave the run directory unchanged."""
     before = content(folder)
     with pytest.raises(UserError) as refused:
         action()
@@ -119,7 +119,7 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
             assert str(trained.data) in refusal(stopped, lambda: trained.train(stopped))
             assert str(trained.data) in refusal(trained.folder, trained.evaluate)
         else:
-            told = trained.case.told if how == "changed" else trained.case.told_order
+            expected = trained.case.expected if how == "changed" else trained.case.expected_order
             lines = [
                 refusal(trained.folder, lambda: trained.train(trained.folder)),
                 refusal(stopped, lambda: trained.train(stopped)),
@@ -128,10 +128,10 @@ def test_commands_on_data_that_are(trained, how, tmp_path):
             ]
             for line in lines:
                 assert "differ from those that this run was trained on; restore the data" in line
-                for word in told:
+                for word in expected:
                     assert word in line
             assert str(trained.folder / "result.json") in lines[0]
-        # What needs no data gives what it gave.
+        # Results that need no data are unchanged.
         assert trained.predict() == trained.answers
         path = results.save_record(trained.record, tmp_path / "results")
         assert tables.results_markdown(results.load_records(tmp_path / "results")) == trained.table
@@ -170,7 +170,7 @@ def test_rows_of_a_series_in_another_order_are_the_same_series(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["text_classification"], indirect=True)
 class TestOneTask:
-    """What does not depend on the task."""
+    """Checks that do not depend on the task."""
 
     @pytest.mark.parametrize(
         ("rows", "words"),
@@ -184,7 +184,7 @@ class TestOneTask:
         stopped = trained.stopped(tmp_path / "stopped")
         file = trained.data / "x.csv"
         with trained.data_as("unchanged"):
-            # Enough of them, so that each split has some.
+            # Enough examples for each split.
             more = [rows[1].replace("99", str(number)) for number in range(100, 160)]
             file.write_text(file.read_text() + "\n".join(more) + "\n")
             line = refusal(stopped, lambda: trained.train(stopped))

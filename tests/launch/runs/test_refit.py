@@ -1,4 +1,4 @@
-"""A run that is fitted again on train and validation: config.training.refit."""
+"""Refitting on the training and validation splits: config.training.refit."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from launch.runs.directory import load_predictor, restored_task, saved_config
 from launch.runs.run import run
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.sequence_copy.data import DigitStrings
+from tasks.sequence_copy.data import DigitData, DigitStrings
 from tasks.sequence_copy.task import SequenceCopy
 
 
@@ -52,7 +52,7 @@ def test_the_second_training_ends_at_the_chosen_step_and_sees_validation(
         both = copy.copy(task)
         train, validation = task.examples("train"), task.examples("validation")
         joined = Recorded([*train.strings, *validation.strings], train.name)
-        both._splits = {**task._splits, "train": joined}
+        both.dataset = DigitData({**task.dataset.splits, "train": joined})
         return both
 
     monkeypatch.setattr(SequenceCopy, "with_validation", with_validation)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment and the same command again: the same metrics, bit for bit."""
+"""Resuming after kill -9 with the same command: the same metrics, bit for bit."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.launch.conftest import ROOT, command
+from tests.launch.conftest import ROOT, command_line
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def flags(tiny):
 def uninterrupted(flags, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     done = subprocess.run(
-        command("train", cache, *flags, f"--workdir={folder}"),
+        command_line("train", cache, *flags, f"--workdir={folder}"),
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -34,7 +34,7 @@ def uninterrupted(flags, cache, tmp_path_factory):
 
 
 def saving(folder):
-    """A checkpoint after the first is under way."""
+    """Returns whether a checkpoint after the first is being written."""
     checkpoints = folder / "checkpoints"
     names = os.listdir(checkpoints) if checkpoints.exists() else []
     return "20" in names and any("tmp" in name and not name.startswith("20.") for name in names)
@@ -50,7 +50,7 @@ def lines_written(count):
 
 def kill_when(reached, flags, cache, folder):
     process = subprocess.Popen(
-        command("train", cache, *flags, f"--workdir={folder}"),
+        command_line("train", cache, *flags, f"--workdir={folder}"),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     limit = time.monotonic() + 120
@@ -78,13 +78,13 @@ def test_killed_run_ends_as_an_uninterrupted_one(
     for attempt in range(6):
         folder = tmp_path / f"run{attempt}"
         kill_when(reached, flags, cache, folder)
-        # The save may have ended between the look and the kill: then try again.
+        # The save may have ended between the check and the kill: then try again.
         if reached is not saving or saving(folder):
             break
     else:
         pytest.fail("no kill came during a save")
     done = subprocess.run(
-        command("train", cache, *flags, f"--workdir={folder}"),
+        command_line("train", cache, *flags, f"--workdir={folder}"),
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -9,8 +9,8 @@ from tasks.detection.metrics import (
     Prediction,
     Truth,
     ap50_contributions,
-    contest_scores,
     detection_metrics,
+    dsb2018_scores,
 )
 from tasks.detection.ops.pasting import to_rle
 
@@ -190,9 +190,9 @@ def test_the_contest():
         (truth([A]), prediction([], []), 0.0),
     ]
     truths, found, expected = zip(*cases, strict=True)
-    np.testing.assert_allclose(contest_scores(truths, found), expected)
+    np.testing.assert_allclose(dsb2018_scores(truths, found), expected)
     with pytest.raises(ValueError, match="got no masks"):
-        contest_scores([truth([A], masks=False)], found[:1])
+        dsb2018_scores([truth([A], masks=False)], found[:1])
 
 
 def test_the_contest_leaves_crowd_regions_out():
@@ -209,7 +209,7 @@ def test_the_contest_leaves_crowd_regions_out():
         (alone, prediction([A], [0.9]), 0.0),
     ]
     truths, found, expected = zip(*cases, strict=True)
-    np.testing.assert_allclose(contest_scores(truths, found), expected)
+    np.testing.assert_allclose(dsb2018_scores(truths, found), expected)
 
 
 def test_a_class_of_crowds_alone_has_no_figure():
