@@ -1,24 +1,24 @@
-"""Objects in pictures: boxes, classes and masks.
+"""Object detection and instance segmentation.
 
 python -m launch.train --config=configs/detection.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is nuclei (if none is named), clothes_on_satellite (composed pictures), trees (boxes alone) or
-path:FILE; MODEL is mask_rcnn (if none is named), long (of mask_rcnn, for an accelerator), detr
-(boxes alone), or a map attention of `attention.registry` that stands after each stage of Mask
-R-CNN's backbone, with options if any: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
+DATA is nuclei (the default), clothes_on_satellite (composed images), trees (boxes only) or
+path:FILE. MODEL is mask_rcnn (the default), long (mask_rcnn for an accelerator), detr (boxes only),
+or a map attention of `attention.registry` after each stage of the backbone of Mask R-CNN, with its
+options: "nuclei,cbam", "clothes_on_satellite,se(reduction=4)".
 
-Of seed 0 on 2 cores, on test: nuclei has mask AP50 0.860, AP 0.530 and the contest's score 0.573 in
-23 minutes (Otsu's threshold and discs: 0.736, 0.365, 0.483); clothes_on_satellite box AP50 0.798
-and mask AP50 0.797 in 20 minutes; trees box AP50 0.245 in ten. detr needs far longer than its
-default, which has no recorded run.
+Test results of seed 0 on 2 cores: nuclei has mask AP50 0.860, AP 0.530 and contest score 0.573 in
+23 minutes (Otsu threshold and discs: 0.736, 0.365, 0.483). clothes_on_satellite has box AP50 0.798
+and mask AP50 0.797 in 20 minutes, trees box AP50 0.245 in ten. The default of detr has no recorded
+run; it needs far more steps.
 
-One's own pictures with annotations in COCO's format, objects a tenth to a half of the picture wide:
+User images with annotations in COCO format, for objects a tenth to half as wide as the image:
 
 python -m launch.train --config=configs/detection.py:path:mine.json --workdir=runs/mine
     --config.data.images=FOLDER
 
-Boxes and masks of an image with an EXIF orientation are in pixels of the image as stored, unless
-sizes tell otherwise.
+Boxes and masks of an image with an EXIF orientation refer to the stored pixels, unless the sizes
+in the annotations are those of the rotated image.
 """
 
 import re
@@ -40,7 +40,7 @@ PATH = "path:"
 
 
 def get_config(argument: str = "nuclei"):
-    """The config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
+    """Returns the config of 'DATA', 'DATA,MODEL' or 'MODEL'."""
     data, model = cut_path(argument, PATH)
     if data not in DATA and not data.startswith(PATH):
         data, model = "nuclei", argument
@@ -48,10 +48,18 @@ def get_config(argument: str = "nuclei"):
         fields = _fields(data, model or "mask_rcnn")
     except ValueError as error:
         raise UserError(
-            f"config: {error}; after one of {', '.join(DATA)}, {PATH}FILE and a comma, or alone, "
-            "there are mask_rcnn, long, detr and the map attentions"
+            f"config: {error}; expected [DATA,]MODEL with DATA one of {', '.join(DATA)}, "
+            f"{PATH}FILE and MODEL mask_rcnn, long, detr or a map attention"
         ) from None
-    return experiment(task="detection", data=_data(data), **fields)
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=100,
+        weight_decay=0.02,
+        final_fraction=0.02,
+        average_decay=0.995,
+        clip_norm=5.0,
+    )
+    return experiment(task="detection", data=_data(data), optimizer=optimizer, **fields)
 
 
 def _fields(data: str, model: str):
@@ -76,14 +84,12 @@ def _data(name: str):
 
 
 def mask_rcnn(data: str, attention: str, long: bool):
-    """A small ResNet with a pyramid, for objects of the data's sizes."""
+    """Returns the fields of Mask R-CNN on a small ResNet, with anchors for the sizes of objects."""
     words = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     name = "_".join(["mask_rcnn", *words, *(["long"] if long else [])])
-    if data == "nuclei":
-        return {"name": name, **_nuclei(attention, long)}
-    if data == "clothes_on_satellite":
-        return {"name": name, **_clothes(attention, long)}
-    return {"name": name, **_pictures(attention, long)}
+    build = {"nuclei": _nuclei, "clothes_on_satellite": _clothes}.get(data, _images)
+    model, training = build(attention, long)
+    return {"name": name, "model": model, "training": training}
 
 
 def _backbone(attention: str, channels: tuple[int, ...]):
@@ -106,86 +112,59 @@ def _training(steps: int, batch_size: int, evaluations: int):
     )
 
 
-def _optimizer():
-    return OptimizerConfig(
-        learning_rate=1e-3,
-        warmup_steps=100,
-        weight_decay=0.02,
-        final_fraction=0.02,
-        average_decay=0.995,
-        clip_norm=5.0,
-    )
-
-
 def _nuclei(attention: str, long: bool):
-    """Round objects of 5 to 30 pixels, up to a hundred: one ratio, and a map of stride 2."""
+    """Up to a hundred round objects of 5 to 30 pixels: one aspect ratio, features at stride 2."""
     channels = (48, 96, 192) if long else (24, 48, 96)
-    wide = 96 if long else 48
-    return {
-        "model": MaskRCNNConfig(
-            backbone=_backbone(attention, channels),
-            pyramid_channels=wide,
-            rpn=RPNConfig(sizes=(10, 20, 40), ratios=(1.0,), positive_iou=0.5, samples=256),
-            heads=HeadsConfig(
-                samples=256 if long else 128,
-                positive_fraction=0.375,
-                mask_resolution=14 if long else 10,
-                mask_channels=wide,
-                hidden_size=256 if long else 192,
-            ),
+    width = 96 if long else 48
+    model = MaskRCNNConfig(
+        backbone=_backbone(attention, channels),
+        pyramid_channels=width,
+        rpn=RPNConfig(sizes=(10, 20, 40), ratios=(1.0,), positive_iou=0.5, samples=256),
+        heads=HeadsConfig(
+            samples=256 if long else 128,
+            positive_fraction=0.375,
+            mask_resolution=14 if long else 10,
+            mask_channels=width,
+            hidden_size=256 if long else 192,
         ),
-        "optimizer": _optimizer(),
-        "training": _training(6000, 8, 15) if long else _training(1440, 4, 4),
-    }
+    )
+    return model, _training(6000, 8, 15) if long else _training(1440, 4, 4)
+
+
+def _from_stage_2(attention: str, long: bool, rpn: RPNConfig, heads: HeadsConfig):
+    channels = (32, 64, 128, 256) if long else (16, 32, 64, 128)
+    return MaskRCNNConfig(
+        backbone=_backbone(attention, channels),
+        first_stage=2,
+        pyramid_channels=64,
+        rpn=rpn,
+        heads=heads,
+    )
 
 
 def _clothes(attention: str, long: bool):
     """Up to six objects of 14 to 55 pixels in 128 x 128."""
-    channels = (32, 64, 128, 256) if long else (16, 32, 64, 128)
-    return {
-        "model": MaskRCNNConfig(
-            backbone=_backbone(attention, channels),
-            first_stage=2,
-            pyramid_channels=64,
-            rpn=RPNConfig(
-                sizes=(16, 28, 48), positive_iou=0.6, pre_nms_top_k=100, post_nms_top_k=60
-            ),
-            heads=HeadsConfig(
-                samples=32,
-                canonical_scale=24.0,
-                pre_nms_top_k=100,
-                detections=20,
-            ),
-        ),
-        "optimizer": _optimizer(),
-        "training": _training(8000, 32, 10) if long else _training(1200, 16, 4),
-    }
+    rpn = RPNConfig(sizes=(16, 28, 48), positive_iou=0.6, pre_nms_top_k=100, post_nms_top_k=60)
+    heads = HeadsConfig(samples=32, canonical_scale=24.0, pre_nms_top_k=100, detections=20)
+    training = _training(8000, 32, 10) if long else _training(1200, 16, 4)
+    return _from_stage_2(attention, long, rpn, heads), training
 
 
-def _pictures(attention: str, long: bool):
+def _images(attention: str, long: bool):
     """Objects of 16 to 150 pixels in 256 x 256."""
-    channels = (32, 64, 128, 256) if long else (16, 32, 64, 128)
-    return {
-        "model": MaskRCNNConfig(
-            backbone=_backbone(attention, channels),
-            first_stage=2,
-            pyramid_channels=64,
-            rpn=RPNConfig(sizes=(20, 40, 80), positive_iou=0.6),
-            heads=HeadsConfig(samples=64, canonical_scale=28.0),
-        ),
-        "optimizer": _optimizer(),
-        "training": _training(6000, 16, 10) if long else _training(960, 4, 4),
-    }
+    rpn = RPNConfig(sizes=(20, 40, 80), positive_iou=0.6)
+    heads = HeadsConfig(samples=64, canonical_scale=28.0)
+    training = _training(6000, 16, 10) if long else _training(960, 4, 4)
+    return _from_stage_2(attention, long, rpn, heads), training
 
 
 def detr(data: str):
-    """Queries for as many objects as a picture may have."""
+    """Returns the fields of DETR with as many queries as an image may have objects."""
     clothes = data == "clothes_on_satellite"
     queries = {"nuclei": 150, "clothes_on_satellite": 20, "trees": 50}
     channels = (32, 64, 128) if clothes else (16, 32, 64, 128)
     return {
         "name": "detr",
         "model": DETRConfig(backbone=_backbone("none", channels), queries=queries.get(data, 100)),
-        "optimizer": _optimizer(),
         "training": _training(2400, 16, 4) if clothes else _training(960, 4, 4),
     }

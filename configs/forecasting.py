@@ -1,28 +1,28 @@
-"""Forecasting of series with several channels.
+"""Forecasting of multivariate time series.
 
 python -m launch.train --config=configs/forecasting.py:DATA,MODEL,HORIZON,HEAD --workdir=runs/NAME
 
-DATA is etth1 (if none is named), exchange_rate, appliance_energy or trend; MODEL is ridge_seasonal
-(if none is named) or another of `tasks.forecasting.models`; HORIZON is a number of steps ahead (96
-if none is named); HEAD is point (if none is named), median, quantile or student_t. Words may be
-left out: `configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
+DATA is etth1 (the default), exchange_rate, appliance_energy or trend. MODEL is ridge_seasonal (the
+default) or another of `tasks.forecasting.models`. HORIZON is a number of steps (96 by default).
+HEAD is point (the default), median, quantile or student_t. Each is optional:
+`configs/forecasting.py:etth1,patchtst`, `configs/forecasting.py:192`.
 
-A user file has a header, a column of times and columns of numbers; it is CSV, TSV or JSON lines:
+A user file (CSV, TSV or JSON lines) has a header, a time column and numeric columns:
 
 python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
     --config.data.path=mine.csv --config.data.lookback=168
 
-Decimal commas and dates such as 31.12.2024 are recognized if the column leaves no doubt. Else they
-are set:
+Decimal commas and dates such as 31.12.2024 are detected if the column is unambiguous. Otherwise set
+them:
 
 python -m launch.train --config=configs/forecasting.py:lag,24 --workdir=runs/mine
     --config.data.path=mine.csv --config.data.decimal="," --config.data.date_order=dmy
 
-Forecasts from the end of a file, the horizon or more steps ahead, as CSV or JSON, and drawn:
+Forecasts from the end of a file over the horizon or longer, as CSV or JSON, with figures:
 
 python -m launch.predict --workdir=runs/mine --input=new.csv,steps=100 --figures=drawn
 
-The error under Gaussian noise on what is looked back at, of the model and of the baselines:
+The error of the model and the baselines under Gaussian noise on the lookback window:
 --config.data.noise_levels="(0.1, 0.2, 0.3, 0.4, 0.5)".
 """
 
@@ -36,21 +36,18 @@ from tasks.forecasting.datasets import DATA_SETS
 from tasks.forecasting.models import MODEL_CONFIGS
 from tasks.forecasting.models.heads import HEADS
 
-# About three weeks of hours (the ridge's best on validation), a year of working days, five days of
-# ten minutes, four days of hours.
+# Three weeks of hours (best for ridge on the validation split), a year of working days, five days
+# of ten-minute steps, four days of hours.
 LOOKBACKS = {"etth1": 512, "exchange_rate": 336, "appliance_energy": 720, "trend": 96}
-# The papers' own: a time is a token, and longer look-backs made these models worse.
+# The values of the papers. Each time step is a token; longer lookbacks increased the error.
 SHORT_LOOKBACKS = {"transformer": 96, "informer": 96}
 
-# Rates and a house's temperatures wander: what comes is told from the last value. Each channel of
-# the house has a linear map of its own.
+# Exchange rates and indoor temperatures are close to random walks, so forecasts start from the last
+# value. Each channel of appliance_energy has its own linear map.
 _WANDERING = {"level": "last", "ridge_level": "last"}
-OPTIONS = {
-    "exchange_rate": _WANDERING,
-    "appliance_energy": _WANDERING | {"ridge_individual": True},
-}
+OPTIONS = {"exchange_rate": _WANDERING, "appliance_energy": _WANDERING | {"ridge_individual": True}}
 
-# (learning rate, examples a step, steps); a step of lag attention is cheap.
+# (learning rate, batch size, steps). Steps of lag attention are cheap.
 _SHORT, _SEASONS, _LONG = (3e-2, 128, 400), (5e-2, 64, 400), (1e-3, 32, 1500)
 STEPS = {
     "ridge": (1e-2, 128, 25),
@@ -66,14 +63,14 @@ STEPS = {
 
 
 def get_config(argument: str = ""):
-    """The config of 'DATA,MODEL,HORIZON,HEAD', words of which may be left out."""
+    """Returns the config of 'DATA,MODEL,HORIZON,HEAD', each of them optional."""
     chosen = {"data": "etth1", "model": "ridge_seasonal", "horizon": 96, "head": "point"}
     kinds = {"data": DATA_SETS, "model": MODEL_CONFIGS, "head": HEADS}
     for word in filter(None, (word.strip() for word in argument.split(","))):
         kind = next((kind for kind, known in kinds.items() if word in known), None)
         if kind is None and not word.isdecimal():
             known = ", ".join(name for names in kinds.values() for name in names)
-            raise UserError(f"config: {word!r} is none of {known}, or a horizon")
+            raise UserError(f"config: got {word!r}, expected one of {known}, or a horizon")
         chosen[kind or "horizon"] = int(word) if kind is None else word
     try:
         data = DataConfig(
@@ -92,7 +89,7 @@ def get_config(argument: str = ""):
 
 
 def training(model):
-    """How long, and with which steps."""
+    """Returns the optimizer and training settings of a model."""
     learning_rate, batch_size, steps = STEPS.get(model.name, _LONG)
     return {
         "optimizer": OptimizerConfig(learning_rate=learning_rate, warmup_steps=min(20, steps)),

@@ -1,21 +1,21 @@
-"""Handwriting recognition: lines of digits.
+"""Handwriting recognition of lines of digits.
 
-python -m launch.train --config=configs/handwriting_recognition.py:WRITER --workdir=runs/NAME
+python -m launch.train --config=configs/handwriting_recognition.py:DECODER --workdir=runs/NAME
 
-The lines are composed: three to eight digits of MNIST, slanted, thick or thin, close or far, in
-noise; no digit is in two splits. WRITER is location_aware (if none is named) or another alignment
-of `attention.registry`, with options if any, whose decoder writes alone: "additive",
-"multi_head(num_heads=4)", "none", the control that has one fixed vector; "temporal", additive with
-attention to the decoder's own past as well; ctc; or joint. See RESULTS.md for what to expect.
+Lines are composed of three to eight MNIST digits with random slant, thickness, spacing and noise.
+No digit image is in two splits. DECODER is location_aware (the default) or another alignment of
+`attention.registry` with its options: "additive", "multi_head(num_heads=4)", or "none", the control
+with one fixed context vector. "temporal" is additive with attention to earlier decoder states. ctc
+has no decoder; joint combines CTC and location-aware attention. RESULTS.md has the results.
 
-One's own lines, from a manifest with the columns path and text, or a folder of pictures with a
-text file beside each:
+User lines, from a manifest with the columns path and text, or a folder of images with a text file
+beside each:
 
 python -m launch.train --config=configs/handwriting_recognition.py --workdir=runs/mine
     --config.data.path=FOLDER
 
-Of few distinct texts validation and test are split off with --config.data.split_by=file, or by a
-column of the manifest: --config.data.split_by=writer.
+With few distinct texts, split by file with --config.data.split_by=file, or by a column of the
+manifest: --config.data.split_by=writer.
 """
 
 import re
@@ -32,22 +32,20 @@ _UNITS = 20
 
 
 def get_config(argument: str = "location_aware"):
-    """The config of a writer."""
+    """Returns the config of a decoder."""
     try:
-        writer = _writer(argument.strip())
+        decoder = _transcriber(argument.strip())
     except ValueError as error:
-        raise UserError(
-            f"config: {error}; WRITER is joint, ctc, temporal or an alignment"
-        ) from None
+        raise UserError(f"config: {error}; expected joint, ctc, temporal or an alignment") from None
     return experiment(
         task="handwriting_recognition",
         name="_".join(re.findall(r"\w+(?:\.\w+)?", argument)),
         data=DataConfig(
             train_size=60_000,
-            # Of 8,000 digits that never change a model learns the pixels.
+            # Without augmentation the model memorizes the 8,000 digits.
             train_lines=Lines(slant=0.5, scale=0.25, thickness=0.7, wobble=0.15),
         ),
-        model=LineConfig(dropout_rate=0.2, transcriber=writer),
+        model=LineConfig(dropout_rate=0.2, transcriber=decoder),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,
             warmup_steps=100,
@@ -61,14 +59,14 @@ def get_config(argument: str = "location_aware"):
     )
 
 
-def _writer(name: str) -> TranscriberConfig:
+def _transcriber(name: str) -> TranscriberConfig:
     if name == "ctc":
         return TranscriberConfig(
             decoder="none", ctc_weight=1.0, decoding_ctc_weight=0.0, max_length=_UNITS
         )
     if name == "joint":
         return TranscriberConfig(alignment="location_aware", max_length=_UNITS)
-    alone = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, "max_length": _UNITS}
+    attention_only = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, "max_length": _UNITS}
     if name == "temporal":
-        return TranscriberConfig(alignment="additive", temporal_attention=4, **alone)
-    return TranscriberConfig(alignment=name, **alone)
+        return TranscriberConfig(alignment="additive", temporal_attention=4, **attention_only)
+    return TranscriberConfig(alignment=name, **attention_only)

@@ -1,22 +1,23 @@
-"""Language models.
+"""Language modeling, causal or masked.
 
 python -m launch.train --config=configs/language_modeling.py --workdir=runs/shakespeare
 python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
 
-Characters of Shakespeare, causal, within the budget that nanoGPT has for a CPU: 4 layers of 128 and
-4 heads, context 64, 2,000 steps of 12 windows. Validation loss 1.79 with seed 0 in a few minutes on
-2 cores (published for that budget: 1.88), beside 1.56 of counted 6-grams.
-`:tiny_shakespeare,modern` is the same size with RMS norms, gated units, rotary positions and
-normalised queries and keys; `:janeausten` are six novels, split by book.
+A causal character model of Shakespeare with the CPU budget of nanoGPT: 4 layers, width 128, 4
+heads, context 64, 2,000 steps of 12 windows. Validation loss is 1.79 with seed 0 in a few minutes
+on 2 cores (published for this budget: 1.88; Kneser-Ney 6-grams: 1.56). `:tiny_shakespeare,modern`
+has the same size with RMSNorm, SwiGLU, rotary positions and normalized queries and keys.
+`:janeausten` is six novels, split by book.
 
 python -m launch.train --config=configs/language_modeling.py:sst2 --workdir=runs/sst2_masked
 python -m launch.predict --workdir=runs/sst2_masked --input="the acting is [MASK] ."
 
-A masked model of the train texts of a labelled set (movie_reviews, sst2, newsgroups20, reuters_r8,
-spam_assassin), from which configs/text_classification.py:sst2,pretrained starts; what is near to a
-held-out text of another set of the same origin is left out. A quarter of an hour on 2 cores; test
-loss 5.28 a hidden piece of sst2 and 4.91 of movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert`
-is a BERT of the same size. One's own text file, and one with a text a line:
+A masked model of the training texts of a labeled data set (movie_reviews, sst2, newsgroups20,
+reuters_r8, spam_assassin), which configs/text_classification.py:sst2,pretrained fine-tunes. Texts
+close to a held-out text of another data set of the same origin are excluded. Training takes a
+quarter of an hour on 2 cores. The test loss per masked token is 5.28 on sst2 and 4.91 on
+movie_reviews (unigrams: 6.97 and 6.83). `:sst2,bert` is a BERT of the same size. A user text file,
+and one with a text per line:
 
 python -m launch.train --config=configs/language_modeling.py:path:my.txt --workdir=runs/mine
 python -m launch.train --config=configs/language_modeling.py:path:my.txt,masked --workdir=runs/mine
@@ -56,18 +57,18 @@ BERT = {
 
 
 def get_config(argument: str = "tiny_shakespeare"):
-    """The config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
+    """Returns the config of 'DATA', 'DATA,MODEL' or 'path:FILE,MODEL'."""
     data, model = cut_path(argument, PATH)
     model = model or ("masked" if data in DEFINITIONS else "causal")
     recipes = {"causal": causal, "modern": modern, "masked": masked, "bert": bert}
     if model not in recipes:
-        raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}")
+        raise UserError(f"config: model: got {model!r}, expected one of {', '.join(recipes)}")
     source = {"train_file": data.removeprefix(PATH)} if data.startswith(PATH) else {"name": data}
     return experiment(task="language_modeling", name=model, **recipes[model](source))
 
 
 def causal(source: dict):
-    """Characters one after another."""
+    """Returns the fields of a causal character model."""
     return {
         "data": DataConfig(**source, length=64),
         "model": LanguageModelConfig(
@@ -90,24 +91,20 @@ def causal(source: dict):
             weight_decay_on="kernel$",
         ),
         "training": TrainingConfig(
-            steps=2000,
-            batch_size=12,
-            evaluation_batch_size=128,
-            evaluate_every=500,
-            log_every=50,
+            steps=2000, batch_size=12, evaluation_batch_size=128, evaluate_every=500, log_every=50
         ),
     }
 
 
 def modern(source: dict):
-    """As `causal`, with what came later; two thirds of the hidden units, for these have a gate."""
+    """Returns `causal` with `MODERN`; two thirds of the hidden units, because they are gated."""
     fields = causal(source)
     changed = {**vars(fields["model"]), **MODERN, "feedforward_size": 344}
     return {**fields, "model": LanguageModelConfig(**changed)}
 
 
 def masked(source: dict, **changes):
-    """Hidden words from all others, in a pre-norm encoder."""
+    """Returns the fields of a masked language model with a pre-norm encoder."""
     shape = {
         "objective": "masked",
         "model_size": 128,
@@ -116,7 +113,7 @@ def masked(source: dict, **changes):
         "feedforward_size": 512,
         "positions": "learned",
         "max_length": 66,
-        # More to learn from in a step of few words (Wettig et al. 2023).
+        # A higher rate gives more targets per step (Wettig et al. 2023).
         "mask_rate": 0.3,
     }
     return {
@@ -128,15 +125,11 @@ def masked(source: dict, **changes):
             learning_rate=2e-3, warmup_steps=200, beta2=0.98, weight_decay=0.01
         ),
         "training": TrainingConfig(
-            steps=3000,
-            batch_size=128,
-            evaluation_batch_size=128,
-            evaluate_every=500,
-            log_every=50,
+            steps=3000, batch_size=128, evaluation_batch_size=128, evaluate_every=500, log_every=50
         ),
     }
 
 
 def bert(source: dict):
-    """As Devlin et al. 2019 have it, with next-sentence prediction, but small."""
+    """Returns the fields of a small BERT with next-sentence prediction (Devlin et al. 2019)."""
     return masked(source, **BERT)

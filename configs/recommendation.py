@@ -1,30 +1,30 @@
-"""Recommendation: what a person takes next, by what the person and others had.
+"""Recommendation of the next item from the events of all users.
 
 python -m launch.train --config=configs/recommendation.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is movielens_100k (if none is named) or beauty; MODEL is hybrid (if none is named),
-user_neighbours, nais, acf, sasrec or bert4rec. The step that is best on validation is found first;
-then the model is trained anew up to it on train and validation together, and tested.
+DATA is movielens_100k (the default) or beauty. MODEL is hybrid (the default), user_neighbours,
+nais, acf, sasrec or bert4rec. The best step is selected on the validation split; the model is then
+trained again up to this step on the training and validation splits, and tested.
 
-User files of events hold user,item,timestamp[,title] or user,item,rating,timestamp in each line, or
-have a header; they are CSV, TSV or JSON lines:
+User files of events (CSV, TSV or JSON lines) have a header, or lines of user,item,timestamp[,title]
+or user,item,rating,timestamp:
 
 python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
     --config.data.path=mine.csv
 
-Columns with other names are named, those without a header by their numbers; the time column is none
-if lines are in order. With ratings, only events from min_rating on count, if it is given:
+Set the columns by name, or by number if there is no header. Set the time column to none if the
+lines are in order. With min_rating, events with lower ratings are dropped:
 
 python -m launch.train --config=configs/recommendation.py:hybrid --workdir=runs/mine
     --config.data.path=mine.csv --config.data.user_column=buyer --config.data.item_column=article
     --config.data.time_column=bought --config.data.min_rating=4
 
-With many items, tens of thousands, take the settings of beauty:
+For tens of thousands of items use the settings of beauty:
 
 python -m launch.train --config=configs/recommendation.py:beauty,hybrid --workdir=runs/mine
     --config.data.path=mine.csv
 
-Asked what a user of the data would take next, or whoever had these:
+Predictions for a user of the data, and for a list of items:
 
 python -m launch.predict --workdir=runs/mine --input=user:196
 python -m launch.predict --workdir=runs/mine --input="Toy Story (1995); Fargo (1996)"
@@ -38,27 +38,27 @@ from tasks.recommendation.datasets import DATA_SETS
 from tasks.recommendation.models import MODEL_CONFIGS
 from tasks.recommendation.models.losses import LossConfig
 
-# Models of counts with few weights learn in few steps, those of profiles are slow to begin.
+# Models of counts have few parameters and train in few steps.
 _COUNTED = ("hybrid", "user_neighbours")
 _QUICK = (*_COUNTED, "nais", "acf")
 
 
 def get_config(argument: str = "movielens_100k"):
-    """The config of 'DATA', 'MODEL' or 'DATA,MODEL'."""
+    """Returns the config of 'DATA', 'MODEL' or 'DATA,MODEL'."""
     words = [word.strip() for word in argument.split(",")]
     data = words.pop(0) if words[0] in DATA_SETS else "movielens_100k"
     model = words.pop(0) if words else "hybrid"
     if words or model not in MODEL_CONFIGS:
         raise UserError(
-            f"config: got {argument!r}, expected one of {', '.join(DATA_SETS)}, and after a comma "
-            f"or alone one of {', '.join(MODEL_CONFIGS)}"
+            f"config: got {argument!r}, expected [DATA,]MODEL with DATA one of "
+            f"{', '.join(DATA_SETS)} and MODEL one of {', '.join(MODEL_CONFIGS)}"
         )
     fields = {"movielens_100k": movielens_100k, "beauty": beauty}[data](model)
     return experiment(task="recommendation", name=model, **fields)
 
 
 def movielens_100k(model: str):
-    """943 people with 106 films each; all films are scored in each step."""
+    """Returns the fields for 943 users with 106 films each. Every step scores all films."""
     counted = model in _COUNTED
     options = {
         "sasrec": {"dropout_rate": 0.3, "attention_dropout_rate": 0.3},
@@ -86,7 +86,7 @@ def movielens_100k(model: str):
 
 
 def beauty(model: str):
-    """40,226 people with 9 articles each of 54,542; what is learned is told from a few of them."""
+    """Returns the fields for 40,226 users with 9 of 54,542 articles each."""
     counted = model in _COUNTED
     sampled = {"objective": LossConfig("gbce")}
     options = {
@@ -94,7 +94,7 @@ def beauty(model: str):
         "bert4rec": sampled,
         "acf": sampled,
         "user_neighbours": {"neighbours": 50},
-        # The ridge's matrix takes 400 MB; neighbours, the slowest part, are left out.
+        # The ridge matrix takes 400 MB. Neighbors are the slowest part and are left out.
         "hybrid": {"ridge_items": 10_000, "cooccurrence_window": 20, "neighbours": 0},
     }.get(model, {})
     steps = 300 if counted else 1500
@@ -104,7 +104,7 @@ def beauty(model: str):
         "optimizer": OptimizerConfig(
             learning_rate=3e-3 if counted else 1e-3, warmup_steps=50, final_fraction=0.05
         ),
-        # All articles are scored for everybody: an evaluation takes as long as many steps.
+        # An evaluation scores all articles for all users and takes as long as many steps.
         "training": TrainingConfig(
             steps=steps,
             batch_size=64 if counted else 256,

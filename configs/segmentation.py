@@ -1,25 +1,27 @@
-"""Segmentation of pictures: the class of each pixel.
+"""Semantic segmentation of images.
 
 python -m launch.train --config=configs/segmentation.py:DATA,ATTENTION --workdir=runs/NAME
 
-DATA is camvid (if none is named) or land_water; ATTENTION is none (if none is named), gates, or a
-map attention of `attention.registry` after every stage, with options if any: "scse",
-"cbam(reduction=4)". With an attention the network has fewer channels, so that it has as many
-weights as without, within 2 %. `,long` after that takes a larger network and more steps, for an
-accelerator. camvid's default has 1.09 million weights and takes 0.87 billion multiplications a
-picture: test mean IoU 0.426 and pixel accuracy 0.823 in eleven minutes on 2 cores (a random forest:
-0.253 and 0.692), and with gates 0.403 and 0.809: one seed each, and no gain at equal weights.
-land_water has mean IoU 0.949 in three minutes, and a random forest on its colours 0.952.
+DATA is camvid (the default) or land_water. ATTENTION is none (the default), gates, or a map
+attention of `attention.registry` after every stage, with its options: "scse", "cbam(reduction=4)".
+With an attention the network has fewer channels, so that the number of parameters is the same
+within 2 %. `,long` at the end selects a larger network and more steps, for an accelerator.
 
-One's own pictures: mine/images/a.jpg, mine/masks/a.png with the number of each pixel's class, and
-mine/classes.txt with a name a line, from class 0 on:
+The default of camvid has 1.09 million parameters and 0.87 billion multiplications per image. Its
+test mean IoU is 0.426 and its pixel accuracy 0.823 in eleven minutes on 2 cores (random forest:
+0.253 and 0.692); with gates 0.403 and 0.809, one seed each. land_water has mean IoU 0.949 in three
+minutes (random forest on its colors: 0.952).
+
+User images: mine/images/a.jpg, mine/masks/a.png with the class index of each pixel, and
+mine/classes.txt with one name per line, from class 0:
 
 python -m launch.train --config=configs/segmentation.py:none --workdir=runs/mine
     --config.data.path=mine --config.data.image_size="(240, 320)"
 
-Masks that are black and white take --config.data.mask_values="(0, 255)"; without it 255 is void.
-Large pictures whose scale must stay, as from a microscope or the air, are cut into windows of
-image_size with --config.data.fit=tiles. Drawn over a picture of any size, with where it looked:
+Black-and-white masks need --config.data.mask_values="(0, 255)"; otherwise 255 is void. With
+--config.data.fit=tiles, large images such as micrographs or aerial photographs are cut into windows
+of image_size instead of being scaled. Predictions drawn over an image of any size, with attention
+maps:
 
 python -m launch.predict --workdir=runs/mine --input=new.jpg --figures=drawn
 """
@@ -37,12 +39,12 @@ from tasks.segmentation.unet import UNetConfig, match_parameter_count
 
 
 def get_config(argument: str = "camvid"):
-    """The config of 'DATA', 'DATA,ATTENTION' or 'ATTENTION', with ',long' after it or alone."""
+    """Returns the config of 'DATA', 'DATA,ATTENTION' or 'ATTENTION', optionally with ',long'."""
     words = [word.strip() for word in argument.split(",")]
     long = words[-1] == "long"
     words = words[:-1] if long else words
     data = words.pop(0) if words and words[0] in DATA_SETS else "camvid"
-    # Options of an attention may have commas of their own.
+    # Options of an attention may contain commas.
     attention = ",".join(words) or "none"
     options = re.findall(r"\w+(?:\.\w+)?", attention.removeprefix("none"))
     try:
@@ -57,13 +59,13 @@ def get_config(argument: str = "camvid"):
 
 
 def camvid(long: bool):
-    """367 frames of streets, whole, at 240 x 180."""
-    colours = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.2}
+    """Returns the fields for 367 street frames, scaled to 240 x 180."""
+    colors = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.2}
     return {
         "data": DataConfig(
-            augmentation=AugmentationConfig(flip=True, scale_min=0.8, scale_max=1.6, **colours)
+            augmentation=AugmentationConfig(flip=True, scale_min=0.8, scale_max=1.6, **colors)
         ),
-        # What is rare counts little for the cross-entropy, and as much as the rest for Dice.
+        # Rare classes have little weight in the cross-entropy and the same as others in Dice.
         "model": {
             "channels": (32, 64, 128, 256) if long else (24, 48, 96, 192),
             "loss": LossConfig(cross_entropy=1.0, dice=1.0),
@@ -85,7 +87,7 @@ def camvid(long: bool):
 
 
 def land_water(long: bool):
-    """218 crops of the Blue Marble; the Earth has no up and down."""
+    """Returns the fields for 218 crops of the Blue Marble. Vertical flips keep the labels valid."""
     return {
         "data": DataConfig(
             name="land_water",

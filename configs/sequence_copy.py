@@ -1,10 +1,10 @@
-"""Strings of 4 to 20 digits written backwards, or once more, by a GRU encoder-decoder.
+"""Reversal or copying of strings of 4 to 20 digits by a GRU encoder-decoder.
 
 python -m launch.train --config=configs/sequence_copy.py:ALIGNMENT --workdir=runs/NAME
 python -m launch.train --config=configs/sequence_copy.py:copied_digits,ALIGNMENT --workdir=runs/NAME
 
-With every alignment 98.9 % or more of the strings of 20 digits are right on test, with none 9 %.
-local_p, which has to find its place first, takes twice the steps for 99.5 %:
+With every alignment at least 98.9 % of the test strings of 20 digits are correct, with none 9 %.
+local_p, which must first learn its positions, needs twice the steps for 99.5 %:
 --config.training.steps=4200.
 """
 
@@ -18,7 +18,7 @@ from tasks.sequence_copy.model import EncoderDecoderConfig
 
 
 def get_config(argument: str = "dot"):
-    """The config of 'ALIGNMENT' or 'DATA,ALIGNMENT'."""
+    """Returns the config of 'ALIGNMENT' or 'DATA,ALIGNMENT'."""
     data, _, alignment = argument.partition(",")
     if data not in DATA_SETS:
         data, alignment = DATA_SETS[0], argument
@@ -36,10 +36,6 @@ def get_config(argument: str = "dot"):
             learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, average_decay=0.99
         ),
         training=TrainingConfig(
-            steps=2100,
-            batch_size=64,
-            evaluation_batch_size=256,
-            evaluate_every=300,
-            log_every=25,
+            steps=2100, batch_size=64, evaluation_batch_size=256, evaluate_every=300, log_every=25
         ),
     )

@@ -1,27 +1,26 @@
 """Speech recognition.
 
-python -m launch.train --config=configs/speech_recognition.py:DATA,ENCODER,WRITER
+python -m launch.train --config=configs/speech_recognition.py:DATA,ENCODER,DECODER
     --workdir=runs/NAME
 
-DATA is spoken_digit_strings (if none is named; joined from recordings of single digits), of three
-to seven digits by a speaker who is not in train, spoken_digits, prompts_en, prompts_es or
-prompts_fr. ENCODER is conformer (if none is named), transformer or pyramid (of GRUs, as in Listen,
-attend and spell). WRITER is joint (if none is named), CTC and location-aware attention together;
-ctc; or an alignment of `attention.registry`, with options if any, which writes alone: "additive",
-"location_aware", "multi_head(num_heads=4)", and "none", the control that has one fixed vector.
-"transformer_decoder" writes alone too. Of strings location-aware attention has wider filters than
-it has by itself. See RESULTS.md for what to expect.
+DATA is spoken_digit_strings (the default: three to seven digits, joined from recordings of single
+digits, tested on a held-out speaker), spoken_digits, prompts_en, prompts_es or prompts_fr. ENCODER
+is conformer (the default), transformer or pyramid (GRUs, as in Listen, Attend and Spell). DECODER
+is joint (the default), which combines CTC and location-aware attention; ctc; transformer_decoder;
+or an alignment of `attention.registry` with its options: "additive", "location_aware",
+"multi_head(num_heads=4)", or "none", the control with one fixed context vector. For digit strings
+"location_aware" has wider filters than its default. RESULTS.md has the results.
 
-The speaker of test is --config.data.held_out; "official", for spoken_digits, is the split of the
-data set's authors, whose test speakers are all in train.
+The test speaker is --config.data.held_out. "official", for spoken_digits, is the split of the
+authors of the data set, whose test speakers are all in the training split.
 
-One's own recordings, with a manifest of the columns path and text:
+User recordings, with a manifest of the columns path and text:
 
 python -m launch.train --config=configs/speech_recognition.py:prompts_en --workdir=runs/mine
     --config.data.path=mine/train.csv
 
-Of few distinct texts, such as commands, validation and test are split off with
---config.data.split_by=file, or by a column of the manifest: --config.data.split_by=speaker.
+With few distinct texts, such as commands, split by file with --config.data.split_by=file, or by a
+column of the manifest: --config.data.split_by=speaker.
 """
 
 import re
@@ -38,40 +37,44 @@ from tasks.speech_recognition.model import ENCODERS, SpeechConfig
 
 
 def get_config(argument: str = "spoken_digit_strings"):
-    """The config of 'DATA,ENCODER,WRITER', of which each may be left out."""
+    """Returns the config of 'DATA,ENCODER,DECODER', each of them optional."""
     words = [word.strip() for word in argument.split(",", 2)]
     data = words.pop(0) if words and words[0] in NAMES else NAMES[1]
     encoder = words.pop(0) if words and words[0] in ENCODERS else "conformer"
-    # Options of an alignment may have commas of their own.
-    writer = ",".join(words) or "joint"
+    # Options of an alignment may contain commas.
+    decoder = ",".join(words) or "joint"
     try:
         fields = _strings() if data == NAMES[1] else _single() if data == NAMES[0] else _prompts()
         aligned = fields.pop("location_aware", "location_aware")
-        transcriber = _writer(writer, fields.pop("units"), aligned)
+        transcriber = _transcriber(decoder, fields.pop("units"), aligned)
         model = SpeechConfig(encoder=encoder, transcriber=transcriber, **fields.pop("model"))
     except ValueError as error:
         raise UserError(
-            f"config: {error}; DATA is one of {', '.join(NAMES)}, ENCODER one of "
-            f"{', '.join(ENCODERS)}, WRITER joint, ctc, transformer_decoder or an alignment"
+            f"config: {error}; expected DATA one of {', '.join(NAMES)}, ENCODER one of "
+            f"{', '.join(ENCODERS)}, DECODER joint, ctc, transformer_decoder or an alignment"
         ) from None
-    name = "_".join([encoder, *re.findall(r"\w+(?:\.\w+)?", writer)])
+    name = "_".join([encoder, *re.findall(r"\w+(?:\.\w+)?", decoder)])
     return experiment(
         task="speech_recognition", name=name, data=DataConfig(name=data, **fields.pop("data")),
         model=model, **fields,
     )  # fmt: skip
 
 
-def _writer(name: str, units: int, aligned: str) -> TranscriberConfig:
-    """What writes at most so many units; `aligned` is what "location_aware" stands for."""
+def _transcriber(name: str, units: int, aligned: str) -> TranscriberConfig:
+    """Returns the decoder of at most `units` units; `aligned` replaces "location_aware"."""
     common = {"max_length": units}
     if name == "ctc":
         return TranscriberConfig(decoder="none", ctc_weight=1.0, decoding_ctc_weight=0, **common)
     if name == "joint":
         return TranscriberConfig(alignment=aligned, **common)
-    alone = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, **common}
+    attention_only = {"ctc_weight": 0.0, "decoding_ctc_weight": 0.0, **common}
     if name == "transformer_decoder":
-        return TranscriberConfig(decoder="transformer", num_layers=2, state_size=96, **alone)
-    return TranscriberConfig(alignment=aligned if name == "location_aware" else name, **alone)
+        return TranscriberConfig(
+            decoder="transformer", num_layers=2, state_size=96, **attention_only
+        )
+    return TranscriberConfig(
+        alignment=aligned if name == "location_aware" else name, **attention_only
+    )
 
 
 def _optimizer(**changed):
@@ -80,23 +83,23 @@ def _optimizer(**changed):
 
 
 def _augmentation(**changed):
-    """Other speeds, throats, microphones, and rooms."""
+    """Returns an augmentation of speed, vocal-tract length, channel response and noise."""
     common = {"speed": 0.2, "warp": 0.15, "equalizer": 6.0, "gain": 6.0, "noise": (0.0, 30.0)}
     masks = {"time_masks": 2, "time_width": 8, "band_masks": 2, "band_width": 8}
     return SoundAugmentation(**common | masks | changed)
 
 
-# Digits are few, and so are their speakers.
+# The digit data sets are small and have few speakers.
 _SMALL = {"model_size": 64, "num_layers": 2, "feedforward_size": 128, "conv_kernel_size": 7}
 
 
 def _strings():
-    """Strings of digits by four speakers."""
+    """Returns the fields for digit strings of four training speakers."""
     return {
-        # Of the six one whose single digits are in the middle for the SVM.
+        # Of the six speakers, one with a median error of the SVM on single digits.
         "data": {"held_out": "theo", "dynamic_range": 35.0, "augmentation": _augmentation()},
         "units": 24,
-        # A word is some ten of the encoder's frames: filters see the one before and the one after.
+        # A word spans about ten encoder frames: the filters cover the previous and the next word.
         "location_aware": "location_aware(width=31, num_filters=16, cumulative=True)",
         "model": _SMALL,
         "optimizer": _optimizer(),
@@ -107,7 +110,7 @@ def _strings():
 
 
 def _single():
-    """Single digits: 3,000 clips of half a second."""
+    """Returns the fields for single digits: 3,000 clips of half a second."""
     augmentation = _augmentation(time_masks=1)
     return {
         "data": {"trim": 25.0, "dynamic_range": 35.0, "augmentation": augmentation},
@@ -121,7 +124,7 @@ def _single():
 
 
 def _prompts():
-    """A quarter of an hour of one speaker, in characters."""
+    """Returns the fields for a quarter of an hour of one speaker, with character units."""
     return {
         "data": {
             "augmentation": _augmentation(speed=0.1, noise=(10.0, 40.0), warp=0.1),

@@ -1,23 +1,23 @@
-"""Text classification by attention.
+"""Text classification.
 
 python -m launch.train --config=configs/text_classification.py:DATA,MODEL --workdir=runs/NAME
 
-DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin or tfds:NAME; MODEL is
-transformer (if none is named), attention_pooling, bigru, pretrained or from:RUN. See RESULTS.md for
-what to expect. `pretrained` starts from a masked language model of the train texts alone, which
-runs/DATA_masked holds; `from:RUN` from any run of language_modeling, with the sizes of that one:
+DATA is movie_reviews, sst2, newsgroups20, reuters_r8, spam_assassin or tfds:NAME. MODEL is
+transformer (the default), attention_pooling, bigru, pretrained or from:RUN. RESULTS.md has the
+results. `pretrained` starts from runs/DATA_masked, a masked language model of the training texts
+only. `from:RUN` starts from any run of language_modeling and takes its sizes:
 
 python -m launch.train --config=configs/language_modeling.py:DATA --workdir=runs/DATA_masked
 python -m launch.train --config=configs/text_classification.py:DATA,pretrained --workdir=runs/NAME
 
-On movie_reviews this gives .775 ± .003 test accuracy, .749 ± .006 from random weights; on sst2 .785
-± .009 and .767 ± .012: a gain, but less than the n-grams of NB-SVM have (.807 and .826).
+On movie_reviews this gives .775 ± .003 test accuracy, against .749 ± .006 from scratch; on sst2
+.785 ± .009 against .767 ± .012. NB-SVM on n-grams has more (.807 and .826).
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.train --config=configs/text_classification.py:DATA,from:runs/bert
     --workdir=runs/NAME
 
-One's own file, with its columns:
+A user file, with its columns:
 
 python -m launch.train --config=configs/text_classification.py --workdir=runs/mine
     --config.data.train_file=my.csv
@@ -34,19 +34,15 @@ from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.text_classification.data import DataConfig
-from tasks.text_classification.model import (
-    AttentionPoolingConfig,
-    BiGRUConfig,
-    TransformerConfig,
-)
+from tasks.text_classification.model import AttentionPoolingConfig, BiGRUConfig, TransformerConfig
 
 FROM = "from:"
-# Where a recipe differs by data set: settings chosen on the validation split.
+# Data sets of long texts. Settings that differ by data set were chosen on the validation split.
 LONG = ("newsgroups20", "reuters_r8", "spam_assassin")
 
 
 def get_config(argument: str = "movie_reviews"):
-    """The config of 'DATA' or 'DATA,MODEL'."""
+    """Returns the config of 'DATA' or 'DATA,MODEL'."""
     data, _, model = argument.partition(",")
     recipes = {
         "transformer": transformer,
@@ -59,12 +55,13 @@ def get_config(argument: str = "movie_reviews"):
         fields = fine_tuned(data, model.removeprefix(FROM))
         return experiment(task="text_classification", name="fine_tuned", **fields)
     if model not in recipes:
-        raise UserError(f"config: no model {model!r}; there are {', '.join(recipes)}, {FROM}RUN")
+        known = ", ".join([*recipes, f"{FROM}RUN"])
+        raise UserError(f"config: model: got {model!r}, expected one of {known}")
     return experiment(task="text_classification", name=model, **recipes[model](data))
 
 
 def attention_pooling(data: str):
-    """Attention pooling over embeddings of words, word pairs and, in short texts, their pieces."""
+    """Returns the fields of attention pooling over word and, in short texts, character n-grams."""
     if data not in LONG:
         return {
             "data": DataConfig(
@@ -114,7 +111,7 @@ def attention_pooling(data: str):
 
 
 def transformer(data: str):
-    """A small pre-norm Transformer encoder over words."""
+    """Returns the fields of a small pre-norm Transformer encoder over words."""
     return {
         "data": DataConfig(
             name=data,
@@ -138,7 +135,7 @@ def transformer(data: str):
 
 
 def bigru(data: str):
-    """A bidirectional GRU over words, and attention over its states."""
+    """Returns the fields of a bidirectional GRU over words with attention over its states."""
     return {
         "data": DataConfig(
             name=data,
@@ -151,11 +148,10 @@ def bigru(data: str):
 
 
 def pretrained(data: str):
-    """The encoder of configs/language_modeling.py:DATA; init_from="" is the same from scratch."""
+    """Returns the fields that fine-tune runs/DATA_masked; init_from="" is the same from scratch."""
     return {
         "data": DataConfig(
-            name=data,
-            text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000, max_length=64),
+            name=data, text=TextConfig(tokenizer="wordpiece", vocabulary_size=8000, max_length=64)
         ),
         "model": TransformerConfig(
             model_size=128,
@@ -176,19 +172,19 @@ def pretrained(data: str):
 
 
 def fine_tuned(data: str, folder: str):
-    """Any language model, its encoder and tokenizer as they are there."""
+    """Returns the fields of a language model run, with its encoder and tokenizer."""
     try:
         saved = saved_config(Path(folder).expanduser())
     except UserError as error:
         raise UserError(f"config: {FROM}{str(error).removeprefix('--workdir=')}") from None
     if saved.task != "language_modeling":
         raise UserError(
-            f"config: {FROM}{folder}: a run of {saved.task}, expected one of language_modeling"
+            f"config: {FROM}{folder}: got a run of {saved.task}, expected one of language_modeling"
         )
     shape = {
         field.name: getattr(saved.model, field.name) for field in dataclasses.fields(EncoderConfig)
     }
-    # There the first position is the classification token's.
+    # The first position of the language model is the classification token.
     longest = min(256 if data in LONG else 64, saved.model.max_length - 1)
     fields = pretrained(data)
     return {
@@ -199,7 +195,7 @@ def fine_tuned(data: str, folder: str):
         "model": TransformerConfig(
             **{**shape, "max_length": longest}, head_dropout_rate=0.3, init_from=folder
         ),
-        # What Devlin et al. 2019 have for theirs is too little for a small one.
+        # The learning rate of Devlin et al. 2019 is too small for a small encoder.
         "optimizer": dataclasses.replace(
             fields["optimizer"], learning_rate=3e-4 if saved.model.model_size < 512 else 5e-5
         ),

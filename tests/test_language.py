@@ -42,6 +42,7 @@ CHECKED: tuple[str, ...] = (
     "attention/structured_pooling.py",
     "attention/tracing.py",
     "benchmarks",
+    "configs",
     "docs/ADDING_A_MECHANISM.md",
     "launch/__init__.py",
     "launch/ablate.py",

@@ -1,9 +1,9 @@
-"""What the alignment adds: strings written backwards, with each alignment in the place of "dot".
+"""Ablation of the alignment: reversed strings, with each alignment instead of "dot".
 
 python -m launch.ablate --config=configs/ablations/alignments.py --workdir=runs/alignments
 
-All else is equal: sizes, steps, order of the data. `none` is the control: one fixed vector has to
-hold the whole string, and the columns by length show up to where it can.
+Sizes, steps and the order of the data are equal. `none` is the control with one fixed context
+vector for the whole string; the columns by length show its limit.
 """
 
 from attention import registry
@@ -11,7 +11,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """Every alignment on reversed digits, one seed."""
+    """Returns an ablation of every alignment on reversed digits, one seed."""
     return Ablation(
         base="configs/sequence_copy.py:dot",
         base_name="dot",

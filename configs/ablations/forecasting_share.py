@@ -1,4 +1,4 @@
-"""What attention over seasons adds to a linear forecast: the mean of both, and each alone.
+"""Ablation of seasonal attention in a linear forecast: the weighted mean of both, and each alone.
 
 python -m launch.ablate --config=configs/ablations/forecasting_share.py --workdir=runs/share
     --set data.horizon=192
@@ -8,7 +8,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """The mean whose shares are fitted within train, on etth1, against other shares."""
+    """Compares weights fitted on the training split with fixed weights, on etth1."""
 
     def share(of_attention: float) -> Delta:
         return Delta(declares=["model.share"], overrides={"model.share": of_attention})
@@ -16,10 +16,6 @@ def get_ablation() -> Ablation:
     return Ablation(
         base="configs/forecasting.py:etth1,ridge_seasonal",
         base_name="ridge_seasonal",
-        deltas={
-            "ridge_alone": share(0.0),
-            "equal_shares": share(0.5),
-            "seasons_alone": share(1.0),
-        },
+        deltas={"ridge_alone": share(0.0), "equal_shares": share(0.5), "seasons_alone": share(1.0)},
         seeds=3,
     )

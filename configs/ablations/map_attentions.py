@@ -1,9 +1,9 @@
-"""What an attention over feature maps adds to a small convolutional network on digits.
+"""Ablation of map attention in a small convolutional network on digits.
 
 python -m launch.ablate --config=configs/ablations/map_attentions.py --workdir=runs/map_attentions
 
-All else is equal: widths, steps, order of the data. `convnet` is the same network without
-attention. Parameters differ by what each mechanism adds; the table counts them.
+Widths, steps and the order of the data are equal. `convnet` is the same network without attention.
+The table lists the numbers of parameters, which differ by the mechanism.
 """
 
 from attention import registry
@@ -11,7 +11,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """Every map attention after each stage, one seed."""
+    """Returns an ablation of every map attention after each stage, one seed."""
     return Ablation(
         base="configs/image_classification.py:convnet",
         base_name="convnet",

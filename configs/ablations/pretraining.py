@@ -1,4 +1,4 @@
-"""What pre-training on the train texts alone adds: the same classifier from random weights.
+"""Ablation of pre-training on the training texts: the same classifier from scratch.
 
 python -m launch.train --config=configs/language_modeling.py:movie_reviews
     --workdir=runs/movie_reviews_masked
@@ -9,12 +9,12 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """A fine-tuned encoder on movie_reviews against one from scratch, three seeds."""
+    """Compares a fine-tuned encoder on movie_reviews with one from scratch, three seeds."""
     return Ablation(
         base="configs/text_classification.py:movie_reviews,pretrained",
         base_name="pretrained",
         deltas={
-            "from_scratch": Delta(declares=["model.init_from"], overrides={"model.init_from": ""}),
+            "from_scratch": Delta(declares=["model.init_from"], overrides={"model.init_from": ""})
         },
         seeds=3,
     )

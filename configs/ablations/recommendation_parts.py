@@ -1,4 +1,4 @@
-"""What each part of the hybrid adds: the same without it, and with a Transformer over the history.
+"""Ablation of the parts of the hybrid: each removed, and a Transformer over the history added.
 
 python -m launch.ablate --config=configs/ablations/recommendation_parts.py --workdir=runs/parts
 """
@@ -7,7 +7,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """The hybrid on movielens_100k against itself with one part changed, one seed."""
+    """Returns an ablation of each part of the hybrid on movielens_100k, one seed."""
 
     def changed(part: str, value: float | bool) -> Delta:
         return Delta(declares=[f"model.{part}"], overrides={f"model.{part}": value})

@@ -1,10 +1,10 @@
-"""What the mixer adds: the text Transformer with each mixer in the place of dot-product attention.
+"""Ablation of the mixer: the text Transformer with each mixer instead of dot-product attention.
 
 python -m launch.ablate --config=configs/ablations/text_mixers.py --workdir=runs/text_mixers
 
-All else is equal: depth, sizes, dropout, steps, order of the data. Windows, blocks, landmarks and
-features are chosen small beside the 64 positions of a text, so that each mixer shows what it is;
-nothing was tuned for any of them. `fourier` is the control without attention.
+Depth, sizes, dropout, steps and the order of the data are equal. Windows, blocks, landmarks and
+features are small relative to the 64 positions of a text, so that each approximation has an effect;
+none was tuned. `fourier` is the control without attention.
 """
 
 from launch.runs.ablation import Ablation, Delta
@@ -28,7 +28,7 @@ MIXERS = {
 
 
 def get_ablation() -> Ablation:
-    """Every mixer on movie_reviews, one seed."""
+    """Returns an ablation of every mixer on movie_reviews, one seed."""
     return Ablation(
         base="configs/text_classification.py:movie_reviews,transformer",
         base_name="mixer_dot_product",

@@ -1,4 +1,4 @@
-"""What attention adds to pooling: the same embeddings and head, mean and max in its place.
+"""Ablation of attention pooling: the same embeddings and head with mean or max pooling.
 
 python -m launch.ablate --config=configs/ablations/text_pooling.py --workdir=runs/text_pooling
 """
@@ -7,7 +7,7 @@ from launch.runs.ablation import Ablation, Delta
 
 
 def get_ablation() -> Ablation:
-    """Attention pooling on movie_reviews against mean and max, three seeds."""
+    """Compares attention pooling with mean and max on movie_reviews, three seeds."""
     return Ablation(
         base="configs/text_classification.py:movie_reviews,attention_pooling",
         base_name="attention",

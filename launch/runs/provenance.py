@@ -82,7 +82,8 @@ class Description:
             parts = saved.get("parts") if isinstance(saved, dict) else None
             if not isinstance(parts, dict) or "fingerprint" not in saved:
                 raise UserError(
-                    f"{folder / DATA}: expected a JSON object with parts and fingerprint; restore the file"
+                    f"{folder / DATA}: expected a JSON object with parts and fingerprint; restore "
+                    "the file"
                 )
             changed = digests.differing(parts, self.data["parts"])
             if not changed and saved["fingerprint"] != self.data["fingerprint"]:

@@ -313,5 +313,5 @@ def test_the_default_is_the_published_budget():
     sizes = (model.num_layers, model.num_heads, model.model_size, config.data.length)
     assert sizes == (4, 4, 128, 64)
     assert (training.batch_size, training.steps) == (12, 2000)
-    with pytest.raises(UserError, match="no model 'gpt'"):
+    with pytest.raises(UserError, match="model: got 'gpt', expected one of causal"):
         load_file("configs/language_modeling.py:tiny_shakespeare,gpt")

@@ -226,7 +226,7 @@ def test_every_kind_of_config_resolves(argument):
 
 
 def test_a_wrong_config_is_named():
-    with pytest.raises(UserError, match=r"config: .*'nowhere'.*WRITER joint, ctc"):
+    with pytest.raises(UserError, match=r"config: .*'nowhere'.*DECODER joint, ctc"):
         get_config("spoken_digits,nowhere")
 
 

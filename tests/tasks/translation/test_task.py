@@ -316,7 +316,7 @@ def test_configs():
     assert config.name == "rnn_location_aware_width_5_cumulative_True"
     with pytest.raises(UserError, match=r"config: alignment: got 'dots', .* did you mean 'dot'"):
         load_file("configs/translation.py:rnn(dots)")
-    with pytest.raises(UserError, match="config: no model 'transfomer'; there are transformer"):
+    with pytest.raises(UserError, match="config: model: got 'transfomer', expected transformer"):
         load_file("configs/translation.py:multi30k,transfomer")
 
 
