@@ -85,5 +85,5 @@ def _one(entry: registry.Mechanism, width: int) -> str:
 if __name__ == "__main__":
     # A terminal that cannot encode Greek letters prints question marks instead of failing.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue] text file
     sys.exit(main(sys.argv[1:]))

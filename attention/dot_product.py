@@ -175,13 +175,12 @@ class _Request:
         if "forward_mode" in can:
             return self
 
-        def guarded(array: Array | None) -> Array | None:
-            if array is None:
-                return None
+        def guarded(array: Array) -> Array:
             higher = "higher_derivatives" in can
             return derivatives.guard_derivatives(jnp.asarray(array), kernel=name, higher=higher)
 
-        learned = {name: guarded(self.options[name]) for name in ("bias", "sinks")}
+        given = {name: self.options[name] for name in ("bias", "sinks")}
+        learned = {name: x if x is None else guarded(x) for name, x in given.items()}
         return _Request(tuple(map(guarded, self.arrays)), self.options | learned)
 
     def _expect_sizes(self, can: Container[str]) -> None:

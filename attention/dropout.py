@@ -35,7 +35,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
       ValueError: rate out of range, or above 0 without a key.
     """
     shapes.expect_rate("dropout_rate", rate, key)
-    if rate == 0.0:
+    if rate == 0.0 or key is None:
         return x
     keep = keep_mask(key, rate, x.shape)
     return jnp.where(keep, x / keep_probability(rate), jnp.zeros((), x.dtype)).astype(x.dtype)
@@ -165,7 +165,7 @@ def validate_threefry(key: jax.Array) -> jax.Array:
         kind, words = "threefry2x32" if key.shape == (2,) else f"{key.shape} words", key
     if kind != "threefry2x32":
         raise NotImplementedError(f"dropout_key: got {kind}, expected threefry for draws by block")
-    if not jax.config.jax_threefry_partitionable:
+    if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue] flag
         raise NotImplementedError(
             "dropout_key: got the flag jax_threefry_partitionable=False, expected True for draws "
             "by block"

@@ -11,7 +11,6 @@ computed besides from the same queries and keys.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import sys
 import types
@@ -34,7 +33,7 @@ Indices = int | Sequence[int] | np.ndarray
 # merge, nnx.scan over layers) keep it, but not the id.
 _TAG = "_path_in_capture"
 _UNNAMED = "attention"
-_LIBRARIES = tuple(os.path.dirname(library.__file__) for library in (jax, flax))
+_LIBRARIES = tuple(library.__path__[0] for library in (jax, flax))
 _NUMBERS = itertools.count()
 
 
@@ -218,7 +217,7 @@ def _module(frame: types.FrameType) -> nnx.Module | None:
     return first if isinstance(first, nnx.Module) else None
 
 
-def _sender(taken: list[np.ndarray]) -> Callable[[Array], None]:
+def _sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
     """Returns a function that appends to `taken` when it runs, under any transformation."""
 
     @jax.custom_batching.custom_vmap
@@ -268,7 +267,7 @@ def _cut(
     elif weights.of_rows is None:
         cut = jnp.take(weights(), chosen_rows, axis=2)
     else:
-        cut = weights.of_rows(chosen_rows)
+        cut = weights.of_rows(jnp.asarray(chosen_rows))
     return cut if chosen_heads is None else jnp.take(cut, chosen_heads, axis=1)
 
 

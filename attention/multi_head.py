@@ -7,6 +7,8 @@ gated output (Qiu et al. 2025), sinks (Xiao et al. 2024, as learned logits in gp
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -219,12 +221,14 @@ class MultiHeadAttention(CachedAttention):
     def _query(self, x: Array, positions: Array | None) -> Array:
         query = self.query(x)
         query = query if self.query_norm is None else self.query_norm(query)
-        return query if self.positions is None else self.positions.rotate(query, positions)
+        if self.positions is None:
+            return query
+        return self.positions.rotate(query, cast(Array, positions))
 
     def _key_value(self, x: Array, positions: Array | None) -> tuple[Array, Array]:
         key = self.key(x)
         key = key if self.key_norm is None else self.key_norm(key)
-        key = key if self.positions is None else self.positions.rotate(key, positions)
+        key = key if self.positions is None else self.positions.rotate(key, cast(Array, positions))
         return key, self.value(x)
 
     def _bias(
@@ -237,7 +241,8 @@ class MultiHeadAttention(CachedAttention):
         """Returns the sum of the caller's bias and that of the positions."""
         if self.positions is None:
             return bias
-        own = self.positions.bias(query, query_positions, key_positions, scale=self.scale)
+        both = cast(Array, query_positions), cast(Array, key_positions)
+        own = self.positions.bias(query, *both, scale=self.scale)
         return bias if own is None else own if bias is None else own + bias
 
     def _weights(
@@ -250,7 +255,7 @@ class MultiHeadAttention(CachedAttention):
     ) -> Array:
         return attention_weights(query, key, mask=mask, bias=bias, **self._logit_options())
 
-    def _logit_options(self) -> dict[str, Array | float | None]:
+    def _logit_options(self) -> dict[str, Any]:
         sinks = None if self.sinks is None else self.sinks[...]
         return {"scale": self.scale, "logit_cap": self.logit_cap, "sinks": sinks}
 

@@ -112,7 +112,7 @@ def parse(argument: str, spec: str, known: Iterable[str]) -> tuple[str, dict[str
     if isinstance(spec, str) and "(" in spec:
         expected = "name or name(option=value, ...)"
         try:
-            call = ast.parse(spec.strip(), mode="eval").body
+            call: Any = ast.parse(spec.strip(), mode="eval").body
             if call.args:
                 raise ValueError
             name, options = call.func.id, {k.arg: _literal(k.value) for k in call.keywords}

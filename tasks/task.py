@@ -108,7 +108,7 @@ class Processor(abc.ABC):
         types, found = typing.get_type_hints(cls), {}
         for field in dataclasses.fields(cls)[2:]:
             value, kind = assets[field.name], types[field.name]
-            if kind is np.ndarray:
+            if types[field.name] is np.ndarray:
                 value = np.asarray(value, np.float32)
             found[field.name] = kind.from_json(value) if hasattr(kind, "from_json") else value
         return cls(data, model, **found)

@@ -197,7 +197,7 @@ class ItemAttention(nnx.Module):
         if (content is None) != (self.content_size is None):
             got = "none" if content is None else "some"
             raise ValueError(f"content: got {got}, expected content_size={self.content_size}")
-        if content is not None:
+        if content is not None and self.content_size is not None:
             sizes["C"] = self.content_size
             named |= {"content": (content, "B S C")}
         for name, (array, letters) in named.items():

@@ -14,6 +14,8 @@ B users, I candidates, S items of a history, D size of an item's vector, A hidde
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -257,7 +259,7 @@ class NAIS(_ItemSimilarity):
         kernel, sums = self.hidden.kernel[...].astype(self.dtype), accumulator(history)
         ends = (candidates, kernel[: self.model_size]), (history, kernel[self.model_size :])
         p, q = (jnp.matmul(*pair, preferred_element_type=sums) for pair in ends)
-        return p[:, :, None] + q[:, None] + self.hidden.bias[...]
+        return p[:, :, None] + q[:, None] + cast(nnx.Param, self.hidden.bias)[...]
 
 
 def _expect_items(

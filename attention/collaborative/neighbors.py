@@ -230,7 +230,7 @@ class UserNeighbors(nnx.Module):
         if num_users is None:
             self.weight = Projection((model_size,), (1,), rngs=rngs)
             self.weight.kernel[...] = jnp.zeros((model_size, 1))
-            self.weight.bias[...] = jnp.full((1,), _ONE)
+            self.weight.bias = nnx.Param(jnp.full((1,), _ONE))
         else:
             self.weight = nnx.Param(jnp.full((num_users,), _ONE))
 
@@ -287,7 +287,7 @@ class UserNeighbors(nnx.Module):
 
     def _weight(self, neighbors: Array, ids: Array | None, sizes: dict[str, int]) -> Array:
         """Returns w_v, [B, S] in float32."""
-        if self.num_users is None:
+        if isinstance(self.weight, Projection):
             if ids is not None:
                 raise ValueError("ids: got some, expected none without num_users")
             return jax.nn.softplus(self.weight(neighbors.astype(self.dtype))[..., 0])

@@ -156,7 +156,10 @@ class AttentionGate(nnx.Module):
         expect_valid(valid, _expect_signal(x, gating_signal, self.channels, self.signal_channels))
         x, gating_signal = x.astype(self.dtype), gating_signal.astype(self.dtype)
         projections = [
-            p[...] for part in (self.signal, self.score) for p in (part.kernel, part.bias)
+            p[...]
+            for part in (self.signal, self.score)
+            for p in (part.kernel, part.bias)
+            if p is not None
         ]
         gate = additive_gate(x, gating_signal, self.kernel[...], *projections)
         recording.record(lambda: gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ class Axial(MapAttention):
         return y, weights
 
     def _passed(self, x: Array, axis: str, module: MultiHeadAttention) -> Array:
-        mixed = along(x, axis, module)
+        mixed = along(x, axis, cast(Callable[[Array], Array], module))
         return x + mixed if self.residual else mixed
 
 

@@ -183,7 +183,9 @@ class EfficientChannel(MapGate):
         return neighboring_channels(x, self.kernel[...])
 
 
-def weights_of(reduce: Projection, expand: Projection) -> tuple[Array | None, ...]:
+def weights_of(
+    reduce: Projection, expand: Projection
+) -> tuple[Array, Array, Array | None, Array | None]:
     """Returns the parameters of a bottleneck in the order of the arguments of `excite`."""
-    kernels = reduce.kernel[...], expand.kernel[...]
-    return *kernels, *(None if p.bias is None else p.bias[...] for p in (reduce, expand))
+    first, second = (None if p.bias is None else p.bias[...] for p in (reduce, expand))
+    return reduce.kernel[...], expand.kernel[...], first, second

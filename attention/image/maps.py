@@ -81,7 +81,8 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     shapes.expect("kernel", kernel, "height width C O", {"C": sizes["C"]})
     wide = jnp.promote_types(accumulator(x), kernel.dtype)
     padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-    around = tuple(tuple(int(side) for side in pair) for pair in padding)
+    rows, columns = ((int(before), int(after)) for before, after in padding)
+    around = rows, columns
     return convolution.convolve(x.astype(wide), kernel.astype(wide), stride=stride, padding=around)
 
 
@@ -141,6 +142,9 @@ class MapAttention(nnx.Module):
 
     A subclass sets `channels` and `dtype`, gives `_apply`, and records its weights.
     """
+
+    channels: int
+    dtype: jnp.dtype
 
     def _apply(
         self, x: Array, *, valid: Array | None, training: bool

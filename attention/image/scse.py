@@ -94,5 +94,6 @@ class ChannelAndSpatial(MapGate):
 
     def gate(self, x: Array, *, valid: Array | None, training: bool) -> Array:
         channel = squeeze_excite(x, *weights_of(self.reduce, self.expand))
-        spatial = spatial_squeeze_excite(x, self.spatial.kernel[...], self.spatial.bias[...])
+        parameters = (p[...] for p in (self.spatial.kernel, self.spatial.bias) if p is not None)
+        spatial = spatial_squeeze_excite(x, *parameters)
         return joined(x, channel, spatial, self.join)

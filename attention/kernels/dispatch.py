@@ -230,7 +230,7 @@ def in_order(
 
 def device_kind() -> str:
     """Returns the kind of the default device: "cpu", "NVIDIA H100 80GB HBM3", ..."""
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] flag
     return getattr(device, "device_kind", None) or jax.local_devices()[0].device_kind
 
 

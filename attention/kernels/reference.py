@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,7 @@ def attend(
         query, key, mask=mask, bias=bias, scale=scale, logit_cap=logit_cap, sinks=sinks
     )
     if dropout_rate:
-        kept = keep_mask(dropout_key, dropout_rate, probabilities.shape)
+        kept = keep_mask(cast(Array, dropout_key), dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(dropout_rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
     # Transposed afterwards: for values of a cache, stored by heads, XLA on CPU has no bfloat16

@@ -22,10 +22,11 @@ from attention.masks.mask import (
     validate_offset,
     window,
 )
-from attention.masks.terms import Span
+from attention.masks.terms import Offset, Span
 
 __all__ = [
     "Mask",
+    "Offset",
     "Padding",
     "Span",
     "causal",

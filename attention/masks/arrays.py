@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def mask_arrays(
     Raises:
       NotImplementedError: a term depends on data and is not given by intervals, ids or an array.
     """
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     patterns: list[MaskTerm] = []
 
     def intersect(name: str, array: Array, join) -> None:
@@ -116,13 +116,13 @@ def _table(
         known: dict[bytes, int] = {}
         block_patterns = [np.zeros((0, query_block, key_block), bool)]
         for row in np.flatnonzero((visible & ~full).any(1)):
-            rows = Span(int(row) * query_block, min(query_block, T))
-            strip = np.asarray(mask.materialize(1, 1, T, S, rows))
-            strip = np.broadcast_to(strip, (1, 1, rows.size, S))[0, 0]
+            start, size = int(row) * query_block, min(query_block, T)
+            strip = np.asarray(mask.materialize(1, 1, T, S, Span(start, size)))
+            strip = np.broadcast_to(strip, (1, 1, size, S))[0, 0]
             # Entries beyond the last query and key are undefined.
             strip = np.pad(
-                strip[: T - rows.start],
-                ((0, query_block - min(rows.size, T - rows.start)), (0, -S % key_block)),
+                strip[: T - start],
+                ((0, query_block - min(size, T - start)), (0, -S % key_block)),
             )
             for column in np.flatnonzero(visible[row] & ~full[row]):
                 pattern = strip[:, column * key_block : (column + 1) * key_block]

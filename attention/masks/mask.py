@@ -14,7 +14,7 @@ Sparse patterns (strided, global tokens, random blocks, ...) are in `attention.m
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +284,8 @@ def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
     Raises:
       ValueError: a number is not an integer or has another shape.
     """
-    return Mask((Prefix(validate_offset(length, "length"), validate_offset(query_offset)),))
+    length = cast(Offset, validate_offset(length, "length"))
+    return Mask((Prefix(length, validate_offset(query_offset)),))
 
 
 def dense(array: Array) -> Mask:

@@ -53,7 +53,7 @@ class _Table(MaskTerm):
 
 
 @functools.singledispatch
-def prepare_for_kernel(term: MaskTerm | Mask, sizes: Sizes) -> MaskTerm | Mask:
+def prepare_for_kernel(term: MaskTerm, sizes: Sizes) -> Any:
     """Converts the arrays of a term for a kernel (masks in the kernel: Dao et al. 2022).
 
         prepared_ts = m_ts,   0 at the padding of arrays
@@ -151,9 +151,9 @@ def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
     return _numbers(terms.clipped_sum(offset, 0))
 
 
-def _numbers(array: Array) -> Array:
+def _numbers(array: Offset) -> Array:
     """[] or [B] as int32 [1 or B]."""
-    return array.reshape(-1).astype(jnp.int32)
+    return jnp.asarray(array).reshape(-1).astype(jnp.int32)
 
 
 def _vector(array: Array, length: int) -> Array:

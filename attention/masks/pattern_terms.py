@@ -19,6 +19,8 @@ Array = jax.Array
 class Pattern(MaskTerm):
     """A term that depends on query and key positions alone; `query_offset` is its last field."""
 
+    query_offset: Offset | None
+
     def allowed(self, B, N, T, S, rows=None, columns=None):
         queries = terms.query_positions(self.query_offset, B, T, S, rows)
         return self.mask_mod(queries, terms.positions(S, columns))
@@ -26,14 +28,10 @@ class Pattern(MaskTerm):
     def block_visibility(self, B, T, S, query_block, key_block):
         if not terms.is_static(self.query_offset):
             return super().block_visibility(B, T, S, query_block, key_block)
-        ends = self._ends(T, S, query_block, key_block)
-        return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
-
-    def _ends(self, T: int, S: int, query_block: int, key_block: int) -> tuple[np.ndarray, ...]:
-        """Arguments of `any_visible` and `all_visible`."""
         offset = terms.static_offset(self.query_offset, T, S)
         first, last = (ends[:, None] + offset for ends in terms.block_ends(T, query_block))
-        return first, last, *terms.block_ends(S, key_block)
+        ends = first, last, *terms.block_ends(S, key_block)
+        return self.any_visible(*ends)[None], self.all_visible(*ends)[None]
 
     def mask_mod(self, query_index: Array, key_index: Array) -> Array:
         """Returns bool [..., T, S] for query positions [..., T, 1] and key positions [S]."""

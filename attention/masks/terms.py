@@ -8,13 +8,16 @@ and to evaluate no array in full ones.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from attention import shapes
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Array = jax.Array
 Offset = int | Array
@@ -55,7 +58,7 @@ class MaskTerm:
         None if the term depends on data."""
         if jax.tree.leaves(self):
             return None
-        return self.block_visibility(1, T, S, query_block, key_block)[0][0]
+        return np.asarray(self.block_visibility(1, T, S, query_block, key_block)[0][0])
 
     def block_visibility(
         self, B: int, T: int, S: int, query_block: int, key_block: int
@@ -96,7 +99,7 @@ def _build(cls: type, aux: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...])
 _LEAF = "leaf"
 
 
-def is_static(value: Any) -> bool:
+def is_static(value: Any) -> TypeIs[int | tuple[Any, ...] | None]:
     """Returns whether a field is static under jit, not a leaf of the pytree."""
     return value is None or isinstance(value, int | tuple)
 
@@ -339,7 +342,7 @@ def split_into_blocks(array: Array, block: int, beyond: bool | None = None) -> A
     """
     missing = -array.shape[-1] % block
     widths = [(0, 0)] * (array.ndim - 1) + [(0, missing)]
-    kind = {"mode": "edge"} if beyond is None else {"constant_values": beyond}
+    kind: dict[str, Any] = {"mode": "edge"} if beyond is None else {"constant_values": beyond}
     padded = jnp.pad(array, widths, **kind) if missing else array
     return padded.reshape(*array.shape[:-1], -1, block)
 

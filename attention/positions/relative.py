@@ -56,11 +56,15 @@ def alibi_bias(query_positions: Array, key_positions: Array, num_heads: int) -> 
       ValueError: positions are not integers, or have another rank.
     """
     distance = jnp.abs(_relative(query_positions, key_positions)).astype(jnp.float32)
-    return -alibi_slopes(num_heads)[:, None, None] * distance[:, None]
+    return distance[:, None] * -alibi_slopes(num_heads)[:, None, None]
 
 
 def t5_buckets(
-    relative: Array, *, bidirectional: bool = True, buckets: int = 32, max_distance: int = 128
+    relative: Array | np.ndarray,
+    *,
+    bidirectional: bool = True,
+    buckets: int = 32,
+    max_distance: int = 128,
 ) -> Array:
     """Computes the bucket of a relative position (Raffel et al. 2020, T5).
 

@@ -6,6 +6,7 @@ the score "concat" of Luong et al. 2015. `attention.recurrent.memory` has the si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,6 +74,9 @@ class _ScoredByNetwork(Alignment):
 
     A subclass gives `_project`, which builds the projections, and `_query`.
     """
+
+    _project: Callable[..., None]
+    _query: Callable[[Array], Array]
 
     def __init__(
         self,

@@ -24,6 +24,10 @@ class CachedAttention(nnx.Module):
     """
 
     takes_memory: ClassVar[bool] = False
+    model_size: int
+    memory_size: int
+    cache_sizes: tuple[int, int, int]
+    dtype: jnp.dtype
 
     def _query(self, x: Array, positions: Array | None) -> Array:
         raise NotImplementedError
@@ -174,6 +178,10 @@ class Mixer(nnx.Module):
 
     A subclass sets `model_size`, `dropout_rate` and the projection `out`, and gives `_mix`.
     """
+
+    model_size: int
+    dropout_rate: float
+    out: Projection
 
     def _mix(
         self,

@@ -207,8 +207,8 @@ class GatedDeltaNet(RecurrentMixer):
         self.query_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
         self.key_filter = nnx.Param(_filter(rngs.params(), conv_size, K, H))
         self.value_filter = nnx.Param(_filter(rngs.params(), conv_size, num_heads, V))
-        log_rate, self.decay.bias[...] = _decay_parameters(rngs.params(), num_heads)
-        self.log_rate = nnx.Param(log_rate)
+        parameters = _decay_parameters(rngs.params(), num_heads)
+        self.log_rate, self.decay.bias = map(nnx.Param, parameters)
 
     def _mix(
         self,

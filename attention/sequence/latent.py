@@ -6,6 +6,8 @@ Model", section 2.1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -168,15 +170,15 @@ class LatentAttention(CachedAttention):
                 f"rotary_size: got {R}, expected an even one; features are rotated in pairs"
             )
         shapes.expect_rate("dropout_rate", dropout_rate, key="given when called")
-        self.positions = build_positions(positions, num_heads, R, rngs=rngs)
-        if not isinstance(self.positions, RotaryPositions):
+        rotary = build_positions(positions, num_heads, R, rngs=rngs)
+        if not isinstance(rotary, RotaryPositions):
             raise ValueError(
                 f"positions: got {positions!r}, expected 'rope' with or without options"
             )
-        self.model_size, self.cache_sizes = model_size, (1, C + R, 0)
+        self.positions, self.model_size, self.cache_sizes = rotary, model_size, (1, C + R, 0)
         self.dropout_rate, self.dtype, self.implementation = dropout_rate, dtype, implementation
         down = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
-        up = down | {"use_bias": False}
+        up: dict[str, Any] = down | {"use_bias": False}
         A = model_size if query_rank is None else query_rank
         self.query_latent = None if query_rank is None else Projection((model_size,), (A,), **down)
         self.query_norm = None if query_rank is None else RMSNorm(A)
@@ -190,7 +192,7 @@ class LatentAttention(CachedAttention):
 
     def _query(self, x: Array, positions: Array) -> Array:
         """Returns queries [B, T, N, H + R], the last R features rotated."""
-        if self.query_latent is not None:
+        if self.query_latent is not None and self.query_norm is not None:
             x = self.query_norm(self.query_latent(x))
         query, H = self.query(x), self.key.outputs[-1]
         rotated = self.positions.rotate(query[..., H:], positions)

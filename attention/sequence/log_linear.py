@@ -135,8 +135,8 @@ def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Arra
     """Returns the pair for the keys of both."""
     highest = jnp.maximum(first[0], second[0])
     scale = _fixed(highest)
-    parts = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
-    return highest, sum(parts)
+    left, right = (sums * jnp.exp(m - scale)[..., None] for m, sums in (first, second))
+    return highest, left + right
 
 
 def _read(query: Array, scale: Array, pair: tuple[Array, Array]) -> Array:

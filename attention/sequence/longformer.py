@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ class Longformer(MultiHeadAttention):
         T = sizes["T"]
         rows = min(self.global_tokens, T) if global_marks is None else T
         split = self.query_global is not None and rows > 0
-        mask = self._combine_masks(mask, self._pattern(global_marks, sizes))
+        mask = cast(masks.Mask, self._combine_masks(mask, self._pattern(global_marks, sizes)))
         positions = None if self.positions is None else jnp.arange(T)
         keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
         projected = (self._query(x, positions), *self._key_value(x, positions))
@@ -175,8 +175,10 @@ class Longformer(MultiHeadAttention):
         left = jnp.maximum(cache.start.capacity - cache.start.length, 0)
         lengths = jnp.minimum(valid_lengths(lengths, B, T), left)
         query, *new = self._global(x, positions)
-        new = (y.astype(cache.start.key.dtype) for y in new)
-        start, keys, values, key_positions, seen = append_keys_values(cache.start, *new, lengths)
+        key, value = (y.astype(cache.start.key.dtype) for y in new)
+        start, keys, values, key_positions, seen = append_keys_values(
+            cache.start, key, value, lengths
+        )
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)
         bias = self._bias(query, positions, key_positions)
         with recording.suppressed():
@@ -222,12 +224,13 @@ class Longformer(MultiHeadAttention):
 
     def _global(self, x: Array, positions: Array | None) -> tuple[Array, Array, Array]:
         """Returns query, key and value by the global projections, with shared norms."""
-        query, key = self.query_global(x), self.key_global(x)
-        if self.query_norm is not None:
+        projections = self.query_global, self.key_global, self.value_global
+        query, key, value = (cast(Projection, projection)(x) for projection in projections)
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.positions is not None:
-            query, key = (self.positions.rotate(y, positions) for y in (query, key))
-        return query, key, self.value_global(x)
+            query, key = (self.positions.rotate(y, cast(Array, positions)) for y in (query, key))
+        return query, key, value
 
 
 def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Array:

@@ -332,7 +332,8 @@ def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
     half = size // 2
     padded = jnp.pad(value, ((0, 0), (half, half), (0, 0), (0, 0)))
     taps = taps.astype(value.dtype)[:, :, None]
-    result = sum(taps[i] * padded[:, i : i + T] for i in range(size))
+    terms = (taps[i] * padded[:, i : i + T] for i in range(size))
+    result = sum(terms, jnp.zeros((), value.dtype))
     if valid is not None:
         result = jnp.take_along_axis(result, rank[:, :, None, None], axis=1)
     return result

@@ -186,7 +186,7 @@ def _checked(query, key, value, samples, num_active, mask) -> Array | None:
 
 
 def _choose(
-    query: Array, key: Array, samples: Array, num_active: int, seen: Array | None
+    query: Array, key: Array, samples: Array | np.ndarray, num_active: int, seen: Array | None
 ) -> tuple[Array, Array, masks.Mask | None]:
     """Chooses the active queries.
 

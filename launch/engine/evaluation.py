@@ -35,7 +35,8 @@ class Evaluation:
 
 def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: int) -> Evaluation:
     """Evaluates every example of a split once; the metrics do not depend on batch size and mesh."""
-    pending, total = [], None
+    total: Any = None
+    pending = []
     for batch in evaluation_batches(
         task.examples(split), batch_size=batch_size, buckets=task.buckets
     ):
@@ -107,7 +108,7 @@ class Subset:
     def __init__(self, examples: Any, indices: Sequence[int] | np.ndarray):
         self._examples, self._indices = examples, np.asarray(indices, np.int64)
         self.padded = examples.padded
-        self.lengths = examples.lengths
+        self.lengths: np.ndarray | Mapping[str, np.ndarray] | None = examples.lengths
         if isinstance(self.lengths, Mapping):
             self.lengths = {field: row[self._indices] for field, row in self.lengths.items()}
         elif self.lengths is not None:

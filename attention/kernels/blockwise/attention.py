@@ -8,7 +8,7 @@ the computation.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -67,7 +67,7 @@ def attend(
             raise NotImplementedError(f"{name}: got shape {got}, expected a symbol for B only")
     numbers = scale, logit_cap, dropout_rate
     spec = make_spec((B, N, T, S), N // K, numbers, query_block, key_block)
-    key_data = validate_threefry(dropout_key) if dropout_rate else None
+    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
     # Without shard_map the compiler would gather sharded arrays before it loops over them.
     split = mesh.mesh_split(B, N, K)
@@ -118,9 +118,11 @@ def slower_reason(query: Array, key: Array) -> str | None:
     return None
 
 
-def validate_numbers(*numbers: Any) -> list[float | None]:
+def validate_numbers(
+    scale: Any, logit_cap: Any, dropout_rate: Any
+) -> tuple[float, float | None, float]:
     """Returns the numbers as floats; NotImplementedError if one is traced."""
-    for number in numbers:
+    for number in (scale, logit_cap, dropout_rate):
         if isinstance(number, jax.Array):
             raise NotImplementedError("scale, logit_cap: expected numbers, got arrays")
-    return [None if number is None else float(number) for number in numbers]
+    return float(scale), None if logit_cap is None else float(logit_cap), float(dropout_rate)

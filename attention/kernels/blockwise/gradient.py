@@ -27,9 +27,11 @@ class BlockwiseMethod(Protocol):
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
         """Computes what `online_softmax.forward` does."""
+        ...
 
     def backward(self, arrays: tuple[Array, ...], options: dict) -> tuple:
         """Computes what `online_softmax.backward` does, from its first six arguments."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _backward(method, spec, residuals, cotangent):
     grads = method.backward(arrays, _options(spec, bias, context))
     grads = *grads, None if sinks is None else _sink_grad(sinks, lse, delta)
     pairs = zip(grads, (query, key, value, bias, sinks), strict=True)
-    return *(None if grad is None else grad.astype(x.dtype) for grad, x in pairs), None
+    return *(grad if grad is None or x is None else grad.astype(x.dtype) for grad, x in pairs), None
 
 
 # Symbolic zeros tell whether a bias is differentiated; if not, its gradient is not computed.

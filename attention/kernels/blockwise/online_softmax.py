@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -225,9 +225,10 @@ def backward(
         blocks.rows(delta[..., None])[..., 0],
     )
     bias_grad, (query_grad, *others) = jax.lax.scan(item, bias_grad, given)
-    if bias_grad is not None:
+    if bias_grad is not None and bias is not None:
         bias_grad = bias_grad[:, :, :T, : bias.shape[3]]
-    return blocks.from_rows(query_grad), *map(blocks.from_columns, others), bias_grad
+    key_grad, value_grad = map(blocks.from_columns, others)
+    return blocks.from_rows(query_grad), key_grad, value_grad, bias_grad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +248,11 @@ class _Blocks:
     sizes: tuple[int, int, int, int, int]
 
     def block_mask(self, by_key: bool = False) -> BlockMask:
-        spec, B = self.spec, self.sizes[0]
-        sizes = B, *spec.whole[2:], spec.query_block, spec.key_block
-        numbers = {"rows": self.offset.rows, "columns": self.offset.columns}
-        return make_block_mask(self.mask, *sizes, **numbers, by_key=by_key)
+        spec, offset = self.spec, self.offset
+        sizes = self.sizes[0], *spec.whole[2:], spec.query_block, spec.key_block
+        return make_block_mask(
+            self.mask, *sizes, rows=offset.rows, columns=offset.columns, by_key=by_key
+        )
 
     def rows(self, x: Array) -> Array:
         """Reshapes [B, T, N, E] to [B·K, blocks, rows, E]."""
@@ -332,7 +334,8 @@ class _Blocks:
         example = Span(self.offset.example + b, 1)
         heads = Span(self.offset.head + heads.start, heads.size)
         spans = example, heads, self._span(0, i), self._span(1, j)
-        keep = keep_block(self.key_data, self.spec.dropout_rate, self.spec.whole, spans)
+        key_data = cast(Array, self.key_data)
+        keep = keep_block(key_data, self.spec.dropout_rate, self.spec.whole, spans)
         return self._flat(keep[0], transposed)
 
     def zero_bias_grad(self, dtype: Any) -> Array | None:

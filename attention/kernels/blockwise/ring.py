@@ -8,7 +8,7 @@ early and a late part of the sequence, which balances causal attention (Brandon 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -73,8 +73,8 @@ def attend(
         _divisor(T // split.num_shards // parts, max(query_block * K // N, 1)),
         _divisor(S // split.num_shards // parts, key_block),
     )
-    key_data = validate_threefry(dropout_key) if dropout_rate else None
-    method = mesh.ShardedMethod(split, Ring(split.sequence, split.num_shards, parts))
+    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
+    method = mesh.ShardedMethod(split, Ring(mesh.SEQUENCE, split.num_shards, parts))
     options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
     out = gradient.attention(method, spec, query, key, value, **options)
     chex.assert_shape(out, (B, T, N, V))
@@ -126,8 +126,9 @@ class Ring:
         query, bias, options = self._rows(query, options, device)
         cotangent, lse, delta = (self._deal(x, 1) for x in (cotangent, lse, delta))
         moving = self._deal(key, 1), self._deal(value, 1)
-        wanted = bias is not None and options["spec"].needs_bias_grad
-        bias_grad = jnp.zeros(bias.shape, dtype) if wanted else None
+        bias_grad = None
+        if bias is not None and options["spec"].needs_bias_grad:
+            bias_grad = jnp.zeros(bias.shape, dtype)
         zeros = tuple(jnp.zeros(x.shape, dtype) for x in moving)
         start = moving, zeros, jnp.zeros(query.shape, dtype), bias_grad
 
@@ -145,7 +146,7 @@ class Ring:
 
         carry, _ = jax.lax.scan(step, start, jnp.arange(self.devices))
         _, grads, query_grad, bias_grad = carry
-        if wanted:
+        if bias_grad is not None:
             bias_grad = self._collect(bias_grad, 2)
         return *(self._collect(x, 1) for x in (query_grad, *grads)), bias_grad
 

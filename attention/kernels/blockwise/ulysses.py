@@ -7,6 +7,7 @@ some heads and uses any single-device kernel.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import chex
 import jax
@@ -66,7 +67,7 @@ def attend(
             )
     if dropout_rate and kernel != "blockwise":
         raise NotImplementedError(f"dropout_rate: kernel={kernel!r} would draw another mask")
-    key_data = validate_threefry(dropout_key) if dropout_rate else None
+    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     sizes = dict(zip("BTNSK", (B, T, N, S, K), strict=True))
     # Arrays with heads are sharded by the heads of a device between the all-to-alls.
     inner = dataclasses.replace(split, heads=(*split.heads, split.sequence), sequence=None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def attend(
             raise NotImplementedError(
                 f"{name}: got dtype {array.dtype}, expected float32 or bfloat16 for all"
             )
-    key_data = validate_threefry(dropout_key) if dropout_rate else None
+    key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     if query.size == 0 or key.size == 0 or value.size == 0:
         raise NotImplementedError("got an array without elements")
     sizes = ("ATTENTION_QUERY_BLOCK", _QUERY_BLOCK), ("ATTENTION_KEY_BLOCK", _KEY_BLOCK)
@@ -110,7 +110,7 @@ def _attend(options, query, key, value, bias, sinks, others):
 def _attend_forward(options, *arguments):
     given = jax.tree.map(lambda leaf: leaf.value, arguments)
     query, key, value, bias, sinks, others = given
-    output, log_sum = _pair(options, query, key, value, bias, sinks, others)
+    output, log_sum = cast(tuple, _pair(options, query, key, value, bias, sinks, others))
     # A bias that is not differentiated, such as that of ALiBi, gets no gradient.
     wanted = bias is not None and jax.tree.leaves(arguments[3])[0].perturbed
     return output, (*given, output, log_sum, jnp.zeros(()) if wanted else None)
@@ -121,7 +121,7 @@ def _attend_backward(options, saved, cotangent):
     if isinstance(cotangent, SymbolicZero):
         cotangent = jnp.zeros(output.shape, output.dtype)
     static = (options, wanted is not None)
-    gradients = _gradient(static, *given, output, log_sum, cotangent)
+    gradients = cast(tuple, _gradient(static, *given, output, log_sum, cotangent))
     return (*gradients, None)
 
 
@@ -135,14 +135,14 @@ def _pair(options, query, key, value, bias, sinks, others):
 
 
 def _pair_forward(options, *arguments):
-    output, log_sum = _pair(options, *arguments)
+    output, log_sum = cast(tuple, _pair(options, *arguments))
     return (output, log_sum), (*arguments, output, log_sum)
 
 
 def _pair_backward(options, saved, cotangents):
     # The log-sum-exp has no cotangent: `_gradient` treats the residuals as constants.
     static = (options, saved[3] is not None)
-    return (*_gradient(static, *saved, cotangents[0]), None)
+    return (*cast(tuple, _gradient(static, *saved, cotangents[0])), None)
 
 
 _pair.defvjp(_pair_forward, _pair_backward)
@@ -178,7 +178,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
     return (*gradients, by_bias, by_sinks)
 
 
-def _by_reference(static, query, key, value, bias, sinks, others, cotangent):
+def _by_reference(static, others, query, key, value, bias, sinks, cotangent):
     """The same gradients by the reference, which has higher derivatives."""
     (options, bias_wanted), (mask, key_data) = static, others
 
@@ -199,7 +199,7 @@ def _gradient_forward(static, *arguments):
 
 def _gradient_backward(static, saved, cotangents):
     *given, others, output, log_sum, cotangent = saved
-    _, pull = jax.vjp(lambda *a: _by_reference(static, *a[:-1], others, a[-1]), *given, cotangent)
+    _, pull = jax.vjp(functools.partial(_by_reference, static, others), *given, cotangent)
     # Output and log-sum-exp are functions of the other inputs; these gradients include them.
     *gradients, by_cotangent = pull(cotangents)
     return (*gradients, None, jnp.zeros_like(output), jnp.zeros_like(log_sum), by_cotangent)
@@ -220,7 +220,8 @@ def _forward(options, query, key, value, bias, sinks, others) -> tuple[Array, Ar
         "btnv": ((B, T, N, value.shape[-1]), query.dtype),
         "bnt": ((B, N, T), jnp.float32),
     }
-    return tuple(problem.run("AttentionForward", [], results, heads_first=few))
+    output, log_sum = problem.run("AttentionForward", [], results, heads_first=few)
+    return output, log_sum
 
 
 class _Problem:

@@ -136,7 +136,7 @@ def _fingerprint(folder: pathlib.Path, compiler: list[str], command: list[str]) 
         raise NotImplementedError(f"{compiler[0]} cannot be run ({error})") from None
     digest.update(version.stdout)
     digest.update(_processor().encode())
-    digest.update(jax.lib.__version__.encode())
+    digest.update(jax.lib.__version__.encode())  # pyright: ignore[reportPrivateImportUsage] public
     return digest.hexdigest()[:16]
 
 

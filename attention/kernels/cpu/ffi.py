@@ -89,7 +89,7 @@ def _sized(what: _Call, arrays: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
     return found
 
 
-def _direct(what: _Call, *arrays: Array) -> tuple[Array, ...]:
+def _direct(what: _Call, *arrays: Array) -> Sequence[Array]:
     layouts = dict(what.layouts)
     return jax.ffi.ffi_call(
         what.target,
@@ -205,7 +205,9 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
     return x
 
 
-def _sharding_rule(operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int):
+def _sharding_rule(
+    operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int
+) -> tuple[str, dict[str, Any]]:
     """The sharding rule of Shardy: which dimensions correspond."""
     alone = iter(range(10_000))
     # Shardy does not accept a factor of size 1.

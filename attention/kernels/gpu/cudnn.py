@@ -7,7 +7,7 @@ translates a mask; `compute` corrects the difference.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -169,7 +169,7 @@ def compute(
     *,
     bias: Array | None,
     scale: float,
-    implementation: str,
+    implementation: Literal["cudnn", "xla"],
 ) -> Array:
     """Computes `attend` by `jax.nn.dot_product_attention` (Vaswani et al. 2017).
 
@@ -208,7 +208,7 @@ def compute(
         query = jnp.where(visible, query, 0)
     if bias is not None:
         bias = jnp.broadcast_to(bias, (bias.shape[0], N, T, S))
-        if key_lengths is not None or query_lengths is not None:
+        if visible is not None:
             bias = jnp.where(_real_pairs(B, T, S, visible, key_lengths), bias, 0)
     if S % _TILE and key_lengths is None:
         # Otherwise the backward pass may treat the padding of its last tile as keys.

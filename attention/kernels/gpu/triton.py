@@ -7,7 +7,7 @@ programs are in `triton_kernels.py`, masks by block in `attention/masks/pallas.p
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -81,7 +81,7 @@ def attend(
     settings = triton_kernels.Settings(scale, logit_cap, T, S, query_block, key_block, interpret)
     if mask is not None:
         jax.eval_shape(lambda mask: pallas.prepare_for_kernel(mask, settings.sizes), mask)
-    result = _attend(settings, query, key, value, bias, sinks, mask)
+    result = cast(Array, _attend(settings, query, key, value, bias, sinks, mask))
     chex.assert_shape(result, (*query.shape[:3], value.shape[-1]))
     return result
 
@@ -138,7 +138,7 @@ def _attend_backward(settings, residuals, cotangent):
 
     (query, key, value, bias, sinks, mask), out, log_sum, wanted = residuals
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+        cotangent = jnp.zeros(out.shape, out.dtype)
     B, T, _, H = query.shape
     V, with_bias = value.shape[-1], wanted is not None
     sizes = settings.sizes
@@ -154,7 +154,7 @@ def _attend_backward(settings, residuals, cotangent):
         settings, *arrays, ready, _block_mask(settings, B, mask, by_key=True), given
     )
     dbias = dsinks = None
-    if with_bias:
+    if logits_grad is not None:
         shared = [axis for axis in (0, 1) if bias.shape[axis] == 1]
         dbias = logits_grad[:, :, :T, : settings.keys].sum(shared, keepdims=True).astype(bias.dtype)
     if sinks is not None:
@@ -172,9 +172,11 @@ def _is_primal(node: Any) -> bool:
     return isinstance(node, jax.custom_derivatives.CustomVJPPrimal)
 
 
-def _block_mask(settings: Any, B: int, mask: Mask | None, **options: bool) -> BlockMask:
+def _block_mask(
+    settings: Any, B: int, mask: Mask | None, *, by_key: bool = False, hidden: bool = False
+) -> BlockMask:
     sizes = B, settings.queries, settings.keys, settings.query_block, settings.key_block
-    return jax.tree.map(jnp.asarray, make_block_mask(mask, *sizes, **options))
+    return jax.tree.map(jnp.asarray, make_block_mask(mask, *sizes, by_key=by_key, hidden=hidden))
 
 
 def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:

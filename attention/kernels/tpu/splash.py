@@ -5,7 +5,7 @@ It takes static windows and segment ids instead of a mask. Lengths, validity and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
@@ -130,7 +130,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         if isinstance(term, terms.Window):
             if not terms.is_static(term.query_offset):
                 raise NotImplementedError("mask: got a traced query_offset, expected a static one")
-            lower, upper = term.bounds(T, S)
+            lower, upper = cast("tuple[int | None, int | None]", term.bounds(T, S))
             if lower is not None and lower > -T:
                 low = min(lower, S) if low is None else max(low, min(lower, S))
             if upper is not None and upper < S:
@@ -139,7 +139,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
             for side, length in (("query", T), ("key", S)):
                 marks = term.real(side, length)
                 if marks is not None:
-                    real[side] = marks if real[side] is None else real[side] & marks
+                    real[side] = marks if (other := real[side]) is None else other & marks
         elif isinstance(term, terms.Segments):
             if ids["query"] is not None:
                 raise NotImplementedError("mask: got segments() twice, expected one")
@@ -154,9 +154,9 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         return Structure(low, high, None, None)
     marked = []
     for side, length, no_match in (("query", T, NO_QUERY), ("key", S, NO_KEY)):
-        each = jnp.zeros((B, length), jnp.int32) if ids[side] is None else ids[side]
-        each = each.astype(jnp.int32)
-        marked.append(each if real[side] is None else jnp.where(real[side], each, no_match))
+        own, marks = ids[side], real[side]
+        each = jnp.zeros((B, length), jnp.int32) if own is None else own.astype(jnp.int32)
+        marked.append(each if marks is None else jnp.where(marks, each, no_match))
     return Structure(low, high, *marked)
 
 
@@ -167,13 +167,13 @@ def _kernel(
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     shape = (rows, columns)
-    if found.low is None and found.high is None:
-        mask = splash_attention.FullMask(shape)
-    elif found.low is None:
-        mask = splash_attention.CausalMask(shape, offset=found.high)
-    else:
+    if found.low is not None:
         right = None if found.high is None else found.high - found.low
         mask = splash_attention.LocalMask(shape, window_size=(0, right), offset=found.low)
+    elif found.high is not None:
+        mask = splash_attention.CausalMask(shape, offset=found.high)
+    else:
+        mask = splash_attention.FullMask(shape)
     query_block, key_block = (
         max(size for size in (LANES, 256, 512) if length % size == 0) for length in shape
     )
