@@ -107,10 +107,10 @@ def test_a_run_with_padding_predicts_and_is_written_back(tmp_path, command):
     (source / "tokenizer_config.json").write_text(json.dumps(options))
     done = command("import_weights", f"--from={source}", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
-    assert "pad the vocabulary, never predicted: 1" in done.stdout
+    assert "pad the vocabulary and are never predicted: 1" in done.stdout
     config = directory.saved_config(folder)
     task = directory.restored_task(config, folder)
-    assert task._vocabulary == V
+    assert task.processor.vocabulary == V
     (answer,) = directory.load_predictor(task, config, folder)(["the film was [MASK] ."])
     words = {blank["word"] for blank in answer["blanks"][0]}
     assert words <= {piece.removeprefix("##") for piece in VOCABULARY}
