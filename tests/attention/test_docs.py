@@ -121,6 +121,7 @@ SHARED = {
     "kernels.blockwise.mesh.mesh_split",
     "kernels.blockwise.ulysses.slower_reason",
     "kernels.derivatives.guard_derivatives",
+    "kernels.gpu.triton.block_sizes",
     "numerics.accumulator",
     "masks.arrays.mask_arrays",
     "masks.pallas.of_shared",
