@@ -205,9 +205,7 @@ class BigBird(MaskTerm):
     def table(self, S: int) -> np.ndarray:
         """Returns bool [blocks, blocks]: whether a block attends to another."""
         if not isinstance(S, int):
-            raise NotImplementedError(
-                f"mask: {self.describe()} got {S} keys, expected a static number"
-            )
+            raise NotImplementedError(f"mask: {self.describe()} got {S} keys, expected a number")
         # At least one block, so that lookups are valid without keys.
         count = max(-(-S // self.block), 1)
         number = np.arange(count)

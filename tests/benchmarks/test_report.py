@@ -141,7 +141,7 @@ def test_the_page():
         "| unet | bfloat16 | 341 | 1.10 (1.05 to 1.20) | 900 |",
     ):
         assert line in page
-    assert page.count("other work") == 2
+    assert page.count("Other processes ran") == 2
 
 
 def test_without_torch_there_are_milliseconds_and_no_verdicts():

@@ -291,7 +291,7 @@ def test_what_other_tools_write_is_read(folder):
     [
         (
             '{"images": [], "images": []}',
-            r"train\.json: is not JSON \(key 'images' stands there tw",
+            r"train\.json: is not JSON \(key 'images' occurs tw",
         ),
         ("[" * 100_000, r"train\.json: is not JSON"),
         (coco(images=[image(1, height=10.5)]), "image 0 has no height, or one of the wrong type"),

@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     days = "".join(f"2024-01-0{day},{day}\n" for day in range(1, 8))
     refused("", "the file is empty")
     refused("date,a\n", "a header and no rows")
-    refused("2024-01-01,5\n", "line 1 has numbers; expected the names")
+    refused("2024-01-01,5\n", "line 1 has numbers, expected the names")
     refused("date,a,a\n2024-01-01,1,2\n", "column 'a' is in the header twice")
     refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, the header has 2")
     refused('date,a\n2024-01-01,"1\n', "line 2 is malformed")

@@ -318,7 +318,7 @@ def test_masks_of_turned_pictures(tmp_path, capsys, orientation, kind):
         assert (split.labels == 1).sum() == 12 * len(split)
     said = capsys.readouterr().err
     assert ("EXIF" in said) == (kind != "own")
-    assert ("as stored, and are turned" in said) == (kind == "stored")
+    assert ("as stored, and are transformed" in said) == (kind == "stored")
 
 
 def test_predictions_of_a_turned_picture_are_as_displayed(tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_manifests_by_name_and_as_json(manifest, tmp_path):
         ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
         ({"row2": ",ja"}, "train.csv: line 4: has no path"),
         ({"row2": "é 2.wav"}, "train.csv: line 4 has 1 fields, the header has 2"),
-        ({"row2": "é 2.wav,ja, nein"}, "train.csv: line 4 has 3 fields, the header has 2; a field"),
+        ({"row2": "é 2.wav,ja, nein"}, "train.csv: line 4 has 3 fields, the header has 2; quote"),
         ({"row2": 'é 2.wav,"ja'}, "train.csv: line 4 is malformed"),
     ],
 )
@@ -108,7 +108,9 @@ def test_files_that_are_wrong_are_named(manifest, tmp_path):
     path = manifest()
     sound = tmp_path / "é 7.wav"
     sound.write_bytes(sound.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"train.csv: line 9: .*é 7.wav: cut off: .*skip_broken"):
+    with pytest.raises(
+        UserError, match=r"train.csv: line 9: .*é 7.wav: is truncated: .*skip_broken"
+    ):
         own(path)
     assert sum(len(clips) for clips in own(path, skip_broken=True).splits.values()) == 29
     with pytest.raises(UserError, match=r"got 0.1 s, expected at most .*max_seconds=0.05"):

@@ -111,8 +111,8 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
     ("content", "name", "message"),
     [
         ("text,label\nfine, but long,1\n", "a.csv",
-         "line 2 has 3 fields, the header has 2; quote fields that contain a comma "
-         "quoted"),
+         "line 2 has 3 fields, the header has 2; quote fields that contain a comma or a line "
+         "end"),
         ("text,label\nx,1\nshort\n", "a.csv", "line 3 has 1 fields, the header has 2"),
         ('text,label\nx,1\n"open,2\n', "a.csv", "line 3 is malformed (unexpected end of data)"),
         ('text,label\n"a" b,1\n', "a.csv", "line 2 is malformed"),
