@@ -93,7 +93,7 @@ def test_logs_of_every_kind_of_training_are_accepted(tmp_path):
 
 def test_damaged_timing_may_be_removed(tmp_path):
     (tmp_path / "timing.jsonl").write_text("[]\n")
-    with pytest.raises(UserError, match=r"timing\.jsonl: line 1 .*; remove it, and the seconds"):
+    with pytest.raises(UserError, match=r"timing\.jsonl: line 1 .*; remove it; the seconds"):
         writers.Writers(tmp_path, 5)
     writers.Writers(tmp_path, 0).close()
 

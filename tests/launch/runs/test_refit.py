@@ -8,7 +8,7 @@ import pytest
 
 from configs.sequence_copy import get_config
 from launch.engine import config as configs
-from launch.runs.directory import load_predictor, restored_task, saved_config
+from launch.runs.directory import load_predictor, load_variables, restored_task, saved_config
 from launch.runs.run import run
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
@@ -80,6 +80,6 @@ def test_the_second_training_ends_at_the_chosen_step_and_sees_validation(
     with pytest.raises(UserError, match=r"differs in training\.refit"):
         run(other, folder, paths(tmp_path), "command")
     saved = saved_config(folder)
-    predictor = load_predictor(restored_task(saved, folder), saved, folder)
-    assert predictor.step == best
-    assert len(predictor(["123", "31"])) == 2
+    task = restored_task(saved, folder)
+    assert load_variables(task, saved, folder)[2] == best
+    assert len(load_predictor(task, saved, folder)(["123", "31"])) == 2
