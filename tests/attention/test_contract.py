@@ -340,12 +340,18 @@ def result_or_refusal(call):
         return None, str(error)
 
 
-@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.slow)])
 @each(variants=False)
-def test_what_has_no_elements_is_empty_or_refused(subject, causal):
+def test_what_has_no_elements_is_empty_or_refused(subject):
+    check_without_elements(subject, causal=False)
+
+
+@each("causal", variants=False, slow="all")
+def test_what_has_no_elements_is_empty_or_refused_if_causal(subject):
+    check_without_elements(subject, causal=True)
+
+
+def check_without_elements(subject, causal):
     """With gradients; only traced, unless the result has elements."""
-    if causal and "causal" not in subject.capabilities:
-        pytest.skip("is not causal")
     for name, (inputs, valid) in emptied(subject).items():
 
         def output(inputs, valid=valid):
