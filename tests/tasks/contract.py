@@ -281,7 +281,7 @@ def check_every_parameter_is_trained(subject: Subject) -> None:
     assert not missing, f"no gradient: {', '.join(missing)}"
 
 
-def check_overfits(subject: Subject, steps: int = 150) -> None:
+def check_overfits(subject: Subject, steps: int = 300) -> None:
     """The loss of four examples falls below a quarter of its first value."""
     loss, batch = _loss(subject), subject.batch()
     optimizer, variables = optax.adam(1e-2), subject.variables

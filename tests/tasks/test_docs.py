@@ -83,6 +83,6 @@ def test_the_commands_work(copy):
 
 @pytest.mark.slow
 def test_the_contract_suite_takes_it(copy):
-    out, status = run(copy, "pytest", "-q", "-k", "majority", "tests/tasks/test_contract.py")
+    out, status = run(copy, "pytest", "-k", "majority", "tests/tasks/test_contract.py")
     assert status == 0, out
     assert int(re.search(r"(\d+) passed", out)[1]) >= 11
