@@ -49,7 +49,7 @@ def _kind(kind: str, width: int) -> str:
 
 
 def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
-    """Formats the name with paper, costs and capabilities beside it."""
+    """Formats the name with paper, costs and capabilities."""
     can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
     costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []

@@ -270,9 +270,7 @@ class Task(abc.ABC):
 
     def summary(self) -> dict[str, SplitSummary]:
         """Returns the counts of each split, which are printed before training."""
-        if hasattr(self.dataset, "summary"):
-            return self.dataset.summary()
-        return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
+        return self.dataset.summary()
 
     def with_validation(self) -> Task:
         """Returns the task with the validation split added to the training split.
@@ -330,9 +328,9 @@ class Task(abc.ABC):
     ) -> dict[str, float]:
         """Returns the metrics of a split from summed statistics and outputs in id order."""
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray | None:
-        """Returns scores [n] whose mean is the primary metric; None: no paired comparison."""
-        return None
+    @abc.abstractmethod
+    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+        """Returns scores [n] whose mean is the primary metric, for paired comparisons."""
 
     def example_ids(self, split: str) -> np.ndarray:
         """Returns an id of each example, uint64 [n], in the order of `example_scores`.

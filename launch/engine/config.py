@@ -11,13 +11,11 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import functools
 import hashlib
 import importlib
 import json
 import math
 import re
-import sys
 import traceback
 import types
 import typing
@@ -26,6 +24,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.engine import keys
 from launch.engine.optimizers import OptimizerConfig
 from launch.engine.sharding import MeshConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, within
@@ -131,7 +130,9 @@ def _config_dict(instance: Any):
         if is_dataclass(value):
             value = _config_dict(value)
         elif value is None:
-            kinds = [kind for kind in alternatives(hints[field.name]) if kind is not type(None)]
+            kinds = [
+                kind for kind in keys.alternatives(hints[field.name]) if kind is not type(None)
+            ]
             value = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
         result[field.name] = value
     return result
@@ -151,27 +152,8 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
 
 
 def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a nested mapping of an experiment with former keys replaced by the current ones.
-
-    A field names its former key in its metadata: `{"formerly": "old_name"}`. If both keys are
-    given, the value of the former one is used: a config file has set it over the default.
-    """
-    return _with_current_keys(Experiment, values, "config", part_types(values))
-
-
-def _with_current_keys(
-    kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]
-) -> dict[str, Any]:
-    found, hints = dict(values), typing.get_type_hints(kind)
-    for old, new in _former_keys(kind).items():
-        if old in found:
-            _notify(f"{path}.{old}", f"{path}.{new}")
-            found[new] = found.pop(old)
-    for key, value in found.items():
-        inner = group_type(parts.get(key, hints.get(key)))
-        if inner is not None and isinstance(value, Mapping):
-            found[key] = _with_current_keys(inner, value, f"{path}.{key}", {})
-    return found
+    """Returns a nested mapping of an experiment with former keys replaced by the current ones."""
+    return keys.replace_former(Experiment, values, "config", part_types(values))
 
 
 def current_key(values: Mapping[str, Any], key: str) -> str:
@@ -181,34 +163,7 @@ def current_key(values: Mapping[str, Any], key: str) -> str:
       values: nested mapping of an experiment.
       key: dotted, without "config.".
     """
-    kind, parts, names = Experiment, part_types(values), []
-    for name in key.split("."):
-        names.append(_former_keys(kind).get(name, name) if kind else name)
-        hints = typing.get_type_hints(kind) if kind else {}
-        kind, parts = group_type(parts.get(names[-1], hints.get(names[-1]))), {}
-    found = ".".join(names)
-    if found != key:
-        _notify(f"config.{key}", f"config.{found}")
-    return found
-
-
-def _former_keys(kind: type) -> dict[str, str]:
-    return {
-        field.metadata["formerly"]: field.name
-        for field in dataclasses.fields(kind)
-        if "formerly" in field.metadata
-    }
-
-
-@functools.cache
-def _notify(old: str, new: str) -> None:
-    """Prints that a key has a new name, once per process."""
-    print(f"{old} is now {new}", file=sys.stderr, flush=True)
-
-
-def group_type(hint: Any) -> type | None:
-    """Returns the dataclass among the alternatives of a type, or None."""
-    return next((k for k in alternatives(hint) if isinstance(k, type) and is_dataclass(k)), None)
+    return keys.current_name(Experiment, key, part_types(values))
 
 
 def part_types(values: Mapping[str, Any]) -> dict[str, type]:
@@ -252,15 +207,8 @@ def _build(kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str,
         raise UserError(f"{path}.{error}") from None
 
 
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Returns the types of a union, or the type alone."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    for kind in alternatives(hint):
+    for kind in keys.alternatives(hint):
         origin = typing.get_origin(kind) or kind
         if kind is type(None):
             if value is None:
@@ -299,7 +247,7 @@ def type_name(hint: Any) -> str:
     """Returns a type as messages name it: 'int or None'."""
     return " or ".join(
         "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
-        for kind in alternatives(hint)
+        for kind in keys.alternatives(hint)
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from launch.engine import config as configs
+from launch.engine import keys
 from tasks.common.errors import UserError
 
 NONE = ("None", "null")
@@ -47,7 +48,7 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
         kind, group, parts = parts.get(name, hints[name]), group[name], {}
         # The type of a group that may be None is that of the group unless it is None.
         if isinstance(group, Mapping):
-            kind = configs.group_type(kind) or kind
+            kind = keys.group_type(kind) or kind
     if isinstance(group, Mapping):
         inner = next((f"{key}.{name}" for name in configs.flatten(group)), "")
         raise UserError(f"config.{key}: is a group of keys; set one of them, such as {inner}")
@@ -66,7 +67,7 @@ def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
       UserError: there is no such key, or the text is not of its type.
     """
     hint = field_type(values, key)
-    kinds = configs.alternatives(hint)
+    kinds = keys.alternatives(hint)
     if type(None) in kinds and text in NONE:
         return None
     for kind in kinds:

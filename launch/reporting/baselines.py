@@ -1,4 +1,4 @@
-"""The task's cheap baselines, fitted once for the same data, beside a trained model."""
+"""Metrics of the baselines of a task, fitted once per data set, and the model's gain over them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.task import Task
 
 
 def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
-    """Metrics of the task's cheap baselines on the same split; fitted once for the same data.
+    """Returns the test metrics of the baselines of a task, which are fitted once per data set.
 
     If a baseline has scores of the examples, "gain" is the model's gain on the primary metric,
     positive if the model is better, and "gain_95" half its confidence interval.
@@ -38,7 +38,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
         if "example_scores" in cached and cached.get("examples") != examples:
             # Made by an earlier version, or of other examples.
             cached = {}
-        found[name] = cached or _renamed(fit())
+        found[name] = cached or fit()
         if not cached:
             if "example_scores" in found[name]:
                 theirs = np.asarray(found[name]["example_scores"])
@@ -48,7 +48,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
             with contextlib.suppress(UserError):
                 write_json(path, found[name])
         found[name].pop("examples", None)
-        if scores is not None and (theirs := found[name].pop("example_scores", None)) is not None:
+        if (theirs := found[name].pop("example_scores", None)) is not None:
             gain = sign * (scores.astype(np.float64) - np.asarray(theirs, np.float64))
             mean, half = paired.mean_and_interval(gain, task.overlap)
             found[name] |= {"gain": mean, "gain_95": half}
@@ -61,11 +61,9 @@ def _cached(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return _renamed(found) if isinstance(found, dict) else {}
-
-
-def _renamed(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Accepts the key "correctness" of earlier versions."""
-    if "correctness" in metrics:
-        metrics["example_scores"] = metrics.pop("correctness")
-    return metrics
+    if not isinstance(found, dict):
+        return {}
+    if "correctness" in found:
+        # Key of earlier versions.
+        found["example_scores"] = found.pop("correctness")
+    return found

@@ -80,7 +80,7 @@ class DataConfig(Config):
         expect_one_of("date_order", self.date_order, DATE_ORDERS)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.metadata == LATER and self.path is None and value != field.default:
+            if field.metadata.get("later") and self.path is None and value != field.default:
                 raise ValueError(f"{field.name}: {name} has its own; set it only with path")
 
     @property

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tasks.common.data import digests
+from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 
 DATA_SETS = ("reversed_digits", "copied_digits")
@@ -179,6 +180,10 @@ class DigitData:
         """Hash of the strings by split and of the name."""
         strings = {split: [part.name, *part.strings] for split, part in self.splits.items()}
         return hashlib.sha256(json.dumps(strings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Returns the number of strings of each split."""
+        return {split: SplitSummary(len(part)) for split, part in self.splits.items()}
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:

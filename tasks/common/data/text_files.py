@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -26,13 +27,17 @@ def read_text(name: str | Path) -> str:
       UserError: the file cannot be read, is empty, or is not text in a supported encoding.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names that are no path
         raise UserError(f"{str(name) or path}: is a folder, expected a text file")
     expect_regular(path, str(name))
     try:
-        text = decode_text(path.read_bytes(), str(name))
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        # A name with a zero byte.
+        raise UserError(f"{str(name)!r}: cannot be read ({error})") from error
+    text = decode_text(data, str(name))
     if not text.strip():
         raise UserError(f"{name}: the file is empty")
     return text

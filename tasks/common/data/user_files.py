@@ -163,7 +163,7 @@ def read_each(
         except UserError as error:
             if not skip_broken:
                 raise UserError(
-                    f"{error}; mend or remove it, or skip what is broken by "
+                    f"{error}; repair or remove it, or skip broken files by "
                     "--config.data.skip_broken"
                 ) from None
             print(f"skipped {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import pytest
 
 from launch import cli
 from launch.engine import config as configs
+from launch.engine import keys
 from launch.engine.config import TrainingConfig, load_file, override, resolve, to_dict
 from launch.runs import ablation as ablations
 from launch.runs.directory import saved_config
@@ -171,7 +172,7 @@ class _Renamed:
 @pytest.fixture
 def renamed(sst2, monkeypatch):
     """Returns an experiment before and after two of its keys were renamed."""
-    configs._notify.cache_clear()
+    keys._notify.cache_clear()
     old = dataclasses.replace(sst2, model=_Old(width=7, group=_OldGroup(candidates=9)))
     task = configs.task_class("text_classification")
     monkeypatch.setattr(task, "model_configs", {"tiny": _Renamed})

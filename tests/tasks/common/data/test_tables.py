@@ -8,7 +8,7 @@ import pytest
 from tasks.common import errors
 from tasks.common.data.cells import join_names, label_value, quote
 from tasks.common.data.tables import open_table
-from tasks.common.data.text_files import read_text, split_lines
+from tasks.common.data.text_files import open_text, read_text, split_lines
 from tasks.common.errors import UserError
 
 COLUMNS = ("text", "label")
@@ -193,3 +193,11 @@ def test_long_cells_and_names_are_shortened_in_messages():
     assert quote("a'b") == '"a\'b"'
     assert quote("x" * 61) == f"'{'x' * 57}...'"
     assert join_names(["x" * 41, "y", "z"], 2) == f"{'x' * 37}..., y, ..."
+
+
+@pytest.mark.parametrize("read", [read_text, open_text, open_table])
+@pytest.mark.parametrize("name", ["a\0b.csv", "x" * 5000 + ".csv", "no/such/file.csv", "."])
+def test_names_that_are_no_files_are_refused_in_one_line(read, name):
+    with pytest.raises(UserError) as refused:
+        read(name)
+    assert "\n" not in str(refused.value)

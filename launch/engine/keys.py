@@ -1,0 +1,86 @@
+"""Keys of nested configs: the types of their fields, and the former names of renamed ones.
+
+A field names its former key in its metadata: `{"formerly": "old_name"}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of a union, or the type alone."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def group_type(hint: Any) -> type | None:
+    """Returns the dataclass among the alternatives of a type, or None."""
+    kinds = (kind for kind in alternatives(hint) if isinstance(kind, type))
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def replace_former(
+    kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]
+) -> dict[str, Any]:
+    """Returns a nested mapping with former keys replaced by the current ones.
+
+    If both keys are given, the value of the former one is used: a config file has set it over the
+    default.
+
+    Args:
+      kind: dataclass of the mapping.
+      values: by key.
+      path: of the mapping, for messages.
+      parts: classes of groups whose annotation does not name them, by key.
+    """
+    found, hints = dict(values), typing.get_type_hints(kind)
+    for old, new in _former_keys(kind).items():
+        if old in found:
+            _notify(f"{path}.{old}", f"{path}.{new}")
+            found[new] = found.pop(old)
+    for key, value in found.items():
+        inner = group_type(parts.get(key, hints.get(key)))
+        if inner is not None and isinstance(value, Mapping):
+            found[key] = replace_former(inner, value, f"{path}.{key}", {})
+    return found
+
+
+def current_name(kind: type, key: str, parts: Mapping[str, type]) -> str:
+    """Returns a dotted key with former names replaced by the current ones.
+
+    Args:
+      kind, parts: as for `replace_former`.
+      key: dotted, without "config.".
+    """
+    inner: type | None = kind
+    names = []
+    for name in key.split("."):
+        names.append(_former_keys(inner).get(name, name) if inner else name)
+        hints = typing.get_type_hints(inner) if inner else {}
+        inner, parts = group_type(parts.get(names[-1], hints.get(names[-1]))), {}
+    found = ".".join(names)
+    if found != key:
+        _notify(f"config.{key}", f"config.{found}")
+    return found
+
+
+def _former_keys(kind: type) -> dict[str, str]:
+    return {
+        field.metadata["formerly"]: field.name
+        for field in dataclasses.fields(kind)
+        if "formerly" in field.metadata
+    }
+
+
+@functools.cache
+def _notify(old: str, new: str) -> None:
+    """Prints that a key has a new name, once per process."""
+    print(f"{old} is now {new}", file=sys.stderr, flush=True)
