@@ -57,10 +57,7 @@ class Forecasting(Task):
 
     # ------------------------------------------------------------------ construction
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> ForecastingData:
-        """Reads the series."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     @classmethod
     def fit(

@@ -12,9 +12,8 @@ from flax import nnx
 
 from tasks.common.backbones import convolutional, recurrent
 from tasks.common.backbones.transcriber import EncoderOutput
-from tasks.common.data.paths import Paths
 from tasks.handwriting_recognition.baselines import cut_and_classify
-from tasks.handwriting_recognition.data import DataConfig, HandwritingData, load, read_line
+from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineRecognizer
 from tasks.task import ArraySpec
@@ -46,10 +45,7 @@ class HandwritingRecognition(TranscriptionTask):
     sharding_rules = (*recurrent.SHARDING_RULES, *convolutional.SHARDING_RULES)
     word_level, length_multiple = False, 16
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> HandwritingData:
-        """Reads the lines."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     def build_model(self, rngs: nnx.Rngs) -> LineRecognizer:
         """Returns the recognizer of the config."""

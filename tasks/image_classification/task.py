@@ -81,10 +81,7 @@ class ImageClassification(ClassificationTask):
                 f"images' side of {data.side} pixels"
             )
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> ImageData:
-        """Reads the images; built-in data sets are built first."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     @classmethod
     def fit(

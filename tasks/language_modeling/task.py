@@ -93,10 +93,7 @@ class LanguageModeling(Task):
                 "config.data.text.tokenizer to 'wordpiece', 'bpe' or 'word'"
             )
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> Corpus:
-        """Reads the texts."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     @classmethod
     def fit(

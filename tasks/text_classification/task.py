@@ -129,10 +129,7 @@ class TextClassification(ClassificationTask):
                 "config.data.text.max_length requires"
             )
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> TextData:
-        """Reads the texts."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     @classmethod
     def fit(

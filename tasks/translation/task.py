@@ -63,10 +63,7 @@ class Translation(Task):
                 "config.data.text.max_length and the end token"
             )
 
-    @classmethod
-    def load(cls, data: DataConfig, paths: Paths) -> TranslationData:
-        """Reads the sentence pairs."""
-        return load(data, paths)
+    load = staticmethod(load)
 
     @classmethod
     def fit(

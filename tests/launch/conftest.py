@@ -40,7 +40,7 @@ def csv_file(tmp_path_factory) -> pathlib.Path:
     return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command(cache):
     """Runs `python -m launch.NAME FLAGS` from the root of the repository."""
 

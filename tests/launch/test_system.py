@@ -32,12 +32,9 @@ def flags(csv_file):
 
 
 @pytest.fixture(scope="module")
-def run(flags, cache, tmp_path_factory):
+def run(flags, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = subprocess.run(
-        command_line("train", cache, *flags, f"--workdir={folder}"),
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = command("train", *flags, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 

@@ -23,12 +23,9 @@ def flags(tiny):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(flags, cache, tmp_path_factory):
+def uninterrupted(flags, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(
-        command_line("train", cache, *flags, f"--workdir={folder}"),
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = command("train", *flags, f"--workdir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 

@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_said_before_training(trained):
     task = trained[0]
     model = dataclasses.replace(task.model, loss=LossConfig(class_weights="1,2,3"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.segmentation.task.load", lambda *_: task.dataset)
+        patch.setattr(TASK, "load", lambda *_: task.dataset)
         with pytest.raises(UserError, match=r"config.model.loss.class_weights: got 3 numbers"):
             TASK.prepare(DataConfig(), model, None)
         ready = TASK.prepare(DataConfig(), task.model, None)
