@@ -19,6 +19,13 @@ from tasks.common.errors import UserError
 from tests.launch.own_data import CASES
 
 HOW = ("unchanged", "changed", "reordered", "missing")
+# A reader that sorts its rows has no case of another order.
+PAIRS = [
+    (name, how)
+    for name, case in CASES.items()
+    for how in HOW
+    if how != "reordered" or case.reorder is not None
+]
 
 
 class Trained:
@@ -93,11 +100,8 @@ def refusal(folder, action):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("trained", CASES, indirect=True)
+@pytest.mark.parametrize(("trained", "how"), PAIRS, indirect=["trained"])
 def test_commands_on_data_that_are(trained, how, tmp_path):
-    if how == "reordered" and trained.case.reorder is None:
-        pytest.skip("the reader sorts the rows of this task")
     stopped = trained.stopped(tmp_path / "stopped")
     with trained.data_as(how):
         if how == "unchanged":
