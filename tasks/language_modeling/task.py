@@ -19,7 +19,7 @@ from tasks.common.backbones import transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples, bucket_lengths
-from tasks.common.data.splits import SPLITS
+from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
 from tasks.common.text.tokenizer import SPECIAL, Tokenizer
@@ -143,6 +143,10 @@ class LanguageModeling(Task):
             return ids
         reserved = 1 if self.processor.causal else 3 if self.model.next_sentence else 2
         return sequences.chunk_texts(ids, self.data.length - reserved)
+
+    def summary(self) -> dict[str, SplitSummary]:
+        """Returns the number of sequences of each split."""
+        return {split: SplitSummary(len(self.examples(split))) for split in SPLITS}
 
     # ------------------------------------------------------------------ objective
 

@@ -334,6 +334,15 @@ def check_fingerprint(subject: Subject) -> None:
         assert len(task.examples(split)) == len(task.example_ids(split)) or split == "train"
 
 
+def check_summary(subject: Subject) -> None:
+    """The counts that are printed before training are those of the examples, one line a split."""
+    summary = subject.task.summary()
+    assert list(summary) == list(SPLITS)
+    for split, counts in summary.items():
+        assert counts.examples == len(subject.task.examples(split)), split
+        assert "\n" not in str(counts)
+
+
 def check_baselines(subject: Subject) -> None:
     """Baselines run on the data of the subject and return the primary metric."""
     for name, fit in subject.task.baselines().items():
@@ -362,5 +371,6 @@ FAST = (
     check_odd_inputs,
     check_figures,
     check_fingerprint,
+    check_summary,
 )
 SLOW = (check_every_parameter_is_trained, check_overfits, check_baselines)

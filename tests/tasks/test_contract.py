@@ -79,6 +79,12 @@ class NotANumber(TextClassification):
         return {**super().metrics(statistics, outputs, split), "share": float("nan")}
 
 
+class MiscountsExamples(TextClassification):
+    def summary(self):
+        counts = super().summary()
+        return {**counts, "test": dataclasses.replace(counts["test"], examples=1)}
+
+
 class RandomLoss(TextClassification):
     def loss(self, model, batch, dropout_key):
         loss, metrics = super().loss(model, batch, dropout_key)
@@ -133,6 +139,7 @@ FAULTS = {
     "scores are not the metric": (OtherScores, "metrics"),
     "a metric is NaN": (NotANumber, "metrics"),
     "assets lose the labels": (_processor(assets=_lose_labels), "restored"),
+    "the summary miscounts examples": (MiscountsExamples, "summary"),
     "an answer has no text": (_processor(decode=_no_text), "predictions"),
     "an odd input crashes": (_processor(encode=_crash), "odd_inputs"),
     "the signature names another dtype": (_processor(signature=_other_dtype), "signature"),
