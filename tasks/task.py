@@ -29,7 +29,7 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
-__all__ = ["SPLITS", "ArraySpec", "Pretrained", "Processor", "Task"]
+__all__ = ["SPLITS", "ArraySpec", "Pretrained", "ProcessingSteps", "Processor", "Task"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,26 @@ class Pretrained:
     model: Any
     assets: Mapping[str, Any]
     params: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessingSteps:
+    """Pre- and postprocessing as data; `launch.exports.reader` interprets them without this code.
+
+    Attributes:
+      kind: of a raw input: "text", "image", "sound" or "table".
+      encode: operations that make the arrays of `Processor.signature` of a raw input, in order:
+        JSON objects with the name "op" and options.
+      decode: operations that make the answer of the outputs.
+      files: content of the files that operations name: text, or arrays by name.
+      libraries: packages that the operations import, besides jax and numpy.
+    """
+
+    kind: str
+    encode: Sequence[Mapping[str, Any]]
+    decode: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str | Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    libraries: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +154,35 @@ class Processor(abc.ABC):
     @abc.abstractmethod
     def signature(self) -> dict[str, ArraySpec]:
         """Returns descriptions of the arrays that `Task.predict` takes, by name."""
+
+    def steps(self) -> ProcessingSteps:
+        """Returns `encode` and `decode` as data, for exports.
+
+        Raises:
+          UserError: there are none for this processor.
+        """
+        raise UserError(f"{type(self).__name__}.steps: not implemented, so nothing can be exported")
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns the sizes of named dimensions of each exported program, ascending.
+
+        By default those of `buckets`; one program if no dimension but the first is named.
+        """
+        named = {
+            name: {size for size in spec.shape[1:] if isinstance(size, str)}
+            for name, spec in self.signature().items()
+        }
+        if not any(named.values()):
+            return [{}]
+        found = []
+        for bucket in getattr(self, "buckets", None) or ():
+            lengths = bucket if isinstance(bucket, Mapping) else dict.fromkeys(named, bucket)
+            sizes = {
+                size: lengths[name] for name in lengths if name in named for size in named[name]
+            }
+            if sizes not in found:
+                found.append(sizes)
+        return found
 
     def table_input(self, value: str, folder: Path) -> str:
         """Converts a cell of `input_column` to a raw input; by default it is the cell itself.

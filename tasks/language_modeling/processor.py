@@ -12,7 +12,7 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import CLS, PAD, SPECIAL, Tokenizer, replace_surrogates
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import MASK, TextRows
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,27 @@ class LanguageProcessor(Processor):
         if self.model.next_sentence:
             found["segments"] = tokens
         return {**found, "blank": scalar}
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the tokenizer of prompts and completions, or of texts with [MASK]."""
+        file = "tokenizer.json"
+        width, tokens = self.export_sizes()[0]["length"], {"file": file, "end": self.end_id}
+        if self.causal:
+            begin = CLS if self.begin is None else None
+            empty = CLS if self.begin is None else self.begin
+            encode = {"op": "prompt", **tokens, "width": width, "begin": begin, "empty": empty}
+            decode = {"op": "completion", **tokens}
+        else:
+            tokens["mask"] = self.mask_id
+            segments = self.model.next_sentence
+            encode = {"op": "blanks", **tokens, "width": width, "segments": segments}
+            decode = {"op": "fill_blanks", **tokens}
+        files = {file: self.tokenizer.to_json()}
+        return ProcessingSteps("text", [encode], [decode], files, self.tokenizer.libraries)
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns the length of all prompts, or of all texts with [MASK]."""
+        return [{"length": self.model.max_length // 2 if self.causal else self.data.length}]
 
     def encode(self, raw: Sequence[str]) -> TextRows:
         """Tokenizes prompts, or makes one example for each [MASK]."""

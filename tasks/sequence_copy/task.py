@@ -21,7 +21,7 @@ from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
-from tasks.task import ArraySpec, Processor, Task
+from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,18 @@ class DigitProcessor(Processor):
             "source": ArraySpec(("batch", "length"), "int32", PAD),
             "length": ArraySpec(("batch",), "int32"),
         }
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the ids of digits."""
+        limits = {"first": strings.FIRST_DIGIT, "limit": self.data.max_length}
+        return ProcessingSteps(
+            "text",
+            [
+                {"op": "digits", **limits, "to": "source"},
+                {"op": "length", "of": "source", "to": "length"},
+            ],
+            [{"op": "spell_digits", "first": strings.FIRST_DIGIT}],
+        )
 
 
 class SequenceCopy(Task):

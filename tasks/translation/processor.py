@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import PAD, Tokenizer
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 from tasks.translation.data import PairExamples
 
 
@@ -37,6 +37,20 @@ class TranslationProcessor(Processor):
         if self.model.decoding.method == "sample":
             arrays["id"] = ArraySpec(("batch",), "int32")
         return arrays
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the tokenizer of both directions."""
+        file, limit = "tokenizer.json", self.data.text.max_length
+        return ProcessingSteps(
+            "text",
+            [
+                {"op": "tokenize", "file": file, "to": "source", "limit": limit},
+                {"op": "append", "to": "source", "value": self.end},
+            ],
+            [{"op": "sentences", "file": file}],
+            {file: self.tokenizer.to_json()},
+            self.tokenizer.libraries,
+        )
 
     def encode(self, raw: Sequence[str]) -> PairExamples:
         """Tokenizes sentences, which must not be longer than those of the training split."""

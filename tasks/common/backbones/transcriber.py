@@ -277,7 +277,7 @@ class Transcriber(nnx.Module):
             step,
             (self._begin(memory, valid, final_state, T), prefix, steps_left),
             config=decoding,
-            batch_size=len(memory),
+            batch_size=memory.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,

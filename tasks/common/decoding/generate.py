@@ -200,7 +200,7 @@ def _decode_independently(
     pad: int,
 ) -> DecodingResult:
     """Decodes greedily, or draws n_best samples of each example."""
-    R, N, T = len(start), config.n_best, max_length
+    R, N, T = start.shape[0], config.n_best, max_length
     if keys is not None:
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
@@ -287,7 +287,7 @@ def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
     Raises:
       ValueError: logits, state or extras of a step have wrong shapes.
     """
-    R = len(tokens)
+    R = tokens.shape[0]
     with recording.suppressed():
         logits, after, extras = jax.eval_shape(step, tokens, state)
     shapes.expect("logits", logits, "R V", {"R": R})
