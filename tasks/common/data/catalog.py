@@ -28,7 +28,7 @@ class TfdsCatalog:
 
     Args:
       name: `tfds:NAME`, optionally with /CONFIG and :VERSION.
-      paths: directories, of which data_dir is searched.
+      paths: directories; data_dir is searched.
 
     Raises:
       UserError: the name is unknown; or the data set is not prepared (the message contains the
