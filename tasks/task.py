@@ -369,6 +369,13 @@ class Task(abc.ABC):
           fast: whether to use greedy decoding, for validation during training; static.
         """
 
+    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` decodes with.
+
+        None for a task, or a model, that does not decode token by token.
+        """
+        return None
+
     def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns attention weights [B, ...] by name; empty for a model without attention."""
         return {}

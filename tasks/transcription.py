@@ -20,7 +20,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
@@ -245,6 +245,13 @@ class TranscriptionTask(Task):
         tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
+
+    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> TokenDecoder | None:
+        """Returns the decoder of the encoded inputs, without CTC scores; None for CTC alone."""
+        if self.decoder_config.decoder == "none":
+            return None
+        found = self._encode(model, inputs)
+        return model.transcriber.decoding(found.memory, found.valid, found.final_state)
 
     def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns decoder attention weights [B, T, S], averaged over heads and layers."""
