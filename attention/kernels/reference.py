@@ -1,4 +1,4 @@
-"""The kernel "reference", which defines `attend`: dense, with every option, on every platform."""
+"""The kernel "reference", which defines `attend`: dense, with all options, on all platforms."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def attend(query: Array, key: Array, value: Array, **options: Unpack[KernelOptio
         kept = keep_mask(cast(Array, options["dropout_key"]), rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
-    # Transposed afterwards: for values of a cache, stored by heads, XLA on CPU has no bfloat16
-    # product that accumulates in float32 directly to "BTKGV".
+    # The result is transposed afterwards: for cached values, which are stored by heads, XLA on CPU
+    # has no bfloat16 product with float32 accumulation that gives "BTKGV" directly.
     result = jnp.einsum(
         "BKGTS,BSKV->BKGTV", grouped, value, preferred_element_type=accumulator(value)
     )
