@@ -3,9 +3,9 @@
 Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
 Component-Level Attention". Two modules that can also be used separately:
 
-    content = component_attention(user, components, valid=parts) # for each item profile =
-    item_attention(user, items, auxiliary, content=content, valid=history) scores =
-    profile_scores(user, profile, candidates)
+    content = component_attention(user, components, valid=parts)        # for each item
+    profile = item_attention(user, items, auxiliary, content=content, valid=history)
+    scores = profile_scores(user, profile, candidates)
 
 B users, S items of a history, M components of an item (regions of an image, frames of a video), C
 size of a component, I candidates, D size of the vectors of users and items, A hidden size.
