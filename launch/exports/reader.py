@@ -482,7 +482,7 @@ class Export:
     """A model in the folder of an export.
 
     Attributes:
-      folder: of the export.
+      folder: folder of the export.
       signature: content of signature.json.
     """
 
@@ -637,7 +637,7 @@ class Export:
         """Returns the outputs of each row, arrays by name.
 
         Args:
-          rows: of `encode`, in any number.
+          rows: rows returned by `encode`, in any number.
           kind: of the programs.
           first: id of the first row.
         """

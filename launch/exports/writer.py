@@ -52,7 +52,7 @@ def write_export(
     Args:
       task: able to predict.
       config: experiment of the run.
-      variables: of the model for evaluation.
+      variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: also export `Task.attention`.
       examples: raw inputs that the golden outputs are of, besides generated arrays.

@@ -37,7 +37,7 @@ def otsu_discs(
 
     Args:
       splits: `tasks.detection.data.DetectionExamples` by name.
-      names: of the classes.
+      names: names of the classes.
       has_masks: whether masks are predicted.
 
     Returns:
@@ -90,7 +90,7 @@ def prediction(
     Args:
       gray: [Y, X].
       setting: factor of the threshold, distance of seeds, least pixels of an object.
-      label: of all objects.
+      label: label of all objects.
       has_masks: whether masks are predicted.
     """
     factor, distance, least = setting

@@ -35,7 +35,7 @@ class Annotated:
 
     Attributes:
       name: in the annotations.
-      path: of the image.
+      path: path of the image.
       truth: true objects and crowd regions.
     """
 
@@ -54,7 +54,7 @@ def read_annotations(
     """Reads a file of annotations.
 
     Args:
-      file: of the annotations.
+      file: file of the annotations.
       images: folder of the images; that of the file if None.
 
     Returns:

@@ -116,11 +116,11 @@ class DetectionExamples:
         """Stores the functions.
 
         Args:
-          ids: of the images.
+          ids: ids of the images.
           image: index -> image.
           truth: index -> true objects.
-          side: of an example.
-          max_objects: of an example.
+          side: side of an example.
+          max_objects: maximum number of objects of an example.
           labels: see the attributes, if known without reading the image.
         """
         self.ids, self.truth = list(ids), truth
@@ -149,9 +149,9 @@ class DetectionDataset:
     """A data set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       splits: examples by split.
-      names: of the classes.
+      names: names of the classes.
       has_masks: whether objects have masks.
       image_size: side of the examples.
       max_objects: M.

@@ -25,7 +25,7 @@ class Truth:
       size: height and width.
       boxes: float32 [n, 4].
       labels: int [n].
-      masks: of each object; None for boxes alone.
+      masks: masks of each object; None for boxes alone.
       crowd: bool [n], regions of any number of objects of a class; predictions within are ignored.
         None for no crowd regions.
     """
@@ -45,7 +45,7 @@ class Prediction:
       boxes: float [n, 4].
       labels: int [n].
       scores: float [n].
-      masks: of each object; None for boxes alone.
+      masks: masks of each object; None for boxes alone.
     """
 
     boxes: np.ndarray
@@ -63,9 +63,9 @@ def detection_metrics(
     objects score 0.
 
     Args:
-      truths: of n images.
-      predictions: of the same images.
-      names: of the classes.
+      truths: truths of n images.
+      predictions: predictions of the same images.
+      names: names of the classes.
 
     Returns:
       `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for those that

@@ -27,7 +27,7 @@ class UserDataset:
 
     Attributes:
       splits: by name.
-      names: of the classes, in the order of their ids.
+      names: names of the classes, in the order of their ids.
       has_masks: whether every object has a mask.
       digest: hash of annotations and images.
     """

@@ -35,7 +35,8 @@ class Linear:
       weights: W, float32 [G, L, F].
       bias: b, float32 [G, F].
       level: c: "mean" of the look-back, "last" value, or "none", 0.
-      strengths: of the penalty of each group, relative to the mean square of the features.
+      strengths: strengths of the penalty of each group, relative to the mean square of the
+        features.
     """
 
     weights: np.ndarray
@@ -108,7 +109,7 @@ class _Moments:
       gram: Σ x xᵀ, [G, P, P].
       cross: Σ x yᵀ, [G, P, F], of valid y.
       square: Σ y², [G, F].
-      valid_fraction: of y, [G, F].
+      valid_fraction: valid fraction of y, [G, F].
     """
 
     gram: np.ndarray

@@ -40,8 +40,8 @@ class DataConfig(Config):
         2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
         2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
         or more are in local time if times have a UTC offset.
-      time_column: of the user file; "": the first named date, time, timestamp, datetime or ds, or a
-        first one without a name; "none": no times, rows are one step apart.
+      time_column: time column of the user file; "": the first named date, time, timestamp, datetime
+        or ds, or a first one without a name; "none": no times, rows are one step apart.
       targets: columns that are forecast; empty: all with numbers.
       lookback: L.
       horizon: F.
@@ -135,7 +135,7 @@ class ForecastingData:
       series: float32 [time, C], 0 where missing.
       valid: bool [time, C], False where missing.
       calendar: float32 [time, K]; K = 0 without time stamps.
-      names: of the channels.
+      names: names of the channels.
       mean, std: float64 [C], of train, in the units of the data.
       start, step: of the grid; None without time stamps.
       period: times in a season.

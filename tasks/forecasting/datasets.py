@@ -26,12 +26,12 @@ class BuiltinSeries:
 
     Attributes:
       read: file -> series; None for the file of synthetic data.
-      source: of the file.
+      source: source of the file.
       splits: number of times of train, validation and test; later times are left out. None:
         fractions by SHARES.
       period: times in a season.
-      description: of the data.
-      license: of the data.
+      description: description of the data.
+      license: license of the data.
     """
 
     read: Callable[[Path | None], Series]

@@ -32,7 +32,7 @@ def forecast_figure(
     """Returns the forecast of one channel in the units of the data.
 
     Args:
-      head: of the model.
+      head: head of the model.
       parameters: [F, P], standardized.
       past: [T], in the units of the data, NaN where missing.
       truth: [F], likewise.
@@ -61,7 +61,7 @@ def attention_figures(
         G, M + G] where G patches ahead attend to M of the past and to each other; "channels"
         [n, layers, N, C + K, C + K] with K calendar features, which are left out. Others are
         ignored.
-      names: of the channels; the last one is drawn.
+      names: names of the channels; the last one is drawn.
       calendar: K.
     """
     figures: list[Figure] = []

@@ -29,7 +29,7 @@ class NumberError(ValueError):
     """A cell that cannot be read as a number.
 
     Attributes:
-      index: of the cell in its column.
+      index: index of the cell in its column.
       is_text: whether the column holds text and can be left out.
       two_readings: whether the column is ambiguous.
     """
@@ -47,7 +47,7 @@ class Convention:
 
     Attributes:
       decimal: the decimal mark.
-      separator: of groups of three digits; empty if there are none.
+      separator: separator of groups of three digits; empty if there are none.
     """
 
     decimal: str

@@ -69,7 +69,7 @@ def quantiles_beyond(
       batch: as for `forecast_autoregressively`; rows of "weight" 0, if given, are skipped.
       levels: Q.
       count: n.
-      seed: of the paths.
+      seed: seed of the paths.
 
     Returns:
       [B, S - F, C, Q]; 0 for skipped rows.

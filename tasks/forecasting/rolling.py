@@ -98,7 +98,7 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
 
     Args:
       data: only its train split is used.
-      config: of the model; its own share is not used.
+      config: config of the model; its own share is not used.
     """
     season = config.season or data.period
     product, square = 0.0, 0.0

@@ -82,7 +82,7 @@ def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[n
     Args:
       found: the column.
       known: "utc" or "local", the choice of an earlier file; empty: none.
-      step: of the grid; None: the most common difference.
+      step: step of the grid; None: the most common difference.
 
     Returns:
       datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
@@ -183,7 +183,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
 
     Args:
       times: stamps [n].
-      step: of their grid; finer features are left out.
+      step: step of their grid; finer features are left out.
 
     Returns:
       float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day

@@ -42,10 +42,10 @@ class Series:
 
     Attributes:
       values: float64 [time, C], NaN where missing.
-      names: of the channels.
+      names: names of the channels.
       start: stamp of the first time; None without stamps.
-      step: of the grid; likewise.
-      reading: of the file.
+      step: step of the grid; likewise.
+      reading: reading of the file.
     """
 
     values: np.ndarray
@@ -69,11 +69,11 @@ def read_series(
     """Reads the series of a file.
 
     Args:
-      name: of the file.
+      name: name of the file.
       time_column: its header; "": the first with a name of TIME_COLUMNS, or a first one
         without a name; "none": no times, rows are one step apart.
       targets: columns to forecast; empty: all with numbers.
-      step: of the grid; None: the most common difference of rows.
+      step: step of the grid; None: the most common difference of rows.
       trained: whether rows must have the step, that of a trained model.
       decimal: the decimal mark, "." or ","; empty: detected for each column.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: detected.

@@ -30,7 +30,7 @@ class ViTConfig(Config):
       patch_size: pixels a side of a patch; divides the side of the image.
       head: "cls", a learned token prepended to the patches, or a pool of `attention.registry`;
         "multi_head" is the MAP head of Zhai et al. 2022.
-      head_dropout_rate: of the pooled vector.
+      head_dropout_rate: head dropout rate of the pooled vector.
     """
 
     name: str = "vit"

@@ -17,8 +17,8 @@ class ImageDataset:
 
     Attributes:
       definition: its examples have the features of `image_features`.
-      names: of the classes.
-      side: of the square that holds each image.
+      names: names of the classes.
+      side: side of the square that holds each image.
       max_objects: greatest number of objects in an image.
       has_masks: whether objects have masks.
     """

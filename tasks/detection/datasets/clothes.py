@@ -55,7 +55,7 @@ def compose(
       ground: the map, uint8 [Y, X, 3].
       land: bool [Y, X].
       images, labels: of the items to sample from, uint8 [n, 28, 28] and [n].
-      bands: of every six bands of longitude those of the background.
+      bands: bands of every six bands of longitude those of the background.
       seed: random seed.
     """
     random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed

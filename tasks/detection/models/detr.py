@@ -56,12 +56,12 @@ class DETRConfig(Config):
       backbone: see `ResNetConfig`; its last map is attended to.
       model_size: D, a multiple of 4.
       num_heads: divides D.
-      feedforward_size: of the layers.
+      feedforward_size: feedforward size of the layers.
       encoder_layers: over the cells of the map; may be 0.
       decoder_layers: L; each has a loss.
       queries: Q, the largest number of detections.
       dropout_rate: after attention and feed-forward.
-      no_object_weight: of "no object" in the class loss.
+      no_object_weight: weight of "no object" in the class loss.
       class_weight, box_weight, overlap_weight: of class, L1 distance and generalized IoU, in
         matching and loss.
       score_threshold: least probability of a detection.
@@ -223,7 +223,7 @@ class DETR(nnx.Module):
 
     Args:
       config: see `DETRConfig`.
-      channels: of the images.
+      channels: channels of the images.
       classes: K.
     """
 

@@ -39,9 +39,9 @@ class HeadsConfig(Config):
       samples: regions of an image in training.
       positive_fraction: largest fraction of positives among them; positives have masks.
       box_resolution: cells a side of the features of a box.
-      hidden_size: of the two dense layers.
+      hidden_size: hidden size of the two dense layers.
       mask_resolution: cells a side of the features of a mask, which is twice as large.
-      mask_channels: of the convolutions of a mask.
+      mask_channels: mask channels of the convolutions of a mask.
       mask_convolutions: number of convolutions.
       class_agnostic: one box and one mask per region instead of one for each class.
       canonical_scale: side in pixels of regions of the finest level; it doubles with each level.
@@ -88,7 +88,7 @@ class BoxHead(nnx.Module):
       config: see `HeadsConfig`.
       channels: C.
       classes: K without the background.
-      dtype: of h; the results are float32.
+      dtype: dtype of h; the results are float32.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class MaskHead(nnx.Module):
       config: see `HeadsConfig`.
       channels: C.
       classes: K without the background.
-      dtype: of the computation; the results are float32.
+      dtype: dtype of the computation; the results are float32.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ def sample_regions(
     Regions are proposals and the true boxes.
 
     Args:
-      proposals: of the image.
+      proposals: proposals of the image.
       boxes: true boxes [M, 4].
       labels: int [M], -1 for padding.
       key: random key of the sampling.
@@ -216,7 +216,7 @@ def select_class(values: Array, classes: Array, axis: int) -> Array:
     Args:
       values: [R, ...] with K or 1 entries along `axis`.
       classes: int [R], from 0.
-      axis: of the classes.
+      axis: axis of the classes.
 
     Returns:
       The values without that axis.
@@ -235,7 +235,7 @@ def box_losses(
     Args:
       logits: [R, 1 + K].
       deltas: [R, K or 1, 4].
-      regions: of `sample_regions`.
+      regions: regions returned by `sample_regions`.
     """
     own = select_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
     return (

@@ -74,11 +74,11 @@ class Features(NamedTuple):
 
     Attributes:
       pyramid: maps [B, Yi, Xi, C].
-      logits: of the anchors, [B, N].
-      deltas: of the anchors' boxes, [B, N, 4].
+      logits: logits of the anchors, [B, N].
+      deltas: deltas of the anchors' boxes, [B, N, 4].
       anchors: [N, 4].
       level_sizes: number of anchors of each level.
-      weights: of the backbone's attention, by stage.
+      weights: weights of the backbone's attention, by stage.
     """
 
     pyramid: list[Array]
@@ -94,7 +94,7 @@ class MaskRCNN(nnx.Module):
 
     Args:
       config: see `MaskRCNNConfig`.
-      channels: of the images.
+      channels: channels of the images.
       classes: K.
       has_masks: whether there is a mask head.
     """

@@ -78,10 +78,10 @@ class FeaturePyramid(nnx.Module):
     up doubles a map (`upsample_nearest`). Extra levels subsample the level before by 2.
 
     Args:
-      channels: of the input maps C_i; each map is half as large as the one before.
+      channels: channels of the input maps C_i; each map is half as large as the one before.
       outputs: channels of each P_i.
       extra: number of levels beyond the last.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(

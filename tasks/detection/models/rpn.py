@@ -76,9 +76,9 @@ class RPNHead(nnx.Module):
     """Network with o = conv1x1(h), t = conv1x1(h), h = relu(conv3x3(P_i)), shared by all levels.
 
     Args:
-      channels: of the maps and of h.
+      channels: channels of the maps and of h.
       anchors: number per cell.
-      dtype: of h; the results are float32.
+      dtype: dtype of h; the results are float32.
     """
 
     def __init__(self, channels: int, anchors: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):

@@ -21,7 +21,7 @@ def anchors(
     Args:
       sides: Y and X of each level's map.
       strides: pixels per cell of each level.
-      sizes: of each level, square roots of the areas in pixels.
+      sizes: sizes of each level, square roots of the areas in pixels.
       ratios: height / width, the same for all levels.
 
     Returns:

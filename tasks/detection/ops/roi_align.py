@@ -75,7 +75,7 @@ def multilevel_roi_align(
     Args:
       maps: [Y_i, X_i, C] each, strides ascending.
       boxes: [n, 4] in pixels of the image.
-      strides: of the maps: consecutive powers of 2.
+      strides: strides of the maps: consecutive powers of 2.
       size, sampling_ratio, aligned: as for `roi_align`.
       canonical_size: square root of the area of a box of canonical_level.
       canonical_level: its level.

@@ -55,7 +55,7 @@ def build(
 
     Args:
       config: one of MODEL_CONFIGS.
-      sizes: of the data.
+      sizes: sizes of the data.
       ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F]: with
         c the level, ŷ = c + (x - c) ridge. With
         `ridge_individual` each channel has its own. None if parameters are restored, and for other

@@ -59,8 +59,8 @@ class Forecaster(nnx.Module):
     A subclass implements `forecast`, with missing values of the past replaced by 0.
 
     Attributes:
-      sizes: of windows.
-      head: of the parameters.
+      sizes: sizes of windows.
+      head: head of the parameters.
     """
 
     def __init__(self, sizes: WindowSizes, head: Head):

@@ -103,7 +103,7 @@ class Ridge(nnx.Module):
 
     Args:
       config: RidgeConfig, or another with its fields.
-      sizes: of the data.
+      sizes: sizes of the data.
       weights: W; 0 if None.
 
     Raises:

@@ -49,7 +49,7 @@ class SeasonalLag(nnx.Module):
 
     Args:
       config: SeasonalLagConfig, or another with its fields.
-      sizes: of the data.
+      sizes: sizes of the data.
 
     Raises:
       ValueError: the look-back is shorter than a season.

@@ -232,7 +232,7 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     unsure = dataclasses.replace(known, reading=Reading())
     with pytest.raises(UserError, match="of the column decides; write it as 1234"):
         unsure.read(write("date;a\n2024-03-01;1,125\n"))
-    with pytest.raises(UserError, match="told apart by any cell of the column; write dates as"):
+    with pytest.raises(UserError, match="allows both orders of day and month; write dates as"):
         unsure.read(write("date;a\n01.03.2024;1\n"))
     # Runs of before have no such entry.
     del assets["reading"]
