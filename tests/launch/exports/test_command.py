@@ -63,8 +63,8 @@ def test_the_card_has_data_results_and_baselines(exported):
     [
         (("--output={target}",), "--workdir is missing"),
         (("--workdir={run}",), "--output is missing"),
-        (("--workdir={target}", "--output={target}"), "already exists"),
-        (("--workdir={none}", "--output={none}"), "holds no run"),
+        (("--workdir={run}", "--output={target}"), "already exists"),
+        (("--workdir={none}", "--output={none}"), "no run"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(run, exported, command, tmp_path, flags, expected):
