@@ -273,7 +273,8 @@ def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
 @encoder
 def append(options: Mapping[str, Any], folder: Path) -> Encoder:
     """Appends `value` to the array `to`."""
-    return lambda row: {**row, options["to"]: np.append(row[options["to"]], options["value"])}
+    to = options["to"]
+    return lambda row: {**row, to: np.append(row[to], row[to].dtype.type(options["value"]))}
 
 
 @encoder
