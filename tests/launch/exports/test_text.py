@@ -57,7 +57,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Name -> subject, its export, and folder, made once each."""
+    """Returns subject, export and folder of a task, made once each."""
     made = {}
 
     def get(name):
