@@ -35,10 +35,10 @@ def forecast_figure(
       head: head of the model.
       parameters: [F, P], standardized.
       past: [T], in the units of the data, NaN where missing.
-      truth: [F], likewise.
-      mean, std: of the channel.
-      caption, x_label: of the figure.
-      quantiles: [F, Q] at `LEVELS`, standardized; those of the parameters if None.
+      truth: true values [F], in the units of the data, NaN where missing.
+      mean, std: mean and standard deviation of the channel.
+      caption, x_label: caption and axis label of the figure.
+      quantiles: standardized quantiles at `LEVELS`, [F, Q]; None to compute them from parameters.
     """
     intervals = {}
     if head.probabilistic:
@@ -96,7 +96,7 @@ def _patches(weights: np.ndarray, name: str) -> Figure:
 def _relative_weights(
     caption: str, weights: np.ndarray, outputs: Sequence[str], inputs: Sequence[str]
 ) -> Alignment:
-    """Draws weights relative to the largest, which the caption states."""
+    """Draws weights relative to the maximum, which is stated in the caption."""
     most = max(float(weights.max()), 1e-12)
     caption = f"{caption}; white: {most:.3f}"
     return Alignment(caption, weights / most, list(outputs), list(inputs))

@@ -26,7 +26,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(LayersConfig):
-    """Encoder and decoder; `mixer` is that of the encoder, the decoder has dot-product attention.
+    """Config of an encoder with the given `mixer` and a decoder with dot-product attention.
 
     Attributes:
       decoder_layers: number of layers of the decoder; `num_layers` are of the encoder.
