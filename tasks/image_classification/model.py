@@ -140,7 +140,7 @@ class VisionTransformer(nnx.Module):
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         x = self.embed(patches(images, self.config.patch_size))
         if self.first is not None:
-            first = jnp.broadcast_to(self.first[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            first = jnp.broadcast_to(self.first[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
         encoded = self.encoder(x, dropout_key=keys[0], return_weights=return_weights)
         weights = {}

@@ -367,12 +367,16 @@ def check_steps(subject: Subject) -> None:
         examples = processor.encode(subject.raw)
         rows = [row for item in items for row in item.rows]
         assert len(rows) == len(examples)
-        for index, row in enumerate(rows):
-            example = examples[index]
-            for name, spec in processor.signature().items():
-                if name in example:
-                    assert np.asarray(row[name]).dtype == spec.dtype, name
-                    _assert_padded_close(row[name], example[name], spec.padding or 0, name)
+        for raw, item in zip(subject.raw, items, strict=True):
+            # Alone, since windows of images have the number of their input.
+            alone = processor.encode([raw])
+            assert len(alone) == len(item.rows)
+            for index, row in enumerate(item.rows):
+                example = alone[index]
+                for name, spec in processor.signature().items():
+                    if name in example:
+                        assert np.asarray(row[name]).dtype == spec.dtype, name
+                        _assert_padded_close(row[name], example[name], spec.padding or 0, name)
         outputs = subject.predictor.outputs(examples)
         for index, row in enumerate(rows):
             item = next(one for one in items if any(row is other for other in one.rows))
