@@ -113,7 +113,7 @@ class Pool(nnx.Module):
     Args:
       model_size: D.
       dropout_rate: active if a dropout_key is given; the subclass defines the array.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: the rate is out of range.

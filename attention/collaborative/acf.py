@@ -115,7 +115,7 @@ class ItemAttention(nnx.Module):
       model_size: D.
       content_size: C; no content if None.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1.
@@ -199,7 +199,7 @@ class ComponentAttention(nnx.Module):
       model_size: D of the user's vector.
       component_size: C.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.

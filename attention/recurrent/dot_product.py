@@ -117,9 +117,9 @@ class NoAlignment(Alignment):
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 
     Args:
-      query_size: of the decoder's state, which has no effect.
+      query_size: query size of the decoder's state, which has no effect.
       memory_size: D of the encoder's states.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:

@@ -89,7 +89,7 @@ class Alignment(nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ class CachedAttention(SequenceMixer):
         Args:
           batch_size: B.
           max_length: largest number of positions, prompt included.
-          dtype: of keys and values; that of the computation if None.
+          dtype: dtype of keys and values; that of the computation if None.
         """
         K, H, V = self.cache_sizes
         return KeyValueCache.empty(
@@ -174,7 +174,7 @@ class CachedAttention(SequenceMixer):
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
+          cache: cache returned by `init_cache`, or by the previous call.
           lengths: int [B], number of real positions among the T. Real positions come first; others
             are not stored, and the next call continues after the real ones. All are real if None.
 
@@ -279,7 +279,7 @@ class RecurrentMixer(Mixer):
         Args:
           batch_size: B.
           max_length: not used; the state has the same size for any length.
-          dtype: of the state, raised to at least float32; float32 if None.
+          dtype: dtype of the state, raised to at least float32; float32 if None.
         """
         return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 

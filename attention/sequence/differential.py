@@ -136,7 +136,7 @@ class DifferentialAttention(CachedAttention):
       head_size: H; D / 2N if None.
       lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
-      epsilon: of the norm.
+      epsilon: epsilon of the norm.
       implementation: as for `attend`.
       options: those of `SequenceMixer`; dropout is of the heads after the norm.
 

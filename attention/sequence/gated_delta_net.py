@@ -155,7 +155,7 @@ class GatedDeltaNet(RecurrentMixer):
       value_head_size: V; D / N if None.
       conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
-      epsilon: of the norm.
+      epsilon: epsilon of the norm.
       options: those of `SequenceMixer`; dropout is of the input of the output projection, as the
         weights are never formed, and all but the projections is in at least float32. In Qwen3-Next
         only the decay has a bias.

@@ -50,7 +50,7 @@ def linformer(
       key_projection: E, [1 or N, S, R].
       value_projection: F, [1 or N, S, R].
       mask: joined from `masks.lengths` and `masks.valid`, or None.
-      dropout_rate: of the weights on the R mixtures.
+      dropout_rate: dropout rate of the weights on the R mixtures.
       dropout_key: required if dropout_rate > 0.
 
     Returns:

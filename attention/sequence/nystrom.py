@@ -87,7 +87,7 @@ def nystrom_attention(
       key: [B, T, N, H].
       value: [B, T, N, V].
       num_landmarks: M.
-      inverse_iterations: of the inverse.
+      inverse_iterations: inverse iterations of the inverse.
       convolution: [size, N] with odd size, a kernel for each head over the values of neighboring
         positions, centered on the query; None for no convolution.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
@@ -228,7 +228,7 @@ class _Factors:
 
     Attributes:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
-      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
+      inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
       landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
       segments: [B, S, M], membership of keys in segments, divided by the size of the segment.
       is_exact: bool [B, 1, 1, 1], whether each key is its own landmark.

@@ -46,7 +46,7 @@ def talking_heads(
       weight_mixing: R, [N, N], from these to the heads of v.
       mask: a `Mask` or an array for `masks.dense`; True means may attend.
       scale: 1 / sqrt(H) if None.
-      dropout_rate: of the weights u.
+      dropout_rate: dropout rate of the weights u.
       dropout_key: required if dropout_rate > 0.
 
     Returns:
