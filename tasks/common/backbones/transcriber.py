@@ -258,7 +258,7 @@ class Transcriber(nnx.Module):
 
         def step(tokens: Array, state: Any) -> tuple[Array, Any, dict[str, Array]]:
             inner, prefix, steps_left = state
-            scores, extras = jnp.zeros((len(tokens), self.units + 2)), {}
+            scores, extras = jnp.zeros((tokens.shape[0], self.units + 2)), {}
             if config.decoder != "none":
                 logits, inner, weights = self._step(tokens, inner)
                 scores = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -104,7 +104,7 @@ def empty_prefix(logits: Array, valid: Array) -> Prefix:
     log_probs = jnp.where(valid[..., None], log_probs, sure)
     blanks = jnp.cumsum(log_probs[..., BLANK], axis=1)
     ends = jnp.stack([jnp.full_like(blanks, -jnp.inf), blanks], axis=-1)
-    R = len(logits)
+    R = logits.shape[0]
     return Prefix(log_probs, ends, jnp.full((R,), BLANK, jnp.int32), jnp.zeros((R,), jnp.float32))
 
 
@@ -132,7 +132,7 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
       prefix: of R rows.
       units: int [R], without BLANK.
     """
-    log_probs, rows = prefix.log_probs, jnp.arange(len(units))
+    log_probs, rows = prefix.log_probs, jnp.arange(units.shape[0])
     scores = next_scores(prefix)[0][rows, units]
     in_unit, in_blank = prefix.ends[..., 0], prefix.ends[..., 1]
     before = jnp.where((units == prefix.last)[:, None], in_blank, jnp.logaddexp(in_unit, in_blank))
@@ -145,7 +145,7 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
         new = jnp.logaddexp(in_unit, before_t) + unit_t, jnp.logaddexp(*carry) + blank_t
         return new, jnp.stack(new, axis=-1)
 
-    impossible = jnp.full((len(units),), -jnp.inf)
+    impossible = jnp.full((units.shape[0],), -jnp.inf)
     by_frame = jax.tree.map(lambda leaf: leaf.T, (before, unit, log_probs[..., BLANK]))
     _, ends = jax.lax.scan(frame, (impossible, impossible), by_frame)
     return Prefix(
