@@ -12,6 +12,10 @@ Tasks with images, forecasts or alignments also draw their predictions:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
 
+A folder of launch.export is read without a run directory:
+
+python -m launch.predict --export=exported --input="a gripping, funny film"
+
 Text is generated with the options of config.model.decoding, which --set overrides:
 
 python -m launch.predict --workdir=runs/shakespeare --input="ROMEO:"
@@ -24,7 +28,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from tasks.figures import Figure
 
 cli.define_workdir()
+flags.DEFINE_string("export", None, "Folder of launch.export, instead of --workdir.")
 flags.DEFINE_multi_string("input", [], "One input; - reads one per line from standard input.")
 flags.DEFINE_string(
     "input_file",
@@ -63,10 +68,13 @@ def predict() -> None:
     from launch.runs import directory
     from tasks.common.errors import UserError
 
-    folder = cli.workdir()
-    config = directory.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
+    if cli.FLAGS.export is not None:
+        predict_exported()
+        return
+    folder = cli.workdir()
+    config = directory.saved_config(folder)
     if cli.FLAGS.pictures is not None:
         print("--pictures is now --figures", file=sys.stderr)
         cli.FLAGS.figures = cli.FLAGS.pictures
@@ -76,10 +84,46 @@ def predict() -> None:
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)
     predictor = directory.load_predictor(task, config, folder)
-    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task)
+    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task.processor)
     written = inputs.Answers(cli.FLAGS.format)
     for portion, answers in _answered(predictor, given):
         written.write(portion, answers)
+
+
+def predict_exported() -> None:
+    """Predicts with --export.
+
+    Raises:
+      UserError: the folder holds no export, an input cannot be read, or a flag needs --workdir.
+    """
+    from launch.engine import inputs
+    from launch.exports.reader import PORTION as portion_size
+    from launch.exports.reader import Export, InputError
+    from tasks.common.errors import UserError
+
+    for flag in ("workdir", "set", "figures", "pictures"):
+        if cli.FLAGS[flag].value:
+            raise UserError(f"--{flag}: cannot be combined with --export; leave it out")
+    cli.set_up_jax()
+    try:
+        export = Export(Path(cli.required("export")).expanduser())
+        columns = _ExportedColumns(export.signature["column"], export.kind != "text")
+        given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, columns)
+        written = inputs.Answers(cli.FLAGS.format)
+        for portion in _portions(given, portion_size):
+            written.write(portion, export([one.raw for one in portion]))
+    except InputError as error:
+        raise UserError(str(error)) from None
+
+
+class _ExportedColumns(NamedTuple):
+    """Column of a table that an export reads; paths in it are relative to the table."""
+
+    input_column: str | None
+    is_path: bool
+
+    def table_input(self, value: str, folder: Path) -> str:
+        return str(folder / Path(value).expanduser()) if self.is_path else value
 
 
 def _answered(

@@ -8,14 +8,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from launch.engine.output import as_json
 from tasks.common.data.cells import text_value
 from tasks.common.data.tables import EXTENSIONS, Table, no_column, open_table
 from tasks.common.data.text_files import detect_encoding, split_lines
 from tasks.common.errors import UserError
-from tasks.task import Task
 
 STANDARD_INPUT = "-"
 PREFIX = "predicted_"
@@ -28,14 +27,23 @@ class Input(NamedTuple):
     row: Mapping[str, Any] | None = None
 
 
-def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[Input]:
+class InputColumns(Protocol):
+    """What reading a table of inputs needs of `tasks.task.Processor`."""
+
+    @property
+    def input_column(self) -> str | None: ...
+
+    def table_input(self, value: str, folder: Path) -> str: ...
+
+
+def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -> Iterator[Input]:
     """Yields the inputs of --input, then those of --input_file.
 
     Args:
       given: texts; "-" means the lines of standard input.
-      file: a table with the `input_column` of the task's processor, recognized by its extension,
+      file: a table with the `input_column` of the processor, recognized by its extension,
         or a text file with one input per line.
-      task: task of the run.
+      columns: processor of the task, or column of an export.
 
     Raises:
       UserError: an input is not text, or the file cannot be read, is malformed, or is a table
@@ -55,7 +63,7 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
         return
     # `open_table` raises an error that describes the expected form of JSON.
     if Path(file).suffix.lower() in (*EXTENSIONS, ".json"):
-        yield from _table_inputs(file, task)
+        yield from _table_inputs(file, columns)
         return
     try:
         with Path(file).expanduser().open("rb") as stream:
@@ -100,8 +108,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
             raise UserError(f"{name}: line {number} is not UTF-8; convert the file") from None
 
 
-def _table_inputs(file: str, task: Task) -> Iterator[Input]:
-    column = task.processor.input_column
+def _table_inputs(file: str, columns: InputColumns) -> Iterator[Input]:
+    column = columns.input_column
     if column is None:
         raise UserError(
             f"--input_file={file}: is a table, but this task reads one input per line; give a "
@@ -113,7 +121,7 @@ def _table_inputs(file: str, task: Task) -> Iterator[Input]:
         if column not in row:
             raise no_column(where if table.delimiter is None else file, column, list(row))
         text = text_value(row[column], where, column)
-        yield Input(task.processor.table_input(text, Path(file).expanduser().parent), row)
+        yield Input(columns.table_input(text, Path(file).expanduser().parent), row)
 
 
 def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -515,7 +515,11 @@ class Export:
                     f"{self.folder / 'signature.json'}: unknown operation {options['op']!r} in "
                     f"{part!r}; use the predict.py of the export"
                 )
-            made.append(known[options["op"]](options, self.folder))
+            try:
+                made.append(known[options["op"]](options, self.folder))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                file = self.folder / options.get("file", "signature.json")
+                raise InputError(f"{file}: missing or damaged ({error}); export again") from None
         return made
 
     @functools.cached_property

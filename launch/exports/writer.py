@@ -172,6 +172,7 @@ def _signature(
         "data": config.data.name,
         "model": config.model.name,
         "input": steps.kind,
+        "column": task.processor.input_column,
         "jax": {"version": jax.__version__, "compatible_until": until.isoformat()},
         "platforms": list(PLATFORMS),
         "libraries": list(steps.libraries),

@@ -120,7 +120,7 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError: shapes do not fit.
         """
-        B = len(source)
+        B = source.shape[0]
         shapes.expect("target", target, "B T", {"B": B})
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         inputs = jnp.concatenate([jnp.full((B, 1), START, target.dtype), target[:, :-1]], axis=1)
@@ -143,7 +143,7 @@ class EncoderDecoder(nnx.Module):
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),
             config=generate.DecodingConfig(),
-            batch_size=len(source),
+            batch_size=source.shape[0],
             max_length=steps,
             start=START,
             end=END,

@@ -60,6 +60,8 @@ class DigitProcessor(Processor):
             [
                 {"op": "digits", **limits, "to": "source"},
                 {"op": "length", "of": "source", "to": "length"},
+                # The output is as long as the padded source, which leaves room for the end token.
+                {"op": "append", "to": "source", "value": PAD},
             ],
             [{"op": "spell_digits", "first": strings.FIRST_DIGIT}],
         )

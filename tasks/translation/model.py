@@ -224,7 +224,7 @@ class Translator(nnx.Module):
             step,
             (self.begin(source, T), left),
             config=config,
-            batch_size=len(source),
+            batch_size=source.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,
@@ -235,7 +235,7 @@ class Translator(nnx.Module):
 
     def _shift_right(self, target: Array) -> Array:
         """Returns the decoder's input: START, then all target tokens but the last."""
-        start = jnp.full((len(target), 1), self.start, target.dtype)
+        start = jnp.full((target.shape[0], 1), self.start, target.dtype)
         return jnp.concatenate([start, target[:, :-1]], axis=1)
 
 

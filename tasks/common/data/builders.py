@@ -55,6 +55,17 @@ class DatasetDefinition:
     description: str = ""
     license: str = ""
 
+    def __post_init__(self):
+        _definitions[self.name] = self
+
+
+_definitions: dict[str, DatasetDefinition] = {}
+
+
+def definition_of(name: str) -> DatasetDefinition | None:
+    """Returns the built-in data set of a name, if a module that defines it was imported."""
+    return _definitions.get(name)
+
 
 def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
     """Returns the folder of the prepared data set."""
