@@ -47,7 +47,9 @@ def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
 
     past = (batch["past"], batch["past_valid"])
     parameters = jax.lax.scan(block, past, F * jnp.arange(blocks))[1]
-    return jnp.moveaxis(parameters, 0, 1).reshape(calendar.shape[0], blocks * F, *parameters.shape[3:])
+    return jnp.moveaxis(parameters, 0, 1).reshape(
+        calendar.shape[0], blocks * F, *parameters.shape[3:]
+    )
 
 
 def quantiles_beyond(
