@@ -1365,6 +1365,46 @@ class Export:
                 answers.append(self.decode(item))
         return answers
 
+    def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
+        """Yields the greedy answer of an input after each token, the complete one last.
+
+        Raises:
+          InputError: the input cannot be read, or the model does not decode token by token.
+        """
+        import jax
+
+        decoding = self.signature["decoding"]
+        if decoding is None:
+            raise InputError(f"{self.folder}: this model does not generate token by token")
+        item = self.encode(raw)
+        (row,) = item.rows
+        bucket = self.bucket(row)
+        state = self.program("prefill", bucket)(self.batch([row], [0], bucket, 1))
+        step, end, tokens, total = self.program("step", bucket), decoding["end"], [], 0.0
+        while len(tokens) < decoding["max_length"][bucket]:
+            after = step(state)
+            scores = jax.device_get(after.pop("scores"))[0]
+            tokens.append(int(np.argmax(scores)))
+            total += float(scores[tokens[-1]])
+            state = {**after, "token": np.array([tokens[-1]], np.int32)}
+            yield self._partial(item, row, tokens, total / len(tokens))
+            if tokens[-1] == end:
+                break
+
+    def _partial(self, item: Item, row: Row, tokens: list[int], score: float) -> dict[str, Any]:
+        """Returns the answer of the tokens so far."""
+        now, array = Item(item.raw, [row]), np.array(tokens, np.int32)
+        found: dict[str, Any] = {}
+        for name, spec in self.signature["outputs"].items():
+            # Sequences are [T], or [n, T] of several hypotheses with scores [n].
+            several = len(spec["shape"]) > (2 if name in ("tokens", "completion") else 1)
+            if name in ("tokens", "completion"):
+                found[name] = array[None] if several else array
+            elif name in ("score", "scores"):
+                found[name] = np.array([score] if several else score, np.float32)
+        now.outputs = [found]
+        return self.decode(now)
+
     def verify(self) -> float:
         """Compares the outputs of the golden inputs with those that were exported.
 

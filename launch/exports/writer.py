@@ -2,7 +2,8 @@
 
 A program is `Task.predict`, or `Task.attention`, of weights by name and inputs by name, serialized
 as StableHLO by `jax.export` with a symbolic batch size. There is one per combination of the other
-variable sizes; see `Processor.export_sizes`.
+variable sizes; see `Processor.export_sizes`. Tasks that decode token by token also have the
+programs of prefill and of a step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from attention import kernels
@@ -66,13 +68,16 @@ def write_export(
     steps = task.processor.steps()
     sizes = task.processor.export_sizes()
     weights = named_weights(variables)
-    functions = {"predict": _function(task, config, variables, task.predict)}
+    methods = {"predict": task.predict}
     if with_attention:
-        functions["attention"] = _function(task, config, variables, task.attention)
-    programs = {
-        kind: [_exported(function, task, weights, one, kind) for one in sizes]
-        for kind, function in functions.items()
-    }
+        methods["attention"] = task.attention
+    specs, programs = task.processor.signature(), {}
+    for kind, method in methods.items():
+        function = _function(task, config, variables, method)
+        programs[kind] = [
+            _exported(function, task, weights, input_shapes(specs, one), kind) for one in sizes
+        ]
+    decoding = _export_decoder(task, config, variables, sizes, programs)
     if with_attention and not programs["attention"][0].out_avals:
         raise UserError(
             f"--with_attention: config.model.name={config.model.name} has no attention weights; "
@@ -82,7 +87,7 @@ def write_export(
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         folder.chmod(0o755)
-        signature = _signature(task, config, steps, sizes, programs)
+        signature = _signature(task, config, steps, sizes, programs, decoding)
         _write_files(folder, steps, weights, programs, signature)
         _write_golden(folder, signature, examples)
         signature["sha256"] = _hashes(folder)
@@ -129,10 +134,10 @@ def _function(task: Task, config: Experiment, variables: Any, method: Callable) 
 
 
 def input_shapes(
-    signature: Mapping[str, ArraySpec], sizes: Mapping[str, int], batch: Any
+    signature: Mapping[str, ArraySpec], sizes: Mapping[str, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the inputs of a program."""
-    found = {}
+    """Returns the shapes of the inputs of a program, with a symbolic batch size."""
+    (batch,), found = jax.export.symbolic_shape("batch"), {}
     for name, spec in signature.items():
         rest = [sizes[n] if isinstance(n, str) else n for n in spec.shape[1:]]
         found[name] = jax.ShapeDtypeStruct((batch, *rest), np.dtype(spec.dtype))
@@ -143,12 +148,10 @@ def _exported(
     function: Callable,
     task: Task,
     weights: Mapping[str, np.ndarray],
-    sizes: Mapping[str, int],
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
     kind: str,
 ) -> jax.export.Exported:
-    (batch,) = jax.export.symbolic_shape("batch")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    inputs = input_shapes(task.processor.signature(), sizes, batch)
     try:
         with kernels.portable():
             exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(shapes, inputs)
@@ -158,12 +161,83 @@ def _exported(
     return exported
 
 
+def _export_decoder(
+    task: Task,
+    config: Experiment,
+    variables: Any,
+    sizes: Sequence[Mapping[str, int]],
+    programs: dict[str, list[jax.export.Exported]],
+) -> dict[str, Any] | None:
+    """Adds the programs "prefill" and "step" of a task that decodes token by token.
+
+    Prefill maps the inputs to the state before the first step: arrays [B, ...] "state/..." such as
+    caches, and "token", the first token that is read. A step maps these to the next state, and to
+    "scores" [B, V], the log-probabilities of the next token without the tokens that are never
+    decoded. The caller chooses the token of the next step.
+
+    Returns:
+      The entry "decoding" of the signature; None for other tasks.
+    """
+    weights, specs = named_weights(variables), task.processor.signature()
+    found: list[Any] = []
+
+    def prefill(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        decoder = task.decoder(model, inputs)
+        found.append(decoder)
+        if decoder is None:
+            return {}
+        start = jnp.asarray(decoder.start, jnp.int32)
+        leaves = jax.tree_util.tree_leaves_with_path(decoder.state)
+        named = {f"state/{states.path_name(path)}": leaf for path, leaf in leaves}
+        return {**named, "token": jnp.broadcast_to(start, (decoder.batch_size,))}
+
+    first = _function(task, config, variables, prefill)
+    made: dict[str, list[jax.export.Exported]] = {"prefill": [], "step": []}
+    lengths: list[int] = []
+    for one in sizes:
+        inputs = input_shapes(specs, one)
+        before = _exported(first, task, weights, inputs, "prefill")
+        if found[-1] is None:
+            return None
+        lengths.append(found[-1].max_length)
+
+        def step(model: Any, now: Mapping[str, Any], inputs: Any = inputs) -> dict[str, Any]:
+            # The closure of the step only depends on the model: the state is replaced.
+            zeros = {n: jnp.zeros((now["token"].shape[0], *x.shape[1:]), x.dtype)
+                     for n, x in inputs.items()}  # fmt: skip
+            decoder = task.decoder(model, zeros)
+            tree, leaves = jax.tree.structure(decoder.state), []
+            for path, _ in jax.tree_util.tree_leaves_with_path(decoder.state):
+                leaves.append(now[f"state/{states.path_name(path)}"])
+            scores, state, _ = decoder.step(now["token"], jax.tree.unflatten(tree, leaves))
+            scores = scores.astype(jnp.float32)
+            if not decoder.scores_are_log_probs:
+                scores = jax.nn.log_softmax(scores)
+            excluded = jnp.zeros(scores.shape[-1], bool)
+            excluded = excluded.at[jnp.array(decoder.forbidden, jnp.int32)].set(True)
+            after = jax.tree_util.tree_leaves_with_path(state)
+            named = {f"state/{states.path_name(path)}": leaf for path, leaf in after}
+            return {**named, "scores": jnp.where(excluded, -jnp.inf, scores)}
+
+        arrays = jax.tree.unflatten(before.out_tree, before.out_avals)
+        (batch,) = jax.export.symbolic_shape("batch")
+        shapes = {
+            name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in arrays.items()
+        }
+        after = _exported(_function(task, config, variables, step), task, weights, shapes, "step")
+        made["prefill"].append(before)
+        made["step"].append(after)
+    programs.update(made)
+    return {"end": found[-1].end, "max_length": lengths}
+
+
 def _signature(
     task: Task,
     config: Experiment,
     steps: ProcessingSteps,
     sizes: Sequence[Mapping[str, int]],
     programs: Mapping[str, Sequence[jax.export.Exported]],
+    decoding: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     until = datetime.date.today() + datetime.timedelta(days=COMPATIBLE_DAYS)
     return {
@@ -190,6 +264,7 @@ def _signature(
             ]
             for kind in programs
         },
+        "decoding": decoding,
         "encode": list(steps.encode),
         "decode": list(steps.decode),
     }

@@ -16,6 +16,7 @@ from flax import nnx
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.losses import cross_entropy
 from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
@@ -127,6 +128,11 @@ class SequenceCopy(Task):
             return {"tokens": tokens}
         weights = weights if weights.ndim == 3 else jnp.mean(weights, axis=2)
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
+
+    def decoder(self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]) -> TokenDecoder:
+        """Returns the decoder of the strings."""
+        source = inputs["source"]
+        return model.decoding(source, inputs["length"], source.shape[1])
 
     def attention(
         self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]

@@ -98,6 +98,33 @@ class DecodingResult(NamedTuple):
     extras: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenDecoder:
+    """An autoregressive decoder before its first step; see `generate` for the attributes.
+
+    Attributes:
+      step, state, start, end, pad, forbidden, scores_are_log_probs: as there. Everything that a
+        step depends on, besides the parameters of the model, is in the state, so that prefill and
+        step can be programs of their own.
+      batch_size, max_length: B, T.
+    """
+
+    step: Step
+    state: Any
+    batch_size: int
+    max_length: int
+    start: int | Array
+    end: int | None
+    pad: int
+    forbidden: Sequence[int] = ()
+    scores_are_log_probs: bool = False
+
+    def generate(self, config: DecodingConfig, keys: Array | None = None) -> DecodingResult:
+        """Decodes by `generate`."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        return generate(self.step, self.state, config=config, keys=keys, **options)
+
+
 def generate(
     step: Step,
     state: Any,

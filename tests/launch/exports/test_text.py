@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -174,6 +175,37 @@ def test_odd_inputs_give_an_answer_or_one_line(exported, name):
             assert "\n" not in str(error.value)
         else:
             assert_same(export([raw]), expected)
+
+
+@pytest.mark.parametrize("name", ["translation", "sequence_copy"])
+def test_streams_end_with_the_greedy_answer(exported, name):
+    subject, export, _ = exported(name)
+    processor = subject.task.processor
+    for raw in inputs_of(subject, 4)[:3]:
+        parts = list(export.stream(raw))
+        outputs = subject.predictor._gathered(processor.encode([raw]), subject.steps.predict_fast)
+        (expected,) = processor.decode([raw], outputs)
+        assert parts[-1]["output"] == expected["output"]
+        assert all(expected["output"].startswith(part["output"].rstrip("\ufffd"))
+                   for part in parts)  # fmt: skip
+
+
+def test_a_classifier_streams_nothing(exported):
+    _, export, _ = exported("text_classification")
+    with pytest.raises(reader.InputError, match="token by token"):
+        next(export.stream("a"))
+
+
+def test_a_step_only_depends_on_its_state(exported):
+    """The inputs of prefill are no inputs of the step: all arrays that it takes are used."""
+    from jax import export as jax_export
+
+    _, export, folder = exported("translation")
+    for program in export.signature["programs"]["step"]:
+        loaded = jax_export.deserialize(bytearray((folder / program["file"]).read_bytes()))
+        _, arrays = jax.tree.unflatten(loaded.in_tree, loaded.in_avals)[0]
+        assert "token" in arrays
+        assert not set(arrays) & set(export.signature["inputs"])
 
 
 def test_a_folder_that_exists_is_kept(exported, tmp_path):
