@@ -1011,7 +1011,7 @@ class Catalog:
         self.titles = self.names if values["titles"] is None else values["titles"]
         self._events = read_tensors(events)
         self._numbers = {name: number for number, name in enumerate(self.users)}
-        # The most popular of several items with one title is meant; titles precede names.
+        # A title of several items stands for the most popular one; titles take precedence.
         counts = np.bincount(self._events["items"], minlength=len(self.names))
         order = np.argsort(counts, kind="stable").tolist()
         names = {self.names[item].casefold(): item for item in order}
@@ -1143,13 +1143,13 @@ def recommend(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 def _recommended(query: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], cold: bool) -> str:
     notes = [
-        f"{title!r} is no known title" + (f", did you mean {near!r}?" if near else "")
+        f"{title!r} is not a known title" + (f", did you mean {near!r}?" if near else "")
         for title, near in query["unknown"].items()
     ]
     if cold and query["name"] is not None:
         notes.append(f"there is no user {query['name']!r}")
     if cold:
-        notes.append("no history, so these are the most popular")
+        notes.append("no history, so these are the most popular items")
     shown_items = []
     for entry in listed:
         sources = [f"{source['what']} {source['share']:.2f}" for source in entry.get("because", ())]
