@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
 
 class InputColumns(Protocol):
-    """What reading a table of inputs needs of `tasks.task.Processor`."""
+    """The attributes of `tasks.task.Processor` that are needed to read a table of inputs."""
 
     @property
     def input_column(self) -> str | None: ...
