@@ -92,7 +92,7 @@ def sounds(folder, subject):
 
 
 def series(folder, subject):
-    """Writes tables with gaps, missing cells, other columns, orders, delimiters and numbers of steps."""
+    """Writes tables with gaps, missing cells, and several orders of columns and delimiters."""
     rng, found = random.Random(0), [*subject.raw, f"{subject.raw[0]},steps=3"]
     for number in range(20):
         mark = ",;\t"[number % 3]
