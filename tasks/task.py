@@ -29,7 +29,12 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
-__all__ = ["SPLITS", "ArraySpec", "Pretrained", "Processor", "Task"]
+__all__ = ["SPLITS", "ArraySpec", "Arrays", "Batch", "Pretrained", "Processor", "Task"]
+
+Arrays = Mapping[str, np.ndarray]
+"""Arrays on the host by name."""
+Batch = Mapping[str, Any]
+"""Arrays on devices by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Processor(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns one JSON object per input; its "text" is the line to print.
 
         Args:
@@ -294,11 +299,11 @@ class Task(abc.ABC):
         """Returns the `nnx.Module` with parameters initialized from `rngs`."""
 
     @abc.abstractmethod
-    def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
+    def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Returns the weighted mean loss [] and scalar training metrics."""
 
     @abc.abstractmethod
-    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Evaluates a batch in one program.
 
         Returns:
@@ -307,7 +312,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+    def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns outputs [B, ...] for the arrays of `Processor.signature`.
 
         Args:
@@ -316,20 +321,18 @@ class Task(abc.ABC):
           fast: static; greedy decoding, for validation during training.
         """
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns attention weights [B, ...] by name; empty for a model without attention."""
         return {}
 
     # ------------------------------------------------------------------ on the host
 
     @abc.abstractmethod
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of a split from summed statistics and outputs in id order."""
 
     @abc.abstractmethod
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns scores [n] whose mean is the primary metric, for paired comparisons."""
 
     def example_ids(self, split: str) -> np.ndarray:
@@ -343,11 +346,7 @@ class Task(abc.ABC):
         return digests.ids([examples[index] for index in range(len(examples))])
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the figures of the report.
 
@@ -360,10 +359,7 @@ class Task(abc.ABC):
         return []
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns figures for each raw input: what was found, and where the model attended.
 

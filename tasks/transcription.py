@@ -27,7 +27,7 @@ from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
-from tasks.task import ArraySpec, Processor, Task
+from tasks.task import Arrays, ArraySpec, Batch, Processor, Task
 
 # Quantiles of the lengths to which batches are padded.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
@@ -117,7 +117,7 @@ class TranscriptionProcessor(Processor):
                 raise UserError(message) from None
         return TranscriptionExamples(self.field, arrays.__getitem__, [len(x) for x in arrays])
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns the transcript of each input and its log-probability."""
         rows = zip(raw, self.hypotheses(outputs), outputs["score"], strict=True)
         return [
@@ -129,7 +129,7 @@ class TranscriptionProcessor(Processor):
         """Returns the path; it is relative to the folder of the manifest."""
         return str(folder / Path(value).expanduser())
 
-    def hypotheses(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+    def hypotheses(self, outputs: Arrays) -> list[str]:
         """Returns the transcripts."""
         size = self.tokenizer.size
         return [
@@ -166,7 +166,7 @@ class TranscriptionTask(Task):
         return self.model.transcriber
 
     @abc.abstractmethod
-    def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
+    def _encode(self, model: Any, batch: Batch, key: Any = None) -> EncoderOutput:
         """Returns what the transcriber reads; with a key as in training."""
 
     @classmethod
@@ -208,9 +208,7 @@ class TranscriptionTask(Task):
 
     # ------------------------------------------------------------------ objective
 
-    def loss(
-        self, model: Any, batch: Mapping[str, Any], dropout_key: Any
-    ) -> tuple[Any, dict[str, Any]]:
+    def loss(self, model: Any, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the label-smoothed loss per unit, and its parts."""
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
@@ -225,7 +223,7 @@ class TranscriptionTask(Task):
         }
         return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
 
-    def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: Any, batch: Batch) -> tuple[dict, dict]:
         """Sums losses without smoothing, units, and texts for which CTC has no path."""
         found = self._encode(model, batch)
         losses = model.transcriber(
@@ -239,14 +237,14 @@ class TranscriptionTask(Task):
         }
         return statistics, {}
 
-    def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
+    def predict(self, model: Any, inputs: Batch, *, fast: bool = False) -> dict:
         """Returns units of the best transcript, [B, T] padded with 0, and its score [B]."""
         decoded = self._decode(model, inputs, **{"decoding": DecodingConfig()} if fast else {})
         tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns the decoder's weights [B, T, S] over frames, means over heads and layers."""
         if not self.decoder_config.aligns:
             return {}
@@ -255,15 +253,13 @@ class TranscriptionTask(Task):
             weights = jnp.mean(weights, axis=tuple(range(2, weights.ndim - 1)))
         return {"alignment": weights}
 
-    def _decode(self, model: Any, inputs: Mapping[str, Any], **options: Any) -> DecodingResult:
+    def _decode(self, model: Any, inputs: Batch, **options: Any) -> DecodingResult:
         found = self._encode(model, inputs)
         return model.transcriber.transcribe(found.memory, found.valid, found.final_state, **options)
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns `transcript_metrics` and the loss per unit.
 
         The first test condition has plain metric names; those of each other condition are named
@@ -293,13 +289,13 @@ class TranscriptionTask(Task):
         settings = sorted(self.settings.items())
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns errors of each text of the first condition over the mean length of texts."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
 
     def _references_and_hypotheses(
-        self, outputs: Mapping[str, np.ndarray], split: str, group: int
+        self, outputs: Arrays, split: str, group: int
     ) -> tuple[list[str], list[str]]:
         """Returns the texts of one condition."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
@@ -307,15 +303,15 @@ class TranscriptionTask(Task):
         return [part.texts[i] for i in chosen], [hypotheses[i] for i in chosen]
 
     @abc.abstractmethod
-    def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    def _input_image(self, example: Arrays) -> tuple[np.ndarray, list[str]]:
         """Returns an example as an image, left to right, and a label of each encoded frame."""
 
     def _alignments(
         self,
         examples: TranscriptionExamples,
         captions: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        outputs: Arrays,
+        attention: Arrays,
     ) -> list[Figure]:
         """Draws the alignments of the first examples, as many as have weights."""
         drawn: list[Figure] = []
@@ -327,11 +323,7 @@ class TranscriptionTask(Task):
         return drawn
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the alignments of the first transcripts."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
@@ -339,10 +331,7 @@ class TranscriptionTask(Task):
         return self._alignments(part, captions, outputs, attention)
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Returns the alignment of each input.
 

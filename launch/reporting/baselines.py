@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
     """Returns the test metrics of the baselines of a task, which are fitted once per data set.
 
     If a baseline has scores of the examples, "gain" is the model's gain on the primary metric,
-    positive if the model is better, and "gain_95" half its confidence interval.
+    positive if the model is better, and "gain_95" half its confidence interval. "seconds" is the
+    time of fitting and evaluation.
     """
     found: dict[str, dict[str, Any]] = {}
     scores = task.example_scores(test.outputs, "test")
@@ -38,8 +40,11 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
         if "example_scores" in cached and cached.get("examples") != examples:
             # Made by an earlier version, or of other examples.
             cached = {}
-        found[name] = cached or fit()
+        found[name] = cached
         if not cached:
+            began = time.monotonic()
+            found[name] = dict(fit())
+            found[name]["seconds"] = round(time.monotonic() - began, 2)
             if "example_scores" in found[name]:
                 theirs = np.asarray(found[name]["example_scores"])
                 found[name]["example_scores"] = theirs.tolist()

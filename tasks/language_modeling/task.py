@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +34,7 @@ from tasks.language_modeling.model import (
     complete,
 )
 from tasks.language_modeling.processor import LanguageProcessor, token_text
-from tasks.task import Task
+from tasks.task import Arrays, Batch, Task
 
 # Quantiles of the training lengths that become buckets.
 _BUCKET_QUANTILES = (0.5, 0.8)
@@ -154,9 +153,7 @@ class LanguageModeling(Task):
         """Returns the Transformer."""
         return LanguageModel(self.model, self.processor.vocabulary, rngs=rngs)
 
-    def loss(
-        self, model: LanguageModel, batch: Mapping[str, Any], dropout_key: Any
-    ) -> tuple[Any, dict]:
+    def loss(self, model: LanguageModel, batch: Batch, dropout_key: Any) -> tuple[Any, dict]:
         """Computes the mean cross-entropy of the targets, in nats.
 
         With next_sentence that of the pairs is added.
@@ -173,7 +170,7 @@ class LanguageModeling(Task):
         return loss, metrics
 
     def _sums(
-        self, model: LanguageModel, batch: Mapping[str, Any], mask_key: Any, dropout_key: Any
+        self, model: LanguageModel, batch: Batch, mask_key: Any, dropout_key: Any
     ) -> dict[str, Any]:
         """Returns sums [B] over the targets: cross-entropy, correct predictions and number.
 
@@ -218,15 +215,13 @@ class LanguageModeling(Task):
             }
         return sums
 
-    def evaluate(self, model: LanguageModel, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate(self, model: LanguageModel, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, correct predictions and targets; returns loss and targets by row."""
         sums = self._sums(model, batch, jax.random.key(_EVALUATION_SEED), None)
         statistics = {name: jnp.sum(values) for name, values in sums.items()}
         return statistics, {"loss": sums["loss"], "tokens": sums["tokens"]}
 
-    def predict(
-        self, model: LanguageModel, inputs: Mapping[str, Any], *, fast: bool = False
-    ) -> dict[str, Any]:
+    def predict(self, model: LanguageModel, inputs: Batch, *, fast: bool = False) -> dict[str, Any]:
         """Completes prompts, or predicts masked words.
 
         Returns:
@@ -244,7 +239,7 @@ class LanguageModeling(Task):
         best, words = jax.lax.top_k(jax.nn.softmax(logits), min(_SHOWN, mask - len(SPECIAL)))
         return {"words": words, "probabilities": best}
 
-    def attention(self, model: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: LanguageModel, inputs: Batch) -> dict[str, Any]:
         """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""
         if "weights" not in self.model.entry.capabilities:
             return {}
@@ -258,9 +253,7 @@ class LanguageModeling(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of the targets.
 
         `loss` is in nats per token, `perplexity` is e^loss. A causal model over characters or bytes
@@ -298,17 +291,13 @@ class LanguageModeling(Task):
             row.pop("blank", None)
         return digests.ids(rows, [tokenizer] * len(rows))
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns the contribution of each example to the loss, which is their mean."""
         losses = np.asarray(outputs["loss"], np.float64)
         return losses * len(losses) / np.sum(outputs["tokens"], dtype=np.float64)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the attention in the last layer of the first examples, averaged over heads."""
         drawn: list[Figure] = []
@@ -341,22 +330,19 @@ class LanguageModeling(Task):
         return [np.append(text, np.int32(self.processor.end_id)) for text in ids]
 
     def _unigram(self) -> dict[str, float]:
-        began = time.monotonic()
         frequencies = counting.unigram(self._counted("train"), self.processor.vocabulary)
         ids = np.concatenate(self._counted("test"))
         accuracy = float(np.mean(ids == np.argmax(frequencies)))
-        return {**self._counting(frequencies[ids], began), "accuracy": accuracy}
+        return {**self._counting(frequencies[ids]), "accuracy": accuracy}
 
     def _kneser_ney(self, order: int) -> dict[str, float]:
-        began = time.monotonic()
         model = counting.KneserNey(self._counted("train"), self.processor.vocabulary, order)
-        return self._counting(model.probabilities(self._counted("test")), began)
+        return self._counting(model.probabilities(self._counted("test")))
 
-    def _counting(self, found: np.ndarray, began: float) -> dict[str, float]:
+    def _counting(self, found: np.ndarray) -> dict[str, float]:
         if self.processor.causal and self.dataset.running:
             found = found[1:]
-        metrics = self._metrics(-float(np.sum(np.log(found))), len(found), "test")
-        return {**metrics, "seconds": round(time.monotonic() - began, 2)}
+        return self._metrics(-float(np.sum(np.log(found))), len(found), "test")
 
 
 TASK = LanguageModeling

@@ -18,7 +18,7 @@ from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import ArraySpec, Pretrained, Processor
+from tasks.task import Arrays, ArraySpec, Batch, Pretrained, Processor
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -78,7 +78,7 @@ class TextProcessor(Processor):
         """Tokenizes texts; one without a known word becomes a single unknown token."""
         return TextExamples(self.tokenizer.encode_batch(raw), None)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns labels and probabilities, in descending order."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels)
 
@@ -221,11 +221,11 @@ class TextClassification(ClassificationTask):
             len(self.labels),
         )
 
-    def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
+    def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
         """Returns logits [B, classes]."""
         return model(batch["tokens"], batch["length"], dropout_key=dropout_key)
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns weights of the pool [B, heads, T], except of the mean, and of the encoder's
         layers [B, L, N, T, T].
         """
@@ -234,11 +234,7 @@ class TextClassification(ClassificationTask):
     # ------------------------------------------------------------------ on the host
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the confusion matrix and the attention over the first texts."""
         part = self.dataset.splits[split]
@@ -261,11 +257,10 @@ class TextClassification(ClassificationTask):
         """Returns TF-IDF with a linear SVC, and NB-SVM."""
         train, test = (self.dataset.splits[split] for split in ("train", "test"))
         fits = {"tfidf_linear_svc": baselines.tfidf_linear_svc, "nb_svm": baselines.nb_svm}
-
-        def evaluate(fit: Callable) -> dict[str, float]:
-            return self.timed(lambda: fit(train.texts, train.labels)(test.texts))
-
-        return {name: functools.partial(evaluate, fit) for name, fit in fits.items()}
+        return {
+            name: lambda fit=fit: self.scores(fit(train.texts, train.labels)(test.texts), "test")
+            for name, fit in fits.items()
+        }
 
 
 TASK = TextClassification
