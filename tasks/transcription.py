@@ -37,7 +37,7 @@ FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
 
 
 @dataclasses.dataclass(frozen=True)
-class TranscriptionData:
+class TranscriptionData(digests.Fingerprinted):
     """A data set of inputs with their transcripts.
 
     Class attributes:
@@ -67,11 +67,6 @@ class TranscriptionData:
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
         return transcription_fingerprints(self.splits, self.tokenizer, self.kind)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
 
 @dataclasses.dataclass(frozen=True)

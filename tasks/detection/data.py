@@ -145,7 +145,7 @@ class DetectionExamples:
 
 
 @dataclass(frozen=True)
-class DetectionDataset:
+class DetectionDataset(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -165,11 +165,6 @@ class DetectionDataset:
     image_size: int
     max_objects: int
     parts: Mapping[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
     def summary(self) -> dict[str, SplitSummary]:
         """Counts the objects of each split by class; crowd regions are ignored ones."""
@@ -249,7 +244,6 @@ def _load_built_in(config: DataConfig, paths: Paths) -> DetectionDataset:
     definition = chosen.definition
     side = config.image_size or chosen.side
     most = config.max_objects or chosen.max_objects
-    builders.prepare(definition, paths)
 
     def examples(split: str) -> DetectionExamples:
         source = builders.load(definition, split, paths)

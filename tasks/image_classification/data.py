@@ -6,15 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import numpy as np
-
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SplitSummary, check_splits
+from tasks.common.data.splits import SplitSummary, check_splits, count_classes
 from tasks.common.data.user_files import results_name
 from tasks.common.images.augmentation import AugmentationConfig
 from tasks.image_classification import user_files
-from tasks.image_classification.datasets import DATA_SETS, SPLITS, Images
+from tasks.image_classification.datasets import DATA_SETS, Images
 
 USER_SIDE = 64
 
@@ -74,7 +72,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageData:
+class ImageData(digests.Fingerprinted):
     """Splits, and names of the classes.
 
     Attributes:
@@ -90,13 +88,7 @@ class ImageData:
         return {
             split: SplitSummary(
                 len(images),
-                dict(
-                    zip(
-                        self.labels,
-                        np.bincount(images.labels, minlength=len(self.labels)).tolist(),
-                        strict=True,
-                    )
-                ),
+                count_classes(images.labels, self.labels),
                 unit="images",
                 least_classes=2,
             )
@@ -106,17 +98,8 @@ class ImageData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.labels)}
-        for split in SPLITS:
-            examples = self.splits[split]
-            found[f"{split} images"] = digests.of_rows(examples.images)
-            found[f"{split} labels"] = digests.of_rows(examples.labels)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(self.splits, lambda x: {"images": x.images, "labels": x.labels})
+        return {"class names": digests.of_rows(self.labels), **columns}
 
 
 def load(config: DataConfig, paths: Paths | None) -> ImageData:

@@ -136,11 +136,8 @@ FASHION_MNIST = builders.DatasetDefinition(
 
 
 def _fashion_mnist(paths: Paths) -> dict[str, Images]:
-    builders.prepare(FASHION_MNIST, paths)
     splits = {}
-    for split in SPLITS:
-        source = builders.load(FASHION_MNIST, split, paths)
-        rows = source.__getitems__(range(len(source)))
+    for split, rows in builders.read_splits(FASHION_MNIST, paths):
         images = np.stack([row["image"] for row in rows])[..., None]
         splits[split] = Images(images, np.array([row["label"] for row in rows], np.int32))
     return splits

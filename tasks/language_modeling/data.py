@@ -70,7 +70,7 @@ class DataConfig(Config):
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(digests.Fingerprinted):
     """Texts in three splits.
 
     Attributes:
@@ -86,13 +86,8 @@ class Corpus:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {f"{name} texts": digests.of_rows(self.splits[name]) for name in SPLITS}
+        found = digests.of_splits(self.splits, lambda texts: {"texts": texts})
         return {**found, "kind of text": digests.of_rows([self.running])}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> Corpus:
@@ -118,12 +113,10 @@ def load(config: DataConfig, paths: Paths) -> Corpus:
 
 
 def _texts(definition: builders.DatasetDefinition, paths: Paths) -> dict[str, list[str]]:
-    builders.prepare(definition, paths)
-    splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        splits[name] = [row["text"].decode() for row in source.__getitems__(range(len(source)))]
-    return splits
+    return {
+        name: [row["text"].decode() for row in rows]
+        for name, rows in builders.read_splits(definition, paths)
+    }
 
 
 def _user_data(config: DataConfig) -> Corpus:

@@ -127,7 +127,7 @@ class SegmentationExamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentationData:
+class SegmentationData(digests.Fingerprinted):
     """Splits by name, and the names of the classes."""
 
     splits: Mapping[str, SegmentationExamples]
@@ -152,18 +152,11 @@ class SegmentationData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.names)}
-        for split in SPLITS:
-            examples = self.splits[split]
-            found[f"{split} images"] = digests.of_rows(examples.images)
-            found[f"{split} masks"] = digests.of_rows(examples.labels)
-            found[f"{split} conditions"] = digests.of_rows([examples.subsets])
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(
+            self.splits,
+            lambda x: {"images": x.images, "masks": x.labels, "conditions": [x.subsets]},
+        )
+        return {"class names": digests.of_rows(self.names), **columns}
 
 
 def load(config: DataConfig, paths: Paths) -> SegmentationData:
@@ -196,11 +189,8 @@ def load(config: DataConfig, paths: Paths) -> SegmentationData:
 
 def _named(config: DataConfig, paths: Paths) -> SegmentationData:
     built_in = DATA_SETS[config.name]
-    builders.prepare(built_in.definition, paths)
     splits = {}
-    for split in SPLITS:
-        source = builders.load(built_in.definition, split, paths)
-        rows = source.__getitems__(range(len(source)))
+    for split, rows in builders.read_splits(built_in.definition, paths):
         pairs = [
             (row["image"], np.where(row["labels"] < len(built_in.names), row["labels"], VOID))
             for row in rows

@@ -188,8 +188,7 @@ class DigitData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of the strings of each split."""
-        return {f"{split} strings": digests.of_rows(part.strings)
-                for split, part in self.splits.items()}  # fmt: skip
+        return digests.of_splits(self.splits, lambda part: {"strings": part.strings})
 
 
 def read_strings(raw: Sequence[str], max_length: int) -> DigitStrings:

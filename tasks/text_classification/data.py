@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
+from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
 from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
@@ -78,7 +78,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -95,25 +95,15 @@ class TextData:
         """Texts of each split by class."""
         found = {}
         for name in SPLITS:
-            counts = np.bincount(self.splits[name].labels, minlength=len(self.label_names))
-            classes = dict(zip(self.label_names, counts.tolist(), strict=True))
+            classes = count_classes(self.splits[name].labels, self.label_names)
             found[name] = SplitSummary(len(self.splits[name]), classes, least_classes=2)
         return found
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.label_names)}
-        for name in SPLITS:
-            split = self.splits[name]
-            found[f"{name} texts"] = digests.of_rows(split.texts)
-            found[f"{name} labels"] = digests.of_rows(split.labels)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(self.splits, lambda x: {"texts": x.texts, "labels": x.labels})
+        return {"class names": digests.of_rows(self.label_names), **columns}
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
@@ -142,16 +132,14 @@ def _builtin(config: DataConfig, paths: Paths) -> TextData:
                 f"{column}: got {getattr(config, column)!r}, expected {expected!r} for "
                 f"{config.name}"
             )
-    builders.prepare(definition, paths)
-    splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        rows = source.__getitems__(range(len(source)))
-        splits[name] = Split(
+    splits = {
+        name: Split(
             [row["text"].decode() for row in rows],
             np.array([row["label"] for row in rows], np.int32),
             [row["id"].decode() for row in rows],
         )
+        for name, rows in builders.read_splits(definition, paths)
+    }
     names = definition.features()["label"].names
     return TextData(config.name, splits, list(names))
 

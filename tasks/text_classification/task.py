@@ -201,7 +201,7 @@ class TextClassification(ClassificationTask):
 
     def _prior(self) -> np.ndarray:
         columns = 1 if len(self.labels) == 2 else len(self.labels)
-        size = getattr(self.model, "embedding_size", None) or self.model.model_size
+        size = models.embedding_size(self.model)
         if columns > size:
             raise UserError(
                 f"config.model.embedding_size: got {size}, expected at least {columns}, the number "

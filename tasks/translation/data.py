@@ -12,7 +12,7 @@ import numpy as np
 from tasks.common.configs import Config
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
+from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
 from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
@@ -103,7 +103,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class TranslationData:
+class TranslationData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -117,16 +117,9 @@ class TranslationData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {}
-        for name in SPLITS:
-            found[f"{name} sources"] = digests.of_rows(self.splits[name].sources)
-            found[f"{name} targets"] = digests.of_rows(self.splits[name].targets)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        return digests.of_splits(
+            self.splits, lambda pairs: {"sources": pairs.sources, "targets": pairs.targets}
+        )
 
 
 def load(config: DataConfig, paths: Paths) -> TranslationData:
@@ -148,11 +141,8 @@ def load(config: DataConfig, paths: Paths) -> TranslationData:
         check_splits(name, {split: SplitSummary(len(pairs)) for split, pairs in splits.items()})
         return TranslationData(config.name, splits)
     definition = DATA_SETS[config.name].definition
-    builders.prepare(definition, paths)
     splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        rows = source.__getitems__(range(len(source)))
+    for name, rows in builders.read_splits(definition, paths):
         columns = (
             [row[key].decode() for row in rows] for key in (config.source, config.target, "id")
         )

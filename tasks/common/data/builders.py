@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import filelock
 from tasks.common.data.fetchers import short
 from tasks.common.data.paths import Paths
 from tasks.common.data.sources import Source, fetch
+from tasks.common.data.splits import SPLITS
 from tasks.common.errors import UserError
 
 FILE_FORMAT = "array_record"
@@ -153,6 +154,15 @@ def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Ma
     """
     prepare(definition, paths)
     return open_folder(folder_of(definition, paths), split)
+
+
+def read_splits(
+    definition: DatasetDefinition, paths: Paths
+) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Yields train, validation and test with all of their examples; see `load`."""
+    for split in SPLITS:
+        source = load(definition, split, paths)
+        yield split, source.__getitems__(range(len(source)))
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:

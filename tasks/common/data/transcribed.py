@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tasks.common.data import digests
-from tasks.common.data.splits import SPLITS
 from tasks.common.text.tokenizer import PAD, Tokenizer
 
 
@@ -47,6 +47,20 @@ class TranscriptionExamples:
             units = np.array([len(target) for target in targets], np.int32)
             self.lengths = {**self.lengths, "target": np.maximum(units, 1)}
 
+    @classmethod
+    def of_arrays(
+        cls,
+        field: str,
+        arrays: Sequence[np.ndarray],
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        groups: np.ndarray | None = None,
+    ) -> TranscriptionExamples:
+        """Returns examples in memory, with units of their texts."""
+        lengths = [len(array) for array in arrays]
+        units = encode_units(tokenizer, texts)
+        return cls(field, arrays.__getitem__, lengths, units, texts, groups)
+
     def __len__(self) -> int:
         return len(self.lengths[self.field])
 
@@ -73,15 +87,14 @@ def transcription_fingerprints(
       tokenizer: fitted on the training split.
       kind: plural of an input, for the names.
     """
-    found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
-    for split in SPLITS:
-        part = splits[split]
-        found[f"{split} texts"] = digests.of_rows(part.texts)
+
+    def columns(part: TranscriptionExamples) -> dict[str, Iterable[Any]]:
         examples = (part[index] for index in range(len(part)))
         rows = ((example[part.field], example["length"]) for example in examples)
-        found[f"{split} {kind}"] = digests.of_rows(rows)
-        found[f"{split} conditions"] = digests.of_rows(part.groups)
-    return found
+        return {"texts": part.texts, kind: rows, "conditions": part.groups}
+
+    tokenizer_part = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
+    return tokenizer_part | digests.of_splits(splits, columns)
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
