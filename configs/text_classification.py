@@ -30,7 +30,6 @@ from pathlib import Path
 from launch.engine.config import TrainingConfig, experiment
 from launch.engine.optimizers import OptimizerConfig
 from launch.runs.directory import saved_config
-from tasks.common.backbones.transformer import EncoderConfig
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import TextConfig
 from tasks.text_classification.data import DataConfig
@@ -181,9 +180,6 @@ def fine_tuned(data: str, folder: str):
         raise UserError(
             f"config: {FROM}{folder}: got a run of {saved.task}, expected one of language_modeling"
         )
-    shape = {
-        field.name: getattr(saved.model, field.name) for field in dataclasses.fields(EncoderConfig)
-    }
     # The first position of the language model is the classification token.
     longest = min(256 if data in LONG else 64, saved.model.max_length - 1)
     fields = pretrained(data)
@@ -192,8 +188,8 @@ def fine_tuned(data: str, folder: str):
         "data": DataConfig(
             name=data, text=dataclasses.replace(saved.data.text, max_length=longest)
         ),
-        "model": TransformerConfig(
-            **{**shape, "max_length": longest}, head_dropout_rate=0.3, init_from=folder
+        "model": TransformerConfig.of(
+            saved.model, max_length=longest, head_dropout_rate=0.3, init_from=folder
         ),
         # The learning rate of Devlin et al. 2019 is too small for a small encoder.
         "optimizer": dataclasses.replace(

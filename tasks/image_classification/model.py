@@ -14,8 +14,9 @@ from flax import nnx
 from attention import registry, shapes
 from attention.dropout import dropout
 from attention.projection import Projection
-from tasks.common.backbones.transformer import Encoder, EncoderConfig
-from tasks.common.configs import Config, PositiveInt, Rate
+from tasks.common.backbones.transformer import Encoder
+from tasks.common.backbones.transformer_layers import SmallEncoderConfig
+from tasks.common.configs import PositiveInt, Rate
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
 
@@ -23,7 +24,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(Config):
+class ViTConfig(SmallEncoderConfig):
     """Config of a Transformer encoder over patches; for other fields see `EncoderConfig`.
 
     Attributes:
@@ -35,17 +36,7 @@ class ViTConfig(Config):
 
     name: str = "vit"
     patch_size: PositiveInt = 2
-    model_size: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
-    feedforward_size: int = 128
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.0
     head_dropout_rate: Rate = 0.1
-    norm: str = "pre"
-    activation: str = "gelu"
-    positions: str = "learned"
-    mixer: str = "dot_product"
     dtype: str = "float32"
     head: str = "multi_head"
 
@@ -53,17 +44,6 @@ class ViTConfig(Config):
         super().__post_init__()
         heads = ("cls", *registry.names("pool"))
         self.expect("head", self.head in heads, f"one of {', '.join(heads)}")
-        self.encoder(1)
-
-    def encoder(self, max_length: int) -> EncoderConfig:
-        """Returns the config of the encoder.
-
-        Raises:
-          ValueError: a field is out of range.
-        """
-        names = {field.name for field in dataclasses.fields(EncoderConfig)}
-        names &= {field.name for field in dataclasses.fields(self)}
-        return EncoderConfig(max_length=max_length, **{name: getattr(self, name) for name in names})
 
 
 MODEL_CONFIGS = {"vit": ViTConfig, "convnet": ConvNetConfig, "resnet": ResNetClassifierConfig}

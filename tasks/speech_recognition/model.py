@@ -80,16 +80,11 @@ class SpeechConfig(Config):
 
     def attention_layers(self) -> EncoderConfig:
         """Returns the config of the attention layers."""
-        return EncoderConfig(
-            model_size=self.model_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            dropout_rate=self.dropout_rate,
+        return EncoderConfig.of(
+            self,
             attention_dropout_rate=self.dropout_rate,
             activation="silu" if self.encoder == "conformer" else "relu",
             positions="rope",
-            max_length=self.max_length,
         )
 
     def frames(self, frames: int) -> int:

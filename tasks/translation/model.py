@@ -25,6 +25,7 @@ from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.backbones.transformer_layers import mixers_with
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
 from tasks.common.keys import example_keys
@@ -76,11 +77,7 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        able = [
-            m.name
-            for m in registry.mechanisms("mixer")
-            if {"causal", "cache"} <= set(m.capabilities)
-        ]
+        able = [name for name in mixers_with("causal") if name in mixers_with("cache")]
         try:
             entry = self.decoder.entry
         except ValueError as error:
@@ -94,11 +91,8 @@ class TransformerConfig(EncoderConfig):
     @property
     def decoder(self) -> EncoderConfig:
         """Config of the decoder."""
-        names = [field.name for field in dataclasses.fields(EncoderConfig)]
-        values = {name: getattr(self, name) for name in names}
-        return EncoderConfig(
-            **values | {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
-        )
+        changes = {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
+        return EncoderConfig.of(self, **changes)
 
     @property
     def aligns(self) -> bool:

@@ -97,12 +97,9 @@ class TranscriberConfig(Config):
 
     def transformer(self) -> EncoderConfig:
         """Returns the config of a Transformer decoder."""
-        return EncoderConfig(
+        return EncoderConfig.of(
+            self,
             model_size=self.state_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.dropout_rate,
             # One position more for the end token.
             max_length=self.max_length + 1,

@@ -91,13 +91,7 @@ class DETRConfig(Config):
     @property
     def layers(self) -> EncoderConfig:
         """Config of the feed-forward part of a layer."""
-        return EncoderConfig(
-            model_size=self.model_size,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            activation="relu",
-            dtype=self.backbone.dtype,
-        )
+        return EncoderConfig.of(self, activation="relu", dtype=self.backbone.dtype)
 
 
 def sine_embedding(points: Array, size: int) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import masks, registry
+from attention import masks
 from attention.normalization import LayerNorm
 from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
@@ -62,10 +62,7 @@ class SASRecConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if "causal" not in self.entry.capabilities:
-            able = [m.name for m in registry.mechanisms("mixer") if "causal" in m.capabilities]
-            got = f"{self.entry.name!r}, which cannot be causal"
-            raise ValueError(f"mixer: got {got}, expected one of {able}")
+        self.expect_causal()
 
 
 @dataclasses.dataclass(frozen=True)
