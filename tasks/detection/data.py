@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.configs import Config, PositiveInt
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
@@ -39,7 +40,7 @@ _KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -60,20 +61,17 @@ class DataConfig:
     name: str = "nuclei"
     path: str | None = None
     images: str | None = None
-    image_size: int | None = None
-    max_objects: int | None = None
+    image_size: PositiveInt | None = None
+    max_objects: PositiveInt | None = None
     skip_broken: bool = False
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
-        for name in ("image_size", "max_objects"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        super().__post_init__()
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
-        if self.path is None and self.images is not None:
-            raise ValueError(f"images: got {self.images!r}, expected none without path")
+        needed = self.path is not None or self.images is None
+        self.expect("images", needed, "none without path")
 
 
 @dataclass(frozen=True)

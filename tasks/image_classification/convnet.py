@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
-from attention.dropout import dropout
 from attention.image.maps import global_average
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Stage, StagesConfig, run_stages
+from tasks.common.backbones.transformer_layers import maybe_dropout
 from tasks.common.configs import PositiveInts, Rate
 
 Array = jax.Array
@@ -36,23 +37,27 @@ class ConvNetConfig(StagesConfig):
     dropout_rate: Rate = 0.3
 
 
-class ConvNet(nnx.Module):
-    """logits = dropout(mean_yx(stages(image))) W + b.
+class ConvolutionalClassifier(nnx.Module):
+    """Base class: logits = dropout(mean_yx(last map of the backbone)) W + b.
 
     Args:
-      config: see `ConvNetConfig`.
+      config: a `StagesConfig` with `dropout_rate`.
       image_channels: of the input.
       classes: number of classes.
     """
 
-    def __init__(self, config: ConvNetConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
-        sizes = (image_channels, *config.channels)
+    def __init__(self, config: StagesConfig, image_channels: int, classes: int, *, rngs: nnx.Rngs):
         self.config = config
-        options = {name: getattr(config, name) for name in ("attention", "momentum", "dtype")}
-        self.stages = nnx.List(
-            [Stage(*pair, **options, rngs=rngs) for pair in itertools.pairwise(sizes)]
-        )
-        self.classify = Projection((sizes[-1],), (classes,), rngs=rngs)
+        self._build(image_channels, rngs)
+        self.classify = Projection((config.channels[-1],), (classes,), rngs=rngs)
+
+    def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
+        """Creates the backbone."""
+        raise NotImplementedError
+
+    def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
+        """Returns the maps of the backbone and its attention weights."""
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -76,11 +81,23 @@ class ConvNet(nnx.Module):
           logits float32 [B, classes]; with `return_weights` also "stage_1", "stage_2", ...: the
           weights of the attention after each stage, if there is one.
         """
-        shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
         flags = {"valid": valid, "training": training, "return_weights": return_weights}
-        maps, weights = run_stages(self.stages, images, **flags)
-        pooled = global_average(maps[-1])
-        if dropout_key is not None:
-            pooled = dropout(pooled, self.config.dropout_rate, dropout_key)
+        maps, weights = self._maps(images, **flags)
+        pooled = maybe_dropout(global_average(maps[-1]), self.config.dropout_rate, dropout_key)
         logits = self.classify(pooled).astype(jnp.float32)
         return (logits, weights) if return_weights else logits
+
+
+class ConvNet(ConvolutionalClassifier):
+    """Classifier of the map of `Stage`s; see `ConvNetConfig`."""
+
+    def _build(self, image_channels: int, rngs: nnx.Rngs) -> None:
+        config, sizes = self.config, (image_channels, *self.config.channels)
+        options = {name: getattr(config, name) for name in ("attention", "momentum", "dtype")}
+        self.stages = nnx.List(
+            [Stage(*pair, **options, rngs=rngs) for pair in itertools.pairwise(sizes)]
+        )
+
+    def _maps(self, images: Array, **flags: Any) -> tuple[list[Array], dict[str, Array]]:
+        shapes.expect("images", images, "B Y X C", {"C": self.stages[0].first.kernel.shape[2]})
+        return run_stages(self.stages, images, **flags)

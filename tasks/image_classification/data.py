@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+from tasks.common.configs import Config, NonNegativeFloat, PositiveInt
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits, count_classes
@@ -18,7 +19,7 @@ USER_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -37,24 +38,20 @@ class DataConfig:
 
     name: str = "digits"
     path: str | None = None
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     skip_broken: bool = False
     shift: float = 0.5
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own folder")
         object.__setattr__(self, "name", name)
         if self.path is None and (self.image_size is not None or self.skip_broken):
             field = "skip_broken" if self.image_size is None else "image_size"
             raise ValueError(f"{field}: is for user images; set path too")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size: got {self.image_size}, expected at least 1")
-        if not 0 <= self.shift <= self.side:
-            raise ValueError(f"shift: got {self.shift}, expected a number in [0, {self.side}]")
-        if not self.mixup >= 0:
-            raise ValueError(f"mixup: got {self.mixup}, expected at least 0")
+        self.expect("shift", 0 <= self.shift <= self.side, f"a number in [0, {self.side}]")
         if self.augmentation.needs_color and self.path is None:
             raise ValueError(f"augmentation: saturation and hue: {self.name} has gray images")
 

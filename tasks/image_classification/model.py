@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.transformer import Encoder
-from tasks.common.backbones.transformer_layers import SmallEncoderConfig
+from tasks.common.backbones.transformer_layers import SmallEncoderConfig, maybe_dropout, split_keys
 from tasks.common.configs import PositiveInt, Rate
 from tasks.image_classification.convnet import ConvNetConfig
 from tasks.image_classification.resnet import ResNetClassifierConfig
@@ -117,7 +116,7 @@ class VisionTransformer(nnx.Module):
           are the weights of its token in the last layer, without itself, so that they may sum to
           less than 1. For "mean" they are the mean weights of the patches in the last layer.
         """
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         x = self.embed(patches(images, self.config.patch_size))
         if self.first is not None:
             first = jnp.broadcast_to(self.first[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
@@ -135,7 +134,6 @@ class VisionTransformer(nnx.Module):
             pooled = encoded[:, 0]
             if return_weights:
                 weights["head"] = weights["encoder"][:, -1, :, 0, 1:]
-        if keys[1] is not None:
-            pooled = dropout(pooled, self.config.head_dropout_rate, keys[1])
+        pooled = maybe_dropout(pooled, self.config.head_dropout_rate, keys[1])
         logits = self.classify(pooled).astype(jnp.float32)
         return (logits, weights) if return_weights else logits

@@ -51,15 +51,16 @@ class DataConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         for other in ("validation_file", "test_file"):
-            if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file: got None, expected a file beside {other}")
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file beside {other}")
         known = (*CORPORA, *DEFINITIONS)
         name = results_name(
             self.name, known, self.train_file, "; train_file takes user files", "train_file"
         )
         object.__setattr__(self, "name", name)
-        if self.lines and self.train_file is None:
-            raise ValueError("train_file: got None, expected a file with lines")
+        self.expect(
+            "train_file", self.train_file is not None or not self.lines, "a file with lines"
+        )
         defaults = {setting.name: setting.default for setting in fields(TextConfig)}
         for name in ("ngrams", "character_ngrams", "unique", "max_length"):
             if (value := getattr(self.text, name)) != defaults[name]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.configs import Config, one_of, within
 from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
@@ -26,13 +27,12 @@ from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
 from tasks.segmentation.metrics import VOID
 
-FITS = ("resize", "tiles")
 # Fraction of a window that the next one covers too, in prediction.
 OVERLAP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the data set.
 
     Attributes:
@@ -56,32 +56,24 @@ class DataConfig:
     name: str = "camvid"
     path: str | None = None
     image_size: tuple[int, ...] = (180, 240)
-    fit: str = "resize"
-    void: int = VOID
+    fit: one_of("resize", "tiles") = "resize"
+    void: within("[0, 65535]", "a number from 0 to 65535", int) = VOID
     mask_values: tuple[int, ...] = dataclasses.field(default=(), metadata=LATER)
     skip_broken: bool = False
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            got = list(self.image_size)
-            raise ValueError(f"image_size: got {got}, expected a height and a width, at least 1")
-        if self.fit not in FITS:
-            raise ValueError(f"fit: got {self.fit!r}, expected one of {', '.join(FITS)}")
-        if not 0 <= self.void <= 65535:
-            raise ValueError(f"void: got {self.void}, expected a number from 0 to 65535")
-        values = list(self.mask_values)
-        if values and (
-            not 2 <= len(values) <= user_files.MOST_CLASSES
-            or len(set(values)) < len(values)
-            or not 0 <= min(values) <= max(values) <= 65535
-        ):
-            raise ValueError(
-                f"mask_values: got {values}, expected 2 to {user_files.MOST_CLASSES} different "
-                "numbers from 0 to 65535"
-            )
-        if values and self.path is None:
-            raise ValueError(f"mask_values: got {values}, expected none without path")
+        super().__post_init__()
+        is_size = len(self.image_size) == 2 and min(self.image_size) >= 1
+        self.expect("image_size", is_size, "a height and a width, at least 1")
+        values, most = self.mask_values, user_files.MOST_CLASSES
+        valid = not values or (
+            2 <= len(values) <= most
+            and len(set(values)) == len(values)
+            and 0 <= min(values) <= max(values) <= 65535
+        )
+        self.expect("mask_values", valid, f"2 to {most} different numbers from 0 to 65535")
+        self.expect("mask_values", not values or self.path is not None, "none without path")
         name = results_name(self.name, DATA_SETS, self.path, "; path takes your own files")
         object.__setattr__(self, "name", name)
 

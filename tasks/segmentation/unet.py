@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import (
     Stage,
@@ -24,6 +23,7 @@ from tasks.common.backbones.convolutional import (
     map_attention_entry,
     run_stages,
 )
+from tasks.common.backbones.transformer_layers import maybe_dropout
 from tasks.common.configs import PositiveInt, PositiveInts, Rate
 from tasks.segmentation.losses import LossConfig
 
@@ -209,14 +209,7 @@ class UNet(nnx.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Array | tuple[Array, dict[str, Array]]:
-        """Computes logits of the pixels of a batch.
-
-        Args:
-          images: [B, Y, X, C], of any size.
-          valid: bool [B], the images that count in batch statistics; all if None.
-          training: normalize by the batch, and update the batch statistics.
-          dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
+        """Computes logits of the pixels of images [B, Y, X, C]; flags as for `ResNet`.
 
         Returns:
           logits float32 [B, Y, X, K]; with `return_weights` also the weights "gate_1", ... of
@@ -229,9 +222,7 @@ class UNet(nnx.Module):
         shapes.expect("images", images, "B Y X C", sizes)
         flags = {"valid": valid, "training": training, "return_weights": return_weights}
         skips, found = run_stages(self.encoder, to_patches(images, P), name="encoder", **flags)
-        x = skips[-1]
-        if dropout_key is not None:
-            x = dropout(x, self.config.dropout_rate, dropout_key)
+        x = maybe_dropout(skips[-1], self.config.dropout_rate, dropout_key)
         for number in range(len(self.decoder), 0, -1):
             skip = skips[number - 1]
             if self.gates:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.common.configs import Config
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
@@ -20,7 +21,7 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the texts and their tokenizer.
 
     Attributes:
@@ -43,20 +44,18 @@ class DataConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         for other in ("validation_file", "test_file"):
-            if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file: got None, expected a file with {other}")
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
         name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
-            if not getattr(self, column):
-                raise ValueError(f"{column}: got '', expected the name of a column")
-        if self.text_column == self.label_column:
-            raise ValueError(
-                f"label_column: got {self.text_column!r}, expected another than text_column"
-            )
+            self.expect(column, bool(getattr(self, column)), "the name of a column")
+        distinct = self.text_column != self.label_column
+        self.expect("label_column", distinct, "another than text_column")
 
 
 @dataclass(frozen=True)
