@@ -14,6 +14,9 @@ import jax
 
 PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 
+# Platform of `portable`, which no kernel of one platform supports.
+_PORTABLE = "every platform"
+
 # Set by the context managers below, innermost last.
 _interpreted: list[bool] = []
 _assumed: list[str] = []
@@ -54,6 +57,20 @@ def lowering_for(platform: str) -> Iterator[None]:
     try:
         with _described(platform):
             yield
+    finally:
+        _assumed.pop()
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Traces with kernels that are lowered by XLA alone, to export a program for all platforms.
+
+    with kernels.portable():
+        exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(x)
+    """
+    _assumed.append(_PORTABLE)
+    try:
+        yield
     finally:
         _assumed.pop()
 

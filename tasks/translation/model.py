@@ -26,7 +26,7 @@ from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
@@ -201,6 +201,13 @@ class Translator(nnx.Module):
           return_weights: whether `extras` has the attention weights of every step under
             "alignment", [B, n_best, T, ..., S]; else it is empty.
         """
+        keys = example_keys(config.seed, ids) if config.method == "sample" else None
+        return self.decoding(source, max_length, return_weights).generate(config, keys)
+
+    def decoding(
+        self, source: Array, max_length: int, return_weights: bool = False
+    ) -> TokenDecoder:
+        """Returns the decoder of encoded sources; arguments as `translate`."""
         T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
         left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
@@ -213,22 +220,20 @@ class Translator(nnx.Module):
             logits = jnp.where((left <= 1)[:, None] & others, -jnp.inf, logits)
             return logits, (inner, left - 1), {"alignment": weights} if return_weights else {}
 
-        return generate(
+        return TokenDecoder(
             step,
             (self.begin(source, T), left),
-            config=config,
-            batch_size=len(source),
+            batch_size=source.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,
             pad=PAD,
-            keys=example_keys(config.seed, ids) if config.method == "sample" else None,
             forbidden=(PAD, UNKNOWN, CLS, self.start),
         )
 
     def _shift_right(self, target: Array) -> Array:
         """Returns the decoder's input: START, then all target tokens but the last."""
-        start = jnp.full((len(target), 1), self.start, target.dtype)
+        start = jnp.full((target.shape[0], 1), self.start, target.dtype)
         return jnp.concatenate([start, target[:, :-1]], axis=1)
 
 

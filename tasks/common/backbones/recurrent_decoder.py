@@ -139,7 +139,7 @@ class AttentionDecoder(nnx.Module):
         state = self._first(memory, valid, initial)
         if self.temporal is None:
             return state
-        return state._replace(past=self.temporal.init_cache(len(memory), max_length))
+        return state._replace(past=self.temporal.init_cache(memory.shape[0], max_length))
 
     def step(self, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState, dict]:
         """Computes the logits of the next token of each row, for `decoding.generate`.
@@ -184,7 +184,7 @@ class AttentionDecoder(nnx.Module):
         Raises:
           ValueError: shapes do not match.
         """
-        B, T = len(memory), target_inputs.shape[-1]
+        B, T = memory.shape[0], target_inputs.shape[-1]
         shapes.expect("target_inputs", target_inputs, "B T", {"B": B})
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
         between = None if dropout_key is None else jax.random.split(keys[1], T)
@@ -227,9 +227,9 @@ class AttentionDecoder(nnx.Module):
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
         """Returns the state before the first step, without a cache."""
         alignment_memory = self.alignment.prepare(memory, valid=valid)
-        context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
+        context = jnp.zeros((memory.shape[0], self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
-        cells = self._initial_cells(initial, len(memory))
+        cells = self._initial_cells(initial, memory.shape[0])
         return DecoderState(cells, context, alignment_state, alignment_memory, ())
 
     def _initial_cells(self, initial: Any, B: int) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
 from tasks.common.decoding import ctc
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.losses import smoothed_cross_entropy
 
 Array = jax.Array
@@ -248,6 +248,28 @@ class Transcriber(nnx.Module):
         if config.decoder == "none" and greedy:
             return self._best_path(memory, valid)
         joint = config.decoder == "none" or (config.decoding_ctc_weight > 0 and not greedy)
+        found = self.decoding(
+            memory, valid, final_state, joint=joint, return_weights=return_weights
+        )
+        return found.generate(decoding)
+
+    def decoding(
+        self,
+        memory: Array,
+        valid: Array,
+        final_state: Any,
+        *,
+        joint: bool = False,
+        return_weights: bool = False,
+    ) -> TokenDecoder:
+        """Returns the decoder of encoded inputs.
+
+        Args:
+          memory, valid, final_state: as for `__call__`.
+          joint: whether scores are weighted with those of CTC prefixes.
+          return_weights: see `transcribe`.
+        """
+        config = self.config
         weight = 1.0 if config.decoder == "none" else config.decoding_ctc_weight
         T = min(config.max_length, memory.shape[1]) + 1
         steps_left = jnp.minimum(jnp.sum(valid, axis=1) + 1, T).astype(jnp.int32)
@@ -255,7 +277,7 @@ class Transcriber(nnx.Module):
 
         def step(tokens: Array, state: Any) -> tuple[Array, Any, dict[str, Array]]:
             inner, prefix, steps_left = state
-            scores, extras = jnp.zeros((len(tokens), self.units + 2)), {}
+            scores, extras = jnp.zeros((tokens.shape[0], self.units + 2)), {}
             if config.decoder != "none":
                 logits, inner, weights = self._step(tokens, inner)
                 scores = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -270,11 +292,10 @@ class Transcriber(nnx.Module):
             scores = jnp.where((steps_left <= 1)[:, None] & others, -jnp.inf, scores)
             return scores, (inner, prefix, steps_left - 1), extras
 
-        return generate(
+        return TokenDecoder(
             step,
             (self._begin(memory, valid, final_state, T), prefix, steps_left),
-            config=decoding,
-            batch_size=len(memory),
+            batch_size=memory.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,

@@ -103,7 +103,7 @@ def beam_search(
     Returns:
       Tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of `generate.DecodingResult`.
     """
-    B, T = len(start) // K, max_length
+    B, T = start.shape[0] // K, max_length
 
     def advance(now: _Beams) -> _Beams:
         scores, state, values = scored(now.tokens.reshape(-1), now.state)

@@ -98,6 +98,33 @@ class DecodingResult(NamedTuple):
     extras: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenDecoder:
+    """An autoregressive decoder before its first step; see `generate` for the attributes.
+
+    Attributes:
+      step, state, start, end, pad, forbidden, scores_are_log_probs: as there. Everything that a
+        step depends on, besides the parameters of the model, is in the state, so that prefill and
+        step can be programs of their own.
+      batch_size, max_length: B, T.
+    """
+
+    step: Step
+    state: Any
+    batch_size: int
+    max_length: int
+    start: int | Array
+    end: int | None
+    pad: int
+    forbidden: Sequence[int] = ()
+    scores_are_log_probs: bool = False
+
+    def generate(self, config: DecodingConfig, keys: Array | None = None) -> DecodingResult:
+        """Decodes by `generate`."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        return generate(self.step, self.state, config=config, keys=keys, **options)
+
+
 def generate(
     step: Step,
     state: Any,
@@ -200,7 +227,7 @@ def _decode_independently(
     pad: int,
 ) -> DecodingResult:
     """Decodes greedily, or draws n_best samples of each example."""
-    R, N, T = len(start), config.n_best, max_length
+    R, N, T = start.shape[0], config.n_best, max_length
     if keys is not None:
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
@@ -287,7 +314,7 @@ def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
     Raises:
       ValueError: logits, state or extras of a step have wrong shapes.
     """
-    R = len(tokens)
+    R = tokens.shape[0]
     with recording.suppressed():
         logits, after, extras = jax.eval_shape(step, tokens, state)
     shapes.expect("logits", logits, "R V", {"R": R})

@@ -79,6 +79,13 @@ class Tokenizer:
         """Number of ids, with the special ones."""
         return self._model.size
 
+    @property
+    def libraries(self) -> list[str]:
+        """Packages that encoding and decoding import."""
+        if self.config.tokenizer == "character":
+            return []
+        return ["tokenizers"] if self.config.stem is None else ["tokenizers", "snowballstemmer"]
+
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [t], 1 <= t <= max_length; [UNK] for an empty text."""
         return self.encode_batch([text])[0]

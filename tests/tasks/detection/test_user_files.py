@@ -331,12 +331,13 @@ def test_files_of_splits_in_a_folder(folder, capsys):
     assert "1 files are of no split and are left out, such as old.json" in said
     # The images 1 to 3 of test are in train, and in validation.
     assert (
-        "2 images of validation are in another split too, such as 1.png, which is 1.png of" in said
+        "2 images of validation are also in another split, such as 1.png, which equals 1.png of"
+        in said
     )
-    assert "3 images of test are in another split too" in said
+    assert "3 images of test are also in another split" in said
     folder(coco(1, [row]), 0, "dev")
     with pytest.raises(
-        UserError, match=r"'dev' and 'val' are both of the validation split; keep on"
+        UserError, match=r"'dev' and 'val' both denote the validation split; keep on"
     ):
         own(where)
 

@@ -44,7 +44,7 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     np.testing.assert_array_equal(series.values, expected)
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(f"{path}: ") for line in told] == [
-        "1 lines are empty, the first is line 5; left out",
+        "1 empty lines are ignored; the first is line 5",
         "columns without numbers, left out: note",
         "not in the order of time from line 3 on; sorted",
         "1 rows are repeated, first line 6",
@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_file_is_named(write):
     refused("date,a\n", "a header and no rows")
     refused("2024-01-01,5\n", "line 1 has numbers, expected the names")
     refused("date,a,a\n2024-01-01,1,2\n", "column 'a' is in the header twice")
-    refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, the header has 2")
+    refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, expected 2 as in the header")
     refused('date,a\n2024-01-01,"1\n', "line 2 is malformed")
     refused("day,a\n2024-01-01,1\n", r"config.data.time_column \(day, a\), or 'none'")
     refused("date,a\n" + days, r"no column 'dat' \(did you mean 'date'\?\)", "dat")
