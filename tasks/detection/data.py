@@ -27,7 +27,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.user_files import results_name
 from tasks.common.errors import warn_once
-from tasks.common.images.files import resize
+from tasks.common.images.files import nearest, resize
 from tasks.detection import user_files
 from tasks.detection.augmentation import AugmentationConfig
 from tasks.detection.datasets import DATA_SETS
@@ -212,12 +212,10 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
     if annotated.instances is not None:
         number = np.zeros(len(boxes) + 1, np.uint16)
         number[kept + 1] = np.arange(1, len(kept) + 1)
-        y, x = (
-            ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-            for new, old in zip((height, width), size, strict=True)
-        )
         example["instances"] = np.zeros((side, side), np.uint16)
-        example["instances"][:height, :width] = number[annotated.instances[y[:, None], x]]
+        example["instances"][:height, :width] = number[
+            nearest(annotated.instances, (height, width))
+        ]
     return example
 
 

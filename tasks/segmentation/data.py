@@ -21,7 +21,7 @@ from tasks.common.data.splits import SPLITS, SplitSummary, check_splits
 from tasks.common.data.user_files import LATER, read_each, results_name, split_by_hash, warn_shared
 from tasks.common.errors import UserError, warn_once
 from tasks.common.images.augmentation import AugmentationConfig
-from tasks.common.images.files import read_oriented, resize
+from tasks.common.images.files import nearest, read_oriented, resize
 from tasks.common.images.orientation import AnnotationTurns, turned, warn_displayed
 from tasks.segmentation import tiles, user_files
 from tasks.segmentation.datasets import DATA_SETS
@@ -278,17 +278,6 @@ def _fitted(
         for name, start in (subsets or {}).items()
     }
     return SegmentationExamples(np.stack(images), np.stack(labels), masks, void, digests.ids(codes))
-
-
-def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes labels [Y, X]; a new pixel has the label at its center."""
-    if labels.shape == tuple(size):
-        return labels
-    y, x = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-        for new, old in zip(size, labels.shape, strict=True)
-    )
-    return labels[y[:, None], x]
 
 
 class InferenceWindows:
