@@ -213,9 +213,8 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
         number = np.zeros(len(boxes) + 1, np.uint16)
         number[kept + 1] = np.arange(1, len(kept) + 1)
         example["instances"] = np.zeros((side, side), np.uint16)
-        example["instances"][:height, :width] = number[
-            nearest(annotated.instances, (height, width))
-        ]
+        instances = nearest(annotated.instances, (height, width))
+        example["instances"][:height, :width] = number[instances]
     return example
 
 
