@@ -88,9 +88,7 @@ def define_workdir() -> None:
 def define_record() -> None:
     """Defines --record and --results."""
     flags.DEFINE_bool(
-        "record",
-        False,
-        "Also write a run file under --results; requires a clean git tree.",
+        "record", False, "Also write a run file under --results; requires a clean git tree."
     )
     flags.DEFINE_string("results", "results", "Directory in which --record writes run files.")
 

@@ -107,9 +107,7 @@ def _plain_text() -> Iterator[None]:
 
 
 def curves(
-    title: str,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str = "step",
+    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str = "step"
 ) -> str:
     """Draws line plots of name -> (steps, values), over steps or the quantity `x_label`."""
     title, x_label = _printable(title), _printable(x_label)

@@ -37,10 +37,7 @@ class Images:
     padded: Mapping[str, int] = {}
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | None = None,
-        ids: Sequence[str] | None = None,
+        self, images: np.ndarray, labels: np.ndarray | None = None, ids: Sequence[str] | None = None
     ):
         self.images, self.labels, self.ids = images, labels, ids
 

@@ -97,11 +97,7 @@ class VisionTransformer(nnx.Module):
         self.classify = Projection((D,), (classes,), rngs=rngs)
 
     def __call__(
-        self,
-        images: Array,
-        *,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
+        self, images: Array, *, dropout_key: Array | None = None, return_weights: bool = False
     ) -> Array | tuple[Array, dict[str, Array]]:
         """Classifies a batch.
 

@@ -17,12 +17,7 @@ from tasks.common.backbones import convolutional, transformer
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
-from tasks.common.images.augmentation import (
-    AugmentationConfig,
-    augment,
-    mixup,
-    random_translation,
-)
+from tasks.common.images.augmentation import AugmentationConfig, augment, mixup, random_translation
 from tasks.common.keys import example_keys
 from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure

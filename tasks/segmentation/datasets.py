@@ -114,11 +114,7 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
     for name in inside:
         if name.startswith(f"CamVid/{folder}/"):
             mask = name.replace(f"/{folder}/", f"/{folder}annot/")
-            yield {
-                "id": Path(name).stem,
-                "image": read(inside[name]),
-                "labels": read(inside[mask]),
-            }
+            yield {"id": Path(name).stem, "image": read(inside[name]), "labels": read(inside[mask])}
 
 
 _CAMVID = Source(

@@ -70,11 +70,7 @@ class DigitStrings:
     padded: Mapping[str, int] = {"source": PAD, "target": PAD}
 
     def __init__(
-        self,
-        strings: Sequence[str],
-        name: str = "reversed_digits",
-        *,
-        with_target: bool = True,
+        self, strings: Sequence[str], name: str = "reversed_digits", *, with_target: bool = True
     ):
         self.strings, self.name, self._with_target = list(strings), name, with_target
         self.lengths = np.array([len(string) + 1 for string in self.strings], np.int32)

@@ -130,10 +130,7 @@ def load(config: DataConfig, paths: Paths) -> SpeechData:
 
 
 def encoded(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    sounds: Sequence[np.ndarray],
-    texts: Sequence[str],
+    config: DataConfig, tokenizer: Tokenizer, sounds: Sequence[np.ndarray], texts: Sequence[str]
 ) -> TranscriptionExamples:
     """Returns examples of recordings in memory, with units of their texts."""
     return TranscriptionExamples.of_arrays("samples", sounds, tokenizer, texts)

@@ -248,12 +248,7 @@ class EncoderLayer(nnx.Module):
         self.feedforward_norm = config.build_norm()
 
     def __call__(
-        self,
-        x: Array,
-        *,
-        mask: masks.Mask | None,
-        dropout_key: Array | None,
-        return_weights: bool,
+        self, x: Array, *, mask: masks.Mask | None, dropout_key: Array | None, return_weights: bool
     ) -> tuple[Array, Array | None]:
         """Maps x [B, T, D] to [B, T, D] and the attention weights [B, N, T, T] or None."""
         keys = split_keys(dropout_key, 3)

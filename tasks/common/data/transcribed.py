@@ -67,10 +67,7 @@ class TranscriptionExamples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         given = self._read(index)
         padding = np.zeros((1, *given.shape[1:]), given.dtype)
-        example = {
-            self.field: given if len(given) else padding,
-            "length": np.int32(len(given)),
-        }
+        example = {self.field: given if len(given) else padding, "length": np.int32(len(given))}
         if self._targets is not None:
             target = self._targets[index].astype(np.int32)
             example["target"] = target if len(target) else np.full(1, PAD, np.int32)

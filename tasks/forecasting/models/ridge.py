@@ -203,10 +203,7 @@ class RidgeResidual(Forecaster):
             tokens = tokens + self.calendar(quickest[:, times])[:, None]
         present = jnp.pad(present.any(axis=-1), ((0, 0), (0, 0), (0, G)), constant_values=True)
         z, weights = encode(
-            self.encoder,
-            tokens.reshape(B * C, M + G, D),
-            present.reshape(B * C, M + G),
-            mode,
+            self.encoder, tokens.reshape(B * C, M + G, D), present.reshape(B * C, M + G), mode
         )
         raw = self.out(z[:, M:]).reshape(B, C, -1, self.head.size)[:, :, :F]
         ridge = self.ridge(past, past_valid)

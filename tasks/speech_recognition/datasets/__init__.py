@@ -16,10 +16,7 @@ def _features(**others: type) -> Callable[[], Mapping[str, Any]]:
         import numpy as np
         import tensorflow_datasets as tfds
 
-        kinds = {
-            int: lambda: tfds.features.Scalar(dtype=np.int32),
-            str: tfds.features.Text,
-        }
+        kinds = {int: lambda: tfds.features.Scalar(dtype=np.int32), str: tfds.features.Text}
         return {
             "id": tfds.features.Text(),
             "samples": tfds.features.Tensor(shape=(None,), dtype=np.int16),

@@ -35,11 +35,7 @@ def _rows(file: Path, split: str) -> list[dict[str, str]]:
 def _generator(train_file: str, test_file: str) -> Callable:
     def generate(files: Mapping[str, Path]) -> dict[str, list]:
         train, validation = validation_by_hash(_rows(files[train_file], "train"))
-        return {
-            "train": train,
-            "validation": validation,
-            "test": _rows(files[test_file], "test"),
-        }
+        return {"train": train, "validation": validation, "test": _rows(files[test_file], "test")}
 
     return generate
 
