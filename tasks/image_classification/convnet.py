@@ -11,13 +11,12 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from attention import shapes
 from attention.image.maps import global_average
 from attention.projection import Projection
-from tasks.common.backbones.convolutional import Stage, StagesConfig, run_stages
+from tasks.common.backbones.convolutional import ImageModel, Stage, StagesConfig, run_stages
 from tasks.common.backbones.transformer_layers import maybe_dropout
 from tasks.common.configs import PositiveInts, Rate
 
@@ -37,7 +36,7 @@ class ConvNetConfig(StagesConfig):
     dropout_rate: Rate = 0.3
 
 
-class ConvolutionalClassifier(nnx.Module):
+class ConvolutionalClassifier(ImageModel):
     """Base class: logits = dropout(mean_yx(last map of the backbone)) W + b.
 
     Args:
@@ -59,33 +58,13 @@ class ConvolutionalClassifier(nnx.Module):
         """Returns the maps of the backbone and its attention weights."""
         raise NotImplementedError
 
-    def __call__(
-        self,
-        images: Array,
-        *,
-        valid: Array | None = None,
-        training: bool = False,
-        dropout_key: Array | None = None,
-        return_weights: bool = False,
-    ) -> Array | tuple[Array, dict[str, Array]]:
-        """Classifies a batch.
-
-        Args:
-          images: [B, Y, X, C], of any size.
-          valid: bool [B], the images that count in batch statistics; all if None.
-          training: normalize by the batch, and update the batch statistics.
-          dropout_key: None for evaluation.
-          return_weights: also return the attention weights.
-
-        Returns:
-          logits float32 [B, classes]; with `return_weights` also "stage_1", "stage_2", ...: the
-          weights of the attention after each stage, if there is one.
-        """
-        flags = {"valid": valid, "training": training, "return_weights": return_weights}
+    def _apply(
+        self, images: Array, dropout_key: Array | None, **flags: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns logits [B, classes], and "stage_1", ...: the weights after each stage."""
         maps, weights = self._maps(images, **flags)
         pooled = maybe_dropout(global_average(maps[-1]), self.config.dropout_rate, dropout_key)
-        logits = self.classify(pooled).astype(jnp.float32)
-        return (logits, weights) if return_weights else logits
+        return self.classify(pooled), weights
 
 
 class ConvNet(ConvolutionalClassifier):
