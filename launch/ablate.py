@@ -29,7 +29,7 @@ def ablate() -> None:
     from launch.runs import ablation as ablations
 
     path = cli.required("config")
-    cli.workdir()
+    cli.workdir()  # before the ablation is read
     ablation = ablations.with_overrides(ablations.load_ablation(path), cli.FLAGS.set)
     experiments = ablations.resolve_ablation(ablation)
     cli.run_all(experiments, cli.FLAGS.seeds or ablation.seeds, Path(path).stem)

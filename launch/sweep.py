@@ -25,8 +25,8 @@ def sweep() -> None:
     """Runs the command `launch.sweep`."""
     from launch.runs import ablation as ablations
 
-    cli.workdir()
     config = cli.experiment()
+    cli.workdir()  # before the experiments are resolved
     experiments = ablations.resolve_sweep(config, cli.FLAGS.set)
     cli.run_all(experiments, cli.FLAGS.seeds, f"{config.task}: {config.data.name}")
 

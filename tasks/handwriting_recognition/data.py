@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common.configs import NonNegativeInt, PositiveInt, at_least
+from tasks.common.configs import PositiveInt, at_least
 from tasks.common.data import builders
 from tasks.common.data.builders import DatasetDefinition
 from tasks.common.data.manifests import TranscribedConfig
@@ -68,9 +68,6 @@ class DataConfig(TranscribedConfig):
       lines: composition of digit_strings from MNIST's digits; splits share no digit image.
       train_lines: that of the training split; None for `lines`.
       long_lines: that of the second test condition, longer than any training line.
-      train_size, validation_size, test_size: number of lines of each split. The second test
-        condition has a quarter of test_size.
-      seed: of the lines.
       dark_ink: user files have dark ink on light paper; False for light ink on dark paper.
       max_columns: largest width of a user file at 32 rows; wider ones raise an error.
       For the others see `TranscribedConfig`.
@@ -84,7 +81,6 @@ class DataConfig(TranscribedConfig):
     train_size: at_least(4) = 20_000
     validation_size: at_least(4) = 1_000
     test_size: at_least(4) = 2_000
-    seed: NonNegativeInt = 0
     text: TextConfig = dataclasses.field(default_factory=_characters)
     dark_ink: bool = True
     max_columns: PositiveInt = 2_000

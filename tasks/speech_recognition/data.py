@@ -21,7 +21,7 @@ import numpy as np
 from tasks.common.audio.augmentation import SoundAugmentation
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.audio.files import read_audio, resample, to_pcm, trim_silence
-from tasks.common.configs import NonNegativeInt, Rate, at_least, within
+from tasks.common.configs import Rate, within
 from tasks.common.data import builders
 from tasks.common.data.manifests import TranscribedConfig
 from tasks.common.data.paths import Paths
@@ -59,9 +59,6 @@ class DataConfig(TranscribedConfig):
       long_strings: that of its second test condition, longer than any training string.
       silence: number of additional training examples without speech, for strings and prompts, as a
         fraction. They reduce hallucinations. (Of user files those with an empty text serve this.)
-      train_size, validation_size, test_size: number of strings of each split. Each further test
-        condition has a quarter of test_size.
-      seed: of the strings.
       features: see `LogMelConfig`.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
@@ -80,10 +77,6 @@ class DataConfig(TranscribedConfig):
     strings: Strings = dataclasses.field(default_factory=Strings)
     long_strings: Strings = dataclasses.field(default_factory=lambda: Strings(8, 12))
     silence: Rate = 0.02
-    train_size: at_least(4) = 8000
-    validation_size: at_least(4) = 300
-    test_size: at_least(4) = 600
-    seed: NonNegativeInt = 0
     features: LogMelConfig = dataclasses.field(default_factory=LogMelConfig)
     normalised: bool = True
     dynamic_range: _Decibels = 0.0

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tasks.common.configs import Config
+from tasks.common.configs import Config, NonNegativeInt, at_least
 from tasks.common.data.cells import label_value, text_value
 from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.tables import no_column, open_table
@@ -65,6 +65,9 @@ class TranscribedConfig(Config):
         objects (.jsonl); a folder of files, each with a text file of the same name; or three
         manifests, separated by commas, named train, validation and test. A missing split is a tenth
         of the training split, see `split_by`.
+      train_size, validation_size, test_size: number of composed strings or lines of each split. Each
+        further test condition has a quarter of test_size.
+      seed: of the composed data.
       text: tokenizer of units: "word", "character" or "bpe".
       split_by: property of user files by which missing splits are made: "text": equal texts are in
         one split; "file": equal files; or a column of the manifest, such as speaker: the largest
@@ -78,6 +81,10 @@ class TranscribedConfig(Config):
 
     name: str = ""
     path: str | None = None
+    train_size: at_least(4) = 8000
+    validation_size: at_least(4) = 300
+    test_size: at_least(4) = 600
+    seed: NonNegativeInt = 0
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     split_by: str = dataclasses.field(default=BY_TEXT, metadata=LATER)
     skip_broken: bool = False
