@@ -65,7 +65,7 @@ class TranscribedConfig(Config):
         objects (.jsonl); a folder of files, each with a text file of the same name; or three
         manifests, separated by commas, named train, validation and test. A missing split is a tenth
         of the training split, see `split_by`.
-      train_size, validation_size, test_size: number of composed strings or lines of each split. Each
+      train_size, validation_size, test_size: number of composed strings or lines of each split. A
         further test condition has a quarter of test_size.
       seed: of the composed data.
       text: tokenizer of units: "word", "character" or "bpe".
