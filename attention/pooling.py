@@ -1,7 +1,7 @@
-"""Pools: one vector of a sequence of states, and its weights.
+"""Pooling of a sequence of states to one vector, with weights.
 
-All take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without valid
-positions. All modules have the signature `pooled, weights = pool(states, valid=...,
+All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
+valid positions. All modules are called as `pooled, weights = pool(states, valid=...,
 dropout_key=None)`.
 """
 

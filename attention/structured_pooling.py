@@ -90,8 +90,8 @@ class StructuredPool(nnx.Module):
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
 
     A hop is a row of A. The paper passes the R sums to a fully connected layer; here W_o combines
-    them to one vector, as for other pools. `structured_penalty` keeps the hops apart. There are no
-    biases, as in the paper.
+    them to one vector, as for other pools. `structured_penalty` discourages overlapping hops. There
+    are no biases, as in the paper.
 
     Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 

@@ -1,4 +1,4 @@
-"""Scores of items from the items of a history: NAIS, and FISM, its form without attention.
+"""Item scores computed from the items of a history: NAIS, and FISM, its form without attention.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Kabbur et al.
 2013, "FISM: Factored Item Similarity Models". An item has two vectors: p as a candidate and q as
@@ -7,7 +7,7 @@ part of a history:
     scores = nais(target[candidates], source[history], bias=b[candidates],
                   valid=without_target(candidates, history, valid))
 
-The history represents the user. There is no vector of users, so new users have scores too.
+The history represents the user. There are no user vectors, so new users can be scored too.
 
 B users, I candidates, S items of a history, D size of an item's vector, A hidden size of attention.
 """
@@ -96,7 +96,8 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
         c_i = n_i^(-α),   n_i = Σ_j v_ij
 
-    n counts the summed items, without a candidate that is excluded from its own history.
+    n is the number of summed items; a candidate that is excluded from its own history is not
+    counted.
 
     Args:
       valid: bool [B, 1 or I, S].
@@ -170,7 +171,7 @@ class _ItemSimilarity(nnx.Module):
 
 
 class FISM(_ItemSimilarity):
-    """Equal weights for all items of the history: the control of NAIS (Kabbur et al. 2013).
+    """FISM: equal weights for all items of the history, the control of NAIS (Kabbur et al. 2013).
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 

@@ -68,7 +68,7 @@ def additive_gate(
       score_bias: b_ψ, [1].
 
     Returns:
-      α, [B, Y, X, 1] in at least float32; the map times α is the result.
+      α, [B, Y, X, 1] in at least float32, to multiply the map with.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -143,7 +143,7 @@ class AttentionGate(nnx.Module):
         Args:
           x: [B, Y, X, C].
           gating_signal: [B, Y', X', G], no finer than x.
-          valid: bool [B]; has no effect, as examples are independent.
+          valid: bool [B]; has no effect, because examples are independent.
           training: has no effect.
           return_weights: whether to return the coefficients too.
 

@@ -75,14 +75,15 @@ class Axial(MapAttention):
 
         h = x + rows(x),   y = h + columns(h)
 
-    with one `MultiHeadAttention` each: after both, every position depends on all others, in
-    O(P·(Y + X)). The weights [B, 2N, P, P] hold N heads of the rows, then N of the columns.
+    with one `MultiHeadAttention` for rows and one for columns. After both, every position depends
+    on all others, at a cost of O(P·(Y + X)). The weights [B, 2N, P, P] contain the N heads of the
+    rows, then the N heads of the columns.
 
     Args:
       channels: C.
-      num_heads: N of each, divides C.
-      positions: of each, "none" or a spec of `attention.positions.POSITIONS`, such as "shaw" (Wang
-        et al. 2020 use relative positions) or "rope".
+      num_heads: N, number of heads of each attention; divides C.
+      positions: "none" or a spec of `attention.positions.POSITIONS` for both attentions, such as
+        "rope" or "shaw" (Wang et al. 2020 use relative positions).
       residual: whether the two inputs are added as above.
       dtype: of the computation; parameters are float32.
 

@@ -112,8 +112,8 @@ class SpatialGate(MapGate):
 
         y = x · σ(BN(conv([max_c x; mean_c x])))
 
-    One convolution from two channels to one, without bias or ReLU, and a batch norm after, as in
-    the authors' code.
+    The gate is a convolution from two channels to one, without bias or ReLU, followed by a batch
+    norm, as in the authors' code.
 
     Args:
       channels: C.

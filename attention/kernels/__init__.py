@@ -1,4 +1,4 @@
-"""Kernels of `attention.attend`, one file each, all with its signature.
+"""Kernels of `attention.attend`, one file each, all with the signature of `attend`.
 
 A kernel raises NotImplementedError on platforms that it does not support. `interpreted()` runs
 Pallas kernels anywhere; `lowering_for(platform)` lowers a kernel for another platform;

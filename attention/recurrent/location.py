@@ -28,7 +28,7 @@ class LocationMemory(NamedTuple):
       keys: [B, S, A], the constant term of the score.
       values: [B, S, D].
       valid: bool [B, S], True first.
-      places: int [B, S], index here of each position in the caller's order.
+      places: int [B, S], index in these arrays of each position in the caller's order.
     """
 
     keys: Array
@@ -42,7 +42,7 @@ class LocationState(NamedTuple):
 
     Attributes:
       previous: [B, S], the weights of the step before.
-      cumulative: [B, S], the sum of those of all steps.
+      cumulative: [B, S], the sum of the weights of all steps.
     """
 
     previous: Array

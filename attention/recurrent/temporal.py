@@ -3,7 +3,7 @@
 Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"); Paulus
 et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
 
-One form is for whole sequences, one for the steps of a decoder; the results are equal:
+There is one form for complete sequences and one for the steps of a decoder; results are equal:
 
     contexts = temporal(states, mask=masks.valid(key=valid))             # [B, T, D]
 
@@ -84,12 +84,12 @@ class TemporalAttention(MultiHeadAttention):
         Args:
           state: h_t, [B, D].
           cache: of `init_cache`, or of the previous step.
-          valid: bool [B], True = a real state. Others leave no trace, and attend to the real states
-            before them. All are real if None.
+          valid: bool [B], True = a real state. Other states are not stored, but attend to the real
+            states before them. All are real if None.
 
         Returns:
           c_t, [B, D]; the weights [B, N, max_length], over the real states so far; the new cache.
-          Under jit more real states than the cache holds give NaN.
+          Under jit, an overflow of the cache gives NaN.
 
         Raises:
           ValueError: shapes do not fit, or, outside jit, the cache is full.

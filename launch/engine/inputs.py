@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
 
 class InputColumns(Protocol):
-    """What reading a table of inputs needs of `tasks.task.Processor`."""
+    """The part of `tasks.task.Processor` that reading a table of inputs uses."""
 
     @property
     def input_column(self) -> str | None: ...

@@ -92,7 +92,7 @@ The run has no result yet.
 ## Limitations
 
 - Measured on data like those above only; other sources, languages or devices may differ.
-- Inputs longer than {{ limits }} are refused.
+- The programs take inputs of at most: {{ limits }}.
 - Probabilities and scores are not calibrated.
 """
 

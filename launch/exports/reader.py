@@ -8,7 +8,7 @@ The file runs within the folder of an export, or with --export=FOLDER. It is sel
 imports neither flax nor the code that trained the model. signature.json names the programs, their
 inputs and outputs, and the operations before and after them: `ENCODERS` and `DECODERS` below.
 
-B batch, T tokens.
+B batch, T tokens, Y X height and width of an image.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import io
 import json
+import math
+import os
 import re
+import stat
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +105,34 @@ def shown(raw: Raw) -> str:
     if isinstance(raw, bytes):
         return "the content"
     return repr(raw if len(raw) <= 60 else raw[:57] + "...")
+
+
+def read_content(raw: Raw) -> bytes:
+    """Returns the content of a file, given itself or the path.
+
+    Raises:
+      InputError: it cannot be read or is empty; the message begins after the name of the input.
+    """
+    data = raw
+    if isinstance(raw, str):
+        try:
+            path = Path(raw.strip()).expanduser()
+            mode = os.stat(path).st_mode
+            # Opening a pipe blocks, and a device may have no end.
+            if not stat.S_ISREG(mode):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+                raise InputError(f"is {kind}, expected a file")
+            data = path.read_bytes()
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror}); give a path") from None
+        except (ValueError, RuntimeError):
+            # A null byte, or "~" of an unknown user.
+            raise InputError("is not a path; give a path") from None
+    if not data:
+        raise InputError("the file is empty; give another")
+    return data
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -473,6 +506,424 @@ def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
         item.answer |= {"blanks": ranked, "filled": full, "text": " | ".join(lines)}
 
     return run
+
+
+# ---------------------------------------------------------------- images
+
+# Formats whose decoders start no other program, as that of PostScript does.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+_MOST_PIXELS = 40_000_000
+# Of grayscale images with 16 bits per pixel.
+_BRIGHTEST = 65535
+
+
+def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image") -> np.ndarray:
+    """Reads the first image of a file as displayed, without transparency.
+
+    Args:
+      raw: path or content.
+      mode: "RGB" or "L".
+      remedy: end of the message of an error.
+
+    Returns:
+      uint8 [Y, X, 3], or [Y, X] for "L".
+
+    Raises:
+      InputError: the image cannot be read, is too large, or has values of unknown range.
+    """
+    from PIL import Image, ImageOps
+
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        content = io.BytesIO(read_content(raw))
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(content, formats=formats) as image,
+        ):
+            if image.width * image.height > _MOST_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise InputError(f"has {size} pixels, more than {_MOST_PIXELS:,}; make it smaller")
+            displayed = ImageOps.exif_transpose(image)
+            return np.asarray(_to_8_bits(displayed).convert(mode))
+    except InputError as error:
+        reason = str(error)
+    except Image.DecompressionBombError:
+        reason = f"has more than {_MOST_PIXELS:,} pixels; make it smaller"
+    except Image.UnidentifiedImageError:
+        reason = f"not an image in one of the formats {', '.join(formats)}"
+    except Exception as error:  # decoders raise any kind of error on damaged bytes
+        found = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = f"not an image that can be read ({' '.join(found.split())[:80]})"
+    raise InputError(f"input {shown(raw)}: {reason}; {remedy}")
+
+
+def _to_8_bits(image: Any) -> Any:
+    """Converts an image to 8 bits per channel; transparent pixels are composed with white."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
+            got = f"from {values.min():g} to {values.max():g}"
+            raise InputError(f"has values {got}, expected those of 8 or 16 bits")
+        gray = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
+        if (clear := image.info.get("transparency")) is not None:
+            gray[values == clear] = 255
+        return Image.fromarray(gray.astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image.convert("RGBA"))
+    return background.convert("RGB")
+
+
+def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes uint8 [Y, X] or [Y, X, 3], bilinear and with antialiasing for smaller sizes."""
+    from PIL import Image
+
+    if image.shape[:2] == tuple(size):
+        return image
+    Y, X = size
+    return np.asarray(Image.fromarray(image).resize((X, Y), Image.Resampling.BILINEAR))
+
+
+@encoder
+def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """An image file to uint8 pixels `to`, of `mode` RGB [Y, X, 3] or L [Y, X]."""
+    return lambda row: {**row, options["to"]: decode_image(row["raw"], options["mode"])}
+
+
+@encoder
+def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The central square of the image `to`."""
+
+    def run(row: Row) -> Row:
+        image = row[options["to"]]
+        Y, X = image.shape[:2]
+        side = min(Y, X)
+        top, left = (Y - side) // 2, (X - side) // 2
+        return {**row, options["to"]: image[top : top + side, left : left + side]}
+
+    return run
+
+
+@encoder
+def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The image `to` at `size` (Y, X)."""
+    return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
+
+
+@encoder
+def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Numbers from 0 to `ink`, row by row, or an image file, to float32 `to` [side, side, 1].
+
+    An image is padded to a square with the color of its border and inverted if that is light.
+    """
+    side, ink = options["side"], options["ink"]
+    remedy = f"give the path of an image, or {side**2} comma-separated numbers 0..{ink}"
+
+    def run(row: Row) -> Row:
+        raw = row["raw"]
+        numbers = _numbers(raw)
+        if numbers is None:
+            return {**row, options["to"]: _squared(decode_image(raw, "L", remedy), side)}
+        if len(numbers) != side**2:
+            raise InputError(f"input {shown(raw)}: has {len(numbers)} numbers; give {side**2}")
+        if not all(0 <= number <= ink for number in numbers):
+            raise InputError(f"input {shown(raw)}: expected numbers from 0 (paper) to {ink} (ink)")
+        pixels = (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)
+        return {**row, options["to"]: pixels}
+
+    return run
+
+
+def _numbers(raw: Raw) -> list[float] | None:
+    try:
+        return [float(part) for part in raw.split(",")] if isinstance(raw, str) else None
+    except ValueError:
+        return None
+
+
+def _squared(gray: np.ndarray, side: int) -> np.ndarray:
+    """Downsamples uint8 [Y, X] to float32 [side, side, 1] by the mean of blocks."""
+    from PIL import Image
+
+    Y, X = gray.shape
+    full = max(Y, X)
+    square = np.full((full, full), round(_border(gray)), np.uint8)
+    top, left = (full - Y) // 2, (full - X) // 2
+    square[top : top + Y, left : left + X] = gray
+    small = Image.fromarray(square).resize((side, side), Image.Resampling.BOX)
+    light = np.asarray(small, np.float32) / 255
+    return (1 - light if _border(light) > 0.5 else light)[..., None]
+
+
+def _border(gray: np.ndarray) -> float:
+    """Returns the mean of the outermost pixels."""
+    ring = np.ones(gray.shape, bool)
+    ring[1:-1, 1:-1] = False
+    return float(gray[ring].mean())
+
+
+@encoder
+def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The gray image `to` of a line to its columns, uint8 [X, rows], 255 for ink.
+
+    `limit` is the largest X; `dark` means dark ink on light paper.
+    """
+    rows, limit = options["rows"], options["limit"]
+
+    def run(row: Row) -> Row:
+        image = row[options["to"]]
+        width = max(round(image.shape[1] * rows / image.shape[0]), 1)
+        if width > limit:
+            raise InputError(
+                f"input {shown(row['raw'])}: got {width} columns at {rows} rows, expected at most "
+                f"{limit}; cut the line"
+            )
+        gray = resized(image, (rows, width))
+        columns = np.ascontiguousarray((255 - gray if options["dark"] else gray).T)
+        return {**row, options["to"]: columns}
+
+    return run
+
+
+@encoder
+def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The image `to` scaled down to fit a square of `side`, zero-padded right and below.
+
+    "size" is its size in the square, "original" the one before.
+    """
+    side = options["side"]
+
+    def run(row: Row) -> Row:
+        size = row[options["to"]].shape[:2]
+        height, width = _fitted_size(size, side)
+        square = np.zeros((side, side, 3), np.uint8)
+        square[:height, :width] = resized(row[options["to"]], (height, width))
+        sizes = {"size": np.array([height, width], np.int32), "original": np.array(size, np.int32)}
+        return {**row, options["to"]: square, **sizes}
+
+    return run
+
+
+def _fitted_size(size: Sequence[int], side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(size))
+    height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+@encoder
+def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Windows of `size` of the image `to`, or all of it at that size if `overlap` is null.
+
+    `overlap` is the fraction of a window that the next one covers too. "place" is 0, top and left
+    of the window, and height and width of the image.
+    """
+    size, overlap = options["size"], options["overlap"]
+
+    def run(row: Row) -> list[Row]:
+        image = row[options["to"]]
+        Y, X = image.shape[:2]
+        if overlap is None:
+            place = np.array([0, 0, 0, Y, X], np.int32)
+            return [{**row, options["to"]: resized(image, size), "place": place}]
+        tops, lefts = (
+            _window_starts(length, window, max(1, int(window * (1 - overlap))))
+            for length, window in zip((Y, X), size, strict=True)
+        )
+        rows = []
+        for top in tops:
+            for left in lefts:
+                window = image[top : top + size[0], left : left + size[1]]
+                missing = [(0, full - part) for full, part in zip(size, window.shape, strict=False)]
+                if np.any(missing):
+                    window = np.pad(window, [*missing, (0, 0)], mode="edge")
+                place = np.array([0, top, left, Y, X], np.int32)
+                rows.append({**row, options["to"]: window, "place": place})
+        return rows
+
+    return run
+
+
+def _window_starts(length: int, size: int, step: int) -> list[int]:
+    """Returns evenly spaced starts of windows, at most `step` apart, that cover an axis."""
+    if length <= size:
+        return [0]
+    count = math.ceil((length - size) / step) + 1
+    return [round(number * (length - size) / (count - 1)) for number in range(count)]
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Returns a mask bool [Y, X] in COCO's compressed run-length encoding.
+
+    Lengths of runs, column by column, of zeros and ones in turn. From the fourth on each is the
+    difference to the one before the last, in characters of five bits, the lowest first.
+    """
+    flat = mask.T.ravel()
+    ends = [[0] if flat[0] else [], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]]
+    runs = np.diff(np.concatenate(ends).astype(np.int64), prepend=0)
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    characters, kept, more = [], [], np.ones(len(values), bool)
+    while more.any():
+        bits = values & 31
+        values >>= 5
+        # The fifth bit is the sign.
+        rest = np.where(bits & 16, values != -1, values != 0)
+        characters.append((bits | rest * 32) + 48)
+        kept.append(more)
+        more = more & rest
+    counts = np.stack(characters, axis=1)[np.stack(kept, axis=1)].astype(np.uint8).tobytes()
+    return {"size": [int(side) for side in mask.shape], "counts": counts.decode("ascii")}
+
+
+@decoder
+def class_masks(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Size of the image, fraction and mask of each class of `names`, the largest first.
+
+    With `blend` the outputs are "probabilities" of windows, else "labels" of the resized image. The
+    line to print has `shown` classes.
+    """
+    names, most = options["names"], options["shown"]
+
+    def run(item: Item) -> None:
+        places = [row["place"].tolist() for row in item.rows]
+        Y, X = places[0][3:]
+        if options["blend"]:
+            found = [out["probabilities"] for out in item.outputs]
+            labels = _blended(found, [place[1:3] for place in places], Y, X)
+        else:
+            labels = _nearest(item.outputs[0]["labels"], (Y, X))
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
+        shares = {names[k]: round(float(counts[k] / labels.size), 4) for k in order}
+        words = [f"{name} {share:.4f}" for name, share in shares.items()]
+        if len(words) > most:
+            words[most:] = ["..."]
+        masks = {names[k]: run_lengths(labels == k) for k in order}
+        item.answer |= {"size": [Y, X], "shares": shares, "masks": masks, "text": "  ".join(words)}
+
+    return run
+
+
+def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes labels [Y, X]; a new pixel has the label at its center."""
+    if labels.shape == size:
+        return labels
+    y, x = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[y[:, None], x]
+
+
+def _blended(
+    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int, rows: int = 512
+) -> np.ndarray:
+    """Returns the most probable class of each pixel, uint8 [Y, X], `rows` at a time.
+
+    Probabilities [height, width, K] of the windows have the most weight at their centers.
+    """
+    height, width, classes = found[0].shape
+    weight = (_ramp(height)[:, None] * _ramp(width))[..., None]
+    labels = np.zeros((Y, X), np.uint8)
+    for first in range(0, Y, rows):
+        last = min(first + rows, Y)
+        sums = np.zeros((last - first, X, classes), np.float32)
+        for window, (top, left) in zip(found, corners, strict=True):
+            begin, end = max(top, first), min(top + height, last)
+            if begin < end:
+                right = min(left + width, X)
+                part = slice(begin - top, end - top), slice(0, right - left)
+                sums[begin - first : end - first, left:right] += window[part] * weight[part]
+        labels[first:last] = np.argmax(sums, axis=-1)
+    return labels
+
+
+def _ramp(size: int) -> np.ndarray:
+    positions = np.arange(size) + 0.5
+    return (np.minimum(positions, size - positions) / (size / 2)).astype(np.float32)
+
+
+@decoder
+def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Size of the image, and label of `names`, score and box of each object, the best first.
+
+    With `masks` also a mask. The lines to print have the objects with a score of at least `shown`.
+    """
+    names, side = options["names"], options["side"]
+
+    def run(item: Item) -> None:
+        out = {name: value[item.outputs[0]["valid"]] for name, value in detections(item)}
+        size = tuple(item.rows[0]["original"].tolist())
+        height, width = _fitted_size(size, side)
+        factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+        boxes = np.clip(out["boxes"] * factors, 0, np.array([*size[::-1]] * 2))
+        found = []
+        for index, box in enumerate(boxes):
+            row = {
+                "label": names[out["labels"][index]],
+                "score": round(float(out["scores"][index]), 4),
+                "box": [round(float(corner), 2) for corner in box],
+            }
+            if options["masks"]:
+                row["mask"] = run_lengths(_pasted(out["masks"][index], box, size))
+            found.append(row)
+        item.answer |= {"height": size[0], "width": size[1], "objects": found}
+        item.answer["text"] = _listed(item.raw, found, options["shown"])
+
+    def detections(item: Item) -> list[tuple[str, np.ndarray]]:
+        names = ("boxes", "scores", "labels", *(["masks"] if options["masks"] else []))
+        return [(name, item.outputs[0][name]) for name in names]
+
+    return run
+
+
+def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes a mask [S, S] of probabilities to its box in an image, bool [Y, X].
+
+    Centers of pixels are interpolated between centers of cells, with 0 beyond the mask.
+    """
+    cells = len(mask)
+    # Half a cell around the box may belong to the mask.
+    around = (box[2:] - box[:2]) / cells + 1
+    low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
+    high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
+    moved = (box - np.tile(low, 2)).astype(np.float32)
+    (x, columns), (y, rows) = (
+        _along(moved[axis], moved[axis + 2], cells, high[axis] - low[axis]) for axis in (0, 1)
+    )
+    part = np.zeros((high[1] - low[1], high[0] - low[0]), np.float32)
+    part[y, x] = rows @ mask.astype(np.float32) @ columns.T
+    # Column-major as its encoding.
+    canvas = np.zeros(size[::-1], bool).T
+    canvas[low[1] : high[1], low[0] : high[0]] = part >= 0.5
+    return canvas
+
+
+def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
+    """Returns the pixels of an axis that a box touches, and the weights [pixels, cells]."""
+    scale = cells / max(high - low, 1e-6)
+    first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
+    at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
+    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)
+    return slice(first, last), weights
+
+
+def _listed(raw: Raw, found: Sequence[Mapping[str, Any]], least: float) -> str:
+    """Returns counts by class, and a line of each object, of those with a score from `least`."""
+    best = [row for row in found if row["score"] >= least]
+    counts: dict[str, int] = {}
+    for row in best:
+        counts[row["label"]] = counts.get(row["label"], 0) + 1
+    summary = ", ".join(f"{count} {label}" for label, count in counts.items()) or "nothing"
+    lines = [
+        f"  {row['score']:.4f}  {row['label']}  at {' '.join(f'{c:g}' for c in row['box'])}"
+        for row in best
+    ]
+    return "\n".join([f"{raw}: {summary}" if isinstance(raw, str) else summary, *lines])
 
 
 # ---------------------------------------------------------------- programs

@@ -90,6 +90,9 @@ def write_export(
         signature = _signature(task, config, steps, sizes, programs, decoding)
         _write_files(folder, steps, weights, programs, signature)
         _write_golden(folder, signature, examples)
+        for path in folder.rglob("*"):
+            # Some libraries write files for their owner alone.
+            path.chmod(0o755 if path.is_dir() else 0o644)
         signature["sha256"] = _hashes(folder)
         text = json.dumps(signature, indent=1, ensure_ascii=False)
         (folder / "signature.json").write_text(text + "\n", encoding="utf-8")

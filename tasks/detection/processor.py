@@ -14,7 +14,7 @@ from tasks.detection.data import AnnotatedImage, fit, to_image_pixels
 from tasks.detection.metrics import Prediction
 from tasks.detection.models.mask_rcnn import MaskRCNNConfig
 from tasks.detection.ops.pasting import pasted_codes
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 # Minimum score of objects in figures and in the printed text.
 SHOWN = 0.5
@@ -95,6 +95,21 @@ class DetectionProcessor(Processor):
             "size": ArraySpec(("batch", 2), "int32"),
             "original": ArraySpec(("batch", 2), "int32"),
         }
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the scaling of images, and the objects in their own pixels."""
+        encode = [
+            {"op": "read_image", "mode": "RGB", "to": "image"},
+            {"op": "fit_square", "side": self.image_size, "to": "image"},
+        ]
+        found = {
+            "op": "objects",
+            "names": list(self.names),
+            "side": self.image_size,
+            "masks": self.predicts_masks,
+            "shown": SHOWN,
+        }
+        return ProcessingSteps("image", encode, [found], libraries=["pillow"])
 
 
 class UserImages:

@@ -1,4 +1,4 @@
-"""Exports of the tasks that read text: equal answers, whatever the batch size, and errors."""
+"""Exports of the tasks that read text: equal answers at every batch size, and errors."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Name -> subject, its export, and folder, made once each."""
+    """Returns subject, export and folder of a task, made once each."""
     made = {}
 
     def get(name):
