@@ -21,7 +21,7 @@ from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
@@ -177,12 +177,9 @@ class TranscriptionTask(Task):
         """
         for split in SPLITS:
             longest = int(dataset.splits[split].lengths["target"].max())
-            if longest > model.transcriber.max_length:
-                raise UserError(
-                    f"config.model.transcriber.max_length: got {model.transcriber.max_length}, "
-                    f"expected at least {longest}, the number of units of the longest text of "
-                    f"{split}"
-                )
+            reason = f"the number of units of the longest text of {split}"
+            key = "config.model.transcriber.max_length"
+            check_max_length(model.transcriber.max_length, longest, reason, key)
         return cls.processor_type(data, model, dataset.tokenizer, **fitted)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from tasks.common.configs import Config, at_least
 from tasks.common.data import builders, digests
@@ -61,13 +61,8 @@ class DataConfig(Config):
         self.expect(
             "train_file", self.train_file is not None or not self.lines, "a file with lines"
         )
-        defaults = {setting.name: setting.default for setting in fields(TextConfig)}
-        for name in ("ngrams", "character_ngrams", "unique", "max_length"):
-            if (value := getattr(self.text, name)) != defaults[name]:
-                raise ValueError(
-                    f"text.{name}: got {value!r}, expected {defaults[name]!r}; texts are whole "
-                    "and in order"
-                )
+        names = ("ngrams", "character_ngrams", "unique", "max_length")
+        self.text.expect_defaults(names, "because texts are whole and in order")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples, bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy
 from tasks.common.text.tokenizer import SPECIAL, Tokenizer
 from tasks.figures import Alignment, Figure
@@ -83,11 +83,7 @@ class LanguageModeling(Task):
     @classmethod
     def check(cls, data: DataConfig, model: LanguageModelConfig) -> None:
         """Checks lengths, and that whole words can be masked."""
-        if model.max_length < data.length:
-            raise UserError(
-                f"config.model.max_length: got {model.max_length}, expected at least "
-                f"config.data.length={data.length}"
-            )
+        check_max_length(model.max_length, data.length, "config.data.length")
         if model.whole_words and data.text.tokenizer == "character":
             raise UserError(
                 "config.model.whole_words: characters do not say where words begin; set "

@@ -16,7 +16,7 @@ from tasks.common.backbones.transformer import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import check_splits
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.figures import Curves, Figure, Recommendations
 from tasks.recommendation import models
 from tasks.recommendation.baselines import Baselines
@@ -54,11 +54,7 @@ class Recommendation(Task):
     def check(cls, data: DataConfig, model: Any) -> None:
         """Checks that the model is long enough for the sequences."""
         longest = getattr(model, "max_length", None)
-        if longest is not None and longest < data.max_length:
-            raise UserError(
-                f"config.model.max_length: got {longest}, expected at least "
-                f"config.data.max_length={data.max_length}"
-            )
+        check_max_length(longest, data.max_length, f"config.data.max_length={data.max_length}")
 
     @classmethod
     def load(cls, data: DataConfig, paths: Paths) -> RecommendationDataset:

@@ -28,6 +28,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
 from tasks.common.data.transcribed import TranscriptionExamples, encode_units
 from tasks.common.errors import UserError, warn_once
+from tasks.common.text.config import LOSSY
 from tasks.common.text.tokenizer import TextConfig, Tokenizer
 from tasks.speech_recognition.datasets import NAMES, PROMPTS, SPOKEN_DIGITS
 from tasks.speech_recognition.datasets.digit_strings import JoinedDigits, Strings
@@ -92,12 +93,10 @@ class DataConfig(TranscribedConfig):
         allowed = self.normalised or not self.dynamic_range
         self.expect("dynamic_range", allowed, "0 if `normalised` is False")
         self.expect("max_seconds", self.max_seconds > 0, "a number above 0")
-        lossy = self.text.unique or self.text.ngrams > 1 or self.text.character_ngrams
-        if self.text.tokenizer == "wordpiece" or lossy or self.text.stem is not None:
-            raise ValueError(
-                "text: expected tokenizer word, character or bpe without unique, ngrams, "
-                "character_ngrams and stem, because texts are decoded"
-            )
+        self.text.expect_defaults(LOSSY, "because texts are decoded")
+        if self.text.tokenizer == "wordpiece":
+            expected = "'word', 'character' or 'bpe', because texts are decoded"
+            raise ValueError(f"text.tokenizer: got 'wordpiece', expected {expected}")
 
 
 class SpeechData(TranscriptionData):

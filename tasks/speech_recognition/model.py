@@ -23,7 +23,7 @@ from attention.projection import Projection
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.convolutional import Convolution
-from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, at_least, one_of
@@ -215,11 +215,7 @@ class SpeechRecognizer(nnx.Module):
         shapes.expect("frames", frames, "B", sizes)
         valid = jnp.arange(sizes["S"]) < frames[:, None]
         found = self.encoder(features, valid, dropout_key)
-        if self.config.transcriber.cell == "lstm":
-            found = found._replace(
-                final_state=LSTMState(found.final_state, jnp.zeros_like(found.final_state))
-            )
-        return found
+        return found.for_cell(self.config.transcriber.cell)
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:

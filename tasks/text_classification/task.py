@@ -15,7 +15,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
 from tasks.task import Arrays, ArraySpec, Batch, Pretrained, ProcessingSteps, Processor
@@ -137,11 +137,7 @@ class TextClassification(ClassificationTask):
         """Checks that the positions of the model hold the longest text."""
         longest = getattr(model, "max_length", None)
         needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
-        if longest is not None and longest < needed:
-            raise UserError(
-                f"config.model.max_length: got {longest}, expected at least {needed} as "
-                "config.data.text.max_length requires"
-            )
+        check_max_length(longest, needed, "which config.data.text.max_length requires")
 
     load = staticmethod(load)
 

@@ -14,12 +14,10 @@ from tasks.common.data import builders, digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SplitSummary, check_splits
 from tasks.common.data.user_files import results_name, split_by_hash, split_paths, warn_shared
+from tasks.common.text.config import LOSSY
 from tasks.common.text.tokenizer import PAD, TextConfig, Tokenizer
 from tasks.translation.datasets import DATA_SETS
 from tasks.translation.user_files import find, read_pairs
-
-# Options of tokenizers of classification that lose text.
-_WITHOUT = {"stem": None, "ngrams": 1, "character_ngrams": (), "unique": False}
 
 
 def _subwords() -> TextConfig:
@@ -53,12 +51,7 @@ class DataConfig(Config):
         for name in ("source", "target"):
             self.expect(name, bool(getattr(self, name)), "a language")
         self.expect("target", self.source != self.target, "another language than source")
-        for name, value in _WITHOUT.items():
-            got = getattr(self.text, name)
-            if got != value:
-                raise ValueError(
-                    f"text.{name}: got {got!r}, expected {value!r}, because texts are decoded"
-                )
+        self.text.expect_defaults(LOSSY, "because texts are decoded")
         first = None if self.path is None else split_paths(self.path)[0]
         name = results_name(self.name, DATA_SETS, first, "; path takes your own files")
         object.__setattr__(self, "name", name)

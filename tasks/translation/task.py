@@ -17,7 +17,7 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
@@ -55,12 +55,8 @@ class Translation(Task):
     @classmethod
     def check(cls, data: DataConfig, model: Any) -> None:
         """Requires that the model holds the longest sentences and their end tokens."""
-        limit, needed = getattr(model, "max_length", None), data.text.max_length + 1
-        if limit is not None and limit < needed:
-            raise UserError(
-                f"config.model.max_length: got {limit}, expected at least {needed}, "
-                "config.data.text.max_length and the end token"
-            )
+        longest, needed = getattr(model, "max_length", None), data.text.max_length + 1
+        check_max_length(longest, needed, "config.data.text.max_length and the end token")
 
     load = staticmethod(load)
 
