@@ -10,14 +10,14 @@ An example has the fields
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.common.configs import PositiveInt, at_least
 from tasks.common.data import builders
-from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.manifests import TranscribedConfig
 from tasks.common.data.paths import Paths
 from tasks.common.data.splits import SPLITS
@@ -34,19 +34,10 @@ LONG = "long"
 _STREAMS = {"train": 0, "validation": 1, "test": 2, LONG: 3}
 
 
-def _features() -> Mapping[str, object]:
-    import tensorflow_datasets as tfds
-
-    return {
-        "image": tfds.features.Tensor(shape=(mnist_digits.SIDE,) * 2, dtype=np.uint8),
-        "digit": tfds.features.Scalar(dtype=np.int32),
-    }
-
-
 HANDWRITTEN_DIGITS = DatasetDefinition(
     name="handwritten_digits",
     version="1.0.1",
-    features=_features,
+    features=features_of(image=((mnist_digits.SIDE,) * 2, np.uint8), digit=int),
     sources=(mnist_digits.SOURCE,),
     generate=mnist_digits.generate,
     counts={"train": 7992, "validation": 1003, "test": 1005},

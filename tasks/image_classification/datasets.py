@@ -101,16 +101,6 @@ def _digits(paths: Paths) -> dict[str, Images]:
 # ---------------------------------------------------------------------- Fashion-MNIST
 
 
-def _features() -> Mapping[str, Any]:
-    import tensorflow_datasets as tfds
-
-    shape = (fashion_mnist.SIDE, fashion_mnist.SIDE)
-    return {
-        "image": tfds.features.Tensor(shape=shape, dtype=np.uint8),
-        "label": tfds.features.ClassLabel(names=list(fashion_mnist.NAMES)),
-    }
-
-
 def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
     def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
         for image, label in zip(images, labels, strict=True):
@@ -122,7 +112,9 @@ def _generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, Any]]]:
 FASHION_MNIST = builders.DatasetDefinition(
     name="fashion_mnist",
     version="1.0.0",
-    features=_features,
+    features=builders.features_of(
+        image=((fashion_mnist.SIDE, fashion_mnist.SIDE), np.uint8), label=list(fashion_mnist.NAMES)
+    ),
     sources=fashion_mnist.SOURCES,
     generate=_generate,
     counts={"train": 50_000, "validation": 10_000, "test": 10_000},

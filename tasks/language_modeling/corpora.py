@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.debian import member_of
 from tasks.common.data.fetchers import AptPackage, UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.language_modeling.rpackage import vectors
 
 _FILE = "tinyshakespeare/input.txt"
-
-
-def _features() -> Mapping[str, Any]:
-    import tensorflow_datasets as tfds
-
-    return {"text": tfds.features.Text()}
 
 
 def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
@@ -30,7 +23,7 @@ def _generate(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
 TINY_SHAKESPEARE = DatasetDefinition(
     name="tiny_shakespeare",
     version="1.0.0",
-    features=_features,
+    features=features_of(text=str),
     sources=(
         Source(
             _FILE,
@@ -74,7 +67,7 @@ def _generate_novels(files: Mapping[str, Path]) -> dict[str, list[dict[str, str]
 JANEAUSTEN = DatasetDefinition(
     name="janeausten",
     version="1.0.0",
-    features=_features,
+    features=features_of(text=str),
     sources=(
         Source(
             _NOVELS,

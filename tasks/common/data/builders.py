@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from tasks.common.data.fetchers import short
 from tasks.common.data.paths import Paths
@@ -66,6 +67,29 @@ _definitions: dict[str, DatasetDefinition] = {}
 def definition_of(name: str) -> DatasetDefinition | None:
     """Returns the built-in data set of a name, if a module that defines it was imported."""
     return _definitions.get(name)
+
+
+def features_of(**kinds: Any) -> Callable[[], Mapping[str, Any]]:
+    """Returns a function that returns the TFDS features of an example.
+
+    Args:
+      **kinds: of each feature: `str` for a text, `int` for an int32, the names of the classes of a
+        label as a list, or (shape, dtype) of an array.
+    """
+
+    def feature(kind: Any) -> Any:
+        from tensorflow_datasets import features
+
+        if kind is str:
+            return features.Text()
+        if kind is int:
+            return features.Scalar(dtype=np.int32)
+        if isinstance(kind, list):
+            return features.ClassLabel(names=kind)
+        shape, dtype = kind
+        return features.Tensor(shape=shape, dtype=dtype)
+
+    return lambda: {name: feature(kind) for name, kind in kinds.items()}
 
 
 def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:

