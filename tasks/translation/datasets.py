@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.common.data.builders import DatasetDefinition, features_of
-from tasks.common.data.fetchers import UrlFetcher
-from tasks.common.data.sources import Source
+from tasks.common.data.sources import url_source
 from tasks.translation import bible
 
 
@@ -65,7 +64,7 @@ MULTI30K = Parallel(
         version="1.0.0",
         features=features_of(id=str, en=str, de=str),
         sources=tuple(
-            Source(f"multi30k/{file}", digest, (UrlFetcher(_MULTI30K_ADDRESS + file),))
+            url_source(f"multi30k/{file}", digest, _MULTI30K_ADDRESS, file)
             for file, digest in _MULTI30K_HASHES.items()
         ),
         generate=_multi30k,
