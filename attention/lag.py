@@ -118,7 +118,7 @@ class LagAttention(nnx.Module):
       lags: L, number of lags.
       horizon: F, number of forecast steps, each with its own weights.
       individual: whether each channel has its own weights.
-      dtype: of the result; parameters and sums are float32.
+      dtype: dtype of the result; parameters and sums are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -172,7 +172,7 @@ class ResidualLagAttention(nnx.Module):
       num_heads: N.
       level: c, "last" (the last value) or "mean" (of the L values).
       individual: whether each channel has its own weights.
-      dtype: of the result; parameters and sums are float32.
+      dtype: dtype of the result; parameters and sums are float32.
 
     Raises:
       ValueError: a number is below 1, or the level is unknown.

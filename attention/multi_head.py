@@ -189,7 +189,7 @@ class MultiHeadAttention(CachedAttention):
 
         Args:
           x: [B, T, D].
-          memory: of `project_memory`.
+          memory: memory returned by `project_memory`.
           mask: as for `attend`.
           query_positions, key_positions: as for `__call__`.
 

@@ -99,8 +99,8 @@ class StructuredPool(nnx.Module):
       model_size: D.
       hops: R.
       hidden_size: A; D if None.
-      dropout_rate: of the entries of A, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the entries of A, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1, or the rate is out of range.

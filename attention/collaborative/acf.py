@@ -136,7 +136,7 @@ class ItemAttention(nnx.Module):
       model_size: D.
       content_size: C; no content if None.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1.
@@ -224,7 +224,7 @@ class ComponentAttention(nnx.Module):
       model_size: D of the user's vector.
       component_size: C.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.

@@ -149,7 +149,7 @@ class _ItemSimilarity(nnx.Module):
         Args:
           candidates: p, [B, I, D].
           history: q, [B, S, D].
-          bias: of the candidates, [B, I]; 0 if None.
+          bias: bias of the candidates, [B, I]; 0 if None.
           valid: bool [B, S], or [B, I, S] of `without_target`; all are real if None.
           return_weights: whether to return the weights of the similarities too.
 
@@ -180,7 +180,7 @@ class FISM(_ItemSimilarity):
     Args:
       model_size: D.
       alpha: α, from 0 (a sum over the history) to 1 (a mean).
-      dtype: of the vectors.
+      dtype: dtype of the vectors.
 
     Raises:
       ValueError: alpha is out of range.
@@ -217,7 +217,7 @@ class NAIS(_ItemSimilarity):
       hidden_size: A; D if None.
       beta: β in [0, 1]; with 1 the weights sum to 1.
       alpha: α, from 0 to 1; 0 in the paper, whose weights already depend on the length.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument is out of range.

@@ -106,7 +106,7 @@ class AttentionGate(nnx.Module):
       signal_channels: G of the gating signal g, from a coarser scale.
       hidden_size: F; half of C, at least 1, if None.
       stride: S, the side of the convolution W_x and its stride.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.

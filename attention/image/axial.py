@@ -49,7 +49,7 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
         row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0;   column: likewise
 
     Args:
-      weights: of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
+      weights: weights of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
       Y, X: the map's sizes.
       axis: "row" or "column".
 
@@ -85,7 +85,7 @@ class Axial(MapAttention):
       positions: "none" or a spec of `attention.positions.POSITIONS` for both attentions, such as
         "rope" or "shaw" (Wang et al. 2020 use relative positions).
       residual: whether the two inputs are added as above.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -83,7 +83,7 @@ class ChannelGate(MapGate):
       channels: C.
       reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
       use_bias: whether the MLP has biases.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -120,7 +120,7 @@ class SpatialGate(MapGate):
       kernel_size: the convolution's side, odd.
       momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
         of thousands of steps.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: kernel_size is even or below 1, or the momentum is out of range.
@@ -158,7 +158,7 @@ class CBAM(MapGate):
       channels: C.
       reduction, use_bias: as for `ChannelGate`.
       kernel_size, momentum: as for `SpatialGate`.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: as for both.

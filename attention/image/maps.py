@@ -191,7 +191,7 @@ class MapGate(MapAttention):
 
     Args:
       channels: C.
-      dtype: of the map; gates and parameters are float32.
+      dtype: dtype of the map; gates and parameters are float32.
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):

@@ -194,7 +194,7 @@ class ShiftedWindow(MapAttention):
       shift: shift of the windows relative to the grid; S // 2 if None. A Swin stage alternates 0
         and S // 2.
       residual: whether x is added.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

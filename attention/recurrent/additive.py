@@ -108,7 +108,7 @@ class AdditiveAlignment(_ScoredByNetwork):
         context enters; the caller decides.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.
@@ -141,7 +141,7 @@ class ConcatAlignment(_ScoredByNetwork):
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.

@@ -95,7 +95,7 @@ class Alignment(nnx.Module):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ class TemporalAttention(MultiHeadAttention):
       num_heads: N.
       current: whether a state attends to itself.
       use_bias: whether the projections have biases.
-      dropout_rate: of the attention weights, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads does not divide model_size, or the rate is out of range.
@@ -83,7 +83,7 @@ class TemporalAttention(MultiHeadAttention):
 
         Args:
           state: h_t, [B, D].
-          cache: of `init_cache`, or of the previous step.
+          cache: cache returned by `init_cache`, or by the previous step.
           valid: bool [B], True = a real state. Other states are not stored, but attend to the real
             states before them. All are real if None.
 

@@ -121,7 +121,7 @@ class CachedAttention(nnx.Module):
         Args:
           batch_size: B.
           max_length: largest number of positions, prompt included.
-          dtype: of keys and values; that of the computation if None.
+          dtype: dtype of keys and values; that of the computation if None.
         """
         K, H, V = self.cache_sizes
         return KeyValueCache.empty(
@@ -143,7 +143,7 @@ class CachedAttention(nnx.Module):
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
+          cache: cache returned by `init_cache`, or by the previous call.
           lengths: int [B], number of real positions among the T. Real positions come first; others
             are not stored, and the next call continues after the real ones. All are real if None.
 
@@ -254,7 +254,7 @@ class RecurrentMixer(Mixer):
         Args:
           batch_size: B.
           max_length: not used; the state has the same size for any length.
-          dtype: of the state, raised to at least float32; float32 if None.
+          dtype: dtype of the state, raised to at least float32; float32 if None.
         """
         return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 
@@ -265,7 +265,7 @@ class RecurrentMixer(Mixer):
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
+          cache: cache returned by `init_cache`, or by the previous call.
           lengths: int [B], number of real positions among the T. Real positions come first; others
             are not stored, and the next call continues after the real ones. All are real if None.
 
@@ -297,7 +297,7 @@ class MultiHeadMixer(Mixer):
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
       dropout_rate: active if a dropout_key is given; the subclass defines the array.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -158,10 +158,10 @@ class GatedDeltaNet(RecurrentMixer):
       conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
       use_bias: whether the projections have biases (Qwen3-Next: only the decay).
-      dropout_rate: of the input of the output projection, active if a dropout_key is given; the
-        weights are never formed.
-      epsilon: of the norm.
-      dtype: of the projections; the rest is in at least float32, parameters in float32.
+      dropout_rate: dropout rate of the input of the output projection, active if a dropout_key is
+        given; the weights are never formed.
+      epsilon: epsilon of the norm.
+      dtype: dtype of the projections; the rest is in at least float32, parameters in float32.
 
     Raises:
       ValueError: an argument does not fit the others.

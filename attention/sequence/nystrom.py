@@ -87,7 +87,7 @@ def nystrom_attention(
       key: [B, T, N, H].
       value: [B, T, N, V].
       num_landmarks: M.
-      inverse_iterations: of the inverse.
+      inverse_iterations: inverse iterations of the inverse.
       convolution: [size, N] with odd size, a kernel for each head over the values of neighboring
         positions, centered on the query; None for no convolution.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
@@ -181,12 +181,12 @@ class Nystromformer(MultiHeadMixer):
       model_size: D of x and of the result.
       num_heads: N.
       num_landmarks: M; with at most M real positions attention is exact.
-      inverse_iterations: of `iterative_inverse`.
-      kernel_size: of the convolution, odd; 0 for none.
+      inverse_iterations: inverse iterations returned by `iterative_inverse`.
+      kernel_size: kernel size of the convolution, odd; 0 for none.
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active if a dropout_key is given.
-      dtype: of the projections; parameters are float32.
+      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given.
+      dtype: dtype of the projections; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -242,7 +242,7 @@ class _Factors:
 
     Attributes:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
-      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
+      inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
       landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
       segments: [B, S, M], membership of keys in segments, divided by the size of the segment.
       is_exact: bool [B, 1, 1, 1], whether each key is its own landmark.

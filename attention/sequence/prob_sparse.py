@@ -51,7 +51,7 @@ def prob_sparse(
       samples: R, int [T, U], positions of keys, the same for all examples and heads.
       num_active: A, from 1 to T.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
-      dropout_rate: of the weights of active queries.
+      dropout_rate: dropout rate of the weights of active queries.
       dropout_key: required if dropout_rate > 0.
 
     Returns:
@@ -114,7 +114,7 @@ class ProbSparse(MultiHeadMixer):
 
     Args:
       factor: the paper's c.
-      seed: of the sampled keys.
+      seed: seed of the sampled keys.
       options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
 
     Raises:

@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
 
 class InputColumns(Protocol):
-    """The part of `tasks.task.Processor` that reading a table of inputs uses."""
+    """The attributes of `tasks.task.Processor` that are needed to read a table of inputs."""
 
     @property
     def input_column(self) -> str | None: ...

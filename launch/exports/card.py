@@ -107,10 +107,10 @@ def render(
     """Returns the card of a run.
 
     Args:
-      signature: of the export.
-      config: of the run.
+      signature: signature of the export.
+      config: config of the run.
       folder: its run directory; result.json and data.json are read if they exist.
-      step: of the exported checkpoint.
+      step: step of the exported checkpoint.
       recorded: directory of run files; runs of the same experiment with other seeds give the
         spread.
     """

@@ -306,7 +306,8 @@ def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
 @encoder
 def append(options: Mapping[str, Any], folder: Path) -> Encoder:
     """Appends `value` to the array `to`."""
-    return lambda row: {**row, options["to"]: np.append(row[options["to"]], options["value"])}
+    to = options["to"]
+    return lambda row: {**row, to: np.append(row[to], row[to].dtype.type(options["value"]))}
 
 
 @encoder
@@ -933,7 +934,7 @@ class Export:
     """A model in the folder of an export.
 
     Attributes:
-      folder: of the export.
+      folder: folder of the export.
       signature: content of signature.json.
     """
 
@@ -1088,7 +1089,7 @@ class Export:
         """Returns the outputs of each row, arrays by name.
 
         Args:
-          rows: of `encode`, in any number.
+          rows: rows returned by `encode`, in any number.
           kind: of the programs.
           first: id of the first row.
         """

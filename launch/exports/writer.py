@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.errors
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,10 @@ TOLERANCE = 1e-4
 # JAX loads a serialized program in its releases of the next half year.
 COMPATIBLE_DAYS = 180
 _GOLDEN_ROWS = 2
+# Errors of operations that do not support a symbolic batch size.
+_NOT_EXPORTABLE = (
+    NotImplementedError, TypeError, ValueError, jax.errors.InconclusiveDimensionOperation,
+)  # fmt: skip
 
 
 def write_export(
@@ -52,7 +57,7 @@ def write_export(
     Args:
       task: able to predict.
       config: experiment of the run.
-      variables: of the model for evaluation.
+      variables: variables of the model for evaluation.
       target: folder that does not exist, or is empty.
       with_attention: also export `Task.attention`.
       examples: raw inputs that the golden outputs are of, besides generated arrays.
@@ -158,7 +163,7 @@ def _exported(
     try:
         with kernels.portable():
             exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(shapes, inputs)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except _NOT_EXPORTABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{kind} of config.model.name={task.model.name}: {reason}") from None
     return exported

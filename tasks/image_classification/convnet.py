@@ -28,7 +28,7 @@ class ConvNetConfig(StagesConfig):
     """Config of a convolutional network; for the other fields see `StagesConfig`.
 
     Attributes:
-      dropout_rate: of the pooled vector.
+      dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "convnet"

@@ -23,7 +23,7 @@ class ResNetClassifierConfig(ResNetConfig):
     """Config of a residual network with a classifier; for other fields see `ResNetConfig`.
 
     Attributes:
-      dropout_rate: of the pooled vector.
+      dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "resnet"

@@ -46,7 +46,7 @@ class LanguageModelConfig(EncoderConfig):
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whole-word masking, for "masked".
       max_new_tokens: longest completion of a prompt, for "causal".
-      decoding: of completions, for "causal".
+      decoding: decoding of completions, for "causal".
       For the others see `EncoderConfig`.
     """
 

@@ -53,7 +53,7 @@ class SegmentationProcessor(Processor):
 
     Attributes:
       data, model: configs.
-      names: of the classes.
+      names: names of the classes.
     """
 
     names: Sequence[str]

@@ -36,7 +36,7 @@ class EncoderDecoderConfig(Config):
       alignment: an alignment of `attention.registry`, with options if any: "dot", "additive",
         "location_aware(width=5)"; "none" is the fixed-vector control, with as many parameters as
         "dot".
-      dropout_rate: of the embeddings and of the inputs of the output layer.
+      dropout_rate: dropout rate of the embeddings and of the inputs of the output layer.
     """
 
     name: str = "gru"

@@ -63,8 +63,8 @@ class DataConfig(TranscribedConfig):
       features: see `LogMelConfig`.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
-      dynamic_range: of a normalized clip, decibels below the loudest energy to which energies are
-        raised, which removes background noise. 0 for no limit.
+      dynamic_range: dynamic range of a normalized clip, decibels below the loudest energy to which
+        energies are raised, which removes background noise. 0 for no limit.
       trim: recordings are trimmed at both ends where they are this many decibels below the loudest
         part. 0 for no trimming.
       augmentation: random changes in training.
@@ -223,8 +223,8 @@ def _conditions(
     Args:
       conditions: name, strings (None: noise alone), their indices, and the signal-to-noise ratio
         (None: clean) of each.
-      tokenizer: of the texts.
-      seed: of the noise.
+      tokenizer: tokenizer of the texts.
+      seed: seed of the noise.
       rate: sample rate.
     """
     origins, texts, lengths, groups = [], [], [], []
@@ -258,9 +258,9 @@ def add_noise(samples: np.ndarray, decibels: float, rng: np.random.Generator) ->
     """Adds white noise to int16 samples.
 
     Args:
-      samples: of a clip.
+      samples: samples of a clip.
       decibels: signal-to-noise ratio.
-      rng: of the noise.
+      rng: rng of the noise.
     """
     level = np.sqrt(np.square(samples.astype(np.float64)).mean()) * 10 ** (-decibels / 20)
     changed = samples + level * rng.normal(size=len(samples))

@@ -59,8 +59,8 @@ class AttentionPoolingConfig(EmbeddingConfig):
       attention_size: hidden size of the attention's score; only for `pooling="attention"`.
       length_scaling: whether to multiply the pooled vector by sqrt(T), so that the logits of longer
         texts are larger.
-      token_dropout_rate: of whole tokens.
-      dropout_rate: of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens.
+      dropout_rate: dropout rate of the pooled vector.
       For the others see `EmbeddingConfig`.
     """
 
@@ -79,8 +79,8 @@ class TransformerConfig(EmbeddingConfig, EncoderConfig):
 
     Attributes:
       pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.
-      token_dropout_rate: of whole tokens at the input.
-      head_dropout_rate: of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens at the input.
+      head_dropout_rate: dropout rate of the pooled vector.
       init_from: run directory of language_modeling whose embeddings, encoder and tokenizer this run
         starts from; "": random initialization.
       For the others see `EmbeddingConfig` and `EncoderConfig`.
@@ -110,10 +110,10 @@ class BiGRUConfig(EmbeddingConfig):
 
     Attributes:
       embedding_size: size of the token embeddings.
-      state_size: of each direction.
+      state_size: state size of each direction.
       pooling: a pool of `attention.registry`.
-      token_dropout_rate: of whole tokens at the input.
-      dropout_rate: of embeddings and of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens at the input.
+      dropout_rate: dropout rate of embeddings and of the pooled vector.
       For the others see `EmbeddingConfig`.
     """
 

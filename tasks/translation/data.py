@@ -100,7 +100,7 @@ class TranslationData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       splits: by name.
     """
 
@@ -156,7 +156,7 @@ class PairExamples:
 
     Attributes:
       padded: padding value of each field.
-      lengths: of each field, end tokens included.
+      lengths: lengths of each field, end tokens included.
     """
 
     def __init__(

@@ -52,9 +52,9 @@ class TransformerConfig(EncoderConfig):
     """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
-      num_layers: of the encoder.
-      decoder_layers: of the decoder; its other sizes are the encoder's.
-      mixer: of the encoder; see `EncoderConfig`.
+      num_layers: num layers of the encoder.
+      decoder_layers: number of layers of the decoder; its other sizes are the encoder's.
+      mixer: mixer of the encoder; see `EncoderConfig`.
       decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
         cache.
       label_smoothing: fraction of the target's probability that is spread over the vocabulary
@@ -106,13 +106,13 @@ class RecurrentConfig(Config):
     Attributes:
       embedding_size: E; one table for both languages.
       state_size: D of the decoder, and of the encoder's two directions together.
-      num_layers: of the decoder.
+      num_layers: num layers of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
         "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
         2014).
       temporal_attention: number of heads of the decoder's attention to its past states; 0 for none.
-      dropout_rate: of embeddings, encoder states and the input of the output layer.
+      dropout_rate: dropout rate of embeddings, encoder states and the input of the output layer.
       label_smoothing, decoding: see `TransformerConfig`.
     """
 
@@ -175,7 +175,7 @@ class Translator(nnx.Module):
 
         Args:
           tokens: int [R].
-          state: of `begin`, with R rows.
+          state: state returned by `begin`, with R rows.
 
         Returns:
           Logits [R, V], the next state, attention weights [R, ..., S].

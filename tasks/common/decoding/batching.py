@@ -1,4 +1,4 @@
-"""Operations on pytrees whose leaves hold the rows of a decoder.
+"""Operations on pytrees whose leaves contain the rows of a decoder.
 
 B examples, K rows of each example, N selected rows, T steps.
 """

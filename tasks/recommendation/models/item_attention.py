@@ -47,7 +47,7 @@ class ItemAttentionConfig(Config):
 
     Attributes:
       model_size: D.
-      hidden_size: of the attention.
+      hidden_size: hidden size of the attention.
       positions_per_step: T, positions sampled of each sequence.
       embedding_scale: standard deviation of initial embeddings.
     """
@@ -63,7 +63,7 @@ class NAISConfig(ItemAttentionConfig):
     """Attention over a history with each scored item as query (He et al. 2018).
 
     Attributes:
-      form: of the attention logits, "prod" or "concat".
+      form: form of the attention logits, "prod" or "concat".
       beta: β, from 0 to 1; at 1 the weights sum to 1.
       alpha: α, from 0, a sum over the history, to 1, a mean.
       negatives: k, negatives sampled for each position.
@@ -95,7 +95,7 @@ class ACFConfig(ItemAttentionConfig):
     """Attention over a history, and over the features of its items (Chen et al. 2017).
 
     Attributes:
-      component_size: of feature embeddings, if items have features.
+      component_size: component size of feature embeddings, if items have features.
       objective: the loss; the paper's is pairwise.
       For the others see `ItemAttentionConfig`.
     """

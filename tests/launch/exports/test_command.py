@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -91,6 +93,25 @@ def test_a_card_without_a_result_says_so(tmp_path):
     text = render(signature, subject.config, tmp_path, 3, tmp_path / "none")
     assert "The run has no result yet" in text
     assert "None" not in text
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work(run, cache, tmp_path):
+    page = (ROOT / "docs" / "DEPLOYING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    commands = [shlex.split(line) for line in "".join(blocks).splitlines()]
+    started = [words for words in commands if words[0] == "python"]
+    assert len(started) >= 3
+    for words in started:
+        words = [
+            re.sub(r"(^|=)(runs/movie_reviews|exported)\b", rf"\g<1>{tmp_path}/\2", word)
+            .replace(f"{tmp_path}/runs/movie_reviews", str(run))
+            for word in words[1:]
+        ]  # fmt: skip
+        if words[0] == "-m":
+            words[2:2] = [f"--cache_dir={cache}"]
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr)
 
 
 # ---------------------------------------------------------------- minimal environment

@@ -1,4 +1,4 @@
-"""Exports of the tasks that read text: equal answers at every batch size, and errors."""
+"""Exports of text tasks: equal predictions for any batch size, and errors."""
 
 import json
 import os
