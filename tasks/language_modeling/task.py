@@ -252,10 +252,7 @@ class LanguageModeling(Task):
         if "weights" not in self.model.entry.capabilities:
             return {}
         _, weights = model(
-            inputs["tokens"],
-            inputs["length"],
-            segments=inputs.get("segments"),
-            return_weights=True,
+            inputs["tokens"], inputs["length"], segments=inputs.get("segments"), return_weights=True
         )
         return {"encoder": jnp.swapaxes(weights, 0, 1)}
 
@@ -323,10 +320,7 @@ class LanguageModeling(Task):
         if not self.processor.causal:
             return {"unigram": self._unigram}
         order = min(_ORDER, counting.highest_order(self.processor.vocabulary))
-        return {
-            "unigram": self._unigram,
-            f"kneser_ney_{order}": lambda: self._kneser_ney(order),
-        }
+        return {"unigram": self._unigram, f"kneser_ney_{order}": lambda: self._kneser_ney(order)}
 
     def _counted(self, split: str) -> list[np.ndarray]:
         """Returns possible targets: tokens and the end token, or those that may be masked."""

@@ -160,10 +160,7 @@ class PairExamples:
     """
 
     def __init__(
-        self,
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray] | None,
-        end: int,
+        self, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, end: int
     ):
         """Args: ids of each source; ids of the targets, None if unknown; id of the end token."""
         self._fields = {"source": sources} | ({} if targets is None else {"target": targets})
