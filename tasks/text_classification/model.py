@@ -185,18 +185,20 @@ class TextClassifier(nnx.Module):
         self.encoder, size = self._encoder(rngs)
         if start is not None:
             start.assign_to(self.tokens, self.encoder)
-        self.pool = None
-        if config.pooling != "cls":
-            kind = registry.load("pool", config.pooling)
-            self.pool = kind(size, rngs=rngs, **self._pool_options())
+        self.pool = self._build_pool(size, rngs)
         self.classify = Projection((size,), (classes,), rngs=rngs)
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[nnx.Module | None, int]:
         """Returns the encoder, if any, and the size of its states."""
         raise NotImplementedError
 
-    def _pool_options(self) -> dict[str, int]:
-        return {}
+    def _build_pool(self, size: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        if self.config.pooling == "cls":
+            return None
+        options = {}
+        if self.config.pooling == "attention" and hasattr(self.config, "attention_size"):
+            options["hidden_size"] = self.config.attention_size
+        return registry.load("pool", self.config.pooling)(size, rngs=rngs, **options)
 
     def _pooled(
         self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
@@ -251,10 +253,6 @@ class AttentionPoolingClassifier(TextClassifier):
 
     def _encoder(self, rngs: nnx.Rngs) -> tuple[None, int]:
         return None, self.config.embedding_size
-
-    def _pool_options(self) -> dict[str, int]:
-        config = self.config
-        return {"hidden_size": config.attention_size} if config.pooling == "attention" else {}
 
     def _pooled(
         self, tokens: Array, lengths: Array, keys: list[Array | None], return_weights: bool
