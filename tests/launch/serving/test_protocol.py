@@ -262,7 +262,7 @@ def test_limits_of_bodies_and_texts(export):
 
 def test_a_full_queue_and_a_deadline(export, blocked):
     with served({NAME: export}, max_queue=4, max_batch=1, timeout_s=0.5) as found:
-        event = blocked(found)
+        event = blocked(found.application)
         (model,) = found.application.models.values()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(found.post, PREDICT, json={"inputs": "a"}) for _ in range(4)]
