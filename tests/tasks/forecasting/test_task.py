@@ -266,6 +266,7 @@ def test_the_ridge_model_is_the_baseline(tmp_path):
         np.testing.assert_allclose(beside["repeat"]["gain"], gain, rtol=1e-4)
         assert 0 < beside["repeat"]["gain_95"] < gain
         assert "example_scores" not in beside["repeat"]
+        assert all(values["seconds"] >= 0 for values in beside.values())
 
 
 def test_the_ablation_changes_the_share_alone():

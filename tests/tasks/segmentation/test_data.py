@@ -347,7 +347,7 @@ def stored_again(image, exif):
         ({"mask_values": (0, 255)}, "mask_values: got .0, 255., expected none without path"),
         ({"name": "camvit"}, r"name: got 'camvit' \(did you mean 'camvid'\?\)"),
         ({"image_size": (180,)}, r"image_size: got \[180\], expected a height and a width"),
-        ({"fit": "crop"}, "fit: got 'crop', expected one of resize, tiles"),
+        ({"fit": "crop"}, "fit: got 'crop', expected one of 'resize', 'tiles'"),
         ({"void": -1}, "void: got -1"),
     ],
 )

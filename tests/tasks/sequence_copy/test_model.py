@@ -196,9 +196,9 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("embedding_size", 0, "embedding_size must be at least 1, got 0"),
-        ("state_size", -1, "state_size must be at least 1, got -1"),
-        ("dropout_rate", 1.0, r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ("embedding_size", 0, "embedding_size: got 0, expected at least 1"),
+        ("state_size", -1, "state_size: got -1, expected at least 1"),
+        ("dropout_rate", 1.0, r"dropout_rate: got 1.0, expected a rate in \[0, 1\)"),
         ("alignment", "dots", r"alignment: got 'dots', expected one of .*; did you mean 'dot'"),
         ("alignment", "local_p(windw=3)", "alignment: got option 'windw' in .*mean 'window'"),
         ("alignment", "local_p(window=0)", r"alignment: 'local_p\(window=0\)': window: got 0"),

@@ -219,7 +219,10 @@ def test_noise_has_the_ratio_asked_for():
         ({"test_size": 3}, "test_size: got 3, expected at least 4"),
         ({"max_seconds": 0}, "max_seconds: got 0, expected a number above 0"),
         ({"split_by": "speaker"}, "split_by: got 'speaker', expected 'text' without path"),
-        ({"split_by": "", "path": "x"}, "split_by: is empty"),
+        (
+            {"split_by": "", "path": "x"},
+            "split_by: got '', expected text, file or the name of a column",
+        ),
         ({"trim": -1.0}, "trim: got -1.0, expected 0 or more decibels"),
         ({"dynamic_range": np.inf}, "dynamic_range: got inf, expected 0 or more decibels"),
         (
@@ -228,7 +231,7 @@ def test_noise_has_the_ratio_asked_for():
         ),
         (
             {"text": TextConfig(stem="english")},
-            "text: expected tokenizer word, character or",
+            r"text\.stem: got 'english', expected None, because texts are decoded",
         ),
     ],
 )
