@@ -1,4 +1,4 @@
-"""Recommenders with attention over the items of a user, in no order: NAIS and ACF.
+"""Recommenders with order-independent attention over the items of a user: NAIS and ACF.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Chen et al. 2017,
 "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and Component-Level
@@ -37,7 +37,7 @@ from tasks.recommendation.models.losses import LossConfig, gbce, next_item_loss
 
 Array = jax.Array
 
-# Items that NAIS scores at a time: each has its own weights over the history.
+# Items that NAIS scores at a time, because each item has its own weights over the history.
 _BLOCK = 128
 
 
