@@ -39,7 +39,7 @@ RidgeLevel = one_of("last", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class RidgeConfig(Config):
-    """Config of a linear forecast, of which only the width of a distribution is trained.
+    """Config of a linear forecast; only the width of a distribution is trained.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.

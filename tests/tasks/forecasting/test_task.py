@@ -34,7 +34,7 @@ def experiment(argument, **changes):
 
 
 def trained(argument, count, **changes):
-    """A task, its compiled steps, and the variables after some of them."""
+    """Returns a task, its compiled steps, and the variables after some of them."""
     config = experiment(argument, **changes)
     task = TASK.prepare(config.data, config.model, None)
     steps = make_steps(task, config)
@@ -47,7 +47,7 @@ def trained(argument, count, **changes):
 
 @pytest.fixture(scope="module")
 def residual():
-    """Residual lag attention with a distribution, on the composed trend, under noise."""
+    """Returns residual lag attention with a distribution, on the composed trend, under noise."""
     noise = {"data.noise_levels": (0.05, 0.5), "optimizer.learning_rate": 0.03}
     return trained("trend,residual_lag,quantile", 150, **noise)
 

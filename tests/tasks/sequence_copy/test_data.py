@@ -1,4 +1,4 @@
-"""Digit strings: what is generated, where it goes, and what a person may type."""
+"""Digit strings: generation, splits, and user inputs."""
 
 import hashlib
 
@@ -92,7 +92,8 @@ def test_impossible_configs_begin_with_the_field(field, value, message):
 
 
 def test_more_strings_than_can_be_drawn_are_refused():
-    # 100 strings of two digits: 10 in expectation are test, half of which may be asked for.
+    # 100 strings of two digits: 10 in expectation are test, and at most half of them may be
+    # requested.
     sizes = {"min_length": 2, "max_length": 2, "train_size": 40, "validation_size": 5}
     assert DataConfig(**sizes, test_size=5).test_size == 5
     with pytest.raises(

@@ -33,7 +33,7 @@ def linear(layer, x):
 
 
 def gru(cell, x, h):
-    """One step of a GRU in NumPy, from Cho et al. 2014 in PyTorch's form."""
+    """Computes one step of a GRU in NumPy (Cho et al. 2014, in PyTorch's form)."""
     W, b = np.asarray(cell.input.kernel[...]), np.asarray(cell.input.bias[...])
     U, c = np.asarray(cell.recurrent.kernel[...]), np.asarray(cell.recurrent.bias[...])
     x_r, x_z, x_n = np.split(x @ W + b, 3)
@@ -43,7 +43,7 @@ def gru(cell, x, h):
 
 
 def decode_by_loop(model, source, steps, forced=None):
-    """One string without padding, in NumPy: tokens written, logits and weights of each step."""
+    """Decodes one string without padding in NumPy: tokens, logits and weights of each step."""
     decoder = model.decoder
     E = np.asarray(decoder.embedding.embedding[...])
     h, states = np.zeros(6), []

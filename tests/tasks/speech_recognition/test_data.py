@@ -27,7 +27,7 @@ CHARACTERS = TextConfig(tokenizer="character", min_count=1)
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Thirty sounds of 0.1 s with two of a few words, and what rows are to be changed to."""
+    """Writes thirty clips of 0.1 s with two of a few words, and the changed rows."""
 
     def make(name="train.csv", **changed):
         rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_spoken_digits_and_strings_of_them():
 def test_prompts_are_split_without_near_duplicates():
     with needed():
         data = load(DataConfig(name="prompts_en", text=CHARACTERS), Paths.default())
-    # With 9 clips, and 14 of a condition of their own, in which nobody speaks.
+    # With 9 clips, and 14 clips of a separate condition without speech.
     assert [len(data.splits[split]) for split in data.splits] == [433 + 9, 60, 54 + 14]
     train, test = (data.splits[split].texts for split in ("train", "test"))
     assert train[433:] == [""] * 9
