@@ -20,7 +20,7 @@ from attention import shapes
 from attention.dropout import dropout
 from attention.projection import Projection
 from tasks.common.backbones.convolutional import Convolution, max_pool
-from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.configs import Config, PositiveInt, Rate
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
@@ -114,9 +114,7 @@ class LineRecognizer(nnx.Module):
         for number, layer in enumerate(self.layers, 1):
             x, last = layer(x, valid=valid)
             x = self._dropped(x, dropout_key, number)
-        if self.config.transcriber.cell == "lstm":
-            last = LSTMState(last, jnp.zeros_like(last))
-        return EncoderOutput(x, valid, last)
+        return EncoderOutput(x, valid, last).for_cell(self.config.transcriber.cell)
 
     def _dropped(self, x: Array, key: Array | None, number: int) -> Array:
         if key is None:

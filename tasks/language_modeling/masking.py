@@ -40,13 +40,7 @@ def max_masked(T: int, rate: float, whole_words: bool) -> int:
 
 
 def mask_tokens(
-    tokens: Array,
-    keys: Array,
-    *,
-    first: int,
-    mask: int,
-    rate: float,
-    words: Array | None = None,
+    tokens: Array, keys: Array, *, first: int, mask: int, rate: float, words: Array | None = None
 ) -> Masked:
     """Chooses targets: of n candidates, max(1, round(rate · n)).
 

@@ -97,7 +97,7 @@ class DataConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecommendationData:
+class RecommendationData(digests.Fingerprinted):
     """Events of all users, in the order of time for each user; 8 bytes an event.
 
     Item numbers are random, since a publisher's numbers may reveal release dates.
@@ -175,11 +175,6 @@ class RecommendationData:
             "times of events": digests.of_rows([self.ages]),
             "features of items": digests.of_rows([self.features]),
         }
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON values, about 4 bytes an event."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.common.data.builders import DatasetDefinition
+from tasks.common.data.builders import DatasetDefinition, features_of
 from tasks.common.data.fetchers import UrlFetcher
 from tasks.common.data.sources import Source
 from tasks.common.datasets import blue_marble
@@ -34,16 +34,7 @@ class LabeledImages:
 
 
 def _features(Y: int, X: int) -> Callable[[], Mapping[str, Any]]:
-    def features() -> Mapping[str, Any]:
-        import tensorflow_datasets as tfds
-
-        return {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Tensor(shape=(Y, X, 3), dtype=np.uint8),
-            "labels": tfds.features.Tensor(shape=(Y, X), dtype=np.uint8),
-        }
-
-    return features
+    return features_of(id=str, image=((Y, X, 3), np.uint8), labels=((Y, X), np.uint8))
 
 
 # ---------------------------------------------------------------------- CamVid
@@ -114,11 +105,7 @@ def _camvid_split(archive: zipfile.ZipFile, folder: str) -> Iterator[dict[str, A
     for name in inside:
         if name.startswith(f"CamVid/{folder}/"):
             mask = name.replace(f"/{folder}/", f"/{folder}annot/")
-            yield {
-                "id": Path(name).stem,
-                "image": read(inside[name]),
-                "labels": read(inside[mask]),
-            }
+            yield {"id": Path(name).stem, "image": read(inside[name]), "labels": read(inside[mask])}
 
 
 _CAMVID = Source(

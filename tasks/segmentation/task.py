@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
+from tasks.task import Arrays, ArraySpec, Batch, ProcessingSteps, Processor, Task
 
 # Images of a report with figures of attention.
 _ATTENDED = 2
@@ -62,7 +62,7 @@ class SegmentationProcessor(Processor):
         """Reads images of any size; see `tasks.common.images.files`."""
         return InferenceWindows(raw, self.data)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns size, fraction and mask of each class that is found, the largest first.
 
         Masks are in COCO's compressed run-length encoding, in pixels of the file.
@@ -151,9 +151,7 @@ class Segmentation(Task):
         """Returns a U-Net for RGB images."""
         return UNet(self.model, 3, len(self.names), rngs=rngs)
 
-    def loss(
-        self, model: UNet, batch: Mapping[str, jax.Array], dropout_key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: UNet, batch: Batch, dropout_key: jax.Array) -> tuple[jax.Array, dict]:
         """Computes `config.model.loss` and pixel accuracy of augmented images under dropout."""
         augment_key, dropout_key = jax.random.split(dropout_key)
         images, labels = augment(
@@ -171,7 +169,7 @@ class Segmentation(Task):
         correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & counted)
         return loss, {"pixel_accuracy": correct / jnp.maximum(jnp.sum(counted), 1)}
 
-    def evaluate(self, model: UNet, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
+    def evaluate(self, model: UNet, batch: Batch) -> tuple[dict, dict]:
         """Sums cross-entropy, pixels and confusion counts [true, predicted].
 
         The outputs are the predicted "labels", uint8 [B, Y, X].
@@ -194,9 +192,7 @@ class Segmentation(Task):
         }
         return statistics, {"labels": predicted.astype(jnp.uint8)}
 
-    def predict(
-        self, model: UNet, inputs: Mapping[str, jax.Array], *, fast: bool = False
-    ) -> dict[str, jax.Array]:
+    def predict(self, model: UNet, inputs: Batch, *, fast: bool = False) -> dict[str, jax.Array]:
         """Returns "labels" uint8 [B, Y, X], and "place" of the inputs.
 
         Windows that are blended have "probabilities" [B, Y, X, K] instead, in units of 1 / 255.
@@ -207,7 +203,7 @@ class Segmentation(Task):
             return {"place": inputs["place"], "probabilities": levels}
         return {"place": inputs["place"], "labels": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
 
-    def attention(self, model: UNet, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def attention(self, model: UNet, inputs: Batch) -> dict[str, jax.Array]:
         """Returns the gates "gate_1", ..., or the map attention of each stage."""
         return model(_center(_to_unit(inputs["image"])), return_weights=True)[1]
 
@@ -217,9 +213,7 @@ class Segmentation(Task):
 
     # ------------------------------------------------------------------ on the host
 
-    def metrics(
-        self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
-    ) -> dict[str, float]:
+    def metrics(self, statistics: Arrays, outputs: Arrays, split: str) -> dict[str, float]:
         """Returns the metrics of `tasks.segmentation.metrics`, and the mean cross-entropy `loss`.
 
         The loss has no class weights. Metrics of subsets have the name of the subset as a suffix.
@@ -239,18 +233,14 @@ class Segmentation(Task):
         """Returns hashes of images and masks in their original sizes."""
         return self.dataset.splits[split].ids
 
-    def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    def example_scores(self, outputs: Arrays, split: str) -> np.ndarray:
         """Returns `iou_contributions`."""
         labels = self.dataset.splits[split].labels
         confusions = confusion_matrices(labels, outputs["labels"], len(self.names))
         return iou_contributions(confusions).astype(np.float32)
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Draws the confusion matrix, images with reference and prediction, and attention."""
         drawn: list[Figure] = [
@@ -271,10 +261,7 @@ class Segmentation(Task):
         return drawn
 
     def input_figures(
-        self,
-        raw: Sequence[str],
-        outputs: Mapping[str, np.ndarray],
-        attention: Mapping[str, np.ndarray],
+        self, raw: Sequence[str], outputs: Arrays, attention: Arrays
     ) -> list[list[Figure]]:
         """Draws the classes over each image, and attention if images are resized."""
         drawn: list[list[Figure]] = []
@@ -289,9 +276,7 @@ class Segmentation(Task):
                 drawn[index].append(AttendedImage(caption, drawn[index][0].image, weights))
         return drawn
 
-    def _attended(
-        self, attention: Mapping[str, np.ndarray], most: int
-    ) -> Iterator[tuple[int, str, np.ndarray]]:
+    def _attended(self, attention: Arrays, most: int) -> Iterator[tuple[int, str, np.ndarray]]:
         """Yields index of the image, name of the layer, and a map [y, x]."""
         sides = self.model.sides(*self.data.image_size)
         for index in range(min(most, min(map(len, attention.values()), default=0))):

@@ -23,7 +23,7 @@ from attention.projection import Projection
 from tasks.common.audio.features import LogMelConfig
 from tasks.common.backbones.conformer import Conformer
 from tasks.common.backbones.convolutional import Convolution
-from tasks.common.backbones.recurrent import Bidirectional, LSTMState
+from tasks.common.backbones.recurrent import Bidirectional
 from tasks.common.backbones.transcriber import EncoderOutput, Transcriber, TranscriberConfig
 from tasks.common.backbones.transformer import Encoder, EncoderConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, at_least, one_of
@@ -80,16 +80,11 @@ class SpeechConfig(Config):
 
     def attention_layers(self) -> EncoderConfig:
         """Returns the config of the attention layers."""
-        return EncoderConfig(
-            model_size=self.model_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            feedforward_size=self.feedforward_size,
-            dropout_rate=self.dropout_rate,
+        return EncoderConfig.of(
+            self,
             attention_dropout_rate=self.dropout_rate,
             activation="silu" if self.encoder == "conformer" else "relu",
             positions="rope",
-            max_length=self.max_length,
         )
 
     def frames(self, frames: int) -> int:
@@ -220,11 +215,7 @@ class SpeechRecognizer(nnx.Module):
         shapes.expect("frames", frames, "B", sizes)
         valid = jnp.arange(sizes["S"]) < frames[:, None]
         found = self.encoder(features, valid, dropout_key)
-        if self.config.transcriber.cell == "lstm":
-            found = found._replace(
-                final_state=LSTMState(found.final_state, jnp.zeros_like(found.final_state))
-            )
-        return found
+        return found.for_cell(self.config.transcriber.cell)
 
 
 def _paired(x: Array, valid: Array) -> tuple[Array, Array]:

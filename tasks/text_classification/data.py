@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.common.configs import Config
 from tasks.common.data import builders, catalog, digests
 from tasks.common.data.paths import Paths
-from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits
+from tasks.common.data.splits import SPLITS, SplitSummary, alike, check_splits, count_classes
 from tasks.common.data.user_files import results_name, split_by_hash, warn_shared
 from tasks.common.datasets.labelled_texts import DEFINITIONS
 from tasks.common.errors import UserError
@@ -20,7 +21,7 @@ from tasks.text_classification.user_files import read_labelled
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Config of the texts and their tokenizer.
 
     Attributes:
@@ -43,20 +44,18 @@ class DataConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         for other in ("validation_file", "test_file"):
-            if getattr(self, other) is not None and self.train_file is None:
-                raise ValueError(f"train_file: got None, expected a file with {other}")
+            complete = self.train_file is not None or getattr(self, other) is None
+            self.expect("train_file", complete, f"a file with {other}")
         known = [*DEFINITIONS, *[self.name] * self.name.startswith(catalog.PREFIX)]
         rest = ", and tfds:NAME of the TFDS catalog; train_file takes a file of yours"
         name = results_name(self.name, known, self.train_file, rest, "train_file")
         object.__setattr__(self, "name", name)
         for column in ("text_column", "label_column"):
-            if not getattr(self, column):
-                raise ValueError(f"{column}: got '', expected the name of a column")
-        if self.text_column == self.label_column:
-            raise ValueError(
-                f"label_column: got {self.text_column!r}, expected another than text_column"
-            )
+            self.expect(column, bool(getattr(self, column)), "the name of a column")
+        distinct = self.text_column != self.label_column
+        self.expect("label_column", distinct, "another than text_column")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(digests.Fingerprinted):
     """A data set.
 
     Attributes:
@@ -95,25 +94,15 @@ class TextData:
         """Texts of each split by class."""
         found = {}
         for name in SPLITS:
-            counts = np.bincount(self.splits[name].labels, minlength=len(self.label_names))
-            classes = dict(zip(self.label_names, counts.tolist(), strict=True))
+            classes = count_classes(self.splits[name].labels, self.label_names)
             found[name] = SplitSummary(len(self.splits[name]), classes, least_classes=2)
         return found
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        found = {"class names": digests.of_rows(self.label_names)}
-        for name in SPLITS:
-            split = self.splits[name]
-            found[f"{name} texts"] = digests.of_rows(split.texts)
-            found[f"{name} labels"] = digests.of_rows(split.labels)
-        return found
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all parts."""
-        return digests.joined(self.parts)
+        columns = digests.of_splits(self.splits, lambda x: {"texts": x.texts, "labels": x.labels})
+        return {"class names": digests.of_rows(self.label_names), **columns}
 
 
 def load(config: DataConfig, paths: Paths) -> TextData:
@@ -142,16 +131,14 @@ def _builtin(config: DataConfig, paths: Paths) -> TextData:
                 f"{column}: got {getattr(config, column)!r}, expected {expected!r} for "
                 f"{config.name}"
             )
-    builders.prepare(definition, paths)
-    splits = {}
-    for name in SPLITS:
-        source = builders.load(definition, name, paths)
-        rows = source.__getitems__(range(len(source)))
-        splits[name] = Split(
+    splits = {
+        name: Split(
             [row["text"].decode() for row in rows],
             np.array([row["label"] for row in rows], np.int32),
             [row["id"].decode() for row in rows],
         )
+        for name, rows in builders.read_splits(definition, paths)
+    }
     names = definition.features()["label"].names
     return TextData(config.name, splits, list(names))
 

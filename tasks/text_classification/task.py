@@ -15,10 +15,10 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SplitSummary
-from tasks.common.errors import UserError
+from tasks.common.errors import UserError, check_max_length
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import ArraySpec, Pretrained, ProcessingSteps, Processor
+from tasks.task import Arrays, ArraySpec, Batch, Pretrained, ProcessingSteps, Processor
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -78,7 +78,7 @@ class TextProcessor(Processor):
         """Tokenizes texts; one without a known word becomes a single unknown token."""
         return TextExamples(self.tokenizer.encode_batch(raw), None)
 
-    def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def decode(self, raw: Sequence[str], outputs: Arrays) -> list[dict[str, Any]]:
         """Returns labels and probabilities, in descending order."""
         return classes_by_probability(raw, outputs["probabilities"], self.labels)
 
@@ -137,11 +137,7 @@ class TextClassification(ClassificationTask):
         """Checks that the positions of the model hold the longest text."""
         longest = getattr(model, "max_length", None)
         needed = data.text.max_length + (getattr(model, "pooling", "") == "cls")
-        if longest is not None and longest < needed:
-            raise UserError(
-                f"config.model.max_length: got {longest}, expected at least {needed} as "
-                "config.data.text.max_length requires"
-            )
+        check_max_length(longest, needed, "which config.data.text.max_length requires")
 
     load = staticmethod(load)
 
@@ -215,7 +211,7 @@ class TextClassification(ClassificationTask):
 
     def _prior(self) -> np.ndarray:
         columns = 1 if len(self.labels) == 2 else len(self.labels)
-        size = getattr(self.model, "embedding_size", None) or self.model.model_size
+        size = models.embedding_size(self.model)
         if columns > size:
             raise UserError(
                 f"config.model.embedding_size: got {size}, expected at least {columns}, the number "
@@ -235,11 +231,11 @@ class TextClassification(ClassificationTask):
             len(self.labels),
         )
 
-    def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
+    def logits(self, model: Any, batch: Batch, dropout_key: Any = None) -> Any:
         """Returns logits [B, classes]."""
         return model(batch["tokens"], batch["length"], dropout_key=dropout_key)
 
-    def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def attention(self, model: Any, inputs: Batch) -> dict[str, Any]:
         """Returns weights of the pool [B, heads, T], except of the mean, and of the encoder's
         layers [B, L, N, T, T].
         """
@@ -248,11 +244,7 @@ class TextClassification(ClassificationTask):
     # ------------------------------------------------------------------ on the host
 
     def figures(
-        self,
-        statistics: Mapping[str, Any],
-        outputs: Mapping[str, np.ndarray],
-        split: str,
-        attention: Mapping[str, np.ndarray],
+        self, statistics: Arrays, outputs: Arrays, split: str, attention: Arrays
     ) -> list[Figure]:
         """Returns the confusion matrix and the attention over the first texts."""
         part = self.dataset.splits[split]
@@ -275,11 +267,10 @@ class TextClassification(ClassificationTask):
         """Returns TF-IDF with a linear SVC, and NB-SVM."""
         train, test = (self.dataset.splits[split] for split in ("train", "test"))
         fits = {"tfidf_linear_svc": baselines.tfidf_linear_svc, "nb_svm": baselines.nb_svm}
-
-        def evaluate(fit: Callable) -> dict[str, float]:
-            return self.timed(lambda: fit(train.texts, train.labels)(test.texts))
-
-        return {name: functools.partial(evaluate, fit) for name, fit in fits.items()}
+        return {
+            name: lambda fit=fit: self.scores(fit(train.texts, train.labels)(test.texts), "test")
+            for name, fit in fits.items()
+        }
 
 
 TASK = TextClassification

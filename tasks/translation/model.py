@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import registry, shapes
-from attention.dropout import dropout
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
+from tasks.common.backbones.transformer_layers import maybe_dropout, mixers_with, split_keys
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
 from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
@@ -76,11 +76,7 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        able = [
-            m.name
-            for m in registry.mechanisms("mixer")
-            if {"causal", "cache"} <= set(m.capabilities)
-        ]
+        able = [name for name in mixers_with("causal") if name in mixers_with("cache")]
         try:
             entry = self.decoder.entry
         except ValueError as error:
@@ -94,11 +90,8 @@ class TransformerConfig(EncoderConfig):
     @property
     def decoder(self) -> EncoderConfig:
         """Config of the decoder."""
-        names = [field.name for field in dataclasses.fields(EncoderConfig)]
-        values = {name: getattr(self, name) for name in names}
-        return EncoderConfig(
-            **values | {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
-        )
+        changes = {"num_layers": self.decoder_layers, "mixer": self.decoder_mixer}
+        return EncoderConfig.of(self, **changes)
 
     @property
     def aligns(self) -> bool:
@@ -269,7 +262,7 @@ class TransformerTranslator(Translator):
           ValueError: shapes do not fit, or a sequence is longer than max_length.
         """
         _expect_tokens(source, target)
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         valid = source != PAD
         memory = self.encoder(self.embedding(source), valid=valid, dropout_key=keys[0])
         x = self.embedding(self._shift_right(target))
@@ -314,7 +307,7 @@ class RecurrentTranslator(Translator):
     def __call__(self, source: Array, target: Array, *, dropout_key: Array | None = None) -> Array:
         """Computes logits; arguments as `TransformerTranslator`."""
         _expect_tokens(source, target)
-        keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
+        keys = split_keys(dropout_key, 2)
         memory, valid, last = self._encode(source, keys[0])
         before = self._shift_right(target)
         return self.decoder(memory, valid, last, before, dropout_key=keys[1])[0]
@@ -331,14 +324,11 @@ class RecurrentTranslator(Translator):
 
     def _encode(self, source: Array, key: Array | None) -> tuple[Array, Array, Any]:
         """Returns states [B, S, D], which are valid bool [B, S], and the final state."""
-        keys = [None] * 2 if key is None else list(jax.random.split(key))
+        keys = split_keys(key, 2)
         valid = source != PAD
-        x = self._dropped(self.embedding(source), keys[0])
+        x = maybe_dropout(self.embedding(source), self.dropout_rate, keys[0])
         states, last = self.encoder(x, valid=valid)
-        return self._dropped(states, keys[1]), valid, last
-
-    def _dropped(self, x: Array, key: Array | None) -> Array:
-        return x if key is None else dropout(x, self.dropout_rate, key)
+        return maybe_dropout(states, self.dropout_rate, keys[1]), valid, last
 
 
 def _expect_tokens(source: Array, target: Array) -> None:

@@ -105,12 +105,7 @@ class HybridConfig(Config):
 
     def transformer(self) -> SASRecConfig:
         """Returns the config of the Transformer."""
-        names = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length")
-        return SASRecConfig(
-            **{name: getattr(self, name) for name in names},
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.dropout_rate,
-        )
+        return SASRecConfig.of(self, attention_dropout_rate=self.dropout_rate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Data sets, their splits, folders of users, and what a person gives to be predicted."""
+"""Data sets, their splits, user folders, and inputs of predictions."""
 
 import gzip
 import hashlib
@@ -112,7 +112,7 @@ def test_fashion_mnist_is_read_as_it_was_prepared(tmp_path, monkeypatch):
 
 
 def folder(root, classes, count=30, seed=0):
-    """Noise with a hue for each class, 12 x 10, in files that sort as their numbers."""
+    """Returns noise with a hue for each class, 12 x 10, in files that sort as their numbers."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
@@ -348,7 +348,7 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     Image.fromarray(noise).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     for name in ("half.png", "words.png", "."):
         with pytest.raises(UserError, match=r"not an image.*; give the path"):
             read_gray(str(tmp_path / name), DIGITS)

@@ -1,4 +1,4 @@
-"""Language modelling by the contract, and what a person may type."""
+"""Contract tests of language modeling, and user inputs."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ def made(tmp_path_factory):
 
 @functools.cache
 def compiled(task, model):
-    """The state of the model, and compiled functions of it and a batch."""
+    """Returns the state of the model, and compiled functions of it and a batch."""
     graph, state = nnx.split(model)
 
     def run(function):

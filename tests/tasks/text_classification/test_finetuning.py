@@ -31,7 +31,7 @@ TRAINING = TrainingConfig(steps=2, batch_size=4, evaluate_every=2, log_every=2)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with texts, and in `masked` the run of a masked model of them."""
+    """Returns a folder with texts, and in `masked` the run of a masked model of them."""
     folder = tmp_path_factory.mktemp("start")
     rows = [f"a {word} film {n}" for n in range(30) for word in ("good", "bad")]
     (folder / "texts.txt").write_text("\n".join(rows), encoding="utf-8")
