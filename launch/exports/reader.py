@@ -249,6 +249,15 @@ class Tokenizer:
             return decoders.ByteLevel().decode(pieces).removeprefix(" ")
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
+    def spell(self, number: int) -> str:
+        """Returns the name of one id: a word, n-gram, character, piece or special token."""
+        number = int(number)
+        if number < len(SPECIAL):
+            return SPECIAL[number]
+        if self.kind == "word" and number < self.size:
+            return [*self._grams, *self._parts][number - len(SPECIAL)]
+        return self.decode([number])
+
 
 def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
     padded, grams = f"_{word}_", []

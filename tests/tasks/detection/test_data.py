@@ -162,13 +162,13 @@ def test_nuclei_out_of_the_repository_archive(tmp_path):
     np.testing.assert_array_equal(first["boxes"], [[10, 10, 15, 26], [30, 10, 35, 26]])
     assert first["instances"][12, 31] == 2
     # Made in another order, the archive says the same.
-    content = b"".join(nuclei._content(tmp_path / "chosen.zip"))
+    content = b"".join(nuclei.SOURCE.content(tmp_path / "chosen.zip"))
     with zipfile.ZipFile(tmp_path / "chosen.zip") as archive:
         names = archive.namelist()
         with zipfile.ZipFile(tmp_path / "again.zip", "w", zipfile.ZIP_DEFLATED) as again:
             for name in names[::-1]:
                 again.writestr(name, archive.read(name))
-    assert b"".join(nuclei._content(tmp_path / "again.zip")) == content
+    assert b"".join(nuclei.SOURCE.content(tmp_path / "again.zip")) == content
 
 
 def test_tiles_of_trees():
