@@ -253,6 +253,15 @@ class Tokenizer:
             return decoders.ByteLevel().decode(pieces).removeprefix(" ")
         return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
 
+    def spell(self, number: int) -> str:
+        """Returns the name of one id: a word, n-gram, character, piece or special token."""
+        number = int(number)
+        if number < len(SPECIAL):
+            return SPECIAL[number]
+        if self.kind == "word" and number < self.size:
+            return [*self._grams, *self._parts][number - len(SPECIAL)]
+        return self.decode([number])
+
 
 def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
     padded, grams = f"_{word}_", []
@@ -292,7 +301,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 @encoder
 def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """Text to ids under `to`; more than `limit` ids are an error, if it is given."""
+    """Converts a text to ids under `to`; raises an error for more than `limit` ids, if given."""
     tokenizer, to, limit = _tokenizer(folder / options["file"]), options["to"], options.get("limit")
 
     def run(row: Row) -> Row:
@@ -316,7 +325,7 @@ def append(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def length(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The length of the array `of` under `to`."""
+    """Stores the length of the array `of` under `to`."""
     return lambda row: {**row, options["to"]: np.int32(len(row[options["of"]]))}
 
 
@@ -341,7 +350,7 @@ def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def prompt(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The last `width` tokens of a prompt, padded; `begin` precedes it, `empty` replaces none."""
+    """Returns the last `width` tokens of a prompt after `begin`, padded; `empty` for no tokens."""
     tokenizer, width, begin = (
         _tokenizer(folder / options["file"]),
         options["width"],
@@ -359,7 +368,7 @@ def prompt(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def blanks(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """A row of `width` tokens around each [MASK] of a text, and its position `blank`."""
+    """Returns a row of `width` tokens around each [MASK] of a text, and its position `blank`."""
     tokenizer, width = _tokenizer(folder / options["file"]), options["width"]
 
     def run(row: Row) -> list[Row]:
@@ -470,7 +479,7 @@ def transcript(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def completion(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Generated tokens, up to the `end` id, to text after the prompt."""
+    """Decodes generated tokens up to the `end` id, and appends the text to the prompt."""
     tokenizer, end = _tokenizer(folder / options["file"]), options["end"]
 
     def run(item: Item) -> None:
@@ -489,7 +498,7 @@ def completion(options: Mapping[str, Any], folder: Path) -> Decoder:
 
 @decoder
 def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """The most probable words of each [MASK], and the text filled with the best."""
+    """Returns the most probable words of each [MASK], and the text filled with the best words."""
     tokenizer = _tokenizer(folder / options["file"])
     reserved = {CLS: SPECIAL[CLS], options["mask"]: MASK, options["end"]: "[END]"}
 
@@ -595,13 +604,13 @@ def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @encoder
 def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """An image file to uint8 pixels `to`, of `mode` RGB [Y, X, 3] or L [Y, X]."""
+    """Reads an image file to uint8 pixels `to`, [Y, X, 3] for mode RGB or [Y, X] for L."""
     return lambda row: {**row, options["to"]: decode_image(row["raw"], options["mode"])}
 
 
 @encoder
 def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The central square of the image `to`."""
+    """Crops the image `to` to its central square."""
 
     def run(row: Row) -> Row:
         image = row[options["to"]]
@@ -615,7 +624,7 @@ def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The image `to` at `size` (Y, X)."""
+    """Resizes the image `to` to `size` (Y, X)."""
     return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
 
 
@@ -673,7 +682,7 @@ def _border(gray: np.ndarray) -> float:
 
 @encoder
 def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The gray image `to` of a line to its columns, uint8 [X, rows], 255 for ink.
+    """Converts the gray image `to` of a line to its columns, uint8 [X, rows], 255 for ink.
 
     `limit` is the largest X; `dark` means dark ink on light paper.
     """
@@ -696,7 +705,7 @@ def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
 
 @encoder
 def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
-    """The image `to` scaled down to fit a square of `side`, zero-padded right and below.
+    """Scales the image `to` down to a square of `side`, zero-padded on the right and below.
 
     "size" is its size in the square, "original" the one before.
     """
@@ -786,7 +795,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 @decoder
 def class_masks(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Size of the image, fraction and mask of each class of `names`, the largest first.
+    """Returns the image size, and fraction and mask of each class, largest fraction first.
 
     With `blend` the outputs are "probabilities" of windows, else "labels" of the resized image. The
     line to print has `shown` classes.
@@ -854,7 +863,7 @@ def _ramp(size: int) -> np.ndarray:
 
 @decoder
 def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
-    """Size of the image, and label of `names`, score and box of each object, the best first.
+    """Returns the image size, and label, score and box of each object, highest score first.
 
     With `masks` also a mask. The lines to print have the objects with a score of at least `shown`.
     """

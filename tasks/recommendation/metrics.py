@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 TOP = 10
-# Pairs of items whose similarity is computed at a time.
+# Number of item pairs whose similarity is computed at a time.
 _PORTION = 200_000
 
 
@@ -46,7 +46,7 @@ def ranked(
     if target is None:
         return found
     own = jnp.take_along_axis(scores, jnp.maximum(target, 0)[:, None], axis=1)
-    # The target is among the equal scores.
+    # The target itself is counted among the equal scores.
     halves = jnp.sum(2 * (scores > own).astype(jnp.int32) + (scores == own), axis=1)
     return {**found, "rank": (halves + 1).astype(jnp.float32) / 2}
 
