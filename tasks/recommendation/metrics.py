@@ -40,7 +40,7 @@ def ranked(
     indices = jnp.where(seen < 0, num_items, seen)
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
-    scores = scores.at[jnp.arange(len(scores))[:, None], indices].set(-jnp.inf, mode="drop")
+    scores = scores.at[jnp.arange(scores.shape[0])[:, None], indices].set(-jnp.inf, mode="drop")
     best, top = jax.lax.top_k(scores, min(TOP, num_items))
     found = {"top": jnp.where(best < lowest, -1, top).astype(jnp.int32), "top_scores": best}
     if target is None:

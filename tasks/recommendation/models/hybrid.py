@@ -211,7 +211,7 @@ class Hybrid(Recommender):
             return jnp.take_along_axis(logits, items, axis=1)
 
         _, back = jax.vjp(counted, weights)
-        one_hot = jnp.eye(items.shape[1])[:, None] * jnp.ones((len(items), 1))
+        one_hot = jnp.eye(items.shape[1])[:, None] * jnp.ones((items.shape[0], 1))
         (gradients,) = jax.vmap(back)(one_hot)
         parts = zip(weights, gradients, strict=True)
         added = sum(own[None, :, 0] * gradient[:, :, 0] for own, gradient in parts)

@@ -139,11 +139,11 @@ class ItemSimilarity(Recommender):
 
         def block(candidates: Array) -> Array:
             candidates = jnp.minimum(candidates, self.num_items - 1)
-            candidates = jnp.broadcast_to(candidates, (len(items), _BLOCK))
+            candidates = jnp.broadcast_to(candidates, (items.shape[0], _BLOCK))
             return self._of(items, candidates, is_event(items))
 
         found = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)
-        return found.reshape(len(items), -1)[:, : self.num_items]
+        return found.reshape(items.shape[0], -1)[:, : self.num_items]
 
     def attributions(self, batch: Batch, items: Array) -> dict[str, Array]:
         """Returns the contribution of each position to the score of an item, a_ij q_j·p_i."""

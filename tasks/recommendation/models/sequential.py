@@ -190,7 +190,7 @@ class BERT4Rec(SequentialRecommender):
 
     def _with_mask(self, items: Array) -> tuple[Array, Array]:
         """Returns histories with a masked item after them, [B, S + 1], and its position [B]."""
-        mask = jnp.full((len(items),), self.num_items, jnp.int32)
+        mask = jnp.full((items.shape[0],), self.num_items, jnp.int32)
         return events(items, mask), jnp.sum(is_event(items), axis=1)
 
     def scores(self, batch: Batch) -> Array:
