@@ -121,7 +121,7 @@ def oriented(image, orientation):
 
 
 def write_images(folder):
-    """Writes images of odd sizes, modes, orientations and and formats.
+    """Writes images of odd sizes, modes, orientations and formats.
 
     Returns:
       Their paths.
