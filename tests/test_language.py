@@ -125,6 +125,7 @@ CHECKED: tuple[str, ...] = (
     "tasks/translation",
     "tests/benchmarks",
     "tests/conftest.py",
+    "tests/fork_server.py",
     "tests/launch",
     "tests/test_docs_site.py",
     "tests/test_full_compilation.py",

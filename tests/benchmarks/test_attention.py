@@ -140,8 +140,8 @@ def run(module, *arguments):
         ("train_choices", "--batch_size=0", ["--batch_size=0"]),
     ],
 )
-def test_a_mistake_is_one_line(module, flag, words):
-    done = run(module, flag)
+def test_a_mistake_is_one_line(module, flag, words, server):
+    done = server.run([f"benchmarks.{module}", flag])
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
