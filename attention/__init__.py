@@ -1,9 +1,8 @@
-"""Attention mechanisms in JAX/Flax: pure functions first, then the thin modules that own their
-weights.
+"""Attention mechanisms in JAX/Flax: pure functions, and thin modules that own the parameters.
 
     from attention import attend, masks
 
-README.md beside this file maps name, paper, equation, cost and file of every mechanism.
+README.md in this folder lists name, paper, equation, cost and file of every mechanism.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # What editors and type checkers see; a test compares it with _EXPORTS.
+    # Imports for editors and type checkers; a test compares them with _EXPORTS.
     from attention import inspect as inspect
     from attention import masks as masks
     from attention import registry as registry
@@ -86,8 +85,8 @@ if TYPE_CHECKING:
     from attention.structured_pooling import structured_penalty as structured_penalty
     from attention.structured_pooling import structured_pool as structured_pool
 
-# name -> module; imported when first used, so that asking for the registry's names costs no JAX
-# import.
+# name -> module. Modules are imported on first use, so that listing the registry's names does not #
+# import JAX.
 _EXPORTS = {
     "attend": "dot_product",
     "attention_weights": "dot_product",

@@ -1,4 +1,4 @@
-"""Prints the map of mechanisms.
+"""Prints the table of mechanisms.
 
 python -m attention               # all
 python -m attention mixer         # one kind
@@ -18,7 +18,7 @@ _INDENT = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the requested part; returns 2 for an unknown one."""
+    """Prints the requested part of the table; returns 2 if the kind or name is unknown."""
     if arguments[:1] in (["-h"], ["--help"]) or len(arguments) > 1:
         kinds = ", ".join(registry.KINDS)
         print(f"usage: python -m attention [KIND or NAME]; kinds are {kinds}")
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
     if not arguments:
         blocks = [_kind(kind, width) for kind in registry.KINDS if registry.names(kind)]
-        blocks.append("python -m attention NAME shows one with its docstring.")
+        blocks.append("python -m attention NAME shows one mechanism with its docstring.")
     elif arguments[0] in registry.KINDS:
         blocks = [_kind(arguments[0], width)]
     else:
@@ -49,7 +49,7 @@ def _kind(kind: str, width: int) -> str:
 
 
 def _entry(entry: registry.Mechanism, width: int, *more: str) -> str:
-    """Formats the name with paper, costs and capabilities."""
+    """Formats the name, paper, costs and capabilities of an entry."""
     can = ", ".join(name for name in registry.CAPABILITIES if name in entry.capabilities)
     costs = f"time {entry.time}; memory {entry.memory}"
     wrapped: list[str] = []

@@ -29,8 +29,8 @@ class KeyValueCache:
       key: [B, K, C, H].
       value: [B, K, C, V].
       length: int32 [B], number of past positions of each example.
-      window: None, or how many keys before itself a query attends to at most. The cache is then a
-        ring buffer of window + 1 slots, with position p in slot p modulo C.
+      window: maximum number of keys before its own position that a query attends to, or None. With
+        a window the cache is a ring buffer of window + 1 slots, with position p in slot p modulo C.
     """
 
     key: Array
@@ -53,10 +53,10 @@ class KeyValueCache:
         """Returns an empty cache.
 
         Args:
-          batch_size, max_length: B, and the largest number of positions.
+          batch_size, max_length: B, and the maximum number of positions.
           key_value_heads, head_size, value_head_size: K, H, V; V is H if None.
-          window: see the class; the capacity is then no more than window + 1.
-          dtype: of keys and values.
+          window: see the class; with a window the capacity is at most window + 1.
+          dtype: dtype of keys and values.
 
         Raises:
           ValueError: a size is below 1, or the window below 0.
@@ -96,12 +96,12 @@ class KeyValueCache:
         Args:
           key: [B, T, K, H].
           value: [B, T, K, V].
-          lengths: int [B], how many of the T positions are real; these come first, and the others
-            leave no trace. All if None.
+          lengths: int [B], number of real positions among the T. Real positions come first; the
+            others are not stored. All are real if None.
 
         Raises:
-          ValueError: shapes or dtypes do not fit, or, outside jit, the cache is full; inside jit
-            see `overflow`.
+          ValueError: shapes or dtypes do not fit, or the cache is full outside jit; under jit check
+            `overflow`.
         """
         B, K, C, H = self.key.shape
         sizes = {"B": B, "K": K, "H": H, "V": self.value.shape[-1]}
@@ -121,7 +121,7 @@ class KeyValueCache:
         if self.window is not None:
             kept = kept & (steps >= real[:, None] - C)
             slots = slots % C
-        # Positions that are not kept go to slot C, which does not exist.
+        # Positions that are not stored are written to slot C, which is out of range and dropped.
         slots = jnp.where(kept, slots, C)
         rows = jnp.arange(B)[:, None]
         write = {"mode": "drop", "unique_indices": False}
@@ -132,7 +132,7 @@ class KeyValueCache:
         )
 
     def overflow(self) -> Array:
-        """Returns bool [B]: whether more positions were appended than the cache holds."""
+        """Returns bool [B], True if more positions were appended than the cache can hold."""
         full = self.window is None
         return self.length > self.capacity if full else jnp.zeros(self.length.shape, bool)
 
@@ -152,7 +152,7 @@ jax.tree_util.register_dataclass(
 
 
 def valid_lengths(lengths: Array | None, B: int, T: int) -> Array:
-    """Returns the number of real positions of T, int32 [B]; T if None, and at most T.
+    """Returns the number of real positions among the T, int32 [B]; T if None, and at most T.
 
     Raises:
       ValueError: lengths are not int [B].
@@ -193,7 +193,8 @@ def append_keys_values(
         positions = new.positions()
         real = positions >= 0
     else:
-        # The ring may overwrite keys of the first queries: read the old ring and the new keys.
+        # New keys may overwrite keys of the first queries, so the old ring and the new keys are
+        # both read.
         keys = jnp.concatenate([jnp.swapaxes(cache.key, 1, 2), key], axis=1)
         values = jnp.concatenate([jnp.swapaxes(cache.value, 1, 2), value], axis=1)
         positions = jnp.concatenate([cache.positions(), queries], axis=1)

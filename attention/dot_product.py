@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, and the choice of the kernel that computes it.
+"""Scaled dot-product attention, and the selection of the kernel that computes it.
 
 Vaswani et al. 2017, "Attention Is All You Need". `kernels/reference.py` defines the result. Every
 other kernel computes the same or raises NotImplementedError.
@@ -43,8 +43,8 @@ def attend(
         o_t  = Σ_s w_ts v_s
 
     Rows that may attend to nothing return 0 and have finite gradients. Softmax and sums are
-    computed in at least float32. Hidden keys and values have no influence but must be finite: 0
-    times NaN is NaN.
+    computed in at least float32. Hidden keys and values have no influence but must be finite,
+    because 0 times NaN is NaN.
 
     Args:
       query: [B, T, N, H].
@@ -54,13 +54,13 @@ def attend(
       bias: [B or 1, N or 1, T, S], floating point.
       scale: 1 / sqrt(H) if None.
       logit_cap: c above (Gemma 2 Team 2024), positive; no cap if None.
-      sinks: [N], floating point, one logit per head that takes weight but has no value.
+      sinks: [N], floating point, one extra logit per head that takes weight but has no value.
       dropout_rate: probability of setting a weight to 0, in [0, 1). The others are scaled up.
       dropout_key: required if dropout_rate > 0.
-      implementation: name of a kernel, or "auto": the fastest supported kernel by the measurements
-        on this kind of device (see `explain_choice`). Forward-mode and higher derivatives need
-        "reference"; "native" has higher ones in reverse mode. Arrays without elements always take
-        the reference.
+      implementation: name of a kernel, or "auto" for the fastest supported kernel according to
+        measurements on this kind of device (see `explain_choice`). Forward-mode and higher
+        derivatives need "reference"; "native" supports higher derivatives in reverse mode. Arrays
+        without elements always use the reference.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -94,7 +94,8 @@ def attention_weights(
 
         w_ts = exp(l_ts) / (Σ_s' exp(l_ts') + exp(sink)),   l as for `attend`
 
-    Rows sum to 1, to less with sinks, and to 0 if they may attend to nothing. There is no dropout.
+    Rows sum to 1, to less than 1 with sinks, and to 0 if they may attend to nothing. There is no
+    dropout.
 
     Args:
       query: [B, T, N, H].
@@ -112,7 +113,7 @@ def attention_weights(
 
 
 def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> KernelChoice:
-    """Returns the kernel that `attend(query, key, value, **options)` takes under "auto".
+    """Returns the kernel that `attend(query, key, value, **options)` selects under "auto".
 
     Nothing is computed.
 
@@ -121,7 +122,7 @@ def explain_choice(query: Array, key: Array, value: Array, **options: Any) -> Ke
       **options: as for `attend`, without the implementation.
 
     Returns:
-      The `KernelChoice`: the kernel, the measurements behind it, and why others were passed over.
+      The `KernelChoice`: the kernel, the measurements, and why other kernels were not selected.
 
     Raises:
       ValueError: as for `attend`, or an unknown option.
@@ -143,7 +144,7 @@ class _Request:
     options: dict[str, Any]
 
     def of_rows(self, rows: Array) -> _Request:
-        """Returns the request for the queries with these indices, int [R]."""
+        """Returns the request restricted to the queries with these indices, int [R]."""
         query, key = self.arrays[:2]
         B, T, N, _ = query.shape
         mask, bias = self.options["mask"], self.options["bias"]
@@ -170,7 +171,7 @@ class _Request:
         return registry.load("kernel", name)(*self.arrays, **self.options)
 
     def guarded(self, name: str) -> _Request:
-        """Returns the request with guards against derivatives that the kernel does not have."""
+        """Returns the request with guards against derivatives that the kernel does not support."""
         can = registry.find("kernel", name).capabilities
         if "forward_mode" in can:
             return self
@@ -193,12 +194,12 @@ class _Request:
                 raise NotImplementedError(f"{name}: got shape {got}, expected no symbolic size")
 
     def slower_reason(self, name: str) -> str | None:
-        """Returns why another kernel is faster, or None, by `slower_reason` of its module."""
+        """Returns the kernel's `slower_reason`: why another kernel is faster, or None."""
         module = sys.modules[registry.load("kernel", name).__module__]
         return module.slower_reason(*self.arrays[:2]) if hasattr(module, "slower_reason") else None
 
     def unsupported_reason(self, name: str) -> str | None:
-        """Returns why a kernel does not support the request, or None. Only traces the kernel."""
+        """Returns why a kernel does not support the request, or None; the kernel is only traced."""
         static = {
             k: v for k, v in self.options.items() if k in ("scale", "logit_cap", "dropout_rate")
         }
@@ -242,7 +243,7 @@ def _run_named(name: str, request: _Request) -> Array:
     except NotImplementedError as error:
         others = [other for other in registry.names("kernel") if other != name]
         able = [other for other in others if request.unsupported_reason(other) is None]
-        raise NotImplementedError(f"{name}: {error}; these can: {', '.join(able)}") from error
+        raise NotImplementedError(f"{name}: {error}; supported by: {', '.join(able)}") from error
 
 
 # A cap of at least 2^100 changes no logit below 2^80. A larger one may be infinite in float32, and
@@ -284,7 +285,7 @@ def _checked(
         raise ValueError(f"dropout_rate: got {got}, expected 0 with symbolic sizes")
     if mask is not None:
         mask = mask if isinstance(mask, masks.Mask) else masks.dense(mask)
-        # Checks its sizes at no cost; kernels may never materialize it.
+        # This checks the sizes at no cost; the kernel may never materialize the mask.
         jax.eval_shape(lambda m: m.materialize(B, N, T, sizes["S"]), mask)
     arrays = (query, key) if value is None else (query, key, value)
     return _Request(

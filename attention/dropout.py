@@ -19,9 +19,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
         y = x · m / p,   m ~ Bernoulli(p),   p = 1 - rate
 
-    Each entry uses 16 threefry bits, half of `jax.random.bernoulli`. p is rounded to a multiple of
-    2⁻¹⁶, and the scale is that of the rounded p, so the mean is exact. The draw depends on key and
-    shape only, not on vmap or mesh.
+    Each entry uses 16 threefry bits, half as many as `jax.random.bernoulli`. p is rounded to a
+    multiple of 2⁻¹⁶, and entries are divided by the rounded p, so the mean is exact. The result
+    depends only on key and shape, not on vmap or mesh.
 
     Args:
       x: [...], any shape.
@@ -77,7 +77,7 @@ def keep_levels(rate: float) -> tuple[int, float]:
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """Draws which entries dropout keeps (Srivastava et al. 2014).
+    """Draws the mask of entries that dropout keeps (Srivastava et al. 2014).
 
         m ~ Bernoulli(p),   p = keep_probability(rate)
 
@@ -101,18 +101,18 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
 def keep_block(
     key: jax.Array, rate: float, shape: tuple[int, ...], spans: tuple[Span, ...]
 ) -> jax.Array:
-    """Draws a block of `keep_mask` without the rest of it (Srivastava et al. 2014).
+    """Draws one block of `keep_mask` without drawing the rest (Srivastava et al. 2014).
 
         m = keep_mask(key, rate, shape)[start_1 : start_1 + size_1, start_2 : ...]
 
-    A threefry word depends on the key and its number only (Salmon et al. 2011), and an entry on the
-    word with half its flat index, counted in 64 bits. Starts may be traced. Spans may extend beyond
-    the shape; entries there are undefined.
+    A threefry word depends only on the key and the word's index (Salmon et al. 2011). The entry
+    with flat index i, a 64-bit number, uses half of word i // 2. Starts may be traced. Spans may
+    extend beyond the shape; entries there are undefined.
 
     Args:
       key: a threefry key of `jax.random`, [].
       rate: in [0, 1).
-      shape: shape of the whole, each size below 2³².
+      shape: shape of the complete mask, each size below 2³².
       spans: span of each dimension.
 
     Returns:
@@ -134,7 +134,7 @@ def keep_block(
         index = _multiply_add(*index, size, positions)
     high, low = _multiply_add(*index, shape[-1], jnp.asarray(columns.start).astype(jnp.uint32))
     second = (low & 1).astype(bool)[..., None]
-    # Words from the one with the first entry of a row to the one with its last entry.
+    # The words that contain the entries of a row.
     first = ((low >> 1) | (high << 31))[..., None]
     lows = first + jnp.arange(columns.size // 2 + 1, dtype="uint32")
     highs = (high >> 1)[..., None] + (lows < first).astype("uint32")
@@ -146,7 +146,7 @@ def keep_block(
 
 
 def validate_threefry(key: jax.Array) -> jax.Array:
-    """Returns the data of a threefry key, with which `keep_block` draws.
+    """Returns the data of a threefry key, as used by `keep_block`.
 
     Args:
       key: a key of `jax.random`, [].
@@ -155,8 +155,8 @@ def validate_threefry(key: jax.Array) -> jax.Array:
       uint32 [2], itself a key for `keep_block`.
 
     Raises:
-      NotImplementedError: the key is not a threefry key, or the flag jax_threefry_partitionable is
-        off, so that a word depends on the number of words drawn.
+      NotImplementedError: the key is not a threefry key; or the flag jax_threefry_partitionable is
+        off, in which case words depend on how many are drawn.
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         kind, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
@@ -177,7 +177,7 @@ def _multiply_add(
     high: jax.Array, low: jax.Array, factor: int, summand: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(high·2³² + low)·factor + summand in two words, mod 2⁶⁴, for numbers below 2³²."""
-    # By half words, so that a product of two fits one word.
+    # Half words are used, so that the product of two fits into one word.
     factor_high, factor_low = jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF)
     low_high, low_low = low >> 16, low & 0xFFFF
     least = low_low * factor_low
@@ -191,7 +191,7 @@ def _multiply_add(
 
 
 def _bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """16 random bits per entry, two entries from each 32-bit draw."""
+    """Returns 16 random bits per entry, two entries from each 32-bit word."""
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)

@@ -1,11 +1,11 @@
-"""Attention weights of any model, and statistics of them.
+"""Attention weights of any model, and statistics of attention weights.
 
     weights = inspect.capture(model, tokens, lengths)
     weights["encoder/layers/0/attention"]                          # [B, N, T, T]
     weights = inspect.capture(model, tokens, lengths, layers="layers/0", heads=[0], rows=range(8))
 
-The model is not changed. It runs with its own kernels, fused ones included, and the weights are
-computed besides from the same queries and keys.
+The model is not changed. It runs with its own kernels, including fused ones, and the weights are
+computed separately from the same queries and keys.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from attention.numerics import accumulator
 
 Array = jax.Array
 Indices = int | Sequence[int] | np.ndarray
-# Modules of the copy that runs carry their path. Copies that the model makes of them (nnx.split and
-# merge, nnx.scan over layers) keep it, but not the id.
+# Modules of the running copy store their path. Copies that the model makes of them (nnx.split and #
+# merge, nnx.scan over layers) keep the path, but not the id.
 _TAG = "_path_in_capture"
 _UNNAMED = "attention"
 _LIBRARIES = tuple(library.__path__[0] for library in (jax, flax))
@@ -46,28 +46,28 @@ def capture(
     method: str = "__call__",
     **keywords: Any,
 ) -> dict[str, np.ndarray]:
-    """Runs a model once and returns the weights of each attention in it.
+    """Runs a model once and returns the weights of each attention that it computes.
 
-    The weights are those of `return_weights`: exact, before dropout, in at least float32. They are
-    found through jit, scan, remat, cond and vmap. Each call traces and compiles the model again, so
-    this is not for a training loop.
+    The weights equal those of `return_weights`: exact, before dropout, in at least float32.
+    Attention inside jit, scan, remat, cond and vmap is captured too. Each call traces and compiles
+    the model again, so do not call this in a training loop.
 
-    An attention that runs once gives its array: [B, N, T, S] of a mixer, [B, heads, T] of a pool,
-    [B, S] or [B, N, S] of an alignment. One that runs several times (in a scan, or a layer that is
-    shared or stacked) gives [calls, ...] in the order of the calls. An axis of `jax.vmap` comes
-    first in each call. A branch of `jax.lax.cond` that is not taken gives nothing (under vmap JAX
-    takes both).
+    For an attention that runs once, the result is [B, N, T, S] for a mixer, [B, heads, T] for a
+    pool, and [B, S] or [B, N, S] for an alignment. An attention that runs several times (in a scan,
+    or in a shared or stacked layer) gives [calls, ...] in the order of the calls. The axis of
+    `jax.vmap` comes first within each call. A branch of `jax.lax.cond` that is not taken gives
+    nothing (under vmap JAX takes both branches).
 
-    Names are the paths of the modules: "encoder/layers/0/attention", "pool"; "attention" for the
-    model itself and for a plain function. Further calls in the same module get "_1", "_2", ... A
-    function that is jitted separately is traced once for each shape; if several modules call it,
-    all its weights are calls of the first.
+    Names are the paths of the modules, such as "encoder/layers/0/attention" or "pool"; the model
+    itself and plain functions are named "attention". Further calls in the same module get the
+    suffixes "_1", "_2", ... A function with its own `jax.jit` is traced once per shape; if several
+    modules call it, all its weights appear under the first module.
 
-    Only chosen weights are computed, and they are sliced on the device.
+    Only selected weights are computed, and they are sliced on the device.
 
     Args:
       model: a module, or any function of arrays, modules in it included.
-      *inputs, **keywords: of the model. Arrays are traced, other values are static.
+      *inputs, **keywords: arguments of the model. Arrays are traced, other values are static.
       layers: names to keep: a regular expression to search for, an index among all names (in the
         order of the first call; negative from the end), or several of these.
       heads: indices into axis 1 of [B, N, T, S], [B, heads, T] and [B, N, S]; all if None.
@@ -76,8 +76,8 @@ def capture(
       method: name of the method to call, such as "generate".
 
     Returns:
-      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with an
-      axis of calls first if there are several. A model on several devices runs on one of them.
+      name -> NumPy array: [B, N, T, S], [B, heads, T], [B, N, S] or [B, S], with a leading axis of
+      calls if there are several. A model on several devices is run on one of them.
 
     Raises:
       ValueError: the model has no attention, or layers, heads or rows do not exist.
@@ -87,7 +87,9 @@ def capture(
     run, arrays = _prepared(model, method, inputs, keywords)
     everything = _trace(run, arrays, lambda *recorded: None).names
     if not everything:
-        raise ValueError("model: got one without attention, expected at least one attention")
+        raise ValueError(
+            "model: got a model without attention, expected at least one attention call"
+        )
     chosen = everything if layers is None else _chosen_layers(layers, everything)
     taken: dict[str, list[np.ndarray]] = {}
 
@@ -132,7 +134,7 @@ def _prepared(
 
 
 def _on_one_device(tree: Any) -> Any:
-    """Moves arrays to one device, as ordered effects need a program of a single device."""
+    """Moves arrays to one device, because ordered effects require a single-device program."""
     devices = set()
     for leaf in jax.tree.leaves(tree):
         devices |= leaf.devices() if isinstance(leaf, jax.Array) else set()
@@ -189,8 +191,9 @@ def _trace(
         shape = jax.eval_shape(weights).shape
         take(names.of(shape, _frames(sys._getframe(1), start.__code__)), weights, shape)
 
-    # Functions jitted before are in JAX's trace cache, without a recorder. The number becomes part
-    # of the cache key, so that these traces and those of the capture are never mixed.
+    # Functions that were jitted earlier are in JAX's trace cache without a recorder. The number #
+    # becomes part of the cache key, so that cached traces and traces of the capture are never
+    # mixed.
     with set_xla_metadata(capture=next(_NUMBERS)), recording.recorder(named):
         if execute is None:
             jax.eval_shape(start, *arrays)
@@ -200,9 +203,9 @@ def _trace(
 
 
 def _frames(frame: types.FrameType | None, last: types.CodeType) -> Iterator[types.FrameType]:
-    """Yields the frames from `frame` outwards to `last`.
+    """Yields the stack frames from `frame` outwards to `last`.
 
-    Frames of libraries are skipped, as their lines may differ between traces of a function.
+    Frames of libraries are skipped, because their lines may differ between traces of a function.
     """
     while frame is not None and frame.f_code is not last:
         if not frame.f_code.co_filename.startswith(_LIBRARIES):
@@ -222,14 +225,14 @@ def _sender(taken: list[np.ndarray]) -> Callable[[Array], tuple[()]]:
 
     @jax.custom_batching.custom_vmap
     def send(weights: Array) -> tuple[()]:
-        # Copied, as the array is freed after the callback.
+        # Copied, because the array is freed after the callback.
         append = lambda array: taken.append(np.array(array))  # noqa: E731
         jax.debug.callback(append, weights, ordered=True)
         return ()
 
     @send.def_vmap
     def whole(size: int, batched: list[bool], weights: Array) -> tuple[tuple[()], tuple[()]]:
-        # JAX unrolls callbacks under vmap; here one callback gets the whole axis.
+        # JAX unrolls callbacks under vmap; here a single callback gets the complete axis.
         return _sender(taken)(weights), ()
 
     # Derivatives that the model takes itself do not pass through the callback.
@@ -293,7 +296,7 @@ def rollout(weights: Array, *, residual: float = 0.5) -> Array:
       residual: r, the weight of the residual connection, in [0, 1].
 
     Returns:
-      R, [B, T, T] in at least float32: row t has the contributions of inputs to output t.
+      R, [B, T, T] in at least float32; row t contains the contributions of the inputs to output t.
 
     Raises:
       ValueError: weights are not square or r is out of range.
@@ -340,7 +343,7 @@ def head_similarity(weights: Array, valid: Array | None = None) -> Array:
 
         JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2,   H(p) = - Σ_s p_s ln p_s
 
-    0 means equal weights, ln 2 disjoint ones. Rows of zeros in either head are excluded.
+    0 means equal weights, ln 2 means disjoint weights. Rows of zeros in either head are excluded.
 
     Args:
       weights: [..., B, N, T, S], at least 0; rows are scaled to sum to 1.

@@ -2,11 +2,11 @@
 
     y = attention(x, valid=valid)           # [B, T, C] -> [B, F, C], F steps ahead
 
-An autoregression (Yule 1927) whose coefficients are attention weights, the same at every time: they
-depend on the lag of a value, not on the value. Each channel is forecast by itself.
+This is an autoregression (Yule 1927) whose coefficients are attention weights. They depend on the
+lag of a value, not on the value or the time. Each channel is forecast separately.
 
 B series, T given times, L lags, F steps of the forecast, C channels, N heads, G groups of weights:
-1 for all channels, or one for each.
+1 for all channels together, or C for one per channel.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def lag_attention(x: Array, logits: Array, valid: Array | None = None) -> tuple[
     The weights sum to 1, so a forecast stays in the range of its past: min x ≤ ŷ ≤ max x. It cannot
     follow a trend; `residual_lag_attention` can.
 
-    Missing values are excluded, and the other weights renormalized. Only the last L times have an
-    effect; times before the start of a shorter series are missing.
+    Missing values are excluded, and the other weights are renormalized. Only the last L times have
+    an effect; times before the start of a shorter series count as missing.
 
     Args:
       x: [B, T, C]. Masked values may be anything, NaN included.
@@ -62,10 +62,10 @@ def residual_lag_attention(
 
         ŷ_(t+f) = c + Σ_n W_nf Σ_i w_nfi (x_(t+1-i) - c),   w_nf = softmax_i(l_nf)
 
-    with c the last value, or the mean of the L values. The value projection W is one number of
-    either sign for each head and step, so the forecast can leave the range of the past. It can
-    follow a trend: a head on early values with W < 0 and one on late values with W > 0 form a
-    slope. With W of both signs the heads together can represent any linear map of the differences.
+    c is the last value, or the mean of the L values. The value projection W is one number of either
+    sign for each head and step, so the forecast can leave the range of the past. It can follow a
+    trend: a head on early values with W < 0 and a head on late values with W > 0 estimate a slope.
+    With W of both signs, the heads together can represent any linear map of the differences.
 
     The forecast is equivariant to level and scale: ŷ(a x + b) = a ŷ(x) + b. The normalization by
     the standard deviation of Kim et al. 2022 would have no effect, as the map is linear. Missing
@@ -84,7 +84,7 @@ def residual_lag_attention(
       either sign.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or level is neither.
+      ValueError: shapes or dtypes do not fit, or the level is unknown.
     """
     expect_level(level)
     past, seen = _past(x, logits, valid, "G N F L")
@@ -108,8 +108,8 @@ class LagAttention(nnx.Module):
         ŷ_(t+f) = Σ_i w_fi x_(t+1-i),   w_f = softmax(l_f)
 
     A forecast stays between the minimum and the maximum of its past, so it cannot follow a trend.
-    This is the mechanism as usually described, and the control of `ResidualLagAttention`. It is
-    initialized to the mean of the last L values.
+    This is the usual form of the mechanism, and the control for `ResidualLagAttention`. Its initial
+    forecast is the mean of the last L values.
 
     Parameters: logits [1 or C, F, L] (l), lag 1, the last value, first.
 
@@ -118,7 +118,7 @@ class LagAttention(nnx.Module):
       lags: L, number of lags.
       horizon: F, number of forecast steps, each with its own weights.
       individual: whether each channel has its own weights.
-      dtype: of the result; parameters and sums are float32.
+      dtype: dtype of the result; parameters and sums are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -172,10 +172,10 @@ class ResidualLagAttention(nnx.Module):
       num_heads: N.
       level: c, "last" (the last value) or "mean" (of the L values).
       individual: whether each channel has its own weights.
-      dtype: of the result; parameters and sums are float32.
+      dtype: dtype of the result; parameters and sums are float32.
 
     Raises:
-      ValueError: a number is below 1, or level is neither.
+      ValueError: a number is below 1, or the level is unknown.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ def expect_level(level: str) -> None:
 
 
 def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[Array, Array]:
-    """Returns the last L values, the last first, and whether they are present.
+    """Returns the last L values in reverse order, and a mask of the present ones.
 
     They are [B, L, C] in at least float32, 0 if missing, and bool [B or 1, L, C or 1].
     """
@@ -255,7 +255,7 @@ def _past(x: Array, logits: Array, valid: Array | None, letters: str) -> tuple[A
 
 
 def _seen(valid: Array | None, sizes: dict[str, int]) -> Array:
-    """Returns which values are present, bool [B or 1, T, C or 1]."""
+    """Returns the mask of present values, bool [B or 1, T, C or 1]."""
     if valid is None:
         return jnp.ones((1, sizes["T"], 1), bool)
     shapes.expect_boolean("valid", valid, true_means="a value that is present")

@@ -8,9 +8,8 @@ Signatures of each kind:
 * kernel: a function with the signature of `attention.attend`.
 * mixer: `cls(model_size, num_heads=..., dropout_rate=0.0, dtype=float32, rngs=rngs, **options)`,
   then `mixer(x, *, mask=None, dropout_key=None, return_weights=False) -> [B, T, D]`, or with the
-  weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and
-  `y, cache = mixer.decode(x, cache, lengths=None)`; those with "max_length" are built with
-  `max_length`.
+  weights. Mixers with "cache" have `cache = mixer.init_cache(batch_size, max_length)` and `y, cache
+  = mixer.decode(x, cache, lengths=None)`; those with "max_length" also take `max_length`.
 * alignment: `cls(query_size, memory_size, dtype=float32, rngs=rngs, **options)`, then
   `memory = prepare(states, valid=...)` once, `state = initial_state(memory)` and
   `context, weights, state = step(query, memory, state)`; weights [B, S], or of several heads
@@ -83,14 +82,14 @@ CAPABILITIES = {
     "dropout": "drops weights or, if they are never formed, parts of the result",
     "positions": "supports positions='rope', 'alibi', 't5' or 'shaw'",
     "permutation": "without positions, the result does not depend on the order of the keys",
-    "sparse": "a query attends to a subset of the visible keys",
+    "sparse": "restricts each query to a subset of the visible keys",
     "cpu": "runs only on a CPU",
     "cuda": "runs only on an NVIDIA GPU",
     "tpu": "runs only on a TPU",
     "interpreted": "runs anywhere under `kernels.interpreted()`, slowly, for tests",
     "cache": "decodes step by step: `init_cache`, `decode`",
     "max_length": "is built for a maximum length",
-    "length_dependent": "results change with the length of the padding; for inputs of one length",
+    "length_dependent": "results depend on the amount of padding; for inputs of equal length",
     "state": "carries a state from step to step",
     "gate": "its weights are factors of the input",
     "forward_mode": "has forward-mode derivatives (jvp, jacfwd, hessian)",

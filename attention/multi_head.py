@@ -1,4 +1,4 @@
-"""Multi-head attention: the module with the projections around `attend`.
+"""Multi-head attention: a module with the projections around `attend`.
 
 Vaswani et al. 2017, "Attention Is All You Need". Options: grouped-query attention (Ainslie et
 al. 2023), positions (`attention.positions`), QK-norm (Henry et al. 2020, Dehghani et al. 2023),
@@ -48,10 +48,10 @@ class MultiHeadAttention(CachedAttention):
       qk_norm: whether queries and keys are divided by their root mean square and scaled by a
         learned vector, before positions.
       gate: "none", "elementwise" (one gate for each feature) or "headwise" (one for each head).
-      sinks: whether each head has a learned logit of a key without value, initialized to 0.
-      dropout_rate: of the attention weights, active if a dropout_key is given.
+      sinks: whether each head has a learned extra logit without a value, initialized to 0.
+      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
       scale, logit_cap, implementation: as for `attend`.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -189,7 +189,7 @@ class MultiHeadAttention(CachedAttention):
 
         Args:
           x: [B, T, D].
-          memory: of `project_memory`.
+          memory: memory returned by `project_memory`.
           mask: as for `attend`.
           query_positions, key_positions: as for `__call__`.
 
@@ -238,7 +238,7 @@ class MultiHeadAttention(CachedAttention):
         key_positions: Array | None,
         bias: Array | None = None,
     ) -> Array | None:
-        """Returns the sum of the caller's bias and that of the positions."""
+        """Returns the sum of the caller's bias and the bias of the positions."""
         if self.positions is None:
             return bias
         both = cast(Array, query_positions), cast(Array, key_positions)

@@ -1,7 +1,7 @@
-"""Pools: one vector of a sequence of states, and its weights.
+"""Pooling of a sequence of states to one vector, with weights.
 
-All take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without valid
-positions. All modules have the signature `pooled, weights = pool(states, valid=...,
+All functions take `valid` (bool [B, T], True = a real position) and return 0 for a sequence without
+valid positions. All modules are called as `pooled, weights = pool(states, valid=...,
 dropout_key=None)`.
 """
 
@@ -113,7 +113,7 @@ class MeanPool(nnx.Module):
 
     Args:
       model_size: D.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
@@ -134,7 +134,7 @@ class MaxPool(nnx.Module):
 
     Args:
       model_size: D.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def __init__(self, model_size: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
@@ -157,8 +157,8 @@ class AttentionPool(nnx.Module):
     Args:
       model_size: D.
       hidden_size: A, the size of u; D if None.
-      dropout_rate: of α, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of α, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: the rate is out of range.
@@ -205,8 +205,8 @@ class MultiHeadPool(nnx.Module):
       model_size: D.
       num_heads: N, divides D.
       queries: I, number of learned queries.
-      dropout_rate: of the attention weights, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads does not divide model_size, queries is below 1, or the rate is out of

@@ -20,7 +20,7 @@ class Projection(nnx.Module):
     Args:
       inputs, outputs: sizes of the axes contracted and made.
       use_bias: whether to add b, of shape `outputs`.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Hooks through which mechanisms expose their attention weights to `attention.inspect.capture`.
 
-A mechanism calls `record(compute)` where it attends. `compute` is called only under a recorder.
+A mechanism calls `record(compute)` where it computes attention. `compute` is called only if a
+recorder is active.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class Weights:
     """Attention weights that are computed when called.
 
     Attributes:
-      compute: returns all weights.
-      of_rows: indices of queries, int [R] -> weights [B, N, R, S]; None if that is not cheaper than
-        computing all.
+      compute: function that returns all weights.
+      of_rows: function from query indices, int [R], to weights [B, N, R, S]; None if this is not
+        cheaper than computing all weights.
     """
 
     compute: Callable[[], Array]
@@ -33,7 +34,7 @@ class Weights:
 
 
 Take = Callable[[Weights], None]
-# A context variable, so that traces of other threads are not recorded.
+# This is a context variable, so that traces of other threads are not recorded.
 _RECORDER: ContextVar[Take | None] = ContextVar("recorder", default=None)
 
 
@@ -43,7 +44,7 @@ def record(compute: Callable[[], Array], of_rows: Callable[[Array], Array] | Non
     Args:
       compute: returns the weights before dropout: [B, N, T, S] of a sequence mixer, [B, heads, T]
         of a pool, [B, S] or [B, N, S] of a step of an alignment.
-      of_rows: see `Weights`.
+      of_rows: function that computes some rows, see `Weights`.
     """
     take = _RECORDER.get()
     if take is not None:
@@ -62,5 +63,5 @@ def recorder(take: Take | None) -> Iterator[None]:
 
 
 def suppressed() -> contextlib.AbstractContextManager[None]:
-    """Disables recording, for mechanisms that record weights of their own."""
+    """Disables recording inside mechanisms that record their own weights."""
     return recorder(None)

@@ -71,14 +71,14 @@ def build(kind: str, spec: str, *arguments: Any, **fixed: Any) -> Any:
 def check_spec(
     argument: str, spec: str, use: Callable, *inputs: Any, others: Iterable[str] = ()
 ) -> None:
-    """Checks a spec by building and calling its module under `jax.eval_shape`, without parameters.
+    """Checks a spec by tracing its module under `jax.eval_shape`, without creating parameters.
 
     Args:
       argument: name of the argument with the spec, for the message.
       spec: as for `build`.
-      use: a function of the inputs that builds and calls the module.
+      use: function of the inputs that builds and calls the module.
       inputs: arrays, or `jax.ShapeDtypeStruct`s.
-      others: other arguments that a message of `use` may begin with.
+      others: names of other arguments that a message of `use` may begin with.
 
     Raises:
       ValueError: the error of `use`, prefixed by argument and spec unless it names an argument.
@@ -160,7 +160,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _parameters(target: type) -> dict[str, Any]:
-    """Returns names and types of constructor arguments; `**options` are those of the base class."""
+    """Returns names and types of constructor arguments, including `**options` of the base class."""
     found: dict[str, Any] = {}
     for kind in target.__mro__:
         if "__init__" in vars(kind):

@@ -1,4 +1,4 @@
-"""Checks of arguments: a `ValueError` names the argument, the value and the expectation.
+"""Argument checks that raise a `ValueError` with the argument, its value and the expectation.
 
 Dimension letters: B batch, T query length, S key length, N query heads,
 K key/value heads, H head size, V value head size, D model size.
@@ -15,12 +15,12 @@ LAYOUT_HINT = "did you pass [B, N, T, H]? The layout here is [B, T, N, H]"
 
 
 def show(shape: Sequence[int]) -> str:
-    """Returns a shape as it is written in messages: `[2, 3]`."""
+    """Formats a shape for messages, such as `[2, 3]`."""
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
 def is_known(array: Any) -> bool:
-    """Returns whether no size is a symbol of `jax.export`."""
+    """Returns True if no size is a symbol of `jax.export`."""
     return all(isinstance(size, int) for size in jnp.shape(array))
 
 
@@ -38,7 +38,7 @@ def expect(
 
     Args:
       argument: name of the argument, for the message.
-      array: anything with a shape.
+      array: array or another object with a shape.
       dimensions: letters separated by spaces, such as `"B S K H"`. A repeated letter has one size.
       sizes: letter -> size. Known letters are compared, new ones are added.
       hint: appended to the message.
@@ -187,7 +187,7 @@ def layout_hint(got: Sequence[int], expected: Sequence[int], N: int) -> str:
 
 
 def _looks_heads_first(query: Any, key: Any) -> bool:
-    """Returns whether axis 1 looks like heads and axis 2 like positions: [B, N, T, H]."""
+    """Returns True if axis 1 looks like heads and axis 2 like positions: [B, N, T, H]."""
     query_shape, key_shape = jnp.shape(query), jnp.shape(key)
     if len(query_shape) != 4 or len(key_shape) != 4 or not key_shape[1] or not key_shape[2]:
         return False

@@ -90,8 +90,8 @@ class StructuredPool(nnx.Module):
         A = softmax_t(W_2 tanh(W_1 xᵀ)),   s = concat_r(A x) W_o
 
     A hop is a row of A. The paper passes the R sums to a fully connected layer; here W_o combines
-    them to one vector, as for other pools. `structured_penalty` keeps the hops apart. There are no
-    biases, as in the paper.
+    them to one vector, as for other pools. `structured_penalty` discourages overlapping hops. There
+    are no biases, as in the paper.
 
     Parameters: hidden/kernel [D, A] (W_1), hops/kernel [A, R] (W_2), out/kernel [R, D, D] (W_o).
 
@@ -99,8 +99,8 @@ class StructuredPool(nnx.Module):
       model_size: D.
       hops: R.
       hidden_size: A; D if None.
-      dropout_rate: of the entries of A, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the entries of A, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1, or the rate is out of range.

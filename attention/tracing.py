@@ -1,4 +1,4 @@
-"""The flag of traces that only need shapes."""
+"""Flag that marks traces in which only shapes are needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _shapes_only: list[bool] = []
 def shapes_only() -> Iterator[None]:
     """Traces for shapes only, as under `jax.eval_shape`.
 
-    Within it "auto" takes the reference kernel and does not start the devices.
+    In this context, "auto" selects the reference kernel without initializing the devices.
     """
     _shapes_only.append(True)
     try:

@@ -16,6 +16,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "docs/ADDING_A_MECHANISM.md": "ADDING_A_MECHANISM.md",
+    "docs/ADDING_A_TASK.md": "ADDING_A_TASK.md",
+    "docs/DEPLOYING.md": "DEPLOYING.md",
     "docs/STYLE.md": "STYLE.md",
     "docs/attention.png": "attention.png",
     "benchmarks/attention.png": "benchmarks.png",

@@ -1,1 +1,1 @@
-"""Commands: `python -m launch.<command> --help`."""
+"""Commands of the project, run as `python -m launch.<command>`; `--help` lists the flags."""

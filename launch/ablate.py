@@ -17,12 +17,16 @@ from launch import cli
 cli.define_workdir()
 cli.define_record()
 flags.DEFINE_string("config", None, "Ablation file, for example configs/ablations/text_pooling.py.")
-flags.DEFINE_integer("seeds", None, "Number of seeds; overrides that of the file.", lower_bound=1)
-flags.DEFINE_multi_string("set", [], "key=value, set on the base and every delta.")
+flags.DEFINE_integer(
+    "seeds", None, "Number of seeds; overrides the number in the ablation file.", lower_bound=1
+)
+flags.DEFINE_multi_string(
+    "set", [], "Config override key=value, applied to the base and to every delta."
+)
 
 
 def ablate() -> None:
-    """Runs the command."""
+    """Runs the command `launch.ablate`."""
     from launch.runs import ablation as ablations
 
     path, folder = cli.required("config"), cli.workdir()

@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass
 class _Overrides:
-    """Config of the command line.
+    """State of the --config.key=value flags of one command line.
 
     Attributes:
       allowed: whether the command accepts --config.key=value.
@@ -42,23 +42,24 @@ _overrides = _Overrides()
 flags.DEFINE_string(
     "data_dir",
     None,
-    "Directory of prepared data sets (default: ATTENTION_DATA_DIR, or in cache_dir).",
+    "Directory of prepared data sets (default: ATTENTION_DATA_DIR, else data/ in cache_dir).",
 )
 flags.DEFINE_string(
     "cache_dir",
     None,
-    "Directory for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, or "
+    "Directory for downloads, tokenizers and baselines (default: ATTENTION_CACHE_DIR, else "
     "~/.cache/attention).",
 )
 flags.DEFINE_string(
     "data_mirror",
     None,
-    "Directory that is searched first for downloads (default: ATTENTION_DATA_MIRROR).",
+    "Directory with copies of downloads, searched before the network (default: "
+    "ATTENTION_DATA_MIRROR).",
 )
 
 
 def paths():
-    """Returns the directories of data sets and caches, from flags and environment."""
+    """Returns the directories of data sets and caches from the flags and the environment."""
     from tasks.common.data.paths import Paths
 
     return Paths.default(
@@ -79,7 +80,7 @@ def define_config() -> None:
 
 def define_workdir() -> None:
     """Defines --workdir."""
-    # Two commands in one process share it.
+    # Two commands in one process may both define this flag.
     if "workdir" not in FLAGS:
         flags.DEFINE_string("workdir", None, "Run directory, for example runs/first.")
 
@@ -91,11 +92,11 @@ def define_record() -> None:
         False,
         "Also write a run file under --results; requires a clean git tree.",
     )
-    flags.DEFINE_string("results", "results", "Directory of the run files that --record writes.")
+    flags.DEFINE_string("results", "results", "Directory in which --record writes run files.")
 
 
 def check_recordable() -> None:
-    """Checks that --record is not set or that the git tree is clean."""
+    """Raises unless --record is unset or the git tree is clean."""
     if FLAGS.record:
         from launch.reporting import results
 
@@ -115,7 +116,7 @@ def required(name: str) -> str:
     """Returns the value of a required flag.
 
     Raises:
-      UserError: the flag is not set.
+      UserError: the flag was not given.
     """
     if not FLAGS[name].value:
         raise UserError(f"--{name} is missing; see --help")
@@ -123,12 +124,12 @@ def required(name: str) -> str:
 
 
 def workdir() -> Path:
-    """Returns the run directory, --workdir."""
+    """Returns the run directory given by --workdir."""
     return Path(required("workdir")).expanduser()
 
 
 def experiment():
-    """Returns the experiment of --config and its overrides."""
+    """Returns the experiment described by --config and its overrides."""
     from launch.engine.config import resolve
 
     if _overrides.values is None:
@@ -137,7 +138,7 @@ def experiment():
 
 
 def command() -> str:
-    """Returns the command line, for records."""
+    """Returns the command line as it is stored in run records."""
     name = Path(sys.argv[0]).stem
     return shlex.join(["python", "-m", f"launch.{name}", *sys.argv[1:]])
 
@@ -151,7 +152,7 @@ def set_up_determinism() -> None:
 
 
 def set_up_jax(config=None) -> None:
-    """Sets up devices and the compilation cache. Call it before anything is compiled."""
+    """Sets up devices and the compilation cache; call this before anything is compiled."""
     import jax
 
     from launch.engine.memory import keep_large_buffers
@@ -171,7 +172,7 @@ def set_up_jax(config=None) -> None:
 
 
 def _check_xla_flags() -> None:
-    """Checks XLA_FLAGS in a forked process, because XLA aborts the process at unknown flags."""
+    """Checks XLA_FLAGS in a forked process, because XLA aborts the process if a flag is unknown."""
     given = os.environ.get("XLA_FLAGS", "").strip()
     if not given or not hasattr(os, "fork"):
         return
@@ -179,7 +180,7 @@ def _check_xla_flags() -> None:
 
     with tempfile.TemporaryFile() as printed:
         with warnings.catch_warnings():
-            # JAX warns of forks; this child starts no thread and exits at once.
+            # JAX warns about forks; this child process starts no thread and exits at once.
             warnings.simplefilter("ignore")
             child = os.fork()
         if not child:
@@ -194,7 +195,7 @@ def _check_xla_flags() -> None:
             return
         printed.seek(0)
         lines = printed.read().decode(errors="replace").splitlines()
-    # Fatal lines begin with F and the date. Without one the first line has the reason.
+    # Fatal log lines begin with F and the date. Without one, the first line gives the reason.
     fatal = [line.partition("] ")[2] for line in lines if re.match(r"F\d{4} ", line)]
     reason = (fatal or lines or ["the process was aborted"])[0]
     raise UserError(f"XLA_FLAGS={given}: {reason}; correct it, or unset it")
@@ -214,7 +215,7 @@ def _check_platform() -> None:
 
 
 def main(command: Callable[[], None], usage: str) -> None:
-    """Runs a command. User errors are one line on standard error and exit status 2."""
+    """Runs a command; user errors are printed as one line on stderr, with exit status 2."""
     logging.set_verbosity(logging.WARNING)
     if output.reopen_closed():
         fail("standard output is closed; send it to a file, a pipe or /dev/null")
@@ -233,7 +234,7 @@ def main(command: Callable[[], None], usage: str) -> None:
 def _guarded(function: Callable[[], Any]) -> Any:
     try:
         result = function()
-        # A closed pipe or a full disk can still be reported here.
+        # Flushing here can still reveal a closed pipe or a full disk.
         sys.stdout.flush()
         return result
     except UserError as error:
@@ -246,29 +247,29 @@ def _guarded(function: Callable[[], Any]) -> Any:
         sys.exit(128 + signal_of(stopped))
     except BrokenPipeError:
         output.discard_closed()
-        fail("the reader of the output has closed the pipe")
+        fail("the output pipe was closed by its reader")
     except Exception as error:
-        # absl reports errors of flags itself. Other exceptions are bugs.
+        # absl reports flag errors itself. All other exceptions are bugs.
         reason = system_error(error)
         if reason is None:
             raise
         if ": " not in reason:
-            # The system names no path for streams.
+            # The operating system gives no path for standard streams.
             folder = f"--workdir={FLAGS.workdir} or " if FLAGS.get_flag_value("workdir", "") else ""
             reason = f"{folder}standard output: {reason}"
         fail(reason)
 
 
 def _failed_thread(failure: Any) -> None:
-    """Ignores system errors in writer threads, which the main thread reports too."""
+    """Ignores system errors in writer threads, because the main thread reports them too."""
     if failure.exc_value is None or system_error(failure.exc_value) is None:
         threading.__excepthook__(failure)
 
 
 def _failed_callback(failure: Any) -> None:
-    """Ignores TensorStore callbacks on an event loop that the first error has closed.
+    """Ignores TensorStore callbacks on an event loop that an earlier error has closed.
 
-    The save raises the error itself.
+    The save operation raises that earlier error itself.
     """
     if "Event loop is closed" not in str(failure.exc_value):
         sys.__unraisablehook__(failure)
@@ -287,8 +288,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             word.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(
-                f"{word!r}: is not in {sys.getfilesystemencoding()}; rename the file, or set "
-                "PYTHONUTF8=1 if the text is in UTF-8"
+                f"{word!r}: is not encoded in {sys.getfilesystemencoding()}; rename the file, "
+                f"or set PYTHONUTF8=1 if the text is in UTF-8"
             ) from None
     try:
         words = FLAGS.read_flags_from_files(list(argv), force_gnu=False)
@@ -300,7 +301,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(str(error)) from None
     if rest[1:]:
-        raise UserError(f"{rest[1]!r} is not a flag; flags begin with --, see --help")
+        raise UserError(f"{rest[1]!r}: is not a flag; flags begin with --, see --help")
     return rest
 
 
@@ -314,7 +315,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
     if given is None:
         if found:
             raise UserError(
-                "--config is missing: --config.key=value overrides a key of --config=FILE"
+                "--config is missing; --config.key=value overrides a key of --config=FILE"
             )
         return list(words)
     values = configs.load_values(given)
@@ -328,7 +329,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
             changes[key] = not negated
             continue
         if negated:
-            raise UserError(f"--noconfig.{key}: is not a bool; write --config.{key}=VALUE")
+            raise UserError(f"--noconfig.{key}: is not a boolean key; write --config.{key}=VALUE")
         if value is None:
             if position + 1 >= len(words):
                 raise UserError(f"--config.{key}: has no value; write --config.{key}=VALUE")
@@ -343,7 +344,7 @@ def _without_overrides(words: Sequence[str]) -> list[str]:
 
 
 def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | None]]:
-    """Returns (position, whether it is negated, key, value or None) of each override."""
+    """Returns (position, is_negated, key, value or None) of each override."""
     found = []
     for position, word in enumerate(words[1:], 1):
         if word == "--":
@@ -354,7 +355,7 @@ def _override_words(words: Sequence[str]) -> list[tuple[int, bool, str, str | No
 
 
 def _given_config(words: Sequence[str]) -> str | None:
-    """Returns the last --config, or None."""
+    """Returns the value of the last --config flag, or None."""
     given = None
     for position, word in enumerate(words[1:], 1):
         name, equals, value = word.partition("=")
@@ -366,28 +367,28 @@ def _given_config(words: Sequence[str]) -> str | None:
 
 
 def _unknown_flag(name: str) -> str:
-    """Returns a message that names the command with this flag, or the closest flag."""
+    """Returns an error message that suggests the command with this flag, or a similar flag."""
     from launch.engine.config import did_you_mean
 
     command = Path(sys.argv[0]).stem
     if name.startswith(("config.", "noconfig.")) and not _overrides.allowed:
         key = name.partition(".")[2]
         remedy = f"; write --set={key}=VALUE" if "set" in FLAGS else ""
-        return f"--{name}: launch.{command} takes no overrides of a config{remedy}"
+        return f"--{name}: launch.{command} has no config to override{remedy}"
     names = {name, name.removeprefix("no")}
     others = [other for other, known in _flags_of_commands().items() if names & known]
     if others and command not in others:
         return (
-            f"--{name}: no such flag of launch.{command}; it is one of "
+            f"--{name}: launch.{command} has no such flag; it belongs to "
             f"{', '.join(f'launch.{other}' for other in others)}, see --help"
         )
     return (
-        f"--{name}: no such flag of launch.{command}{did_you_mean(name, list(FLAGS))}; see --help"
+        f"--{name}: launch.{command} has no such flag{did_you_mean(name, list(FLAGS))}; see --help"
     )
 
 
 def _flags_of_commands() -> dict[str, set[str]]:
-    """Returns the flags of each command, read from the text of its file without importing it."""
+    """Returns the flags of each command, parsed from its source file without importing it."""
     shared = {"config": ["config"], "workdir": ["workdir"], "record": ["record", "results"]}
     found = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):

@@ -2,7 +2,7 @@
 
 python -m launch.evaluate --workdir=runs/sst2 --split=test
 
-Writes evaluation-<split>.json into the directory and prints it.
+Writes evaluation-<split>.json to the run directory and prints its content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to ev
 
 
 def evaluate() -> None:
-    """Runs the command."""
+    """Runs the command `launch.evaluate`."""
     from launch.runs import directory
 
     folder = cli.workdir()
@@ -35,10 +35,10 @@ def evaluate() -> None:
 
 
 def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run directory and writes the metrics there.
+    """Evaluates the best checkpoint of a run directory and writes the metrics to that directory.
 
     Args:
-      config: of the run.
+      config: experiment of the run.
       folder: run directory.
       split: split to evaluate on.
       paths: directories of data sets and caches.
@@ -47,7 +47,7 @@ def evaluate_run(config: Experiment, folder: Path, split: str, paths: Paths) -> 
       Split, step and metrics.
 
     Raises:
-      UserError: the data cannot be read or differ from those of the run, or there is no checkpoint.
+      UserError: the data cannot be read or differ from the run's data, or there is no checkpoint.
     """
     from launch.engine import evaluation
     from launch.engine.writers import write_json

@@ -2,10 +2,10 @@
 
 python -m launch.export_weights --workdir=runs/bert --to=exported
 
-The run was trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights. In
-the second case the exported tensors equal the imported ones in every bit and in their order. A
-model with segments is exported as BERT, one without as DistilBERT. A tokenizer that was fitted here
-applies NFKC normalization first, which vocab.txt cannot express.
+The run was trained with configs/language_modeling.py:DATA,bert or made by launch.import_weights.
+Tensors of an imported run are exported bit for bit and in their original order. A model with
+segment embeddings is exported as BERT, a model without them as DistilBERT. Tokenizers fitted by
+this project apply NFKC normalization first, which vocab.txt cannot express.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tasks.common.huggingface.weights import LanguageModelFolder
 
 cli.define_workdir()
-flags.DEFINE_string("to", None, "Directory to write: config.json, model.safetensors, vocab.txt.")
+flags.DEFINE_string("to", None, "New directory for config.json, model.safetensors and vocab.txt.")
 
 
 def export_weights() -> None:
-    """Runs the command."""
+    """Runs the command `launch.export_weights`."""
     from launch.runs import directory
 
     folder, target = cli.workdir(), Path(cli.required("to")).expanduser()
@@ -39,23 +39,23 @@ def export_weights() -> None:
 
 
 def check_exportable(config: Experiment, folder: Path, target: Path) -> None:
-    """Checks that the run is a masked language model and that the target does not exist.
+    """Raises unless the run is a masked language model and the target does not exist.
 
     Raises:
-      UserError: one of the conditions does not hold.
+      UserError: the run has another task or model, or the target exists.
     """
     from tasks.common.errors import UserError
 
     if config.task != "language_modeling" or config.model.objective != "masked":
         raise UserError(
-            f"--workdir={folder}: a run of {config.task}, expected a masked language_modeling"
+            f"--workdir={folder}: got a run of {config.task}, expected a masked language_modeling"
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to={target}: already exists; name a new directory")
 
 
 def export(config: Experiment, folder: Path, target: Path) -> None:
-    """Writes the exported directory. Needs the run directory but no data set."""
+    """Writes the exported directory from a run directory; needs no data set."""
     from tasks.common.huggingface.files import write_folder
 
     check_exportable(config, folder, target)
@@ -86,7 +86,7 @@ def _saved(config: Experiment, folder: Path) -> LanguageModelFolder:
 
 
 def _tokenizer(config: Experiment, folder: Path) -> dict[str, Any]:
-    """Returns the pieces in their order in vocab.txt, and the normalization of text."""
+    """Returns the pieces in the order of vocab.txt, and the text normalization."""
     from launch.runs import directory
     from tasks.common.errors import UserError
     from tasks.common.huggingface.weights import IMPORTED, fitted_tokenizer

@@ -1,11 +1,11 @@
-"""Makes a run directory from a BERT or DistilBERT directory of Hugging Face transformers.
+"""Creates a run directory from a BERT or DistilBERT directory of Hugging Face transformers.
 
 python -m launch.import_weights --from=bert-base-uncased --workdir=runs/bert
 python -m launch.predict --workdir=runs/bert --input="The film was [MASK]."
 
-The source holds config.json, model.safetensors, and vocab.txt or tokenizer.json. Unsupported
-options of the model or the tokenizer raise an error, and so do files that contradict each other.
-The result is an untrained run of language_modeling: launch.predict reads it, and
+The source directory contains config.json, model.safetensors, and vocab.txt or tokenizer.json.
+Unsupported options of the model or the tokenizer raise an error, and so do contradictory files. The
+result is a run of language_modeling with the imported parameters: launch.predict reads it, and
 configs/text_classification.py:DATA,from:runs/bert fine-tunes it. launch.export_weights is the
 inverse.
 """
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 cli.define_workdir()
 flags.DEFINE_string("from", None, "Directory with config.json, model.safetensors and vocab.txt.")
 
-# Length of inputs in predictions: the usual length in pre-training, and fast on a CPU.
+# Input length for predictions: the usual pre-training length, and fast on a CPU.
 _LENGTH = 128
 
 
 def import_weights() -> None:
-    """Runs the command."""
+    """Runs the command `launch.import_weights`."""
     from tasks.common.errors import UserError
 
     source, folder = Path(cli.required("from")).expanduser(), cli.workdir()
@@ -68,10 +68,10 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
         {
             "task": "language_modeling",
             "name": f"imported_{saved.kind}",
-            # There are no texts. A command that needs them reports that this is a directory.
+            # There is no data set; a command that needs one reports that this path is a directory.
             "data": {"train_file": str(source.absolute()), "length": length, "text": text},
             "model": dict(saved.model),
-            # This optimizer has no state.
+            # This optimizer keeps no state, so the checkpoint needs none.
             "optimizer": {"name": "sgd", "beta1": 0.0},
             "training": {"evaluation_batch_size": 8},
         }
@@ -79,7 +79,7 @@ def _experiment(saved: LanguageModelFolder, source: Path) -> Experiment:
 
 
 def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> list[str]:
-    """Writes config, assets and one checkpoint; returns the names of initialized parameters."""
+    """Writes config, assets and one checkpoint; returns the randomly initialized parameters."""
     import jax
 
     from launch.engine import config as configs
@@ -110,8 +110,8 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
         if array.shape != leaf.shape:
             got, expected = list(array.shape), list(leaf.shape)
             raise UserError(
-                f"--from: {name} has the shape {got} in model.safetensors, expected {expected} by "
-                "config.json"
+                f"--from: {name} has the shape {got} in model.safetensors, expected {expected} "
+                f"according to config.json"
             )
         return jax.device_put(array, leaf.sharding)
 
@@ -123,7 +123,7 @@ def _write_run(saved: LanguageModelFolder, config: Experiment, folder: Path) -> 
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(0, state, None, 0.0)
         checkpoints.wait()
-    # The only checkpoint is the best one; its metric is unknown.
+    # The only checkpoint counts as the best one; its metric is unknown.
     line = {"step": 0, "split": "validation", task.primary_metric: float("nan")}
     write_text(folder / "metrics.jsonl", json.dumps(line) + "\n")
     return initialized

@@ -1,16 +1,20 @@
-"""Predicts for user inputs with the best checkpoint of a run directory. Needs no data set.
+"""Predicts for user inputs with the best checkpoint of a run directory; needs no data set.
 
 python -m launch.predict --workdir=runs/sst2 --input="a gripping, funny film"
 python -m launch.predict --workdir=runs/sst2 --input=- < lines.txt
 python -m launch.predict --workdir=runs/sst2 --input_file=lines.txt --format=json
 python -m launch.predict --workdir=runs/mine --input_file=new.csv > predicted.csv
 
-In a table the column that the run was trained on is read. Its rows are printed as CSV with columns
-of predictions, or with --format=json under "row".
+For a table, the inputs are in the column that the run was trained on. Its rows are printed as CSV
+with additional columns of predictions, or with --format=json as JSON lines with the key "row".
 
 Tasks with images, forecasts or alignments also draw their predictions:
 
 python -m launch.predict --workdir=runs/camvid --input=street.jpg --figures=drawn
+
+A folder of launch.export is read without a run directory:
+
+python -m launch.predict --export=exported --input="a gripping, funny film"
 
 Text is generated with the options of config.model.decoding, which --set overrides:
 
@@ -24,7 +28,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -37,36 +41,42 @@ if TYPE_CHECKING:
     from tasks.figures import Figure
 
 cli.define_workdir()
-flags.DEFINE_multi_string("input", [], "One input; - reads one per line from standard input.")
+flags.DEFINE_string("export", None, "Directory of launch.export, instead of --workdir.")
+flags.DEFINE_multi_string("input", [], "One input; - reads one input per line from standard input.")
 flags.DEFINE_string(
     "input_file",
     None,
-    "A file of inputs, one per line, or a table (.csv, .tsv, .jsonl) with the column that the run "
-    "was trained on; its rows are printed with the predictions.",
+    "File with one input per line, or a table (.csv, .tsv, .jsonl) with the input column that "
+    "the run was trained on; table rows are printed with their predictions.",
 )
-flags.DEFINE_multi_string("set", [], "key=value of config.model.decoding, for this command.")
-flags.DEFINE_string("figures", None, "Directory for figures of the predictions, as PNG files.")
+flags.DEFINE_multi_string(
+    "set", [], "Override key=value of an option of config.model.decoding, for this command only."
+)
+flags.DEFINE_string("figures", None, "Directory for PNG figures of the predictions.")
 flags.DEFINE_string("pictures", None, "Former name of --figures.")
-flags.DEFINE_enum("format", "text", ["text", "json"], "Plain text, or JSON lines.")
+flags.DEFINE_enum("format", "text", ["text", "json"], "Output format: plain text or JSON lines.")
 
 # Keys that a prediction may override.
 _FREE = re.compile(r"model\.decoding\..+|model\.max_new_tokens|training\.evaluation_batch_size")
-# Inputs per batch of answers: bounds memory and prints answers early.
+# Inputs per batch of predictions; bounds memory and prints predictions early.
 PORTION = 2048
-# The same if attention weights are kept for figures.
+# Smaller batches if attention weights are kept for figures.
 DRAWN_PORTION = 16
 
 
 def predict() -> None:
-    """Runs the command."""
+    """Runs the command `launch.predict`."""
     from launch.engine import inputs
     from launch.runs import directory
     from tasks.common.errors import UserError
 
-    folder = cli.workdir()
-    config = directory.saved_config(folder)
     if not cli.FLAGS.input and not cli.FLAGS.input_file:
         raise UserError("--input is missing; give a text, or - for standard input")
+    if cli.FLAGS.export is not None:
+        predict_exported()
+        return
+    folder = cli.workdir()
+    config = directory.saved_config(folder)
     if cli.FLAGS.pictures is not None:
         print("--pictures is now --figures", file=sys.stderr)
         cli.FLAGS.figures = cli.FLAGS.pictures
@@ -76,16 +86,52 @@ def predict() -> None:
     cli.set_up_jax(config)
     task = directory.restored_task(config, folder)
     predictor = directory.load_predictor(task, config, folder)
-    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task)
+    given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, task.processor)
     written = inputs.Answers(cli.FLAGS.format)
     for portion, answers in _answered(predictor, given):
         written.write(portion, answers)
 
 
+def predict_exported() -> None:
+    """Predicts with --export.
+
+    Raises:
+      UserError: the folder holds no export, an input cannot be read, or a flag needs --workdir.
+    """
+    from launch.engine import inputs
+    from launch.exports.reader import PORTION as portion_size
+    from launch.exports.reader import Export, InputError
+    from tasks.common.errors import UserError
+
+    for flag in ("workdir", "set", "figures", "pictures"):
+        if cli.FLAGS[flag].value:
+            raise UserError(f"--{flag}: cannot be combined with --export; leave it out")
+    cli.set_up_jax()
+    try:
+        export = Export(Path(cli.required("export")).expanduser())
+        columns = _ExportedColumns(export.signature["column"], export.kind != "text")
+        given = inputs.read_inputs(cli.FLAGS.input, cli.FLAGS.input_file, columns)
+        written = inputs.Answers(cli.FLAGS.format)
+        for portion in _portions(given, portion_size):
+            written.write(portion, export([one.raw for one in portion]))
+    except InputError as error:
+        raise UserError(str(error)) from None
+
+
+class _ExportedColumns(NamedTuple):
+    """Column of a table that an export reads; paths in it are relative to the table."""
+
+    input_column: str | None
+    is_path: bool
+
+    def table_input(self, value: str, folder: Path) -> str:
+        return str(folder / Path(value).expanduser()) if self.is_path else value
+
+
 def _answered(
     predictor: Predictor, given: Iterator[Input]
 ) -> Iterator[tuple[Sequence[Input], list[dict[str, Any]]]]:
-    """Yields portions of the inputs and their answers, which name their files with --figures."""
+    """Yields batches of inputs and predictions, which contain the figure files with --figures."""
     if cli.FLAGS.figures is None:
         for portion in _portions(given, PORTION):
             yield portion, predictor([one.raw for one in portion])
@@ -111,9 +157,9 @@ def write_figures(
 
     Args:
       folder: created if it does not exist.
-      raw: inputs; NAME is their file name.
-      drawn: figures of each input.
-      first: number of the first input.
+      raw: inputs; NAME is the file name of an input.
+      drawn: list of figures for each input.
+      first: NUMBER of the first input.
 
     Returns:
       Paths of the figures of each input.
@@ -141,10 +187,10 @@ def write_figures(
 
 
 def _changed(config: Experiment) -> Experiment:
-    """Returns the experiment with the decoding options of --set; other keys cannot change.
+    """Returns the experiment with the decoding options of --set; other keys raise an error.
 
     Raises:
-      UserError: a setting is not key=value, is no decoding option, or has a wrong value.
+      UserError: a setting is not key=value, is not a decoding option, or has an invalid value.
     """
     from launch.engine import config as configs
     from launch.engine import values as typed
@@ -159,8 +205,8 @@ def _changed(config: Experiment) -> Experiment:
         if not equals or key not in known:
             there_are = ", ".join(known) or "none for this model"
             raise UserError(
-                f"--set={setting}: write key=value{configs.did_you_mean(key, known)}; keys that a "
-                f"prediction may change: {there_are}"
+                f"--set={setting}: write key=value{configs.did_you_mean(key, known)}; keys that "
+                f"can be set here: {there_are}"
             )
         changes[key] = typed.parse(values, key, value)
     return configs.override(config, changes) if changes else config

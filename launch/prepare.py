@@ -11,7 +11,7 @@ cli.define_config()
 
 
 def prepare() -> None:
-    """Runs the command."""
+    """Runs the command `launch.prepare`."""
     from launch.runs.directory import prepared_task
     from launch.runs.run import described_splits
 

@@ -2,7 +2,7 @@
 
 python -m launch.report --results=results --output=RESULTS.md --readme=README.md
 
-With --readme the summary table is also written into a file, between the lines <!-- results --> and
+With --readme the summary table is also inserted into a file, between the lines <!-- results --> and
 <!-- /results -->.
 """
 
@@ -15,12 +15,12 @@ from absl import flags
 from launch import cli
 
 flags.DEFINE_string("results", "results", "Directory of run files.")
-flags.DEFINE_string("output", "RESULTS.md", "File to write; - prints the tables.")
+flags.DEFINE_string("output", "RESULTS.md", "Output file; - prints the tables.")
 flags.DEFINE_string("readme", None, "File to insert the summary table into.")
 
 
 def report() -> None:
-    """Runs the command."""
+    """Runs the command `launch.report`."""
     from launch.engine.writers import write_text
     from launch.reporting import results, tables
     from tasks.common.errors import UserError

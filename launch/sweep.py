@@ -1,9 +1,9 @@
-"""Runs a config over seeds, and over values of its keys, and prints one table.
+"""Runs a config for several seeds and values of its keys, and prints one table.
 
 python -m launch.sweep --config=configs/text_classification.py:sst2 --workdir=runs/sweep
     --seeds=3 --set model.num_layers=1,2
 
-Several --set give every combination. The others are compared with the first combination.
+Several --set flags run every combination of values; each is compared with the first combination.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from launch import cli
 
 cli.define_config()
 cli.define_workdir()
-flags.DEFINE_integer("seeds", 1, "Number of seeds, starting at that of the config.", lower_bound=1)
+flags.DEFINE_integer(
+    "seeds", 1, "Number of seeds, starting at the seed of the config.", lower_bound=1
+)
 flags.DEFINE_multi_string("set", [], "key=a,b,c")
 cli.define_record()
 
 
 def sweep() -> None:
-    """Runs the command."""
+    """Runs the command `launch.sweep`."""
     from launch.runs import ablation as ablations
 
     config, folder = cli.experiment(), cli.workdir()

@@ -2,7 +2,7 @@
 
 python -m launch.train --config=configs/text_classification.py:sst2 --workdir=runs/sst2
 
-The same command resumes an interrupted run in the same directory and only verifies a finished one.
+The same command resumes an interrupted run in the same directory, or verifies a finished run.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from launch import cli
 cli.define_config()
 cli.define_workdir()
 cli.define_record()
-flags.DEFINE_bool("baselines", True, "Fit the baselines (cached) and show their metrics.")
+flags.DEFINE_bool("baselines", True, "Fit the task's baselines (cached) and show their metrics.")
 
 
 def train() -> None:
-    """Runs the command."""
+    """Runs the command `launch.train`."""
     from launch.engine.config import task_class
     from launch.reporting import tables
     from launch.runs.run import run

@@ -1,1 +1,1 @@
-"""Applications of attention: one folder a task, and what they share in `tasks.common`."""
+"""Applications of attention: one folder per task, and shared code in `tasks.common`."""

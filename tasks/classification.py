@@ -1,4 +1,4 @@
-"""Base class of tasks that classify each example: loss, evaluation and metrics from logits."""
+"""Base class of classification tasks: loss, evaluation and metrics computed from logits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tasks.task import Task
 
 
 class ClassificationTask(Task):
-    """A task with one class per example, from `logits` alone.
+    """A task with one class per example; subclasses only define `logits`.
 
-    The processor has `labels`, the names of the classes; each split of the data set has `labels`,
-    int [n]. A batch has "label" int [B].
+    The processor has the attribute `labels`, the names of the classes; each split of the data set
+    has the attribute `labels`, int [n]. A batch contains "label", int [B].
     """
 
     primary_metric = "accuracy"
@@ -33,10 +33,10 @@ class ClassificationTask(Task):
 
     @abc.abstractmethod
     def logits(self, model: Any, batch: Mapping[str, Any], dropout_key: Any = None) -> Any:
-        """Returns logits [B, classes]; with a key as in training."""
+        """Returns logits [B, classes]; if a random key is given, with dropout as in training."""
 
     def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
-        """Computes the cross-entropy, and the accuracy under dropout."""
+        """Computes the cross-entropy loss, and the accuracy under dropout as a training metric."""
         logits, weight = self.logits(model, batch, dropout_key), batch["weight"]
         total = jnp.maximum(jnp.sum(weight), 1.0)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
@@ -69,12 +69,12 @@ class ClassificationTask(Task):
         return {"loss": loss, **self._scores(predicted_classes(outputs), split)}
 
     def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Returns 1 for each correct class, else 0."""
+        """Returns 1 for each correctly classified example, else 0."""
         correct = predicted_classes(outputs) == self.dataset.splits[split].labels
         return correct.astype(np.float32)
 
     def timed(self, predict: Callable[[], np.ndarray]) -> dict[str, float]:
-        """Returns the metrics of a baseline's predicted classes of the test split, and seconds."""
+        """Returns metrics and run time of a baseline from its predictions on the test split."""
         began = time.monotonic()
         metrics = self._scores(predict(), "test")
         return {**metrics, "seconds": round(time.monotonic() - began, 2)}
@@ -91,13 +91,13 @@ def predicted_classes(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
 def classes_by_probability(
     raw: Sequence[str], probabilities: np.ndarray, labels: Sequence[str], shown: int | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the answer of a classifier to each input.
+    """Returns a prediction with class probabilities for each input.
 
     Args:
       raw: inputs.
-      probabilities: [inputs, classes].
+      probabilities: class probabilities, [inputs, classes].
       labels: names of the classes.
-      shown: number of classes in the printed line; None for all.
+      shown: number of classes in the printed text; None for all.
 
     Returns:
       JSON objects with "input", "label", "probabilities" in descending order, and "text".

@@ -1,4 +1,4 @@
-"""Figures of tasks as plain data; `launch.reporting.figures` draws them."""
+"""Plain data of the figures of tasks, which are drawn by `launch.reporting.figures`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class ConfusionMatrix:
-    """Counts [true class, predicted class] with the names of the classes."""
+    """Counts [true class, predicted class], with the class names."""
 
     title: str
     matrix: np.ndarray
@@ -22,9 +22,9 @@ class AttendedText:
     """A text with a weight for each token; darker tokens have larger weights.
 
     Attributes:
-      caption: prediction and truth.
-      tokens: pieces of the text, in order.
-      weights: [tokens], nonnegative.
+      caption: prediction and true label.
+      tokens: parts of the text, in order.
+      weights: nonnegative weight of each token, [tokens].
     """
 
     caption: str
@@ -43,14 +43,14 @@ class AttendedImage:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentedImage:
-    """An image with the class of each pixel over it, next to the truth if it is known.
+    """An image overlaid with the class of each pixel, next to the true classes if known.
 
     Attributes:
-      caption: what is shown.
-      image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
-      labels: int [Y, X], predicted classes; other values than indices of `names` have no color.
-      names: of the classes.
-      truth: int [Y, X], likewise.
+      caption: description of the figure.
+      image: image [Y, X] or [Y, X, C], uint8 or in [0, 1].
+      labels: predicted classes, int [Y, X]; values that are not indices of `names` get no color.
+      names: names of the classes.
+      truth: true classes, int [Y, X].
     """
 
     caption: str
@@ -65,12 +65,12 @@ class DetectedImage:
     """An image with n detected objects; n may be 0.
 
     Attributes:
-      caption: what is shown.
-      image: [Y, X] or [Y, X, C], uint8 or from 0 to 1.
-      boxes: [n, 4], corners x1, y1, x2, y2 in pixels of the image.
-      labels: class name of each.
-      scores: [n].
-      masks: bool [n, Y, X].
+      caption: description of the figure.
+      image: image [Y, X] or [Y, X, C], uint8 or in [0, 1].
+      boxes: corners x1, y1, x2, y2 in pixels, [n, 4].
+      labels: class name of each object.
+      scores: score of each object, [n].
+      masks: mask of each object, bool [n, Y, X].
       truth_boxes: true boxes, [m, 4].
     """
 
@@ -85,13 +85,13 @@ class DetectedImage:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Attention weights of decoding steps over the inputs.
+    """Attention weights of the decoding steps over the inputs.
 
     Attributes:
-      caption: what is shown.
-      weights: [outputs, inputs].
-      outputs, inputs: names; those of inputs may be "".
-      over: [rows, columns], an image of the inputs from left to right, drawn above the weights at
+      caption: description of the figure.
+      weights: attention weights, [outputs, inputs].
+      outputs, inputs: axis labels; labels of inputs may be "".
+      over: image of the inputs from left to right, [rows, columns], drawn above the weights with
         the same width.
     """
 
@@ -104,7 +104,7 @@ class Alignment:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Lines over one axis; `series` maps names to (x, y)."""
+    """Line plots over a common x axis; `series` maps names to (x, y)."""
 
     title: str
     x_label: str
@@ -113,15 +113,15 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The past of a series and its forecast, with the truth if it is known.
+    """The past of a time series and its forecast, with the true future if known.
 
     Attributes:
-      caption: what is shown.
-      x_label: of the time axis; step 1 is the first forecast.
-      past: [T], steps up to 0; NaN for missing values.
-      forecast: [F], steps from 1.
-      intervals: coverage -> lower and upper bound, [F] each.
-      truth: [F], NaN for missing values.
+      caption: description of the figure.
+      x_label: label of the time axis, on which step 1 is the first forecast.
+      past: values up to step 0, [T]; NaN for missing values.
+      forecast: forecast values from step 1, [F].
+      intervals: lower and upper bounds [F] by coverage.
+      truth: true values, [F]; NaN for missing values.
     """
 
     caption: str
@@ -136,15 +136,15 @@ class Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendations:
-    """Recommendations to a user with their attributions.
+    """Recommended items for a user, with attributions.
 
     Attributes:
       caption: name of the user.
-      history: titles of the items of the user, latest first.
-      titles: recommended items, best first.
-      reasons: for each of `titles` items of the history and their fractions of the score, largest
+      history: titles of the user's past items, latest first.
+      titles: titles of the recommended items, best first.
+      reasons: for each title, items of the history with their fractions of the score, largest
         first; empty for models without attributions.
-      truth: title of the next item of the user; None if unknown.
+      truth: title of the user's true next item; None if unknown.
     """
 
     caption: str

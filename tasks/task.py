@@ -1,14 +1,14 @@
-"""The contract between a task and the engine that trains, evaluates and explains it.
+"""Interface between a task and the engine that trains and evaluates it.
 
-A task lives in tasks/<name>/task.py; the module's `TASK` is its class. It has three parts:
+A task is defined in tasks/<name>/task.py, where `TASK` is its class. It has three parts:
 
-* the data set: examples by split, and hashes of them;
-* the processor: converts raw inputs to arrays and outputs to answers, on the host, with what was
-  fitted on the training split (vocabulary, labels, scales);
+* the data set: the examples of each split, and their hashes;
+* the processor: converts raw inputs to arrays and outputs to predictions, on the host, with fields
+  that are fitted on the training split (vocabulary, labels, scales);
 * the objective: model, loss, evaluation, prediction and metrics.
 
-Methods that take a model run under `jax.jit` on batches that a mesh may shard. They are pure, and
-rows whose `weight` is 0 (padding of the last batch) do not contribute.
+Methods with a model argument run under `jax.jit`, on batches that may be sharded over a mesh. They
+are pure functions, and rows with `weight` 0 (padding of the last batch) do not contribute.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.errors import UserError
 from tasks.figures import Figure
 
-__all__ = ["SPLITS", "ArraySpec", "Pretrained", "Processor", "Task"]
+__all__ = ["SPLITS", "ArraySpec", "Pretrained", "ProcessingSteps", "Processor", "Task"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """An input or output array.
+    """Description of an input or output array.
 
     Attributes:
-      shape: sizes, with names for those that vary: ("batch", "length"), ("batch", 28, 28, 1).
+      shape: dimensions, as names if they vary: ("batch", "length"), ("batch", 28, 28, 1).
       dtype: name of the dtype.
-      padding: value of padding; None if the array is not padded.
+      padding: padding value; None if the array is not padded.
     """
 
     shape: tuple[str | int, ...]
@@ -49,14 +49,15 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A finished run whose parameters another run starts from.
+    """A finished run whose parameters initialize another run.
 
     Attributes:
       folder: run directory, for messages.
-      task: name of its task.
-      data, model: its configs.
-      assets: see `Processor.assets`.
-      params: parameters of its best step, nested dicts of NumPy arrays; keys of lists are strings.
+      task: name of the run's task.
+      data, model: configs of the run.
+      assets: fitted fields of the processor, see `Processor.assets`.
+      params: parameters at the best step, as nested dicts of NumPy arrays. List indices are string
+        keys.
     """
 
     folder: Path
@@ -68,13 +69,33 @@ class Pretrained:
 
 
 @dataclasses.dataclass(frozen=True)
-class Processor(abc.ABC):
-    """Converts raw inputs to arrays and outputs to answers, on the host.
+class ProcessingSteps:
+    """Pre- and postprocessing as data; `launch.exports.reader` interprets them without this code.
 
-    A subclass is a frozen dataclass. Its fields after `data` and `model` were fitted on the
-    training split: JSON values, NumPy arrays, or objects with `to_json` and `from_json`. They are
-    the content of assets.json. A field or property `buckets` has the lengths of padded batches,
-    ascending, if there are any.
+    Attributes:
+      kind: of a raw input: "text", "image", "sound" or "table".
+      encode: operations that make the arrays of `Processor.signature` of a raw input, in order:
+        JSON objects with the name "op" and options.
+      decode: operations that make the answer of the outputs.
+      files: content of the files that operations name: text, or arrays by name.
+      libraries: packages that the operations import, besides jax and numpy.
+    """
+
+    kind: str
+    encode: Sequence[Mapping[str, Any]]
+    decode: Sequence[Mapping[str, Any]]
+    files: Mapping[str, str | Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    libraries: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor(abc.ABC):
+    """Host-side conversion of raw inputs to arrays, and of model outputs to predictions.
+
+    A subclass is a frozen dataclass. Its fields after `data` and `model` are fitted on the training
+    split and stored in assets.json; they are JSON values, NumPy arrays, or objects with `to_json`
+    and `from_json`. If batches are padded, a field or property `buckets` contains their lengths,
+    ascending.
 
     Attributes:
       data, model: configs.
@@ -85,7 +106,7 @@ class Processor(abc.ABC):
 
     @property
     def input_column(self) -> str | None:
-        """Column that `launch.predict` reads of a table of inputs; None if it reads no tables."""
+        """Column of input tables that `launch.predict` reads; None if tables are unsupported."""
         return None
 
     def assets(self) -> dict[str, Any]:
@@ -100,7 +121,7 @@ class Processor(abc.ABC):
 
     @classmethod
     def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Processor:
-        """Returns the processor of saved assets; inverts `assets`.
+        """Builds the processor from saved assets; the inverse of `assets`.
 
         Raises:
           KeyError: a field is missing.
@@ -123,23 +144,52 @@ class Processor(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns one JSON object per input; its "text" is the line to print.
+        """Returns one JSON object per input, whose "text" is the line to print.
 
         Args:
-          raw: as for `encode`.
-          outputs: of `Task.predict`, first dimension that of `raw`.
+          raw: inputs, as for `encode`.
+          outputs: outputs of `Task.predict`, with one row per input.
         """
 
     @abc.abstractmethod
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the arrays that `Task.predict` takes, by name."""
+        """Returns descriptions of the arrays that `Task.predict` takes, by name."""
+
+    def steps(self) -> ProcessingSteps:
+        """Returns `encode` and `decode` as data, for exports.
+
+        Raises:
+          UserError: there are none for this processor.
+        """
+        raise UserError(f"{type(self).__name__}.steps: not implemented, so nothing can be exported")
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns the sizes of named dimensions of each exported program, ascending.
+
+        By default those of `buckets`; one program if no dimension but the first is named.
+        """
+        named = {
+            name: {size for size in spec.shape[1:] if isinstance(size, str)}
+            for name, spec in self.signature().items()
+        }
+        if not any(named.values()):
+            return [{}]
+        found = []
+        for bucket in getattr(self, "buckets", None) or ():
+            lengths = bucket if isinstance(bucket, Mapping) else dict.fromkeys(named, bucket)
+            sizes = {
+                size: lengths[name] for name in lengths if name in named for size in named[name]
+            }
+            if sizes not in found:
+                found.append(sizes)
+        return found
 
     def table_input(self, value: str, folder: Path) -> str:
-        """Returns the raw input of a cell of `input_column`; by default the cell.
+        """Converts a cell of `input_column` to a raw input; by default it is the cell itself.
 
         Args:
-          value: of the cell.
-          folder: of the table, to which paths are relative.
+          value: content of the cell.
+          folder: folder of the table, which paths are relative to.
         """
         return value
 
@@ -154,22 +204,22 @@ class Task(abc.ABC):
       primary_metric: metric on the validation split that selects the best step.
       higher_is_better: direction of that metric.
       table_metrics: metrics that tables show, the primary one first.
-      condition_metrics: regular expression of the names of metrics under further conditions, which
-        tables show in columns of their own; empty for none.
-      averaged_over: key of `settings` over whose values tables show the mean; empty for none.
-      sharding_rules: see `launch.engine.sharding`.
-      baseline_version: raised when the code of a baseline changes, so that cached metrics of the
-        old one are not shown.
-      decodes: whether `predict` runs a decoding loop. `evaluate` then returns statistics of teacher
-        forcing alone, and evaluation calls `predict` too.
+      condition_metrics: regular expression for names of metrics under additional test conditions,
+        which tables show in separate columns; empty for none.
+      averaged_over: key of `settings`; tables also show the mean over its values. Empty for none.
+      sharding_rules: sharding rules of the parameters, see `launch.engine.sharding`.
+      baseline_version: number to increment when the code of a baseline changes, so that cached
+        metrics of the old code are not used.
+      decodes: whether `predict` runs a decoding loop. If so, `evaluate` returns only statistics
+        under teacher forcing, and evaluation also calls `predict`.
       overlap: number of consecutive examples with overlapping targets, such as the windows of a
         series.
 
     Attributes:
       data, model: configs.
-      processor: see `Processor`.
+      processor: the fitted `Processor`.
       dataset: object with `splits`, `fingerprint`, `parts` (hash of each part) and `summary()`;
-        None if only predictions are wanted.
+        None if the task is only used for predictions.
     """
 
     data_config: ClassVar[type]
@@ -186,7 +236,7 @@ class Task(abc.ABC):
     overlap: int = 1
 
     def __init__(self, data: Any, model: Any, processor: Any, dataset: Any = None):
-        """Use `prepare` or `restore`."""
+        """Initializes the attributes; use `prepare` or `restore` instead."""
         self.data, self.model, self.processor, self.dataset = data, model, processor, dataset
 
     # ------------------------------------------------------------------ construction
@@ -195,14 +245,14 @@ class Task(abc.ABC):
     def prepare(cls, data: Any, model: Any, paths: Paths, **options: Any) -> Task:
         """Fetches, builds and reads the data, and fits the processor on the training split.
 
-        Idempotent and cached.
+        This is idempotent; results are cached.
 
         Args:
           data, model: configs.
-          paths: folders of data and caches.
-          **options: passed to `fit`. For a model config whose `init_from` names a run directory:
-            `pretrained`, a `Pretrained`; or `assets`, those of the run itself if it has parameters
-            already.
+          paths: directories of data sets and caches.
+          **options: passed to `fit`. If the model config's `init_from` names a run directory,
+            either `pretrained`, the `Pretrained` run; or `assets`, the assets of the present run if
+            it already has parameters.
 
         Raises:
           UserError: the configs do not fit each other, or the data cannot be read.
@@ -213,7 +263,7 @@ class Task(abc.ABC):
 
     @classmethod
     def restore(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> Task:
-        """Returns the task of a run directory's assets, able to predict but without data."""
+        """Builds a task from the assets of a run directory, for predictions without data."""
         return cls(data, model, cls.processor_type.from_assets(data, model, assets))
 
     @classmethod
@@ -221,14 +271,14 @@ class Task(abc.ABC):
         """Checks that the configs fit each other.
 
         Raises:
-          UserError: they do not.
+          UserError: the configs do not fit each other.
         """
         return
 
     @classmethod
     @abc.abstractmethod
     def load(cls, data: Any, paths: Paths) -> Any:
-        """Reads the data set; see the attribute `dataset`.
+        """Reads the data set, see the attribute `dataset`.
 
         Raises:
           UserError: the data cannot be read.
@@ -240,7 +290,7 @@ class Task(abc.ABC):
         return cls.processor_type(data, model)
 
     def assets(self) -> dict[str, Any]:
-        """Returns what prediction needs beside the parameters; see `Processor.assets`."""
+        """Returns the assets that predictions need in addition to the parameters."""
         return self.processor.assets()
 
     @property
@@ -250,16 +300,16 @@ class Task(abc.ABC):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Hash of each part of the data by a name for messages ("train labels").
+        """Hash of each part of the data, by a name for messages such as "train labels".
 
-        Together they cover the data that `fingerprint` covers; see
+        The parts together cover the same data as `fingerprint`; see
         `tasks.common.data.digests.of_rows`.
         """
         return self.dataset.parts
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Config values that distinguish runs of one experiment in results (horizon, speaker)."""
+        """Config values that distinguish runs of one experiment in results, such as the horizon."""
         return {}
 
     # ------------------------------------------------------------------ data
@@ -278,9 +328,12 @@ class Task(abc.ABC):
         See `launch.engine.config.TrainingConfig.refit`.
 
         Raises:
-          UserError: not supported.
+          UserError: the task does not support this.
         """
-        raise UserError("config.training.refit: this task is tested as fitted on train alone")
+        raise UserError(
+            "config.training.refit: got True, but this task supports training on "
+            "the train split alone; set it to False"
+        )
 
     @property
     def buckets(self) -> Sequence[Bucket] | None:
@@ -295,15 +348,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model: Any, batch: Mapping[str, Any], dropout_key: Any) -> tuple[Any, dict]:
-        """Returns the weighted mean loss [] and scalar training metrics."""
+        """Returns the weighted mean loss, a scalar, and scalar training metrics."""
 
     @abc.abstractmethod
     def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        """Evaluates a batch in one program.
+        """Computes the statistics and outputs of a batch in one compiled function.
 
         Returns:
-          Statistics, sums over the rows with weight > 0, which are added over batches; and outputs
-          [B, ...], empty if the task `decodes`.
+          Statistics, which are sums over the rows with weight > 0 and are added over batches; and
+          outputs [B, ...], which are empty if `decodes` is set.
         """
 
     @abc.abstractmethod
@@ -311,10 +364,17 @@ class Task(abc.ABC):
         """Returns outputs [B, ...] for the arrays of `Processor.signature`.
 
         Args:
-          model: of `build_model`.
-          inputs: arrays by name.
-          fast: static; greedy decoding, for validation during training.
+          model: model returned by `build_model`.
+          inputs: input arrays by name.
+          fast: whether to use greedy decoding, for validation during training; static.
         """
+
+    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """Returns the `tasks.common.decoding.generate.TokenDecoder` that `predict` decodes with.
+
+        None for a task, or a model, that does not decode token by token.
+        """
+        return None
 
     def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns attention weights [B, ...] by name; empty for a model without attention."""
@@ -326,18 +386,18 @@ class Task(abc.ABC):
     def metrics(
         self, statistics: Mapping[str, Any], outputs: Mapping[str, np.ndarray], split: str
     ) -> dict[str, float]:
-        """Returns the metrics of a split from summed statistics and outputs in id order."""
+        """Computes the metrics of a split from summed statistics and outputs in id order."""
 
     @abc.abstractmethod
     def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Returns scores [n] whose mean is the primary metric, for paired comparisons."""
+        """Returns per-example scores [n] whose mean is the primary metric, for paired tests."""
 
     def example_ids(self, split: str) -> np.ndarray:
         """Returns an id of each example, uint64 [n], in the order of `example_scores`.
 
-        Runs are compared example by example where these are equal. The default hashes the arrays
-        of each example. A task whose config changes these (a tokenizer, a size) hashes what they
-        were made of.
+        Paired comparisons match the examples of two runs by id. By default, the arrays of each
+        example are hashed. A task whose arrays depend on the config, such as the tokenizer or image
+        size, hashes the raw data instead.
         """
         examples = self.examples(split)
         return digests.ids([examples[index] for index in range(len(examples))])
@@ -349,13 +409,13 @@ class Task(abc.ABC):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Returns the figures of the report.
+        """Returns the figures for the report of a run.
 
         Args:
-          statistics: summed over the split.
-          outputs: of the whole split, in id order.
+          statistics: statistics summed over the split.
+          outputs: outputs of the complete split, in the order of ids.
           split: name of the split.
-          attention: weights of the first few examples of the split, in id order.
+          attention: attention weights of the first few examples of the split, in the order of ids.
         """
         return []
 
@@ -365,18 +425,19 @@ class Task(abc.ABC):
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """Returns figures for each raw input: what was found, and where the model attended.
+        """Returns figures of the prediction and the attention weights for each raw input.
 
         Args:
-          raw: as for `Processor.encode`.
-          outputs: of these inputs.
-          attention: of these inputs, first dimension as that of `outputs`.
+          raw: inputs, as for `Processor.encode`.
+          outputs: model outputs for these inputs.
+          attention: attention weights for these inputs, with one row per input.
         """
         return [[] for _ in raw]
 
     def baselines(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """Returns cheap baselines by name; each call fits one and returns its metrics on test.
+        """Returns baselines by name, as functions that fit one and return its test metrics.
 
-        "example_scores" [n] among them gives the model's gain a paired confidence interval.
+        If the metrics contain "example_scores" [n], the model's gain over the baseline gets a
+        paired confidence interval.
         """
         return {}

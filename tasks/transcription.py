@@ -1,6 +1,4 @@
-"""Base of tasks that transcribe sound or images: data set, processor, and objective from an encoder
-to error rates.
-"""
+"""Base classes of tasks that transcribe sound or images: data set, processor and task."""
 
 from __future__ import annotations
 
@@ -22,14 +20,14 @@ from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
 from tasks.common.data.transcribed import TranscriptionExamples, transcription_fingerprints
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError
 from tasks.common.metrics.error_rates import text_errors, transcript_metrics
 from tasks.common.text.tokenizer import PAD, Tokenizer
 from tasks.figures import Alignment, Figure
 from tasks.task import ArraySpec, Processor, Task
 
-# Quantiles of the lengths to which batches are padded.
+# Quantiles of the input lengths that define the padded lengths of batches.
 _BUCKET_QUANTILES = (0.25, 0.5, 0.8)
 
 FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
@@ -38,17 +36,17 @@ FAILURES = r"(repeats|skips|early_stops)(_long)?|hallucination_rate"
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptionData:
-    """A data set of inputs with their transcripts.
+    """A data set of inputs with transcripts.
 
     Class attributes:
-      unit: plural of an example, for messages.
-      kind: plural of an input, for the names of `parts`.
+      unit: plural noun for the examples in messages.
+      kind: plural noun for the inputs in the names of `parts`.
 
     Attributes:
-      splits: by name.
-      tokenizer: fitted on the training split.
-      conditions: names of the groups of the test split. Metrics are of the first one; those of the
-        others are <metric>_<condition>.
+      splits: examples by split name.
+      tokenizer: tokenizer fitted on the training split.
+      conditions: names of the test conditions, which are groups of the test split. Metrics with
+        plain names are of the first condition; others are named <metric>_<condition>.
     """
 
     splits: Mapping[str, TranscriptionExamples]
@@ -65,26 +63,26 @@ class TranscriptionData:
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
-        """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
+        """Hash of each part of the data, see `tasks.task.Task.fingerprints`."""
         return transcription_fingerprints(self.splits, self.tokenizer, self.kind)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all parts."""
+        """Hash of all parts of the data."""
         return digests.joined(self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptionProcessor(Processor):
-    """Converts paths of files to arrays, and units to transcripts.
+    """Host-side conversion of file paths to arrays, and of unit ids to transcripts.
 
     Class attributes:
       field: name of the input array.
-      input_spec: its shape and dtype.
-      input_kind: of a file, for messages.
+      input_spec: shape and dtype of the input array.
+      input_kind: noun for an input file in messages.
 
     Attributes:
-      tokenizer: of transcripts.
+      tokenizer: tokenizer of the transcripts.
     """
 
     tokenizer: Tokenizer
@@ -99,15 +97,15 @@ class TranscriptionProcessor(Processor):
         """Returns the input array of a file.
 
         Raises:
-          UserError: it cannot be read, or is too long.
+          UserError: the file cannot be read, or the input is too long.
         """
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the padded input and its length."""
+        """Returns descriptions of the padded input and its length."""
         return {self.field: self.input_spec, "length": ArraySpec(("batch",), "int32")}
 
     def encode(self, raw: Sequence[str]) -> TranscriptionExamples:
-        """Reads files by their paths."""
+        """Reads the files at the given paths."""
         arrays = []
         for path in raw:
             try:
@@ -126,11 +124,11 @@ class TranscriptionProcessor(Processor):
         ]
 
     def table_input(self, value: str, folder: Path) -> str:
-        """Returns the path; it is relative to the folder of the manifest."""
+        """Returns the path of the file, which in the table is relative to the table's folder."""
         return str(folder / Path(value).expanduser())
 
     def hypotheses(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
-        """Returns the transcripts."""
+        """Returns the decoded transcripts."""
         size = self.tokenizer.size
         return [
             self.tokenizer.decode([token for token in tokens if PAD < token < size])
@@ -138,7 +136,7 @@ class TranscriptionProcessor(Processor):
         ]
 
     def pieces(self, tokens: np.ndarray) -> list[str]:
-        """Returns the text of each decoding step, for axes of figures."""
+        """Returns the text of each decoding step, for the axes of figures."""
         return [
             "end" if token >= self.tokenizer.size else self.tokenizer.decode([token]).strip() or "·"
             for token in map(int, tokens)
@@ -147,11 +145,11 @@ class TranscriptionProcessor(Processor):
 
 
 class TranscriptionTask(Task):
-    """A task whose model has a `transcriber`, from `_encode` alone.
+    """A task whose model has a `transcriber`; subclasses only define the encoder, `_encode`.
 
     Class attributes:
-      word_level: whether the primary metric is "wer", not "cer".
-      length_multiple: lengths of padded inputs are multiples of this.
+      word_level: whether the primary metric is "wer" instead of "cer".
+      length_multiple: number that divides the lengths of padded inputs.
     """
 
     processor_type: ClassVar[type[TranscriptionProcessor]]
@@ -167,17 +165,17 @@ class TranscriptionTask(Task):
 
     @abc.abstractmethod
     def _encode(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> EncoderOutput:
-        """Returns what the transcriber reads; with a key as in training."""
+        """Returns the encoder output; if a random key is given, with dropout as in training."""
 
     @classmethod
     def fit(
         cls, dataset: TranscriptionData, data: Any, model: Any, paths: Paths, **fitted: Any
     ) -> TranscriptionProcessor:
-        """Returns the processor with the tokenizer of the data set.
+        """Builds the processor with the tokenizer of the data set.
 
         Args:
           dataset, data, model, paths: as for `Task.fit`.
-          **fitted: further fields of the processor.
+          **fitted: additional fields of the processor.
 
         Raises:
           UserError: a text is longer than the transcriber's `max_length`.
@@ -187,15 +185,17 @@ class TranscriptionTask(Task):
             if longest > model.transcriber.max_length:
                 raise UserError(
                     f"config.model.transcriber.max_length: got {model.transcriber.max_length}, "
-                    f"expected at least {longest}, the units of the longest text of {split}"
+                    f"expected at least {longest}, the number of units of the longest text of "
+                    f"{split}"
                 )
         return cls.processor_type(data, model, dataset.tokenizer, **fitted)
 
     @property
     def buckets(self) -> Sequence[Mapping[str, int]] | None:
-        """A few pairs of lengths that waste little padding, the last one the longest.
+        """Pairs of padded lengths (input, targets), ascending; the last one fits all examples.
 
-        None without data: they depend on all splits, so the processor does not have them.
+        None without data, because the lengths depend on all splits, which the processor does not
+        know.
         """
         if self.dataset is None:
             return None
@@ -211,7 +211,7 @@ class TranscriptionTask(Task):
     def loss(
         self, model: Any, batch: Mapping[str, Any], dropout_key: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Computes the label-smoothed loss per unit, and its parts."""
+        """Computes the label-smoothed loss per unit, and its terms as metrics."""
         encoder_key, decoder_key = jax.random.split(dropout_key)
         found = self._encode(model, batch, encoder_key)
         losses = model.transcriber(
@@ -226,7 +226,7 @@ class TranscriptionTask(Task):
         return jnp.sum(model.transcriber.joint(losses) * weight) / units, parts
 
     def evaluate(self, model: Any, batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        """Sums losses without smoothing, units, and texts for which CTC has no path."""
+        """Sums losses without label smoothing, units, and texts that have no CTC path."""
         found = self._encode(model, batch)
         losses = model.transcriber(
             found.memory, found.valid, found.final_state, batch["target"], smoothing=False
@@ -240,14 +240,21 @@ class TranscriptionTask(Task):
         return statistics, {}
 
     def predict(self, model: Any, inputs: Mapping[str, Any], *, fast: bool = False) -> dict:
-        """Returns units of the best transcript, [B, T] padded with 0, and its score [B]."""
+        """Returns unit ids of the best transcript, [B, T] padded with 0, and its score, [B]."""
         decoded = self._decode(model, inputs, **{"decoding": DecodingConfig()} if fast else {})
         tokens, width = decoded.tokens[:, 0], self.decoder_config.max_length + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=PAD)
         return {"tokens": tokens, "score": decoded.scores[:, 0]}
 
+    def decoder(self, model: Any, inputs: Mapping[str, Any]) -> TokenDecoder | None:
+        """Returns the decoder of the encoded inputs, without CTC scores; None for CTC alone."""
+        if self.decoder_config.decoder == "none":
+            return None
+        found = self._encode(model, inputs)
+        return model.transcriber.decoding(found.memory, found.valid, found.final_state)
+
     def attention(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the decoder's weights [B, T, S] over frames, means over heads and layers."""
+        """Returns decoder attention weights [B, T, S], averaged over heads and layers."""
         if not self.decoder_config.aligns:
             return {}
         weights = self._decode(model, inputs, return_weights=True).extras["alignment"][:, 0]
@@ -266,9 +273,9 @@ class TranscriptionTask(Task):
     ) -> dict[str, float]:
         """Returns `transcript_metrics` and the loss per unit.
 
-        The first test condition has plain metric names; those of each other condition are named
-        <metric>_<condition>, except `hallucination_rate` of a condition without speech. `loss` is
-        over all conditions.
+        Metrics of the first test condition have plain names, metrics of the other conditions are
+        named <metric>_<condition>. `hallucination_rate`, which is only defined for a condition
+        without speech, has no suffix. `loss` covers all conditions.
         """
         metrics = {
             "loss": float(statistics["loss"]) / float(statistics["units"]),
@@ -278,15 +285,15 @@ class TranscriptionTask(Task):
             pair = self._references_and_hypotheses(outputs, split, group)
             found = transcript_metrics(*pair, words=self.word_level)
             found = {key: value for key, value in found.items() if np.isfinite(value)}
-            # A condition without speech has one metric, which needs no suffix.
+            # A condition without speech has only this metric, which needs no suffix.
             alone = set(found) == {"hallucination_rate"}
             metrics |= {f"{key}_{name}" if name and not alone else key: found[key] for key in found}
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of settings, index and text of each example of the first condition.
+        """Returns, for each example of the first condition, a hash of settings, index and text.
 
-        The arrays are left out: they depend on the config (sample rate, size).
+        The arrays are not hashed, because they depend on the config, such as the sample rate.
         """
         part = self.dataset.splits[split]
         chosen = np.flatnonzero(part.groups == 0)
@@ -294,21 +301,21 @@ class TranscriptionTask(Task):
         return digests.ids([settings] * len(chosen), chosen, [part.texts[i] for i in chosen])
 
     def example_scores(self, outputs: Mapping[str, np.ndarray], split: str) -> np.ndarray:
-        """Returns errors of each text of the first condition over the mean length of texts."""
+        """Returns the errors of each text of the first condition over the mean text length."""
         pair = self._references_and_hypotheses(outputs, split, 0)
         return text_errors(*pair, words=self.word_level).astype(np.float32)
 
     def _references_and_hypotheses(
         self, outputs: Mapping[str, np.ndarray], split: str, group: int
     ) -> tuple[list[str], list[str]]:
-        """Returns the texts of one condition."""
+        """Returns the reference and hypothesis texts of one condition."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         chosen = np.flatnonzero(part.groups == group)
         return [part.texts[i] for i in chosen], [hypotheses[i] for i in chosen]
 
     @abc.abstractmethod
     def _input_image(self, example: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-        """Returns an example as an image, left to right, and a label of each encoded frame."""
+        """Returns an example as an image from left to right, and a label for each encoded frame."""
 
     def _alignments(
         self,
@@ -317,7 +324,7 @@ class TranscriptionTask(Task):
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Draws the alignments of the first examples, as many as have weights."""
+        """Returns alignment figures of the first examples, as many as have attention weights."""
         drawn: list[Figure] = []
         for index, weights in enumerate(attention.get("alignment", ())):
             steps = self.processor.pieces(outputs["tokens"][index])
@@ -333,7 +340,7 @@ class TranscriptionTask(Task):
         split: str,
         attention: Mapping[str, np.ndarray],
     ) -> list[Figure]:
-        """Returns the alignments of the first transcripts."""
+        """Returns alignment figures of the first transcripts."""
         part, hypotheses = self.dataset.splits[split], self.processor.hypotheses(outputs)
         captions = [f"{said}\n{wrote}" for said, wrote in zip(part.texts, hypotheses, strict=True)]
         return self._alignments(part, captions, outputs, attention)
@@ -344,15 +351,15 @@ class TranscriptionTask(Task):
         outputs: Mapping[str, np.ndarray],
         attention: Mapping[str, np.ndarray],
     ) -> list[list[Figure]]:
-        """Returns the alignment of each input.
+        """Returns an alignment figure for each input.
 
         Raises:
-          UserError: the model is CTC alone, which has no alignment.
+          UserError: the model has only a CTC output, which has no alignment.
         """
         if not self.decoder_config.aligns:
             raise UserError(
-                "--figures: this run writes by CTC alone, expected a decoder with attention; leave "
-                "the flag out"
+                "--figures: this run has only a CTC output, expected a decoder with attention; "
+                "leave out the flag"
             )
         examples, captions = self.processor.encode(raw), self.processor.hypotheses(outputs)
         return [[each] for each in self._alignments(examples, captions, outputs, attention)]

@@ -75,6 +75,8 @@ CHECKED: tuple[str, ...] = (
     "launch/runs/directory.py",
     "launch/runs/provenance.py",
     "launch/runs/run.py",
+    "launch/serve.py",
+    "launch/serving",
     "launch/sweep.py",
     "launch/train.py",
     "tasks/__init__.py",

@@ -102,7 +102,11 @@ def test_commands_run_as_they_stand(place):
             words = words[: words.index(">")]
         assert words[:2] == ["python", "-m"]
         flags = [
-            re.sub(r"(=)(runs/|my\.csv|new\.csv|bert-base|RESULTS\.md)", rf"\1{place}/\2", word)
+            re.sub(
+                r"(=)(runs/|exported|my\.csv|new\.csv|bert-base|RESULTS\.md)",
+                rf"\1{place}/\2",
+                word,
+            )
             for word in words[3:]
         ]
         for config, smaller in SMALL.items():
@@ -117,7 +121,7 @@ def test_commands_run_as_they_stand(place):
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-1500:]}"
         assert done.stdout
         ran.append(command)
-    expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report"}
+    expected = {"prepare", "train", "evaluate", "predict", "ablate", "sweep", "report", "export"}
     assert set(ran) == {*expected, *WEIGHTS}
 
 

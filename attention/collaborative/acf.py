@@ -3,9 +3,9 @@
 Chen et al. 2017, "Attentive Collaborative Filtering: Multimedia Recommendation with Item- and
 Component-Level Attention". Two modules that can also be used separately:
 
-    content = component_attention(user, components, valid=parts)        # of each item
-    profile = item_attention(user, items, auxiliary, content=content, valid=history)
-    scores = profile_scores(user, profile, candidates)
+    content = component_attention(user, components, valid=parts) # for each item profile =
+    item_attention(user, items, auxiliary, content=content, valid=history) scores =
+    profile_scores(user, profile, candidates)
 
 B users, S items of a history, M components of an item (regions of an image, frames of a video), C
 size of a component, I candidates, D size of the vectors of users and items, A hidden size.
@@ -121,13 +121,13 @@ def profile_scores(
 
 
 class ItemAttention(nnx.Module):
-    """Item-level attention: a profile of the user from the items of a history (Chen et al. 2017).
+    """Item-level attention: a user profile computed from the items of a history (Chen et al. 2017).
 
         s = Σ_l α_l p_l,   α = softmax_l(w·relu(W_u u + W_v v_l + W_p p_l + W_x x̄_l + b))
 
-    v_l is the vector by which the item is scored. p_l, auxiliary, is the vector by which it
-    represents its user. x̄_l is its content, if any. The paper adds a constant to the logits, which
-    has no effect on softmax and is omitted.
+    v_l is the item's vector as a candidate, and p_l (auxiliary) its vector as part of a user's
+    history. x̄_l is the item's content, if any. The paper adds a constant to the logits; it is
+    omitted because it has no effect on the softmax.
 
     Parameters: user/kernel [D, A] (W_u) with user/bias [A] (b), items/kernel and auxiliary/kernel
     [D, A] (W_v, W_p), content/kernel [C, A] (W_x), score [A] (w).
@@ -136,7 +136,7 @@ class ItemAttention(nnx.Module):
       model_size: D.
       content_size: C; no content if None.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a size is below 1.
@@ -224,7 +224,7 @@ class ComponentAttention(nnx.Module):
       model_size: D of the user's vector.
       component_size: C.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.

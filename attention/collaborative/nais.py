@@ -1,4 +1,4 @@
-"""Scores of items from the items of a history: NAIS, and FISM, its form without attention.
+"""Item scores computed from the items of a history: NAIS, and FISM, its form without attention.
 
 He et al. 2018, "NAIS: Neural Attentive Item Similarity Model for Recommendation"; Kabbur et al.
 2013, "FISM: Factored Item Similarity Models". An item has two vectors: p as a candidate and q as
@@ -7,7 +7,7 @@ part of a history:
     scores = nais(target[candidates], source[history], bias=b[candidates],
                   valid=without_target(candidates, history, valid))
 
-The history represents the user. There is no vector of users, so new users have scores too.
+The history represents the user. There are no user vectors, so new users can be scored too.
 
 B users, I candidates, S items of a history, D size of an item's vector, A hidden size of attention.
 """
@@ -96,7 +96,8 @@ def length_factor(valid: Array, alpha: float) -> Array:
 
         c_i = n_i^(-α),   n_i = Σ_j v_ij
 
-    n counts the summed items, without a candidate that is excluded from its own history.
+    n is the number of summed items; a candidate that is excluded from its own history is not
+    counted.
 
     Args:
       valid: bool [B, 1 or I, S].
@@ -148,7 +149,7 @@ class _ItemSimilarity(nnx.Module):
         Args:
           candidates: p, [B, I, D].
           history: q, [B, S, D].
-          bias: of the candidates, [B, I]; 0 if None.
+          bias: bias of the candidates, [B, I]; 0 if None.
           valid: bool [B, S], or [B, I, S] of `without_target`; all are real if None.
           return_weights: whether to return the weights of the similarities too.
 
@@ -170,7 +171,7 @@ class _ItemSimilarity(nnx.Module):
 
 
 class FISM(_ItemSimilarity):
-    """Equal weights for all items of the history: the control of NAIS (Kabbur et al. 2013).
+    """FISM: equal weights for all items of the history, the control of NAIS (Kabbur et al. 2013).
 
         y_i = b_i + n^(-α) Σ_(j ≠ i) q_jᵀ p_i
 
@@ -179,7 +180,7 @@ class FISM(_ItemSimilarity):
     Args:
       model_size: D.
       alpha: α, from 0 (a sum over the history) to 1 (a mean).
-      dtype: of the vectors.
+      dtype: dtype of the vectors.
 
     Raises:
       ValueError: alpha is out of range.
@@ -216,7 +217,7 @@ class NAIS(_ItemSimilarity):
       hidden_size: A; D if None.
       beta: β in [0, 1]; with 1 the weights sum to 1.
       alpha: α, from 0 to 1; 0 in the paper, whose weights already depend on the length.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument is out of range.

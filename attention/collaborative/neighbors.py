@@ -123,9 +123,8 @@ def neighbor_scores(
 
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|
 
-    over a list of neighbors v for each user. The formula is often printed with a similarity between
-    a user and an item instead of r(v, i). Users and items are not compared here: the average is
-    over the ratings that neighbors v gave to i.
+    with a list of neighbors v for each user. The result is the weighted mean of the ratings that
+    the neighbors gave to item i.
 
     Resnick et al. average deviations from each neighbor's mean and add the mean of u. For that form
     pass r(v, i) minus the mean of v.
@@ -198,9 +197,10 @@ class UserNeighbors(nnx.Module):
         score(u, i) = Σ_v w_v sim(u, v) r(v, i) / Σ_v |w_v sim(u, v)|,   sim = cos(e_u, e_v)
 
     The weight of a neighbor, the same for all queries, is w_v = softplus(a·e_v + c); with
-    `num_users` it is w_v = softplus(c_v), one number for each user. It is positive, so the
-    similarity has the sign, and grows no faster than its logit, so one neighbor cannot dominate at
-    once. All weights are initialized to 1, the plain average over neighbors.
+    `num_users` it is w_v = softplus(c_v), one number for each user. The weight is positive, so the
+    sign comes from the similarity, and it grows at most linearly with its logit, so that no
+    neighbor dominates early in training. All weights are initialized to 1, which gives the average
+    over neighbors.
 
     Attentive collaborative filtering over the items of a history is in
     `attention.collaborative.acf`.
@@ -210,7 +210,7 @@ class UserNeighbors(nnx.Module):
     Args:
       model_size: D.
       num_users: U; if None the weight depends on the neighbor's vector.
-      dtype: of vectors and ratings; similarities and weights are float32.
+      dtype: dtype of vectors and ratings; similarities and weights are float32.
 
     Raises:
       ValueError: num_users is below 1.

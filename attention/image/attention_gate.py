@@ -68,7 +68,7 @@ def additive_gate(
       score_bias: b_ψ, [1].
 
     Returns:
-      α, [B, Y, X, 1] in at least float32; the map times α is the result.
+      α, [B, Y, X, 1] in at least float32, to multiply the map with.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -106,7 +106,7 @@ class AttentionGate(nnx.Module):
       signal_channels: G of the gating signal g, from a coarser scale.
       hidden_size: F; half of C, at least 1, if None.
       stride: S, the side of the convolution W_x and its stride.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -143,7 +143,7 @@ class AttentionGate(nnx.Module):
         Args:
           x: [B, Y, X, C].
           gating_signal: [B, Y', X', G], no finer than x.
-          valid: bool [B]; has no effect, as examples are independent.
+          valid: bool [B]; has no effect, because examples are independent.
           training: has no effect.
           return_weights: whether to return the coefficients too.
 

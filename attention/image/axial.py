@@ -49,7 +49,7 @@ def between_positions(weights: Array, Y: int, X: int, axis: str) -> Array:
         row: w'_(y,x)(y',x') = w_y,xx' if y = y', else 0;   column: likewise
 
     Args:
-      weights: of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
+      weights: weights of rows [B·Y, N, X, X], of columns [B·X, N, Y, Y].
       Y, X: the map's sizes.
       axis: "row" or "column".
 
@@ -75,16 +75,17 @@ class Axial(MapAttention):
 
         h = x + rows(x),   y = h + columns(h)
 
-    with one `MultiHeadAttention` each: after both, every position depends on all others, in
-    O(P·(Y + X)). The weights [B, 2N, P, P] hold N heads of the rows, then N of the columns.
+    with one `MultiHeadAttention` for rows and one for columns. After both, every position depends
+    on all others, at a cost of O(P·(Y + X)). The weights [B, 2N, P, P] contain the N heads of the
+    rows, then the N heads of the columns.
 
     Args:
       channels: C.
-      num_heads: N of each, divides C.
-      positions: of each, "none" or a spec of `attention.positions.POSITIONS`, such as "shaw" (Wang
-        et al. 2020 use relative positions) or "rope".
+      num_heads: N, number of heads of each attention; divides C.
+      positions: "none" or a spec of `attention.positions.POSITIONS` for both attentions, such as
+        "rope" or "shaw" (Wang et al. 2020 use relative positions).
       residual: whether the two inputs are added as above.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -18,7 +18,7 @@ def batch_moments(x: Array, valid: Array | None = None) -> tuple[Array, Array, A
 
         μ_c = Σ_i x_ic / n,   σ²_c = Σ_i (x_ic - μ_c)² / n
 
-    over the n positions i of all valid examples. On a mesh these are the examples of the global
+    over the n positions i of all valid examples. On a mesh, the statistics are those of the global
     batch.
 
     Args:
@@ -71,8 +71,8 @@ class BatchNorm(nnx.Module):
 
         running = (1 - m) · running + m · batch,   the variance times n / (n - 1)
 
-    The running statistics are `nnx.BatchStat`s, not parameters: a training step must store them. n
-    is the number of valid positions; without any the statistics do not change.
+    The running statistics are `nnx.BatchStat`s, not parameters, and must be stored by the training
+    step. n is the number of valid positions; if n is 0, the statistics do not change.
 
     Args:
       size: C.
@@ -96,7 +96,7 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.ones((size,)))
 
     def __call__(self, x: Array, *, valid: Array | None = None, training: bool = False) -> Array:
-        """Normalizes x [B, ..., C]; valid is bool [B], the examples of the batch statistics."""
+        """Normalizes x [B, ..., C]; valid, bool [B], selects examples for the batch statistics."""
         mean, variance = self.mean[...], self.variance[...]
         if training:
             mean, variance, n = batch_moments(x, valid)

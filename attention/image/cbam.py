@@ -83,7 +83,7 @@ class ChannelGate(MapGate):
       channels: C.
       reduction: r; the MLP has ⌊C / r⌋ hidden channels, at least one.
       use_bias: whether the MLP has biases.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -112,15 +112,15 @@ class SpatialGate(MapGate):
 
         y = x · σ(BN(conv([max_c x; mean_c x])))
 
-    One convolution from two channels to one, without bias or ReLU, and a batch norm after, as in
-    the authors' code.
+    The gate is a convolution from two channels to one, without bias or ReLU, followed by a batch
+    norm, as in the authors' code.
 
     Args:
       channels: C.
       kernel_size: the convolution's side, odd.
       momentum: weight of the newest batch in the running statistics; the authors' 0.01 needs tens
         of thousands of steps.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: kernel_size is even or below 1, or the momentum is out of range.
@@ -158,7 +158,7 @@ class CBAM(MapGate):
       channels: C.
       reduction, use_bias: as for `ChannelGate`.
       kernel_size, momentum: as for `SpatialGate`.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: as for both.

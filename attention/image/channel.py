@@ -128,7 +128,7 @@ class SqueezeExcite(MapGate):
     Args:
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.
@@ -159,7 +159,7 @@ class EfficientChannel(MapGate):
     Args:
       channels: C.
       kernel_size: K, odd; `adaptive_kernel_size(C)` if None.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: kernel_size is even or below 1.

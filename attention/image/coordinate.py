@@ -61,7 +61,7 @@ class Coordinate(MapGate):
       channels: C.
       reduction: r; f has max(⌊C / r⌋, least) channels.
       least: smallest number of channels of f.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1.

@@ -38,12 +38,12 @@ def global_average(x: Array) -> Array:
 
 
 def maximum(x: Array, axis: int) -> Array:
-    """Computes the maximum along an axis; its first index gets the gradient (Woo et al. 2018).
+    """Computes the maximum along an axis, with its gradient at the first argmax (Woo et al. 2018).
 
         y = max_i x_i,   dy / dx_i = 1 where i = argmax x, else 0
 
-    The gradient of `jnp.max` goes to entries equal to the maximum. A compiler that recomputes x for
-    that comparison with other rounding finds another entry or none.
+    `jnp.max` instead sends the gradient to all entries that equal the maximum. If the compiler
+    recomputes x for that comparison with different rounding, it can find a wrong entry or none.
 
     Args:
       x: [..., I, ...].
@@ -140,7 +140,7 @@ def kernel_init(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
 class MapAttention(nnx.Module):
     """Base class of attention over feature maps.
 
-    A subclass sets `channels` and `dtype`, gives `_apply`, and records its weights.
+    A subclass sets `channels` and `dtype`, defines `_apply`, and records its weights.
     """
 
     channels: int
@@ -149,7 +149,7 @@ class MapAttention(nnx.Module):
     def _apply(
         self, x: Array, *, valid: Array | None, training: bool
     ) -> tuple[Array, Callable[[], Array]]:
-        """Returns the new map [B, Y, X, C] and a function of the weights.
+        """Returns the new map [B, Y, X, C] and a function that computes the weights.
 
         Args:
           x: [B, Y, X, C] in `dtype`, checked.
@@ -169,14 +169,14 @@ class MapAttention(nnx.Module):
 
         Args:
           x: [B, Y, X, C].
-          valid: bool [B], the examples that count in batch statistics; all if None. Without batch
-            statistics it has no effect.
+          valid: bool [B], examples to include in batch statistics; all if None. It has no effect
+            without batch statistics.
           training: whether to normalize by the batch and update the running statistics.
           return_weights: whether to return the weights too.
 
         Returns:
-          [B, Y, X, C] in `dtype`, or that and the weights: of a gate the factors of x,
-          [B, Y or 1, X or 1, C or 1]; else [B, N, P, P].
+          [B, Y, X, C] in `dtype`, or that and the weights. The weights of a gate are the factors of
+          x, [B, Y or 1, X or 1, C or 1]; others are [B, N, P, P].
 
         Raises:
           ValueError: shapes or dtypes do not fit.
@@ -191,7 +191,7 @@ class MapGate(MapAttention):
 
     Args:
       channels: C.
-      dtype: of the map; gates and parameters are float32.
+      dtype: dtype of the map; gates and parameters are float32.
     """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype = jnp.float32):

@@ -96,7 +96,7 @@ class NonLocal(MapAttention):
       head_size: H; if None the heads divide half of the channels, at least one each.
       similarity: "embedded_gaussian" or "dot_product".
       norm: whether to use batch norm.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: a number is below 1, or the similarity is unknown.

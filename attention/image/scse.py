@@ -69,7 +69,7 @@ class ChannelAndSpatial(MapGate):
       channels: C.
       reduction: r; the bottleneck has ⌊C / r⌋ channels, at least one.
       join: "add" as above, or "max" of both terms.
-      dtype: of the map; gate and parameters are float32.
+      dtype: dtype of the map; gate and parameters are float32.
 
     Raises:
       ValueError: a number is below 1, or join is neither.

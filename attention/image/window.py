@@ -27,8 +27,8 @@ def window_indices(Y: int, X: int, size: int, shift: int = 0) -> tuple[np.ndarra
         window (i, j) has the rows (i·S + shift + a) mod Y', a < S, of Y' = ⌈Y / S⌉·S, and columns
         likewise = the positions there after rolling the map up and to the left by the shift
 
-    Positions that the roll wraps around form a region of their own. A side of one window is not
-    shifted, as it has no neighboring window.
+    Positions that the roll wraps around form a separate region. A side that has only one window is
+    not shifted.
 
     Args:
       Y, X: the map's sizes.
@@ -119,7 +119,7 @@ def window_attention(
         attended = attend(*arrays, mask=mask, bias=bias)
     options = {"size": size, "shift": shift, "bias": bias}
     recording.record(lambda: window_weights(query, key, **options))
-    # Each position is in exactly one window; this is its index there.
+    # Each position is in exactly one window; this is its index within that window.
     order = np.argsort(indices.ravel(), kind="stable")[: Y * X]
     flat = attended.reshape(B, indices.size, *attended.shape[2:])
     return flat[:, order].reshape(B, Y, X, *attended.shape[2:])
@@ -147,7 +147,7 @@ def window_weights(
     weights = attention_weights(*arrays, mask=_within(regions, B), bias=bias)
     W, N, P = len(indices), query.shape[3], Y * X
     weights = weights.reshape(B, W, N, size**2, size**2).swapaxes(1, 2)
-    # Padding goes to a row and a column of its own, which are removed.
+    # Padding is written to an extra row and column, which are then removed.
     dense = jnp.zeros((B, N, P + 1, P + 1), weights.dtype)
     return dense.at[:, :, indices[:, :, None], indices[:, None]].set(weights)[:, :, :P, :P]
 
@@ -191,9 +191,10 @@ class ShiftedWindow(MapAttention):
       channels: C.
       num_heads: N, divides C.
       window: S, the side of a window.
-      shift: of the windows against the grid; S // 2 if None. A Swin stage alternates 0 and S // 2.
+      shift: shift of the windows relative to the grid; S // 2 if None. A Swin stage alternates 0
+        and S // 2.
       residual: whether x is added.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -1,12 +1,12 @@
 """Convolution of feature maps: by XLA, or on CPUs by C++ that runs on XLA's threads.
 
-XLA's convolutions on CPUs, above all the gradient of the kernel, are several times slower than the
-same products in blocks that fit the caches. The sources are in cpu/source, compiled at first use
-(`cpu.build`). XLA is used without a compiler, for other dtypes, on other platforms and on several
-devices. The choice is made when a program is lowered.
+On CPUs, XLA's convolutions, above all the gradient of the kernel, are several times slower than the
+same products in blocks that fit into the caches. The C++ sources are in cpu/source and are compiled
+on first use (`cpu.build`). XLA is used if there is no compiler, for other dtypes, on other
+platforms and on several devices. The choice is made when a program is lowered.
 
-A convolution and its two transposes are bilinear primitives, whose transposes are each other.
-Derivatives of any order in both modes follow.
+A convolution and its two transposes are bilinear primitives, and the transposes of each are among
+the three. So derivatives of any order are available in both modes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array
         raise ValueError(f"padding: got {padding}, expected numbers of at least 0")
     options = {"stride": stride, "padding": padding}
     y = jax.eval_shape(functools.partial(_by_xla, **options), x, kernel)
-    # On a mesh with explicit axes only XLA's operation determines the sharding of its result.
+    # On a mesh with explicit axes, only XLA's operation can determine the sharding of its result.
     typed = any(kind != AxisType.Auto for kind in jax.sharding.get_abstract_mesh().axis_types)
     if typed or 0 in (x.size, kernel.size, y.size):
         return _by_xla(x, kernel, **options)
@@ -100,12 +100,12 @@ def _natively(target: str, by_xla, first: Array, second: Array, **parameters) ->
 
 
 def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
-    """Returns whether the program being lowered can use the C++: one CPU, a supported dtype."""
+    """Returns True if the program being lowered can use C++: one CPU and a supported dtype."""
     module = context.module_context
     # XLA partitions its own operations over several devices.
     if getattr(module.axis_context, "num_devices", None) != 1 or module.platforms != ("cpu",):
         return False
-    # An exported program runs elsewhere, without these sources.
+    # An exported program may run on another host, without these sources.
     if module.lowering_parameters.for_export or dtype not in (jnp.float32, jnp.bfloat16):
         return False
     try:
@@ -119,7 +119,7 @@ def _can(context: mlir.LoweringRuleContext, dtype: Any) -> bool:
 
 
 def _primitive(name: str, target: str, by_xla) -> core.Primitive:
-    """A primitive with abstract values, eager calls, `vmap` and lowering; derivatives are below."""
+    """Creates a primitive with abstract evaluation, eager calls, `vmap` and lowering rules."""
     primitive = core.Primitive(name)
 
     def outline(first: Any, second: Any, **parameters) -> Any:
@@ -143,7 +143,7 @@ def _primitive(name: str, target: str, by_xla) -> core.Primitive:
 
 
 def _mapped(primitive: core.Primitive, arrays, axes, **parameters) -> tuple[Array, int]:
-    """Maps under `vmap` join the batch; kernels and their gradients are computed one by one."""
+    """Batching rule: mapped feature maps join the batch; kernels are processed one by one."""
     arrays = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

@@ -1,7 +1,8 @@
-"""Error messages for derivatives that a kernel does not have.
+"""Error messages for derivatives that a kernel does not support.
 
-Most kernels have a hand-written first derivative in reverse mode only. For any other JAX would
-blame a `custom_vjp` function or a loop. `guard_derivatives` names the kernel that has it.
+Most kernels have only a hand-written first derivative in reverse mode. For other derivatives, the
+error message of JAX would mention a `custom_vjp` function or a loop. `guard_derivatives` raises an
+error that names a kernel with these derivatives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Array = jax.Array
 
 
 def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
-    """Returns the array, guarded against forward-mode and higher derivatives.
+    """Returns the array unchanged, but raises for forward-mode and higher derivatives.
 
         y = x,   dx = dy of the first reverse-mode derivative
 
@@ -29,14 +30,14 @@ def guard_derivatives(array: Array, kernel: str, higher: bool) -> Array:
       y, [...].
 
     Raises:
-      NotImplementedError: when such a derivative is computed; the message names "reference".
+      NotImplementedError: when such a derivative is computed; the message suggests "reference".
     """
     return _guard.bind(array, kernel=kernel, higher=higher, order=1)
 
 
 def _unsupported(kernel: str, mode: str) -> NotImplementedError:
     return NotImplementedError(
-        f"implementation: got {kernel!r} for {mode}, expected 'reference', which has them"
+        f"implementation: got {kernel!r} for {mode}, expected 'reference', which supports them"
     )
 
 
@@ -44,9 +45,9 @@ def _forward_mode(kernel: str) -> NotImplementedError:
     return _unsupported(kernel, "forward-mode derivatives (jvp, jacfwd, hessian)")
 
 
-# The identity of an input; its tangent goes through `_tangent`.
+# Returns x; its tangent goes through `_tangent`.
 _guard = core.Primitive("kernel_input")
-# The identity of a tangent; only its transpose, in reverse mode, is ever computed.
+# Returns the tangent; only the transpose of this function, in reverse mode, is ever computed.
 _tangent = core.Primitive("kernel_tangent")
 
 

@@ -1,4 +1,4 @@
-"""Platforms of kernels: checks of the device, interpreter mode, lowering for other platforms.
+"""Platforms of kernels: device checks, interpreter mode, and lowering for other platforms.
 
 A kernel for a GPU or a TPU calls `require_platform` before it imports its library, so that "auto"
 rejects it at once on other platforms.
@@ -14,7 +14,10 @@ import jax
 
 PLATFORMS = {"cuda": "an NVIDIA GPU", "tpu": "a TPU", "cpu": "a CPU"}
 
-# Set by the context managers below, innermost last.
+# Platform of `portable`, which no kernel of one platform supports.
+_PORTABLE = "every platform"
+
+# Stack of settings of the context managers below, innermost last.
 _interpreted: list[bool] = []
 _assumed: list[str] = []
 
@@ -26,7 +29,7 @@ def interpreted() -> Iterator[None]:
         with kernels.interpreted():
             attend(query, key, value, implementation="triton")
 
-    A `jax.jit` function traced within stays interpreted when it is called again later.
+    A `jax.jit` function that is traced inside stays interpreted when it is called again later.
     """
     _interpreted.append(True)
     try:
@@ -37,7 +40,7 @@ def interpreted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lowering_for(platform: str) -> Iterator[None]:
-    """Traces as if on a platform, to lower or export a program for it.
+    """Traces as if on another platform, to lower or export a program for it.
 
         with kernels.lowering_for("cuda"):
             exported = jax.export.export(jax.jit(f), platforms=["cuda"])(x)
@@ -46,7 +49,7 @@ def lowering_for(platform: str) -> Iterator[None]:
       platform: "cuda", "tpu" or "cpu".
 
     Raises:
-      ValueError: another platform.
+      ValueError: the platform is unknown.
     """
     if platform not in PLATFORMS:
         raise ValueError(f"platform: got {platform!r}, expected one of {list(PLATFORMS)}")
@@ -58,12 +61,26 @@ def lowering_for(platform: str) -> Iterator[None]:
         _assumed.pop()
 
 
-# The minimal device of each platform to lower for; JAX requires one from 0.12 on.
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Traces with kernels that are lowered by XLA alone, to export a program for all platforms.
+
+    with kernels.portable():
+        exported = jax.export.export(jax.jit(f), platforms=["cpu", "cuda", "tpu"])(x)
+    """
+    _assumed.append(_PORTABLE)
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
+# Minimal device of each platform for lowering; JAX 0.12 and later require a device.
 _LEAST = {"cuda": ("gpu", "NVIDIA A100")}
 
 
 def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which JAX lowers for the platform's minimal device, on the current mesh."""
+    """Lowers for the platform's minimal device within the context, on the current mesh."""
     if platform not in _LEAST or default_platform() == platform:
         return contextlib.nullcontext()
     name, kind = _LEAST[platform]
@@ -73,7 +90,7 @@ def _described(platform: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
-    """Returns whether to interpret a kernel for a platform.
+    """Raises unless the platform is in use or interpreted; returns True if interpreted.
 
     Raises:
       NotImplementedError: another platform is in use and the kernel is not interpreted.
@@ -82,7 +99,7 @@ def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
         return True
     if expected_platform() != platform:
         raise NotImplementedError(
-            f"needs {PLATFORMS[platform]}, JAX runs on {device_kind_here()} here"
+            f"needs {PLATFORMS[platform]}, but JAX runs on {device_kind_here()}"
         )
     return False
 
@@ -90,7 +107,7 @@ def require_platform(platform: str, can_be_interpreted: bool = True) -> bool:
 def expect_one_device() -> None:
     """Raises if the program may be partitioned, which the calling kernel does not support.
 
-    Within a `jax.shard_map` over all axes of a mesh each device runs a program of its own.
+    Within a `jax.shard_map` over all axes of a mesh, each device runs a separate program.
 
     Raises:
       NotImplementedError: there are several devices.
@@ -101,7 +118,8 @@ def expect_one_device() -> None:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names or set(mesh.manual_axes) != set(mesh.axis_names):
         raise NotImplementedError(
-            f"is not partitioned over the {count} devices by itself; call it within jax.shard_map"
+            f"is not partitioned over the {count} devices automatically; call it within "
+            f"jax.shard_map"
         )
 
 
@@ -117,7 +135,7 @@ def expect_device(can: Container[str]) -> None:
 
 
 def expected_platform() -> str:
-    """Returns the platform that is traced for: of `lowering_for`, else `default_platform`."""
+    """Returns the platform that is traced for: that of `lowering_for`, or the default one."""
     return _assumed[-1] if _assumed else default_platform()
 
 
@@ -141,7 +159,7 @@ def device_kind_here() -> str:
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Returns that of the first NVIDIA GPU, (9, 0) for Hopper, or None without one."""
+    """Returns the compute capability of the first NVIDIA GPU, such as (9, 0), or None."""
     if _assumed or default_platform() != "cuda":
         return None
     major, _, minor = str(jax.devices()[0].compute_capability).partition(".")

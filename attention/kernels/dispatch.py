@@ -1,9 +1,9 @@
-"""The kernel that "auto" takes: the fastest measured on this kind of device, else by the registry.
+"""Selection of the kernel for "auto", by measurements on this kind of device or by the registry.
 
-`timings.json` holds the times of all kernels at a few sizes on a few kinds of device
-(`python -m benchmarks.tune` adds the device it runs on). The nearest measurement orders the
-kernels, and the first one that supports the call is taken. Choices are cached, for calls outside
-jit.
+`timings.json` contains the run times of all kernels at a few sizes on a few kinds of device
+(`python -m benchmarks.tune` adds the present device). The measurement with the most similar sizes
+orders the kernels, and the first kernel that supports the call is selected. Choices are cached for
+calls outside jit.
 
 B batch, N query heads, K key/value heads, T queries, S keys, H head size.
 """
@@ -39,12 +39,12 @@ _found: dict[Any, KernelChoice] = {}
 
 @dataclasses.dataclass(frozen=True)
 class KernelChoice:
-    """The kernel that `implementation="auto"` takes, and why.
+    """The kernel that `implementation="auto"` selects, and the reason.
 
     Attributes:
       name: name of the kernel.
-      unsupported: kernel -> reason, for the kernels that were passed over.
-      reason: measurements that led to the choice, or that there are none.
+      unsupported: reasons, by kernel, why kernels ahead of it were not selected.
+      reason: measurements that led to the choice, or a note that there are none.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Timing:
       batch, heads, queries, keys, size: B, N, T, S, H.
       dtype: "single" (32 bits and more) or "half" (16).
       options: one of `WORKLOADS`.
-      forward, both: kernel -> milliseconds of the forward pass, and with the backward pass.
+      forward, both: milliseconds by kernel, of the forward pass and of both passes.
     """
 
     batch: int
@@ -75,7 +75,7 @@ class Timing:
 
     @property
     def milliseconds(self) -> Mapping[str, float]:
-        """Times that decide: of both passes, or of the forward pass for decoding."""
+        """Times for ordering kernels: of both passes, or of the forward pass for decoding."""
         return self.forward if self.options == "decode" else self.both
 
     def distance(self, batch: int, heads: int, queries: int, keys: int, size: int) -> float:
@@ -157,18 +157,19 @@ def choose(
     Args:
       arrays: query [B, T, N, H], key [B, S, K, H], value, or `jax.ShapeDtypeStruct`s.
       options: the other arguments by name, checked.
-      unsupported_reason: kernel -> why it does not support the arguments, or None; traces it.
-      slower_reason: kernel -> why another one is faster at these sizes, or None. Used for kernels
-        without a measurement.
+      unsupported_reason: function that traces a kernel and returns why it does not support the
+        arguments, or None.
+      slower_reason: function that returns why a kernel is slower than another one at these sizes,
+        or None. Used for kernels without a measurement.
 
     Returns:
-      The `KernelChoice`, the same for the same shapes, dtypes, options, mesh and device kind.
+      The `KernelChoice`, which depends only on shapes, dtypes, options, mesh and device kind.
     """
     if tracing.only_shapes():
         return KernelChoice(registry.names("kernel")[-1], {}, "shapes only")
     kernels, device = tuple(registry.mechanisms("kernel")), device_kind()
     context = devices.context()
-    # There are no measurements of a device that is only assumed.
+    # A device that is only assumed for lowering has no measurements.
     measured = () if context[1] else timings().get(device, ())
     sizes, entry = _sizes(arrays), None
     try:
@@ -216,10 +217,11 @@ def nearest(
 def in_order(
     names: Sequence[str], unknown: set[str], milliseconds: Mapping[str, float]
 ) -> list[str]:
-    """Returns kernels in the order in which they are tried.
+    """Returns the kernels in the order in which they are tried.
 
-    Kernels never measured on this device keep their ranks in the registry, so that a new kernel in
-    front is taken. The others share the remaining ranks, fastest first, those without a time last.
+    Kernels that were never measured on this device keep their ranks in the registry, so that a new
+    kernel at the front is selected. The measured kernels fill the remaining ranks, fastest first,
+    those without a time last.
     """
     if not milliseconds:
         return list(names)
@@ -235,14 +237,14 @@ def device_kind() -> str:
 
 
 def _sizes(arrays: Sequence[Array]) -> tuple[int, int, int, int, int] | None:
-    """B, N, T, S, H; None if one is symbolic (`jax.export`)."""
+    """Returns B, N, T, S, H; None if one of them is symbolic (`jax.export`)."""
     (B, T, N, H), S = arrays[0].shape, arrays[1].shape[1]
     sizes = B, N, T, S, H
     return sizes if all(isinstance(size, int) for size in sizes) else None
 
 
 def _signature(arrays: Sequence[Array], options: Mapping[str, Any]) -> tuple:
-    """Everything that support by a kernel may depend on, hashable."""
+    """Returns a hashable key of everything that the choice of a kernel may depend on."""
     leaves, tree = jax.tree.flatten((tuple(arrays), dict(options)))
     return tuple(map(_abstract, leaves)), tree, jax.sharding.get_abstract_mesh()
 
@@ -264,12 +266,12 @@ def _reason(
     unknown: bool,
 ) -> str:
     if entry is None:
-        return f"no similar call was measured on {device}: first supported kernel of the registry"
+        return f"no similar call was measured on {device}; first supported kernel of the registry"
     if unknown:
-        return f"was never measured on {device}: taken by its rank in the registry"
+        return f"was never measured on {device}; selected by its rank in the registry"
     times = entry.milliseconds
     if name not in times:
-        return f"was not measured on {device} at such sizes: taken after the measured kernels"
+        return f"was not measured on {device} at such sizes; selected after the measured kernels"
     at = (entry.batch, entry.heads, entry.queries, entry.keys, entry.size)
     others = sorted(
         (value, other)

@@ -1,4 +1,4 @@
-"""The kernel "reference", which defines `attend`: dense, with every option, on every platform."""
+"""The kernel "reference", which defines `attend`: dense, with all options, on all platforms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attend(
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
       mask, bias, scale, logit_cap, sinks: as for `weights`.
-      dropout_rate, dropout_key: of the weights; the key may be None if the rate is 0.
+      dropout_rate, dropout_key: dropout of the weights; the key may be None if the rate is 0.
 
     Returns:
       [B, T, N, V] in the query's dtype.
@@ -52,8 +52,8 @@ def attend(
         kept = keep_mask(cast(Array, dropout_key), dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / keep_probability(dropout_rate), 0.0)
     grouped = probabilities.astype(value.dtype).reshape(B, K, N // K, T, S)
-    # Transposed afterwards: for values of a cache, stored by heads, XLA on CPU has no bfloat16
-    # product that accumulates in float32 directly to "BTKGV".
+    # The result is transposed afterwards: for cached values, which are stored by heads, XLA on CPU
+    # has # no bfloat16 product with float32 accumulation that gives "BTKGV" directly.
     result = jnp.einsum(
         "BKGTS,BSKV->BKGTV", grouped, value, preferred_element_type=accumulator(value)
     )

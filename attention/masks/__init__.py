@@ -1,4 +1,4 @@
-"""Masks: which query may attend to which key. True always means "may attend".
+"""Attention masks: which queries may attend to which keys. True always means "may attend".
 
     from attention import masks
 

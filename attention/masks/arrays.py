@@ -1,4 +1,4 @@
-"""A mask as the arrays of a compiled kernel, without T x S entries unless the mask is dense."""
+"""Conversion of masks to arrays for compiled kernels, without T x S entries unless dense."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _column(number: terms.Offset) -> Array:
 
 
 def _rows(real: Array, S: int) -> Array:
-    """Upper bounds that hide all keys from padding queries."""
+    """Returns upper bounds that hide all keys from padding queries."""
     return jnp.where(real, S, 0)
 
 
@@ -105,7 +105,7 @@ def _table(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the block codes and patterns of static terms."""
     mask = Mask(terms)
-    # Keeps them NumPy arrays under jit, not operations of the program.
+    # Keeps the results NumPy arrays under jit instead of operations of the program.
     with jax.ensure_compile_time_eval():
         visible, full = (
             np.asarray(x)[0] for x in mask.block_visibility(1, T, S, query_block, key_block)

@@ -1,7 +1,7 @@
-"""Block masks: which pairs of query and key blocks a kernel computes, for every blockwise kernel.
+"""Block masks: the pairs of query and key blocks that a blockwise kernel computes.
 
-Causal, padded, windowed and block-sparse attention (Zaheer et al. 2020) are then one loop over a
-list of blocks, whose length is the number of visible blocks.
+With a block mask, causal, padded, windowed and block-sparse attention (Zaheer et al. 2020) are the
+same loop over a list of visible blocks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class BlockMask(NamedTuple):
     """For each query block, the key blocks to visit (or the reverse); NumPy arrays if static.
 
     Attributes:
-      indices: int32 [1 or B, 1 or blocks, most], block numbers: full blocks, then partial ones,
-        then hidden ones.
-      num_full: int32 [1 or B, 1 or blocks], number of full blocks: each query attends to each key.
+      indices: int32 [1 or B, 1 or blocks, most], block indices: first full, then partial, then
+        hidden blocks.
+      num_full: int32 [1 or B, 1 or blocks], number of full blocks, in which each query attends to
+        each key.
       num_visible: int32 [1 or B, 1 or blocks], number of full and partial blocks.
     """
 
@@ -60,9 +61,10 @@ def make_block_mask(
       mask: a mask of [B, N, T, S], or None if all is visible.
       B, T, S: number of examples, queries and keys.
       query_block, key_block: positions in a block.
-      rows, columns: int32 [blocks], numbers of the query and key blocks of a shard; None for all.
-      by_key: list the query blocks of each key block instead.
-      hidden: keep the hidden blocks in a static list.
+      rows, columns: int32 [blocks], global indices of the query and key blocks of a shard; None for
+        all.
+      by_key: whether to list the query blocks of each key block instead.
+      hidden: whether to keep the hidden blocks in a static list.
 
     Returns:
       The `BlockMask`, `indices` of shape [1 or B, 1 or blocks, most].

@@ -1,7 +1,7 @@
-"""Masks: which query may attend to which key. True always means "may attend".
+"""Mask construction: which queries may attend to which keys. True always means "may attend".
 
-A `Mask` keeps its structure (causal, lengths, ...) as a frozen pytree, so that kernels can skip
-hidden blocks and need not form an array. Masks are combined with `&` and `|`:
+A `Mask` is a frozen pytree that keeps the structure of the mask (causal, lengths, ...), so that
+kernels can skip hidden blocks without forming an array. Masks are combined with `&` and `|`:
 
     mask = masks.causal() & masks.lengths(key=lengths)
     mask.materialize(B, N, T, S)              # bool [B or 1, N or 1, T, S]
@@ -62,7 +62,7 @@ class Mask:
 
         Args:
           B, N, T, S: number of examples, heads, queries and keys.
-          rows, columns: queries and keys of a block, to return that block only.
+          rows, columns: spans of queries and keys, to return only that block.
 
         Raises:
           ValueError: the mask was made for other sizes, or is causal with T != S and no offset.
@@ -78,7 +78,7 @@ class Mask:
         return Mask(tuple(term.select(example, heads) for term in self.terms))
 
     def static_block_mask(self, T: int, S: int, query_block: int, key_block: int) -> np.ndarray:
-        """Returns which blocks may be visible, without the data.
+        """Returns which blocks may be visible, independent of the data.
 
         Returns:
           NumPy bool [ceil(T / query_block), ceil(S / key_block)]. A block marked False is hidden:
@@ -139,7 +139,7 @@ def padding(
       mask: conjunction of `causal()`, `lengths(...)` and `valid(...)`, or None. Other masks and
         arrays [B or 1, N or 1, T, S] are not supported.
       B, T, S: number of examples, queries and keys.
-      of: name of the mechanism, for the message.
+      of: name of the mechanism in the error message.
       causal: whether the mechanism supports `causal()`.
 
     Returns:
@@ -153,11 +153,11 @@ def padding(
     if mask is None:
         return Padding(**found)
     for term in (mask if isinstance(mask, Mask) else dense(mask)).terms:
-        # Checks the sizes without forming T x S entries.
+        # This checks the sizes without forming T x S entries.
         jax.eval_shape(lambda term=term: term.allowed(B, 1, T, S))
         if isinstance(term, Window) and (term.left, term.right) == (None, 0) and causal:
             if not is_static(term.query_offset) or static_offset(term.query_offset, T, S) != 0:
-                raise NotImplementedError(f"mask: {of} is causal from the first position only")
+                raise NotImplementedError(f"mask: {of} supports causal() only with query_offset=0")
             found["causal"] = True
         elif isinstance(term, Lengths | Valid):
             for side, length in (("query", T), ("key", S)):
@@ -270,7 +270,7 @@ def segments(query_ids: Array, key_ids: Array) -> Mask:
 
 
 def prefix(length: Offset, query_offset: Offset | None = None) -> Mask:
-    """Returns the prefix-LM mask: causal, with a prefix visible to all (Raffel et al. 2020).
+    """Returns the prefix-LM mask: causal, with a prefix that all queries see (Raffel et al. 2020).
 
         allowed_ts = (s < length) or (s <= t + query_offset)
 
@@ -335,7 +335,7 @@ def _lengths(argument: str, array: Any) -> Array | None:
 def _ids(argument: str, array: Any) -> Array:
     shapes.expect_integer(argument, array)
     if isinstance(array, np.ndarray) and array.size:
-        # JAX would drop the upper 32 bits, so that different ids might become equal.
+        # JAX would drop the upper 32 bits, and different ids might become equal.
         limits = jnp.iinfo(jnp.asarray(array[:0]).dtype)
         for number in (array.min(), array.max()):
             if not limits.min <= number <= limits.max:

@@ -1,8 +1,8 @@
 """Evaluation of masks inside a Pallas kernel, block by block.
 
-`prepare_for_kernel` turns the arrays of a mask into integers padded to whole blocks. They enter the
-kernel as references, from which `evaluate_block` reads one block. Terms that depend on positions
-alone take no memory.
+`prepare_for_kernel` converts the arrays of a mask to integers padded to complete blocks. They are
+passed to the kernel as references, from which `evaluate_block` reads one block. Terms that depend
+only on positions take no memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 class Sizes(NamedTuple):
-    """Sizes that a mask is for; rows and columns are T and S padded to whole blocks."""
+    """Sizes of a mask; rows and columns are T and S padded to complete blocks."""
 
     T: int
     S: int
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 class BlockIndex(NamedTuple):
-    """A block of the logits: example and head, first row and column, and positions.
+    """Index of a block of logits: example, head, first row and column, and positions.
 
     `rows` and `columns` are the positions, [rows, 1] and [1, columns].
     """
@@ -45,7 +45,7 @@ class BlockIndex(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Table(MaskTerm):
-    """Visibility of pairs of blocks of positions, given by a table."""
+    """Mask term given by a table of visible pairs of blocks."""
 
     block: int
     table: Array
@@ -60,7 +60,7 @@ def prepare_for_kernel(term: MaskTerm, sizes: Sizes) -> Any:
 
     Args:
       term: a mask term or a `Mask`.
-      sizes: sizes that it is for.
+      sizes: sizes of the mask.
 
     Returns:
       The term with integer arrays of shape [B, rows], [B, columns], [1 or B], ...
@@ -86,7 +86,7 @@ def _(term: terms.Window, sizes):
     low, high = (
         each if terms.is_static(each) else _numbers(each) for each in term.bounds(sizes.T, sizes.S)
     )
-    # Each side becomes an offset alone, so that no sum of positions overflows.
+    # Each bound becomes a single offset, so that no sum of positions overflows.
     sides = () if low is None else (terms.Window(0, None, low),)
     return Mask(sides if high is None else (*sides, terms.Window(None, 0, high)))
 
@@ -134,7 +134,7 @@ def _(term: pattern_terms.GlobalPositions, sizes):
 @prepare_for_kernel.register
 def _(term: terms.Segments, sizes):
     if term.is_wide:
-        raise NotImplementedError("mask: segments() with ids of 64 bits")
+        raise NotImplementedError("mask: got segments() with 64-bit ids, expected 32 bits")
     return terms.Segments(_vector(term.query_ids, sizes.rows), _vector(term.key_ids, sizes.columns))
 
 
@@ -152,12 +152,12 @@ def _offset(offset: Offset | None, sizes: Sizes) -> Offset:
 
 
 def _numbers(array: Offset) -> Array:
-    """[] or [B] as int32 [1 or B]."""
+    """Converts [] or [B] to int32 [1 or B]."""
     return jnp.asarray(array).reshape(-1).astype(jnp.int32)
 
 
 def _vector(array: Array, length: int) -> Array:
-    """[B, T] as int32 [B, length], padded with zeros."""
+    """Converts [B, T] to int32 [B, length], padded with zeros."""
     return jnp.pad(array.astype(jnp.int32), ((0, 0), (0, length - array.shape[1])))
 
 
@@ -279,7 +279,7 @@ def _query_position(offset: Any, index: BlockIndex) -> Array:
 
 
 def _number(number: Any, index: BlockIndex) -> Any:
-    """An int unchanged; of [1 or B] the entry of the example."""
+    """Returns an int unchanged, and of [1 or B] the entry of the example."""
     if isinstance(number, int):
         return number
     return number[of_shared(number.shape, index.example)[0]]

@@ -44,7 +44,7 @@ class Pattern(MaskTerm):
         key_first: np.ndarray,
         key_last: np.ndarray,
     ) -> np.ndarray:
-        """Returns whether any query of a block attends to any key of another, exactly.
+        """Returns, exactly, whether any query of a block attends to any key of another block.
 
         Args:
           query_first, query_last: first and last positions of the query blocks, [Q, 1].
@@ -56,7 +56,7 @@ class Pattern(MaskTerm):
         raise NotImplementedError
 
     def all_visible(self, query_first, query_last, key_first, key_last) -> np.ndarray:
-        """Returns whether all queries of a block attend to all keys of another, or False."""
+        """Returns True only if all queries of a block attend to all keys of another block."""
         return np.zeros((len(query_first), len(key_first)), bool)
 
 
@@ -82,7 +82,7 @@ class Dilated(Pattern):
         return result
 
     def any_visible(self, query_first, query_last, key_first, key_last):
-        # Blocks are contiguous, so every distance between these two occurs.
+        # Blocks are contiguous, so every distance between these two bounds occurs.
         low, high = query_first - key_last, query_last - key_first
         if self.left is not None:
             high = np.minimum(high, self.left * self.dilation)
@@ -203,10 +203,10 @@ class BigBird(MaskTerm):
         return (inside > 0)[None], (inside == area)[None]
 
     def table(self, S: int) -> np.ndarray:
-        """Returns bool [blocks, blocks]: whether a block attends to another."""
+        """Returns bool [blocks, blocks], True if a query block attends to a key block."""
         if not isinstance(S, int):
             raise NotImplementedError(f"mask: {self.describe()} got {S} keys, expected a number")
-        # At least one block, so that lookups are valid without keys.
+        # There is at least one block, so that lookups are valid even without keys.
         count = max(-(-S // self.block), 1)
         number = np.arange(count)
         result = np.abs(number[:, None] - number) <= self.window
@@ -227,8 +227,10 @@ class BigBird(MaskTerm):
 
 @functools.lru_cache(maxsize=64)
 def _draws(count: int, window: int, global_blocks: int, random_blocks: int, seed: int):
-    """The earlier blocks that each block drew, bool [count, count]. A row depends on its number and
-    the seed, not on the count."""
+    """Returns the earlier blocks that each block draws, bool [count, count].
+
+    A row depends only on its index and the seed, not on the count.
+    """
     drawn = np.zeros((count, count), bool)
     for row in range(count):
         others = np.arange(global_blocks, row - window)

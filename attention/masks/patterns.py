@@ -152,18 +152,20 @@ def big_bird(
         I = floor(i / block),  J = floor(j / block)
 
     Each block draws `random_blocks` among the earlier blocks that it does not attend to otherwise;
-    drawn pairs attend to each other. In the paper a block draws among all blocks. Drawing among
-    earlier ones makes the pattern independent of the length of the sequence and its padding. With
-    `masks.causal()` a block has `random_blocks` random ones, otherwise twice as many on average.
+    drawn pairs attend to each other. In the paper, a block draws from all blocks. Drawing from
+    earlier blocks makes the pattern independent of sequence length and padding. With
+    `masks.causal()` a block attends to `random_blocks` random blocks, otherwise to twice as many on
+    average.
 
     Args:
       block: positions in a block, at least 1.
       window: number of neighboring blocks on each side, at least 0.
       global_blocks: number of global blocks at the start.
-      random_blocks: number of blocks that each block draws (fewer if there are fewer).
+      random_blocks: number of blocks that each block draws, or fewer if not enough are available.
       seed: seed of the draws, 0 to 2³² - 1. All heads share them.
-      links: replaces the draws: for each query block, the key blocks visible besides window and
-        global ones, in one direction. For weights trained with another implementation.
+      links: replacement for the random draws: for each query block, the key blocks that are visible
+        in addition to window and global blocks, in one direction. For parameters that were trained
+        with another implementation.
       query_offset: as in `dilated_window`.
 
     Returns:
@@ -201,7 +203,7 @@ def expect_int(argument: str, number: Any, least: int) -> int:
     return int(number)
 
 
-# Seeds are not positions, so another limit holds.
+# Seeds are not positions and have a different limit.
 _MOST = {"seed": 2**32 - 1}
 
 

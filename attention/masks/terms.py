@@ -1,8 +1,8 @@
 """Mask terms, which `attention.masks` combines into masks.
 
-T queries, S keys. A kernel evaluates a term as an array of all positions or of a block (`allowed`).
-It asks for the visibility of blocks (`static_block_mask`, `block_visibility`) to skip hidden blocks
-and to evaluate no array in full ones.
+T queries, S keys. Kernels evaluate a term as an array of all positions or of a block (`allowed`).
+They use the visibility of blocks (`static_block_mask`, `block_visibility`) to skip hidden blocks,
+and to evaluate arrays only in partial blocks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Array = jax.Array
 Offset = int | Array
 
-# Positions are below FAR, so larger offsets, lengths and widths are clipped to it. The sum of a
-# position and a clipped number fits an int32.
+# Positions are below FAR, so larger offsets, lengths and widths are clipped to FAR. The sum of a #
+# position and a clipped number fits into an int32.
 FAR = 2**30 - 1
 
 
@@ -42,12 +42,12 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MaskTerm:
-    """One term of a mask. Ints, tuples and None in its fields are static, arrays pytree leaves."""
+    """One term of a mask, with static fields (int, tuple, None) and arrays as pytree leaves."""
 
     def allowed(
         self, B: int, N: int, T: int, S: int, rows: Span | None = None, columns: Span | None = None
     ) -> Array:
-        """Returns bool [B or 1, N or 1, T or 1, S or 1], or that of a span of queries and keys."""
+        """Returns bool [B or 1, N or 1, T or 1, S or 1], optionally for spans of positions."""
         raise NotImplementedError
 
     def static_block_mask(
@@ -75,7 +75,7 @@ class MaskTerm:
         return type(self)(**{name: _row(value, example) for name, value in given.items()})
 
     def describe(self) -> str:
-        """Returns its name in messages."""
+        """Returns the name of the term in messages."""
         return type(self).__name__.removeprefix("_").lower() + "()"
 
     def __init_subclass__(cls) -> None:
@@ -85,7 +85,8 @@ class MaskTerm:
 
 
 def _flatten(term: MaskTerm) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
-    # A Python int is no leaf: jit would trace it, and blocks could not be skipped statically.
+    # A Python int is not a leaf, since jit would trace it and blocks could not be skipped
+    # statically.
     fields = [(field.name, getattr(term, field.name)) for field in dataclasses.fields(term)]
     leaves = tuple(value for _, value in fields if not is_static(value))
     return leaves, tuple((name, value if is_static(value) else _LEAF) for name, value in fields)
@@ -198,7 +199,8 @@ class Lengths(MaskTerm):
     key: Array | None
 
     def real(self, side: str, length: int) -> Array | None:
-        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are
+        real."""
         lengths = getattr(self, side)
         return None if lengths is None else jnp.arange(length) < lengths[:, None]
 
@@ -230,7 +232,8 @@ class Valid(MaskTerm):
     key: Array | None
 
     def real(self, side: str, length: int) -> Array | None:
-        """Returns the real positions of "query" or "key", bool [B, length]; None if all are."""
+        """Returns the real positions of "query" or "key", bool [B, length]; None if all are
+        real."""
         return getattr(self, side)
 
     def allowed(self, B, N, T, S, rows=None, columns=None):
@@ -312,7 +315,7 @@ class Dense(MaskTerm):
 
 
 def _row(value: Any, example: int | Array) -> Any:
-    """[B or 1, ...] -> [1, ...], the entry of an example."""
+    """Returns the entry [1, ...] of an example from [B or 1, ...]."""
     if is_static(value) or value.ndim == 0 or value.shape[0] == 1:
         return value
     return jax.lax.dynamic_slice_in_dim(value, example, 1)
@@ -382,7 +385,7 @@ def clipped_sum(offset: Offset, more: int) -> Offset:
 
 
 def _per_example(number: Offset, B: int, argument: str) -> Array:
-    """An int, [] or [B] as [1 or B, 1, 1, 1]."""
+    """Converts an int, [] or [B] to [1 or B, 1, 1, 1]."""
     number = jnp.asarray(number)
     if number.ndim:
         shapes.expect(f"mask {argument}", number, "B", {"B": B})
@@ -390,12 +393,12 @@ def _per_example(number: Offset, B: int, argument: str) -> Array:
 
 
 def _of_blocks(number: Offset, B: int, argument: str) -> int | Array:
-    """An int unchanged; [] or [B] as [1 or B, 1, 1]."""
+    """Returns an int unchanged, and [] or [B] as [1 or B, 1, 1]."""
     return number if is_static(number) else _per_example(number, B, argument)[:, 0]
 
 
 def _block_pairs(T: int, S: int, query_block: int, key_block: int) -> tuple[Any, Any]:
-    """First and last positions of query blocks [1, blocks, 1] and of key blocks [blocks]."""
+    """Returns first and last positions of query blocks [1, blocks, 1] and key blocks [blocks]."""
     ends = block_ends(T, query_block)
     return tuple(end[None, :, None] for end in ends), block_ends(S, key_block)
 

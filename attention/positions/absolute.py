@@ -19,7 +19,7 @@ def position_angles(positions: Array, size: int, base: float, factor: float = 1.
     Args:
       positions: p, int [...].
       size: even.
-      base: of the wavelengths.
+      base: base of the wavelengths.
       factor: by which all wavelengths are stretched.
 
     Returns:
@@ -45,7 +45,7 @@ def sinusoidal(
     Args:
       positions: int [...].
       size: even.
-      base: of the wavelengths.
+      base: base of the wavelengths.
       interleaved: whether sine and cosine alternate, as in the paper; else the sines are the first
         half, as in tensor2tensor and Marian weights.
 

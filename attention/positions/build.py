@@ -55,7 +55,7 @@ def build_added_positions(
     Args:
       spec: "none", or a name of `ADDED_POSITIONS` with or without options, such as
         "sinusoidal(interleaved=False)".
-      max_length: of learned positions.
+      max_length: max length of learned positions.
       model_size: D of [B, T, D].
       rngs: for learned positions.
 

@@ -20,8 +20,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
         m_n = 2^(-8 n / N),   n = 1 ... N,   for N a power of two
 
-    Another N takes those of the next smaller power of two, then every other one of twice that
-    power, as in the authors' code.
+    For other N, the slopes are those of the next smaller power of two, followed by every other
+    slope of twice that power, as in the authors' code.
 
     Args:
       num_heads: N, at least 1.
@@ -76,8 +76,8 @@ def t5_buckets(
 
     Args:
       relative: int [...], key position - query position.
-      bidirectional: whether later keys have buckets of their own.
-      buckets: in all; even if bidirectional.
+      bidirectional: whether later keys have separate buckets.
+      buckets: total number of buckets; must be even if bidirectional.
       max_distance: distances from here on share the last bucket.
 
     Returns:
@@ -99,7 +99,7 @@ def t5_buckets(
     relative = jnp.asarray(relative, jnp.int32)
     side = jnp.where(relative > 0, n, 0) if bidirectional else 0
     r = jnp.abs(relative) if bidirectional else jnp.maximum(-relative, 0)
-    # Integer boundaries of the wide buckets: a float32 logarithm may fall on either side of one.
+    # Integer boundaries are used because a float32 logarithm may fall on either side of a boundary.
     first = [exact * (max_distance / exact) ** (i / (n - exact)) for i in range(1, n - exact)]
     first = np.array([math.ceil(f - 1e-9) for f in first], np.int32)
     wide = exact + jnp.sum(r[..., None] >= first, axis=-1, dtype=jnp.int32)

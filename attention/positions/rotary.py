@@ -39,7 +39,7 @@ def rotary(
     Args:
       x: [B, T, N, H].
       positions: int [T], or [B, T].
-      base: of the wavelengths, above 1.
+      base: base of the wavelengths, above 1.
       fraction: fraction of the features that is rotated, in (0, 1]; R must be even (GPT-NeoX, Black
         et al. 2022).
       interleaved: whether pairs are (2i, 2i + 1), as in the paper; else (i, i + R/2), as in

@@ -72,7 +72,7 @@ def additive_step(query: Array, memory: Memory, vector: Array) -> tuple[Array, A
 class _ScoredByNetwork(Alignment):
     """Base class of the two additive alignments: `additive_step` of projections.
 
-    A subclass gives `_project`, which builds the projections, and `_query`.
+    A subclass defines `_project`, which builds the projections, and `_query`.
     """
 
     _project: Callable[..., None]
@@ -108,7 +108,7 @@ class AdditiveAlignment(_ScoredByNetwork):
         context enters; the caller decides.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.
@@ -132,8 +132,8 @@ class ConcatAlignment(_ScoredByNetwork):
 
     As W [q; h] = W_1 q + W_2 h, the functions are those of `AdditiveAlignment` without its bias,
     and W_2 h_s is computed once too, in `prepare`. Here W is one kernel, initialized as a matrix
-    with Q + D inputs. In the papers the query differs: here it is the decoder's state after its
-    step, there the state before.
+    with Q + D inputs. In Luong et al. the query is the decoder's state after its step, in Bahdanau
+    et al. the state before.
 
     Parameters: hidden/kernel [Q + D, A] (W), score [A] (v).
 
@@ -141,7 +141,7 @@ class ConcatAlignment(_ScoredByNetwork):
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: hidden_size is below 1.

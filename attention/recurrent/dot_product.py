@@ -74,7 +74,7 @@ class DotAlignment(Alignment):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states, equal to Q.
-      dtype: of the computation.
+      dtype: dtype of the computation.
 
     Raises:
       ValueError: the sizes differ.
@@ -103,7 +103,7 @@ class GeneralAlignment(Alignment):
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ class NoAlignment(Alignment):
         c = h_S,   a_s = 1 where s = S, the last valid position, else 0
 
     Args:
-      query_size: of the decoder's state, which has no effect.
+      query_size: query size of the decoder's state, which has no effect.
       memory_size: D of the encoder's states.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def _step(self, query: Array, memory: Memory) -> tuple[Array, Array]:

@@ -73,7 +73,7 @@ class LocalAlignment(Alignment):
       memory_size: D_h of the encoder's states.
       window: D, states on each side; 10 in the paper.
       score: "general" or "dot".
-      dtype: of the computation; parameters and position are float32.
+      dtype: dtype of the computation; parameters and position are float32.
 
     Raises:
       ValueError: the window is below 1, the score is unknown, or the sizes differ with "dot".

@@ -28,7 +28,7 @@ class LocationMemory(NamedTuple):
       keys: [B, S, A], the constant term of the score.
       values: [B, S, D].
       valid: bool [B, S], True first.
-      places: int [B, S], index here of each position in the caller's order.
+      places: int [B, S], index in these arrays of each position in the caller's order.
     """
 
     keys: Array
@@ -42,7 +42,7 @@ class LocationState(NamedTuple):
 
     Attributes:
       previous: [B, S], the weights of the step before.
-      cumulative: [B, S], the sum of those of all steps.
+      cumulative: [B, S], the sum of the weights of all steps.
     """
 
     previous: Array
@@ -112,11 +112,11 @@ class LocationAwareAlignment(nnx.Module):
       memory_size: D of the encoder's states.
       hidden_size: A; D if None.
       num_filters: K.
-      width: of the filters, odd.
+      width: width of the filters, odd.
       cumulative: whether to use the sum over all steps besides the previous step.
       smooth: whether to use sigmoids instead of exponentials (section 2.3), for broader weights.
       sharpening: β, above 1 for narrower weights; 1 with `smooth`.
-      dtype: of the computation; parameters, α and f are float32.
+      dtype: dtype of the computation; parameters, α and f are float32.
 
     Raises:
       ValueError: a size is below 1, the width is even, or β is not positive or not 1 with `smooth`.

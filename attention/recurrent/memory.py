@@ -88,14 +88,14 @@ def validate_query(query: Array, memory: Any, query_size: int, dtype: jnp.dtype)
 
 
 class Alignment(nnx.Module):
-    """Base class of alignments that carry nothing from step to step.
+    """Base class of alignments without a state.
 
-    A subclass gives `_step`, and `_keys` if keys are not the encoder's states.
+    A subclass defines `_step`, and `_keys` if keys are not the encoder's states.
 
     Args:
       query_size: Q of the decoder's state.
       memory_size: D of the encoder's states.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Alignment(nnx.Module):
         return Memory(self._keys(states), states, valid)
 
     def initial_state(self, memory: Memory) -> tuple[()]:
-        """Returns the state before the first step: nothing."""
+        """Returns the initial state, which is empty."""
         return ()
 
     def step(self, query: Array, memory: Memory, state: Any = ()) -> tuple[Array, Array, Any]:

@@ -34,7 +34,7 @@ class MultiHeadAlignment(Alignment):
       memory_size: D of the encoder's states and of the context.
       num_heads: N.
       head_size: H; D / N if None.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads is below 1 or, without a head_size, does not divide memory_size.

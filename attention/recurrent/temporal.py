@@ -3,7 +3,7 @@
 Cheng et al. 2016, "Long Short-Term Memory-Networks for Machine Reading" ("intra-attention"); Paulus
 et al. 2018, in a decoder; with the heads of Vaswani et al. 2017.
 
-One form is for whole sequences, one for the steps of a decoder; the results are equal:
+There is one form for complete sequences and one for the steps of a decoder; results are equal:
 
     contexts = temporal(states, mask=masks.valid(key=valid))             # [B, T, D]
 
@@ -40,8 +40,8 @@ class TemporalAttention(MultiHeadAttention):
       num_heads: N.
       current: whether a state attends to itself.
       use_bias: whether the projections have biases.
-      dropout_rate: of the attention weights, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: num_heads does not divide model_size, or the rate is out of range.
@@ -83,13 +83,13 @@ class TemporalAttention(MultiHeadAttention):
 
         Args:
           state: h_t, [B, D].
-          cache: of `init_cache`, or of the previous step.
-          valid: bool [B], True = a real state. Others leave no trace, and attend to the real states
-            before them. All are real if None.
+          cache: cache returned by `init_cache`, or by the previous step.
+          valid: bool [B], True = a real state. Other states are not stored, but attend to the real
+            states before them. All are real if None.
 
         Returns:
           c_t, [B, D]; the weights [B, N, max_length], over the real states so far; the new cache.
-          Under jit more real states than the cache holds give NaN.
+          Under jit, an overflow of the cache gives NaN.
 
         Raises:
           ValueError: shapes do not fit, or, outside jit, the cache is full.

@@ -19,8 +19,9 @@ Array = jax.Array
 class CachedAttention(nnx.Module):
     """Base class of attention that keeps keys and values in a cache for decoding.
 
-    A subclass sets `model_size`, `dtype` and `cache_sizes` (K, H and V of the cache) and gives
-    `_query`, `_key_value`, `_attend` and `_weights`. With `takes_memory` it sets `memory_size` too.
+    A subclass sets `model_size`, `dtype` and `cache_sizes` (K, H and V of the cache) and defines
+    `_query`, `_key_value`, `_attend` and `_weights`. With `takes_memory` it also sets
+    `memory_size`.
     """
 
     takes_memory: ClassVar[bool] = False
@@ -45,11 +46,11 @@ class CachedAttention(nnx.Module):
         raise NotImplementedError
 
     def _bias(self, query: Array, query_positions: Array, key_positions: Array) -> Any:
-        """Returns the bias of the logits as `_attend` and `_weights` take it."""
+        """Returns the bias of the logits in the form that `_attend` and `_weights` expect."""
         return None
 
     def pattern_mask(self, query_offset: masks.Offset | None = None) -> masks.Mask | None:
-        """Returns the pattern that restricts every mask of a caller; None for no restriction.
+        """Returns the mask that is combined with every mask of a caller; None for no restriction.
 
         Args:
           query_offset: position of the first query among the keys, as for `masks.causal`.
@@ -57,7 +58,7 @@ class CachedAttention(nnx.Module):
         return None
 
     def cache_window(self) -> int | None:
-        """Returns how many keys before itself a query attends to at most; None for all.
+        """Returns the maximum number of keys before a query that it attends to; None for all.
 
         With a number, `pattern_mask` must be exactly that window to the left. The cache then keeps
         no more keys, and decoding does not call `pattern_mask`.
@@ -120,7 +121,7 @@ class CachedAttention(nnx.Module):
         Args:
           batch_size: B.
           max_length: largest number of positions, prompt included.
-          dtype: of keys and values; that of the computation if None.
+          dtype: dtype of keys and values; that of the computation if None.
         """
         K, H, V = self.cache_sizes
         return KeyValueCache.empty(
@@ -142,16 +143,16 @@ class CachedAttention(nnx.Module):
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
-          lengths: int [B], how many of the T positions are real; these come first. The others leave
-            no trace, and the next call continues after the real ones. All if None.
+          cache: cache returned by `init_cache`, or by the previous call.
+          lengths: int [B], number of real positions among the T. Real positions come first; others
+            are not stored, and the next call continues after the real ones. All are real if None.
 
         Returns:
-          [B, T, D], meaningless at positions that are not real, and the new cache. Under jit an
-          example with more positions than the cache holds gives NaN.
+          [B, T, D], undefined at positions that are not real, and the new cache. Under jit, an
+          example that overflows the cache gives NaN.
 
         Raises:
-          ValueError: shapes do not fit, or, outside jit, more positions than the cache holds.
+          ValueError: shapes do not fit, or the cache overflows outside jit.
         """
         shapes.expect("x", x, "B T D", {"D": self.model_size, "B": cache.length.shape[0]})
         offset = cache.length
@@ -174,9 +175,9 @@ class CachedAttention(nnx.Module):
 
 
 class Mixer(nnx.Module):
-    """Base class of mixers of a sequence with itself that record weights of their own.
+    """Base class of self-attention mixers that record their own weights.
 
-    A subclass sets `model_size`, `dropout_rate` and the projection `out`, and gives `_mix`.
+    A subclass sets `model_size`, `dropout_rate` and the projection `out`, and defines `_mix`.
     """
 
     model_size: int
@@ -190,7 +191,7 @@ class Mixer(nnx.Module):
         dropout_rate: float,
         dropout_key: Array | None,
     ) -> tuple[Array, Callable[[], Array]]:
-        """Returns the heads [B, T, N, V] before `out` and a function of their weights.
+        """Returns the heads [B, T, N, V] before `out`, and a function that computes the weights.
 
         Args:
           x: [B, T, D].
@@ -235,7 +236,7 @@ class Mixer(nnx.Module):
 class RecurrentMixer(Mixer):
     """Base class of mixers that decode with a recurrent state of constant size.
 
-    A subclass gives `_empty_state` and `_decode`.
+    A subclass defines `_empty_state` and `_decode`.
     """
 
     def _empty_state(self, batch_size: int, dtype: jnp.dtype) -> Any:
@@ -253,7 +254,7 @@ class RecurrentMixer(Mixer):
         Args:
           batch_size: B.
           max_length: not used; the state has the same size for any length.
-          dtype: of the state, raised to at least float32; float32 if None.
+          dtype: dtype of the state, raised to at least float32; float32 if None.
         """
         return self._empty_state(batch_size, jnp.promote_types(dtype or jnp.float32, jnp.float32))
 
@@ -264,12 +265,12 @@ class RecurrentMixer(Mixer):
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
-          lengths: int [B], how many of the T positions are real; these come first. The others leave
-            no trace, and the next call continues after the real ones. All if None.
+          cache: cache returned by `init_cache`, or by the previous call.
+          lengths: int [B], number of real positions among the T. Real positions come first; others
+            are not stored, and the next call continues after the real ones. All are real if None.
 
         Returns:
-          [B, T, D], meaningless at positions that are not real, and the new state.
+          [B, T, D], undefined at positions that are not real, and the new state.
 
         Raises:
           ValueError: shapes do not fit.
@@ -296,7 +297,7 @@ class MultiHeadMixer(Mixer):
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
       dropout_rate: active if a dropout_key is given; the subclass defines the array.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -117,8 +117,8 @@ def gated_delta_rule_chunked(
 def _solved(query: Array, key: Array, value: Array, log_decay: Array, beta: Array):
     """Returns the inputs of the scan over chunks [c, B, N, C, .].
 
-    They are: queries of the chunk's state, keys of the next state, the updates for a zero state,
-    the keys by which the state changes them, the weights of the updates, and the decay.
+    They are: queries for the chunk's initial state, keys for the next state, updates for a zero
+    state, keys that correct the updates for the state, weights of the updates, and the decay.
     """
     C = key.shape[-2]
     total = jnp.cumsum(log_decay, axis=-1)

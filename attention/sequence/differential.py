@@ -137,11 +137,11 @@ class DifferentialAttention(CachedAttention):
       head_size: H; D / 2N if None.
       lambda_init: in [0, 1); the paper uses `lambda_init_of_layer`.
       positions: "none", or a spec of `attention.positions.POSITIONS`, for both maps.
-      epsilon: of the norm.
+      epsilon: epsilon of the norm.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads after the norm, active if a dropout_key is given.
+      dropout_rate: dropout rate of the heads after the norm, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

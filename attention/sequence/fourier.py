@@ -69,8 +69,8 @@ class Fourier(nnx.Module):
       num_heads: has no effect; every mixer has this argument.
       orthonormal: whether to divide by sqrt(T D). FNet does not, and normalizes y + x afterwards.
         With pre-norm an undivided y dominates x, and training fails.
-      dropout_rate: of the result, active if a dropout_key is given.
-      dtype: of the result.
+      dropout_rate: dropout rate of the result, active if a dropout_key is given.
+      dtype: dtype of the result.
       rngs: has no effect.
 
     Raises:

@@ -63,8 +63,8 @@ def causal_depthwise_convolution(
       conv_state: the last W - 1 real inputs before x, [B, W - 1, C]; 0 if None.
 
     Returns:
-      y, [B, T, C], in at least float32, and the state after x. At a position that is not real, y is
-      its value if that position alone were real.
+      y, [B, T, C], in at least float32, and the state after x. At a position that is not real, y
+      has the value that it would have if only that position were real.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
@@ -83,7 +83,7 @@ def causal_depthwise_convolution(
     if valid is not None:
         shapes.expect_boolean("valid", valid, true_means="a real position")
         shapes.expect("valid", valid, "B T", sizes)
-        # Real positions first, in their order; the others are never read.
+        # Real positions are moved to the front, in order; the others are never read.
         order = jnp.argsort(~valid, axis=1, stable=True)
         real = jnp.take_along_axis(x, order[..., None], axis=1)
     history = jnp.concatenate([conv_state, real], axis=1)
@@ -158,10 +158,10 @@ class GatedDeltaNet(RecurrentMixer):
       conv_size: W; with 1 there is no convolution over time.
       chunk_size: positions in a chunk.
       use_bias: whether the projections have biases (Qwen3-Next: only the decay).
-      dropout_rate: of the input of the output projection, active if a dropout_key is given; the
-        weights are never formed.
-      epsilon: of the norm.
-      dtype: of the projections; the rest is in at least float32, parameters in float32.
+      dropout_rate: dropout rate of the input of the output projection, active if a dropout_key is
+        given; the weights are never formed.
+      epsilon: epsilon of the norm.
+      dtype: dtype of the projections; the rest is in at least float32, parameters in float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -128,9 +128,9 @@ class LatentAttention(CachedAttention):
       value_head_size: V; H if None.
       positions: a rotary spec: "rope", "rope(base=500000, interleaved=True)", ...
       use_bias: whether the down-projections and the output projection have biases.
-      dropout_rate: of the attention weights, active if a dropout_key is given.
+      dropout_rate: dropout rate of the attention weights, active if a dropout_key is given.
       implementation: as for `attend`.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -292,9 +292,9 @@ class LinearAttention(FeatureAttention):
       head_size: H; D / N if None.
       chunk_size: positions in a chunk of the causal form.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active if a dropout_key is given; the weights are never
-        formed.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given; the
+        weights are never formed.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -74,7 +74,7 @@ def log_linear_attention(
       value: [B, S, N, V].
       causal, query_valid, key_valid: as for `linear_attention`.
       chunk_size: C, a power of two if causal.
-      state: of earlier keys and values, visible to all queries.
+      state: state of earlier keys and values, visible to all queries.
       return_state: whether to return the updated state.
 
     Returns:

@@ -28,7 +28,7 @@ class LongformerCache:
 
     Attributes:
       local: keys and values of all positions, by the local projections.
-      start: those of the global positions, by the global projections; None without them.
+      start: keys and values of the global positions, by the global projections; None without them.
     """
 
     local: KeyValueCache
@@ -234,7 +234,7 @@ class Longformer(MultiHeadAttention):
 
 
 def _merged(near: Array, wide: Array, marks: Array | None, *, axis: int) -> Array:
-    """Returns marked rows of `wide`, or all it has without marks, and other rows of `near`."""
+    """Merges global rows of `wide` into `near`: marked rows or, without marks, the first rows."""
     if marks is not None:
         return jnp.where(marks, wide, near)
     rest = jax.lax.slice_in_dim(near, wide.shape[axis], near.shape[axis], axis=axis)

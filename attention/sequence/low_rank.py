@@ -49,7 +49,7 @@ def linformer(
       key_projection: E, [1 or N, S, R].
       value_projection: F, [1 or N, S, R].
       mask: joined from `masks.lengths` and `masks.valid`, or None.
-      dropout_rate: of the weights on the R mixtures.
+      dropout_rate: dropout rate of the weights on the R mixtures.
       dropout_key: required if dropout_rate > 0.
 
     Returns:
@@ -126,8 +126,8 @@ class Linformer(MultiHeadMixer):
         also F = E.
       head_size: H; D / N if None.
       use_bias: whether the projections to and from heads have biases.
-      dropout_rate: of the weights on the mixtures, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the weights on the mixtures, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

@@ -72,24 +72,24 @@ def nystrom_attention(
 
         o = softmax(q k̃ᵀ) · softmax(q̃ k̃ᵀ)⁺ · softmax(q̃ kᵀ) · v + conv(v),   all logits / sqrt(H)
 
-    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. Segments and
-    convolution are over the L real positions only; the one of rank r is in segment ⌊r M / L⌋.
-    Hidden positions have no effect. A query at a hidden key has the convolution around the first
-    real position after it.
+    q̃ and k̃ are means of M segments of the queries and keys, ⁺ is `iterative_inverse`. Segments
+    and convolution are over the L real positions only; the one of rank r is in segment ⌊r M / L⌋.
+    Hidden positions have no effect. For a query at a hidden key, the convolution is centered on the
+    first real position after it.
 
-    With L <= M each real key is its own landmark, and exact attention is computed, the limit of the
-    equation, as A A⁺ A = A.
+    If L <= M, each real key is its own landmark. Exact attention is then computed, which equals the
+    formula because A A⁺ A = A.
 
-    All is computed in at least float32, as the inverse amplifies rounding errors.
+    The computation is in at least float32, because the inverse amplifies rounding errors.
 
     Args:
       query: [B, T, N, H].
       key: [B, T, N, H].
       value: [B, T, N, V].
       num_landmarks: M.
-      inverse_iterations: of the inverse.
-      convolution: [size, N], size odd: a kernel for each head over the values of neighboring
-        positions, centered on the query; None for none.
+      inverse_iterations: inverse iterations of the inverse.
+      convolution: [size, N] with odd size, a kernel for each head over the values of neighboring
+        positions, centered on the query; None for no convolution.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
 
     Returns:
@@ -181,12 +181,12 @@ class Nystromformer(MultiHeadMixer):
       model_size: D of x and of the result.
       num_heads: N.
       num_landmarks: M; with at most M real positions attention is exact.
-      inverse_iterations: of `iterative_inverse`.
-      kernel_size: of the convolution, odd; 0 for none.
+      inverse_iterations: inverse iterations returned by `iterative_inverse`.
+      kernel_size: kernel size of the convolution, odd; 0 for none.
       head_size: H; D / N if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active if a dropout_key is given.
-      dtype: of the projections; parameters are float32.
+      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given.
+      dtype: dtype of the projections; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.
@@ -242,7 +242,7 @@ class _Factors:
 
     Attributes:
       query_to_landmark: softmax(q k̃ᵀ), [B, N, T, M].
-      inverse: of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
+      inverse: inverse of softmax(q̃ k̃ᵀ), [B, N, M, M]; None if all sequences are exact.
       landmark_to_key: softmax(q̃ kᵀ), [B, N, M, S].
       segments: [B, S, M], membership of keys in segments, divided by the size of the segment.
       is_exact: bool [B, 1, 1, 1], whether each key is its own landmark.
@@ -298,7 +298,7 @@ def _factors(
 
 
 def _segments(valid: Array | None, B: int, T: int, M: int, dtype) -> tuple[Array, Array, Array]:
-    """Returns the mean operator [B, T, M], used segments [B, M], and whether at most M are real."""
+    """Returns the mean operator [B, T, M], used segments [B, M], and whether L <= M."""
     real = jnp.ones((B, T), bool) if valid is None else valid
     count = jnp.sum(real, axis=1)
     segment = _rank(real, T) * M // jnp.maximum(count, 1)[:, None]
@@ -326,7 +326,7 @@ def _convolved(value: Array, taps: Array, valid: Array | None) -> Array:
     size, T = taps.shape[0], value.shape[1]
     rank = _rank(valid, T)
     if valid is not None:
-        # Real positions to the front; hidden ones are written out of range and dropped.
+        # Real positions are moved to the front; hidden ones are written out of range and dropped.
         index = jnp.where(valid, rank, T)
         value = jax.vmap(lambda v, i: jnp.zeros_like(v).at[i].set(v, mode="drop"))(value, index)
     half = size // 2

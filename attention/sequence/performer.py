@@ -85,14 +85,14 @@ def softmax_log_features(x: Array, directions: Array) -> Array:
 
 
 def relu_features(x: Array, directions: Array, *, epsilon: float = 1e-3) -> Array:
-    """Features of the ReLU kernel (Choromanski et al. 2021, section 2.2 and appendix B.3).
+    """Computes features of the ReLU kernel (Choromanski et al. 2021, section 2.2, appendix B.3).
 
         φ_f(x) = (max(ω_f·x', 0) + ε) / sqrt(F),   x' = x / H^¼
 
     Args:
       x: queries or keys, [..., H].
       directions: ω, [F, H].
-      epsilon: ε, above 0, without which a row might see nothing.
+      epsilon: ε, above 0, so that no row has only zero features.
 
     Returns:
       [..., F], in at least float32.
@@ -116,8 +116,8 @@ class Performer(FeatureAttention):
 
         head_n = linear_attention(φ(x W_q,n), φ(x W_k,n), x W_v,n),   y = concat_n(head_n) W_o
 
-    Features of the softmax kernel are kept as logarithms (see `log_linear_attention`), so nothing
-    overflows, and queries and keys have scales of their own.
+    Features of the softmax kernel are stored as logarithms (see `log_linear_attention`), so that
+    they cannot overflow and each query and key has its own scale.
 
     Parameters: query/kernel, key/kernel, value/kernel [D, N, H], out/kernel [N, H, D], and biases
       [N, H], [D]. Buffer: directions [F, H], shared by all heads.
@@ -131,9 +131,9 @@ class Performer(FeatureAttention):
       head_size: H; D / N if None.
       chunk_size: positions in a chunk of the causal form; a power of two with the softmax kernel.
       use_bias: whether the projections have biases.
-      dropout_rate: of the heads' results, active if a dropout_key is given; the weights are never
-        formed.
-      dtype: of the computation; parameters are float32.
+      dropout_rate: dropout rate of the heads' results, active if a dropout_key is given; the
+        weights are never formed.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: an argument does not fit the others.

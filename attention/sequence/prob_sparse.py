@@ -51,7 +51,7 @@ def prob_sparse(
       samples: R, int [T, U], positions of keys, the same for all examples and heads.
       num_active: A, from 1 to T.
       mask: joined from `masks.lengths` and `masks.valid`, or None.
-      dropout_rate: of the weights of active queries.
+      dropout_rate: dropout rate of the weights of active queries.
       dropout_key: required if dropout_rate > 0.
 
     Returns:
@@ -59,7 +59,7 @@ def prob_sparse(
 
     Raises:
       ValueError: shapes, dtypes or values do not fit.
-      NotImplementedError: any other mask; which queries are active depends on later ones.
+      NotImplementedError: any other mask; the choice of active queries depends on later positions.
     """
     seen = _checked(query, key, value, samples, num_active, mask)
     active, chosen, there = _choose(query, key, samples, num_active, seen)
@@ -91,7 +91,7 @@ def prob_sparse_weights(
       query, key, samples, num_active, mask: as for `prob_sparse`.
 
     Returns:
-      [B, N, T, T] in at least float32; rows sum to 1 where anything is seen.
+      [B, N, T, T] in at least float32; rows with a visible key sum to 1.
 
     Raises:
       ValueError, NotImplementedError: as for `prob_sparse`.
@@ -114,7 +114,7 @@ class ProbSparse(MultiHeadMixer):
 
     Args:
       factor: the paper's c.
-      seed: of the sampled keys.
+      seed: seed of the sampled keys.
       options: those of `MultiHeadMixer`; dropout is of the weights of active queries.
 
     Raises:

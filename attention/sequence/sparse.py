@@ -18,7 +18,7 @@ from attention.multi_head import MultiHeadAttention
 
 
 class SparseAttention(MultiHeadAttention):
-    """`MultiHeadAttention` of a sequence to itself, in the pattern that `pattern_mask` gives."""
+    """Multi-head self-attention restricted by the mask that `pattern_mask` returns."""
 
     takes_memory = False
 
@@ -89,7 +89,7 @@ class Strided(SparseAttention):
 
 
 class Fixed(SparseAttention):
-    """Fixed attention: own block and ends of all blocks (Child et al. 2019, section 4.2).
+    """Fixed pattern: the query's block and the ends of all blocks (Child et al. 2019, section 4.2).
 
         y_i = attend over j with  ⌊i / block⌋ = ⌊j / block⌋  or  j mod block >= block - summary
 

@@ -45,7 +45,7 @@ def talking_heads(
       weight_mixing: R, [N, N], from these to the heads of v.
       mask: a `Mask` or an array for `masks.dense`; True means may attend.
       scale: 1 / sqrt(H) if None.
-      dropout_rate: of the weights u.
+      dropout_rate: dropout rate of the weights u.
       dropout_key: required if dropout_rate > 0.
 
     Returns:
@@ -120,8 +120,9 @@ class TalkingHeadsAttention(CachedAttention):
       head_size: H; D / N if None.
       memory_size: D_m of the memory; D if None.
       use_bias: whether the projections have biases.
-      dropout_rate: of the mixed weights, active if a dropout_key is given.
-      dtype: of the computation; parameters are float32, and heads are mixed in at least float32.
+      dropout_rate: dropout rate of the mixed weights, active if a dropout_key is given.
+      dtype: dtype of the computation; parameters are float32, and heads are mixed in at least
+        float32.
 
     Raises:
       ValueError: an argument does not fit the others.

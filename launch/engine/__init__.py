@@ -1,1 +1,1 @@
-"""Training and evaluation of any task: configs, the train loop, checkpoints and logs."""
+"""Training and evaluation of any task: configs, the training loop, checkpoints and logs."""

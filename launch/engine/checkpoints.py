@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax: train state and data iterator of the newest and the best step.
+"""Orbax checkpoints of the train state and the data iterator at the newest and the best step.
 
-A save is atomic: if the process is killed during it, the previous step remains. A file next to the
-directory holds the sizes and CRC-32 sums of every finished step, which are checked before reading.
-A damaged step is reported, and the newest undamaged step before it is used.
+Saving is atomic: if the process is killed while saving, the previous checkpoint remains. A file
+next to the directory holds the file sizes and CRC-32 checksums of every checkpoint, verified before
+reading. A damaged checkpoint is reported, and the newest undamaged one before it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Checkpoints:
     """The checkpoints/ directory of a run."""
 
     def __init__(self, folder: Path):
-        """Opens the directory, which need not exist."""
+        """Opens the directory, which may not exist yet."""
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
@@ -32,9 +32,9 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._sums = self._folder.with_name(f"{self._folder.name}.sums.json")
         policies: list[Any] = [
-            # The second one is used if the newest is damaged.
+            # The second newest checkpoint is used if the newest is damaged.
             checkpoint_managers.LatestN(2),
-            # The earliest of equals, as in `best_step`.
+            # Ties are resolved in favor of the earliest step, as in `best_step`.
             checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),  # pyright: ignore
                 n=1,
@@ -49,20 +49,21 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, iterator: Any, score: float) -> None:
-        """Starts to save. The state is copied from the devices before this returns.
+        """Starts an asynchronous save; the state is copied from the devices before this returns.
 
         Args:
           step: number of finished steps.
           state: train state.
-          iterator: data iterator after the batch of this step; None if no training resumes here.
-          score: the step with the highest score is kept.
+          iterator: data iterator after the batch of this step; None if training is never resumed
+            here.
+          score: value to maximize; the checkpoint with the highest score is kept.
         """
         import grain.checkpoint
 
         self.wait()
         known = self._written_down()
         if known.pop(str(step), None) is not None:
-            # These are the sums of a removed checkpoint of the same step.
+            # A removed checkpoint of the same step may have left its checksums.
             write_json(self._sums, known)
         args = self._ocp.args
         items: dict[str, Any] = {"state": args.StandardSave(state)}
@@ -76,7 +77,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Returns the finished steps, oldest first."""
+        """Returns the steps of all complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def restore(
@@ -86,16 +87,16 @@ class Checkpoints:
         iterator: Any = None,
         remedy: str = "restore it, or train in another --workdir",
     ) -> Any:
-        """Returns the state at a step, and sets the iterator to it.
+        """Returns the state at a step, and sets the data iterator to that step.
 
         Args:
-          step: step of a finished checkpoint.
-          abstract_state: see `launch.engine.steps`.
-          iterator: data iterator; None if no training resumes.
-          remedy: end of the error message.
+          step: step of a complete checkpoint.
+          abstract_state: shapes, dtypes and shardings of the state; see `launch.engine.steps`.
+          iterator: data iterator; None if training is not resumed.
+          remedy: advice appended to error messages.
 
         Raises:
-          UserError: the step is missing or damaged.
+          UserError: the checkpoint is missing or damaged.
         """
         import grain.checkpoint
 
@@ -122,19 +123,19 @@ class Checkpoints:
             ) from None
 
     def restore_newest(self, abstract_state: Any, iterator: Any, warn: Any) -> tuple[int, Any]:
-        """Returns the newest undamaged step and its state; (0, None) without checkpoints.
+        """Returns step and state of the newest undamaged checkpoint; (0, None) if there is none.
 
         Args:
-          abstract_state: see `launch.engine.steps`.
-          iterator: data iterator, which is set to the step.
-          warn: called with a line for each damaged step.
+          abstract_state: shapes, dtypes and shardings of the state; see `launch.engine.steps`.
+          iterator: data iterator, which is set to that step.
+          warn: called with a one-line warning for each damaged checkpoint.
 
         Raises:
-          UserError: none of the checkpoints can be read.
+          UserError: there are checkpoints, but none of them can be read.
         """
         fresh = iterator.get_state() if iterator is not None else None
         steps = self.steps()
-        back = "the previous one is used"
+        back = "the previous checkpoint is used"
         for step in reversed(steps):
             try:
                 return step, self.restore(step, abstract_state, iterator, back)
@@ -150,12 +151,12 @@ class Checkpoints:
         return 0, None
 
     def delete_after(self, step: int) -> None:
-        """Removes the steps after one: they are damaged, and training will reach them again."""
+        """Removes the damaged checkpoints after a step, which training will write again."""
         for later in [later for later in self.steps() if later > step]:
             self._manager.delete(later)
 
     def wait(self) -> None:
-        """Waits until the pending save and its sums are on disk."""
+        """Waits until the pending checkpoint and its checksums are on disk."""
         self._manager.wait_until_finished()
         known = self._written_down()
         steps = [str(step) for step in self.steps()]
@@ -175,7 +176,7 @@ class Checkpoints:
         try:
             found = json.loads(self._sums.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            # There are none, or they cannot be read. Orbax then detects damage itself.
+            # The checksums are missing or unreadable. Orbax then detects damage itself.
             return {}
         whole = isinstance(found, dict) and all(isinstance(sums, dict) for sums in found.values())
         return found if whole else {}
@@ -186,10 +187,10 @@ class Checkpoints:
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Returns the steps of complete checkpoints, ascending; [] if there is no directory.
+    """Returns the steps of complete checkpoints in ascending order; [] if there is no directory.
 
     Args:
-      folder: checkpoints/ of a run; it is only read.
+      folder: the directory checkpoints/ of a run; nothing is written to it.
     """
     if not folder.is_dir():
         return []

@@ -1,8 +1,8 @@
 """Experiments as frozen dataclasses, built from config files and flags.
 
 A config file's `get_config` returns `experiment(...)`, an `ml_collections.ConfigDict` that flags
-override. `resolve` checks every key, type and value and returns an `Experiment`. No other module
-uses a ConfigDict.
+override. `resolve` checks every key, type and value and returns an `Experiment`; other modules do
+not use ConfigDicts.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from tasks.common.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Config):
-    """Length of training and intervals of evaluation and logging.
+    """Number of training steps, batch sizes, and intervals of evaluation and logging.
 
     Attributes:
       steps: number of optimizer steps.
       batch_size: examples per step, over all devices.
       evaluation_batch_size: examples per step of evaluation.
-      evaluate_every: steps between evaluations on validation, each followed by a checkpoint.
-      log_every: steps between lines of training metrics; divides evaluate_every.
+      evaluate_every: steps between evaluations on the validation split, each followed by a
+        checkpoint.
+      log_every: steps between log lines of training metrics; must divide evaluate_every.
       patience: evaluations without improvement before training stops; 0 disables it.
-      refit: whether to train a second time on training and validation examples together, up to the
-        best step of the first training, which stays in the run's `selection` directory.
+      refit: whether to train again on the union of training and validation examples, up to the best
+        step of the first training. The first training stays in the run's `selection` directory.
     """
 
     steps: PositiveInt = 1000
@@ -67,11 +68,11 @@ class Experiment(Config):
     Attributes:
       task: folder name under tasks/.
       name: name of these settings in results tables.
-      seed: seed of the parameters, the order of the data and dropout.
+      seed: random seed of initialization, data order and dropout.
       data: the task's data config.
       model: one of the task's model configs, selected by its `name` field.
       optimizer: optimizer and schedule.
-      training: lengths and intervals.
+      training: number of steps, batch sizes and intervals.
       mesh: layout of the devices.
     """
 
@@ -88,12 +89,13 @@ class Experiment(Config):
         super().__post_init__()
         valid = re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is not None
         self.expect("name", valid, "letters, digits, '_', '.' or '-'")
-        # Run directories are named after it, with seed and hash; file systems allow 255 bytes.
+        # Names of run directories consist of this name, seed and hash; file systems allow 255
+        # bytes.
         self.expect("name", len(self.name) <= 230, "at most 230 letters")
 
 
 def task_names() -> list[str]:
-    """Names of the task folders that exist."""
+    """Returns the names of all tasks, which are the folders under tasks/."""
     root = Path(importlib.import_module("tasks").__path__[0])
     return sorted(path.parent.name for path in root.glob("*/task.py"))
 
@@ -113,7 +115,7 @@ def task_class(name: str) -> type:
 
 
 def experiment(**fields: Any):
-    """Returns a config file's `ml_collections.ConfigDict` of the fields of `Experiment`.
+    """Returns the fields of an `Experiment` as an `ml_collections.ConfigDict`, for config files.
 
     Fields that are None by default keep their type.
     """
@@ -139,29 +141,29 @@ def _config_dict(instance: Any):
 
 
 def resolve(config: Mapping[str, Any]) -> Experiment:
-    """Checks a nested mapping and returns its `Experiment`.
+    """Converts a nested mapping to an `Experiment`, checking every key, type and value.
 
     Args:
       config: ConfigDict of a config file with its overrides, or the dict of a run's config.json.
 
     Raises:
-      UserError: an unknown key (the message names the closest), a wrong type or an invalid value.
+      UserError: a key is unknown (the message suggests the closest), or a value is invalid.
     """
     values: dict[str, Any] = getattr(config, "to_dict", lambda: dict(config))()
     return _build(Experiment, with_current_keys(values), "config", part_types(values))
 
 
 def with_current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a nested mapping of an experiment with former keys replaced by the current ones."""
+    """Replaces former keys in the nested mapping of an experiment by the current ones."""
     return keys.replace_former(Experiment, values, "config", part_types(values))
 
 
 def current_key(values: Mapping[str, Any], key: str) -> str:
-    """Returns a dotted key with former names replaced by the current ones.
+    """Replaces former names in a dotted key by the current ones.
 
     Args:
       values: nested mapping of an experiment.
-      key: dotted, without "config.".
+      key: dotted key without the prefix "config.".
     """
     return keys.current_name(Experiment, key, part_types(values))
 
@@ -170,7 +172,7 @@ def part_types(values: Mapping[str, Any]) -> dict[str, type]:
     """Returns the classes of `data` and `model`, which depend on the task and the model's name.
 
     Raises:
-      UserError: a part is missing, or there is no such task or model.
+      UserError: a required key is missing, or the task or model is unknown.
     """
     for required in ("task", "data", "model"):
         if required not in values:
@@ -238,13 +240,13 @@ def _finite(value: float, path: str) -> float:
         if math.isfinite(value):
             return float(value)
     except OverflowError:
-        # The integer is larger than any float.
+        # The integer exceeds the range of floats.
         pass
     raise UserError(f"{path}: got {str(value)[:20]}, expected a finite number")
 
 
 def type_name(hint: Any) -> str:
-    """Returns a type as messages name it: 'int or None'."""
+    """Returns the name of a type for messages, such as 'int or None'."""
     return " or ".join(
         "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
         for kind in keys.alternatives(hint)
@@ -252,13 +254,13 @@ def type_name(hint: Any) -> str:
 
 
 def did_you_mean(name: str, known) -> str:
-    """Returns ' (did you mean ...?)' with the closest of `known`, or ''."""
+    """Returns ' (did you mean ...?)' with the closest name in `known`, or '' if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
-    """Returns the nested dict that config.json holds."""
+    """Returns the experiment as the nested dict that is stored in config.json."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -287,10 +289,10 @@ def differences(left: Experiment, right: Experiment) -> list[str]:
 
 
 def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment with dotted keys replaced, and checks it.
+    """Returns a checked copy of the experiment with the values of dotted keys replaced.
 
     Raises:
-      UserError: an unknown key, a wrong type or an invalid value.
+      UserError: a key is unknown, or a value has the wrong type or is invalid.
     """
     values = to_dict(config)
     changes = {current_key(values, key): value for key, value in changes.items()}
@@ -298,10 +300,10 @@ def override(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
 
 
 def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a nested mapping with dotted keys replaced.
+    """Returns a copy of a nested mapping with the values of dotted keys replaced.
 
     Raises:
-      UserError: an unknown key; the message names the closest.
+      UserError: a key is unknown; the message suggests the closest.
     """
     values = copy.deepcopy(dict(values))
     for key, value in changes.items():
@@ -318,9 +320,9 @@ def replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def identity(config: Experiment) -> str:
     """Returns a hash of all settings that affect results.
 
-    The mesh and rematerialization are excluded: they affect speed and memory only. Earlier
-    experiments keep their hash: renamed fields are hashed under their former names, and fields of
-    the data config that were added later are excluded at their defaults.
+    The mesh and rematerialization are excluded because they affect only speed and memory. Hashes
+    are stable across versions: renamed fields are hashed under their former names, and newer fields
+    of the data config are excluded if they have their default value.
     """
     values = _with_former_keys(config, to_dict(config))
     del values["mesh"]
@@ -341,10 +343,10 @@ def _with_former_keys(instance: Any, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def load_file(specification: str) -> Experiment:
-    """Resolves 'path/to/config.py' or 'path/to/config.py:argument' without flags.
+    """Loads the experiment of 'path/to/config.py' or 'path/to/config.py:argument', ignoring flags.
 
     Raises:
-      UserError: no such file, no get_config in it, or a bad argument or value.
+      UserError: the file is missing or has no get_config, or the argument or a value is invalid.
     """
     return resolve(load_values(specification))
 
@@ -353,7 +355,7 @@ def load_values(specification: str) -> dict[str, Any]:
     """Returns the config of 'path/to/config.py:argument' as a nested dict.
 
     Raises:
-      UserError: no such file, no get_config in it, or one that returns something else.
+      UserError: the file is missing, has no get_config, or get_config returns another type.
     """
     path, _, argument = specification.partition(":")
     module = load_module(path)
@@ -370,7 +372,7 @@ def load_module(path: str) -> types.ModuleType:
     """Executes a Python file as a module.
 
     Raises:
-      UserError: no such file.
+      UserError: the file does not exist.
     """
     import importlib.util
 
@@ -396,7 +398,7 @@ def load_module(path: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def located_error(path: str) -> Iterator[None]:
-    """Raises errors inside a config file as a `UserError` with the line number.
+    """Converts exceptions inside a config file to a `UserError` with the line number.
 
     Raises:
       UserError: executing the file raises an exception.
@@ -409,7 +411,7 @@ def located_error(path: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]  # fmt: skip
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
-        # A syntax error may be in a file that the config imports.
+        # The syntax error may be in a file that the config imports.
         file = (isinstance(error, SyntaxError) and error.filename) or path
         where = f"{file}, line {line}" if line else path
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""Environment of a run: versions, device and commit."""
+"""Environment of a run: package versions, devices and git commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that metrics may depend on."""
+    """Returns the versions of Python and of the packages that may affect metrics."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         found[package] = importlib.metadata.version(package)
@@ -32,13 +32,13 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Returns the hash of the commit, with '+dirty' if files differ; '' outside a checkout."""
+    """Returns the git commit hash, with '+dirty' if files differ from it; '' outside a checkout."""
     head = _git("rev-parse", "HEAD")
     return f"{head}+dirty" if head and dirty_files() else head
 
 
 def dirty_files() -> list[str]:
-    """Lists the files that differ from the commit, except results/ and RESULTS.md."""
+    """Lists the files that differ from the git commit, except results/ and RESULTS.md."""
     lines = _git("status", "--porcelain", "--untracked-files=normal").splitlines()
     paths = [line.split(maxsplit=1)[-1] for line in lines if line.strip()]
     return [path for path in paths if not path.startswith(("results/", "RESULTS.md"))]

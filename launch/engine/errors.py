@@ -1,4 +1,4 @@
-"""Interrupts and system errors, which end a command without being bugs."""
+"""Interrupts and operating system errors, which end a command but are not bugs."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class Interrupted(Exception):
     """Training was interrupted and has saved a checkpoint."""
 
     def __init__(self, step: int, signal_number: int):
-        """Args: finished steps; number of the signal."""
+        """Args: number of finished steps; signal number."""
         super().__init__(f"stopped after step {step}; the same command resumes from there")
         self.signal_number = signal_number
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM outside of training, where nothing has to be saved."""
+    """SIGTERM outside of training, when there is nothing to save."""
 
 
 def signal_of(stopped: KeyboardInterrupt) -> int:
-    """Returns the number of the signal that raised an exception."""
+    """Returns the number of the signal that caused an exception."""
     return int(signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raises `Terminated` at the first SIGTERM; a second one kills the process."""
+    """Raises `Terminated` on the first SIGTERM; a second SIGTERM kills the process."""
 
     def terminate(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -52,7 +52,7 @@ def terminable() -> Iterator[None]:
 
 
 def keep_interrupts() -> None:
-    """Raises interrupts again that Python ignores.
+    """Raises interrupts again if Python ignored them in destructors or weak-reference callbacks.
 
     Exceptions in destructors and callbacks of weak references go to `sys.unraisablehook`, after
     which the program continues.
@@ -75,7 +75,7 @@ def keep_interrupts() -> None:
     sys.unraisablehook = again
 
 
-# Reasons of the operating system that are not bugs.
+# Error codes of the operating system that are not bugs of this program.
 _REASONS = frozenset(
     getattr(errno, name)
     for name in (
@@ -84,11 +84,11 @@ _REASONS = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-# A handled ENOENT is often the context of another error without being its reason.
+# An ENOENT that was handled is often the context of an unrelated error.
 _REASONS_OF_CONTEXT = _REASONS - {errno.ENOENT}
 # TensorStore, which writes the arrays of checkpoints, reports errors as text.
 _IN_TEXT = re.compile(r"os_error_code='?(\d+)|\[OS error (\d+)")
-# The file, or else the directory.
+# The path of the file, or else of its directory.
 _PATH_IN_TEXT = (re.compile(r'Failed writing: "([^"]+)"'), re.compile(r'local file "([^"]+)"'))
 
 
@@ -111,7 +111,7 @@ def system_error(error: BaseException) -> str | None:
             reason = found.strerror or os.strerror(found.errno)
             return f"{where}: {reason}" if where else reason
         if isinstance(found, RuntimeError) and "determine home directory" in str(found):
-            return "a path begins with ~: no home directory is known; write the path out"
+            return "a path begins with ~, but no home directory is known; write out the full path"
         if not isinstance(found, OSError) and (code := _IN_TEXT.search(str(found))):
             number = int(code[1] or code[2])
             if number in reasons:

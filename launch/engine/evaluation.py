@@ -1,4 +1,4 @@
-"""Metrics of a split: sums statistics, gathers outputs, removes padding rows and duplicates."""
+"""Evaluation on a split: sums statistics, gathers outputs, removes padding rows and duplicates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _POSITIONS = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Results of a split.
+    """Results of an evaluation on one split.
 
     Attributes:
-      metrics: by name.
-      statistics: summed over the split, in float64 or integers.
+      metrics: values of the metrics by name.
+      statistics: sums over the split that metrics are computed from, float64 or integers.
       outputs: arrays [examples, ...] in the order of the split.
     """
 
@@ -34,7 +34,7 @@ class Evaluation:
 
 
 def evaluate(task: Task, steps: Steps, variables: Any, split: str, batch_size: int) -> Evaluation:
-    """Evaluates every example of a split once; the metrics do not depend on batch size and mesh."""
+    """Evaluates every example of a split once; metrics are independent of batch size and mesh."""
     total: Any = None
     pending = []
     for batch in evaluation_batches(
@@ -68,11 +68,11 @@ def _add(total: Any, statistics: Any) -> Any:
 
 
 def gather(pending: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
-    """Returns outputs of padded batches as arrays in id order.
+    """Concatenates outputs of padded batches in the order of example ids.
 
     Args:
       pending: (ids [B], -1 for padding; outputs by name, each [B, ...]) of every batch. Later
-        dimensions may differ between batches, as lengths do; short ones are padded with 0.
+        dimensions, such as lengths, may differ between batches; shorter arrays are padded with 0.
     """
     rows: dict[str, list[np.ndarray]] = {}
     ids: list[np.ndarray] = []
@@ -122,17 +122,17 @@ class Subset:
 
 
 def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np.ndarray, int]]:
-    """Splits examples into groups of similar length, each with a batch size.
+    """Splits examples into groups of similar length, each with its own batch size.
 
     The batch size is `batch_size`, or less if a batch would have over 2²¹ padded positions.
 
     Args:
-      examples: with or without lengths.
+      examples: examples with or without lengths.
       batch_size: largest batch size.
-      least: batch sizes are multiples of this.
+      least: number that all batch sizes are multiples of.
 
     Returns:
-      Indices of the examples and batch size of each group.
+      (indices of the examples, batch size) of each group.
     """
     everything = np.arange(len(examples))
     if examples.lengths is None or not len(examples):
@@ -142,7 +142,7 @@ def split_by_length(examples: Any, batch_size: int, least: int) -> list[tuple[np
     lengths = np.max([np.maximum(row, 1) for row in rows], axis=0)
     if batch_size * lengths.max() <= _POSITIONS:
         return [(everything, batch_size)]
-    # Within a group no example is over four times as long as another.
+    # Within a group the longest example is at most four times as long as the shortest.
     kinds = np.floor(np.log(lengths.max() / lengths) / np.log(4)).astype(int)
     found = []
     for kind in np.unique(kinds):

@@ -1,4 +1,4 @@
-"""Inputs of predictions: flags, lines of a stream or file, rows of a table."""
+"""Inputs of predictions, read from flags, lines of a stream or file, or rows of a table."""
 
 from __future__ import annotations
 
@@ -8,38 +8,46 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from launch.engine.output import as_json
 from tasks.common.data.cells import text_value
 from tasks.common.data.tables import EXTENSIONS, Table, no_column, open_table
 from tasks.common.data.text_files import detect_encoding, split_lines
 from tasks.common.errors import UserError
-from tasks.task import Task
 
 STANDARD_INPUT = "-"
 PREFIX = "predicted_"
 
 
 class Input(NamedTuple):
-    """One input, and its row of the table by column; None if there is no table."""
+    """One input, and its table row as a dict of columns; the row is None without a table."""
 
     raw: str
     row: Mapping[str, Any] | None = None
 
 
-def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[Input]:
+class InputColumns(Protocol):
+    """The attributes of `tasks.task.Processor` that are needed to read a table of inputs."""
+
+    @property
+    def input_column(self) -> str | None: ...
+
+    def table_input(self, value: str, folder: Path) -> str: ...
+
+
+def read_inputs(given: Sequence[str], file: str | None, columns: InputColumns) -> Iterator[Input]:
     """Yields the inputs of --input, then those of --input_file.
 
     Args:
-      given: texts; "-" means the lines of standard input.
-      file: a table with the `input_column` of the task's processor, recognized by its extension,
+      given: input texts; "-" stands for the lines of standard input.
+      file: a table, recognized by its extension, with the `input_column` of the task's processor;
         or a text file with one input per line.
-      task: task of the run.
+      columns: processor of the task, or column of an export.
 
     Raises:
-      UserError: an input is not text, or the file cannot be read, is malformed, or is a table
-        without that column.
+      UserError: an input is not valid text, or the file cannot be read, is malformed or lacks the
+        column.
     """
     for text in given:
         if text == STANDARD_INPUT:
@@ -49,13 +57,13 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"--input={text!r}: is not UTF-8") from None
+            raise UserError(f"--input={text!r}: got text that is not UTF-8") from None
         yield Input(text)
     if file is None:
         return
-    # `open_table` raises an error that describes the expected form of JSON.
+    # `open_table` raises an error that describes the expected JSON format.
     if Path(file).suffix.lower() in (*EXTENSIONS, ".json"):
-        yield from _table_inputs(file, task)
+        yield from _table_inputs(file, columns)
         return
     try:
         with Path(file).expanduser().open("rb") as stream:
@@ -66,14 +74,14 @@ def read_inputs(given: Sequence[str], file: str | None, task: Task) -> Iterator[
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Yields the lines of a stream as they arrive, without line ends and byte order mark.
+    """Yields the lines of a stream as they arrive, without line ends or a byte order mark.
 
     Args:
-      stream: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+      stream: byte stream in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
       name: name of the stream, for messages.
 
     Raises:
-      UserError: a line is not in that encoding.
+      UserError: a line cannot be decoded.
     """
     start = getattr(stream, "peek", lambda _: b"")(4)[:4]
     encoding = detect_encoding(start)
@@ -92,7 +100,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if number == 1 and not text.endswith("\n"):
-                # The whole file: one line, or lines that end in CR.
+                # This is the complete file: a single line, or lines that end in CR.
                 yield from split_lines(text)
             else:
                 yield text.removesuffix("\n").removesuffix("\r")
@@ -100,8 +108,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
             raise UserError(f"{name}: line {number} is not UTF-8; convert the file") from None
 
 
-def _table_inputs(file: str, task: Task) -> Iterator[Input]:
-    column = task.processor.input_column
+def _table_inputs(file: str, columns: InputColumns) -> Iterator[Input]:
+    column = columns.input_column
     if column is None:
         raise UserError(
             f"--input_file={file}: is a table, but this task reads one input per line; give a "
@@ -113,14 +121,14 @@ def _table_inputs(file: str, task: Task) -> Iterator[Input]:
         if column not in row:
             raise no_column(where if table.delimiter is None else file, column, list(row))
         text = text_value(row[column], where, column)
-        yield Input(task.processor.table_input(text, Path(file).expanduser().parent), row)
+        yield Input(columns.table_input(text, Path(file).expanduser().parent), row)
 
 
 def _rows(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     if table.delimiter is None:
         yield from table.objects()
         return
-    # Spreadsheets write columns without a name.
+    # Spreadsheet programs may write columns without a name.
     names = [name or _unnamed(number, table) for number, name in enumerate(table.header, 1)]
     for line, row in table.rows():
         yield line, dict(zip(names, row, strict=True))
@@ -134,10 +142,10 @@ def _unnamed(number: int, table: Table) -> str:
 
 
 class Answers:
-    """Printer of answers as text, as JSON lines, or with the rows of a table.
+    """Prints predictions as text, as JSON lines, or with the rows of the input table.
 
-    The text format of tables is CSV: the columns of the table, then a column predicted_<key> for
-    each key of an answer. JSON lines have the row under "row".
+    For tables the text format is CSV: the columns of the table, then a column predicted_<key> for
+    each key of a prediction. JSON lines contain the table row under the key "row".
     """
 
     def __init__(self, form: str):
@@ -146,7 +154,7 @@ class Answers:
         self._header: list[str] | None = None
 
     def write(self, inputs: Iterable[Input], answers: Iterable[Mapping[str, Any]]) -> None:
-        """Prints one answer for each input.
+        """Prints one prediction for each input.
 
         Raises:
           UserError: a row already has a column predicted_<key>.

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Returns the types of a union, or the type alone."""
+    """Returns the member types of a union, or a tuple of the type itself."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
@@ -30,16 +30,16 @@ def group_type(hint: Any) -> type | None:
 def replace_former(
     kind: type, values: Mapping[str, Any], path: str, parts: Mapping[str, type]
 ) -> dict[str, Any]:
-    """Returns a nested mapping with former keys replaced by the current ones.
+    """Replaces former keys in a nested mapping by the current ones.
 
-    If both keys are given, the value of the former one is used: a config file has set it over the
-    default.
+    If both keys are present, the value of the former key is used: a config file has set it, while
+    the current key has its default.
 
     Args:
-      kind: dataclass of the mapping.
-      values: by key.
-      path: of the mapping, for messages.
-      parts: classes of groups whose annotation does not name them, by key.
+      kind: dataclass that the mapping describes.
+      values: the mapping, by key.
+      path: name of the mapping in messages.
+      parts: dataclasses of groups whose type annotation does not give them, by key.
     """
     found, hints = dict(values), typing.get_type_hints(kind)
     for old, new in _former_keys(kind).items():
@@ -54,11 +54,11 @@ def replace_former(
 
 
 def current_name(kind: type, key: str, parts: Mapping[str, type]) -> str:
-    """Returns a dotted key with former names replaced by the current ones.
+    """Replaces former names in a dotted key by the current ones.
 
     Args:
-      kind, parts: as for `replace_former`.
-      key: dotted, without "config.".
+      kind, parts: see `replace_former`.
+      key: dotted key without the prefix "config.".
     """
     inner: type | None = kind
     names = []
@@ -82,5 +82,5 @@ def _former_keys(kind: type) -> dict[str, str]:
 
 @functools.cache
 def _notify(old: str, new: str) -> None:
-    """Prints that a key has a new name, once per process."""
+    """Prints the new name of a renamed key, once per process."""
     print(f"{old} is now {new}", file=sys.stderr, flush=True)

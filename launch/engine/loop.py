@@ -23,31 +23,31 @@ from tasks.common.data.pipeline import train_iterator
 from tasks.common.errors import UserError
 from tasks.task import Task
 
-# Score of a checkpoint between two evaluations, which is kept while it is the newest.
+# Score of a checkpoint that was not evaluated; it is kept only while it is the newest.
 UNRANKED = -1e30
 
 
 def train(
     task: Task, config: Experiment, folder: Path, stop_after: int | None = None
 ) -> tuple[Steps, Any, int]:
-    """Trains or resumes until the last step or until patience is exhausted.
+    """Trains, or resumes training, until the last step or until patience is exhausted.
 
-    Each validation ends with a checkpoint of state and data iterator, so that a killed run resumes
-    with the next batch.
+    Each validation is followed by a checkpoint of the state and the data iterator, so that a killed
+    run resumes with the next batch.
 
     Args:
-      task: prepared, with data.
+      task: prepared task, with its data.
       config: the experiment.
       folder: run directory.
-      stop_after: last step, without validation, for a run that also trains on the validation
-        split; schedules are those of all steps.
+      stop_after: last step of a run that also trains on the validation split, which disables
+        validation; learning rate schedules still span all steps.
 
     Returns:
-      The compiled functions, the variables of the best step on validation (or of `stop_after`), and
-      that step.
+      The compiled functions, the variables at the step with the best validation metric (or at
+      `stop_after`), and that step.
 
     Raises:
-      UserError: the loss is not finite, or checkpoints cannot be read.
+      UserError: the loss is not finite, or no checkpoint can be read.
       Interrupted: SIGINT or SIGTERM was received.
     """
     plan, metric = config.training, task.primary_metric
@@ -141,7 +141,7 @@ def _means(window: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class _Signals:
-    """Records SIGINT and SIGTERM, so that the loop stops between steps; a second one kills."""
+    """Records SIGINT and SIGTERM so that the loop stops between steps; a second signal kills."""
 
     def __init__(self):
         self.received: int | None = None
@@ -168,7 +168,7 @@ class _Signals:
 
 
 class _Clock:
-    """Measures steps per second and the fraction of the time spent waiting for data."""
+    """Clock for steps per second and the fraction of time spent waiting for data."""
 
     def __init__(self, step: int):
         self.restart(step)

@@ -1,8 +1,8 @@
-"""Settings of glibc that keep large buffers in the process between steps.
+"""Settings of glibc malloc that keep large buffers in the process between steps.
 
 glibc returns every freed block above 32 MB to the system, and XLA allocates such blocks in each
-step on a CPU. This costs tens of thousands of page faults per step. With these settings the heap
-keeps the blocks (mallopt(3)).
+step on a CPU, which costs tens of thousands of page faults per step. With these settings freed
+blocks stay in the heap (see mallopt(3)).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPTIONS = (
 
 
 def keep_large_buffers() -> bool:
-    """Sets the options before JAX allocates; returns False without glibc."""
+    """Sets the malloc options, before JAX allocates memory; returns False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of optax, by config."""
+"""Optimizers and learning rate schedules of optax, built from a config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.common.configs import (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Config):
-    """Optimizer and schedule.
+    """Optimizer and learning rate schedule.
 
     Attributes:
       name: "adamw", "lion" or "sgd".
@@ -26,9 +26,10 @@ class OptimizerConfig(Config):
       schedule: "constant", "linear", "cosine" or "inverse_sqrt"; linear and cosine decay to
         `final_fraction` of the rate.
       warmup_steps: steps of linear increase from 0.
-      final_fraction: last rate as a fraction of `learning_rate`.
-      weight_decay: decoupled weight decay of the parameters that match `weight_decay_on`.
-      weight_decay_on: regular expression that is searched in the path of a parameter.
+      final_fraction: final learning rate as a fraction of `learning_rate`.
+      weight_decay: coefficient of decoupled weight decay for parameters that match
+        `weight_decay_on`.
+      weight_decay_on: regular expression searched in the '/'-joined path of each parameter.
       clip_norm: largest global norm of the gradient; 0 disables clipping.
       beta1: decay of the first moment (the momentum of sgd).
       beta2: decay of the second moment.
@@ -79,13 +80,13 @@ def make_schedule(config: OptimizerConfig, steps: int):
         after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
     if not warmup:
         return after
-    # The first step has a rate above 0: with 0 it would change nothing.
+    # The warm-up starts above 0, because a step with learning rate 0 would change nothing.
     ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int):
-    """Returns the `optax.GradientTransformation` of a config.
+    """Returns the `optax.GradientTransformation` described by a config.
 
     Weight decay applies only to parameters whose '/'-joined path matches `weight_decay_on`.
     """

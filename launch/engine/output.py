@@ -1,4 +1,4 @@
-"""Standard streams: closed streams, narrow encodings and closed pipes."""
+"""Handling of closed standard streams, narrow encodings and closed pipes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _HANDLER = "attention.backslashreplace"
 
 
 def reopen_closed() -> bool:
-    """Opens closed standard streams on the null device.
+    """Reopens closed standard streams on the null device.
 
-    Otherwise the next opened file would get the stream's number and receive its output.
+    Otherwise the next opened file would get the stream's file descriptor and receive its output.
 
     Returns:
       Whether standard output was closed.
@@ -31,14 +31,14 @@ def reopen_closed() -> bool:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-        # If another file has the number by now, the null device gets another one.
+        # If another file already has that descriptor, the null device gets a different one.
         stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
         setattr(sys, name, stream)
     return closed
 
 
 def tolerate_narrow_encodings() -> None:
-    """Makes both streams write characters outside their encoding as escapes, such as \\xf6.
+    """Makes stdout and stderr escape characters outside their encoding, such as \\xf6.
 
     The first escape prints a notice on standard error.
     """
@@ -50,8 +50,8 @@ def tolerate_narrow_encodings() -> None:
         if not notified:
             notified = True
             print(
-                f"output: encoding {error.encoding} lacks some characters, which are written as "
-                "escapes; set PYTHONIOENCODING=utf-8",
+                f"output: characters outside the encoding {error.encoding} are written as "
+                f"escapes; set PYTHONIOENCODING=utf-8",
                 file=sys.stderr,
             )
         return found
@@ -63,7 +63,7 @@ def tolerate_narrow_encodings() -> None:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """Returns JSON that standard output can encode; other characters are JSON escapes."""
+    """Returns JSON, with JSON escapes for characters that standard output cannot encode."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -73,7 +73,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def discard_closed() -> None:
-    """Discards buffers of streams whose reader has gone; exit then raises no second error."""
+    """Discards buffered output of closed pipes, so that exiting raises no second error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -17,32 +17,32 @@ from tasks.task import Task
 
 
 class Predictor:
-    """Answers raw inputs with given parameters."""
+    """Predictor for raw inputs with given parameters."""
 
     def __init__(self, task: Task, config: Experiment, steps: Steps, variables: Any):
-        """Args: the task and its experiment; compiled functions; variables of the model."""
+        """Args: task; its experiment; compiled functions; variables of the model."""
         self._task, self._steps, self._variables = task, steps, variables
         self._batch_size = config.training.evaluation_batch_size
         self._model_name = config.model.name
 
     def __call__(self, raw: Sequence[str]) -> list[dict[str, Any]]:
-        """Returns an answer for each input; see `Processor.decode`."""
+        """Returns a prediction for each input; see `Processor.decode`."""
         processor = self._task.processor
         return processor.decode(raw, self.outputs(processor.encode(raw)))
 
     def outputs(self, examples: Any) -> dict[str, np.ndarray]:
-        """Returns the outputs of examples in their order; see `Task.predict`."""
+        """Returns model outputs in the order of the examples; see `Task.predict`."""
         return self._gathered(examples, self._steps.predict)
 
     def with_figures(self, raw: Sequence[str]) -> tuple[list[dict[str, Any]], list[list[Figure]]]:
-        """Returns answers, and figures for each input; see `Task.input_figures`.
+        """Returns predictions and figures for each input; see `Task.input_figures`.
 
         Raises:
           UserError: the task or its model draws no figures.
         """
         if type(self._task).input_figures is Task.input_figures:
             raise UserError(
-                "--figures: this task draws no figures of predictions; leave the flag out"
+                "--figures: this task has no figures of predictions; leave out the flag"
             )
         examples = self._task.processor.encode(raw)
         outputs = self.outputs(examples)
@@ -50,8 +50,8 @@ class Predictor:
         figures = self._task.input_figures(raw, outputs, attention)
         if len(raw) and not any(figures):
             raise UserError(
-                f"--figures: config.model.name={self._model_name} has no figures of predictions; "
-                "leave the flag out"
+                f"--figures: config.model.name={self._model_name} has no figures of "
+                f"predictions; leave out the flag"
             )
         return self._task.processor.decode(raw, outputs), figures
 
@@ -62,7 +62,7 @@ class Predictor:
         return gather((ids, outputs(batch)) for ids, batch in self._batches(examples))
 
     def _batches(self, examples: Any) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Yields ids and batches; much longer examples go in smaller batches of their own."""
+        """Yields ids and batches; much longer examples are put in separate, smaller batches."""
         least = int(np.prod([self._steps.mesh.shape[axis] for axis in ("data", "fsdp")]))
         for chosen, size in split_by_length(examples, self._batch_size, least):
             part = Subset(examples, chosen)

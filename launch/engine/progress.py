@@ -1,4 +1,4 @@
-"""Display of progress: a bar in a terminal, else a line at each evaluation."""
+"""Progress display: a bar in a terminal, otherwise one line per evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Progress:
-    """Display of step, steps/s, loss, validation metric and remaining time of a training."""
+    """Progress display with step, steps/s, loss, validation metric and remaining time."""
 
     def __init__(self, steps: int, first_step: int, metric: str):
-        """Args: number of steps; finished steps; name of the validation metric."""
+        """Args: total number of steps; number of finished steps; name of the validation metric."""
         self._steps, self._first, self._metric = steps, first_step, metric
         self._marks = [(first_step, time.monotonic())]
         self._loss = self._value = float("nan")
@@ -42,13 +42,13 @@ class Progress:
             self._bar.stop()
 
     def trained(self, step: int, loss: float) -> None:
-        """Shows the training loss of a step."""
+        """Updates the display with the training loss of a step."""
         self._loss = loss
         if self._bar:
             self._bar.update(self._task, completed=step, status=self._status(step))
 
     def validated(self, step: int, value: float) -> None:
-        """Shows the validation metric of a step."""
+        """Updates the display with the validation metric of a step."""
         self._value = value
         if self._bar:
             self._bar.update(self._task, completed=step, status=self._status(step))
@@ -58,14 +58,14 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the progress bar."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, step: int) -> float:
-        """Returns steps/s over the last few marks, which exclude the compilation."""
+        """Returns steps/s over the most recent updates, which excludes compilation."""
         if step > self._marks[-1][0]:
             self._marks = [*self._marks[-4:], (step, time.monotonic())]
         (first, began), (last, ended) = self._marks[0], self._marks[-1]

@@ -1,8 +1,9 @@
-"""Device mesh, and sharding rules of parameters.
+"""Device mesh, and rules for sharding parameters over it.
 
-A rule is a regular expression for the path of a parameter and, for each dimension, an axis name, a
-tuple of names or None. The first matching rule applies. Parameters that match no rule or have
-another number of dimensions are replicated. Axes that do not divide a dimension are ignored there.
+A rule has a regular expression for parameter paths and, for each dimension, a mesh axis, a tuple of
+axes or None. The first rule that matches applies. Parameters without a matching rule, or with a
+different number of dimensions, are replicated. A dimension is not sharded over axes that do not
+divide its size.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ class MeshConfig(Config):
     """Sizes of the mesh axes; their product is the number of devices.
 
     Attributes:
-      data: replicas of the model, which share the batch; -1 uses the remaining devices.
-      fsdp: shards of parameters and optimizer state; the batch is sharded too.
-      tensor: shards of heads and hidden units.
-      sequence: shards of sequences in attention (the kernel "ring"); XLA decides the sharding of
-        other layers.
+      data: number of model replicas, over which the batch is sharded; -1 uses the remaining
+        devices.
+      fsdp: number of shards of parameters and optimizer state; the batch is sharded over it too.
+      tensor: number of shards of attention heads and hidden units.
+      sequence: number of shards of sequences in attention (the kernel "ring"); in other layers XLA
+        chooses the sharding.
       cpu_devices: number of virtual CPU devices; 0 keeps JAX's default. Ignored with an
         accelerator.
     """
@@ -39,7 +41,7 @@ class MeshConfig(Config):
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
     sequence: PositiveInt = 1
-    # Each device has its own threads: JAX needs minutes to start with thousands of them.
+    # Each device starts its own threads; with thousands of them JAX takes minutes to start.
     cpu_devices: within("[0, 1024]", "a number from 0 to 1024", int) = 0
 
     def __post_init__(self):
@@ -55,7 +57,8 @@ def request_devices(config: MeshConfig) -> None:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:
-            # The devices exist already: the second run of an ablation, or a notebook.
+            # JAX has already created its devices, as in the second run of an ablation or in a
+            # notebook.
             if jax.local_device_count() < config.cpu_devices:
                 raise UserError(
                     f"config.mesh.cpu_devices: got {config.cpu_devices}, but this process already "
@@ -64,10 +67,10 @@ def request_devices(config: MeshConfig) -> None:
 
 
 def make_mesh(config: MeshConfig):
-    """Makes the `jax.sharding.Mesh` with axes data, fsdp, tensor and sequence.
+    """Returns a `jax.sharding.Mesh` with the axes data, fsdp, tensor and sequence.
 
     Raises:
-      UserError: the product of the sizes is not the number of devices.
+      UserError: the product of the axis sizes differs from the number of devices.
     """
     import jax
     from jax.sharding import AxisType
@@ -88,7 +91,7 @@ def make_mesh(config: MeshConfig):
 
 
 def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
-    """Returns the function, called with the mesh as `jax.set_mesh`, which attention kernels use."""
+    """Wraps a function to run under `jax.set_mesh(mesh)`, which attention kernels read."""
     import jax
 
     @functools.wraps(function)
@@ -100,7 +103,7 @@ def on_mesh(function: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
 
 
 def check_batch(mesh: Any, name: str, size: int) -> None:
-    """Checks that the mesh divides the batch evenly.
+    """Raises unless the mesh divides the batch size evenly.
 
     Raises:
       UserError: the data and fsdp axes do not divide `size`.
@@ -109,12 +112,12 @@ def check_batch(mesh: Any, name: str, size: int) -> None:
     if size % parts:
         raise UserError(
             f"config.training.{name}: {size} examples cannot be split over data x fsdp = {parts} "
-            f"devices; take a multiple of {parts}"
+            f"devices; use a multiple of {parts}"
         )
 
 
 def batch_sharding(mesh: Any):
-    """Returns the sharding of a batch: its first dimension over data and fsdp."""
+    """Returns the sharding of a batch, with its first dimension over the axes data and fsdp."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -128,9 +131,9 @@ def replicated(mesh: Any):
 
 
 def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
-    """Returns the `NamedSharding` of every leaf of a tree of shapes.
+    """Returns a tree with the `NamedSharding` of every leaf of a tree of shapes.
 
-    Optimizer moments have the paths of their parameters and follow the same rules.
+    Paths of optimizer moments end with the paths of their parameters, so the same rules apply.
     """
     import jax
     from jax.sharding import NamedSharding
@@ -148,12 +151,12 @@ def tree_shardings(tree: Any, mesh: Any, rules: Sequence[Rule]) -> Any:
 def leaf_spec(
     path: str, shape: tuple[int, ...], rules: Sequence[Rule], sizes: Mapping[str, int]
 ) -> Any:
-    """Returns the `PartitionSpec` of one array.
+    """Returns the `PartitionSpec` of one array, from the first rule that matches its path.
 
     Args:
       path: '/'-joined path of the parameter.
       shape: shape of the array.
-      rules: sharding rules; see the module.
+      rules: sharding rules; see the module docstring.
       sizes: size of each mesh axis.
     """
     from jax.sharding import PartitionSpec

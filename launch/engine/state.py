@@ -1,4 +1,4 @@
-"""Conversion of nnx modules to nested dicts and back, and the train state.
+"""Train state, and conversion between nnx modules and nested dicts.
 
 A train state is a dict of `params`, `statistics` (batch statistics and other non-parameter
 variables), `optimizer`, `step` and optionally `average`, an exponential moving average of `params`.
@@ -23,9 +23,9 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def split_model(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Returns graph definition, parameters and other variables of a module, as nested dicts.
+    """Splits a module into its graph definition and nested dicts of parameters and other variables.
 
-    Keys of lists become strings, which Orbax and path patterns need.
+    List indices become string keys, as Orbax and path patterns require.
     """
     graphdef, params, statistics = nnx.split(model, nnx.Param, ...)
     return (
@@ -36,7 +36,7 @@ def split_model(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]
 
 
 def merge_model(graphdef: Any, params: Mapping, statistics: Mapping) -> nnx.Module:
-    """Returns the module; the inverse of `split_model`."""
+    """Builds the module from its parts; the inverse of `split_model`."""
     return nnx.merge(graphdef, _integer_keys(params), _integer_keys(statistics))
 
 
@@ -55,7 +55,7 @@ def _integer_keys(tree: Any) -> Any:
 
 
 def graph_definition(task: Any, seed: int) -> Any:
-    """Returns the graph definition of the task's model without initializing parameters."""
+    """Returns the graph definition of a task's model without initializing parameters."""
     found = {}
 
     def build():
@@ -69,7 +69,7 @@ def graph_definition(task: Any, seed: int) -> Any:
 def initial_state(
     task: Any, optimizer: optax.GradientTransformation, seed: int, average: bool
 ) -> dict[str, Any]:
-    """Returns the state before the first step; called under `jax.jit` or `jax.eval_shape`."""
+    """Returns the initial train state; to be called under `jax.jit` or `jax.eval_shape`."""
     _, params, statistics = split_model(task.build_model(nnx.Rngs(seed)))
     state = {
         "params": params,
@@ -83,10 +83,10 @@ def initial_state(
 
 
 def evaluation_variables(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the variables for evaluation: with the averaged parameters if there are any."""
+    """Returns the variables for evaluation, with the EMA of the parameters if there is one."""
     return {"params": state.get("average", state["params"]), "statistics": state["statistics"]}
 
 
 def parameter_count(state: Mapping[str, Any]) -> int:
-    """Returns the number of trained parameters of a state or of the variables for evaluation."""
+    """Returns the number of trained parameters in a train state or in evaluation variables."""
     return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))

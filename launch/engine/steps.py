@@ -1,4 +1,4 @@
-"""The compiled functions of an experiment: init, train, evaluate, predict, attention."""
+"""Compiled functions of an experiment: init, train, evaluate, predict and attention."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Steps:
     """Compiled functions of one experiment and the sharding of their arrays.
 
     Attributes:
-      mesh: the devices.
+      mesh: device mesh.
       abstract_state: shapes, dtypes and shardings of the train state.
       init: () -> state.
       train: (state, batch) -> (state, metrics); the old state is donated.
       evaluate: (variables, batch) -> (statistics, outputs); see `Task.evaluate`.
       predict: (variables, inputs) -> outputs of each example; see `Task.predict`.
-      predict_fast: the same with `fast=True`.
+      predict_fast: `predict` with `fast=True`.
       attention: (variables, inputs) -> attention weights by name.
     """
 
@@ -44,12 +44,12 @@ class Steps:
     attention: Any
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts a host batch on the mesh, its first dimension sharded over data and fsdp."""
+        """Puts a host batch on the mesh, with its first dimension sharded over data and fsdp."""
         return jax.device_put(dict(batch), sharding.batch_sharding(self.mesh))
 
 
 def make_steps(task: Task, config: Experiment) -> Steps:
-    """Returns the functions of an experiment; each is compiled at its first call for a shape."""
+    """Returns the functions of an experiment, which are compiled at the first call per shape."""
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, "batch_size", config.training.batch_size)
     sharding.check_batch(mesh, "evaluation_batch_size", config.training.evaluation_batch_size)
@@ -87,7 +87,7 @@ def make_steps(task: Task, config: Experiment) -> Steps:
             "step": state["step"] + 1,
         }
         if average_decay:
-            # A smaller decay in early steps, so that the initialization is forgotten.
+            # The decay is smaller in early steps, so that the average forgets the initialization.
             decay = jnp.minimum(average_decay, (1 + state["step"]) / (10 + state["step"]))
             new["average"] = optax.incremental_update(params, state["average"], 1 - decay)
         metrics = {

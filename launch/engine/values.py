@@ -1,8 +1,8 @@
-"""Parsing of config values in flags: --config.key=value and --set.
+"""Parsing of config values in the flags --config.key=value and --set.
 
-A value is parsed by the type of its field. `None` and `null` mean None if the field may be None; a
-file of that name is written ./None. A tuple is written (3, 4) or [3, 4]; a single item means a
-tuple of one. Numbers and bools are parsed as in other flags.
+A value is parsed according to the type of its field. `None` and `null` mean None if the field may
+be None; write ./None for a file of that name. A tuple is written (3, 4) or [3, 4]; a single value
+without brackets means a tuple of one item. Numbers and booleans are parsed as in other flags.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
     """Returns the type of a config's field.
 
     Args:
-      values: nested mapping of an experiment.
-      key: dotted, without "config.".
+      values: experiment as a nested mapping.
+      key: dotted key without the prefix "config.".
 
     Raises:
-      UserError: there is no such key; the message names the closest.
+      UserError: the key is unknown; the message suggests the closest.
     """
     *parents, last = key.split(".")
     kind, group = configs.Experiment, values
@@ -46,7 +46,7 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
             known = configs.flatten(values)
             raise UserError(f"config.{key}: no such key{configs.did_you_mean(key, known)}")
         kind, group, parts = parts.get(name, hints[name]), group[name], {}
-        # The type of a group that may be None is that of the group unless it is None.
+        # A group that may be None is given the group's own type if a value is set.
         if isinstance(group, Mapping):
             kind = keys.group_type(kind) or kind
     if isinstance(group, Mapping):
@@ -56,15 +56,15 @@ def field_type(values: Mapping[str, Any], key: str) -> Any:
 
 
 def parse(values: Mapping[str, Any], key: str, text: str) -> Any:
-    """Parses the value of a key.
+    """Parses the text of a flag as the value of a key.
 
     Args:
       values: nested mapping of the experiment.
-      key: dotted, without "config.".
-      text: the value in the flag.
+      key: dotted key without the prefix "config.".
+      text: value as written in the flag.
 
     Raises:
-      UserError: there is no such key, or the text is not of its type.
+      UserError: the key is unknown, or the text does not have its type.
     """
     hint = field_type(values, key)
     kinds = keys.alternatives(hint)
@@ -91,7 +91,7 @@ def _tuple(text: str, item: Any, path: str) -> tuple[Any, ...]:
     try:
         found = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        # A word without quotes is one item.
+        # A word without quotes is a single item.
         if item is not str or text.strip()[:1] in "([":
             raise UserError(f"{path}: got {text!r}, expected {expected}") from None
         return (text,)
@@ -104,14 +104,15 @@ _EXAMPLES = {str: "('one', 'two')", int: "(3, 4)", float: "(0.5, 1)"}
 
 
 def split(text: str) -> list[str]:
-    """Splits values at commas outside brackets and quotes.
+    """Splits comma-separated values, ignoring commas inside brackets and quotes.
 
     Args:
       text: 'mean,max', '(3,4),(2,3)' or 'performer(features=64,kernel=relu),linear'.
     """
     found, depth, quote = [""], 0, ""
     for letter in text:
-        # A quote begins at the start of a value or an item; elsewhere it is an apostrophe.
+        # A quotation mark opens a string only at the start of a value or item; elsewhere it is an
+        # apostrophe.
         begins = found[-1].strip()[-1:] in ("", "(", "[", ",")
         if quote:
             quote = "" if letter == quote else quote

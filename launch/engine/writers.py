@@ -1,7 +1,7 @@
 """Logs of a run: metrics.jsonl, timing.jsonl and TensorBoard events.
 
-metrics.jsonl does not depend on the clock. The same command gives the same bytes, also if it was
-killed and resumed, because the lines after the restored step are removed first.
+metrics.jsonl does not depend on the clock. The same command writes the same bytes even if it was
+killed and resumed, because lines after the restored step are removed first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tasks.common.errors import UserError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a .jsonl file, without a truncated last line; [] without a file.
+    """Returns the records of a .jsonl file, ignoring a truncated last line; [] if there is no file.
 
     Args:
       path: metrics.jsonl or timing.jsonl of a run.
 
     Raises:
-      UserError: the file is not text, or a line is not the record of a step.
+      UserError: the file is not UTF-8, or a line is not the record of a step.
     """
     if not path.exists():
         return []
@@ -33,7 +33,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8; {remedy}") from None
+        raise UserError(f"{path}: is not UTF-8; {remedy}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -49,19 +49,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 _RESTORE = "restore the file, or train in another --workdir"
-_REMEDIES = {"timing.jsonl": "remove it; the seconds of the run then count from here"}
+_REMEDIES = {"timing.jsonl": "remove the file; the run time is then counted from now on"}
 
 
 def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: int) -> None:
-    """Checks that the logs match the checkpoints.
+    """Raises unless the logs match the checkpoints.
 
-    If validation metrics were missing, the best step would be selected among the remaining ones.
+    Otherwise missing validation metrics would silently change which step is the best.
 
     Args:
       folder: run directory.
-      steps: steps of its checkpoints.
-      evaluate_every: steps between validations; 0 if there are none.
-      last: step of the last validation, which `evaluate_every` need not divide.
+      steps: steps of the run's checkpoints.
+      evaluate_every: steps between validations; 0 without validation.
+      last: step of the last validation, which need not be a multiple of `evaluate_every`.
 
     Raises:
       UserError: metrics.jsonl is missing, damaged or lacks a step, or timing.jsonl is damaged.
@@ -83,7 +83,7 @@ def check_logs(folder: Path, steps: Sequence[int], evaluate_every: int, last: in
         if not any(step == at and split in (None, name) for at, name in found):
             what = f"{split} metrics" if split else "metrics"
             raise UserError(
-                f"{path}: has no {what} of step {step}, but checkpoints/ has step {newest}; "
+                f"{path}: has no {what} at step {step}, but checkpoints/ has step {newest}; "
                 f"{_RESTORE}"
             )
     read_lines(folder / "timing.jsonl")
@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
     Raises:
-      UserError: it cannot be read, or is not JSON.
+      UserError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -104,9 +104,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically; devices and pipes are written directly.
+    """Writes a text file atomically; devices and pipes are written directly.
 
-    Unpaired surrogates, as in file names that are not UTF-8, are written as their JSON escapes.
+    Unpaired surrogates, which occur in file names that are not UTF-8, are written as JSON escapes.
 
     Raises:
       UserError: the directory cannot be created or written.
@@ -132,31 +132,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Writers:
-    """The three logs of a run."""
+    """Writers of the three logs of a run."""
 
     def __init__(self, folder: Path, step: int):
-        """Opens the logs and removes the lines of metrics and timing after `step`."""
+        """Opens the logs, and removes lines after `step` from metrics.jsonl and timing.jsonl."""
         import logging
 
         from tensorboardX import SummaryWriter
 
-        # The training loop reports losses that are not finite.
+        # The training loop itself raises an error if the loss is not finite.
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._metrics = _cut_back(folder / "metrics.jsonl", step)
         self._timing = _cut_back(folder / "timing.jsonl", step)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Writes one line, and the same values as TensorBoard scalars."""
+        """Writes one line to metrics.jsonl, and the same values as TensorBoard scalars."""
         values = {name: float(value) for name, value in metrics.items()}
         self._write(self._metrics, {"step": step, "split": split, **values})
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def timing(self, step: int, **values: float) -> None:
-        """Writes one line of values that depend on the clock, and the peak memory."""
+        """Writes one line to timing.jsonl: values that depend on the clock, and peak memory."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # Kilobytes on Linux, bytes on macOS.
+        # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
         megabytes = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
         self._write(self._timing, {"step": step, **values, "peak_memory_mb": round(megabytes, 1)})
 
@@ -172,10 +172,10 @@ class Writers:
         """Closes the logs.
 
         Raises:
-          UserError: the events cannot be written.
+          UserError: the TensorBoard events cannot be written.
         """
         for log in (self._metrics, self._timing):
-            # Every line was flushed, or its error was reported.
+            # Every line was already flushed, or its error was reported.
             with contextlib.suppress(OSError):
                 log.close()
         try:
@@ -187,7 +187,7 @@ class Writers:
 
 
 def _cut_back(path: Path, step: int) -> Any:
-    # Before the first checkpoint no line is kept, so the file need not be readable.
+    # Without a checkpoint all lines are removed, so the file need not be readable.
     records = read_lines(path) if step else []
     kept = [json.dumps(record) for record in records if record["step"] <= step]
     write_text(path, "".join(f"{line}\n" for line in kept))
@@ -195,10 +195,10 @@ def _cut_back(path: Path, step: int) -> Any:
 
 
 def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
-    """Yields (step, value) of a validation metric from metrics.jsonl.
+    """Yields (step, value) pairs of a validation metric from metrics.jsonl.
 
     Raises:
-      UserError: the file is damaged, or lacks the metric.
+      UserError: the file is damaged or lacks the metric.
     """
     path = folder / "metrics.jsonl"
     for record in read_lines(path):
@@ -209,6 +209,6 @@ def validation_curve(folder: Path, metric: str) -> Iterator[tuple[int, float]]:
 
 
 def best_step(folder: Path, metric: str, higher_is_better: bool) -> int:
-    """Returns the step of the best validation metric, the earliest of equals."""
+    """Returns the step with the best validation metric; the earliest such step if tied."""
     sign = 1 if higher_is_better else -1
     return max(validation_curve(folder, metric), key=lambda point: (sign * point[1], -point[0]))[0]

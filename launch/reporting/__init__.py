@@ -1,1 +1,1 @@
-"""Result files, tables, figures and reports."""
+"""Result records, tables, figures and HTML reports."""

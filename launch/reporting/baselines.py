@@ -1,4 +1,4 @@
-"""Metrics of the baselines of a task, fitted once per data set, and the model's gain over them."""
+"""Metrics of a task's baselines, which are fitted once per data set, and the gain over them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from tasks.task import Task
 
 
 def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, dict[str, float]]:
-    """Returns the test metrics of the baselines of a task, which are fitted once per data set.
+    """Returns the test metrics of a task's baselines, which are fitted once per data set.
 
-    If a baseline has scores of the examples, "gain" is the model's gain on the primary metric,
-    positive if the model is better, and "gain_95" half its confidence interval.
+    If a baseline has per-example scores, "gain" is the model's improvement of the primary metric,
+    positive if the model is better, and "gain_95" is half the width of its 95 % confidence
+    interval.
     """
     found: dict[str, dict[str, Any]] = {}
     scores = task.example_scores(test.outputs, "test")
@@ -36,7 +37,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
         )
         cached = _cached(path)
         if "example_scores" in cached and cached.get("examples") != examples:
-            # Made by an earlier version, or of other examples.
+            # The cached scores are from an earlier version or from other examples.
             cached = {}
         found[name] = cached or fit()
         if not cached:
@@ -44,7 +45,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
                 theirs = np.asarray(found[name]["example_scores"])
                 found[name]["example_scores"] = theirs.tolist()
                 found[name]["examples"] = examples
-            # Without the cache the next run fits it again.
+            # Without the cache file, the next run fits the baseline again.
             with contextlib.suppress(UserError):
                 write_json(path, found[name])
         found[name].pop("examples", None)
@@ -56,7 +57,7 @@ def baseline_metrics(task: Task, paths: Paths, test: Evaluation) -> dict[str, di
 
 
 def _cached(path: Path) -> dict[str, Any]:
-    """Returns the content of a cache file; empty if it is missing or damaged."""
+    """Returns the content of a cache file; an empty dict if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -64,6 +65,6 @@ def _cached(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     if "correctness" in found:
-        # Key of earlier versions.
+        # Key used by earlier versions.
         found["example_scores"] = found.pop("correctness")
     return found

@@ -29,16 +29,16 @@ from tasks.figures import (
     SegmentedImage,
 )
 
-# Characters that neither fonts nor XML have: control characters, and unpaired surrogates, which
-# occur in file names that are not UTF-8.
+# Characters that can be neither drawn nor written in XML: control characters and unpaired
+# surrogates, # which occur in file names that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 def draw(figure: Figure) -> str:
-    """Returns the HTML of one figure.
+    """Renders one figure as HTML.
 
     Raises:
-      TypeError: an unknown kind of figure.
+      TypeError: the class of the figure is unknown.
     """
     figure = _printable(figure)
     if isinstance(figure, AttendedText):
@@ -52,10 +52,10 @@ def draw(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """Returns the PNG file of one figure.
+    """Renders one figure as the content of a PNG file.
 
     Raises:
-      TypeError: the kind of figure is text.
+      TypeError: the figure consists of text.
     """
     buffer = io.BytesIO()
     with _plain_text():
@@ -64,7 +64,7 @@ def png(figure: Figure) -> bytes:
 
 
 def _drawn(figure: Figure):
-    """The canvas of a figure."""
+    """Draws a figure and returns its matplotlib canvas."""
     kinds = {
         ConfusionMatrix: _confusion_matrix,
         AttendedImage: _attended_image,
@@ -80,7 +80,7 @@ def _drawn(figure: Figure):
 
 
 def _printable(value: Any) -> Any:
-    """Returns a figure, or a part of one, with escapes for characters that cannot be drawn."""
+    """Replaces characters that cannot be drawn by escapes, in a figure or a field of one."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], value)
     if dataclasses.is_dataclass(value):
@@ -94,9 +94,9 @@ def _printable(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _plain_text() -> Iterator[None]:
-    """Draws texts literally: without math mode, and as text in SVG.
+    """Makes matplotlib draw texts literally: without math mode, and as text elements in SVG.
 
-    The browser then has glyphs for any script. PNG files show a box for missing glyphs.
+    Browsers then choose a font for any script. PNG files show a box for missing glyphs.
     """
     import matplotlib
 
@@ -111,7 +111,7 @@ def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_label: str = "step",
 ) -> str:
-    """Draws lines over steps, or over the quantity `x_label`: name -> (steps, values)."""
+    """Draws line plots of name -> (steps, values), over steps or the quantity `x_label`."""
     title, x_label = _printable(title), _printable(x_label)
     with _plain_text():
         canvas, axes = _canvas(4.3, 2.8)
@@ -167,12 +167,12 @@ def _recommendations(figure: Recommendations) -> str:
             f"<tr><td>{rank}</td><td style='text-align: left'>{shown}</td>"
             f"<td style='text-align: left'>{because}</td></tr>"
         )
-    truth = "" if figure.truth is None else f"; took next: <b>{html.escape(figure.truth)}</b>"
+    truth = "" if figure.truth is None else f"; true next item: <b>{html.escape(figure.truth)}</b>"
     return (
-        f"<p dir='auto'><b>{html.escape(figure.caption)}</b>. Had, the latest first: "
+        f"<p dir='auto'><b>{html.escape(figure.caption)}</b>. History, latest first: "
         f"{html.escape('; '.join(figure.history)) or 'nothing'}{truth}</p>"
         "<table><tr><th></th><th style='text-align: left'>recommended</th>"
-        f"<th style='text-align: left'>because of, share</th></tr>{''.join(rows)}</table>"
+        f"<th style='text-align: left'>attributed to, fraction</th></tr>{''.join(rows)}</table>"
     )
 
 
@@ -194,7 +194,7 @@ def _attended_image(figure: AttendedImage):
 
 
 def _segmented_image(figure: SegmentedImage):
-    """Draws the image, the true labels if known, the prediction, and a legend of colors."""
+    """Draws the image, the true labels if known, the prediction, and a color legend."""
     import matplotlib.figure
     from matplotlib.patches import Patch
 
@@ -227,7 +227,7 @@ def _segmented_image(figure: SegmentedImage):
 
 
 def _detected_image(figure: DetectedImage):
-    """Draws the image, with dashed true boxes, and the image with masks, boxes and scores."""
+    """Draws the image with dashed true boxes, then with predicted masks, boxes and scores."""
     import matplotlib.figure
 
     height, width = np.shape(figure.image)[:2]
@@ -238,7 +238,7 @@ def _detected_image(figure: DetectedImage):
     image = overlays.to_rgb(figure.image)
     left.imshow(image, interpolation="nearest")
     names = sorted(set(figure.labels))
-    # With one class each object has its own color, which separates touching objects.
+    # With a single class, each object gets its own color to separate touching objects.
     chosen = [names.index(name) for name in figure.labels]
     if len(names) == 1:
         chosen = list(range(len(figure.labels)))
@@ -267,7 +267,7 @@ def _detected_image(figure: DetectedImage):
 
 
 def _box(axes, box: np.ndarray, color, line: str) -> None:
-    """Draws the edges of x1, y1, x2, y2 in pixel corners; matplotlib centers pixel 0 at 0."""
+    """Draws a box (x1, y1, x2, y2) given in pixel edges; matplotlib centers pixel 0 at 0."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = (float(side) for side in box)
@@ -276,7 +276,7 @@ def _box(axes, box: np.ndarray, color, line: str) -> None:
 
 
 def _alignment(figure: Alignment):
-    # A letter of the caption is about 0.07 inches wide.
+    # A character of the caption is about 0.07 inches wide.
     each = 0.26 if figure.over is None else 0.06
     width = max(3.0, 1.4 + each * len(figure.inputs))
     rows = [

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Distinct colors; further ones are spread over the circle of hues.
+# Distinct colors; further colors are spread evenly over the hues.
 _FIRST = (
     "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 17becf bcbd22 aec7e8 "
     "ffbb78 98df8a ff9896 c5b0d5 c49c94 f7b6d2 9edae5 dbdb8d"
@@ -19,7 +19,7 @@ _GOLDEN = 0.618034
 
 
 def palette(count: int) -> np.ndarray:
-    """Returns colors, uint8 [count, 3]; those of a smaller count are a prefix."""
+    """Returns distinct colors, uint8 [count, 3]; the first colors do not depend on the count."""
     first = [tuple(bytes.fromhex(shade)) for shade in _FIRST.split()]
     for number in range(len(first), count):
         hue, value = number * _GOLDEN % 1, (0.95, 0.75, 0.55)[number % 3]
@@ -31,7 +31,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     """Converts an image [Y, X] or [Y, X, 1 or 3], uint8 or in [0, 1], to uint8 [Y, X, 3].
 
     Raises:
-      ValueError: another shape.
+      ValueError: the image has another shape.
     """
     image = np.asarray(image)
     if image.ndim == 2:
@@ -46,11 +46,11 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 def overlay_classes(
     image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.6
 ) -> np.ndarray:
-    """Returns the image with the colors of its pixel classes.
+    """Blends the colors of pixel classes into an image.
 
     Args:
-      image: see `to_rgb`.
-      labels: int [Y, X]; pixels outside [0, classes) are darkened.
+      image: image in one of the formats of `to_rgb`.
+      labels: int [Y, X]; pixels with labels outside [0, classes) are darkened.
       classes: number of classes.
       opacity: opacity of the colors.
 
@@ -72,10 +72,10 @@ def overlay_classes(
 def overlay_masks(
     image: np.ndarray, masks: np.ndarray, shades: Sequence[np.ndarray], opacity: float = 0.45
 ) -> np.ndarray:
-    """Returns the image with the masks of its objects, later masks over earlier ones.
+    """Blends object masks into an image, later masks over earlier ones.
 
     Args:
-      image: see `to_rgb`.
+      image: image in one of the formats of `to_rgb`.
       masks: bool [n, Y, X].
       shades: color of each mask, uint8 [3].
       opacity: opacity of the masks.
@@ -84,7 +84,7 @@ def overlay_masks(
       uint8 [Y, X, 3].
 
     Raises:
-      ValueError: masks and image have different sizes, or masks and shades different numbers.
+      ValueError: masks and image differ in size, or masks and shades differ in number.
     """
     result, masks = to_rgb(image), np.asarray(masks, bool)
     expected = (len(shades), *result.shape[:2])

@@ -1,4 +1,4 @@
-"""Paired comparisons of runs by example: mean difference and confidence interval."""
+"""Paired comparisons of runs on the same examples: mean difference and confidence interval."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Scores:
     """Scores of the test examples of one run.
 
     Attributes:
-      path: file they were read from.
+      path: file that the scores were read from.
       values: float64 [n], whose mean is the primary metric.
-      ids: uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier versions.
-      overlap: see `mean_and_interval`.
+      ids: example ids, uint64 [n], see `tasks.task.Task.example_ids`; None in files of earlier
+        versions.
+      overlap: number of successive examples with common targets; see `mean_and_interval`.
     """
 
     path: Path
@@ -30,34 +31,34 @@ class Scores:
     overlap: int
 
     def aligned_to(self, base: Scores, same_data: bool) -> np.ndarray:
-        """Returns `values` in the order of the examples of `base`, joined by their ids.
+        """Returns `values` in the order of the examples of `base`, matched by example id.
 
         Args:
-          base: of another run.
-          same_data: whether both runs have the same data config, which without ids is the only
-            evidence of equal examples.
+          base: scores of another run.
+          same_data: whether both runs have the same data config; without ids this is the only
+            evidence that the examples are equal.
 
         Raises:
           UserError: the examples differ, or cannot be compared.
         """
         if len(self.values) != len(base.values):
             raise UserError(
-                f"{self.path}: has {len(self.values)} test examples, expected those of "
-                f"{base.path}, which has {len(base.values)}"
+                f"{self.path}: has {len(self.values)} test examples, expected the "
+                f"{len(base.values)} examples of {base.path}"
             )
         if self.ids is None or base.ids is None:
             if not same_data:
                 raise UserError(
-                    f"{(self if self.ids is None else base).path}: has no example ids (made by an "
-                    "earlier version), and the configs of the data differ; run it again in another "
-                    "--workdir"
+                    f"{(self if self.ids is None else base).path}: has no example ids (written "
+                    f"by an earlier version), and the data configs differ; repeat the run in "
+                    f"another --workdir"
                 )
             return self.values
         own, others = (np.argsort(ids, kind="stable") for ids in (self.ids, base.ids))
         if not np.array_equal(self.ids[own], base.ids[others]):
             raise UserError(
-                f"{self.path}: its test examples are not those of {base.path}; compare runs on the "
-                "same data"
+                f"{self.path}: the test examples differ from those of {base.path}; compare runs "
+                f"on the same data"
             )
         found = np.empty_like(self.values)
         found[others] = self.values[own]
@@ -65,7 +66,7 @@ class Scores:
 
 
 def read(folder: Path) -> Scores:
-    """Reads the scores of the test examples of a run directory.
+    """Reads the per-example test scores of a run directory.
 
     Raises:
       UserError: outputs-test.npz is missing or damaged.
@@ -73,7 +74,7 @@ def read(folder: Path) -> Scores:
     path = folder / "outputs-test.npz"
     try:
         with np.load(path) as saved:
-            # Files of earlier versions have "correctness".
+            # Earlier versions used the key "correctness".
             key = "correctness" if "correctness" in saved else "example_scores"
             return Scores(
                 path,
@@ -89,20 +90,20 @@ def read(folder: Path) -> Scores:
 
 
 def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, float]:
-    """Computes the mean of differences and half its 95 % normal confidence interval.
+    """Computes the mean of differences and the half-width of its 95 % confidence interval.
 
-    Overlapping examples, such as windows of a series, have correlated errors. With an overlap of h
-    the variance of the mean is that of Newey & West (1987) with 2 (h - 1) lags, for the test of
-    Diebold & Mariano (1995).
+    The interval is based on the normal distribution. Overlapping examples, such as windows of a
+    series, have correlated errors. For an overlap of h, the variance of the mean is estimated as in
+    Newey & West (1987) with 2 (h - 1) lags, as in the test of Diebold & Mariano (1995).
 
         Var = (γ_0 + 2 Σ_k (1 - k / (m + 1)) γ_k) / n,      k = 1 ... m = 2 (h - 1)
 
     Args:
       difference: differences [n] in the order of the examples.
-      overlap: h, the number of successive examples that share a part of their targets; 1 if none.
+      overlap: h, the number of successive examples with common targets; 1 without overlap.
 
     Returns:
-      Mean and half the interval; the half is 0 for one example.
+      Mean and half-width of the interval, which is 0 for a single example.
     """
     mean, n = float(difference.mean()), len(difference)
     if n < 2:
@@ -117,5 +118,5 @@ def mean_and_interval(difference: np.ndarray, overlap: int = 1) -> tuple[float, 
 
 
 def format_difference(mean: float, half: float) -> str:
-    """Formats a difference and half its interval, such as '+0.0120 ± 0.0031'."""
+    """Formats a difference and the half-width of its interval, such as '+0.0120 ± 0.0031'."""
     return f"{mean:+.4f} ± {half:.4f}"

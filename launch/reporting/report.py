@@ -1,4 +1,4 @@
-"""report.html of a run: training curves, test metrics and figures in one self-contained file."""
+"""The file report.html of a run: training curves, test metrics and figures, self-contained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 {%- endif %}.</p>
 <h2>Test split</h2>
 <table><tr><th>model</th>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}
-{% if gains %}<th>gain over it (95 %)</th>{% endif %}</tr>
+{% if gains %}<th>gain over baseline (95 %)</th>{% endif %}</tr>
 <tr><td><b>{{ record.experiment }}</b></td>
 {% for name in metrics %}<td>{{ "%.4f" | format(record.metrics[name]) if name in record.metrics }}
 </td>{% endfor %}</tr>
@@ -55,7 +55,7 @@ code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
 """
 
 
-# Subdirectory with the training that selected the step of a refitted run.
+# Subdirectory of a refitted run with the first training, which selected the number of steps.
 SELECTION = "selection"
 
 
@@ -66,14 +66,14 @@ def write_report(
     evaluation: Evaluation,
     attention: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes the run's report.html.
+    """Writes the file report.html of a run.
 
     Args:
-      folder: of the run.
-      task: that was trained.
-      record: its result.
-      evaluation: of the test split.
-      attention: weights of the first test examples, by name.
+      folder: run directory.
+      task: task that the run was trained on.
+      record: result record of the run.
+      evaluation: results on the test split.
+      attention: attention weights of the first test examples, by name.
     """
     import jinja2
     from markupsafe import Markup
@@ -100,7 +100,7 @@ def write_report(
 
 
 def _curves(folder: Path, task: Task) -> str:
-    # A refitted run shows the curves of the training that selected its step on validation.
+    # For a refitted run, the curves are those of the first training, which used validation.
     selection = folder / SELECTION
     lines = read_lines((selection if selection.is_dir() else folder) / "metrics.jsonl")
 

@@ -1,7 +1,7 @@
 """Result records and the run files under results/.
 
 A run file is results/<task>/<data>/<experiment>/<seed>.json. If runs of one experiment differ in
-`settings` (a horizon, a speaker), the file name contains the settings.
+`settings`, such as horizon or speaker, the file name contains the settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from launch.engine.environment import commit, device, dirty_files, versions
 from launch.engine.writers import write_json
 from tasks.common.errors import UserError
 
-# Fields of a record and their types.
+# Field names of a record and their types.
 FIELDS = {
     "task": str, "data": str, "experiment": str, "seed": int, "split": str, "metrics": dict,
     "validation": dict, "baselines": dict, "settings": dict, "parameters": int,
@@ -37,7 +37,7 @@ def make_record(
     parameters: int,
     command: str,
 ) -> dict[str, Any]:
-    """Makes the record of a finished run; its metrics are those of the test split."""
+    """Creates the record of a finished run, with the metrics on the test split."""
     return {
         "task": config.task,
         "data": config.data.name,
@@ -61,10 +61,10 @@ def make_record(
 
 
 def check_recordable() -> None:
-    """Checks that the commit describes the code that runs.
+    """Raises unless the git commit describes the running code.
 
     Raises:
-      UserError: files differ from the commit, or there is no commit.
+      UserError: files differ from the git commit, or there is no commit.
     """
     if not commit():
         raise UserError("--record: not a git checkout, so there is no commit to record")
@@ -88,12 +88,12 @@ def save_record(record: Mapping[str, Any], root: Path) -> Path:
 
 
 def _faults(record: Any) -> str:
-    """Describes why a JSON value is not a record; '' if it is one."""
+    """Returns the reason why a JSON value is not a record; '' if it is a record."""
     if not isinstance(record, dict):
         return "it is not an object"
     missing = [field for field in FIELDS if field not in record]
     if missing:
-        return f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''} missing"
+        return f"it lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
     wrong = [field for field, kind in FIELDS.items() if not _is(record[field], kind)]
     for name, numbers in [
         *((field, record[field]) for field in ("metrics", "validation")),
@@ -102,7 +102,7 @@ def _faults(record: Any) -> str:
         if not isinstance(numbers, dict):
             wrong += [name]
         wrong += [f"{name}.{key}" for key, value in _items(numbers) if not _is(value, float)]
-    return f"{', '.join(dict.fromkeys(wrong))} of another type" if wrong else ""
+    return f"wrong type of {', '.join(dict.fromkeys(wrong))}" if wrong else ""
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -127,20 +127,20 @@ def load_result(path: Path) -> dict[str, Any]:
         record = None
     if faults := _faults(record):
         raise UserError(
-            f"{path}: is damaged ({faults}); remove the file; the same command writes it "
-            "again from the checkpoints"
+            f"{path}: is damaged ({faults}); remove the file, and the same command writes it "
+            f"again from the checkpoints"
         )
     return record
 
 
 def load_records(root: Path) -> list[dict[str, Any]]:
-    """Reads all run files under a directory, in the order of their paths.
+    """Reads all run files under a directory, sorted by path.
 
     Raises:
-      UserError: there is no such directory, it has no files, or a file is not a run file.
+      UserError: the directory does not exist or is empty, or a file is not a run file.
     """
     if not root.is_dir():
-        raise UserError(f"--results={root}: no such folder")
+        raise UserError(f"--results={root}: no such directory")
     records = []
     for path in sorted(root.rglob("*.json")):
         try:
@@ -148,8 +148,8 @@ def load_records(root: Path) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
         if faults := _faults(record):
-            raise UserError(f"{path}: not a run file, {faults}; take it out of the folder")
+            raise UserError(f"{path}: is not a run file: {faults}; remove it from the directory")
         records.append(record)
     if not records:
-        raise UserError(f"--results={root}: no run files are there")
+        raise UserError(f"--results={root}: contains no run files")
     return records

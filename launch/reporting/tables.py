@@ -1,4 +1,4 @@
-"""Tables of one run for the terminal, and of all records for RESULTS.md."""
+"""Tables of one run for the terminal and of all records for RESULTS.md."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from launch.reporting import paired
 
 Record = Mapping[str, Any]
 
-# Value of a setting in rows with the mean and deviation over all of its values.
+# Label in rows with the mean and deviation over all values of a setting.
 _MEAN = "all (mean)"
-# Keys of a baseline: the gain of the model over it, and half its confidence interval.
+# Keys in the metrics of a baseline: the model's gain over it, and the half-width of its interval.
 _GAIN = ("gain", "gain_95")
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Computes mean and sample standard deviation (0 for one value)."""
+    """Computes mean and sample standard deviation (0 for a single value)."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, 0.0
@@ -28,13 +28,13 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Formats mean and deviation as '0.8012 ± 0.0031', or one value as '0.8012'."""
+    """Formats mean and deviation as '0.8012 ± 0.0031', or a single value as '0.8012'."""
     mean, spread = mean_and_spread(values)
     return f"{mean:.4f} ± {spread:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
 
 def format_metric(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Formats a metric of several runs; empty if a run lacks it."""
+    """Formats a metric of several runs; '' if a run lacks the metric."""
     found = [run["metrics"].get(metric) for run in runs]
     return "" if None in found else format_mean(found)
 
@@ -46,7 +46,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_gains(record: Record) -> dict[str, str]:
-    """Formats the model's gain over each baseline that has scores of examples."""
+    """Formats the model's gain over each baseline that has per-example scores."""
     return {
         name: paired.format_difference(*(values[key] for key in _GAIN))
         for name, values in record["baselines"].items()
@@ -55,7 +55,7 @@ def format_gains(record: Record) -> dict[str, str]:
 
 
 class _Row(NamedTuple):
-    """One row of a table: a model or a baseline under the same settings."""
+    """One table row: a model or a baseline under given settings."""
 
     settings: tuple[tuple[str, Any], ...]
     baseline: bool
@@ -63,7 +63,7 @@ class _Row(NamedTuple):
 
     @property
     def mean(self) -> bool:
-        """True if the row is the mean over a setting."""
+        """True if the row is the mean over all values of a setting."""
         return _MEAN in dict(self.settings).values()
 
     @property
@@ -74,7 +74,7 @@ class _Row(NamedTuple):
 
     @property
     def order(self) -> tuple:
-        """Sort key: numeric settings by size, others alphabetically, baselines last."""
+        """Sort key: numeric settings by value, other settings alphabetically, baselines last."""
         settings = [
             (key, not isinstance(x, int | float), x if isinstance(x, int | float) else str(x))
             for key, x in self.settings
@@ -83,7 +83,7 @@ class _Row(NamedTuple):
 
 
 def results_markdown(records: Iterable[Record]) -> str:
-    """Returns the content of RESULTS.md: one section per task and data set."""
+    """Returns the content of RESULTS.md, with one section per task and data set."""
     groups = _by_data(records)
     lines = [
         "# Results",
@@ -103,7 +103,7 @@ def results_markdown(records: Iterable[Record]) -> str:
 
 
 def summary_table(records: Iterable[Record]) -> str:
-    """Returns the table of the best model on validation and the best baseline of each data set."""
+    """Returns a table of the best model on validation and the best baseline per data set."""
     return "\n".join(_summary_table(_by_data(records)))
 
 
@@ -111,12 +111,12 @@ def insert_summary(text: str, records: Iterable[Record]) -> str:
     """Inserts `summary_table` between the lines <!-- results --> and <!-- /results -->.
 
     Raises:
-      ValueError: the text has no such lines.
+      ValueError: the text lacks these lines.
     """
     before, first, rest = text.partition("<!-- results -->\n")
     _, last, after = rest.partition("<!-- /results -->\n")
     if not first or not last:
-        raise ValueError("has no lines <!-- results --> and <!-- /results -->")
+        raise ValueError("expected the lines <!-- results --> and <!-- /results -->")
     return f"{before}{first}\n{summary_table(records)}\n\n{last}{after}"
 
 
@@ -130,7 +130,7 @@ def _by_data(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def _by_row(
     group: Sequence[Record],
 ) -> tuple[dict[_Row, list[Record]], dict[_Row, dict[str, float]]]:
-    """Groups runs and baselines by row, with rows of the mean over a setting."""
+    """Groups runs and baselines by table row, and adds rows for the mean over a setting."""
     runs: dict[_Row, list[Record]] = defaultdict(list)
     given: dict[_Row, dict[str, float]] = defaultdict(dict)
     for record in sorted(group, key=lambda record: record["seed"]):
@@ -172,7 +172,7 @@ def _summary_table(groups: Mapping[tuple[str, str], Sequence[Record]]) -> list[s
         baseline = f"{strongest.name} {given[strongest][primary]:.3f}" if strongest else ""
         mean, spread = mean_and_spread([run["metrics"][primary] for run in runs[best]])
         figure = f"{mean:.3f} ± {spread:.3f}" if len(runs[best]) > 1 else f"{mean:.3f}"
-        better = "" if task.higher_is_better else " (less is better)"
+        better = "" if task.higher_is_better else " (lower is better)"
         rows.append([name, data, f"{primary}{better}", f"{best.name} {figure}", baseline])
     return _markdown(["task", "data", "metric on test", "best on validation", "baseline"], rows)
 
@@ -227,7 +227,7 @@ def _conditions(
     runs: Mapping[_Row, Sequence[Record]],
     given: Mapping[_Row, Mapping[str, float]],
 ) -> list[str]:
-    """Returns the table of metrics under further conditions; empty if no run has them."""
+    """Returns the table of metrics under additional test conditions; empty if no run has any."""
     pattern = task.condition_metrics
     figures = {
         row: [given[row]] if row.baseline else [run["metrics"] for run in runs[row]]
@@ -237,7 +237,7 @@ def _conditions(
         row: {key for values in some for key in values if pattern and re.fullmatch(pattern, key)}
         for row, some in figures.items()
     }
-    # wer_snr_5 precedes wer_snr_10.
+    # With this order, wer_snr_5 precedes wer_snr_10.
     found = sorted(set().union(*named.values()), key=_natural)
     columns = [task.primary_metric, *found]
     rows = [
@@ -257,12 +257,12 @@ def _conditions(
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """Sort key of names by the numbers in them."""
+    """Returns a sort key that orders names by the numbers in them."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _gains(models: Sequence[_Row], runs: Mapping[_Row, Sequence[Record]]) -> list[str]:
-    """Returns the table of gains over baselines that have scores of examples, or []."""
+    """Returns the table of gains over baselines with per-example scores; [] if there are none."""
     found = {
         row: {
             name: [run["baselines"][name] for run in runs[row]]

@@ -1,1 +1,1 @@
-"""Experiments and their run directories."""
+"""Running of experiments and ablations, and their run directories."""

@@ -1,8 +1,8 @@
 """Ablations: a base experiment, named deltas and seeds.
 
-`configs/ablations/<name>.py` has `get_ablation()`, which returns an `Ablation`. Before anything
-runs, the config of every delta is compared with that of the base: exactly the fields that the delta
-declares may differ.
+`configs/ablations/<name>.py` defines `get_ablation()`, which returns an `Ablation`. Before any
+training, the config of every delta is compared with the config of the base: exactly the declared
+fields must differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from launch.reporting.tables import format_metric, mean_and_spread
 from tasks.common.data.paths import Paths
 from tasks.common.errors import UserError
 
-# Longest name of an experiment: file systems allow 255 bytes, and seed and hash follow the name.
+# Maximum length of an experiment name: file names are limited to 255 bytes, including seed and
+# hash.
 _LONGEST_NAME = 160
 
 
@@ -36,9 +37,9 @@ class Delta:
     """One named change to the base.
 
     Attributes:
-      declares: dotted keys of the fields that it changes ('model.pooling').
-      overrides: dotted key -> value, set on the base.
-      config: a config file (with ':argument') that replaces the base before the overrides.
+      declares: dotted keys of the fields that the delta changes, such as 'model.pooling'.
+      overrides: values by dotted key, applied to the base.
+      config: config file, optionally with ':argument', that replaces the base before the overrides.
     """
 
     declares: Sequence[str]
@@ -56,11 +57,11 @@ class Ablation:
     """A base experiment and its deltas.
 
     Attributes:
-      base: config file with ':argument'.
+      base: config file, optionally with ':argument'.
       deltas: deltas by name.
-      overrides: dotted key -> value, for the base and every delta.
+      overrides: values by dotted key, for the base and every delta.
       base_name: name of the base in the table.
-      seeds: number of seeds, from 0.
+      seeds: number of seeds, counted from 0.
     """
 
     base: str
@@ -90,8 +91,8 @@ def load_ablation(path: str) -> Ablation:
     """Loads the ablation of a file.
 
     Raises:
-      UserError: there is no such file, it raises an exception, or it has no `get_ablation` that
-        returns an `Ablation`.
+      UserError: the file does not exist, raises an exception, or has no `get_ablation` that returns
+        an `Ablation`.
     """
     module = configs.load_module(path)
     ablation = None
@@ -104,10 +105,10 @@ def load_ablation(path: str) -> Ablation:
 
 
 def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
-    """Adds `key=value` settings to the base of an ablation.
+    """Adds `key=value` settings to the base and all deltas of an ablation.
 
     Raises:
-      UserError: a setting is not key=value, or has a wrong value.
+      UserError: a setting is not key=value, or its value is invalid.
     """
     base = configs.to_dict(configs.override(configs.load_file(ablation.base), ablation.overrides))
     overrides = dict(ablation.overrides)
@@ -117,11 +118,11 @@ def with_overrides(ablation: Ablation, settings: Sequence[str]) -> Ablation:
 
 
 def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
-    """Returns the experiments by name, the base first.
+    """Returns the experiments of an ablation by name, the base first.
 
     Raises:
-      UserError: a delta changes a field that it does not declare, declares a field that it does not
-        change, or a config is invalid.
+      UserError: a delta changes an undeclared field or does not change a declared one, or a config
+        is invalid.
     """
     base = configs.override(
         configs.load_file(ablation.base), {**ablation.overrides, "name": ablation.base_name}
@@ -137,8 +138,8 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
         for key in changed:
             if key not in declares:
                 raise UserError(
-                    f"delta {name!r} also changes {key}, which it does not declare; declare it, "
-                    "or take it out"
+                    f"delta {name!r} also changes {key}, which it does not declare; declare the "
+                    f"field, or remove the change"
                 )
         for key in declares:
             if key not in changed:
@@ -151,12 +152,12 @@ def resolve_ablation(ablation: Ablation) -> dict[str, Experiment]:
 
 
 def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experiment]:
-    """Returns a config for each combination of the `key=a,b,c` settings, by name.
+    """Returns, by name, the experiment of each combination of the `key=a,b,c` settings.
 
-    Without settings the result has only the base config.
+    Without settings the result contains only the base experiment.
 
     Raises:
-      UserError: a setting is not key=values, or a value is wrong.
+      UserError: a setting is not key=values, or a value is invalid.
     """
     values = configs.to_dict(base)
     axes = []
@@ -177,7 +178,7 @@ def resolve_sweep(base: Experiment, settings: Sequence[str]) -> dict[str, Experi
 
 
 def _short(name: str) -> str:
-    """Shortens a name for file systems; a hash replaces the removed end."""
+    """Shortens a name to the limit of file systems, with a hash in place of the removed end."""
     if len(name) <= _LONGEST_NAME:
         return name
     code = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -189,7 +190,9 @@ def _keys_and_values(settings: Sequence[str], base: Mapping[str, Any]) -> list[t
     found = [(configs.current_key(base, key), text) for key, text in pairs]
     for number, (key, _) in enumerate(found):
         if key in (earlier for earlier, _ in found[:number]):
-            raise UserError(f"--set: {key} is given twice; write all of its values in one --set")
+            raise UserError(
+                f"--set: {key} is given twice; write all values of the key in one --set"
+            )
     return found
 
 
@@ -199,13 +202,15 @@ def _key_value(setting: str) -> tuple[str, str]:
         raise UserError(f"--set={setting}: write key=a,b,c, for example model.pooling=mean,max")
     key = key.removeprefix("config.")
     if key == "name":
-        raise UserError(f"--set={setting}: names are made of what is compared; leave it out")
+        raise UserError(
+            f"--set={setting}: names are generated from the compared values; leave out this setting"
+        )
     return key, text
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Results of one experiment by seed: records, error messages and run directories."""
+    """Results of one experiment: records, error messages and run directories by seed."""
 
     experiment: Experiment
     records: Mapping[int, Mapping[str, Any]]
@@ -221,27 +226,27 @@ def run_all(
     command: str,
     say: Any,
 ) -> tuple[dict[str, Outcome], int]:
-    """Runs every experiment at every seed. Finished runs are found by the hash of their config.
+    """Runs every experiment with every seed, except runs that have finished.
 
     Args:
-      experiments: experiments by name, the base first.
+      experiments: experiments by name, the base first. Finished runs are found by config hash.
       seeds: number of seeds, starting at the seed of the experiment.
-      folder: directory for the run directories, one per config hash.
+      folder: parent of the run directories, one per config hash.
       paths: directories of data sets and caches.
-      command: command line, for the records.
-      say: called with a line about each run.
+      command: command line to store in the records.
+      say: called with a status line about each run.
 
     Returns:
-      Outcomes by name, and the number of the signal that stopped the runs; 0 without one.
+      Outcomes by name, and the number of the signal that stopped the runs, or 0.
 
     Raises:
-      BrokenPipeError: the reader of the output has gone.
+      BrokenPipeError: the output pipe was closed by its reader.
     """
     from launch.runs.run import run
 
     known: dict[str, Any] = {}
     outcomes = {name: Outcome(experiment, {}, {}, {}) for name, experiment in experiments.items()}
-    # Seeds are the outer loop, so that a stopped ablation can compare all experiments.
+    # Seeds are the outer loop, so that an interrupted ablation can still compare all experiments.
     runs = itertools.product(range(seeds), outcomes.items())
     try:
         with terminable():
@@ -273,21 +278,21 @@ def run_all(
 
 
 def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | None:
-    """Computes the mean difference to the base on the primary metric, and half its 95 % interval.
+    """Computes the mean difference from the base on the primary metric, with its 95 % interval.
 
     Scores are paired by example and averaged over the common seeds; see
     `launch.reporting.paired.mean_and_interval`.
 
     Returns:
-      Mean and half the interval; None if no seed has both.
+      Mean and half-width of the interval; None if no seed has results of both.
 
     Raises:
-      UserError: the test examples differ, or outputs cannot be read.
+      UserError: the test examples differ, or the scores cannot be read.
     """
     common = sorted(outcome.records.keys() & base.records.keys())
     if not common:
         return None
-    # Files of earlier versions have no ids; they require equal data configs.
+    # Files of earlier versions have no ids, so equal data configs are required instead.
     same_data = getattr(outcome.experiment, "data", None) == getattr(base.experiment, "data", None)
     differences, first = [], paired.read(base.folders[common[0]])
     for seed in common:
@@ -297,7 +302,7 @@ def paired_difference(outcome: Outcome, base: Outcome) -> tuple[float, float] | 
 
 
 def table(outcomes: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows: mean ± deviation, and the paired difference to the base."""
+    """Returns the header and rows with mean ± deviation and the paired difference from the base."""
     first = next(iter(outcomes.values()))
     task = configs.task_class(first.experiment.task)
     metrics = list(task.table_metrics)
@@ -322,7 +327,7 @@ def _rows(
             try:
                 pair = paired_difference(outcome, base)
             except UserError as error:
-                print(f"{name}: not paired with the base: {error}", file=sys.stderr)
+                print(f"{name}: cannot be paired with the base: {error}", file=sys.stderr)
         yield [
             name,
             *(format_metric(runs, metric) for metric in metrics),
@@ -342,14 +347,13 @@ def finish(folder: Path, title: str, outcomes: Mapping[str, Outcome], stopped: i
     """Prints the table and writes it as table.md and table.json.
 
     Args:
-      folder: directory of the files.
+      folder: output directory.
       title: title of the table.
-      outcomes: result of `run_all`.
-      stopped: number of the signal that stopped the runs, which marks the table as partial; 0
-        without one.
+      outcomes: outcomes returned by `run_all`.
+      stopped: number of the signal that stopped the runs, which marks the table as partial, or 0.
 
     Returns:
-      The exit status: 128 plus the number of the signal, 1 if a run failed, or 0.
+      Exit status: 128 plus the signal number, 1 if a run failed, otherwise 0.
     """
     from rich.console import Console
     from rich.table import Table

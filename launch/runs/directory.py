@@ -1,4 +1,4 @@
-"""Reading of run directories: config, task, checkpoint and outputs of a run."""
+"""Access to run directories: config, task, checkpoint and outputs of a run."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from tasks.task import Pretrained, Task
 
 
 def saved_config(folder: Path, required: bool = True) -> Experiment | None:
-    """Returns the experiment of a run directory.
+    """Reads the experiment of a run directory from its config.json.
 
     Raises:
-      UserError: the directory holds no run, or its config.json is damaged.
+      UserError: the directory contains no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.exists():
         if not required:
             return None
-        raise UserError(f"--workdir={folder}: holds no run (no config.json); train one first")
+        raise UserError(f"--workdir={folder}: contains no run (no config.json); train one first")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); name another folder") from None
+        raise UserError(f"{path}: not a JSON file ({error}); name another directory") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not the config of a run; name another folder")
+        raise UserError(f"{path}: not the config of a run; name another directory")
     try:
         return configs.resolve(values)
     except UserError as error:
@@ -50,12 +50,12 @@ def saved_config(folder: Path, required: bool = True) -> Experiment | None:
 
 
 def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, Any, int]:
-    """Returns compiled functions, the variables of the best step on validation, and that step.
+    """Returns the compiled functions, the variables at the best validation step, and that step.
 
-    The last step if the run was refitted.
+    For a refitted run, the last step is used instead.
 
     Raises:
-      UserError: the folder has no checkpoint, or the best one cannot be read.
+      UserError: the directory has no checkpoint, or the best one cannot be read.
     """
     from launch.engine.checkpoints import Checkpoints
     from launch.engine.steps import make_steps
@@ -68,7 +68,7 @@ def load_variables(task: Task, config: Experiment, folder: Path) -> tuple[Any, A
 
 
 def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
-    """Returns the best step on validation; the last one if the run was refitted."""
+    """Returns the step with the best validation metric, or the last step of a refitted run."""
     whole = finished_steps(folder / "checkpoints")
     if not whole:
         raise UserError(f"--workdir={folder}: has no checkpoint yet; train first")
@@ -81,12 +81,12 @@ def _step_to_load(task: Task, config: Experiment, folder: Path) -> int:
     best = best_step(folder, task.primary_metric, task.higher_is_better)
     if best in whole or (folder / "checkpoints" / str(best)).exists():
         return best
-    # The run was stopped while writing that checkpoint.
+    # The run was killed while writing the checkpoint of the best step.
     sign = 1 if task.higher_is_better else -1
     found = max(whole, key=lambda step: (sign * curve.get(step, -sign * math.inf), -step))
     print(
-        f"--workdir={folder}: the checkpoint of the best step {best} was never written; step "
-        f"{found} is used",
+        f"--workdir={folder}: the checkpoint of the best step {best} is missing; step {found} "
+        f"is used",
         file=sys.stderr,
         flush=True,
     )
@@ -97,8 +97,8 @@ def load_predictor(task: Task, config: Experiment, folder: Path) -> Predictor:
     """Returns a predictor with the best checkpoint of a run directory.
 
     Args:
-      task: restored from the assets of the directory.
-      config: its experiment.
+      task: task restored from the assets of the run directory.
+      config: experiment of the run.
       folder: run directory.
 
     Raises:
@@ -109,15 +109,16 @@ def load_predictor(task: Task, config: Experiment, folder: Path) -> Predictor:
 
 
 def prepared_task(config: Experiment, paths: Paths, trained: Path | None = None) -> Task:
-    """Returns the task with its data and, if config.model.init_from names a run, its parameters.
+    """Returns the task with its data and, if config.model.init_from is set, initial parameters.
 
     Args:
-      config, paths: of the experiment.
-      trained: run directory that has parameters already, so that the run it started from is not
-        needed.
+      config: the experiment.
+      trained: run directory that already has parameters, so that the run named by
+        config.model.init_from is not needed.
 
     Raises:
-      UserError: the data cannot be had, or the run to start from cannot be read or does not fit.
+      UserError: the data cannot be obtained, or the initial parameters cannot be read or do not fit
+        the model.
     """
     options = {}
     if source := getattr(config.model, "init_from", ""):
@@ -133,7 +134,7 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
 
     try:
         saved = saved_config(folder)
-        # With the mesh of this run.
+        # The parameters are restored to the mesh of this run.
         training = dataclasses.replace(config.training, refit=saved.training.refit)
         placed = dataclasses.replace(saved, mesh=config.mesh, training=training)
         variables = load_variables(restored_task(saved, folder), placed, folder)[1]
@@ -145,33 +146,33 @@ def _pretrained(config: Experiment, folder: Path) -> Pretrained:
 
 
 def restored_task(config: Experiment, folder: Path) -> Task:
-    """Returns the task of a run directory, able to predict but without data.
+    """Returns the task of a run directory for predictions, without its data.
 
     Raises:
-      UserError: assets.json is missing, damaged or another task's.
+      UserError: assets.json is missing, damaged or from another task.
     """
     assets = saved_assets(folder)
     try:
         return configs.task_class(config.task).restore(config.data, config.model, assets)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder / 'assets.json'}: not what {config.task} wrote "
+            f"{folder / 'assets.json'}: was not written by {config.task} "
             f"({type(error).__name__}: {error}); restore the file, or train again"
         ) from None
 
 
 def check_assets(task: Task, folder: Path) -> None:
-    """Raises if the data differ from those that the run was trained on.
+    """Raises if the data differ from the data that the run was trained on.
 
     Raises:
-      UserError: data, labels or tokenizer differ.
+      UserError: the data, the labels or the tokenizer differ.
     """
-    remedy = "restore the data, or train a run on these in another --workdir"
+    remedy = "restore the data, or train on the present data in another --workdir"
     Description.of(task).check(folder, remedy)
 
 
 def save_outputs(folder: Path, task: Task, evaluation: Evaluation, split: str) -> None:
-    """Writes the outputs and scores of every example, for paired comparisons."""
+    """Writes the outputs and the score of every example, for paired comparisons."""
     scores = task.example_scores(evaluation.outputs, split)
     saved = {
         "example_scores": scores,

@@ -1,10 +1,10 @@
-"""Record of the data that a run was trained on, and its comparison with the present data.
+"""Record of the data that a run was trained on, and comparison with the present data.
 
-`data.json` of a run directory is written before training: the task's fingerprint, the hash of each
-part of the data and the number of examples of each split. `assets.json` holds labels and tokenizer.
-A run is not resumed or repeated if either differs. Run directories of earlier versions have no
-data.json: only their assets are compared, and no data.json is added, since it would vouch for data
-that were never compared.
+Before training, `data.json` is written to the run directory. It contains the task's fingerprint,
+the hash of each part of the data and the number of examples of each split. `assets.json` contains
+labels and tokenizer. A run is neither resumed nor repeated if either file differs. Run directories
+of earlier versions have no data.json: only their assets are compared, and no data.json is added,
+since it would describe data that were never compared.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tasks.task import SPLITS, Task
 
 DATA = "data.json"
 ASSETS = "assets.json"
-# Sums of floats differ in their last digits between processors; assets are rounded to 5 places.
+# Sums of floats differ between processors in the last digits; assets are rounded to 5 decimals.
 _RELATIVE, _ABSOLUTE = 1e-5, 2e-5
-# Assets that messages name. The others follow from the data: they are named only if nothing else
-# differs.
+# Assets that messages name first. Other assets are derived from the data and are named only if #
+# nothing else differs.
 _NAMES = ("labels", "names", "tokenizer")
-# Parts of the data that assets hold too.
+# Parts of the data that the assets contain too.
 _IN_ASSETS = {"class names", "tokenizer", "channels"}
 
 
@@ -47,7 +47,7 @@ class Description:
 
     @classmethod
     def of(cls, task: Task) -> Description:
-        """Returns the description of a task with data."""
+        """Computes the description of a task that has data."""
         data = {
             "fingerprint": task.fingerprint,
             "parts": dict(task.fingerprints),
@@ -56,16 +56,16 @@ class Description:
         return cls(json.loads(json.dumps(task.assets())), data)
 
     def write(self, folder: Path) -> None:
-        """Writes both files."""
+        """Writes assets.json and data.json."""
         write_json(folder / ASSETS, self.assets)
         write_json(folder / DATA, self.data)
 
     def check(self, folder: Path, remedy: str) -> None:
-        """Raises if the data differ from those that the run was trained on.
+        """Raises if the data differ from the data that the run was trained on.
 
         Args:
           folder: run directory.
-          remedy: end of the message.
+          remedy: advice appended to the error message.
 
         Raises:
           UserError: labels, tokenizer or data differ, or a file of the run is missing or damaged.
@@ -73,8 +73,8 @@ class Description:
         found = _differing(saved_assets(folder), self.assets)
         if not (folder / DATA).exists():
             print(
-                f"{folder}: has no {DATA} (made by an earlier version), so only labels and "
-                "tokenizer are compared",
+                f"{folder}: has no {DATA} (written by an earlier version); only labels and "
+                f"tokenizer are compared",
                 file=sys.stderr,
             )
         else:
@@ -115,7 +115,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def saved_assets(folder: Path) -> dict[str, Any]:
-    """Returns the content of a run directory's assets.json; see `Processor.assets`.
+    """Reads assets.json of a run directory; see `Processor.assets`.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -125,8 +125,8 @@ def saved_assets(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is missing; restore the file, or train in another --workdir")
     assets = read_json(path)
     if not isinstance(assets, dict):
-        raise UserError(f"{path}: not the assets of a run; restore the file")
+        raise UserError(f"{path}: does not contain the assets of a run; restore the file")
     if "encoder" in assets:
-        # Key of earlier versions.
+        # Key used by earlier versions.
         assets["tokenizer"] = assets.pop("encoder")
     return assets

@@ -45,24 +45,24 @@ def run(
     with_baselines: bool = True,
     known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains, tests and reports one experiment; a finished run is only verified.
+    """Trains and tests one experiment and writes its report; verifies a finished run.
 
     Args:
       config: the experiment.
-      folder: run directory; new, or holding a run of the same config, which is then resumed.
-      paths: folders of data and caches.
-      command: command line, for the record.
+      folder: run directory. A new one is created; a run of the same config is resumed.
+      paths: directories of data sets and caches.
+      command: command line to store in the record.
       with_baselines: whether to evaluate the task's baselines (cached).
-      known: descriptions of data that this process has read, so that several finished runs on the
-        same data read them once.
+      known: cache of data descriptions, so that data shared by several finished runs are read only
+        once.
 
     Returns:
-      The result record, as in result.json.
+      The result record, which is also written to result.json.
 
     Raises:
-      UserError: the directory holds another config's run, the data cannot be read or differ from
-        those of the run, the mesh does not fit, or training diverges. Nothing has been written in
-        the first three cases.
+      UserError: the directory contains a run of another config, the data cannot be read or differ
+        from the run's data, or the mesh does not fit; nothing is written in these cases. Also
+        raised if training diverges.
     """
     _check_folder(config, folder)
     if config.training.refit:
@@ -78,9 +78,9 @@ def run(
     final = task.with_validation() if config.training.refit else task
     described = described_splits(task)
     for place, given in ((folder, final), (folder / SELECTION, task)):
-        # Without a checkpoint the run starts with the present data.
+        # A run without a checkpoint starts from scratch, with the present data.
         if whole := finished_steps(place / "checkpoints"):
-            # Refitting up to a selected step has no validation.
+            # Refitting up to a selected step uses no validation.
             plan = config.training
             every = 0 if plan.refit and place == folder else plan.evaluate_every
             check_logs(place, whole, every, plan.steps)
@@ -94,7 +94,7 @@ def run(
 
 
 def described_splits(task: Task) -> list[str]:
-    """Returns one line per split with its counts.
+    """Returns one line per split that describes its counts.
 
     Raises:
       UserError: a split cannot be used; see `tasks.common.data.splits.check_splits`.
@@ -111,11 +111,11 @@ def _selecting(config: Experiment) -> Experiment:
 
 def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict[str, Any]) -> None:
     """Raises if the data of a finished run have changed."""
-    kept = f"{folder / 'result.json'} and report.html hold what was recorded"
+    kept = f"{folder / 'result.json'} and report.html contain the recorded results"
     values = configs.to_dict(config)
     key = json.dumps([values["task"], values["data"], values["model"], config.training.refit])
     if getattr(config.model, "init_from", ""):
-        # Its tokenizer is then read from the run directory.
+        # The tokenizer is then read from the run directory.
         key += str(folder)
     if key not in known:
         try:
@@ -131,12 +131,13 @@ def _verify_finished(config: Experiment, folder: Path, paths: Paths, known: dict
 
 
 def _select_step(config: Experiment, task: Task, folder: Path) -> int:
-    """Returns the best step on validation of a run on the training split alone."""
+    """Trains on the training split alone and returns the best step on validation."""
     config = _selecting(config)
     write_json(folder / "config.json", configs.to_dict(config))
     _write_environment(task, folder)
     best = train(task, config, folder)[2]
-    print(f"step {best} is best on validation; training again up to it on train and validation",
+    print(f"step {best} is best on validation; training again for {best} steps on train and "
+          "validation",
           file=sys.stderr, flush=True)  # fmt: skip
     return best
 
@@ -149,17 +150,18 @@ def _write_environment(task: Task, folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Locks a run directory against a second training.
+    """Locks a run directory against concurrent training.
 
     Raises:
-      UserError: another process trains there.
+      UserError: another process is training in the directory.
     """
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             yield
     except filelock.Timeout:
         raise UserError(
-            f"--workdir={folder}: another process is training there; wait, or name another"
+            f"--workdir={folder}: another process is training in this directory; wait, or name "
+            f"another"
         ) from None
 
 
@@ -201,14 +203,14 @@ def _finish(
         command=command,
     )
     write_report(folder, task, record, test, attention)
-    # Last, since it marks the run as finished.
+    # Written last, since this file marks the run as finished.
     write_json(folder / "result.json", record)
     return record
 
 
 def _check_folder(config: Experiment, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--workdir={folder}: is a file; name a folder")
+        raise UserError(f"--workdir={folder}: is a file; name a directory")
     saved = saved_config(folder, required=False)
     if saved is None:
         if (folder / "checkpoints").exists():
@@ -221,6 +223,6 @@ def _check_folder(config: Experiment, folder: Path) -> None:
             key for key in configs.differences(saved, config) if not key.startswith("mesh.")
         ]
         raise UserError(
-            f"--workdir={folder}: holds a run of another config, which differs in "
+            f"--workdir={folder}: contains a run of another config, which differs in "
             f"{', '.join(differing)}; name another --workdir"
         )

@@ -1,4 +1,4 @@
-"""Base class of configs, and types of fields that carry a check.
+"""Base class of configs, and field types with value checks.
 
     @dataclasses.dataclass(frozen=True)
     class BlockConfig(Config):
@@ -11,7 +11,7 @@
             divides = self.model_size % self.num_heads == 0
             self.expect("num_heads", divides, f"a divisor of model_size={self.model_size}")
 
-The types are `typing.Annotated`: `typing.get_type_hints` returns the plain types.
+The field types are `typing.Annotated`; `typing.get_type_hints` returns the plain types.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Config:
             self.expect(name, value is None or check.holds(value), check.expected)
 
     def expect(self, name: str, holds: bool, expected: str) -> None:
-        """Requires a condition on a field.
+        """Raises unless a condition on a field holds.
 
         Args:
-          name: of the field.
+          name: name of the field.
           holds: whether the condition holds.
-          expected: the condition in words, which complete "expected ...".
+          expected: description of the condition, which follows "expected" in the message.
 
         Raises:
-          ValueError: it does not hold.
+          ValueError: the condition does not hold.
         """
         if not holds:
             value = getattr(self, name)
@@ -71,17 +71,17 @@ def _checks(config: type) -> list[tuple[str, Check]]:
 
 
 def one_of(*choices: Any) -> Any:
-    """Returns the type of fields whose values are among `choices`."""
+    """Returns a field type whose values are among `choices`."""
     check = Check(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
     return Annotated[type(choices[0]), check]
 
 
 def within(interval: str, expected: str = "", kind: type = float) -> Any:
-    """Returns the type of numbers in an interval.
+    """Returns a field type of numbers in an interval.
 
     Args:
-      interval: such as "[0, 0.5)"; "inf" stands for an end without a limit.
-      expected: its description in messages; "a number in [0, 0.5)" by default.
+      interval: interval such as "[0, 0.5)"; an end may be "inf".
+      expected: description in messages; by default, for example, "a number in [0, 0.5)".
       kind: int or float.
     """
     low, high = map(float, interval[1:-1].split(","))
@@ -92,7 +92,7 @@ def within(interval: str, expected: str = "", kind: type = float) -> Any:
 
 
 def at_least(least: int) -> Any:
-    """Returns the type of integers that are `least` or more."""
+    """Returns a field type of integers that are `least` or more."""
     return within(f"[{least}, inf)", f"at least {least}", int)
 
 

@@ -1,4 +1,4 @@
-"""The error for mistakes of the user, and warnings on standard error."""
+"""The exception for user errors, and warnings on standard error."""
 
 import sys
 
@@ -6,23 +6,23 @@ _warned: set[str] = set()
 
 
 class UserError(Exception):
-    """A mistake in the user's input, as opposed to one in the program.
+    """A mistake in the user's input, as opposed to a bug in the program.
 
     The message is one line that names the cause and the remedy. The commands of `launch` print it
     without a traceback and exit with status 2.
     """
 
     def __str__(self) -> str:
-        # File names and values of fields may contain line ends.
+        # Escapes line ends, which file names and field values may contain.
         return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
 
 
 def warn_once(message: str, key: str | None = None) -> None:
-    """Prints a line on standard error, once per process, because files are read several times.
+    """Prints a line on standard error only once per process, as files are read several times.
 
     Args:
       message: the line.
-      key: a later message with this key is not printed; the message itself if None.
+      key: later messages with the same key are not printed; None for the message itself.
     """
     key = message if key is None else key
     if key not in _warned:

@@ -1,4 +1,4 @@
-"""Random keys per example, so that the order of a batch changes nothing."""
+"""Random keys per example, so that results do not depend on the order of a batch."""
 
 import jax
 
@@ -9,8 +9,8 @@ def example_keys(key: Array | int, ids: Array) -> Array:
     """Folds the id of each example into a key.
 
     Args:
-      key: the key of the step, or a seed.
-      ids: int [B], as `tasks.common.data.pipeline` gives them.
+      key: random key of the step, or a seed.
+      ids: example ids of `tasks.common.data.pipeline`, int [B].
 
     Returns:
       Keys [B].

@@ -1,7 +1,7 @@
 """Cross-entropy of integer labels, with a gradient computed in one pass over the logits.
 
-V classes. The residuals of the gradient are the logits and two numbers per row, no probabilities.
-The gradient compares classes with labels, which needs no scatter into an array of zeros.
+V classes. The residuals of the gradient are the logits and two numbers per row, instead of
+probabilities. The gradient compares class indices with labels, which avoids a scatter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     Args:
       logits: x, floating point [..., V].
-      labels: y, int [...], in [0, V); any other label has the loss NaN.
+      labels: y, int [...], in [0, V); the loss of any other label is NaN.
 
     Returns:
       l, [...] in at least float32.
@@ -61,7 +61,7 @@ def _forward(logits: Array, labels: Array, smoothing: float) -> tuple[tuple[Arra
     labels = labels.astype(jnp.int32)
     largest = jnp.max(x, axis=-1)
     log_sum = jnp.log(jnp.sum(jnp.exp(x - largest[..., None]), axis=-1))
-    # Differences to the largest logit, so that small losses keep their precision.
+    # Logits relative to the maximum, so that small losses keep their precision.
     plain = log_sum - (jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0] - largest)
     smoothed = plain
     if smoothing:

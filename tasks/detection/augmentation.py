@@ -17,7 +17,7 @@ from tasks.detection.ops.boxes import area, clip
 
 Array = jax.Array
 
-# Least visible fraction of an object of a cropped image.
+# Minimum visible fraction of an object that is kept in a cropped image.
 LEAST_VISIBLE = 0.25
 
 
@@ -26,9 +26,9 @@ class AugmentationConfig:
     """Config of augmentation, applied in this order; 0 or False for none.
 
     Attributes:
-      scale_min, scale_max: range of a log-uniform scale; images that are then larger than the
-        square are cropped at random. Both 1: none. Objects with less than a quarter left are
-        removed.
+      scale_min, scale_max: range of a log-uniform scale factor; scaled images that exceed the
+        square are cropped at random. 1 and 1 for no scaling. Objects of which less than a quarter
+        remains are removed.
       flip: exchanges left and right with probability 1/2.
       flip_vertical: exchanges top and bottom with probability 1/2.
       transpose: exchanges rows and columns with probability 1/2; with both flips this gives all
@@ -51,7 +51,7 @@ class AugmentationConfig:
 
     @property
     def common(self) -> common.AugmentationConfig:
-        """Augmentation that all image tasks share."""
+        """Augmentation that is shared by all image tasks."""
         names = [field.name for field in dataclasses.fields(self) if field.name != "transpose"]
         return common.AugmentationConfig(**{name: getattr(self, name) for name in names})
 
@@ -75,7 +75,7 @@ def augment(
     changed["image"] = changed["image"].astype(jnp.float32)
 
     def one(example: dict[str, Array], key: Array) -> dict[str, Array]:
-        # One key per kind, so that a new kind does not change the others.
+        # One key per kind of change, so that a new kind does not affect the others.
         keys = [jax.random.fold_in(key, number) for number in range(4)]
         if (config.scale_min, config.scale_max) != (1, 1):
             example = _random_scale_and_crop(example, keys[0], config.scale_min, config.scale_max)
@@ -146,7 +146,7 @@ def _random_scale_and_crop(
 
 
 def scale_and_crop(example: Mapping[str, Array], scale: Array, offset: Array) -> dict[str, Array]:
-    """Scales one example, and crops it to its square from `offset` on.
+    """Scales one example, and crops it to the square that begins at `offset`.
 
     Images are resized linearly with antialiasing, instances to the nearest pixel. Boxes are those
     of the remaining instances.

@@ -1,4 +1,4 @@
-"""Detection without learning: Otsu's threshold, and inscribed discs that split objects.
+"""Baseline without learning: Otsu's threshold, and inscribed discs that split touching objects.
 
 Y X height and width.
 """
@@ -17,8 +17,8 @@ from tasks.detection.metrics import Prediction, Truth, detection_metrics, dsb201
 from tasks.detection.ops.masks import masks_to_boxes
 from tasks.detection.ops.pasting import to_rle
 
-# Settings tried on validation: factors of Otsu's threshold, least distance of two seeds and least
-# size of an object, in pixels.
+# Settings that are tried on validation: factors of Otsu's threshold, minimum distance of two seeds
+# # and minimum size of an object, in pixels.
 FACTORS = (0.7, 0.85, 1.0)
 DISTANCES = (3, 5, 8)
 SIZES = (12, 30)
@@ -29,15 +29,15 @@ _SELECTION = 60
 def otsu_discs(
     splits: Mapping[str, Any], names: Sequence[str], has_masks: bool
 ) -> dict[str, float]:
-    """Segments by Otsu's threshold and splits touching objects by `split_touching`.
+    """Evaluates segmentation by Otsu's threshold, with touching objects split by `split_touching`.
 
-    Objects are brighter than the threshold; darker if the border of the image is bright. All have
-    the most frequent class of the training split; their contrast is the score. Settings are
-    selected by AP50 on validation.
+    Objects are brighter than the threshold, or darker if the border of the image is bright. All
+    objects get the most frequent class of the training split; the score is their contrast. Settings
+    are selected by AP50 on validation.
 
     Args:
       splits: `tasks.detection.data.DetectionExamples` by name.
-      names: of the classes.
+      names: names of the classes.
       has_masks: whether masks are predicted.
 
     Returns:
@@ -89,8 +89,8 @@ def prediction(
 
     Args:
       gray: [Y, X].
-      setting: factor of the threshold, distance of seeds, least pixels of an object.
-      label: of all objects.
+      setting: factor of the threshold, minimum distance of seeds, minimum pixels of an object.
+      label: label of all objects.
       has_masks: whether masks are predicted.
     """
     factor, distance, least = setting
@@ -112,7 +112,7 @@ def prediction(
 
 
 def otsu(values: np.ndarray) -> float:
-    """Returns the threshold of least variance within the two groups (Otsu 1979, equation 12).
+    """Returns the threshold that minimizes the within-class variance (Otsu 1979, equation 12).
 
     Its resolution is 1 / 256 of the range of values.
     """
@@ -137,10 +137,10 @@ def split_touching(inside: np.ndarray, distance: int) -> np.ndarray:
 
     Args:
       inside: bool [Y, X].
-      distance: least distance of two seeds in pixels.
+      distance: minimum distance of two seeds in pixels.
 
     Returns:
-      int [Y, X], numbers of the parts from 1; 0 outside.
+      int [Y, X], part indices from 1; 0 outside.
     """
     depth = scipy.ndimage.gaussian_filter(scipy.ndimage.distance_transform_edt(inside), 1.0)
     highest = scipy.ndimage.maximum_filter(depth, size=2 * distance + 1)

@@ -20,11 +20,12 @@ from tasks.common.errors import UserError, warn_once
 from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import RunLength
 
-# Pixels by which a box may exceed the border: tools round differently.
+# Pixels by which a box may exceed the image, because tools round differently.
 _SLACK = 1.0
-# Largest distance of the sides of box and mask, as a fraction of the object, beside some pixels.
+# Maximum distance between the sides of box and mask, as a fraction of the object; some pixels of #
+# tolerance are added.
 _FAR = 0.25
-# Pillow's limit of the pixels of an image.
+# Pillow's limit on the number of pixels of an image.
 _MOST_PIXELS = 178_956_970
 _CROWD = {0: False, 1: True, "0": False, "1": True, None: False}
 
@@ -34,8 +35,8 @@ class Annotated:
     """An image file and its annotations.
 
     Attributes:
-      name: in the annotations.
-      path: of the image.
+      name: file name in the annotations.
+      path: path of the image.
       truth: true objects and crowd regions.
     """
 
@@ -44,7 +45,7 @@ class Annotated:
     truth: Truth
 
     def labels(self) -> tuple[np.ndarray, int]:
-        """Returns the classes of the objects, and the number of crowd regions."""
+        """Classes of the objects, and number of crowd regions."""
         return self.truth.labels[~self.truth.crowd], int(self.truth.crowd.sum())
 
 
@@ -54,7 +55,7 @@ def read_annotations(
     """Reads a file of annotations.
 
     Args:
-      file: of the annotations.
+      file: file of the annotations.
       images: folder of the images; that of the file if None.
 
     Returns:
@@ -62,7 +63,7 @@ def read_annotations(
       whether objects have masks; None if there is no object.
 
     Raises:
-      UserError: an entry is malformed; file and entry are named.
+      UserError: an entry is malformed; the message names file and entry.
     """
     try:
         content = json.loads(read_text(file), object_pairs_hook=unique_keys)
@@ -74,7 +75,8 @@ def read_annotations(
     for section in sections:
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise UserError(
-                f"{file}: has no list {section!r}; COCO's format has {', '.join(sections)}"
+                f"{file}: has no list {section!r}; files in COCO's format have "
+                f"{', '.join(sections)}"
             )
     reader = _Reader(file, content["images"], content["categories"])
     for number, annotation in enumerate(content["annotations"]):
@@ -132,7 +134,7 @@ class _Reader:
             if str(name) in ids.values():
                 raise UserError(f"{file}: two categories have the name {name!r}")
             ids[identity] = str(name)
-        # Numbers in their order, then texts in theirs.
+        # Numbers in numeric order, then texts in alphabetical order.
         order = sorted(ids, key=lambda identity: (isinstance(identity, str), identity))
         self._label = {identity: label for label, identity in enumerate(order)}
         self.names = tuple(ids[identity] for identity in order)
@@ -142,15 +144,17 @@ class _Reader:
         where = f"annotation {identity if isinstance(identity, int) else _shown(identity)}"
         image = _identity(self._file, where, annotation, "image_id")
         if image not in self._images:
-            raise UserError(f"{self._file}: {where} is of image {image!r}, which is not listed")
+            raise UserError(
+                f"{self._file}: {where} belongs to image {image!r}, which is not listed"
+            )
         name, size = self._images[image]
         where += f" of {name!r}"
         category = _identity(self._file, where, annotation, "category_id")
         if category not in self._label:
             known = list(self._label)
             raise UserError(
-                f"{self._file}: {where} has category_id {category!r}; there are {len(known)}, from "
-                f"{known[0]} to {known[-1]}"
+                f"{self._file}: {where} has category_id {category!r}, expected one of the "
+                f"{len(known)} ids from {known[0]} to {known[-1]}"
             )
         box = self._box(where, _field(self._file, where, annotation, "bbox", list), size)
         segmentation = annotation.get("segmentation")
@@ -180,8 +184,8 @@ class _Reader:
             )
         if self._elsewhere:
             warn_once(
-                f"{self._file}: boxes of {len(self._elsewhere)} objects are not where their masks "
-                f"are, the first is {self._elsewhere[0]}; bbox is x, y, width and height"
+                f"{self._file}: boxes of {len(self._elsewhere)} objects do not match their "
+                f"masks, the first is {self._elsewhere[0]}; bbox is x, y, width and height"
             )
         result = []
         for identity, (name, size) in self._images.items():
@@ -216,8 +220,7 @@ class _Reader:
         inside = left < right and top < bottom
         if not inside or min(x, y) < -_SLACK or x + width > X + _SLACK or y + height > Y + _SLACK:
             raise UserError(
-                f"{self._file}: {where} has the bbox {box}, which reaches out of the image of "
-                f"{X} x {Y}"
+                f"{self._file}: {where} has the bbox {box}, which exceeds the image of {X} x {Y}"
             )
         return corners
 
@@ -259,8 +262,7 @@ class _Reader:
             corners = np.concatenate([np.asarray(p, float).reshape(-1, 2) for p in segmentation])
             if corners.min() < -_SLACK or (corners.max(axis=0) > np.array([X, Y]) + _SLACK).any():
                 raise UserError(
-                    f"{self._file}: {where} has a polygon that reaches out of the image of "
-                    f"{X} x {Y}"
+                    f"{self._file}: {where} has a polygon that exceeds the image of {X} x {Y}"
                 )
         encoded = coco.frPyObjects(segmentation, Y, X)
         encoded = coco.merge(encoded) if isinstance(encoded, list) else encoded
@@ -270,7 +272,7 @@ class _Reader:
 
 
 def _is_around(box: list[float], mask: RunLength) -> bool:
-    """Returns whether a box x1, y1, x2, y2 is close to the bounding box of a nonempty mask."""
+    """Returns True if a box x1, y1, x2, y2 is close to the bounding box of a nonempty mask."""
     from pycocotools import mask as coco
 
     x, y, width, height = coco.toBbox(mask).tolist()
@@ -283,8 +285,8 @@ def _is_around(box: list[float], mask: RunLength) -> bool:
 def run_lengths(code: str) -> list[int] | None:
     """Decodes COCO's compressed run-length encoding; returns None if it is malformed.
 
-    A number has five bits per character, the lowest first. From the fourth on, a number is the
-    difference to the last but one.
+    Each number is stored with five bits per character, lowest bits first. From the fourth number
+    on, the difference from the number two before it is stored.
     """
     lengths: list[int] = []
     value, shift = 0, 0
@@ -317,7 +319,7 @@ def _identity(file: Path, where: str, row: Any, key: str) -> int | str:
 
 
 def _is_number(value: Any) -> bool:
-    # A whole number may be too large for a float.
+    # An integer may be too large for a float.
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_PIXELS
     )

@@ -1,7 +1,7 @@
 """Images with boxes, classes and masks of objects, from built-in data sets or COCO files.
 
-An example is a square of one size. Larger images are scaled down to fit, smaller ones keep their
-size, and both are zero-padded to the right and below. Its fields:
+All examples are squares of the same size. Larger images are scaled down to fit, smaller images keep
+their size, and both are zero-padded on the right and at the bottom. Fields of an example:
 
 * image: uint8 [Y, X, 3];
 * size: int32 [2], height and width without padding;
@@ -34,7 +34,7 @@ from tasks.detection.metrics import Truth
 from tasks.detection.ops.pasting import to_rle
 
 _USER_SIDE = 256
-# Bytes of examples of a split that are cached; others are made on each access.
+# Bytes of examples of a split that are cached; other examples are computed on each access.
 _KEPT_BYTES = 1 << 30
 
 
@@ -43,17 +43,18 @@ class DataConfig:
     """Config of the data set.
 
     Attributes:
-      name: a built-in data set. With `path` the name of the results, own_<file> by default.
-      path: user annotations in COCO's format: a file, whose images are split by the hash of
-        their pixels, a tenth each for validation and test; or a folder with train.json and
-        optionally validation.json (or valid, val, dev) and test.json. Each split must have an
-        object that is no crowd region (iscrowd 1). For images with an EXIF orientation see
+      name: built-in data set; or, with `path`, name for the results, own_<file> by default.
+      path: user annotations in COCO's format. A file is split by the hash of the image pixels, with
+        a tenth each for validation and test. A folder contains train.json and optionally
+        validation.json (or valid, val, dev) and test.json. Each split must have an object that is
+        not a crowd region (iscrowd 1). For images with an EXIF orientation see
         `tasks.common.images.orientation`.
-      images: folder of the images; that of the annotations if None.
-      image_size: side of the examples in pixels; None: that of the data set, 256 for user files.
-      max_objects: objects of an example; None: the most of any image of the data. If an image has
-        more, the largest are kept.
-      skip_broken: skip user images that are missing or cannot be read, with a message.
+      images: folder of the images; None for the folder of the annotations.
+      image_size: side of the examples in pixels; None for the default of the data set, which is 256
+        for user files.
+      max_objects: maximum number of objects of an example; None for the maximum over the data. If
+        an image has more objects, the largest are kept.
+      skip_broken: whether to skip user images that are missing or cannot be read, with a message.
       augmentation: random changes in training.
     """
 
@@ -78,7 +79,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and its objects, in its own pixels.
+    """An image and its objects, in pixels of the original image.
 
     Attributes:
       image: uint8 [Y, X, 3].
@@ -98,7 +99,7 @@ class DetectionExamples:
 
     Attributes:
       ids: ids of built-in data sets, or file names.
-      labels: index -> classes of the objects, and number of crowd regions.
+      labels: function from an index to the classes of the objects and the number of crowd regions.
     """
 
     lengths = None
@@ -113,15 +114,15 @@ class DetectionExamples:
         max_objects: int,
         labels: Callable[[int], tuple[np.ndarray, int]] | None = None,
     ):
-        """Stores the functions.
+        """Initializes the examples from functions that read them.
 
         Args:
-          ids: of the images.
-          image: index -> image.
-          truth: index -> true objects.
-          side: of an example.
-          max_objects: of an example.
-          labels: see the attributes, if known without reading the image.
+          ids: ids of the images.
+          image: function from an index to the image.
+          truth: function from an index to the true objects.
+          side: side of an example.
+          max_objects: maximum number of objects of an example.
+          labels: see the attribute; None if labels require reading the image.
         """
         self.ids, self.truth = list(ids), truth
         self.labels = self._labels if labels is None else labels
@@ -149,9 +150,9 @@ class DetectionDataset:
     """A data set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       splits: examples by split.
-      names: of the classes.
+      names: names of the classes.
       has_masks: whether objects have masks.
       image_size: side of the examples.
       max_objects: M.
@@ -172,7 +173,7 @@ class DetectionDataset:
         return digests.joined(self.parts)
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Counts the objects of each split by class; crowd regions are ignored ones."""
+        """Counts the objects of each split by class; crowd regions are counted as ignored."""
         found = {}
         for split, examples in self.splits.items():
             counts, crowds = np.zeros(len(self.names), np.int64), 0
@@ -198,7 +199,7 @@ def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.ndarray]:
-    """Returns the example of an image."""
+    """Converts an image and its objects to an example."""
     size = annotated.image.shape[:2]
     height, width = fitted_size(size, side)
     image = np.zeros((side, side, 3), np.uint8)
@@ -229,14 +230,14 @@ def fit(annotated: AnnotatedImage, side: int, max_objects: int) -> dict[str, np.
 
 
 def to_image_pixels(boxes: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Maps boxes [n, 4] of an example to pixels of the image of `size`, and clips them."""
+    """Maps boxes [n, 4] of an example to pixels of an image of `size`, and clips them."""
     height, width = fitted_size(size, side)
     factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
     return np.clip(np.asarray(boxes, np.float32) * factors, 0, np.array([*size[::-1]] * 2))
 
 
 def load(config: DataConfig, paths: Paths | None) -> DetectionDataset:
-    """Reads the data set; a built-in one is built first.
+    """Reads the data set; a built-in data set is prepared first if necessary.
 
     Raises:
       UserError: a file or a source cannot be used.
@@ -324,7 +325,7 @@ def _load_user_files(config: DataConfig) -> DetectionDataset:
 
 
 def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) -> None:
-    """Reports objects that examples cannot show."""
+    """Warns about objects that are lost in the examples."""
     tiny, beyond = [], []
     for rows in user.splits.values():
         for annotated in rows:
@@ -341,6 +342,6 @@ def _warn_lost(path: str, user: user_files.UserDataset, side: int, most: int) ->
         )
     if beyond:
         warn_once(
-            f"{path}: {len(beyond)} objects are beyond config.data.max_objects={most} and are left "
+            f"{path}: {len(beyond)} objects exceed config.data.max_objects={most} and are left "
             f"out of training, the first is in {beyond[0]}"
         )

@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks, by pycocotools, and the score of the nuclei contest."""
+"""Average precision of boxes and masks by pycocotools, and the score of the nuclei contest."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tasks.detection.ops.pasting import RunLength
 
 # IoU thresholds of both metrics.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Predictions of an image that count, best first, as in COCO.
+# Maximum number of predictions of an image that are evaluated, best first, as in COCO.
 MOST = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """True objects of an image, in its own pixels.
+    """True objects of an image, in pixels of the original image.
 
     Attributes:
       size: height and width.
       boxes: float32 [n, 4].
       labels: int [n].
-      masks: of each object; None for boxes alone.
-      crowd: bool [n], regions of any number of objects of a class; predictions within are ignored.
-        None for no crowd regions.
+      masks: mask of each object; None if there are only boxes.
+      crowd: bool [n], True for crowd regions, which contain any number of objects of a class;
+        predictions inside them are ignored. None for no crowd regions.
     """
 
     size: tuple[int, int]
@@ -39,13 +39,13 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Predicted objects of an image, in its own pixels.
+    """Predicted objects of an image, in pixels of the original image.
 
     Attributes:
       boxes: float [n, 4].
       labels: int [n].
       scores: float [n].
-      masks: of each object; None for boxes alone.
+      masks: mask of each object; None if there are only boxes.
     """
 
     boxes: np.ndarray
@@ -59,17 +59,17 @@ def detection_metrics(
 ) -> dict[str, float]:
     """Computes COCO's average precision (Lin et al. 2014): the mean over classes and IoU.
 
-    At most 100 predictions of an image count. Classes without objects are excluded; data without
-    objects score 0.
+    At most 100 predictions of an image are evaluated. Classes without objects are excluded; the
+    result is 0 for data without objects.
 
     Args:
-      truths: of n images.
-      predictions: of the same images.
-      names: of the classes.
+      truths: truths of n images.
+      predictions: predictions of the same images.
+      names: names of the classes.
 
     Returns:
-      `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for those that
-      occur; the same with `mask_` if truths and predictions have masks.
+      `box_ap`, `box_ap50`, `box_ap75`, and with more than one class `box_ap_<name>` for classes
+      that occur; also with the prefix `mask_` if truths and predictions have masks.
 
     Raises:
       ValueError: the numbers of truths and predictions differ, or a label has no name.
@@ -96,10 +96,10 @@ def detection_metrics(
 def ap50_contributions(
     truths: Sequence[Truth], predictions: Sequence[Prediction], names: Sequence[str], kind: str
 ) -> np.ndarray:
-    """Computes contributions of images to AP50, for paired comparisons.
+    """Computes the contribution of each image to AP50, for paired comparisons.
 
-    They are the jackknife's pseudo-values n·f - (n - 1)·f_i, f_i without image i, shifted so that
-    their mean is f.
+    The contributions are the jackknife pseudo-values n·f - (n - 1)·f_i, where f is AP50 and f_i is
+    AP50 without image i, shifted so that their mean is f.
 
     Args:
       truths, predictions, names: as for `detection_metrics`.
@@ -121,7 +121,7 @@ def ap50_contributions(
     every = evaluation.evalImgs
     without = np.empty(n)
     for index in range(n):
-        # Ordered by class, then image: the image has every n-th entry.
+        # Entries are ordered by class, then image, so every n-th entry belongs to the same image.
         evaluation.evalImgs = [None if i % n == index else e for i, e in enumerate(every)]
         without[index] = _mean(_precision(evaluation))
     values = n * whole - (n - 1) * without
@@ -140,9 +140,9 @@ def dsb2018_scores(
     fraction t of it lies within one. Without true and predicted masks the score is 1.
 
     Args:
-      truths: with masks.
-      predictions: with masks.
-      score: least score of predictions that count.
+      truths: true objects with masks.
+      predictions: predicted objects with masks.
+      score: minimum score of the predictions that are evaluated.
 
     Returns:
       float64 [n]; the score of the contest is their mean.
@@ -152,21 +152,22 @@ def dsb2018_scores(
     """
     _check(truths, predictions, None)
     if "mask" not in _kinds(truths, predictions):
-        raise ValueError("truths: got no masks, expected those of each image")
+        raise ValueError("truths: got no masks, expected masks for each image")
     return np.array([_contest(*pair, score) for pair in zip(truths, predictions, strict=True)])
 
 
 def _contest(truth: Truth, prediction: Prediction, score: float) -> float:
     from pycocotools import mask as coco
 
-    # Worst first, so that better masks overwrite it; column-major, as in COCO's encoding.
+    # Lowest score first, so that better masks overwrite worse ones; column-major as in COCO's
+    # encoding.
     order = np.argsort(-np.asarray(prediction.scores), kind="stable")[::-1]
     order = [i for i in order if prediction.scores[i] >= score]
     found = np.zeros(truth.size, np.int64, order="F")
     for number, i in enumerate(order, 1):
         found[coco.decode(prediction.masks[i]).view(bool)] = number
     sizes = np.bincount(found.ravel("K"), minlength=len(order) + 1)[1:]
-    # In integers, without division. Above IoU 0.5 a mask has at most one partner.
+    # Computed in integers, without division. Above IoU 0.5 a mask matches at most one other.
     percents = np.round(100 * THRESHOLDS).astype(np.int64)[:, None]
     matched = np.zeros((len(THRESHOLDS), len(order)), bool)
     ignored = np.zeros_like(matched)
@@ -202,7 +203,7 @@ def _evaluation(
     kind: str,
     thresholds: np.ndarray = THRESHOLDS,
 ):
-    """Runs pycocotools on all images; returns None if nothing is true or nothing predicted."""
+    """Runs pycocotools on all images; returns None without true or without predicted objects."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -230,7 +231,7 @@ def _evaluation(
         "categories": [{"id": label} for label in range(1, classes + 1)],
         "annotations": objects,
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
         known = COCO()
         known.dataset = dataset
         known.createIndex()

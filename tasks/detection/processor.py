@@ -1,4 +1,4 @@
-"""Images to model inputs, and model outputs to objects in pixels of the image."""
+"""Conversion of images to model inputs, and of model outputs to objects in image coordinates."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tasks.detection.data import AnnotatedImage, fit, to_image_pixels
 from tasks.detection.metrics import Prediction
 from tasks.detection.models.mask_rcnn import MaskRCNNConfig
 from tasks.detection.ops.pasting import pasted_codes
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
-# Least score of objects in figures and in the printed line.
+# Minimum score of objects in figures and in the printed text.
 SHOWN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectionProcessor(Processor):
-    """Reads images, and returns objects with boxes, classes and masks.
+    """Processor that reads images, and returns objects with boxes, classes and masks.
 
     Attributes:
       data, model: configs.
-      names: of the classes.
+      names: names of the classes.
       has_masks: whether the data has masks.
-      image_size: side of the examples in pixels.
+      image_size: side length of the examples in pixels.
     """
 
     names: Sequence[str]
@@ -41,14 +41,14 @@ class DetectionProcessor(Processor):
         return self.has_masks and isinstance(self.model, MaskRCNNConfig)
 
     def encode(self, raw: Sequence[str]) -> UserImages:
-        """Reads images of any size; larger ones are scaled down, smaller ones padded."""
+        """Reads images of any size; larger images are scaled down, smaller ones are padded."""
         return UserImages(raw, self.image_size)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns the size of each image and its objects, the best first.
+        """Returns the size of each image and its objects, highest score first.
 
-        An object has label, score, box (x1, y1, x2, y2) in pixels of the image and, if the model
-        predicts masks, a mask in COCO's encoding. The printed line counts objects with a score of
+        An object has a label, a score, a box (x1, y1, x2, y2) in image pixels and, if the model
+        predicts masks, a mask in COCO's encoding. The printed text contains objects with a score of
         at least 0.5.
         """
         answers = []
@@ -72,12 +72,12 @@ class DetectionProcessor(Processor):
     def prediction(
         self, outputs: Mapping[str, np.ndarray], index: int, size: tuple[int, int]
     ) -> Prediction:
-        """Returns the objects of one image in its own pixels.
+        """Returns the objects of one image in the pixel coordinates of the original image.
 
         Args:
-          outputs: of `Task.predict`.
-          index: of the image.
-          size: height and width of the image.
+          outputs: outputs of `Task.predict`.
+          index: index of the image.
+          size: height and width of the original image.
         """
         valid = outputs["valid"][index]
         boxes = to_image_pixels(outputs["boxes"][index][valid], size, self.image_size)
@@ -88,7 +88,7 @@ class DetectionProcessor(Processor):
         return Prediction(boxes, labels, scores, masks)
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the padded image, its size in it, and its original size."""
+        """Returns descriptions of padded image, size before padding, and original size."""
         side = self.image_size
         return {
             "image": ArraySpec(("batch", side, side, 3), "uint8"),
@@ -96,9 +96,24 @@ class DetectionProcessor(Processor):
             "original": ArraySpec(("batch", 2), "int32"),
         }
 
+    def steps(self) -> ProcessingSteps:
+        """Returns the scaling of images, and the objects in their own pixels."""
+        encode = [
+            {"op": "read_image", "mode": "RGB", "to": "image"},
+            {"op": "fit_square", "side": self.image_size, "to": "image"},
+        ]
+        found = {
+            "op": "objects",
+            "names": list(self.names),
+            "side": self.image_size,
+            "masks": self.predicts_masks,
+            "shown": SHOWN,
+        }
+        return ProcessingSteps("image", encode, [found], libraries=["pillow"])
+
 
 class UserImages:
-    """Random access to images without labels, by path; each is read on access."""
+    """Random access to unlabeled images by path; each image is read on access."""
 
     lengths = None
     padded: Mapping[str, Any] = {}

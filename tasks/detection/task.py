@@ -39,17 +39,17 @@ Model = MaskRCNN | DETR
 Config = MaskRCNNConfig | DETRConfig
 MODEL_CONFIGS: dict[str, type] = {"mask_rcnn": MaskRCNNConfig, "detr": DETRConfig}
 
-# Images of a report.
+# Number of images in a report.
 _IMAGES = 4
 
 
 class Detection(Task):
-    """Finds boxes, classes and, by Mask R-CNN on data with masks, masks of objects."""
+    """Detection of object boxes and classes, and of masks with Mask R-CNN on data with masks."""
 
     data_config = DataConfig
     model_configs = MODEL_CONFIGS
     processor_type = DetectionProcessor
-    # Of boxes: not all data and models have masks.
+    # The primary metric is that of boxes, because not all data and models have masks.
     primary_metric = "box_ap50"
     table_metrics = ("box_ap50", "box_ap", "mask_ap50", "mask_ap", "dsb2018_score")
     sharding_rules = convolutional.SHARDING_RULES
@@ -60,7 +60,7 @@ class Detection(Task):
     def fit(
         cls, dataset: DetectionDataset, data: DataConfig, model: Config, paths: Paths
     ) -> DetectionProcessor:
-        """Returns the processor with the data set's classes; checks the number of queries.
+        """Builds the processor with the data set's classes, and checks the number of queries.
 
         Raises:
           UserError: DETR has fewer queries than an image may have objects.
@@ -68,8 +68,8 @@ class Detection(Task):
         if isinstance(model, DETRConfig) and model.queries < dataset.max_objects:
             raise UserError(
                 f"config.model.queries: got {model.queries}, expected at least one for each of the "
-                f"{dataset.max_objects} objects that an image may have; raise it, or lower "
-                "config.data.max_objects"
+                f"{dataset.max_objects} objects that an image may have; raise the number of "
+                f"queries, or lower config.data.max_objects"
             )
         described = list(dataset.names), dataset.has_masks, dataset.image_size
         return DetectionProcessor(data, model, *described)
@@ -87,7 +87,7 @@ class Detection(Task):
     def loss(
         self, model: Model, batch: Mapping[str, jax.Array], dropout_key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the sum of the model's losses, and each as `<name>_loss`; augments images."""
+        """Computes the sum of the model's losses on augmented images, and each term as a metric."""
         augment_key, sample_key, dropout_key = jax.random.split(dropout_key, 3)
         batch = augment(batch, example_keys(augment_key, batch["id"]), self.data.augmentation)
         terms = self._losses(model, batch, sample_key, dropout_key, training=True)
@@ -95,9 +95,9 @@ class Detection(Task):
         return sum(means.values()), {f"{name}_loss": value for name, value in means.items()}
 
     def evaluate(self, model: Model, batch: Mapping[str, jax.Array]) -> tuple[dict, dict]:
-        """Sums total and count of each of the model's losses; the outputs are the detections.
+        """Sums totals and counts of the model's losses, and returns detections as outputs.
 
-        Anchors and regions are sampled by the id of the example alone.
+        The sampling of anchors and regions depends only on the id of the example.
         """
         terms = self._losses(model, batch, jax.random.key(0), None, training=False)
         real = batch["weight"] > 0
@@ -123,7 +123,7 @@ class Detection(Task):
     def predict(
         self, model: Model, inputs: Mapping[str, jax.Array], *, fast: bool = False
     ) -> dict[str, jax.Array]:
-        """Returns D detections per image, the best first, and "original" [B, 2] of the inputs.
+        """Returns D detections per image, highest score first, and the inputs' "original" [B, 2].
 
         Detections are boxes [B, D, 4] in pixels of the example, scores, labels and valid [B, D]
         and, if the model predicts masks, masks float16 [B, D, S, S]: probabilities over the box.
@@ -136,9 +136,9 @@ class Detection(Task):
         return found if masks is None else {**found, "masks": masks.astype(jnp.float16)}
 
     def attention(self, model: Model, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns the map attention of the backbone's stages, "stage_1", ...
+        """Returns the map attention weights of the backbone's stages, "stage_1", ...
 
-        DETR also has "objects" [B, Q, S], of each detection over the last map.
+        DETR also has "objects" [B, Q, S], the weights of each detection over the last map.
         """
         return model.attention(inputs["image"], inputs["size"])
 
@@ -149,7 +149,7 @@ class Detection(Task):
     ) -> dict[str, float]:
         """Returns COCO's average precision of boxes and masks, each loss, and their sum `loss`.
 
-        Data with masks of one class have the score of the nuclei contest too.
+        For data with masks and a single class, the score of the nuclei contest is included.
         """
         names = self.processor.names
         truths, predictions = self._truths(split), self._predictions(outputs, split)
@@ -219,7 +219,7 @@ class Detection(Task):
         attention: Mapping[str, np.ndarray],
         index: int,
     ) -> list[Figure]:
-        """Draws one image as the model receives it, with true boxes if it has any."""
+        """Draws one image as the model receives it, with true boxes if known."""
         height, width = example["size"]
         image = example["image"][:height, :width]
         shown = outputs["valid"][index] & (outputs["scores"][index] >= SHOWN)
@@ -234,7 +234,7 @@ class Detection(Task):
         scores = outputs["scores"][index][shown]
         drawn: list[Figure] = [DetectedImage(caption, image, boxes, labels, scores, masks, true)]
         for where, weights in self._attended(attention, index):
-            # Weights cover the padded square.
+            # The attention weights cover the padded square.
             rows, columns = (
                 -(-length * cells // self.processor.image_size)
                 for length, cells in zip((height, width), weights.shape, strict=True)
@@ -245,7 +245,7 @@ class Detection(Task):
     def _attended(
         self, attention: Mapping[str, np.ndarray], index: int
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the name of the layer for captions, and a map [y, x]."""
+        """Yields (layer name for captions, map [y, x]) of attention weights."""
         backbone, side = self.model.backbone, self.processor.image_size
         grids = backbone.sides(side, side)
         for stage, grid in enumerate(grids, 1):
@@ -258,7 +258,7 @@ class Detection(Task):
             yield "most confident object", attention["objects"][index][0].reshape(grids[-1])
 
     def baselines(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Returns Otsu's threshold with touching objects split by discs."""
+        """Returns the baseline: Otsu's threshold with touching objects split by inscribed discs."""
         return {
             "otsu_discs": lambda: baselines.otsu_discs(
                 self.dataset.splits, self.processor.names, self.processor.has_masks

@@ -1,4 +1,4 @@
-"""Images with objects in user files: annotations in COCO's format (JSON) and a folder of images."""
+"""Reading of user data: annotations in COCO's format (JSON) and a folder of images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UserDataset:
     """User images in three splits.
 
     Attributes:
-      splits: by name.
-      names: of the classes, in the order of their ids.
+      splits: annotated images by split.
+      names: names of the classes, in the order of their ids.
       has_masks: whether every object has a mask.
       digest: hash of annotations and images.
     """
@@ -46,7 +46,7 @@ class UserDataset:
     def image(
         self, annotated: Annotated
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """Returns image, boxes, labels and instances (smaller on top), without crowd regions."""
+        """Reads image, boxes, labels and instances (smaller on top), without crowd regions."""
         truth = annotated.truth
         kept = np.flatnonzero(~truth.crowd)
         instances = None
@@ -59,14 +59,14 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
     """Reads annotations, and checks all images.
 
     Args:
-      path: a file of annotations; or a folder with train.json and optionally validation.json and
+      path: annotation file; or a folder with train.json and optionally validation.json and
         test.json.
-      images: folder of the images; that of the annotations if None.
-      skip_broken: skip images that are missing or cannot be read, with a message.
+      images: folder of the images; None for the folder of the annotations.
+      skip_broken: whether to skip images that are missing or cannot be read, with a message.
 
     Returns:
-      The data set. A missing split is a tenth of train, by the hash of the pixels, so that equal
-      images stay together.
+      The data set. A missing split is a tenth of the training split, chosen by the hash of the
+      pixels, so that equal images are in the same split.
 
     Raises:
       UserError: annotations or images cannot be used; the message names file and entry.
@@ -77,8 +77,8 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
     for split, (others, _, _) in read.items():
         if others != names:
             raise UserError(
-                f"{files[split]}: its categories are {list(others)}, but those of "
-                f"{files['train']} are {list(names)}; give both the same"
+                f"{files[split]}: its categories are {list(others)}, expected {list(names)} as "
+                f"in {files['train']}; use the same categories"
             )
     found, hashes, turns = {}, {}, AnnotationTurns()
     for split, (_, given, _) in read.items():
@@ -109,7 +109,9 @@ def load(path: str, images: str | None, *, skip_broken: bool) -> UserDataset:
     found |= {split: [train[i] for i in chosen] for split, chosen in held_out.items()}
     masks = {has_masks for _, _, has_masks in read.values() if has_masks is not None}
     if len(masks) > 1:
-        raise UserError(f"{path}: some files have segmentations, others none; give all or none")
+        raise UserError(
+            f"{path}: some files have segmentations, others have none; give all or none"
+        )
     digest = hashlib.sha256()
     for split, file in files.items():
         digest.update(split.encode() + file.read_bytes())
@@ -129,10 +131,15 @@ def _find(path: str) -> dict[str, Path]:
     }
     found = {split: stems.pop(stem) for split, stem in split_names(list(stems), path).items()}
     if "train" not in found:
-        raise UserError(f"{path}: has no train.json; give one, or name a file of annotations")
+        raise UserError(
+            f"{path}: has no train.json; add the file, or set config.data.path to "
+            f"an annotation file"
+        )
     if stems:
         first = next(iter(stems.values())).name
-        warn_once(f"{path}: {len(stems)} files are of no split and are left out, such as {first}")
+        warn_once(
+            f"{path}: {len(stems)} files belong to no split and are left out, such as {first}"
+        )
     return found
 
 
@@ -150,7 +157,7 @@ def _pixel_hash(annotated: Annotated, turns: AnnotationTurns) -> np.ndarray:
 
 
 def _turned(annotated: Annotated, orientation: int) -> Annotated:
-    """Returns the annotations of a stored image in pixels of the displayed one."""
+    """Converts the annotations of a stored image to pixels of the displayed image."""
     truth = annotated.truth
     masks = truth.masks
     if masks is not None:

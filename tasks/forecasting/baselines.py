@@ -16,11 +16,11 @@ import numpy as np
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.metrics import error_sums, forecast_metrics, noise_metric
 
-# Grid of penalties, relative to the mean square of the features.
+# Grid of ridge penalties, relative to the mean square of the features.
 _STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 9))
 # Width of the moving average of DLinear.
 _TREND = 25
-# Values of look-backs and horizons in a batch of windows.
+# Maximum number of values of look-backs and horizons in a batch of windows.
 _PORTION = 1 << 20
 
 Forecast = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -34,8 +34,9 @@ class Linear:
     Attributes:
       weights: W, float32 [G, L, F].
       bias: b, float32 [G, F].
-      level: c: "mean" of the look-back, "last" value, or "none", 0.
-      strengths: of the penalty of each group, relative to the mean square of the features.
+      level: kind of c: "mean" of the look-back, "last" value, or "none" for 0.
+      strengths: strengths of the penalty of each group, relative to the mean square of the
+        features.
     """
 
     weights: np.ndarray
@@ -44,7 +45,7 @@ class Linear:
     strengths: tuple[float, ...]
 
     def __call__(self, past: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Forecasts windows; see `Forecast`."""
+        """Forecasts a batch of windows, see `Forecast`."""
         base = level_of(past, valid, self.level)
         over = np.where(valid, past - base[:, None], 0).astype(np.float32)
         n, L, C = past.shape
@@ -80,7 +81,7 @@ def naive(horizon: int) -> Forecast:
 
 
 def seasonal_naive(horizon: int, period: int) -> Forecast:
-    """Returns the seasonal naive forecast: the value of the latest season, else the last one."""
+    """Returns the seasonal naive forecast: values of the latest season, else the last value."""
 
     def forecast(past: np.ndarray, valid: np.ndarray) -> np.ndarray:
         n, L, C = past.shape
@@ -102,13 +103,13 @@ def seasonal_naive(horizon: int, period: int) -> Forecast:
 
 @dataclasses.dataclass
 class _Moments:
-    """Sums over windows of features x [P] and differences from the level y [F], a group each.
+    """Sums over windows of products of features x [P] and targets y [F] relative to the level.
 
     Attributes:
       gram: Σ x xᵀ, [G, P, P].
       cross: Σ x yᵀ, [G, P, F], of valid y.
       square: Σ y², [G, F].
-      valid_fraction: of y, [G, F].
+      valid_fraction: valid fraction of y, [G, F].
     """
 
     gram: np.ndarray
@@ -132,11 +133,11 @@ def fit_linear(
     covariance of the look-back is approximated by that of all windows; else it is exact.
 
     Args:
-      data: W is fitted on the windows of train, λ on those of validation.
-      level: c; see `Linear`.
+      data: W is fitted on training windows, λ is selected on validation windows.
+      level: kind of the level c, see `Linear`.
       individual: whether each channel has its own W and λ.
       decomposed: whether the features are a moving average, the remainder, and 1, as in DLinear
-        (Zeng et al. 2023): another penalty on the same maps, and b.
+        (Zeng et al. 2023). This changes the penalty and adds the bias b.
     """
     features = _decomposition(data.lookback) if decomposed else None
     train, validation = (
@@ -192,10 +193,10 @@ def _moments(
 
 
 def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarray, float]:
-    """Returns W [P, F] and the strength with the least squared error on validation."""
+    """Returns W [P, F] and the penalty strength with the smallest squared error on validation."""
     values, vectors = np.linalg.eigh(train.gram[group])
     rotated = vectors.T @ train.cross[group]
-    # In the eigenbasis of the matrix of train.
+    # Solved in the eigenbasis of the training Gram matrix.
     gram = vectors.T @ validation.gram[group] @ vectors
     cross = vectors.T @ validation.cross[group]
     unit = max(float(np.mean(np.maximum(values, 0))), 1e-12)
@@ -216,10 +217,10 @@ def _solve(train: _Moments, validation: _Moments, group: int) -> tuple[np.ndarra
 def window_batches(
     data: ForecastingData, split: str, every: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields batches of the windows of a split, or of one in `every`.
+    """Yields batches of the windows of a split, or of every `every`-th window.
 
     Yields:
-      Numbers [n], past and past_valid [n, L, C], future and future_valid [n, F, C].
+      Window indices [n], past and past_valid [n, L, C], future and future_valid [n, F, C].
     """
     L, F, C = data.lookback, data.horizon, data.series.shape[1]
     series, valid = (

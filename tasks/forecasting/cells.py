@@ -1,4 +1,4 @@
-"""Cells of a user file of series: the time column and the columns of numbers."""
+"""Parsing of the cells of a user file: the time column and the columns of numbers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _CLOCKS = {clock.UTC: "UTC", clock.LOCAL: "local time"}
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Notation of a file, which decides about ambiguous later files.
+    """Notation of a file, which resolves ambiguities in later files.
 
     Attributes:
-      decimals: decimal mark by column, of columns not in the notation of Python.
+      decimals: decimal mark by column, for columns that are not in Python notation.
       date_order: "dmy" or "mdy" for numeric dates with the year last.
       clock: "utc" or "local" for times with a UTC offset.
     """
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Rows of text, each with the number of its line."""
+    """Rows of text cells with line numbers."""
 
     name: str
     header: list[str]
@@ -70,12 +70,12 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
     def is_header(row: list[str]) -> bool:
         first[:] = row
-        # A header with numbers is an error, raised below.
+        # A header that contains numbers raises an error below.
         return not any(np.isfinite(plain_number(cell) or np.nan) for cell in row)
 
     table = open_table(name, [*TIME_COLUMNS, *wanted], extensions=None, is_header=is_header)
     if first and not table.header:
-        raise UserError(f"{name}: line 1 has numbers, expected the names of the columns")
+        raise UserError(f"{name}: line 1 contains numbers, expected the names of the columns")
     rows, lines = [], []
     if table.delimiter is None:
         header = list(table.keys())
@@ -90,7 +90,7 @@ def read_cells(name: str, wanted: Sequence[str]) -> Cells:
 
 
 def _cell(name: str, line: int, column: str, value: Any) -> str:
-    """Returns a JSON value as text of a CSV cell."""
+    """Converts a JSON value to the text of a CSV cell."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -127,7 +127,7 @@ def read_columns(
     likely: Reading,
     trained: bool,
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
-    """Returns values [rows, C], names, and the decimal marks of columns that Python cannot read."""
+    """Returns values [rows, C], names, and decimal marks of columns not in Python notation."""
     found: dict[str, Column] = {}
     texts = []
     for column in targets or [column for column in table.header if column and column != stamped]:
@@ -143,7 +143,7 @@ def read_columns(
                 continue
             where = f"{table.name}: line {table.lines[error.index]}: {quote(column)} is"
             if error.two_readings:
-                # A trained model has its config already.
+                # The config of a trained model cannot be changed.
                 remedy = "write it as 1234.5" if trained else f"set {DECIMAL_KEY} to '.' or ','"
                 raise UserError(f"{where} {quote(cells[error.index])}, {error}; {remedy}") from None
             note = f" ({error})" if str(error) else ""
@@ -155,9 +155,9 @@ def read_columns(
     if texts:
         say(f"{table.name}: columns without numbers, left out: {join_names(texts)}")
     if not targets and "" in table.header and stamped != "":
-        say(f"{table.name}: column without a name, left out: {table.header.index('') + 1}")
+        say(f"{table.name}: column without a name, left out: number {table.header.index('') + 1}")
     if not found:
-        raise UserError(f"{table.name}: no column holds numbers")
+        raise UserError(f"{table.name}: no column contains numbers")
     return np.array([each.values for each in found.values()]).T, tuple(found), decimals
 
 
@@ -167,7 +167,7 @@ def _conventions(
     """Reports the conventions of numbers, and returns the decimal mark by column.
 
     Raises:
-      UserError: one column has decimal commas, and the points of another are ambiguous.
+      UserError: a column has decimal commas, and the points of another column are ambiguous.
     """
     named: dict[Convention, list[str]] = {}
     for name, column in found.items():
@@ -223,7 +223,7 @@ def _no_time(table: Cells, column: str, index: int, note: str) -> UserError:
 def clocked(
     table: Cells, column: str, found: Times, likely: Reading | None, step: Step | None
 ) -> tuple[np.ndarray, str]:
-    """Returns the stamps of the rows and their clock, which is printed on standard error."""
+    """Returns the time stamps of the rows and their clock, and prints them on standard error."""
     times, on = clock.on_clock(found, likely.clock if likely else "", step)
     if likely and likely.clock and not on:
         warn_once(f"{table.name}: {column} has no UTC offset; read as {_CLOCKS[likely.clock]}")

@@ -30,28 +30,28 @@ from tasks.forecasting.user_files import Reading, Series, read_series
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Config):
-    """Series, look-back and horizon.
+    """Config of the series, the look-back and the horizon.
 
     Attributes:
-      name: a built-in data set. With path the name of the results, own_<name of the file> by
+      name: built-in data set; or, with path, name for the results, own_<name of the file> by
         default.
       path: user file with a header, a column of times and columns of numbers: CSV separated by
         commas, semicolons or tabs, or JSON lines (.jsonl). Times may be written as
         2024-05-31T13:00+02:00, 31.05.2024 13:00, 05/31/2024, "May 31, 2024", 2024-05, 2024-Q2 or
         2024-W22, or be numbers since 1970 (seconds to nanoseconds) or as 20240531. Steps of a day
         or more are in local time if times have a UTC offset.
-      time_column: of the user file; "": the first named date, time, timestamp, datetime or ds, or a
-        first one without a name; "none": no times, rows are one step apart.
-      targets: columns that are forecast; empty: all with numbers.
+      time_column: time column of the user file; "": the first named date, time, timestamp, datetime
+        or ds, or a first one without a name; "none": no times, rows are one step apart.
+      targets: columns to forecast; empty for all columns with numbers.
       lookback: L.
       horizon: F.
-      split: fractions of train, validation and test of a user file, in the order of time; empty: 7,
-        1, 2.
-      step: seconds between the times of a user file; 0: the most common difference.
-      period: times in a season, for the seasonal naive forecast and MASE; 0: that of the data set,
-        or by the step a day, a week of days or a year of months.
-      noise_levels: levels of Gaussian noise, in standard deviations of train, added to the
-        look-back of the test split; each gives a metric mse_noise_<level>.
+      split: relative sizes of train, validation and test of a user file, in the order of time;
+        empty for 7, 1, 2.
+      step: seconds between the times of a user file; 0 for the most common difference.
+      period: steps in a season, for the seasonal naive forecast and MASE; 0 for the period of the
+        data set or, depending on the step, a day, a week of days or a year of months.
+      noise_levels: standard deviations of Gaussian noise, relative to the training data, that is
+        added to the look-back of the test split; each level gives a metric mse_noise_<level>.
       decimal: decimal mark of the user file, "." or ","; "": detected for each column.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024 of the user file; "": detected from
         the column, an error if ambiguous.
@@ -82,7 +82,10 @@ class DataConfig(Config):
         object.__setattr__(self, "name", name)
         for field in ("time_column", "split", "step", "decimal", "date_order"):
             if self.path is None and getattr(self, field):
-                raise ValueError(f"{field}: {name} has its own; set it only with path")
+                raise ValueError(
+                    f"{field}: got a value, but the data set {name} defines it; "
+                    f"set it only with path"
+                )
 
 
 class Windows:
@@ -121,7 +124,7 @@ class Windows:
         return example
 
     def noise(self, index: int) -> np.ndarray:
-        """Returns standard normal noise of a window, always the same: float32 [L, C]."""
+        """Returns fixed standard normal noise of a window, float32 [L, C]."""
         rng = np.random.default_rng((0, index))
         shape = (self._data.lookback, self._data.series.shape[1])
         return rng.standard_normal(shape, np.float32)
@@ -129,22 +132,22 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class ForecastingData:
-    """A series on a regular grid, standardized by the valid values of its train split.
+    """A series on a regular grid, standardized by the valid values of its training split.
 
     Attributes:
       series: float32 [time, C], 0 where missing.
       valid: bool [time, C], False where missing.
       calendar: float32 [time, K]; K = 0 without time stamps.
-      names: of the channels.
-      mean, std: float64 [C], of train, in the units of the data.
-      start, step: of the grid; None without time stamps.
+      names: names of the channels.
+      mean, std: statistics of the training split, float64 [C], in the units of the data.
+      start, step: start and step of the grid; None without time stamps.
       period: times in a season.
-      bounds: split -> first time and the one after the last. The look-back of validation and test
-        windows may be in the split before; no step ahead is in two splits.
+      bounds: start and end index by split. The look-back of validation and test windows may be in
+        the previous split; forecast steps are never in two splits.
       lookback: L.
       horizon: F.
-      noise: its levels; empty for none.
-      reading: how the file was read.
+      noise: noise levels; empty for none.
+      reading: notation of the file.
     """
 
     series: np.ndarray
@@ -163,9 +166,9 @@ class ForecastingData:
     reading: Reading = dataclasses.field(default_factory=Reading)
 
     def origins(self, split: str) -> np.ndarray:
-        """Returns the first time ahead of the windows of a split, int64 [n].
+        """Returns the index of the first forecast step of each window of a split, int64 [n].
 
-        Windows without any value in the look-back or ahead are left out.
+        Windows without any value in the look-back or in the horizon are left out.
         """
         first, end = self.bounds[split]
         every = np.arange(max(first, self.lookback), end - self.horizon + 1)
@@ -183,7 +186,7 @@ class ForecastingData:
         }
 
     def summary(self) -> dict[str, SplitSummary]:
-        """Returns the number of windows of each split, with those left out."""
+        """Returns the number of windows of each split, and of windows that are left out."""
         found = {}
         for split in SPLITS:
             first, end = self.bounds[split]
@@ -199,7 +202,7 @@ class ForecastingData:
 
     @functools.cached_property
     def seasonal_error(self) -> np.ndarray:
-        """Mean absolute error of the seasonal naive forecast within train, float64 [C].
+        """Mean absolute error of the seasonal naive forecast in the training split, float64 [C].
 
         It is NaN where no values are a season apart (Hyndman & Koehler 2006).
         """
@@ -214,7 +217,7 @@ class ForecastingData:
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Hash of each part of the data; see `tasks.task.Task.fingerprints`."""
-        # Rounded, since the last digits of sums depend on the processor.
+        # Statistics are rounded, because the last digits of sums depend on the processor.
         scales = [f"{value:.9e}" for value in (*self.mean, *self.std)]
         windows = (self.bounds, self.lookback, self.horizon, self.noise)
         return {
@@ -227,12 +230,12 @@ class ForecastingData:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all parts."""
+        """Hash of all parts of the data."""
         return digests.joined(self.parts)
 
 
 def load(config: DataConfig, paths: Paths) -> ForecastingData:
-    """Reads a series, and fetches built-in data first.
+    """Reads a series; built-in data are downloaded first if necessary.
 
     Raises:
       UserError: a file or source cannot be read, or a split is too short for one window.
@@ -285,8 +288,8 @@ def _bounds(counts: tuple[int, int, int], config: DataConfig) -> dict[str, tuple
             of_what = "look-back and horizon take" if split == "train" else "the horizon takes"
             raise UserError(
                 f"config.data: the {split} split has {end - first} times, but {of_what} "
-                f"{needed}; lower config.data.lookback or config.data.horizon, or give a longer "
-                "series"
+                f"{needed}; lower config.data.lookback or config.data.horizon, or provide a "
+                f"longer series"
             )
     return bounds
 
@@ -302,8 +305,8 @@ def _standardize(
         empty = np.flatnonzero(~valid[first:last].any(axis=0)).tolist()
         if empty and split == "train":
             raise UserError(
-                f"config.data: {series.names[empty[0]]!r} has no value in the train split; leave "
-                "it out by config.data.targets"
+                f"config.data: {series.names[empty[0]]!r} has no value in the train split; "
+                f"exclude it with config.data.targets"
             )
         if empty:
             names = ", ".join(series.names[channel] for channel in empty)
@@ -314,9 +317,10 @@ def _standardize(
         channel = large[0]
         raise UserError(
             f"config.data: {series.names[channel]!r} has values up to "
-            f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; scale them"
+            f"{np.nanmax(np.abs(values[train, channel])):.3g}, too large to be squared; rescale "
+            f"the column"
         )
-    # Rounding leaves a deviation for constant channels.
+    # Rounding errors give constant channels a nonzero deviation.
     still = std <= 1e-9 * np.abs(mean)
     if still.any():
         names = ", ".join(np.array(series.names)[still])

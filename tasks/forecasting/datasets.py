@@ -1,4 +1,4 @@
-"""Built-in series."""
+"""Built-in time series."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SHARES = (7.0, 1.0, 2.0)
 
 @dataclasses.dataclass(frozen=True)
 class BuiltinSeries:
-    """A series with its split.
+    """Definition of a built-in series and its splits.
 
     Attributes:
-      read: file -> series; None for the file of synthetic data.
-      source: of the file.
-      splits: number of times of train, validation and test; later times are left out. None:
-        fractions by SHARES.
+      read: function from the file to the series; None for synthetic data.
+      source: source of the file.
+      splits: number of times of train, validation and test; later times are not used. None for the
+        fractions SHARES.
       period: times in a season.
-      description: of the data.
-      license: of the data.
+      description: description of the data.
+      license: license of the data.
     """
 
     read: Callable[[Path | None], Series]
@@ -59,7 +59,7 @@ _ETT = Source(
 
 
 def _stamped(lines: list[list[str]], step: Step) -> Series:
-    """Reads rows, one step apart, whose first cell is a time, under a header."""
+    """Reads rows that are one step apart, whose first cell is a time, below a header."""
     header, rows = lines[0], lines[1:]
     values = np.array([row[1:] for row in rows], np.float64)
     return Series(values, tuple(header[1:]), read_time(rows[0][0]), step)
@@ -126,7 +126,7 @@ _APPLIANCES = Source(
         ),
     ),
 )
-# Columns of random numbers, published for tests of feature selection.
+# Columns of random numbers, which were published for tests of feature selection.
 _RANDOM = ("rv1", "rv2")
 
 

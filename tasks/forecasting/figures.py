@@ -32,13 +32,13 @@ def forecast_figure(
     """Returns the forecast of one channel in the units of the data.
 
     Args:
-      head: of the model.
+      head: head of the model.
       parameters: [F, P], standardized.
       past: [T], in the units of the data, NaN where missing.
-      truth: [F], likewise.
-      mean, std: of the channel.
-      caption, x_label: of the figure.
-      quantiles: [F, Q] at `LEVELS`, standardized; those of the parameters if None.
+      truth: true values [F], in the units of the data, NaN where missing.
+      mean, std: mean and standard deviation of the channel.
+      caption, x_label: caption and axis label of the figure.
+      quantiles: standardized quantiles at `LEVELS`, [F, Q]; None to compute them from parameters.
     """
     intervals = {}
     if head.probabilistic:
@@ -61,7 +61,7 @@ def attention_figures(
         G, M + G] where G patches ahead attend to M of the past and to each other; "channels"
         [n, layers, N, C + K, C + K] with K calendar features, which are left out. Others are
         ignored.
-      names: of the channels; the last one is drawn.
+      names: names of the channels; the last one is drawn.
       calendar: K.
     """
     figures: list[Figure] = []
@@ -96,7 +96,7 @@ def _patches(weights: np.ndarray, name: str) -> Figure:
 def _relative_weights(
     caption: str, weights: np.ndarray, outputs: Sequence[str], inputs: Sequence[str]
 ) -> Alignment:
-    """Draws weights relative to the largest, which the caption states."""
+    """Draws weights relative to the maximum, which is stated in the caption."""
     most = max(float(weights.max()), 1e-12)
     caption = f"{caption}; white: {most:.3f}"
     return Alignment(caption, weights / most, list(outputs), list(inputs))

@@ -36,9 +36,9 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
         MASE = mean_c (mean |ŷ - y| of channel c) / q_c             (Hyndman & Koehler 2006)
 
     Args:
-      sums: those of `error_sums`, and of a distribution "crps" [C].
+      sums: sums of `error_sums` and, for a distribution, "crps" [C].
       seasonal_error: q, [C]: mean absolute error of the seasonal naive forecast within train.
-        Channels where it is 0 or NaN are left out; without any other there is no MASE.
+        Channels for which it is 0 or NaN are left out; MASE is missing if none remains.
 
     Returns:
       "mse", "mae" and "crps", means over all cells in the units of the forecast; and "mase".
@@ -57,5 +57,5 @@ def forecast_metrics(sums: Mapping[str, Any], seasonal_error: np.ndarray) -> dic
 
 
 def noise_metric(level: float | None) -> str:
-    """Returns the name of the squared error under input noise of a level, or the prefix of all."""
+    """Returns the name of the MSE metric for an input noise level, or the common prefix."""
     return "mse_noise_" + ("" if level is None else f"{level:g}")

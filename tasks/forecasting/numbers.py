@@ -1,7 +1,7 @@
-"""Numbers in a column of a user file: one decimal mark and one thousands separator for all.
+"""Parsing of a column of numbers with a common decimal mark and thousands separator.
 
-Numbers in the notation of Python are read as such. Others, such as `1.234,5` or `1 234.5`, are read
-if one convention fits all cells of the column; an ambiguous column is an error.
+Numbers in Python notation are read directly. Other notations, such as `1.234,5` or `1 234.5`, are
+read if a single convention fits all cells of the column; an ambiguous column is an error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class NumberError(ValueError):
     """A cell that cannot be read as a number.
 
     Attributes:
-      index: of the cell in its column.
-      is_text: whether the column holds text and can be left out.
-      two_readings: whether the column is ambiguous.
+      index: index of the cell in its column.
+      is_text: whether the column contains text and can be left out.
+      two_readings: whether two conventions fit the column.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Convention:
 
     Attributes:
       decimal: the decimal mark.
-      separator: of groups of three digits; empty if there are none.
+      separator: separator of groups of three digits; empty if there are none.
     """
 
     decimal: str
@@ -64,7 +64,7 @@ class Convention:
         decimal, mark = re.escape(self.decimal), re.escape(self.separator)
         whole = r"\d+"
         if self.separator:
-            # The first group is not 0: 0,123 has a decimal comma.
+            # The first group cannot be 0, since the comma of 0,123 is a decimal comma.
             whole = rf"[1-9]\d{{0,2}}(?:{mark}\d{{3}})+|\d+"
         if self.separator == ",":
             whole = rf"[1-9]\d?(?:,\d\d)+,\d{{3}}|{whole}"
@@ -73,7 +73,7 @@ class Convention:
         )
 
     def value(self, cell: str) -> float:
-        """Returns the value of a cell that the pattern matches."""
+        """Returns the value of a cell that matches the pattern."""
         return float(cell.replace(self.separator, "").replace(self.decimal, "."))
 
 
@@ -102,7 +102,7 @@ class Column:
 
 
 def plain_number(cell: str) -> float | None:
-    """Returns the number of a cell, NaN if it is missing or not finite, None for another text."""
+    """Returns the number in a cell; NaN if missing or not finite, None for other texts."""
     if cell.lower() in _MISSING:
         return np.nan
     try:
@@ -116,12 +116,12 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
     """Reads a column.
 
     Args:
-      cells: without spaces around them.
-      decimal: the decimal mark; empty: detected.
+      cells: cells without surrounding spaces.
+      decimal: the decimal mark; empty to detect it.
       likely: the decimal mark of ambiguous cells.
 
     Raises:
-      NumberError: a cell is no number, or the column is ambiguous.
+      NumberError: a cell is not a number, or the column is ambiguous.
     """
     plain = [plain_number(cell) for cell in cells]
     is_plain = None not in plain
@@ -143,7 +143,7 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
         for index, pair in enumerate(zip(values[chosen], values[other], strict=True)):
             if pair[0] != pair[1]:
                 readings = " or ".join(f"{value:.15g}" for value in sorted(pair))
-                reason = f"which is {readings}, and no cell of the column decides"
+                reason = f"which can be {readings}, and no cell of the column is unambiguous"
                 raise NumberError(there[index], reason, two_readings=True)
     found = np.full(len(cells), np.nan)
     found[there] = values[chosen]
@@ -155,9 +155,9 @@ def read_numbers(cells: Sequence[str], decimal: str = "", likely: str = "") -> C
 
 
 def grouped_by_points(cells: Sequence[str]) -> int | None:
-    """Returns the first cell, of a column that Python reads, whose point may separate thousands.
+    """Returns the first cell of a column in Python notation whose point may separate thousands.
 
-    None if there is none, or if a point of some cell must be a decimal point.
+    The result is None if there is no such cell, or if some cell's point must be a decimal point.
     """
     first = None
     convention = Convention(",", ".")
@@ -187,7 +187,7 @@ def _unreadable(
         kind = _unit(text)
         like += kind == ""
         units[kind] += bool(kind)
-    # A unit is the same in most cells; the letters of names are not.
+    # Units are the same in most cells, unlike letters of names.
     like += max(units.values(), default=0)
     others = sum(plain[index] is None for index in there)
     is_text = 2 * others > len(cells) and 2 * like < len(texts)
@@ -196,7 +196,7 @@ def _unreadable(
 
 
 def _unit(text: str) -> str | None:
-    """Returns the unit around a number, "" if nothing or symbols; None if there is no number."""
+    """Returns the unit next to a number, "" if there are no letters; None without a number."""
     found = _WITH_UNIT.fullmatch(text)
     if not found or not any(p.fullmatch(found["number"]) for p in _PATTERNS.values()):
         return None

@@ -18,24 +18,24 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 PATHS = 1024
-"""Paths of a window: the Monte Carlo error of an 80 % half-width is about 3 %."""
+"""Number of paths per window; the Monte Carlo error of an 80 % half-width is about 3 %."""
 _SEED = 0
-# Values in the look-backs of a batch of paths: bounds the memory of wide series.
+# Maximum number of look-back values in a batch of paths, which bounds the memory.
 _VALUES = 1 << 20
 
 
 def forecast_autoregressively(model: Forecaster, batch: Batch) -> Array:
     """Forecasts as far as the calendar extends.
 
-    Beyond the horizon the point forecasts so far are part of the past.
+    Beyond the horizon, previous point forecasts are part of the past.
 
     Args:
-      model: its horizon is F.
+      model: forecaster with horizon F.
       batch: "past" and "past_valid" [B, L, C], "calendar" [B, L + S, K].
 
     Returns:
-      [B, S, C, P]. Beyond the horizon only the points are meaningful: the width is that of a
-      forecast with a certain past. See `quantiles_beyond`.
+      [B, S, C, P]. Beyond the horizon only the point forecasts are meaningful, because the width
+      ignores the uncertainty of previous forecasts; see `quantiles_beyond`.
     """
     F = model.sizes.horizon
     calendar = batch["calendar"]
@@ -65,11 +65,11 @@ def quantiles_beyond(
     not depend on the batch.
 
     Args:
-      model: its head is a distribution.
+      model: forecaster whose head is a distribution.
       batch: as for `forecast_autoregressively`; rows of "weight" 0, if given, are skipped.
-      levels: Q.
-      count: n.
-      seed: of the paths.
+      levels: quantile levels, [Q].
+      count: n, number of paths.
+      seed: seed of the paths.
 
     Returns:
       [B, S - F, C, Q]; 0 for skipped rows.

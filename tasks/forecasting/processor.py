@@ -1,6 +1,6 @@
-"""Conversion of files to the end of their series, and of forecasts to answers.
+"""Conversion of files to the last steps of their time series, and of forecasts to predictions.
 
-L look-back, F horizon, C channels, K calendar features.
+Dimensions: L look-back, F horizon, C channels, K calendar features.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MOST_STEPS = 100_000
 
 @dataclasses.dataclass(frozen=True)
 class ForecastInput:
-    """The end of the series of a file.
+    """The last steps of the time series in a file.
 
     Attributes:
-      past: float64 [L, C] in the units of the data, NaN where missing or before the first time.
+      past: values in the units of the data, float64 [L, C]; NaN if missing or before the start.
       steps: number of steps to forecast.
       start: first time stamp of the file; None without time stamps.
-      length: number of times from there to the end.
+      length: number of times from `start` to the end of the file.
     """
 
     past: np.ndarray
@@ -44,7 +44,7 @@ class ForecastInput:
     length: int
 
     def times_ahead(self, step: Step | None) -> list[str]:
-        """Returns the time stamps of the forecast, or the numbers of its steps."""
+        """Returns the time stamps of the forecast; without time stamps, the step numbers."""
         ahead = np.arange(self.steps)
         if step is None:
             return [str(number + 1) for number in ahead]
@@ -52,9 +52,9 @@ class ForecastInput:
 
 
 class ForecastInputs:
-    """Random access to examples like those of `tasks.forecasting.data.Windows`, without a future.
+    """Random access to examples as in `tasks.forecasting.data.Windows`, but without a future.
 
-    The calendar extends to the end of the longest forecast: [L + a multiple of F, K].
+    The calendar features extend to the end of the longest forecast: [L + a multiple of F, K].
     """
 
     lengths = None
@@ -83,14 +83,14 @@ class ForecastInputs:
 
 @dataclasses.dataclass(frozen=True)
 class ForecastingProcessor(Processor):
-    """Reads files with the columns of the training series, and writes forecasts in their units.
+    """Processor that reads files with the training columns and returns forecasts in their units.
 
     Attributes:
-      names: of the channels.
-      mean, std: float64 [C], in the units of the data.
-      step: None without time stamps.
-      period: times in a season.
-      reading: how the file of the series was read.
+      names: names of the channels.
+      mean, std: mean and standard deviation of the channels, float64 [C], in the units of the data.
+      step: time step; None without time stamps.
+      period: number of steps in a season.
+      reading: settings with which the training file was read.
     """
 
     names: tuple[str, ...]
@@ -113,7 +113,7 @@ class ForecastingProcessor(Processor):
 
     @classmethod
     def from_assets(cls, data: Any, model: Any, assets: Mapping[str, Any]) -> ForecastingProcessor:
-        """Inverts `assets`; older runs have no "reading"."""
+        """Builds the processor from saved assets; older runs have no "reading"."""
         return cls(
             data,
             model,
@@ -127,11 +127,11 @@ class ForecastingProcessor(Processor):
 
     @property
     def head(self) -> Head:
-        """Head of the model."""
+        """Output head of the model."""
         return HEADS[self.model.head]
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the past, the calendar to the last step, and weights: padding draws no paths."""
+        """Returns descriptions of past, calendar and row weights."""
         size, calendar = (self.data.lookback, len(self.names)), clock.calendar_size(self.step)
         return {
             "past": ArraySpec(("batch", *size), "float32"),
@@ -142,25 +142,27 @@ class ForecastingProcessor(Processor):
 
     @functools.cached_property
     def _inputs(self) -> dict[str, ForecastInput]:
-        # `decode` and figures need what `encode` has read.
+        # `decode` and the figures use the inputs that `encode` has read.
         return {}
 
     def input(self, raw: str) -> ForecastInput:
-        """Returns an input, read at most once after the last `encode`; see `read`."""
+        """Returns a parsed input, cached since the last `encode`; see `read`."""
         if raw not in self._inputs:
             self._inputs[raw] = self.read(raw)
         return self._inputs[raw]
 
     def read(self, raw: str) -> ForecastInput:
-        """Reads "FILE", or "FILE,steps=N" for N steps ahead instead of the horizon.
+        """Reads an input "FILE", or "FILE,steps=N" to forecast N steps instead of the horizon.
 
         Raises:
-          UserError: steps is no number, the file cannot be read, lacks a channel, has another step
-            than the model, or has no value within the look-back.
+          UserError: steps is not a number; or the file cannot be read, lacks a channel, has another
+            time step than the model, or has no value within the look-back.
         """
         name, _, steps = re.fullmatch(r"(.*?)(,steps=(.*))?", raw, re.DOTALL).groups()
         if steps is not None and not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS):
-            raise UserError(f"input {raw!r}: steps is {steps!r}, expected a number to {MOST_STEPS}")
+            raise UserError(
+                f"input {raw!r}: steps is {steps!r}, expected a number from 1 to {MOST_STEPS}"
+            )
         data = self.data
         series = read_series(
             name,
@@ -183,15 +185,15 @@ class ForecastingProcessor(Processor):
         return ForecastInput(past, int(steps or data.horizon), series.start, len(series.values))
 
     def encode(self, raw: Sequence[str]) -> ForecastInputs:
-        """Reads files; see `read`."""
+        """Reads files of time series, see `read`."""
         self._inputs.clear()
         return ForecastInputs([self.input(text) for text in raw], self)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns for each file the times ahead and a forecast of each channel.
+        """Returns, for each file, the forecast times and a forecast of each channel.
 
-        Values are in the units of the data. A distribution has an 80 % interval; beyond the horizon
-        that is of sample paths.
+        Values are in the units of the data. A probabilistic forecast has an 80 % interval; beyond
+        the horizon, the interval is estimated from sample paths.
         """
         answers = []
         for text, parameters, quantiles in self.forecasts(raw, outputs):
@@ -215,9 +217,7 @@ class ForecastingProcessor(Processor):
     def forecasts(
         self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Yields for each input its text, the parameters [S, C, P] of its steps, and, of a
-        distribution, the quantiles [S, C, Q] at `LEVELS`.
-        """
+        """Yields (input, parameters [S, C, P], quantiles [S, C, Q] at `LEVELS`) of each input."""
         for index, text in enumerate(raw):
             parameters, quantiles = outputs["parameters"][index], None
             steps = self.input(text).steps
@@ -229,7 +229,7 @@ class ForecastingProcessor(Processor):
             yield text, parameters[:steps], quantiles
 
     def _lines(self, parameters: np.ndarray, quantiles: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Returns the point forecast [S, C] as "", and the ends of the wide interval by level."""
+        """Returns the point forecast [S, C] as "", and the bounds of the interval by level."""
         found = {"": np.asarray(self.head.point(parameters)) * self.std + self.mean}
         if quantiles is not None:
             for level in INTERVALS[max(INTERVALS)]:

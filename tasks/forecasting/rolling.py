@@ -1,4 +1,4 @@
-"""Weights and shares that are fitted within train by rolling origins.
+"""Fitting of weights within the training split by rolling origins.
 
 Tashman 2000, "Out-of-sample tests of forecasting accuracy".
 
@@ -19,16 +19,16 @@ from tasks.forecasting.baselines import fit_linear, level_of, window_batches
 from tasks.forecasting.data import ForecastingData
 from tasks.forecasting.models.ridge import RidgeSeasonalConfig
 
-# Tenths of train: ends of the parts for fitting, for penalties and for evaluation.
+# Ends of the parts for fitting, penalties and evaluation, in tenths of the training split.
 _PARTS = tuple((tenth, tenth + 1, tenth + 2) for tenth in range(4, 9))
-# One window of so many is used, since adjacent ones are similar. The ridge, with more parameters,
-# is fitted to all, as in the model.
+# Only every n-th window is used, because adjacent windows are similar. The ridge regression has
+# more # parameters and is fitted to all windows, as in the model.
 _EVERY = 3
 _UNKNOWN = 0.5
 
 
 def rolling_origins(data: ForecastingData) -> Iterator[ForecastingData]:
-    """Yields series with three consecutive splits within train, if each has windows."""
+    """Yields copies of the series with three consecutive splits within the training split."""
     first, end = data.bounds["train"]
     for tenths in _PARTS:
         ends = [first + (end - first) * tenth // 10 for tenth in tenths]
@@ -45,7 +45,7 @@ def fit_seasons(data: ForecastingData, season: int, level: str) -> np.ndarray:
     past are replaced by the level.
 
     Args:
-      data: its training windows are fitted.
+      data: series whose training windows are fitted.
       season: P.
       level: "mean" or "last".
 
@@ -81,7 +81,7 @@ def _on_simplex(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """Minimizes wᵀ gram w - 2 wᵀ cross over w >= 0 with sum w <= 1."""
     unit = max(float(np.trace(gram)), 1e-12)
     root = np.linalg.cholesky(gram / unit + 1e-9 * np.eye(len(gram)))
-    # A slack variable completes the sum, which a heavily weighted equation sets to 1.
+    # With a slack variable the sum is 1, which a heavily weighted equation enforces.
     equations = np.pad(root.T, ((0, 1), (0, 1)))
     equations[-1] = heavy = 1e3
     answers = np.append(np.linalg.solve(root, cross / unit), heavy)
@@ -94,11 +94,12 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
         λ = Σ (y - r) (s - r) / Σ (s - r)²
 
     with the forecasts r of the ridge and s of the seasons, both fitted before the origin; clipped
-    to [0, 1]. It is printed on standard error; 0.5 if train is too short.
+    to [0, 1]. The result is printed on standard error; it is 0.5 if the training split is too
+    short.
 
     Args:
-      data: only its train split is used.
-      config: of the model; its own share is not used.
+      data: series, of which only the training split is used.
+      config: config of the model; its own share is not used.
     """
     season = config.season or data.period
     product, square = 0.0, 0.0
@@ -115,6 +116,8 @@ def fit_share(data: ForecastingData, config: RidgeSeasonalConfig) -> float:
             product += float(np.sum((future - linear) * apart))
             square += float(np.sum(np.square(apart)))
     share = min(max(product / square, 0.0), 1.0) if square else _UNKNOWN
-    how = "fitted within train" if square else "train is too short to fit it"
+    how = "fitted within the train split"
+    if not square:
+        how = "default, as the train split is too short to fit the weight"
     print(f"config.model.share: {share:.2f}, {how}", file=sys.stderr)
     return share

@@ -1,4 +1,4 @@
-"""Forecasting: the next values of a series, or their distribution."""
+"""Task of forecasting the next values of a series, or their distribution."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from tasks.task import Task
 Array = jax.Array
 Batch = Mapping[str, Array]
 
-# Windows and channels in figures, and their look-back in horizons.
+# Numbers of windows and channels in figures, and their look-back in horizons.
 _DRAWN, _DRAWN_PAST = 4, 3
 
 
 class Forecasting(Task):
-    """The past of a series [L, C] -> its next values [F, C], or their distribution.
+    """Forecasting of the next values [F, C] of a series from its past [L, C], or of a distribution.
 
-    Missing values are masked in the past, and excluded from loss and metrics ahead. Errors are of
-    standardized values.
+    Missing values are masked in the past, and excluded from loss and metrics in the horizon. Errors
+    are those of standardized values.
     """
 
     data_config = DataConfig
@@ -63,9 +63,9 @@ class Forecasting(Task):
     def fit(
         cls, dataset: ForecastingData, data: DataConfig, model: Any, paths: Paths
     ) -> ForecastingProcessor:
-        """Returns the processor of the series; fits a share of a model that is not set.
+        """Builds the processor; fits `config.model.share` if it is not set.
 
-        The share is in the model config of the processor.
+        The fitted share is stored in the model config of the processor.
         """
         if getattr(model, "share", 0) is None:
             model = dataclasses.replace(model, share=fit_share(dataset, model))
@@ -83,7 +83,7 @@ class Forecasting(Task):
 
     @property
     def overlap(self) -> int:
-        """Number of consecutive windows with common times ahead."""
+        """Number of consecutive windows with common forecast times."""
         return self.data.horizon
 
     @property
@@ -95,7 +95,7 @@ class Forecasting(Task):
 
     @functools.cached_property
     def _ridge(self) -> np.ndarray | None:
-        # A restored model has it in its checkpoint.
+        # A restored model has the ridge matrix in its checkpoint.
         model = self.model
         if self.dataset is None or not hasattr(model, "ridge_level"):
             return None
@@ -103,7 +103,7 @@ class Forecasting(Task):
         return baselines.fit_linear(self.dataset, **options).weights
 
     def build_model(self, rngs: nnx.Rngs) -> Forecaster:
-        """Returns the forecaster; one that is built on a ridge has it fitted.
+        """Builds the forecaster; fits the ridge regression of models that use one.
 
         Raises:
           UserError: the model does not fit the look-back or the horizon.
@@ -121,7 +121,7 @@ class Forecasting(Task):
             raise UserError(f"config.model.{error}") from None
 
     def loss(self, model: Forecaster, batch: Batch, dropout_key: Array) -> tuple[Array, dict]:
-        """Computes the head's mean loss of a cell, and the squared error under dropout."""
+        """Computes the head's mean loss per cell, and the squared error under dropout."""
         parameters = model(
             batch["past"],
             batch["past_valid"],
@@ -136,7 +136,7 @@ class Forecasting(Task):
         return loss, {"mse": jnp.sum(sums["squared"]) / cells}
 
     def evaluate(self, model: Forecaster, batch: Batch) -> tuple[dict, dict]:
-        """Evaluates windows.
+        """Computes errors and forecasts of a batch of windows.
 
         Returns:
           Statistics: those of `error_sums`, "loss", and of a distribution "crps" by channel;
@@ -187,7 +187,7 @@ class Forecasting(Task):
         return found
 
     def attention(self, model: Forecaster, inputs: Batch) -> dict[str, Array]:
-        """Returns the weights of the model within the horizon."""
+        """Returns the attention weights of a forecast within the horizon."""
         calendar = inputs["calendar"][:, : self.data.lookback + self.data.horizon]
         past = (inputs["past"], inputs["past_valid"])
         return model(*past, calendar, return_weights=True)[1]
@@ -209,7 +209,7 @@ class Forecasting(Task):
         return metrics
 
     def example_ids(self, split: str) -> np.ndarray:
-        """Returns hashes of the first time and the values ahead, for any look-back."""
+        """Returns hashes of the first forecast time and the future values of each window."""
         series, origins = self.dataset, self.dataset.origins(split)
         ahead = [slice(origin, origin + series.horizon) for origin in origins]
         return digests.ids(origins, [(series.series[s], series.valid[s]) for s in ahead])

@@ -1,7 +1,8 @@
 """Time stamps on a regular grid, and calendar features.
 
-A stamp is a `datetime64[us]` without a zone. Stamps of a column with a zone are in UTC, or in local
-time if they are a day or more apart, or regular in local time alone; see `on_clock`.
+A time stamp is a `datetime64[us]` without a time zone. Stamps of a column with a time zone are in
+UTC, or in local time if steps are a day or more, or if they are regular only in local time; see
+`on_clock`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from tasks.common.data.timestamps import TimeColumn, Times
 DAY = 86_400.0
 UTC, LOCAL = "utc", "local"
 _SHORTEST_MONTH = np.timedelta64(28, "D")
-# Shift of midnight under daylight saving.
+# Shift of midnight due to daylight saving time.
 _SAVING = np.timedelta64(1, "h")
-# Usual units of steps in seconds, and the largest delay of readings as a fraction of a step.
+# Usual units of steps in seconds, and the maximum delay of readings as a fraction of a step.
 _ROUND = (DAY, 3600, 900, 300, 60, 30, 10, 5, 1)
 _JITTER = 0.02
 
@@ -27,8 +28,8 @@ class Step:
     """Step of a regular grid: seconds, or whole months.
 
     Attributes:
-      seconds: 0 for months.
-      months: 0 for seconds.
+      seconds: step in seconds; 0 if the step is in months.
+      months: step in months; 0 if the step is in seconds.
       ends: whether the stamps are the last days of months.
     """
 
@@ -46,12 +47,12 @@ class Step:
 
     @property
     def days(self) -> float:
-        """Approximate length in days."""
+        """Approximate length of the step in days."""
         return self.months * 30.4 if self.months else self.seconds / DAY
 
     @property
     def period(self) -> int:
-        """Steps of a season: a day, a week of days, a year of weeks or months; else 1."""
+        """Number of steps in a season: a day, a week of days, a year of weeks or months; else 1."""
         if self.months:
             return max(12 // self.months, 1)
         if self.days < 1:
@@ -60,29 +61,30 @@ class Step:
 
 
 def read_time(text: str) -> np.datetime64:
-    """Returns a single stamp in UTC.
+    """Parses a single time stamp in UTC.
 
     Raises:
-      ValueError: the text is no time, or day and month are ambiguous.
+      ValueError: the text is not a time, or day and month are ambiguous.
     """
     column = TimeColumn()
     column.add(text)
     found = column.read()
     if found.is_order or found.date_order:
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a time")
     return found.utc[0]
 
 
 def on_clock(found: Times, known: str = "", step: Step | None = None) -> tuple[np.ndarray, str]:
     """Returns the stamps of a column in UTC or in local time.
 
-    Local time is chosen if fewer stamps lie off its grid, as those of local midnight do under
-    daylight saving; and for steps of a day or more, so that the calendar is the local one.
+    Local time is chosen if the stamps are more regular in local time, as for local midnight with
+    daylight saving time. It is also chosen for steps of a day or more, so that calendar features
+    refer to local days.
 
     Args:
       found: the column.
-      known: "utc" or "local", the choice of an earlier file; empty: none.
-      step: of the grid; None: the most common difference.
+      known: "utc" or "local" as for an earlier file; empty to choose.
+      step: step of the grid; None for the most common difference.
 
     Returns:
       datetime64[us] [n], and "utc" or "local"; empty for a column without a zone.
@@ -104,7 +106,7 @@ def _step_of(times: np.ndarray) -> Step | None:
 
 
 def _off_grid(times: np.ndarray, step: Step | None) -> int:
-    """Returns the number of stamps off the regular grid, or repeated."""
+    """Returns the number of stamps that are off the regular grid or repeated."""
     several = np.unique(times)
     if len(several) < 2:
         return 0
@@ -117,9 +119,9 @@ def _off_grid(times: np.ndarray, step: Step | None) -> int:
 def regular_step(times: np.ndarray) -> Step:
     """Returns the step of ascending stamps [n], n > 1: the lower median of the differences.
 
-    It is in months if all stamps are at the same time of their month, within an hour. Clocks that
-    are read late have a median such as 3601 s, whose grid drifts. A round step near the median is
-    used if the stamps are nearer to its grid.
+    The step is in months if all stamps are at the same time of their month, within an hour. Delayed
+    readings have a median such as 3601 s, whose grid drifts. A round step near the median is used
+    if the stamps are closer to its grid.
     """
     gaps = np.diff(times)
     if gaps.min() >= _SHORTEST_MONTH:
@@ -130,7 +132,7 @@ def regular_step(times: np.ndarray) -> Step:
             if np.ptp(within) <= _SAVING and within.min() >= -np.timedelta64(1, "D"):
                 return Step(months=step, ends=ends)
     median = Step(seconds=float(_median(gaps.astype(np.int64)) / 1e6))
-    # Ties: the median, if it is exact.
+    # In case of a tie, an exact median is preferred.
     return min([median, *_round_steps(median)], key=lambda step: _distance(times, step))
 
 
@@ -183,7 +185,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
 
     Args:
       times: stamps [n].
-      step: of their grid; finer features are left out.
+      step: step of their grid; finer features are left out.
 
     Returns:
       float32 [n, K], each from -0.5 to 0.5: the last K of minute of the hour, hour of the day, day
@@ -195,7 +197,7 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
     columns = [
         second // 60 % 60 / 59,
         second // 3600 / 23,
-        # Day 0, 1 January 1970, was a Thursday; weeks begin on Monday.
+        # Day 0, 1 January 1970, was a Thursday; weeks start on Monday.
         (day.astype(np.int64) + 3) % 7 / 6,
         (day - month.astype("datetime64[D]")).astype(np.int64) / 30,
         (day - year.astype("datetime64[D]")).astype(np.int64) / 365,

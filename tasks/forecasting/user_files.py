@@ -2,8 +2,8 @@
 
 CSV with a header, separated by commas, semicolons or tabs, or JSON lines: see
 `tasks.common.data.tables`. Times are those of `tasks.common.data.timestamps`, numbers those of
-`tasks.forecasting.numbers`. Missing values stay missing; assumptions and omissions are printed on
-standard error.
+`tasks.forecasting.numbers`. Missing values remain missing. Assumptions and ignored data are printed
+on standard error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.forecasting.timestamps import Step
 
 __all__ = ["NO_TIMES", "TIME_COLUMNS", "Reading", "Series", "read_series"]
 
-# Grid times per row from which the step is an error.
+# Number of grid times per row above which the step is considered wrong.
 _SPARSE = 100
 _SHOWN = 3
 
@@ -42,10 +42,10 @@ class Series:
 
     Attributes:
       values: float64 [time, C], NaN where missing.
-      names: of the channels.
+      names: names of the channels.
       start: stamp of the first time; None without stamps.
-      step: of the grid; likewise.
-      reading: of the file.
+      step: step of the grid; likewise.
+      reading: reading of the file.
     """
 
     values: np.ndarray
@@ -69,15 +69,15 @@ def read_series(
     """Reads the series of a file.
 
     Args:
-      name: of the file.
-      time_column: its header; "": the first with a name of TIME_COLUMNS, or a first one
-        without a name; "none": no times, rows are one step apart.
+      name: name of the file.
+      time_column: header of the time column; "": the first with a name of TIME_COLUMNS, or a first
+        one without a name; "none": no times, rows are one step apart.
       targets: columns to forecast; empty: all with numbers.
-      step: of the grid; None: the most common difference of rows.
-      trained: whether rows must have the step, that of a trained model.
+      step: step of the grid; None: the most common difference of rows.
+      trained: whether the rows must have the given step of a trained model.
       decimal: the decimal mark, "." or ","; empty: detected for each column.
       date_order: "dmy" or "mdy" for dates such as 01/02/2024; empty: detected.
-      likely: notation of the training file, for ambiguous cells.
+      likely: notation of the training file, which resolves ambiguous cells.
 
     Raises:
       UserError: the file cannot be read, a column is missing, a cell is neither a number nor
@@ -107,17 +107,17 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
     order = np.argsort(times, kind="stable")
     if np.any(order != np.arange(len(order))):
         late = table.lines[1 + int(np.argmax(np.diff(times) < np.timedelta64(0, "us")))]
-        say(f"{table.name}: not in the order of time from line {late} on; sorted")
+        say(f"{table.name}: rows are not in the order of time from line {late} on; they are sorted")
     values, times = values[order], times[order]
     lines = np.array(table.lines)[order]
     again = np.flatnonzero(times[1:] == times[:-1]) + 1
     for row in again:
         if not np.array_equal(values[row], values[row - 1], equal_nan=True):
             raise UserError(
-                f"{table.name}: lines {lines[row - 1]} and {lines[row]} have one time, "
-                f"{clock.format_times(times[row])[0]}, and different values; remove one, give "
-                "each of several series a column of its own, or join date and time in one column"
-                f"{_set_back(times)}"
+                f"{table.name}: lines {lines[row - 1]} and {lines[row]} have the same time, "
+                f"{clock.format_times(times[row])[0]}, but different values; remove one, use a "
+                f"separate column for each series, or join date and time in one "
+                f"column{_set_back(times)}"
             )
     if len(again):
         say(
@@ -128,20 +128,18 @@ def _in_order(table: Cells, values: np.ndarray, times: np.ndarray) -> tuple[np.n
 
 
 def _set_back(times: np.ndarray) -> str:
-    """Returns a hint for the hour that the end of daylight saving repeats."""
+    """Returns a hint about the hour that is repeated at the end of daylight saving time."""
     hours = (times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")
     night = np.any((hours > 0) & (hours < 4))
     return ", or, if the clock was set back there, write times with a UTC offset" if night else ""
 
 
 def _expect_step(name: str, times: np.ndarray, step: Step) -> None:
-    # The median of fewer differences may be a gap.
+    # With fewer differences, the median may be a gap.
     if len(times) > 3:
         own = clock.regular_step(times)
         if not 0.99 < own.days / step.days < 1.01:
-            raise UserError(
-                f"{name}: most rows are {own} apart; the model was trained on one every {step}"
-            )
+            raise UserError(f"{name}: most rows are {own} apart, expected {step} as in training")
 
 
 def _on_grid(
@@ -153,7 +151,7 @@ def _on_grid(
 ) -> Series:
     if step is None:
         if len(times) < 2:
-            raise UserError(f"{name}: got one time, expected two or more to find the step")
+            raise UserError(f"{name}: got one time, expected two or more to infer the step")
         step = clock.regular_step(times)
     start = times[0]
     indices = clock.grid_index(times, start, step)
@@ -161,14 +159,15 @@ def _on_grid(
     if np.any(same := indices[1:] == indices[:-1]):
         row = int(np.argmax(same))
         raise UserError(
-            f"{name}: {spelled[row]} and {spelled[row + 1]} are nearer than half a step of {step}; "
-            "give the step in seconds by config.data.step, or rows that are a step apart"
+            f"{name}: {spelled[row]} and {spelled[row + 1]} are closer than half a step of "
+            f"{step}; set the step in seconds with config.data.step, or provide rows that are a "
+            f"step apart"
         )
     cells = int(indices[-1]) + 1
     if cells > _SPARSE * len(times):
         raise UserError(
-            f"{name}: {len(times)} rows are on a grid of {cells} times, one every {step}; give the "
-            "step in seconds by config.data.step"
+            f"{name}: {len(times)} rows are on a grid of {cells} times, one every {step}; set "
+            f"the step in seconds with config.data.step"
         )
     grid = np.full((cells, values.shape[1]), np.nan)
     grid[indices] = values
@@ -177,7 +176,7 @@ def _on_grid(
         shown = ", ".join(spelled[row] for row in uneven[:_SHOWN])
         say(
             f"{name}: {len(uneven)} of {len(times)} times are off the grid of one every {step} "
-            f"({shown}{', ...' * (len(uneven) > _SHOWN)}); moved to the nearest"
+            f"({shown}{', ...' * (len(uneven) > _SHOWN)}); they are moved to the nearest grid time"
         )
     if gaps := np.flatnonzero(np.diff(indices) > 1).tolist():
         after = ", ".join(spelled[row] for row in gaps[:_SHOWN])

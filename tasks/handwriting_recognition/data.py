@@ -81,7 +81,7 @@ class DataConfig(Config):
       long_lines: that of the second test condition, longer than any training line.
       train_size, validation_size, test_size: number of lines of each split. The second test
         condition has a quarter of test_size.
-      seed: of the lines.
+      seed: seed of the lines.
       text: tokenizer of units: "character", "word" or "bpe".
       dark_ink: user files have dark ink on light paper; False for light ink on dark paper.
       max_columns: largest width of a user file at 32 rows; wider ones raise an error.

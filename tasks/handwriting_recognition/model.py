@@ -33,9 +33,9 @@ class LineConfig(Config):
     """Encoder and transcriber.
 
     Attributes:
-      channels: of the convolutions. Each halves the rows, the first two also the columns.
+      channels: channels of the convolutions. Each halves the rows, the first two also the columns.
       model_size: D, of both directions of the GRUs together.
-      num_layers: of the GRUs.
+      num_layers: num layers of the GRUs.
       dropout_rate: after convolutions and GRUs.
       transcriber: see `TranscriberConfig`.
     """

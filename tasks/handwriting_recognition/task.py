@@ -16,8 +16,12 @@ from tasks.handwriting_recognition.baselines import cut_and_classify
 from tasks.handwriting_recognition.data import DataConfig, load, read_line
 from tasks.handwriting_recognition.datasets.digit_lines import HEIGHT
 from tasks.handwriting_recognition.model import MODEL_CONFIGS, LineRecognizer
-from tasks.task import ArraySpec
+from tasks.task import ArraySpec, ProcessingSteps
 from tasks.transcription import FAILURES, TranscriptionProcessor, TranscriptionTask
+
+LENGTH_MULTIPLE = 16
+# Columns of the first exported program.
+_NARROWEST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,29 @@ class HandwritingProcessor(TranscriptionProcessor):
         """Returns the columns of an image, see `read_line`."""
         return read_line(path, self.data)
 
+    def steps(self) -> ProcessingSteps:
+        """Returns the columns of line images, and the spelling of units."""
+        file = "tokenizer.json"
+        line = {"rows": HEIGHT, "dark": self.data.dark_ink, "limit": self.data.max_columns}
+        encode = [
+            {"op": "read_image", "mode": "L", "to": "columns"},
+            {"op": "line_columns", **line, "to": "columns"},
+            {"op": "length", "of": "columns", "to": "length"},
+        ]
+        files = {file: self.tokenizer.to_json()}
+        libraries = ["pillow", *self.tokenizer.libraries]
+        return ProcessingSteps(
+            "image", encode, [{"op": "transcript", "file": file}], files, libraries
+        )
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns widths that double up to `max_columns`, since buckets are not saved."""
+        multiple, widths = LENGTH_MULTIPLE, [_NARROWEST]
+        most = -(-self.data.max_columns // multiple) * multiple
+        while widths[-1] < most:
+            widths.append(2 * widths[-1])
+        return [{"length": min(width, most)} for width in widths]
+
 
 class HandwritingRecognition(TranscriptionTask):
     """Transcribes images of handwritten lines."""
@@ -43,7 +70,7 @@ class HandwritingRecognition(TranscriptionTask):
     table_metrics = ("cer", "exact_match", "loss")
     condition_metrics = rf"(cer|exact_match)_long|{FAILURES}"
     sharding_rules = (*recurrent.SHARDING_RULES, *convolutional.SHARDING_RULES)
-    word_level, length_multiple = False, 16
+    word_level, length_multiple = False, LENGTH_MULTIPLE
 
     load = staticmethod(load)
 

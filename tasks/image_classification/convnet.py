@@ -28,7 +28,7 @@ class ConvNetConfig(StagesConfig):
     """Config of a convolutional network; for the other fields see `StagesConfig`.
 
     Attributes:
-      dropout_rate: of the pooled vector.
+      dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "convnet"
@@ -41,7 +41,7 @@ class ConvNet(nnx.Module):
 
     Args:
       config: see `ConvNetConfig`.
-      image_channels: of the input.
+      image_channels: number of channels of the input.
       classes: number of classes.
     """
 

@@ -123,7 +123,7 @@ def load(config: DataConfig, paths: Paths | None) -> ImageData:
     """Reads the data set; a built-in one is built first.
 
     Args:
-      config: of the data set.
+      config: config of the data set.
       paths: folders of data and caches; None for digits, which come with scikit-learn.
 
     Raises:

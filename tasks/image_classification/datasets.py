@@ -60,7 +60,7 @@ class DataSet:
 
     Attributes:
       labels: names of the classes.
-      side: of the images in pixels.
+      side: side of the images in pixels.
       ink: largest value of a pixel.
       load: paths -> splits.
     """

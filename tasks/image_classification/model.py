@@ -30,7 +30,7 @@ class ViTConfig(Config):
       patch_size: pixels a side of a patch; divides the side of the image.
       head: "cls", a learned token prepended to the patches, or a pool of `attention.registry`;
         "multi_head" is the MAP head of Zhai et al. 2022.
-      head_dropout_rate: of the pooled vector.
+      head_dropout_rate: head dropout rate of the pooled vector.
     """
 
     name: str = "vit"
@@ -140,7 +140,7 @@ class VisionTransformer(nnx.Module):
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         x = self.embed(patches(images, self.config.patch_size))
         if self.first is not None:
-            first = jnp.broadcast_to(self.first[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            first = jnp.broadcast_to(self.first[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
         encoded = self.encoder(x, dropout_key=keys[0], return_weights=return_weights)
         weights = {}

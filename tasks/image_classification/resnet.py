@@ -25,7 +25,7 @@ class ResNetClassifierConfig(ResNetConfig):
     """Config of a residual network with a classifier; for other fields see `ResNetConfig`.
 
     Attributes:
-      dropout_rate: of the pooled vector.
+      dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "resnet"
@@ -37,7 +37,7 @@ class ResNetClassifier(nnx.Module):
 
     Args:
       config: see `ResNetClassifierConfig`.
-      image_channels: of the input.
+      image_channels: number of channels of the input.
       classes: number of classes.
     """
 

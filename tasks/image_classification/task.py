@@ -33,10 +33,12 @@ from tasks.image_classification.data import DataConfig, ImageData, load
 from tasks.image_classification.datasets import DATA_SETS, Images
 from tasks.image_classification.model import MODEL_CONFIGS, VisionTransformer, ViTConfig
 from tasks.image_classification.resnet import ResNetClassifier, ResNetClassifierConfig
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 Config = ViTConfig | ConvNetConfig | ResNetClassifierConfig
 Model = VisionTransformer | ConvNet | ResNetClassifier
+# Classes in the printed line.
+_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,26 @@ class ImageProcessor(Processor):
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Returns label and probabilities; the printed line has the three most probable classes."""
-        return classes_by_probability(raw, outputs["probabilities"], self.labels, shown=3)
+        return classes_by_probability(raw, outputs["probabilities"], self.labels, _SHOWN)
 
     def signature(self) -> dict[str, ArraySpec]:
         """Returns the image; built-in data sets may also hold it as uint8."""
         dtype = "float32" if self.data.path is None else "uint8"
         return {"image": ArraySpec(("batch", *self.data.image_shape), dtype)}
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the reading of images, and the ranking of the labels."""
+        side, built_in = self.data.side, DATA_SETS.get(self.data.name)
+        if built_in is None:
+            encode: list[dict[str, Any]] = [
+                {"op": "read_image", "mode": "RGB", "to": "image"},
+                {"op": "crop_square", "to": "image"},
+                {"op": "resize", "size": [side, side], "to": "image"},
+            ]
+        else:
+            encode = [{"op": "light_on_dark", "side": side, "ink": built_in.ink, "to": "image"}]
+        decode = [{"op": "rank_labels", "labels": list(self.labels), "shown": _SHOWN}]
+        return ProcessingSteps("image", encode, decode, libraries=["pillow"])
 
 
 class ImageClassification(ClassificationTask):

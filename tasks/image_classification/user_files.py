@@ -148,7 +148,7 @@ def read_inputs(raw: Sequence[str], data_set: DataSet | None, side: int) -> Imag
     Args:
       raw: paths of images; for built-in data sets see `read_gray`.
       data_set: built-in data set of the model; None for user images, which are RGB.
-      side: of the images in pixels.
+      side: side of the images in pixels.
 
     Raises:
       UserError: an input cannot be read.

@@ -222,7 +222,7 @@ def masked_rows(
     """Returns an example for each mask of each text, with its context.
 
     Args:
-      parts: of each text, the tokens between its masks: one array more than there are masks.
+      parts: parts of each text, the tokens between its masks: one array more than there are masks.
       mask, end: tokens.
       width: length of an example with CLS and end token; a window around the mask is kept.
 

@@ -20,7 +20,7 @@ from attention.projection import Projection
 from tasks.common.backbones.embedding import TokenEmbedding
 from tasks.common.backbones.transformer import Encoder, EncoderCache, EncoderConfig
 from tasks.common.configs import PositiveFloat, PositiveInt, one_of, within
-from tasks.common.decoding.generate import DecodingConfig, generate
+from tasks.common.decoding.generate import DecodingConfig, TokenDecoder
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
@@ -46,7 +46,7 @@ class LanguageModelConfig(EncoderConfig):
       mask_rate: fraction of the tokens that are targets, for "masked".
       whole_words: whole-word masking, for "masked".
       max_new_tokens: longest completion of a prompt, for "causal".
-      decoding: of completions, for "causal".
+      decoding: decoding of completions, for "causal".
       For the others see `EncoderConfig`.
     """
 
@@ -193,6 +193,30 @@ def _head(config: LanguageModelConfig, vocabulary: int, rngs: nnx.Rngs) -> nnx.M
     return Projection((config.model_size,), (vocabulary,), use_bias=False, rngs=rngs)
 
 
+def decoding(model: LanguageModel, prompt: Array, lengths: Array, end: int | None) -> TokenDecoder:
+    """Returns the decoder after prompts, with room for max_length - T tokens.
+
+    Args:
+      model, prompt, lengths, end: as for `complete`.
+    """
+    config = model.config
+    B, kept = prompt.shape
+    cache = model.encoder.init_cache(B, config.max_length)
+    _, cache = model.encoder.decode(model._embedded(prompt, None), cache, lengths - 1)
+    # Tokens that are not text; the last two are those of the task.
+    reserved = {PAD, UNKNOWN, CLS, model.vocabulary - 2, model.vocabulary - 1}
+    return TokenDecoder(
+        model.step,
+        cache,
+        batch_size=B,
+        max_length=config.max_length - kept,
+        start=prompt[jnp.arange(B), lengths - 1],
+        end=end,
+        pad=PAD,
+        forbidden=sorted(reserved - {end}),
+    )
+
+
 def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, end: int | None):
     """Completes prompts by max_new_tokens tokens.
 
@@ -213,31 +237,17 @@ def complete(model: LanguageModel, prompt: Array, lengths: Array, ids: Array, en
     config = model.config
     B, kept = prompt.shape
     room = config.max_length - kept
-    # Tokens that are not text; the last two are those of the task.
-    reserved = {PAD, UNKNOWN, CLS, model.vocabulary - 2, model.vocabulary - 1}
     rows = jnp.arange(B)
 
     def part(carry: tuple[Array, Array, Array], number: Array):
         window, length, ended = carry
-        cache = model.encoder.init_cache(B, config.max_length)
-        _, cache = model.encoder.decode(model._embedded(window, None), cache, length - 1)
         keys = None
         if config.decoding.method == "sample":
             keys = jax.vmap(jax.random.fold_in, (0, None))(
                 example_keys(config.decoding.seed, ids), number
             )
-        written = generate(
-            model.step,
-            cache,
-            config=config.decoding,
-            batch_size=B,
-            max_length=room,
-            start=window[rows, length - 1],
-            end=end,
-            pad=PAD,
-            keys=keys,
-            forbidden=sorted(reserved - {end}),
-        ).tokens[:, 0]
+        decoder = decoding(model, window, length, end)
+        written = decoder.generate(config.decoding, keys).tokens[:, 0]
         written = jnp.where(ended[:, None], PAD, written)
         ended = ended | jnp.any(written == (PAD if end is None else end), axis=1)
         # The last tokens; of a row that has ended they are not used.

@@ -1,4 +1,4 @@
-"""Conversion of prompts, and of texts with [MASK], to arrays, and of outputs to answers."""
+"""Conversion of prompts and of texts with [MASK] to arrays, and of outputs to texts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import CLS, PAD, SPECIAL, Tokenizer, replace_surrogates
 from tasks.language_modeling import examples as sequences
 from tasks.language_modeling.examples import MASK, TextRows
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageProcessor(Processor):
-    """Tokenizes prompts for a causal model, texts with [MASK] for a masked one.
+    """Processor that tokenizes prompts for a causal model, or texts with [MASK] for a masked one.
 
     Attributes:
-      tokenizer: fitted on the training texts.
-      buckets: lengths of padded batches; None: all are data.length long.
-      begin: token that stands for an empty prompt of running text; None where every text begins
-        with CLS.
+      tokenizer: tokenizer fitted on the training texts.
+      buckets: lengths of padded batches; None if all sequences have length data.length.
+      begin: token that replaces an empty prompt of a model of running text; None if every text
+        begins with CLS.
     """
 
     tokenizer: Tokenizer
@@ -32,12 +32,12 @@ class LanguageProcessor(Processor):
 
     @property
     def mask_id(self) -> int:
-        """Token of masked positions."""
+        """Id of the token at masked positions."""
         return sequences.mask_id(self.tokenizer)
 
     @property
     def end_id(self) -> int:
-        """End token."""
+        """Id of the end token."""
         return sequences.end_id(self.tokenizer)
 
     @property
@@ -51,7 +51,7 @@ class LanguageProcessor(Processor):
         return self.model.objective == "causal"
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns `tokens` and `length`; the id, which seeds samples; the position to predict."""
+        """Returns descriptions of tokens, length, id for sampling, and position to predict."""
         scalar = ArraySpec(("batch",), "int32")
         tokens = ArraySpec(("batch", "length"), "int32", PAD)
         found = {"tokens": tokens, "length": scalar}
@@ -61,8 +61,29 @@ class LanguageProcessor(Processor):
             found["segments"] = tokens
         return {**found, "blank": scalar}
 
+    def steps(self) -> ProcessingSteps:
+        """Returns the tokenizer of prompts and completions, or of texts with [MASK]."""
+        file = "tokenizer.json"
+        width, tokens = self.export_sizes()[0]["length"], {"file": file, "end": self.end_id}
+        if self.causal:
+            begin = CLS if self.begin is None else None
+            empty = CLS if self.begin is None else self.begin
+            encode = {"op": "prompt", **tokens, "width": width, "begin": begin, "empty": empty}
+            decode = {"op": "completion", **tokens}
+        else:
+            tokens["mask"] = self.mask_id
+            segments = self.model.next_sentence
+            encode = {"op": "blanks", **tokens, "width": width, "segments": segments}
+            decode = {"op": "fill_blanks", **tokens}
+        files = {file: self.tokenizer.to_json()}
+        return ProcessingSteps("text", [encode], [decode], files, self.tokenizer.libraries)
+
+    def export_sizes(self) -> list[dict[str, int]]:
+        """Returns the length of all prompts, or of all texts with [MASK]."""
+        return [{"length": self.model.max_length // 2 if self.causal else self.data.length}]
+
     def encode(self, raw: Sequence[str]) -> TextRows:
-        """Tokenizes prompts, or makes an example of each [MASK]."""
+        """Tokenizes prompts, or makes one example for each [MASK]."""
         raw = [replace_surrogates(text) for text in raw]
         if not self.causal:
             return TextRows(self._masked_rows(raw))
@@ -92,7 +113,7 @@ class LanguageProcessor(Processor):
 
 
 def token_text(tokenizer: Tokenizer, number: int) -> str:
-    """Returns a token for display: control characters escaped, reserved tokens in brackets."""
+    """Returns the text of a token for display, with escaped control characters."""
     reserved = {
         CLS: SPECIAL[CLS],
         sequences.mask_id(tokenizer): MASK,
@@ -109,12 +130,12 @@ def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[st
 
     Args:
       tokenizer: tokenizer.
-      prompt: as typed.
-      tokens: int [t], read up to an end token.
+      prompt: prompt as typed.
+      tokens: generated tokens, int [t]; those after an end token are ignored.
     """
     end = sequences.end_id(tokenizer)
     ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens
-    # Decoded together, since the first token may continue the last word of the prompt.
+    # Prompt and completion are decoded together, since the first token may continue a word.
     (before,) = sequences.encode(tokenizer, [prompt])
     known = tokenizer.decode(before)
     whole = tokenizer.decode(np.concatenate([before, ids]))
@@ -123,17 +144,17 @@ def completion(tokenizer: Tokenizer, prompt: str, tokens: np.ndarray) -> dict[st
 
 
 def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
-    """Returns the tokens between the masks of a text: one array more than there are masks.
+    """Tokenizes the parts of a text between its masks, one more than there are masks.
 
     Raises:
       UserError: the text has no [MASK].
     """
     if MASK not in text:
         shown = repr(text if len(text) <= 60 else text[:57] + "...")
-        raise UserError(f"input {shown}: has no {MASK}; write it where a word is missing")
+        raise UserError(f"input {shown}: has no {MASK}; write {MASK} in place of a missing word")
     between = text.split(MASK)
     if tokenizer.config.tokenizer != "character":
-        # The space before a word is part of the missing word.
+        # The space before a masked word belongs to the masked word.
         between = [*(part.rstrip() for part in between[:-1]), between[-1]]
     return sequences.encode(tokenizer, between)
 
@@ -141,12 +162,13 @@ def mask_inputs(tokenizer: Tokenizer, text: str) -> list[np.ndarray]:
 def fill_mask(
     tokenizer: Tokenizer, texts: Sequence[str], tokens: np.ndarray, probabilities: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns words for the masks of each text, and the text filled with the most probable ones.
+    """Returns words for the masks of each text, and the text filled with the best words.
 
     Args:
       tokenizer: tokenizer.
-      texts: with [MASK] in them.
-      tokens, probabilities: [masks, k] of the masks of all texts in order, most probable first.
+      texts: texts that contain [MASK].
+      tokens, probabilities: the k most probable tokens and their probabilities in descending order,
+        [masks, k], for the masks of all texts in order.
     """
     answers, row = [], 0
     for text in texts:

@@ -20,6 +20,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import Examples, bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
+from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy
 from tasks.common.text.tokenizer import SPECIAL, Tokenizer
@@ -33,6 +34,7 @@ from tasks.language_modeling.model import (
     LanguageModel,
     LanguageModelConfig,
     complete,
+    decoding,
 )
 from tasks.language_modeling.processor import LanguageProcessor, token_text
 from tasks.task import Task
@@ -235,14 +237,24 @@ class LanguageModeling(Task):
         """
         tokens, lengths = inputs["tokens"], inputs["length"]
         if self.processor.causal:
-            end = None if self.processor.begin is not None else self.processor.end_id
-            return {"completion": complete(model, tokens, lengths, inputs["id"], end)}
+            return {"completion": complete(model, tokens, lengths, inputs["id"], self._end)}
         hidden = model(tokens, lengths, segments=inputs.get("segments"))
         logits = model.logits(hidden[jnp.arange(hidden.shape[0]), inputs["blank"]])
         mask, ids = self.processor.mask_id, jnp.arange(logits.shape[-1])
         logits = jnp.where((ids < len(SPECIAL)) | (ids >= mask), -jnp.inf, logits)
         best, words = jax.lax.top_k(jax.nn.softmax(logits), min(_SHOWN, mask - len(SPECIAL)))
         return {"words": words, "probabilities": best}
+
+    def decoder(self, model: LanguageModel, inputs: Mapping[str, Any]) -> TokenDecoder | None:
+        """Returns the decoder after the prompts; None for a masked model."""
+        if not self.processor.causal:
+            return None
+        return decoding(model, inputs["tokens"], inputs["length"], self._end)
+
+    @property
+    def _end(self) -> int | None:
+        """The end token; None if running text has none."""
+        return None if self.processor.begin is not None else self.processor.end_id
 
     def attention(self, model: LanguageModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the weights of the layers [B, L, N, T, T], without masked tokens."""

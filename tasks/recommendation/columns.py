@@ -80,7 +80,7 @@ class Layout:
 
     Attributes:
       indices: index of the column of each role; a role that the file lacks is missing.
-      names: of the columns by role, for messages.
+      names: names of the columns by role, for messages.
       notes: what was assumed, for messages.
       guessed: whether the file has no header and no column is named.
     """
@@ -164,11 +164,11 @@ def by_number(
     """Returns the columns of a file without a header.
 
     Args:
-      name: of the file.
+      name: name of the file.
       width: number of columns.
       sample: some records.
       wanted: numbers of columns.
-      line: of the first record.
+      line: line of the first record.
 
     Raises:
       UserError: the columns are not those of events, or are ambiguous.

@@ -107,8 +107,8 @@ class RecommendationData:
       items: int32 [n].
       ages: float32 [n], days from each event to the last of its user; None without times.
       users: names of the users.
-      names: of the items, as published.
-      titles: of the items, for display.
+      names: names of the items, as published.
+      titles: titles of the items, for display.
       features: float32 [I, G], features of the items, or None.
     """
 
@@ -405,7 +405,7 @@ class RecommendationDataset:
     """Events and their splits.
 
     Attributes:
-      events: of all users.
+      events: events of all users.
       with_validation: whether the training split has the validation events.
     """
 

@@ -20,8 +20,8 @@ class EventFiles:
     Attributes:
       sources: its files.
       read: read(paths of the files by name) -> their events.
-      description: of the data.
-      license: of the data.
+      description: description of the data.
+      license: license of the data.
     """
 
     sources: tuple[Source, ...]

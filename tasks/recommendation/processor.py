@@ -1,4 +1,4 @@
-"""Conversion of raw inputs (`user:NAME`, or titles) to arrays, and of ranked items to answers."""
+"""Conversion of queries (`user:NAME` or titles) to arrays, and of ranked items to predictions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tasks.recommendation.metrics import TOP
 from tasks.task import ArraySpec, Processor
 
 _USER = "user:"
-# Attributions shown of each item.
+# Number of attributions shown per item.
 _SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class UserQuery:
-    """A parsed input.
+    """A parsed query.
 
     Attributes:
-      history: int32 [any], the known items, oldest first.
-      ages: float32 [any], days from each item to the last.
-      user: row of the train matrix, -1 for a user outside the data.
+      history: ids of the known items, oldest first, int32 [any].
+      ages: days from each item to the last item, float32 [any].
+      user: row of the training matrix; -1 for a user who is not in the data.
       name: name of the user; None for a list of titles.
-      unknown: each input part that names no item -> the nearest title, or None.
+      unknown: dict from input parts that match no item to the most similar title, or None.
     """
 
     history: np.ndarray
@@ -41,16 +41,18 @@ class UserQuery:
 
 
 class QueryParser:
-    """Parses `user:NAME`, or titles or names of items separated by semicolons, oldest first.
+    """Parser of `user:NAME`, or of titles or item names separated by semicolons, oldest first.
 
-    Case is ignored. The history of a user holds all events of the data, the test event too.
+    Case is ignored. The history of a user contains all events of the data, including the test
+    event.
     """
 
     def __init__(self, data: RecommendationData):
-        """Args: the events."""
+        """Args: all events of the data set."""
         self._data = data
         self._users = {name: number for number, name in enumerate(data.users)}
-        # The most popular of several items with one title is meant; titles precede names.
+        # A title of several items stands for the most popular one; titles take precedence over
+        # names.
         order = np.argsort(np.bincount(data.items, minlength=data.num_items), kind="stable")
         names = {data.names[item].casefold(): int(item) for item in order}
         self._items = names | {data.titles[item].casefold(): int(item) for item in order}
@@ -92,23 +94,23 @@ class QueryParser:
 
 
 def _name(text: str) -> str:
-    """Returns a name as event files have it: 1.0 is 1."""
+    """Returns a name as it is written in event files, where 1.0 is 1."""
     return label_value(text, "input", "name") if text.strip() else text
 
 
 def _words(title: str) -> str:
-    """Returns the sorted words: "Les Misérables" is near "Misérables, Les (1995)"."""
+    """Returns the sorted words, so that "Les Misérables" is similar to "Misérables, Les (1995)"."""
     return " ".join(sorted(re.findall(r"\w+", title.casefold())))
 
 
 class UserQueries:
-    """Random access to the examples of queries: those of `HeldOut` without `target`."""
+    """Random access to the examples of queries, which are those of `HeldOut` without `target`."""
 
     lengths = None
     padded: Mapping[str, int] = {}
 
     def __init__(self, queries: Sequence[UserQuery], data: RecommendationData, config: DataConfig):
-        """Args: the queries; the events; config with the sequence length."""
+        """Args: queries; all events of the data set; config with the sequence length."""
         self._queries, self._length = queries, config.max_length
         self._longest = max(data.longest, *(len(query.history) for query in queries))
 
@@ -129,10 +131,10 @@ class UserQueries:
 
 @dataclasses.dataclass(frozen=True)
 class RecommendationProcessor(Processor):
-    """Parses queries, and names the recommended items.
+    """Processor that parses queries and returns the titles of recommended items.
 
     Attributes:
-      events: all events, since an input may name any user of the data.
+      events: all events of the data set, since a query may name any of its users.
       with_validation: whether the validation events are trained on.
     """
 
@@ -140,7 +142,7 @@ class RecommendationProcessor(Processor):
     with_validation: bool = False
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the fields of `UserQueries`."""
+        """Returns descriptions of the arrays in `UserQueries`."""
         return {
             "items": ArraySpec(("batch", self.data.max_length), "int32", PAD),
             "ages": ArraySpec(("batch", self.data.max_length), "float32", 0),
@@ -154,13 +156,11 @@ class RecommendationProcessor(Processor):
         return functools.lru_cache(maxsize=4096)(QueryParser(self.events))
 
     def encode(self, raw: Sequence[str]) -> UserQueries:
-        """Parses queries; see `QueryParser`."""
+        """Parses queries, see `QueryParser`."""
         return UserQueries([self._parse(text) for text in raw], self.events, self.data)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns the ten best unseen items with attributions; without a history ("cold") the most
-        popular items.
-        """
+        """Returns the ten best unseen items with attributions."""
         popular = np.argsort(-self.events.popularity(self.with_validation), kind="stable")
         answers = []
         for index, text in enumerate(raw):
@@ -198,12 +198,12 @@ class RecommendationProcessor(Processor):
         """Returns the largest attributions of a recommended item.
 
         Args:
-          outputs: of one user; see `Recommendation.predict`.
-          rank: index of the item in the list.
-          history: items of the user, oldest first.
+          outputs: outputs for one user, see `Recommendation.predict`.
+          rank: rank of the item, from 0.
+          history: items of the user's history, oldest first.
 
         Returns:
-          Names of items or users and their fractions, in descending order.
+          Names of items or users with their fractions of the score, in descending order.
         """
         if "reason_items" in outputs:
             latest = history[-self.data.max_length :]
@@ -224,13 +224,13 @@ class RecommendationProcessor(Processor):
 
 def _line(query: UserQuery, listed: Sequence[Mapping[str, Any]], cold: bool) -> str:
     notes = [
-        f"{title!r} is no known title" + (f", did you mean {near!r}?" if near else "")
+        f"{title!r} is not a known title" + (f", did you mean {near!r}?" if near else "")
         for title, near in query.unknown.items()
     ]
     if cold and query.name is not None:
         notes.append(f"there is no user {query.name!r}")
     if cold:
-        notes.append("no history, so these are the most popular")
+        notes.append("no history, so these are the most popular items")
     shown = []
     for entry in listed:
         sources = [f"{source['what']} {source['share']:.2f}" for source in entry.get("because", ())]

@@ -40,8 +40,8 @@ class Events:
       item: int32 [n], numbers of items.
       seconds: float64 [n], since 1970; None where only the order is known.
       users: names of the users, by number.
-      names: of the items, by number, as published.
-      titles: of the items, for display; None if they have only names.
+      names: names of the items, by number, as published.
+      titles: titles of the items, for display; None if they have only names.
       features: float32 [I, G], features of the items, or None.
       order: float64 [n], sort keys if `seconds` is None; None: lines are in order.
     """
@@ -65,7 +65,7 @@ def read_events(name: str, wanted: Wanted | None = None) -> Events:
     are an order. The first title of an item is used, or else its name. Names 1 and 1.0 are equal.
 
     Args:
-      name: of the file.
+      name: name of the file.
       wanted: names of columns, and least rating; None: detected, and all events.
 
     Raises:

@@ -362,9 +362,9 @@ def merge_windows(config: DataConfig, outputs: Mapping[str, np.ndarray]) -> list
     """Returns the predicted classes of each image in its original size, uint8 [Y, X].
 
     Args:
-      config: of the `InferenceWindows`.
-      outputs: of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] of resized images, or
-        `probabilities` [n, Y, X, K] of windows.
+      config: config of the `InferenceWindows`.
+      outputs: outputs of its examples: `place` [n, 5], and `labels` uint8 [n, Y, X] of resized
+        images, or `probabilities` [n, Y, X, K] of windows.
     """
     place, found = outputs["place"], []
     for number in np.unique(place[:, 0]):

@@ -24,7 +24,7 @@ class LabeledImages:
     Attributes:
       definition: its examples have the features id, image uint8 [Y, X, 3] and labels uint8 [Y, X];
         a label that is no index of `names` is void.
-      names: of the classes.
+      names: names of the classes.
       subsets: name -> prefix of the ids of test images that have metrics of their own too.
     """
 

@@ -38,8 +38,8 @@ def segmentation_metrics(
 
     Args:
       confusion: [K, K] counts by true and predicted class.
-      names: of the classes.
-      suffix: of the names of the metrics.
+      names: names of the classes.
+      suffix: suffix of the names of the metrics.
 
     Returns:
       `pixel_accuracy`, `iou_<name>` for each class that is true or predicted somewhere, and

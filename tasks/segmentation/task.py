@@ -22,6 +22,7 @@ from tasks.common.losses import cross_entropy
 from tasks.figures import AttendedImage, ConfusionMatrix, Figure, SegmentedImage
 from tasks.segmentation import baselines
 from tasks.segmentation.data import (
+    OVERLAP,
     DataConfig,
     InferenceWindows,
     SegmentationData,
@@ -38,7 +39,7 @@ from tasks.segmentation.metrics import (
     segmentation_metrics,
 )
 from tasks.segmentation.unet import MODEL_CONFIGS, UNet, UNetConfig
-from tasks.task import ArraySpec, Processor, Task
+from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
 
 # Images of a report with figures of attention.
 _ATTENDED = 2
@@ -52,7 +53,7 @@ class SegmentationProcessor(Processor):
 
     Attributes:
       data, model: configs.
-      names: of the classes.
+      names: names of the classes.
     """
 
     names: Sequence[str]
@@ -90,6 +91,18 @@ class SegmentationProcessor(Processor):
         """Returns the window, and its position in the image: see `InferenceWindows.place`."""
         image = ArraySpec(("batch", *self.data.image_size, 3), "uint8")
         return {"image": image, "place": ArraySpec(("batch", 5), "int32")}
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the windows of images, and the masks of the classes."""
+        size, tiled = list(self.data.image_size), self.data.fit == "tiles"
+        overlap = OVERLAP if tiled else None
+        encode = [
+            {"op": "read_image", "mode": "RGB", "to": "image"},
+            {"op": "windows", "size": size, "overlap": overlap, "to": "image"},
+        ]
+        names = list(self.names)
+        decode = [{"op": "class_masks", "names": names, "blend": tiled, "shown": _SHOWN}]
+        return ProcessingSteps("image", encode, decode, libraries=["pillow"])
 
 
 class Segmentation(Task):

@@ -18,8 +18,8 @@ def window_starts(length: int, size: int, step: int) -> list[int]:
     """Returns evenly spaced starts of windows that cover an axis; the last ends at its end.
 
     Args:
-      length: of the axis.
-      size: of a window.
+      length: length of the axis.
+      size: size of a window.
       step: largest distance of two starts.
     """
     if length <= size:

@@ -38,14 +38,14 @@ class UNetConfig(StagesConfig):
     """Config of a U-Net; for the other fields see `StagesConfig`.
 
     Attributes:
-      channels: of each stage of the encoder; each stage halves the map.
+      channels: channels of each stage of the encoder; each stage halves the map.
       patch_size: P; the pixels of a patch are the input and output channels of one cell, so the
         largest map has 1 / P of the image's height and width. 1 is the U-Net of the paper.
       attention: "none"; "gates", which weight skip connections by the coarser map (Oktay et al.
         2018), with options such as "gates(hidden_size=8)"; or a map attention of
         `attention.registry` after each stage of encoder and decoder: "scse", "cbam(reduction=4)".
         Attention over all pairs of positions is for small images.
-      dropout_rate: of the coarsest map.
+      dropout_rate: dropout rate of the coarsest map.
       loss: see `LossConfig`.
     """
 
@@ -120,7 +120,7 @@ def match_parameter_count(config: UNetConfig, classes: int, image_channels: int 
     Args:
       config: its channels are those of the network without attention.
       classes: K.
-      image_channels: of the input.
+      image_channels: number of channels of the input.
 
     Returns:
       The nearest config; within 2 % for networks of about 100,000 parameters or more.
@@ -171,7 +171,7 @@ class UNet(nnx.Module):
 
     Args:
       config: see `UNetConfig`.
-      image_channels: of the input.
+      image_channels: number of channels of the input.
       classes: K.
     """
 

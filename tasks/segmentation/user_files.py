@@ -130,7 +130,7 @@ def read_pair(
     Args:
       pair: the two files.
       void: number in the mask that means no class.
-      names: of the classes, if they are known.
+      names: names of the classes, if they are known.
       values: see `DataConfig.mask_values`.
       turns: collects images whose labels may have to be turned.
 
@@ -238,7 +238,7 @@ def count_classes(
     """Returns the number of classes in the training masks, for data without class names.
 
     Args:
-      path: of the data, for messages.
+      path: path of the data, for messages.
       read: image and labels of each pair of files, by split.
       kept: these pairs.
 

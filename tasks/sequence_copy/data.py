@@ -35,7 +35,7 @@ class DataConfig:
       name: one of DATA_SETS; both have the same strings.
       min_length, max_length: number of digits; all lengths are equally likely.
       train_size, validation_size, test_size: number of strings, all different.
-      seed: of the strings. The split of a string does not depend on it.
+      seed: seed of the strings. The split of a string does not depend on it.
     """
 
     name: str = "reversed_digits"
@@ -75,7 +75,7 @@ class DigitStrings:
     """Random access to strings, with or without `target`.
 
     Attributes:
-      strings: of digits, in order.
+      strings: strings of digits, in order.
       name: one of DATA_SETS, which defines the targets.
     """
 

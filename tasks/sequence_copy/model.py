@@ -35,7 +35,7 @@ class EncoderDecoderConfig:
       alignment: an alignment of `attention.registry`, with options if any: "dot", "additive",
         "location_aware(width=5)"; "none" is the fixed-vector control, with as many parameters as
         "dot".
-      dropout_rate: of the embeddings and of the inputs of the output layer.
+      dropout_rate: dropout rate of the embeddings and of the inputs of the output layer.
     """
 
     name: str = "gru"
@@ -120,7 +120,7 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError: shapes do not fit.
         """
-        B = len(source)
+        B = source.shape[0]
         shapes.expect("target", target, "B T", {"B": B})
         keys = [None] * 2 if dropout_key is None else list(jax.random.split(dropout_key))
         inputs = jnp.concatenate([jnp.full((B, 1), START, target.dtype), target[:, :-1]], axis=1)
@@ -139,17 +139,20 @@ class EncoderDecoder(nnx.Module):
           Tokens int32 [B, T], PAD after the first END, and the weights of every step, [B, T, S] or
           [B, T, N, S], 0 for PAD.
         """
-        decoded = generate.generate(
+        decoded = self.decoding(source, lengths, steps).generate(generate.DecodingConfig())
+        return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
+
+    def decoding(self, source: Array, lengths: Array, steps: int) -> generate.TokenDecoder:
+        """Returns the decoder of encoded strings; arguments as `generate`."""
+        return generate.TokenDecoder(
             self.decoder.step,
             self.decoder.prepare(*self._encode(source, lengths, None)),
-            config=generate.DecodingConfig(),
-            batch_size=len(source),
+            batch_size=source.shape[0],
             max_length=steps,
             start=START,
             end=END,
             pad=PAD,
         )
-        return decoded.tokens[:, 0], decoded.extras["alignment"][:, 0]
 
     def _encode(
         self, source: Array, lengths: Array, key: Array | None

@@ -16,12 +16,13 @@ from flax import nnx
 from tasks.common.backbones.recurrent import SHARDING_RULES
 from tasks.common.data import digests
 from tasks.common.data.paths import Paths
+from tasks.common.decoding.generate import TokenDecoder
 from tasks.common.losses import cross_entropy
 from tasks.figures import Alignment, Curves, Figure
 from tasks.sequence_copy import data as strings
 from tasks.sequence_copy.data import PAD, DataConfig, DigitData, DigitStrings
 from tasks.sequence_copy.model import MODEL_CONFIGS, EncoderDecoder
-from tasks.task import ArraySpec, Processor, Task
+from tasks.task import ArraySpec, ProcessingSteps, Processor, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,20 @@ class DigitProcessor(Processor):
             "source": ArraySpec(("batch", "length"), "int32", PAD),
             "length": ArraySpec(("batch",), "int32"),
         }
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the ids of digits."""
+        limits = {"first": strings.FIRST_DIGIT, "limit": self.data.max_length}
+        return ProcessingSteps(
+            "text",
+            [
+                {"op": "digits", **limits, "to": "source"},
+                {"op": "length", "of": "source", "to": "length"},
+                # The output is as long as the padded source, which leaves room for the end token.
+                {"op": "append", "to": "source", "value": PAD},
+            ],
+            [{"op": "spell_digits", "first": strings.FIRST_DIGIT}],
+        )
 
 
 class SequenceCopy(Task):
@@ -113,6 +128,11 @@ class SequenceCopy(Task):
             return {"tokens": tokens}
         weights = weights if weights.ndim == 3 else jnp.mean(weights, axis=2)
         return {"tokens": tokens, "looked": jnp.where(tokens == PAD, 0, 1 + weights.argmax(-1))}
+
+    def decoder(self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]) -> TokenDecoder:
+        """Returns the decoder of the strings."""
+        source = inputs["source"]
+        return model.decoding(source, inputs["length"], source.shape[1])
 
     def attention(
         self, model: EncoderDecoder, inputs: Mapping[str, jax.Array]

@@ -59,8 +59,8 @@ class DataConfig(Config):
       path: user files: a manifest with the columns path and text (CSV or TSV), or with such JSON
         objects (.jsonl); or three, separated by commas, named train, validation and test. A
         missing split is a tenth of the training split, see `split_by`.
-      held_out: of spoken digits and strings, the speaker of the test split. Validation is, of
-        strings, the speaker after that one; of single digits, takes 0 to 4 of the others.
+      held_out: held out of spoken digits and strings, the speaker of the test split. Validation is,
+        of strings, the speaker after that one; of single digits, takes 0 to 4 of the others.
         "official", for single digits: test is takes 0 to 4 of all speakers, validation takes 5 to
         9, train the others.
       strings: composition of spoken_digit_strings.
@@ -69,12 +69,12 @@ class DataConfig(Config):
         fraction. They reduce hallucinations. (Of user files those with an empty text serve this.)
       train_size, validation_size, test_size: number of strings of each split. Each further test
         condition has a quarter of test_size.
-      seed: of the strings.
+      seed: seed of the strings.
       features: see `LogMelConfig`.
       normalised: whether each clip is scaled to the same peak, and each band has its mean
         subtracted (Atal 1974), which removes the channel of microphone and room.
-      dynamic_range: of a normalized clip, decibels below the loudest energy to which energies are
-        raised, which removes background noise. 0 for no limit.
+      dynamic_range: dynamic range of a normalized clip, decibels below the loudest energy to which
+        energies are raised, which removes background noise. 0 for no limit.
       trim: recordings are trimmed at both ends where they are this many decibels below the loudest
         part. 0 for no trimming.
       augmentation: random changes in training.
@@ -255,8 +255,8 @@ def _conditions(
     Args:
       conditions: name, strings (None: noise alone), their indices, and the signal-to-noise ratio
         (None: clean) of each.
-      tokenizer: of the texts.
-      seed: of the noise.
+      tokenizer: tokenizer of the texts.
+      seed: seed of the noise.
       rate: sample rate.
     """
     origins, texts, lengths, groups = [], [], [], []
@@ -288,9 +288,9 @@ def add_noise(samples: np.ndarray, decibels: float, rng: np.random.Generator) ->
     """Adds white noise to int16 samples.
 
     Args:
-      samples: of a clip.
+      samples: samples of a clip.
       decibels: signal-to-noise ratio.
-      rng: of the noise.
+      rng: rng of the noise.
     """
     level = np.sqrt(np.square(samples.astype(np.float64)).mean()) * 10 ** (-decibels / 20)
     changed = samples + level * rng.normal(size=len(samples))

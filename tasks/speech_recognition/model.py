@@ -41,15 +41,15 @@ class SpeechConfig(Config):
       encoder: "pyramid": bidirectional GRUs that each join two adjacent frames; "transformer"
         or "conformer": attention layers after two convolutions that subsample frames by 4.
       model_size: D, and M.
-      num_layers: of the encoder. A pyramid halves the number of frames in each.
+      num_layers: num layers of the encoder. A pyramid halves the number of frames in each.
       num_heads, feedforward_size: of the encoder's attention layers.
-      conv_kernel_size: of the Conformer's convolutions.
-      channels: of the subsampling convolutions.
+      conv_kernel_size: conv kernel size of the Conformer's convolutions.
+      channels: channels of the subsampling convolutions.
       chunk_size: encoded frames (40 ms by default) of a chunk, for streaming. Attention layers then
         attend up to the frame's own chunk, and the Conformer's convolutions are causal. 0 for none.
       left_chunks: number of previous chunks that are visible; -1 for all.
       max_length: largest number of encoded frames.
-      dropout_rate: of the encoder.
+      dropout_rate: dropout rate of the encoder.
       transcriber: see `TranscriberConfig`.
     """
 

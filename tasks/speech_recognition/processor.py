@@ -1,4 +1,4 @@
-"""Processor of speech recognition: sound files to samples and features, units to transcripts."""
+"""Processor of speech recognition: converts audio files to features, and units to transcripts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tasks.speech_recognition.data import DataConfig, read_clip
 from tasks.task import ArraySpec
 from tasks.transcription import TranscriptionProcessor
 
-# Number of training clips from which the scale is computed, and its batch size.
+# Number of training clips for the feature statistics, and the batch size of that computation.
 _SCALE_CLIPS, _SCALE_BATCH = 500, 32
-# Largest sample of a normalized clip; smallest peak that is scaled to it.
+# Peak of a normalized clip; minimum peak of a clip that is normalized.
 _PEAK, _LEAST_PEAK = 0.5, 1e-3
 
 Change = Callable[[jax.Array], jax.Array]
@@ -26,10 +26,10 @@ Change = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SpeechProcessor(TranscriptionProcessor):
-    """Converts paths of sound files to samples, samples to features, and units to transcripts.
+    """Conversion of audio files to samples, of samples to features, and of units to transcripts.
 
     Attributes:
-      mean, deviation: of the features of the training split, [F] each.
+      mean, deviation: mean and standard deviation of the training features, [F] each.
     """
 
     mean: np.ndarray
@@ -40,18 +40,19 @@ class SpeechProcessor(TranscriptionProcessor):
     input_kind = "a sound file"
 
     def read(self, path: str) -> np.ndarray:
-        """Returns the samples of a file, see `read_clip`."""
+        """Reads the samples of an audio file, see `read_clip`."""
         return read_clip(path, self.data)
 
     def features(
         self, samples: jax.Array, lengths: jax.Array, change: Change | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns standardized features [B, S, F] of samples, and numbers of frames [B].
+        """Computes standardized features [B, S, F] and the numbers of frames [B].
 
         Args:
-          samples: float [B, P] in [-1, 1].
+          samples: audio samples in [-1, 1], float [B, P].
           lengths: numbers of samples [B].
-          change: augmentation of the log-mel features, applied before normalization.
+          change: augmentation function that is applied to the log-mel features before
+            normalization.
         """
         features, frames = normalized_log_mel(samples, lengths, self.data, change)
         real = jnp.arange(features.shape[1]) < frames[:, None]
@@ -61,9 +62,10 @@ class SpeechProcessor(TranscriptionProcessor):
 def normalized_log_mel(
     samples: jax.Array, lengths: jax.Array, data: DataConfig, change: Change | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns log-mel features [B, S, F] of samples [B, P], and numbers of frames [B].
+    """Computes log-mel features [B, S, F] of samples [B, P], and the numbers of frames [B].
 
-    With `data.normalised` clips have the same peak and dynamic range, and bands have mean 0.
+    If `data.normalised` is set, clips are scaled to the same peak and dynamic range, and the mean
+    of each mel band is 0.
     """
     if data.normalised:
         real = jnp.arange(samples.shape[1]) < lengths[:, None]
@@ -83,7 +85,7 @@ def normalized_log_mel(
 
 
 def fit_scale(part: TranscriptionExamples, data: DataConfig) -> dict[str, np.ndarray]:
-    """Computes the mean and standard deviation of the features of some clips, [F] each."""
+    """Computes the mean and standard deviation, [F] each, of the features of a sample of clips."""
     step = max(len(part) // _SCALE_CLIPS, 1)
     chosen = [part[index]["samples"] for index in range(0, len(part), step)]
     width = max(len(samples) for samples in chosen)

@@ -23,7 +23,7 @@ def tfidf_linear_svc(train_texts: Sequence[str], train_labels: np.ndarray) -> Pr
     """Fits a linear SVM (C = 1) on sublinear TF-IDF of uni- and bigrams of at least two texts.
 
     Args:
-      train_texts: of the training split.
+      train_texts: train texts of the training split.
       train_labels: int [n].
 
     Returns:
@@ -57,7 +57,7 @@ def nb_svm(
     w' = (1 - beta) |w|_1 / V + beta w. One-vs-rest for more than two classes.
 
     Args:
-      train_texts: of the training split.
+      train_texts: train texts of the training split.
       train_labels: int [n].
       alpha: smoothing of the counts.
       beta: 1 gives the SVM on f * r alone, 0 naive Bayes.

@@ -120,7 +120,7 @@ def load(config: DataConfig, paths: Paths) -> TextData:
     """Reads a data set, and prepares a built-in one if necessary.
 
     Args:
-      config: of the data.
+      config: config of the data.
       paths: folders of data and caches.
 
     Raises:

@@ -46,8 +46,8 @@ class AttentionPoolingConfig(Config):
       prior: "naive_bayes" initializes the first coordinates of the embeddings by the log-count
         ratios of the training split (Wang & Manning 2012); "none": all random.
       prior_scale: factor of those ratios.
-      token_dropout_rate: of whole tokens.
-      dropout_rate: of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens.
+      dropout_rate: dropout rate of the pooled vector.
     """
 
     name: str = "attention_pooling"
@@ -68,8 +68,8 @@ class TransformerConfig(EncoderConfig):
 
     Attributes:
       pooling: a pool of `attention.registry`, or "cls": the state of a token before the text.
-      token_dropout_rate: of whole tokens at the input.
-      head_dropout_rate: of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens at the input.
+      head_dropout_rate: head dropout rate of the pooled vector.
       embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
       init_from: run directory of language_modeling whose embeddings, encoder and tokenizer this run
         starts from; "": random initialization.
@@ -103,10 +103,10 @@ class BiGRUConfig(Config):
 
     Attributes:
       embedding_size: size of the token embeddings.
-      state_size: of each direction.
+      state_size: state size of each direction.
       pooling: a pool of `attention.registry`.
-      token_dropout_rate: of whole tokens at the input.
-      dropout_rate: of embeddings and of the pooled vector.
+      token_dropout_rate: probability of dropping whole tokens at the input.
+      dropout_rate: dropout rate of embeddings and of the pooled vector.
       embedding_scale, prior, prior_scale: see `AttentionPoolingConfig`.
     """
 

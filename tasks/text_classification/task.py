@@ -18,7 +18,7 @@ from tasks.common.data.splits import SplitSummary
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN, Tokenizer
 from tasks.figures import AttendedText, ConfusionMatrix, Figure
-from tasks.task import ArraySpec, Pretrained, Processor
+from tasks.task import ArraySpec, Pretrained, ProcessingSteps, Processor
 from tasks.text_classification import baselines
 from tasks.text_classification import model as models
 from tasks.text_classification.data import DataConfig, TextData, load
@@ -88,6 +88,20 @@ class TextProcessor(Processor):
             "tokens": ArraySpec(("batch", "length"), "int32", PAD),
             "length": ArraySpec(("batch",), "int32"),
         }
+
+    def steps(self) -> ProcessingSteps:
+        """Returns the tokenizer, and the ranking of the labels."""
+        file = "tokenizer.json"
+        return ProcessingSteps(
+            "text",
+            [
+                {"op": "tokenize", "file": file, "to": "tokens"},
+                {"op": "length", "of": "tokens", "to": "length"},
+            ],
+            [{"op": "rank_labels", "labels": list(self.labels), "shown": None}],
+            {file: self.tokenizer.to_json()},
+            self.tokenizer.libraries,
+        )
 
 
 class TextClassification(ClassificationTask):

@@ -28,9 +28,9 @@ def lexicon(sources: Sequence[str], targets: Sequence[str], iterations: int = 5)
     first pairs are used.
 
     Args:
-      sources: of the training split.
+      sources: sources of the training split.
       targets: their translations.
-      iterations: of expectation-maximization.
+      iterations: iterations of expectation-maximization.
 
     Returns:
       A function from sources to translations.

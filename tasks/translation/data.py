@@ -107,7 +107,7 @@ class TranslationData:
     """A data set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       splits: by name.
     """
 
@@ -173,7 +173,7 @@ class PairExamples:
 
     Attributes:
       padded: padding value of each field.
-      lengths: of each field, end tokens included.
+      lengths: lengths of each field, end tokens included.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ from tasks.common.backbones.recurrent import Bidirectional, find_cell
 from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, Encoder, EncoderConfig
 from tasks.common.configs import Config, NonNegativeInt, PositiveInt, Rate
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.keys import example_keys
 from tasks.common.text.tokenizer import CLS, PAD, UNKNOWN
 
@@ -52,9 +52,9 @@ class TransformerConfig(EncoderConfig):
     """Transformer (Vaswani et al. 2017) with one table for both embeddings and the output.
 
     Attributes:
-      num_layers: of the encoder.
-      decoder_layers: of the decoder; its other sizes are the encoder's.
-      mixer: of the encoder; see `EncoderConfig`.
+      num_layers: num layers of the encoder.
+      decoder_layers: number of layers of the decoder; its other sizes are the encoder's.
+      mixer: mixer of the encoder; see `EncoderConfig`.
       decoder_mixer: mixer of the decoder's self-attention; it must support causal masks and a
         cache.
       label_smoothing: fraction of the target's probability that is spread over the vocabulary
@@ -113,13 +113,13 @@ class RecurrentConfig(Config):
     Attributes:
       embedding_size: E; one table for both languages.
       state_size: D of the decoder, and of the encoder's two directions together.
-      num_layers: of the decoder.
+      num_layers: num layers of the decoder.
       cell: "gru" or "lstm".
       alignment: an alignment of `attention.registry`, with options if any: "additive",
         "location_aware(width=5)". "none" is the control with one fixed vector (Sutskever et al.
         2014).
       temporal_attention: number of heads of the decoder's attention to its past states; 0 for none.
-      dropout_rate: of embeddings, encoder states and the input of the output layer.
+      dropout_rate: dropout rate of embeddings, encoder states and the input of the output layer.
       label_smoothing, decoding: see `TransformerConfig`.
     """
 
@@ -182,7 +182,7 @@ class Translator(nnx.Module):
 
         Args:
           tokens: int [R].
-          state: of `begin`, with R rows.
+          state: state returned by `begin`, with R rows.
 
         Returns:
           Logits [R, V], the next state, attention weights [R, ..., S].
@@ -208,6 +208,13 @@ class Translator(nnx.Module):
           return_weights: whether `extras` has the attention weights of every step under
             "alignment", [B, n_best, T, ..., S]; else it is empty.
         """
+        keys = example_keys(config.seed, ids) if config.method == "sample" else None
+        return self.decoding(source, max_length, return_weights).generate(config, keys)
+
+    def decoding(
+        self, source: Array, max_length: int, return_weights: bool = False
+    ) -> TokenDecoder:
+        """Returns the decoder of encoded sources; arguments as `translate`."""
         T = min(max_length, max_target_length(source.shape[1]))
         lengths = jnp.sum(source != PAD, axis=1)
         left = jnp.minimum(max_target_length(lengths), T).astype(jnp.int32)
@@ -220,22 +227,20 @@ class Translator(nnx.Module):
             logits = jnp.where((left <= 1)[:, None] & others, -jnp.inf, logits)
             return logits, (inner, left - 1), {"alignment": weights} if return_weights else {}
 
-        return generate(
+        return TokenDecoder(
             step,
             (self.begin(source, T), left),
-            config=config,
-            batch_size=len(source),
+            batch_size=source.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,
             pad=PAD,
-            keys=example_keys(config.seed, ids) if config.method == "sample" else None,
             forbidden=(PAD, UNKNOWN, CLS, self.start),
         )
 
     def _shift_right(self, target: Array) -> Array:
         """Returns the decoder's input: START, then all target tokens but the last."""
-        start = jnp.full((len(target), 1), self.start, target.dtype)
+        start = jnp.full((target.shape[0], 1), self.start, target.dtype)
         return jnp.concatenate([start, target[:, :-1]], axis=1)
 
 

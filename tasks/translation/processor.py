@@ -1,4 +1,4 @@
-"""Processor of translation: sentences to token ids, decoded ids to sentences."""
+"""Processor of translation: converts sentences to token ids, and decoded ids to sentences."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from tasks.common.errors import UserError
 from tasks.common.text.tokenizer import PAD, Tokenizer
-from tasks.task import ArraySpec, Processor
+from tasks.task import ArraySpec, ProcessingSteps, Processor
 from tasks.translation.data import PairExamples
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslationProcessor(Processor):
-    """Converts sentences to token ids with an end token, and decoded ids to sentences.
+    """Conversion of sentences to token ids with an end token, and of decoded ids to sentences.
 
     Attributes:
-      tokenizer: fitted on both sides of the training split; truncates nothing.
-      buckets: lengths of both sides to which batches are padded.
+      tokenizer: tokenizer fitted on both languages of the training split, without truncation.
+      buckets: padded lengths (source, target) of batches.
     """
 
     tokenizer: Tokenizer
@@ -32,14 +32,28 @@ class TranslationProcessor(Processor):
         return self.tokenizer.size + 1
 
     def signature(self) -> dict[str, ArraySpec]:
-        """Returns the source, and the ids of examples if decoding samples."""
+        """Returns descriptions of the source, and of the example ids if decoding uses sampling."""
         arrays = {"source": ArraySpec(("batch", "length"), "int32", PAD)}
         if self.model.decoding.method == "sample":
             arrays["id"] = ArraySpec(("batch",), "int32")
         return arrays
 
+    def steps(self) -> ProcessingSteps:
+        """Returns the tokenizer of both directions."""
+        file, limit = "tokenizer.json", self.data.text.max_length
+        return ProcessingSteps(
+            "text",
+            [
+                {"op": "tokenize", "file": file, "to": "source", "limit": limit},
+                {"op": "append", "to": "source", "value": self.end},
+            ],
+            [{"op": "sentences", "file": file}],
+            {file: self.tokenizer.to_json()},
+            self.tokenizer.libraries,
+        )
+
     def encode(self, raw: Sequence[str]) -> PairExamples:
-        """Converts sentences that are no longer than those of the training split."""
+        """Tokenizes sentences, which must not be longer than those of the training split."""
         limit = self.data.text.max_length
         sources = self.tokenizer.encode_batch(raw)
         for text, ids in zip(raw, sources, strict=True):
@@ -52,10 +66,10 @@ class TranslationProcessor(Processor):
         return PairExamples(sources, None, self.end)
 
     def decode(self, raw: Sequence[str], outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Returns translations and scores, mean log-probabilities of a token.
+        """Returns translations with scores, which are mean log-probabilities per token.
 
-        "n_best" holds all of them if config.model.decoding asks for several. The translation of an
-        empty input is empty. See `DecodingConfig.length_penalty` for the score.
+        If config.model.decoding requests several translations, "n_best" contains all of them. An
+        empty input has an empty translation. `DecodingConfig.length_penalty` describes the score.
         """
         ranked = [self.hypotheses(outputs, rank) for rank in range(outputs["tokens"].shape[1])]
         answers = []
@@ -76,11 +90,11 @@ class TranslationProcessor(Processor):
         return answers
 
     def hypotheses(self, outputs: Mapping[str, np.ndarray], rank: int = 0) -> list[str]:
-        """Returns the decoded sentences of a rank, 0 for the best."""
+        """Returns the decoded sentences of a given rank; 0 is the best."""
         return [self.tokenizer.decode(tokens) for tokens in outputs["tokens"][:, rank]]
 
     def piece(self, token: int) -> str:
-        """Returns the text of a token for axes of figures."""
+        """Returns the text of a token for the axes of figures."""
         if token >= self.tokenizer.size:
             return "end"
         return self.tokenizer.decode([token]).strip() or "·"

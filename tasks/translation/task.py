@@ -17,7 +17,7 @@ from tasks.common.data import digests
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import bucket_lengths
 from tasks.common.data.splits import SPLITS, SplitSummary
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.errors import UserError
 from tasks.common.losses import cross_entropy, smoothed_cross_entropy
 from tasks.common.metrics.translation import bleu_contributions, bleu_signature, translation_metrics
@@ -160,6 +160,10 @@ class Translation(Task):
         config = DecodingConfig() if fast else self.model.decoding
         decoded = self._decode(model, inputs, config, return_weights=False)
         return {"tokens": decoded.tokens, "scores": decoded.scores}
+
+    def decoder(self, model: models.Translator, inputs: Mapping[str, Any]) -> TokenDecoder:
+        """Returns the decoder of the sources."""
+        return model.decoding(inputs["source"], self.data.text.max_length + 1)
 
     def attention(self, model: models.Translator, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the weights over the source at each step of the best translation.

@@ -18,7 +18,7 @@ def find(path: str, source: str, target: str) -> dict[str, Files]:
       path: a folder with STEM.SOURCE and STEM.TARGET, such as train.en and train.de; or two files
         of the training split, separated by a comma.
       source: extension of the files in the source language.
-      target: of those in the target language.
+      target: target of those in the target language.
 
     Raises:
       UserError: there is no training split, a file lacks its counterpart, or two pairs of files

@@ -110,7 +110,7 @@ def test_nothing_like_it_was_measured():
         found = chosen(16, **options)
         assert found.name == "quick"
         assert found.reason == (
-            "no similar call was measured on cpu: first supported kernel of the registry"
+            "no similar call was measured on cpu; first supported kernel of the registry"
         )
 
 
@@ -136,7 +136,9 @@ def test_what_an_entry_lacks_comes_last(monkeypatch):
     monkeypatch.setattr(dispatch, "timings", lambda: {"cpu": table})
     found = chosen(4096, mask=masks.causal(), sinks=jnp.zeros(4))
     assert found.name == "steady"
-    assert found.reason == "was not measured on cpu at such sizes: taken after the measured kernels"
+    assert found.reason == (
+        "was not measured on cpu at such sizes; selected after the measured kernels"
+    )
 
 
 def test_it_says_why():

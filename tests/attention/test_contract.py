@@ -458,7 +458,7 @@ FOR_DEVICES = [entry for entry in registry.mechanisms() if entry.capabilities & 
 def test_what_needs_a_device_says_so_and_who_needs_none(entry):
     query, key, value = normal(0, B, T, 2, 8), normal(1, B, S, 2, 8), normal(2, B, S, 2, 8)
     device = "an NVIDIA GPU" if "cuda" in entry.capabilities else "a TPU"
-    expected = f"^{entry.name}: needs {device}, JAX runs on .* here; these can: .*reference$"
+    expected = f"^{entry.name}: needs {device}, but JAX runs on .*; supported by: .*reference$"
     with pytest.raises(NotImplementedError, match=expected):
         attend(query, key, value, implementation=entry.name)
     if "interpreted" not in entry.capabilities:

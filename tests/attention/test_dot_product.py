@@ -182,7 +182,7 @@ def test_auto_takes_the_first_that_can_and_can_be_asked():
 
 @pytest.mark.usefixtures("second_kernel")
 def test_a_named_kernel_that_cannot_says_who_can():
-    with pytest.raises(NotImplementedError, match="quick: no sinks; these can: reference"):
+    with pytest.raises(NotImplementedError, match="quick: no sinks; supported by: reference"):
         attend(Q, KEY, VALUE, sinks=normal(0, N), implementation="quick")
 
 

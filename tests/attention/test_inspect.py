@@ -229,7 +229,7 @@ def test_what_is_not_there_is_told(options, message):
 
 
 def test_a_model_without_attention_is_told():
-    with pytest.raises(ValueError, match="model: got one without attention"):
+    with pytest.raises(ValueError, match="model: got a model without attention"):
         inspect.capture(Projection((8,), (3,), rngs=nnx.Rngs(0)), X)
 
 

@@ -207,7 +207,7 @@ def test_padding_reads_what_it_can_and_refuses_the_rest():
         ),
         (np.ones((1, 1, 3, 3), bool), r"got dense\(\)"),
         (masks.causal() | masks.window(1, 1), "joined with |"),
-        (masks.causal(1), "from the first position only"),
+        (masks.causal(1), "only with query_offset=0"),
     ]:
         with pytest.raises(NotImplementedError, match=says):
             masks.padding(bad, 2, 3, 3, of="x")

@@ -36,5 +36,5 @@ def test_train_then_predict(folder, command):
     assert lengths == {3: 3, 70: 70}
     done = command("predict", *predict, "--set=model.num_layers=2")
     assert done.returncode == 2
-    assert "keys that a prediction may change: model.max_new_tokens, model.dec" in done.stderr
+    assert "keys that can be set here: model.max_new_tokens, model.dec" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -92,10 +92,10 @@ def test_files_of_ones_own(refused, tmp_path, content, words):
     ("name", "flags", "words"),
     [
         ("ablate", ["--config=configs/ablations/text_pooling.py", "--nobaselines"],
-         ["--nobaselines: no such flag of launch.ablate", "one of launch.train"]),
+         ["--nobaselines: launch.ablate has no such flag", "one of launch.train"]),
         ("ablate", ["--config=configs/ablations/text_pooling.py", "--set=name=x"],
-         ["--set=name=x: names are made of what is compared"]),
-        ("sweep", [SST2, "--set=name=a,b"], ["--set=name=a,b: names are made"]),
+         ["--set=name=x: names are generated from the compared values"]),
+        ("sweep", [SST2, "--set=name=a,b"], ["--set=name=a,b: names are generated"]),
     ],
 )  # fmt: skip
 def test_flags_of_other_commands(refused, name, flags, words):
@@ -144,7 +144,7 @@ def test_folder_without_a_run_or_checkpoint(command, tmp_path, name):
     more = ["--input=fine"] if name == "predict" else []
     done = command(name, f"--workdir={tmp_path}", *more)
     assert done.returncode == 2
-    assert "holds no run" in done.stderr
+    assert "contains no run" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -193,11 +193,11 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
     ("damage", "message"),
     [
         (reshaped(QUERY, (D, D + 1)), r"self.query.weight has the shape \[8, 9\], .* \[8, 8\]"),
-        (reshaped(QUERY, (D,)), r"self.query.weight has the shape \[8\], .* says \[8, 8\]"),
+        (reshaped(QUERY, (D,)), r"self.query.weight has the shape \[8\], expected \[8, 8\]"),
         (reshaped(WORDS, (V, D - 2)), r"word_embeddings.weight has the shape \[15, 6\]"),
         (
             reshaped("bert.embeddings.position_embeddings.weight", (9, D)),
-            r"position_embeddings.weight has the shape \[9, 8\], config.json says \[16, 8\]",
+            r"position_embeddings.weight has the shape \[9, 8\], expected \[16, 8\]",
         ),
         (
             reshaped("bert.embeddings.LayerNorm.weight", (D, 1)),
@@ -215,11 +215,11 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (other_form, "no such file; pytorch_model.bin is not read; save the model with"),
         (
             lambda folder: change(folder, **{"cls.predictions.transform.dense.bias": None}),
-            "not the whole head for masked tokens",
+            "not the complete head for masked tokens",
         ),
         (
             lambda folder: change(folder, **{"cls.predictions.bias": None}),
-            "not the whole head for masked tokens",
+            "not the complete head for masked tokens",
         ),
         (lambda folder: change(folder, **{QUERY: None}), "no tensor .*query.weight'; it is inc"),
     ],

@@ -50,7 +50,7 @@ def test_words_that_are_not_text_are_named(flag, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{flag}=" in done.stderr
-    assert "is not in utf-8; rename the file" in done.stderr
+    assert "is not encoded in utf-8; rename the file" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +76,7 @@ def test_home_that_is_not_known(command):
     done = command("evaluate", "--workdir=~no-user-of-this-name/run")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: a path begins with ~: no home directory is known; write the path out\n"
+        "error: a path begins with ~, but no home directory is known; write out the full path\n"
     )
     assert system_error(RuntimeError("another")) is None
 

@@ -156,7 +156,7 @@ def test_the_best_checkpoint_was_never_written(run, command, tmp_path):
     (folder / "metrics.jsonl").write_text("\n".join([*lines, best]) + "\n")
     done = command("predict", f"--workdir={folder}", "--input=fine")
     assert done.returncode == 0, done.stderr
-    assert "the checkpoint of the best step 15 was never written; step" in done.stderr
+    assert "the checkpoint of the best step 15 is missing; step" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -237,7 +237,7 @@ def test_a_reader_that_has_gone(run, flags, cache, tmp_path, stream):
     os.close(writer)
     assert done.returncode == 2
     if stream == "stdout":
-        assert done.stderr == "error: the reader of the output has closed the pipe\n"
+        assert done.stderr == "error: the output pipe was closed by its reader\n"
     else:
         assert done.stdout == ""
 
@@ -282,18 +282,18 @@ def test_one_signal_stops_a_sweep(flags, cache, tmp_path, number, status):
 def test_unknown_flags_are_named(command):
     config = "--config=configs/ablations/text_pooling.py"
     line = one_line(command("ablate", config, "--wrkdir=x"))
-    assert "--wrkdir: no such flag of launch.ablate (did you mean 'workdir'?)" in line
+    assert "--wrkdir: launch.ablate has no such flag (did you mean 'workdir'?)" in line
     line = one_line(command("ablate", config, "--config.model.pooling=max"))
     assert "write --set=model.pooling=VALUE" in line
     line = one_line(command("sweep", "--input=fine"))
-    assert "--input: no such flag of launch.sweep; it is one of launch.predict" in line
+    assert "--input: launch.sweep has no such flag; it belongs to launch.predict" in line
 
 
 @pytest.mark.slow
 def test_figures_of_a_task_that_draws_none(run, command, tmp_path):
     folder = tmp_path / "drawn"
     done = command("predict", f"--workdir={run}", "--input=fine", f"--figures={folder}")
-    assert "--figures: this task draws no figures of predictions" in one_line(done)
+    assert "--figures: this task has no figures of predictions" in one_line(done)
     assert done.stdout == ""
     assert not folder.exists()
     assert "--figures is empty" in one_line(

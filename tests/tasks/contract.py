@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from launch.engine import state as states
 from launch.engine.evaluation import Subset, evaluate, gather, prediction_inputs
 from launch.engine.predictor import Predictor, attention_of_first_examples
 from launch.engine.steps import make_steps
+from launch.exports import reader, writer
 from launch.reporting import figures
 from tasks.common.data.paths import Paths
 from tasks.common.data.pipeline import evaluation_batches
@@ -373,6 +375,61 @@ def check_summary(subject: Subject) -> None:
         assert "\n" not in str(counts)
 
 
+def check_steps(subject: Subject) -> None:
+    """Pre- and postprocessing as data give the arrays of `encode` and the answers of `decode`.
+
+    A processor without `steps` cannot be exported, which is allowed.
+    """
+    processor = subject.task.processor
+    try:
+        steps = processor.steps()
+    except UserError:
+        return
+    json.dumps([list(steps.encode), list(steps.decode)], allow_nan=False)
+    with tempfile.TemporaryDirectory() as folder:
+        names = {"format": reader.FORMAT, "input": steps.kind}
+        operations = {"encode": list(steps.encode), "decode": list(steps.decode)}
+        content = json.dumps({**names, **operations})
+        (Path(folder) / "signature.json").write_text(content, encoding="utf-8")
+        writer.write_step_files(Path(folder), steps)
+        export = reader.Export(folder)
+        items = [export.encode(raw) for raw in subject.raw]
+        examples = processor.encode(subject.raw)
+        rows = [row for item in items for row in item.rows]
+        assert len(rows) == len(examples)
+        for raw, item in zip(subject.raw, items, strict=True):
+            # Alone, since windows of images have the number of their input.
+            alone = processor.encode([raw])
+            assert len(alone) == len(item.rows)
+            for index, row in enumerate(item.rows):
+                example = alone[index]
+                for name, spec in processor.signature().items():
+                    if name in example:
+                        assert np.asarray(row[name]).dtype == spec.dtype, name
+                        _assert_padded_close(row[name], example[name], spec.padding or 0, name)
+        outputs = subject.predictor.outputs(examples)
+        for index, row in enumerate(rows):
+            item = next(one for one in items if any(row is other for other in one.rows))
+            item.outputs.append({name: value[index] for name, value in outputs.items()})
+        found = [export.decode(item) for item in items]
+        assert json.dumps(found) == json.dumps(processor.decode(subject.raw, outputs))
+
+
+def _assert_padded_close(actual: Any, expected: Any, padding: Any, name: str) -> None:
+    """Compares arrays of which one may have more padding at the end."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.ndim == expected.ndim, name
+    widest = np.maximum(actual.shape, expected.shape)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        more = [(0, int(wide - size)) for wide, size in zip(widest, array.shape, strict=True)]
+        return np.pad(array, more, constant_values=padding)
+
+    if actual.shape != expected.shape:
+        actual, expected = padded(actual), padded(expected)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
 def check_baselines(subject: Subject) -> None:
     """Baselines run on the data of the subject and return the primary metric."""
     for name, fit in subject.task.baselines().items():
@@ -402,5 +459,6 @@ FAST = (
     check_figures,
     check_fingerprint,
     check_summary,
+    check_steps,
 )
 SLOW = (check_batch_size, check_every_parameter_is_trained, check_overfits, check_baselines)

@@ -126,6 +126,19 @@ def _other_dtype(self):
     return {**specs, "tokens": dataclasses.replace(specs["tokens"], dtype="int64")}
 
 
+def _reversed_labels(self):
+    steps = TextProcessor.steps(self)
+    return dataclasses.replace(
+        steps, decode=[{**steps.decode[0], "labels": list(self.labels)[::-1]}]
+    )
+
+
+def _other_tokens(self):
+    steps = TextProcessor.steps(self)
+    append = {"op": "append", "to": "tokens", "value": 1}
+    return dataclasses.replace(steps, encode=[*steps.encode, append])
+
+
 def _process_hash(self):
     return f"{TextClassification.fingerprint.fget(self)}{id(self)}"
 
@@ -143,6 +156,8 @@ FAULTS = {
     "an answer has no text": (_processor(decode=_no_text), "predictions"),
     "an odd input crashes": (_processor(encode=_crash), "odd_inputs"),
     "the signature names another dtype": (_processor(signature=_other_dtype), "signature"),
+    "the exported labels are others": (_processor(steps=_reversed_labels), "steps"),
+    "the exported tokens are others": (_processor(steps=_other_tokens), "steps"),
     "the fingerprint depends on the process": (
         type("Hash", (TextClassification,), {"fingerprint": property(_process_hash)}),
         "fingerprint",

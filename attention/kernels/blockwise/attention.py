@@ -22,8 +22,8 @@ Array = jax.Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
 
-# Number of query-key pairs from which it is faster on a CPU. An accelerator is faster with one
-# large product as long as its memory holds that many weights.
+# Number of query-key pairs above which this kernel is faster than dense attention on a CPU. An #
+# accelerator is faster with one large product, as long as the weights fit into its memory.
 _PAIRS, _WEIGHTS = 2**18, 2**28
 
 
@@ -48,9 +48,10 @@ def attend(
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V].
-      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`. The draws of
-        dropout are those of the reference.
-      query_block, key_block: rows and columns of a block of logits. Heads that share keys are rows.
+      mask, bias, scale, logit_cap, sinks, dropout_rate, dropout_key: as for `attend`. The dropout
+        mask is the same as that of the reference.
+      query_block, key_block: rows and columns of a block of logits. Query heads that share keys are
+        additional rows.
 
     Returns:
       [B, T, N, V] in the query's dtype. It has first derivatives in reverse mode only.
@@ -69,7 +70,7 @@ def attend(
     spec = make_spec((B, N, T, S), N // K, numbers, query_block, key_block)
     key_data = validate_threefry(cast(Array, dropout_key)) if dropout_rate else None
     options = {"mask": mask, "bias": bias, "sinks": sinks, "key_data": key_data}
-    # Without shard_map the compiler would gather sharded arrays before it loops over them.
+    # Without shard_map, the compiler would gather sharded arrays before looping over them.
     split = mesh.mesh_split(B, N, K)
     method = gradient.LocalMethod()
     if split is not None:
@@ -86,10 +87,10 @@ def make_spec(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> online_softmax.BlockwiseSpec:
-    """Returns the spec of a shard with all positions.
+    """Returns the `BlockwiseSpec` of a shard that contains all positions.
 
     Args:
-      whole: B, N, T, S.
+      whole: global sizes B, N, T, S.
       group: number of query heads per key/value head, all of them rows of a block.
       numbers: scale, logit_cap, dropout_rate.
       query_block, key_block: as for `attend`.
@@ -102,7 +103,7 @@ def make_spec(
 
 
 def slower_reason(query: Array, key: Array) -> str | None:
-    """Returns why "auto" leaves short sequences to the reference, or None for long ones.
+    """Returns why dense attention is faster for short sequences; None for long sequences.
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].
@@ -112,7 +113,8 @@ def slower_reason(query: Array, key: Array) -> str | None:
         return None
     if T * S < _PAIRS:
         return f"dense is faster for T x S = {T * S} below {_PAIRS}"
-    # Checked last, as `default_backend` starts the devices and checks of configs must not.
+    # Checked last, because `default_backend` initializes the devices, which config checks must not
+    # do.
     if isinstance(B, int) and jax.default_backend() != "cpu" and B * N * T * S < _WEIGHTS:
         return f"dense is faster for B x N x T x S = {B * N * T * S} below {_WEIGHTS}"
     return None

@@ -1,7 +1,7 @@
 """The gradient of all blockwise kernels, on one device or several.
 
-It needs only the output and the log-sum-exp of each row; the weights are recomputed (Dao et al.
-2022).
+The gradient needs only the output and the log-sum-exp of each row; the weights are recomputed (Dao
+et al. 2022).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class BlockwiseMethod(Protocol):
     """
 
     def forward(self, query: Array, key: Array, value: Array, options: dict) -> tuple:
-        """Computes what `online_softmax.forward` does."""
+        """Computes the result of `online_softmax.forward`."""
         ...
 
     def backward(self, arrays: tuple[Array, ...], options: dict) -> tuple:
-        """Computes what `online_softmax.backward` does, from its first six arguments."""
+        """Computes the result of `online_softmax.backward`, from its first six arguments."""
         ...
 
 
@@ -99,7 +99,7 @@ def _forward_with_residuals(method, spec, *given):
     fixed = bias is not None and not bias.perturbed
     query, *others = jax.tree.map(lambda x: x.value, given, is_leaf=_is_primal)
     out, lse = _forward(method, spec, query, *others)
-    # The structure of a residual is static, unlike a flag in it.
+    # The tree structure of the residuals is static, whereas a flag in them would be traced.
     return out, ((query, *others), out, lse, () if fixed else None)
 
 
@@ -121,9 +121,9 @@ def _backward(method, spec, residuals, cotangent):
     return *(grad if grad is None or x is None else grad.astype(x.dtype) for grad, x in pairs), None
 
 
-# Symbolic zeros tell whether a bias is differentiated; if not, its gradient is not computed.
+# Symbolic zeros show whether the bias is differentiated; if not, its gradient is not computed.
 _differentiable.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
-# Compiled, so that calls outside jit are traced once.
+# Jitted, so that calls outside jit are traced only once.
 _attention = jax.jit(_differentiable, static_argnums=(0, 1))
 
 

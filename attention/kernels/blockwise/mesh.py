@@ -43,7 +43,7 @@ class MeshSplit:
         return self.mesh.shape[self.sequence] if self.sequence else 1
 
     def specs(self, tree: Any, axes: str, sizes: dict[str, int]) -> Any:
-        """Returns the `PartitionSpec` of each array of a tree, whose dimensions are letters.
+        """Returns the `PartitionSpec` of each array of a tree, given its dimension letters.
 
         Dimensions of size 1 and letters other than B, T, S, N and K are not sharded.
         """
@@ -61,7 +61,8 @@ class MeshSplit:
 
     def mask_specs(self, mask: Any, B: int, N: int) -> Any:
         """Returns the specs of a mask: sharded by examples and heads, not by positions."""
-        # Only a dense mask has heads, and four dimensions; all others begin with the examples.
+        # Only a dense mask has heads, and four dimensions; all other arrays begin with the
+        # examples.
         return jax.tree.map(
             lambda x: self.specs(x, "BN" if x.ndim == 4 else "B", {"B": B, "N": N}), mask
         )
@@ -106,7 +107,8 @@ def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
     split = mesh_split(B, N, K)
     if split is None or split.sequence is None:
         raise NotImplementedError(
-            "mesh: needs one with an axis 'sequence' of at least 2 in context (jax.set_mesh)"
+            "mesh: expected a mesh with an axis 'sequence' of size at least 2 in context "
+            "(jax.set_mesh)"
         )
     for name, length in (("T", T), ("S", S)):
         if length % split.num_shards:
@@ -119,7 +121,7 @@ def expect_sequence_split(B: int, N: int, K: int, T: int, S: int) -> MeshSplit:
 
 @dataclasses.dataclass(frozen=True)
 class ShardedMethod:
-    """A `BlockwiseMethod` in which each device applies another one, `local`, to its shard.
+    """A `BlockwiseMethod` in which each device applies the method `local` to its shard.
 
     Attributes:
       split: assignment of the dimensions to mesh axes.
@@ -172,7 +174,7 @@ class ShardedMethod:
             inner = self._local_options(arrays[0], given, spec)
             *grads, bias_grad = self.local.backward(arrays, inner)
             if bias is not None:
-                # Each of the devices that share a bias has a part of its gradient.
+                # Devices that share a bias each have a partial sum of its gradient.
                 shared = [
                     *(split.batch if bias.shape[0] == 1 else ()),
                     *(split.heads if bias.shape[1] == 1 else ()),

@@ -1,8 +1,8 @@
 """Online softmax over blocks, forward and backward, for all kernels of this folder.
 
-The running maximum and sum of Milakov & Gimelshein 2018 and Rabe & Staats 2021, and the backward
-pass of Dao et al. 2022 ("FlashAttention"), which recomputes the weights. Memory is O(T + S) besides
-the inputs and the gradient of a bias.
+The forward pass keeps a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021).
+The backward pass recomputes the weights (Dao et al. 2022, "FlashAttention"). Memory is O(T + S) in
+addition to the inputs and the gradient of a bias.
 
 A shard is a slice of the examples, heads, queries and keys. Masks and dropout use global positions.
 """
@@ -26,13 +26,13 @@ Array = jax.Array
 
 
 class BlockOffset(NamedTuple):
-    """Position of a shard in the whole attention; traced if it differs between devices.
+    """Position of a shard in the global attention; traced if it differs between devices.
 
     Attributes:
       example, head: index of the first example and of the first query head. The mask of a shard
-        has the shard's examples and heads only.
-      rows, columns: int32 [blocks], numbers of its query and key blocks in the whole; None for all
-        blocks in order.
+        contains only the examples and heads of the shard.
+      rows, columns: int32 [blocks], global indices of the shard's query and key blocks; None for
+        all blocks in order.
     """
 
     example: int | Array = 0
@@ -49,10 +49,10 @@ class BlockwiseSpec:
     """Static settings, the same for all shards.
 
     Attributes:
-      whole: B, N, T, S of the whole attention.
+      whole: global sizes B, N, T, S.
       scale, logit_cap, dropout_rate: as for `attend`.
-      query_block, key_block: positions in a block. They divide the lengths of a shard that is not
-        the whole.
+      query_block, key_block: positions in a block. They divide the lengths of a shard, unless the
+        shard is the complete sequence.
       needs_bias_grad: whether to compute the gradient of a bias, [T, S] per head.
     """
 
@@ -76,16 +76,16 @@ def forward(
     spec: BlockwiseSpec,
     offset: BlockOffset = NO_OFFSET,
 ) -> tuple[Array, Array]:
-    """Computes attention of a shard, and the log-sum-exp to merge it (Rabe & Staats 2021).
+    """Computes attention of a shard, and the log-sum-exp for merging shards (Rabe & Staats 2021).
 
         o_t = Σ_s exp(l_ts - z_t) v_s,   z_t = log Σ_s exp(l_ts)
 
     Args:
       query, key, value: [B, T, N, H], [B, S, K, H], [B, S, K, V] of the shard.
-      mask: of the shard's examples and heads, and of all positions.
-      bias: [B or 1, N or 1, T, S] of the shard, but with the keys of the whole.
+      mask: mask for the shard's examples and heads, and for all global positions.
+      bias: [B or 1, N or 1, T, S] of the shard, but with all global keys.
       key_data: uint32 [2], data of the dropout key; required if the dropout rate is above 0.
-      spec, offset: settings, and the position of the shard in the whole.
+      spec, offset: settings, and the position of the shard in the global attention.
 
     Returns:
       o, [B, T, N, V] in at least float32, and z, [B, T, N]. Rows that may attend to nothing return
@@ -160,7 +160,8 @@ def backward(
       cotangent: do, [B, T, N, V].
       lse, delta: z of all keys and the sink, and δ, [B, T, N]; z = inf for a row that may attend to
         nothing.
-      bias_grad: array to add the gradient of the bias to, shaped like it, with whole blocks only.
+      bias_grad: array to which the gradient of the bias is added, shaped like the bias padded to
+        complete blocks.
 
     Returns:
       Gradients of query, key, value and bias, shaped like them, in at least float32. The last is
@@ -233,7 +234,7 @@ def backward(
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """A shard split into blocks; the rows of a block are its queries in all heads of a group.
+    """A shard split into blocks; the rows of a block are the queries in all heads of a group.
 
     Attributes:
       mask, bias, key_data, spec, offset: as for `forward`.
@@ -330,7 +331,7 @@ class _Blocks:
         return jnp.where(self._flat(allowed[0], transposed), logits, -jnp.inf)
 
     def keep_mask(self, b: Array, heads: Span, i: Array, j: Array, transposed=False) -> Array:
-        """Returns the weights that dropout keeps, bool [rows, keys], or [keys, rows]."""
+        """Returns the mask of weights that dropout keeps, bool [rows, keys], or [keys, rows]."""
         example = Span(self.offset.example + b, 1)
         heads = Span(self.offset.head + heads.start, heads.size)
         spans = example, heads, self._span(0, i), self._span(1, j)
@@ -339,7 +340,7 @@ class _Blocks:
         return self._flat(keep[0], transposed)
 
     def zero_bias_grad(self, dtype: Any) -> Array | None:
-        """Returns zeros for the gradient of the bias, padded to whole blocks."""
+        """Returns zeros for the gradient of the bias, padded to complete blocks."""
         if self.bias is None or not self.spec.needs_bias_grad:
             return None
         *outer, T, S = self.bias.shape
@@ -349,7 +350,7 @@ class _Blocks:
     def add_to_bias(
         self, bias_grad: Array, logits_grad: Array, b: Array, heads: Span, i: Array, j: Array
     ) -> Array:
-        """Adds a block [keys, rows]; sums over the examples and heads that share a bias."""
+        """Adds a block [keys, rows] to the gradient of the bias, summed over its broadcast axes."""
         rows, columns = self._local_rows(i), self._span(1, j)
         block = logits_grad.reshape(columns.size, heads.size, rows.size).transpose(1, 2, 0)[None]
         if bias_grad.shape[1] == 1:
@@ -360,17 +361,18 @@ class _Blocks:
             rows.start,
             columns.start,
         )
-        # With 64 bits enabled some would be int64, but the indices of a slice share one dtype.
+        # With 64 bits enabled some indices would be int64, but all indices of a slice must share a
+        # dtype.
         start = [jnp.asarray(index, jnp.int32) for index in start]
         before = jax.lax.dynamic_slice(bias_grad, start, block.shape)
         return jax.lax.dynamic_update_slice(bias_grad, before + block, start)
 
     def _local_rows(self, number: Array) -> Span:
-        """Positions of a query block in the shard."""
+        """Returns the positions of a query block in the shard."""
         return Span(number * self.spec.query_block, self.spec.query_block)
 
     def _span(self, side: int, number: Array) -> Span:
-        """Positions of a query block (side 0) or key block (1) in the whole."""
+        """Returns the global positions of a query block (side 0) or key block (side 1)."""
         numbers = (self.offset.rows, self.offset.columns)[side]
         block = (self.spec.query_block, self.spec.key_block)[side]
         if numbers is not None:
@@ -378,7 +380,7 @@ class _Blocks:
         return Span(number * block, block)
 
     def _flat(self, x: Array, transposed: bool) -> Array:
-        """[heads or 1, query block or 1, key block or 1] -> [rows, keys], or [keys, rows]."""
+        """Reshapes [heads or 1, queries or 1, keys or 1] to [rows, keys], or [keys, rows]."""
         _, N, K, _, _ = self.sizes
         shape = N // K, self.spec.query_block, self.spec.key_block
         x = jnp.broadcast_to(x, shape)
@@ -388,13 +390,13 @@ class _Blocks:
 
 
 def _of_example(b: Array, x: Any) -> Array:
-    """x[b], or x[0] if all examples share it."""
+    """Returns x[b], or x[0] if all examples share x."""
     x = jnp.asarray(x)
     return x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, b, keepdims=False)
 
 
 def _pick(b: Array, x: Any, block: Array) -> Array:
-    """x[b, block] of an array of a `BlockMask`, whose leading axes may be shared."""
+    """Returns x[b, block] of an array of a `BlockMask`, whose leading axes may have size 1."""
     return _of_example(block, _of_example(b, x))
 
 

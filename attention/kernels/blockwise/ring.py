@@ -1,8 +1,8 @@
 """The kernel "ring": attention of sharded sequences, with keys and values passed around a ring.
 
-Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask each device computes an
-early and a late part of the sequence, which balances causal attention (Brandon et al. 2023,
-"Striped Attention", use stripes; two parts keep key blocks contiguous).
+Liu et al. 2023, "Ring Attention with Blockwise Transformers". With a mask, each device computes an
+early and a late part of the sequence, which balances the work of causal attention. Brandon et al.
+2023, "Striped Attention", balance it with stripes; two parts keep key blocks contiguous.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def attend(
 
 
 def _divisor(length: int, most: int) -> int:
-    """The largest divisor of the length of at most `most`."""
+    """Returns the largest divisor of the length that is at most `most`."""
     return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """A `BlockwiseMethod` of a device that holds one shard of a sequence, inside `jax.shard_map`.
+    """A `BlockwiseMethod` for a device that holds one shard of a sequence, inside `jax.shard_map`.
 
     Attributes:
       axis: mesh axis that shards the sequence.
@@ -110,7 +110,7 @@ class Ring:
 
         def step(carry, n):
             (key, value), out, lse = carry
-            # Sent before it is used, so that communication and computation overlap.
+            # The shard is sent before it is used, so that communication and computation overlap.
             following = self._pass_on((key, value))
             here = self._of_columns(options, device - n, key.shape[1])
             more = online_softmax.forward(query, key, value, bias=bias, **here)
@@ -140,7 +140,8 @@ class Ring:
             more, *others, bias_grad = online_softmax.backward(
                 *given, bias=bias, bias_grad=bias_grad, **here
             )
-            # Gradients travel with their keys and values, and are home after the last step.
+            # Gradients are passed on with their keys and values, and return to their device in the
+            # last step.
             grads = self._pass_on(tuple(a + b for a, b in zip(grads, others, strict=True)))
             return (following, grads, query_grad + more, bias_grad), None
 
@@ -151,7 +152,7 @@ class Ring:
         return *(self._collect(x, 1) for x in (query_grad, *grads)), bias_grad
 
     def _rows(self, query: Array, options: dict, device: Array) -> tuple[Array, Any, dict]:
-        """Redistributes queries and bias, and sets the numbers of their blocks in the options."""
+        """Redistributes queries and bias, and sets their block indices in the options."""
         options = dict(options)
         bias, spec = options.pop("bias"), options["spec"]
         rows = self._numbers(device, query.shape[1], spec.query_block)
@@ -159,12 +160,12 @@ class Ring:
         return self._deal(query, 1), None if bias is None else self._deal(bias, 2), options
 
     def _of_columns(self, options: dict, device: Array, length: int) -> dict:
-        """The options for the keys that came from a device."""
+        """Returns the options for the keys that came from a given device."""
         columns = self._numbers(device % self.devices, length, options["spec"].key_block)
         return options | {"offset": options["offset"]._replace(columns=columns)}
 
     def _numbers(self, device: Array, length: int, block: int) -> Array:
-        """Numbers, in the whole, of the blocks that a device computes."""
+        """Returns the global indices of the blocks that a device computes."""
         count = length // self.parts // block
         first = [device, 2 * self.devices - 1 - device][: self.parts]
         return jnp.concatenate([part * count + jnp.arange(count, dtype="int32") for part in first])
@@ -182,7 +183,7 @@ class Ring:
         return [(r, min(part, last - part)) for r, part in enumerate(parts)]
 
     def _deal(self, x: Array, axis: int) -> Array:
-        """Redistributes the shards of an axis as early and late parts."""
+        """Redistributes an axis so that each device has an early and a late part."""
         if self.parts == 1:
             return x
         even, odd = (
@@ -192,7 +193,7 @@ class Ring:
         return self._ordered(even, odd, axis)
 
     def _collect(self, x: Array, axis: int) -> Array:
-        """Inverts `_deal`."""
+        """Restores the order of shards before `_deal`."""
         if self.parts == 1:
             return x
         early, late = jnp.split(x, 2, axis)
@@ -206,7 +207,7 @@ class Ring:
         )
 
     def _ordered(self, first: Array, second: Array, axis: int) -> Array:
-        """Puts the early part first: part r of device r, so the even one if r is even."""
+        """Puts the early part first, which is part r of device r, the even one if r is even."""
         odd = jax.lax.axis_index(self.axis) % 2 == 1
         pair = jnp.where(odd, second, first), jnp.where(odd, first, second)
         return jnp.concatenate(pair, axis)

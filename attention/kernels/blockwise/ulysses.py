@@ -111,7 +111,7 @@ def attend(
 
 
 def slower_reason(query: Array, key: Array) -> str:
-    """Returns why "auto" does not take it: "ring" supports any number of heads.
+    """Returns why "auto" does not select this kernel: "ring" supports any number of heads.
 
     Args:
       query, key: [B, T, N, H], [B, S, K, H].

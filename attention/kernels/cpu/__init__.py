@@ -1,1 +1,1 @@
-"""The C++ kernel for CPUs, compiled at its first use and called through XLA's FFI."""
+"""The C++ kernel for CPUs, compiled on first use and called through XLA's FFI."""

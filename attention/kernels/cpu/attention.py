@@ -1,12 +1,12 @@
 """The kernel "native": C++ for CPUs that runs on XLA's threads.
 
-Online softmax (Milakov & Gimelshein 2018) over blocks that fit the first caches, recomputed in the
-backward pass (Dao et al. 2022, "FlashAttention"): memory is O(T + S). Hidden blocks are skipped and
-masks evaluated in partial blocks only. Decoding reads each key once, in the layout of
-`attention.cache`.
+Online softmax (Milakov & Gimelshein 2018) over blocks that fit into the L1 and L2 caches. Blocks
+are recomputed in the backward pass (Dao et al. 2022, "FlashAttention"), so memory is O(T + S).
+Hidden blocks are skipped, and masks are evaluated in partial blocks only. Decoding reads each key
+once, in the layout of `attention.cache`.
 
-The sources are in source/, compiled at first use (`build`). On a mesh the kernel is partitioned by
-examples and heads.
+The sources are in source/ and are compiled on first use (`build`). On a mesh the kernel is
+partitioned by examples and heads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from attention.masks.arrays import MaskArrays, mask_arrays
 Array = jax.Array
 
 _QUERY_BLOCK, _KEY_BLOCK = 64, 256
-# Up to this number of queries per key/value head, packing the keys does not pay.
+# Up to this number of queries per key/value head, packing the keys is not worthwhile.
 _FEW = 16
 
 
@@ -63,12 +63,15 @@ def attend(
       [B, T, N, V] in the query's dtype.
 
     Raises:
-      NotImplementedError: no CPU, no C++ compiler, another dtype, a dropout key that is not a
-        threefry key, or a mask term not given by intervals, ids, static patterns or arrays.
+      NotImplementedError: the platform is not a CPU, there is no C++ compiler, the dtype or the
+        dropout key is not supported, or a mask term is not given by intervals, ids, static patterns
+        or arrays.
     """
     devices.require_platform("cpu", can_be_interpreted=False)
     if devices.context()[1] is not None:
-        raise NotImplementedError("is compiled for the CPU of this host only")
+        raise NotImplementedError(
+            "is compiled for the CPU of this host only, and cannot be exported"
+        )
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.dtype not in (jnp.float32, jnp.bfloat16) or array.dtype != query.dtype:
             raise NotImplementedError(
@@ -130,7 +133,7 @@ _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair(options, query, key, value, bias, sinks, others):
-    """Output and log-sum-exp, differentiated again for higher derivatives."""
+    """Returns output and log-sum-exp; differentiated again for higher derivatives."""
     return _forward(options, query, key, value, bias, sinks, others)
 
 
@@ -150,7 +153,7 @@ _pair.defvjp(_pair_forward, _pair_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, cotangent):
-    """Gradients of query, key, value, bias (None if not needed) and sinks."""
+    """Returns the gradients of query, key, value, bias (None if not needed) and sinks."""
     options, bias_wanted = static
     problem = _Problem(options, query, key, value, bias, sinks, others)
     found = problem.run(
@@ -179,7 +182,7 @@ def _gradient(static, query, key, value, bias, sinks, others, output, log_sum, c
 
 
 def _by_reference(static, others, query, key, value, bias, sinks, cotangent):
-    """The same gradients by the reference, which has higher derivatives."""
+    """Computes the same gradients with the reference kernel, which has higher derivatives."""
     (options, bias_wanted), (mask, key_data) = static, others
 
     def run(query, key, value, bias, sinks):
@@ -212,7 +215,7 @@ _gradient.defvjp(_gradient_forward, _gradient_backward)
 
 
 def _forward(options, query, key, value, bias, sinks, others) -> tuple[Array, Array]:
-    """The output and the log-sum-exp [B, N, T]."""
+    """Returns the output and the log-sum-exp [B, N, T]."""
     B, T, N, _ = query.shape
     problem = _Problem(options, query, key, value, bias, sinks, others)
     few = T * (N // key.shape[2]) <= _FEW
@@ -225,7 +228,7 @@ def _forward(options, query, key, value, bias, sinks, others) -> tuple[Array, Ar
 
 
 class _Problem:
-    """The operands that forward and backward share."""
+    """The operands that the forward and backward passes share."""
 
     def __init__(self, options, query, key, value, bias, sinks, others):
         (mask, key_data), self._options = others, options

@@ -1,4 +1,4 @@
-"""Compilation of C++ sources at first use, for the CPU of the host."""
+"""Compilation of C++ sources on first use, for the CPU of the host."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ def load_library(
     Args:
       folder: folder of the sources.
       main: file that includes the others.
-      macros: names and numbers of preprocessor macros.
+      macros: names and values of preprocessor macros.
 
     Raises:
-      NotImplementedError: there is no compiler, or it failed; the message quotes its first error.
+      NotImplementedError: there is no compiler, or compilation failed; the message quotes the first
+        error.
     """
     found = _try_load(folder, main, macros)
     if isinstance(found, str):
@@ -55,7 +56,7 @@ def load_library(
 
 @functools.cache
 def _try_load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL | str:
-    """The library, or why there is none; a failure is cached and not retried."""
+    """Returns the library or the reason for a failure, which is cached and not retried."""
     try:
         return _load(folder, main, macros)
     except NotImplementedError as error:
@@ -77,16 +78,16 @@ def _load(folder: pathlib.Path, main: str, macros: tuple) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NotImplementedError(f"{path} cannot be loaded ({error}); delete it") from None
+        raise NotImplementedError(f"{path} cannot be loaded ({error}); delete the file") from None
 
 
 def find_compiler() -> list[str] | None:
-    """Returns the C++ compiler with arguments: of CXX ("ccache g++"), g++ or c++; else None."""
+    """Returns the C++ compiler and its arguments: CXX ("ccache g++"), g++ or c++; else None."""
     named = os.environ.get("CXX", "").strip()
     try:
         # A path may contain spaces.
         words = [named] if shutil.which(named) else shlex.split(named)
-    except ValueError:  # a quote is not closed
+    except ValueError:  # an unclosed quotation mark
         return None
     for first, *arguments in [words] if words else [["g++"], ["c++"]]:
         if path := shutil.which(first):
@@ -118,14 +119,14 @@ def _compile(command: list[str], path: pathlib.Path) -> None:
 
 
 def _cache() -> pathlib.Path:
-    """The cache folder of tasks/common/data/paths.py."""
+    """Returns the same cache directory as tasks/common/data/paths.py."""
     own = os.environ.get("ATTENTION_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(own or f"{home}/attention").expanduser() / "compiled"
 
 
 def _fingerprint(folder: pathlib.Path, compiler: list[str], command: list[str]) -> str:
-    """Hash of all inputs of the compilation: sources, compiler, flags, processor."""
+    """Returns a hash of all inputs of the compilation: sources, compiler, flags and processor."""
     digest = hashlib.sha256(" ".join(command).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix in (".h", ".cc"):

@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 class Operand(NamedTuple):
-    """An array with named dimensions.
+    """An operand of an FFI call: an array with named dimensions.
 
     Attributes:
       array: the array, or None.
@@ -44,15 +44,15 @@ def call_partitioned(
     attributes: Mapping[str, Any],
     layouts: Mapping[int, tuple[int, ...]],
 ) -> tuple[Array, ...]:
-    """Calls a target of `jax.ffi`. An operand that is None becomes an array without elements.
+    """Calls an FFI target, partitioned over a mesh and batched under `vmap`.
 
     Args:
       target: name of the target.
-      operands: axes 0 and 2 of the first are examples and query heads; axis 2 of the second is the
-        key/value heads.
-      results: dims -> shape and dtype.
+      operands: operands; None becomes an array without elements. Axes 0 and 2 of the first are
+        examples and query heads; axis 2 of the second is the key/value heads.
+      results: shape and dtype of each result by its dims.
       attributes: attributes of the target.
-      layouts: number of an operand -> order of its dimensions in memory.
+      layouts: order of the dimensions in memory by index of the operand.
     """
     batch, heads = operands[0].array.shape[0], operands[0].array.shape[2]
     full = {"B": batch, "N": heads}
@@ -79,7 +79,7 @@ def call_partitioned(
 
 
 def _sized(what: _Call, arrays: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    """Shapes of the results for these operands, which may be local shards."""
+    """Returns the shapes of the results for these operands, which may be local shards."""
     (batch, _, heads, _), kv_heads = arrays[0].shape, arrays[1].shape[2]
     sizes = {"b": batch, "n": heads, "k": kv_heads}
     found = []
@@ -110,7 +110,7 @@ def _mapped(what: _Call):
         if any(
             on and dims[:1] not in ("b", "1") for on, dims in zip(mapped, what.dims, strict=True)
         ):
-            # Tables of blocks, and heads, cannot join the batch.
+            # Block tables and heads cannot be merged into the batch axis.
             return _one_by_one(what, size, mapped, arrays)
         batch = arrays[0].shape[1 if mapped[0] else 0]
         summed = [i for i, (dims, *_) in enumerate(what.results) if dims[:1] == "1"]
@@ -161,7 +161,7 @@ def _partitioner(what: _Call, kv_heads: int, group: int):
     results = [dims for dims, *_ in what.results]
 
     def cuts(mesh, argument_shapes):
-        """Returns mesh axes by letter, as the queries are sharded."""
+        """Returns the mesh axes of each dimension letter from the sharding of the queries."""
         spec = (*argument_shapes[0].sharding.spec, *[None] * 4)
         axes = {"b": spec[0], "n": spec[2]}
         names = axes["n"] if isinstance(axes["n"], tuple) else (axes["n"],)
@@ -208,7 +208,7 @@ def _summed(x: Array, axes: Sequence[Any]) -> Array:
 def _sharding_rule(
     operands: Sequence[str], results: Sequence[str], kv_heads: int, group: int
 ) -> tuple[str, dict[str, Any]]:
-    """The sharding rule of Shardy: which dimensions correspond."""
+    """Returns the Shardy sharding rule, which describes corresponding dimensions."""
     alone = iter(range(10_000))
     # Shardy does not accept a factor of size 1.
     alone_heads = kv_heads == 1 and group > 1

@@ -26,8 +26,8 @@ class Arguments(NamedTuple):
 
     Attributes:
       causal: whether a query attends to no later key.
-      left: number of keys visible before a query's own position, or None for all.
-      query, key: int32 [B], number of real positions; None if all are real.
+      left: number of visible keys before a query's own position, or None for all.
+      query, key: numbers of real positions, int32 [B]; None if all are real.
     """
 
     causal: bool
@@ -88,7 +88,7 @@ def attend(
 
 
 def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
-    """Checks dtypes and sizes against what cuDNN supports in both passes.
+    """Raises unless cuDNN supports the dtypes and sizes in the forward and backward pass.
 
     Raises:
       NotImplementedError: one of them is not supported.
@@ -98,7 +98,8 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
     H, V = query.shape[-1], value.shape[-1]
     if H != V:
         raise NotImplementedError(f"value: got head size {V}, expected the query's {H}")
-    # Other generations have no backward pass for wider heads, or only in recent versions.
+    # On other GPU generations cuDNN has no backward pass for wider heads, or only in recent
+    # versions.
     capability = devices.compute_capability()
     most = 256 if capability is not None and capability[0] == 9 else 128
     if H % 8 != 0 or most < H:
@@ -110,7 +111,7 @@ def expect_sizes(query: Array, value: Array, bias: Array | None) -> None:
             f"bias: got dtype {bias.dtype.name}, expected the query's {query.dtype.name}"
         )
     if bias.shape[2] % _TILE or bias.shape[3] % _TILE:
-        # Backward passes of some versions return NaN there or fail.
+        # For other sizes, the backward pass of some cuDNN versions returns NaN or fails.
         raise NotImplementedError(
             f"bias: got {bias.shape[2]} queries and {bias.shape[3]} keys, expected multiples of "
             f"{_TILE}"
@@ -192,7 +193,7 @@ def compute(
     S = key.shape[1]
     query_lengths, key_lengths = found.query, found.key
     if key_lengths is not None and found.left is not None:
-        # Later queries have no real key in their window.
+        # Queries after this position have no real key in their window.
         last = jnp.where(key_lengths > 0, key_lengths + found.left, 0)
         query_lengths = jnp.minimum(last, T if query_lengths is None else query_lengths)
     visible = None
@@ -201,7 +202,7 @@ def compute(
     if key_lengths is not None:
         some = (key_lengths > 0)[:, None, None, None]
         visible = some if visible is None else visible & some
-        # Selected here, so that gradients of padding are 0.
+        # Padding is replaced by 0 here, so that its gradients are 0.
         real = _before(key_lengths, S)
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
     if visible is not None:
@@ -236,12 +237,12 @@ def compute(
 
 
 def _before(lengths: Array, length: int) -> Array:
-    """Real positions, bool [B, length, 1, 1]."""
+    """Returns the mask of real positions, bool [B, length, 1, 1]."""
     return (jnp.arange(length) < lengths[:, None])[:, :, None, None]
 
 
 def _real_pairs(B: int, T: int, S: int, visible: Array, key_lengths: Array | None) -> Array:
-    """Pairs of real queries and real keys, bool [B, 1, T, S]."""
+    """Returns the mask of pairs of real queries and real keys, bool [B, 1, T, S]."""
     rows = jnp.broadcast_to(visible, (B, T, 1, 1)).transpose(0, 2, 1, 3)
     if key_lengths is None:
         return jnp.broadcast_to(rows, (B, 1, T, S))

@@ -1,4 +1,4 @@
-"""The kernel "tokamax": attention of the library tokamax on NVIDIA GPUs.
+"""The kernel "tokamax": attention by the library tokamax on NVIDIA GPUs.
 
 Optional: `pip install tokamax`, from Python 3.12 on.
 """
@@ -69,9 +69,9 @@ def attend(
     if mask is not None and not causal:
         allowed = mask.materialize(B, N, T, S)
         visible = allowed.any(-1, keepdims=True)
-        # A row that may attend to nothing is computed as if all were visible, then set to 0.
+        # A row that may attend to nothing is computed as if all keys were visible, then set to 0.
         allowed = allowed | ~visible
-    # Without its dense fallback, which would be no better than the reference.
+    # The dense fallback of tokamax is excluded, as it would be no better than the reference.
     result = _first_supported(
         tokamax.dot_product_attention,
         ("mosaic", "triton"),

@@ -1,7 +1,8 @@
 """The kernel "triton": blockwise attention on NVIDIA GPUs, through Pallas.
 
-For what cuDNN does not support: float32, any mask, caps, sinks and a bias with its gradient. The
-programs are in `triton_kernels.py`, masks by block in `attention/masks/pallas.py`.
+This kernel supports cases that cuDNN does not: float32, any mask, logit caps, sinks, and the
+gradient of a bias. The programs are in `triton_kernels.py`, block-wise masks in
+`attention/masks/pallas.py`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def attend(
     from attention.kernels.gpu import triton_kernels
 
     T, S = query.shape[1], key.shape[1]
-    # A float32 number is two TF32 numbers in the tensor cores.
+    # In the tensor cores, a float32 number is split into two TF32 numbers.
     parts = 2 if query.dtype == jnp.float32 else 1
     width = _power(width) * query.dtype.itemsize * parts
     query_block, key_block = block_sizes(T, S, width)
@@ -180,7 +181,7 @@ def _block_mask(
 
 
 def _padded(settings, query, key, value, bias) -> tuple[Array, Array, Array, Array | None]:
-    """Pads lengths to whole blocks and head sizes to powers of 2."""
+    """Pads lengths to complete blocks and head sizes to powers of 2."""
     sizes, H, V = settings.sizes, _power(query.shape[-1]), _power(value.shape[-1])
     return (
         _grown(query, {1: sizes.rows, 3: H}),
@@ -199,5 +200,5 @@ def _grown(array: Array, lengths: dict[int, int]) -> Array:
 
 
 def _power(number: int) -> int:
-    """The next power of 2, at least 16, the minimum of tensor cores."""
+    """Returns the next power of 2, at least 16, the minimum size for tensor cores."""
     return max(16, 1 << (number - 1).bit_length())

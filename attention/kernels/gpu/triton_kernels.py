@@ -1,8 +1,8 @@
-"""The programs of the kernel "triton" in Pallas: forward, and backward in two.
+"""The Pallas programs of the kernel "triton": one for the forward pass, two for the backward pass.
 
-Dao 2024, "FlashAttention-2". A program of the forward pass or of dq owns a query block and loops
-over key blocks. A program of dk and dv owns a key block and loops over the query blocks of all
-heads that share it. All arrays are padded to whole blocks.
+Dao 2024, "FlashAttention-2". A program of the forward pass or of dq processes one query block and
+loops over key blocks. A program of dk and dv processes one key block and loops over the query
+blocks of all heads that share it. All arrays are padded to complete blocks.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def forward(
       bias: [B or 1, N or 1, T, S], or None.
       sinks: float32 [N], or None.
       mask: `pallas.prepare_for_kernel`, or None.
-      block_mask: key blocks of each query block.
+      block_mask: visible key blocks of each query block.
 
     Returns:
       o [B, T, N, V] in the query's dtype and L, float32 [B, N, T]; 0 in rows that may attend to
       nothing.
 
     Raises:
-      NotImplementedError: the mask is not ready.
+      NotImplementedError: the mask was not converted by `pallas.prepare_for_kernel`.
     """
     B, rows, N, _ = query.shape
     *in_specs, out_spec, row_spec = _query_specs(settings, query, value)
@@ -122,7 +122,7 @@ def query_gradient(
       dq [B, T, N, H] and dl, float32 [B, N, T, S] or None.
 
     Raises:
-      NotImplementedError: the mask is not ready.
+      NotImplementedError: the mask was not converted by `pallas.prepare_for_kernel`.
     """
     B, rows, N, H = query.shape
     S, block = value.shape[1], settings.query_block
@@ -161,14 +161,14 @@ def key_gradient(
 
     Args:
       settings, query, key, value, bias, mask: as for `forward`.
-      block_mask: query blocks of each key block.
+      block_mask: visible query blocks of each key block.
       given: as for `query_gradient`, [B, T, N, V] and float32 [B, N, T] twice.
 
     Returns:
       dk [B, S, K, H] and dv [B, S, K, V].
 
     Raises:
-      NotImplementedError: the mask is not ready.
+      NotImplementedError: the mask was not converted by `pallas.prepare_for_kernel`.
     """
     B, T, N, H = query.shape
     columns, K, V = value.shape[1:]
@@ -201,7 +201,7 @@ def key_gradient(
 
 
 def _query_specs(settings: Settings, query: Array, value: Array) -> tuple[pl.BlockSpec, ...]:
-    """Block specs of a program per query block: query, key, value, output, and a number per row."""
+    """Returns block specs of a program per query block: query, key, value, output, row values."""
     S, K, V = value.shape[1:]
     H, G, block = query.shape[3], query.shape[2] // K, settings.query_block
     return (
@@ -214,7 +214,7 @@ def _query_specs(settings: Settings, query: Array, value: Array) -> tuple[pl.Blo
 
 
 def _call(kernel, settings, name, grid, in_specs, out_specs, out_shape, blocked, shared):
-    """Runs a kernel on blocks of the arrays `blocked` and on the whole of `shared`."""
+    """Runs a kernel on blocks of the arrays `blocked` and on the complete arrays `shared`."""
 
     def whole(array):
         return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
@@ -349,7 +349,7 @@ def _key_gradient(
 
 
 def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: Any) -> Any:
-    """Folds step(number, carry, masked) over the full blocks, then over the partial ones."""
+    """Folds step(block index, carry, masked) over the full blocks, then over the partial blocks."""
     num_full = _entry(block_mask.num_full, example, block)
     num_visible = _entry(block_mask.num_visible, example, block)
     carry = jax.lax.fori_loop(0, num_full, lambda n, c: step(n, c, False), carry)
@@ -357,7 +357,7 @@ def _over_blocks(block_mask: Any, example: Any, block: Any, step: Any, carry: An
 
 
 def _entry(array: Any, example: Any, block: Any, *number: Any) -> Array:
-    """An entry of an array of a `BlockMask`, whose leading axes may be shared."""
+    """Returns an entry of an array of a `BlockMask`, whose leading axes may have size 1."""
     return array[(*pallas.of_shared(array.shape[:2], example, block), *number)]
 
 
@@ -392,7 +392,7 @@ def _logits(
 def _logits_grad(
     settings, query, key, value, cotangent, log_sum, delta, bias, mask, masked, index
 ) -> tuple[Array, Array]:
-    """The weights of a block, and the gradient of its logits before scaling."""
+    """Returns the weights of a block, and the gradient of its logits before scaling."""
     logits = _logits(settings, query, key, bias, index)
     weights = jnp.exp(logits - log_sum[:, None])
     if masked:
@@ -404,10 +404,10 @@ def _logits_grad(
 
 
 def _dot(settings: Settings, left: Array, right: Array) -> Array:
-    """Matrix product accumulated in float32; float32 inputs use three TF32 products.
+    """Computes a matrix product accumulated in float32; float32 inputs use three TF32 products.
 
-    Without tensor cores each thread would hold whole rows and columns of the blocks, which exceeds
-    its registers at a head size of 64 already.
+    Without tensor cores, each thread would hold complete rows and columns of the blocks, which
+    exceeds its registers even at a head size of 64.
     """
     exact = None
     if left.dtype == jnp.float32:

@@ -1,6 +1,7 @@
 """The kernel "splash": blockwise attention on TPUs, by the splash attention of JAX.
 
-It takes static windows and segment ids instead of a mask. Lengths, validity and padding become ids.
+Splash attention takes static windows and segment ids instead of a mask. Lengths, validity and
+padding are converted to ids.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def attend(
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"dtype: got {query.dtype.name}, expected bfloat16 or float32")
     if jax.dtypes.canonicalize_dtype(jnp.int64) == jnp.int64:
-        # The kernel of JAX then mixes integer dtypes.
+        # With 64 bits enabled, the JAX kernel mixes integer dtypes and fails.
         raise NotImplementedError("jax_enable_x64: got True, expected False")
     B, T, N, _ = query.shape
     S = key.shape[1]
@@ -149,7 +150,7 @@ def structure(mask: Mask | None, B: int, T: int, S: int) -> Structure:
         else:
             raise NotImplementedError(f"mask: got {term.describe()}, expected windows and ids")
     if low is not None and high is not None and low > high:
-        raise NotImplementedError("mask: got windows without a common key")
+        raise NotImplementedError("mask: got windows that have no key in common")
     if all(each is None for each in (*ids.values(), *real.values())):
         return Structure(low, high, None, None)
     marked = []
@@ -196,9 +197,9 @@ def _kernel(
 
 @jax.custom_vjp
 def _full_precision(sinks: Array) -> Array:
-    """The sinks, float32 [N], with a float32 gradient.
+    """Returns the sinks, float32 [N], with a float32 gradient.
 
-    JAX 0.10 returns the gradient in the query's dtype, a TypeError for bfloat16 otherwise.
+    JAX 0.10 returns the gradient in the query's dtype, which would be a TypeError for bfloat16.
     """
     return sinks
 

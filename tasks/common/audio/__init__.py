@@ -1,1 +1,1 @@
-"""Sound files, log-mel features, audio augmentation."""
+"""Audio files, log-mel features and audio augmentation."""

@@ -1,4 +1,4 @@
-"""Augmentation of sound and of log-mel features under jit, with one random key per example.
+"""Augmentation of audio samples and log-mel features under jit, with one random key per example.
 
 B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono."""
 
@@ -23,16 +23,17 @@ class SoundAugmentation(Config):
     """Random changes of training examples, under jit, with one key per example.
 
     Attributes:
-      speed: largest relative change of speed (and pitch): 0.1 is 0.9 to 1.1 (Ko et al. 2015).
-      gain: largest change of loudness, in decibels.
-      noise: smallest and largest signal-to-noise ratio of white noise, in decibels; none if empty.
-      warp: largest relative stretch of the bands, as for other vocal-tract lengths (VTLP, Jaitly &
-        Hinton 2013).
-      equalizer: standard deviation, in decibels, of a random curve over the bands, as for other
-        microphones.
-      time_masks, time_width: number of time masks and their largest width in frames (SpecAugment,
+      speed: maximum relative change of speed and pitch; 0.1 means 0.9 to 1.1 (Ko et al. 2015).
+      gain: maximum change of loudness, in decibels.
+      noise: minimum and maximum signal-to-noise ratio of white noise, in decibels; empty for no
+        noise.
+      warp: maximum relative stretch of the frequency axis, which simulates other vocal-tract
+        lengths (VTLP, Jaitly & Hinton 2013).
+      equalizer: standard deviation, in decibels, of a random curve over the bands, which simulates
+        other microphones.
+      time_masks, time_width: number of time masks and their maximum width in frames (SpecAugment,
         Park et al. 2019).
-      band_masks, band_width: the same for bands.
+      band_masks, band_width: number of band masks and their maximum width in bands.
     """
 
     speed: within("[0, 0.5)") = 0.0
@@ -54,7 +55,7 @@ class SoundAugmentation(Config):
 def augment_samples(
     samples: Array, lengths: Array, keys: Array, config: SoundAugmentation
 ) -> tuple[Array, Array]:
-    """Changes speed and loudness and adds noise, with one random key per example.
+    """Augments speed and loudness, and adds noise, with one random key per example.
 
     Args:
       samples: [B, P].
@@ -71,7 +72,8 @@ def augment_samples(
         most = math.ceil(len(x) / (1 - config.speed))
         rate = jax.random.uniform(fast, minval=1 - config.speed, maxval=1 + config.speed)
         if config.speed:
-            # Linear interpolation by index. The search of jnp.interp costs more than the network.
+            # Linear interpolation by index, because the search of jnp.interp costs more than the
+            # network.
             positions = jnp.arange(most) * rate
             whole = jnp.floor(positions).astype(jnp.int32)
             padded = jnp.pad(x, (0, 1))
@@ -90,7 +92,7 @@ def augment_samples(
 
 
 def add_noise(samples: Array, length: Array, decibels: Array | float, key: Array) -> Array:
-    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels, none to silence."""
+    """Adds white noise to samples [P] at a signal-to-noise ratio in decibels, except to silence."""
     real = jnp.arange(len(samples)) < length
     power = jnp.sum(jnp.where(real, jnp.square(samples), 0.0)) / jnp.maximum(length, 1)
     level = jnp.sqrt(power) * 10 ** (-decibels / 20)
@@ -103,7 +105,7 @@ def perturb_bands(features: Array, keys: Array, config: SoundAugmentation) -> Ar
         y_sf = x_s,(f · a) + e_f,      a in 1 ± warp, e linear between random knots
 
     Args:
-      features: x, log energies, [B, S, F]; the last band is used for those beyond.
+      features: x, log energies, [B, S, F]; bands beyond the last one repeat it.
       keys: [B].
       config: changes to apply.
     """

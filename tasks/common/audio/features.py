@@ -1,4 +1,4 @@
-"""Log-mel features of sound, under jit.
+"""Log-mel features of audio, computed under jit.
 
 B batch, P samples, S frames, F mel bands. Samples are float32 in [-1, 1], mono.
 """
@@ -26,8 +26,8 @@ class LogMelConfig(Config):
       sample_rate: samples per second.
       window, hop: length of a frame and distance between frames, in milliseconds.
       bands: number of bands F.
-      lowest: lower end of the first band in Hz; the last ends at half the sample rate.
-      floor: smallest energy, about that of the noise of a microphone.
+      lowest: lower end of the first band in Hz; the last band ends at half the sample rate.
+      floor: minimum energy, about the energy of microphone noise.
     """
 
     sample_rate: PositiveInt = 8000
@@ -53,11 +53,11 @@ class LogMelConfig(Config):
 
     @property
     def fft_size(self) -> int:
-        """The smallest power of two that is not below the window."""
+        """FFT size: the smallest power of two that is not below the window length."""
         return 1 << (self.samples_of(self.window) - 1).bit_length()
 
     def filters(self) -> np.ndarray:
-        """Returns triangles of area 1, float32 [F, fft_size / 2 + 1] (librosa.filters.mel)."""
+        """Returns triangular filters of area 1, [F, fft_size / 2 + 1], as librosa.filters.mel."""
         return _filters(self.sample_rate, self.fft_size, self.bands, self.lowest)
 
     def frames(self, samples: Array | int) -> Array | int:
@@ -86,11 +86,12 @@ def log_mel(samples: Array, lengths: Array, config: LogMelConfig) -> tuple[Array
 
     Args:
       samples: [B, P]; padding is ignored.
-      lengths: int [B], samples of each.
-      config: see `LogMelConfig`.
+      lengths: number of samples of each example, int [B].
+      config: parameters of the features.
 
     Returns:
-      float32 [B, S, F], 0 beyond the last frame of each, and the numbers of frames, int [B].
+      Features, float32 [B, S, F], 0 beyond the last frame of each example, and the numbers of
+      frames, int [B].
 
     Raises:
       ValueError: shapes do not fit.

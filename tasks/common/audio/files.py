@@ -1,4 +1,4 @@
-"""Reading of sound files to mono samples of one rate, resampling and trimming, on the host.
+"""Reading of audio files to mono samples of a fixed rate, resampling and trimming, on the host.
 
 P samples, float32 in [-1, 1]."""
 
@@ -13,11 +13,12 @@ from tasks.common.audio import headers
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError, warn_once
 
-# Samples per frame of loudness when silence is trimmed.
+# Samples per frame when loudness is measured to trim silence.
 _TRIMMED = 256
-# Frames decoded at a time, and the number from which on the header has no real length.
+# Frames decoded at a time, and the frame count above which a header length is a placeholder.
 _BLOCK, _UNKNOWN_FRAMES = 1 << 16, 1 << 60
-# Peak of the average relative to that of the channels, below which it is only rounding error.
+# If the peak of the channel average, relative to the peak of the channels, is below this, the #
+# average is only rounding error.
 _CANCELLED = 1e-3
 _RATES = (1000, 1_000_000)
 _EXPECTED_RATE = f"{_RATES[0]} to {_RATES[1]}"
@@ -28,20 +29,19 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     """Reads a sound file of any format that libsndfile supports (WAV, FLAC, Ogg, MP3, ...).
 
     Channels are averaged. A recording from a pipe, whose header has no length, is read to its end.
-    If samples exceed ±1, as they may in floating-point files, the clip is divided by its peak, with
-    a warning.
+    If samples of a floating-point file exceed ±1, the clip is divided by its peak, with a warning.
 
     Args:
       source: a path, or a file's bytes.
-      sample_rate: of the result (soxr, high quality).
+      sample_rate: sample rate of the result (soxr, high quality).
       name: in messages, for bytes.
 
     Returns:
       float32 [P]; P is 0 for a file without samples.
 
     Raises:
-      UserError: no such file, not sound, truncated, an implausible rate, or samples that are not
-        finite.
+      UserError: the file is missing, is not audio or is truncated, the sample rate is implausible,
+        or samples are not finite.
     """
     name = name or str(source)
     if not isinstance(source, bytes):
@@ -67,7 +67,9 @@ def read_audio(source: str | Path | bytes, sample_rate: int, name: str = "") -> 
     peak = float(np.abs(mono).max(initial=0.0))
     found = resample(mono / np.float32(peak) if peak > 1 else mono, rate, sample_rate)
     if peak > 1:
-        warn_once(f"{name}: has samples up to {peak:.5g}, beyond 1; divided by that")
+        warn_once(
+            f"{name}: has samples up to {peak:.5g}, beyond 1; all samples are divided by this peak"
+        )
         # The resampling filter may overshoot.
         found = found / max(np.abs(found).max(initial=0.0), 1)
     return found
@@ -78,7 +80,7 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        """A file without seeks after blocks, which fail for FLAC streams without a length."""
+        """A SoundFile that never seeks, since that fails for FLAC streams of unknown length."""
 
         def seekable(self) -> bool:
             return False
@@ -93,7 +95,7 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
         with Forward(io.BytesIO(data)) as sound:
             block = np.empty((_BLOCK, sound.channels), np.float32)
             blocks = []
-            # Not at once, because the header may give a length beyond the memory.
+            # Decoded in blocks, because the header may give a length that exceeds the memory.
             while count := sound.buffer_read_into(block, "float32"):
                 blocks.append(block[:count].copy())
             expected, rate = sound.frames, sound.samplerate
@@ -101,7 +103,7 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
         if missing:
             raise _cut_off(name, missing, "bytes") from None
         reason = getattr(error, "error_string", str(error)).strip(" .")
-        raise UserError(f"{name}: not sound that can be read ({reason}); {_CONVERT}") from None
+        raise UserError(f"{name}: not a readable audio file ({reason}); {_CONVERT}") from None
     if missing:
         raise _cut_off(name, missing, "bytes")
     samples = np.concatenate([block[:0], *blocks])
@@ -129,7 +131,7 @@ def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Removes both ends of samples [P] that are quieter than the loudest frame by `decibels`.
+    """Trims both ends of samples [P] that are quieter than the loudest frame by `decibels`.
 
     Returns all samples for 0 decibels, or if all frames are equal.
     """

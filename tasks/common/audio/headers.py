@@ -1,16 +1,17 @@
-"""Headers of sound files that libsndfile misreads: streams, truncated files, phone formats.
+"""Headers of audio files that libsndfile misreads: streams, truncated files, phone formats.
 
-A program that writes sound to a pipe cannot fill in its length afterwards: the sizes in the header
-are 0 or placeholders.
+A program that writes audio to a pipe cannot fill in the length afterwards, so the sizes in the
+header are 0 or placeholders.
 """
 
 from __future__ import annotations
 
-# Sizes from here on are placeholders: 0xFFFFFFFF (ffmpeg), 0x80000000 (arecord), 0x7FFFF000 (sox).
+# Sizes from this value on are placeholders: 0xFFFFFFFF (ffmpeg), 0x80000000 (arecord), 0x7FFFF000
+# (sox).
 _PLACEHOLDER = 0x7FFFF000
 _LARGEST = 0xFFFFFFFF
 _WAVES = {b"RIFF": "little", b"RIFX": "big", b"RF64": "little"}
-# Offset, bytes there, and the format, which libsndfile does not read.
+# Offset, bytes at that offset, and the name of a format that libsndfile does not read.
 _OTHERS = (
     (4, b"ftyp", "MPEG-4 audio (m4a, mp4, 3gp)"),
     (0, b"#!AMR", "AMR"),
@@ -19,7 +20,7 @@ _OTHERS = (
     (0, b"ADIF", "AAC"),
     (0, b"\xff\xf1", "AAC"),
     (0, b"\xff\xf9", "AAC"),
-    (0, b"MThd", "MIDI, which has notes and no sound"),
+    (0, b"MThd", "MIDI, which has notes but no audio"),
 )
 
 
@@ -32,10 +33,10 @@ def unsupported_kind(data: bytes) -> str | None:
 
 
 def with_true_sizes(data: bytes) -> bytes:
-    """Replaces placeholders in the header of a WAV or AU file by the true sizes.
+    """Replaces placeholders in the header of a WAV or AU file with the true sizes.
 
     Args:
-      data: a file of any format; all others are returned unchanged.
+      data: content of a file; files of other formats are returned unchanged.
     """
     if data[:4] == b".snd" and data[8:12] == bytes(4):
         # The mark of an unknown size.
@@ -59,12 +60,13 @@ def with_true_sizes(data: bytes) -> bytes:
 
 
 def missing_bytes(data: bytes) -> int:
-    """Returns the number of bytes by which a file is shorter than its header says.
+    """Returns the number of bytes that are missing according to the header of a file.
 
     libsndfile reads truncated files without an error.
 
     Args:
-      data: after `with_true_sizes`; WAV, AIFF, AU, Wave64 or Ogg, 0 for other formats.
+      data: content of a WAV, AIFF, AU, Wave64 or Ogg file after `with_true_sizes`; the result is 0
+        for other formats.
     """
     end = 0
     if data[:4] in _WAVES:
@@ -100,9 +102,7 @@ def _chunks(data: bytes, order: str, start: int = 12):
 
 
 def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
-    """Returns the offset of the samples of a WAV file, their size in bytes, and the offset of the
-    64-bit sizes, 0 without them.
-    """
+    """Returns offset and size of the samples of a WAV file, and the offset of 64-bit sizes or 0."""
     order = _WAVES.get(data[:4])
     if order is None or data[8:12] != b"WAVE":
         return None
@@ -118,7 +118,7 @@ def _data_chunk(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _are_chunks(data: bytes, start: int) -> bool:
-    """Returns whether the rest of a file is chunks, as in an empty recording with notes."""
+    """Returns True if the rest of a file consists of chunks, as in a recording without samples."""
     end = start
     for offset, name, size in _chunks(data, _WAVES[data[:4]], start):
         if not (name.isascii() and name.decode().isprintable()) or offset + 8 + size > len(data):

@@ -1,1 +1,1 @@
-"""Networks that several tasks share."""
+"""Networks that are shared by several tasks."""

@@ -33,7 +33,7 @@ def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
     Args:
       x: [B, T, D].
       kernel: k, [W, D], W odd.
-      causal: whether j runs from 1 - W to 0, not from -(W // 2) to W // 2.
+      causal: whether j runs from 1 - W to 0 instead of from -(W // 2) to W // 2.
 
     Returns:
       y, [B, T, D].
@@ -49,7 +49,7 @@ def depthwise(x: Array, kernel: Array, *, causal: bool = False) -> Array:
         raise ValueError(f"kernel: got a width of {W}, expected an odd width")
     before = W - 1 if causal else W // 2
     x = jnp.pad(x, ((0, 0), (before, W - 1 - before), (0, 0)))
-    # XLA fuses this sum, which on CPU is several times faster than a grouped convolution.
+    # XLA fuses this sum; on a CPU it is several times faster than a grouped convolution.
     return sum(kernel[j] * x[:, j : j + T] for j in range(W))
 
 
@@ -60,7 +60,7 @@ class ConvolutionModule(nnx.Module):
     examples.
 
     Args:
-      config: of the encoder.
+      config: config of the encoder.
       width: W.
       causal: whether the convolution is causal.
     """

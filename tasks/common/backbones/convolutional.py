@@ -1,4 +1,4 @@
-"""Parts of convolutional networks: normalized convolutions, stages with attention, and pooling.
+"""Modules of convolutional networks: normalized convolutions, stages with attention, and pooling.
 
 B batch, Y X height and width, C channels.
 """
@@ -26,8 +26,8 @@ NORMS = ("batch", "group", "none")
 # Group norm (Wu & He 2018) has at most 32 groups, each of at least 8 channels if possible.
 _MOST_GROUPS, _GROUP_CHANNELS = 32, 8
 
-# Output channels of a convolution are split like hidden units of a Transformer. This rule has to be
-# the last one of a task: it takes every kernel that no other rule matches for a convolution.
+# Output channels of a convolution are sharded like hidden units of a Transformer. This rule must be
+# # the last one of a task, because it treats every kernel without another rule as a convolution.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)kernel$", (None, None, None, ("fsdp", "tensor"))),
 )
@@ -83,14 +83,14 @@ def check_map_attention(spec: str, channels: Sequence[int], dtype: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class StagesConfig(Config):
-    """A convolutional network whose stages each halve the height and width of the map.
+    """Config of a convolutional network whose stages each halve the height and width of the map.
 
     Attributes:
       channels: number of channels of each stage.
       attention: after each stage, "none" or a map attention of `attention.registry`, with options
         if any: "cbam", "se(reduction=4)".
-      momentum: of batch norm: weight of the newest batch in the running statistics.
-      dtype: of the computation; parameters are float32.
+      momentum: momentum of batch norm: weight of the newest batch in the running statistics.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     channels: PositiveInts = (16, 32, 64, 128)
@@ -126,7 +126,7 @@ def spatial_importance(weights: np.ndarray, grid: tuple[int, int], gate: bool) -
     """Computes a spatial importance map from the attention weights of one image.
 
     Args:
-      weights: of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
+      weights: weights of a gate [Y or 1, X or 1, C or 1], else [N, P, P] with P = Y·X.
       grid: Y and X.
       gate: whether the weights are those of a gate: "gate" is in the capabilities of the entry.
 
@@ -168,8 +168,8 @@ def max_pool(x: Array, window: tuple[int, int] = (2, 2)) -> Array:
 class Convolution(nnx.Module):
     """Convolution, norm and ReLU: y = relu(norm(x * k)), with zero-padded cross-correlation *.
 
-    The kernel is initialized for ReLU (He et al. 2015). The center of a kernel of odd size is at
-    cells 0, s, 2s, ... of the map, as in PyTorch with a padding of (size - 1) / 2.
+    The kernel is initialized for ReLU (He et al. 2015). Kernels of odd size are centered at cells
+    0, s, 2s, ... of the map, as in PyTorch with a padding of (size - 1) / 2.
 
     Args:
       inputs, outputs: number of channels.
@@ -178,8 +178,8 @@ class Convolution(nnx.Module):
       norm: "batch" (Ioffe & Szegedy 2015); "group" (Wu & He 2018) with `groups_of` groups, which is
         independent of the other images, for small batches; "none": a bias instead.
       relu: whether ReLU is applied.
-      momentum: of batch norm: weight of the newest batch in the running statistics.
-      dtype: of the computation; parameters are float32.
+      momentum: momentum of batch norm: weight of the newest batch in the running statistics.
+      dtype: dtype of the computation; parameters are float32.
 
     Raises:
       ValueError: the norm is unknown, a number is below 1, or the momentum is out of range.
@@ -212,7 +212,7 @@ class Convolution(nnx.Module):
         Args:
           x: [B, Y, X, inputs].
           valid: bool [B], images included in batch statistics; all if None.
-          training: whether to normalize by statistics of the batch, and to update the running ones.
+          training: whether to normalize by batch statistics and update the running statistics.
 
         Returns:
           [B, ceil(Y / s), ceil(X / s), outputs] in `dtype`.
@@ -255,7 +255,7 @@ def _norm(
 
 
 class Stage(nnx.Module):
-    """Two convolutions, and a map attention or none.
+    """Two convolutions with an optional map attention.
 
     Args:
       inputs, outputs: number of channels.
@@ -296,7 +296,7 @@ class Stage(nnx.Module):
 def apply_map_attention(
     attention: nnx.Module | None, x: Array, *, return_weights: bool, **flags
 ) -> tuple[Array, Array | None]:
-    """Applies a map attention or none: the map, and the attention weights or None."""
+    """Applies an optional map attention; returns the map, and the attention weights or None."""
     if attention is None:
         return x, None
     if return_weights:
@@ -307,10 +307,10 @@ def apply_map_attention(
 def run_stages(
     stages: Iterable[nnx.Module], x: Array, *, name: str = "stage", pool: bool = True, **flags
 ) -> tuple[list[Array], dict[str, Array]]:
-    """Applies stages one after the other.
+    """Applies a sequence of stages.
 
     Args:
-      stages: `Stage` or modules called alike.
+      stages: `Stage` modules, or modules with the same call signature.
       x: [B, Y, X, C], input of the first stage.
       name: prefix of the names of weights.
       pool: whether the map is halved by `max_pool` between stages.

@@ -1,7 +1,7 @@
 """Unidirectional and bidirectional recurrent networks: GRU (Cho et al. 2014; Chung et al. 2014)
 and LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
-B batch, T length, D input size, H state size. At padding the state is held.
+B batch, T length, D input size, H state size. At padding the state does not change.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Recurrent(nnx.Module):
     Args:
       input_size: D.
       state_size: H.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
       unroll: number of steps per iteration of the compiled loop.
 
     Raises:
@@ -151,10 +151,10 @@ class Recurrent(nnx.Module):
           x: [B, T, D].
           valid: bool [B, T], True = a real position; all if None.
           initial_state: leaves [B, H]; zeros if None.
-          reverse: from the last position to the first.
+          reverse: whether to run from the last position to the first.
 
         Returns:
-          Outputs [B, T, H], which at padding are those of the held state, and the final state with
+          Outputs [B, T, H], which at padding repeat the last real output, and the final state with
           leaves [B, H].
 
         Raises:
@@ -169,7 +169,7 @@ class Recurrent(nnx.Module):
             initial_state = self.initial_state(sizes["B"])
         expect_state("initial_state", initial_state, self, sizes)
         kernel, bias = self._recurrent_weights()
-        # One large product outside the loop replaces T small ones inside.
+        # One large product outside the loop replaces T small products inside.
         projected = self.input(jnp.swapaxes(x, 0, 1))
         steps = None if valid is None else jnp.swapaxes(valid, 0, 1)[..., None]
 
@@ -255,7 +255,7 @@ def expect_state(argument: str, state: Any, network: Recurrent, sizes: dict[str,
     """Checks that a state has the structure of the network's and leaves [B, H].
 
     Raises:
-      ValueError: it has not.
+      ValueError: the structure or a shape differs.
     """
     kind = jax.eval_shape(lambda: network.initial_state(1))
     if jax.tree.structure(state) != jax.tree.structure(kind):
@@ -293,8 +293,8 @@ class Bidirectional(nnx.Module):
     def __call__(self, x: Array, *, valid: Array | None = None) -> tuple[Array, Any]:
         """Computes outputs [B, T, 2H] and the final state with leaves [B, 2H].
 
-        Arguments are those of `Recurrent`. The final state is that after the last real position
-        forwards, and after the first one backwards.
+        Arguments are those of `Recurrent`. The final state combines the forward state after the
+        last real position and the backward state after the first position.
         """
         forward, forward_last = self.forward(x, valid=valid)
         backward, backward_last = self.backward(x, valid=valid, reverse=True)

@@ -27,7 +27,7 @@ Array = jax.Array
 
 
 class DecoderState(NamedTuple):
-    """State between steps; each leaf has the leading axis R, so that beams can be reordered.
+    """State between decoding steps; leaves have the leading axis R, so that beams can be reordered.
 
     Attributes:
       cells: recurrent state of each layer.
@@ -50,10 +50,11 @@ class AttentionDecoder(nnx.Module):
         x_t = [E y_{t-1}; c_{t-1}],   s_t = cell_L(... cell_1(x_t, s_{t-1}))
         c_t = align(s_t, h),   logits_t = W_o tanh(W_c [c_t; s_t])
 
-    with c_0 = 0 (input feeding of Luong et al., of the context). With temporal attention it is W_c
-    [c_t; s_t; p_t], where p_t is the attention of s_t to s_1 ... s_{t-1} (Paulus et al. 2018,
-    section 2.2). All layers start from the given state, or, if M differs from D, from
-    tanh(W_i s + b_i), with a W_i for each part of the state of each layer.
+    with c_0 = 0 (the input feeding of Luong et al., with the context vector). With temporal
+    attention, [c_t; s_t; p_t] replaces [c_t; s_t], where p_t is the attention of s_t to s_1 ...
+    s_{t-1} (Paulus et al. 2018, section 2.2). All layers start from the given state or, if M
+    differs from D, from tanh(W_i s + b_i), with a separate W_i for each layer and each part of its
+    state.
 
         state = decoder.prepare(memory, valid, initial)
         decoded = decoding.generate(decoder.step, state, ...)
@@ -62,12 +63,13 @@ class AttentionDecoder(nnx.Module):
       vocabulary: V.
       embedding_size: E.
       state_size: D.
-      memory_size: M, of the encoder's states and its final state.
+      memory_size: M, size of the encoder's states and its final state.
       alignment: an alignment of `attention.registry`, with options if any.
       cell: one of `recurrent.CELLS`.
       num_layers: L.
       temporal_attention: number of heads of the attention to the decoder's past states; 0 for none.
-      dropout_rate: of embedded tokens, between layers, and before the output projection.
+      dropout_rate: dropout rate after the embedding, between layers, and before the output
+        projection.
       embedding: an embedding shared with other modules; a new one if None.
 
     Raises:
@@ -128,10 +130,10 @@ class AttentionDecoder(nnx.Module):
           valid: bool [B, S], True = a real position; all if None.
           initial: final state of the encoder, of the same cell as the decoder's, leaves [B, M];
             zeros if None.
-          max_length: largest number of steps; given with temporal attention only.
+          max_length: maximum number of steps; only with temporal attention.
 
         Raises:
-          ValueError: shapes do not match, or max_length is missing or superfluous.
+          ValueError: shapes do not match, or max_length is missing or not used.
         """
         if (max_length is None) != (self.temporal is None):
             expected = "None without temporal attention" if max_length else "a number of steps"
@@ -139,14 +141,14 @@ class AttentionDecoder(nnx.Module):
         state = self._first(memory, valid, initial)
         if self.temporal is None:
             return state
-        return state._replace(past=self.temporal.init_cache(len(memory), max_length))
+        return state._replace(past=self.temporal.init_cache(memory.shape[0], max_length))
 
     def step(self, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState, dict]:
         """Computes the logits of the next token of each row, for `decoding.generate`.
 
         Args:
           tokens: int [R], the previous tokens.
-          state: of `prepare`, or of the previous step.
+          state: state returned by `prepare`, or by the previous step.
 
         Returns:
           logits float32 [R, V], the next state, and the weights: "alignment", [R, S] or [R, N, S],
@@ -184,7 +186,7 @@ class AttentionDecoder(nnx.Module):
         Raises:
           ValueError: shapes do not match.
         """
-        B, T = len(memory), target_inputs.shape[-1]
+        B, T = memory.shape[0], target_inputs.shape[-1]
         shapes.expect("target_inputs", target_inputs, "B T", {"B": B})
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
         between = None if dropout_key is None else jax.random.split(keys[1], T)
@@ -196,7 +198,7 @@ class AttentionDecoder(nnx.Module):
             cells, context, weights, alignment_state = self._advance(inputs[0], state, inputs[1])
             return (cells, context, alignment_state), (context, self._top(cells), weights)
 
-        # The output layers, which no later step reads, are applied outside the loop.
+        # The output layers are applied outside the loop, because no later step reads their results.
         _, found = jax.lax.scan(step, first[:3], (jnp.swapaxes(words, 0, 1), between))
         contexts, tops, weights = (jnp.swapaxes(leaf, 0, 1) for leaf in found)
         parts = [contexts, tops]
@@ -208,7 +210,7 @@ class AttentionDecoder(nnx.Module):
     def _advance(
         self, word: Array, state: DecoderState, key: Array | None = None
     ) -> tuple[tuple[Any, ...], Array, Array, Any]:
-        """Returns the states of layers, context [R, M], weights and state of the alignment."""
+        """Returns the layer states, the context [R, M], and weights and state of the alignment."""
         x, cells = jnp.concatenate([word, state.context], axis=-1), []
         for layer, (cell, old) in enumerate(zip(self.cells, state.cells, strict=True)):
             if layer and key is not None:
@@ -227,9 +229,9 @@ class AttentionDecoder(nnx.Module):
     def _first(self, memory: Array, valid: Array | None, initial: Any) -> DecoderState:
         """Returns the state before the first step, without a cache."""
         alignment_memory = self.alignment.prepare(memory, valid=valid)
-        context = jnp.zeros((len(memory), self.memory_size), memory.dtype)
+        context = jnp.zeros((memory.shape[0], self.memory_size), memory.dtype)
         alignment_state = self.alignment.initial_state(alignment_memory)
-        cells = self._initial_cells(initial, len(memory))
+        cells = self._initial_cells(initial, memory.shape[0])
         return DecoderState(cells, context, alignment_state, alignment_memory, ())
 
     def _initial_cells(self, initial: Any, B: int) -> tuple[Any, ...]:

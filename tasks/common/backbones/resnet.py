@@ -1,7 +1,7 @@
 """Residual network (He et al. 2016, "Deep Residual Learning") with optional map attention.
 
-B batch, Y X height and width, C channels. Each stage consists of basic blocks and a map attention
-or none; its map has half the height and width of the map before.
+B batch, Y X height and width, C channels. Each stage consists of basic blocks and an optional map
+attention; its map has half the height and width of the previous map.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig(StagesConfig):
-    """Residual network that computes feature maps of several scales.
+    """Config of a residual network that computes feature maps at several scales.
 
     Attributes:
       depths: number of blocks of each stage.
-      norm: of every convolution: "batch", or "group", which is independent of the other images.
+      norm: norm of every convolution, "batch" or "group"; group norm is independent of other
+        images.
       stem: "small", one 3 x 3 convolution, or "imagenet", 7 x 7 with stride 2 and 3 x 3 max pooling
         with stride 2, as in the paper for large images.
-      stem_stride: of the small stem, 1 or 2; that of the other is 4.
+      stem_stride: stem stride of the small stem, 1 or 2; that of the other is 4.
       For the others see `StagesConfig`.
     """
 
@@ -79,7 +80,7 @@ class BasicBlock(nnx.Module):
 
     Args:
       inputs, outputs: number of channels.
-      stride: of the first convolution.
+      stride: stride of the first convolution.
       For the others see `Convolution`.
     """
 
@@ -101,7 +102,7 @@ class BasicBlock(nnx.Module):
 
 
 class ResNetStage(nnx.Module):
-    """Basic blocks, the first one with a stride, and a map attention or none."""
+    """Basic blocks, the first one with a stride, and an optional map attention."""
 
     def __init__(
         self, inputs: int, outputs: int, *, depth: int, stride: int, attention: str, **options
@@ -121,10 +122,10 @@ class ResNetStage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Residual network; returns the maps of all stages.
+    """Residual network that returns the maps of all stages.
 
     Args:
-      config: see `ResNetConfig`.
+      config: config of the network.
       image_channels: number of channels of the images.
     """
 

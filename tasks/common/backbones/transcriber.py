@@ -4,9 +4,9 @@ Chan et al. 2016, "Listen, Attend and Spell"; Kim, Hori & Watanabe 2017, "Joint 
 End-to-End Speech Recognition using Multi-task Learning"; joint one-pass decoding: Watanabe et al.
 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section IV-C.
 
-B batch, S frames, M memory size, T units, U units with the blank, V = U + 2 outputs of a decoder, R
-rows of decoding, N heads, L layers. Unit 0 is the blank of CTC and padding of transcripts. The
-start token and the end token follow the units.
+B batch, S frames, M memory size, T units of a transcript, U number of units including the blank, V
+= U + 2 outputs of a decoder, R rows of decoding, N heads, L layers. Unit 0 is the CTC blank and the
+padding of transcripts. The ids of the start token and the end token follow the units.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tasks.common.backbones.recurrent_decoder import AttentionDecoder
 from tasks.common.backbones.transformer import Decoder, EncoderConfig
 from tasks.common.configs import Config, Fraction, NonNegativeInt, PositiveInt, Rate, one_of
 from tasks.common.decoding import ctc
-from tasks.common.decoding.generate import DecodingConfig, DecodingResult, generate
+from tasks.common.decoding.generate import DecodingConfig, DecodingResult, TokenDecoder
 from tasks.common.losses import smoothed_cross_entropy
 
 Array = jax.Array
@@ -41,23 +41,23 @@ class TranscriberConfig(Config):
 
     Attributes:
       decoder: "recurrent" (Chan et al. 2016), "transformer", or "none" for CTC alone.
-      ctc_weight: weight of CTC in the loss; 1 without a decoder, 0 for no CTC.
+      ctc_weight: weight of the CTC loss; 1 without a decoder, 0 for no CTC.
       decoding_ctc_weight: weight of CTC in the scores of beam search with a decoder.
-      alignment: of a recurrent decoder: an alignment of `attention.registry`, with options if any:
-        "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the control, one fixed
-        vector.
-      cell: of a recurrent decoder, "gru" or "lstm".
-      state_size: of the decoder; the model size of a Transformer.
-      embedding_size: of the units that a recurrent decoder reads.
-      num_layers: of the decoder.
+      alignment: alignment of a recurrent decoder, a name of `attention.registry`, with options if
+        any: "additive", "location_aware", "multi_head(num_heads=4)"; "none" is the control, one
+        fixed vector.
+      cell: cell of a recurrent decoder, "gru" or "lstm".
+      state_size: state size of the decoder; the model size of a Transformer.
+      embedding_size: embedding size of the units that a recurrent decoder reads.
+      num_layers: num layers of the decoder.
       num_heads, feedforward_size: of a Transformer decoder.
       temporal_attention: number of heads of a recurrent decoder's attention to its past; 0 for
         none.
-      dropout_rate: of the decoder.
+      dropout_rate: dropout rate of the decoder.
       label_smoothing: probability of the target spread over all units, in the decoder's loss.
       max_length: largest number of units of a transcript.
-      decoding: method on the test split and in predictions; validation is greedy. Greedy decoding
-        with CTC alone takes the best path.
+      decoding: decoding method for the test split and predictions; validation uses greedy decoding.
+        With CTC alone, greedy decoding takes the best path.
     """
 
     decoder: one_of("recurrent", "transformer", "none") = "recurrent"
@@ -104,7 +104,7 @@ class TranscriberConfig(Config):
             feedforward_size=self.feedforward_size,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.dropout_rate,
-            # One position more for the end token.
+            # One more position for the end token.
             max_length=self.max_length + 1,
         )
 
@@ -122,8 +122,8 @@ class Losses(NamedTuple):
     Attributes:
       decoder: float32 [B], smoothed cross-entropy of the units and the end token; 0 without a
         decoder.
-      ctc: float32 [B]; 0 without CTC, and for examples without a path.
-      num_units: float32 [B], units and the end token: the divisor of the losses.
+      ctc: CTC loss, float32 [B]; 0 without CTC, and for examples without a path.
+      num_units: float32 [B], number of units including the end token, by which losses are divided.
       has_path: bool [B], whether CTC has a path.
     """
 
@@ -134,12 +134,12 @@ class Losses(NamedTuple):
 
 
 class Transcriber(nnx.Module):
-    """Hybrid CTC/attention model: transcribes frames of an encoder.
+    """Hybrid CTC/attention model that transcribes encoded frames.
 
         loss = (1 - λ) · -log P_decoder(units) + λ · -log P_ctc(units)
 
     Args:
-      config: see `TranscriberConfig`.
+      config: config of the model.
       memory_size: M of the frames.
       units: U, including the blank.
     """
@@ -191,8 +191,9 @@ class Transcriber(nnx.Module):
         Args:
           memory: [B, S, M].
           valid: bool [B, S], True = a real frame.
-          final_state: of the encoder, leaves [B, M], of the decoder's cell; None without one.
-          targets: int [B, T], units, PAD after them.
+          final_state: final state of the encoder, leaves [B, M], of the decoder's cell; None
+            without one.
+          targets: units followed by PAD, int [B, T].
           dropout_key: None for evaluation.
           smoothing: whether labels are smoothed.
 
@@ -237,11 +238,11 @@ class Transcriber(nnx.Module):
         decoding: DecodingConfig | None = None,
         return_weights: bool = False,
     ) -> DecodingResult:
-        """Decodes transcripts of at most as many units as real frames, or `max_length`.
+        """Decodes transcripts with at most `max_length` units, and at most one unit per real frame.
 
         Args:
           memory, valid, final_state: as for `__call__`.
-          decoding: replaces that of the config.
+          decoding: decoding method that replaces the config's.
           return_weights: whether `extras` contains the decoder's attention weights of every step,
             "alignment" [B, n_best, T, ..., S].
         """
@@ -251,6 +252,28 @@ class Transcriber(nnx.Module):
         if config.decoder == "none" and greedy:
             return self._best_path(memory, valid)
         joint = config.decoder == "none" or (config.decoding_ctc_weight > 0 and not greedy)
+        found = self.decoding(
+            memory, valid, final_state, joint=joint, return_weights=return_weights
+        )
+        return found.generate(decoding)
+
+    def decoding(
+        self,
+        memory: Array,
+        valid: Array,
+        final_state: Any,
+        *,
+        joint: bool = False,
+        return_weights: bool = False,
+    ) -> TokenDecoder:
+        """Returns the decoder of encoded inputs.
+
+        Args:
+          memory, valid, final_state: as for `__call__`.
+          joint: whether decoder scores are combined with CTC prefix scores.
+          return_weights: whether to return attention weights, see `transcribe`.
+        """
+        config = self.config
         weight = 1.0 if config.decoder == "none" else config.decoding_ctc_weight
         T = min(config.max_length, memory.shape[1]) + 1
         steps_left = jnp.minimum(jnp.sum(valid, axis=1) + 1, T).astype(jnp.int32)
@@ -258,7 +281,7 @@ class Transcriber(nnx.Module):
 
         def step(tokens: Array, state: Any) -> tuple[Array, Any, dict[str, Array]]:
             inner, prefix, steps_left = state
-            scores, extras = jnp.zeros((len(tokens), self.units + 2)), {}
+            scores, extras = jnp.zeros((tokens.shape[0], self.units + 2)), {}
             if config.decoder != "none":
                 logits, inner, weights = self._step(tokens, inner)
                 scores = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -273,11 +296,10 @@ class Transcriber(nnx.Module):
             scores = jnp.where((steps_left <= 1)[:, None] & others, -jnp.inf, scores)
             return scores, (inner, prefix, steps_left - 1), extras
 
-        return generate(
+        return TokenDecoder(
             step,
             (self._begin(memory, valid, final_state, T), prefix, steps_left),
-            config=decoding,
-            batch_size=len(memory),
+            batch_size=memory.shape[0],
             max_length=T,
             start=self.start,
             end=self.end,
@@ -292,7 +314,7 @@ class Transcriber(nnx.Module):
         log_probs = jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
         T = min(self.config.max_length, memory.shape[1]) + 1
         tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=PAD)
-        # An end token, as with a decoder.
+        # An end token is appended, as with a decoder.
         ends = jnp.arange(tokens.shape[1]) == jnp.sum(tokens != PAD, axis=1)[:, None]
         tokens = jnp.where(ends, self.end, tokens)[:, None, :T]
         return DecodingResult(
@@ -327,7 +349,7 @@ class Transcriber(nnx.Module):
 
 
 def _extend_prefix(prefix: ctc.Prefix, tokens: Array, start: int) -> ctc.Prefix:
-    """Appends the last units; rows whose token is no unit stay as they are."""
+    """Appends the last units to the CTC prefixes, except in rows whose token is not a unit."""
     is_unit = (tokens != PAD) & (tokens < start)
     longer = ctc.extend(prefix, jnp.where(is_unit, tokens, PAD + 1))
 

@@ -25,8 +25,9 @@ Array = jax.Array
 
 # (regex on the parameter path, mesh axis of each dimension). Heads and hidden units are split over
 # "tensor" (Shoeybi et al. 2019, Megatron-LM: one all-reduce after `out` and one after `down`), the
-# model dimension over "fsdp". Parameters that match no rule are replicated. Token embeddings are
-# split along D by both axes: lookups need no communication, and any vocabulary size is possible.
+# model dimension over "fsdp". Parameters that match no rule are replicated. Token embeddings are #
+# sharded along D over both axes, so that lookups need no communication and any vocabulary size
+# works.
 SHARDING_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(^|/)(query|key|value)(_global)?/kernel$", ("fsdp", "tensor", None)),
     (r"(^|/)(query|key|value)(_global)?/bias$", ("tensor", None)),
@@ -178,7 +179,7 @@ class Encoder(_Stack):
         return (x, jnp.stack(all_weights)) if return_weights else x
 
     def _layer_options(self, valid: Array | None, lengths: Array | None, T: int) -> dict[str, Any]:
-        """Returns arguments of the layers beside the mask."""
+        """Returns additional arguments of the layers besides the mask."""
         return {}
 
     def init_cache(self, batch_size: int, max_length: int) -> EncoderCache:
@@ -186,7 +187,7 @@ class Encoder(_Stack):
 
         Args:
           batch_size: B.
-          max_length: largest number of positions, including the prompt.
+          max_length: maximum number of positions, including the prompt.
 
         Raises:
           ValueError: a size is below 1, or max_length above that of the config.
@@ -198,13 +199,13 @@ class Encoder(_Stack):
     def decode(
         self, x: Array, cache: EncoderCache, lengths: Array | None = None
     ) -> tuple[Array, EncoderCache]:
-        """Computes the next T positions under a causal mask: of a prompt, then step by step.
+        """Computes the next T positions under a causal mask, for a prompt or step by step.
 
         Equal to `self(x_of_all_positions, mask=masks.causal())` at these positions.
 
         Args:
           x: [B, T, D].
-          cache: of `init_cache`, or of the previous call.
+          cache: cache returned by `init_cache`, or by the previous call.
           lengths: int [B], the number of real positions, which come first; all if None. The others
             are ignored, and the next call continues after the real ones.
 
@@ -213,7 +214,7 @@ class Encoder(_Stack):
           are NaN beyond the capacity of the cache.
 
         Raises:
-          ValueError: shapes do not match, or, outside jit, the capacity of the cache is exceeded.
+          ValueError: shapes do not match, or the capacity of the cache is exceeded outside jit.
         """
         x, _ = self._input(x, cache.length, None)
         layers = []
@@ -310,7 +311,7 @@ class Decoder(_Stack):
 
         Args:
           memory, memory_valid: as for `__call__`.
-          max_length: largest number of positions.
+          max_length: maximum number of positions.
 
         Raises:
           ValueError: shapes do not match, a size is below 1, or max_length exceeds the config.
@@ -334,7 +335,7 @@ class Decoder(_Stack):
 
         Args:
           x: [B, T, D].
-          state: of `init_cache`, or of the previous call.
+          state: state returned by `init_cache`, or by the previous call.
           lengths: as for `Encoder.decode`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Config and layers of Transformers.
+"""Config and layers of Transformer encoders and decoders.
 
 B batch, T length, S length of the memory, D model size, N heads, F feed-forward size.
 """
@@ -34,25 +34,26 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Config):
-    """Layers of a Transformer encoder or decoder.
+    """Config of a Transformer encoder or decoder.
 
     Attributes:
       model_size: D.
       num_layers: L.
       num_heads: N, divides D.
       feedforward_size: F.
-      dropout_rate: after embeddings, attention and feed-forward.
-      attention_dropout_rate: of the attention weights, or of their substitute in the mixer.
+      dropout_rate: dropout rate after embeddings, attention and feed-forward.
+      attention_dropout_rate: dropout rate of the attention weights, or of their
+        substitute in the mixer.
       norm: "pre" (Xiong et al. 2020) or "post" (Vaswani et al. 2017).
       activation: "gelu" (with the error function), "gelu_tanh" (its approximation), "relu", "silu"
         (also called swish) or "swiglu", gated by silu (Shazeer 2020).
       positions: added to the input: "sinusoidal", "sinusoidal(interleaved=False)" with the sines
         before the cosines, or "learned"; inside a mixer that supports it: a spec of
         `attention.positions.POSITIONS` such as "rope", "alibi" or "rope(base=500000)"; or "none".
-      max_length: largest length of the input, also for positions and mixers of any length.
+      max_length: maximum length of the input, even for positions and mixers without a limit.
       mixer: a mixer of `attention.registry`, with options if any: "dot_product",
         "sliding_window(left=8, right=8)", "performer(features=64, kernel=relu)".
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
       normalization: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
       norm_epsilon: added to the variance or the mean square in norms.
       use_bias: whether feed-forward, layer norms and cross-attention have biases. The mixer has
@@ -63,8 +64,8 @@ class EncoderConfig(Config):
         2016). This saves memory and costs time; results are the same.
 
     Class attributes:
-      one_length: whether all inputs have the same length. If not, mixers whose result changes with
-        the length of the padding are rejected.
+      one_length: whether all inputs have the same length. If not, mixers whose result depends on
+        the amount of padding are rejected.
     """
 
     one_length: ClassVar[bool] = False
@@ -95,7 +96,7 @@ class EncoderConfig(Config):
         self.expect("model_size", fits, "an even size for 'sinusoidal' positions")
         if "length_dependent" in self.entry.capabilities and not self.one_length:
             able = sorted({*registry.names("mixer")} - {*mixers_with("length_dependent")})
-            got = f"{self.entry.name!r}, whose result changes with the length of the padding"
+            got = f"{self.entry.name!r}, whose result depends on the amount of padding"
             raise ValueError(f"mixer: got {got}; expected one of {able}")
         registry.check_spec(
             "mixer",
@@ -111,7 +112,7 @@ class EncoderConfig(Config):
         return registry.find("mixer", self.mixer)
 
     def positions_are(self, *names: str) -> bool:
-        """Tests if `positions` is one of these names, with options or without."""
+        """Tests if `positions` is one of these names, with or without options."""
         return self.positions.partition("(")[0].strip() in names
 
     def build_mixer(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -282,9 +283,7 @@ class DecoderLayer(EncoderLayer):
         memory: tuple[Array, Array],
         memory_mask: masks.Mask,
     ) -> tuple[Array, Any, Array]:
-        """Computes the next T positions [B, T, D], the new cache of the mixer and cross-attention
-        weights [B, N, T, S]. The memory is that of `MultiHeadAttention.project_memory`.
-        """
+        """Computes the next T positions, the new mixer cache, and cross-attention weights."""
         attend = functools.partial(self.attention.decode, cache=cache, lengths=lengths)
         x, cache = self._residual(self.attention_norm, attend, x, None)
         read = functools.partial(
@@ -296,7 +295,7 @@ class DecoderLayer(EncoderLayer):
 
 
 def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Callable:
-    """Returns a function of x whose results are the module's output and its weights or None."""
+    """Wraps a module as a function of x that returns its output, and its weights or None."""
 
     def compute(x: Array) -> tuple[Array, Array | None]:
         result = module(x, return_weights=return_weights, **options)
@@ -306,7 +305,7 @@ def with_weights(module: nnx.Module, return_weights: bool, **options: Any) -> Ca
 
 
 def maybe_dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Applies dropout if there is a key."""
+    """Applies dropout if a key is given."""
     return x if key is None else dropout(x, rate, key)
 
 

@@ -1,1 +1,1 @@
-"""Fetching, reading, splitting and batching of data on the host."""
+"""Downloading, reading, splitting and batching of data sets on the host."""

@@ -1,7 +1,7 @@
 """Built-in data sets as TFDS builders, in the array_record format, without TensorFlow.
 
-A `DatasetDefinition` has the features, the sources and a generator of the splits; one builder class
-serves all of them. `load` returns a split with random access.
+A `DatasetDefinition` describes the features, the source files and a generator of the splits; one
+TFDS builder class serves all definitions. `load` returns a split with random access.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class DatasetDefinition:
     """A built-in data set.
 
     Attributes:
-      name: in lower case with underscores; also the folder under data_dir.
-      version: "major.minor.patch"; raised whenever the examples change.
-      features: returns the TFDS features of an example by name; a function because importing TFDS
-        is slow.
-      sources: the files that the generator reads.
-      generate: generate(files) -> {split: examples in their final order}; `files` are the paths
-        of the sources by name.
-      counts: expected number of examples by split; a deviation stops the preparation.
-      description: content of the data set and rule of its splits.
-      license: of the data.
+      name: lower-case name with underscores; also the name of the folder under data_dir.
+      version: "major.minor.patch"; incremented whenever the examples change.
+      features: function that returns the TFDS features of an example by name; not a value, because
+        importing TFDS is slow.
+      sources: downloaded files that the generator reads.
+      generate: function generate(files) -> {split: examples in final order}, where `files` maps
+        source names to paths.
+      counts: expected number of examples by split; any other number is an error.
+      description: content of the data set and definition of its splits.
+      license: license of the data.
     """
 
     name: str
@@ -55,27 +55,38 @@ class DatasetDefinition:
     description: str = ""
     license: str = ""
 
+    def __post_init__(self):
+        _definitions[self.name] = self
+
+
+_definitions: dict[str, DatasetDefinition] = {}
+
+
+def definition_of(name: str) -> DatasetDefinition | None:
+    """Returns the built-in data set of a name, if a module that defines it was imported."""
+    return _definitions.get(name)
+
 
 def folder_of(definition: DatasetDefinition, paths: Paths) -> Path:
-    """Returns the folder of the prepared data set."""
+    """Returns the folder of a prepared data set."""
     return paths.data_dir / definition.name / definition.version
 
 
 def is_prepared(definition: DatasetDefinition, paths: Paths) -> bool:
-    """Returns whether data_dir has the prepared data set, complete and undamaged.
+    """Returns True if data_dir contains the complete, undamaged prepared data set.
 
     Raises:
-      UserError: it is prepared in a format without random access.
+      UserError: the data set is prepared in a format without random access.
     """
     folder = folder_of(definition, paths)
     return folder.is_dir() and find_damage(folder) is None
 
 
 def find_damage(folder: Path) -> str | None:
-    """Returns a description of the damage of a prepared folder, or None.
+    """Returns a description of the damage to a prepared folder, or None if it is undamaged.
 
     Raises:
-      UserError: the folder is prepared in another format than array_record.
+      UserError: the folder is prepared in a format other than array_record.
     """
     from array_record.python import array_record_module
 
@@ -87,8 +98,8 @@ def find_damage(folder: Path) -> str | None:
         return "dataset_info.json or features.json is missing or damaged"
     if (got := info.get("fileFormat", "tfrecord")) != FILE_FORMAT:
         raise UserError(
-            f"{folder} is prepared as {got}, which has no random access; remove that folder, or "
-            f"set another --data_dir, and prepare it as {FILE_FORMAT}"
+            f"{folder} is prepared as {got}, which has no random access; remove that folder or "
+            f"set another --data_dir, then prepare the data set as {FILE_FORMAT}"
         )
     for split in splits:
         lengths = [int(length) for length in split["shardLengths"]]
@@ -98,17 +109,17 @@ def find_damage(folder: Path) -> str | None:
                 reader = array_record_module.ArrayRecordReader(str(folder / name))
                 records = reader.num_records()
                 reader.close()
-            except Exception as error:  # the reader raises RuntimeError, ValueError and others
+            except Exception as error:  # such as RuntimeError and ValueError
                 return f"{name} cannot be read ({short(error)})"
             if records != length:
-                return f"{name} has {records} of {length} examples"
+                return f"{name} has {records} examples, expected {length}"
     return None
 
 
 def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False) -> None:
-    """Prepares a data set in data_dir unless it is prepared already.
+    """Prepares a data set in data_dir, unless that has been done already.
 
-    An incomplete folder is prepared again. A lock excludes other processes.
+    An incomplete folder is prepared again. A lock keeps other processes from doing the same.
 
     Raises:
       UserError: a source cannot be obtained, data_dir cannot be written, or the data set is
@@ -136,7 +147,7 @@ def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False)
                 shutil.rmtree(folder)
                 raise RuntimeError(
                     f"{definition.name}: split {split!r} has {counts.get(split)} examples, "
-                    f"the definition says {expected}"
+                    f"expected {expected} according to the definition"
                 )
         seconds = time.monotonic() - start
         _say(quiet, f" {sum(counts.values()):,} examples in {seconds:.1f} s\n")
@@ -145,21 +156,21 @@ def prepare(definition: DatasetDefinition, paths: Paths, *, quiet: bool = False)
 def load(definition: DatasetDefinition, split: str, paths: Paths) -> Sequence[Mapping[str, Any]]:
     """Returns a split with random access: `len(s)`, `s[i]`, `s.__getitems__(indices)`.
 
-    Text features are bytes. The data set is prepared first if necessary.
+    Text features are bytes. If necessary, the data set is prepared first.
 
     Raises:
       UserError: see `prepare`.
-      KeyError: the data set has no such split.
+      KeyError: the data set does not have this split.
     """
     prepare(definition, paths)
     return open_folder(folder_of(definition, paths), split)
 
 
 def open_folder(folder: Path, split: str) -> Sequence[Mapping[str, Any]]:
-    """Returns a split of a prepared folder, described by the folder's own metadata.
+    """Returns a split of a prepared folder, using the metadata stored in the folder.
 
     Raises:
-      KeyError: the data set has no such split.
+      KeyError: the data set does not have this split.
     """
     import tensorflow_datasets as tfds
 
@@ -196,7 +207,7 @@ def _builder(definition: DatasetDefinition, paths: Paths, files: Mapping[str, Pa
             }
 
         def _generate_examples(self) -> None:
-            raise NotImplementedError("_split_generators returns the generators")
+            raise NotImplementedError("the generators were already returned by _split_generators")
 
     return Builder(data_dir=str(paths.data_dir), file_format=FILE_FORMAT)
 
@@ -205,7 +216,7 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints lines about unknown sizes
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about unknown sizes
         builder.download_and_prepare(
             download_dir=str(paths.downloads),
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -213,13 +224,13 @@ def _download_and_prepare(builder: Any, paths: Paths) -> None:
 
 
 def _lock(folder: Path, paths: Paths) -> filelock.FileLock:
-    """Returns a lock with which one process prepares a data set while others wait."""
+    """Returns a lock that lets one process prepare a data set while others wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
     except OSError as error:
         raise UserError(
-            f"cannot write to {paths.data_dir} ({short(error)}); set another folder by "
-            "--data_dir or ATTENTION_DATA_DIR"
+            f"cannot write to {paths.data_dir} ({short(error)}); set another directory with "
+            f"--data_dir or ATTENTION_DATA_DIR"
         ) from error
     return filelock.FileLock(folder / ".lock")

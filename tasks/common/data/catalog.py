@@ -1,7 +1,8 @@
-"""Data sets of the TFDS catalog, by `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
+"""Data sets of the TFDS catalog, named `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`.
 
-They have to be prepared in data_dir as array_record, the only format that TFDS reads without
-TensorFlow. They are not prepared here, because without network that takes minutes to fail.
+A data set must already be prepared in data_dir as array_record, the only format that TFDS reads
+without TensorFlow. It is not prepared automatically, because without a network connection TFDS
+takes minutes to fail.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsCatalog:
-    """A prepared data set of the catalog: its splits, features and random access.
+    """A prepared data set of the TFDS catalog: its splits, its features and random access.
 
     Args:
-      name: `tfds:NAME`, with or without /CONFIG and :VERSION.
-      paths: data_dir is searched.
+      name: `tfds:NAME`, optionally with /CONFIG and :VERSION.
+      paths: directories; data_dir is searched.
 
     Raises:
-      UserError: unknown name, not prepared (with the command that prepares it), prepared in a
-        format without random access, or damaged.
+      UserError: the name is unknown; or the data set is not prepared (the message contains the
+        command to prepare it), is prepared in a format without random access, or is damaged.
     """
 
     def __init__(self, name: str, paths: Paths):
@@ -41,14 +42,14 @@ class TfdsCatalog:
         self.folder = find(name, paths)
         if (damage := builders.find_damage(self.folder)) is not None:
             raise UserError(
-                f"{name}: {self.folder} is damaged: {damage}; remove that folder and prepare it "
-                f"again: {command(name, paths)}"
+                f"{name}: {self.folder} is damaged: {damage}; remove that folder and prepare "
+                f"the data set again: {command(name, paths)}"
             )
         self._builder = tfds.builder_from_directory(str(self.folder))
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """The TFDS features of an example, by name."""
+        """TFDS features of an example by name."""
         return self._builder.info.features
 
     @property
@@ -60,7 +61,7 @@ class TfdsCatalog:
         """Returns a split with random access.
 
         Raises:
-          UserError: no such split; the message lists the existing ones.
+          UserError: the split does not exist; the message lists the existing splits.
         """
         if split not in self.splits:
             raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
@@ -68,7 +69,7 @@ class TfdsCatalog:
 
 
 def is_prepared(name: str, paths: Paths) -> bool:
-    """Returns whether data_dir has the data set, undamaged and with random access."""
+    """Returns True if data_dir contains the data set, undamaged and with random access."""
     try:
         return builders.find_damage(find(name, paths)) is None
     except UserError:
@@ -76,7 +77,7 @@ def is_prepared(name: str, paths: Paths) -> bool:
 
 
 def command(name: str, paths: Paths) -> str:
-    """Returns the one-line command that prepares a data set of the catalog."""
+    """Returns a shell command that prepares a data set of the catalog."""
     bare = name.removeprefix(PREFIX)
     return (
         'python -c "import tensorflow_datasets as tfds; '
@@ -86,10 +87,10 @@ def command(name: str, paths: Paths) -> str:
 
 
 def find(name: str, paths: Paths) -> Path:
-    """Returns the folder of a prepared data set, of the newest version unless the name has one.
+    """Returns the folder of a prepared data set; by default that of the newest version.
 
     Raises:
-      UserError: the name is malformed, unknown or ambiguous, or nothing is prepared.
+      UserError: the name is malformed, unknown or ambiguous, or the data set is not prepared.
     """
     match = _NAME.fullmatch(name.removeprefix(PREFIX))
     if not match:
@@ -104,8 +105,8 @@ def find(name: str, paths: Paths) -> Path:
         configs = sorted(folder.name for folder in root.iterdir() if _versions(folder))
         if len(configs) > 1:
             raise UserError(
-                f"{name} has several configs in {root}; use one, such as {PREFIX}{match['name']}/"
-                f"{configs[0]} (of {', '.join(configs)})"
+                f"{name} has several configs in {root}; name one of them, such as "
+                f"{PREFIX}{match['name']}/{configs[0]} (of {', '.join(configs)})"
             )
         if configs:
             root = root / configs[0]
@@ -127,7 +128,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _known(given: str, name: str) -> None:
-    """Raises unless the catalog of the installed TFDS has the name."""
+    """Raises unless the catalog of the installed TFDS version contains the name."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)

@@ -1,4 +1,4 @@
-"""Cells of tables: text and class names, and their form in messages."""
+"""Table cells: conversion to texts and class names, and their display in messages."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
 def text_value(value: Any, where: str, column: str) -> str:
-    """Returns a text cell.
+    """Returns the text of a table cell.
 
     Raises:
-      UserError: a JSON value that is not a string.
+      UserError: the cell is a JSON value but not a string, or has half of a surrogate pair.
     """
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} is {to_json(value)}, expected a text")
-    # A JSON escape can give half of a UTF-16 pair, which no encoding can write.
+    # A JSON escape can give half of a UTF-16 surrogate pair, which cannot be encoded.
     if not value.isascii() and (half := _SURROGATE.search(value)):
-        raise UserError(f"{where}: {column!r} has {half[0]!a}, which is no character")
+        raise UserError(f"{where}: {column!r} has {half[0]!a}, which is not a character")
     return value
 
 
 def label_value(value: Any, where: str, column: str) -> str:
-    """Returns a class name. Numbers and Booleans are names too; 1 and 1.0 are the same name.
+    """Returns the class name in a table cell; numbers and booleans are names, and 1 equals 1.0.
 
     Raises:
-      UserError: the value is empty, not a number (NaN), or a list or an object.
+      UserError: the value is empty, NaN, a list or an object.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -55,17 +55,17 @@ def label_value(value: Any, where: str, column: str) -> str:
 
 
 def quote(cell: str) -> str:
-    """Returns a cell in quotes for messages; a long one is shortened."""
+    """Quotes a cell for messages; a long cell is shortened."""
     return repr(_shorten(cell, 60))
 
 
 def to_json(value: Any) -> str:
-    """Returns a JSON value for messages; a long one is shortened."""
+    """Formats a JSON value for messages; a long value is shortened."""
     return _shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
 def join_names(names: Sequence[str], most: int = 20) -> str:
-    """Returns names for messages; long names and long lists are shortened."""
+    """Joins names for messages; long names and long lists are shortened."""
     return ", ".join(_shorten(name, 40) for name in names[:most]) + ", ..." * (len(names) > most)
 
 

@@ -1,9 +1,9 @@
-"""Dates and times as people and programs write them: one cell of text to one moment.
+"""Parser of dates and times in common notations: one cell of text gives one moment.
 
 Calendar dates (`2024-12-31`, `2024/12/31`, `31.12.2024`, `12/31/2024`), months, quarters and ISO
 weeks (`2024-12`, `2024-Q4`, `2024-W52`), English month names (`Dec 31, 2024`), each with or without
-a time of day and a UTC offset. Whether `01.02.2024` begins with the day or the month is a matter of
-the whole column: see `tasks.common.data.timestamps`.
+a time of day and a UTC offset. Whether `01.02.2024` begins with the day or the month is decided for
+the complete column, see `tasks.common.data.timestamps`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import datetime
 import re
 from typing import NamedTuple
 
-# Marks a date that a reading does not allow, and a moment without a UTC offset.
+# Marks a date that is invalid in one of the two orders, and a moment without a UTC offset.
 NO_DATE = -(2**63)
 NO_OFFSET = -(2**31)
-# Seconds east of UTC. Names that several countries use for different offsets are not among them.
+# Seconds east of UTC. Names that stand for different offsets in different countries are missing.
 ZONES = {
     **dict.fromkeys(("Z", "UTC", "GMT", "WET"), 0),
     **dict.fromkeys(("CET", "MEZ", "WEST"), 3600),
@@ -26,7 +26,7 @@ ZONES = {
     **{"AEST": 36000, "AEDT": 39600, "NZST": 43200, "NZDT": 46800},
 }
 ISO, NAMED, QUARTER = "ISO 8601", "dates with month names", "quarters"
-# Dates of this notation have two readings.
+# Dates in this notation can be read with the day or the month first.
 DAY_AND_MONTH = "dates as 31{0}12{0}2024 or 12{0}31{0}2024"
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 _DAY = 86_400_000_000
@@ -72,7 +72,7 @@ def _pattern(whole: str) -> re.Pattern[str]:
 
 
 def _patterns(date: str) -> tuple[re.Pattern[str], ...]:
-    # A group may occur once in a pattern, so that the two clocks are two patterns.
+    # A named group may occur only once in a pattern, hence separate patterns for the two clocks.
     return (
         _pattern(rf"{date}(?:(?:T|\s*,\s*|\s+){_CLOCK}{_ZONE})?"),
         _pattern(rf"{date}T{_COMPACT_CLOCK}{_ZONE}"),
@@ -95,7 +95,7 @@ _FORMS = (
     *_patterns(rf"{_WEEKDAY}{_MONTH}[-/ ]\s?(?P<day>\d\d?)(?:st|nd|rd|th)?,?\s?(?P<year>\d{{4}})"),
     *_patterns(rf"(?P<year>\d{{4}})[-/ ]{_MONTH}[-/ ](?P<day>\d\d?)"),
     _pattern(rf"{_MONTH}[-/, ]\s?(?P<year>\d{{4}})"),
-    # As the C library's `ctime`, with or without an offset before the year.
+    # The format of the C function `ctime`, optionally with an offset before the year.
     _pattern(rf"{_WEEKDAY}{_MONTH}\s+(?P<day>\d\d?)\s+{_CLOCK}{_ZONE}\s+(?P<year>\d{{4}})"),
 )
 _SHORT_YEAR = re.compile(
@@ -107,12 +107,11 @@ class Moment(NamedTuple):
     """A date or time.
 
     Attributes:
-      notation: how it is written; one column has one notation.
-      day_first: microseconds from 1970 to the time as written, in its own time zone; read with the
-        day before the month if both stand there as numbers before a year. `NO_DATE` if there is no
-        such date.
-      month_first: likewise, read with the month before the day.
-      offset: seconds east of UTC; `NO_OFFSET` if none is written.
+      notation: description of the notation; all cells of a column must have the same one.
+      day_first: microseconds since 1970 of the local time as written; an ambiguous date is read
+        with the day before the month. `NO_DATE` if that date does not exist.
+      month_first: as `day_first`, but with the month before the day.
+      offset: UTC offset in seconds east; `NO_OFFSET` if the text has none.
     """
 
     notation: str
@@ -122,15 +121,15 @@ class Moment(NamedTuple):
 
 
 def parse(text: str) -> Moment:
-    """Reads one date or time.
+    """Parses one date or time.
 
     Raises:
-      ValueError: it is not written in any of these notations, or there is no such moment; the
-        message says what to do, or is empty.
+      ValueError: the text has none of these notations, or the date or time does not exist; the
+        message is the remedy, or empty.
     """
     text = text.strip()
     if text[4:5] == "-" and text.isascii():
-        # Most files are written so, and this is 20 times as fast.
+        # Most files use this format, for which `fromisoformat` is 20 times as fast.
         try:
             return _of_datetime(datetime.datetime.fromisoformat(text))
         except ValueError:
@@ -171,7 +170,7 @@ def _moment(found: dict[str, str | None]) -> Moment:
             for day, month in ((left, found["later"]), (found["later"], left))
         )
         if first == last == NO_DATE:
-            raise ValueError("there is no such date")
+            raise ValueError("the date does not exist")
     else:
         first = last = _days(year, int(found["month"]), int(get("day") or 1)) * _DAY + time
         notation = ISO if mark in (None, "-") else f"dates as 2024{mark}12{mark}31"
@@ -182,7 +181,7 @@ def _days(year: int, month: int, day: int) -> int:
     try:
         return datetime.date(year, month, day).toordinal() - _EPOCH
     except ValueError:
-        raise ValueError("there is no such date") from None
+        raise ValueError("the date does not exist") from None
 
 
 def _allowed(year: int, month: int, day: int, time: int) -> int:
@@ -193,7 +192,7 @@ def _allowed(year: int, month: int, day: int, time: int) -> int:
 
 
 def _time(found: dict[str, str | None]) -> int:
-    """Microseconds since midnight; what is finer is cut off."""
+    """Returns microseconds since midnight; finer fractions are truncated."""
     if not found.get("hour"):
         return 0
     hour, minute = int(found["hour"]), int(found.get("minute") or 0)
@@ -201,11 +200,11 @@ def _time(found: dict[str, str | None]) -> int:
     micro = int((found.get("fraction") or "")[:6].ljust(6, "0"))
     if half := found.get("half"):
         if not 1 <= hour <= 12:
-            raise ValueError("there is no such time of day")
+            raise ValueError("the time of day does not exist")
         hour = hour % 12 + 12 * (half.lower() == "p")
     midnight = hour == 24 and not (minute or second or micro)
     if (hour > 23 and not midnight) or minute > 59 or second > 59:
-        raise ValueError("there is no such time of day")
+        raise ValueError("the time of day does not exist")
     return ((hour * 60 + minute) * 60 + second) * 1_000_000 + micro
 
 
@@ -220,6 +219,6 @@ def _offset(found: dict[str, str | None]) -> int:
         return NO_OFFSET
     hours, minutes = int(found["east"]), int(found["minutes"] or 0)
     if hours > 23 or minutes > 59:
-        raise ValueError("there is no such UTC offset")
+        raise ValueError("the UTC offset does not exist")
     east = (hours * 60 + minutes) * 60 + int(found["odd"] or 0)
     return east if found["sign"] == "+" else -east

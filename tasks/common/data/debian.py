@@ -1,4 +1,4 @@
-"""Files in Debian packages, which are `ar` archives with a tar archive inside."""
+"""Reading of files in Debian packages, which are `ar` archives that contain a tar archive."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 
 
 def member_of(package: bytes, path: str) -> bytes:
-    """Returns the content of a file of a package.
+    """Returns the content of one file in a package.
 
     Args:
-      package: content of the archive.
-      path: within the package, such as `./usr/share/...`.
+      package: bytes of the package.
+      path: path of the file in the package, such as `./usr/share/...`.
 
     Raises:
-      ValueError: the package has no data.
-      KeyError: no such file.
+      ValueError: the package contains no data archive.
+      KeyError: the package does not contain the file.
     """
     with tarfile.open(fileobj=io.BytesIO(_data(package))) as files:
         return files.extractfile(path).read()
 
 
 def members(package: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yields path and content of each file of a package; raises ValueError like `member_of`."""
+    """Yields (path, content) of each file in a package; raises ValueError like `member_of`."""
     with tarfile.open(fileobj=io.BytesIO(_data(package))) as files:
         for member in files:
             if member.isfile():
@@ -38,4 +38,4 @@ def _data(package: bytes) -> bytes:
         if header.startswith(b"data.tar"):
             return package[start : start + size]
         offset = start + size + size % 2
-    raise ValueError("no data in the package")
+    raise ValueError("the package contains no data archive")

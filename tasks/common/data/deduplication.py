@@ -1,7 +1,7 @@
 """Hashes of texts for splits, and near-duplicates across splits.
 
-A split by a hash of the text puts equal texts into one split and does not change when rows are
-added. Near-duplicates (mass mails, quoted news) have to be grouped first.
+Splitting by a hash of the text puts equal texts into the same split and is stable when rows are
+added. Near-duplicates (mass mails, quoted news) must be grouped first.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ SIMILARITY = 0.7
 
 
 def normalize_text(text: str, unicode: bool = False) -> str:
-    """Folds case, replaces each run of non-alphanumeric characters by a space, and strips.
+    """Folds case and replaces all characters but letters and digits by single spaces.
 
     Args:
-      text: any.
-      unicode: alphanumeric characters are those of Unicode; otherwise a-z and 0-9 alone, as in the
-        splits of the built-in English data sets.
+      text: text to normalize. Each run of non-alphanumeric characters becomes one space; spaces at
+        the ends are removed.
+      unicode: whether to keep all alphanumeric characters of Unicode, or only a-z and 0-9, as for
+        the splits of the built-in English data sets.
     """
     pattern = _NOT_WORD if unicode else _NOT_ALPHANUMERIC
     return pattern.sub(" ", text.lower()).strip()
 
 
 def text_hash(text: str, unicode: bool = False) -> int:
-    """Returns the MD5 of `normalize_text(text)` as an integer, by which splits are made.
+    """Returns the MD5 of `normalize_text(text)` as an integer, which determines the split.
 
-    With `unicode`, a text without words (emoji or punctuation alone) is stripped and hashed as it
-    is. Without `unicode`, all such texts have the same hash.
+    With `unicode`, a text without letters and digits, such as emoji, is hashed as it is except for
+    surrounding spaces. Without `unicode`, all such texts have the same hash.
     """
     normal = normalize_text(text, unicode) or (text.strip() if unicode else "")
     data = normal.encode("utf-8", "surrogatepass")
@@ -48,13 +49,14 @@ def duplicate_group_hashes(
 ) -> list[int]:
     """Returns for each text the smallest `text_hash` of its group of near-duplicates.
 
-    Groups are the connected components under a cosine of at least `similarity` between TF-IDF
-    vectors. Term frequencies are sublinear, so that a word repeated many times does not dominate.
+    Two texts are connected if the cosine of their TF-IDF vectors is at least `similarity`; groups
+    are the connected components. Term frequencies are scaled logarithmically, so that a word
+    repeated many times does not dominate.
 
     Args:
-      texts: of all future splits.
-      similarity: the cosine.
-      min_count: number of texts that must contain a word for it to count.
+      texts: texts of all future splits.
+      similarity: minimum cosine of near-duplicates.
+      min_count: minimum number of texts that contain a word; rarer words are ignored.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -78,16 +80,17 @@ def duplicate_group_hashes(
 def near_duplicates(
     train: Sequence[str], test: Sequence[str], similarity: float = SIMILARITY, ngrams: int = 1
 ) -> np.ndarray:
-    """Finds test texts with a near-duplicate in train.
+    """Finds test texts that have a near-duplicate in the training split.
 
     Args:
-      train: texts, on which the inverse document frequencies are computed.
-      test: texts.
+      train: training texts, from which the inverse document frequencies are computed.
+      test: test texts.
       similarity: minimum TF-IDF cosine of near-duplicates.
-      ngrams: word n-grams of orders 1 to this one; 2 keeps long texts of one topic apart.
+      ngrams: maximum order of the word n-grams; 2 distinguishes long texts on the same topic.
 
     Returns:
-      bool [len(test)]: equal after `normalize_text`, or a TF-IDF cosine of at least `similarity`.
+      bool [len(test)]: True for texts that equal a training text after `normalize_text`, or whose
+      TF-IDF cosine with one is at least `similarity`.
     """
     others, mine = _vectors(train, test, ngram_range=(1, ngrams))
     known = {normalize_text(text) for text in train}
@@ -111,7 +114,7 @@ def _vectors(fitted: Sequence[str], others: Sequence[str], **settings):
 
 
 def _products(left, right) -> Iterator[tuple[int, object]]:
-    """Yields the first row of a block of `left` and its sparse cosines with all of `right`."""
+    """Yields, for blocks of `left`, the index of the first row and sparse cosines with `right`."""
     transposed = right.T.tocsr()
     for start in range(0, left.shape[0], _ROWS):
         yield start, (left[start : start + _ROWS] @ transposed).tocoo()

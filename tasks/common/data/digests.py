@@ -1,4 +1,4 @@
-"""Hashes of data: of parts, to detect changes, and of examples, to pair results."""
+"""Hashes of parts of data sets, to detect changes, and of examples, to pair results."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _HALF = 16
 
 
 def code(value: Any) -> bytes:
-    """Returns a hash of 16 bytes of a value, which is the same in every process.
+    """Returns a 16-byte hash of a value that is the same in every process.
 
     Args:
-      value: an array, a string, bytes, a number, None, a dataclass, or a sequence or mapping of
-        these.
+      value: array, string, bytes, number, None or dataclass, or a sequence or mapping of such
+        values.
     """
     return _update(hashlib.sha256(), value).digest()[:16]
 
 
 def _update(digest: Any, value: Any) -> Any:
-    # Kind and length precede each value, so that values cut in different places differ.
+    # Type and length precede each value, so that ("ab", "c") and ("a", "bc") differ.
     if isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"a{value.dtype.str}{value.shape}".encode())
-        # As bytes, because hashes do not accept arrays of time stamps.
+        # Converted to bytes, because hashlib does not accept datetime64 arrays.
         digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, str | bytes):
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
@@ -44,18 +44,21 @@ def _update(digest: Any, value: Any) -> Any:
     elif isinstance(value, float | np.floating):
         digest.update(f"f{float(value)!r};".encode())
     elif value is None or isinstance(value, bool | int | np.generic):
-        # str, because repr of NumPy scalars differs between versions.
+        # str instead of repr, because the repr of NumPy scalars differs between versions.
         digest.update(f"n{value!s};".encode())
     else:
-        raise TypeError(f"value: got {type(value).__name__}, expected data")
+        raise TypeError(
+            f"value: got {type(value).__name__}, expected an array, a string, "
+            f"bytes, a number, None, a dataclass, a sequence or a mapping"
+        )
     return digest
 
 
 def of_rows(rows: Iterable[Any]) -> str:
-    """Returns a hash of rows in their order, followed by one that ignores the order.
+    """Returns a hash of ordered rows, followed by a hash that ignores the order.
 
     Args:
-      rows: each a value for `code`.
+      rows: values accepted by `code`.
     """
     codes = [code(row) for row in rows]
     ordered, unordered = (
@@ -65,15 +68,15 @@ def of_rows(rows: Iterable[Any]) -> str:
 
 
 def joined(parts: Mapping[str, str]) -> str:
-    """Returns one hash of named parts."""
+    """Combines the hashes of named parts into one hash."""
     return code(dict(parts)).hex()
 
 
 def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns the names of parts that differ, with '(order)' if only their order of rows differs.
+    """Returns the names of parts that differ, with '(order)' if only the order of rows differs.
 
     Args:
-      saved, now: hashes of `of_rows` by name.
+      saved, now: hashes returned by `of_rows`, by name.
     """
     found = []
     for name in {**saved, **now}:
@@ -85,6 +88,6 @@ def differing(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def ids(*columns: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Returns an id of each row, uint64 [n]: a hash of its values in the columns of n values."""
+    """Returns row ids, uint64 [n]: hashes of the values of each row in columns of length n."""
     rows = [code(row)[:8] for row in zip(*columns, strict=True)]
     return np.frombuffer(b"".join(rows), "<u8").astype(np.uint64)

@@ -1,6 +1,7 @@
 """Download sources of public data: pinned URLs and packages from pip, npm and apt.
 
-Each fetch has a time limit, for packages through the client's own options and an outer clock.
+Each download has a time limit. Package clients are limited by their own options and by an outer
+timeout.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 Extract = Callable[[Path, Path], None]
-"""extract(fetched, output): writes the file of a source to `output`."""
+"""extract(fetched, output): extracts the file of a source from a downloaded file to `output`."""
 
 _CHUNK = 1 << 20
 _CONNECT_SECONDS = 5.0
@@ -30,13 +31,14 @@ _SECONDS = 60.0
 
 
 class FetchError(Exception):
-    """A fetcher did not get its file; the message gives the reason in a few words."""
+    """A download failed; the message is a short reason."""
 
 
 class Fetcher(Protocol):
-    """A download source. `extract` turns the downloaded file into that of the data source.
+    """A download source; `extract` converts the downloaded file to the file of a `Source`.
 
-    Several data sources may come from the same `archive`, which is therefore cached by its name.
+    Several sources may come from the same archive, which is therefore cached under the name
+    `archive`.
     """
 
     extract: Extract | None
@@ -48,7 +50,7 @@ class Fetcher(Protocol):
     def archive(self) -> str | None: ...
 
     def fetch(self, folder: Path) -> Path:
-        """Downloads the file into `folder` and returns its path. Raises FetchError."""
+        """Downloads the file into `folder` and returns its path; raises FetchError on failure."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class UrlFetcher:
         return self.url
 
     def fetch(self, folder: Path) -> Path:
-        """Downloads the file, see `Fetcher.fetch`."""
+        """Downloads the file within the time limit; see `Fetcher.fetch`."""
         target = folder / (self.url.rstrip("/").rsplit("/", 1)[-1] or "file")
-        # A daemon thread, because a host name lookup takes no timeout and a slow server may never
-        # finish. The caller leaves at the deadline.
+        # A daemon thread is used because host name lookup has no timeout and a slow server may
+        # never # finish. The caller stops waiting at the deadline.
         failure: list[str] = []
         connected = threading.Event()
         stop = threading.Event()
@@ -83,8 +85,8 @@ class UrlFetcher:
                         while (block := response.read(_CHUNK)) and not stop.is_set():
                             got += file.write(block)
                     if expected is not None and got != int(expected):
-                        failure.append(f"broke off after {got} of {expected} bytes")
-            except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+                        failure.append(f"connection closed after {got} of {expected} bytes")
+            except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", None) or error
                 failure.append("timed out" if isinstance(reason, TimeoutError) else short(reason))
             finally:
@@ -99,7 +101,7 @@ class UrlFetcher:
         worker.join(max(0.0, start + self.seconds - time.monotonic()))
         if worker.is_alive():
             stop.set()
-            raise FetchError(f"not complete after {self.seconds:.0f} s")
+            raise FetchError(f"not finished after {self.seconds:.0f} s")
         if failure:
             raise FetchError(failure[0])
         return target
@@ -107,7 +109,7 @@ class UrlFetcher:
 
 @dataclass(frozen=True)
 class _Package:
-    """A package that the client of its registry downloads."""
+    """A package that is downloaded by the client program of its registry."""
 
     package: str
     version: str
@@ -116,18 +118,18 @@ class _Package:
     seconds: float = _SECONDS
 
     def fetch(self, folder: Path) -> Path:
-        """Downloads the archive, see `Fetcher.fetch`."""
+        """Downloads the package archive; see `Fetcher.fetch`."""
         _run_client(self._commands(folder), folder, self.seconds)
         return _only_file(folder, self.archive)
 
     def _commands(self, folder: Path) -> list[list[str]]:
-        """Returns the commands to try in order."""
+        """Returns the download commands in the order in which they are tried."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class PipPackage(_Package):
-    """A wheel, or with `sdist` a source distribution, that pip downloads."""
+    """A wheel, or a source distribution if `sdist` is set, that is downloaded by pip."""
 
     sdist: bool = False
 
@@ -153,7 +155,7 @@ class PipPackage(_Package):
 
 @dataclass(frozen=True)
 class NpmPackage(_Package):
-    """A package that `npm pack` downloads."""
+    """A package that is downloaded by `npm pack`."""
 
     @property
     def title(self) -> str:
@@ -170,7 +172,7 @@ class NpmPackage(_Package):
 
 @dataclass(frozen=True)
 class AptPackage(_Package):
-    """A Debian package that `apt-get download` fetches."""
+    """A Debian package that is downloaded by `apt-get download`."""
 
     @property
     def title(self) -> str:
@@ -187,7 +189,7 @@ class AptPackage(_Package):
 
 
 def zip_member(path: str) -> Extract:
-    """Returns an `Extract` that takes one file out of a wheel or another zip archive."""
+    """Returns an `Extract` function for one file of a wheel or another zip archive."""
 
     def extract(fetched: Path, output: Path) -> None:
         with zipfile.ZipFile(fetched) as archive:
@@ -197,7 +199,7 @@ def zip_member(path: str) -> Extract:
 
 
 def short(error: object) -> str:
-    """Returns the last line of a message, in which pip and others give the reason."""
+    """Returns the last line of a message, where pip and other clients give the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160]
 
@@ -210,7 +212,7 @@ def _client(name: str) -> str:
 
 
 def _pip() -> list[str]:
-    """Returns the command of pip in this environment, or on the path, as uv installs none."""
+    """Returns the pip command of this environment, or of PATH because uv installs no pip."""
     if util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     for name in ("pip3", "pip"):
@@ -222,9 +224,10 @@ def _pip() -> list[str]:
 
 
 def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None:
-    """Runs the commands until one succeeds, all within `seconds`.
+    """Runs the commands in turn until one succeeds, within `seconds` in total.
 
-    The first is repeated if it fails at once, because registries sometimes refuse a connection.
+    The first command is repeated if it fails quickly, because registries sometimes refuse
+    connections.
     """
     deadline = time.monotonic() + seconds
     reason = ""
@@ -238,7 +241,7 @@ def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,  # its children are killed with it
+            start_new_session=True,  # a new session, so that child processes are killed too
         )
         try:
             _, errors = process.communicate(timeout=max(0.0, deadline - start))
@@ -246,7 +249,7 @@ def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            raise FetchError(f"not complete after {seconds:.0f} s") from None
+            raise FetchError(f"not finished after {seconds:.0f} s") from None
         if process.returncode == 0:
             return
         reason = reason or _reason(errors) or f"exit status {process.returncode}"
@@ -256,7 +259,7 @@ def _run_client(commands: list[list[str]], folder: Path, seconds: float) -> None
 
 
 def _reason(errors: str) -> str:
-    """Returns the first line marked as an error, else the last line."""
+    """Returns the first output line that is marked as an error, else the last line."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("ERROR", "E:", "npm error", "npm ERR!"))]
     return short((marked or lines[-1:] or [""])[0]) if lines else ""
@@ -269,4 +272,4 @@ def _only_file(folder: Path, expected: str) -> Path:
             return path
     if len(files) == 1:
         return files[0]
-    raise FetchError(f"gave {[path.name for path in files]}, expected {expected}")
+    raise FetchError(f"got files {[path.name for path in files]}, expected {expected}")

@@ -36,9 +36,9 @@ BY_TEXT, BY_FILE = "text", "file"
 
 
 class ManifestRow(NamedTuple):
-    """A file: its manifest and line for messages, its path, its text, and its group.
+    """One file of a manifest: its location in the manifest, its path, its transcript and its group.
 
-    The group is the value of the column by which splits are made, empty without one.
+    The group is the value in the column that defines splits; '' without such a column.
     """
 
     where: str
@@ -64,17 +64,18 @@ def user_examples(
     split_by: str = BY_TEXT,
     unit: str = "files",
 ) -> tuple[dict[str, TranscriptionExamples], Tokenizer]:
-    """Reads user files in three splits, and fits the tokenizer of their texts on train.
+    """Reads user files with transcripts in three splits, and fits a tokenizer on training texts.
 
     Args:
-      path: see `find`. A missing split takes a tenth of train.
-      read: raises UserError for files that cannot be used.
+      path: path as for `find`. Each missing split takes a tenth of the training split.
+      read: function that reads a file, and raises UserError if it cannot be used.
       text: config of the tokenizer.
       field: name of the sequence in an example.
-      skip_broken: skip files that cannot be used, with a message.
-      split_by: items that stay in one split: "text": equal texts; "file": equal files; else equal
-        values of this column of the manifest, such as speaker.
-      unit: of the examples, a plural for messages.
+      skip_broken: whether to skip files that cannot be used, with a message.
+      split_by: which files are kept in the same split: "text": files with equal texts; "file":
+        equal files; otherwise files with equal values in this column of the manifest, such as
+        speaker.
+      unit: plural noun for the examples in messages.
 
     Raises:
       UserError: a file or text cannot be used; the message names file and line.
@@ -87,7 +88,7 @@ def user_examples(
         lines |= {split: [lines["train"][i] for i in rows] for split, rows in rest.items()}
     elif split_by != BY_TEXT:
         raise UserError(
-            f"config.data.split_by: got {split_by!r}, but {path} has all splits; remove it"
+            f"config.data.split_by: got {split_by!r}, but {path} has all splits; remove the setting"
         )
 
     def named(line: ManifestRow) -> np.ndarray:
@@ -101,7 +102,7 @@ def user_examples(
         arrays[split], numbers = read_each(lines[split], named, skip_broken=skip_broken)
         kept[split] = [lines[split][number] for number in numbers]
         if not numbers:
-            raise UserError(f"{path}: no file of the {split} split can be used")
+            raise UserError(f"{path}: none of the files of the {split} split can be used")
     texts = {split: [line.text for line in given] for split, given in kept.items()}
     check_splits(path, summarize(texts, unit))
     tokenizer = Tokenizer.fit(texts["train"], text)
@@ -119,11 +120,11 @@ def user_examples(
 
 
 def summarize(texts: Mapping[str, Sequence[str]], unit: str) -> dict[str, SplitSummary]:
-    """Counts the examples of each split: with a text and, as ignored, without one.
+    """Counts the examples of each split; those without a text are counted as ignored.
 
     Args:
-      texts: of each split.
-      unit: of the examples, a plural such as "recordings".
+      texts: texts of each split.
+      unit: plural noun for the examples, such as "recordings".
     """
     found = {}
     for split, given in texts.items():
@@ -162,7 +163,7 @@ def _content_hash(line: ManifestRow) -> str:
 
 
 def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> None:
-    """Warns about files that are listed twice, in one manifest or in two."""
+    """Warns about files that are listed twice, in the same or in different manifests."""
     for given in lines.values():
         first: dict[Path, ManifestRow] = {}
         twice = [
@@ -173,7 +174,7 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
         if twice:
             line, before = twice[0]
             differ = sum(line.text != other.text for line, other in twice)
-            texts = f", {differ} with another text" * bool(differ)
+            texts = f", {differ} of them with different texts" * bool(differ)
             warn_once(
                 f"{line.where}: {line.file.name} is also at {before.where}; {len(twice)} files are "
                 f"listed twice{texts}"
@@ -186,38 +187,38 @@ def _name_repeated(path: str, lines: Mapping[str, Sequence[ManifestRow]]) -> Non
 
 
 def _expect_whole(lines: Sequence[ManifestRow], tokenizer: Tokenizer) -> None:
-    """Raises for a text that the tokenizer would truncate."""
+    """Raises if the tokenizer would truncate a text."""
     limit = tokenizer.config.max_length
     longer = tokenizer.with_max_length(limit + 1)
     for line, units in zip(lines, longer.encode_batch([x.text for x in lines]), strict=True):
         if len(units) > limit:
             raise UserError(
-                f"{line.where}: has a text of more than {limit} units; raise "
-                "config.data.text.max_length"
+                f"{line.where}: got a text of more than {limit} units; raise "
+                f"config.data.text.max_length"
             )
 
 
 def _expect_known(lines: Sequence[ManifestRow], tokenizer: Tokenizer, train: Sequence[str]) -> None:
-    """Raises for a text with units that are not in train, which no model can write."""
+    """Raises if a text has units that the training split lacks, since no model could write them."""
     for line, units in zip(lines, encode_units(tokenizer, [x.text for x in lines]), strict=True):
         if UNKNOWN in units:
             known = {letter for text in train for letter in text.lower()}
             unknown = sorted({x for x in line.text.lower() if x not in known and not x.isspace()})
             what = f"characters {''.join(unknown)!r}" if unknown else "words"
             raise UserError(
-                f"{line.where}: has {what} that no text of train has; add such files to train, or "
-                "set --config.data.text.tokenizer=bpe"
+                f"{line.where}: has {what} that the training texts lack; add files with them to "
+                f"the training split, or set --config.data.text.tokenizer=bpe"
             )
 
 
 def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
-    """Returns the files by split.
+    """Returns the manifest rows of each split.
 
     Args:
-      path: of the train split, a manifest or a folder of files with a text file of the same name
-        beside each (a.png and a.txt); or manifests separated by commas, named after their splits,
-        such as train.csv.
-      column: of the train manifest, by which its lines are grouped; none if None.
+      path: manifest of the training split; or a folder in which each file has a text file of the
+        same name, such as a.png and a.txt; or several manifests separated by commas and named after
+        their splits, such as train.csv.
+      column: column of the training manifest that groups its rows, or None.
 
     Raises:
       UserError: a manifest is missing, empty or malformed; a file, a column or the train split is
@@ -230,8 +231,8 @@ def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
             return {"train": read_manifest(names[0], column)}
         if column is not None:
             raise UserError(
-                f"config.data.split_by: got {column!r}, but {path} is a folder, which has no "
-                f"columns; expected {BY_TEXT} or {BY_FILE}"
+                f"config.data.split_by: got {column!r}, but {path} is a folder without columns; "
+                f"expected {BY_TEXT} or {BY_FILE}"
             )
         return {"train": _folder(folder)}
     found: dict[str, list[ManifestRow]] = {}
@@ -240,24 +241,27 @@ def find(path: str, column: str | None = None) -> dict[str, list[ManifestRow]]:
         split = next((split for split, words in SPLIT_NAMES.items() if stem in words), None)
         if split is None:
             raise UserError(
-                f"path: {name}: has no name of a split; name it train, validation or test"
+                f"path: {name}: is not the name of a split; rename the file to train, "
+                f"validation or test"
             )
         if split in found:
-            raise UserError(f"path: {name}: is a second {split} split; keep one")
+            raise UserError(
+                f"path: {name}: is a second file for the {split} split; keep one of them"
+            )
         found[split] = read_manifest(name, column if split == "train" else None)
     if "train" not in found:
-        raise UserError(f"path: {path}: has no train split")
+        raise UserError(f"path: {path}: has no training split")
     return found
 
 
 def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
-    """Reads a manifest: a table or JSON lines with the columns path and text.
+    """Reads a manifest: a table or a JSON lines file with the columns path and text.
 
-    Paths are relative to the folder of the manifest. Names of columns may differ in case.
+    Paths are relative to the folder of the manifest. Case is ignored in column names.
 
     Args:
-      name: of the manifest: JSON lines if it ends in .jsonl or .ndjson, else CSV or TSV.
-      column: of the groups; none if None.
+      name: path of the manifest: JSON lines if it ends in .jsonl or .ndjson, else CSV or TSV.
+      column: column that contains the groups, or None.
 
     Raises:
       UserError: the manifest is malformed, a column or a file is missing, or a value is invalid;
@@ -278,7 +282,7 @@ def read_manifest(name: str, column: str | None = None) -> list[ManifestRow]:
     for number, (file, text, *group) in table.select(named):
         lines.append(_line(f"{name}: line {number}", folder, file, text, column, *group))
     if not lines:
-        raise UserError(f"{name}: has no files")
+        raise UserError(f"{name}: lists no files")
     return lines
 
 
@@ -289,7 +293,7 @@ def _line(
     if not file:
         raise UserError(f"{where}: has no path")
     found = find_file(folder, file)
-    if not os.path.isfile(found):  # False for a name that is too long, unlike Path.is_file
+    if not os.path.isfile(found):  # False if the name is too long
         raise UserError(f"{where}: no such file: {found}")
     text = " ".join(text_value(text, where, "text").split())
     return ManifestRow(
@@ -298,7 +302,7 @@ def _line(
 
 
 def _spelled(column: str, header: Sequence[str]) -> str:
-    """Returns the column as written in the header, if exactly one differs in case alone."""
+    """Returns the column as spelled in the header, if exactly one column matches up to case."""
     alike = [name for name in header if name.lower() == column.lower()]
     return alike[0] if column not in header and len(alike) == 1 else column
 
@@ -326,7 +330,7 @@ def _folder(folder: Path) -> list[ManifestRow]:
     if others:
         warn_once(
             f"{folder}: {len(others)} entries are left out, such as {others[0].name}: texts "
-            "without a file of the same name, folders and hidden files"
+            f"without a file of the same name, folders and hidden files"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Folders of data sets, downloads and trained tokenizers."""
+"""Directories of data sets, downloads and fitted tokenizers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def _folder(given: str | os.PathLike | None, variable: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders that the data code reads and writes.
+    """Directories that the data code reads and writes.
 
     Attributes:
-      data_dir: prepared TFDS data sets.
-      cache_dir: downloads/, tokenizers/, baselines/.
-      mirror: a folder with copies of the pinned files, or None.
+      data_dir: directory of prepared TFDS data sets.
+      cache_dir: parent of downloads/, tokenizers/ and baselines/.
+      mirror: directory with copies of the pinned files, or None.
     """
 
     data_dir: Path
@@ -33,7 +33,7 @@ class Paths:
         cache_dir: str | os.PathLike | None = None,
         mirror: str | os.PathLike | None = None,
     ) -> Paths:
-        """Returns the given folders, with defaults from the environment.
+        """Returns the given directories, with defaults from environment variables.
 
         cache_dir: ATTENTION_CACHE_DIR, else attention/ under XDG_CACHE_HOME or ~/.cache.
         data_dir: ATTENTION_DATA_DIR, else data/ under the cache.
@@ -48,5 +48,5 @@ class Paths:
 
     @property
     def downloads(self) -> Path:
-        """Downloaded files, each under the name of its source."""
+        """Directory of downloaded files, each named after its source."""
         return self.cache_dir / "downloads"

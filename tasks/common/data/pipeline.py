@@ -1,9 +1,9 @@
-"""Batches of a few fixed shapes, by grain.
+"""Batches with a few fixed shapes, based on grain.
 
 The assignment of examples to batches in an epoch is a pure function of (seed, epoch), and all
 epochs have the same number of batches. So batch n is a pure function of (seed, n), and the state of
-an iterator is one number. A run resumes at the exact next batch, and processes agree on the batches
-without communication, each taking its rows.
+an iterator is a single number. A run resumes at exactly the next batch, and processes agree on the
+batches without communication; each process takes its own rows.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Enough for any run. grain needs a length, and an endless MapDataset would lose its index.
+# Enough for any run. grain requires a length, and an infinite MapDataset would not keep its index.
 _BATCHES = 2**40
 _SHUFFLE_STREAM, _ORDER_STREAM = 0, 1
 
 Bucket = int | Mapping[str, int]
-"""Length to which a batch is padded: one for all fields, or one by field."""
+"""Padded length of a batch: one number for all fields, or a number for each field."""
 
 
 class Examples(Protocol):
     """Random access to the examples of a split.
 
     Attributes:
-      lengths: lengths by which examples are assigned to buckets, [n]; field -> [n] for the fields
-        of `padded` if their lengths differ; None: all examples have the same shape.
-      padded: field -> padding value, for fields padded on axis 0 to the length of the bucket.
+      lengths: lengths [n] that assign examples to buckets; a dict of lengths by field if the fields
+        of `padded` differ in length; None if all examples have the same shape.
+      padded: padding values by field, for fields that are padded on axis 0 to the bucket length.
     """
 
     lengths: np.ndarray | Mapping[str, np.ndarray] | None
@@ -42,13 +42,13 @@ class Examples(Protocol):
 class EpochPlan:
     """The batches of one epoch.
 
-    Examples are grouped by the shortest bucket for their length. Those that do not fill a batch
-    move to the next longer bucket, so no example is dropped, and only one batch, of the longest
-    bucket in use, may have fewer examples than `batch_size`.
+    Each example is assigned to the shortest bucket that fits. Examples left over after filling the
+    batches of a bucket move to the next longer bucket. So no example is dropped, and only one
+    batch, in the longest bucket in use, may have fewer examples than `batch_size`.
 
     Attributes:
       members: indices of the examples of each batch.
-      buckets: bucket of each batch; 0 without buckets.
+      buckets: padded length of each batch; 0 without buckets.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class EpochPlan:
         batch_size: int,
         seed: tuple[int, int] | None,
     ):
-        """Assigns the examples.
+        """Assigns the examples to batches.
 
         Args:
-          bucket_of: [n] index of the bucket of each example.
-          buckets: ascending.
+          bucket_of: bucket index of each example, [n].
+          buckets: bucket lengths, ascending.
           batch_size: examples per batch.
-          seed: (seed, epoch); None: no shuffling.
+          seed: (seed, epoch) for shuffling; None for no shuffling.
         """
         self.members: list[np.ndarray] = []
         self.buckets: list[Bucket] = []
@@ -90,7 +90,7 @@ class EpochPlan:
 
 
 class _Batcher:
-    """Construction of batches from the plans of epochs."""
+    """Construction of batches according to the plan of each epoch."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class _Batcher:
     def batch(self, members: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
         """Returns the rows of this process in a batch, stacked and padded.
 
-        Padding rows repeat the first example, so that no mechanism gets an empty example, with
-        weight 0 and id -1.
+        Padding rows repeat the first example with weight 0 and id -1, so that no mechanism gets an
+        empty example.
         """
         missing = self.batch_size - len(members)
         indices = np.concatenate([members, np.repeat(members[:1], missing)])[self.rows]
@@ -133,8 +133,8 @@ class _Batcher:
                 values = [np.asarray(example[field]) for example in examples]
                 if any(value.shape != values[0].shape for value in values):
                     raise ValueError(
-                        f"{field}: got shapes {sorted({v.shape for v in values})}, expected one; "
-                        "add the field to `padded`"
+                        f"{field}: got shapes {sorted({v.shape for v in values})}, expected a "
+                        f"single shape; add the field to `padded`"
                     )
                 batch[field] = np.stack(values)
             assert batch[field].dtype == np.asarray(first).dtype, field
@@ -150,8 +150,8 @@ class _Batcher:
             value = example[field]
             if len(value) > length:
                 raise ValueError(
-                    f"{field}: got an example of length {len(value)}, expected at most the bucket "
-                    f"{length} that `lengths` gives"
+                    f"{field}: got an example of length {len(value)}, expected at most "
+                    f"{length}, the bucket according to `lengths`"
                 )
             result[row, : len(value)] = value
         return result
@@ -166,17 +166,17 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ):
-    """Returns endless shuffled batches; batch n depends on (seed, n) alone.
+    """Returns an infinite iterator over shuffled batches; batch n depends only on (seed, n).
 
     Args:
-      examples: the train split.
+      examples: training split.
       batch_size: examples per batch over all processes; one batch per epoch may have fewer.
-      seed: of the shuffling.
-      buckets: lengths to which batches are padded, ascending; None: the greatest of `lengths`. If
-        `lengths` is by field, a bucket may be a mapping from fields to lengths; other fields are
-        ignored.
-      process_index: index of the contiguous block of rows that is returned.
-      process_count: number of blocks.
+      seed: random seed of the shuffling.
+      buckets: lengths to which batches are padded, ascending; None for the maximum of `lengths`. If
+        `lengths` is a dict by field, each bucket may be a dict of lengths by field; fields that are
+        not padded are ignored.
+      process_index: index of the contiguous block of rows to return.
+      process_count: number of blocks, which is the number of processes.
 
     Returns:
       A grain.DatasetIterator of dicts of arrays [batch_size / process_count, ...], with "weight"
@@ -184,7 +184,8 @@ def train_iterator(
       added. It supports get_state, set_state, and the checkpoint handlers of grain.
 
     Raises:
-      ValueError: no examples, an example longer than the longest bucket, or invalid sizes.
+      ValueError: there are no examples, an example exceeds the longest bucket, or sizes are
+        invalid.
     """
     import grain
 
@@ -214,9 +215,9 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every example once, in the order of the buckets; arguments as in `train_iterator`.
+    """Yields batches with every example once, by bucket; the arguments are as in `train_iterator`.
 
-    The last batch is padded with rows of weight 0.
+    The last batch is filled up with padding rows of weight 0.
     """
     batcher = _Batcher(examples, batch_size, buckets, process_index, process_count)
     plan = EpochPlan(batcher.bucket_of, batcher.buckets, batch_size, None)
@@ -236,16 +237,16 @@ def bucket_lengths(
     multiple: int | Mapping[str, int] = 8,
     longest: int | None = None,
 ) -> list[Bucket]:
-    """Chooses a few bucket lengths with little padding.
+    """Chooses a few bucket lengths that need little padding.
 
     Args:
-      lengths: of the examples, [n], or by field.
-      quantiles: of the lengths, ascending; each gives a bucket, rounded up.
-      multiple: common divisor of the buckets; an integer, or one per field.
-      longest: last bucket, and limit of the others; the greatest length, rounded up, if None.
+      lengths: lengths of the examples, [n], or a dict of such arrays by field.
+      quantiles: quantiles of the lengths, ascending; each one, rounded up, is a bucket.
+      multiple: number that divides all bucket lengths; an integer, or a dict by field.
+      longest: longest bucket; None for the maximum length, rounded up.
 
     Returns:
-      Distinct buckets, ascending; by field if `lengths` is.
+      Distinct buckets, ascending; dicts by field if `lengths` is a dict.
     """
 
     def column(values: np.ndarray, multiple: int) -> list[int]:
@@ -265,17 +266,15 @@ def bucket_lengths(
 def _buckets(
     examples: Examples, buckets: Sequence[Bucket] | None
 ) -> tuple[list[Bucket], np.ndarray]:
-    """Returns the buckets, and the index of the bucket of each example."""
+    """Returns the buckets and the bucket index of each example."""
     if examples.lengths is None:
         if buckets is not None:
-            raise ValueError("lengths: got None, expected lengths with buckets")
+            raise ValueError("lengths: got None, expected lengths since buckets are given")
         return [0], np.zeros(len(examples), np.int64)
     if isinstance(examples.lengths, Mapping):
         return _buckets_by_field(examples, buckets)
     if buckets is not None and any(isinstance(bucket, Mapping) for bucket in buckets):
-        raise ValueError(
-            "lengths: got one per example, expected lengths by field with buckets by field"
-        )
+        raise ValueError("lengths: got one array, expected a dict by field as for buckets")
     lengths = _checked_lengths(examples, examples.lengths, "lengths")
     if buckets is None:
         return [int(lengths.max())], np.zeros(len(examples), np.int64)
@@ -290,7 +289,7 @@ def _buckets_by_field(
 ) -> tuple[list[Bucket], np.ndarray]:
     if set(examples.lengths) != set(examples.padded):
         raise ValueError(
-            f"lengths: got fields {sorted(examples.lengths)}, expected those of padded, "
+            f"lengths: got fields {sorted(examples.lengths)}, expected the fields of padded, "
             f"{sorted(examples.padded)}"
         )
     lengths = {
@@ -304,7 +303,7 @@ def _buckets_by_field(
     for bucket in buckets:
         by_field = bucket if isinstance(bucket, Mapping) else dict.fromkeys(lengths, bucket)
         if missing := sorted(set(lengths) - set(by_field)):
-            raise ValueError(f"buckets: got {bucket}, expected a length of {missing} too")
+            raise ValueError(f"buckets: got {bucket}, expected a length for {missing} too")
         chosen.append({field: int(by_field[field]) for field in lengths})
     numbers = np.zeros(len(examples), np.int64)
     for field, values in lengths.items():

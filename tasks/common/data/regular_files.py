@@ -1,4 +1,4 @@
-"""Check that a path is a regular file, which can be read more than once."""
+"""Check that a path is a regular file, so that it can be read repeatedly."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KINDS = {
 def expect_regular(path: str | Path, name: str | None = None) -> None:
     """Raises for pipes, sockets and devices.
 
-    Opening a pipe blocks until there is a writer, a device may have no end, and neither can be read
-    twice. Missing files and folders are left to the caller.
+    Opening a pipe blocks until there is a writer, a device may be infinite, and neither can be read
+    twice. Missing files and folders are not checked.
 
     Args:
-      path: of the file.
-      name: in messages; the path if None.
+      path: path of the file.
+      name: name used in messages; None for the path.
 
     Raises:
       UserError: `path` is neither a regular file nor a folder.

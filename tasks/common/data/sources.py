@@ -1,8 +1,9 @@
 """Files of public data, pinned by SHA-256.
 
-A `Source` is one file. It is taken from the mirror folder, from the cache, or from the first of its
-fetchers that succeeds. If none does, one `UserError` lists the attempts and how to supply the file.
-A file appears under its name only when it is complete and its hash is right.
+A `Source` is a single file. It is taken from the mirror directory, from the cache, or from the
+first fetcher that succeeds. If all fail, a `UserError` lists the attempts and explains how to
+supply the file. A file is renamed to its final name only after it is complete and its hash is
+verified.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Source:
     """A file of public data.
 
     Attributes:
-      name: relative path of the file in the mirror and in the cache, as `sst2/train.tsv`.
-      sha256: of the file, or of the blocks that `content` yields.
-      fetchers: download sources, in order.
-      content: yields the decoded content in a fixed order, for archives whose bytes may differ for
-        the same content. None: the hash is that of the bytes.
+      name: relative path of the file in the mirror and in the cache, such as `sst2/train.tsv`.
+      sha256: hash of the file, or of the blocks that `content` yields.
+      fetchers: download sources, tried in order.
+      content: function that yields the decoded content in a fixed order, for archives that can have
+        the same content but different bytes. None: the bytes of the file are hashed.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Source:
 
 
 def file_digest(path: Path, content: Callable[[Path], Iterable[bytes]] | None = None) -> str:
-    """Returns the SHA-256 of a file's bytes, or of its decoded content, in hexadecimal."""
+    """Returns the hexadecimal SHA-256 of the bytes of a file, or of its decoded content."""
     digest = hashlib.sha256()
     for block in content(path) if content else _blocks(path):
         digest.update(block)
@@ -50,11 +51,11 @@ def file_digest(path: Path, content: Callable[[Path], Iterable[bytes]] | None = 
 
 
 def fetch(source: Source, paths: Paths) -> Path:
-    """Returns the path of the file of a source, after a check of its SHA-256.
+    """Returns the path of the file of a source after verifying its SHA-256.
 
     Args:
       source: the file.
-      paths: mirror and cache folders; downloads are stored in the cache.
+      paths: mirror and cache directories; downloads are stored in the cache.
 
     Raises:
       UserError: the file cannot be obtained; the message lists the attempts and the remedy.
@@ -77,9 +78,9 @@ def fetch(source: Source, paths: Paths) -> Path:
             continue
         return cached
     raise UserError(
-        f"cannot get {source.name!r}; tried {'; '.join(tried)}. To supply it by hand, put the file "
-        f"(SHA-256 {source.sha256[:16]}...) at {cached}, or as {source.name} into the folder of "
-        "--data_mirror or ATTENTION_DATA_MIRROR"
+        f"cannot get {source.name!r}; tried {'; '.join(tried)}. To supply it by hand, put the "
+        f"file (SHA-256 {source.sha256[:16]}...) at {cached}, or under the name {source.name!r} "
+        f"into the directory of --data_mirror or ATTENTION_DATA_MIRROR"
     )
 
 
@@ -98,7 +99,7 @@ def _holds(path: Path, source: Source, title: str, tried: list[str]) -> bool:
 def _check(path: Path, source: Source) -> None:
     try:
         got = file_digest(path, source.content)
-    except Exception as error:  # decoders raise any kind of error on damaged bytes
+    except Exception as error:  # decoders may raise any exception on damaged bytes
         raise FetchError(f"cannot be read ({short(error)})") from error
     if got != source.sha256:
         raise FetchError(f"SHA-256 is {got[:16]}..., expected {source.sha256[:16]}...")
@@ -118,14 +119,14 @@ def _fetch_from(fetcher: Fetcher, source: Source, paths: Paths, target: Path) ->
         try:
             _check(derived, source)
         except FetchError:
-            if fetcher.archive:  # the next attempt must not use the damaged archive
+            if fetcher.archive:  # so that the next attempt does not use the damaged archive
                 (paths.downloads / "packages" / fetcher.archive).unlink(missing_ok=True)
             raise
         _move(derived, target)
 
 
 def _raw(fetcher: Fetcher, paths: Paths, folder: Path) -> Path:
-    """Returns the archive of a fetcher from the mirror or the cache, else downloads the file."""
+    """Returns the archive of a fetcher from the mirror or the cache, or else downloads it."""
     if fetcher.archive:
         kept = paths.downloads / "packages" / fetcher.archive
         for candidate in (paths.mirror and paths.mirror / "packages" / fetcher.archive, kept):
@@ -142,14 +143,14 @@ def _raw(fetcher: Fetcher, paths: Paths, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _workspace(paths: Paths) -> Iterator[Path]:
-    """Yields a temporary folder on the file system of the cache, so that renaming is atomic."""
+    """Yields a temporary directory on the file system of the cache, so that renaming is atomic."""
     try:
         paths.downloads.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".fetch-", dir=paths.downloads))
     except OSError as error:
         raise UserError(
-            f"cannot write to the cache {paths.downloads} ({short(error)}); set another by "
-            "--cache_dir or ATTENTION_CACHE_DIR"
+            f"cannot write to the cache {paths.downloads} ({short(error)}); set another "
+            f"directory with --cache_dir or ATTENTION_CACHE_DIR"
         ) from error
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""Counts of each split, and the check that the splits can be used."""
+"""Summary counts of splits, and a check that the splits can be used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.common.errors import UserError, warn_once
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 12
-# Missing values as written by databases, spreadsheets and pandas.
+# Notations of missing values in databases, spreadsheets and pandas.
 _MISSING = ("\\N", "NULL", "null", "NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None")
 
 
@@ -19,15 +19,15 @@ class SplitSummary:
     """Counts of a split.
 
     Attributes:
-      examples: their number.
-      classes: count of each class by name, in the order of the classes; None for a task without
-        classes.
-      unit: of `classes` and `ignored`: "examples", "objects", "pixels" or "recordings".
-      ignored: number of labels that are in the files but not used, such as void pixels, crowd
-        regions or recordings without a text.
-      ignored_as: their description in messages.
-      least_classes: minimum number of classes in the train split.
-      note: further information, such as texts without a known word; may be empty.
+      examples: number of examples.
+      classes: counts by class name, in the order of the classes; None for a task without classes.
+      unit: noun for what `classes` and `ignored` count: "examples", "objects", "pixels" or
+        "recordings".
+      ignored: number of labels in the files that are not used, such as void pixels, crowd regions
+        or recordings without a text.
+      ignored_as: description of the ignored labels in messages.
+      least_classes: minimum number of classes in the training split.
+      note: additional information, such as the number of texts without a known word; may be empty.
     """
 
     examples: int
@@ -52,18 +52,18 @@ class SplitSummary:
 
 
 def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
-    """Checks that each split can be used.
+    """Raises unless each split can be used.
 
-    Warns about classes of validation or test that the train split lacks, about similar names of
-    classes, and about names that denote missing values.
+    Warns about classes of the validation or test split that the training split lacks, about similar
+    class names, and about class names that denote missing values.
 
     Args:
       where: file or folder of the data, for messages.
-      splits: by name.
+      splits: summaries by split name.
 
     Raises:
-      UserError: a split has no examples or no labels but ignored ones, or the train split has too
-        few classes with at least one example, object or pixel.
+      UserError: a split has no examples or only ignored labels, or too few classes occur in the
+        training split.
     """
     for name, split in splits.items():
         ignored = ""
@@ -81,8 +81,8 @@ def check_splits(where: str, splits: Mapping[str, SplitSummary]) -> None:
             )
         if name == "train" and len(present) < split.least_classes:
             raise UserError(
-                f"{where}: all labeled {split.unit} of the train split are of the class "
-                f"{present[0]!r}{ignored}, expected {split.least_classes} classes or more"
+                f"{where}: all labeled {split.unit} of the train split have the class "
+                f"{present[0]!r}{ignored}, expected at least {split.least_classes} classes"
             )
     for name, split in splits.items():
         _name_unlearnable(where, name, split, splits.get("train"))
@@ -100,7 +100,8 @@ def _name_unlearnable(
         more = ", ..." * (len(lacking) > _SHOWN)
         warn_once(
             f"{where}: the train split has no {split.unit} of {', '.join(lacking[:_SHOWN])}{more}, "
-            f"but the {name} split has; a model cannot learn a class that train lacks"
+            f"but the {name} split has; a model cannot learn classes that are missing in the "
+            f"train split"
         )
 
 
@@ -116,8 +117,8 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
         if len(names) > 1:
             listed = " and ".join(map(ascii, names))
             message = (
-                f"classes {listed} differ in case, spaces or invisible characters alone; they "
-                "count as different classes"
+                f"classes {listed} differ only in case, spaces or invisible characters; they "
+                f"count as different classes"
             )
             warn_once(f"{where}: {message}", key=message)
     for label in _MISSING:
@@ -130,13 +131,13 @@ def _name_doubtful(where: str, splits: Mapping[str, SplitSummary]) -> None:
 
 
 def alike(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message with those of `known` that look like `name`; may be empty."""
+    """Returns '; ... is not ...' with the names in `known` that look like `name`, or ''."""
     same = [ascii(other) for other in known if _looks(other) == _looks(name)]
     return f"; {name!a} is not {' or '.join(same)}" if same else ""
 
 
 def _looks(name: str) -> str:
-    """Returns a name without case, Unicode forms, spaces and invisible characters."""
+    """Normalizes a name: removes case, Unicode forms, spaces and invisible characters."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(
         x for x in text if not x.isspace() and unicodedata.category(x) not in ("Cf", "Cc")

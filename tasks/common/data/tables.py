@@ -1,12 +1,12 @@
 """Tables in user files: CSV, TSV and JSON lines, read strictly, with line numbers.
 
 CSV and TSV follow RFC 4180: a quoted field may contain delimiters, line ends and doubled quotes.
-The delimiter (comma, semicolon or tab) is detected from the first lines. JSON lines have one object
-per line. Files are UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. Each
-pass reads the file from the disk, so large tables need no memory.
+The delimiter (comma, semicolon or tab) is detected from the first lines. A JSON lines file has one
+object per line. Files are in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Each pass over a
+table reads the file from disk, so large tables are not held in memory.
 
 No record is dropped silently: a record with more or fewer fields than the first one is an error,
-and a warning gives the number of empty records.
+and a warning gives the number of empty lines.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _LONGEST_FIELD = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table in a file, which every pass reads again.
+    """A table in a file, which is read again in every pass.
 
     Attributes:
-      name: of the file, for messages.
-      header: stripped names of the columns; for JSON lines the keys of the first object; empty for
-        a table without a header.
-      delimiter: None for JSON lines.
+      name: name of the file, for messages.
+      header: names of the columns without surrounding spaces; for JSON lines, the keys of the first
+        object; empty for a table without a header.
+      delimiter: separator of the fields; None for JSON lines.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Table:
     def select(
         self, columns: Sequence[str], optional: Collection[str] = ()
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Yields the line number of each record and its values of some columns.
+        """Yields (line number, values of the selected columns) of each record.
 
         Args:
-          columns: names.
-          optional: columns that objects of JSON lines may lack; their value is then None.
+          columns: names of the columns.
+          optional: columns that may be missing in JSON objects; their value is then None.
 
         Yields:
           Strings for CSV and TSV, JSON values for JSON lines.
@@ -78,19 +78,19 @@ class Table:
             yield line, [row[index] for index in indices]
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields the line number and all fields of each record below the header, if there is one.
+        """Yields (line number, fields) of each record, without the header.
 
         Raises:
           UserError: a record is malformed, or the file has JSON lines.
         """
         if self.delimiter is None:
-            raise UserError(f"{self.name}: has JSON lines, expected CSV or TSV")
+            raise UserError(f"{self.name}: got JSON lines, expected CSV or TSV")
         yield from itertools.islice(
             _records(self.name, self.delimiter), 1 if self.header else 0, None
         )
 
     def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields the line number and object of each line of JSON lines.
+        """Yields (line number, object) of each line of a JSON lines file.
 
         Raises:
           UserError: a line is malformed.
@@ -98,7 +98,7 @@ class Table:
         yield from _objects(self.name)
 
     def keys(self) -> tuple[str, ...]:
-        """Returns the keys of all objects of JSON lines, in order of occurrence, or the header.
+        """Returns the keys of all JSON objects in order of first occurrence, or the header.
 
         Raises:
           UserError: a line is malformed.
@@ -108,14 +108,14 @@ class Table:
         return tuple(dict.fromkeys(key for _, row in _objects(self.name) for key in row))
 
     def expect(self, columns: Sequence[str]) -> None:
-        """Raises UserError if the header lacks one of `columns`."""
+        """Raises a UserError if the header lacks one of `columns`."""
         for column in columns:
             if column not in self.header:
                 raise no_column(self.name, column, self.header)
 
     @property
     def column_names(self) -> str:
-        """The header for messages."""
+        """Column names as one string, for messages."""
         return join_names(self.header)
 
 
@@ -130,20 +130,20 @@ def open_table(
     """Opens a table and reads its header.
 
     Args:
-      name: of the file.
-      wanted: possible columns, which decide between several possible delimiters.
-      extensions: accepted extensions, in any case; all if None. `JSON_LINES` are JSON lines, all
-        others CSV or TSV.
-      is_header: returns whether the first record is a header; always True if None.
-      may_be_empty: accept a header without records.
+      name: path of the file.
+      wanted: expected column names, used to choose between possible delimiters.
+      extensions: accepted extensions, ignoring case; None for all. Files with an extension in
+        `JSON_LINES` are read as JSON lines, all others as CSV or TSV.
+      is_header: function that returns whether the first record is a header; None if it always is.
+      may_be_empty: whether a header without records is accepted.
 
     Raises:
-      UserError: the file cannot be read, has another extension, no header or no record, or two
-        columns of the same name.
+      UserError: the file cannot be read, has another extension, has no header or no record, or has
+        two columns of the same name.
     """
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
-    if os.path.isdir(path):  # False for names that are no path
+    if os.path.isdir(path):  # os.path.isdir returns False for names that are not valid paths
         raise UserError(f"{str(name) or path}: is a folder, expected a table")
     if extensions is not None and suffix not in extensions:
         raise UserError(
@@ -152,8 +152,8 @@ def open_table(
     name = str(name)
     if suffix == ".json":
         raise UserError(
-            f"{name}: is JSON by its extension, expected a table; write one object per line and "
-            f"name the file {path.stem}{JSON_LINES[0]}"
+            f"{name}: got a JSON file, expected a table; write one object per line and name the "
+            f"file {path.stem}{JSON_LINES[0]}"
         )
     if suffix in JSON_LINES:
         first = next(_objects(name), None)
@@ -169,24 +169,24 @@ def open_table(
     if is_header is not None and not is_header(list(header)):
         return Table(name, (), delimiter)
     if twice := next((cell for cell in header if cell and header.count(cell) > 1), None):
-        raise UserError(f"{name}: column {quote(twice)} is in the header twice; rename one")
+        raise UserError(f"{name}: column {quote(twice)} is in the header twice; rename one of them")
     if not may_be_empty and next(records, None) is None:
         raise UserError(f"{name}: the file has a header and no rows")
     return Table(name, header, delimiter)
 
 
 def no_column(where: str, column: str, known: Sequence[str]) -> UserError:
-    """Returns the error for a missing column, with the most similar of the known ones."""
+    """Returns the error for a missing column, which suggests the most similar known column."""
     near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
     lower = [other for other in known if other.lower() == column.lower()]
     hint = f" (did you mean {(lower or near)[0]!r}?)" if lower or near else ""
-    return UserError(f"{where}: no column {column!r}{hint}; there are: {join_names(known)}")
+    return UserError(f"{where}: no column {column!r}{hint}; the columns are: {join_names(known)}")
 
 
 def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields line number and object of each nonblank line."""
+    """Yields (line number, object) of each nonblank line."""
     with open_text(name) as file:
-        # LF alone ends a line. Other separators of TextIO may occur within strings.
+        # Only LF ends a line. Other line separators of TextIO may occur within strings.
         file.reconfigure(newline="\n")
         try:
             for line, text in enumerate(file, 1):
@@ -205,7 +205,7 @@ def _objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object from its pairs, as `object_pairs_hook` of `json.loads`.
+    """Returns a dict of the pairs of a JSON object; an `object_pairs_hook` for `json.loads`.
 
     Raises:
       ValueError: a key occurs twice.
@@ -219,13 +219,13 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
-    """Detects the delimiter.
+    """Detects the delimiter of a table.
 
-    It is the one with most of the wanted columns in the header, then one with records of equal
-    width, then the most frequent one in the header.
+    A delimiter is preferred if it gives more of the wanted columns in the header, then if it gives
+    records of equal width, then if it occurs more often in the header.
 
     Raises:
-      UserError: two are equally good.
+      UserError: two delimiters are equally good.
     """
     with open_text(name) as file:
         try:
@@ -236,7 +236,7 @@ def _delimiter(name: str, wanted: Sequence[str], usual: str) -> str:
     if announced := re.fullmatch(r"sep=(.)\s*", lines[0].lstrip("\ufeff"), re.IGNORECASE):
         if announced[1] not in DELIMITERS:
             raise UserError(
-                f"{name}: line 1 sets the delimiter {announced[1]!r}, expected one of "
+                f"{name}: line 1 declares the delimiter {announced[1]!r}, expected one of "
                 f"{', '.join(_NAMES.values())}"
             )
         return announced[1]
@@ -278,15 +278,15 @@ def _parsed(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields first line number and fields of each record, with the header."""
+    """Yields (first line number, fields) of each record, including the header."""
     empty: list[int] = []
     merged: list[tuple[int, int]] = []
     width = 0
     with open_text(name) as file:
         kept = _Kept(file)
         reader = csv.reader(kept, delimiter=delimiter, strict=True)
-        # The default limit of 128 KB is too small for long texts. It is global and not restored,
-        # because concurrent passes need it too.
+        # The default limit of 128 KB is too small for long texts. The limit is global, and it is
+        # not # restored because concurrent passes need it too.
         csv.field_size_limit(_LONGEST_FIELD)
         line, blank = 1, []
         try:
@@ -295,7 +295,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 lines = kept.taken()
                 if start == 1 and re.fullmatch(r"sep=.\s*", lines[0], re.IGNORECASE):
                     continue
-                # A quoted empty field is a record, a row of delimiters alone is not.
+                # A quoted empty field counts as a record; a row of delimiters alone does not.
                 if not "".join(lines).strip() or (len(row) > 1 and not any(map(str.strip, row))):
                     blank.append(start)
                     continue
@@ -305,8 +305,8 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 width = width or len(row)
                 if len(row) != width:
                     raise UserError(
-                        f"{name}: line {start} has {len(row)} fields, the header has {width}; "
-                        f"quote fields that contain a {_NAMES[delimiter]} or a line end"
+                        f"{name}: line {start} has {len(row)} fields, expected {width} as in "
+                        f"the header; quote fields that contain a {_NAMES[delimiter]} or a line end"
                     )
                 if len(lines) > 1 and all(each.count(delimiter) == width - 1 for each in lines):
                     merged.append((start, line - 1))
@@ -316,7 +316,7 @@ def _records(name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except UnicodeDecodeError:
             raise decoding_error(name) from None
     if empty:
-        warn_once(f"{name}: {len(empty)} lines are empty, the first is line {empty[0]}; left out")
+        warn_once(f"{name}: {len(empty)} empty lines are ignored; the first is line {empty[0]}")
     if merged:
         first, last = merged[0]
         warn_once(
@@ -332,7 +332,7 @@ def _remedy(error: csv.Error) -> str:
 
 
 class _Kept:
-    """Iterator over the lines of a file that keeps those since the last call of `taken`."""
+    """Iterator over the lines of a file that records the lines since the last call of `taken`."""
 
     def __init__(self, file: TextIO):
         self._file, self._lines = file, []

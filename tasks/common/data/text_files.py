@@ -1,4 +1,4 @@
-"""Decoding of text files of the user: UTF-8, or the encoding of the byte order mark."""
+"""Decoding of user text files in UTF-8 or in the encoding given by a byte order mark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 from tasks.common.data.regular_files import expect_regular
 from tasks.common.errors import UserError
 
-# The mark of UTF-32 comes first because it begins with that of UTF-16.
+# The UTF-32 mark must precede the UTF-16 mark, because it begins with it.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -21,13 +21,13 @@ _MARKS = (
 
 
 def read_text(name: str | Path) -> str:
-    """Returns the text of a file.
+    """Reads and decodes a text file.
 
     Raises:
       UserError: the file cannot be read, is empty, or is not text in a supported encoding.
     """
     path = Path(name).expanduser()
-    if os.path.isdir(path):  # False for names that are no path
+    if os.path.isdir(path):  # os.path.isdir returns False for names that are not valid paths
         raise UserError(f"{str(name) or path}: is a folder, expected a text file")
     expect_regular(path, str(name))
     try:
@@ -35,7 +35,7 @@ def read_text(name: str | Path) -> str:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        # A name with a zero byte.
+        # The name contains a zero byte.
         raise UserError(f"{str(name)!r}: cannot be read ({error})") from error
     text = decode_text(data, str(name))
     if not text.strip():
@@ -44,7 +44,7 @@ def read_text(name: str | Path) -> str:
 
 
 def open_text(name: str) -> TextIO:
-    """Opens a text file in its encoding, without translation of line ends.
+    """Opens a text file with its detected encoding, without translating line ends.
 
     Raises:
       UserError: the file cannot be read.
@@ -58,7 +58,7 @@ def open_text(name: str) -> TextIO:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        # A name with a zero byte.
+        # The name contains a zero byte.
         raise UserError(f"{name!r}: cannot be read ({error})") from error
 
 
@@ -66,8 +66,8 @@ def decode_text(data: bytes, name: str) -> str:
     """Decodes the content of a text file.
 
     Args:
-      data: the content.
-      name: of the file, for messages.
+      data: content of the file.
+      name: name of the file, for messages.
 
     Raises:
       UserError: the content is not text in a supported encoding; the message names the line.
@@ -79,7 +79,7 @@ def decode_text(data: bytes, name: str) -> str:
         line = data[: error.start].count(b"\n") + 1
         if encoding == "utf-8" and b"\0" in data[:1000]:
             raise UserError(
-                f"{name}: has zero bytes, expected text in UTF-8; save the file as UTF-8"
+                f"{name}: contains zero bytes, expected text in UTF-8; save the file as UTF-8"
             ) from None
         raise UserError(
             f"{name}: line {line} is not {encoding.removesuffix('-sig').upper()} "
@@ -94,24 +94,24 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def detect_encoding(start: bytes) -> str:
-    """Returns the encoding given by the first four bytes of a file; UTF-8 without a mark."""
+    """Returns the encoding according to the first four bytes of a file; UTF-8 without a mark."""
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 
 
 def decoding_error(name: str) -> UserError:
-    """Returns the error that names the line of a file that could not be decoded."""
+    """Returns an error that gives the first line of a file that cannot be decoded."""
     try:
         read_text(name)
     except UserError as error:
         return error
-    return UserError(f"{name}: changed while it was read")
+    return UserError(f"{name}: the file changed while it was being read")
 
 
 def split_lines(text: str) -> list[str]:
-    """Splits a text at line ends alone: LF, CR LF, or CR in a file without LF.
+    """Splits a text at line ends: LF, CR LF, or CR if the text has no LF.
 
-    Unlike `str.splitlines`, it does not split at U+2028, form feeds and other separators, which
-    occur within lines. A line end at the very end of the text starts no line.
+    Unlike `str.splitlines`, this does not split at U+2028, form feeds and other separators, which
+    may occur within lines. A line end at the end of the text does not start another line.
     """
     end = "\n" if "\n" in text else "\r"
     return [line.removesuffix("\r") for line in text.removesuffix(end).split(end)]

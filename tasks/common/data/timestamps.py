@@ -1,9 +1,9 @@
-"""Times in a column of the user's files: one notation and one unit, found from the whole column.
+"""Parser of a column of times, whose notation and unit are inferred from all cells.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970 by their magnitude, or
-dates as 20241231, 202412 or 2024; smaller numbers are an order. Texts are those of
-`tasks.common.data.dates`. A column that mixes units or notations, or that can be read in two ways,
-is refused.
+According to their magnitude, numbers are seconds, milliseconds, microseconds or nanoseconds since
+1970, or dates such as 20241231, 202412 or 2024; smaller numbers only define an order. Texts have
+the notations of `tasks.common.data.dates`. A column that mixes units or notations, or that is
+ambiguous, is an error.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import numpy as np
 
 from tasks.common.data.dates import DAY_AND_MONTH, ISO, NO_DATE, NO_OFFSET, parse
 
-# The orders of day and month before a year.
+# Descriptions of the two orders of day and month before a year.
 _READINGS = {"dmy": "with the day first", "mdy": "with the month first"}
 DATE_ORDERS = tuple(_READINGS)
 DATE_ORDER_KEY = "config.data.date_order"
 UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 # Years in which numbers that could be dates count as dates.
 _YEARS = (1900, 2100)
-# Seconds since 1970 from 3 March 1973 to 20 November 2286. The other units lie in ranges apart.
+# Seconds since 1970, for 3 March 1973 to 20 November 2286. The ranges of the units do not overlap.
 _LEAST, _MOST = 1e8, 1e10
-# As nanoseconds 1989 and 1990, as 100 nanoseconds since the year 1 our time.
+# As nanoseconds since 1970 these are 1989 and 1990; as 100 ns since the year 1, the present time.
 _TICKS = (6.2e17, 6.5e17)
 _TWO_READINGS = tuple(map(DAY_AND_MONTH.format, "-/."))
-# Days since 1900, of 1990 to 2049.
+# Days since 1900, for the years 1990 to 2049.
 _SPREADSHEET_DAYS = (32874, 54788)
-# Numbers that are taken apart at once, which bounds memory.
+# Numbers that are processed at once, which bounds memory.
 _PIECE = 8192
-# Fewer significant digits than these in a number with an exponent lose hours.
+# A number with an exponent and fewer significant digits than this is imprecise by hours.
 _LEAST_DIGITS = 9
 
 
 class TimeError(ValueError):
-    """A cell that is no time, or that does not fit the others of its column.
+    """A cell that is not a time, or does not match the other cells of its column.
 
     Attributes:
-      reason: continues "... is ", or is empty.
-      remedy: what to do, or empty.
-      index: of the cell in the column; None: the cell that was added last.
+      reason: description of the cell that follows "is" in messages; may be empty.
+      remedy: advice for the user; may be empty.
+      index: index of the cell in the column; None for the cell added last.
     """
 
     def __init__(self, reason: str = "", remedy: str = "", index: int | None = None):
@@ -57,12 +57,12 @@ class Times:
     """The times of a column.
 
     Attributes:
-      seconds: float64 [n], UTC, since 1970; of an order the numbers themselves.
-      local: datetime64[us] [n], as written, in their own time zone; None for an order.
-      offset: int64 [n], seconds east of UTC; None if the column has no time zone.
-      unit: how the numbers or texts were taken, for messages; empty if nothing was assumed.
-      date_order: "dmy" or "mdy" if day and month stand as numbers before the year.
-      remark: what is odd but allowed, for messages; empty if nothing is.
+      seconds: seconds since 1970 in UTC, float64 [n]; if the column is only an order, its numbers.
+      local: local times as written, datetime64[us] [n]; None for an order.
+      offset: UTC offsets in seconds east, int64 [n]; None if the column has no time zone.
+      unit: unit or notation that was assumed, for messages; empty if nothing was assumed.
+      date_order: "dmy" or "mdy" if dates have day and month as numbers before the year.
+      remark: warning about values that are unusual but allowed; may be empty.
     """
 
     seconds: np.ndarray
@@ -74,33 +74,33 @@ class Times:
 
     @property
     def is_order(self) -> bool:
-        """Whether the numbers say what came first, and not when."""
+        """True if the numbers give only the order of the rows, not times."""
         return self.local is None
 
     @property
     def utc(self) -> np.ndarray:
-        """datetime64[us] [n]; times without a time zone are taken for UTC."""
+        """Times in UTC, datetime64[us] [n]; times without a time zone are assumed to be in UTC."""
         if self.offset is None:
             return self.local
         return self.local - self.offset.astype("timedelta64[s]")
 
     @property
     def assumption(self) -> str:
-        """The unit and the first time in UTC, for messages; empty if nothing was assumed."""
+        """Assumed unit and first time in UTC, for messages; empty if nothing was assumed."""
         if not self.unit or self.is_order:
             return self.unit
         return f"{self.unit} (first: {str(self.utc[0].astype('datetime64[s]')).replace('T', ' ')})"
 
 
 class TimeColumn:
-    """Cells of a column, of which 8 to 28 bytes each are kept until all are there."""
+    """Collector of the cells of a column; needs 8 to 28 bytes per cell."""
 
     def __init__(self, date_order: str = "", likely_order: str = "", stray: bool = False):
         """Args:
         date_order: "dmy" or "mdy" for dates that have day and month as numbers before the year;
-          empty: found from the column.
-        likely_order: likewise, for a column that can be read in both orders.
-        stray: whether numbers near 0 are allowed beside times in a unit since 1970.
+          empty to infer the order from the column.
+        likely_order: order that is used if the column allows both orders.
+        stray: whether numbers near 0 are allowed among times in a unit since 1970.
         """
         self._date_order, self._likely, self._stray = date_order, likely_order, stray
         self._numbers = array("d")
@@ -115,7 +115,7 @@ class TimeColumn:
         """Adds the next cell: a text, or a number of JSON.
 
         Raises:
-          TimeError: it is no time, or written in another way than those before.
+          TimeError: the cell is not a time, or its notation differs from the previous cells.
         """
         number = _number(cell)
         if number is not None:
@@ -138,14 +138,14 @@ class TimeColumn:
                 kept.extend([nothing] * count)
         if moment.notation != self._notation:
             raise TimeError(
-                f"one of {moment.notation} among {self._notation}", "write all in one way"
+                f"one of {moment.notation} among {self._notation}", "use one notation in the column"
             )
         self._numbers.append(np.nan)
         self._append(moment.day_first, moment.month_first, moment.offset)
 
     def _append(self, day_first: int, month_first: int, offset: int) -> None:
         self._days_first.append(day_first)
-        # The same unless day and month can change places.
+        # The two are equal unless day and month can be exchanged.
         if self._notation != ISO:
             self._months_first.append(month_first)
         self._offsets.append(offset)
@@ -154,7 +154,7 @@ class TimeColumn:
         """Returns the times of all cells.
 
         Raises:
-          TimeError: they can be read in no way or in two ways; its index is that of a cell.
+          TimeError: the column has no valid reading or is ambiguous; the error has a cell's index.
         """
         numbers = np.frombuffer(self._numbers, np.float64)
         if self._notation is None:
@@ -165,7 +165,9 @@ class TimeColumn:
             return self._zoned(local, date_order)
         if self._notation != ISO:
             raise TimeError(
-                f"a number among {self._notation}", "write all in one way", int(np.argmax(there))
+                f"a number among {self._notation}",
+                "use one notation in the column",
+                int(np.argmax(there)),
             )
         places = np.flatnonzero(there)
         try:
@@ -173,7 +175,9 @@ class TimeColumn:
         except TimeError as error:
             raise TimeError(error.reason, error.remedy, int(places[error.index])) from None
         if found.is_order:
-            raise TimeError("a small number among dates", "write all in one way", int(places[0]))
+            raise TimeError(
+                "a small number among dates", "use one notation in the column", int(places[0])
+            )
         local = local.copy()
         local[there] = found.local
         zoned = self._zoned(local, date_order)
@@ -181,7 +185,7 @@ class TimeColumn:
         return dataclasses.replace(zoned, unit=unit, remark=found.remark)
 
     def _local(self) -> tuple[np.ndarray, str]:
-        """The times as written, datetime64[us] [n], and the order of day and month."""
+        """Returns the local times, datetime64[us] [n], and the order of day and month."""
         days_first = np.frombuffer(self._days_first, np.int64)
         if self._notation == ISO:
             return days_first.view("datetime64[us]"), ""
@@ -200,16 +204,17 @@ class TimeColumn:
                 )
             fitting = [self._date_order]
         elif not fitting:
-            # Each order has a cell that excludes it; the later one contradicts those before.
+            # Each order is excluded by a cell; the later of these cells contradicts the previous
+            # ones.
             first = max(int(places[0]) for places in wrong.values())
             raise TimeError(
-                "a date with day and month in another order than before", "write 2024-12-31", first
+                "a date with another order of day and month than before", "write 2024-12-31", first
             )
         elif len(fitting) == 2 and self._likely:
             fitting = [self._likely]
         if len(fitting) == 2:
             raise TimeError(
-                "a date whose day and month cannot be told apart by any cell of the column",
+                "a date in a column that allows both orders of day and month",
                 f"set {DATE_ORDER_KEY} to 'dmy' or 'mdy'",
                 0,
             )
@@ -225,7 +230,7 @@ class TimeColumn:
         if without.any() and np.any(offsets[~without]):
             raise TimeError(
                 "a time without a time zone, while others have one",
-                "write the UTC offset in all of them",
+                "write the UTC offset in all cells",
                 int(np.argmax(without)),
             )
         offsets = np.where(without, 0, offsets)
@@ -237,9 +242,7 @@ class TimeColumn:
 
 
 def looks_like_times(cells: Iterable[Any], stray: bool = False) -> bool:
-    """Returns whether cells can be read as times, in either order of day and month; for `stray` see
-    `TimeColumn`.
-    """
+    """Returns True if cells can be read as times, in any order of day and month."""
     column = TimeColumn(likely_order="dmy", stray=stray)
     try:
         for cell in cells:
@@ -255,14 +258,14 @@ def _offset_text(east: int) -> str:
 
 
 def _number(cell: Any) -> float | None:
-    """Returns the value of a number, None for a text.
+    """Returns the value of a number; None for a text.
 
     Raises:
-      TimeError: it is neither, or no moment.
+      TimeError: the cell is neither, or cannot be a time.
     """
     if isinstance(cell, str):
         try:
-            # Texts as 1_000 are numbers to Python alone.
+            # Only Python accepts texts such as 1_000 as numbers.
             number = float(cell) if "_" not in cell and cell.isascii() else None
         except ValueError:
             return None
@@ -302,13 +305,13 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
         unknown &= ~where
     if unknown.any():
         remedy = "write seconds since 1970, or dates as 2024-12-31"
-        raise TimeError("no time in any known unit", remedy, int(np.argmax(unknown)))
+        raise TimeError("not a time in any known unit", remedy, int(np.argmax(unknown)))
     if len(present) > 1:
         first = next(unit for unit in present if found[unit][np.argmin(small)])
         other = int(np.argmax(~small & ~found[first]))
         is_in = next(unit for unit in present if found[unit][other])
         raise TimeError(
-            f"a number of {is_in} since 1970 among {first}", "write all in one unit", other
+            f"a number of {is_in} since 1970 among {first}", "use one unit in the column", other
         )
     unit = present[0]
     remark = ""
@@ -316,10 +319,12 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
         few = numbers[small]
         place = int(np.argmax(small))
         if not stray or 2 * np.sum(_dates(few) | _in_years(few)) > len(few):
-            raise TimeError(f"no time among {unit} since 1970", "write all in one unit", place)
+            raise TimeError(
+                f"not a time among {unit} since 1970", "use one unit in the column", place
+            )
         remark = (
-            f"{len(few)} of {len(numbers)} times are next to 1970, the first is {few[0]:.15g}; "
-            "correct them if they stand for missing ones"
+            f"{len(few)} of {len(numbers)} times are close to 1970, the first is {few[0]:.15g}; "
+            f"correct them if they stand for missing times"
         )
     seconds = numbers / UNITS[unit]
     local = np.rint(numbers * (1e6 / UNITS[unit])).astype(np.int64).view("datetime64[us]")
@@ -327,7 +332,7 @@ def _times_of_numbers(numbers: np.ndarray, stray: bool) -> Times:
 
 
 def _small(numbers: np.ndarray) -> Times:
-    """Times or an order, of numbers below 10^8."""
+    """Returns times or an order for numbers below 10^8."""
     whole = numbers == np.floor(numbers)
     if whole.all():
         dates = _dates(numbers)
@@ -336,7 +341,9 @@ def _small(numbers: np.ndarray) -> Times:
         in_range = _in_years(numbers // 10_000)
         if 2 * dates.sum() > len(dates) or (dates.any() and in_range.all()):
             raise TimeError(
-                "no date as yyyymmdd, while others are", "correct it", int(np.argmin(dates))
+                "not a date as yyyymmdd, unlike the other cells",
+                "correct it",
+                int(np.argmin(dates)),
             )
         months = numbers.astype(np.int64)
         if np.all(_in_years(months // 100) & (months % 100 >= 1) & (months % 100 <= 12)):
@@ -355,7 +362,7 @@ def _small(numbers: np.ndarray) -> Times:
 
 
 def _year_first(numbers: np.ndarray, month_first: bool = False) -> np.ndarray:
-    """ddmmyyyy or mmddyyyy to yyyymmdd."""
+    """Converts ddmmyyyy or mmddyyyy to yyyymmdd."""
     year, first, later = numbers % 10000, numbers // 1_000_000, numbers // 10000 % 100
     month, day = (first, later) if month_first else (later, first)
     return (year * 100 + month) * 100 + day
@@ -366,7 +373,7 @@ def _in_years(numbers: np.ndarray) -> np.ndarray:
 
 
 def _dates(numbers: np.ndarray) -> np.ndarray:
-    """Whether each number is a date as yyyymmdd, bool [n]."""
+    """Returns the mask of numbers that are dates as yyyymmdd, bool [n]."""
     pieces = range(0, len(numbers), _PIECE)
     return np.concatenate(
         [~np.isnat(_calendar(numbers[first : first + _PIECE], 8)) for first in pieces]
@@ -374,7 +381,7 @@ def _dates(numbers: np.ndarray) -> np.ndarray:
 
 
 def _calendar_digits(numbers: np.ndarray, digits: int) -> np.ndarray | None:
-    """datetime64[us] [n] of dates written as digits; None if a number is no date."""
+    """Converts dates written as digits to datetime64[us] [n]; None if a number is not a date."""
     found = np.empty(len(numbers), "datetime64[us]")
     for first in range(0, len(numbers), _PIECE):
         piece = slice(first, first + _PIECE)
@@ -385,7 +392,7 @@ def _calendar_digits(numbers: np.ndarray, digits: int) -> np.ndarray | None:
 
 
 def _calendar(numbers: np.ndarray, digits: int) -> np.ndarray:
-    """datetime64[us] [n] of numbers as yyyymmdd, also with hh, mm and ss; NaT for others."""
+    """Converts numbers such as yyyymmdd or yyyymmddhhmmss to datetime64[us] [n]; NaT for others."""
     size = 10.0 ** (digits - 8)
     fits = (numbers >= _YEARS[0] * 1e4 * size) & (numbers < (_YEARS[1] + 1) * 1e4 * size)
     fits &= numbers == np.floor(numbers)

@@ -1,4 +1,4 @@
-"""Examples of speech or handwriting with their transcripts, and hashes of their parts."""
+"""Examples of speech or handwriting with transcripts, and hashes of their parts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tasks.common.text.tokenizer import PAD, Tokenizer
 
 
 class TranscriptionExamples:
-    """Arrays of variable length (samples of sound, columns of an image) with their transcripts.
+    """Arrays of variable length (audio samples or image columns) with their transcripts.
 
     Args:
       field: name of the array in an example.
-      read: index -> array [n, ...].
-      lengths: int [examples], n of each.
-      targets: units of each; None if unknown.
-      texts: transcripts.
-      groups: int [examples], index of the condition of each; all 0 if None.
+      read: function that returns the array [n, ...] of an index.
+      lengths: int [examples], length n of each array.
+      targets: unit ids of each example; None if unknown.
+      texts: transcript of each example.
+      groups: int [examples], index of the test condition of each example; None for all 0.
 
     Attributes:
-      field, texts, groups: as given.
+      field, texts, groups: the arguments of the same names.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TranscriptionExamples:
         sizes = np.asarray(lengths, np.int32)
         self.groups = np.zeros(len(sizes), np.int32) if groups is None else groups
         self.padded: Mapping[str, int] = {field: 0}
-        # Length 1 for empty arrays, because a bucket has at least one position.
+        # Empty arrays count as length 1, because a bucket has at least one position.
         self.lengths: Mapping[str, np.ndarray] = {field: np.maximum(sizes, 1)}
         if targets is not None:
             self.padded = {field: 0, "target": PAD}
@@ -66,12 +66,12 @@ class TranscriptionExamples:
 def transcription_fingerprints(
     splits: Mapping[str, TranscriptionExamples], tokenizer: Tokenizer, kind: str
 ) -> dict[str, str]:
-    """Returns the hash of each part of the data; see `tasks.task.Task.fingerprints`.
+    """Returns a hash of each part of the data by name; see `tasks.task.Task.fingerprints`.
 
     Args:
-      splits: by name.
-      tokenizer: fitted on the training split.
-      kind: plural of an input, for the names.
+      splits: examples by split name.
+      tokenizer: tokenizer fitted on the training split.
+      kind: plural noun for the inputs, used in the names of parts.
     """
     found = {"tokenizer": digests.of_rows([tokenizer.to_json()])}
     for split in SPLITS:
@@ -85,6 +85,6 @@ def transcription_fingerprints(
 
 
 def encode_units(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the units of each text, none for an empty text."""
+    """Returns the unit ids of each text; an empty array for an empty text."""
     found = tokenizer.encode_batch(texts)
     return [units if text else units[:0] for units, text in zip(found, texts, strict=True)]

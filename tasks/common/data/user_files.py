@@ -18,12 +18,12 @@ from tasks.common.errors import UserError, warn_once
 
 _T = TypeVar("_T")
 
-# Metadata of config fields that older runs lack. The default value leaves the identity of an
-# experiment unchanged, see `launch.engine.config.identity`.
+# Metadata of config fields that older runs lack. If such a field has its default value, the hash of
+# # the experiment is unchanged, see `launch.engine.config.identity`.
 LATER = {"later": True}
 
 HELD_OUT = ("test", "validation")
-# Accepted names of the files or the folder of a split.
+# Accepted names for the files or the folder of each split.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -37,18 +37,18 @@ def results_name(
     """Returns the name under which results are stored.
 
     Args:
-      name: of a data config.
+      name: `name` of a data config.
       known: names of the built-in data sets.
       path: user file or folder, or None.
-      rest: end of the message on unknown names, with the alternatives to built-in data sets.
-      field: config field of `path`.
+      rest: end of the error message for unknown names, with alternatives to built-in data sets.
+      field: config field that contains `path`.
 
     Returns:
-      `name`, or own_<name of file or folder> if `name` is a built-in data set and there is a path.
+      `name`; or own_<name of file or folder> if there is a path and `name` is a built-in data set.
 
     Raises:
-      ValueError: no path and an unknown name (the message has the most similar one), or an empty
-        path.
+      ValueError: the name is unknown and there is no path (the message suggests the most similar
+        name), or the path is empty.
     """
     if path is not None and not path.strip():
         raise ValueError(f"{field}: is empty, expected the name of a file or folder")
@@ -63,10 +63,10 @@ def results_name(
 
 
 def split_paths(path: str) -> list[str]:
-    """Splits a list of paths at its commas, except at those that are part of a path.
+    """Splits a list of paths at its commas, except for commas that are part of a path.
 
-    A path that exists as given is one path. Otherwise adjacent pieces are joined so that every path
-    exists, if there is exactly one way to do so. If not, the list is split at every comma.
+    An argument that exists as a path is a single path. Otherwise, if there is exactly one way to
+    split the list into existing paths, that way is used. If not, the list is split at every comma.
 
     Args:
       path: one or more paths, separated by commas and optional spaces.
@@ -74,7 +74,8 @@ def split_paths(path: str) -> list[str]:
     pieces = path.split(",")
     if len(pieces) == 1 or _exists(path):
         return [path.strip()]
-    # For each suffix of the pieces: the number of ways to split it, up to 2, and the first way.
+    # For each suffix of the pieces: the number of ways to join it to paths, at most 2, and the
+    # first way.
     ways: list[tuple[int, list[str]]] = [(1, [])]
     for start in reversed(range(len(pieces))):
         count, first = 0, []
@@ -92,15 +93,15 @@ def split_paths(path: str) -> list[str]:
 def cut_path(argument: str, prefix: str) -> tuple[str, str]:
     """Splits 'DATA,REST' of a config at its first comma.
 
-    If DATA is a path, at the first comma with an existing path before it, because names may have
-    commas.
+    If DATA is a path, the split is at the first comma that follows an existing path, because names
+    may contain commas.
 
     Args:
       argument: DATA, or DATA, a comma and REST.
-      prefix: of DATA if it is a path.
+      prefix: prefix that marks DATA as a path.
 
     Returns:
-      DATA with its prefix, and REST, empty if missing.
+      (DATA with its prefix, REST); REST is '' if missing.
     """
     if argument.startswith(prefix):
         pieces = argument.removeprefix(prefix).split(",")
@@ -113,19 +114,20 @@ def cut_path(argument: str, prefix: str) -> tuple[str, str]:
 
 
 def _exists(path: str) -> bool:
-    # Unlike `Path.exists`, False for a name that is too long.
+    # Unlike `Path.exists`, this returns False for a name that is too long.
     return os.path.exists(os.path.expanduser(path.strip()))
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Returns the file for a name in a manifest or in annotations.
+    """Returns the path of the file that a manifest or annotation file refers to.
 
-    Exporting tools write backslashes, percent codes (a%20b.jpg) and other Unicode normal forms. The
-    first spelling that is a file is returned; if none is, the name as it is.
+    Some tools export names with backslashes, percent codes (a%20b.jpg) or other Unicode normal
+    forms. The first variant that is an existing file is returned; if there is none, the unchanged
+    name.
 
     Args:
-      folder: to which the name is relative.
-      name: path of the file.
+      folder: folder that the name is relative to.
+      name: path of the file as written.
     """
     slashes = name.replace("\\", "/")
     decoded = urllib.parse.unquote(slashes)
@@ -139,19 +141,19 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a name begins with a dot or is the metadata folder of macOS archives."""
+    """Returns True for names with a leading dot and for the metadata folder of macOS archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def read_each(
     items: Sequence[_T], read: Callable[[_T], np.ndarray], *, skip_broken: bool = False
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Reads each item, and returns the arrays and the numbers of the items that could be read.
+    """Reads each item; returns the arrays and indices of the items that could be read.
 
     Args:
-      items: paths, or other arguments of `read`.
-      read: raises UserError if an item cannot be read.
-      skip_broken: skip such items and name them on standard error.
+      items: arguments for `read`, such as paths.
+      read: function that reads an item, and raises UserError if it cannot.
+      skip_broken: whether to skip unreadable items and list them on standard error.
 
     Raises:
       UserError: an item cannot be read; the message says how to skip it.
@@ -163,8 +165,8 @@ def read_each(
         except UserError as error:
             if not skip_broken:
                 raise UserError(
-                    f"{error}; repair or remove it, or skip broken files by "
-                    "--config.data.skip_broken"
+                    f"{error}; repair or remove the file, or skip broken files with "
+                    f"--config.data.skip_broken"
                 ) from None
             print(f"skipped {error}", file=sys.stderr)
         else:
@@ -173,14 +175,14 @@ def read_each(
 
 
 def split_names(names: Sequence[str], where: str) -> dict[str, str]:
-    """Returns by split the names of files or folders that name a split.
+    """Returns, by split, the names of files or folders that denote a split.
 
     Args:
-      names: without extensions, in any case.
-      where: their folder, for messages.
+      names: names without extensions; case is ignored.
+      where: parent folder, for messages.
 
     Raises:
-      UserError: two names are of the same split.
+      UserError: two names denote the same split.
     """
     found: dict[str, str] = {}
     for name in sorted(names):
@@ -189,20 +191,20 @@ def split_names(names: Sequence[str], where: str) -> dict[str, str]:
                 continue
             if split in found:
                 raise UserError(
-                    f"{where}: {found[split]!r} and {name!r} are both of the {split} split; keep "
-                    "one"
+                    f"{where}: {found[split]!r} and {name!r} both denote the {split} split; "
+                    f"keep one of them"
                 )
             found[split] = name
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = "files") -> None:
-    """Warns about files of validation and test that are in an earlier split too.
+    """Warns about validation and test files that are also in an earlier split.
 
     Args:
       where: file or folder of the data, for messages.
-      files: for each split with its own files, hash of the content -> name of the file.
-      kind: of the files, a plural for messages.
+      files: for each split with its own files, a dict from content hashes to file names.
+      kind: plural noun for the files in messages.
     """
     before: dict[str, tuple[str, str]] = {}
     for split in SPLIT_NAMES:
@@ -211,14 +213,14 @@ def warn_shared(where: str, files: Mapping[str, Mapping[str, str]], kind: str = 
         if shared:
             (other, of), name = before[shared[0]], mine[shared[0]]
             warn_once(
-                f"{where}: {len(shared)} {kind} of {split} are in another split too, such as "
-                f"{name}, which is {of} of {other}; metrics on them are biased"
+                f"{where}: {len(shared)} {kind} of {split} are also in another split, such as "
+                f"{name}, which equals {of} of {other}; metrics on them are biased"
             )
         before |= {key: (split, name) for key, name in mine.items()}
 
 
 def expect_one_of(field: str, value: str, known: Sequence[str]) -> None:
-    """Raises ValueError if a field of a data config is neither empty nor a known value."""
+    """Raises a ValueError if a field of a data config is neither empty nor a known value."""
     if value not in ("", *known):
         raise ValueError(f"{field}: got {value!r}, expected {' or '.join(map(repr, known))}")
 
@@ -230,20 +232,20 @@ def split_by_hash(
     remedy: str,
     kind: str = "texts",
 ) -> Mapping[str, list[int]]:
-    """Splits the rows of train by the last digit of the hash of the text: 0 test, 1 validation.
+    """Splits training rows by the last digit of the text hash: 0 is test, 1 is validation.
 
-    Texts that differ only in case and punctuation stay together, and rows keep their split when
-    others are added.
+    Texts that differ only in case and punctuation get the same split, and rows keep their split
+    when other rows are added.
 
     Args:
-      texts: of train.
-      given: splits with their own file, which take no rows from train.
-      where: the train file, for messages.
-      remedy: against an empty split, for messages.
-      kind: of the texts, a plural for messages; "images" for their hashes.
+      texts: texts of the training rows.
+      given: splits that have their own file and therefore take no training rows.
+      where: name of the training file, for messages.
+      remedy: advice in the message about an empty split.
+      kind: plural noun for the texts in messages; "images" if the texts are hashes of images.
 
     Returns:
-      Indices of the rows of train and of each split that is not given.
+      Row indices of the training split and of each split that is not given.
 
     Raises:
       UserError: a split would be empty.
@@ -260,7 +262,7 @@ def split_by_hash(
             if distinct < len(texts):
                 cause = (
                     f"{distinct} distinct {kind} in {len(texts)} examples are too few to split, "
-                    "because equal ones stay in one split"
+                    f"because equal ones are kept in the same split"
                 )
             raise UserError(f"{where}: {cause}: {split} would be empty; {remedy}")
     return found
@@ -269,20 +271,21 @@ def split_by_hash(
 def split_by_group(
     groups: Sequence[str], given: Sequence[str], where: str, kind: str, remedy: str
 ) -> Mapping[str, list[int]]:
-    """Splits the rows of train so that each group, such as a speaker, is in one split.
+    """Splits training rows so that each group, such as a speaker, is in a single split.
 
-    The largest group is in train. The others, ordered by the hash of their names, fill test up to a
-    tenth of the rows, then validation likewise, then train.
+    The largest group goes to the training split. The other groups, ordered by the hash of their
+    names, fill the test split up to a tenth of the rows, then the validation split, then the
+    training split.
 
     Args:
-      groups: name of the group of each row of train.
-      given: splits with their own file, which take no rows from train.
-      where: the train file, for messages.
-      kind: of the groups, such as the name of a column, for messages.
-      remedy: against too few groups, for messages.
+      groups: group name of each training row.
+      given: splits that have their own file and therefore take no training rows.
+      where: name of the training file, for messages.
+      kind: name of the grouping in messages, such as a column.
+      remedy: advice in the message about too few groups.
 
     Returns:
-      Indices of the rows of train and of each split that is not given.
+      Row indices of the training split and of each split that is not given.
 
     Raises:
       UserError: there are fewer groups than splits.
@@ -293,8 +296,9 @@ def split_by_group(
         rows.setdefault(group, []).append(index)
     if len(rows) <= len(missing):
         raise UserError(
-            f"{where}: {kind} has {len(rows)} distinct values in {len(groups)} examples, expected "
-            f"at least {len(missing) + 1}, because each is in one split; {remedy}"
+            f"{where}: {kind} has {len(rows)} distinct values in {len(groups)} examples, "
+            f"expected at least {len(missing) + 1}, because each value is in a single split; "
+            f"{remedy}"
         )
     order = sorted(rows, key=lambda group: (text_hash(group, unicode=True), group))
     largest = max(order, key=lambda group: len(rows[group]))

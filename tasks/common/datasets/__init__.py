@@ -1,1 +1,1 @@
-"""Public data sets that several tasks use."""
+"""Public data sets that are used by several tasks."""

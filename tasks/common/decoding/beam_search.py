@@ -1,4 +1,4 @@
-"""Beam search with any step function, over all examples at once.
+"""Beam search with any step function, for all examples at once.
 
 Graves 2012, "Sequence Transduction with Recurrent Neural Networks"; Sutskever et al. 2014. Rules
 for finished hypotheses and for stopping follow the library transformers and give the same tokens.
@@ -35,9 +35,9 @@ class _Finished(NamedTuple):
     """The best K finished hypotheses of each example, each leaf [B, K].
 
     Attributes:
-      score: -inf for a missing one.
-      length: number of tokens, end token included; 0 for a missing one.
-      row: index of the prefix that the last token continues.
+      score: score of the hypothesis; -inf if it is missing.
+      length: number of tokens, including the end token; 0 if the hypothesis is missing.
+      row: index of the prefix to which the last token was appended.
       token: the last token.
     """
 
@@ -54,7 +54,7 @@ class _Beams(NamedTuple):
       t: number of steps taken.
       tokens, state, total: last token, state [B·K, ...] and summed log-probability of each prefix;
         the sum is -inf for a missing prefix.
-      written, parents: int32 [T, B, K], the token of each step and the prefix that it continues.
+      written, parents: int32 [T, B, K], the token of each step and the prefix it was appended to.
       extras: [T, B·K, ...], of the prefixes before each step.
       finished: finished hypotheses.
       closed: bool [B], examples whose search is over.
@@ -87,23 +87,24 @@ def beam_search(
 ) -> tuple[Array, Array, Any]:
     """Finds the best sequences of each example.
 
-    The best 2K of the K·V continuations are considered. Those among the first K that end are
-    finished; the best K that do not end are continued. After T steps all are finished.
+    In each step the best 2K of the K·V continuations are considered. Continuations among the first
+    K that end are finished; the best K that do not end are continued. After T steps all are
+    finished.
 
     Args:
-      scored: maps tokens [B·K] and state to log-probabilities [B·K, V] (-inf for forbidden tokens),
-        the next state, and extras.
-      start, state: int32 [B·K] and leaves [B·K, ...], before the first step.
+      scored: function from tokens [B·K] and state to log-probabilities [B·K, V] (-inf for forbidden
+        tokens), the next state, and extras.
+      start, state: tokens int32 [B·K] and state with leaves [B·K, ...] before the first step.
       extras: buffers for the extras of each step, leaves [T, B·K, ...].
-      K, N, max_length: number of beams, of returned sequences, and T.
-      length_penalty, exact: see `tasks.common.decoding.generate.DecodingConfig`; `exact` is its
-        stopping.
+      K, N, max_length: number of beams, number of returned sequences, and T.
+      length_penalty, exact: see `tasks.common.decoding.generate.DecodingConfig`; `exact` is True
+        for the stopping "exact".
       end, pad: see `tasks.common.decoding.generate.generate`.
 
     Returns:
       Tokens [B, N, T], scores [B, N] and extras [B, N, T, ...] of `generate.DecodingResult`.
     """
-    B, T = len(start) // K, max_length
+    B, T = start.shape[0] // K, max_length
 
     def advance(now: _Beams) -> _Beams:
         scores, state, values = scored(now.tokens.reshape(-1), now.state)
@@ -146,7 +147,7 @@ def beam_search(
             now.closed | (bound <= finished.score[:, -1]),
         )
 
-    # All K prefixes of an example begin empty and equal: only the first one counts.
+    # All K prefixes of an example are empty at first, so only the first one counts.
     total = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)
     zeros = jnp.zeros((B, K), jnp.int32)
     first = _Beams(
@@ -165,12 +166,12 @@ def beam_search(
 
 
 def _backtrack(beams: _Beams, N: int, pad: int) -> tuple[Array, Array, Any]:
-    """Returns the best N finished sequences of each example, followed from the end to the start."""
+    """Returns the best N finished sequences of each example by following back-pointers."""
     finished = _Finished(*(leaf[:, :N] for leaf in beams.finished))
     B, K = beams.tokens.shape
 
     def back(after: Array, step: Any) -> tuple[Array, tuple[Array, Any]]:
-        """Takes and returns the prefix of each sequence, [B, N], after and before a step."""
+        """Follows the back-pointers of one step; takes and returns prefix indices [B, N]."""
         t, written, parents, extras = step
         at_end = t + 1 == finished.length
         token = jnp.where(at_end, finished.token, take_rows(written, after))

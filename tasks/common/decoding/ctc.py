@@ -1,9 +1,9 @@
 """Connectionist temporal classification: sequences of units without an alignment to frames.
 
-Graves et al. 2006, "Connectionist Temporal Classification" (ICML). Prefix scores are those of
-Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition",
-algorithm 2: a beam search combines them with the scores of a decoder. Alone they give the prefix
-search of Graves.
+Graves et al. 2006, "Connectionist Temporal Classification" (ICML). Prefix scores follow Watanabe et
+al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", algorithm 2. A beam
+search combines them with the scores of a decoder; without a decoder it is the prefix search of
+Graves.
 
 B batch, S frames, T units, V units and the blank, R rows of decoding. The blank is unit 0, which is
 padding in labels.
@@ -30,7 +30,7 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
     Args:
       logits: [B, S, V].
       valid: bool [B, S], True = a real frame; real frames come first.
-      labels: int [B, T], BLANK after the last of each row.
+      labels: int [B, T], BLANK after the last unit of each row.
 
     Returns:
       Losses float32 [B], and whether the labels have a path, bool [B]. A path needs a frame for
@@ -44,7 +44,7 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
     shapes.expect("valid", valid, "B S", sizes)
     shapes.expect("labels", labels, "B T", sizes)
     has_path = min_frames(labels) <= jnp.sum(valid, axis=1)
-    # A row without a path would give a loss of about 1e5 and gradients of that size.
+    # Otherwise a row without a path would have a loss of about 1e5, and gradients of that size.
     losses = optax.ctc_loss(
         logits.astype(jnp.float32),
         (~valid).astype(jnp.float32),
@@ -56,21 +56,21 @@ def ctc_loss(logits: Array, valid: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def min_frames(labels: Array) -> Array:
-    """Returns the number of frames of the shortest path of labels: int [B, T] -> int [B]."""
+    """Returns the number of frames of the shortest path of the labels: int [B, T] -> int [B]."""
     is_unit = labels != BLANK
     repeats = (labels[:, 1:] == labels[:, :-1]) & is_unit[:, 1:]
     return jnp.sum(is_unit, axis=1) + jnp.sum(repeats, axis=1)
 
 
 def best_path(logits: Array, valid: Array) -> Array:
-    """Decodes the most likely path: the best unit of each frame, repeats and blanks removed.
+    """Decodes the most likely path: the best unit of each frame, without repeats and blanks.
 
     Args:
       logits: [B, S, V].
       valid: bool [B, S].
 
     Returns:
-      int32 [B, S], BLANK after the last of each row.
+      int32 [B, S], BLANK after the last unit of each row.
     """
     path = jnp.where(valid, jnp.argmax(logits, axis=-1), BLANK).astype(jnp.int32)
     before = jnp.pad(path, ((0, 0), (1, 0)), constant_values=BLANK)[:, :-1]
@@ -104,7 +104,7 @@ def empty_prefix(logits: Array, valid: Array) -> Prefix:
     log_probs = jnp.where(valid[..., None], log_probs, sure)
     blanks = jnp.cumsum(log_probs[..., BLANK], axis=1)
     ends = jnp.stack([jnp.full_like(blanks, -jnp.inf), blanks], axis=-1)
-    R = len(logits)
+    R = logits.shape[0]
     return Prefix(log_probs, ends, jnp.full((R,), BLANK, jnp.int32), jnp.zeros((R,), jnp.float32))
 
 
@@ -112,12 +112,13 @@ def next_scores(prefix: Prefix) -> tuple[Array, Array]:
     """Computes log-probabilities of the next unit, and of the end, given the prefix.
 
     Returns:
-      Of units [R, V], -inf for BLANK, and of the end [R]. The probabilities of a row sum to 1.
+      Log-probabilities of units [R, V], -inf for BLANK, and of the end [R]. The probabilities of a
+      row sum to 1.
     """
     in_unit, in_blank = prefix.ends[..., 0], prefix.ends[..., 1]
     either = jnp.logaddexp(in_unit, in_blank)
     units = _begun(prefix, either)
-    # A repetition of the last unit needs a blank in between.
+    # Repeating the last unit requires a blank in between.
     again = _begun(prefix, in_blank)
     is_last = jnp.arange(prefix.log_probs.shape[-1]) == prefix.last[:, None]
     units = jnp.where(is_last, again, units).at[:, BLANK].set(-jnp.inf)
@@ -129,10 +130,10 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
     """Appends one unit to each prefix.
 
     Args:
-      prefix: of R rows.
-      units: int [R], without BLANK.
+      prefix: prefixes of R rows.
+      units: units to append, int [R]; none is BLANK.
     """
-    log_probs, rows = prefix.log_probs, jnp.arange(len(units))
+    log_probs, rows = prefix.log_probs, jnp.arange(units.shape[0])
     scores = next_scores(prefix)[0][rows, units]
     in_unit, in_blank = prefix.ends[..., 0], prefix.ends[..., 1]
     before = jnp.where((units == prefix.last)[:, None], in_blank, jnp.logaddexp(in_unit, in_blank))
@@ -145,7 +146,7 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
         new = jnp.logaddexp(in_unit, before_t) + unit_t, jnp.logaddexp(*carry) + blank_t
         return new, jnp.stack(new, axis=-1)
 
-    impossible = jnp.full((len(units),), -jnp.inf)
+    impossible = jnp.full(units.shape, -jnp.inf)
     by_frame = jax.tree.map(lambda leaf: leaf.T, (before, unit, log_probs[..., BLANK]))
     _, ends = jax.lax.scan(frame, (impossible, impossible), by_frame)
     return Prefix(
@@ -154,7 +155,7 @@ def extend(prefix: Prefix, units: Array) -> Prefix:
 
 
 def _begun(prefix: Prefix, before: Array) -> Array:
-    """Computes the log-probability [R, V] that a unit begins at some frame after `before`."""
+    """Computes the log-probability [R, V] that a unit begins at any frame after `before`."""
     before = jnp.concatenate([_at_the_start(prefix)[:, None], before[:, :-1]], axis=1)
     return jax.nn.logsumexp(before[..., None] + prefix.log_probs, axis=1)
 

@@ -8,8 +8,8 @@
 Beam search: see `tasks.common.decoding.beam_search`. Top-k: Fan et al. 2018, "Hierarchical Neural
 Story Generation"; top-p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
 
-B batch, K beams, T steps, V vocabulary size, R = B rows, or B·K with the beams of an example side
-by side.
+B batch, K beams, T steps, V vocabulary size, R = B rows, or R = B·K rows with the beams of an
+example next to each other.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ class DecodingConfig(Config):
       stopping: condition that ends the search of an example. "heuristic": the best prefix, scored
         at its present length, is no better than the worst of K finished hypotheses
         (early_stopping=False in transformers). "exact": no prefix can become better at any length
-        (early_stopping="never"). It takes more steps and differs if length_penalty is above 0.
-      n_best: number of sequences returned for each example: of the beam, or independent samples.
-      temperature: divisor of the logits of samples.
+        (early_stopping="never"); this takes more steps, and gives other results if length_penalty
+        is above 0.
+      n_best: number of sequences returned for each example, from the beam or as independent
+        samples.
+      temperature: divisor of the logits in sampling.
       top_k: number of most likely tokens to sample from; 0 for all.
       top_p: samples are drawn from the fewest most likely tokens whose probabilities sum to at
         least top_p, after temperature and top_k.
-      seed: of samples; see `example_keys`.
+      seed: random seed of sampling; see `example_keys`.
     """
 
     method: one_of("greedy", "beam", "sample") = "greedy"
@@ -70,7 +72,7 @@ class DecodingConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        # An option of another method would have no effect.
+        # An option of another method would silently have no effect.
         read = {"beam": ("beam_size", "stopping"), "sample": ("temperature", "top_k", "top_p")}
         for method, names in read.items():
             for name in names if method != self.method else ():
@@ -87,15 +89,42 @@ class DecodingResult(NamedTuple):
     """Decoded sequences. A missing n-th sequence is all `pad` with score -inf.
 
     Attributes:
-      tokens: int32 [B, n_best, T], end token included, `pad` after it.
-      scores: float32 [B, n_best], best first, from the probabilities before temperature. A
-        sequence cut off at T has the score of its T tokens.
-      extras: extras of the steps, leaves [B, n_best, T, ...], 0 after the end.
+      tokens: int32 [B, n_best, T], including the end token, followed by `pad`.
+      scores: float32 [B, n_best], best first, from the probabilities without temperature. A
+        sequence that is truncated at T has the score of its T tokens.
+      extras: extra outputs of the steps, leaves [B, n_best, T, ...], 0 after the end.
     """
 
     tokens: Array
     scores: Array
     extras: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenDecoder:
+    """An autoregressive decoder before its first step; see `generate` for the attributes.
+
+    Attributes:
+      step, state, start, end, pad, forbidden, scores_are_log_probs: arguments of `generate`. The
+        state contains everything that a step depends on besides the model parameters, so that
+        prefill and step can be separate programs.
+      batch_size, max_length: B, T.
+    """
+
+    step: Step
+    state: Any
+    batch_size: int
+    max_length: int
+    start: int | Array
+    end: int | None
+    pad: int
+    forbidden: Sequence[int] = ()
+    scores_are_log_probs: bool = False
+
+    def generate(self, config: DecodingConfig, keys: Array | None = None) -> DecodingResult:
+        """Decodes by the function `generate`."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        return generate(self.step, self.state, config=config, keys=keys, **options)
 
 
 def generate(
@@ -114,22 +143,22 @@ def generate(
 ) -> DecodingResult:
     """Decodes up to T tokens for each example; stops as soon as all sequences have ended.
 
-    The result of an example depends on its own rows of `state` only, if that holds for `step`.
+    The result of an example depends only on its own rows of `state`, if that is true of `step`.
 
     Args:
-      step: maps tokens int32 [R] and state to logits [R, V], the next state, and extras. Shapes and
-        dtypes of the state stay; each leaf of state and extras has the leading axis R. Rows that
-        have ended read `pad`, and their results are discarded.
-      state: before the first step, with B rows; it is repeated for beams. After a prompt it is the
-        state after all tokens of the prompt but the last, which is `start`.
+      step: function from tokens int32 [R] and state to logits [R, V], the next state, and extras.
+        It keeps shapes and dtypes of the state; each leaf of state and extras has the leading axis
+        R. Rows that have ended read `pad`, and their results are discarded.
+      state: state before the first step, with B rows; it is repeated for beams. With a prompt, it
+        is the state after all prompt tokens but the last, which is given as `start`.
       config: decoding method.
       batch_size: B.
-      max_length: T, largest number of decoded tokens, end token included.
-      start: the first token read, int or int [B].
+      max_length: T, maximum number of decoded tokens, including the end token.
+      start: first input token, int or int [B].
       end: the token that ends a sequence; None if all sequences have T tokens.
-      pad: the token after the end.
+      pad: token that fills sequences after the end.
       keys: random keys [B] of samples; see `example_keys`.
-      forbidden: tokens that are never decoded. The probabilities of the others stay.
+      forbidden: tokens that are never decoded. The other probabilities are not renormalized.
       scores_are_log_probs: whether `step` returns scores to be summed without a softmax, such as
         weighted log-probabilities of two models, instead of logits.
 
@@ -175,7 +204,7 @@ def generate(
 
 
 class _Rows(NamedTuple):
-    """Independent rows of greedy decoding or sampling, written up to step t."""
+    """Independent rows of greedy decoding or sampling, decoded up to step t."""
 
     t: Array
     tokens: Array
@@ -200,7 +229,7 @@ def _decode_independently(
     pad: int,
 ) -> DecodingResult:
     """Decodes greedily, or draws n_best samples of each example."""
-    R, N, T = len(start), config.n_best, max_length
+    R, N, T = start.shape[0], config.n_best, max_length
     if keys is not None:
         keys = jax.vmap(jax.random.fold_in)(keys[jnp.arange(R) // N], jnp.arange(R) % N)
 
@@ -212,7 +241,7 @@ def _decode_independently(
             token = _sample(jax.vmap(jax.random.fold_in, (0, None))(keys, now.t), scores, config)
         gained = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
         token = jnp.where(now.ended, pad, token).astype(jnp.int32)
-        # A row whose tokens are all excluded ends.
+        # A row in which all tokens are excluded ends.
         ends = (gained == -jnp.inf) | (False if end is None else token == end)
         return _Rows(
             now.t + 1,
@@ -258,14 +287,14 @@ def _sample(keys: Array, scores: Array, config: DecodingConfig) -> Array:
     logits, tokens = jax.lax.top_k(logits, min(config.top_k or V, V))
     probabilities = jax.nn.softmax(logits, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # The most likely token always stays.
+    # The most likely token is never excluded.
     kept = (before < config.top_p).at[:, 0].set(True)
     drawn = draw(keys, jnp.where(kept, logits, -jnp.inf))
     return jnp.take_along_axis(tokens, drawn[:, None], axis=-1)[:, 0]
 
 
 def _repeated(tree: Any, copies: int, B: int) -> Any:
-    """Repeats each row of each leaf `copies` times, side by side.
+    """Repeats each row of each leaf `copies` times, next to each other.
 
     Raises:
       ValueError: a leaf does not have B rows.
@@ -287,7 +316,7 @@ def _expect_step(step: Step, tokens: Array, state: Any) -> tuple[int, Any]:
     Raises:
       ValueError: logits, state or extras of a step have wrong shapes.
     """
-    R = len(tokens)
+    R = tokens.shape[0]
     with recording.suppressed():
         logits, after, extras = jax.eval_shape(step, tokens, state)
     shapes.expect("logits", logits, "R V", {"R": R})

@@ -1,1 +1,1 @@
-"""BERT weights, configs and tokenizers to and from Hugging Face files."""
+"""Conversion of BERT weights, configs and tokenizers to and from Hugging Face files."""

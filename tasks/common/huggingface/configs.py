@@ -1,4 +1,4 @@
-"""config.json of BERT and DistilBERT: conversion of supported fields, errors for others."""
+"""Conversion of config.json of BERT and DistilBERT; unsupported fields raise errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.common.huggingface.weights import EPSILON, FIELDS, FIXED, NAMES
 
 _WHOLE = ("model_size", "num_layers", "num_heads", "feedforward_size", "max_length", "segments")
 _RATES = ("dropout_rate", "attention_dropout_rate")
-# Supported values of other options; types are compared too, because 1 equals True.
+# Supported values of other options. Types are compared too, because 1 equals True in Python.
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "tie_word_embeddings": (True,),
@@ -30,8 +30,8 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "sinusoidal_pos_embds": (False,),
     "tokenizer_class": (None, *CLASSES),
 }
-# Options without effect on the predictions of masked tokens: names, storage, heads for other tasks,
-# and parameters of text generation.
+# Options that do not affect the prediction of masked tokens: names, storage, heads for other tasks,
+# # and parameters of text generation.
 _WITHOUT_EFFECT = """
 architectures model_type vocab_size pad_token_id _name_or_path name_or_path _commit_hash
 transformers_version torch_dtype dtype use_bfloat16 use_cache gradient_checkpointing
@@ -53,7 +53,7 @@ def model_kind(path: Path, config: Mapping[str, Any]) -> str:
     """Returns "bert" or "distilbert".
 
     Raises:
-      UserError: another model_type.
+      UserError: the model_type is not supported.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in NAMES:
@@ -66,7 +66,7 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
     """Returns the fields of `LanguageModelConfig`.
 
     Raises:
-      UserError: a value is invalid, or an option is not supported; the message names it.
+      UserError: a value is invalid, or an option is not supported; the message names the option.
     """
     model = {**FIXED, "norm_epsilon": EPSILON}
     model |= {ours: config.get(theirs, it) for ours, (theirs, it) in FIELDS[kind].items()}
@@ -101,11 +101,11 @@ def model_fields(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, 
 def expect_vocabulary(
     path: Path, config: Mapping[str, Any], vocabulary: Sequence[str], rows: int
 ) -> None:
-    """Checks vocabulary size and padding id against the other files.
+    """Raises unless vocabulary size and padding id match the other files.
 
     Raises:
-      UserError: the size is neither that of the vocabulary nor of the embedding table, or the
-        padding id is not that of [PAD].
+      UserError: the size matches neither the vocabulary nor the embedding table, or the padding id
+        is not the id of [PAD].
     """
     size = config.get("vocab_size", rows)
     if isinstance(size, bool) or size not in (rows, len(vocabulary)) or not isinstance(size, int):
@@ -118,7 +118,7 @@ def expect_vocabulary(
 
 
 def _wanted(field: str, value: Any) -> str:
-    """Returns the expectation that the value of a field fails, or an empty string."""
+    """Returns the expectation that a field's value does not meet, or an empty string."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field in _WHOLE:
         fits, wanted = number and isinstance(value, int) and value >= 1, "a whole number above 0"

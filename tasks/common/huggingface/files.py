@@ -1,6 +1,6 @@
 """Folders of BERT and DistilBERT in the format of the library transformers.
 
-They have config.json, model.safetensors, and vocab.txt or tokenizer.json.
+A folder contains config.json, model.safetensors, and vocab.txt or tokenizer.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ARCHITECTURES = {
     "distilbert": ("DistilBertModel", "DistilBertForMaskedLM"),
 }
 _WORDS = "embeddings.word_embeddings.weight"
-# Other forms of the weights.
+# Other file formats of the weights.
 _OTHER = (
     "pytorch_model.bin",
     "model.safetensors.index.json",
@@ -46,7 +46,7 @@ _OTHER = (
     "tf_model.h5",
     "flax_model.msgpack",
 )
-# Types that are exact in float32.
+# Dtypes whose values are exact in float32.
 _TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -70,8 +70,8 @@ def read_folder(folder: Path) -> LanguageModelFolder:
     path = folder / "model.safetensors"
     if not _fits(rows, len(vocabulary)):
         raise UserError(
-            f"{path}: has embeddings of {rows} tokens, the vocabulary {len(vocabulary)}; bring "
-            "the files of one model"
+            f"{path}: has embeddings of {rows} tokens, the vocabulary {len(vocabulary)}; use "
+            f"files of the same model"
         )
     expect_vocabulary(folder / "config.json", config, vocabulary, rows)
     if model["num_layers"] > len(tensors):
@@ -103,9 +103,9 @@ def read_folder(folder: Path) -> LanguageModelFolder:
 
 
 def _fits(rows: int, pieces: int) -> bool:
-    """Returns whether an embedding table of `rows` fits so many pieces.
+    """Returns True if an embedding table of `rows` rows fits a vocabulary of `pieces` pieces.
 
-    It may be padded to the next multiple of a power of two from 8 to 512.
+    The table may be padded to the next multiple of a power of two from 8 to 512.
     """
     return rows == pieces or (rows % 8 == 0 and 0 < rows - pieces < min(rows & -rows, 512))
 
@@ -122,7 +122,7 @@ def write_folder(folder: Path, saved: LanguageModelFolder) -> None:
     rows = len(tensors[_WORDS])
     has_head, pairs = "head/bias" in saved.params, bool(model.get("next_sentence"))
     if has_head:
-        # With a head, the names of the encoder's tensors have a prefix.
+        # In files with a head, the names of the encoder's tensors have a prefix.
         head = ("cls.", "vocab_")
         tensors = {
             name if name.startswith(head) else f"{kind}.{name}": tensor
@@ -182,17 +182,19 @@ def _expect_shapes(
         if name in tensors and tensors[name].shape != expected:
             got = list(tensors[name].shape)
             raise UserError(
-                f"{path}: {name} has the shape {got}, config.json says {list(expected)}"
+                f"{path}: {name} has the shape {got}, expected {list(expected)} according to "
+                f"config.json"
             )
 
 
 def _expect_whole_head(path: Path, kind: str, left: Sequence[str]) -> None:
-    """Raises for an incomplete head for masked tokens."""
+    """Raises if the head for masked tokens is incomplete."""
     names = [theirs for ours, theirs in NAMES[kind].items() if ours.partition("/")[0] == "head"]
     parts = [name for name in left if name.rpartition(".")[0] in names]
     if parts:
         raise UserError(
-            f"{path}: has {parts[0]!r}, but not the whole head for masked tokens; it is incomplete"
+            f"{path}: has {parts[0]!r}, but not the complete head for masked tokens; restore "
+            f"the file"
         )
 
 
@@ -203,13 +205,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
     if not is_file(path):
         others = [name for name in _OTHER if is_file(path.with_name(name))]
-        other = f"; {others[0]} is not read" if others else ""
+        other = f"; {others[0]} is not supported" if others else ""
         raise UserError(
             f"{path}: no such file{other}; save the model with transformers' save_pretrained"
         )
     try:
         return load_file(path)
-    # The other errors are from types that NumPy lacks.
+    # The other exceptions are caused by dtypes that NumPy lacks.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
@@ -231,7 +233,7 @@ def _tensors(folder: Path, kind: str) -> dict[str, np.ndarray]:
         tensors[name] = tensor.astype(np.float32)
         if not np.isfinite(tensors[name]).all():
             raise UserError(f"{path}: {stored} has values that are not finite")
-    # The output layer is tied to the embedding table. Its bias has two names.
+    # The output layer is tied to the embedding table. Its bias is stored under two names.
     for name in ("cls.predictions.decoder", "vocab_projector"):
         table = tensors.pop(f"{name}.weight", None)
         if table is not None and not np.array_equal(table, tensors.get(_WORDS)):

@@ -1,8 +1,9 @@
 """Tokenizer files of BERT folders: vocab.txt, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json and added_tokens.json.
 
-They are read as WordPiece with BERT's normalizer. Options for another tokenization are errors, as
-are contradictions between files. Special tokens in a text, such as "[SEP]", are plain text here.
+The files are read as WordPiece with BERT's normalizer. Options for other tokenizations and
+contradictions between files raise errors. Special tokens in a text, such as "[SEP]", are treated as
+plain text.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ VOCABULARY, TOKENIZER = "vocab.txt", "tokenizer.json"
 CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _ROLES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _MORE_TOKENS = ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens")
-# Names of a field of `Normalization` in tokenizer_config.json; the last is that of tokenizer.json.
+# Names of each `Normalization` field in tokenizer_config.json; the last is the tokenizer.json name.
 _NAMES = {
     "lower_case": ("do_lower_case", "lowercase"),
     "strip_accents": ("strip_accents",),
@@ -44,7 +45,7 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (False,),
     "auto_map": (None,),
 }
-# Options without effect on tokenization: lengths, names of files, forms of the result.
+# Options that do not affect tokenization: lengths, file names, formats of the result.
 _WITHOUT_EFFECT = """
 model_max_length max_len max_length min_length padding padding_side pad_to_multiple_of
 pad_token_type_id stride truncation truncation_strategy model_input_names name_or_path
@@ -55,13 +56,13 @@ chat_template
 
 
 def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
-    """Reads the pieces by id, the normalization, and notes on options without effect.
+    """Reads pieces in id order, normalization, and notes on options without effect.
 
-    Reads vocab.txt with tokenizer_config.json, or tokenizer.json, which have to agree.
+    Reads vocab.txt with tokenizer_config.json, or tokenizer.json; all given files must agree.
 
     Raises:
-      UserError: a file is damaged, missing, contradicts another, or has an option that is not
-        supported; the message names the file and the option.
+      UserError: a file is missing or damaged, contradicts another file, or has an unsupported
+        option; the message names the file and the option.
     """
     options = read_json(folder / "tokenizer_config.json", optional=True)
     given = _checked_options(folder / "tokenizer_config.json", options)
@@ -86,8 +87,8 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
         vocabulary, found = _whole_tokenizer(folder / TOKENIZER, values)
         if pieces is not None and vocabulary != pieces:
             raise UserError(
-                f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; bring "
-                "the files of one model"
+                f"{folder / TOKENIZER}: {_difference(vocabulary, pieces)} in {VOCABULARY}; use "
+                f"files of the same model"
             )
     _expect_special_ids(folder, vocabulary, options)
     both = Normalization(**{**given, **found})
@@ -104,7 +105,7 @@ def read_tokenizer(folder: Path) -> tuple[list[str], Normalization, list[str]]:
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Reads a JSON object; an empty one for a missing optional file.
+    """Reads a JSON object; returns an empty one for a missing optional file.
 
     Raises:
       UserError: the file cannot be read, or is not a JSON object.
@@ -125,10 +126,10 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Returns whether a file exists.
+    """Returns True if a file exists.
 
     Raises:
-      UserError: no permission for the folder.
+      UserError: the folder cannot be accessed.
     """
     try:
         return path.is_file()
@@ -156,8 +157,8 @@ def _pieces(path: Path) -> list[str]:
             raise UserError(f"{path}: line {number} is empty, expected a piece")
         if piece in first:
             raise UserError(
-                f"{path}: line {number} is {piece!r} like line {first[piece]}, expected one id "
-                "per piece"
+                f"{path}: line {number} repeats {piece!r} of line {first[piece]}, expected one "
+                f"id per piece"
             )
         first[piece] = number
     return lines
@@ -205,7 +206,7 @@ def _unsupported(path: Path, name: str, value: Any, expected: Any) -> UserError:
 
 
 def _expect_special(path: Path, name: str, value: Any) -> None:
-    """Checks a special token by its role: a string, or an object with the token."""
+    """Checks the special token of a role, given as a string or as an object with the token."""
     content = value.get("content") if isinstance(value, Mapping) else value
     expected = _ROLES[name.removesuffix("_token")]
     if content not in (None, expected):
@@ -213,7 +214,7 @@ def _expect_special(path: Path, name: str, value: Any) -> None:
 
 
 def _spellings(value: Any) -> Iterator[str]:
-    """Yields the content of a token, or of a list or object of tokens."""
+    """Yields the text of a token, or of each token in a list or object."""
     if isinstance(value, Mapping) and not isinstance(value.get("content"), str):
         value = list(value.values())
     for token in value if isinstance(value, list) else [] if value is None else [value]:
@@ -222,7 +223,7 @@ def _spellings(value: Any) -> Iterator[str]:
 
 
 def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
-    """Yields tokens and ids of added_tokens_decoder."""
+    """Yields (token, id) of added_tokens_decoder."""
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: added_tokens_decoder is {to_json(value)}, expected an object")
     for number, token in value.items():
@@ -233,7 +234,7 @@ def _decoded(path: Path, value: Any) -> Iterator[tuple[str, int]]:
 
 
 def _expect_only_special(path: Path, ids: Mapping[str, Any]) -> None:
-    """Raises for added tokens other than the five special ones, which are matched first."""
+    """Raises for added tokens other than the special tokens, as added tokens take precedence."""
     for content in ids:
         if content not in SPECIAL_TOKENS:
             raise UserError(
@@ -243,7 +244,7 @@ def _expect_only_special(path: Path, ids: Mapping[str, Any]) -> None:
 
 
 def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[str, Any]) -> None:
-    """Raises for special tokens with ids that differ from the vocabulary."""
+    """Raises for special tokens whose ids differ from the vocabulary."""
     path = folder / "tokenizer_config.json"
     listed = {
         path: dict(_decoded(path, options.get("added_tokens_decoder", {}))),
@@ -255,12 +256,12 @@ def _expect_special_ids(folder: Path, vocabulary: list[str], options: Mapping[st
             if content in ids and ids[content] != number:
                 raise UserError(
                     f"{file}: has {content} as {to_json(number)}, the vocabulary as "
-                    f"{ids[content]}; bring the files of one model"
+                    f"{ids[content]}; use files of the same model"
                 )
 
 
 def _whole_tokenizer(path: Path, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Returns pieces by id and fields of `Normalization` of tokenizer.json."""
+    """Reads pieces in id order and fields of `Normalization` from tokenizer.json."""
     model = values.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         part = "model.vocab" if isinstance(model, dict) else "model"
@@ -319,10 +320,10 @@ def _normalizer(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expect_parts(path: Path, values: Mapping[str, Any]) -> None:
-    """Checks that pre-tokenizer, post-processor, truncation and decoder are those of BERT."""
+    """Raises unless pre-tokenizer, post-processor, truncation and decoder are those of BERT."""
     cutter = values.get("pre_tokenizer")
-    # Without this part, the library takes each text of a complete file as one word. In a file that
-    # it cannot load, missing parts are those of BERT.
+    # Without this part, the library treats each text as a single word if the file is complete. In a
+    # # file that the library cannot load, missing parts default to those of BERT.
     if ("pre_tokenizer" in values or _loads(values)) and cutter != {"type": "BertPreTokenizer"}:
         found = cutter.get("type") if isinstance(cutter, dict) else cutter
         raise _unsupported(path, "pre_tokenizer", found, "BertPreTokenizer")
@@ -346,13 +347,13 @@ def _loads(values: Mapping[str, Any]) -> bool:
 
     try:
         Tokenizer.from_str(json.dumps(values))
-    except Exception:  # the library raises no specific error
+    except Exception:  # the library raises plain Exceptions
         return False
     return True
 
 
 def _expect_template(path: Path, after: Any) -> None:
-    """Checks that a text is enclosed by [CLS] and [SEP], with nothing else added."""
+    """Raises unless a text is enclosed by [CLS] and [SEP], with nothing else added."""
     kind = after.get("type") if isinstance(after, dict) else None
     if kind == "BertProcessing":
         first, last = ((after.get(name) or [None])[0] for name in ("cls", "sep"))
@@ -372,7 +373,7 @@ def _expect_template(path: Path, after: Any) -> None:
 
 
 def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
-    """Returns pieces in the order of their ids: those of the model, and missing special tokens."""
+    """Returns the pieces in id order: those of the model, and special tokens that it lacks."""
     ids = dict(vocabulary)
     if not isinstance(added, list | None) or not all(
         isinstance(token, dict) and isinstance(token.get("content"), str) for token in added or []
@@ -396,6 +397,6 @@ def _ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> list[str]:
 
 def _difference(mine: list[str], theirs: list[str]) -> str:
     if len(mine) != len(theirs):
-        return f"has {len(mine)} pieces, there are {len(theirs)}"
+        return f"has {len(mine)} pieces, expected the {len(theirs)} pieces"
     index = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-    return f"has {mine[index]!r} as piece {index}, it is {theirs[index]!r}"
+    return f"has {mine[index]!r} as piece {index}, expected {theirs[index]!r} as"

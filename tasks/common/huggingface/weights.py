@@ -1,9 +1,9 @@
 """Conversion of BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) weights.
 
-Names of the library transformers are converted to those of masked language models in
-tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Ids differ:
-padding, unknown and classification token are first here, mask and end token last, so the rows of
-tokens are permuted.
+Parameter names of the library transformers are converted to those of masked language models in
+tasks/language_modeling, and back. `huggingface.files` reads and writes the files. Token ids differ:
+in this project padding, unknown and classification token come first, mask and end token last, so
+the rows of embedding tables are permuted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LAST = ("[MASK]", "[SEP]")
 # `LanguageModelFolder.tokenizer` in the directory of a run with imported weights.
 IMPORTED = "imported.json"
 
-# Our name -> theirs; "{}" is the index of a layer. A module has a matrix (transposed in theirs) or
-# a scale, and a bias.
+# Our name -> name in transformers; "{}" is the layer index. A module has a matrix (transposed in #
+# transformers) or a scale, and a bias.
 NAMES = {
     "bert": {
         "embedding": "embeddings.word_embeddings",
@@ -61,7 +61,7 @@ NAMES = {
         "head": "vocab_projector",
     },
 }
-# Our field -> theirs, and its default.
+# Our field -> field in transformers, and its default.
 FIELDS = {
     "bert": {
         "model_size": ("hidden_size", 768),
@@ -88,9 +88,9 @@ FIELDS = {
         "embedding_scale": ("initializer_range", 0.02),
     },
 }
-# Of the norms. DistilBERT has no such field in config.json.
+# Epsilon of the norms. DistilBERT has no such field in config.json.
 EPSILON = 1e-12
-# Fields with the same value in all of them.
+# Fields with the same value in all models.
 FIXED = {
     "name": "transformer",
     "objective": "masked",
@@ -109,7 +109,7 @@ class Normalization:
       strip_accents: remove accents; None: as `lower_case`.
       chinese_characters: each Chinese character is a word.
       clean_text: remove control characters, and replace each white space by a space.
-      longest_word: maximum number of characters; a longer word is [UNK].
+      longest_word: maximum number of characters of a word; a longer word is [UNK].
     """
 
     lower_case: bool = True
@@ -123,7 +123,7 @@ class Normalization:
             object.__setattr__(self, "strip_accents", self.lower_case)
 
     def pipeline(self, ids: Mapping[str, int]) -> Any:
-        """Returns the `tokenizers.Tokenizer` of these pieces, without special tokens."""
+        """Builds the `tokenizers.Tokenizer` of these pieces, without special tokens."""
         import tokenizers
         from tokenizers import models, normalizers, pre_tokenizers
 
@@ -144,19 +144,19 @@ class Normalization:
 
 @dataclass(frozen=True)
 class LanguageModelFolder:
-    """Content of a folder, with our names.
+    """Content of a transformers folder, with the parameter names of this project.
 
     Attributes:
       kind: "bert" or "distilbert".
       model: fields of `LanguageModelConfig`.
-      params: parameters by path, "encoder/layers/0/attention/query/kernel", with rows in the order
-        of our ids; without those of the head if the folder has none.
+      params: parameters by path, such as "encoder/layers/0/attention/query/kernel", with rows in
+        the order of our ids; without the head if the folder has none.
       vocabulary: pieces in the order of their ids.
-      normalization: of texts.
+      normalization: normalization of texts.
       left_out: names of unused tensors.
-      padding: rows beyond the vocabulary, which are not part of the model here: "embedding" [n, D]
-        and, with a head, "bias" [n]; may be empty.
-      notes: for the user, on options without effect.
+      padding: embedding rows beyond the vocabulary, which our model does not use: "embedding" [n,
+        D] and, with a head, "bias" [n]; may be empty.
+      notes: notes for the user on options without effect.
     """
 
     kind: str
@@ -199,10 +199,11 @@ class LanguageModelFolder:
 
 
 def our_order(vocabulary: Sequence[str]) -> np.ndarray:
-    """Returns their id of each of our ids, int [V].
+    """Returns the transformers id of each of our ids, int [V].
 
     Raises:
-      ValueError: a special token is missing, a piece occurs twice, or there is no other piece.
+      ValueError: a special token is missing, a piece occurs twice, or there are only special
+        tokens.
     """
     ids = {piece: number for number, piece in enumerate(vocabulary)}
     missing = [token for token in (*SPECIAL, *LAST) if token not in ids]
@@ -221,12 +222,12 @@ def our_order(vocabulary: Sequence[str]) -> np.ndarray:
 def to_tensors(
     kind: str, num_layers: int, params: Mapping[str, Any], order: np.ndarray
 ) -> dict[str, Any]:
-    """Converts our parameters to their tensors, by name without a prefix.
+    """Converts our parameters to transformers tensors, by name without a prefix.
 
     Args:
       kind: "bert" or "distilbert".
       num_layers: L.
-      params: by path; arrays of NumPy or PyTorch, which are only transposed and permuted.
+      params: parameters by path, arrays of NumPy or PyTorch; they are only transposed and permuted.
       order: see `our_order`.
     """
     theirs = np.argsort(order)
@@ -253,10 +254,10 @@ def to_tensors(
 def from_tensors(
     kind: str, model: Mapping[str, Any], tensors: Mapping[str, Any], order: np.ndarray
 ) -> tuple[dict[str, Any], list[str]]:
-    """Converts their tensors to our parameters, and returns the names of unused tensors.
+    """Converts transformers tensors to our parameters; also returns the names of unused tensors.
 
-    The inverse of `to_tensors`. An incomplete head is left out, and the modules for pairs of
-    sentences unless the model has next_sentence.
+    This is the inverse of `to_tensors`. An incomplete head is left out. Modules for sentence pairs
+    are left out unless the model has next_sentence.
 
     Raises:
       KeyError: a tensor of the encoder is missing.
@@ -283,7 +284,7 @@ def from_tensors(
             params[f"{ours}/scale"], params[f"{ours}/bias"] = weight, bias
             continue
         if ours == "follows":
-            # In theirs, the first of the two classes means that the sentence follows.
+            # In transformers, the first of the two classes means that the sentence follows.
             weight, bias = weight[[1, 0]], bias[[1, 0]]
         kernel = weight.T
         if ours.endswith(("attention/query", "attention/key", "attention/value")):
@@ -295,10 +296,10 @@ def from_tensors(
 
 
 def fitted_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns `LanguageModelFolder.tokenizer` for a tokenizer fitted here.
+    """Returns `LanguageModelFolder.tokenizer` for a tokenizer that this project fitted.
 
     Raises:
-      ValueError: not a WordPiece tokenizer.
+      ValueError: the tokenizer is not WordPiece.
     """
     if tokenizer.config.tokenizer != "wordpiece":
         got = tokenizer.config.tokenizer
@@ -316,7 +317,7 @@ def of_model(
 ) -> LanguageModelFolder:
     """Returns the folder of a masked language model, without weights.
 
-    With segments it is a BERT, else a DistilBERT.
+    A model with segment embeddings is a BERT, otherwise a DistilBERT.
 
     Args:
       model: fields of `LanguageModelConfig`.
@@ -325,7 +326,7 @@ def of_model(
       **normalization: fields of `Normalization`.
 
     Raises:
-      ValueError: unsupported values, which the message lists, or see `our_order`.
+      ValueError: values are not supported (the message lists them), or see `our_order`.
     """
     kind = "bert" if model["segments"] else "distilbert"
     fixed = {
@@ -362,7 +363,7 @@ def expected_shapes(kind: str, model: Mapping[str, Any], rows: int) -> dict[str,
     Args:
       kind: "bert" or "distilbert".
       model: fields of `LanguageModelConfig`.
-      rows: of the embedding table.
+      rows: number of rows of the embedding table.
     """
     D, F = model["model_size"], model["feedforward_size"]
     tables = {"embedding": rows, "encoder/positions": model["max_length"], "segment_embedding": 2}

@@ -1,8 +1,8 @@
 """Random augmentation of images in training, with explicit keys, under `jax.jit`.
 
-B batch, Y X height and width, C channels. Random numbers of an example depend on its own key alone,
-see `example_keys`. Geometric transforms apply to a label map [B, Y, X] too. Pixels from outside the
-image are 0, in label maps `void`.
+B batch, Y X height and width, C channels. The random numbers of an example depend only on its own
+key, see `example_keys`. Geometric transforms also apply to a label map [B, Y, X]. Pixels from
+outside the image are 0; in label maps they are `void`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class AugmentationConfig(Config):
 
     Attributes:
       scale_min, scale_max: limits of a log-uniform scale factor; the scaled image is randomly
-        cropped or padded to its size. Both 1: no scaling.
-      crop_padding: largest translation in pixels, vertical and horizontal.
+        cropped or padded to its size. 1 and 1 for no scaling.
+      crop_padding: maximum vertical and horizontal translation in pixels.
       flip: horizontal flip with probability 1/2.
       flip_vertical: vertical flip with probability 1/2.
-      brightness: largest offset of all pixels, which are in [0, 1].
-      contrast: largest relative change of the distances of pixels from their mean.
-      saturation: largest relative change of the saturation.
-      hue: largest shift of the hue, as a fraction of the circle.
-      cutout: side in pixels of a square that is filled with the mean of the image.
+      brightness: maximum offset of all pixels, which are in [0, 1].
+      contrast: maximum relative change of the contrast, relative to the mean pixel.
+      saturation: maximum relative change of the saturation.
+      hue: maximum shift of the hue, as a fraction of the color circle.
+      cutout: side length in pixels of a square that is filled with the mean of the image.
     """
 
     scale_min: PositiveFloat = 1.0
@@ -78,7 +78,8 @@ def augment(
       The images, or the images and labels if there are labels.
 
     Raises:
-      ValueError: saturation or hue without three channels, or not floating point.
+      ValueError: images are not floating point, or saturation or hue is used without three
+        channels.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: got dtype {images.dtype}, expected floating point from 0 to 1")
@@ -127,7 +128,7 @@ def random_crop(
 ) -> tuple[Array, Array | None]:
     """Pads images and crops them to their size at random (He et al. 2016, section 4.2).
 
-    This translates them by whole pixels, -padding to padding.
+    This translates images by -padding to padding pixels.
     """
     starts = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
 
@@ -151,7 +152,7 @@ def scale_and_crop(
     labels: Array | None = None,
     void: int = 0,
 ) -> tuple[Array, Array | None]:
-    """Scales images by a log-uniform factor s between the limits, at their size.
+    """Scales images by a log-uniform factor s between the limits, keeping the image size.
 
     For s > 1 the result is a random crop; for s < 1 the scaled image is at a random position, with
     padding around it. Images are bilinear with antialiasing, labels of the nearest pixel.
@@ -205,7 +206,7 @@ def translate(images: Array, offsets: Array) -> Array:
 
 
 def random_translation(images: Array, largest: float, key: Array) -> Array:
-    """Translates by offsets uniform in [-largest, largest], drawn from one key for the batch."""
+    """Translates by uniform offsets in [-largest, largest], drawn from one key for the batch."""
     if largest == 0:
         return images
     offsets = jax.random.uniform(key, (len(images), 2), minval=-largest, maxval=largest)
@@ -245,7 +246,8 @@ def cutout(
 ) -> tuple[Array, Array | None]:
     """Fills a square of each image with its mean (DeVries & Taylor 2017, "Cutout").
 
-    Its center is any pixel, so it may extend beyond the image. Its labels become void.
+    The center of the square is a random pixel, so the square may extend beyond the image. Labels in
+    the square become void.
     """
     _, Y, X, _ = images.shape
 
@@ -286,6 +288,6 @@ def mixup(
     if valid is not None:
         fraction = jnp.where(valid[partner], fraction, 1.0)
     weight = fraction[:, None, None, None].astype(images.dtype)
-    # Unmixed images must not receive NaN or infinity through a product with 0.
+    # Images that are not mixed must not receive NaN or infinity through a product with 0.
     other = jnp.where(weight < 1, images[partner], 0)
     return weight * images + (1 - weight) * other, partner, fraction

@@ -1,6 +1,6 @@
-"""Image files of any format that Pillow reads, and folders of them.
+"""Reading of image files of any format that Pillow supports, and of folders of images.
 
-Y X height and width. Errors are one line that names the file.
+Y X height and width. Error messages are one line and name the file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
 MODES = ("RGB", "L")
-# Extensions of image files, in any case.
+# Extensions of image files; case is ignored.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Of grayscale images with 16 bits per pixel.
+# Pillow modes of grayscale images with 16 bits per pixel.
 _BRIGHTEST = 65535
 
 
@@ -42,11 +42,11 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image.
 
-    Transparent pixels are composed with white. 16-bit grayscale is scaled by its full range: 65535
-    becomes 255. The EXIF orientation is applied. Of several frames the first is read.
+    Transparent pixels are blended with white. 16-bit grayscale is scaled by its full range, so that
+    65535 becomes 255. The EXIF orientation is applied. Only the first of several frames is read.
 
     Args:
-      path: of the file.
+      path: path of the file.
       mode: "RGB", or "L" for grayscale with the weights of ITU-R 601.
       size: (Y, X) of the result, see `resize`; unchanged if None.
       called: name in messages; the path if None.
@@ -56,8 +56,8 @@ def read_image(
 
     Raises:
       UserError: the file is missing, not an image, truncated or damaged, has more pixels than
-        Pillow considers safe, or values of unknown range.
-      ValueError: an unknown mode.
+        Pillow considers safe, or has values of an unknown range.
+      ValueError: the mode is unknown.
     """
     image, _ = read_oriented(path, mode=mode, called=called)
     return image if size is None else resize(image, size)
@@ -69,7 +69,7 @@ def read_oriented(
     """Reads an image like `read_image`, and its EXIF orientation.
 
     Args:
-      path: of the file.
+      path: path of the file.
       mode: "RGB" or "L".
       called: name in messages; the path if None.
 
@@ -77,8 +77,8 @@ def read_oriented(
       The image as displayed, uint8, and the orientation of the stored image, 1 to 8.
 
     Raises:
-      UserError: see `read_image`.
-      ValueError: an unknown mode.
+      UserError: the file cannot be read, see `read_image`.
+      ValueError: the mode is unknown.
     """
     from PIL import ImageOps
 
@@ -102,21 +102,22 @@ def orientation_of(image: PillowImage.Image) -> int:
 
 @contextlib.contextmanager
 def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
-    """Opens an image file and turns errors within the context into `UserError`.
+    """Opens an image file; errors within the context become `UserError`s.
 
     Args:
-      path: of the file.
-      name: of the file, for messages.
+      path: path of the file.
+      name: name of the file, for messages.
 
     Raises:
-      UserError: see `read_image`.
+      UserError: the file cannot be read, see `read_image`.
     """
     from PIL import Image
 
     expect_regular(path, name)
     try:
-        # Warnings concern metadata and the number of pixels, which is checked here. Pillow maps no
-        # open file into memory, which would scramble TIFF files rotated by 90°.
+        # Pillow's warnings are about metadata and the number of pixels, which is checked here. An
+        # open # file is passed because Pillow does not memory-map it, which would scramble rotated
+        # TIFF files.
         with (
             warnings.catch_warnings(action="ignore"),
             open(path, "rb") as file,
@@ -138,8 +139,8 @@ def open_image(path: str | Path, name: str) -> Iterator[PillowImage.Image]:
     except Image.UnidentifiedImageError:
         raise UserError(f"{name}: not an image") from None
     except IsADirectoryError:
-        raise UserError(f"{name}: a folder, not an image") from None
-    except Exception as error:  # decoders raise any kind of error on damaged bytes
+        raise UserError(f"{name}: is a folder, expected an image") from None
+    except Exception as error:  # decoders may raise any exception on damaged bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(reason.split())[:80]
         raise UserError(f"{name}: not an image that can be read ({reason})") from None
@@ -153,8 +154,8 @@ def _to_8_bits(image: PillowImage.Image, name: str) -> PillowImage.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
             raise UserError(
-                f"{name}: has values from {values.min():g} to {values.max():g}, expected those "
-                "of 8 or 16 bits; convert it"
+                f"{name}: has values from {values.min():g} to {values.max():g}, expected values "
+                f"of 8 or 16 bits; convert the image"
             )
         gray = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
         if (clear := image.info.get("transparency")) is not None:
@@ -211,11 +212,11 @@ def image_paths(folder: str | Path) -> list[Path]:
 
 
 def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
-    """Warns about files below a folder that are not used, and links to folders.
+    """Warns about unused files below a folder, and about links to folders.
 
     Args:
-      folder: searched recursively.
-      used: paths below it: files, and folders that are not searched.
+      folder: folder that is searched recursively.
+      used: paths below the folder: files, and folders that are not searched.
     """
     root, kept = Path(folder), set(used)
     others = sorted(
@@ -228,22 +229,22 @@ def warn_left_out(folder: str | Path, used: Collection[Path]) -> None:
     if others:
         warn_once(
             f"{folder}: {len(others)} files are left out, the first is "
-            f"{others[0].relative_to(root)}; used are files in their folders that end in one of "
-            f"{', '.join(SUFFIXES)} and are not hidden"
+            f"{others[0].relative_to(root)}; only files in class folders are used that end in "
+            f"one of {', '.join(SUFFIXES)} and are not hidden"
         )
 
 
 def image_folder(folder: str | Path) -> dict[str, list[Path]]:
-    """Returns image paths by class; each folder in `folder` is a class (see `image_paths`).
+    """Returns image paths by class, where each folder in `folder` is a class.
 
     Warns about files that are left out and about images in subfolders of a class.
 
     Returns:
-      class -> paths, both in order. Names of classes are in Unicode's composed form (NFC).
+      Dict from sorted class names to sorted paths. Class names are in composed Unicode form (NFC).
 
     Raises:
-      UserError: no such folder, no folders in it, a folder without images, or two with the same
-        name in different Unicode forms.
+      UserError: the folder does not exist or contains no folders, a class folder has no images, or
+        two class folders have the same name in different Unicode forms.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -253,7 +254,10 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
     for path in classes:
         name = unicodedata.normalize("NFC", path.name)
         if name in found:
-            raise UserError(f"{root}: two folders are called {name!r}, in two forms of Unicode")
+            raise UserError(
+                f"{root}: two folders are called {name!r}, in different Unicode "
+                f"forms; rename one of them"
+            )
         found[name] = image_paths(path)
         if not found[name]:
             raise UserError(
@@ -263,7 +267,7 @@ def image_folder(folder: str | Path) -> dict[str, list[Path]]:
         if deeper:
             warn_once(
                 f"{path}: {len(deeper)} images are in subfolders, such as "
-                f"{deeper[0].relative_to(path)}; they are of the class {name!r} too"
+                f"{deeper[0].relative_to(path)}; they also belong to the class {name!r}"
             )
     if not found:
         raise UserError(

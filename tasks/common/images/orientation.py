@@ -1,16 +1,16 @@
 """EXIF orientation: images as stored and as displayed, and the annotations in them.
 
-Images are read as displayed: rotated and mirrored by the orientation of the camera (EXIF tag
-0x0112, TIFF 6.0 section 8). Annotations (boxes and masks) may be in pixels of the stored or of the
-displayed image. The rule for each data set:
+Images are read as displayed, which means rotated and mirrored according to the camera orientation
+(EXIF tag 0x0112, TIFF 6.0 section 8). Annotations (boxes and masks) may refer to the stored or to
+the displayed image. The rule for each data set:
 
-* If the image is rotated by 90°, the size of the annotations decides: they are in pixels of the
-  image, stored or displayed, that has this size.
-* Otherwise (180°, mirror images, squares), they are in pixels of the stored image, which is COCO's
-  convention, unless all sizes that decide are those of displayed images.
+* If the image is rotated by 90°, annotations refer to the image, stored or displayed, whose size
+  they declare.
+* Otherwise (180°, mirror images, squares), annotations refer to the stored image, which is COCO's
+  convention, unless all rotated images of the data set have annotations for the displayed image.
 
-Annotations of stored images are transformed with the image. A warning says once which of the two
-applies. A mask with its own EXIF orientation is transformed by that.
+Annotations of stored images are transformed with the image. A warning states once which case
+applies. A mask with its own EXIF orientation is transformed by that orientation.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Returns height and width of the displayed image from the `size` of the stored one."""
+    """Returns height and width of the displayed image from the `size` of the stored image."""
     return (size[1], size[0]) if _STEPS[orientation][0] else (size[0], size[1])
 
 
 def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
-    """Transforms boxes (x1, y1, x2, y2) of a stored image to pixels of the displayed one.
+    """Transforms boxes (x1, y1, x2, y2) of a stored image to pixels of the displayed image.
 
     Args:
       boxes: [n, 4].
@@ -74,7 +74,7 @@ def turned_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> 
 
 
 class AnnotationTurns:
-    """Decision for a data set which annotations are transformed; see the module."""
+    """Decision, for a data set, which annotations are transformed; see the module docstring."""
 
     def __init__(self):
         self._files: list[tuple[Path, int, bool | None]] = []
@@ -82,16 +82,16 @@ class AnnotationTurns:
     def fits(
         self, file: Path, orientation: int, annotated: tuple[int, int], displayed: tuple[int, int]
     ) -> bool:
-        """Adds an image if its annotations have its size.
+        """Records an image, and returns whether its annotations have a matching size.
 
         Args:
-          file: of the image.
+          file: file of the image.
           orientation: its EXIF orientation.
           annotated: height and width given by the annotations.
           displayed: height and width of the image as displayed.
 
         Returns:
-          Whether the annotations have the size of the displayed or stored image.
+          True if the annotations have the size of the displayed or the stored image.
         """
         # For sizes, a rotation by 90° is its own inverse.
         stored = turned_size(displayed, orientation)
@@ -103,7 +103,7 @@ class AnnotationTurns:
         return True
 
     def decide(self, where: str) -> dict[Path, int]:
-        """Returns by image the orientations by which to transform annotations, with a warning.
+        """Returns, by image, the orientation by which annotations are transformed, with a warning.
 
         Args:
           where: file or folder of the data, for messages.
@@ -121,14 +121,14 @@ class AnnotationTurns:
             how = "stored, and are transformed with it" if stored else "displayed"
             warn_once(
                 f"{where}: EXIF orientation {orientation} in {file.name}{more}: annotations are "
-                f"taken to be in pixels of the image as {how}; if they are not, save the images as "
-                "displayed, without an EXIF orientation"
+                f"assumed to be in pixels of the image as {how}; if this is wrong, save the "
+                f"images as displayed, without an EXIF orientation"
             )
         return dict(groups[True])
 
 
 def warn_displayed(name: str, orientation: int) -> None:
-    """Warns once that predictions for a rotated image are in pixels of the displayed one."""
+    """Warns once that predictions for a rotated image are in pixels of the displayed image."""
     if orientation != UPRIGHT:
         warn_once(
             f"EXIF orientation {orientation} in {name}: predictions are in pixels of the image as "

@@ -1,4 +1,4 @@
-"""Classification metrics by scikit-learn, named as in results files and tables."""
+"""Classification metrics of scikit-learn, with the names of results files and tables."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def classification_metrics(
 
         precision = TP / (TP + FP),   recall = TP / (TP + FN),   F1 = 2·TP / (2·TP + FP + FN)
 
-    with 0 / 0 = 0. Macro values are means over the classes in labels or predictions, as in
-    `sklearn.metrics.f1_score(average="macro")`. MCC is the multi-class one of Gorodkin (2004), and
-    0 if labels or predictions have one class only.
+    with 0 / 0 = 0. Macro values are means over the classes that occur in labels or predictions, as
+    in `sklearn.metrics.f1_score(average="macro")`. MCC is the multi-class version of Gorodkin
+    (2004); it is 0 if labels or predictions have only one class.
 
     Args:
       labels: int [n], true classes.
       predictions: int [n], predicted classes.
-      names: of the classes, in the order of their numbers.
+      names: names of the classes, in the order of their indices.
 
     Returns:
       `accuracy`, `macro_f1`, `macro_precision`, `macro_recall`, `mcc`, and for each name
       `precision_<name>`, `recall_<name>`, `f1_<name>`.
 
     Raises:
-      ValueError: no examples, different shapes, or a class number without a name.
+      ValueError: there are no examples, shapes differ, or a class index has no name.
     """
     from sklearn import metrics
 

@@ -1,4 +1,4 @@
-"""Error rates of transcripts by jiwer, and typical failures of attention decoders."""
+"""Error rates of transcripts, computed by jiwer, and typical failures of attention decoders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def transcript_metrics(
         cer the same of characters
 
     Args:
-      references: transcripts. Empty ones count for `hallucination_rate` alone.
-      hypotheses: in the same order.
-      words: whether to compute the WER and failures of words; else failures of characters.
+      references: true transcripts. Empty ones are used only for `hallucination_rate`.
+      hypotheses: predicted transcripts, in the same order.
+      words: whether to compute the WER and word-level failures; otherwise failures are at the
+        character level.
 
     Returns:
       `wer`, `cer`, `exact_match`; `repeats`, `skips` and `early_stops`, the fractions of texts with
@@ -64,7 +65,7 @@ def text_errors(
 ) -> np.ndarray:
     """Computes [n] values whose mean is the WER or CER: errors of each text over the mean length.
 
-    Empty references are left out.
+    Empty references are excluded.
     """
     import jiwer
 
@@ -81,10 +82,10 @@ def text_errors(
 def decoding_failures(
     reference: Sequence[str], hypothesis: Sequence[str]
 ) -> tuple[bool, bool, bool]:
-    """Returns whether a decoder repeated, skipped, or stopped early.
+    """Returns whether a decoder repeated words, skipped words, or stopped early.
 
-    By the alignment with fewest errors: an insertion that equals an adjacent word; a deletion
-    before the end; a deletion at the end.
+    In the alignment with the fewest errors, these are an insertion that equals an adjacent word, a
+    deletion before the end, and a deletion at the end.
     """
     import jiwer
 

@@ -1,4 +1,4 @@
-"""Metrics of translations by sacrebleu, named as in results files and tables."""
+"""Translation metrics of sacrebleu, with the names of results files and tables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ def translation_metrics(
 
     Args:
       outputs: n translations, as plain text.
-      references: one for each.
-      lower_case: fold case for `bleu` and `chrf`, for systems that write lower case alone.
+      references: one reference for each translation.
+      lower_case: whether to fold case for `bleu` and `chrf`, for systems that write lower case
+        only.
 
     Returns:
-      `bleu`: of sacrebleu, tokenizer 13a; with `lower_case` on lower case. See `bleu_signature`.
+      `bleu`: BLEU of sacrebleu with tokenizer 13a, on lower case if `lower_case` is set. See
+      `bleu_signature`.
       `chrf`: character n-grams up to 6, beta 2.
       `bleu4_lowercase_tokenized`: always on lower case. Published results on Multi30k use
         multi-bleu.perl (the same formula) on lower case, split by Moses' tokenizer.perl without -a,
@@ -28,7 +30,7 @@ def translation_metrics(
       `length_ratio`: tokens of the outputs by tokens of the references, 13a.
 
     Raises:
-      ValueError: no texts, or not one output for each reference.
+      ValueError: there are no texts, or the numbers of outputs and references differ.
     """
     from sacrebleu.metrics import CHRF
 
@@ -59,7 +61,8 @@ def bleu_contributions(
 
     BLEU is a function f of the mean of the sentences' counts s_i: hits and totals of n-grams, and
     lengths. The contribution of sentence i is f + ∇f · (s_i - mean), the first-order change of f
-    with its weight (infinitesimal jackknife, Efron 1982). The mean over sentences is BLEU.
+    when the sentence gets more weight (infinitesimal jackknife, Efron 1982). The mean of the
+    contributions is BLEU.
 
     Returns:
       float64 [n]; BLEU for every sentence if some n-gram order has no hit.

@@ -1,4 +1,4 @@
-"""Config of the tokenizers."""
+"""Config of tokenizers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class TextConfig(Config):
       tokenizer: "word", "bpe" (byte-level, for any script), "wordpiece" or "character".
       lower_case: fold case.
       stem: language of the Snowball stemmer, such as "english"; None: no stemming. "word" only.
-      ngrams: largest order of word n-grams, each with its own id, which follows the id of its first
-        word. "word" only.
-      character_ngrams: (shortest, longest) character n-grams within words, whose ids follow their
-        word; empty: none. "word" only.
+      ngrams: maximum order of word n-grams, each with its own id, which follows the id of its first
+        word; only for "word".
+      character_ngrams: (shortest, longest) length of character n-grams within words, whose ids
+        follow the word; empty for none; only for "word".
       unique: keep only the first occurrence of an id in a text.
-      vocabulary_size: maximum, with the three special ids.
-      character_vocabulary_size: maximum number of character n-grams, in addition.
+      vocabulary_size: maximum number of ids, including the three special ids.
+      character_vocabulary_size: maximum number of additional ids for character n-grams.
       min_count: number of texts that must contain an n-gram (bpe and wordpiece: occurrences of a
         merged pair; character: occurrences of the character).
-      max_length: maximum number of ids of a text, which is truncated.
+      max_length: maximum number of ids of a text; longer texts are truncated.
     """
 
     tokenizer: one_of("word", "bpe", "wordpiece", "character") = "word"

@@ -85,7 +85,7 @@ class SubwordTokenizer:
             yield np.array(encoding.ids, np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; invalid UTF-8, as of truncated characters, becomes U+FFFD."""
+        """Decodes ids to text; invalid UTF-8, such as truncated characters, becomes U+FFFD."""
         from tokenizers import decoders
 
         pieces = [self._tokenizer.id_to_token(number) for number in ids]
@@ -124,9 +124,9 @@ class SubwordTokenizer:
 
 
 def _alphabet(texts: Sequence[str], normalizer, config: TextConfig) -> tuple[list[str], dict]:
-    """Returns pieces of one character for WordPiece, and a table that blanks all other characters.
+    """Returns single-character pieces for WordPiece, and a table that blanks other characters.
 
-    The most frequent characters get at most half of the vocabulary (Chinese has thousands).
+    At most half of the vocabulary is used for single characters, since Chinese has thousands.
     """
     counts: Counter[str] = Counter()
     for text in texts:

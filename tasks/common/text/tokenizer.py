@@ -1,8 +1,8 @@
-"""Tokenizers: words and their n-grams, byte-pair encoding, WordPiece, characters.
+"""Tokenizers: words and word n-grams, byte-pair encoding, WordPiece, characters.
 
-They are trained on the train split and cached by its content. Ids: 0 padding, 1 unknown, 2 the
-classification token (prepended by models, never produced here), 3 and up the vocabulary. Sennrich
-2016 (byte-pair encoding), Wu 2016 (WordPiece).
+Tokenizers are fitted on the training split and cached by its content hash. Ids: 0 is padding, 1
+unknown, 2 the classification token (prepended by models, never produced by `encode`), and 3 and up
+are the vocabulary. Byte-pair encoding: Sennrich 2016. WordPiece: Wu 2016.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VERSION = 1
 
 
 def replace_surrogates(text: str) -> str:
-    """Replaces each half of a surrogate pair, as from bytes that are not UTF-8, by "?"."""
+    """Replaces unpaired surrogates, which result from bytes that are not UTF-8, by "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -50,9 +50,9 @@ class Tokenizer:
         """Trains a tokenizer, or reads it from the cache.
 
         Args:
-          texts: of the train split.
-          config: of the tokenizer.
-          cache_dir: tokenizers/ under it is the cache; None: no cache.
+          texts: texts of the train split.
+          config: config of the tokenizer.
+          cache_dir: parent of the cache directory tokenizers/; None for no cache.
 
         Raises:
           ValueError: no texts.
@@ -65,26 +65,33 @@ class Tokenizer:
             try:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # missing or damaged: train it and write it
+                pass  # missing or damaged: the tokenizer is fitted and written
         model = _model_class(config).fit([replace_surrogates(text) for text in texts], config)
         tokenizer = cls(config, model)
         if file is not None:
-            # Without a cache, the next run trains it again.
+            # Without a cache, the next run fits the tokenizer again.
             with contextlib.suppress(OSError):
                 _write(file, tokenizer.to_json())
         return tokenizer
 
     @property
     def size(self) -> int:
-        """Number of ids, with the special ones."""
+        """Number of ids, including the special ids."""
         return self._model.size
+
+    @property
+    def libraries(self) -> list[str]:
+        """Packages that encoding and decoding import."""
+        if self.config.tokenizer == "character":
+            return []
+        return ["tokenizers"] if self.config.stem is None else ["tokenizers", "snowballstemmer"]
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [t], 1 <= t <= max_length; [UNK] for an empty text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of many texts, much faster than by `encode`."""
+        """Returns the ids of many texts, much faster than separate calls of `encode`."""
         return [ids for ids, _ in self._rows(texts)]
 
     def with_max_length(self, max_length: int) -> Tokenizer:
@@ -92,12 +99,12 @@ class Tokenizer:
         return Tokenizer(replace(self.config, max_length=max_length), self._model)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids, as similar to the encoded text as the tokenizer allows.
+        """Decodes ids to a text that is as similar to the encoded text as the tokenizer allows.
 
-        Characters are restored exactly; byte pairs up to normalization and one leading space. Words
-        and WordPiece give words separated by spaces; stems remain stems. N-grams, padding, the
-        classification token and ids from `size` on (special tokens of tasks) are left out. Unknown
-        ids are "[UNK]".
+        Character tokenizers restore the text exactly, byte-pair encoding up to normalization and
+        one leading space. Word and WordPiece tokenizers give words separated by spaces; stems
+        remain stems. N-grams, padding, the classification token and ids from `size` on (special
+        tokens of tasks) are left out. Unknown ids become "[UNK]".
 
         Args:
           ids: [t].
@@ -112,10 +119,10 @@ class Tokenizer:
         return self._model.decode([n for n in numbers if n < size and n not in (PAD, CLS)])
 
     def word_starts(self) -> np.ndarray:
-        """Returns which ids begin a word, bool [size]; False for pieces that continue one.
+        """Returns the mask of ids that begin a word, bool [size]; False for continuations.
 
         Raises:
-          ValueError: a character tokenizer.
+          ValueError: the tokenizer is a character tokenizer.
         """
         if self.config.tokenizer == "character":
             raise ValueError("tokenizer: got 'character', expected one with word boundaries")
@@ -125,7 +132,7 @@ class Tokenizer:
         """Returns the piece of each id, in order.
 
         Raises:
-          ValueError: not a subword tokenizer.
+          ValueError: the tokenizer is not a subword tokenizer.
         """
         if not isinstance(self._model, SubwordTokenizer):
             raise ValueError(f"tokenizer: got {self.config.tokenizer!r}, expected bpe or wordpiece")
@@ -140,14 +147,14 @@ class Tokenizer:
         return [spelled[position][0] for position in positions]
 
     def weights_per_word(self, text: str, weights: Sequence[float]) -> tuple[list[str], np.ndarray]:
-        """Sums weights of positions to weights of words.
+        """Sums the weights of positions to weights of words.
 
         The weight of an n-gram is divided equally among its words. Pieces that the tokenizer cannot
         assign to a word (byte pairs) remain separate.
 
         Args:
-          text: any.
-          weights: [t], one for each position of `encode(text)`.
+          text: encoded text.
+          weights: weight of each position of `encode(text)`, [t].
 
         Returns:
           The words in order, and a weight for each; the sum of the weights is unchanged.
@@ -177,7 +184,7 @@ class Tokenizer:
         """Returns the tokenizer written by `to_json`.
 
         Raises:
-          ValueError: not the JSON of a tokenizer, or of another version.
+          ValueError: the JSON is not a tokenizer, or has another version.
         """
         values = json.loads(text)
         if not isinstance(values, dict) or values.get("version") != _VERSION:
@@ -223,7 +230,7 @@ def _content_hash(texts: Sequence[str], config: TextConfig) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    """Writes a file, which appears under its name only when complete."""
+    """Writes a file atomically: it gets its final name only when complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".part-")
     try:

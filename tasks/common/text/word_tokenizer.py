@@ -12,7 +12,7 @@ from tasks.common.text.words import SPECIAL, UNKNOWN, NgramVocabulary
 
 
 class WordTokenizer:
-    """Words, their n-grams and character n-grams as ids."""
+    """Tokenizer with ids for words, word n-grams and character n-grams."""
 
     def __init__(self, config: TextConfig, grams: Sequence[str], characters: Sequence[str]):
         self.config = config
@@ -67,7 +67,7 @@ class WordTokenizer:
         return np.ones(self.size, bool)
 
     def pieces_with_spans(self, text: str) -> list[tuple[str, int, int]]:
-        """Returns string, first word and word after the last of each id of `encode`."""
+        """Returns (string, index of first word, index after last word) of each id of `encode`."""
         words = word_parts.split(text, self.config.lower_case)
         found = self._grams.find(self._numbers([words]), np.zeros(len(words), np.int64))
         spelled = []
@@ -94,7 +94,7 @@ class WordTokenizer:
         if self._stem is None:
             return np.array([table.get(word, -1) for words in split for word in words], np.int64)
         known = self._known
-        if len(known) > 1_000_000:  # new words never end on a server
+        if len(known) > 1_000_000:  # on a server, the cache of new words would grow without limit
             known.clear()
         for words in split:
             for word in words:

@@ -1,9 +1,9 @@
-"""Words of any script, their stems and n-grams, and vocabularies of them.
+"""Splitting of texts into words, stemming, n-grams, and n-gram vocabularies.
 
-Text is normalized to Unicode NFKC. A word is a run of letters, digits, underscores and their
-combining marks (without which words of Hindi or Thai would be split). Each Chinese character,
-punctuation mark or emoji is a word. Scripts without spaces, such as Japanese kana or Thai, give
-long words; use byte-pair encoding for them.
+Text is normalized to Unicode NFKC. A word is a run of letters, digits, underscores and combining
+marks (otherwise words of Hindi or Thai would be split). Each Chinese character, punctuation mark or
+emoji is a word. Scripts without spaces, such as Japanese kana or Thai, give long words; use
+byte-pair encoding for them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ASCII = re.compile(_PATTERN.format(marks=""))
 def _unicode_pattern() -> re.Pattern:
     """Returns the pattern with all combining marks, which Python's \\w excludes.
 
-    The joiners between them (zero-width, U+200C and U+200D) belong to Indic and Persian words.
+    The zero-width joiners U+200C and U+200D are included, as parts of Indic and Persian words.
     """
     points = [p for p in range(0x300, 0x20000) if unicodedata.category(chr(p)).startswith("M")]
     points += [*range(0xE0100, 0xE01F0), 0x200C, 0x200D]
@@ -56,7 +56,7 @@ def _normalizer():
 
 def split(text: str, lower_case: bool = True) -> list[str]:
     """Splits a text into its words."""
-    if text.isascii():  # the same result as below, ten times faster
+    if text.isascii():  # same result as the pattern below, but ten times faster
         return _ASCII.findall(text.lower() if lower_case else text)
     text = _normalizer().normalize_str(text)
     return _unicode_pattern().findall(text.lower() if lower_case else text)
@@ -66,7 +66,7 @@ def stemmer(language: str | None) -> Callable[[str], str] | None:
     """Returns the Snowball stemmer of a language, or None for None.
 
     Raises:
-      ValueError: not a supported language; the message lists them.
+      ValueError: the language is not supported; the message lists the supported languages.
     """
     if language is None:
         return None
@@ -103,8 +103,8 @@ class NgramVocabulary:
     the prefix in the previous table, index of the last word) -> index.
 
     Args:
-      grams: n-grams as words joined by spaces; the prefixes of each are in the list too.
-      longest: the largest order.
+      grams: n-grams as words joined by spaces, including the prefixes of each n-gram.
+      longest: maximum order.
     """
 
     def __init__(self, grams: Sequence[str], longest: int):
@@ -131,8 +131,8 @@ class NgramVocabulary:
         """Finds the n-grams that begin at each word.
 
         Args:
-          words: [n] index of each word in `self.words`, -1 for unknown words.
-          texts: [n] number of the text of each word, ascending.
+          words: index of each word in `self.words`, [n]; -1 for unknown words.
+          texts: index of the text of each word, [n], ascending.
 
         Returns:
           Indices in `grams` [n, longest], -1 for unknown n-grams and beyond the end of a text.
@@ -160,7 +160,7 @@ class NgramVocabulary:
     ) -> NgramVocabulary:
         """Returns the `size` most frequent n-grams that are in at least `min_count` texts.
 
-        Among equally frequent ones shorter n-grams come first, then by the order of characters.
+        Ties are broken by length, shortest first, then alphabetically.
         """
         index: dict[str, int] = {}
         numbers: list[int] = []
@@ -194,7 +194,7 @@ class NgramVocabulary:
             candidates += [
                 (-int(counts[i]), order, label) for i, label in zip(kept, labels, strict=True)
             ]
-            # Rare n-grams are no prefixes of frequent ones, so the next order excludes them.
+            # Rare n-grams cannot be prefixes of frequent ones, so the next order excludes them.
             renumber = np.full(len(counts) + 1, -1, np.int64)
             renumber[kept] = np.arange(len(kept))
             ids = renumber[ids]

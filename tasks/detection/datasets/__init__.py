@@ -16,9 +16,9 @@ class ImageDataset:
     """A data set of images with objects.
 
     Attributes:
-      definition: its examples have the features of `image_features`.
-      names: of the classes.
-      side: of the square that holds each image.
+      definition: definition of the data set, with the features of `image_features`.
+      names: names of the classes.
+      side: side of the square that holds each image.
       max_objects: greatest number of objects in an image.
       has_masks: whether objects have masks.
     """
@@ -33,8 +33,8 @@ class ImageDataset:
 def image_features(side: int, has_masks: bool) -> Callable[[], Mapping[str, Any]]:
     """Returns the features of an example: image, size, boxes, labels and, with masks, instances.
 
-    The image is the upper left part, of height and width `size`, of a square. Boxes and instances
-    are those of `tasks.detection.data`, without padding rows.
+    The image is the upper left part of a square, with height and width `size`. Boxes and instances
+    are as in `tasks.detection.data`, without padding rows.
     """
 
     def features() -> Mapping[str, Any]:

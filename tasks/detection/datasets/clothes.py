@@ -21,13 +21,13 @@ _BANDS = {"train": (2, 3, 4, 5), "validation": (1,), "test": (0,)}
 _ROWS = (300, 2190)
 _LEAST_LAND = 0.5
 _SCALES = (0.8, 2.0)
-# Least pixels of an item of 28 x 28; fewer have no shape.
+# Minimum number of pixels of an item of 28 x 28; smaller items have no recognizable shape.
 _LEAST_PIXELS = 60
 _TRIES = 20
 
 
 def generate(files: Mapping[str, Path]) -> dict[str, Iterator[dict[str, np.ndarray]]]:
-    """Returns the splits, each with items and bands of longitude of its own."""
+    """Returns the splits, each with separate items and bands of longitude."""
     image = blue_marble.read_image(files[blue_marble.IMAGE_SOURCE.name])
     kinds = blue_marble.read_land(files[blue_marble.LAND_SOURCE.name], image.shape[:2])
     land = kinds == blue_marble.LAND
@@ -55,7 +55,7 @@ def compose(
       ground: the map, uint8 [Y, X, 3].
       land: bool [Y, X].
       images, labels: of the items to sample from, uint8 [n, 28, 28] and [n].
-      bands: of every six bands of longitude those of the background.
+      bands: bands of every six bands of longitude those of the background.
       seed: random seed.
     """
     random = np.random.RandomState(seed)  # a stream that NumPy keeps fixed

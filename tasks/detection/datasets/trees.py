@@ -13,7 +13,7 @@ from tasks.common.data.fetchers import PipPackage, zip_member
 from tasks.common.data.sources import Source
 
 SIDE = 256
-# First column of the first image that is validation.
+# First column of the validation part of the first image.
 _EAST = 1792
 _WEST = "2019_YELL_2_528000_4978000_image_crop2"
 _TEST = "2019_YELL_2_541000_4977000_image_crop"

@@ -1,7 +1,7 @@
 """DETR (Carion et al. 2020) with reference points; predicts boxes and classes.
 
-Each query has a learned reference point, which gives its position embedding and the origin of its
-box, as in Conditional DETR (Meng et al. 2021). Training takes a tenth of the time of DETR.
+Each query has a learned reference point, which defines its position embedding and the origin of its
+box, as in Conditional DETR (Meng et al. 2021). This needs a tenth of the training time of DETR.
 
 B batch, Y X height and width of the map, S = Y·X its cells, Q queries, D model size, L decoder
 layers, K classes, M padded objects.
@@ -41,10 +41,10 @@ from tasks.detection.ops.boxes import clip
 
 Array = jax.Array
 
-# Initial sides of boxes as a fraction of the image's.
+# Initial side lengths of boxes as a fraction of the image's.
 _FIRST_SIDE = 0.2
 
-# Fields of the config that `set_losses` takes.
+# Config fields that are arguments of `set_losses`.
 LOSS_WEIGHTS = ("class_weight", "box_weight", "overlap_weight", "no_object_weight")
 
 
@@ -53,18 +53,18 @@ class DETRConfig(Config):
     """Config of DETR.
 
     Attributes:
-      backbone: see `ResNetConfig`; its last map is attended to.
+      backbone: config of the backbone, whose last map is attended to.
       model_size: D, a multiple of 4.
-      num_heads: divides D.
-      feedforward_size: of the layers.
-      encoder_layers: over the cells of the map; may be 0.
-      decoder_layers: L; each has a loss.
-      queries: Q, the largest number of detections.
-      dropout_rate: after attention and feed-forward.
-      no_object_weight: of "no object" in the class loss.
-      class_weight, box_weight, overlap_weight: of class, L1 distance and generalized IoU, in
-        matching and loss.
-      score_threshold: least probability of a detection.
+      num_heads: number of attention heads, divides D.
+      feedforward_size: feedforward size of the layers.
+      encoder_layers: number of encoder layers over the cells of the map; may be 0.
+      decoder_layers: L, number of decoder layers; each has a loss.
+      queries: Q, maximum number of detections.
+      dropout_rate: dropout rate after attention and feed-forward.
+      no_object_weight: weight of "no object" in the class loss.
+      class_weight, box_weight, overlap_weight: weights of class, L1 distance and generalized IoU,
+        in matching and loss.
+      score_threshold: minimum probability of a detection.
     """
 
     name: str = "detr"
@@ -150,7 +150,7 @@ class PositionedAttention(nnx.Module):
           memory: [B, S, D].
           k_pos: position embeddings of the memory.
           mask: True means may attend.
-          return_weights: also return the attention weights.
+          return_weights: whether to return the attention weights.
         """
         query, key = self.query(x + q_pos), self.key(memory + k_pos)
         result = self.out(attend(query, key, self.value(memory), mask=mask))
@@ -160,10 +160,10 @@ class PositionedAttention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Pre-norm layer: self-attention, in the decoder cross-attention to the map, feed-forward.
+    """Pre-norm layer: self-attention, cross-attention to the map (decoder only) and feed-forward.
 
     Args:
-      config: see `DETRConfig`.
+      config: config of the model.
       decoder: whether there is cross-attention.
     """
 
@@ -222,8 +222,8 @@ class DETR(nnx.Module):
     """Detector of boxes and classes.
 
     Args:
-      config: see `DETRConfig`.
-      channels: of the images.
+      config: config of the model.
+      channels: channels of the images.
       classes: K.
     """
 
@@ -267,10 +267,10 @@ class DETR(nnx.Module):
         Args:
           images: [B, Y, X, C], values 0 to 255, padded below and to the right.
           sizes: int [B, 2], height and width without padding.
-          valid: bool [B], the images that count in batch statistics.
-          training: update the batch statistics.
+          valid: bool [B], images to include in batch statistics.
+          training: whether to update the batch statistics.
           dropout_key: None for evaluation.
-          return_weights: also return the backbone's attention weights.
+          return_weights: whether to return the backbone's attention weights.
         """
         config = self.config
         maps, found = self.backbone(
@@ -320,8 +320,8 @@ class DETR(nnx.Module):
           dropout_key, valid, training: as for `__call__`.
 
         Returns:
-          "class", "box" and "overlap" of the last layer and "class_1", ... of earlier ones: totals
-          and counts [B], with their weights.
+          "class", "box" and "overlap" of the last layer and "class_1", ... of earlier layers, as
+          weighted totals and counts [B].
         """
         options = {"valid": valid, "training": training, "dropout_key": dropout_key}
         output = self(batch["image"], batch["size"], **options)
@@ -346,15 +346,16 @@ class DETR(nnx.Module):
         return result
 
     def detect(self, images: Array, sizes: Array) -> tuple[Detections, None]:
-        """Returns the best class of each query, the most probable first; no masks."""
+        """Returns the best class and box of each query, most probable first, without masks."""
         output = self(images, sizes)
         return self._ranked(output, images.shape[1:3], sizes)[0], None
 
     def attention(self, images: Array, sizes: Array) -> dict[str, Array]:
         """Returns attention weights.
 
-        "objects" [B, Q, S] are those of each detection over the last map, the mean over heads, in
-        the order of `detect`; the others those of the attention after each stage of the backbone.
+        "objects" [B, Q, S] are the weights of each detection over the last map, averaged over
+        heads, in the order of `detect`. Other entries are the attention weights after each stage of
+        the backbone.
         """
         output = self(images, sizes, return_weights=True)
         _, order = self._ranked(output, images.shape[1:3], sizes)
@@ -365,7 +366,7 @@ class DETR(nnx.Module):
     def _ranked(
         self, output: DETROutput, padded: tuple[int, int], sizes: Array
     ) -> tuple[Detections, Array]:
-        """Returns detections, and the index of the query of each, [B, Q]."""
+        """Returns detections and their query indices, [B, Q]."""
         probabilities = jax.nn.softmax(output.logits[-1])[..., 1:]
         scores = jnp.max(probabilities, axis=-1)
         labels = jnp.argmax(probabilities, axis=-1)

@@ -34,21 +34,21 @@ class HeadsConfig(Config):
     """Config of the second stage.
 
     Attributes:
-      positive_iou: a region whose IoU with an object is at least this has its class; others are
+      positive_iou: minimum IoU with an object for a region to get its class; other regions are
         background.
-      samples: regions of an image in training.
-      positive_fraction: largest fraction of positives among them; positives have masks.
-      box_resolution: cells a side of the features of a box.
-      hidden_size: of the two dense layers.
-      mask_resolution: cells a side of the features of a mask, which is twice as large.
-      mask_channels: of the convolutions of a mask.
-      mask_convolutions: number of convolutions.
-      class_agnostic: one box and one mask per region instead of one for each class.
+      samples: number of regions per image in training.
+      positive_fraction: maximum fraction of positive samples, which are those with masks.
+      box_resolution: side length in cells of the features of a box.
+      hidden_size: hidden size of the two dense layers.
+      mask_resolution: side length in cells of the features of a mask; the mask is twice as large.
+      mask_channels: number of channels of the mask convolutions.
+      mask_convolutions: number of mask convolutions.
+      class_agnostic: whether to predict one box and mask per region instead of one per class.
       canonical_scale: side in pixels of regions of the finest level; it doubles with each level.
-      score_threshold: least probability of a detection.
+      score_threshold: minimum probability of a detection.
       nms_iou: IoU above which NMS removes the worse of two detections of a class.
-      pre_nms_top_k: best pairs of region and class before NMS.
-      detections: D of an image.
+      pre_nms_top_k: number of pairs of region and class that are kept before NMS.
+      detections: D, maximum number of detections of an image.
     """
 
     positive_iou: Fraction = 0.5
@@ -77,7 +77,7 @@ class HeadsConfig(Config):
 
     @property
     def positives(self) -> int:
-        """Regions of an image that have a mask in training."""
+        """Maximum number of regions of an image that have a mask in training."""
         return int(self.samples * self.positive_fraction)
 
 
@@ -85,10 +85,10 @@ class BoxHead(nnx.Module):
     """Head with logits = h W + b, deltas t = h V + c, h = relu(W_2 relu(W_1 x)), of features x.
 
     Args:
-      config: see `HeadsConfig`.
+      config: config of the heads.
       channels: C.
-      classes: K without the background.
-      dtype: of h; the results are float32.
+      classes: K, number of classes without the background.
+      dtype: dtype of h; the results are float32.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class MaskHead(nnx.Module):
     """Head with m = conv1x1(relu(deconv2x2(convolutions(x)))) (He et al. 2017, figure 4).
 
     Args:
-      config: see `HeadsConfig`.
+      config: config of the heads.
       channels: C.
-      classes: K without the background.
-      dtype: of the computation; the results are float32.
+      classes: K, number of classes without the background.
+      dtype: dtype of the computation; the results are float32.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class MaskHead(nnx.Module):
 
 
 class RegionSamples(NamedTuple):
-    """Sampled regions of one image, or with a leading axis of a batch.
+    """Sampled regions of one image, or of a batch with a leading axis.
 
     Attributes:
       boxes: float32 [R, 4].
@@ -188,11 +188,11 @@ def sample_regions(
     Regions are proposals and the true boxes.
 
     Args:
-      proposals: of the image.
+      proposals: proposals of the image.
       boxes: true boxes [M, 4].
       labels: int [M], -1 for padding.
       key: random key of the sampling.
-      config: see `HeadsConfig`.
+      config: config of the heads.
     """
     real = labels >= 0
     candidates = jax.lax.stop_gradient(jnp.concatenate([proposals.boxes, boxes]))
@@ -211,12 +211,12 @@ def sample_regions(
 
 
 def select_class(values: Array, classes: Array, axis: int) -> Array:
-    """Selects the result of a head for one class of each region.
+    """Selects the head output of one class for each region.
 
     Args:
       values: [R, ...] with K or 1 entries along `axis`.
       classes: int [R], from 0.
-      axis: of the classes.
+      axis: axis of the classes.
 
     Returns:
       The values without that axis.
@@ -235,7 +235,7 @@ def box_losses(
     Args:
       logits: [R, 1 + K].
       deltas: [R, K or 1, 4].
-      regions: of `sample_regions`.
+      regions: regions returned by `sample_regions`.
     """
     own = select_class(deltas, jnp.maximum(regions.labels - 1, 0), 1)
     return (
@@ -245,7 +245,7 @@ def box_losses(
 
 
 class Detections(NamedTuple):
-    """Detections of one image, or with a leading axis of a batch; the best first.
+    """Detections of one image, or of a batch with a leading axis; highest score first.
 
     Attributes:
       boxes: float32 [D, 4].
@@ -270,7 +270,7 @@ def detect(
       deltas: [P, K or 1, 4].
       proposals: the regions.
       size: int [2], height and width without padding.
-      config: see `HeadsConfig`.
+      config: config of the heads.
     """
     P, K = logits.shape[0], logits.shape[1] - 1
     probabilities = jax.nn.softmax(logits)[:, 1:]

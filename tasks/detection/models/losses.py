@@ -1,7 +1,7 @@
 """Losses of detectors for one image, as sums and counts.
 
-So the mean over a batch is exact without its padding rows. N anchors, regions or queries, K
-classes.
+With sums and counts, the mean over a batch without padding rows is exact. N anchors, regions or
+queries, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LossTerm(NamedTuple):
     """A term of a loss.
 
     Attributes:
-      total: sum over counted elements, [].
+      total: sum over the elements that count, [].
       count: divisor of the sum of a batch, [].
     """
 
@@ -43,7 +43,7 @@ def mean(term: LossTerm, real: Array) -> Array:
 def smooth_l1(predictions: Array, targets: Array, beta: float = 1 / 9) -> Array:
     """Computes 0.5 d² / β if |d| < β, else |d| - β / 2, for the difference d (Girshick 2015).
 
-    Girshick uses β = 1, the code of Faster R-CNN 1 / 9.
+    Girshick uses β = 1, the code of Faster R-CNN uses β = 1 / 9.
     """
     distance = jnp.abs(predictions - targets)
     return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - beta / 2)
@@ -71,7 +71,7 @@ def boxes(deltas: Array, targets: Array, positive: Array, counted: Array) -> Los
       positive, counted: bool [N].
     """
     positive = (positive & counted)[:, None]
-    # Infinite targets that do not count would make the gradient NaN.
+    # Otherwise infinite targets that do not count would make the gradient NaN.
     losses = smooth_l1(deltas, jnp.where(positive, targets, 0))
     total = jnp.sum(jnp.where(positive, losses, 0))
     return LossTerm(total, jnp.sum(counted, dtype=deltas.dtype))

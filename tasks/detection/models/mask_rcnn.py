@@ -1,6 +1,6 @@
-"""Mask R-CNN (He et al. 2017) with static shapes; without masks Faster R-CNN (Ren et al. 2015).
+"""Mask R-CNN (He et al. 2017), or Faster R-CNN (Ren et al. 2015) without masks, with static shapes.
 
-Every image has the same number of proposals, regions and detections, and marks the valid ones.
+Every image has the same number of proposals, regions and detections, with a mask of valid ones.
 
 B batch, Y X height and width, C channels, N anchors, P proposals, R sampled regions, D detections,
 M padded objects, K classes, S side of a mask.
@@ -39,8 +39,8 @@ class MaskRCNNConfig(Config):
       first_stage: first stage of the pyramid, counted from 1.
       extra_levels: levels of the pyramid beyond the last stage.
       pyramid_channels: C.
-      rpn: see `RPNConfig`; one anchor size for each level.
-      heads: see `HeadsConfig`.
+      rpn: config of the region proposal network, with one anchor size for each level.
+      heads: config of the second stage.
     """
 
     name: str = "mask_rcnn"
@@ -64,21 +64,21 @@ class MaskRCNNConfig(Config):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels per cell of each level, the finest first."""
+        """Pixels per cell of each level, finest level first."""
         strides = self.backbone.strides[self.first_stage - 1 :]
         return (*strides, *(strides[-1] * 2 ** (n + 1) for n in range(self.extra_levels)))
 
 
 class Features(NamedTuple):
-    """Features of a batch for both stages.
+    """Features of a batch that both stages use.
 
     Attributes:
       pyramid: maps [B, Yi, Xi, C].
-      logits: of the anchors, [B, N].
-      deltas: of the anchors' boxes, [B, N, 4].
+      logits: logits of the anchors, [B, N].
+      deltas: deltas of the anchors' boxes, [B, N, 4].
       anchors: [N, 4].
       level_sizes: number of anchors of each level.
-      weights: of the backbone's attention, by stage.
+      weights: weights of the backbone's attention, by stage.
     """
 
     pyramid: list[Array]
@@ -93,8 +93,8 @@ class MaskRCNN(nnx.Module):
     """Detector of boxes, classes and masks.
 
     Args:
-      config: see `MaskRCNNConfig`.
-      channels: of the images.
+      config: config of the model.
+      channels: channels of the images.
       classes: K.
       has_masks: whether there is a mask head.
     """
@@ -133,9 +133,9 @@ class MaskRCNN(nnx.Module):
         Args:
           images: [B, Y, X, C], values 0 to 255, padded below and to the right.
           sizes: int [B, 2], height and width without padding.
-          valid: bool [B], the images that count in batch statistics.
-          training: update the batch statistics.
-          return_weights: also return the attention weights.
+          valid: bool [B], images to include in batch statistics.
+          training: whether to update the batch statistics.
+          return_weights: whether to return the attention weights.
         """
         config = self.config
         maps, weights = self.backbone(
@@ -202,7 +202,7 @@ class MaskRCNN(nnx.Module):
     def _mask_losses(
         self, pyramid: Sequence[Array], regions: heads.RegionSamples, instances: Array
     ) -> losses.LossTerm:
-        """Computes mask losses of the regions that may be positive; they come first."""
+        """Computes mask losses of the regions that may be positive, which come first."""
         own = jax.tree.map(lambda leaf: leaf[:, : self.config.heads.positives], regions)
         logits = self._mask_logits(pyramid, own.boxes, jnp.maximum(own.labels - 1, 0))
         side = logits.shape[-1]
@@ -236,7 +236,7 @@ class MaskRCNN(nnx.Module):
         return detections, jnp.where(valid, jax.nn.sigmoid(logits), 0)
 
     def attention(self, images: Array, sizes: Array) -> dict[str, Array]:
-        """Returns the weights of the attention after each stage, first dimension B."""
+        """Returns the attention weights after each stage, with leading dimension B."""
         return self.features(images, sizes, return_weights=True).weights
 
     def _propose(self, found: Features, sizes: Array) -> rpn.Proposals:

@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def valid_pixels(sizes: Array, Y: int, X: int) -> Array:
-    """Returns which pixels of padded images belong to the image.
+    """Returns the mask of pixels that are not padding.
 
     Args:
       sizes: int [B, 2], height and width without padding.
@@ -36,7 +36,7 @@ def standardize(images: Array, sizes: Array) -> Array:
 
         y = (x - μ) / max(σ, 1)
 
-    with x from 0 to 255; the maximum keeps noise of uniform images small.
+    with x from 0 to 255. The maximum avoids amplifying the noise of uniform images.
 
     Args:
       images: [B, Y, X, C], uint8 or float.
@@ -62,7 +62,7 @@ def upsample_nearest(x: Array, Y: int, X: int) -> Array:
 
     Args:
       x: [B, ceil(Y / 2), ceil(X / 2), C].
-      Y, X: of the result.
+      Y, X: size of the result.
 
     Returns:
       [B, Y, X, C].
@@ -75,13 +75,14 @@ class FeaturePyramid(nnx.Module):
 
         P_i = conv3x3(M_i),   M_i = conv1x1(C_i) + up(M_i+1),   M_last = conv1x1(C_last)
 
-    up doubles a map (`upsample_nearest`). Extra levels subsample the level before by 2.
+    up doubles the size of a map (`upsample_nearest`). Extra levels subsample the previous level by
+    2.
 
     Args:
-      channels: of the input maps C_i; each map is half as large as the one before.
+      channels: channels of the input maps C_i; each map is half as large as the previous one.
       outputs: channels of each P_i.
       extra: number of levels beyond the last.
-      dtype: of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     def __init__(

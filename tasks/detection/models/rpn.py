@@ -34,13 +34,13 @@ class RPNConfig(Config):
     Attributes:
       sizes: side of the anchors of each level in pixels, the finest level first.
       ratios: height / width of the anchors.
-      positive_iou, negative_iou: an anchor whose IoU with an object is at least the first is
-        positive; one whose IoU with every object is below the second is negative. The best anchor
-        of each object is always positive.
-      samples: anchors of an image in the loss, at most half of them positive.
-      pre_nms_top_k: best anchors of each level before NMS.
+      positive_iou, negative_iou: anchors are positive if their IoU with an object is at least the
+        first, negative if their IoU with every object is below the second. The best anchor of each
+        object is always positive.
+      samples: number of anchors per image in the loss, at most half of them positive.
+      pre_nms_top_k: number of anchors of each level that are kept before NMS.
       nms_iou: IoU above which NMS removes the worse of two proposals.
-      post_nms_top_k: P, proposals of an image.
+      post_nms_top_k: P, maximum number of proposals of an image.
     """
 
     sizes: PositiveInts = (8, 16, 32, 64)
@@ -59,7 +59,7 @@ class RPNConfig(Config):
 
 
 class Proposals(NamedTuple):
-    """Proposals of one image, or with a leading axis of a batch; the best first.
+    """Proposals of one image, or of a batch with a leading axis; highest score first.
 
     Attributes:
       boxes: float32 [P, 4].
@@ -76,9 +76,9 @@ class RPNHead(nnx.Module):
     """Network with o = conv1x1(h), t = conv1x1(h), h = relu(conv3x3(P_i)), shared by all levels.
 
     Args:
-      channels: of the maps and of h.
-      anchors: number per cell.
-      dtype: of h; the results are float32.
+      channels: channels of the maps and of h.
+      anchors: number of anchors per cell.
+      dtype: dtype of h; the results are float32.
     """
 
     def __init__(self, channels: int, anchors: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -100,13 +100,13 @@ class RPNHead(nnx.Module):
 
 
 def initialize_small(layer: nnx.Module, deviation: float, rngs: nnx.Rngs) -> None:
-    """Initializes a kernel from a normal distribution of that deviation (Girshick 2015)."""
+    """Returns a normal initializer with the given standard deviation (Girshick 2015)."""
     shape = layer.kernel.shape
     layer.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
 
 
 def inside_image(anchors: np.ndarray, size: Array) -> Array:
-    """Returns which anchors have their center in the image, not in the padding.
+    """Returns the mask of anchors whose center is in the image, not in the padding.
 
     Args:
       anchors: [N, 4].
@@ -137,7 +137,7 @@ def propose(
       anchors: [N, 4].
       level_sizes: anchors of each level, Σ = N.
       size: int [2], height and width without padding.
-      config: see `RPNConfig`.
+      config: config of the region proposal network.
     """
     usable = inside_image(anchors, size)
     chosen, levels, start = [], [], 0

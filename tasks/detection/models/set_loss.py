@@ -25,14 +25,14 @@ def to_normalized_cyxhw(boxes: Array, Y: int, X: int) -> Array:
 
 
 def to_xyxy(normalized: Array, Y: int, X: int) -> Array:
-    """Inverts `to_normalized_cyxhw`."""
+    """Maps normalized center and size to corners; the inverse of `to_normalized_cyxhw`."""
     y, x, height, width = jnp.moveaxis(normalized, -1, 0)
     left, right = (x - width / 2) * X, (x + width / 2) * X
     return jnp.stack([left, (y - height / 2) * Y, right, (y + height / 2) * Y], axis=-1)
 
 
 def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
-    """Matches each object with a query of its own at least total cost (Kuhn 1955).
+    """Matches each object with a different query at minimum total cost (Kuhn 1955).
 
     Args:
       costs: [Q, M], Q at least M.
@@ -43,8 +43,8 @@ def hungarian_match(costs: Array, real: Array) -> tuple[Array, Array]:
       is matched, bool [Q].
     """
     Q = len(costs)
-    # Padding costs the same everywhere and so changes nothing. With costs that are not finite the
-    # search would not end.
+    # Padding has the same cost for all queries, so it does not affect the matching. With infinite
+    # or NaN # costs the search would not terminate.
     costs = jnp.where(real, jnp.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6), 0)
     queries, objects = optax.assignment.hungarian_algorithm(costs)
     matched = jnp.zeros((Q,), bool).at[queries].set(real[objects])
@@ -73,7 +73,7 @@ def set_losses(
       no_object_weight: weight of the class "no object" in the classification loss.
     """
     real = labels >= 0
-    # Any box in place of padding, against 0 / 0.
+    # Padding is replaced by an arbitrary box to avoid 0 / 0.
     true_boxes = jnp.where(real[:, None], true_boxes, 0.5)
     distances = jnp.sum(jnp.abs(boxes[:, None] - true_boxes), axis=-1)
     overlaps = generalized_iou(to_xyxy(boxes, 1, 1), to_xyxy(true_boxes, 1, 1))

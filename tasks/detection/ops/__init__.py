@@ -1,1 +1,1 @@
-"""Functions of boxes, anchors, masks, matching and RoIAlign."""
+"""Operations on boxes, anchors and masks, matching, and RoIAlign."""

@@ -15,20 +15,20 @@ def anchors(
 ) -> np.ndarray:
     """Returns the anchors of all levels, ordered by level, row, column, ratio and size.
 
-    An anchor of ratio r and size s is a box around the upper left corner of a cell,
-    (x · stride, y · stride), of height s·√r and width s/√r. Half sides are rounded to whole pixels.
+    An anchor of ratio r and size s is a box around the upper left corner of a cell, (x · stride, y
+    · stride), of height s·√r and width s/√r. Half the side lengths are rounded to integers.
 
     Args:
       sides: Y and X of each level's map.
       strides: pixels per cell of each level.
-      sizes: of each level, square roots of the areas in pixels.
+      sizes: sizes of each level, square roots of the areas in pixels.
       ratios: height / width, the same for all levels.
 
     Returns:
       float32 [A, 4], A = Σ Y·X·len(sizes)·len(ratios); not clipped to the image.
 
     Raises:
-      ValueError: the number of strides or sizes is not that of levels.
+      ValueError: the numbers of strides, sizes and levels differ.
     """
     for name, given in (("strides", strides), ("sizes", sizes)):
         if len(given) != len(sides):

@@ -15,9 +15,9 @@ from attention import shapes
 
 Array = jax.Array
 
-# Largest d_w and d_h in `decode`: a side grows at most 62.5-fold.
+# Maximum d_w and d_h in `decode`: a side grows at most by a factor of 62.5.
 LARGEST_LOG_SCALE = math.log(1000 / 16)
-# Least side in pixels as a divisor; padding has none.
+# Minimum side length in pixels as a divisor, since the sides of padding are 0.
 LEAST_SIDE = 1e-3
 
 
@@ -116,7 +116,7 @@ def decode(deltas: Array, reference: Array, weights: Sequence[float] = (1, 1, 1,
     Args:
       deltas: [..., 4].
       reference: [..., 4].
-      weights: as given to `encode`.
+      weights: weights that were passed to `encode`.
 
     Returns:
       [..., 4], not clipped.

@@ -28,18 +28,18 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def to_instance_map(masks: np.ndarray) -> np.ndarray:
-    """Returns masks bool [n, Y, X] as one map uint16 [Y, X], smaller masks on top.
+    """Combines masks bool [n, Y, X] to one map uint16 [Y, X], with smaller masks on top.
 
     The map is k + 1 for mask k, 0 for none.
 
     Raises:
-      ValueError: there are more masks than uint16 has numbers.
+      ValueError: there are more masks than uint16 can number.
     """
     return _laid(masks.shape[1:], masks.sum(axis=(1, 2)), masks.__getitem__)
 
 
 def rle_to_instance_map(codes: Sequence[RunLength], height: int, width: int) -> np.ndarray:
-    """Returns `to_instance_map` of run-length codes.
+    """Combines run-length encoded masks to one map, like `to_instance_map`.
 
     Masks are unpacked one at a time: those of a large image may not fit into memory together.
     """

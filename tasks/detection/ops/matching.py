@@ -26,7 +26,7 @@ def match(
     Args:
       iou: [objects, anchors].
       valid: bool [objects], False for padding.
-      high: least IoU of positive anchors.
+      high: minimum IoU of positive anchors.
       low: IoU below which an anchor is background; at most `high`.
       allow_low_quality: see above; for anchors, not for proposals.
 
@@ -82,7 +82,7 @@ def sample(
     drawn = jax.random.uniform(key, matches.shape)
     positives = _drawn(drawn, matches >= 0, most)
     negatives = _drawn(drawn, matches == BACKGROUND, count)
-    # Positives first; negative i has index i + number of positives.
+    # Positives come first; the i-th negative has index i + number of positives.
     number = (positives >= 0).sum()
     indices = jnp.arange(count)
     is_positive = indices < number

@@ -22,15 +22,15 @@ def nms(
         k_j <- valid_j and not any_{i before j} (k_i and IoU_ij > threshold)
 
     The only fixed point is the greedy result. The number of rounds is the length of the longest
-    chain of boxes in which each decides about the next: a few, instead of n. Time and memory are
-    n².
+    chain of boxes in which each suppresses the next, which is a few instead of n. Time and memory
+    are O(n²).
 
     Args:
       boxes: [n, 4].
       scores: [n], finite where valid.
-      valid: bool [n]; the others are neither kept nor suppress any.
-      threshold: largest IoU of two kept boxes.
-      count: largest number of results.
+      valid: bool [n]; other boxes are not kept and suppress no others.
+      threshold: maximum IoU of two kept boxes.
+      count: maximum number of results.
 
     Returns:
       indices: int32 [count], by descending score, padded with 0.

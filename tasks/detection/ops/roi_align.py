@@ -1,8 +1,8 @@
 """RoIAlign (He et al. 2017, section 3), by bilinear interpolation.
 
 The four pixels around each point are gathered from the map, or from the concatenated maps of a
-pyramid. (Two matrix products per box took two to three times as long on a CPU, for 64 to 128 boxes
-on maps of 64 x 64 to 8 x 8.)
+pyramid. On a CPU, two matrix products per box took two to three times as long, for 64 to 128 boxes
+on maps of 64 x 64 to 8 x 8.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def roi_align(
       features: [Y, X, C].
       boxes: [n, 4] in pixels of the image.
       scale: 1 / stride of the map.
-      size: bins a side.
-      sampling_ratio: points of a bin along each axis.
-      aligned: centers of pixels are at halves, which shifts boxes by -0.5 on the map. False, as
-        first published: no shift, and boxes are at least one pixel of the map wide.
+      size: number of bins along each side.
+      sampling_ratio: number of sampling points per bin along each axis.
+      aligned: whether pixel centers are at half-integers, which shifts boxes by -0.5 on the map.
+        False, as first published, means no shift, and boxes at least one map pixel wide.
 
     Returns:
       [n, size, size, C].
@@ -75,10 +75,10 @@ def multilevel_roi_align(
     Args:
       maps: [Y_i, X_i, C] each, strides ascending.
       boxes: [n, 4] in pixels of the image.
-      strides: of the maps: consecutive powers of 2.
+      strides: strides of the maps: consecutive powers of 2.
       size, sampling_ratio, aligned: as for `roi_align`.
       canonical_size: square root of the area of a box of canonical_level.
-      canonical_level: its level.
+      canonical_level: level of boxes of canonical_size.
 
     Returns:
       [n, size, size, C].
@@ -104,7 +104,7 @@ def multilevel_roi_align(
 def box_level(
     boxes: Array, lowest: int, count: int, canonical_size: float, canonical_level: int
 ) -> Array:
-    """Returns the map of each box, int32 [n] in [0, count); the first has stride 2^lowest."""
+    """Returns the map index of each box, int32 [n] in [0, count); map 0 has stride 2^lowest."""
     scale = jnp.sqrt(area(boxes)) / canonical_size
     level = jnp.floor(canonical_level + jnp.log2(jnp.maximum(scale, 1e-6)) + 1e-6)
     return jnp.clip(level - lowest, 0, count - 1).astype(jnp.int32)
@@ -122,7 +122,7 @@ def mask_targets(
 
     Args:
       instances: int [Y, X], k + 1 for object k, 0 for none.
-      objects: int [n], index of the object of each box; the result of -1 is 0.
+      objects: int [n], index of the object of each box; targets are 0 for -1.
       boxes: [n, 4] in pixels.
       size, sampling_ratio, aligned: as for `roi_align`.
 
@@ -158,7 +158,7 @@ def _pooled(
     sampling_ratio: int,
     aligned: bool,
 ) -> Array:
-    """Pools each box from the map of its level; maps are concatenated and gathered from once."""
+    """Pools each box from the map of its level, with one gather from the concatenated maps."""
     height, width = (
         jnp.array([features.shape[axis] for features in maps])[level] for axis in (0, 1)
     )
@@ -182,7 +182,7 @@ def _pooled(
 def _points(
     start: Array, end: Array, length: Array | int, size: int, sampling_ratio: int, aligned: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Returns the two pixels around each point of an axis, and their weights, all [n, points]."""
+    """Returns the two pixels next to each point along an axis, and weights, [n, points] each."""
     for name, value in (("size", size), ("sampling_ratio", sampling_ratio)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")

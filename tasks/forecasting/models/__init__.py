@@ -1,4 +1,4 @@
-"""Forecasters by name.
+"""Forecasting models by name.
 
     model = build(config, sizes, ridge, rngs=rngs)
     parameters = model(past, past_valid, calendar)          # [B, F, C, P] of `model.head`
@@ -54,12 +54,11 @@ def build(
     """Builds the forecaster of a config.
 
     Args:
-      config: one of MODEL_CONFIGS.
-      sizes: of the data.
-      ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F]: with
-        c the level, ŷ = c + (x - c) ridge. With
-        `ridge_individual` each channel has its own. None if parameters are restored, and for other
-        models.
+      config: config of a class in MODEL_CONFIGS.
+      sizes: sizes of the data.
+      ridge: for a config with `ridge_level`, the fitted matrix, float32 [1 or C, L, F], of ŷ = c +
+        (x - c) ridge with the level c. The first dimension is C if `ridge_individual` is set. None
+        if parameters are restored, and for other models.
       rngs: random streams of the initialization.
     """
     if type(config) in _ON_RIDGE:

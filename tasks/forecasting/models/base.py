@@ -59,8 +59,8 @@ class Forecaster(nnx.Module):
     A subclass implements `forecast`, with missing values of the past replaced by 0.
 
     Attributes:
-      sizes: of windows.
-      head: of the parameters.
+      sizes: sizes of windows.
+      head: head of the parameters.
     """
 
     def __init__(self, sizes: WindowSizes, head: Head):
@@ -82,9 +82,9 @@ class Forecaster(nnx.Module):
           past: [B, L, C], standardized. Missing values may be anything, NaN included.
           past_valid: bool [B, L, C], False where missing.
           calendar: [B, L + F, K].
-          training: whether to use the statistics of this batch.
+          training: whether to use the batch statistics of this batch.
           dropout_key: None for evaluation.
-          return_weights: also return the attention weights by name, first dimension B.
+          return_weights: whether to return the attention weights by name, with leading dimension B.
 
         Returns:
           float32 [B, F, C, P], or that and the weights: empty for a model without attention.
@@ -106,7 +106,7 @@ class Forecaster(nnx.Module):
     def forecast(
         self, past: Array, past_valid: Array, calendar: Array, mode: Mode
     ) -> tuple[Array, Weights]:
-        """Implements `__call__`; weights are ignored unless asked for."""
+        """Computes the result of `__call__`; weights are ignored unless requested."""
         raise NotImplementedError
 
 
@@ -158,7 +158,7 @@ class InstanceNorm(nnx.Module):
 
     Args:
       channels: C.
-      learned: whether there are γ and β.
+      learned: whether to learn γ and β.
     """
 
     def __init__(self, channels: int, *, learned: bool = False):
@@ -173,7 +173,7 @@ class InstanceNorm(nnx.Module):
         level, scale = level_and_scale(past, valid)
         normal = (past - level) / scale
         if self.scale is not None:
-            # Bounded away from 0, since values are divided by it.
+            # The learned scale is bounded away from 0, because values are divided by it.
             factor = self.scale[...] + jnp.where(self.scale[...] < 0, -1e-5, 1e-5)
             normal = normal * factor + self.bias[...]
             scale = scale / factor

@@ -1,4 +1,4 @@
-"""Heads of forecasters: a number or a distribution for each value.
+"""Output heads of forecasters: a point forecast or a distribution for each value.
 
 A model computes P raw numbers for each cell. `place` converts them to parameters in the units of
 the window, from which a head computes its loss, point forecast, quantiles and continuous ranked
@@ -28,11 +28,11 @@ _LARGEST_SCORE = 6.0
 
 
 class Head:
-    """Base class of the heads; they have no parameters of their own.
+    """Base class of the output heads, which have no parameters.
 
     Attributes:
-      name: in configs.
-      size: P.
+      name: name in configs.
+      size: P, number of parameters per value.
       probabilistic: whether the parameters are a distribution.
     """
 
@@ -44,7 +44,7 @@ class Head:
         """Converts raw numbers [B, F, C, P] to parameters [B, F, C, P].
 
         Args:
-          raw: any numbers.
+          raw: unconstrained network outputs.
           level, scale: [B, 1, C] of the window, scale above 0: the raw numbers describe
             (y - level) / scale.
         """
@@ -93,7 +93,7 @@ class Head:
         raise ValueError(f"levels: got {list(levels)}, expected none of head={self.name!r}")
 
     def width(self, parameters: Array) -> Array:
-        """Returns the scale [...] of the distribution, proportional to its deviation."""
+        """Returns the scale [...] of the distribution, proportional to its standard deviation."""
         raise NotImplementedError
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
@@ -139,7 +139,7 @@ class Median(Point):
 class Quantile(Head):
     """Quantiles at .1, .2, ... .9 without crossing: pinball loss (Koenker & Bassett 1978).
 
-    The first raw number is the median, the others are positive increments away from it.
+    The first raw number is the median, the others are mapped to positive increments from it.
     """
 
     name, size = "quantile", len(LEVELS)
@@ -177,7 +177,7 @@ class Quantile(Head):
         return parameters[..., lower] * (1 - upper) + parameters[..., lower + 1] * upper
 
     def width(self, parameters: Array) -> Array:
-        """Returns the deviation of the normal distribution with the same outer levels."""
+        """Returns the deviation of the normal distribution with the same outermost quantiles."""
         return (parameters[..., -1] - parameters[..., 0]) / (2 * _SCORES[-1])
 
     def at_scores(self, parameters: Array, scores: Array) -> Array:
@@ -192,7 +192,7 @@ class Quantile(Head):
         return at(lower) * (1 - upper) + at(lower + 1) * upper
 
     def crps(self, parameters: Array, future: Array) -> Array:
-        """Computes twice the mean pinball loss: the integral over levels by the nine."""
+        """Computes twice the mean pinball loss, which approximates the integral over levels."""
         return 2 * self.losses(parameters, future)
 
 
@@ -201,9 +201,9 @@ class StudentT(Head):
 
     name, size = "student_t", 3
     least = 1e-4
-    """Least scale, in units of the standardized data, for constant series."""
+    """Minimum scale, in units of the standardized data, for constant series."""
     fewest = 2.1
-    """Fewest degrees of freedom: below 2 there is no variance."""
+    """Minimum degrees of freedom; the variance is infinite up to 2."""
 
     def place(self, raw: Array, level: Array, scale: Array) -> Array:
         return self._spread(raw[..., 0] * scale + level, raw, scale)
@@ -252,7 +252,7 @@ class StudentT(Head):
         location, scale, freedom = jnp.moveaxis(parameters, -1, 0)
         z = (future - location) / scale
         square = jnp.square(z)
-        # Both tails, from the incomplete beta function.
+        # Probabilities of both tails, from the incomplete beta function.
         tails = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + square))
         density = jnp.exp(jax.scipy.stats.t.logpdf(z, freedom))
         beta = jax.scipy.special.betaln
@@ -270,7 +270,7 @@ def _stretches() -> np.ndarray:
     """
     from scipy import stats
 
-    # At z = 0 and at ν = inf: by limits.
+    # The values at z = 0 and ν = inf are limits.
     z = np.maximum(np.linspace(0, _LARGEST_SCORE, 241), 1e-3)
     freedom = StudentT.fewest / np.maximum(np.linspace(0, 1, 65), 1e-9)
     t = stats.t.isf(stats.norm.sf(z), freedom[:, None])

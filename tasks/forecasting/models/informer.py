@@ -27,7 +27,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class InformerConfig(TransformerConfig):
-    """Informer; as in `transformers`, the embeddings are normalized too.
+    """Config of Informer; as in `transformers`, the embeddings are normalized.
 
     Attributes:
       distil: whether the length is halved between encoder layers.
@@ -68,7 +68,7 @@ class Distil(nnx.Module):
         near = jnp.stack([jnp.roll(x, 1, axis=1), x, jnp.roll(x, -1, axis=1)], axis=2)
         counted = jnp.any(present, axis=1)
         y = jax.nn.elu(self.norm(self.convolution(near), valid=counted, training=training))
-        # ELU is above -1.
+        # -1 is below all values of ELU.
         y = _max_pool(jnp.where(present[..., None], y, -1.0), -1.0)
         present = _max_pool(present, False)
         return jnp.where(present[..., None], y, 0), present

@@ -24,7 +24,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class ITransformerConfig(LayersConfig):
-    """iTransformer; see `LayersConfig`."""
+    """Config of iTransformer; see `LayersConfig` for the attributes."""
 
     name: str = "itransformer"
     model_size: int = 128

@@ -1,4 +1,4 @@
-"""Forecasters of lag attention, plain and residual; see `attention.lag`.
+"""Forecasters with lag attention, plain and residual; see `attention.lag`.
 
 B windows, L look-back, F horizon, C channels, N heads, P parameters of a head.
 """
@@ -39,7 +39,7 @@ class ResidualLagConfig(LagConfig):
     """Lag attention over the past relative to its level, which can follow a trend.
 
     Attributes:
-      num_heads: N, of either sign.
+      num_heads: N, number of heads, whose values may have either sign.
       level: "last" (the last value) or "mean" (of the look-back).
       For the others see `LagConfig`.
     """
@@ -72,7 +72,7 @@ class DistributionHead(nnx.Module):
 def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Array]:
     """Applies lag attention to a past [B, T, C] with valid, bool [B, T, C].
 
-    Without missing values the batch shares one set of weights, at a tenth of the cost.
+    Without missing values, all examples share the same weights, which costs a tenth.
 
     Returns:
       The result, and weights [B, C, F, T].
@@ -86,10 +86,10 @@ def attend(attention: nnx.Module, past: Array, valid: Array) -> tuple[Array, Arr
 
 
 class LagForecaster(Forecaster):
-    """Lag attention: ŷ_(t+f) = Σ_i w_fi x_(t+1-i), or the same relative to the level.
+    """Lag attention: ŷ_(t+f) = Σ_i w_fi x_(t+1-i), or its residual form relative to the level.
 
-    Attention weights: "lags" [B, 1 or C, F, L], first time first; of the residual kind, the matrix
-    from the past to the forecast, whose rows sum to 1.
+    Attention weights: "lags" [B, 1 or C, F, L], first time first. In the residual form they are the
+    matrix from the past to the forecast, whose rows sum to 1.
     """
 
     def __init__(self, config: LagConfig, sizes: WindowSizes, *, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""Config and call of the Transformer layers of forecasters."""
+"""Transformer layers of forecasters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class WindowEncoderConfig(EncoderConfig):
-    """Encoder config for windows of one length."""
+    """Encoder config for windows of equal length."""
 
     one_length = True
 
@@ -62,7 +62,7 @@ def encode(encoder: Encoder, x: Array, valid: Array, mode: Mode) -> tuple[Array,
     """Encodes x [B, T, D], 0 where not valid, bool [B, T].
 
     Returns:
-      [B, T, D], and weights [B, layers, N, T, T], None unless asked for and supported.
+      [B, T, D], and weights [B, layers, N, T, T]; None unless requested and supported.
     """
     weights, dropout_key = None, mode.dropout_key
     if mode.return_weights and "weights" in encoder.config.entry.capabilities:

@@ -26,11 +26,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class PatchTSTConfig(LayersConfig):
-    """PatchTST, with the sizes of the paper for small data; layer norm instead of batch norm.
+    """Config of PatchTST; the paper's sizes for small data, layer norm instead of batch norm.
 
     Attributes:
       patch_length: R.
-      patch_stride: distance of patches. The oldest values, if they fill no patch, are left out.
+      patch_stride: distance between patches. The oldest values are left out if they fill no patch.
       For the others see `LayersConfig`.
     """
 

@@ -38,7 +38,7 @@ RidgeLevel = one_of("last", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class RidgeConfig(Config):
-    """The linear forecast alone; only the width of a distribution is trained.
+    """Config of a linear forecast, of which only the width of a distribution is trained.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
@@ -57,11 +57,10 @@ class RidgeResidualConfig(PatchTSTConfig):
     """Attention between patches, added to a linear forecast.
 
     Attributes:
-      patch_length: R, of the look-back and of the horizon.
+      patch_length: R, patch length in the look-back and the horizon.
       ridge_level, ridge_individual: see `RidgeConfig`.
-      calendar_features: number of calendar features, fastest first; train has too few periods of
-        slow ones, such as the day of the year.
-      For the others see `PatchTSTConfig`.
+      calendar_features: number of calendar features, fastest first. The training split has too few
+      periods of slow features, such as the day of the year. For the others see `PatchTSTConfig`.
     """
 
     name: str = "ridge_residual"
@@ -81,29 +80,30 @@ class RidgeSeasonalConfig(SeasonalLagConfig):
     """Weighted mean of a linear forecast and of attention over seasons (Bates & Granger 1969).
 
     Attributes:
-      share: weight of the attention; None: fitted within train, see `tasks.forecasting.rolling`.
+      share: weight of the attention; None to fit it within the training split, see
+        `tasks.forecasting.rolling`.
       ridge_level, ridge_individual: see `RidgeConfig`.
       For the others see `SeasonalLagConfig`.
     """
 
     name: str = "ridge_seasonal"
-    share: within("[0, 1]", "a share in [0, 1], or None") | None = None
+    share: within("[0, 1]", "a number in [0, 1], or None") | None = None
     ridge_level: RidgeLevel = "mean"
     ridge_individual: bool = False
 
 
 class FixedVariable(nnx.Variable):
-    """A variable that is fitted before training and not trained."""
+    """A variable that is fitted before training and then kept fixed."""
 
 
 class Ridge(nnx.Module):
-    """Linear forecast ŷ = c + (x - c) W, with c the level; missing values are replaced by it.
+    """Linear forecast ŷ = c + (x - c) W, with c the level, which replaces missing values.
 
     Variables: weights [1 or C, L, F] (W).
 
     Args:
       config: RidgeConfig, or another with its fields.
-      sizes: of the data.
+      sizes: sizes of the data.
       weights: W; 0 if None.
 
     Raises:
@@ -174,7 +174,8 @@ class RidgeResidual(Forecaster):
         self.ridge = Ridge(config, sizes, ridge)
         self.norm = InstanceNorm(sizes.channels)
         self.past_indices = tuple(map(tuple, config.patches(sizes.lookback).tolist()))
-        # The last patch may extend beyond the horizon, where its last time is repeated.
+        # The last patch may extend beyond the horizon; the last time of the horizon is repeated
+        # there.
         ahead = sizes.lookback + np.arange(-(-sizes.horizon // R) * R).reshape(-1, R)
         last = sizes.lookback + sizes.horizon - 1
         self.future_indices = tuple(map(tuple, np.minimum(ahead, last).tolist()))
@@ -235,7 +236,7 @@ class RidgeSeasonal(Forecaster):
         rngs: nnx.Rngs,
     ):
         super().__init__(sizes, HEADS[config.head])
-        # Without a share, variables are restored.
+        # Without a share, the variables are restored from a checkpoint.
         self.share = FixedVariable(jnp.float32(0 if config.share is None else config.share))
         self.ridge = Ridge(config, sizes, ridge)
         self.seasonal = SeasonalLag(config, sizes, rngs=rngs)

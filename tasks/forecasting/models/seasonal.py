@@ -1,4 +1,4 @@
-"""Lag attention over whole seasons: a learned mean of the same time in earlier seasons.
+"""Lag attention over seasons: a learned mean of the same time in earlier seasons.
 
 B windows, L look-back, F horizon, C channels, P times in a season, M seasons of the look-back, J
 seasons of the horizon.
@@ -23,12 +23,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class SeasonalLagConfig(Config):
-    """Attention over lags of whole seasons; channels and times of a season share weights.
+    """Config of attention over seasonal lags; channels and times of a season share weights.
 
     Attributes:
       head: a head of `tasks.forecasting.models.heads`.
-      level: subtracted from seasons: the "mean" of the look-back, or its "last" value.
-      season: times in a season; 0: that of the data.
+      level: value subtracted from seasons: the "mean" of the look-back, or its "last" value.
+      season: steps in a season; 0 for the period of the data.
     """
 
     name: str = "seasonal_lag"
@@ -42,14 +42,14 @@ class SeasonalLag(nnx.Module):
 
         ŷ_(t+f) = c + Σ_k w_jk (x_(t+f-(j+k)P) - c),     j = ⌊(f - 1) / P⌋,   k = 1 ... M
 
-    with w_j a softmax over the seasons and the level c, whose x - c is 0. A forecast is between the
-    minimum and the maximum of its past.
+    with w_j a softmax over the seasons and the level c, which contributes x - c = 0. A forecast is
+    between the minimum and the maximum of its past.
 
     Parameters: attention/logits [1, J, M + 1], the latest season first and the level last.
 
     Args:
       config: SeasonalLagConfig, or another with its fields.
-      sizes: of the data.
+      sizes: sizes of the data.
 
     Raises:
       ValueError: the look-back is shorter than a season.
@@ -78,7 +78,7 @@ class SeasonalLag(nnx.Module):
         M = L // P
 
         def by_season(array: Array, first: float | bool) -> Array:
-            """Returns [B, 1 + M, P C], the level first."""
+            """Returns the level and the seasons, [B, 1 + M, P C]."""
             array = array[:, L - M * P :].reshape(B, M, P * C)
             return jnp.pad(array, ((0, 0), (1, 0), (0, 0)), constant_values=first)
 

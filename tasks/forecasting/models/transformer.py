@@ -26,10 +26,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(LayersConfig):
-    """Encoder and decoder; `mixer` is that of the encoder, the decoder has dot-product attention.
+    """Config of an encoder with the given `mixer` and a decoder with dot-product attention.
 
     Attributes:
-      decoder_layers: of the decoder; `num_layers` are of the encoder.
+      decoder_layers: number of layers of the decoder; `num_layers` are of the encoder.
       label_length: G, number of last times of the look-back that begin the decoder input.
       instance_norm: whether each window is normalized (Kim et al. 2022). Without it, as in the
         papers, models lose the level of nonstationary series.

@@ -49,13 +49,13 @@ class WrittenLines:
     """Lines of random digits, each a pure function of the seed and its index.
 
     Args:
-      images: of each digit, uint8 [n, 28, 28].
+      images: images of each digit, uint8 [n, 28, 28].
       count: number of lines.
       config: see `Lines`.
-      seed: of all random choices.
+      seed: seed of all random choices.
 
     Attributes:
-      texts: of each line.
+      texts: texts of each line.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ def _transform(image: np.ndarray, matrix: np.ndarray, pen: float) -> np.ndarray:
     """Transforms a digit about its center, on a larger canvas, and changes its stroke.
 
     Args:
-      image: of the digit.
+      image: image of the digit.
       matrix: maps positions on the canvas to positions in the image.
       pen: change of the stroke, in pixels on each side.
     """

@@ -38,7 +38,7 @@ def build(
     """Builds a model; see `tasks.recommendation.models.base`.
 
     Args:
-      config: of `MODEL_CONFIGS`.
+      config: config of `MODEL_CONFIGS`.
       num_items: I.
       features: float32 [I, G], 0 or 1, or None.
       train_matrix: CSR [U, I] of the train split. An entry is the position of the event in the

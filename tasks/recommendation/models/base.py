@@ -55,7 +55,7 @@ class Recommender(nnx.Module, abc.ABC):
 
         Args:
           batch: train examples.
-          key: of dropout and sampling.
+          key: key of dropout and sampling.
 
         Returns:
           float32 [], and metrics by name.
@@ -92,7 +92,7 @@ def sample_positions(key: Array, following: Array, count: int) -> tuple[Array, A
     """Samples positions that have a next item, uniformly with replacement.
 
     Args:
-      key: of `jax.random`.
+      key: random key of `jax.random`.
       following: "next", int [B, S].
       count: T.
 

@@ -47,8 +47,8 @@ class NAISConfig(Config):
 
     Attributes:
       model_size: D.
-      form: of the attention logits, "prod" or "concat".
-      hidden_size: of the attention.
+      form: form of the attention logits, "prod" or "concat".
+      hidden_size: hidden size of the attention.
       beta: β, from 0 to 1; at 1 the weights sum to 1.
       alpha: α, from 0, a sum over the history, to 1, a mean.
       positions_per_step: T, positions sampled of each sequence.
@@ -84,8 +84,8 @@ class ACFConfig(Config):
 
     Attributes:
       model_size: D.
-      component_size: of feature embeddings, if items have features.
-      hidden_size: of the attention.
+      component_size: component size of feature embeddings, if items have features.
+      hidden_size: hidden size of the attention.
       positions_per_step: T, positions sampled of each sequence.
       embedding_scale: standard deviation of initial embeddings.
       objective: the loss; the paper's is pairwise.

@@ -64,7 +64,7 @@ def sample_negatives(key: Array, targets: Array, num_items: int, count: int) -> 
     """Samples negatives uniformly, and marks those that are targets.
 
     Args:
-      key: of `jax.random`.
+      key: random key of `jax.random`.
       targets: int [B, S].
       num_items: I.
       count: k.
@@ -89,12 +89,12 @@ def next_item_loss(
     """Computes the mean loss of positions with scores hidden·E + b.
 
     Args:
-      config: of the loss.
+      config: config of the loss.
       hidden: [B, S, D].
       table: E, [I, D].
       targets: int [B, S]; -1 for none.
       weight: [B] of the rows.
-      key: of the negatives.
+      key: key of the negatives.
       bias: b, [I]; 0 if None.
 
     Returns:

@@ -39,12 +39,12 @@ class JoinedDigits:
       recordings: by speaker, digit and take: int16 [P].
       count: number of strings.
       config: see `Strings`.
-      seed: of all random choices.
+      seed: seed of all random choices.
       rate: sample rate.
 
     Attributes:
-      digits: of each string.
-      speakers: of each string.
+      digits: digits of each string.
+      speakers: speakers of each string.
       lengths: int [count], numbers of samples.
     """
 

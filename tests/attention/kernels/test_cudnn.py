@@ -180,7 +180,9 @@ def test_odd_numbers_of_keys_come_with_their_length(calls):
     ],
 )
 def test_what_it_cannot_is_refused(options, message):
-    with pytest.raises(NotImplementedError, match=f"^cudnn: {message}.*; these can: .*reference$"):
+    with pytest.raises(
+        NotImplementedError, match=f"^cudnn: {message}.*; supported by: .*reference$"
+    ):
         on_a_gpu(**options)
 
 
@@ -194,7 +196,7 @@ def test_without_cudnn_it_refuses(monkeypatch):
         raise RuntimeError("cuDNN is not detected.")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
-    with pytest.raises(NotImplementedError, match="cudnn: cuDNN is not detected; these can"):
+    with pytest.raises(NotImplementedError, match="cudnn: cuDNN is not detected; supported by"):
         on_a_gpu()
 
 

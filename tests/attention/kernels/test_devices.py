@@ -87,7 +87,9 @@ def test_several_devices_need_shard_map(machine, kernel, backend):
     assert traced(call) == X.shape
     machine(backend, "cuda", count=4)
     with pytest.raises(
-        NotImplementedError, match=r"over the 4 devices by itself; call it within jax\.shard_map; "
+        NotImplementedError,
+        match=r"over the 4 devices automatically; call it within "
+        r"jax\.shard_map; ",
     ):
         traced(call)
     spec = PartitionSpec("data")

@@ -54,15 +54,15 @@ def test_damaged_metrics_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "not text in UTF-8; restore the file, or train in another --workdir"),
+        (b"\xff\xfe", "is not UTF-8; restore the file, or train in another --workdir"),
         (b"[]\n", "line 1 is not the record of a step"),
         (b"null\n", "line 1 is not the record of a step"),
         (b'{"step": 4}\n{"a": 1}\n', "line 2 is not the record of a step"),
-        (b"", "has no metrics of step 8, but checkpoints/ has step 8"),
-        (b'{"step": 4, "split": "train"}\n{"step": 8, "spl', "has no metrics of step 8"),
+        (b"", "has no metrics at step 8, but checkpoints/ has step 8"),
+        (b'{"step": 4, "split": "train"}\n{"step": 8, "spl', "has no metrics at step 8"),
         (b'{"step": 4, "split": "validation"}\n{"step": 8, "split": "train"}\n',
-         "has no validation metrics of step 8"),
-        (b'{"step": 8, "split": "validation"}\n', "has no validation metrics of step 4"),
+         "has no validation metrics at step 8"),
+        (b'{"step": 8, "split": "validation"}\n', "has no validation metrics at step 4"),
         (None, "is missing; restore the file, or train in another --workdir"),
     ],
 )  # fmt: skip
@@ -93,7 +93,7 @@ def test_logs_of_every_kind_of_training_are_accepted(tmp_path):
 
 def test_damaged_timing_may_be_removed(tmp_path):
     (tmp_path / "timing.jsonl").write_text("[]\n")
-    with pytest.raises(UserError, match=r"timing\.jsonl: line 1 .*; remove it; the seconds"):
+    with pytest.raises(UserError, match=r"timing\.jsonl: line 1 .*; remove the file; the run time"):
         writers.Writers(tmp_path, 5)
     writers.Writers(tmp_path, 0).close()
 

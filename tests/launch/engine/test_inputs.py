@@ -12,7 +12,6 @@ from launch.engine.inputs import Answers, read_inputs, read_lines
 from tasks.common.errors import UserError
 
 PROCESSOR = types.SimpleNamespace(input_column="review", table_input=lambda value, folder: value)
-TASK = types.SimpleNamespace(processor=PROCESSOR)
 
 
 @pytest.fixture
@@ -33,28 +32,28 @@ def write(tmp_path):
     ids=["plain", "mark", "no end", "UTF-16 LE", "UTF-16 BE"],
 )  # fmt: skip
 def test_lines_are_the_same_in_any_encoding(write, content):
-    given = read_inputs((), write(content, "a.txt"), TASK)
+    given = read_inputs((), write(content, "a.txt"), PROCESSOR)
     assert [(one.raw, one.row) for one in given] == [("a b", None), ("\u4e2d", None)]
     stream = io.BufferedReader(io.BytesIO(content))
     assert list(read_lines(stream, "standard input")) == ["a b", "\u4e2d"]
 
 
 def test_lines_keep_what_separates_no_lines(write):
-    given = read_inputs(["x\u2028y"], write("a\u2028b\x0cc\n\nd\n", "a.txt"), TASK)
+    given = read_inputs(["x\u2028y"], write("a\u2028b\x0cc\n\nd\n", "a.txt"), PROCESSOR)
     assert [one.raw for one in given] == ["x\u2028y", "a\u2028b\x0cc", "", "d"]
 
 
 def test_the_column_of_a_table_is_read(write):
     path = write('id;review;;stars\n1;"a; b";x;5\n2;"c ""d""";;4\n', "New.CSV")
-    found = list(read_inputs((), path, TASK))
+    found = list(read_inputs((), path, PROCESSOR))
     assert [one.raw for one in found] == ["a; b", 'c "d"']
     assert found[0].row == {"id": "1", "review": "a; b", "column_3": "x", "stars": "5"}
     path = write("review,,column_2\na,b,c\n", "b.csv")
-    assert [one.row for one in read_inputs((), path, TASK)] == [
+    assert [one.row for one in read_inputs((), path, PROCESSOR)] == [
         {"review": "a", "column_2_": "b", "column_2": "c"}
     ]
     path = write('{"review": "a", "n": 1}\n{"n": 2, "review": "b"}\n', "a.jsonl")
-    assert [one.row for one in read_inputs((), path, TASK)] == [
+    assert [one.row for one in read_inputs((), path, PROCESSOR)] == [
         {"review": "a", "n": 1},
         {"n": 2, "review": "b"},
     ]
@@ -75,21 +74,21 @@ def test_the_column_of_a_table_is_read(write):
 )
 def test_what_cannot_be_read_is_refused(write, content, name, message):
     with pytest.raises(UserError) as error:
-        list(read_inputs((), write(content, name), TASK))
+        list(read_inputs((), write(content, name), PROCESSOR))
     assert message in str(error.value)
 
 
 def test_a_table_is_refused_by_a_task_that_reads_none(write):
-    task = types.SimpleNamespace(processor=types.SimpleNamespace(input_column=None))
+    processor = types.SimpleNamespace(input_column=None)
     with pytest.raises(UserError, match="reads one input per line"):
-        list(read_inputs((), write("a,b\n1,2\n", "a.csv"), task))
+        list(read_inputs((), write("a,b\n1,2\n", "a.csv"), processor))
     with pytest.raises(UserError, match="cannot be read"):
-        list(read_inputs((), "none.txt", task))
+        list(read_inputs((), "none.txt", processor))
 
 
 def test_predictions_stand_beside_the_rows(write, capsys):
     path = write('id,review\n1,"a, b"\n2,c\n', "a.csv")
-    given = list(read_inputs((), path, TASK))
+    given = list(read_inputs((), path, PROCESSOR))
     answers = [
         {"input": "a, b", "label": "good", "probabilities": {"good": 0.9, "bad": 0.1}, "text": "g"},
         {"input": "c", "label": "b\u00e4d", "probabilities": {"b\u00e4d": 1.0}, "text": "b"},
@@ -109,6 +108,6 @@ def test_predictions_stand_beside_the_rows(write, capsys):
 
 
 def test_a_column_of_predictions_is_not_written_over(write):
-    given = list(read_inputs((), write("review,predicted_label\nx,old\n", "a.csv"), TASK))
+    given = list(read_inputs((), write("review,predicted_label\nx,old\n", "a.csv"), PROCESSOR))
     with pytest.raises(UserError, match="already has a column 'predicted_label'"):
         Answers("text").write(given, [{"input": "x", "label": "new", "text": "new"}])

@@ -166,7 +166,7 @@ def test_overrides_in_every_spelling(parsed):
         (["--config.seed=3"], "--config is missing"),
         ([f"--config={BASE}", "--config.seed"], "--config.seed: has no value"),
         ([f"--config={BASE}", "--noconfig.seed"], "--noconfig.seed: is not a bool"),
-        ([f"--config={BASE}", "--baseline"], "no such flag of launch.train (did you mean "
+        ([f"--config={BASE}", "--baseline"], "launch.train has no such flag (did you mean "
                                              "'baselines'?)"),
         ([f"--config={BASE}", "--seeds=3"], "it is one of launch.ablate, launch.sweep"),
     ],

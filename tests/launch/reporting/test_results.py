@@ -85,7 +85,7 @@ def test_the_files_here_are_those_of_the_run_files():
     assert Path("RESULTS.md").read_text(encoding="utf-8") == results_markdown(records)
     readme = Path("README.md").read_text(encoding="utf-8")
     assert readme == insert_summary(readme, records)
-    with pytest.raises(ValueError, match="has no lines <!-- results -->"):
+    with pytest.raises(ValueError, match="expected the lines <!-- results -->"):
         insert_summary("# Title\n", records)
 
 
@@ -147,7 +147,7 @@ def test_settings_stand_in_the_file_name(tmp_path):
 
 
 def test_damaged_or_foreign_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such directory"):
         load_records(tmp_path / "missing")
     with pytest.raises(UserError, match="no run files"):
         load_records(tmp_path)
@@ -155,7 +155,7 @@ def test_damaged_or_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.json: not a JSON file"):
         load_records(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps({"task": "x"}))
-    with pytest.raises(UserError, match=r"a\.json: not a run file, data"):
+    with pytest.raises(UserError, match=r"a\.json: is not a run file: it lacks data"):
         load_records(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_fields_of_another_type_are_named(field, value, tmp_path):
         assert load_records(tmp_path)[0][field] == value
         return
     for load, place in ((load_records, tmp_path), (results.load_result, tmp_path / "result.json")):
-        with pytest.raises(UserError, match=rf"result\.json: .*\b{field} of another type"):
+        with pytest.raises(UserError, match=rf"result\.json: .*wrong type of .*\b{field}\b"):
             load(place)
 
 
@@ -183,7 +183,7 @@ def test_fields_of_another_type_are_named(field, value, tmp_path):
 )
 def test_metrics_that_are_no_numbers_are_named(changes, named, tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({**RECORD, **changes}))
-    with pytest.raises(UserError, match=rf"result\.json: is damaged \({named} of another type\)"):
+    with pytest.raises(UserError, match=rf"result\.json: is damaged \(wrong type of {named}\)"):
         results.load_result(tmp_path / "result.json")
 
 

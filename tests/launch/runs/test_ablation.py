@@ -140,7 +140,7 @@ def test_paired_difference_joins_examples_by_their_ids(tmp_path):
 def test_paired_difference_of_other_examples_is_refused(tmp_path):
     base = outcome(tmp_path / "base", [5, 6, 7], [0, 1, 1])
     other = outcome(tmp_path / "other", [5, 6, 8], [0, 1, 1])
-    with pytest.raises(UserError, match="its test examples are not those of"):
+    with pytest.raises(UserError, match="the test examples differ from those of"):
         paired_difference(other, base)
 
 

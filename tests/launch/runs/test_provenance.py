@@ -218,7 +218,7 @@ class TestOneTask:
         (stopped / "data.json").unlink()
         with trained.data_as("unchanged"):
             assert trained.train(stopped)["metrics"] == trained.record["metrics"]
-        assert "has no data.json (made by an earlier version)" in capsys.readouterr().err
+        assert "has no data.json (written by an earlier version)" in capsys.readouterr().err
         assert not (stopped / "data.json").exists()
         (stopped / "result.json").unlink()
         assets = json.loads((stopped / "assets.json").read_text())

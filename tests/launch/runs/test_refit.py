@@ -33,7 +33,7 @@ def paths(tmp_path):
 
 
 def test_a_task_that_knows_no_refitting_is_named_and_nothing_is_written(experiment, tmp_path):
-    with pytest.raises(UserError, match=r"config\.training\.refit: this task is tested as fitted"):
+    with pytest.raises(UserError, match=r"config\.training\.refit: got True, but this task"):
         run(experiment, tmp_path / "run", paths(tmp_path), "command")
     assert not (tmp_path / "run").exists()
 

@@ -133,7 +133,11 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
     scaled = np.array([1, 2, 5, 5]) * [8 / 12, 0.7, 8 / 12, 0.7]
     np.testing.assert_allclose(example["boxes"][0], scaled, rtol=1e-6)
     folder(coco(2, categories=((5, "cat"),)), 0, "val")
-    with pytest.raises(UserError, match=r"val\.json: its categories are \['cat'\], but those of"):
+    with pytest.raises(
+        UserError,
+        match=r"val\.json: its categories are \['cat'\], expected .* "
+        r"as in",
+    ):
         own(where)
     (where / "train.json").unlink()
     with pytest.raises(UserError, match=r"has no train\.json"):
@@ -144,7 +148,11 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
     ("content", "message"),
     [
         ("{", r"train\.json: line 1 is not JSON"),
-        ("[]", r"has no list 'images'; COCO's format has images, annotations, categories"),
+        (
+            "[]",
+            r"has no list 'images'; files in COCO's format have images, annotations, "
+            r"categories",
+        ),
         ({"images": [], "annotations": []}, "has no list 'categories'"),
         (coco(0), r"train\.json: has no images"),
         (coco(categories=()), "has no categories"),
@@ -152,7 +160,7 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         (coco(images=[image(1), image(1)]), "two images have the id 1"),
         (coco(images=[image(1, height="10")]), "image 0 has no height, or one of the wrong type"),
         (coco(images=[image(1, height=0)]), r"image '1\.png' has the size 12 x 0"),
-        (coco(1, [annotation(7, 3)]), "annotation 7 is of image 3, which is not listed"),
+        (coco(1, [annotation(7, 3)]), "annotation 7 belongs to image 3, which is not listed"),
         (
             coco(1, [annotation(7, category_id=6)]),
             r"annotation 7 of '1\.png' has category_id 6; there are 2, from 5 to 9",
@@ -161,7 +169,7 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
         (coco(1, [annotation(7, bbox=[1, 2, 0, 3])]), "which has no area"),
         (
             coco(1, [annotation(7, bbox=[8, 2, 9, 3])]),
-            r"annotation 7 of '1\.png' has the bbox \[8, 2, 9, 3\], which reaches out of the "
+            r"annotation 7 of '1\.png' has the bbox \[8, 2, 9, 3\], which exceeds the "
             "image of 12 x 10",
         ),
         (
@@ -177,7 +185,7 @@ def test_a_folder_with_splits_of_its_own_and_boxes_alone(folder):
             "whose run-length encoding does not cover",
         ),
         (coco(1, [annotation(7, segmentation=[[1, 2, 3, 4]])]), "neither polygons"),
-        (coco(1, [annotation(7, segmentation=square(2, 2, 14, 4))]), "a polygon that reaches out"),
+        (coco(1, [annotation(7, segmentation=square(2, 2, 14, 4))]), "a polygon that exceeds"),
         (
             coco(1, [annotation(7), annotation(8, segmentation=square(1, 1, 3, 3))]),
             r"annotation 8 of '1\.png' has a segmentation, others have none",
@@ -301,13 +309,13 @@ def test_what_other_tools_write_is_read(folder):
         (coco(images=[image(True)]), "image 0 has no id, or one of the wrong type"),
         (coco(categories=((5, "a"), (6, "a"))), "two categories have the name 'a'"),
         (coco(categories=((5, ["a"]),)), r"category 0 has the name \['a'\], expected a text"),
-        (coco(1, [annotation(7, "1")]), "annotation 7 is of image '1', which is not listed"),
+        (coco(1, [annotation(7, "1")]), "annotation 7 belongs to image '1', which is not listed"),
         (
             coco(1, [annotation(7, category_id="5")]),
             "has category_id '5'; there are 2, from 5 to 9",
         ),
         (coco(1, [annotation(7, bbox=[1, 2, float("nan"), 3])]), r"has the bbox \[1, 2, nan, 3\]"),
-        (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which reaches out of the image"),
+        (coco(1, [annotation(7, bbox=[-0.9, 2, 0.5, 3])]), "which exceeds the image"),
         (coco(1, [annotation(7, segmentation=5)]), "has a segmentation that is neither polygons"),
         (coco(1, [annotation(7, segmentation=[1, 2, 3, 4, 5, 6])]), "is neither polygons"),
         (coco(1, [["x"]]), "annotation 0 has no image_id"),
@@ -328,15 +336,16 @@ def test_files_of_splits_in_a_folder(folder, capsys):
     data = own(where)
     assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [30, 2, 3]
     said = capsys.readouterr().err
-    assert "1 files are of no split and are left out, such as old.json" in said
+    assert "1 files belong to no split and are left out, such as old.json" in said
     # The images 1 to 3 of test are in train, and in validation.
     assert (
-        "2 images of validation are in another split too, such as 1.png, which is 1.png of" in said
+        "2 images of validation are also in another split, such as 1.png, which equals 1.png of"
+        in said
     )
-    assert "3 images of test are in another split too" in said
+    assert "3 images of test are also in another split" in said
     folder(coco(1, [row]), 0, "dev")
     with pytest.raises(
-        UserError, match=r"'dev' and 'val' are both of the validation split; keep on"
+        UserError, match=r"'dev' and 'val' both denote the validation split; keep on"
     ):
         own(where)
 
@@ -423,6 +432,6 @@ def test_boxes_that_are_not_where_the_masks_are_are_named(folder, capsys):
         content["annotations"][number - 1] |= {"bbox": box, "segmentation": mask}
     own(folder(content) / "train.json")
     assert capsys.readouterr().err == (
-        f"{folder(content) / 'train.json'}: boxes of 2 objects are not where their masks are, the "
+        f"{folder(content) / 'train.json'}: boxes of 2 objects do not match their masks, the "
         "first is annotation 3 of '3.png'; bbox is x, y, width and height\n"
     )

@@ -61,7 +61,8 @@ def test_weights_of_seasons_are_the_best_that_sum_to_at_most_one(data):
 def test_share_is_the_best_of_those_tried_within_train(data, capsys):
     data, config = longer(data), RidgeSeasonalConfig()
     share = rolling.fit_share(data, config)
-    assert f"config.model.share: {share:.2f}, fitted within train" in capsys.readouterr().err
+    printed = f"config.model.share: {share:.2f}, fitted within the train split"
+    assert printed in capsys.readouterr().err
 
     def error(share):
         total = 0.0
@@ -85,4 +86,4 @@ def test_share_is_the_best_of_those_tried_within_train(data, capsys):
 
 def test_a_short_train_split_says_that_it_cannot_tell(data, capsys):
     assert rolling.fit_share(longer(data, end=40), RidgeSeasonalConfig()) == 0.5
-    assert "train is too short to fit it" in capsys.readouterr().err
+    assert "default, as the train split is too short to fit the weight" in capsys.readouterr().err

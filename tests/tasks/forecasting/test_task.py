@@ -221,7 +221,7 @@ def test_any_file_has_an_answer(predict, tmp_path, capsys):
         ),
         (
             write(tmp_path / "e.csv", [(1, 2)] * 9, step=2),
-            "rows are 2 h apart; the model was train",
+            "rows are 2 h apart, expected 1 h as in training",
         ),
     ):
         with pytest.raises(UserError, match=message):

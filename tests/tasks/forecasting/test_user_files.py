@@ -44,7 +44,7 @@ def test_what_is_missing_uneven_or_twice_is_masked_and_named(write, capsys):
     np.testing.assert_array_equal(series.values, expected)
     told = capsys.readouterr().err.splitlines()
     assert [line.removeprefix(f"{path}: ") for line in told] == [
-        "1 lines are empty, the first is line 5; left out",
+        "1 empty lines are ignored; the first is line 5",
         "columns without numbers, left out: note",
         "not in the order of time from line 3 on; sorted",
         "1 rows are repeated, first line 6",
@@ -81,25 +81,25 @@ def test_what_is_wrong_with_a_file_is_named(write):
     days = "".join(f"2024-01-0{day},{day}\n" for day in range(1, 8))
     refused("", "the file is empty")
     refused("date,a\n", "a header and no rows")
-    refused("2024-01-01,5\n", "line 1 has numbers, expected the names")
+    refused("2024-01-01,5\n", "line 1 contains numbers, expected the names")
     refused("date,a,a\n2024-01-01,1,2\n", "column 'a' is in the header twice")
-    refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, the header has 2")
+    refused("date,a\n2024-01-01,1,2\n", "line 2 has 3 fields, expected 2 as in the header")
     refused('date,a\n2024-01-01,"1\n', "line 2 is malformed")
     refused("day,a\n2024-01-01,1\n", r"config.data.time_column \(day, a\), or 'none'")
     refused("date,a\n" + days, r"no column 'dat' \(did you mean 'date'\?\)", "dat")
     refused("date,load\n" + days, r"no column 'lod' \(did you mean 'load'\?\)", "", ["lod"])
     refused("date,a\n2024-01-01,1\n2024-01-02,x\n2024-01-03,2\n", "line 3: 'a' is 'x', expected")
-    refused("date,a\n2024-01-01,x\n", "no column holds numbers")
+    refused("date,a\n2024-01-01,x\n", "no column contains numbers")
     refused("date,a\n1.1.2024,1\n", "line 2: 'date' is '1.1.2024', expected a time such as")
     refused("date,a\n2024-01-01,1\n", "got one time, expected two or more")
-    refused("date,a\n" + days + "2024-01-03,9\n", "lines 4 and 9 have one time, 2024-01-03, and")
-    refused("date,a\n" + days + "2024-01-07 06:00,9\n", "nearer than half a step of 1 d; give")
+    refused(
+        "date,a\n" + days + "2024-01-03,9\n", "lines 4 and 9 have the same time, 2024-01-03, but"
+    )
+    refused("date,a\n" + days + "2024-01-07 06:00,9\n", "closer than half a step of 1 d; set")
     far = "2024-01-01 00:00:00,1\n2024-01-01 00:00:01,1\n2024-01-01 00:00:02,1\n2024-02-01,2\n"
     refused("date,a\n" + far, r"4 rows are on a grid of 2678401 times, one every 1 s; give the")
     hours = {"step": Step(3600), "trained": True}
-    refused(
-        "date,a\n" + days, "rows are 1 d apart; the model was trained on one every 1 h", **hours
-    )
+    refused("date,a\n" + days, "rows are 1 d apart, expected 1 h as in training", **hours)
 
 
 def local_times(start, count, step, zone="Europe/Berlin", **change):
@@ -232,7 +232,7 @@ def test_a_later_file_is_read_as_the_first_where_it_leaves_that_open(write):
     unsure = dataclasses.replace(known, reading=Reading())
     with pytest.raises(UserError, match="of the column decides; write it as 1234"):
         unsure.read(write("date;a\n2024-03-01;1,125\n"))
-    with pytest.raises(UserError, match="told apart by any cell of the column; write dates as"):
+    with pytest.raises(UserError, match="allows both orders of day and month; write dates as"):
         unsure.read(write("date;a\n01.03.2024;1\n"))
     # Runs of before have no such entry.
     del assets["reading"]

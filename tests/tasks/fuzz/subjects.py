@@ -192,21 +192,20 @@ def _characters() -> TextConfig:
 # ---------------------------------------------------------------------- predictions
 
 
-class _Task:
-    """A task whose processor reads the column "text"."""
+class _Processor:
+    """A processor that reads the column "text"."""
 
-    class processor:
-        input_column = "text"
+    input_column = "text"
 
-        @staticmethod
-        def table_input(value: str, folder: Path) -> str:
-            return value
+    @staticmethod
+    def table_input(value: str, folder: Path) -> str:
+        return value
 
 
 def _read_inputs(path: Path) -> Counter:
     from launch.engine.inputs import read_inputs
 
-    return Counter(one.raw for one in read_inputs((), str(path), _Task()))
+    return Counter(one.raw for one in read_inputs((), str(path), _Processor))
 
 
 # ---------------------------------------------------------------------- events and series

@@ -196,15 +196,18 @@ def test_what_is_left_out_or_equal_is_named(tmp_path, capsys):
     # .DS_Store, Thumbs.db, c.heic, notes.txt, loose.PNG and the image of another system's folder.
     assert f"{tmp_path / 'Train'}: 6 files are left out, the first is __MACOSX/b/a.png;" in said
     assert f"{tmp_path}: 1 files are left out, the first is extra/b/a.png;" in said
-    assert "1 images are in subfolders, such as more/001.png; they are of the class 'b'" in said
+    deeper = "1 images are in subfolders, such as more/001.png; they also belong to the class 'b'"
+    assert deeper in said
     assert "Train: 1 images are in two classes, such as" in said
-    assert "1 images of validation are in another split too, such as" in said
+    assert "1 images of validation are also in another split, such as" in said
     folder(tmp_path / "dev", ["b"], count=1)
-    with pytest.raises(UserError, match="'Val' and 'dev' are both of the validation split"):
+    with pytest.raises(UserError, match="'Val' and 'dev' both denote the validation split"):
         read_folder(str(tmp_path), 4, False)
     folder(tmp_path / "Train", ["cafe\u0301"], count=1)
     (tmp_path / "dev").rename(tmp_path / "other")
-    with pytest.raises(UserError, match="two folders are called 'caf\u00e9', in two forms of Unic"):
+    with pytest.raises(
+        UserError, match="two folders are called 'caf\u00e9', in different Unicode forms"
+    ):
         read_folder(str(tmp_path), 4, False)
 
 
@@ -216,9 +219,7 @@ def test_counts_by_class_and_a_class_that_is_skipped(tmp_path):
     assert sum(sum(summary[split].classes.values()) for split in ("train", "validation")) == 60
     for file in (tmp_path / "train" / "a").iterdir():
         file.write_bytes(b"x")
-    with pytest.raises(
-        UserError, match="all labeled images of the train split are of the class 'b'"
-    ):
+    with pytest.raises(UserError, match="all labeled images of the train split have the class 'b'"):
         load(DataConfig(path=str(tmp_path), skip_broken=True), None)
 
 

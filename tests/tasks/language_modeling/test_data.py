@@ -74,7 +74,7 @@ def test_character_vectors_of_an_r_package(tmp_path):
         package += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(body):<10}`\n".encode()
         package += body + b"\n" * (len(body) % 2)
     assert member_of(package, "./data.rdb") == database
-    with pytest.raises(ValueError, match="no data in the package"):
+    with pytest.raises(ValueError, match="the package contains no data archive"):
         member_of(package[:71], "./data.rdb")
     number = serialized(["a"]).replace(struct.pack(">ii", 16, 1), struct.pack(">ii", 13, 1))
     for damaged, message in ((number, "not a character vector"), (b"A\n" * 20, "not the serial")):
@@ -211,6 +211,6 @@ def test_lines_in_two_files_are_named(tmp_path, capsys):
     config = DataConfig(train_file=str(files[0]), test_file=str(files[1]), lines=True)
     assert len(load(config, Paths.default()).splits["test"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"{files[0]}: 1 lines of test are in another split too, such as line 2, which is line 8 of "
-        "train; metrics on them are biased"
+        f"{files[0]}: 1 lines of test are also in another split, such as line 2, which equals line "
+        f"8 of train; metrics on them are biased"
     )

@@ -255,7 +255,9 @@ def test_blanks_are_filled(made, kind):
     best = answers[0]["blanks"][0][0]["word"]
     assert answers[0]["filled"] == f"the film is {best}."
     for text in ("", "no blank", "word " * 10_000, "😀"):
-        with pytest.raises(UserError, match=r"has no \[MASK\]; write it where a word") as caught:
+        with pytest.raises(
+            UserError, match=r"has no \[MASK\]; write \[MASK\] in place of a missing"
+        ) as caught:
             task.processor.encode([text])
         assert len(str(caught.value)) < 200
 

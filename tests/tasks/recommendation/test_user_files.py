@@ -140,7 +140,7 @@ def test_columns_are_found(read, text, name, wanted, expected):
         ("u,a,1\nnan,b,2\n", "line 2: user is 'nan', expected a name"),
         ("u,a,1\n1.23457E+12,b,2\n", r"line 2: user is '1.23457E\+12', expected a name"),
         ("u,a,1\n  ,b,2\n", "line 2: a field is empty"),
-        ("u,a,01/02/2024\n", "line 1: .*cannot be told apart .*config.data.date_order"),
+        ("u,a,01/02/2024\n", "line 1: .*allows both orders .*config.data.date_order"),
         ("u,a,45000.5\nu,b,45001.5\n", "line 1: .*spreadsheet's number of days"),
     ],
 )

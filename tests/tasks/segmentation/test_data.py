@@ -225,9 +225,7 @@ def test_void_is_counted_and_classes_that_are_left_are_enough(tmp_path):
             assert sum(s.classes[name] for s in summary.values()) == 40 * 20
     assert "void: " in str(summary["train"])
     assert "(16.7% of pixels)" in str(summary["train"])
-    with pytest.raises(
-        UserError, match="all labeled pixels of the train split are of the class 'cl"
-    ):
+    with pytest.raises(UserError, match="all labeled pixels of the train split have the class 'cl"):
         prepared(binary(tmp_path / "zero", 0))
 
 
@@ -272,7 +270,7 @@ def test_folders_that_are_not_as_they_should_be(tmp_path, capsys):
     folder(parts / "testing", count=3)
     data = prepared(parts)
     assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [12, 2, 3]
-    assert "3 images of test are in another split too" in capsys.readouterr().err
+    assert "3 images of test are also in another split" in capsys.readouterr().err
 
 
 def test_a_class_that_resizing_removes_is_named(tmp_path, capsys):

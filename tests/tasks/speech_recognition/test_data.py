@@ -94,8 +94,11 @@ def test_manifests_by_name_and_as_json(manifest, tmp_path):
     [
         ({"row2": "nowhere.wav,ja"}, r"train.csv: line 4: no such file: .*nowhere.wav"),
         ({"row2": ",ja"}, "train.csv: line 4: has no path"),
-        ({"row2": "é 2.wav"}, "train.csv: line 4 has 1 fields, the header has 2"),
-        ({"row2": "é 2.wav,ja, nein"}, "train.csv: line 4 has 3 fields, the header has 2; quote"),
+        ({"row2": "é 2.wav"}, "train.csv: line 4 has 1 fields, expected 2 as in the header"),
+        (
+            {"row2": "é 2.wav,ja, nein"},
+            "train.csv: line 4 has 3 fields, expected 2 as in the header; quote",
+        ),
         ({"row2": 'é 2.wav,"ja'}, "train.csv: line 4 is malformed"),
     ],
 )
@@ -119,12 +122,12 @@ def test_files_that_are_wrong_are_named(manifest, tmp_path):
     with pytest.raises(UserError, match=r"empty.csv: the file is empty"):
         own(tmp_path / "empty.csv")
     (tmp_path / "header.csv").write_text("path,text\n")
-    with pytest.raises(UserError, match=r"header.csv: has no files"):
+    with pytest.raises(UserError, match=r"header.csv: lists no files"):
         own(tmp_path / "header.csv")
     (tmp_path / "other.csv").write_text("file,words\n")
     with pytest.raises(UserError, match=r"other.csv: no column path and text"):
         own(tmp_path / "other.csv")
-    with pytest.raises(UserError, match=r"x.csv: has no name of a split"):
+    with pytest.raises(UserError, match=r"x.csv: is not the name of a split"):
         manifests.find(f"{path},x.csv")
 
 
@@ -168,7 +171,9 @@ def test_commands_are_split_by_file_or_speaker(tmp_path):
     for name in ("train", "val", "test"):
         (tmp_path / f"{name}.csv").write_text("\n".join(rows[:30]) + "\n")
     three = ",".join(str(tmp_path / f"{name}.csv") for name in ("train", "val", "test"))
-    with pytest.raises(UserError, match=r"split_by: got 'file', but .* has all splits; remove it"):
+    with pytest.raises(
+        UserError, match=r"split_by: got 'file', but .* has all splits; remove the setting"
+    ):
         own(three, split_by="file")
 
 
@@ -177,7 +182,9 @@ def test_a_text_that_could_never_be_written_is_named(manifest, tmp_path):
     other = tmp_path / "test.csv"
     other.write_text("path,text\né 1.wav,ja жил\n", encoding="utf-8")
     (tmp_path / "val.csv").write_text("path,text\né 1.wav,ja a\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"test.csv: line 2: has characters 'жил' that no text"):
+    with pytest.raises(
+        UserError, match=r"test.csv: line 2: has characters 'жил' that the training texts lack"
+    ):
         own(f"{train},{other},{tmp_path / 'val.csv'}")
 
 

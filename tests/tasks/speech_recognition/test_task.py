@@ -117,7 +117,7 @@ def test_restored_from_assets_it_reads_files(task, tmp_path):
     assert figure.over.shape[0] == task.data.features.bands
     alone = dataclasses.replace(task.decoder_config, decoder="none", ctc_weight=1.0)
     alone = dataclasses.replace(task.model, transcriber=alone)
-    with pytest.raises(UserError, match="--figures: this run writes by CTC alone"):
+    with pytest.raises(UserError, match="--figures: this run has only a CTC output"):
         SpeechRecognition.restore(task.data, alone, assets).input_figures([str(path)], outputs, {})
     with pytest.raises(UserError, match=r"input '.*none.wav': .*: no such file; give the path"):
         again.processor.encode([str(tmp_path / "none.wav")])

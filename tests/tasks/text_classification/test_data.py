@@ -135,14 +135,14 @@ def test_the_fingerprint_follows_texts_labels_and_splits(paths, write):
         ("a.csv", "text,label\n", "a header and no rows"),
         ("a.csv", "review,stars\nx,1\n", "a.csv: no column 'text'; there are: review, stars"),
         ("a.csv", "text,stars\nx,1\n", "a.csv: no column 'label'; there are: text, stars"),
-        ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, the header has 2"),
+        ("a.csv", "text,label\nx,a,b\n", "line 2 has 3 fields, expected 2 as in the header"),
         ("a.csv", 'text,label\nx,a\n"open,b\n', r"line 3 is malformed \(unexpected end of data"),
         ("a.csv", "text,label\nx,\n", "line 2: 'label' is empty"),
         ("a.csv", "text,text,label\nx,y,a\n", "column 'text' is in the header twice"),
         (
             "a.csv",
             "text,label\nx,a\ny,a\n",
-            "all labeled examples of the train split are of the class 'a'",
+            "all labeled examples of the train split have the class 'a'",
         ),
         ("a.csv", b"text,label\nfine,a\nna\xefve,b\n", r"line 3 is not UTF-8 \(byte 0xef\)"),
         ("a.tsv", b"text\tlabel\n\xff\ta\n", "line 2 is not UTF-8"),
@@ -293,6 +293,7 @@ def test_texts_in_two_files_are_named(paths, write, capsys):
     test = write("b.csv", "text,label\nnew,a\n" + "\n".join(rows(40).splitlines()[1:4]) + "\n")
     own(paths, train, test_file=test)
     assert capsys.readouterr().err == (
-        f"{train}: 3 texts of test are in another split too, such as b.csv:3, which is a.csv:2 of "
+        f"{train}: 3 texts of test are also in another split, such as b.csv:3, which equals "
+        f"a.csv:2 of "
         "train; metrics on them are biased\n"
     )

@@ -153,7 +153,7 @@ def test_another_tokenizer_is_named(place):
 
 def test_a_run_that_is_not_there_is_named(place, tmp_path):
     missing = classifier(place, init_from=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"nowhere: holds no run \(no config.json\)") as caught:
+    with pytest.raises(UserError, match=r"nowhere: contains no run \(no config.json\)") as caught:
         directory.prepared_task(missing, paths(place))
     assert "--workdir" not in str(caught.value)
 
@@ -183,5 +183,5 @@ def test_a_config_takes_the_sizes_of_any_run(place):
     assert {name: getattr(tuned.model, name) for name in SHAPE} == SHAPE
     assert tuned.model.max_length == 11
     assert tuned.data.text == dataclasses.replace(TEXT, max_length=11)
-    with pytest.raises(UserError, match=r"^config: from:.*nowhere: holds no run"):
+    with pytest.raises(UserError, match=r"^config: from:.*nowhere: contains no run"):
         load_file(f"configs/text_classification.py:sst2,from:{place / 'nowhere'}")

@@ -26,7 +26,7 @@ QUICK = ("dot_product", "longformer", "linear", "linformer", "gated_delta_net", 
 
 @pytest.mark.parametrize("mixer", ONE_LENGTH)
 def test_mixers_for_inputs_of_one_length_are_refused(mixer):
-    with pytest.raises(ValueError, match=f"mixer: got '{mixer}', whose result changes with the"):
+    with pytest.raises(ValueError, match=f"mixer: got '{mixer}', whose result depends on the"):
         models.TransformerConfig(**SMALL, mixer=mixer)
 
 

@@ -226,9 +226,9 @@ def test_what_a_folder_has_besides_is_named(folder, capsys):
     assert capsys.readouterr().err.splitlines() == [
         f"{path}: 2 entries are left out, such as test2016.de; files of a split are named train, "
         "validation or test, with the language as extension",
-        f"{path}: 1 pairs of validation are in another split too, such as valid.en:1, which is "
-        "train.en:4 of train; metrics on them are biased",
+        f"{path}: 1 pairs of validation are also in another split, such as valid.en:1, which "
+        f"equals train.en:4 of train; metrics on them are biased",
     ]
     folder(dev__en="y\n", dev__de="y\n")
-    with pytest.raises(UserError, match=r"'valid.en' and 'dev.en' are both of the validation spl"):
+    with pytest.raises(UserError, match=r"'valid.en' and 'dev.en' both denote the validation spl"):
         own(path, source="en", target="de")

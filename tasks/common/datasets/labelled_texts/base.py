@@ -40,7 +40,7 @@ def split_by_hash(hashes: Iterable[int], examples: Iterable[dict[str, str]]) -> 
 def validation_by_hash(
     examples: Iterable[Mapping[str, str]],
 ) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
-    """Returns train and validation, which has the texts whose hash is divisible by ten."""
+    """Splits training examples: texts whose hash is divisible by ten are the validation split."""
     train: list[Mapping[str, str]] = []
     validation: list[Mapping[str, str]] = []
     for row in examples:

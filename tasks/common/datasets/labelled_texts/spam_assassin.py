@@ -21,7 +21,7 @@ _MEMBER = re.compile(r"package/data/([a-z]+-[a-z]+-\d|[a-z]+-\d)/(\w+\.\w+)\.jso
 
 
 def _join(fetched: Path, output: Path) -> None:
-    """Joins the 6,046 files into one with a mail per line, in the order of their names."""
+    """Joins the 6,046 files into one file with one mail per line, ordered by file name."""
     mails = {}
     with tarfile.open(fetched) as archive:
         for member in archive:
@@ -48,7 +48,7 @@ _SOURCE = Source(
 
 
 def body(mail: str) -> str:
-    """Returns the decoded text parts of a mail without tags. Headers name the class."""
+    """Returns the decoded text parts of a mail without tags or headers, which reveal the class."""
     parts = []
     for part in email.message_from_string(mail).walk():
         if part.is_multipart() or part.get_content_maintype() != "text":

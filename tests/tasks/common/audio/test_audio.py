@@ -56,7 +56,7 @@ def test_what_is_no_sound_is_named(tmp_path):
     whole = written(tone(RATE), RATE)
     with pytest.raises(UserError, match=r"cut.wav: is truncated: 1022 bytes are missing"):
         files.read_audio(whole[:3022], RATE, "cut.wav")
-    with pytest.raises(UserError, match=r"x.wav: not sound that can be read"):
+    with pytest.raises(UserError, match=r"x.wav: not a readable audio file"):
         files.read_audio(b"RIFF....WAVE what", RATE, "x.wav")
     with pytest.raises(UserError, match=r"empty.wav: the file is empty"):
         files.read_audio(b"", RATE, "empty.wav")

@@ -180,7 +180,8 @@ def test_samples_beyond_one_are_scaled_with_a_message(peak, capsys):
         found = read(data)
         np.testing.assert_allclose(found, [0, 0.5, -1, 0.25], rtol=1e-6)
     assert capsys.readouterr().err == (
-        f"x.wav: has samples up to {np.float32(peak):.5g}, beyond 1; divided by that\n"
+        f"x.wav: has samples up to {np.float32(peak):.5g}, beyond 1; all samples are divided by "
+        f"this peak\n"
     )
     # Nothing wraps around.
     assert to_pcm(found).tolist() == [0, 16384, -32768, 8192]
@@ -211,8 +212,8 @@ def test_what_is_not_finite_is_refused(value):
         (wav(rate=0), "has a rate of 0 samples per second, expected 1000 to 1000000"),
         (wav(rate=1), "has a rate of 1 samples per second"),
         (wav(rate=2**31 - 1), "has a rate of 2147483647 samples per second"),
-        (wav(channels=0), "not sound that can be read .*convert it to WAV or FLAC"),
-        (wav()[:36], "not sound that can be read"),
+        (wav(channels=0), "not a readable audio file .*convert it to WAV or FLAC"),
+        (wav()[:36], "not a readable audio file"),
         (
             b"\0\0\0\x1cftypM4A \0\0\0\0" + bytes(99),
             "is MPEG-4 audio .*; convert it to",
@@ -221,7 +222,11 @@ def test_what_is_not_finite_is_refused(value):
         (b"#!AMR\n" + bytes(99), "is AMR, which is not supported; convert"),
         (b"\x1a\x45\xdf\xa3" + bytes(99), "is WebM or Matroska"),
         (b"\xff\xf1\x50\x80" + bytes(99), "is AAC, which"),
-        (b"a letter, no sound at all", r"not sound .*\(.*ormat.*\); convert it to WAV or FLAC"),
+        (
+            b"a letter, no sound at all",
+            r"not a readable audio file .*\(.*ormat.*\); convert it "
+            r"to WAV or FLAC",
+        ),
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(data, message):

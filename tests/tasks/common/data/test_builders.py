@@ -81,7 +81,9 @@ def test_a_missing_source_leaves_nothing_behind(where):
 
 def test_wrong_counts_stop_the_preparation(where):
     wrong = DatasetDefinition("toy", "1.0.0", features, (SOURCE,), generate, counts={"train": 3})
-    with pytest.raises(RuntimeError, match="'train' has 2 examples, the definition says 3"):
+    with pytest.raises(
+        RuntimeError, match="'train' has 2 examples, expected 3 according to the definition"
+    ):
         builders.prepare(wrong, where, quiet=True)
     assert not builders.is_prepared(wrong, where)
 

@@ -58,7 +58,11 @@ def test_json_lines(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "path,text\na.wav,half, of it\n", "line 2 has 3 fields, the header has 2"),
+        (
+            "m.csv",
+            "path,text\na.wav,half, of it\n",
+            "line 2 has 3 fields, expected 2 as in the header",
+        ),
         ("m.csv", 'path,text\na.wav,"half\n', "line 2 is malformed"),
         ("m.csv", "path,text,text\na.wav,b,c\n", "column 'text' is in the header twice"),
         ("m.csv", "a.wav,yes\n", "no column path and text; expected the columns path and text"),
@@ -113,8 +117,8 @@ def test_files_that_are_named_twice(folder, capsys):
         user_examples(path, lambda file: np.zeros(3), TextConfig(min_count=1), "x", False)
     said = capsys.readouterr().err
     assert "train.csv: line 4: a.wav is also at" in said
-    assert "train.csv: line 2; 2 files are listed twice, 1 with another text" in said
-    assert "1 files of test are in another split too, such as b b.wav" in said
+    assert "train.csv: line 2; 2 files are listed twice, 1 of them with different texts" in said
+    assert "1 files of test are also in another split, such as b b.wav" in said
 
 
 def test_a_folder_with_more_than_files_and_texts(tmp_path, capsys):
@@ -139,6 +143,6 @@ def test_a_text_beyond_the_limit_is_not_cut_off(folder):
     assert sum(map(len, splits.values())) == 60
     path.write_text("\n".join(["path,text", *rows[:-1], "59.wav,word word w"]))
     with pytest.raises(
-        UserError, match=r"line 61: has a text of more than 9 units; raise config\.da"
+        UserError, match=r"line 61: got a text of more than 9 units; raise config\.da"
     ):
         user_examples(str(path), lambda file: np.zeros(3), config, "x", False)

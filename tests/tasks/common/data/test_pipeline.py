@@ -228,7 +228,7 @@ def test_every_position_of_an_epoch_is_equally_likely():
         (lambda: evaluation_batches(Toy([3]), batch_size=2, buckets=()), "positive and ascending"),
         (
             lambda: evaluation_batches(Toy([3], padded=False), batch_size=2, buckets=(4,)),
-            "lengths: got None, expected lengths with buckets",
+            "lengths: got None, expected lengths since buckets are given",
         ),
     ],
 )

@@ -115,7 +115,7 @@ def test_what_is_much_longer_goes_apart_in_fewer_rows():
     ("examples", "buckets", "message"),
     [
         (Pairs([3], [9]), BUCKETS, "example 0: got length 9 in field 'target'"),
-        (Pairs([3], [2]), [{"source": 4}], r"expected a length of \['target'\] too"),
+        (Pairs([3], [2]), [{"source": 4}], r"expected a length for \['target'\] too"),
         (
             Pairs([3], [2]),
             BUCKETS[::-1],
@@ -133,7 +133,7 @@ def test_impossible_lengths_and_buckets(examples, buckets, message):
 def test_lengths_and_padded_fields_belong_together():
     examples = Pairs([3], [2])
     examples.padded = {"source": 0}
-    with pytest.raises(ValueError, match="expected those of padded"):
+    with pytest.raises(ValueError, match="expected the fields of padded"):
         list(evaluation_batches(examples, batch_size=1))
 
     class Plain(Pairs):
@@ -147,5 +147,5 @@ def test_lengths_and_padded_fields_belong_together():
 
     plain = Plain()
     plain.lengths = np.array([3])
-    with pytest.raises(ValueError, match="expected lengths by field with buckets by field"):
+    with pytest.raises(ValueError, match="expected a dict by field as for buckets"):
         list(evaluation_batches(plain, batch_size=1, buckets=BUCKETS))

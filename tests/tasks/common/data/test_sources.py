@@ -179,7 +179,7 @@ def test_a_client_that_hangs_is_ended_with_its_children(where, tmp_path, monkeyp
     fake_client(tmp_path / "bin", "npm", "sleep 600 &\nwait")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     start = time.monotonic()
-    with pytest.raises(UserError, match="not complete after 1 s"):
+    with pytest.raises(UserError, match="not finished after 1 s"):
         fetch(Source("a.txt", SHA, (NpmPackage("p", "1", "p-1.tgz", seconds=1.0),)), where)
     assert time.monotonic() - start < 5
 

@@ -25,7 +25,7 @@ def test_what_is_printed():
         ("train", SplitSummary(0, ignored=4, unit="recordings", ignored_as="empty"),
          "the train split has no examples (4 recordings are empty)"),
         ("train", SplitSummary(3, {"a": 3, "b": 0}, least_classes=2),
-         "all labeled examples of the train split are of the class 'a', expected 2 classes"),
+         "all labeled examples of the train split have the class 'a', expected at least 2 classes"),
         ("validation", SplitSummary(3, {"a": 0}, "objects", ignored=7, ignored_as="crowds"),
          "none of 3 examples of the validation split has a label (7 objects are crowds); there is "
          "nothing to measure"),

@@ -9,7 +9,7 @@ def test_a_class_that_train_lacks_is_named(capsys):
     check_splits("here", {"train": train, "validation": train, "test": test})
     assert capsys.readouterr().err == (
         "here: the train split has no objects of cow, but the test split has; a model cannot learn "
-        "a class that train lacks\n"
+        "classes that are missing in the train split\n"
     )
 
 
@@ -18,7 +18,7 @@ def test_classes_that_look_alike_are_named_once(capsys):
     split = SplitSummary(10, names)
     for where in ("a.csv", "config.data"):
         check_splits(where, {"train": split, "validation": split, "test": split})
-    end = " differ in case, spaces or invisible characters alone; they count as different classes"
+    end = " differ only in case, spaces or invisible characters; they count as different classes"
     assert capsys.readouterr().err.splitlines() == [
         f"a.csv: classes 'pos' and 'Pos '{end}",
         f"a.csv: classes 'caf\\xe9' and 'cafe\\u0301'{end}",

@@ -67,14 +67,14 @@ def test_lines_are_those_of_the_file_where_fields_span_several(write, capsys):
         (6, ["\u2028\x0c\x85", "3"]),
     ]
     assert capsys.readouterr().err.splitlines() == [
-        f"{path}: 1 lines are empty, the first is line 5; left out"
+        f"{path}: 1 empty lines are ignored; the first is line 5"
     ]
 
 
 def test_records_without_content_are_counted_and_blank_lines_at_the_end_are_none(write, capsys):
     path = write("text,label\n,\nx,1\n \n\ny,2\n\n\n")
     assert selected(path) == [(3, ["x", "1"]), (6, ["y", "2"])]
-    assert "3 lines are empty, the first is line 2; left out" in capsys.readouterr().err
+    assert "3 empty lines are ignored; the first is line 2" in capsys.readouterr().err
     # An empty text in quotes is a record of a table with one column.
     assert selected(write('text\n""\nx\n'), ["text"]) == [(2, [""]), (3, ["x"])]
     assert capsys.readouterr().err == ""
@@ -111,9 +111,9 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
     ("content", "name", "message"),
     [
         ("text,label\nfine, but long,1\n", "a.csv",
-         "line 2 has 3 fields, the header has 2; quote fields that contain a comma or a line "
-         "end"),
-        ("text,label\nx,1\nshort\n", "a.csv", "line 3 has 1 fields, the header has 2"),
+         "line 2 has 3 fields, expected 2 as in the header; quote fields that contain a comma "
+         "or a line end"),
+        ("text,label\nx,1\nshort\n", "a.csv", "line 3 has 1 fields, expected 2 as in the header"),
         ('text,label\nx,1\n"open,2\n', "a.csv", "line 3 is malformed (unexpected end of data)"),
         ('text,label\n"a" b,1\n', "a.csv", "line 2 is malformed"),
         ("text,label,text\nx,1,y\n", "a.csv", "column 'text' is in the header twice"),
@@ -130,7 +130,7 @@ def test_the_wanted_columns_tell_delimiters_apart(write):
         ('{"text": "x", "label": 1}\n["x"]', "a.jsonl", "line 2 is not a JSON object"),
         ('{"text": "x", "label": 1}\n{"text": "x"}', "a.jsonl", "line 2: no column 'label'"),
         ('[{"text": "x"}]', "a.json", "got extension '.json'"),
-        ("sep=|\ntext|label\nx|1\n", "a.csv", "line 1 sets the delimiter '|'"),
+        ("sep=|\ntext|label\nx|1\n", "a.csv", "line 1 declares the delimiter '|'"),
         ("[" * 100_000, "a.jsonl", "line 1 is not JSON"),
     ],
 )  # fmt: skip

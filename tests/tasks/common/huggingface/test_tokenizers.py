@@ -292,7 +292,12 @@ def test_files_that_contradict_each_other_are_refused(tmp_path):
                 whole(),
                 "tokenize_chinese_chars is false, but handle_chinese_chars is true in tokenizer",
             ),
-            (None, VOCABULARY[:-1], whole(), "has 24 pieces, there are 23 in vocab.txt; bring"),
+            (
+                None,
+                VOCABULARY[:-1],
+                whole(),
+                "has 24 pieces, expected the 23 pieces in vocab.txt; use",
+            ),
             (
                 None,
                 [*VOCABULARY[:-2], "s", "'"],

@@ -81,7 +81,7 @@ def test_values_without_a_known_range_are_refused(tmp_path):
     Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "f.tif")
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "i.tif")
     for name in ("f.tif", "i.tif"):
-        with pytest.raises(UserError, match=f"{name}: has values from .*, expected those of 8 or"):
+        with pytest.raises(UserError, match=f"{name}: has values from .*, expected values of 8 or"):
             read_image(tmp_path / name)
 
 
@@ -139,7 +139,7 @@ def test_what_is_no_picture_is_named(tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(UserError, match="no such file"):
         read_image(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="a folder, not an image"):
+    with pytest.raises(UserError, match="is a folder, expected an image"):
         read_image(tmp_path)
     with pytest.raises(UserError, match=r"^it: not an image that can be read"):
         read_image("a\0b", called="it")

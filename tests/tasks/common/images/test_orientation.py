@@ -65,12 +65,13 @@ def test_annotations_are_those_of_the_stored_image_unless_sizes_tell(capsys):
     assert capsys.readouterr().err == ""
     assert decided([half, mirror, upright, square])[0] == ["0", "1", "3"]
     assert capsys.readouterr().err == (
-        "data: EXIF orientation 3 in 0.jpg (and in 2 more): annotations are taken to be in pixels "
-        "of the image as stored, and are transformed with it; if they are not, save the images as "
+        "data: EXIF orientation 3 in 0.jpg (and in 2 more): annotations are assumed to be in "
+        "pixels of the image as stored, and are transformed with it; if this is wrong, save the "
+        "images as "
         "displayed, without an EXIF orientation\n"
     )
     assert decided([half, as_displayed, square]) == ([], [True] * 3)
-    assert "as displayed; if they are not" in capsys.readouterr().err
+    assert "as displayed; if this is wrong" in capsys.readouterr().err
     assert decided([half, as_displayed, as_stored])[0] == ["0", "2"]
     assert decided([as_stored, other]) == (["0"], [True, False])
     assert decided([(1, (6, 4), (4, 6))]) == ([], [False])

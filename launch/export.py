@@ -1,0 +1,62 @@
+"""Exports a trained model as a folder that needs neither this code nor flax.
+
+python -m launch.export --workdir=runs/movie_reviews --output=exported
+
+The folder has the programs of prediction as StableHLO (jax.export) for cpu, cuda and tpu, one for
+each length of padded batches and any batch size; the weights; pre- and postprocessing as data;
+golden inputs and outputs; a model card; and predict.py, which reads all this:
+
+pip install -r exported/requirements.txt
+python exported/predict.py --input="a gripping, funny film"
+python -m launch.predict --export=exported --input="a gripping, funny film"
+
+--input gives examples for the golden outputs; without it they are of made-up arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+
+cli.define_workdir()
+flags.DEFINE_string("output", None, "Directory to write; it must not exist, or be empty.")
+flags.DEFINE_bool("with_attention", False, "Also export the program of the attention weights.")
+flags.DEFINE_multi_string("input", [], "Inputs whose outputs are kept to verify the export.")
+
+
+def export() -> None:
+    """Runs the command."""
+    from launch.exports import card, writer
+    from launch.exports.reader import InputError
+    from launch.runs import directory
+    from tasks.common.errors import UserError
+
+    folder, target = cli.workdir(), Path(cli.required("output")).expanduser()
+    config = directory.saved_config(folder)
+    writer.check_target(target)
+    cli.set_up_jax(config)
+    task = directory.restored_task(config, folder)
+    _, variables, step = directory.load_variables(task, config, folder)
+    try:
+        signature = writer.write_export(
+            task,
+            config,
+            variables,
+            target,
+            with_attention=cli.FLAGS.with_attention,
+            examples=cli.FLAGS.input,
+            card=lambda signature: card.render(signature, config, folder, step),
+        )
+    except InputError as error:
+        raise UserError(f"--input: {error}") from None
+    programs = sum(map(len, signature["programs"].values()))
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"directory: {target} ({programs} programs, {size / 1e6:.1f} MB)")
+    print(f"  python {target / 'predict.py'} --input=...")
+
+
+if __name__ == "__main__":
+    cli.main(export, __doc__)

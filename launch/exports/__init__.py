@@ -1,0 +1,1 @@
+"""Exported models: folders with programs, weights, and pre- and postprocessing as data."""

@@ -1,0 +1,1248 @@
+"""Predicts with an exported model; needs jax, numpy, flatbuffers and the libraries of its inputs.
+
+python predict.py --input="a gripping, funny film"
+python predict.py --input=photo.jpg --format=json
+python predict.py --verify
+
+The file runs within the folder of an export, or with --export=FOLDER. It is self-contained: it
+imports neither flax nor the code that trained the model. signature.json names the programs, their
+inputs and outputs, and the operations before and after them: `ENCODERS` and `DECODERS` below.
+
+B batch, T tokens, Y X height and width of an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import stat
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+# Inputs per call of the decoders; ids of examples start again in each portion.
+PORTION = 2048
+PAD, UNKNOWN, CLS = 0, 1, 2
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
+MASK = "[MASK]"
+
+Raw = str | bytes
+Row = dict[str, Any]
+
+
+class InputError(ValueError):
+    """An input, or the folder of an export, cannot be read; the message is one line."""
+
+
+class Item:
+    """An input with the rows it was encoded as, their outputs, and the answer so far.
+
+    Attributes:
+      raw: text, path of a file, or content of a file.
+      rows: arrays by name of each example, and what operations keep under other names.
+      outputs: arrays by name of each example.
+      answer: JSON values by name; "text" is the line to print.
+    """
+
+    def __init__(self, raw: Raw, rows: list[Row]):
+        self.raw, self.rows = raw, rows
+        self.outputs: list[dict[str, np.ndarray]] = []
+        self.answer: dict[str, Any] = {"input": raw if isinstance(raw, str) else None}
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a safetensors file as arrays that share its memory map.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        size = int(data[:8].view("<u8")[0])
+        header = json.loads(bytes(data[8 : 8 + size]))
+        body, found = data[8 + size :], {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = entry["data_offsets"]
+            part = body[start:stop].view(_dtype(entry["dtype"]))
+            found[name] = part.reshape(entry["shape"])
+        return found
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; export the model again") from None
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); export again") from None
+
+
+def _dtype(name: str) -> Any:
+    if name == "BF16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return {
+        "F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2",
+        "I8": "i1", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
+    }[name]  # fmt: skip
+
+
+def shown(raw: Raw) -> str:
+    """Returns an input for messages."""
+    if isinstance(raw, bytes):
+        return "the content"
+    return repr(raw if len(raw) <= 60 else raw[:57] + "...")
+
+
+def read_content(raw: Raw) -> bytes:
+    """Returns the content of a file, given itself or the path.
+
+    Raises:
+      InputError: it cannot be read or is empty; the message begins after the name of the input.
+    """
+    data = raw
+    if isinstance(raw, str):
+        try:
+            path = Path(raw.strip()).expanduser()
+            mode = os.stat(path).st_mode
+            # Opening a pipe blocks, and a device may have no end.
+            if not stat.S_ISREG(mode):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+                raise InputError(f"is {kind}, expected a file")
+            data = path.read_bytes()
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror}); give a path") from None
+        except (ValueError, RuntimeError):
+            # A null byte, or "~" of an unknown user.
+            raise InputError("is not a path; give a path") from None
+    if not data:
+        raise InputError("the file is empty; give another")
+    return data
+
+
+# ---------------------------------------------------------------- tokenizers
+
+_WORD = r"[\w{marks}]+(?:['\u2019][\w{marks}]+)*|[^\w\s{marks}\x00-\x1f\x7f]"
+_ASCII_WORD = re.compile(_WORD.format(marks=""))
+
+
+@functools.cache
+def _unicode_word() -> re.Pattern:
+    points = [p for p in range(0x300, 0x20000) if unicodedata.category(chr(p)).startswith("M")]
+    points += [*range(0xE0100, 0xE01F0), 0x200C, 0x200D]
+    return re.compile(_WORD.format(marks="".join(map(chr, sorted(points)))))
+
+
+@functools.cache
+def _word_normalizer() -> Any:
+    from tokenizers import normalizers
+
+    chinese = normalizers.BertNormalizer(
+        clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False
+    )
+    return normalizers.Sequence([normalizers.NFKC(), chinese])
+
+
+def split_words(text: str, lower_case: bool) -> list[str]:
+    """Returns words: runs of letters and digits, and each other printable character."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower() if lower_case else text)
+    text = _word_normalizer().normalize_str(text)
+    return _unicode_word().findall(text.lower() if lower_case else text)
+
+
+class Tokenizer:
+    """Texts to ids and back, from the JSON of a trained tokenizer.
+
+    Attributes:
+      size: number of ids, V.
+      config: its options.
+    """
+
+    def __init__(self, path: Path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        self.config = values["config"]
+        self.kind = self.config["tokenizer"]
+        if self.kind == "word":
+            self._make_words(values)
+        elif self.kind == "character":
+            self._characters = values["characters"]
+            self._ids = {c: n for n, c in enumerate(self._characters, len(SPECIAL))}
+            self.size = len(SPECIAL) + len(self._characters)
+        else:
+            import tokenizers
+
+            plain = json.dumps(values["tokenizer"] | {"added_tokens": []})
+            self._subwords = tokenizers.Tokenizer.from_str(plain)
+            self.size = self._subwords.get_vocab_size()
+
+    def _make_words(self, values: Mapping[str, Any]) -> None:
+        self._grams = values["grams"]
+        self._ids = {gram: n for n, gram in enumerate(self._grams, len(SPECIAL))}
+        first = len(SPECIAL) + len(self._grams)
+        self._parts = {gram: n for n, gram in enumerate(values["characters"], first)}
+        self.size = first + len(self._parts)
+        self._stem = str
+        if self.config["stem"] is not None:
+            import snowballstemmer
+
+            stemmer = snowballstemmer.stemmer(self.config["stem"])
+            self._stem = functools.lru_cache(100_000)(stemmer.stemWord)
+
+    def encode(self, texts: Sequence[str], limit: bool = True) -> list[np.ndarray]:
+        """Returns ids int32 [T] of each text, at least one; at most max_length with `limit`."""
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        if self.kind == "word":
+            rows = [self._words(text) for text in texts]
+        elif self.kind == "character":
+            folded = [text.lower() if self.config["lower_case"] else text for text in texts]
+            rows = [[self._ids.get(c, UNKNOWN) for c in text] for text in folded]
+        else:
+            rows = [encoding.ids for encoding in self._subwords.encode_batch_fast(texts)]
+        if self.config["unique"]:
+            rows = [list(dict.fromkeys(row)) for row in rows]
+        most = self.config["max_length"] if limit else None
+        return [np.array(row[:most] or [UNKNOWN], np.int32) for row in rows]
+
+    def _words(self, text: str) -> list[int]:
+        spelled = split_words(text, self.config["lower_case"])
+        words, ids = [self._stem(word) for word in spelled], []
+        for start, word in enumerate(words):
+            ids.append(self._ids.get(word, UNKNOWN))
+            if self._parts:
+                grams = _character_grams(spelled[start], *self.config["character_ngrams"])
+                ids += [self._parts[gram] for gram in grams if gram in self._parts]
+            for order in range(2, self.config["ngrams"] + 1):
+                gram = " ".join(words[start : start + order])
+                if start + order > len(words) or gram not in self._ids:
+                    break
+                ids.append(self._ids[gram])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids; padding, CLS and ids from `size` on are left out."""
+        ids = [int(n) for n in ids if n < self.size and n not in (PAD, CLS)]
+        if self.kind == "character":
+            return "".join([*SPECIAL, *self._characters][n] for n in ids)
+        if self.kind == "word":
+            words = [[*SPECIAL, *self._grams][n] for n in ids if n < self.size - len(self._parts)]
+            return " ".join(word for word in words if " " not in word)
+        from tokenizers import decoders
+
+        pieces = [self._subwords.id_to_token(n) for n in ids]
+        if self.kind == "bpe":
+            return decoders.ByteLevel().decode(pieces).removeprefix(" ")
+        return decoders.WordPiece(prefix="##", cleanup=False).decode(pieces)
+
+
+def _character_grams(word: str, shortest: int, longest: int) -> list[str]:
+    padded, grams = f"_{word}_", []
+    for length in range(shortest, longest + 1):
+        if length >= len(padded):
+            return [*grams, padded]
+        grams += [padded[i : i + length] for i in range(len(padded) - length + 1)]
+    return grams
+
+
+# ---------------------------------------------------------------- operations
+
+# name -> function (options, folder) that returns the operation: an encoder maps a row to a row or
+# to several rows, a decoder fills the answer of an item.
+Encoder = Callable[[Row], Row | list[Row]]
+Decoder = Callable[[Item], None]
+ENCODERS: dict[str, Callable[[Mapping[str, Any], Path], Encoder]] = {}
+DECODERS: dict[str, Callable[[Mapping[str, Any], Path], Decoder]] = {}
+
+
+def encoder(make: Any) -> Any:
+    """Registers an operation before the program under the name of its function."""
+    ENCODERS[make.__name__] = make
+    return make
+
+
+def decoder(make: Any) -> Any:
+    """Registers an operation after the program under the name of its function."""
+    DECODERS[make.__name__] = make
+    return make
+
+
+@functools.cache
+def _tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer(path)
+
+
+@encoder
+def tokenize(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Text to ids under `to`; more than `limit` ids are an error, if it is given."""
+    tokenizer, to, limit = _tokenizer(folder / options["file"]), options["to"], options.get("limit")
+
+    def run(row: Row) -> Row:
+        (ids,) = tokenizer.encode([row["raw"]])
+        if limit is not None and len(ids) > limit:
+            raise InputError(
+                f"input {shown(row['raw'])}: got {len(ids)} tokens, expected at most {limit}; "
+                "split it into sentences"
+            )
+        return {**row, to: ids}
+
+    return run
+
+
+@encoder
+def append(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Appends `value` to the array `to`."""
+    to = options["to"]
+    return lambda row: {**row, to: np.append(row[to], row[to].dtype.type(options["value"]))}
+
+
+@encoder
+def length(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The length of the array `of` under `to`."""
+    return lambda row: {**row, options["to"]: np.int32(len(row[options["of"]]))}
+
+
+@encoder
+def digits(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Digits 0 to 9 to ids from `first` on; at most `limit` digits."""
+
+    def run(row: Row) -> Row:
+        text = row["raw"].strip()
+        if not (text.isascii() and text.isdigit()):
+            raise InputError(f"input {shown(text)}: expected digits 0 to 9, such as 31415")
+        if len(text) > options["limit"]:
+            raise InputError(
+                f"input {shown(text)}: has {len(text)} digits; the model was trained on "
+                f"{options['limit']} at most"
+            )
+        ids = [int(digit) + options["first"] for digit in text]
+        return {**row, options["to"]: np.array(ids, np.int32)}
+
+    return run
+
+
+@encoder
+def prompt(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The last `width` tokens of a prompt, padded; `begin` precedes it, `empty` replaces none."""
+    tokenizer, width, begin = (
+        _tokenizer(folder / options["file"]),
+        options["width"],
+        options["begin"],
+    )
+
+    def run(row: Row) -> Row:
+        ids = _text_ids(tokenizer, row["raw"])
+        ids = ids if begin is None else np.concatenate([[np.int32(begin)], ids])
+        kept = (ids if len(ids) else np.array([options["empty"]], np.int32))[-width:]
+        return {**row, "tokens": _padded(kept, width), "length": np.int32(len(kept))}
+
+    return run
+
+
+@encoder
+def blanks(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """A row of `width` tokens around each [MASK] of a text, and its position `blank`."""
+    tokenizer, width = _tokenizer(folder / options["file"]), options["width"]
+
+    def run(row: Row) -> list[Row]:
+        text = row["raw"]
+        if MASK not in text:
+            raise InputError(
+                f"input {shown(text)}: has no {MASK}; write it where a word is missing"
+            )
+        between = text.split(MASK)
+        if tokenizer.kind != "character":
+            between = [*(part.rstrip() for part in between[:-1]), between[-1]]
+        parts = [_text_ids(tokenizer, part) for part in between]
+        joined = [parts[0]]
+        for ids in parts[1:]:
+            joined += [np.array([options["mask"]], np.int32), ids]
+        ids = np.concatenate(joined)
+        rows = []
+        for position in np.cumsum([len(part) + 1 for part in parts[:-1]]) - 1:
+            first = int(np.clip(position - (width - 2) // 2, 0, max(len(ids) - width + 2, 0)))
+            kept = ids[first : first + width - 2]
+            tokens = np.concatenate([[np.int32(CLS)], kept, [np.int32(options["end"])]])
+            new = {"tokens": _padded(tokens, width), "length": np.int32(len(tokens))}
+            if options["segments"]:
+                new["segments"] = np.zeros(width, np.int32)
+            rows.append({**row, **new, "blank": np.int32(position - first + 1)})
+        return rows
+
+    return run
+
+
+def _text_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    (ids,) = tokenizer.encode([text], limit=False)
+    return ids[:0] if len(ids) == 1 and ids[0] == UNKNOWN and not text.strip() else ids
+
+
+def _padded(ids: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(ids, (0, width - len(ids)), constant_values=PAD).astype(np.int32)
+
+
+@decoder
+def rank_labels(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Names of classes by descending probability; the line to print has `shown` of them."""
+    labels, most = options["labels"], options["shown"]
+
+    def run(item: Item) -> None:
+        row = item.outputs[0]["probabilities"]
+        order = np.argsort(-row, kind="stable")
+        ranked = {labels[index]: round(float(row[index]), 4) for index in order}
+        label = labels[order[0]]
+        line = "  ".join(f"{name} {value:.4f}" for name, value in list(ranked.items())[:most])
+        item.answer |= {"label": label, "probabilities": ranked, "text": f"{label}  {line}"}
+
+    return run
+
+
+@decoder
+def spell_digits(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Ids from `first` on to digits, up to the first other id."""
+
+    def run(item: Item) -> None:
+        text = ""
+        for number in item.outputs[0]["tokens"].tolist():
+            if number < options["first"]:
+                break
+            text += str(number - options["first"])
+        item.answer |= {"output": text, "text": text}
+
+    return run
+
+
+@decoder
+def sentences(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Ids of the best sequences to sentences with scores; empty for an empty input."""
+    tokenizer = _tokenizer(folder / options["file"])
+
+    def run(item: Item) -> None:
+        out = item.outputs[0]
+        texts = [tokenizer.decode(tokens) for tokens in out["tokens"]]
+        scores = [round(float(score), 4) for score in out["scores"]]
+        if not item.raw.strip():
+            texts, scores = [""], [0.0]
+        item.answer |= {"output": texts[0], "score": scores[0]}
+        if len(texts) > 1:
+            item.answer["n_best"] = [
+                {"output": text, "score": score}
+                for text, score in zip(texts, scores, strict=True)
+                if np.isfinite(score)
+            ]
+        rows = item.answer.get("n_best", ())
+        lines = [f"{row['score']:.4f}  {row['output']}" for row in rows]
+        item.answer["text"] = "\n".join(lines) or texts[0]
+
+    return run
+
+
+@decoder
+def transcript(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Units to a transcript with its score."""
+    tokenizer = _tokenizer(folder / options["file"])
+
+    def run(item: Item) -> None:
+        out = item.outputs[0]
+        text = tokenizer.decode([t for t in out["tokens"] if PAD < t < tokenizer.size])
+        item.answer |= {"output": text, "score": round(float(out["score"]), 4), "text": text}
+
+    return run
+
+
+@decoder
+def completion(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Generated tokens, up to the `end` id, to text after the prompt."""
+    tokenizer, end = _tokenizer(folder / options["file"]), options["end"]
+
+    def run(item: Item) -> None:
+        item.raw = item.answer["input"] = item.raw.encode("utf-8", "replace").decode("utf-8")
+        tokens = item.outputs[0]["completion"]
+        ids = tokens[: int(np.argmax(tokens == end))] if end in tokens else tokens
+        # Decoded together, since the first token may continue the last word of the prompt.
+        before = _text_ids(tokenizer, item.raw)
+        known = tokenizer.decode(before)
+        whole = tokenizer.decode(np.concatenate([before, ids]))
+        after = whole[len(known) :] if whole.startswith(known) else tokenizer.decode(ids)
+        item.answer |= {"completion": after, "text": item.raw + after}
+
+    return run
+
+
+@decoder
+def fill_blanks(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """The most probable words of each [MASK], and the text filled with the best."""
+    tokenizer = _tokenizer(folder / options["file"])
+    reserved = {CLS: SPECIAL[CLS], options["mask"]: MASK, options["end"]: "[END]"}
+
+    def spell(number: int) -> str:
+        if int(number) in reserved:
+            return reserved[int(number)]
+        word = tokenizer.decode([number])
+        return word if word.isprintable() and word else repr(word)[1:-1] or " "
+
+    def run(item: Item) -> None:
+        full = item.answer["input"] = item.raw.encode("utf-8", "replace").decode("utf-8")
+        ranked, lines = [], []
+        for out in item.outputs:
+            pairs = zip(out["words"], out["probabilities"], strict=True)
+            found = [{"word": spell(w), "probability": round(float(p), 4)} for w, p in pairs]
+            full = full.replace(MASK, found[0]["word"], 1)
+            ranked.append(found)
+            lines.append("  ".join(f"{w['word']} {w['probability']:.4f}" for w in found))
+        item.answer |= {"blanks": ranked, "filled": full, "text": " | ".join(lines)}
+
+    return run
+
+
+# ---------------------------------------------------------------- images
+
+# Formats whose decoders start no other program, as that of PostScript does.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+_MOST_PIXELS = 40_000_000
+# Of grayscale images with 16 bits per pixel.
+_BRIGHTEST = 65535
+
+
+def decode_image(raw: Raw, mode: str, remedy: str = "give the path of an image") -> np.ndarray:
+    """Reads the first image of a file as displayed, without transparency.
+
+    Args:
+      raw: path or content.
+      mode: "RGB" or "L".
+      remedy: end of the message of an error.
+
+    Returns:
+      uint8 [Y, X, 3], or [Y, X] for "L".
+
+    Raises:
+      InputError: the image cannot be read, is too large, or has values of unknown range.
+    """
+    from PIL import Image, ImageOps
+
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        content = io.BytesIO(read_content(raw))
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(content, formats=formats) as image,
+        ):
+            if image.width * image.height > _MOST_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise InputError(f"has {size} pixels, more than {_MOST_PIXELS:,}; make it smaller")
+            displayed = ImageOps.exif_transpose(image)
+            return np.asarray(_to_8_bits(displayed).convert(mode))
+    except InputError as error:
+        reason = str(error)
+    except Image.DecompressionBombError:
+        reason = f"has more than {_MOST_PIXELS:,} pixels; make it smaller"
+    except Image.UnidentifiedImageError:
+        reason = f"not an image in one of the formats {', '.join(formats)}"
+    except Exception as error:  # decoders raise any kind of error on damaged bytes
+        found = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = f"not an image that can be read ({' '.join(found.split())[:80]})"
+    raise InputError(f"input {shown(raw)}: {reason}; {remedy}")
+
+
+def _to_8_bits(image: Any) -> Any:
+    """Converts an image to 8 bits per channel; transparent pixels are composed with white."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > _BRIGHTEST:
+            got = f"from {values.min():g} to {values.max():g}"
+            raise InputError(f"has values {got}, expected those of 8 or 16 bits")
+        gray = (values.astype(np.uint32) * 255 + _BRIGHTEST // 2) // _BRIGHTEST
+        if (clear := image.info.get("transparency")) is not None:
+            gray[values == clear] = 255
+        return Image.fromarray(gray.astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image.convert("RGBA"))
+    return background.convert("RGB")
+
+
+def resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes uint8 [Y, X] or [Y, X, 3], bilinear and with antialiasing for smaller sizes."""
+    from PIL import Image
+
+    if image.shape[:2] == tuple(size):
+        return image
+    Y, X = size
+    return np.asarray(Image.fromarray(image).resize((X, Y), Image.Resampling.BILINEAR))
+
+
+@encoder
+def read_image(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """An image file to uint8 pixels `to`, of `mode` RGB [Y, X, 3] or L [Y, X]."""
+    return lambda row: {**row, options["to"]: decode_image(row["raw"], options["mode"])}
+
+
+@encoder
+def crop_square(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The central square of the image `to`."""
+
+    def run(row: Row) -> Row:
+        image = row[options["to"]]
+        Y, X = image.shape[:2]
+        side = min(Y, X)
+        top, left = (Y - side) // 2, (X - side) // 2
+        return {**row, options["to"]: image[top : top + side, left : left + side]}
+
+    return run
+
+
+@encoder
+def resize(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The image `to` at `size` (Y, X)."""
+    return lambda row: {**row, options["to"]: resized(row[options["to"]], options["size"])}
+
+
+@encoder
+def light_on_dark(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Numbers from 0 to `ink`, row by row, or an image file, to float32 `to` [side, side, 1].
+
+    An image is padded to a square with the color of its border and inverted if that is light.
+    """
+    side, ink = options["side"], options["ink"]
+    remedy = f"give the path of an image, or {side**2} comma-separated numbers 0..{ink}"
+
+    def run(row: Row) -> Row:
+        raw = row["raw"]
+        numbers = _numbers(raw)
+        if numbers is None:
+            return {**row, options["to"]: _squared(decode_image(raw, "L", remedy), side)}
+        if len(numbers) != side**2:
+            raise InputError(f"input {shown(raw)}: has {len(numbers)} numbers; give {side**2}")
+        if not all(0 <= number <= ink for number in numbers):
+            raise InputError(f"input {shown(raw)}: expected numbers from 0 (paper) to {ink} (ink)")
+        pixels = (np.reshape(numbers, (side, side, 1)) / ink).astype(np.float32)
+        return {**row, options["to"]: pixels}
+
+    return run
+
+
+def _numbers(raw: Raw) -> list[float] | None:
+    try:
+        return [float(part) for part in raw.split(",")] if isinstance(raw, str) else None
+    except ValueError:
+        return None
+
+
+def _squared(gray: np.ndarray, side: int) -> np.ndarray:
+    """Downsamples uint8 [Y, X] to float32 [side, side, 1] by the mean of blocks."""
+    from PIL import Image
+
+    Y, X = gray.shape
+    full = max(Y, X)
+    square = np.full((full, full), round(_border(gray)), np.uint8)
+    top, left = (full - Y) // 2, (full - X) // 2
+    square[top : top + Y, left : left + X] = gray
+    small = Image.fromarray(square).resize((side, side), Image.Resampling.BOX)
+    light = np.asarray(small, np.float32) / 255
+    return (1 - light if _border(light) > 0.5 else light)[..., None]
+
+
+def _border(gray: np.ndarray) -> float:
+    """Returns the mean of the outermost pixels."""
+    ring = np.ones(gray.shape, bool)
+    ring[1:-1, 1:-1] = False
+    return float(gray[ring].mean())
+
+
+@encoder
+def line_columns(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The gray image `to` of a line to its columns, uint8 [X, rows], 255 for ink.
+
+    `limit` is the largest X; `dark` means dark ink on light paper.
+    """
+    rows, limit = options["rows"], options["limit"]
+
+    def run(row: Row) -> Row:
+        image = row[options["to"]]
+        width = max(round(image.shape[1] * rows / image.shape[0]), 1)
+        if width > limit:
+            raise InputError(
+                f"input {shown(row['raw'])}: got {width} columns at {rows} rows, expected at most "
+                f"{limit}; cut the line"
+            )
+        gray = resized(image, (rows, width))
+        columns = np.ascontiguousarray((255 - gray if options["dark"] else gray).T)
+        return {**row, options["to"]: columns}
+
+    return run
+
+
+@encoder
+def fit_square(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """The image `to` scaled down to fit a square of `side`, zero-padded right and below.
+
+    "size" is its size in the square, "original" the one before.
+    """
+    side = options["side"]
+
+    def run(row: Row) -> Row:
+        size = row[options["to"]].shape[:2]
+        height, width = _fitted_size(size, side)
+        square = np.zeros((side, side, 3), np.uint8)
+        square[:height, :width] = resized(row[options["to"]], (height, width))
+        sizes = {"size": np.array([height, width], np.int32), "original": np.array(size, np.int32)}
+        return {**row, options["to"]: square, **sizes}
+
+    return run
+
+
+def _fitted_size(size: Sequence[int], side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(size))
+    height, width = (max(1, math.floor(length * scale + 0.5)) for length in size)
+    return height, width
+
+
+@encoder
+def windows(options: Mapping[str, Any], folder: Path) -> Encoder:
+    """Windows of `size` of the image `to`, or all of it at that size if `overlap` is null.
+
+    `overlap` is the fraction of a window that the next one covers too. "place" is 0, top and left
+    of the window, and height and width of the image.
+    """
+    size, overlap = options["size"], options["overlap"]
+
+    def run(row: Row) -> list[Row]:
+        image = row[options["to"]]
+        Y, X = image.shape[:2]
+        if overlap is None:
+            place = np.array([0, 0, 0, Y, X], np.int32)
+            return [{**row, options["to"]: resized(image, size), "place": place}]
+        tops, lefts = (
+            _window_starts(length, window, max(1, int(window * (1 - overlap))))
+            for length, window in zip((Y, X), size, strict=True)
+        )
+        rows = []
+        for top in tops:
+            for left in lefts:
+                window = image[top : top + size[0], left : left + size[1]]
+                missing = [(0, full - part) for full, part in zip(size, window.shape, strict=False)]
+                if np.any(missing):
+                    window = np.pad(window, [*missing, (0, 0)], mode="edge")
+                place = np.array([0, top, left, Y, X], np.int32)
+                rows.append({**row, options["to"]: window, "place": place})
+        return rows
+
+    return run
+
+
+def _window_starts(length: int, size: int, step: int) -> list[int]:
+    """Returns evenly spaced starts of windows, at most `step` apart, that cover an axis."""
+    if length <= size:
+        return [0]
+    count = math.ceil((length - size) / step) + 1
+    return [round(number * (length - size) / (count - 1)) for number in range(count)]
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Returns a mask bool [Y, X] in COCO's compressed run-length encoding.
+
+    Lengths of runs, column by column, of zeros and ones in turn. From the fourth on each is the
+    difference to the one before the last, in characters of five bits, the lowest first.
+    """
+    flat = mask.T.ravel()
+    ends = [[0] if flat[0] else [], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]]
+    runs = np.diff(np.concatenate(ends).astype(np.int64), prepend=0)
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    characters, kept, more = [], [], np.ones(len(values), bool)
+    while more.any():
+        bits = values & 31
+        values >>= 5
+        # The fifth bit is the sign.
+        rest = np.where(bits & 16, values != -1, values != 0)
+        characters.append((bits | rest * 32) + 48)
+        kept.append(more)
+        more = more & rest
+    counts = np.stack(characters, axis=1)[np.stack(kept, axis=1)].astype(np.uint8).tobytes()
+    return {"size": [int(side) for side in mask.shape], "counts": counts.decode("ascii")}
+
+
+@decoder
+def class_masks(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Size of the image, fraction and mask of each class of `names`, the largest first.
+
+    With `blend` the outputs are "probabilities" of windows, else "labels" of the resized image. The
+    line to print has `shown` classes.
+    """
+    names, most = options["names"], options["shown"]
+
+    def run(item: Item) -> None:
+        places = [row["place"].tolist() for row in item.rows]
+        Y, X = places[0][3:]
+        if options["blend"]:
+            found = [out["probabilities"] for out in item.outputs]
+            labels = _blended(found, [place[1:3] for place in places], Y, X)
+        else:
+            labels = _nearest(item.outputs[0]["labels"], (Y, X))
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
+        shares = {names[k]: round(float(counts[k] / labels.size), 4) for k in order}
+        words = [f"{name} {share:.4f}" for name, share in shares.items()]
+        if len(words) > most:
+            words[most:] = ["..."]
+        masks = {names[k]: run_lengths(labels == k) for k in order}
+        item.answer |= {"size": [Y, X], "shares": shares, "masks": masks, "text": "  ".join(words)}
+
+    return run
+
+
+def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes labels [Y, X]; a new pixel has the label at its center."""
+    if labels.shape == size:
+        return labels
+    y, x = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[y[:, None], x]
+
+
+def _blended(
+    found: Sequence[np.ndarray], corners: Sequence[Sequence[int]], Y: int, X: int, rows: int = 512
+) -> np.ndarray:
+    """Returns the most probable class of each pixel, uint8 [Y, X], `rows` at a time.
+
+    Probabilities [height, width, K] of the windows have the most weight at their centers.
+    """
+    height, width, classes = found[0].shape
+    weight = (_ramp(height)[:, None] * _ramp(width))[..., None]
+    labels = np.zeros((Y, X), np.uint8)
+    for first in range(0, Y, rows):
+        last = min(first + rows, Y)
+        sums = np.zeros((last - first, X, classes), np.float32)
+        for window, (top, left) in zip(found, corners, strict=True):
+            begin, end = max(top, first), min(top + height, last)
+            if begin < end:
+                right = min(left + width, X)
+                part = slice(begin - top, end - top), slice(0, right - left)
+                sums[begin - first : end - first, left:right] += window[part] * weight[part]
+        labels[first:last] = np.argmax(sums, axis=-1)
+    return labels
+
+
+def _ramp(size: int) -> np.ndarray:
+    positions = np.arange(size) + 0.5
+    return (np.minimum(positions, size - positions) / (size / 2)).astype(np.float32)
+
+
+@decoder
+def objects(options: Mapping[str, Any], folder: Path) -> Decoder:
+    """Size of the image, and label of `names`, score and box of each object, the best first.
+
+    With `masks` also a mask. The lines to print have the objects with a score of at least `shown`.
+    """
+    names, side = options["names"], options["side"]
+
+    def run(item: Item) -> None:
+        out = {name: value[item.outputs[0]["valid"]] for name, value in detections(item)}
+        size = tuple(item.rows[0]["original"].tolist())
+        height, width = _fitted_size(size, side)
+        factors = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+        boxes = np.clip(out["boxes"] * factors, 0, np.array([*size[::-1]] * 2))
+        found = []
+        for index, box in enumerate(boxes):
+            row = {
+                "label": names[out["labels"][index]],
+                "score": round(float(out["scores"][index]), 4),
+                "box": [round(float(corner), 2) for corner in box],
+            }
+            if options["masks"]:
+                row["mask"] = run_lengths(_pasted(out["masks"][index], box, size))
+            found.append(row)
+        item.answer |= {"height": size[0], "width": size[1], "objects": found}
+        item.answer["text"] = _listed(item.raw, found, options["shown"])
+
+    def detections(item: Item) -> list[tuple[str, np.ndarray]]:
+        names = ("boxes", "scores", "labels", *(["masks"] if options["masks"] else []))
+        return [(name, item.outputs[0][name]) for name in names]
+
+    return run
+
+
+def _pasted(mask: np.ndarray, box: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes a mask [S, S] of probabilities to its box in an image, bool [Y, X].
+
+    Centers of pixels are interpolated between centers of cells, with 0 beyond the mask.
+    """
+    cells = len(mask)
+    # Half a cell around the box may belong to the mask.
+    around = (box[2:] - box[:2]) / cells + 1
+    low = np.maximum(np.floor(box[:2] - around), 0).astype(int)
+    high = np.minimum(np.ceil(box[2:] + around), size[::-1]).astype(int)
+    moved = (box - np.tile(low, 2)).astype(np.float32)
+    (x, columns), (y, rows) = (
+        _along(moved[axis], moved[axis + 2], cells, high[axis] - low[axis]) for axis in (0, 1)
+    )
+    part = np.zeros((high[1] - low[1], high[0] - low[0]), np.float32)
+    part[y, x] = rows @ mask.astype(np.float32) @ columns.T
+    # Column-major as its encoding.
+    canvas = np.zeros(size[::-1], bool).T
+    canvas[low[1] : high[1], low[0] : high[0]] = part >= 0.5
+    return canvas
+
+
+def _along(low: float, high: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
+    """Returns the pixels of an axis that a box touches, and the weights [pixels, cells]."""
+    scale = cells / max(high - low, 1e-6)
+    first, last = (int(np.clip(end, 0, length)) for end in (low - 1 / scale, high + 1 / scale + 1))
+    at = (np.arange(first, last) + 0.5 - low) * scale - 0.5
+    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0).astype(np.float32)
+    return slice(first, last), weights
+
+
+def _listed(raw: Raw, found: Sequence[Mapping[str, Any]], least: float) -> str:
+    """Returns counts by class, and a line of each object, of those with a score from `least`."""
+    best = [row for row in found if row["score"] >= least]
+    counts: dict[str, int] = {}
+    for row in best:
+        counts[row["label"]] = counts.get(row["label"], 0) + 1
+    summary = ", ".join(f"{count} {label}" for label, count in counts.items()) or "nothing"
+    lines = [
+        f"  {row['score']:.4f}  {row['label']}  at {' '.join(f'{c:g}' for c in row['box'])}"
+        for row in best
+    ]
+    return "\n".join([f"{raw}: {summary}" if isinstance(raw, str) else summary, *lines])
+
+
+# ---------------------------------------------------------------- programs
+
+
+class Export:
+    """A model in the folder of an export.
+
+    Attributes:
+      folder: folder of the export.
+      signature: content of signature.json.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Reads signature.json; programs and weights are read at their first use.
+
+        Raises:
+          InputError: the folder holds no export, or one of another format.
+        """
+        self.folder = Path(folder)
+        path = self.folder / "signature.json"
+        try:
+            self.signature = json.loads(path.read_text(encoding="utf-8"))
+            found = self.signature["format"]
+            self.kind: str = self.signature["input"]
+        except FileNotFoundError:
+            raise InputError(f"{self.folder}: holds no export (no signature.json)") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the signature of an export ({error})") from None
+        if found != FORMAT:
+            raise InputError(f"{path}: has format {found}, expected {FORMAT}; export again")
+        self._encode = self._operations("encode", ENCODERS)
+        self._decode = self._operations("decode", DECODERS)
+
+    def _operations(self, part: str, known: Mapping[str, Any]) -> list[Any]:
+        made = []
+        for options in self.signature[part]:
+            if options["op"] not in known:
+                raise InputError(
+                    f"{self.folder / 'signature.json'}: unknown operation {options['op']!r} in "
+                    f"{part!r}; use the predict.py of the export"
+                )
+            try:
+                made.append(known[options["op"]](options, self.folder))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                file = self.folder / options.get("file", "signature.json")
+                raise InputError(f"{file}: missing or damaged ({error}); export again") from None
+        return made
+
+    @functools.cached_property
+    def weights(self) -> dict[str, Any]:
+        """Arrays of the model by name, on the device.
+
+        Raises:
+          InputError: the file is missing or damaged.
+        """
+        import jax
+
+        path = self.folder / "weights.safetensors"
+        expected = self.signature["sha256"].get(path.name)
+        if expected is not None and path.exists():
+            with path.open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual != expected:
+                raise InputError(f"{path}: differs from the exported file; copy it again")
+        return jax.device_put({name: np.array(x) for name, x in read_tensors(path).items()})
+
+    @functools.cache  # noqa: B019 - an export lives as long as the process
+    def program(self, kind: str, index: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Returns a compiled function of arrays; `kind` and `index` as in the signature.
+
+        Raises:
+          InputError: the file is missing or damaged, or of a later JAX.
+        """
+        import jax
+        from jax import export
+
+        path = self.folder / self.signature["programs"][kind][index]["file"]
+        try:
+            loaded = export.deserialize(bytearray(path.read_bytes()))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); export again") from None
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path}: not a program of this JAX ({reason})") from None
+        call = jax.jit(loaded.call)
+        return lambda arrays: call(self.weights, dict(arrays))
+
+    # ------------------------------------------------------------ inputs
+
+    def encode(self, raw: Raw) -> Item:
+        """Returns an input as rows of arrays.
+
+        Raises:
+          InputError: the input cannot be read.
+        """
+        rows = [{"raw": raw}]
+        for operation in self._encode:
+            after: list[Row] = []
+            for row in rows:
+                found = operation(row)
+                after += found if isinstance(found, list) else [found]
+            rows = after
+        return Item(raw, rows)
+
+    def sizes(self, row: Row) -> dict[str, int]:
+        """Returns the lengths of the variable dimensions of a row."""
+        found: dict[str, int] = {}
+        for name, spec in self.signature["inputs"].items():
+            if name in row:
+                pairs = zip(spec["shape"][1:], np.shape(row[name]), strict=True)
+                for size, given in pairs:
+                    if isinstance(size, str):
+                        found[size] = max(found.get(size, 0), given)
+        return found
+
+    def bucket(self, row: Row, kind: str = "predict") -> int:
+        """Returns the index of the program with the smallest arrays that hold a row.
+
+        Raises:
+          InputError: the row is too long for every program.
+        """
+        needed, programs = self.sizes(row), self.signature["programs"][kind]
+        for index, program in enumerate(programs):
+            if all(program["sizes"][name] >= size for name, size in needed.items()):
+                return index
+        limits = ", ".join(f"{name} {size}" for name, size in programs[-1]["sizes"].items())
+        got = ", ".join(f"{name} {size}" for name, size in needed.items())
+        raise InputError(f"input {shown(row['raw'])}: too long ({got}; at most {limits})")
+
+    def batch(
+        self, rows: Sequence[Row], ids: Sequence[int], bucket: int, size: int
+    ) -> dict[str, np.ndarray]:
+        """Returns padded arrays [size, ...]; rows after the given ones repeat the first.
+
+        Args:
+          rows: at most `size`, of one bucket.
+          ids: number of each row, which seeds random samples.
+          bucket: index of the program.
+          size: B.
+        """
+        sizes = self.signature["programs"]["predict"][bucket]["sizes"]
+        found = {}
+        for name, spec in self.signature["inputs"].items():
+            shape = [sizes.get(n, n) if isinstance(n, str) else n for n in spec["shape"][1:]]
+            array = np.full((size, *shape), spec["padding"] or 0, spec["dtype"])
+            if name == "id" and name not in rows[0]:
+                array[:] = -1
+                array[: len(ids)] = ids
+            elif name == "weight" and name not in rows[0]:
+                array[: len(rows)] = 1
+            else:
+                for index in range(size):
+                    value = np.asarray(rows[index if index < len(rows) else 0][name])
+                    array[(index, *(slice(n) for n in value.shape))] = value
+            found[name] = array
+        return found
+
+    # ------------------------------------------------------------ predictions
+
+    def run(self, rows: Sequence[Row], kind: str = "predict", first: int = 0) -> list[dict]:
+        """Returns the outputs of each row, arrays by name.
+
+        Args:
+          rows: rows returned by `encode`, in any number.
+          kind: of the programs.
+          first: id of the first row.
+        """
+        import jax
+
+        found: list[dict[str, np.ndarray]] = [{} for _ in rows]
+        by_bucket: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_bucket.setdefault(self.bucket(row, kind), []).append(index)
+        most = self.signature["batch_size"]
+        for bucket, members in by_bucket.items():
+            for start in range(0, len(members), most):
+                chosen = members[start : start + most]
+                # Few batch sizes, so that few programs are compiled.
+                size = min(1 << (len(chosen) - 1).bit_length(), most)
+                ids = [first + index for index in chosen]
+                batch = self.batch([rows[index] for index in chosen], ids, bucket, size)
+                outputs = jax.device_get(self.program(kind, bucket)(batch))
+                for position, index in enumerate(chosen):
+                    found[index] = {name: value[position] for name, value in outputs.items()}
+        return found
+
+    def decode(self, item: Item) -> dict[str, Any]:
+        """Returns the answer of an item with outputs; "text" is the line to print."""
+        for operation in self._decode:
+            operation(item)
+        return item.answer
+
+    def __call__(self, raw: Sequence[Raw]) -> list[dict[str, Any]]:
+        """Returns an answer for each input.
+
+        Raises:
+          InputError: an input cannot be read.
+        """
+        answers = []
+        for start in range(0, len(raw), PORTION):
+            items = [self.encode(one) for one in raw[start : start + PORTION]]
+            outputs = iter(self.run([row for item in items for row in item.rows]))
+            for item in items:
+                item.outputs = [next(outputs) for _ in item.rows]
+                answers.append(self.decode(item))
+        return answers
+
+    def stream(self, raw: Raw) -> Iterator[dict[str, Any]]:
+        """Yields the greedy answer of an input after each token, the complete one last.
+
+        Raises:
+          InputError: the input cannot be read, or the model does not decode token by token.
+        """
+        import jax
+
+        decoding = self.signature["decoding"]
+        if decoding is None:
+            raise InputError(f"{self.folder}: this model does not generate token by token")
+        item = self.encode(raw)
+        (row,) = item.rows
+        bucket = self.bucket(row)
+        state = self.program("prefill", bucket)(self.batch([row], [0], bucket, 1))
+        step, end, tokens, total = self.program("step", bucket), decoding["end"], [], 0.0
+        while len(tokens) < decoding["max_length"][bucket]:
+            after = step(state)
+            scores = jax.device_get(after.pop("scores"))[0]
+            tokens.append(int(np.argmax(scores)))
+            total += float(scores[tokens[-1]])
+            state = {**after, "token": np.array([tokens[-1]], np.int32)}
+            yield self._partial(item, row, tokens, total / len(tokens))
+            if tokens[-1] == end:
+                break
+
+    def _partial(self, item: Item, row: Row, tokens: list[int], score: float) -> dict[str, Any]:
+        """Returns the answer of the tokens so far."""
+        now, array = Item(item.raw, [row]), np.array(tokens, np.int32)
+        found: dict[str, Any] = {}
+        for name, spec in self.signature["outputs"].items():
+            # Sequences are [T], or [n, T] of several hypotheses with scores [n].
+            several = len(spec["shape"]) > (2 if name in ("tokens", "completion") else 1)
+            if name in ("tokens", "completion"):
+                found[name] = array[None] if several else array
+            elif name in ("score", "scores"):
+                found[name] = np.array([score] if several else score, np.float32)
+        now.outputs = [found]
+        return self.decode(now)
+
+    def verify(self) -> float:
+        """Compares the outputs of the golden inputs with those that were exported.
+
+        Returns:
+          The largest difference, relative to the largest absolute value of an output.
+
+        Raises:
+          InputError: an output differs by more than the tolerance of the signature.
+        """
+        import jax
+
+        golden, worst = read_tensors(self.folder / "golden.safetensors"), 0.0
+        for index in range(len(self.signature["programs"]["predict"])):
+            prefix = f"{index}/inputs/"
+            arrays = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
+            if not arrays:
+                continue
+            outputs = jax.device_get(self.program("predict", index)(arrays))
+            for name, value in outputs.items():
+                expected = np.asarray(golden[f"{index}/outputs/{name}"], np.float64)
+                scale = max(1.0, float(np.max(np.abs(expected), initial=0, where=expected > -1e30)))
+                with np.errstate(invalid="ignore"):
+                    difference = np.abs(np.asarray(value, np.float64) - expected)
+                difference = float(np.nanmax(difference, initial=0)) / scale
+                worst = max(worst, difference)
+                if not difference <= self.signature["tolerance"]:
+                    raise InputError(
+                        f"{self.folder}: output {name!r} of the golden inputs differs by "
+                        f"{difference:.2g}, expected at most {self.signature['tolerance']:g}"
+                    )
+        return worst
+
+
+# ---------------------------------------------------------------- command
+
+
+def _inputs(arguments: argparse.Namespace) -> Iterator[str]:
+    for text in arguments.input:
+        yield from (line.rstrip("\r\n") for line in sys.stdin) if text == "-" else (text,)
+    if arguments.input_file:
+        try:
+            with open(arguments.input_file, encoding="utf-8-sig") as file:
+                yield from (line.rstrip("\r\n") for line in file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--input_file={arguments.input_file}: {error}") from None
+
+
+def main() -> None:
+    """Runs the command; errors of inputs are one line on standard error and exit status 2."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--export", default=str(Path(__file__).parent), help="folder of the export")
+    parser.add_argument("--input", action="append", default=[], help="one input; - reads lines")
+    parser.add_argument("--input_file", help="a text file with one input per line")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument("--verify", action="store_true", help="compare with the golden outputs")
+    arguments = parser.parse_args()
+    try:
+        model = Export(arguments.export)
+        if arguments.verify:
+            print(f"largest difference of the golden outputs: {model.verify():.2g}")
+            return
+        raw = list(_inputs(arguments))
+        if not raw:
+            raise InputError("--input is missing; give one, or - for standard input")
+        for answer in model(raw):
+            print(json.dumps(answer) if arguments.format == "json" else answer["text"])
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Serves exported models over HTTP, on this machine unless --host names another address.
+
+python -m launch.serve --export=exported --port=8000
+python -m launch.serve --export=reviews=exported/one --export=exported/two --token=SECRET
+
+A model has the name of its folder, or the one before the equals sign. A page to try it is at /, the
+description of all addresses at /openapi.json:
+
+curl localhost:8000/models/exported -H "Content-Type: application/json"
+    -d '{"inputs": "a gripping, funny film"}'
+curl localhost:8000/models/photos -F file=@photo.jpg
+
+/v2 has the Open Inference Protocol, /metrics the metrics for Prometheus. /v2/health/ready answers
+503 until the programs of all batch sizes are compiled. SIGTERM ends the server after the requests
+that it has accepted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from launch import cli
+
+if TYPE_CHECKING:
+    from launch.serving.app import Application
+    from launch.serving.options import Options
+
+flags.DEFINE_multi_string("export", [], "Folder of launch.export, or NAME=FOLDER; repeated.")
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one.", 0, 65535)
+flags.DEFINE_integer("max_batch", 16, "Largest number of rows of a batch; a power of two.", 1, 4096)
+flags.DEFINE_float("max_wait_ms", 2.0, "Milliseconds that a row waits for others.", 0, 10_000)
+flags.DEFINE_integer(
+    "max_queue", 256, "Most inputs of a model that are accepted and not yet answered.", 1
+)
+flags.DEFINE_float("timeout_s", 30.0, "Seconds within which a request is answered.", 0.001, 3600)
+flags.DEFINE_float(
+    "client_timeout_s", 30.0, "Seconds in which a client must send headers, and then the body.",
+    0.001, 3600,
+)  # fmt: skip
+flags.DEFINE_integer("max_body_bytes", 16 * 2**20, "Largest body of a request.", 1)
+flags.DEFINE_integer("max_text", 100_000, "Most characters of a text.", 1)
+flags.DEFINE_integer("max_pixels", 40_000_000, "Most pixels of an image.", 1, 40_000_000)
+flags.DEFINE_float("max_sound_s", 120.0, "Most seconds of a sound.", 0.001)
+flags.DEFINE_string(
+    "token", None, "Token that requests must bear (default: ATTENTION_TOKEN, or none)."
+)
+flags.DEFINE_string("cors_origin", "", "Origin whose pages may send requests, https://example.org.")
+
+# Seconds that compiling may go on at the end.
+_STOP_S = 1.0
+
+
+def serve() -> None:
+    """Runs the command."""
+    from launch.serving import server as servers
+    from launch.serving.app import Application
+    from launch.serving.options import read_exports
+
+    options = _options()
+    exports = read_exports(cli.FLAGS.export)
+    opened = servers.listen(cli.FLAGS.host, cli.FLAGS.port)
+    cli.set_up_jax()
+    failures: list[str] = []
+
+    def failed(name: str, error: BaseException) -> None:
+        failures.append(f"--export: model {name} cannot be compiled ({error})")
+        server.should_exit = True
+
+    application = Application(exports, options, failed)
+    server = servers.make_server(application.asgi(), options)
+    host, port = opened.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(exports)} on http://{host}:{port}", flush=True)
+    _announce(application)
+    servers.serve(server, opened)
+    if failures:
+        cli.fail(failures[0])
+    print("stopped", flush=True)
+    if not all([model.stop(_STOP_S) for model in application.models.values()]):
+        # A thread within a compilation cannot be ended, and would crash the interpreter's end.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _announce(application: Application) -> None:
+    """Prints a line when all models are ready."""
+    import threading
+
+    start = time.monotonic()
+
+    def wait() -> None:
+        for model in application.models.values():
+            model.wait_ready()
+        if application.ready:
+            print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
+
+    threading.Thread(target=wait, daemon=True, name="announcement").start()
+
+
+def _options() -> Options:
+    """Returns the options of the flags.
+
+    Raises:
+      UserError: a flag has a wrong value.
+    """
+    from launch.serving.options import Options
+    from tasks.common.errors import UserError
+
+    given = cli.FLAGS
+    if given.token == "":
+        raise UserError("--token is empty; leave it out for none")
+    token = os.environ.get("ATTENTION_TOKEN", "") if given.token is None else given.token
+    names = [name for name in Options.__dataclass_fields__ if name != "token"]
+    return Options(token=token, **{name: given[name].value for name in names})
+
+
+if __name__ == "__main__":
+    cli.main(serve, __doc__)

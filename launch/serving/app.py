@@ -1,0 +1,372 @@
+"""The application: addresses of the Open Inference Protocol, of tasks, of the page and of metrics.
+
+https://github.com/open-inference/open-inference-protocol, version 2, JSON data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from launch.exports.reader import Export, Raw
+from launch.serving import answers, openapi, tensors
+from launch.serving.metrics import CONTENT_TYPE, Metrics
+from launch.serving.models import Model
+from launch.serving.options import Options
+from launch.serving.problems import RETRY_S, Problem, invalid, known_keys
+from launch.serving.requests import Bodies, check_content_type, content_type, read_form, read_json
+from launch.serving.responses import JSON, Common, as_json, on_http_error, on_problem
+
+VERSION = "1"
+EXTENSIONS: list[str] = []
+# Seconds that programs which run may take at the end of the server.
+STOP_S = 5.0
+# Seconds that browsers keep the answer to a preflight request.
+_CORS_S = 600
+
+
+class Application:
+    """The addresses of a server.
+
+    Attributes:
+      models: name -> model.
+      metrics: of the server.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        options: Options,
+        failed: Callable[[str, BaseException], None] = lambda name, error: None,
+    ):
+        """Makes the application.
+
+        Args:
+          exports: name -> export.
+          options: of the server.
+          failed: called with the name of a model and an error if it cannot be compiled.
+        """
+        self._options = options
+        self.metrics = Metrics(options.max_batch)
+        self.models = {
+            name: Model(name, export, options, self.metrics, functools.partial(failed, name))
+            for name, export in exports.items()
+        }
+        self._bodies = Bodies(options)
+        self._page, self._policy = _page()
+        self._document = as_json(openapi.document(self.models.values(), options))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the programs of all models are compiled."""
+        return all(model.ready for model in self.models.values())
+
+    def asgi(self) -> Starlette:
+        """Returns the application for a server."""
+        routes = [
+            self._route("/", self._get_page),
+            self._route("/openapi.json", self._get_document),
+            self._route("/metrics", self._get_metrics),
+            self._route("/models", self._get_models),
+            self._model_route("/models/{name}", self._predict),
+            self._model_route("/models/{name}/stream", self._stream),
+            self._model_route("/models/{name}/attention", self._attention),
+            self._route("/v2", self._get_server),
+            self._route("/v2/health/live", self._get_live),
+            self._route("/v2/health/ready", self._get_ready),
+            self._route("/v2/models/{name}", self._get_model),
+            self._route("/v2/models/{name}/ready", self._get_model_ready),
+            self._model_route("/v2/models/{name}/infer", self._infer, files=False),
+        ]
+        middleware = [Middleware(Common, token=self._options.token, metrics=self.metrics)]
+        if self._options.cors_origin:
+            cors = Middleware(
+                CORSMiddleware,
+                allow_origins=[self._options.cors_origin],
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+                max_age=_CORS_S,
+            )
+            middleware.insert(0, cors)
+        app = Starlette(
+            routes=routes,
+            middleware=middleware,
+            exception_handlers={Problem: on_problem, HTTPException: on_http_error},
+            lifespan=self._lifespan,
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        for model in self.models.values():
+            model.start()
+        yield
+        deadline = time.monotonic() + STOP_S
+        for model in self.models.values():
+            await asyncio.to_thread(model.stop, max(0.0, deadline - time.monotonic()))
+
+    def _route(self, path: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            request.scope["route_template"] = path
+            return await answer(request)
+
+        return Route(path, endpoint, methods=["GET"], name=path)
+
+    def _model_route(
+        self,
+        path: str,
+        answer: Callable[[Request, Model, bytes], Awaitable[Response]],
+        *,
+        files: bool = True,
+    ) -> Route:
+        """Returns an address that takes a body: JSON or, with `files`, a form too."""
+
+        async def endpoint(request: Request) -> Response:
+            request.scope["route_template"] = path
+            start, model = time.perf_counter(), self._model(request)
+            known = ["application/json"]
+            if files and model.kind != "text":
+                known.append("multipart/form-data")
+            check_content_type(request, *known)
+            model.check_free()
+            async with self._bodies.read(request) as body:
+                response = await answer(request, model, body)
+            self.metrics.seconds.labels(model.name).observe(time.perf_counter() - start)
+            return response
+
+        return Route(path, endpoint, methods=["POST"], name=path)
+
+    def _model(self, request: Request) -> Model:
+        """Returns the model that a request names.
+
+        Raises:
+          Problem: there is none.
+        """
+        found = self.models.get(request.path_params["name"])
+        if found is None:
+            raise Problem(404, "no such model; see /models", "name")
+        return found
+
+    # ------------------------------------------------------------ page, metrics, models
+
+    async def _get_page(self, request: Request) -> Response:
+        headers = {
+            "Content-Security-Policy": self._policy,
+            "Referrer-Policy": "no-referrer",
+            "X-Frame-Options": "DENY",
+        }
+        return Response(self._page, media_type="text/html; charset=utf-8", headers=headers)
+
+    async def _get_document(self, request: Request) -> Response:
+        return Response(self._document, media_type="application/json")
+
+    async def _get_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _get_models(self, request: Request) -> Response:
+        return JSON({"models": [self._described(model) for model in self.models.values()]})
+
+    def _described(self, model: Model) -> dict[str, Any]:
+        return {
+            "name": model.name,
+            "task": answers.shape_of(model.task)[0],
+            "input": model.kind,
+            "ready": model.ready,
+            "attention": model.has_attention,
+            "stream": model.generates,
+        }
+
+    # ------------------------------------------------------------ Open Inference Protocol
+
+    async def _get_server(self, request: Request) -> Response:
+        return JSON({"name": "attention", "version": VERSION, "extensions": EXTENSIONS})
+
+    async def _get_live(self, request: Request) -> Response:
+        return JSON({"live": True})
+
+    async def _get_ready(self, request: Request) -> Response:
+        if not self.ready:
+            raise _not_ready("models are being compiled")
+        return JSON({"ready": True})
+
+    async def _get_model(self, request: Request) -> Response:
+        model = self._model(request)
+        signature = model.export.signature
+        return JSON(
+            {
+                "name": model.name,
+                "versions": [VERSION],
+                "platform": "jax_stablehlo",
+                "inputs": tensors.metadata(signature["inputs"]),
+                "outputs": tensors.metadata(signature["outputs"]),
+            }
+        )
+
+    async def _get_model_ready(self, request: Request) -> Response:
+        model = self._model(request)
+        if not model.ready:
+            raise _not_ready(f"model {model.name} is being compiled")
+        return JSON({"name": model.name, "ready": True})
+
+    async def _infer(self, request: Request, model: Model, body: bytes) -> Response:
+        given = await read_json(body)
+        known_keys(given, ("id", "inputs", "outputs", "parameters"), "body")
+        if not isinstance(given.get("id", ""), str):
+            raise invalid("id: expected a string", "id")
+        if given.get("parameters"):
+            raise invalid("parameters: none is supported", "parameters")
+        signature = model.export.signature
+        names = tensors.output_names(given.get("outputs"), list(signature["outputs"]))
+        programs = signature["programs"]["predict"]
+        longest = {
+            size: max(program["sizes"][size] for program in programs)
+            for size in programs[-1]["sizes"]
+        }
+        rows = await asyncio.to_thread(
+            tensors.read_inputs,
+            given.get("inputs"),
+            signature["inputs"],
+            longest,
+            self._options.max_queue,
+        )
+        try:
+            model.export.bucket({**rows[0], "raw": ""})
+        except ValueError as error:
+            raise invalid(f"inputs: {model.public(str(error))}", "inputs") from None
+        outputs = await _unless_gone(request, model.outputs(rows))
+        answer = {"model_name": model.name, "model_version": VERSION}
+        if "id" in given:
+            answer["id"] = given["id"]
+        found = await asyncio.to_thread(tensors.write_outputs, outputs, names)
+        return JSON({**answer, "outputs": found})
+
+    # ------------------------------------------------------------ tasks
+
+    async def _predict(self, request: Request, model: Model, body: bytes) -> Response:
+        raw, fields, many, parameters = await self._inputs(request, model, body)
+        items = await _unless_gone(request, model.answer(raw, fields))
+        return JSON(answers.answers(model.task, items, parameters, many))
+
+    async def _stream(self, request: Request, model: Model, body: bytes) -> Response:
+        if not model.generates:
+            raise Problem(
+                404,
+                f"model {model.name} generates no text; use /models/{model.name}",
+                "name",
+            )
+        raw, fields, _, parameters = await self._inputs(request, model, body)
+        found = model.stream(raw, fields)
+        # The status of the response tells whether the inputs are valid.
+        await anext(found)
+
+        async def events() -> AsyncIterator[bytes]:
+            async with aclosing(found):
+                try:
+                    async for event in found:
+                        if event is not None:
+                            position, item = event
+                            one = answers.answers(model.task, [item], parameters, False)
+                            yield _event("answer", {"index": position, "answer": one})
+                except Problem as problem:
+                    yield _event("error", problem.body)
+                    return
+            yield _event("done", {"answers": len(raw)})
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def _attention(self, request: Request, model: Model, body: bytes) -> Response:
+        if not model.has_attention:
+            raise Problem(
+                404,
+                f"model {model.name} is exported without attention",
+                "name",
+            )
+        raw, fields, _, _ = await self._inputs(request, model, body)
+        if len(raw) != 1:
+            raise invalid("inputs: expected a single one", "inputs")
+        return JSON(await _unless_gone(request, model.attention(raw[0], fields[0])))
+
+    async def _inputs(
+        self, request: Request, model: Model, body: bytes
+    ) -> tuple[Sequence[Raw], Sequence[str], bool, dict[str, Any]]:
+        """Returns inputs, their names, whether they are a list, and parameters."""
+        if content_type(request) == "multipart/form-data":
+            form = await read_form(request, body)
+            text = form.get("parameters")
+            given = None if text is None else _form_json(text)
+            return [form["file"]], ["file"], False, answers.read_parameters(given, model.task)
+        given = known_keys(await read_json(body), ("inputs", "parameters"), "body")
+        if "inputs" not in given:
+            raise invalid("inputs: is missing", "inputs")
+        parameters = answers.read_parameters(given.get("parameters"), model.task)
+        most = self._options.max_queue
+        raw, fields, many = answers.read_inputs(given["inputs"], model.kind, most)
+        return raw, fields, many, parameters
+
+
+def _form_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise invalid("parameters: expected JSON", "parameters") from None
+
+
+def _not_ready(error: str) -> Problem:
+    return Problem(503, error, None, {"Retry-After": str(RETRY_S)})
+
+
+def _event(name: str, data: Any) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), as_json(data))
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """Returns a result; cancels the work if the client closes the connection."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    running, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            return running.result()
+        raise Problem(400, "the client closed the connection")
+    finally:
+        running.cancel()
+        watching.cancel()
+
+
+def _page() -> tuple[bytes, str]:
+    """Returns the page, and the policy that allows its own script and style alone."""
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    hashes = {}
+    for tag in ("script", "style"):
+        content = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert content is not None, tag
+        digest = hashlib.sha256(content[1].encode("utf-8")).digest()
+        hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
+        "connect-src 'self'; img-src blob: data:; form-action 'none'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return page.encode("utf-8"), policy

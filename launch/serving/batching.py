@@ -1,0 +1,210 @@
+"""Dynamic batching: one thread runs the programs of a model on rows of many requests.
+
+Rows wait by key (kind of program, bucket). A batch starts when it is full, or when its first row
+has waited long enough; while a batch runs, the next one fills.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+Key = tuple[str, int]
+Row = dict[str, Any]
+Outputs = dict[str, Any]
+
+
+class Expired(Exception):
+    """The deadline of a request passed before its rows were run."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Ticket:
+    """Rows of a request.
+
+    Attributes:
+      future: of the outputs, in the order of the rows.
+      outputs: those that are known.
+      remaining: number of rows without outputs.
+      deadline: on the clock `time.monotonic`.
+    """
+
+    future: Future[list[Outputs]]
+    outputs: list[Outputs]
+    remaining: int
+    deadline: float
+
+    def fail(self, error: BaseException) -> None:
+        """Sets the error, unless the request was canceled or is complete."""
+        if not self.future.done():
+            try:
+                self.future.set_exception(error)
+            except InvalidStateError:
+                # Canceled by another thread in the meantime.
+                return
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A row of a request, with its position in it and the time when it came."""
+
+    ticket: _Ticket
+    position: int
+    row: Row
+    since: float
+
+
+class Batcher:
+    """Runs rows in batches, on a thread of its own.
+
+    Attributes:
+      prepared: set when `prepare` has returned or failed.
+      error: of `prepare`, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Key, Sequence[Row]], Sequence[Outputs]],
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        prepare: Callable[[], None] = lambda: None,
+        failed: Callable[[BaseException], None] = lambda error: None,
+    ):
+        """Makes a stopped batcher.
+
+        Args:
+          name: of the thread.
+          run: returns the outputs of at most `max_batch` rows of one key.
+          max_batch: largest number of rows of a batch.
+          max_wait_s: seconds that a row waits for others.
+          prepare: called once by the thread, before any batch.
+          failed: called with an error of `prepare`.
+        """
+        self._run, self._prepare, self._failed = run, prepare, failed
+        self._max_batch, self._max_wait_s = max_batch, max_wait_s
+        self._waiting: dict[Key, collections.deque[_Job]] = {}
+        self._condition = threading.Condition()
+        self._stopping = False
+        self.prepared = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name=f"batches of {name}", daemon=True)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    @property
+    def ready(self) -> bool:
+        """Whether `prepare` has returned, until `stop`."""
+        return self.prepared.is_set() and self.error is None and not self._stopping
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Runs the rows that wait, and ends the thread.
+
+        Returns:
+          Whether it ended within `timeout_s` seconds.
+        """
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def __len__(self) -> int:
+        """Returns the number of rows that wait."""
+        with self._condition:
+            return sum(map(len, self._waiting.values()))
+
+    def submit(self, rows: Sequence[tuple[Key, Row]], deadline: float) -> Future[list[Outputs]]:
+        """Queues rows; canceling the future removes those that have not started.
+
+        Args:
+          rows: at least one, each with its key.
+          deadline: on the clock `time.monotonic`; rows that start later fail with `Expired`.
+        """
+        future: Future[list[Outputs]] = Future()
+        ticket = _Ticket(future, [{} for _ in rows], len(rows), deadline)
+        now = time.monotonic()
+        with self._condition:
+            if self._stopping:
+                raise RuntimeError("the batcher has stopped")
+            for position, (key, row) in enumerate(rows):
+                queue = self._waiting.setdefault(key, collections.deque())
+                queue.append(_Job(ticket, position, row, now))
+            self._condition.notify()
+        return future
+
+    def _main(self) -> None:
+        try:
+            self._prepare()
+        except BaseException as error:
+            self.error = error
+            self._failed(error)
+            return
+        finally:
+            self.prepared.set()
+        while (taken := self._next()) is not None:
+            key, jobs = taken
+            if jobs:
+                self._execute(key, jobs)
+
+    def _next(self) -> tuple[Key, list[_Job]] | None:
+        """Waits for a batch and returns it; None when the batcher has stopped and is empty."""
+        with self._condition:
+            while True:
+                now, soonest = time.monotonic(), None
+                # The group whose first row came first.
+                for key, queue in sorted(self._waiting.items(), key=lambda kv: kv[1][0].since):
+                    start = queue[0].since + self._max_wait_s
+                    if len(queue) >= self._max_batch or start <= now or self._stopping:
+                        return key, self._take(key, now)
+                    soonest = start if soonest is None else min(soonest, start)
+                if self._stopping:
+                    return None
+                self._condition.wait(None if soonest is None else soonest - now)
+
+    def _take(self, key: Key, now: float) -> list[_Job]:
+        queue, jobs = self._waiting[key], []
+        while queue and len(jobs) < self._max_batch:
+            job = queue.popleft()
+            if job.ticket.future.done():
+                continue
+            if job.ticket.deadline <= now:
+                job.ticket.fail(Expired())
+                continue
+            jobs.append(job)
+        if not queue:
+            del self._waiting[key]
+        return jobs
+
+    def _execute(self, key: Key, jobs: Sequence[_Job]) -> None:
+        try:
+            outputs = self._run(key, [job.row for job in jobs])
+        except Exception as error:
+            logging.getLogger(__name__).exception("a batch of program %s failed", key)
+            for job in jobs:
+                job.ticket.fail(error)
+            return
+        for job, found in zip(jobs, outputs, strict=True):
+            ticket = job.ticket
+            ticket.outputs[job.position] = found
+            ticket.remaining -= 1
+            if not ticket.remaining and not ticket.future.done():
+                try:
+                    ticket.future.set_result(ticket.outputs)
+                except InvalidStateError:
+                    continue

@@ -1,0 +1,58 @@
+"""Metrics of the server for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counters, gauges and histograms of one server.
+
+    Attributes:
+      responses: number of responses by route and status.
+      seconds: from the request to the response, by model.
+      program_seconds: of each batch, by model.
+      batch_rows: rows of each batch without padding, by model.
+      queue: inputs that are accepted and not yet answered, by model.
+      waiting: rows that wait for a batch, by model.
+      ready: 1 for a model whose programs are compiled.
+    """
+
+    def __init__(self, max_batch: int):
+        """Args: largest number of rows of a batch."""
+        self._registry = registry = CollectorRegistry()
+        sizes = [1 << power for power in range(max_batch.bit_length())]
+        self.responses = Counter(
+            "attention_responses", "Responses by route and status.",
+            ["route", "status"], registry=registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "attention_request_seconds", "Seconds from a request to its response.",
+            ["model"], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.program_seconds = Histogram(
+            "attention_program_seconds", "Seconds of a batch.",
+            ["model"], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.batch_rows = Histogram(
+            "attention_batch_rows", "Rows of a batch, without padding.",
+            ["model"], buckets=sizes, registry=registry,
+        )  # fmt: skip
+        self.queue = Gauge(
+            "attention_queue_length", "Inputs that are accepted and not yet answered.",
+            ["model"], registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge(
+            "attention_waiting_rows", "Rows that wait for a batch.", ["model"], registry=registry
+        )
+        self.ready = Gauge(
+            "attention_model_ready", "1 if the programs of a model are compiled.",
+            ["model"], registry=registry,
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """Returns the exposition format of Prometheus."""
+        return generate_latest(self._registry)

@@ -1,0 +1,444 @@
+"""Models that are served: from raw inputs, or arrays, to answers.
+
+Inputs are encoded and decoded on threads of the model, and their rows are run in batches; see
+`launch.serving.batching`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from launch.exports.reader import Export, InputError, Item, Raw, Row, read_tensors
+from launch.serving.batching import Batcher, Expired, Key, Outputs
+from launch.serving.metrics import Metrics
+from launch.serving.options import Options
+from launch.serving.problems import RETRY_S, Problem, invalid, overloaded
+
+# Tasks whose answer is generated text, which may be streamed.
+GENERATING = frozenset(
+    ["translation", "language_modeling", "speech_recognition", "handwriting_recognition"]
+)
+# Most numbers in a response with attention weights.
+ATTENTION_NUMBERS = 1_000_000
+
+Result = TypeVar("Result")
+
+
+class Model:
+    """A model that is served.
+
+    Attributes:
+      name: in addresses.
+      export: its folder, read.
+      task: name of its task.
+      kind: of a raw input: "text", "image", "sound" or "table".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        export: Export,
+        options: Options,
+        metrics: Metrics,
+        failed: Callable[[BaseException], None] = lambda error: None,
+    ):
+        """Makes a model that is not started.
+
+        Args:
+          name: in addresses.
+          export: of the model.
+          options: of the server.
+          metrics: of the server.
+          failed: called if the programs cannot be compiled, from another thread.
+        """
+        self.name, self.export = name, export
+        self.task, self.kind = export.signature["task"], export.kind
+        self._options, self._metrics = options, metrics
+        self._accepted = 0
+        metrics.queue.labels(name).set_function(lambda: self._accepted)
+        metrics.ready.labels(name).set(0)
+        # Stemmers are not safe for threads; images and sounds are decoded without Python's lock.
+        threads = 1 if self.kind == "text" else min(4, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"inputs of {name}")
+        self._batcher = Batcher(
+            name,
+            self._run,
+            max_batch=options.max_batch,
+            max_wait_s=options.max_wait_ms / 1000,
+            prepare=self._compile,
+            failed=failed,
+        )
+        metrics.waiting.labels(name).set_function(lambda: len(self._batcher))
+
+    @property
+    def ready(self) -> bool:
+        """Whether all programs are compiled."""
+        return self._batcher.ready
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the export has programs of the attention weights."""
+        return "attention" in self.export.signature["programs"]
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated text."""
+        return self.task in GENERATING
+
+    def start(self) -> None:
+        """Starts compiling."""
+        self._batcher.start()
+
+    def wait_ready(self) -> None:
+        """Waits until the programs are compiled, or cannot be."""
+        self._batcher.prepared.wait()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Runs the rows that wait, and returns whether the thread has ended in time."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return self._batcher.stop(timeout_s)
+
+    # ------------------------------------------------------------ programs
+
+    def _compile(self) -> None:
+        """Runs each program once with each batch size."""
+        programs = self.export.signature["programs"]
+        golden = read_tensors(self.export.folder / "golden.safetensors")
+        for kind, entries in programs.items():
+            for bucket in range(len(entries)):
+                row = self._golden_row(golden, bucket)
+                for size in self._options.batch_sizes:
+                    if self._batcher.stopping:
+                        return
+                    self._run((kind, bucket), [row] * size, count=False)
+        self._metrics.ready.labels(self.name).set(1)
+
+    def _golden_row(self, golden: Mapping[str, np.ndarray], bucket: int) -> Row:
+        sizes = self.export.signature["programs"]["predict"][bucket]["sizes"]
+        row = {}
+        for name, spec in self.export.signature["inputs"].items():
+            found = golden.get(f"{bucket}/inputs/{name}")
+            shape = [sizes.get(n, n) if isinstance(n, str) else n for n in spec["shape"][1:]]
+            row[name] = np.ones(shape, spec["dtype"]) if found is None else np.array(found[0])
+        return row
+
+    def _run(self, key: Key, rows: Sequence[Row], count: bool = True) -> list[Outputs]:
+        import jax
+
+        kind, bucket = key
+        start = time.perf_counter()
+        size = 1 << (len(rows) - 1).bit_length()
+        batch = self.export.batch(rows, range(len(rows)), bucket, size)
+        outputs = jax.device_get(self.export.program(kind, bucket)(batch))
+        if count:
+            self._metrics.batch_rows.labels(self.name).observe(len(rows))
+            seconds = time.perf_counter() - start
+            self._metrics.program_seconds.labels(self.name).observe(seconds)
+        return [{name: value[n] for name, value in outputs.items()} for n in range(len(rows))]
+
+    # ------------------------------------------------------------ requests
+
+    def check_free(self) -> None:
+        """Checks that the model is ready and the queue is not full, before a body is read.
+
+        Raises:
+          Problem: it is not.
+        """
+        if not self.ready:
+            headers = {"Retry-After": str(RETRY_S)}
+            raise Problem(503, f"model {self.name} is being compiled", None, headers)
+        if self._accepted >= self._options.max_queue:
+            raise self._full()
+
+    def _full(self) -> Problem:
+        return overloaded(f"model {self.name} has a full queue; try again later")
+
+    @contextmanager
+    def accepted(self, inputs: int) -> Iterator[_Places]:
+        """Takes places in the queue; they are freed when nothing runs for them any more.
+
+        Raises:
+          Problem: the queue is full.
+        """
+        places = _Places(self)
+        places.add(inputs)
+        try:
+            yield places
+        finally:
+            places.close()
+
+    async def answer(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
+        """Returns inputs with their outputs and answers.
+
+        Args:
+          raw: texts, or contents of files.
+          fields: name of each input in messages.
+
+        Raises:
+          Problem: an input is invalid, the queue is full, or the time is over.
+        """
+        with self.accepted(len(raw)) as places:
+            return await self._within(self._answer(raw, fields, places))
+
+    async def _answer(
+        self, raw: Sequence[Raw], fields: Sequence[str], places: _Places
+    ) -> list[Item]:
+        items = await places.call(functools.partial(self._encode, raw, fields))
+        rows = [row for item in items for row in item.rows]
+        places.add(len(rows) - len(raw), fields[0])
+        found = iter(await self._batched("predict", rows))
+        for item in items:
+            item.outputs = [next(found) for _ in item.rows]
+        await places.call(lambda: [self.export.decode(item) for item in items])
+        return items
+
+    async def stream(
+        self, raw: Sequence[Raw], fields: Sequence[str]
+    ) -> AsyncIterator[tuple[int, Item] | None]:
+        """Yields None once the inputs are valid and accepted, then each position and its answer.
+
+        Raises:
+          Problem: see `answer`.
+        """
+        with self.accepted(len(raw)) as places:
+            encode = functools.partial(self._encode, raw, fields)
+            items = await self._within(places.call(encode))
+            places.add(sum(len(item.rows) for item in items) - len(raw), fields[0])
+            running = [asyncio.ensure_future(self._batched("predict", i.rows)) for i in items]
+            try:
+                yield None
+                for position, item in enumerate(items):
+                    item.outputs = await self._within(running[position])
+                    await places.call(functools.partial(self.export.decode, item))
+                    yield position, item
+            finally:
+                for future in running:
+                    future.cancel()
+
+    async def outputs(self, rows: Sequence[Row]) -> list[Outputs]:
+        """Returns the outputs of rows of arrays.
+
+        Args:
+          rows: of one size of the variable dimensions, which a program holds.
+
+        Raises:
+          Problem: the queue is full, or the time is over.
+        """
+        with self.accepted(len(rows)):
+            return await self._within(self._batched("predict", rows))
+
+    async def attention(self, raw: Raw, field: str) -> dict[str, Any]:
+        """Returns the attention weights of an input, and the tokens that they are of.
+
+        Raises:
+          Problem: see `answer`; or there are too many weights.
+        """
+        with self.accepted(1) as places:
+            return await self._within(self._attention(raw, field, places))
+
+    async def _attention(self, raw: Raw, field: str, places: _Places) -> dict[str, Any]:
+        items = await places.call(functools.partial(self._encode, [raw], [field]))
+        row = items[0].rows[0]
+        (found,) = await self._batched("attention", [row])
+        return await places.call(functools.partial(self._attention_of, row, found, field))
+
+    async def _batched(self, kind: str, rows: Sequence[Row]) -> list[Outputs]:
+        keyed = []
+        for number, row in enumerate(rows):
+            key = kind, self.export.bucket(row, kind)
+            defaults = {"id": np.int64(number), "weight": np.float32(1)}
+            missing = {
+                name: value
+                for name, value in defaults.items()
+                if name in self.export.signature["inputs"] and name not in row
+            }
+            keyed.append((key, {**row, **missing}))
+        deadline = time.monotonic() + self._options.timeout_s
+        return await asyncio.wrap_future(self._batcher.submit(keyed, deadline))
+
+    async def _within(self, work: Any) -> Any:
+        """Awaits within the time of a request."""
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                return await work
+        except (TimeoutError, Expired):
+            raise Problem(
+                504, f"no answer within {self._options.timeout_s:g} seconds; try again later"
+            ) from None
+
+    def _attention_of(self, row: Row, weights: Outputs, field: str) -> dict[str, Any]:
+        sizes = self.export.sizes(row)
+        padded = self.export.signature["programs"]["attention"][self.export.bucket(row)]["sizes"]
+        found = {}
+        for name, array in weights.items():
+            found[name] = np.asarray(_cut(array, sizes, padded), np.float64)
+        numbers = sum(array.size for array in found.values())
+        if numbers > ATTENTION_NUMBERS:
+            raise invalid(
+                f"{field}: has {numbers} attention weights, expected at most "
+                f"{ATTENTION_NUMBERS}; give a smaller input",
+                field,
+            )
+        return {
+            "tokens": self._tokens(row),
+            "attention": {
+                name: {"shape": list(array.shape), "data": np.round(array, 5).ravel().tolist()}
+                for name, array in found.items()
+            },
+        }
+
+    def _tokens(self, row: Row) -> list[str] | None:
+        from launch.exports.reader import Tokenizer
+
+        steps = self.export.signature["encode"]
+        file = next((step["file"] for step in steps if step["op"] == "tokenize"), None)
+        if file is None or np.ndim(row.get("tokens")) != 1:
+            return None
+        if not hasattr(self, "_tokenizer"):
+            self._tokenizer = Tokenizer(self.export.folder / file)
+        return [self._tokenizer.decode([token]) or "·" for token in row["tokens"]]
+
+    # ------------------------------------------------------------ inputs
+
+    def _encode(self, raw: Sequence[Raw], fields: Sequence[str]) -> list[Item]:
+        items = []
+        for one, field in zip(raw, fields, strict=True):
+            self._check(one, field)
+            try:
+                item = self.export.encode(one)
+                for row in item.rows:
+                    self.export.bucket(row)
+            except InputError as error:
+                raise invalid(f"{field}: {self.public(str(error))}", field) from None
+            items.append(item)
+        return items
+
+    def public(self, message: str) -> str:
+        """Returns a message without paths of the server."""
+        return message.replace(str(self.export.folder), self.name)
+
+    def _check(self, raw: Raw, field: str) -> None:
+        """Checks the limits of an input before it is decoded."""
+        options = self._options
+        if isinstance(raw, str):
+            if len(raw) > options.max_text:
+                raise invalid(
+                    f"{field}: got {len(raw)} characters, expected at most {options.max_text}",
+                    field,
+                )
+            return
+        if not raw:
+            raise invalid(f"{field}: is empty, expected the content of a file", field)
+        if self.kind == "image" and (pixels := _pixels(raw)) > options.max_pixels:
+            raise invalid(
+                f"{field}: got {pixels} pixels, expected at most {options.max_pixels}", field
+            )
+        if self.kind == "sound" and (seconds := _seconds(raw)) > options.max_sound_s:
+            raise invalid(
+                f"{field}: got {seconds:.1f} seconds, expected at most {options.max_sound_s:g}",
+                field,
+            )
+
+
+class _Places:
+    """Places of a request in the queue of a model, counted by inputs and rows."""
+
+    def __init__(self, model: Model):
+        self._model, self._taken, self._running, self._closed = model, 0, 0, False
+
+    def add(self, count: int, field: str = "inputs") -> None:
+        """Takes more places.
+
+        Raises:
+          Problem: there are not enough.
+        """
+        model, most = self._model, self._model._options.max_queue
+        if self._taken + count > most:
+            raise invalid(
+                f"{field}: makes {self._taken + count} rows, expected at most {most}", field
+            )
+        if model._accepted + count > most:
+            raise model._full()
+        model._accepted += count
+        self._taken += count
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Calls a function on a thread of the model; it keeps the places until it returns."""
+        loop = asyncio.get_running_loop()
+        future: Future[Result] = self._model._threads.submit(function)
+        self._running += 1
+        future.add_done_callback(lambda _: _threadsafe(loop, self._done))
+        return await asyncio.wrap_future(future)
+
+    def _done(self) -> None:
+        self._running -= 1
+        self._free()
+
+    def close(self) -> None:
+        """Frees the places once nothing runs."""
+        self._closed = True
+        self._free()
+
+    def _free(self) -> None:
+        if self._closed and not self._running:
+            self._model._accepted -= self._taken
+            self._taken = 0
+
+
+def _cut(array: np.ndarray, sizes: Mapping[str, int], padded: Mapping[str, int]) -> np.ndarray:
+    """Cuts the last two dimensions to the sizes of a row where they have those of its bucket."""
+    for axis in (-1, -2):
+        for name, length in padded.items():
+            if array.ndim >= -axis and array.shape[axis] == length > sizes.get(name, length):
+                array = array.take(range(sizes[name]), axis)
+                break
+    return array
+
+
+def _threadsafe(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        # The loop is closed: the server has stopped.
+        logging.getLogger(__name__).debug("an input was encoded after the end of the server")
+
+
+def _pixels(content: bytes) -> int:
+    """Returns the number of pixels that an image declares; 0 if the reader shall refuse it."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                return math.prod(image.size)
+    except Image.DecompressionBombError:
+        return np.iinfo(np.int64).max
+    except Exception:
+        # Damaged files raise many exceptions; the reader names the reason.
+        return 0
+
+
+def _seconds(content: bytes) -> float:
+    """Returns the length that a sound declares; 0 if the reader shall refuse it."""
+    import soundfile
+
+    try:
+        found = soundfile.info(io.BytesIO(content))
+        return found.frames / found.samplerate
+    except (RuntimeError, ZeroDivisionError, TypeError):
+        return 0.0

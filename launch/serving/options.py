@@ -1,0 +1,103 @@
+"""Options of the server: batching, limits and access."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.exports.reader import Export, InputError
+from tasks.common.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the server.
+
+    Attributes:
+      max_batch: largest number of rows in a batch, a power of two.
+      max_wait_ms: milliseconds that a row waits for others.
+      max_queue: most inputs of a model that are accepted and not yet answered.
+      timeout_s: seconds within which a request is answered.
+      client_timeout_s: seconds in which a client must send the headers, and then the body.
+      max_body_bytes: largest body of a request.
+      max_text: most characters of a text.
+      max_pixels: most pixels of an image.
+      max_sound_s: most seconds of a sound.
+      token: that requests must bear, except those of the page and of health; empty for none.
+      cors_origin: origin whose pages may send requests; empty for none.
+    """
+
+    max_batch: int = 16
+    max_wait_ms: float = 2.0
+    max_queue: int = 256
+    timeout_s: float = 30.0
+    client_timeout_s: float = 30.0
+    max_body_bytes: int = 16 * 2**20
+    max_text: int = 100_000
+    max_pixels: int = 40_000_000
+    max_sound_s: float = 120.0
+    token: str = ""
+    cors_origin: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks what the types of flags do not.
+
+        Raises:
+          UserError: a flag has a wrong value.
+        """
+        if self.max_batch < 1 or self.max_batch & (self.max_batch - 1):
+            raise UserError(f"--max_batch={self.max_batch}: expected a power of two, such as 16")
+        if self.max_queue < self.max_batch:
+            raise UserError(
+                f"--max_queue={self.max_queue}: expected at least --max_batch={self.max_batch}"
+            )
+        if self.cors_origin and not _ORIGIN.fullmatch(self.cors_origin):
+            raise UserError(
+                f"--cors_origin={self.cors_origin}: expected an origin, such as https://example.org"
+            )
+        if not self.token.isprintable() or " " in self.token:
+            raise UserError("--token: has a space or a control character")
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Batch sizes for which programs are compiled, ascending."""
+        return [1 << power for power in range(self.max_batch.bit_length())]
+
+
+def read_exports(given: Sequence[str]) -> dict[str, Export]:
+    """Returns the exports of --export by name.
+
+    Raises:
+      UserError: a folder is missing or holds no export, or two have one name.
+    """
+    if not given:
+        raise UserError("--export is missing, for example --export=exported")
+    found: dict[str, Export] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not equals or Path(one).expanduser().is_dir():
+            folder = one
+            name = Path(folder).expanduser().resolve().name
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"--export={one}: {name!r} is not a name of letters, digits, '.', '_' and '-'; "
+                "write --export=NAME=FOLDER"
+            )
+        if name in found:
+            raise UserError(
+                f"--export={one}: there is a model {name} already; write --export=NAME=FOLDER"
+            )
+        try:
+            found[name] = Export(Path(folder).expanduser())
+        except InputError as error:
+            raise UserError(f"--export={one}: {error}") from None
+        for files in found[name].signature["programs"].values():
+            for entry in files:
+                if not (found[name].folder / entry["file"]).is_file():
+                    raise UserError(f"--export={one}: {entry['file']} is missing; export again")
+    return found

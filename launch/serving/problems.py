@@ -1,0 +1,62 @@
+"""Errors of requests, as JSON bodies {"error": one line, "field": name or null}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Seconds after which an overloaded server may be asked again.
+RETRY_S = 1
+
+
+class Problem(Exception):
+    """A request cannot be answered.
+
+    Attributes:
+      status: of the response.
+      error: one line.
+      field: that is wrong, such as "inputs[2]"; None if there is no such field.
+      headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        """See the attributes."""
+        super().__init__(error)
+        self.status, self.error, self.field = status, " ".join(error.split()), field
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, str | None]:
+        """Content of the response."""
+        return {"error": self.error, "field": self.field}
+
+
+def invalid(error: str, field: str | None) -> Problem:
+    """Returns the problem of a field with a wrong value."""
+    return Problem(422, error, field)
+
+
+def overloaded(error: str) -> Problem:
+    """Returns the problem of too many requests."""
+    return Problem(429, error, None, {"Retry-After": str(RETRY_S)})
+
+
+def known_keys(value: Any, known: Sequence[str], field: str) -> dict[str, Any]:
+    """Returns a JSON object whose keys are known.
+
+    Raises:
+      Problem: it is no object, or has another key.
+    """
+    if not isinstance(value, dict):
+        raise invalid(f"{field}: expected an object with {', '.join(known)}", field)
+    for key in value:
+        if key not in known:
+            inner = f"{field}.{key}" if field != "body" else key
+            raise invalid(f"{inner[:80]}: unknown key, expected {', '.join(known)}", inner[:80])
+    return value

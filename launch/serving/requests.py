@@ -1,0 +1,142 @@
+"""Reading of requests: bodies within limits, JSON, and multipart forms."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from launch.serving.options import Options
+from launch.serving.problems import Problem, invalid, overloaded
+
+# Bodies of this many times the largest may be in memory at once.
+_BODIES = 8
+# Bodies up to this size are parsed on the thread of the event loop.
+_SMALL = 64 * 2**10
+
+
+class Bodies:
+    """Reads bodies; all that are in memory have a limit in common."""
+
+    def __init__(self, options: Options):
+        """Args: options of the server."""
+        self._options, self._held = options, 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Reads a body, which counts until the end of the context.
+
+        Raises:
+          Problem: it is too large, comes too slowly, or too many are in memory.
+        """
+        most = self._options.max_body_bytes
+        declared = request.headers.get("content-length", "")
+        too_large = Problem(413, f"the body is over {most} bytes")
+        if declared.isdigit() and int(declared) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            try:
+                async with asyncio.timeout(self._options.client_timeout_s):
+                    async for part in request.stream():
+                        size += len(part)
+                        self._held += len(part)
+                        if size > most:
+                            break
+                        if self._held > _BODIES * most:
+                            raise overloaded("too many bodies are being read; try again later")
+                        parts.append(part)
+            except TimeoutError:
+                seconds = f"{self._options.client_timeout_s:g} seconds"
+                raise Problem(408, f"the body did not come within {seconds}") from None
+            except ClientDisconnect:
+                raise Problem(400, "the client closed the connection") from None
+            if size > most:
+                parts.clear()
+                raise too_large
+            yield b"".join(parts)
+        finally:
+            self._held -= size
+
+
+def content_type(request: Request) -> str:
+    """Returns the media type of a body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def check_content_type(request: Request, *known: str) -> None:
+    """Checks the media type of a body.
+
+    Raises:
+      Problem: it is another.
+    """
+    if content_type(request) not in known:
+        raise Problem(415, f"Content-Type: expected {' or '.join(known)}", "Content-Type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "Content-Encoding: not supported", "Content-Encoding")
+
+
+async def read_json(body: bytes) -> Any:
+    """Returns the value of a JSON body in UTF-8.
+
+    Raises:
+      Problem: it is not JSON.
+    """
+    return _json(body) if len(body) <= _SMALL else await asyncio.to_thread(_json, body)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise Problem(400, "the body is not UTF-8", "body") from None
+    except RecursionError:
+        raise Problem(400, "the body is nested too deeply", "body") from None
+    except ValueError as error:
+        raise Problem(400, f"the body is not JSON: {error}", "body") from None
+
+
+async def read_form(request: Request, body: bytes) -> dict[str, Any]:
+    """Returns the fields of a multipart form: "file" as bytes, "parameters" as text.
+
+    Raises:
+      Problem: the form is malformed, or has other fields.
+    """
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=1, max_fields=1, max_part_size=_SMALL
+    )
+    # Files stay in memory: their size has been checked, and a container may have no disk.
+    parser.spool_max_size = len(body) + 1
+    found: dict[str, Any] = {}
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem(400, f"the form is malformed: {error.message}", "body") from None
+    except (ValueError, LookupError) as error:
+        raise Problem(400, f"the form is malformed: {error}", "body") from None
+    try:
+        for name, value in form.multi_items():
+            if name not in ("file", "parameters") or name in found:
+                raise invalid(
+                    f"{name[:40]!r}: expected one field file, and at most one field parameters",
+                    name[:40],
+                )
+            if (name == "parameters") != isinstance(value, str):
+                raise invalid(f"{name}: expected a {'text' if name == 'parameters' else 'file'}",
+                              name)  # fmt: skip
+            found[name] = value if isinstance(value, str) else await value.read()
+    finally:
+        await form.close()
+    if "file" not in found:
+        raise invalid("file: is missing", "file")
+    return found

@@ -1,0 +1,173 @@
+"""Responses, and what every response has: headers, authentication, metrics, JSON errors."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import math
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from launch.serving.metrics import Metrics
+from launch.serving.problems import Problem
+
+# Bytes and seconds that are read of a body that is not wanted.
+_IGNORED_BYTES = 64 * 2**20
+_IGNORED_S = 5.0
+# Addresses that need no token.
+PUBLIC = ("/", "/v2/health/live", "/v2/health/ready")
+
+
+def as_json(value: Any) -> bytes:
+    """Returns JSON in UTF-8; numbers that are not finite become null."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+    # Halves of surrogate pairs, which UTF-8 lacks, become escapes of JSON.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class JSON(Response):
+    """A response with a JSON value."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Returns the body."""
+        return as_json(content)
+
+
+def of_problem(problem: Problem) -> JSON:
+    """Returns the response of a problem."""
+    return JSON(problem.body, problem.status, problem.headers)
+
+
+def on_problem(request: Request, error: Exception) -> Response:
+    """Handles `Problem`."""
+    assert isinstance(error, Problem)
+    return of_problem(error)
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """Handles errors of Starlette: unknown addresses and methods."""
+    assert isinstance(error, HTTPException)
+    text = {
+        404: "no such address; see /openapi.json",
+        405: f"{request.method[:20]} is not supported here; see the header Allow",
+    }
+    headers = dict(error.headers or {})
+    if allowed := headers.get("Allow"):
+        headers["Allow"] = ", ".join(sorted(allowed.split(", ")))
+    detail = text.get(error.status_code, error.detail)
+    return of_problem(Problem(error.status_code, detail, None, headers))
+
+
+class _Rest:
+    """The part of a body that was not read when an error is answered.
+
+    A client that is still sending when the connection closes would not see the answer, so the rest
+    is read, within limits. A client that expects "100 Continue" has not begun to send.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive):
+        headers = Headers(scope=scope)
+        self._receive = receive
+        self._expects = headers.get("expect", "").lower() == "100-continue"
+        self._ended = headers.get("content-length", "0") == "0" and (
+            "transfer-encoding" not in headers
+        )
+        self._started = False
+
+    async def receive(self) -> Message:
+        """Receives a message for the application."""
+        self._started = True
+        message = await self._receive()
+        self._ended = self._ended or not message.get("more_body", False)
+        return message
+
+    async def ignored(self, status: int) -> bool:
+        """Reads the rest, and returns whether the body has ended."""
+        if self._ended or status == 408 or (self._expects and not self._started):
+            return self._ended
+        size = 0
+        try:
+            async with asyncio.timeout(_IGNORED_S):
+                while not self._ended and size < _IGNORED_BYTES:
+                    size += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return False
+        return self._ended
+
+
+class Common:
+    """Middleware: authentication, headers and metrics of every response."""
+
+    def __init__(self, app: ASGIApp, *, token: str, metrics: Metrics):
+        """Args: the application; the token of requests, or empty; metrics of the server."""
+        self._app, self._metrics = app, metrics
+        self._expected = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        started, rest = False, _Rest(scope, receive)
+
+        async def counted(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                if message["status"] >= 400 and not await rest.ignored(message["status"]):
+                    headers["Connection"] = "close"
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Cache-Control", "no-store")
+                route = scope.get("route_template", "other")
+                self._metrics.responses.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        try:
+            if not self._allowed(scope):
+                raise Problem(
+                    401,
+                    "Authorization: expected Bearer and the token of the server",
+                    "Authorization",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+            await self._app(scope, rest.receive, counted)
+        except Exception as error:
+            if started:
+                raise
+            if isinstance(error, Problem):
+                answer = of_problem(error)
+            else:
+                # A bug, whose traceback the log has.
+                logging.getLogger(__name__).error("a request failed", exc_info=error)
+                answer = of_problem(Problem(500, "the server failed; its log has the reason"))
+            await answer(scope, receive, counted)
+
+    def _allowed(self, scope: Scope) -> bool:
+        if self._expected is None or scope["path"] in PUBLIC:
+            return True
+        given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        scheme, _, token = given.partition(b" ")
+        given = scheme.title() + b" " + token.strip()
+        return hmac.compare_digest(given, self._expected)

@@ -1,0 +1,159 @@
+"""The HTTP server: an address, slow clients, and the end at SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from launch.serving.options import Options
+from launch.serving.responses import as_json
+from tasks.common.errors import UserError
+
+# Most open connections; further ones are closed at once.
+CONNECTIONS = 1000
+# Seconds in which requests are finished at the end, beyond the time of a request.
+_GRACE_S = 5
+_KEEP_ALIVE_S = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket.
+
+    Raises:
+      UserError: the address is in use, or not one of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host"
+        raise UserError(f"--host={host}: {reason}") from None
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(1024)
+    except OSError as error:
+        opened.close()
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"--port={port}: cannot listen on {host} ({reason}); name another one"
+        ) from None
+    opened.setblocking(False)
+    return opened
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 with limits on the time that a client takes to send headers or to read."""
+
+    # Set by `make_server`.
+    client_timeout_s = 30.0
+
+    def __init__(self, *args: Any, **keywords: Any):
+        """See `H11Protocol`."""
+        super().__init__(*args, **keywords)
+        self._headers_timer: asyncio.TimerHandle | None = None
+        self._reading_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the time of the first headers."""
+        if len(self.connections) >= CONNECTIONS:
+            transport.abort()
+        super().connection_made(transport)
+        self._watch_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the timers."""
+        super().connection_lost(exc)
+        for timer in (self._headers_timer, self._reading_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Starts the time of further headers at their first byte."""
+        super().data_received(data)
+        self._watch_headers()
+
+    def _watch_headers(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            if self._headers_timer is not None:
+                self._headers_timer.cancel()
+                self._headers_timer = None
+        elif self._headers_timer is None:
+            self._headers_timer = self.loop.call_later(self.client_timeout_s, self._no_headers)
+
+    def _no_headers(self) -> None:
+        self._headers_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Starts the time in which the client must read what waits for it."""
+        super().pause_writing()
+        self._reading_timer = self.loop.call_later(self.client_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops that time."""
+        super().resume_writing()
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers bytes that are not HTTP with a JSON error."""
+        body = as_json({"error": msg.rstrip(".").lower(), "field": None})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def make_server(app: ASGIApp, options: Options) -> uvicorn.Server:
+    """Returns a server of an application, which is not started.
+
+    Args:
+      app: the application.
+      options: of the server.
+    """
+    protocol = type("Protocol", (Protocol,), {"client_timeout_s": options.client_timeout_s})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(options.timeout_s) + _GRACE_S,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(server: uvicorn.Server, opened: socket.socket) -> None:
+    """Serves until SIGTERM or SIGINT, and then finishes the accepted requests.
+
+    Args:
+      server: of `make_server`.
+      opened: listening socket.
+    """
+    # The server raises signals again at its end, for handlers that were there before.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[opened])

@@ -1,0 +1,87 @@
+"""A tiny exported model, and its server in the process of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from launch.exports import writer
+from launch.exports.reader import Export
+from launch.serving.app import Application
+from launch.serving.options import Options
+from tests.tasks import contract
+
+NAME = "reviews"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> pathlib.Path:
+    """Writes the export of a text classifier with its attention, and returns its folder."""
+    folder = tmp_path_factory.mktemp("served")
+    subject = contract.make_subject("text_classification", folder)
+    writer.write_export(
+        subject.task, subject.config, subject.variables, folder / NAME, with_attention=True
+    )
+    return folder / NAME
+
+
+@pytest.fixture(scope="session")
+def export(exported) -> Export:
+    """Returns the export, read."""
+    return Export(exported)
+
+
+def wait_until_ready(client: Any, seconds: float = 240) -> None:
+    """Waits until all programs are compiled."""
+    deadline = time.monotonic() + seconds
+    while client.get("/v2/health/ready").status_code != 200:
+        assert time.monotonic() < deadline, "not ready in time"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def served(exports: dict[str, Export], wait: bool = True, **options: Any) -> Iterator[TestClient]:
+    """Serves exports in this process; the client has the attribute `application`."""
+    application = Application(exports, Options(**{"max_batch": 4, **options}))
+    with TestClient(application.asgi()) as client:
+        client.application = application
+        if wait:
+            wait_until_ready(client)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client(export) -> Iterator[TestClient]:
+    """Returns a client of the tiny model."""
+    with served({NAME: export}) as found:
+        yield found
+
+
+@pytest.fixture
+def blocked(monkeypatch) -> Callable[[TestClient], Any]:
+    """Returns a function that holds the programs of a model until its event is set."""
+    import threading
+
+    events = []
+
+    def block(found: TestClient) -> threading.Event:
+        (model,) = found.application.models.values()
+        event, run = threading.Event(), model._batcher._run
+        events.append(event)
+
+        def held(*arguments: Any) -> Any:
+            event.wait(30)
+            return run(*arguments)
+
+        monkeypatch.setattr(model._batcher, "_run", held)
+        return event
+
+    yield block
+    for event in events:
+        event.set()
